@@ -93,9 +93,9 @@ def test_a_body_in_which_chunks_were_moved(
 def test_a_body_of_the_earlier_system_with_any_bytes_in_it(
     step: int, at: int, cut: int, put: bytes
 ) -> None:
-    whole = bodies.V0.seeds()[0][1:]
-    changed = whole[:at] + put + whole[at + cut :]
-    expected = "opened" if changed == whole else "refused"
+    sealed = bodies.V0.seeds()[0][1:]
+    changed = sealed[:at] + put + sealed[at + cut :]
+    expected = "opened" if changed == sealed else "refused"
     assert bodies.run_v0(bytes([step]) + changed) == expected
 
 

@@ -98,8 +98,8 @@ def header_bytes(headers: Sequence[Entry], properties: dict[str, bytes]) -> byte
         elif name in properties:
             flags |= 1 << bit
             value = properties[name]
-            whole = value if name in (*_OCTETS, "timestamp") else bytes([len(value)]) + value
-            parts += whole
+            encoded = value if name in (*_OCTETS, "timestamp") else bytes([len(value)]) + value
+            parts += encoded
     return struct.pack(">H", flags) + parts
 
 

@@ -232,14 +232,14 @@ async def _steady(
     ):
         arrived: dict[str, float] = {}
         complete = asyncio.Event()
-        wanted = {letter.upload_id for letter in letters}
+        expected = {letter.upload_id for letter in letters}
 
         async def note(message: AbstractIncomingMessage) -> None:
             now = time.perf_counter()
             upload_id = json.loads(message.body).get("upload_id")
-            if upload_id in wanted:
+            if upload_id in expected:
                 arrived[upload_id] = now
-                if len(arrived) == len(wanted):
+                if len(arrived) == len(expected):
                     complete.set()
             await message.ack()
 
@@ -249,7 +249,7 @@ async def _steady(
             async with asyncio.timeout(_LATE_S):
                 await complete.wait()
         except TimeoutError as exc:
-            raise BenchError(f"{len(wanted) - len(arrived)} events did not come") from exc
+            raise BenchError(f"{len(expected) - len(arrived)} events did not come") from exc
     counted = letters[rate * _WARM_S :]
     return [1000 * (arrived[each.upload_id] - sent[each.upload_id]) for each in counted]
 

@@ -48,9 +48,9 @@ class Zeros:
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes."""
-        wanted = min(size if size >= 0 else self._left, self._left, _BLOCK_BYTES)
-        self._left -= wanted
-        return self._block[:wanted]
+        count = min(size if size >= 0 else self._left, self._left, _BLOCK_BYTES)
+        self._left -= count
+        return self._block[:count]
 
 
 def _client(connections: int | None) -> Any:

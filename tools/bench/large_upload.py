@@ -57,9 +57,9 @@ class SealedFile(io.RawIOBase):
             piece = self._source.read(_MIB)
             self._held += self._sealer.update(piece) if piece else self._sealer.finish()
             self._over = not piece
-        wanted = len(self._held) if size < 0 else min(size, len(self._held))
-        given = bytes(self._held[:wanted])
-        del self._held[:wanted]
+        count = len(self._held) if size < 0 else min(size, len(self._held))
+        given = bytes(self._held[:count])
+        del self._held[:count]
         return given
 
 

@@ -150,10 +150,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def printed(env: dict[str, str], module: str, *arguments: str, said: str = "") -> Any:
-    """Run one of the bench's modules; gives the JSON that it printed.
+async def printed(env: dict[str, str], module: str, *arguments: str, stdin_text: str = "") -> Any:
+    """Run one of the bench's modules; returns the JSON that it printed.
 
-    `said` goes to its standard input.
+    `stdin_text` goes to its standard input.
 
     Raises:
         BenchError: it failed, or took too long.
@@ -172,7 +172,7 @@ async def printed(env: dict[str, str], module: str, *arguments: str, said: str =
     name = " ".join((module, *arguments[:1]))
     try:
         async with asyncio.timeout(_BARE_S):
-            out, err = await process.communicate(said.encode())
+            out, err = await process.communicate(stdin_text.encode())
     except TimeoutError as exc:
         process.kill()
         await process.wait()

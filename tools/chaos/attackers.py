@@ -181,8 +181,8 @@ class Attackers:
         except asyncio.CancelledError:
             self.attacks.waited.append(VictimOutcome(victim.request_id, attack, None))
             raise
-        heard = None if event is None else event.model_dump()
-        self.attacks.waited.append(VictimOutcome(victim.request_id, attack, heard))
+        outcome = None if event is None else event.model_dump()
+        self.attacks.waited.append(VictimOutcome(victim.request_id, attack, outcome))
 
     # The messages.
 

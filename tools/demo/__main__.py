@@ -48,7 +48,7 @@ _WIDTH = 150
 
 
 async def run(
-    deployment: Deployment, wanted: list[DemoFile], scratch: Path, console: Console
+    deployment: Deployment, files: list[DemoFile], scratch: Path, console: Console
 ) -> bool:
     """The whole demo; whether every cell has the expected value."""
     os.environ.update(deployment.publisher_env())
@@ -66,7 +66,7 @@ async def run(
         console.print(
             "[bold]2.[/] The files are published. No worker is running: they wait in the queue."
         )
-        uploads = {file: await publisher.upload(_PROJECT, file.key, file.path) for file in wanted}
+        uploads = {file: await publisher.upload(_PROJECT, file.key, file.path) for file in files}
         queued = await inspection.waiting(deployment.amqp_url, UPLOAD_QUEUE)
         console.print(f"   messages on {UPLOAD_QUEUE}: {len(queued)}")
         console.print("[bold]3.[/] A worker starts and stores them.")
@@ -81,7 +81,7 @@ async def run(
         console.print("[bold]4.[/] Everything below is read back from the broker and the bucket.\n")
         async with open_storage(S3Settings.read()) as storage:
             good = await _show(deployment, storage, uploads, queued, events, console)
-            plain = {file.key: inspection.file_sha256(file.path) for file in wanted}
+            plain = {file.key: inspection.file_sha256(file.path) for file in files}
             turned, keys = await turn_both(deployment, publisher, storage, _PROJECT, plain, console)
             read = await read_all(deployment, keys, _PROJECT, plain, scratch, console)
             return good and turned and read
@@ -153,7 +153,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     try:
         with tempfile.TemporaryDirectory(prefix="keyturn-demo-") as scratch:
-            wanted = files.given(arguments.files) or files.of_the_clone(Path(scratch))
+            selected = files.given(arguments.files) or files.of_the_clone(Path(scratch))
             with Servers("moto") as servers:
                 names = {
                     "moto": "moto, an imitation of S3 in one process: quick to start, gone after",
@@ -163,7 +163,7 @@ def main() -> int:
                 console.print(f"broker:  {'a private RabbitMQ' if private else 'the given one'}")
                 console.print(f"storage: {names.get(servers.s3.kind, servers.s3.kind)}\n")
                 deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
-                good = asyncio.run(run(deployment, wanted, Path(scratch), console))
+                good = asyncio.run(run(deployment, selected, Path(scratch), console))
     except (files.DemoFilesError, MissingPackagesError, ServerError) as exc:
         print(exc, file=sys.stderr)
         return 1

@@ -59,8 +59,8 @@ async def read_all(
             status, found = await asyncio.to_thread(_sha256, url, now.api_key)
             refused, _ = await asyncio.to_thread(_sha256, url, before.api_key)
             right = (status, found, refused) == (200, expected, 401)
-            said = "[green]the file[/]" if found == expected else f"[red]{status}[/]"
-            console.print(f"   {key}: {said} {found[:12]}; with the old key: {refused}")
+            outcome = "[green]the file[/]" if found == expected else f"[red]{status}[/]"
+            console.print(f"   {key}: {outcome} {found[:12]}; with the old key: {refused}")
             good &= right
         good &= await _by_curl(running.url, now.api_key, project, plain, scratch, console)
         if sys.stdin.isatty():
@@ -97,13 +97,13 @@ async def _by_curl(
     header.write_text(f"Authorization: Bearer {api_key}\n")
     key, expected = next(iter(plain.items()))
     place = shlex.quote(url + object_path(project, key))
-    whole = f"curl -sS -H @{shlex.quote(str(header))} {place}"
-    part = f"{whole} -r 0-{_RANGE - 1}"
+    download = f"curl -sS -H @{shlex.quote(str(header))} {place}"
+    part = f"{download} -r 0-{_RANGE - 1}"
     gone = "" if sys.stdin.isatty() else " (of a gateway that ends with this demo)"
     console.print(f"   A download, and its first bytes{gone}:")
-    for command in (f"{whole} -o copy", part):
+    for command in (f"{download} -o copy", part):
         console.print(f"     {command}", markup=False, soft_wrap=True)
-    body, head = await _run(whole), await _run(part)
+    body, head = await _run(download), await _run(part)
     console.print(f"   {len(body):,} bytes; {head!r}", markup=False)
     return hashlib.sha256(body).hexdigest() == expected and head == body[:_RANGE]
 

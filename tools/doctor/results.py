@@ -115,7 +115,7 @@ def needs(report: Report) -> Mapping[str, str]:
     return {row.name: row.needed for row in report.rows}
 
 
-def _shorter(said: str) -> str:
+def _shorter(detail: str) -> str:
     for pattern, short in _SHORTER:
-        said = re.sub(pattern, short, said)
-    return said
+        detail = re.sub(pattern, short, detail)
+    return detail

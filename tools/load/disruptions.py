@@ -83,8 +83,8 @@ class DisruptionResult:
         """
         self.outcome.check()
         # A broker stop cancels the handlers, which then never see their puts' responses.
-        heard = self.created + (self.unanswered if self.part in BROKEN else 0)
-        if heard < self.outcome.uploads or self.created > self.outcome.uploads:
+        connections = self.created + (self.unanswered if self.part in BROKEN else 0)
+        if connections < self.outcome.uploads or self.created > self.outcome.uploads:
             raise BenchError(f"{self.part}: the puts do not match the uploads: {asdict(self)}")
         if self.created_again:
             raise BenchError(f"{self.part}: an upload was stored twice: {asdict(self)}")

@@ -56,8 +56,8 @@ def audit(
     return _report(found)
 
 
-def _without_answer(said: str) -> int:
-    last = said.strip().splitlines()[-1] if said.strip() else "said nothing"
+def _without_answer(reason: str) -> int:
+    last = reason.strip().splitlines()[-1] if reason.strip() else "reason nothing"
     if any(name in last for name in _OUTAGES):
         print(_NOT_AUDITED.format("could not be reached"))
         return 0

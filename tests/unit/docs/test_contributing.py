@@ -34,15 +34,19 @@ def _missing(row: list[str]) -> list[str]:
     """
     _, source, checked = row
     missing = []
-    base = beside = _ROOT
+    base = base_folder = _ROOT
     for token in _MARK_OR_CODE.findall(source):
         path = token.strip("`")
         if token in _BASES:
-            base = beside = _BASES[token]
+            base = base_folder = _BASES[token]
         elif _PATH.fullmatch(path):
-            found = [folder / path for folder in (base, _ROOT, beside) if (folder / path).exists()]
+            found = [
+                folder / path for folder in (base, _ROOT, base_folder) if (folder / path).exists()
+            ]
             missing += [] if found else [path]
-            beside = (found[0] if found[0].is_dir() else found[0].parent) if found else beside
+            base_folder = (
+                (found[0] if found[0].is_dir() else found[0].parent) if found else base_folder
+            )
     for token in _MARK_OR_CODE.findall(checked):
         path = token.strip("`")
         if _PATH.fullmatch(path) and not any((at / path).exists() for at in (*_UNIT, _ROOT)):

@@ -30,9 +30,9 @@ UPLOAD: Final = {
 
 
 def test_the_tag_is_that_of_the_specification() -> None:
-    said = f"keyturn/v1/upload\0api\0acme\0reports/q3.pdf\0{UPLOAD_ID}\0{5}".encode()
-    wanted = hmac.new(DEK, said, hashlib.sha256).digest()[:16]
-    assert upload_tag(DEK, **UPLOAD) == wanted  # type: ignore[arg-type]
+    message = f"keyturn/v1/upload\0api\0acme\0reports/q3.pdf\0{UPLOAD_ID}\0{5}".encode()
+    expected = hmac.new(DEK, message, hashlib.sha256).digest()[:16]
+    assert upload_tag(DEK, **UPLOAD) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

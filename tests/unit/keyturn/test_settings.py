@@ -81,15 +81,15 @@ def test_a_malformed_setting_is_named_and_its_value_is_not_shown(
     monkeypatch.setenv(f"KEYTURN_{name}", value)
     with pytest.raises(SettingsError, match=f"KEYTURN_{name}") as refused:
         PublisherSettings.read()
-    told = str(refused.value)
-    assert "canary" not in told.lower()
-    assert value not in told
-    assert "\n" not in told
+    text = str(refused.value)
+    assert "canary" not in text.lower()
+    assert value not in text
+    assert "\n" not in text
     assert refused.value.__cause__ is None
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "reason"),
     [
         ({}, "KEYTURN_S3_BUCKET is missing"),
         ({"BUCKET": "ab"}, "KEYTURN_S3_BUCKET is malformed"),
@@ -99,13 +99,13 @@ def test_a_malformed_setting_is_named_and_its_value_is_not_shown(
     ],
 )
 def test_a_bucket_that_cannot_be_is_refused(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], told: str
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], reason: str
 ) -> None:
     for name in S3Settings.model_fields:
         monkeypatch.delenv(f"KEYTURN_{name.upper()}", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(f"KEYTURN_S3_{name}", value)
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=reason):
         S3Settings.read()
 
 

@@ -146,9 +146,9 @@ def test_a_missing_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str) 
     env = _DEPLOYMENT.worker_env()
     del env[f"KEYTURN_{name}"]
     _set(monkeypatch, env)
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         WorkerSettings.read()
-    assert str(told.value) == f"KEYTURN_{name} is missing"
+    assert str(raised.value) == f"KEYTURN_{name} is missing"
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_a_malformed_setting_is_named_in_one_line_without_its_value(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     _set(monkeypatch, _DEPLOYMENT.worker_env() | {f"KEYTURN_{name}": value})
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         WorkerSettings.read()
-    text = str(told.value)
+    text = str(raised.value)
     assert name in text
     assert "\n" not in text
     assert not value or value not in text
     assert "canary" not in text
-    assert told.value.__cause__ is None
+    assert raised.value.__cause__ is None
 
 
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:

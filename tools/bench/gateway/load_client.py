@@ -56,8 +56,8 @@ class Target:
         """The request as it is sent."""
         parts = urlsplit(self.url)
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        said = {"host": parts.netloc, **self.headers}
-        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in said.items())]
+        headers = {"host": parts.netloc, **self.headers}
+        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         return "\r\n".join([*lines, "", ""]).encode()
 
 

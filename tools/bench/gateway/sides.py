@@ -42,8 +42,8 @@ class Sides:
     def ours(self, key: str, **headers: str) -> dict[str, Any]:
         """The object from the gateway."""
         path = f"/v1/projects/{self.project}/objects/{quote(key, safe=_UNRESERVED)}"
-        said = {"authorization": f"Bearer {self.world.api_keys[self.project]}", **headers}
-        return {"url": _address(self.gateway) + path, "headers": said}
+        sent = {"authorization": f"Bearer {self.world.api_keys[self.project]}", **headers}
+        return {"url": _address(self.gateway) + path, "headers": sent}
 
     def passed(self, key: str) -> dict[str, Any]:
         """Its stored bytes from the server that passes them through."""
@@ -90,7 +90,7 @@ async def opened(
         else ["tools.bench.stack_sampler", str(samples), "gateway"]
     )
     deployment = world.deployment
-    said = {
+    job = {
         **deployment.publisher_env(),
         "KEYTURN_MASTER_KEYS": json.dumps({MASTER_KEY: to_base64(deployment.master_key)}),
         "KEYTURN_GATEWAY_PORT": "0",
@@ -98,9 +98,9 @@ async def opened(
         **{f"KEYTURN_{setting}": value for setting, value in env.items()},
     }
     async with (
-        serving(said, scratch / f"{name}-gateway.log", module, ready=_STARTED) as a,
+        serving(job, scratch / f"{name}-gateway.log", module, ready=_STARTED) as a,
         serving(
-            said,
+            job,
             scratch / f"{name}-passing.log",
             ["tools.bench.gateway.passthrough_server"],
             ready=_STARTED,
@@ -112,5 +112,5 @@ async def opened(
 async def ask(what: str, targets: list[dict[str, Any]], **more: float) -> dict[str, Any]:
     """Do one job of `tools.bench.gateway.load_client`; errors as `printed`."""
     job = json.dumps({"what": what, "targets": targets, **more})
-    report: dict[str, Any] = await printed({}, "tools.bench.gateway.load_client", said=job)
+    report: dict[str, Any] = await printed({}, "tools.bench.gateway.load_client", stdin_text=job)
     return report

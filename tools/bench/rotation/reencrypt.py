@@ -48,9 +48,9 @@ class Resealed(io.RawIOBase):
             else:
                 self._held += self._sealer.update(self._opener.finish()) + self._sealer.finish()
                 self._over = True
-        wanted = len(self._held) if size < 0 else min(size, len(self._held))
-        given = bytes(self._held[:wanted])
-        del self._held[:wanted]
+        count = len(self._held) if size < 0 else min(size, len(self._held))
+        given = bytes(self._held[:count])
+        del self._held[:count]
         return given
 
 

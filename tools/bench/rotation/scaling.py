@@ -88,24 +88,24 @@ async def measure(
         await world.load(PROJECT, max(workers) * objects_a_worker, _BODY_BYTES)
         channel = await connection.channel()
         running: list[Running] = []
-        for wanted in workers:
-            while len(running) < wanted:
+        for number in workers:
+            while len(running) < number:
                 starting = _one(world, scratch, f"scaling-{len(running)}", between)
                 running.append(await stack.enter_async_context(starting))
             crew = PageWorkers(world, channel, tuple(running))
-            keys = [key_of(n) for n in range(wanted * objects_a_worker)]
+            keys = [key_of(n) for n in range(number * objects_a_worker)]
             for _ in range(rounds):
                 await world.turn(PROJECT)
                 for name, take in (("writing pass", crew.write), ("proving pass", crew.prove)):
                     look = Look(between)
                     done = await take(PROJECT, pages_of(keys, PAGE_KEYS))
-                    found[name].add(wanted, done, look.load(done))
+                    found[name].add(number, done, look.load(done))
     made: list[Row] = []
-    said: list[str] = []
+    lines: list[str] = []
     for name, of_pass in found.items():
         made += rows(deployment.s3.kind, name, of_pass)
-        said += notes(name, of_pass)
-    return made, said
+        lines += notes(name, of_pass)
+    return made, lines
 
 
 def _one(

@@ -128,7 +128,7 @@ async def _through_a_client(world: World, key: str) -> float:
     report = await printed(
         world.deployment.s3_env(),
         *("tools.bench.rotation.reencrypt", s3_key, f"bare/{key}/1"),
-        said=opened.dek.hex() + "\n",
+        stdin_text=opened.dek.hex() + "\n",
     )
     return float(report["wall_s"])
 

@@ -116,8 +116,8 @@ def check(event: Mapping[str, Any], count: int) -> None:
         BenchError: it did not.
     """
     report = {name: event.get(name) for name in ("type", "clean", "objects", "current", "failed")}
-    wanted = ("rotation.completed", True, count, count, 0)
-    if tuple(report.values()) != wanted or event["rewrapped"] < count:
+    expected = ("rotation.completed", True, count, count, 0)
+    if tuple(report.values()) != expected or event["rewrapped"] < count:
         raise BenchError(f"the rotation of {count} objects did not end clean: {event}")
 
 
@@ -164,11 +164,11 @@ def thirds(done: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
     return first, middle, last
 
 
-def _moment(done: Sequence[tuple[float, int]], wanted: float) -> float:
+def _moment(done: Sequence[tuple[float, int]], count: float) -> float:
     """When `wanted` objects were done."""
     for (before_s, before), (after_s, after) in pairwise([(0.0, 0), *done]):
-        if wanted <= after:
-            return before_s + (after_s - before_s) * (wanted - before) / (after - before)
+        if count <= after:
+            return before_s + (after_s - before_s) * (count - before) / (after - before)
     return done[-1][0]
 
 

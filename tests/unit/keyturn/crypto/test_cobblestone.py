@@ -57,12 +57,12 @@ def test_round_trip(size: int) -> None:
 @given(sizes, cuts)
 def test_any_split_gives_the_same_bytes(size: int, at: list[int]) -> None:
     plaintext = PLAINTEXT[:size]
-    whole = seal(KEY, CONTEXT, plaintext, salt=SALT)
+    message = seal(KEY, CONTEXT, plaintext, salt=SALT)
     sealer = Sealer(KEY, CONTEXT, salt=SALT)
     sealed = sealer.header + b"".join(map(sealer.update, pieces(plaintext, at))) + sealer.finish()
-    assert sealed == whole
-    opener = Opener(KEY, CONTEXT, whole[:HEADER_BYTES])
-    assert b"".join(map(opener.update, pieces(whole[HEADER_BYTES:], at))) + opener.finish() == (
+    assert sealed == message
+    opener = Opener(KEY, CONTEXT, message[:HEADER_BYTES])
+    assert b"".join(map(opener.update, pieces(message[HEADER_BYTES:], at))) + opener.finish() == (
         plaintext
     )
 

@@ -160,12 +160,12 @@ def read(role: Role, vector: dict[str, Any]) -> bytes | str:
 
 
 def expected(role: Literal["user", "admin"], vector: dict[str, Any]) -> str:
-    told: str = vector["expect"]
-    if told == "corrupt_object by the user wrap, valid by the admin wrap":
+    outcome: str = vector["expect"]
+    if outcome == "corrupt_object by the user wrap, valid by the admin wrap":
         return "corrupt_object" if role == "user" else "valid"
     if not vector["metadata"][f"enc-dek-{role}"]:
         return "no_usable_wrap"
-    return told
+    return outcome
 
 
 def test_all_objects_are_there() -> None:
@@ -176,9 +176,9 @@ def test_all_objects_are_there() -> None:
 @pytest.mark.parametrize("vector", VECTORS["objects"], ids=lambda vector: vector["name"])
 def test_objects(vector: dict[str, Any], role: Role) -> None:
     got = read(role, vector)
-    told = expected(role, vector)
-    if told != "valid":
-        assert got == told
+    outcome = expected(role, vector)
+    if outcome != "valid":
+        assert got == outcome
         return
     assert isinstance(got, bytes), got
     assert (len(got), hashlib.sha256(got).hexdigest()) == (vector["size"], vector["sha256"])

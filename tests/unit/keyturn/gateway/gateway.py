@@ -98,10 +98,10 @@ def object_of(body: bytes, headers: Mapping[str, str] = HEADERS) -> Answer:
     """One object at every key, whole or by one range, as SPEC 9.2 has it."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        asked = request.headers.get("Range")
-        if asked is None:
+        requested = request.headers.get("Range")
+        if requested is None:
             return web.Response(body=body, headers=headers)
-        found = re.fullmatch(r"bytes=(\d*)-(\d*)", asked)
+        found = re.fullmatch(r"bytes=(\d*)-(\d*)", requested)
         assert found is not None
         if found[1]:
             first = int(found[1])
@@ -112,8 +112,8 @@ def object_of(body: bytes, headers: Mapping[str, str] = HEADERS) -> Answer:
             return problem_answer(
                 416, "range_not_satisfiable", "", {"Content-Range": f"bytes */{len(body)}"}
             )
-        told = {**headers, "Content-Range": f"bytes {first}-{last}/{len(body)}"}
-        return web.Response(status=206, body=body[first : last + 1], headers=told)
+        range_headers = {**headers, "Content-Range": f"bytes {first}-{last}/{len(body)}"}
+        return web.Response(status=206, body=body[first : last + 1], headers=range_headers)
 
     return answer
 

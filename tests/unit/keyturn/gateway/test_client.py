@@ -135,14 +135,14 @@ async def test_what_is_told_of_an_object_is_the_same_by_get_and_head() -> None:
         serving(object_of(BODY)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
     ):
-        told = await client.stat("acme", "k")
+        info = await client.stat("acme", "k")
         async with client.open("acme", "k") as opened:
-            assert opened.info == told
+            assert opened.info == info
             assert opened.content_type == "text/plain"
             assert opened.metadata == {"author": "kim", "title": "éé"}
             assert opened.etag == '"c0ffee"'
             assert opened.last_modified == datetime(2026, 11, 24, 10, tzinfo=UTC)
-    assert told.size_bytes == len(BODY)
+    assert info.size_bytes == len(BODY)
     assert gateway.methods == ["HEAD", "GET"]
 
 
@@ -377,7 +377,7 @@ async def test_a_new_key_of_the_wrong_form_is_not_sent() -> None:
 
 
 async def test_a_rotation_is_followed_with_the_new_key() -> None:
-    told = {
+    expected = {
         "rotation_id": AN_ID,
         "project": "acme",
         "state": "completed",
@@ -385,10 +385,10 @@ async def test_a_rotation_is_followed_with_the_new_key() -> None:
         "counts": {"objects": 3, "rewrapped": 3},
     }
     async with (
-        serving(json_always(200, told)) as gateway,
+        serving(json_always(200, expected)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
     ):
-        assert await client.with_api_key(NEW_API_KEY).rotation("acme", AN_ID) == told
+        assert await client.with_api_key(NEW_API_KEY).rotation("acme", AN_ID) == expected
     (seen,) = gateway.seen
     assert (seen.method, seen.target) == ("GET", f"/v1/projects/acme/rotations/{AN_ID}")
     assert seen.headers["Authorization"] == f"Bearer {NEW_API_KEY}"

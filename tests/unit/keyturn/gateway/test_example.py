@@ -53,6 +53,6 @@ async def test_the_reading_example_prints_what_it_says(tmp_path: Path) -> None:
             },
             stdout=asyncio.subprocess.PIPE,
         )
-        told, _ = await process.communicate()
+        output, _ = await process.communicate()
     assert process.returncode == 0
-    assert told.decode() == prints
+    assert output.decode() == prints

@@ -95,5 +95,5 @@ async def test_the_bytes_are_counted_whatever_the_http_client_says() -> None:
     short = OpenObject(info, 10, _Ends(iter([b"01234", b"5678"])))  # type: ignore[arg-type]
     with pytest.raises(IncompleteBodyError):
         await short.read()
-    whole = OpenObject(info, 10, _Ends(iter([b"01234", b"56789"])))  # type: ignore[arg-type]
-    assert await whole.read() == b"0123456789"
+    opened = OpenObject(info, 10, _Ends(iter([b"01234", b"56789"])))  # type: ignore[arg-type]
+    assert await opened.read() == b"0123456789"

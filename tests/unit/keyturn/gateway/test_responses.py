@@ -30,7 +30,7 @@ from tests.unit.keyturn.gateway.gateway import (
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "told"),
+    ("status", "headers", "reason"),
     [
         (200, {}, "the range was ignored"),
         (206, {}, "states no range"),
@@ -44,10 +44,10 @@ from tests.unit.keyturn.gateway.gateway import (
     ],
 )
 async def test_an_answer_that_is_not_the_range_is_not_taken_for_it(
-    status: int, headers: dict[str, str], told: str
+    status: int, headers: dict[str, str], reason: str
 ) -> None:
     async with serving(always(status, b"0123456789", headers)) as gateway:
-        with pytest.raises(UnexpectedResponseError, match=told) as raised:
+        with pytest.raises(UnexpectedResponseError, match=reason) as raised:
             await read(gateway.url, 100, 10)
     assert raised.value.status == status
 
@@ -93,8 +93,8 @@ async def test_headers_that_say_nothing_are_none() -> None:
         serving(object_of(b"x", headers)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
     ):
-        told = await client.stat("acme", "k")
-    assert (told.etag, told.last_modified, told.metadata) == (None, None, {})
+        info = await client.stat("acme", "k")
+    assert (info.etag, info.last_modified, info.metadata) == (None, None, {})
 
 
 _STATUSES = {
@@ -194,19 +194,19 @@ async def test_a_problem_documents_type_may_have_parameters_and_odd_details() ->
 
 async def _echo(request: web.Request) -> web.StreamResponse:
     """A gateway that repeats what it must not."""
-    told = f"{dict(request.headers)} {NEW_API_KEY}"
+    echoed = f"{dict(request.headers)} {NEW_API_KEY}"
     headers = {"X-Debug": request.headers["Authorization"]}
     return json_answer(
         401,
-        {"code": "unauthorized", "detail": told},
+        {"code": "unauthorized", "detail": echoed},
         headers,
         content_type="application/problem+json",
     )
 
 
 async def _echo_page(request: web.Request) -> web.StreamResponse:
-    told = f"{dict(request.headers)} {NEW_API_KEY}".encode()
-    return web.Response(status=500, body=told, headers={"Content-Type": "text/plain"})
+    echoed = f"{dict(request.headers)} {NEW_API_KEY}".encode()
+    return web.Response(status=500, body=echoed, headers={"Content-Type": "text/plain"})
 
 
 @pytest.mark.parametrize("answer", [_echo, _echo_page])

@@ -127,10 +127,10 @@ async def test_what_the_storage_tells_of_the_object_is_told(storage: FakeGateway
         serving(_to(storage.url + SIGNED)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
     ):
-        told = await client.stat("acme", "k")
+        info = await client.stat("acme", "k")
     assert storage.methods == ["HEAD"]
-    assert (told.size_bytes, told.content_type, told.etag) == (len(BODY), "text/csv", '"md5"')
-    assert told.metadata == {"author": "kim"}
+    assert (info.size_bytes, info.content_type, info.etag) == (len(BODY), "text/csv", '"md5"')
+    assert info.metadata == {"author": "kim"}
 
 
 async def test_what_a_plaintext_object_was_stored_with_is_no_proxys_encoding() -> None:
@@ -336,10 +336,10 @@ async def test_no_error_and_no_log_holds_an_api_key(
 @pytest.mark.parametrize("body", [b"body", b""])
 async def test_an_upload_is_not_sent_again_when_a_kept_connection_drops(body: bytes) -> None:
     """The HTTP client by itself would send it twice, and the first one refuse the second."""
-    asked = []
+    methods = []
 
     async def hang_up(request: web.Request) -> web.StreamResponse | None:
-        asked.append(request.method)
+        methods.append(request.method)
         drop(request)
         return web.Response()
 
@@ -348,7 +348,7 @@ async def test_an_upload_is_not_sent_again_when_a_kept_connection_drops(body: by
         gateway.expect = hang_up
         with pytest.raises(ResponseLostError):
             await client.upload("acme", "k", body)
-    assert asked == ["PUT"]
+    assert methods == ["PUT"]
 
 
 async def test_a_server_that_stops_reading_ends_the_upload() -> None:

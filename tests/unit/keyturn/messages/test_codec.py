@@ -82,5 +82,5 @@ def test_whatever_identity_reads_can_be_told_in_a_refusal(
     body = json.dumps(valid | {field: data.draw(_json_values)}).encode()
     claimed = identity(body)
     if claimed is not None:
-        told = rejection(*claimed, MalformedRequestError("a reason"), EVENTS[0]["at"])
-        assert parse_event(encode(told)) == told
+        event = rejection(*claimed, MalformedRequestError("a reason"), EVENTS[0]["at"])
+        assert parse_event(encode(event)) == event

@@ -31,10 +31,10 @@ def test_events_survive_a_round_trip(size: int, generation: int) -> None:
 def test_counts_survive_a_round_trip_as_flat_fields(counts: dict[str, int], clean: bool) -> None:
     """Whoever tells a sweep's counts and whoever reads them means the same nine (SPEC 8.6)."""
     for valid in (d for d in EVENTS if "clean" in d):
-        told = json.dumps(valid | counts | {"clean": clean}).encode()
-        event = parse_event(told)
+        encoded = json.dumps(valid | counts | {"clean": clean}).encode()
+        event = parse_event(encoded)
         assert isinstance(event, CountedEvent)
-        assert json.loads(encode(event)) == json.loads(told)
+        assert json.loads(encode(event)) == json.loads(encoded)
 
 
 @pytest.mark.parametrize("valid", EVENTS, ids=lambda document: document["type"])
@@ -51,8 +51,8 @@ def test_an_origin_is_a_publisher_and_a_digest_together(valid: dict[str, Any]) -
     assert model.model_validate(bare).origin is None
     assert model.model_validate(bare | {"publisher": "api"}).origin is None
     assert model.model_validate(bare | {"request": digest}).origin is None
-    whole = model.model_validate(bare | {"publisher": "api", "request": digest})
-    assert whole.origin == RequestOrigin("api", digest)
+    complete = model.model_validate(bare | {"publisher": "api", "request": digest})
+    assert complete.origin == RequestOrigin("api", digest)
 
 
 def test_a_refusal_alone_may_repeat_a_project_that_cannot_be() -> None:

@@ -34,7 +34,7 @@ def test_deep_nesting_is_malformed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reason"),
     [
         (b"", "the body is not a JSON object"),
         (b"[]", "the body is not a JSON object"),
@@ -47,10 +47,10 @@ def test_deep_nesting_is_malformed() -> None:
         (b'{"a": 1} {}', "the body is not a JSON object"),
     ],
 )
-def test_what_is_no_strict_json_object_is_malformed(body: bytes, told: str) -> None:
+def test_what_is_no_strict_json_object_is_malformed(body: bytes, reason: str) -> None:
     with pytest.raises(MalformedRequestError) as refused:
         load_json(body)
-    assert refused.value.detail == told
+    assert refused.value.detail == reason
     assert refused.value.__cause__ is None
 
 
@@ -94,16 +94,16 @@ class _Model(BaseModel):
 def test_problems_are_named_without_their_values_and_not_without_end() -> None:
     with pytest.raises(ValidationError) as refused:
         _Model.model_validate(dict.fromkeys(("first", "second", "third", "fourth"), "canary"))
-    told = problems(refused.value)
-    assert told.count("valid integer") == 3
-    assert told.endswith("; and 1 more")
-    assert "canary" not in told
+    text = problems(refused.value)
+    assert text.count("valid integer") == 3
+    assert text.endswith("; and 1 more")
+    assert "canary" not in text
 
 
 def test_a_senders_own_name_is_cut_short_and_stays_on_one_line() -> None:
     valid = dict.fromkeys(("first", "second", "third", "fourth"), 1)
     with pytest.raises(ValidationError) as refused:
         _Model.model_validate(valid | {"x\n" + "y" * 100: 1})
-    told = problems(refused.value)
-    assert told.startswith("x\\n" + "y" * 37 + ": ")
-    assert "\n" not in told
+    text = problems(refused.value)
+    assert text.startswith("x\\n" + "y" * 37 + ": ")
+    assert "\n" not in text

@@ -137,9 +137,9 @@ async def _read(count: int, start: Any = _EARLIER) -> list[int]:
     offsets: list[int] = []
     async with (
         asyncio.timeout(5),
-        aclosing(event_stream.follow(_LINK, start, "keyturn.events")) as told,
+        aclosing(event_stream.follow(_LINK, start, "keyturn.events")) as records,
     ):
-        async for each in told:
+        async for each in records:
             offsets.append(each.offset)
             if len(offsets) == count:
                 break

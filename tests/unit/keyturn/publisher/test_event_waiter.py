@@ -68,8 +68,8 @@ class _Rotation:
 
     def __call__(self, event: Event, **fields: Any) -> Event:
         """The event as the answer to this try."""
-        told: Any = with_origin(event, self.origin)
-        answer: Event = told.model_copy(update=fields)
+        published: Any = with_origin(event, self.origin)
+        answer: Event = published.model_copy(update=fields)
         return answer
 
 
@@ -93,8 +93,8 @@ class _Reading(EventWaiter):
                 raise raises
         return one
 
-    def tell(self, *told: Event) -> None:
-        for event in told:
+    def tell(self, *events: Event) -> None:
+        for event in events:
             body = encode(event)
             self._handle(StreamRecord(self._offset, body, _KEY.sign_event("test", body)))
             self._offset += 1
@@ -203,14 +203,14 @@ async def test_a_refusal_of_a_copy_undoes_nothing(waiter: _Reading, first: _Rota
     [{"publisher": "mallory"}, {"project": "bob"}, {"publisher": "mallory", "project": None}],
     ids=["of the same project", "of another project", "of no project"],
 )
-@pytest.mark.parametrize("told", [_ACCEPTED, _REFUSED, _COMPLETED, _FAILED])
+@pytest.mark.parametrize("published", [_ACCEPTED, _REFUSED, _COMPLETED, _FAILED])
 async def test_another_publishers_request_of_the_same_id_answers_nothing(
-    waiter: _Reading, first: _Rotation, told: Event, other: dict[str, Any]
+    waiter: _Reading, first: _Rotation, published: Event, other: dict[str, Any]
 ) -> None:
     waiting, ending = waiter.begin(), waiter.begin(ended=True)
     await asyncio.sleep(0)
-    if "project" not in other or other["project"] is not None or told is _REFUSED:
-        waiter.tell(first(told, **other))
+    if "project" not in other or other["project"] is not None or published is _REFUSED:
+        waiter.tell(first(published, **other))
     assert await waiter.answer() is None
     waiter.tell(first(_ACCEPTED), first(_COMPLETED))
     assert (await waiting, await ending) == (first(_ACCEPTED), first(_COMPLETED))
@@ -267,14 +267,14 @@ async def test_an_answer_of_an_older_worker_is_not_believed_but_an_end_is(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "published",
     [(_REFUSED,), (_ACCEPTED, _COMPLETED), (_ACCEPTED, _FAILED), (_ACCEPTED,)],
     ids=["no", "done", "failed", "yes"],
 )
 async def test_what_answered_an_earlier_try_answers_no_later_one(
-    waiter: _Reading, first: _Rotation, told: tuple[Event, ...]
+    waiter: _Reading, first: _Rotation, published: tuple[Event, ...]
 ) -> None:
-    answers = [first(event) for event in told]
+    answers = [first(event) for event in published]
     waiter.tell(*answers)
     second = waiter.send()
     waiter._offset = 0

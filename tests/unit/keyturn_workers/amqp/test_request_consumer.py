@@ -115,9 +115,9 @@ async def test_the_age_of_a_request_in_flight_is_exported() -> None:
     """From its admission on, by what it says of itself: its sender is known by then."""
     metrics, scene = WorkerMetrics(), Scene()
     handler = FakeHandler(scene, gate=asyncio.Event())
-    asked = format_time(datetime.now(UTC) - timedelta(minutes=10))
+    requested_at = format_time(datetime.now(UTC) - timedelta(minutes=10))
     running = asyncio.create_task(
-        consume(handler, message(scene, document(requested_at=asked)), metrics)
+        consume(handler, message(scene, document(requested_at=requested_at)), metrics)
     )
     await handler.entered.wait()
     found = shown(metrics)
@@ -190,8 +190,8 @@ async def test_a_forged_attempt_is_not_counted(code: str, error: CodedError) -> 
 
 
 def expired(scene: Scene) -> FakeMessage:
-    asked = format_time(datetime.now(UTC) - timedelta(days=8) + timedelta(minutes=1))
-    return message(scene, document(requested_at=asked))
+    requested_at = format_time(datetime.now(UTC) - timedelta(days=8) + timedelta(minutes=1))
+    return message(scene, document(requested_at=requested_at))
 
 
 async def test_an_expired_request_that_was_completed_is_published_as_completed() -> None:
@@ -284,16 +284,18 @@ async def test_a_time_that_is_not_known_for_two_leases_refuses_nothing(off: dict
 @pytest.mark.parametrize("age", [{"minutes": -6}, {"days": 8}])
 async def test_what_both_clocks_call_expired_is_refused_at_once(age: dict[str, int]) -> None:
     scene = Scene()
-    asked = format_time(datetime.now(UTC) - timedelta(**age))
+    requested_at = format_time(datetime.now(UTC) - timedelta(**age))
     consumer = _with_an_unknown_time(scene, timedelta(seconds=2))
-    await consumer(cast("AbstractIncomingMessage", message(scene, document(requested_at=asked))))
+    await consumer(
+        cast("AbstractIncomingMessage", message(scene, document(requested_at=requested_at)))
+    )
     assert scene.steps[:3] == ["checked", "dead", "keyturn.upload request_expired"]
 
 
 async def test_a_request_from_the_future_is_refused() -> None:
     scene = Scene()
-    asked = format_time(datetime.now(UTC) + timedelta(minutes=6))
-    delivery = message(scene, document(requested_at=asked))
+    requested_at = format_time(datetime.now(UTC) + timedelta(minutes=6))
+    delivery = message(scene, document(requested_at=requested_at))
     steps = await consume_at(FakeHandler(scene), delivery, StorageTime(timedelta()))
     assert "keyturn.upload request_expired" in steps
 

@@ -54,14 +54,14 @@ class FakePublisher:
         metadata: Mapping[str, str] | None = None,
         upload_id: str,
     ) -> str:
-        told = dict(metadata or {})
+        sent = dict(metadata or {})
         draft_upload(
-            SETTINGS, project, key, content_type=content_type, metadata=told, upload_id=upload_id
+            SETTINGS, project, key, content_type=content_type, metadata=sent, upload_id=upload_id
         )
         taken = b"".join([piece async for piece in body])
         if self.fails is not None:
             raise self.fails
-        self.uploads.append(Upload(project, key, taken, content_type, told, upload_id))
+        self.uploads.append(Upload(project, key, taken, content_type, sent, upload_id))
         return upload_id
 
     async def rotate(
@@ -69,8 +69,8 @@ class FakePublisher:
     ) -> str:
         if self.fails is not None:
             raise self.fails
-        asked = {"api_key": api_key.get_secret_value(), "generation": expected_generation}
-        self.rotations.append({"project": project, "id": rotation_id, **asked})
+        rotation = {"api_key": api_key.get_secret_value(), "generation": expected_generation}
+        self.rotations.append({"project": project, "id": rotation_id, **rotation})
         return rotation_id
 
     async def wait(

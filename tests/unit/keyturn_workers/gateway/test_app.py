@@ -89,8 +89,8 @@ async def test_public_paths_need_no_api_key() -> None:
     assert (alive.status, alive.document()) == (200, {"status": "alive"})
     ready = await serving.ask(target="/readyz", key=None)
     assert (ready.status, ready.document()) == (200, {"ready": True, "checks": {"storage": True}})
-    told = await serving.ask(target="/openapi.json", key=None)
-    assert (told.status, told.document()) == (200, orjson.loads(orjson.dumps(document())))
+    response = await serving.ask(target="/openapi.json", key=None)
+    assert (response.status, response.document()) == (200, orjson.loads(orjson.dumps(document())))
     page = await serving.ask(target="/docs", key=None)
     assert page.status == 200
     assert {name: page.headers[name] for name in docs_page.HEADERS} == docs_page.HEADERS
@@ -228,11 +228,11 @@ async def test_no_secret_shows_in_metrics_or_logs(capsys: pytest.CaptureFixture[
     serving.bench.plant(metadata, bytes(body))
     await serving.ask()
     await serving.ask("HEAD")
-    told = (await serving.ask(target="/metrics")).content.decode() + capsys.readouterr().out
-    assert "response aborted" in told
+    output = (await serving.ask(target="/metrics")).content.decode() + capsys.readouterr().out
+    assert "response aborted" in output
     for secret in (API_KEY, kek_of(API_KEY).reveal().hex(), "secret plaintext"):
-        assert secret not in told
-    assert MASTER_KEYS["m1"].reveal().hex() not in told
+        assert secret not in output
+    assert MASTER_KEYS["m1"].reveal().hex() not in output
 
 
 async def test_the_body_of_a_get_is_ignored() -> None:
@@ -286,17 +286,17 @@ async def test_an_unauthorized_request_uses_no_slot() -> None:
 
 
 async def test_readiness_is_checked_at_most_once_a_second() -> None:
-    asked = 0
+    calls = 0
 
     async def holds() -> bool:
-        nonlocal asked
-        asked += 1
+        nonlocal calls
+        calls += 1
         return True
 
     serving = Serving(checks={"storage": holds})
     for _ in range(5):
         assert (await serving.ask(target="/readyz", key=None)).status == 200
-    assert asked == 1
+    assert calls == 1
 
 
 async def test_a_keyring_below_its_objects_is_counted() -> None:

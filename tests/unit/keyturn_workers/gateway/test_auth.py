@@ -184,18 +184,18 @@ async def test_the_current_key_is_never_refused_right_after_a_rotation(clock: Cl
 async def test_a_read_older_than_the_cache_time_is_not_joined(clock: Clock) -> None:
     """A delayed response of the storage shows the keyring as it was when it was sent."""
     bench = Bench()
-    asked, answered = asyncio.Event(), asyncio.Event()
+    started, answered = asyncio.Event(), asyncio.Event()
     real = bench.storage.read
 
     async def stalls(key: str, **how: int) -> object:
         shown = await real(key, **how)
-        asked.set()
+        started.set()
         await answered.wait()
         return shown
 
     bench.storage.read = stalls  # type: ignore[method-assign, assignment]
     early = asyncio.create_task(bench.authenticate())
-    await asked.wait()
+    await started.wait()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     clock.now += 2.001
     late = asyncio.create_task(bench.authenticate())

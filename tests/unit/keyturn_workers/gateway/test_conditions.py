@@ -70,7 +70,7 @@ def test_a_list_may_span_several_header_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "unmodified_since", "modified_since"),
+    ("date", "unmodified_since", "modified_since"),
     [
         (AT, "serve", "not_modified"),  # times of HTTP have no parts of a second
         (AFTER, "serve", "not_modified"),
@@ -89,9 +89,9 @@ def test_a_list_may_span_several_header_lines() -> None:
         ("Tue, 24 Nov 2026 25:00:00 GMT", "serve", "serve"),
     ],
 )
-def test_times(told: str, unmodified_since: Outcome, modified_since: Outcome) -> None:
-    assert _verdict(("if-unmodified-since", told)) == unmodified_since
-    assert _verdict(("if-modified-since", told)) == modified_since
+def test_times(date: str, unmodified_since: Outcome, modified_since: Outcome) -> None:
+    assert _verdict(("if-unmodified-since", date)) == unmodified_since
+    assert _verdict(("if-modified-since", date)) == modified_since
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_precedence(pairs: list[tuple[str, str]], expected: Outcome) -> None:
 )
 def test_if_range(value: str, *, holds: bool) -> None:
     long_ago = MODIFIED - timedelta(days=365)
-    told = value.replace("Tue, 24 Nov 2026", f"{long_ago:%a, %d %b %Y}")
-    assert if_range_matches(_headers(("if-range", told)), ETAG, long_ago) is holds
+    date = value.replace("Tue, 24 Nov 2026", f"{long_ago:%a, %d %b %Y}")
+    assert if_range_matches(_headers(("if-range", date)), ETAG, long_ago) is holds
     assert if_range_matches(_headers(), ETAG, long_ago)
     assert not has_conditions(_headers(("if-range", value)))
 
@@ -150,9 +150,9 @@ def test_a_time_is_not_a_strong_validator_of_a_new_object() -> None:
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_a_formatted_time_parses_to_itself(instant: datetime) -> None:
-    told = format_http_date(instant)
-    assert evaluate(_headers(("if-modified-since", told)), ETAG, instant) == "not_modified"
-    assert evaluate(_headers(("if-unmodified-since", told)), ETAG, instant) == "serve"
+    date = format_http_date(instant)
+    assert evaluate(_headers(("if-modified-since", date)), ETAG, instant) == "not_modified"
+    assert evaluate(_headers(("if-unmodified-since", date)), ETAG, instant) == "serve"
 
 
 def test_a_time_is_formatted_in_gmt_to_the_second() -> None:

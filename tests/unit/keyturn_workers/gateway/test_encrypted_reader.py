@@ -63,7 +63,7 @@ async def test_reading_all_yields_the_plaintext(size: int) -> None:
     bench.plant_sealed(PLAINTEXT[:size])
     assert await bench.read() == PLAINTEXT[:size]
     assert bench.storage.open_streams == 0
-    assert [asked[:2] for asked in bench.storage.streamed] == [(0, None)]
+    assert [streamed[:2] for streamed in bench.storage.streamed] == [(0, None)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -408,16 +408,16 @@ class WatchedStorage(MemoryStorage):
         self.fails_at: int | None = None
 
     @asynccontextmanager
-    async def stream(self, key: str, **asked: Any) -> AsyncIterator[ObjectStream]:
-        self.asked.append((asked["start"], asked["length_bytes"]))
+    async def stream(self, key: str, **options: Any) -> AsyncIterator[ObjectStream]:
+        self.asked.append((options["start"], options["length_bytes"]))
         self._open += 1
         if self._open >= self.together:
             self._enough.set()
         try:
             await self._enough.wait()
-            if asked["start"] == self.fails_at:
+            if options["start"] == self.fails_at:
                 raise StorageUnavailableError("stream: gone")
-            async with super().stream(key, **asked) as stream:
+            async with super().stream(key, **options) as stream:
                 yield stream
         finally:
             self._open -= 1

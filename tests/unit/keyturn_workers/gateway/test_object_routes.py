@@ -77,9 +77,9 @@ async def test_a_whole_object() -> None:
 
 async def test_a_head_has_the_headers_of_a_get_and_costs_a_header_and_two_chunks() -> None:
     serving = _serving()
-    whole, head = await serving.ask(), await serving.ask("HEAD")
+    full, head = await serving.ask(), await serving.ask("HEAD")
     assert (head.status, head.content, head.ended) == (200, b"", True)
-    assert head.headers == whole.headers
+    assert head.headers == full.headers
     serving.bench.storage.asked_bytes = 0
     await serving.ask("HEAD")
     assert serving.bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
@@ -87,7 +87,7 @@ async def test_a_head_has_the_headers_of_a_get_and_costs_a_header_and_two_chunks
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, 20 * CHUNK + 7])
 @pytest.mark.parametrize(
-    ("told", "wanted"),
+    ("spec", "span"),
     [
         ("bytes=0-0", slice(0, 1)),
         ("bytes=5-", slice(5, None)),
@@ -99,25 +99,25 @@ async def test_a_head_has_the_headers_of_a_get_and_costs_a_header_and_two_chunks
         ("bytes=999999999-", slice(0, 0)),
     ],
 )
-async def test_ranges(size: int, told: str, wanted: slice) -> None:
+async def test_ranges(size: int, spec: str, span: slice) -> None:
     serving = _serving(PLAINTEXT[:size])
-    got = await serving.ask(headers={"range": told})
-    expected = PLAINTEXT[:size][wanted]
-    if size == 0 and told.startswith("bytes=-") and told != "bytes=-0":
+    got = await serving.ask(headers={"range": spec})
+    expected = PLAINTEXT[:size][span]
+    if size == 0 and spec.startswith("bytes=-") and spec != "bytes=-0":
         assert (got.status, got.content) == (200, b"")  # all of nothing
     elif not expected:
         assert got.status == 416
         assert got.headers["content-range"] == f"bytes */{size}"
         assert got.document()["code"] == "range_not_satisfiable"
     else:
-        first, end, _ = wanted.indices(size)
+        first, end, _ = span.indices(size)
         assert (got.status, got.content) == (206, expected)
         assert got.headers["content-range"] == f"bytes {first}-{end - 1}/{size}"
 
 
-@pytest.mark.parametrize("told", ["bytes=0-1,3-4", "lines=1-2", "bytes=3-2", "nonsense"])
-async def test_an_invalid_range_is_ignored(told: str) -> None:
-    got = await _serving().ask(headers={"range": told})
+@pytest.mark.parametrize("spec", ["bytes=0-1,3-4", "lines=1-2", "bytes=3-2", "nonsense"])
+async def test_an_invalid_range_is_ignored(spec: str) -> None:
+    got = await _serving().ask(headers={"range": spec})
     assert (got.status, got.content) == (200, PLAINTEXT)
 
 
@@ -127,11 +127,11 @@ async def test_a_range_of_a_head_is_ignored() -> None:
     assert (head.status, head.headers["content-length"]) == (200, str(len(PLAINTEXT)))
 
 
-@pytest.mark.parametrize("told", ["bytes=7-7", "bytes=-1", f"bytes={17 * CHUNK}-{17 * CHUNK}"])
-async def test_one_byte_costs_a_header_and_two_chunks(told: str) -> None:
+@pytest.mark.parametrize("spec", ["bytes=7-7", "bytes=-1", f"bytes={17 * CHUNK}-{17 * CHUNK}"])
+async def test_one_byte_costs_a_header_and_two_chunks(spec: str) -> None:
     serving = _serving()
     await serving.bench.authenticate()
-    got = await serving.ask(headers={"range": told})
+    got = await serving.ask(headers={"range": spec})
     assert (got.status, len(got.content)) == (206, 1)
     assert serving.bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
 

@@ -25,17 +25,17 @@ def test_the_committed_description_is_the_served_one() -> None:
 
 
 def test_every_operation_has_an_id_of_its_own_and_every_reference_resolves() -> None:
-    told = document()
+    described = document()
     operations = [
         operation
-        for item in told["paths"].values()
+        for item in described["paths"].values()
         for method, operation in item.items()
         if method != "parameters"
     ]
     ids = [operation["operationId"] for operation in operations]
     assert len(ids) == len(set(ids)) == 8
-    for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(told)):
-        assert name in told["components"]["schemas"]
+    for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(described)):
+        assert name in described["components"]["schemas"]
 
 
 if __name__ == "__main__":

@@ -13,20 +13,20 @@ SIZES = st.integers(0, 10**6) | st.sampled_from([0, 1, 16384, 2**40])
 
 @given(st.integers(0, 2**41), st.integers(0, 2**41), SIZES)
 def test_a_span_is_what_slicing_returns(first: int, more: int, size: int) -> None:
-    for told, wanted in (
+    for spec, expected in (
         (f"bytes={first}-{first + more}", slice(first, first + more + 1)),
         (f"bytes={first}-", slice(first, None)),
         (f"bytes=-{first}", slice(-first, None) if first else slice(0, 0)),
     ):
-        parsed = parse_range(told)
+        parsed = parse_range(spec)
         assert parsed is not None
-        start, end, _ = wanted.indices(size)
+        start, end, _ = expected.indices(size)
         assert parsed.span(size) == (Span(start, end) if start < end else None)
 
 
 @given(SIZES, st.text("0123456789-", max_size=50).map("bytes={}".format))
-def test_a_span_always_lies_within_the_object(size: int, told: str) -> None:
-    parsed = parse_range(told)
+def test_a_span_always_lies_within_the_object(size: int, spec: str) -> None:
+    parsed = parse_range(spec)
     span = None if parsed is None else parsed.span(size)
     if span is not None:
         assert 0 <= span.first < span.end <= size
@@ -34,12 +34,12 @@ def test_a_span_always_lies_within_the_object(size: int, told: str) -> None:
 
 
 @given(st.text(max_size=40) | st.text("bytes=-, 0123456789\t", max_size=40))
-def test_any_text_parses_without_an_error(told: str) -> None:
-    parse_range(told)
+def test_any_text_parses_without_an_error(spec: str) -> None:
+    parse_range(spec)
 
 
 @pytest.mark.parametrize(
-    ("told", "parsed"),
+    ("spec", "parsed"),
     [
         ("bytes=0-0", ByteRange(0, 0)),
         ("bytes=0-", ByteRange(0, None)),
@@ -73,12 +73,12 @@ def test_any_text_parses_without_an_error(told: str) -> None:
         ("bytes=" + "9" * 5000 + "-", None),
     ],
 )
-def test_forms(told: str, parsed: ByteRange | None) -> None:
-    assert parse_range(told) == parsed
+def test_forms(spec: str, parsed: ByteRange | None) -> None:
+    assert parse_range(spec) == parsed
 
 
 @pytest.mark.parametrize(
-    ("told", "size", "span"),
+    ("spec", "size", "span"),
     [
         ("bytes=0-99", 10, Span(0, 10)),
         ("bytes=9-9", 10, Span(9, 10)),
@@ -93,15 +93,15 @@ def test_forms(told: str, parsed: ByteRange | None) -> None:
         ("bytes=-1", 0, None),
     ],
 )
-def test_borders(told: str, size: int, span: Span | None) -> None:
-    parsed = parse_range(told)
+def test_borders(spec: str, size: int, span: Span | None) -> None:
+    parsed = parse_range(spec)
     assert parsed is not None
     assert parsed.span(size) == span
 
 
 def test_a_suffix_of_an_empty_object_is_the_whole_object() -> None:
     """RFC 9110, 14.1.2: a suffix longer than the representation is satisfied by all of it."""
-    suffix, nothing, start = (parse_range(f"bytes={told}") for told in ("-5", "-0", "0-"))
+    suffix, nothing, start = (parse_range(f"bytes={spec}") for spec in ("-5", "-0", "0-"))
     assert suffix is not None
     assert nothing is not None
     assert start is not None

@@ -56,9 +56,9 @@ def test_validator_headers() -> None:
 
 def test_headers_of_the_whole_object_and_of_a_range() -> None:
     reader = _whole(_head({}, "text/plain"))
-    whole = object_headers(reader, None)
-    assert (whole["content-length"], whole["content-type"]) == ("10", "text/plain")
-    assert "content-range" not in whole
+    full = object_headers(reader, None)
+    assert (full["content-length"], full["content-type"]) == ("10", "text/plain")
+    assert "content-range" not in full
     span = object_headers(reader, Span(2, 5))
     assert (span["content-length"], span["content-range"]) == ("3", "bytes 2-4/10")
 
@@ -70,8 +70,8 @@ def test_the_length_is_that_of_the_plaintext() -> None:
 
 @pytest.mark.parametrize("content_type", [None, "", "a/b\r\nx: y", "a/\x7f", "ä/b"])
 def test_an_invalid_content_type_becomes_the_default(content_type: str | None) -> None:
-    said = object_headers(_whole(_head({}, content_type)), None)
-    assert said["content-type"] == "application/octet-stream"
+    headers = object_headers(_whole(_head({}, content_type)), None)
+    assert headers["content-type"] == "application/octet-stream"
 
 
 def test_metadata_is_encoded_as_for_the_storage() -> None:
@@ -91,9 +91,9 @@ def test_metadata_is_encoded_as_for_the_storage() -> None:
         "": "x",
         "-": "x",
     }
-    said = object_headers(_whole(_head(metadata)), None)
-    told = {n: v for n, v in said.items() if n.startswith(META_PREFIX)}
-    assert told == {
+    headers = object_headers(_whole(_head(metadata)), None)
+    sent = {n: v for n, v in headers.items() if n.startswith(META_PREFIX)}
+    assert sent == {
         META_PREFIX + "author": "kim",
         META_PREFIX + "title": "=?utf-8?b?w7xiZXI=?=",
         META_PREFIX + "raw": "=?utf-8?b?w7xiZXI=?=",
@@ -113,9 +113,9 @@ def test_the_stored_encoding_is_sent_for_plaintext_only_and_stored_caching_never
         x_amz_storage_class="STANDARD_IA",
     )
     opened, plain = object_headers(_whole(head), None), object_headers(_plain(head), None)
-    for said in (opened, plain):
-        assert said["cache-control"] == "private, no-cache"
-        assert not {"expires", "x-amz-storage-class"} & set(said)
+    for headers in (opened, plain):
+        assert headers["cache-control"] == "private, no-cache"
+        assert not {"expires", "x-amz-storage-class"} & set(headers)
     assert (opened["content-disposition"], opened["content-language"]) == ("attachment", "de")
     assert "content-encoding" not in opened
     assert plain["content-encoding"] == "gzip"
@@ -142,6 +142,6 @@ def test_no_header_value_spans_lines(
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=50))
 def test_a_value_in_any_script_can_be_decoded(value: str) -> None:
-    said = object_headers(_whole(_head({"v": value})), None)[META_PREFIX + "v"]
+    header = object_headers(_whole(_head({"v": value})), None)[META_PREFIX + "v"]
     if "=?" not in value:  # such a stored value is in RFC 2047's form, or looks like it
-        assert decode_caller_metadata({"v": said})["v"] == value
+        assert decode_caller_metadata({"v": header})["v"] == value

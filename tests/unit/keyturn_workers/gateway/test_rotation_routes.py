@@ -72,17 +72,17 @@ async def _state(serving: Serving, rotation_id: str, key: str = API_KEY) -> dict
 async def test_a_rotation_is_published_expecting_the_callers_generation(serving: Serving) -> None:
     got = await serving.ask("POST", ROTATIONS, body=_ask())
     assert got.status == 202
-    (asked,) = serving.publisher.rotations
-    assert asked == {
+    (rotation,) = serving.publisher.rotations
+    assert rotation == {
         "project": "acme",
         "id": got.document()["rotation_id"],
         "api_key": NEW_API_KEY,
         "generation": 1,
     }
-    assert is_uuid(asked["id"])
-    assert got.headers["location"] == f"{ROTATIONS}/{asked['id']}"
+    assert is_uuid(rotation["id"])
+    assert got.headers["location"] == f"{ROTATIONS}/{rotation['id']}"
     assert "preference-applied" not in got.headers
-    assert await _state(serving, asked["id"]) == {"state": "requested"}
+    assert await _state(serving, rotation["id"]) == {"state": "requested"}
 
 
 @pytest.mark.parametrize("host", ["a/b", "a?b", "[", "a:b]", "a#b", ""])
@@ -141,8 +141,8 @@ def test_any_malformed_body_is_a_400(body: bytes) -> None:
 
 
 async def test_a_body_may_arrive_in_pieces_but_is_limited(serving: Serving) -> None:
-    whole = _ask()
-    pieces = [whole[at : at + 1] for at in range(len(whole))]
+    body = _ask()
+    pieces = [body[at : at + 1] for at in range(len(body))]
     assert (await serving.ask("POST", ROTATIONS, body=pieces)).status == 202
     got = await serving.ask("POST", ROTATIONS, body=[b" " * 8192, b" ", None])
     assert (got.status, got.document()["code"]) == (413, "body_too_large")
@@ -323,17 +323,17 @@ def _turn(serving: Serving) -> str:
 
 async def test_each_status_of_the_record_is_a_state() -> None:
     counts = Counts(objects=3, rewrapped=2, current=3)
-    told = {**asdict(counts), "clean": False}
-    assert set(told) == {*COUNT_FIELDS, "clean"}
+    counted = {**asdict(counts), "clean": False}
+    assert set(counted) == {*COUNT_FIELDS, "clean"}
     failed = {"code": "unknown_master_key", "detail": "why"}
     cases: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
         (None, {"state": "accepted"}),
-        ({"status": "running"}, {"state": "running", "counts": told}),
+        ({"status": "running"}, {"state": "running", "counts": counted}),
         ({"status": "failed", **failed}, {"state": "failed", **failed}),
-        ({"status": "done"}, {"state": "completed", "counts": told}),
+        ({"status": "done"}, {"state": "completed", "counts": counted}),
         (
             {"status": "done", "clean": True},
-            {"state": "completed", "counts": {**told, "clean": True}},
+            {"state": "completed", "counts": {**counted, "clean": True}},
         ),
     ]
     for record, expected in cases:
@@ -436,7 +436,7 @@ async def test_the_memory_of_published_rotations_is_bounded(
     monkeypatch.setattr(rotation_routes, "_MAX_PUBLISHED", 3)
     for _ in range(8):
         await serving.ask("POST", ROTATIONS, body=_ask())
-    kept = [asked["id"] for asked in serving.publisher.rotations[-3:]]
+    kept = [rotation["id"] for rotation in serving.publisher.rotations[-3:]]
     assert list(serving.rotations._published) == kept
 
 
@@ -460,5 +460,5 @@ async def test_a_disconnect_while_waiting_does_not_affect_the_rotation(
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    (asked,) = serving.publisher.rotations
-    assert await _state(serving, asked["id"]) == {"state": "requested"}
+    (rotation,) = serving.publisher.rotations
+    assert await _state(serving, rotation["id"]) == {"state": "requested"}

@@ -161,11 +161,11 @@ async def test_an_address_in_use_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 async def test_without_a_broker_it_starts_and_says_that_it_is_not_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[int] = []
+    calls: list[int] = []
 
     @asynccontextmanager
     async def in_memory(_: object, *, max_connections: int) -> AsyncIterator[MemoryStorage]:
-        asked.append(max_connections)
+        calls.append(max_connections)
         yield MemoryStorage()
 
     monkeypatch.setattr(server, "open_storage", in_memory)
@@ -178,4 +178,4 @@ async def test_without_a_broker_it_starts_and_says_that_it_is_not_ready(
     assert alive.status == 200
     assert (ready.status, ready.document()["checks"]) == (503, {"broker": False, "storage": True})
     # Each request may hold one, and keyrings, records and health need some as well.
-    assert asked[0] > 7
+    assert calls[0] > 7

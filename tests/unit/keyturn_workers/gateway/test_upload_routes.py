@@ -208,8 +208,8 @@ async def test_the_body_of_an_unauthorized_put_is_not_read() -> None:
 
 async def test_a_body_is_refused_by_its_declared_and_by_its_actual_length() -> None:
     serving = Serving(max_bytes=10)
-    said = await serving.ask("PUT", headers={"content-length": "11"}, body=[None])
-    assert (said.status, said.document()["code"]) == (413, "body_too_large")
+    response = await serving.ask("PUT", headers={"content-length": "11"}, body=[None])
+    assert (response.status, response.document()["code"]) == (413, "body_too_large")
     unsaid = await serving.ask("PUT", body=[b"x" * 6, b"x" * 5, None])
     assert unsaid.status == 413
     nonsense = await serving.ask("PUT", headers={"content-length": "9" * 30}, body=[None])
@@ -242,8 +242,8 @@ async def test_larger_bodies_are_limited() -> None:
     first, second = Connection(), Connection()
     asking = asyncio.create_task(serving.ask("PUT", body=[LARGE, None], on=first))
     await until_taken(first)
-    told = {"content-length": str(len(LARGE))}
-    waiting = asyncio.create_task(serving.ask("PUT", body=[LARGE], on=second, headers=told))
+    headers = {"content-length": str(len(LARGE))}
+    waiting = asyncio.create_task(serving.ask("PUT", body=[LARGE], on=second, headers=headers))
     for _ in range(50):
         await asyncio.sleep(0)
     assert second.body  # not a byte of it is read yet

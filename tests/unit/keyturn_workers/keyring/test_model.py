@@ -109,9 +109,9 @@ def test_a_record_under_another_master_key_does_not_open() -> None:
 
 def test_an_unavailable_master_key_is_no_forgery() -> None:
     body = build_keyring(keyring(master_key="m2"), MASTER_KEYS)
-    with pytest.raises(UnknownMasterKeyError) as told:
+    with pytest.raises(UnknownMasterKeyError) as raised:
         parse_keyring(body, "acme", {"m1": MASTER_KEYS["m1"]})
-    assert told.value.transient
+    assert raised.value.transient
 
 
 @given(st.data())

@@ -48,9 +48,9 @@ _OPERATOR = OperatorAccess("acme", OperatorKeys(MASTER_KEYS))
 async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> bytes:
     async with open_object(storage, key, access) as opened:
         pieces = [piece async for piece in opened.chunks()]
-        whole = b"".join(pieces)
-        assert opened.size_bytes == len(whole)
-        return whole
+        plaintext = b"".join(pieces)
+        assert opened.size_bytes == len(plaintext)
+        return plaintext
 
 
 async def _bucket(ring: Keyring, plaintext: bytes = b"hello", key: str = _KEY) -> MemoryStorage:

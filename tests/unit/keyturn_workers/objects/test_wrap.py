@@ -100,11 +100,11 @@ def test_the_time_of_storing_is_left_out_if_the_metadata_would_be_too_large() ->
     own = object_metadata.build(wraps, upload_id=UPLOAD_ID, stored_at=STORED_AT)
     room = object_metadata.METADATA_MAX_BYTES - object_metadata.size_bytes(own) - 1
     for size, kept in ((room, True), (room + 1, False)):
-        whole = build_object_metadata(
+        metadata = build_object_metadata(
             wraps,
             upload_id=UPLOAD_ID,
             caller_wire={"a": "x" * size},
             stored_at=STORED_AT,
         )
-        assert ("enc-stored-at" in whole) is kept
-        assert object_metadata.size_bytes(whole) <= object_metadata.METADATA_MAX_BYTES
+        assert ("enc-stored-at" in metadata) is kept
+        assert object_metadata.size_bytes(metadata) <= object_metadata.METADATA_MAX_BYTES

@@ -87,10 +87,10 @@ async def test_a_failed_abort_is_logged_and_hides_no_error(
     with pytest.raises(LookupError):
         async with open_multipart(storage, "a/k", PLAIN):
             raise LookupError
-    told = "".join(capsys.readouterr())
-    assert "multipart upload not aborted" in told
-    assert type(failure).__name__ in told
-    assert "canary" not in told
+    output = "".join(capsys.readouterr())
+    assert "multipart upload not aborted" in output
+    assert type(failure).__name__ in output
+    assert "canary" not in output
 
 
 async def test_an_upload_that_is_gone_is_aborted() -> None:

@@ -213,9 +213,11 @@ async def test_a_truncated_record_is_read_again(server: ScriptedServer, storage:
     assert (await storage.read("a/k"))[1] == b"whole record"
 
 
-@pytest.mark.parametrize(("size_bytes", "whole"), [(3, {b"012345", b"012"}), (None, {b"012345"})])
+@pytest.mark.parametrize(
+    ("size_bytes", "complete"), [(3, {b"012345", b"012"}), (None, {b"012345"})]
+)
 async def test_a_truncated_stream_breaks(
-    server: ScriptedServer, storage: S3Storage, size_bytes: int | None, whole: set[bytes]
+    server: ScriptedServer, storage: S3Storage, size_bytes: int | None, complete: set[bytes]
 ) -> None:
     """What arrived before the break was yielded; the end never looks clean."""
     server.script = [Reply(200, b"0123456789", cut=4)]
@@ -223,7 +225,7 @@ async def test_a_truncated_stream_breaks(
     async with storage.stream("a/k") as stream:
         with pytest.raises(StorageUnavailableError):
             await collected(stream, received, size_bytes)
-    assert b"".join(received) in whole
+    assert b"".join(received) in complete
 
 
 async def test_an_uncut_stream_ends_at_its_length(

@@ -112,7 +112,7 @@ def test_a_response_without_a_required_header_is_an_error(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "archived"),
+    ("headers", "archived"),
     [
         ({}, False),
         ({"x-amz-storage-class": "STANDARD_IA"}, False),
@@ -140,12 +140,12 @@ def test_a_response_without_a_required_header_is_an_error(missing: str) -> None:
         ),
     ],
 )
-def test_archived_objects_are_recognized(told: dict[str, str], archived: bool) -> None:
-    assert parse_head("read", {**NEEDED, **told}).archived is archived
+def test_archived_objects_are_recognized(headers: dict[str, str], archived: bool) -> None:
+    assert parse_head("read", {**NEEDED, **headers}).archived is archived
 
 
 @pytest.mark.parametrize(
-    ("told", "locked", "restated"),
+    ("headers", "locked", "restated"),
     [
         ({"x-amz-object-lock-legal-hold": "ON"}, True, 1),
         ({"x-amz-object-lock-legal-hold": "OFF"}, False, 1),
@@ -168,9 +168,11 @@ def test_archived_objects_are_recognized(told: dict[str, str], archived: bool) -
         ({"x-amz-object-lock-retain-until-date": "some day"}, True, 1),
     ],
 )
-def test_locked_objects_are_recognized(told: dict[str, str], locked: bool, restated: int) -> None:
+def test_locked_objects_are_recognized(
+    headers: dict[str, str], locked: bool, restated: int
+) -> None:
     """An expired retention locks nothing, and is not restated: S3 would refuse it."""
-    head = parse_head("read", {**NEEDED, **told})
+    head = parse_head("read", {**NEEDED, **headers})
     assert (head.locked, len(head.headers.restated)) == (locked, restated)
 
 

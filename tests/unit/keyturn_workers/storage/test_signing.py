@@ -105,8 +105,8 @@ class Case:
 
     @property
     def url(self) -> str:
-        whole = self.base_url + self.path
-        return f"{whole}?{self.query}" if self.query else whole
+        url = self.base_url + self.path
+        return f"{url}?{self.query}" if self.query else url
 
     def signed(
         self, *, payload: str = UNSIGNED_PAYLOAD, lease: Lease | None = None

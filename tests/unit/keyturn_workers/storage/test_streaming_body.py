@@ -39,17 +39,17 @@ async def _sent(body: KnownLengthBody) -> list[bytes]:
     "given", [(), (b"",), (b"abc",), (b"a", b"bc"), (b"", b"a", b"", b"bc", b"")]
 )
 async def test_a_body_of_its_length_is_sent_whole(given: tuple[bytes, ...]) -> None:
-    whole = b"".join(given)
-    assert b"".join(await _sent(KnownLengthBody(_chunks(*given), len(whole)))) == whole
-    assert await KnownLengthBody(_chunks(*given), len(whole)).read_all() == whole
+    body = b"".join(given)
+    assert b"".join(await _sent(KnownLengthBody(_chunks(*given), len(body)))) == body
+    assert await KnownLengthBody(_chunks(*given), len(body)).read_all() == body
 
 
 @pytest.mark.parametrize(
-    ("given", "size_bytes", "told"),
+    ("given", "size_bytes", "reason"),
     [((b"abc",), 4, "shorter"), ((), 1, "shorter"), ((b"a", b"bc"), 2, "longer")],
 )
 async def test_a_body_of_another_length_is_never_completed(
-    given: tuple[bytes, ...], size_bytes: int, told: str
+    given: tuple[bytes, ...], size_bytes: int, reason: str
 ) -> None:
     """Its last piece is held back: the storage has fewer bytes than were announced."""
     body = KnownLengthBody(_chunks(*given), size_bytes)
@@ -57,7 +57,7 @@ async def test_a_body_of_another_length_is_never_completed(
     assert end == b"failed"
     assert len(b"".join(sent)) < size_bytes
     assert isinstance(body.failure, ValueError)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=reason):
         await KnownLengthBody(_chunks(*given), size_bytes).read_all()
 
 

@@ -218,10 +218,10 @@ _BYTES = "keyturn_stored_bytes_total"
 _STAGE = 'keyturn_stage_seconds_count{queue="keyturn.upload",stage="'
 
 
-async def _measured(on: Bench, asked: UploadRequested, **more: Any) -> dict[str, float]:
+async def _measured(on: Bench, upload: UploadRequested, **more: Any) -> dict[str, float]:
     """How often each stage was measured, and the bytes stored, for this upload."""
     before = shown(on.metrics)
-    await on.serve(asked, **more)
+    await on.serve(upload, **more)
     rise = risen(on.metrics, before)
     return {name.removeprefix(_STAGE).removesuffix('"}'): value for name, value in rise.items()}
 
@@ -241,11 +241,11 @@ async def test_a_staged_upload_reads_its_target_first() -> None:
 async def test_an_existing_object_is_not_stored_again() -> None:
     """A second delivery finds its object current, or rewraps it."""
     on = bench()
-    asked = request(on)
-    await on.serve(asked)
-    assert await _measured(on, asked, seen_before=True) == {"look": 1}
+    upload = request(on)
+    await on.serve(upload)
+    assert await _measured(on, upload, seen_before=True) == {"look": 1}
     await on.rotate()
-    assert await _measured(on, asked, seen_before=True) == {"look": 1, "settle": 1}
+    assert await _measured(on, upload, seen_before=True) == {"look": 1, "settle": 1}
 
 
 # Failures.

@@ -85,9 +85,9 @@ async def test_background_work_that_fails_is_logged_at_once(
 
     async with _background(fail()):
         await asyncio.sleep(0.01)
-        said = capsys.readouterr().out
-    assert "background work failed" in said
-    assert "of the work" in said
+        output = capsys.readouterr().out
+    assert "background work failed" in output
+    assert "of the work" in output
 
 
 async def test_background_work_that_the_client_library_cancels_is_logged(

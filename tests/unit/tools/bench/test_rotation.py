@@ -291,11 +291,11 @@ async def test_a_limited_proxy_holds_a_request_once_in_however_many_pieces_it_co
 
 
 async def test_a_put_whose_client_is_gone_is_counted_separately() -> None:
-    asked = asyncio.Event()
+    requested = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
-        asked.set()
+        requested.set()
         await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -306,7 +306,7 @@ async def test_a_put_whose_client_is_gone_is_counted_separately() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"PUT /b/p/key HTTP/1.1\r\n")
         async with asyncio.timeout(10):
-            await asked.wait()
+            await requested.wait()
         writer.close()
         await writer.wait_closed()
     assert (way.seen.created, way.seen.unheard) == (0, 1)

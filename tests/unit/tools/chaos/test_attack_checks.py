@@ -221,8 +221,8 @@ def test_an_unsigned_message_among_signed_dead_letters_is_found(evidence: Eviden
     lost, displaced = attack_checks.unsigned(_with_letters(letter)(evidence))
     assert "not in ['keyturn.unsigned.dead']" in lost
     assert "in ['keyturn.upload.dead']" in displaced
-    beside = Letter(UNSIGNED, "id", "bad_signature", digest(JUNK))
-    assert len(attack_checks.unsigned(_with_letters(letter, beside)(evidence))) == 1
+    unsigned = Letter(UNSIGNED, "id", "bad_signature", digest(JUNK))
+    assert len(attack_checks.unsigned(_with_letters(letter, unsigned)(evidence))) == 1
 
 
 def test_a_dead_letter_that_was_never_sent_is_found(evidence: Evidence) -> None:

@@ -14,7 +14,7 @@ NEEDED = {"a": "required", "a, many at once": "required", "b": "wanted", "c": "i
 
 def column(server: str, bucket: str = "plain", **found: str) -> Column:
     rows = dict.fromkeys(NEEDED, HOLDS) | {
-        name.replace("_race", ", many at once"): said for name, said in found.items()
+        name.replace("_race", ", many at once"): detail for name, detail in found.items()
     }
     return Column(server, "1.0", bucket, "2026-11-25", rows)  # type: ignore[arg-type]
 
@@ -34,18 +34,18 @@ async def test_every_row_of_the_probe_has_its_cell() -> None:
 
 
 def test_a_row_has_a_short_and_stable_text() -> None:
-    said = {
+    details = {
         "3 of 8 writers succeeded",
         "8 of 8 writers succeeded",
     }
-    assert {_cell(words) for words in said} == {"several stored"}
+    assert {_cell(words) for words in details} == {"several stored"}
     assert _cell("failed: put: NotImplemented") == "failed: put: NotImplemented"
     assert _cell("not refused") == "ignored"
     assert _cell("whatever it was", ok=True) == HOLDS
 
 
-def _cell(said: str, *, ok: bool = False) -> str:
-    return cells(Report([Row("a", "required", ok, said, "")]))["a"]
+def _cell(detail: str, *, ok: bool = False) -> str:
+    return cells(Report([Row("a", "required", ok, detail, "")]))["a"]
 
 
 def test_a_required_row_that_fails_is_a_refusal() -> None:

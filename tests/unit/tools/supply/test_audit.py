@@ -70,14 +70,14 @@ class _Osv(BaseHTTPRequestHandler):
 
 @contextmanager
 def _service() -> Iterator[tuple[str, list[str]]]:
-    asked: list[str] = []
+    queries: list[str] = []
     hold = threading.Event()
-    handler = type("Handler", (_Osv,), {"asked": asked, "hold": hold})
+    handler = type("Handler", (_Osv,), {"asked": queries, "hold": hold})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", queries
     finally:
         hold.set()
         server.shutdown()
@@ -93,9 +93,9 @@ def requirements(tmp_path: Path) -> Path:
 
 
 def test_clean(requirements: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with _service() as (url, asked):
+    with _service() as (url, queries):
         assert audit(requirements, url=f"{url}/clean") == 0
-    assert sorted(asked) == ["idna", "yarl"]
+    assert sorted(queries) == ["idna", "yarl"]
     assert capfd.readouterr().out == "audit: 2 packages, 0 with known vulnerabilities\n"
 
 
@@ -113,9 +113,9 @@ def test_a_finding_fails_and_is_named(
 def test_a_service_that_fails_passes_in_one_line(
     path: str, requirements: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with _service() as (url, asked):
+    with _service() as (url, queries):
         assert audit(requirements, url=url + path) == 0
-    assert asked
+    assert queries
     assert _not_done(capfd) == "could not be reached"
 
 

@@ -15,9 +15,9 @@ TEXT = (Path(__file__).parents[5] / "docs" / "operations" / "storage-servers.md"
 
 async def test_every_check_is_documented() -> None:
     """With its level, and whether it runs when a worker starts."""
-    whole = await probe(MemoryStorage())
+    report = await probe(MemoryStorage())
     quick = {row.name for row in (await probe(MemoryStorage(), quick=True)).rows}
-    for row in whole.rows:
+    for row in report.rows:
         start = " yes " if row.name in quick else " "
         assert f"| {row.name} | {row.needed} |{start}|" in TEXT
 

@@ -148,9 +148,9 @@ async def test_a_failing_request_fails_its_row_alone() -> None:
     storage.fail_next("write_tags", StorageUnavailableError("write tags: NotImplemented"))
     storage.fail_next("copy_part", RefusedError("copy part: AccessDenied"))
     report = await probe(storage)
-    said = {row.name: row.detail for row in report.rows if not row.ok}
-    assert said["tags kept on self-copy"] == "failed: write tags: NotImplemented"
-    assert said["multipart copy"] == "failed: copy part: AccessDenied"
+    details = {row.name: row.detail for row in report.rows if not row.ok}
+    assert details["tags kept on self-copy"] == "failed: write tags: NotImplemented"
+    assert details["multipart copy"] == "failed: copy part: AccessDenied"
     # A failure of the storage may pass; a refusal is an answer.
     assert [row.name for row in report.rows if row.undecided] == ["tags kept on self-copy"]
     report.check()
