@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import aio_pika
 import pytest
+from hypothesis import HealthCheck, settings
 
 from keyturn import topology
 from tools.servers import RabbitMQ, S3Server, Servers
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach the processes that tests start."""
+    """Let Ctrl-C reach the processes that tests start, and let examples take their time."""
     # A suite that a shell runs in the background inherits SIGINT ignored, and so would its
     # processes, which are tested with Ctrl-C.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # By default, an example that takes 0.2 seconds fails: on a busy machine any of them may.
+    settings.register_profile(
+        "keyturn", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("keyturn")
 
 
 @pytest.fixture(scope="session")
