@@ -65,7 +65,7 @@ def _schema() -> Any:
         1, ring.current.kek_id, ring.current.kek, _ROTATION_ID, ring.current.at, ring.current.at
     )
     serving.bench.write_keyring(type(ring)("acme", "m1", current))
-    serving.publisher.tells = _stored
+    serving.publisher.answer = _stored
     return schemathesis.openapi.from_asgi("/openapi.json", serving.app)
 
 
@@ -115,7 +115,7 @@ def _made_up(path: str, method: str, max_examples: int) -> Callable[..., _Decora
 def test_every_response_to_the_projects_key_matches_the_description(path: str, method: str) -> None:
     seen = set()
 
-    # So many that one is served whatever is drawn: Hypothesis draws constants of the modules that
+    # Enough that one is served whatever is drawn: Hypothesis draws constants of the modules that
     # are loaded as well, so that the cases are others beside other tests.
     @_made_up(path, method, 32)(_THERE, _LEADING, st.booleans())
     def answers(case: Any, there: dict[str, str], leading: dict[str, str], bare: bool) -> None:

@@ -24,7 +24,7 @@ _DEPLOYMENT: Final = valid_messages.deployment()
 
 
 def run(seed: int, count: int) -> Report:
-    """Mutated events, so many, from this seed."""
+    """`count` mutated events from this seed."""
     rng = random.Random(seed)  # noqa: S311  # no secret
     watch, key, verifier = Watch("events", seed), _DEPLOYMENT.event_key, _verifier()
     examples = valid_messages.events()

@@ -59,7 +59,7 @@ def same_each_time() -> Iterator[None]:
 
 
 def as_text(message: Any) -> bytes:
-    """A message as JSON that anybody may write who has read it: text, without escapes."""
+    """A message as JSON that any reader of it could write: text, without escapes."""
     return json.dumps(message.model_dump(mode="json"), ensure_ascii=False).encode()
 
 
@@ -70,7 +70,7 @@ def code_of(error: CodedError, *allowed: str) -> str:
 
 
 def at_random(harness: Harness, seed: int, count: int) -> Report:
-    """So many inputs, made from its seeds by chance alone."""
+    """`count` inputs, made at random from its seeds."""
     rng = random.Random(seed)  # noqa: S311  # no secret
     watch = Watch(harness.name, seed)
     seeds = list(harness.seeds())

@@ -151,7 +151,7 @@ class Live:
         self._memory: list[tuple[float, tuple[int, ...]]] = []
 
     async def run(self, count: int) -> Report:
-        """Send so many, wait for the end of each, and look at what came of them."""
+        """Send `count`, wait for the end of each, and check what became of them."""
         env = self._deployment.worker_env(**_SETTINGS)
         async with AsyncExitStack() as stack:
             for role in ("upload", "control"):
@@ -339,7 +339,7 @@ class Live:
 
 
 def run(deployment: Deployment, seed: int, count: int) -> Report:
-    """Mutated messages to workers of this deployment, so many, from this seed."""
+    """`count` mutated messages to workers of this deployment, from this seed."""
     tolerate_odd_properties()
     logging.disable(logging.CRITICAL)  # the client's, of connections that the broker closes
     return asyncio.run(Live(deployment, seed).run(count))

@@ -75,7 +75,7 @@ class Fuzzer:
         structlog.configure(processors=[self._logged], cache_logger_on_first_use=False)
 
     async def run(self, count: int) -> Report:
-        """So many deliveries; ends early where enough was found."""
+        """`count` deliveries; ends early if enough was found."""
         for number in range(count):
             if number % _ANEW_EVERY == 0:
                 self.begin()
@@ -165,7 +165,7 @@ class Fuzzer:
 
 
 def run(seed: int, count: int) -> Report:
-    """Mutated requests, so many, from this seed."""
+    """`count` mutated requests from this seed."""
     reduce_garbage_collection()
     return asyncio.run(Fuzzer(seed).run(count))
 

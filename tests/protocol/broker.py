@@ -115,7 +115,7 @@ class WorkerPublisher:
         record = signed(encode(event))
         delivery = CURRENT.get()
         effect = lambda: self._world.event_published(event, record, delivery)  # noqa: E731
-        await self._publish(f"tell {event.type}", effect)
+        await self._publish(f"publish {event.type}", effect)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         queued = QueuedMessage(queue, body, routing_key=queue)

@@ -365,8 +365,8 @@ class Oracle:
     def _excused(self, s3_key: str) -> bool:
         """A streamed put may end long after its lease: it counts once its message is done.
 
-        SPEC 8.4. Whoever made it inspects the keyring again before it acknowledges; where
-        that worker was lost, whoever does its work again.
+        SPEC 8.4. The worker that made it inspects the keyring again before it acknowledges; if that
+        worker was lost, the one that does its work again.
         """
         delivery = self._streamed.get(s3_key)
         if delivery is None:

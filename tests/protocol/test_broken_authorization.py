@@ -1,6 +1,6 @@
 """Admission, retries and ages with a guard taken out: each is caught (SPEC 6.3).
 
-Each story is told twice: what is published is what happened, and without the guard a publisher
+Each story runs twice: what is published is what happened, and without the guard a publisher
 believes what did not.
 """
 
@@ -83,8 +83,8 @@ def a_redelivery_past_its_age(world: World) -> None:
     """Issue 10, item 6: stored, its event lost with the worker, and given again a week later."""
     begin(world)
     world.upload("acme", "a", b"x", publisher="api")
-    telling = stop_at(world, "tell upload.stored")
-    world.crash(telling.sender, arriving=lambda _: False)
+    publishing = stop_at(world, "publish upload.stored")
+    world.crash(publishing.sender, arriving=lambda _: False)
     world.advance(8 * _DAY_S)
     _settle(world)
 
@@ -92,7 +92,7 @@ def a_redelivery_past_its_age(world: World) -> None:
 def _read_unsigned(
     notes: RetryNotes, queue: str, publisher: str, body: bytes, headers: Any
 ) -> Retry | None:
-    """As before 0.5: by the header alone."""
+    """As before 0.5: only by the header."""
     del notes, queue, publisher, body
     found = re.fullmatch(r"([a-z_]+):([0-9]+)", str(headers.get(ATTEMPT_HEADER)))
     return None if found is None else Retry(found[1], int(found[2]), EPOCH)

@@ -1,6 +1,6 @@
 """Which event answers a request, with a part of the rule taken out (SPEC 6.7).
 
-Each story is told twice: what the publisher's client believes is what happened, and a client
+Each story runs twice: what the publisher's client believes is what happened, and a client
 that asks less of an event is caught believing what did not.
 """
 

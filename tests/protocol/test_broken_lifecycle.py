@@ -1,6 +1,6 @@
 """Enrollments, rotations and sweeps to their end, with a guard taken out (SPEC 5.4, 6.7, 8.1, 8.6).
 
-Each story is told twice: the workers' own classes hold, and the broken ones are caught.
+Each story runs twice: the workers' own classes hold, and the broken ones are caught.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def a_rotation_dated_ahead(world: World) -> None:
     world.server.mend(ahead)
     world.run(until=lambda: world.ended(rotation), seconds=3600)
     if not world.ended(rotation):
-        world.oracle.violated("a rotation stands still for a day")
+        world.oracle.violated("a rotation stalls for a day")
     assert world.clock.seconds - began < 3600
 
 
@@ -252,7 +252,7 @@ def test_a_rotation_dated_a_day_ahead_does_not_stall(
         "keyturn_workers.sweep.project_sweep.reconcile_clock", lambda plan, *_, **__: plan
     )
     found = violations(a_rotation_dated_ahead, settle=False)
-    assert found == ["a rotation stands still for a day"]
+    assert found == ["a rotation stalls for a day"]
 
 
 # One lease (SPEC 8.4).

@@ -237,12 +237,12 @@ def a_plan_that_was_rolled_back(world: World) -> None:
     world.run(keep=lambda each: bool(hint(each)))
     world.run(keep=is_page, seconds=3 * LEASE_S)
 
-    def told() -> bool:
+    def published() -> bool:
         """Page 1 has a result, and the worker that put it saw that the sweep waits for it."""
         result = f"{folder}results/000000-00000001-000000.json"
         return result in world.server.current_objects() and not world.calls
 
-    assert world.run(until=told, keep=lambda each: bool(hint(each)) and not is_page(each, 1))
+    assert world.run(until=published, keep=lambda each: bool(hint(each)) and not is_page(each, 1))
     world.server.plant(f"{folder}sweep.json", first.body, first.headers)
     world.server._bucket.purge("acme/a")
     step = SweepStep(sweep_id=rotation, project="acme", step=0)

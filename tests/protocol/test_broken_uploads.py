@@ -36,7 +36,7 @@ def a_put_that_outlasts_a_rotation(world: World) -> None:
 
 
 class _NoReread(Uploader):
-    """Tells what it stored by the keyring that it began with."""
+    """Reports what it stored by the keyring that it began with."""
 
     async def _store(self, upload: Any, condition: Any) -> UploadResult:
         transport_key = open_transport_key(self._context, upload)
@@ -99,11 +99,11 @@ def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
         # A lost page is sent again after a quarter of an hour, which is not waited for.
         world.run(seconds=120)
         if not world.events_of_type("rotation.completed"):
-            world.oracle.violated("the sweep stands still")
+            world.oracle.violated("the sweep stalls")
 
     assert violations(story) == []
     found = violations(story, Parts(hint_consumer=_AcknowledgesHintsFirst))
-    assert found == ["the sweep stands still"]
+    assert found == ["the sweep stalls"]
 
 
 @pytest.mark.parametrize("project", ["acme", "*"])
@@ -111,7 +111,7 @@ def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
 def test_a_step_continues_from_a_record_that_arrived_late(project: str, nth: int) -> None:
     """A worker dies while its step's record is on the way; that arrives just before the next try's.
 
-    The next try then finds the step made, by nobody who could still send what follows.
+    The next try then finds the step made, but its maker can no longer send what follows.
     """
 
     def story(world: World) -> None:
@@ -135,7 +135,7 @@ def test_a_step_continues_from_a_record_that_arrived_late(project: str, nth: int
         # Lost messages are recovered after a quarter of an hour; this story does not wait for that.
         world.run(seconds=120)
         if not world.ended(sweep):
-            world.oracle.violated("the sweep stands still")
+            world.oracle.violated("the sweep stalls")
 
     assert violations(story) == []
 

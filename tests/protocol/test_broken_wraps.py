@@ -23,7 +23,7 @@ DECIDE = import_module("keyturn_workers.objects.plan_action")
 
 
 def a_user_wrap_of_another_dek(world: World) -> None:
-    """Whoever holds the API key and writes the bucket makes a wrap of a DEK of his own."""
+    """A holder of the API key with write access to the bucket wraps a DEK of their own."""
     begin(world, "a")
     kek = world.oracle.projects["acme"].keks[1]
     about = {"algorithm": "Cobblestone-256", "project": "acme", "object_key": "x", "generation": 1}

@@ -18,7 +18,7 @@ ROTATIONS = 14
 
 
 def _reads_in_a_burst(rotations: int, gap_s: float | None = None) -> int:
-    """Reads of objects by so many rotations of one project that are requested at once."""
+    """Reads of objects by a number of rotations of one project that are requested at once."""
     looks = 0
     with World(options=Options(page_keys=500)) as world:
         world.enroll("acme")

@@ -4,7 +4,7 @@ Uploads, rotations, master key rotations, deletes and sweeps run at once on thre
 Requests are held, lost, answered late and answered never; workers are killed in the midst of
 anything, stall, and come back; messages come twice and in any order; time passes. At the end
 all is let go on, and every request must have come to its end. `KEYTURN_PROTOCOL_EXAMPLES` in
-the environment asks for so many stories, other ones each time; without it they are always
+the environment sets the number of stories, other ones each time; without it they are always
 the same ones.
 """
 
@@ -76,7 +76,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "an object's read": lambda call: call.op in ("read_start", "head", "stream"),
     "a record's read": lambda call: call.op == "read" and call.key.startswith(SWEEPS_PREFIX),
     "a listing": lambda call: call.op.startswith("list"),
-    "an event": lambda call: call.op.startswith("tell"),
+    "an event": lambda call: call.op.startswith("publish "),
     "a message": lambda call: call.op.startswith(("send", "put off")),
     "a removal": lambda call: call.op.startswith("delete"),
 }

@@ -1,6 +1,6 @@
 """What a bucket writer plants among a sweep's records proves nothing and stops nothing (SPEC 13).
 
-Sweep ids are told in events, so whoever can write the bucket knows where records will stand.
+Sweep ids are in events, so an attacker who can write the bucket knows where records will be.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def test_a_day_without_trouble(*, versioned: bool) -> None:
 
 
 def test_one_list_of_choices_gives_one_story() -> None:
-    def told() -> list[tuple[str, float]]:
+    def published() -> list[tuple[str, float]]:
         with World() as world:
             begin(world, "a", "b", "c")
             world.rotate("acme")
@@ -45,7 +45,7 @@ def test_one_list_of_choices_gives_one_story() -> None:
             assert copy is None
             return [(event.type, world.clock.seconds) for event in world.events]
 
-    assert told() == told()
+    assert published() == published()
 
 
 def _another_body(world: World) -> None:

@@ -66,7 +66,7 @@ def violations(source: str, ours: set[str]) -> list[str]:
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """The names in a module that are imported, and what they stand for."""
+    """The names in a module that are imported, and what they refer to."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -99,7 +99,7 @@ class _Visitor(ast.NodeVisitor):
     def __init__(self, defined: set[str], ours: set[str], imports: dict[str, str]) -> None:
         self._defined = defined
         self._ours = ours | defined
-        # Names of imported modules and classes and of their objects, and what they stand for.
+        # Names of imported modules and classes and of their objects, and what they refer to.
         self._known = imports
         self.found: list[str] = []
 

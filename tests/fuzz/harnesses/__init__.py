@@ -7,7 +7,7 @@
 | `sealed` | Cobblestone-256: whole, streamed, by the chunk (SPEC 3) |
 | `v0` | bodies of the earlier system: whole and streamed (SPEC 4.6) |
 | `wraps` | wraps, tombstones, intake secrets and signatures (SPEC 3.2, 4.3, 6.3, 8.7) |
-| `records` | keyrings and sweeps' records, raw and sealed anew (SPEC 5, 8.5) |
+| `records` | keyrings and sweeps' records, raw and sealed again (SPEC 5, 8.5) |
 | `messages` | requests, events and a sweep's hints as bytes (SPEC 6) |
 | `amqp` | a message's properties, and its copy in the dead letters (SPEC 12) |
 | `http` | paths, ranges and conditions of the gateway (SPEC 9) |

@@ -1,4 +1,4 @@
-"""Records: raw, as a bucket writer leaves them, and sealed anew, so that all is read (SPEC 5).
+"""Records: raw, as a bucket writer leaves them, and sealed again, so that all is read (SPEC 5).
 
 The first byte selects: the record's raw bytes, or JSON that is sealed here.
 """

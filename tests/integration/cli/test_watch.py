@@ -65,7 +65,7 @@ class Workers:
         event = _event(type_, **fields)
         origin = RequestOrigin.of(publisher, self._bodies[request_id(event)])
         signed = with_origin(event, origin)
-        await self._side.tell(signed, key=self._cli.deployment.event_key)
+        await self._side.publish(signed, key=self._cli.deployment.event_key)
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""The gateway as a process, on a real bucket: attacked, and asked as its readers ask it."""
+"""The gateway as a process, on a real bucket: attacked, and used as its readers use it."""

@@ -1,7 +1,7 @@
-"""A gateway for a whole module: reading alone, on keyrings and objects made by hand, or live.
+"""A gateway for a module: only for reads, on keyrings and objects made by hand, or live.
 
-Whoever only reads needs no broker and no worker: the gateway must serve without them. At a
-module's end nothing secret and no plaintext may stand in the gateway's log.
+Reads need no broker and no worker: the gateway must serve them without. At a module's end the
+gateway's log must not contain a secret or plaintext.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NO_BROKER = "amqp://guest:no-such-password@127.0.0.1:1/"
 
 @asynccontextmanager
 async def reading(deployment: Deployment, **env: str) -> AsyncIterator[Scene]:
-    """A gateway for this deployment; its log is looked through at the end."""
+    """A gateway for this deployment; its log is searched at the end."""
     async with gateway(deployment.gateway_env(**env)) as process:
         bucket = Bucket(deployment)
         scene = Scene(deployment, bucket, process, Client(process, deployment.api_key))

@@ -1,4 +1,4 @@
-"""What the tests of the gateway share: a process to ask, and objects made by hand."""
+"""What the tests of the gateway share: a running process, and objects made by hand."""
 
 from __future__ import annotations
 

@@ -49,11 +49,11 @@ async def _objects(scene: Scene) -> None:
         scene.bucket.put(s3_key, b"planted", {})
 
 
-# What stands in Authorization, of somebody who asks for an object that is there.
+# Values of Authorization in a request for an object that exists.
 _NOBODY: dict[str, Fields] = {
     "no header": [],
     "another project's key": _bearer(OTHER_KEY),
-    "a key that nobody has": _bearer(_STRANGER),
+    "a key of no project": _bearer(_STRANGER),
     "another scheme": [("Authorization", "Basic YWNtZTpwYXNzd29yZA==")],
     "no scheme": [("Authorization", "KEY")],
     "the scheme alone": [("Authorization", "Bearer")],
@@ -111,7 +111,7 @@ async def test_the_authentication_scheme_is_case_insensitive(scene: Scene, schem
     assert (answer.status, answer.body, answer.end) == (200, plain(100), "clean")
 
 
-# Project names that are none, or nobody's; the caller holds the key of `acme`.
+# Project names that are invalid, or not enrolled; the caller holds the key of `acme`.
 _PROJECTS = {
     "unknown": "nosuch",
     "named like the stand-in": "nobody",
@@ -195,7 +195,7 @@ async def test_invalid_object_keys_are_not_found(scene: Scene, what: str) -> Non
 
 
 _NOT_THERE = {
-    "a key that nothing stands at": "nothing/here",
+    "a key without an object": "nothing/here",
     "own records, which no project can name": ".keyturn/keyrings/acme.json",
     "900 bytes": "k" * 900,
     "three dots": "...",
@@ -290,7 +290,7 @@ async def test_ambiguous_requests_are_refused(scene: Scene, what: str) -> None:
 async def test_refusals_take_equally_long(scene: Scene) -> None:
     """A wrong key of a project that there is, and of ones that there are not or cannot be.
 
-    Each unknown project is asked for once, so that none is known to be unknown.
+    Each unknown project is requested once, so that none is known to be unknown.
     """
 
     async def took(target: str) -> float:

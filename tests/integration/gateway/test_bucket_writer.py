@@ -35,7 +35,7 @@ def _flipped(body: bytes, at: int) -> bytes:
 
 
 def _chunk_of(at: int) -> int:
-    """The chunk that a byte of a body stands in; the header counts as before all."""
+    """The chunk that contains a byte of a body; the header precedes all chunks."""
     return -1 if at < HEADER else (at - HEADER) // SEALED_CHUNK
 
 
@@ -95,7 +95,7 @@ _BLANK = {size: bytes(HEADER + size + 16 * (size // CHUNK + 1)) for size in _SIZ
     [(n, size) for n in _HARMS for size in _SIZES if _HARMS[n](_BLANK[size]) != _BLANK[size]],
 )
 async def test_a_harmed_body(scene: Scene, harm: str, size_bytes: int) -> None:
-    """GET of all, HEAD, and a range of each region, of a body that somebody changed."""
+    """GET of all, HEAD, and a range of each region, of a body that an attacker changed."""
     plaintext = plain(size_bytes)
     made = scene.bucket.made("acme", "harmed", plaintext)
     harmed = _HARMS[harm](made.body)
@@ -133,7 +133,7 @@ async def test_an_empty_last_chunk_is_asked_for_too(scene: Scene, size_bytes: in
     made = scene.bucket.made("acme", "multiple", plaintext)
     scene.replace(made, body=_flipped(made.body, len(made.body) - 1))
     _never_wrong(await scene.client.ask("acme", "multiple"), plaintext)
-    # Every byte asked for is authenticated; the length that is told is not.
+    # Every requested byte is authenticated; the reported length is not.
     first = await scene.client.ask("acme", "multiple", {"Range": "bytes=0-0"})
     assert (first.status, first.code) == (502, "corrupt_object")
     beyond = await scene.client.ask("acme", "multiple", {"Range": f"bytes={size_bytes}-"})
@@ -202,7 +202,7 @@ _METADATA: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], int, str]
     ),
     "the admin wrap twice": (lambda m: m | {"enc-dek-user": m["enc-dek-admin"]}, 200, ""),
     "the user wrap twice": (lambda m: m | {"enc-dek-admin": m["enc-dek-user"]}, 200, ""),
-    "a later generation told": (
+    "a later generation claimed": (
         lambda m: m | {"enc-kek-user": m["enc-kek-user"].replace("1:", "2:", 1)},
         502,
         "no_usable_wrap",
@@ -290,7 +290,7 @@ async def test_a_tombstone_is_not_found(scene: Scene) -> None:
 
 @dataclass(frozen=True)
 class _Ring:
-    """What is done to a project's keyring, and what its reader is told."""
+    """What is done to a project's keyring, and what its reader gets."""
 
     do: Callable[[Scene, str], None]
     status: int
@@ -343,7 +343,7 @@ _RINGS = {
 
 @pytest.mark.parametrize("what", _RINGS)
 async def test_a_keyring_that_somebody_changed(scene: Scene, what: str) -> None:
-    """Nobody is let in by a forged one, and an old one that stands below its objects stops all."""
+    """A forged one admits no caller, and one that is older than its objects stops all."""
     ring, project = _RINGS[what], f"ring-{what.replace(' ', '-')}".lower()
     old, current = _ATTACKER, scene.deployment.api_key
     scene.bucket.put_keyring(project, old, current)

@@ -79,7 +79,7 @@ async def test_curl(scene: Scene) -> None:
 
 @needs_curl
 async def test_curl_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
-    """`curl -C -` asks for the rest of a download that was broken off."""
+    """`curl -C -` requests the rest of an interrupted download."""
     target = tmp_path / "film"
     target.write_bytes(_FILM[:7_654_321])
     assert await _curl(scene, "--continue-at", "-", "--output", str(target)) == (0, b"")
@@ -125,21 +125,21 @@ async def test_aiohttp_on_one_connection(scene: Scene) -> None:
             assert await answer.read() == _FILM
 
 
-_PAGE = """<!doctype html><title>player</title><video id=v src=/media></video><pre id=told></pre>
+_PAGE = """<!doctype html><title>player</title><video id=v src=/media></video><pre id=report></pre>
 <script>
-const v = document.getElementById("v"), told = {};
-const done = () => fetch("/told", {method: "POST", body: JSON.stringify(told)});
+const v = document.getElementById("v"), report = {};
+const done = () => fetch("/report", {method: "POST", body: JSON.stringify(report)});
 v.muted = true;
-v.onerror = () => { told.error = v.error.code; done(); };
+v.onerror = () => { report.error = v.error.code; done(); };
 v.onloadedmetadata = () => {
-  told.duration = v.duration;
+  report.duration = v.duration;
   v.play().then(
-    () => { told.played = true; v.currentTime = 110; },
-    e => { told.error = "" + e; done(); });
+    () => { report.played = true; v.currentTime = 110; },
+    e => { report.error = "" + e; done(); });
 };
-v.onseeked = () => { told.at = v.currentTime; };
+v.onseeked = () => { report.at = v.currentTime; };
 v.ontimeupdate = () => {
-  if (told.at && v.currentTime > 110.2) { told.on = v.currentTime; done(); v.pause(); }
+  if (report.at && v.currentTime > 110.2) { report.on = v.currentTime; done(); v.pause(); }
 };
 </script>"""
 
@@ -151,14 +151,14 @@ class _Site:
         self._scene = scene
         self._session = session
         self.ranges: list[tuple[str | None, int]] = []
-        self.told: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.report: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     async def page(self, _: web.Request) -> web.Response:
         return web.Response(text=_PAGE, content_type="text/html")
 
-    async def tell(self, request: web.Request) -> web.Response:
-        if not self.told.done():
-            self.told.set_result(json.loads(await request.text()))
+    async def receive_report(self, request: web.Request) -> web.Response:
+        if not self.report.done():
+            self.report.set_result(json.loads(await request.text()))
         return web.Response()
 
     async def media(self, request: web.Request) -> web.StreamResponse:
@@ -192,7 +192,7 @@ async def _site(scene: Scene) -> AsyncIterator[tuple[_Site, str]]:
         app = web.Application()
         app.router.add_get("/", site.page)
         app.router.add_get("/media", site.media)
-        app.router.add_post("/told", site.tell)
+        app.router.add_post("/report", site.receive_report)
         runner = web.AppRunner(app)
         await runner.setup()
         try:
@@ -226,7 +226,7 @@ async def test_a_browser_plays_and_seeks(scene: Scene, tmp_path: Path) -> None:
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            report = await asyncio.wait_for(site.told, 60)
+            report = await asyncio.wait_for(site.report, 60)
         finally:
             browser.terminate()
             await browser.wait()

@@ -56,9 +56,11 @@ async def deployment(vhost_url: str, moto: S3Server, moto_bucket: str) -> Deploy
     return made
 
 
-async def _tell(side: WorkerSide, made: Deployment, event: Event, origin: RequestOrigin) -> None:
+async def _publish_event(
+    side: WorkerSide, made: Deployment, event: Event, origin: RequestOrigin
+) -> None:
     published: Any = with_origin(event, origin)
-    await side.tell(published, key=made.event_key, deployment=made.name)
+    await side.publish(published, key=made.event_key, deployment=made.name)
 
 
 async def test_who_waits_is_answered_by_the_requests_own_outcome(deployment: Deployment) -> None:
@@ -74,10 +76,12 @@ async def test_who_waits_is_answered_by_the_requests_own_outcome(deployment: Dep
         fields: Any = {"upload_id": upload.upload_id, "project": "acme", "at": _AT}
         refused = UploadRejected(**fields, code="already_exists", detail="")
         own = RequestOrigin.of("gateway", message.body)
-        await _tell(side, deployment, refused, RequestOrigin("api", own.request))
-        await _tell(side, deployment, refused, RequestOrigin("gateway", "0" * 64))
-        await _tell(side, deployment, refused.model_copy(update={"project": "bob"}), own)
-        await _tell(side, deployment, UploadStored(**fields, key="a", size=1, generation=1), own)
+        await _publish_event(side, deployment, refused, RequestOrigin("api", own.request))
+        await _publish_event(side, deployment, refused, RequestOrigin("gateway", "0" * 64))
+        await _publish_event(side, deployment, refused.model_copy(update={"project": "bob"}), own)
+        await _publish_event(
+            side, deployment, UploadStored(**fields, key="a", size=1, generation=1), own
+        )
         answer = await put
         assert (answer.status, (await answer.json())["upload_id"]) == (201, upload.upload_id)
 
@@ -88,9 +92,11 @@ async def test_who_waits_is_answered_by_the_requests_own_outcome(deployment: Dep
         fields = {"rotation_id": rotation.rotation_id, "project": "acme", "at": _AT}
         foreign = RotationRejected(**fields, code="malformed_request", detail="")
         own = RequestOrigin.of("gateway", message.body)
-        await _tell(side, deployment, foreign, RequestOrigin("api", own.request))
-        await _tell(side, deployment, foreign, RequestOrigin("gateway", "0" * 64))
-        await _tell(side, deployment, RotationRejected(**fields, code="kek_reused", detail=""), own)
+        await _publish_event(side, deployment, foreign, RequestOrigin("api", own.request))
+        await _publish_event(side, deployment, foreign, RequestOrigin("gateway", "0" * 64))
+        await _publish_event(
+            side, deployment, RotationRejected(**fields, code="kek_reused", detail=""), own
+        )
         answer = await post
         assert (answer.status, (await answer.json())["code"]) == (409, "kek_reused")
         state = await http.get(f"{url}/rotations/{rotation.rotation_id}")

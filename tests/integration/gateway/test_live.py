@@ -87,7 +87,7 @@ def _left_over(live: Live) -> list[Any]:
 async def test_the_gateways_probe_leaves_nothing(live: Live) -> None:
     """The objects by which it learns what listings show are gone soon after its start."""
     async with asyncio.timeout(60):
-        while stored_objects.list_keys(live.scene.deployment, _PROBE):  # noqa: ASYNC110  # S3 tells nothing
+        while stored_objects.list_keys(live.scene.deployment, _PROBE):  # noqa: ASYNC110  # no events
             await asyncio.sleep(0.1)
 
 
@@ -95,7 +95,7 @@ async def test_the_gateways_probe_leaves_nothing(live: Live) -> None:
 
 
 async def test_put_and_get(live: Live) -> None:
-    """202 at once with the id that the event tells; then it is there, under both keys."""
+    """202 at once with the id of the event; then it is there, under both keys."""
     client, plaintext = live.scene.client, plain(100_000)
     answer = await client.ask(
         "acme",
@@ -182,7 +182,7 @@ async def test_a_large_body_of_unknown_length(live: Live) -> None:
         async with session.get(url) as answer:
             assert await answer.read() == plain(20 * _MIB)
     async with asyncio.timeout(10):
-        while _left_over(live):  # noqa: ASYNC110  # the worker clears it after it has told
+        while _left_over(live):  # noqa: ASYNC110  # cleared after the event
             await asyncio.sleep(0.1)
 
 
@@ -231,17 +231,17 @@ async def test_a_client_that_goes_in_mid_body(live: Live, sent_bytes: int) -> No
     await writer.drain()
     if sent_bytes > 8 * _MIB:
         async with asyncio.timeout(10):
-            while not stored_objects.list_multipart_uploads(live.scene.deployment):  # noqa: ASYNC110  # S3 tells nothing
+            while not stored_objects.list_multipart_uploads(live.scene.deployment):  # noqa: ASYNC110  # no events
                 await asyncio.sleep(0.05)
     writer.transport.abort()
     async with asyncio.timeout(10):
-        while _left_over(live):  # noqa: ASYNC110  # S3 tells nothing
+        while _left_over(live):  # noqa: ASYNC110  # no events
             await asyncio.sleep(0.1)
     assert live.served.wire.events[known:] == []
 
 
 async def test_expect_continue(live: Live) -> None:
-    """Who is refused is told before sending the body."""
+    """A refused client gets the response before it sends the body."""
     process = live.scene.process
     for token, first in (("x" * 40, b"401"), (live.scene.deployment.api_key, b"100")):
         got, writer = await asyncio.open_connection(process.host, process.port)
@@ -291,7 +291,7 @@ async def test_a_rotation_over_http(live: Live) -> None:
         opened = stored_objects.decrypt(live.scene.deployment, "turning", key, "user", api_key=new)
         assert opened == plaintext
 
-    # Whoever puts an object under the retired key there is served by the admin wrap at most.
+    # An object put there under the retired key is served by the admin wrap at most.
     late = live.scene.bucket.made("turning", "late", plain(50), generation=1)
     live.scene.bucket.put_made("turning", late)
     assert (await client.ask("turning", "late", token=new)).body == plain(50)

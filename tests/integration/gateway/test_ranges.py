@@ -1,4 +1,4 @@
-"""Parts of an object (SPEC 9.2; RFC 9110, 13 and 14): whatever is asked for is a slice, or told."""
+"""Parts of an object (SPEC 9.2; RFC 9110, 13 and 14): any request gets a slice, or an error."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ async def _strong(scene: Scene) -> None:
 
 
 async def test_a_byte_of_a_large_object_costs_two_chunks(ceph: S3Server) -> None:
-    """Header, last chunk and the one that is asked for: whatever the object's size."""
+    """Header, last chunk and the requested one, whatever the object's size."""
     deployment = Deployment("amqp://nobody:no-such-password@127.0.0.1:1/", ceph, new_bucket(ceph))
     bucket = Bucket(deployment)
     bucket.put_keyring("acme")

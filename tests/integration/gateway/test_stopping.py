@@ -56,7 +56,7 @@ async def test_without_a_broker_reading_goes_on(scene: Scene) -> None:
 
 
 async def test_without_a_broker_nothing_stays_in_staging(scene: Scene) -> None:
-    """A large body is not left there by an upload that nobody will hear of."""
+    """A large body is not left there by an upload without an event."""
     answer = await scene.client.ask("acme", "z", method="PUT", body=plain(9 * 1024 * 1024))
     assert answer.status == 503
     assert stored_objects.list_keys(scene.deployment, ".keyturn/staging/") == []

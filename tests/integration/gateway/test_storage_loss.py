@@ -83,7 +83,7 @@ def _turn_both_keys(scene: Scene, made: HandmadeObject, new: str) -> None:
 
 
 async def test_both_keys_are_turned_and_the_storage_breaks_in_mid_body(behind: Behind) -> None:
-    """A read that begins anew meets other wraps, and the same body under the same DEK."""
+    """A read that is restarted finds other wraps, and the same body under the same DEK."""
     scene, proxy = behind
     new = new_api_key()
     scene.bucket.put_keyring("turning")
@@ -104,7 +104,7 @@ async def test_both_keys_are_turned_and_the_storage_breaks_in_mid_body(behind: B
 
 
 async def test_another_object_in_its_place_while_it_is_read(behind: Behind) -> None:
-    """What a read that begins anew meets is not the object that was begun: the answer is cut."""
+    """A restarted read finds another object than the one that was begun: the response is cut."""
     scene, proxy = behind
     scene.put("changing", _PLAINTEXT)
     proxy.cut_after, proxy.cuts = None, 0
@@ -134,14 +134,14 @@ async def test_a_reader_that_goes_ends_the_read_from_the_storage(behind: Behind)
         standing = proxy.connections
         writer.transport.abort()
         async with asyncio.timeout(10):
-            while proxy.connections >= standing:  # noqa: ASYNC110  # another process tells no event
+            while proxy.connections >= standing:  # noqa: ASYNC110  # another process sends no event
                 await asyncio.sleep(0.05)
         assert proxy.received_bytes - before < _SIZE
     assert (await scene.client.ask("acme", "film")).body == _PLAINTEXT
 
 
 async def test_a_reader_that_is_slow_is_not_run_ahead_of(behind: Behind) -> None:
-    """Bounded memory: what nobody takes is not kept; the sockets' own buffers hold a part."""
+    """Bounded memory: what no client reads is not kept; the sockets' own buffers hold a part."""
     scene, proxy = behind
     proxy.cuts = 0
     resident = await _resident_bytes(scene)

@@ -84,14 +84,14 @@ def answer_elsewhere(event: _Answer, *, publisher: str = NAME) -> _Answer:
 
 
 class WorkerSide:
-    """Declares the topology, takes requests and tells events as a worker would."""
+    """Declares the topology, receives requests and publishes events as a worker would."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
         self.exchange: AbstractExchange
 
     async def declare(self) -> None:
-        """Exchange, queues and bindings, in the order that SPEC 6.2 asks for."""
+        """Exchange, queues and bindings, in the order that SPEC 6.2 requires."""
         kind = aio_pika.ExchangeType.TOPIC
         self.exchange = await self._channel.declare_exchange(topology.EXCHANGE, kind, durable=True)
         for queue in topology.queues():
@@ -152,16 +152,16 @@ class WorkerSide:
         queue = await self._channel.declare_queue(name, durable=True, arguments=arguments)
         await queue.bind(self.exchange, binding)
 
-    async def tell(
+    async def publish(
         self, event: Event, *, key: SigningKey = EVENTS, deployment: str = "test"
     ) -> None:
         """Publish an event, signed with this key for this deployment."""
         body = encode(event)
-        await self.tell_raw(
+        await self.publish_raw(
             event.type, body, key.sign_event(deployment, body), event.publisher, key.id
         )
 
-    async def tell_raw(
+    async def publish_raw(
         self,
         routing_key: str,
         body: bytes,

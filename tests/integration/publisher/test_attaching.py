@@ -30,7 +30,7 @@ async def test_an_event_told_while_a_quiet_stream_is_attached_to_is_found(
                 upload_id, since=since, project="acme", request_type="upload.requested"
             )
             async with asyncio.timeout(20), aclosing(events):
-                _, event = await asyncio.gather(worker.tell(event_sent), anext(events))
+                _, event = await asyncio.gather(worker.publish(event_sent), anext(events))
             assert event == event_sent
 
 
@@ -43,5 +43,5 @@ async def test_a_clock_ahead_of_the_brokers_loses_no_later_event(
         reading = asyncio.create_task(anext(events))
         async with asyncio.timeout(60):
             while not reading.done():  # until the reader has attached
-                await worker.tell(event)
+                await worker.publish(event)
         assert await reading == event

@@ -1,4 +1,4 @@
-"""The example of docs/howto/publish-python.md is run as it stands there."""
+"""The example of docs/howto/publish-python.md is run as it is written there."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ async def test_example_in_the_documentation_runs(
     enrolled = ProjectEnrolled(
         request_id=enroll.request_id, project="acme", generation=1, at=enroll.requested_at
     )
-    await worker.tell(answer_message(message, enrolled))
+    await worker.publish(answer_message(message, enrolled))
     message = await worker.next(topology.UPLOAD_QUEUE)
     upload = verified(message)
     assert isinstance(upload.body, StagedBody)
-    await worker.tell(answer_message(message, stored(upload.upload_id, key=upload.key)))
+    await worker.publish(answer_message(message, stored(upload.upload_id, key=upload.key)))
     output, _ = await asyncio.wait_for(process.communicate(), timeout=60)
     assert process.returncode == 0
     assert b"project.enrolled" in output

@@ -51,7 +51,7 @@ async def test_event_told_before_anyone_waited_is_found(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        await worker.tell(answer(publisher, stored(upload_id)))
+        await worker.publish(answer(publisher, stored(upload_id)))
         event = await publisher.wait(upload_id, timeout_s=20)
         assert isinstance(event, UploadStored)
         assert await publisher.wait(upload_id, timeout_s=20) == event
@@ -65,7 +65,7 @@ async def test_event_told_while_many_wait_reaches_its_own(
         waits = [asyncio.create_task(publisher.wait(i, timeout_s=30)) for i in ids]
         for n, upload_id in reversed(list(enumerate(ids))):
             published = stored(upload_id, key=f"k{n}") if n % 3 else _rejected(upload_id)
-            await worker.tell(answer(publisher, published))
+            await worker.publish(answer(publisher, published))
         events = await asyncio.gather(*waits)
     for n, (upload_id, event) in enumerate(zip(ids, events, strict=True)):
         assert event.upload_id == upload_id  # type: ignore[union-attr]
@@ -79,7 +79,7 @@ async def test_enrollment_is_waited_for_too(
         request_id = await publisher.enroll("acme", api_key="k" * 32)
         enrolled = ProjectEnrolled(request_id=request_id, project="acme", generation=1, at=AT)
         published = answer(publisher, enrolled)
-        await worker.tell(published)
+        await worker.publish(published)
         assert await publisher.wait(request_id, timeout_s=20) == published
 
 
@@ -90,15 +90,15 @@ async def test_forged_events_are_never_believed(
         upload_id = await publisher.upload("acme", "a", b"x")
         lie = answer(publisher, stored(upload_id, size=666))
         body = encode(lie)
-        await worker.tell(lie, key=SigningKey.from_seed(b"f" * 32))
-        await worker.tell(lie, deployment="elsewhere")
-        await worker.tell_raw("upload.stored", body, None)
-        await worker.tell_raw("upload.stored", body, "no base64")
+        await worker.publish(lie, key=SigningKey.from_seed(b"f" * 32))
+        await worker.publish(lie, deployment="elsewhere")
+        await worker.publish_raw("upload.stored", body, None)
+        await worker.publish_raw("upload.stored", body, "no base64")
         good = EVENTS.sign_event("test", body)
-        await worker.tell_raw("upload.stored", body.replace(b"666", b"667"), good)
-        await worker.tell_raw("upload.stored", b"no json", EVENTS.sign_event("test", b"no json"))
+        await worker.publish_raw("upload.stored", body.replace(b"666", b"667"), good)
+        await worker.publish_raw("upload.stored", b"no json", EVENTS.sign_event("test", b"no json"))
         truth = answer(publisher, stored(upload_id, size=1))
-        await worker.tell(truth)
+        await worker.publish(truth)
         assert await publisher.wait(upload_id, timeout_s=20) == truth
         assert publisher.unverified_events == 5
     assert "offset 0" in caplog.text
@@ -112,7 +112,7 @@ async def test_wait_ends_in_time(settings: PublisherSettings, worker: WorkerSide
             await publisher.wait(upload_id, timeout_s=0.3)
         with pytest.raises(TimeoutError):
             await publisher.wait(str(uuid.uuid4()), timeout_s=0.3, **_UPLOAD)
-        await worker.tell(answer(publisher, stored(upload_id)))
+        await worker.publish(answer(publisher, stored(upload_id)))
         await publisher.wait(upload_id, timeout_s=20)
 
 
@@ -140,8 +140,8 @@ async def test_another_process_waits_from_a_moment_on(
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
     published = answer(publisher, stored(upload_id))
-    await worker.tell(answer_elsewhere(_rejected(upload_id), publisher="mallory"))
-    await worker.tell(published)
+    await worker.publish(answer_elsewhere(_rejected(upload_id), publisher="mallory"))
+    await worker.publish(published)
     async with Publisher.open(settings) as other:
         assert await other.wait(upload_id, since=since, timeout_s=20, **_UPLOAD) == published
         with pytest.raises(NotSentHereError, match="name its project and request_type"):
@@ -153,11 +153,11 @@ async def test_retry_after_a_refusal_waits_for_the_new_answer(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        await worker.tell(answer(publisher, _rejected(upload_id)))
+        await worker.publish(answer(publisher, _rejected(upload_id)))
         assert isinstance(await publisher.wait(upload_id, timeout_s=20), UploadRejected)
         await publisher.upload("acme", "a", b"x", upload_id=upload_id)
         waiting = asyncio.create_task(publisher.wait(upload_id, timeout_s=20))
-        await worker.tell(answer(publisher, stored(upload_id)))
+        await worker.publish(answer(publisher, stored(upload_id)))
         assert isinstance(await waiting, UploadStored)
 
 
@@ -166,14 +166,14 @@ async def test_reader_that_begins_anew_passes_over_the_answer_to_an_earlier_try(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        await worker.tell(answer(publisher, _rejected(upload_id)))
+        await worker.publish(answer(publisher, _rejected(upload_id)))
         await publisher.wait(upload_id, timeout_s=20)
         reader = publisher._waiter._reader
         assert reader is not None
         reader.cancel()
         await asyncio.wait({reader})
         await publisher.upload("acme", "a", b"x", upload_id=upload_id)
-        await worker.tell(answer(publisher, stored(upload_id)))
+        await worker.publish(answer(publisher, stored(upload_id)))
         assert isinstance(await publisher.wait(upload_id, timeout_s=20), UploadStored)
 
 
@@ -186,9 +186,9 @@ async def test_forgotten_request_is_still_found(
         ids = [await publisher.upload("acme", f"k{n}", b"x") for n in range(4)]
         assert len(publisher._waiter._sent) == 2
         for upload_id in ids[:2]:
-            await worker.tell(answer_elsewhere(stored(upload_id)))
+            await worker.publish(answer_elsewhere(stored(upload_id)))
         for upload_id in ids[2:]:
-            await worker.tell(answer(publisher, stored(upload_id)))
+            await worker.publish(answer(publisher, stored(upload_id)))
         waits = (publisher.wait(i, timeout_s=20, **_UPLOAD) for i in ids)
         events = await asyncio.gather(*waits)
         assert [event.upload_id for event in events] == ids  # type: ignore[union-attr]
@@ -201,7 +201,7 @@ async def test_waits_end_with_the_publisher(
         upload_id = await publisher.upload("acme", "a", b"x")
         first = await publisher.upload("acme", "b", b"x")
         waiting = asyncio.create_task(publisher.wait(upload_id, timeout_s=20))
-        await worker.tell(answer(publisher, stored(first)))
+        await worker.publish(answer(publisher, stored(first)))
         await publisher.wait(first, timeout_s=20)
     with pytest.raises(PublisherError, match="closed"):
         await waiting
@@ -213,13 +213,13 @@ async def test_events_gives_all_that_is_signed_in_order(
     published: list[Event] = [stored(str(uuid.uuid4()), key=f"k{n}") for n in range(700)]
     async with Publisher.open(settings) as publisher:
         for event in published[:350]:
-            await worker.tell(event)
-        await worker.tell(published[0], key=SigningKey.from_seed(b"f" * 32))
+            await worker.publish(event)
+        await worker.publish(published[0], key=SigningKey.from_seed(b"f" * 32))
         unknown = b'{"type": "sweep.progressed"}'
-        await worker.tell_raw("sweep.progressed", unknown, EVENTS.sign_event("test", unknown))
+        await worker.publish_raw("sweep.progressed", unknown, EVENTS.sign_event("test", unknown))
         reading = asyncio.create_task(_read(publisher, 700))
         for event in published[350:]:
-            await worker.tell(event)
+            await worker.publish(event)
         assert await reading == published
         since = datetime.now(UTC) - timedelta(minutes=1)
         assert (await _read(publisher, 700, since))[-1] == published[-1]
@@ -244,14 +244,14 @@ async def test_events_come_once_each_across_a_lost_connection(
     seen: list[Event] = []
     async with Publisher.open(settings) as publisher, aclosing(publisher.events()) as stream:
         for event in published[:200]:
-            await worker.tell(event)
+            await worker.publish(event)
         async for event in stream:
             seen.append(event)
             if len(seen) in (100, 200):
                 relay.cut()
             if len(seen) == 200:
                 for later in published[200:]:
-                    await worker.tell(later)
+                    await worker.publish(later)
             if len(seen) == 300:
                 break
     assert seen == published
@@ -264,12 +264,12 @@ async def test_deleted_stream_comes_back_when_a_worker_declares_it(
     async with Publisher.open(settings) as publisher:
         first = await publisher.upload("acme", "a", b"x")
         second = await publisher.upload("acme", "b", b"x")
-        await worker.tell(answer(publisher, stored(first)))
+        await worker.publish(answer(publisher, stored(first)))
         await publisher.wait(first, timeout_s=20)
         await worker.delete(OWN_STREAM)
         waiting = asyncio.create_task(publisher.wait(second, timeout_s=30))
         await worker.declare()
-        await worker.tell(answer(publisher, stored(second)))
+        await worker.publish(answer(publisher, stored(second)))
         assert isinstance(await waiting, UploadStored)
 
 
@@ -290,15 +290,15 @@ async def test_publisher_outlives_a_restart_of_the_broker(own_rabbitmq: RabbitMQ
         async with worker_side(url) as worker:
             early = await publisher.upload("acme", "early", b"x")
             late = await publisher.upload("acme", "late", b"x")
-            await worker.tell(answer(publisher, stored(early)))
+            await worker.publish(answer(publisher, stored(early)))
             assert isinstance(await publisher.wait(early, timeout_s=20), UploadStored)
         waiting = asyncio.create_task(publisher.wait(late, timeout_s=90))
         await asyncio.to_thread(own_rabbitmq.restart)
         after = await publisher.upload("acme", "after", b"x")
         await _stream_is_back(url)
         async with worker_side(url) as worker:
-            await worker.tell(answer(publisher, stored(late)))
-            await worker.tell(answer(publisher, stored(after)))
+            await worker.publish(answer(publisher, stored(late)))
+            await worker.publish(answer(publisher, stored(after)))
             assert isinstance(await waiting, UploadStored)
             assert isinstance(await publisher.wait(after, timeout_s=60), UploadStored)
             assert isinstance(await publisher.wait(early, timeout_s=60), UploadStored)

@@ -113,7 +113,7 @@ async def _use(settings: PublisherSettings, s3: S3Settings, worker: WorkerSide) 
         for body in (b"x", bytes(INLINE_MAX_BYTES + 1)):
             upload_id = await publisher.upload("acme", "a", body)
             event = answer(publisher, stored(upload_id))
-            await worker.tell(event)
+            await worker.publish(event)
             assert await publisher.wait(upload_id, timeout_s=30) == event
         upload_id = await publisher.upload("acme", "a", b"x")
         with pytest.raises(WaitTimeoutError):

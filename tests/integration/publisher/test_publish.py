@@ -180,7 +180,7 @@ async def test_body_above_the_limit_without_staging_names_what_is_missing(
 async def test_without_any_worker_nothing_is_delivered_and_the_publisher_goes_on(
     settings: PublisherSettings,
 ) -> None:
-    """A missing exchange closes the channel: whoever publishes meanwhile hears the same."""
+    """A missing exchange closes the channel: other publishes at the time get the same error."""
     async with Publisher.open(settings) as publisher:
         tries = (publisher.upload("acme", f"{n}", b"x") for n in range(10))
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
@@ -196,7 +196,7 @@ async def test_without_any_worker_nothing_is_delivered_and_the_publisher_goes_on
 async def test_unroutable_request_is_not_delivered(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
-    """The stream of events takes no requests, so `mandatory` tells the truth."""
+    """The stream of events takes no requests, so `mandatory` is reliable."""
     await worker.delete(topology.UPLOAD_QUEUE)
     async with Publisher.open(settings) as publisher:
         with pytest.raises(NotDeliveredError, match=r"upload\.requested; start one"):

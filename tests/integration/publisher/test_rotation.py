@@ -129,13 +129,13 @@ async def test_acceptance_and_end_are_waited_for_apart(
         accepted, completed = (
             answer(publisher, event) for event in (_accepted(rotation_id), _completed(rotation_id))
         )
-        await worker.tell(accepted)
-        await worker.tell(answer(publisher, _progressed(rotation_id, 5)))
+        await worker.publish(accepted)
+        await worker.publish(answer(publisher, _progressed(rotation_id, 5)))
         assert await publisher.wait(rotation_id, timeout_s=20) == accepted
         with pytest.raises(WaitTimeoutError):
             await publisher.wait_completed(rotation_id, timeout_s=0.3)
         assert not end.done()
-        await worker.tell(completed)
+        await worker.publish(completed)
         assert await end == completed
         assert await publisher.wait(rotation_id, timeout_s=20) == accepted
 
@@ -146,16 +146,16 @@ async def test_a_sweep_and_a_delete_are_answered_by_their_end(
     async with Publisher.open(settings) as publisher:
         sweep_id = await publisher.sweep("*")
         end = asyncio.create_task(publisher.wait(sweep_id, timeout_s=20))
-        await worker.tell(answer(publisher, _progressed(sweep_id, 5)))
+        await worker.publish(answer(publisher, _progressed(sweep_id, 5)))
         request_id = await publisher.delete("acme", "a")
         event = ObjectDeleted(request_id=request_id, project="acme", key="a", at=AT)
         deleted = answer(publisher, event)
-        await worker.tell(deleted)
+        await worker.publish(deleted)
         # One reader, in order: the progress has been read by now.
         assert await publisher.wait(request_id, timeout_s=20) == deleted
         assert not end.done()
         completed = SweepCompleted(sweep_id=sweep_id, project="*", at=AT, **COUNTS)
-        await worker.tell(answer(publisher, completed))
+        await worker.publish(answer(publisher, completed))
         assert await end == answer(publisher, completed)
         assert await publisher.wait_completed(sweep_id, timeout_s=20) == await end
 
@@ -174,14 +174,14 @@ async def test_progress_gives_every_event_of_one_request_and_ends(
         published = [answer(publisher, event) for event in events]
         reading = asyncio.create_task(_all(publisher, rotation_id))
         for event in published:
-            await worker.tell(event)
-            await worker.tell(answer(publisher, _progressed(other_id, 7, "other")))
+            await worker.publish(event)
+            await worker.publish(answer(publisher, _progressed(other_id, 7, "other")))
         forged = SigningKey.from_seed(b"f" * 32)
         failed = answer(publisher, _failed(other_id, "other"))
-        await worker.tell(failed, key=forged)
-        await worker.tell(failed)
+        await worker.publish(failed, key=forged)
+        await worker.publish(failed)
         assert await reading == published
-        # Nobody looked while it ran: the stream still tells all of it.
+        # No client followed it while it ran: the stream still has all of it.
         assert await _all(publisher, rotation_id) == published
         *progress, last = await _all(publisher, other_id)
         assert (len(progress), last) == (302, failed)
@@ -194,17 +194,17 @@ async def test_progress_of_anothers_rotation_is_picked_up_again(
     async with Publisher.open(settings) as publisher:
         rotation_id = await publisher.rotate("acme", api_key=API_KEY)
         accepted = answer(publisher, _accepted(rotation_id))
-        await worker.tell(accepted)
-        await worker.tell(answer(publisher, _progressed(rotation_id, 1)))
+        await worker.publish(accepted)
+        await worker.publish(answer(publisher, _progressed(rotation_id, 1)))
         async with aclosing(publisher.progress(rotation_id)) as progress:
             assert await anext(progress) == accepted
     completed = answer(publisher, _completed(rotation_id))
     # Another publisher's, of the same project even: its own rotation, refused or not, and over.
     for foreign in (_refused(rotation_id), _accepted(rotation_id), _completed(rotation_id)):
-        await worker.tell(answer_elsewhere(foreign, publisher="mallory"))
+        await worker.publish(answer_elsewhere(foreign, publisher="mallory"))
     # A later try of this one, by yet another process: what was begun goes on.
-    await worker.tell(answer_elsewhere(_refused(rotation_id)))
-    await worker.tell(completed)
+    await worker.publish(answer_elsewhere(_refused(rotation_id)))
+    await worker.publish(completed)
     async with Publisher.open(settings) as other:
         events = await _all(other, rotation_id, since, **ROTATION)
         assert [event.type for event in events] == [
@@ -223,16 +223,16 @@ async def test_a_repeated_rotation_is_told_anew_and_waited_for_anew(
     async with Publisher.open(settings) as publisher:
         rotation_id = await publisher.rotate("acme", api_key=API_KEY)
         refused = answer(publisher, _refused(rotation_id))
-        await worker.tell(refused)
+        await worker.publish(refused)
         assert await publisher.wait(rotation_id, timeout_s=20) == refused
         await publisher.rotate("acme", api_key=API_KEY, rotation_id=rotation_id)
         reading = asyncio.create_task(_all(publisher, rotation_id))
         end = asyncio.create_task(publisher.wait_completed(rotation_id, timeout_s=20))
-        await worker.tell(refused)  # published again, by one who may only write to the broker
+        await worker.publish(refused)  # published again by an attacker
         accepted, completed = (
             answer(publisher, event) for event in (_accepted(rotation_id), _completed(rotation_id))
         )
-        await worker.tell(accepted)
-        await worker.tell(completed)
+        await worker.publish(accepted)
+        await worker.publish(completed)
         assert await end == completed
         assert await reading == [accepted, completed]

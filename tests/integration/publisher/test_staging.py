@@ -1,4 +1,4 @@
-"""Large bodies: staged sealed, in bounded memory, and left behind by nobody (SPEC 6.4)."""
+"""Large bodies: staged sealed, in bounded memory, and never left behind (SPEC 6.4)."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ async def test_staged_body_of_an_undelivered_request_is_deleted(
 async def test_retry_of_an_unknown_outcome_signs_anew_and_keeps_body_and_key(
     network: tuple[Network, PublisherSettings], worker: WorkerSide, ceph_only: Bucket
 ) -> None:
-    """Sealed anew, the body would not open for the first message, if that arrived after all.
+    """Sealed again, the body would not open for the first message, if that arrived after all.
 
     Signed as it was, the second would be answered by an old refusal of the first.
     """

@@ -40,7 +40,7 @@ async def test_a_publisher_reads_its_own_stream_alone(
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
         published = answer(publisher, stored(upload_id))
-        await worker.tell(published)
+        await worker.publish(published)
         assert await publisher.wait(upload_id, timeout_s=20) == published
         async with aclosing(publisher.progress(upload_id)) as events:
             assert await anext(events) == published
@@ -55,7 +55,7 @@ async def test_where_no_own_stream_exists_the_stream_of_all_serves(
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
         published = answer(publisher, stored(upload_id))
-        await worker.tell(published)
+        await worker.publish(published)
         assert await publisher.wait(upload_id, timeout_s=20) == published
     line = "no worker has declared keyturn.events.billing; reading keyturn.events instead"
     assert line in caplog.messages
@@ -67,9 +67,9 @@ async def test_the_end_of_a_rotation_that_began_before_0_5_is_found(
     """Its record names no publisher: its events are on the stream of all alone."""
     since, rotation_id = datetime.now(UTC), new_id()
     end = RotationCompleted(rotation_id=rotation_id, project="acme", at=_AT, **_COUNTS)
-    await worker.tell(SweepProgressed(sweep_id=rotation_id, project="acme", at=_AT, **_COUNTS))
-    await worker.tell(end.model_copy(update={"project": "bob"}))
-    await worker.tell(end)
+    await worker.publish(SweepProgressed(sweep_id=rotation_id, project="acme", at=_AT, **_COUNTS))
+    await worker.publish(end.model_copy(update={"project": "bob"}))
+    await worker.publish(end)
     async with Publisher.open(settings) as publisher:
         ended = await publisher.wait_completed(rotation_id, timeout_s=20, since=since, **_ROTATION)
     assert ended == end
@@ -94,11 +94,11 @@ async def test_a_user_that_may_read_its_own_stream_alone_needs_no_more(
     async with Publisher.open(restricted) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
         published = answer(publisher, stored(upload_id))
-        await worker.tell(published)
+        await worker.publish(published)
         assert await publisher.wait(upload_id, timeout_s=20) == published
         named: dict[str, Any] = {"publisher": "billing", "request": "0" * 64}
         end = RotationCompleted(rotation_id=rotation_id, project="acme", at=_AT, **_COUNTS, **named)
-        await worker.tell(end)
+        await worker.publish(end)
         assert await publisher.wait(rotation_id, timeout_s=20, since=since, **_ROTATION) == end
         with pytest.raises(EventsUnavailableError) as refused:
             await anext(publisher.events())
@@ -118,7 +118,7 @@ async def test_a_user_with_the_permissions_of_0_4_reads_the_stream_of_all(
     async with Publisher.open(old) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
         published = answer(publisher, stored(upload_id))
-        await worker.tell(published)
+        await worker.publish(published)
         assert await publisher.wait(upload_id, timeout_s=20) == published
     assert "it needs read permission ^keyturn\\.events\\.billing$" in caplog.text
 
@@ -144,6 +144,6 @@ async def test_events_of_the_old_and_of_the_new_key_are_believed(
     for told_by in (EVENTS, new):
         async with Publisher.open(both) as publisher:
             upload_id = await publisher.upload("acme", told_by.id, b"x")
-            await worker.tell(answer(publisher, stored(upload_id)), key=told_by)
+            await worker.publish(answer(publisher, stored(upload_id)), key=told_by)
             await publisher.wait(upload_id, timeout_s=20)
             assert publisher.unverified_events == 0

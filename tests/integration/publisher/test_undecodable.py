@@ -1,6 +1,6 @@
 """Messages on the stream whose properties the client library cannot decode (SPEC 6.7).
 
-Anybody who may write to the exchange can publish them. They cost the connection that reads
+Anyone with write access to the exchange can publish them. They cost the connection that reads
 events; the reader skips them, and publishes are not affected.
 """
 
@@ -94,7 +94,7 @@ async def test_a_wait_passes_over_it(
             await _publish_odd(worker, kind, monkeypatch)
             await _publish_odd(worker, kind, monkeypatch)
             event = answer(publisher, stored(upload_id))
-            await worker.tell(event)
+            await worker.publish(event)
             assert await publisher.wait(upload_id, timeout_s=30) == event
 
 
@@ -109,9 +109,9 @@ async def test_two_readers_skip_no_event(
             upload_ids = [new_id(), await publisher.upload("acme", "a", b"x")]
             other = answer_elsewhere(stored(upload_ids[0]))
             own = answer(publisher, stored(upload_ids[1]))
-            await worker.tell(other)
+            await worker.publish(other)
             await _publish_odd(worker, kind, monkeypatch)
-            await worker.tell(own)
+            await worker.publish(own)
             events = publisher.progress(
                 upload_ids[0], since=since, project="acme", request_type="upload.requested"
             )

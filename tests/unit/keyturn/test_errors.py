@@ -96,7 +96,7 @@ def test_an_unexpected_response_carries_its_status() -> None:
     ],
 )
 def test_what_does_not_open_says_no_more_than_its_class(cls: type[SealError], text: str) -> None:
-    """Who can tell failures apart can use a reader as an oracle."""
+    """A caller who can tell failures apart can use a reader as an oracle."""
     assert str(cls()) == text
     if cls is not SealError:
         with pytest.raises(TypeError):

@@ -172,7 +172,7 @@ def test_random_access_checks_number_and_length() -> None:
 
 @pytest.mark.parametrize("size", [CHUNK_BYTES - 1, CHUNK_BYTES + 1])
 def test_an_authentic_chunk_of_another_length_is_no_full_chunk(size: int) -> None:
-    """Whoever holds the DEK can make one; a stream and a range would then read differently."""
+    """A holder of the DEK can make one; a stream and a range would then read differently."""
     derived = _derive(KEY, CONTEXT, SALT)
     header = SALT + derived[44:]
     chunk = AESGCM(derived[:32]).encrypt(derived[32:44], bytes(size), None)

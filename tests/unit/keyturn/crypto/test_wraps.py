@@ -1,4 +1,4 @@
-"""A wrap, a record or a tombstone opens only where it stands (SPEC 4.3, 4.6, 5.1, 8.7)."""
+"""A wrap, a record or a tombstone opens only in its own place (SPEC 4.3, 4.6, 5.1, 8.7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that plays the gateway of SPEC 9, as a test tells it to, and keeps what it saw."""
+"""A fake gateway of SPEC 9 whose responses a test scripts; it records the requests."""
 
 from __future__ import annotations
 

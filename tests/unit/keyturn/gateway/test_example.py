@@ -1,4 +1,4 @@
-"""The example of `docs/howto/read.md`, run as it stands there, against what plays the gateway."""
+"""The example of `docs/howto/read.md`, run as it is written there, against a fake gateway."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_events_survive_a_round_trip(size: int, generation: int) -> None:
 
 @given(st.fixed_dictionaries(dict.fromkeys(COUNT_FIELDS, st.integers(0, 2**53))), st.booleans())
 def test_counts_survive_a_round_trip_as_flat_fields(counts: dict[str, int], clean: bool) -> None:
-    """Whoever tells a sweep's counts and whoever reads them means the same nine (SPEC 8.6)."""
+    """The publisher and the reader of a sweep's counts mean the same nine (SPEC 8.6)."""
     for valid in (d for d in EVENTS if "clean" in d):
         encoded = json.dumps(valid | counts | {"clean": clean}).encode()
         event = parse_event(encoded)

@@ -33,7 +33,7 @@ def test_a_stop_of_nothing_is_a_loss() -> None:
 
 
 async def test_a_future_that_a_lost_connection_cancels_is_a_loss() -> None:
-    """When a heartbeat fails, aiormq cancels its futures; nobody cancelled this task."""
+    """When a heartbeat fails, aiormq cancels its futures; nothing cancelled this task."""
     future = asyncio.get_running_loop().create_future()
     future.cancel()
     with pytest.raises(ConnectionError), normalize_connection_errors():
@@ -87,7 +87,7 @@ async def test_a_refusal_of_another_publish_leaves_the_outcome_unknown(
 
 @asynccontextmanager
 async def _hanging_up() -> AsyncIterator[str]:
-    """The address of somebody who says a broker's first word, and hangs up with it."""
+    """The address of a server that sends a broker's first frame, and then hangs up."""
 
     async def say_and_go(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)
@@ -104,7 +104,7 @@ async def _hanging_up() -> AsyncIterator[str]:
 
 
 async def test_a_publisher_is_told_so() -> None:
-    """The client library raises StopAsyncIteration there, which is nobody's error."""
+    """The client library raises StopAsyncIteration there, which is not an error."""
     async with _hanging_up() as url:
         link = BrokerConnection(url, publish_timeout_s=5)
         for _ in range(_TRIES):

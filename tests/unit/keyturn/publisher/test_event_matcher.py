@@ -124,7 +124,7 @@ def test_another_id_is_another_request(request_type: str, event_type: str) -> No
 def test_an_answer_names_the_very_bytes(request_type: str, event_type: str) -> None:
     earlier = _event(event_type, request=_EARLIER)
     assert not _matcher(request_type).matches(earlier)
-    # A reader that has no bytes cannot tell the tries apart.
+    # A reader without the bytes cannot tell the attempts apart.
     assert _without_bytes(request_type).matches(earlier)
 
 
@@ -143,7 +143,7 @@ def test_progress_and_end_of_a_sweep_belong_to_all_who_asked_for_it(
     request_type: str, event_type: str
 ) -> None:
     assert _matcher(request_type).matches(_event(event_type, request=_EARLIER))
-    # The record of a sweep that began before 0.5 names nobody.
+    # The record of a sweep that began before 0.5 names no publisher.
     old = _event(event_type, publisher=None, request=None, at=_BEFORE)
     assert _matcher(request_type).matches(old)
     assert _without_bytes(request_type).matches(old)

@@ -93,7 +93,7 @@ class _Reading(EventWaiter):
                 raise raises
         return one
 
-    def tell(self, *events: Event) -> None:
+    def publish(self, *events: Event) -> None:
         for event in events:
             body = encode(event)
             self._handle(StreamRecord(self._offset, body, _KEY.sign_event("test", body)))
@@ -133,7 +133,7 @@ async def test_a_rotation_is_answered_when_accepted_and_ended_when_completed(
         answer = group.create_task(waiter.wait(ROTATION_ID, timeout_s=20))
         end = group.create_task(waiter.wait(ROTATION_ID, timeout_s=20, ended=True))
         await asyncio.sleep(0)  # both wait now
-        waiter.tell(first(_PROGRESS), first(_ACCEPTED), first(_PROGRESS), first(_COMPLETED))
+        waiter.publish(first(_PROGRESS), first(_ACCEPTED), first(_PROGRESS), first(_COMPLETED))
     assert (answer.result(), end.result()) == (first(_ACCEPTED), first(_COMPLETED))
     assert waiter._waiting == {}
 
@@ -141,22 +141,22 @@ async def test_a_rotation_is_answered_when_accepted_and_ended_when_completed(
 async def test_what_was_published_before_anyone_waited_is_known(
     waiter: _Reading, first: _Rotation
 ) -> None:
-    waiter.tell(first(_ACCEPTED), first(_PROGRESS))
+    waiter.publish(first(_ACCEPTED), first(_PROGRESS))
     assert await waiter.answer() == first(_ACCEPTED)
     assert await waiter.end() is None
-    waiter.tell(first(_COMPLETED))
+    waiter.publish(first(_COMPLETED))
     assert await waiter.answer() == first(_ACCEPTED)
     assert await waiter.end() == first(_COMPLETED)
 
 
 async def test_progress_answers_nothing(waiter: _Reading, first: _Rotation) -> None:
-    waiter.tell(first(_PROGRESS))
+    waiter.publish(first(_PROGRESS))
     assert await waiter.answer() is None
     assert await waiter.end() is None
 
 
 async def test_a_refusal_is_both_the_answer_and_the_end(waiter: _Reading, first: _Rotation) -> None:
-    waiter.tell(first(_REFUSED))
+    waiter.publish(first(_REFUSED))
     assert await waiter.answer() == first(_REFUSED)
     assert await waiter.end() == first(_REFUSED)
 
@@ -164,7 +164,7 @@ async def test_a_refusal_is_both_the_answer_and_the_end(waiter: _Reading, first:
 async def test_a_rotation_that_cannot_go_on_has_ended(waiter: _Reading, first: _Rotation) -> None:
     waiting = waiter.begin(ended=True)
     await asyncio.sleep(0)
-    waiter.tell(first(_ACCEPTED), first(_FAILED))
+    waiter.publish(first(_ACCEPTED), first(_FAILED))
     assert await waiting == first(_FAILED)
     assert await waiter.answer() == first(_ACCEPTED)
 
@@ -173,25 +173,25 @@ async def test_a_rotation_that_cannot_go_on_has_ended(waiter: _Reading, first: _
 async def test_a_rotation_that_was_replayed_goes_on(
     waiter: _Reading, first: _Rotation, over: Event
 ) -> None:
-    waiter.tell(first(over), first(_ACCEPTED))
+    waiter.publish(first(over), first(_ACCEPTED))
     assert await waiter.answer() == first(_ACCEPTED)
     assert await waiter.end() is None
-    waiter.tell(first(_COMPLETED))
+    waiter.publish(first(_COMPLETED))
     assert await waiter.end() == first(_COMPLETED)
 
 
 async def test_a_delivery_twice_does_not_take_the_end_away(
     waiter: _Reading, first: _Rotation
 ) -> None:
-    waiter.tell(first(_ACCEPTED), first(_COMPLETED), first(_ACCEPTED))
+    waiter.publish(first(_ACCEPTED), first(_COMPLETED), first(_ACCEPTED))
     assert await waiter.end() == first(_COMPLETED)
 
 
 async def test_a_refusal_of_a_copy_undoes_nothing(waiter: _Reading, first: _Rotation) -> None:
-    waiter.tell(first(_ACCEPTED), first(_REFUSED))
+    waiter.publish(first(_ACCEPTED), first(_REFUSED))
     assert await waiter.answer() == first(_ACCEPTED)
     assert await waiter.end() is None
-    waiter.tell(first(_COMPLETED), first(_REFUSED))
+    waiter.publish(first(_COMPLETED), first(_REFUSED))
     assert await waiter.end() == first(_COMPLETED)
 
 
@@ -210,9 +210,9 @@ async def test_another_publishers_request_of_the_same_id_answers_nothing(
     waiting, ending = waiter.begin(), waiter.begin(ended=True)
     await asyncio.sleep(0)
     if "project" not in other or other["project"] is not None or published is _REFUSED:
-        waiter.tell(first(published, **other))
+        waiter.publish(first(published, **other))
     assert await waiter.answer() is None
-    waiter.tell(first(_ACCEPTED), first(_COMPLETED))
+    waiter.publish(first(_ACCEPTED), first(_COMPLETED))
     assert (await waiting, await ending) == (first(_ACCEPTED), first(_COMPLETED))
 
 
@@ -221,7 +221,7 @@ async def test_a_sweep_under_the_id_of_a_rotation_does_not_end_it(
 ) -> None:
     """Of the same publisher even: the events of a sweep and of a rotation differ in type."""
     swept = SweepCompleted(sweep_id=ROTATION_ID, project="acme", at=_AT, **_COUNTS)
-    waiter.tell(first(swept))
+    waiter.publish(first(swept))
     assert await waiter.end() is None
 
 
@@ -231,10 +231,10 @@ async def test_an_id_used_for_another_request_leaves_the_first_ones_wait_alone(
     waiting = waiter.begin()
     await asyncio.sleep(0)
     other = waiter.send(project="bob")
-    waiter.tell(other(_ACCEPTED, project="bob"))
+    waiter.publish(other(_ACCEPTED, project="bob"))
     assert not waiting.done()
     assert await waiter.answer() == other(_ACCEPTED, project="bob")
-    waiter.tell(first(_REFUSED))
+    waiter.publish(first(_REFUSED))
     assert await waiting == first(_REFUSED)
 
 
@@ -248,18 +248,18 @@ async def test_an_id_used_for_another_request_answers_no_try_that_may_be_lost(
         with waiter.sending(other.request, other.body):
             pass
         raise OutcomeUnknownError
-    waiter.tell(other(_REFUSED, project="bob"))
+    waiter.publish(other(_REFUSED, project="bob"))
     assert not waiting.done()
-    waiter.tell(one(_ACCEPTED))
+    waiter.publish(one(_ACCEPTED))
     assert await waiting == one(_ACCEPTED)
 
 
 async def test_an_answer_of_an_older_worker_is_not_believed_but_an_end_is(
     waiter: _Reading, first: _Rotation
 ) -> None:
-    waiter.tell(_ACCEPTED, _REFUSED)
+    waiter.publish(_ACCEPTED, _REFUSED)
     assert await waiter.answer() is None
-    waiter.tell(first(_ACCEPTED), _COMPLETED)
+    waiter.publish(first(_ACCEPTED), _COMPLETED)
     assert await waiter.end() == _COMPLETED
 
 
@@ -275,13 +275,13 @@ async def test_what_answered_an_earlier_try_answers_no_later_one(
     waiter: _Reading, first: _Rotation, published: tuple[Event, ...]
 ) -> None:
     answers = [first(event) for event in published]
-    waiter.tell(*answers)
+    waiter.publish(*answers)
     second = waiter.send()
     waiter._offset = 0
-    waiter.tell(*answers)  # a reader that begins anew, or a broker writer's copies
+    waiter.publish(*answers)  # a reader that begins anew, or a broker writer's copies
     assert await waiter.answer() is None
     assert await waiter.end() is None
-    waiter.tell(second(_ACCEPTED), second(_COMPLETED))
+    waiter.publish(second(_ACCEPTED), second(_COMPLETED))
     assert await waiter.answer() == second(_ACCEPTED)
     assert await waiter.end() == second(_COMPLETED)
 
@@ -292,9 +292,9 @@ async def test_an_old_refusal_that_nobody_had_read_answers_no_later_try(
     second = waiter.send()
     waiting = waiter.begin()
     await asyncio.sleep(0)
-    waiter.tell(first(_REFUSED))
+    waiter.publish(first(_REFUSED))
     assert not waiting.done()
-    waiter.tell(second(_ACCEPTED))
+    waiter.publish(second(_ACCEPTED))
     assert await waiting == second(_ACCEPTED)
 
 
@@ -307,10 +307,10 @@ async def test_both_tries_are_answered_each_to_its_own_wait(
     second = waiter.send()
     late, end = waiter.begin(), waiter.begin(ended=True)
     await asyncio.sleep(0)
-    waiter.tell(first(_ACCEPTED))
+    waiter.publish(first(_ACCEPTED))
     assert await early == first(_ACCEPTED)
     assert not late.done()
-    waiter.tell(second(_REFUSED))
+    waiter.publish(second(_REFUSED))
     assert await late == second(_REFUSED)
     assert await end == second(_REFUSED)
 
@@ -320,18 +320,18 @@ async def test_a_later_refusal_does_not_end_an_earlier_trys_wait(
 ) -> None:
     end = waiter.begin(ended=True)
     await asyncio.sleep(0)
-    waiter.tell(first(_ACCEPTED))
+    waiter.publish(first(_ACCEPTED))
     second = waiter.send()
-    waiter.tell(second(_REFUSED))
+    waiter.publish(second(_REFUSED))
     assert not end.done()
-    waiter.tell(first(_COMPLETED))
+    waiter.publish(first(_COMPLETED))
     assert await end == first(_COMPLETED)
 
 
 async def test_the_end_of_a_sweep_ends_it_for_every_try(waiter: _Reading, first: _Rotation) -> None:
-    """One that is told for another try, after this one was sent: it is the same sweep's."""
+    """One published for another attempt, after this one was sent: it is the same sweep's."""
     waiter.send()
-    waiter.tell(first(_COMPLETED))
+    waiter.publish(first(_COMPLETED))
     assert await waiter.end() == first(_COMPLETED)
 
 
@@ -354,7 +354,7 @@ async def test_where_a_try_may_not_have_arrived_the_one_before_answers_too(
     if began == "after":
         waits.append(waiter.begin())
         await asyncio.sleep(0)
-    waiter.tell(first(_ACCEPTED))
+    waiter.publish(first(_ACCEPTED))
     assert await waits[0] == first(_ACCEPTED)
     assert await waiter.answer() == first(_ACCEPTED)
 
@@ -377,7 +377,7 @@ async def test_an_answer_that_came_while_a_try_was_under_way_is_not_lost(
 ) -> None:
     second = _Rotation()
     with suppress(NotDeliveredError), waiter.sending(second.request, second.body):
-        waiter.tell(first(_REFUSED))
+        waiter.publish(first(_REFUSED))
         waiting = waiter.begin()
         await asyncio.sleep(0)
         assert not waiting.done()  # the second may yet arrive, and be answered
@@ -391,7 +391,7 @@ async def test_a_wait_for_a_try_that_may_be_lost_is_ended_by_the_next(waiter: _R
     waiting = waiter.begin()
     await asyncio.sleep(0)
     second = waiter.send()
-    waiter.tell(second(_REFUSED))
+    waiter.publish(second(_REFUSED))
     assert await waiting == second(_REFUSED)
 
 
@@ -402,27 +402,27 @@ async def test_two_tries_at_once_are_each_answered(waiter: _Reading) -> None:
         await asyncio.sleep(0)
         with pytest.raises(NotDeliveredError), waiter.sending(two.request, two.body):
             raise NotDeliveredError
-    waiter.tell(one(_ACCEPTED))
+    waiter.publish(one(_ACCEPTED))
     assert await waiting == one(_ACCEPTED)
     assert await waiter.answer() == one(_ACCEPTED)
 
 
-@given(st.lists(st.sampled_from(["sent", "unknown", "not", "told"]), max_size=30))
+@given(st.lists(st.sampled_from(["sent", "unknown", "not", "published"]), max_size=30))
 def test_memory_of_tries_is_bounded_and_the_last_one_is_answered(steps: list[str]) -> None:
     async def run() -> None:
         waiter = _Reading()
         tries = [waiter.send()]
         outcomes = {"sent": None, "unknown": OutcomeUnknownError(), "not": NotDeliveredError()}
         for step in steps:
-            if step == "told":
-                waiter.tell(tries[-1](_REFUSED))
+            if step == "published":
+                waiter.publish(tries[-1](_REFUSED))
             else:
                 tries.append(waiter.send(outcomes[step]))
         assert len([*waiter._sent[ROTATION_ID].all]) <= 9
         last = waiter.send()
         assert [*waiter._sent[ROTATION_ID].all][1:] == []
         assert await waiter.answer() is None
-        waiter.tell(last(_ACCEPTED))
+        waiter.publish(last(_ACCEPTED))
         assert await waiter.answer() == last(_ACCEPTED)
 
     asyncio.run(run())

@@ -32,7 +32,7 @@ class Upload:
 class FakePublisher:
     """What the gateway uses of `keyturn.publisher.Publisher`; names are checked as there.
 
-    `fails` is raised in place of publishing. `tells` makes the event of a request's id; where
+    `fails` is raised in place of publishing. `answer` makes the event of a request's id; where
     it is None nothing is told in time.
     """
 
@@ -40,7 +40,7 @@ class FakePublisher:
     rotations: list[dict[str, Any]] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     fails: Exception | None = None
-    tells: Any = None
+    answer: Any = None
     wait_fails: Exception | None = None
     telling: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -82,10 +82,10 @@ class FakePublisher:
         self.waits.append(timeout_s)
         if self.wait_fails is not None:
             raise self.wait_fails
-        if self.tells is None:
+        if self.answer is None:
             if timeout_s > 60:  # somebody listens: until it is told, or closed
                 await self.telling.wait()
-            if self.tells is None:
+            if self.answer is None:
                 raise WaitTimeoutError
-        event: Event = self.tells(request_id)
+        event: Event = self.answer(request_id)
         return event

@@ -181,11 +181,11 @@ async def test_a_key_that_the_project_has_or_had_is_refused_at_once(serving: Ser
 
 async def test_waiting_returns_a_rejection_or_202(serving: Serving) -> None:
     waiting = {"prefer": "wait=9"}
-    serving.publisher.tells = _accepted
+    serving.publisher.answer = _accepted
     got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
     assert (got.status, got.headers["preference-applied"]) == (202, "wait=9")
     for code in all_errors():
-        serving.publisher.tells = _rejected(code)
+        serving.publisher.answer = _rejected(code)
         got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
         assert (got.status, got.document()["code"]) == (STATUSES[code], code)
         assert got.document()["rotation_id"] == serving.publisher.rotations[-1]["id"]
@@ -233,7 +233,7 @@ async def test_rotations_without_an_outcome_are_limited(serving: Serving) -> Non
     theirs = "/v1/projects/other/rotations"
     assert (await serving.ask("POST", theirs, key=THIRD_API_KEY, body=_ask())).status == 202
     # Answered: another may follow.
-    serving.publisher.tells = _rejected("generation_mismatch")
+    serving.publisher.answer = _rejected("generation_mismatch")
     serving.publisher.telling.set()
     for _ in range(20):
         await asyncio.sleep(0)
@@ -386,7 +386,7 @@ async def test_the_old_key_is_refused_once_the_rotation_is_accepted(serving: Ser
 
 
 async def test_a_rejection_is_reported_by_the_gateway_that_published(serving: Serving) -> None:
-    serving.publisher.tells = _rejected("generation_mismatch")
+    serving.publisher.answer = _rejected("generation_mismatch")
     await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=1"})
     rotation_id = serving.publisher.rotations[0]["id"]
     assert await _state(serving, rotation_id) == {

@@ -282,7 +282,7 @@ async def test_a_failure_of_staging_is_a_503() -> None:
 
 async def test_waiting_returns_201_with_the_location() -> None:
     serving = Serving()
-    serving.publisher.tells = _stored
+    serving.publisher.answer = _stored
     got = await serving.ask(
         "PUT", "/v1/projects/acme/objects/a%20b/%C3%BC", body=b"x", headers={"prefer": "wait=7"}
     )
@@ -296,7 +296,7 @@ async def test_waiting_returns_201_with_the_location() -> None:
 @pytest.mark.parametrize("code", sorted(all_errors()))
 async def test_waiting_returns_a_rejections_status(code: str) -> None:
     serving = Serving()
-    serving.publisher.tells = _rejected(code)
+    serving.publisher.answer = _rejected(code)
     got = await serving.ask("PUT", body=b"x", headers={"prefer": "wait=7"})
     assert got.status == STATUSES[code]
     document = got.document()
@@ -314,7 +314,7 @@ async def test_waiting_in_vain_returns_202(error: Exception | None) -> None:
 
 async def test_another_event_with_that_id_is_ignored() -> None:
     serving = Serving()
-    serving.publisher.tells = lambda upload_id: ProjectEnrolled(
+    serving.publisher.answer = lambda upload_id: ProjectEnrolled(
         request_id=upload_id, project="acme", generation=1, at=_AT
     )
     assert (await serving.ask("PUT", body=b"x", headers={"prefer": "wait=1"})).status == 202
