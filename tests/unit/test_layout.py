@@ -44,12 +44,7 @@ ACROSS_MODULES: Final[dict[str, str]] = {
 PENDING: Final = frozenset(
     {
         "keyturn_workers/cli/dead.py",
-        "keyturn_workers/cli/doctor.py",
-        "keyturn_workers/cli/enroll.py",
-        "keyturn_workers/cli/gateway.py",
-        "keyturn_workers/cli/objects.py",
         "keyturn_workers/cli/replay.py",
-        "keyturn_workers/cli/upload.py",
         # The rest of the workers
     }
 )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 AT = "2026-11-24T10:00:00Z"
 _TYPES = {
+    "enroll": "enroll.requested",
+    "upload": "upload.requested",
     "rotate": "rotation.requested",
     "sweep": "sweep.requested",
     "delete": "delete.requested",
@@ -66,6 +68,13 @@ class FakePublisher:
         request_id: str = given[id_field]
         return request_id
 
+    async def enroll(self, project: str, **given: Any) -> str:
+        return self._publish("enroll", "request_id", project=project, **given)
+
+    async def upload(self, project: str, key: str, body: AsyncIterator[bytes], **given: Any) -> str:
+        read = b"".join([block async for block in body])
+        return self._publish("upload", "upload_id", project=project, key=key, body=read, **given)
+
     async def rotate(self, project: str, **given: Any) -> str:
         return self._publish("rotate", "rotation_id", project=project, **given)
 
@@ -106,9 +115,11 @@ class Commands:
     publisher: FakePublisher
     env_file: Path
 
-    def run(self, *arguments: str, **env: str) -> Result:
+    def run(self, *arguments: str, stdin: bytes | None = None, **env: str) -> Result:
         named = {f"KEYTURN_{name}": value for name, value in env.items()}
-        return CliRunner().invoke(app, ["--env-file", str(self.env_file), *arguments], env=named)
+        return CliRunner().invoke(
+            app, ["--env-file", str(self.env_file), *arguments], env=named, input=stdin
+        )
 
 
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
@@ -120,6 +131,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     lines = env_file.read_text().splitlines(keepends=True)
     env_file.write_text("".join(line for line in lines if "KEYTURN_S3_" not in line))
     publisher = FakePublisher()
-    for module in ("rotate", "sweep", "delete"):
+    for module in ("enroll", "upload", "rotate", "sweep", "delete"):
         monkeypatch.setattr(f"keyturn_workers.cli.{module}.Publisher", publisher)
     return Commands(publisher, env_file)

@@ -1,0 +1,145 @@
+"""`keyturn doctor`: a row for each check, and exit 1 if a requirement is not met (SPEC 10)."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from aiormq.exceptions import ChannelNotFoundEntity
+from typer.testing import CliRunner
+
+from keyturn.topology import EXCHANGE, UPLOAD_QUEUE, queues
+from keyturn_workers.cli import doctor
+from keyturn_workers.cli.app import app
+from keyturn_workers.errors import MissingError
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.storage.probe.broken_storages import IgnoresIfAbsent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+    from typer.testing import Result
+
+_URL = "amqp://kim:sesame@127.0.0.1:5672/"
+
+
+class FakeBroker:
+    """A connection that knows some of the topology; each failure closes its channel."""
+
+    def __init__(self, missing: set[str]) -> None:
+        self.missing = missing
+        self.asked: list[str] = []
+
+    async def channel(self) -> FakeBroker:
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def get_exchange(self, name: str, *, ensure: bool) -> None:
+        assert ensure
+        self._ask(name)
+
+    async def declare_queue(self, name: str, *, passive: bool) -> None:
+        assert passive
+        self._ask(name)
+
+    def _ask(self, name: str) -> None:
+        self.asked.append(name)
+        if name in self.missing:
+            raise ChannelNotFoundEntity(name)
+
+
+def _use(
+    monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage, broker: FakeBroker | Exception
+) -> None:
+    @asynccontextmanager
+    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
+        yield storage
+
+    async def connect(url: str) -> FakeBroker:
+        assert url == _URL
+        if isinstance(broker, Exception):
+            raise broker
+        return broker
+
+    monkeypatch.setattr(doctor, "open_bucket", opened)
+    monkeypatch.setattr(doctor, "connect", connect)
+
+
+def _run(*arguments: str, amqp_url: str = _URL) -> Result:
+    environment = {"KEYTURN_S3_BUCKET": "memory"}
+    if amqp_url:
+        environment["KEYTURN_AMQP_URL"] = amqp_url
+    return CliRunner().invoke(app, ["doctor", *arguments], env=environment)
+
+
+def _rows(result: Result) -> dict[str, dict[str, Any]]:
+    return {row["check"]: row for row in json.loads(result.stdout)}
+
+
+def test_a_bucket_and_a_broker_that_have_everything_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = FakeBroker(set())
+    _use(monkeypatch, MemoryStorage(), broker)
+    result = _run("--json")
+    assert result.exit_code == 0, result.stderr
+    rows = _rows(result)
+    assert all(row["ok"] for row in rows.values() if row["needed"] == "required")
+    assert (rows["broker"]["said"], rows["queues declared"]["said"]) == ("connected", "all exist")
+    assert broker.asked == [EXCHANGE, *(queue.name for queue in queues())]
+
+
+def test_a_requirement_that_is_not_met_exits_1_and_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _use(monkeypatch, IgnoresIfAbsent(), FakeBroker(set()))
+    result = _run()
+    assert result.exit_code == 1
+    assert result.stderr.startswith("keyturn: missing: put If-None-Match: *")
+    assert "two uploads to one object key could both be reported as stored" in result.stdout
+
+
+def test_queues_that_are_missing_are_counted_and_named_on_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are only wanted: the first worker declares them."""
+    _use(monkeypatch, MemoryStorage(), FakeBroker({EXCHANGE, UPLOAD_QUEUE}))
+    result = _run("--json")
+    assert result.exit_code == 0, result.stderr
+    row = _rows(result)["queues declared"]
+    count = len(queues()) + 1
+    assert row["said"] == f"2 of {count} missing: {EXCHANGE}, {UPLOAD_QUEUE}"
+    assert not row["ok"]
+    assert f"2 of {count} missing: {EXCHANGE}" not in _run().stdout
+    assert f"2 of {count} missing: {EXCHANGE}" in _run("--verbose").stdout
+
+
+def test_a_broker_that_refuses_is_a_row_without_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _use(monkeypatch, MemoryStorage(), ConnectionRefusedError(f"cannot connect to {_URL}"))
+    result = _run("--json")
+    assert result.exit_code == 1
+    assert _rows(result)["broker"]["said"] == "ConnectionRefusedError"
+    assert "queues declared" not in _rows(result)
+    assert "sesame" not in result.output
+
+
+def test_without_its_setting_the_broker_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, MemoryStorage(), LookupError())
+    result = _run("--json", amqp_url="")
+    assert result.exit_code == 0, result.stderr
+    assert "broker" not in _rows(result)
+
+
+def test_what_the_probe_left_behind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = MemoryStorage()
+    storage.fail_next("purge", MissingError("purge: NoSuchKey"))
+    _use(monkeypatch, storage, FakeBroker(set()))
+    assert "could not remove .keyturn/doctor/" in _run().stderr

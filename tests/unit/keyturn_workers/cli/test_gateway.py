@@ -1,0 +1,46 @@
+"""`keyturn gateway` runs the gateway on the gateway's settings (SPEC 9, 14)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from typer.testing import CliRunner
+
+from keyturn.errors import SettingsError
+from keyturn_workers.cli.app import app
+from keyturn_workers.gateway import server
+from tools.harness.deployment import Deployment
+from tools.servers import S3Server
+
+if TYPE_CHECKING:
+    import pytest
+
+    from keyturn_workers.settings import GatewaySettings
+
+_S3 = S3Server("http://s3.example.com:9000", "access", "secret", "us-east-1", "given")
+_ENVIRONMENT = Deployment("amqp://localhost/", _S3, "bucket").gateway_env()
+
+
+def test_the_gateway_runs_on_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    buckets: list[str] = []
+
+    async def run_gateway(settings: GatewaySettings) -> None:
+        buckets.append(settings.s3_bucket)
+
+    monkeypatch.setattr(server, "run_gateway", run_gateway)
+    result = CliRunner().invoke(app, ["gateway"], env=_ENVIRONMENT)
+    assert result.exit_code == 0, result.stderr
+    assert buckets == ["bucket"]
+    result = CliRunner().invoke(app, ["gateway"])
+    assert result.exit_code == 2
+    assert "KEYTURN_S3_BUCKET is missing" in result.stderr
+    assert buckets == ["bucket"]
+
+
+def test_a_gateway_that_cannot_start_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run_gateway(_: GatewaySettings) -> None:
+        raise SettingsError("KEYTURN_GATEWAY_LISTEN is in use")
+
+    monkeypatch.setattr(server, "run_gateway", run_gateway)
+    result = CliRunner().invoke(app, ["gateway"], env=_ENVIRONMENT)
+    assert (result.exit_code, result.stderr) == (2, "keyturn: KEYTURN_GATEWAY_LISTEN is in use\n")

@@ -1,0 +1,139 @@
+"""`keyturn ls` and `keyturn inspect`: what metadata claims, without any key (SPEC 4.3 to 4.7)."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from keyturn.crypto import BODY_CONTEXT, new_dek, seal, to_base64
+from keyturn_workers.cli import objects
+from keyturn_workers.cli.app import app
+from keyturn_workers.cli.objects import claims
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    deleted,
+    enc,
+    keyring,
+    sealed_object,
+    v0_metadata,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from typer.testing import Result
+
+_RING = keyring()
+_WRAPS, _BODY = sealed_object(_RING.desired(MASTER_KEYS), "reports/q3.pdf")
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
+    made = MemoryStorage()
+
+    @asynccontextmanager
+    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
+        yield made
+
+    monkeypatch.setattr(objects, "open_bucket", opened)
+    made.plant("acme/reports/q3.pdf", _BODY, Headers(enc(_WRAPS), "application/pdf"))
+    made.plant("acme/gone", b"", Headers(deleted(_RING.desired(MASTER_KEYS), "gone")))
+    made.plant("acme/plain", b"12345", Headers({"author": "kim"}, "text/plain"))
+    made.plant("acme-2/other", b"1", Headers({}))
+    return made
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"KEYTURN_S3_BUCKET": "memory"})
+
+
+def _json(*arguments: str) -> Any:
+    result = _run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_listing_has_the_objects_of_one_project(storage: MemoryStorage) -> None:
+    rows = _json("ls", "acme")
+    assert [(row["key"], row["stored_bytes"]) for row in rows] == [
+        ("gone", 0),
+        ("plain", 5),
+        ("reports/q3.pdf", len(_BODY)),
+    ]
+    assert [row["key"] for row in _json("ls", "acme", "reports/")] == ["reports/q3.pdf"]
+    assert storage.calls["head"] == 0
+    assert "objects with 0 bytes are deleted or empty" in _run("ls", "acme").stderr
+
+
+def test_a_long_listing_reads_each_objects_claims(storage: MemoryStorage) -> None:
+    async def remove() -> None:
+        await storage.delete("acme/gone")
+
+    assert [row["kind"] for row in _json("ls", "acme", "-l")] == [
+        "tombstone",
+        "plaintext",
+        "encrypted",
+    ]
+    storage.before_next("head", remove)
+    assert [row["kind"] for row in _json("ls", "acme", "-l")] == ["gone", "plaintext", "encrypted"]
+
+
+def test_a_listing_that_is_cut_says_so(storage: MemoryStorage) -> None:
+    result = _run("ls", "acme", "--limit", "2")
+    assert len(result.stdout.splitlines()) == 3
+    assert "there are more than 2 objects" in result.stderr
+    assert "more than" not in _run("ls", "acme", "--limit", "3").stderr
+    assert storage.stored_keys()
+
+
+def test_an_objects_metadata_is_shown_without_its_wraps(storage: MemoryStorage) -> None:
+    report = _json("inspect", "acme", "reports/q3.pdf")
+    assert (report["kind"], report["generation"], report["master_key"]) == ("encrypted", 1, "m1")
+    assert (report["plaintext_bytes"], report["stored_bytes"]) == (5, len(_BODY))
+    assert (report["wrap_bytes_user"], report["wrap_bytes_admin"]) == (104, 104)
+    assert report["commitment"] == _BODY[24:56].hex()
+    output = _run("inspect", "acme", "reports/q3.pdf").output
+    for secret in (_WRAPS.user, _WRAPS.admin):
+        assert to_base64(secret) not in output
+        assert secret.hex() not in output
+    assert _json("inspect", "acme", "plain")["metadata"] == {"author": "kim"}
+    assert storage.calls["head"] == 0
+
+
+@pytest.mark.usefixtures("storage")
+def test_an_object_that_is_not_there_is_not_found() -> None:
+    result = _run("inspect", "acme", "none")
+    assert (result.exit_code, result.stderr) == (1, "keyturn: not_found: none\n")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "stored_bytes", "expected"),
+    [
+        ({}, 7, {"kind": "plaintext", "plaintext_bytes": 7}),
+        (enc(_WRAPS), 10, {"kind": "encrypted", "plaintext_bytes": None}),
+        (
+            enc(_WRAPS),
+            len(seal(new_dek(), BODY_CONTEXT, b"12345")),
+            {"kind": "encrypted", "plaintext_bytes": 5},
+        ),
+        (
+            v0_metadata(new_dek(), None),
+            30,
+            {"kind": "v0", "plaintext_bytes": 2, "wrap_bytes_user": 60, "wrap_bytes_admin": None},
+        ),
+        (v0_metadata(None, new_dek()), 3, {"kind": "v0", "plaintext_bytes": 0}),
+        ({"enc-algo": "ROT13"}, 7, {"kind": "unknown", "code": "unknown_algorithm"}),
+        ({"enc-algo": "Cobblestone-256"}, 7, {"kind": "corrupt", "code": "corrupt_object"}),
+    ],
+)
+def test_a_claim_is_what_metadata_and_length_say(
+    metadata: dict[str, str], stored_bytes: int, expected: dict[str, Any]
+) -> None:
+    claimed = claims(metadata, stored_bytes)
+    assert {name: claimed[name] for name in expected} == expected

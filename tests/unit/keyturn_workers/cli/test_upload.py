@@ -1,0 +1,144 @@
+"""`keyturn upload`: a row for each file, and only an event calls it stored (SPEC 6.4, 14)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
+from tests.unit.keyturn_workers.cli.fake_publisher import event
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from keyturn.messages import Event
+    from tests.unit.keyturn_workers.cli.fake_publisher import Commands
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    (folder / "reports").mkdir(parents=True)
+    (folder / "a.txt").write_bytes(b"first")
+    (folder / "reports" / "b.pdf").write_bytes(b"second")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def _stored(upload_id: str) -> list[Event]:
+    return [event("upload.stored", upload_id=upload_id, key="k", size=5, generation=2)]
+
+
+def _sent(fake: Commands) -> dict[str, dict[str, Any]]:
+    """What was uploaded, by its key."""
+    return {given["key"]: given for _, given in fake.publisher.sent}
+
+
+def _rows(fake: Commands, *arguments: str, exit_code: int = 0, **more: Any) -> list[Any]:
+    result = fake.run("upload", "acme", *arguments, "--json", **more)
+    assert result.exit_code == exit_code, result.output
+    rows: list[Any] = json.loads(result.stdout)
+    return rows
+
+
+def test_files_and_folders_are_queued_by_their_names(fake: Commands) -> None:
+    rows = _rows(fake, "a.txt", "reports", "--metadata", "author=Kim")
+    assert [(row["key"], row["status"]) for row in rows] == [
+        ("a.txt", "queued"),
+        ("reports/b.pdf", "queued"),
+    ]
+    sent = _sent(fake)
+    assert {key: given["body"] for key, given in sent.items()} == {
+        "a.txt": b"first",
+        "reports/b.pdf": b"second",
+    }
+    assert sent["reports/b.pdf"]["content_type"] == "application/pdf"
+    for row in rows:
+        assert sent[row["key"]]["upload_id"] == row["upload_id"]
+        assert sent[row["key"]]["metadata"] == {"author": "Kim"}
+
+
+def test_keys_and_content_types_may_be_given(fake: Commands) -> None:
+    _rows(fake, "a.txt", "--key", "2026/x", "--content-type", "text/csv")
+    _rows(fake, "a.txt", "--key-prefix", "2027/")
+    assert set(_sent(fake)) == {"2026/x", "2027/a.txt"}
+    assert _sent(fake)["2026/x"]["content_type"] == "text/csv"
+
+
+def test_only_its_event_says_that_a_file_is_stored(fake: Commands) -> None:
+    fake.publisher.script = _stored
+    (row,) = _rows(fake, "a.txt", "--wait")
+    assert (row["status"], row["size"], row["generation"]) == ("stored", 5, 2)
+    assert row["event"]["upload_id"] == row["upload_id"]
+    fake.publisher.script = lambda _: []
+    (row,) = _rows(fake, "a.txt", "--wait", exit_code=1)
+    assert row["status"] == "untold"
+
+
+def test_a_file_that_fails_does_not_affect_the_others(fake: Commands, here: Path) -> None:
+    (here / "reports" / "c\nd").write_bytes(b"third")
+    result = fake.run("upload", "acme", "reports", "a.txt", "--concurrency", "1")
+    assert result.exit_code == 1
+    assert "1 of 3 failed; the first was reports/c" in result.stderr
+    assert "malformed_request" in result.stderr
+    assert set(_sent(fake)) == {"a.txt", "reports/b.pdf"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (NotDeliveredError("no worker"), "failed", None),
+        (StorageUnavailableError("staging failed"), "failed", "storage_unavailable"),
+    ],
+)
+def test_a_file_that_could_not_be_sent_says_why(
+    fake: Commands, error: Exception, status: str, code: str | None
+) -> None:
+    fake.publisher.errors = [error]
+    (row,) = _rows(fake, "a.txt", "--wait", exit_code=1)
+    assert (row["status"], row["code"]) == (status, code)
+    assert row["detail"]
+
+
+def test_a_file_is_read_again_for_its_second_attempt_and_a_pipe_is_not(fake: Commands) -> None:
+    fake.publisher.errors = [OutcomeUnknownError("lost")]
+    (row,) = _rows(fake, "a.txt")
+    assert row["status"] == "queued"
+    first, second = (given for _, given in fake.publisher.sent)
+    assert first == second
+    fake.publisher.sent.clear()
+    fake.publisher.errors = [OutcomeUnknownError("lost")]
+    (row,) = _rows(fake, "-", "--key", "k", exit_code=1, stdin=b"piped")
+    assert row["status"] == "unknown"
+    assert [given["body"] for _, given in fake.publisher.sent] == [b"piped"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.txt", "reports", "--key", "k"], "--key needs exactly one file or -"),
+        (["reports", "--key", "k"], "--key needs exactly one file or -"),
+        (["a.txt", "--key", "k", "--key-prefix", "p/"], "cannot be used together"),
+        (["-"], "standard input needs --key"),
+        (["a.txt", "--key", "../k"], "malformed_request: a key has no empty"),
+        (["-", "--key", "a//k"], "malformed_request: a key has no empty"),
+    ],
+)
+def test_wrong_usage_exits_2_and_uploads_nothing(
+    fake: Commands, arguments: list[str], message: str
+) -> None:
+    result = fake.run("upload", "acme", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert fake.publisher.sent == []
+
+
+def test_a_bucket_that_is_half_set_is_wrong_usage(fake: Commands) -> None:
+    """Without any bucket small files are sent all the same."""
+    result = fake.run("upload", "acme", "a.txt", S3_BUCKET="bucket", S3_ACCESS_KEY_ID="x")
+    assert result.exit_code == 2
+    assert "S3_SECRET_ACCESS_KEY" in result.stderr
+    assert fake.publisher.sent == []
