@@ -20,7 +20,8 @@ _OURS: Final = frozenset({"keyturn", "keyturn_workers", "tools", "tests", "examp
 # Documented in spite of their underscore: `collections.namedtuple`.
 _DOCUMENTED: Final = frozenset({"_replace", "_asdict", "_fields", "_make", "_field_defaults"})
 # Mappings of others that are made to be written to.
-_WRITABLE: Final = frozenset({"os.environ", "sys.modules"})
+# A filter may change the record that it is given, as the documentation of logging says.
+_WRITABLE: Final = frozenset({"os.environ", "sys.modules", "logging.LogRecord"})
 _OWN_RECEIVERS: Final = frozenset({"self", "cls", "this"})
 # For type checkers alone; it does not exist at run time.
 _TYPING: Final = frozenset({"_typeshed"})

@@ -86,7 +86,7 @@ async def _read_parts(
         if project in plan.live:
             continue
         try:
-            ended = await store.read_part_result(sweep_id, project)
+            ended = await store.look_up_part_result(sweep_id, project)
         except RECORD_ERRORS as exc:
             not_clean.append((_part_row(project=project, code=exc.code), None))
             continue

@@ -151,9 +151,25 @@ class SweepStore(PageRecordStore):
             yield record_paths.parse_part_name(sweep_id, row.key)
 
     async def read_part_result(self, sweep_id: str, project: str) -> PartResult | None:
-        """How the part of one project ended; None if it did not, or if the record is forged."""
+        """How the part of one project ended; None if it did not, or if the record is forged.
+
+        A forged record is deleted: it would be in the way of the true one.
+        """
         s3_key = record_paths.part_result_path(sweep_id, project)
         return await self._read_or_delete_forged(s3_key, ALL, PartResult)
+
+    async def look_up_part_result(self, sweep_id: str, project: str) -> PartResult | None:
+        """How the part of one project ended, if it did. Changes nothing.
+
+        Raises:
+            CorruptObjectError: the record is forged or damaged.
+        """
+        try:
+            s3_key = record_paths.part_result_path(sweep_id, project)
+            value, _, _ = await self._read_record(s3_key, ALL, PartResult)
+        except MissingError:
+            return None
+        return value
 
     # Markers of running sweeps.
 

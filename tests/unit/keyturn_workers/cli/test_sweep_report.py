@@ -12,6 +12,7 @@ import pytest
 
 from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn.identifiers import format_time
+from keyturn_workers.sweep import record_paths
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import Failure, KeyRange, OpenPage, PartResult
 from tests.unit.keyturn_workers.cli.fake_publisher import FakePublisher, event
@@ -231,6 +232,16 @@ def test_a_forged_plan_fails_with_one_line(bucket: Bench) -> None:
     result = bucket.run(_ID)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith("keyturn: corrupt_object: ")
+
+
+def test_a_forged_part_result_is_reported_and_stays(bucket: Bench) -> None:
+    """Status only reads: a worker deletes what is forged."""
+    bucket.add(all_plan(1))
+    forged = record_paths.part_result_path(_ID, "b")
+    bucket.plant(forged, {}, b"{}")
+    rows = bucket.json(_ID)["parts"]["ended_not_clean"]
+    assert [(row["project"], row["code"]) for row in rows] == [("b", "corrupt_object")]
+    assert forged in bucket.storage.stored_keys()
 
 
 def test_the_same_id_in_another_project_is_never_watched_by_mistake(
