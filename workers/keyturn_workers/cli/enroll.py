@@ -5,11 +5,11 @@ sealed to the workers.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import SecretStr
 
 from keyturn.messages import Event, Rejected
 from keyturn.publisher import Publisher
@@ -64,9 +64,20 @@ def enroll(
         project, api_key_file, save_to, generate=generate, as_json=as_json
     )
     request_id = new_id()
-    options = {"plaintext": plaintext, "v0": v0, "v0_api_key": v0_api_key, "adopt": adopt}
+
+    async def publish(publisher: Publisher) -> str:
+        return await publisher.enroll(
+            project,
+            api_key=api_key,
+            plaintext=plaintext,
+            v0=v0,
+            v0_api_key=v0_api_key,
+            adopt=adopt,
+            request_id=request_id,
+        )
+
     event = asyncio.run(
-        _enroll(settings, project, api_key, request_id, options, timeout_s if wait else None)
+        _enroll(settings, project, request_id, publish, timeout_s if wait else None)
     )
     _print_result(project, request_id, event, as_json=as_json)
 
@@ -74,15 +85,12 @@ def enroll(
 async def _enroll(
     settings: PublisherSettings,
     project: str,
-    api_key: SecretStr,
     request_id: str,
-    options: dict[str, Any],
+    publish: Callable[[Publisher], Awaitable[str]],
     timeout_s: float | None,
 ) -> Event | None:
     async with Publisher.open(settings) as publisher:
-        await publish_with_retry(
-            lambda: publisher.enroll(project, api_key=api_key, request_id=request_id, **options)
-        )
+        await publish_with_retry(lambda: publish(publisher))
         if timeout_s is None:
             return None
         return await publisher.wait(
