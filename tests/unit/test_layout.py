@@ -45,7 +45,6 @@ PENDING: Final = frozenset(
     {
         "keyturn_workers/cli/dead.py",
         "keyturn_workers/cli/replay.py",
-        # The rest of the workers
     }
 )
 

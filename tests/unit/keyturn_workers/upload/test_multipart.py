@@ -120,6 +120,7 @@ async def test_only_what_is_open_at_this_very_key_is_aborted() -> None:
         await storage.create_multipart(key, Headers({}))
     await abort_leftovers(storage, TARGET)
     assert [row.key async for row in storage.list_multipart_uploads("")] == [TARGET + "ey"]
+    assert storage.calls["abort_multipart"] == 2
 
 
 @pytest.mark.parametrize("error", [StorageUnavailableError("down"), RefusedError("no")])
