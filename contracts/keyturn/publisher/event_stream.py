@@ -332,6 +332,7 @@ async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[Stream
         async with attach(position.place, prefetch=1) as messages:
             position.is_attached = True
             position.place = await _first_offset(attach, position.place, messages)
+            _log.debug("the first event has offset %d", position.place)
     is_careful = position.is_careful
     prefetch = 1 if is_careful else PREFETCH
     async with attach(position.start, prefetch=prefetch) as messages:
@@ -343,6 +344,7 @@ async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[Stream
                 position.advance(record)
                 yield record
                 if is_careful:
+                    _log.debug("read offset %d by itself", record.offset)
                     return
 
 
@@ -414,6 +416,7 @@ async def _after(
             if again is None:
                 return
             position.is_silent = False
+            _log.debug("offset %d is delivered first, after %d", again.offset, last.offset)
             if again.offset > last.offset:  # `last` itself was removed for its age
                 yield again
             elif again != last:

@@ -53,6 +53,12 @@ _ODD: dict[str, tuple[str, Callable[[Any], bytes], dict[str, Any]]] = {
 _UNKNOWN_MODE = "an unknown delivery mode"
 
 
+@pytest.fixture(autouse=True)
+def _explained(caplog: pytest.LogCaptureFixture) -> None:
+    """Let the report of a failure say what the reader did."""
+    caplog.set_level("DEBUG", "keyturn.publisher")
+
+
 async def _publish_odd(worker: WorkerSide, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exchange: Any = worker.exchange
     channel = await exchange.channel.get_underlay_channel()
