@@ -1,11 +1,11 @@
 """Makes `sealing_v1.json`: known answers for the formats of `docs/spec.md`.
 
-For whoever writes another reader or publisher, and so that a change of format cannot
+For authors of other readers or publishers, and so that a change of format cannot
 slip in. Everything here is a function of fixed inputs, but for the HPKE ciphertext,
 which no one can make twice: it was made once and is carried along.
 
 Run `python -m tests.vectors.make_sealing` to write the file again. It must never take
-an input that is somebody's secret: all keys are counted up or spelled out.
+an input that is a real secret: all keys are counted up or spelled out.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def plaintext(size: int) -> bytes:
 
 
 def build(carried: dict[str, Any]) -> dict[str, Any]:
-    """Return the vectors; `carried` is the file as it stands."""
+    """Return the vectors; `carried` is the file as it is."""
     return {
         "provenance": "made by tests/vectors/make_sealing.py out of keyturn.crypto; "
         "the HPKE ciphertext once, all else again by every test run",

@@ -216,7 +216,7 @@ async def test_letters_are_not_read_for_each_new_one(vhost_url: str, grown: int)
 async def test_it_can_be_cancelled_at_any_moment(vhost_url: str) -> None:
     """Cancelled within a request, aiormq raises an error of its own, and a keeper tries again.
 
-    About one time in seven a single cancellation ended nothing, and a worker told to stop waited
+    About one time in seven a single cancellation ended nothing, and a stopping worker waited
     for it for ever.
     """
     await declare(vhost_url, {})

@@ -193,7 +193,7 @@ async def test_a_stream_for_a_new_publisher(users: Users) -> None:
 
 
 async def events(users: Users, user: str, stream: str, count: int) -> AsyncIterator[dict[str, Any]]:
-    """The last so many events of a stream, as its user reads them."""
+    """The last events of a stream, as its user reads them."""
     async with channel_of(users, user) as channel:
         await channel.set_qos(100)
         found = await channel.get_queue(stream, ensure=False)

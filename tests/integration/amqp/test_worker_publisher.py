@@ -15,7 +15,7 @@ from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
 
 
 async def test_each_copy_gets_the_outcome_of_its_own_queue(vhost_url: str) -> None:
-    """Told that it is confirmed, a worker acknowledges a delivery whose copy is nowhere."""
+    """A false confirmation would make a worker acknowledge a delivery whose copy is nowhere."""
     broker = RabbitBroker(vhost_url, default_channel=Channel(on_return_raises=True), logger=None)
     await broker.connect()
     await broker.start()

@@ -63,13 +63,13 @@ async def _tombstone_stands(bucket: Bucket, key: str) -> None:
             metadata = bucket.head(f"acme/{key}")["Metadata"]
             if metadata["enc-algo"] == "deleted":
                 return
-            await asyncio.sleep(0.05)  # a bucket tells nobody that it was written
+            await asyncio.sleep(0.05)  # a bucket sends no events
 
 
 async def test_a_delete_is_published_after_two_leases(
     served: WorkerUnderTest, bucket: Bucket
 ) -> None:
-    """An object, a key that held nothing, one of somebody's plaintext, a forged tombstone.
+    """An object, a key that held nothing, one of another program's plaintext, a forged tombstone.
 
     By the storage's own clock, no sooner than two leases after the tombstone was put.
     """

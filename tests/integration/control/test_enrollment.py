@@ -121,7 +121,7 @@ async def test_objects_without_a_keyring_refuse_an_enrollment(served: WorkerUnde
 
 
 async def test_an_adopting_enrollment_takes_over_objects(served: WorkerUnderTest) -> None:
-    """Asked for explicitly, it enrolls above every generation whose wrap opens, and sweeps.
+    """If requested explicitly, it enrolls above every generation whose wrap opens, and sweeps.
 
     Generations that only a label claims raise nothing.
     """

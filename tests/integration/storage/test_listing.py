@@ -1,6 +1,6 @@
 """Listings bring back every key as its writer made it, page by page, from any place on (SPEC 8.5).
 
-A foreign writer can put anything into a key. A listing that broke on it, or told another
+A foreign writer can put anything into a key. A listing that broke on it, or returned another
 key, would hide objects from a sweep.
 """
 
@@ -63,7 +63,7 @@ async def planted(storage: AnyStorage, keys: Sequence[str]) -> list[str]:
 
 @pytest.fixture(params=[1, 2, 1000])
 def page_keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many rows a server tells at once."""
+    """How many rows a server returns at once."""
     size: int = request.param
     monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", size)
     return size

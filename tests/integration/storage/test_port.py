@@ -108,7 +108,7 @@ async def test_odd_keys(storage: AnyStorage, key: str) -> None:
     ],
 )
 async def test_odd_metadata(storage: AnyStorage, value: str) -> None:
-    """Metadata is signed and stored as it is, leased or not, and a copy restates it as told."""
+    """Metadata is signed and stored as it is, leased or not, and a copy restates it as given."""
     for lease in (None, lease_of(datetime.now(UTC))):
         etag = (await storage.put("acme/k", b"1", Headers({"said": value}), lease=lease)).etag
         head = await storage.head("acme/k")
@@ -129,7 +129,7 @@ async def test_empty_metadata_value_is_kept_or_dropped(storage: AnyStorage) -> N
 
 
 async def test_content_headers_survive_a_restated_copy(storage: AnyStorage) -> None:
-    """SPEC 8.2: what the answer tells is what a self-copy says again."""
+    """SPEC 8.2: what the response has is what a self-copy restates."""
     restated = {
         "cache-control": "max-age=60",
         "content-disposition": 'attachment; filename="q3.pdf"',
@@ -217,7 +217,7 @@ async def test_read_start(storage: AnyStorage) -> None:
 
 
 async def test_stream(storage: AnyStorage) -> None:
-    """From any byte on, in pieces of the size asked for or as they come, up to the end."""
+    """From any byte on, in pieces of the requested size or as they come, up to the end."""
     body = bytes(range(256)) * 1000
     etag = (await storage.put("acme/k", body, PLAIN)).etag
     async with storage.stream("acme/k", start=1000) as stream:
@@ -237,7 +237,7 @@ async def test_stream(storage: AnyStorage) -> None:
 
 
 async def test_a_bounded_stream(storage: AnyStorage) -> None:
-    """No more than was asked for, and fewer bytes where the object ends before."""
+    """No more than was requested, and fewer bytes if the object ends before."""
     body = bytes(range(256)) * 400
     etag = (await storage.put("acme/k", body, PLAIN)).etag
     for start, length_bytes in ((0, 1), (0, len(body)), (56, 16400), (len(body) - 3, 100)):
@@ -314,7 +314,7 @@ async def test_put_conditions(storage: AnyStorage) -> None:
 
 
 async def test_concurrent_creators(storage: AnyStorage) -> None:
-    """Of 32 at once exactly one is told that it stored, and its body stands."""
+    """Of 32 at once exactly one succeeds, and its body is the one stored."""
 
     async def create(number: int) -> int | None:
         try:
@@ -443,14 +443,14 @@ async def test_copy_source_condition(storage: AnyStorage, kind: str) -> None:
 
 
 async def test_multipart(storage: AnyStorage, kind: str) -> None:
-    """Parts in any order become one object with the headers told at the beginning."""
+    """Parts in any order become one object with the headers given at the beginning."""
     headers = Headers({"author": "kim"}, "video/mp4", {"cache-control": "no-store"})
     upload_id = await storage.create_multipart("acme/k", headers)
     second = await storage.upload_part("acme/k", upload_id, 2, b"tail")
     first = await storage.upload_part("acme/k", upload_id, 1, b"f" * (5 * MIB))
     opened = [row async for row in storage.list_multipart_uploads("acme/")]
     assert [(row.key, row.upload_id) for row in opened] == [("acme/k", upload_id)]
-    if kind != "moto":  # which tells the same moment of 2010 of every upload
+    if kind != "moto":  # which reports the same moment of 2010 for every upload
         assert abs(datetime.now(UTC) - opened[0].initiated) < timedelta(minutes=1)
     lease = lease_of(datetime.now(UTC))
     written = await storage.complete_multipart(
@@ -505,7 +505,7 @@ async def test_list(storage: AnyStorage) -> None:
 
 
 async def test_tags(storage: AnyStorage) -> None:
-    """Tags are read, told as a count in every read, and put back."""
+    """Tags are read, counted in every read, and put back."""
     await storage.put("acme/k", b"1", PLAIN)
     assert await storage.read_tags("acme/k") == {}
     await storage.write_tags("acme/k", {"team": "a b", "x": "ü+="})

@@ -1,4 +1,4 @@
-"""The probe on real servers tells what was measured of them by hand (SPEC 10, FACTS)."""
+"""The probe on real servers reports what was measured by hand (SPEC 10)."""
 
 from __future__ import annotations
 

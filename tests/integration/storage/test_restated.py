@@ -282,7 +282,7 @@ async def test_a_locked_object_above_the_copy_limit(server: S3Server) -> None:
 
 
 async def test_metadata_that_is_no_utf8(ceph: S3Server) -> None:
-    """A foreign writer's Latin-1, which Ceph's gateway tells in a form of its own, stays so."""
+    """A foreign writer's Latin-1, which Ceph's gateway returns in its own form, stays so."""
     async with on(ceph) as bucket:
         # Nothing in Python sends such bytes but http.client, which needs a signed address.
         address = bucket.client.generate_presigned_url(

@@ -1,4 +1,4 @@
-"""Versions: told, read, and removed one at a time (SPEC 8.5); locked ones stay."""
+"""Versions: listed, read, and removed one at a time (SPEC 8.5); locked ones stay."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_history(versioned: AnyStorage, kind: str) -> None:
     assert of_k[0].is_delete_marker
     sizes = [None if row.is_delete_marker else row.size_bytes for row in of_k]
     expected = [None, 4, None, 2, 2, 0]
-    if kind == "moto":  # which tells whole seconds
+    if kind == "moto":  # which reports whole seconds
         assert sorted(sizes, key=str) == sorted(expected, key=str)
     else:
         assert sizes == expected

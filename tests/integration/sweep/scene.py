@@ -174,7 +174,7 @@ class Project:
         return made
 
     def fill(self, count: int, prefix: str = "k/") -> dict[str, bytes]:
-        """Put so many objects; returns their plaintexts by key."""
+        """Put `count` objects; returns their plaintexts by key."""
         plaintexts = {f"{prefix}{n:03}": f"plaintext {n}".encode() for n in range(count)}
         for key, plaintext in plaintexts.items():
             self.put(key, plaintext)

@@ -1,7 +1,7 @@
 """Keyrings and records that an attacker changed are reported, and wrap nothing (SPEC 13).
 
 A keyring that was forged, or moved from another project, does not open. One that was
-rolled back opens, and is found by the objects that stand above it. One that is gone is an
+rolled back opens, and is found by the objects that are newer than it. One that is gone is an
 unknown project. In the middle of a sweep each stops it; once the keyring is back, the
 sweep's dead letter, sent again, carries it on.
 """

@@ -41,7 +41,7 @@ def bad_objects(project: Project) -> dict[str, HandmadeObject]:
     unknown, cut, other, stripped = (project.made(f"bad/{n}") for n in range(4))
     unknown.metadata["enc-algo"] = "ROT-13"
     cut.body = cut.body[:50]
-    # Somebody who holds the API key lets his own view of the object be another.
+    # A holder of the API key makes the user's view of the object differ.
     other.metadata["enc-dek-user"] = project.made(other.key).metadata["enc-dek-user"]
     del stripped.metadata["enc-algo"]
     moved = replace(project.made("k/000"), key="bad/4")
@@ -123,7 +123,7 @@ async def a_dry_run_writes_nothing(scene: Scene) -> None:
 async def a_repair(scene: Scene) -> None:
     """A wrap under an earlier KEK counts only if a repair is requested.
 
-    Whoever holds a leaked API key could have made it (SPEC 8.2).
+    A holder of a leaked API key could have made it (SPEC 8.2).
     """
     project = await scene.enrolled("repair")
     lost = project.made("lost", b"under the old key alone")
@@ -157,7 +157,7 @@ async def adopted(scene: Scene) -> None:
     refused = await scene.first_event(other)
     assert (refused["type"], refused["code"]) == ("enroll.rejected", "already_enrolled")
     await scene.dead("keyturn.control", other["request_id"])
-    # The deployment's API key again: nothing tells the worker that it was one of this project.
+    # The deployment's API key again: nothing shows the worker that it was one of this project.
     document = requests.enroll(scene.deployment, "adopted", adopt=True)
     enrolled = await scene.first_event(document)
     assert (enrolled["type"], enrolled["generation"]) == ("project.enrolled", 3)

@@ -47,7 +47,7 @@ class Hiding:
     _hidden: dict[str, tuple[bytes, int]] = field(default_factory=dict)
 
     def hide(self, s3_key: str, answer: bytes, *, times: int = 10**9) -> None:
-        """From now on, so many times."""
+        """From now on, `times` times."""
         self._hidden[s3_key] = (answer, times)
 
     def show(self, s3_key: str) -> None:

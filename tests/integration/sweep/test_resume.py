@@ -70,7 +70,7 @@ async def accepted(project: Project) -> str:
 
 
 def is_done(end: dict[str, Any], objects: int) -> None:
-    # What a worker did that died before it could tell is in no count.
+    # What a worker did that died before it reported is in no count.
     assert counts(end) | {"rewrapped": 0} == {
         "objects": objects,
         "current": objects,

@@ -79,7 +79,7 @@ async def migration(scene: Scene) -> None:
         bodies[key] = put_v0(project, key, dek, user=user, admin=admin, plaintext=plaintext)
     one, other = os.urandom(32), os.urandom(32)
     put_v0(project, "bad/differ", one, user=one, admin=other, plaintext=b"x")
-    # Both wraps agree, and the body is another's: nothing but opening it tells.
+    # Both wraps agree, and the body is another's: only opening it shows that.
     put_v0(project, "bad/body", one, user=other, admin=other, plaintext=b"x" * 20_000)
     put_v0(project, "bad/none", one, user=None, admin=None, plaintext=b"x")
     document = enrollment(scene, "old")

@@ -1,7 +1,7 @@
 """Redelivered uploads, and objects that changed in between (SPEC 7.1, 7.2).
 
-An upload is stored once, however often its message comes. What stands at its key is told
-as stored only where its wraps verify: its id in the metadata is nobody's word.
+An upload is stored once, however often its message comes. The object at its key is reported as
+stored only if its wraps verify: its id in the metadata proves nothing.
 """
 
 from __future__ import annotations

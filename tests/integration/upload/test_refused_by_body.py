@@ -160,7 +160,7 @@ def swapped(sent: Upload) -> bytes:
     return body[:first] + body[second:rest] + body[first:second] + body[rest:]
 
 
-# What stands in staging of a body of this size, and what that is called.
+# What is in staging for a body of this size, and the name of the case.
 STAGED: dict[str, tuple[int, Callable[[Upload], bytes | None], str]] = {
     "missing": (BIG, lambda _sent: None, MISSING),
     "shorter than said": (BIG, lambda sent: sent.sealed_body[:-1], MISSING),

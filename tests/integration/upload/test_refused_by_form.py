@@ -1,7 +1,7 @@
 """Uploads that are refused before anything is opened: signature, form, permission, age (SPEC 6.3).
 
 Each case goes through a real broker to a real worker, and ends in the dead-letter queue as
-it was sent, told or not told as SPEC 6.3 says, with the next good upload served.
+it was sent, published or not as SPEC 6.3 says, and the next good upload is served.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def twice(name: str, value: str) -> Callable[[bytes], bytes]:
     return lambda body: body[:-1] + f', "{name}": "{value}"}}'.encode()
 
 
-# What is done to the bytes of a good request, and the project told; None: nothing is told.
+# What is done to the bytes of a good request, and the reported project; None: no event.
 BYTES: dict[str, tuple[Callable[[bytes], bytes], dict[str, Any] | None]] = {
     "no JSON": (lambda _: b"key=value", None),
     "cut short": (lambda body: body[:-1], None),
@@ -214,7 +214,7 @@ async def test_an_upload_on_the_control_queue_is_refused_without_an_event(
 ) -> None:
     """A copy of a genuine request on another queue: a dead letter, and no event of any kind.
 
-    Issue 10, item 2: it was told as `malformed_request` while the original was stored.
+    It was once reported as `malformed_request` while the original was stored.
     """
     sent = served.sign(good(served), routing_key=routing_key)
     await served.assert_rejected(replace(sent, rejection=None), "bad_signature", "routing key")

@@ -13,7 +13,7 @@ _DOCUMENTS = sorted(
     str(path.relative_to(_ROOT)) for path in (*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"))
 )
 _TEST = re.compile(r"`(tests/[\w/*]+\.py)(?:::(\w+))?[^`]*`")
-# Below one of the repository's folders. What tells of the past may name what is gone.
+# Below one of the repository's folders. Pages about the past may name what is gone.
 _PAST = re.compile(r"CHANGELOG\.md|docs/adr/.*")
 _FILE = re.compile(r"`((?:contracts|workers|tools|examples|docs|tests|\.ci)/[\w./*-]*)(?:::\w+)?`")
 _LINK = re.compile(r"\]\(((?!https?:)[^)#\s]*)#([^)\s]+)\)")

@@ -19,7 +19,7 @@ class FakeConnection:
     """A connection with one channel on it.
 
     Attributes:
-        opened: How many channels were asked for.
+        opened: How many channels were requested.
         underlay: aiormq's channel, until the connection is lost.
         robust: aio-pika's channel, which is opened again after a loss.
         queue: The one queue; it hands its consumer what `deliver` is given.

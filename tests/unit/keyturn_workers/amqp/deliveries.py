@@ -73,7 +73,7 @@ class Scene:
 
 @dataclass
 class FakePublisher:
-    """Publishes nothing, and notes what it was asked for."""
+    """Publishes nothing, and notes what was requested."""
 
     scene: Scene
 

@@ -1,7 +1,7 @@
 """What a foreign client may write into a message's properties is read, and passed on as it was.
 
 Each of these once kept a refused message from its dead letter: it came again each second, or
-was never given to anybody and held its place for good. All of them pass RabbitMQ 4.0.
+was never given to a consumer and kept its place for good. All of them pass RabbitMQ 4.0.
 """
 
 from __future__ import annotations

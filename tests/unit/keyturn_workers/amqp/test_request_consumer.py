@@ -90,7 +90,7 @@ async def test_a_malformed_request_without_an_id_has_no_event() -> None:
 
 
 async def test_a_bad_signature_is_answered_by_no_event() -> None:
-    """Told in no event, however well-formed it is."""
+    """Named in no event, however well-formed it is."""
     scene = Scene()
     forged = message(scene, headers={"keyturn-publisher": "other"})
     refused = ["dead", "keyturn.upload bad_signature", "ack"]

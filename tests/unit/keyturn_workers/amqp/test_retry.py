@@ -38,7 +38,7 @@ FINAL = sorted(set(ERRORS) - set(TRANSIENT) - {"unknown_project"})
 
 
 def delays(error: CodedError, tries: int, *, age: timedelta = timedelta()) -> list[int | None]:
-    """The delay after each of so many tries, all at the same moment."""
+    """The delay after each of `tries` attempts, all at the same moment."""
     return [
         retry_delay_s(error, attempt, requested_at=NOW - age, max_age=WEEK, now=NOW)
         for attempt in range(tries)
@@ -154,7 +154,7 @@ def test_a_note_is_read_back() -> None:
     ],
 )
 def test_a_changed_note_is_none(changed: dict[str, Any]) -> None:
-    """Nobody without an event key writes one, nor changes a word of one."""
+    """Without an event key one cannot be written, nor changed."""
     assert read(NOTED | changed) is None
     for name in NOTED:
         assert read({k: v for k, v in NOTED.items() if k != name}) is None

@@ -69,7 +69,7 @@ async def test_a_cancellation_stays_one() -> None:
 
 
 class _Copies:
-    """A broker that notes the queue of each publish, and responds to it when it is asked to."""
+    """A broker that notes the queue of each publish, and responds to it when the test lets it."""
 
     def __init__(self) -> None:
         self.queues: list[str] = []

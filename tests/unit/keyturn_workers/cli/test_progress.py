@@ -59,7 +59,7 @@ def test_without_a_count_or_progress_the_time_left_is_unknown() -> None:
     assert _after(*moving).total is None
     assert _after(expected=5).left is None
     assert _after(moving[0], moving[0], expected=5).left is None
-    back = (_progressed(0, objects=9, current=9), _progressed(1, objects=1))  # planned anew
+    back = (_progressed(0, objects=9, current=9), _progressed(1, objects=1))  # planned again
     assert _after(*back, expected=9).rate_per_s is None
 
 

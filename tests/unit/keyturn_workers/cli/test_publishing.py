@@ -125,10 +125,10 @@ def test_without_an_event_a_request_is_queued() -> None:
 
 
 def test_a_refusal_is_its_code_and_its_detail() -> None:
-    for detail, told in (("that key was in use", "kek_reused: that key was in use"), ("", None)):
+    for detail, text in (("that key was in use", "kek_reused: that key was in use"), ("", None)):
         fields = {"rotation_id": _ID, "code": "kek_reused", "detail": detail}
         refused: Any = event("rotation.rejected", **fields)
-        assert str(event_error(refused)) == (told or "kek_reused")
+        assert str(event_error(refused)) == (text or "kek_reused")
 
 
 def _unsent(**fields: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class WatchedStorage(MemoryStorage):
         super().__init__(**more)
         self.open_streams = 0
         self.streamed: list[tuple[int, int | None, str | None]] = []
-        self.asked_bytes = 0
+        self.requested_bytes = 0
         self.given_bytes = 0
         self.breaks: list[int | None] = []
         self.pauses_at: int | None = None
@@ -88,7 +88,7 @@ class WatchedStorage(MemoryStorage):
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None
     ) -> tuple[ObjectHead, bytes]:
-        self.asked_bytes += length_bytes
+        self.requested_bytes += length_bytes
         return await super().read_start(key, length_bytes, version_id=version_id)
 
     async def presign_get(self, key: str, lease: Lease) -> str:
@@ -109,7 +109,7 @@ class WatchedStorage(MemoryStorage):
         opening = super().stream(key, start=start, length_bytes=length_bytes, if_match=if_match)
         async with opening as stream:
             size = stream.head.size_bytes - start
-            self.asked_bytes += size if length_bytes is None else length_bytes
+            self.requested_bytes += size if length_bytes is None else length_bytes
             self.open_streams += 1
             try:
                 yield _Watched(self, stream, breaks)

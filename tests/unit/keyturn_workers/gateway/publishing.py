@@ -33,7 +33,7 @@ class FakePublisher:
     """What the gateway uses of `keyturn.publisher.Publisher`; names are checked as there.
 
     `fails` is raised in place of publishing. `answer` makes the event of a request's id; where
-    it is None nothing is told in time.
+    it is None there is no event in time.
     """
 
     uploads: list[Upload] = field(default_factory=list)
@@ -83,7 +83,7 @@ class FakePublisher:
         if self.wait_fails is not None:
             raise self.wait_fails
         if self.answer is None:
-            if timeout_s > 60:  # somebody listens: until it is told, or closed
+            if timeout_s > 60:  # a listener: until there is an event, or it is closed
                 await self.telling.wait()
             if self.answer is None:
                 raise WaitTimeoutError

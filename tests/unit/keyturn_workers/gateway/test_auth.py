@@ -271,7 +271,7 @@ async def test_an_authenticated_caller_does_not_wait() -> None:
 
 
 async def test_a_refusal_derives_one_kek_whatever_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the time would tell a known project from an unknown one."""
+    """Otherwise the time would distinguish a known project from an unknown one."""
     derived = []
 
     def counting(api_key: str, project: str, pepper: str) -> Secret:

@@ -96,7 +96,7 @@ def test_any_range_is_that_slice(size: int, data: st.DataObject) -> None:
         assert await bench.read(span) == PLAINTEXT[first : last + 1]
         # No more chunks than it lies in, and the last one, which proves the length.
         chunks = last // CHUNK - first // CHUNK + 2
-        assert bench.storage.asked_bytes <= HEADER_BYTES + chunks * SEALED_CHUNK_BYTES
+        assert bench.storage.requested_bytes <= HEADER_BYTES + chunks * SEALED_CHUNK_BYTES
         assert bench.storage.open_streams == 0
 
     asyncio.run(read())
@@ -113,7 +113,7 @@ async def test_one_byte_costs_the_header_and_two_chunks(first: int, start_bytes:
         await reader.verify()
         given = b"".join([bytes(p) async for p in reader.read_range(Span(first, first + 1))])
     assert given == PLAINTEXT[first : first + 1]
-    assert bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
+    assert bench.storage.requested_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
 
 
 async def test_verifying_twice_reads_once() -> None:
@@ -246,7 +246,7 @@ def test_a_read_resumes_wherever_its_connection_breaks(breaks: list[int], size: 
         bench.storage.breaks = [HEADER_BYTES + breaks[0], *breaks[1:]]
         assert await bench.read() == PLAINTEXT[:size]
         assert bench.storage.open_streams == 0
-        # Not a byte is asked for twice, nor one left out.
+        # No byte is requested twice, and none is left out.
         for start, length, _ in bench.storage.streamed[1:]:
             assert length is not None
             assert start + length == (await bench.storage.head(TARGET)).size_bytes
@@ -401,7 +401,7 @@ class WatchedStorage(MemoryStorage):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[tuple[int, int | None]] = []
+        self.requested: list[tuple[int, int | None]] = []
         self.together = 1
         self._open = 0
         self._enough = asyncio.Event()
@@ -409,7 +409,7 @@ class WatchedStorage(MemoryStorage):
 
     @asynccontextmanager
     async def stream(self, key: str, **options: Any) -> AsyncIterator[ObjectStream]:
-        self.asked.append((options["start"], options["length_bytes"]))
+        self.requested.append((options["start"], options["length_bytes"]))
         self._open += 1
         if self._open >= self.together:
             self._enough.set()
@@ -447,8 +447,8 @@ async def test_a_short_range_is_fetched_while_the_size_is_verified() -> None:
         await reader.verify(span)
     assert await _read(reader, span) == LONG[MIDDLE : MIDDLE + 1]
     offset = HEADER_BYTES + 20 * SEALED_CHUNK_BYTES
-    assert (offset, SEALED_CHUNK_BYTES) in storage.asked
-    assert len(storage.asked) == 2
+    assert (offset, SEALED_CHUNK_BYTES) in storage.requested
+    assert len(storage.requested) == 2
 
 
 @pytest.mark.parametrize("start_bytes", [HEADER_BYTES, START_BYTES])
@@ -483,7 +483,7 @@ async def test_a_long_range_is_not_prefetched() -> None:
     storage = WatchedStorage()
     reader = await _sealed(storage)
     await reader.verify(Span(0, 17 * CHUNK))
-    assert len(storage.asked) == 1
+    assert len(storage.requested) == 1
 
 
 async def test_nothing_of_an_unverified_object_is_yielded() -> None:

@@ -80,9 +80,9 @@ async def test_a_head_has_the_headers_of_a_get_and_costs_a_header_and_two_chunks
     full, head = await serving.ask(), await serving.ask("HEAD")
     assert (head.status, head.content, head.ended) == (200, b"", True)
     assert head.headers == full.headers
-    serving.bench.storage.asked_bytes = 0
+    serving.bench.storage.requested_bytes = 0
     await serving.ask("HEAD")
-    assert serving.bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
+    assert serving.bench.storage.requested_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, 20 * CHUNK + 7])
@@ -133,7 +133,7 @@ async def test_one_byte_costs_a_header_and_two_chunks(spec: str) -> None:
     await serving.bench.authenticate()
     got = await serving.ask(headers={"range": spec})
     assert (got.status, len(got.content)) == (206, 1)
-    assert serving.bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
+    assert serving.bench.storage.requested_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
 
 
 async def test_conditions() -> None:
@@ -238,7 +238,7 @@ async def test_a_get_that_fails_after_its_start_is_aborted(size: int, damage: st
     }[damage]
     serving.bench.plant(metadata, changed)
     got = await serving.ask()
-    if got.status == 502:  # no length can be told at all
+    if got.status == 502:  # no length can be given at all
         assert got.ended
         return
     assert (got.status, got.ended, got.aborted) == (200, False, True)

@@ -1,6 +1,6 @@
 """What the gateway says of itself: generated, committed, compared (SPEC 9.6).
 
-To write it anew: `python -m tests.unit.keyturn_workers.gateway.test_openapi`.
+To regenerate it: `python -m tests.unit.keyturn_workers.gateway.test_openapi`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 
 AT = datetime(2026, 11, 24, 10, tzinfo=UTC)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# As a storage may tell them: whatever some other writer put there.
+# As a storage may return them: whatever another writer put there.
 _VALUES = st.text(max_size=60) | st.text(st.characters(max_codepoint=255), max_size=60)
 
 

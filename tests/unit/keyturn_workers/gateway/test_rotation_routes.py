@@ -1,4 +1,4 @@
-"""Rotations over HTTP: published for the holder of the current key, and told of (SPEC 9.5)."""
+"""Rotations over HTTP: published for the holder of the current key, and reported (SPEC 9.5)."""
 
 from __future__ import annotations
 
@@ -132,12 +132,12 @@ async def test_a_malformed_body_is_refused_without_repeating_the_key(
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_malformed_body_is_a_400(body: bytes) -> None:
-    async def asked() -> None:
+    async def request() -> None:
         serving = Serving()
         got = await serving.ask("POST", ROTATIONS, body=body)
         assert got.status == 400
 
-    asyncio.run(asked())
+    asyncio.run(request())
 
 
 async def test_a_body_may_arrive_in_pieces_but_is_limited(serving: Serving) -> None:
@@ -197,15 +197,15 @@ async def test_waiting_in_vain_returns_202(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(NotDeliveredError("no"), False), (OutcomeUnknownError("?"), True)]
+    ("error", "has_id"), [(NotDeliveredError("no"), False), (OutcomeUnknownError("?"), True)]
 )
 async def test_a_failed_publication_is_a_503(
-    serving: Serving, error: Exception, *, told: bool
+    serving: Serving, error: Exception, *, has_id: bool
 ) -> None:
     serving.publisher.fails = error
     got = await serving.ask("POST", ROTATIONS, body=_ask())
     assert (got.status, got.headers["retry-after"]) == (503, "1")
-    assert ("rotation_id" in got.document()) is told
+    assert ("rotation_id" in got.document()) is has_id
 
 
 async def test_an_unconfirmed_rotation_is_known_by_its_id(serving: Serving) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 _S3: Final = S3Server("http://127.0.0.1:1", "access", "secret", "us-east-1", "given")
-# Nobody listens there.
+# No server listens there.
 _DEPLOYMENT: Final = Deployment("amqp://127.0.0.1:1/", _S3, "bucket")
 _HEAD: Final = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
 _LOGGERS: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
@@ -55,12 +55,12 @@ class _App:
     """Responds to `/slow` once the test lets it."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.go_on = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del receive
-        self.asked.set()
+        self.requested.set()
         if scope["path"] == "/slow":
             await self.go_on.wait()
         headers = [(b"content-length", b"2")]
@@ -110,7 +110,7 @@ async def test_a_signal_ends_it_in_order_once_its_responses_are_complete(
     async with _serving(_settings(monkeypatch, GATEWAY_PORT="0"), app) as (port, task):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(_HEAD % b"slow")
-        await app.asked.wait()
+        await app.requested.wait()
         os.kill(os.getpid(), number)
         await _until_refused(port)
         assert not task.done()

@@ -53,7 +53,7 @@ async def test_waiting_uploads_are_limited_for_each_project(
     await _settle()
     with pytest.raises(TooManyRequestsError):
         await take()
-    async with slots.hold("b"):  # and waits in nobody's way
+    async with slots.hold("b"):  # and delays no other project
         pass
     leave.set()
     await asyncio.gather(*tasks)

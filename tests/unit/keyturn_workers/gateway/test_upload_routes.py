@@ -46,12 +46,12 @@ def _stored(upload_id: str) -> Event:
 
 
 def _rejected(code: str) -> object:
-    def told(upload_id: str) -> Event:
+    def event_of(upload_id: str) -> Event:
         return UploadRejected(
             upload_id=upload_id, project="acme", code=code, detail="said so", at=_AT
         )
 
-    return told
+    return event_of
 
 
 async def until_taken(connection: Connection) -> None:
@@ -70,7 +70,7 @@ async def test_a_body_is_published_under_its_key() -> None:
     assert upload.content_type == "text/x"
     assert got.document() == {"upload_id": upload.upload_id}
     assert is_uuid(upload.upload_id)
-    assert not serving.publisher.waits  # nobody asked to wait
+    assert not serving.publisher.waits  # no one requested a wait
     assert "preference-applied" not in got.headers
     assert serving.counted("received_bytes_total") == 4
 
@@ -234,7 +234,7 @@ async def test_a_disconnect_during_the_body_publishes_nothing() -> None:
     connection.gone.set()
     await serving.ask("PUT", body=[b"bo", None], on=connection)
     assert not serving.publisher.uploads
-    assert connection.status == 408  # to nobody
+    assert connection.status == 408  # which no client reads
 
 
 async def test_larger_bodies_are_limited() -> None:
@@ -255,7 +255,7 @@ async def test_larger_bodies_are_limited() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "has_id"),
     [
         (NotDeliveredError("at amqp://secret"), False),
         (BrokerUnavailableError("at amqp://secret"), False),
@@ -263,13 +263,13 @@ async def test_larger_bodies_are_limited() -> None:
         (PublisherError("at amqp://secret"), False),
     ],
 )
-async def test_a_failed_publication_is_a_503(error: PublisherError, *, told: bool) -> None:
+async def test_a_failed_publication_is_a_503(error: PublisherError, *, has_id: bool) -> None:
     """The id is in the response only if the request may have been published."""
     serving = Serving()
     serving.publisher.fails = error
     got = await serving.ask("PUT", body=b"x", headers={"prefer": "wait=5"})
     assert (got.status, got.headers["retry-after"]) == (503, "1")
-    assert ("upload_id" in got.document()) is told
+    assert ("upload_id" in got.document()) is has_id
     assert "secret" not in got.content.decode()
 
 

@@ -106,7 +106,7 @@ def test_the_only_project_stays_however_large_it_is(monkeypatch: pytest.MonkeyPa
 
 
 async def test_an_entry_with_a_read_under_way_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its callers would otherwise wait for a read that nobody finds, and read again."""
+    """Its callers would otherwise wait for a read that no other caller finds, and read again."""
     _bounded(monkeypatch, projects=1)
 
     cache = KeyringCache()

@@ -41,7 +41,7 @@ class _Bucket:
         self.started = asyncio.Event()
 
     async def read(self, key: str, *, max_bytes: int) -> tuple[ObjectHead, bytes]:
-        assert max_bytes == 2 * 1024**2  # a keyring that somebody made huge is not read whole
+        assert max_bytes == 2 * 1024**2  # a keyring that an attacker made huge is not read
         assert key == ".keyturn/keyrings/acme.json"
         self.began += 1
         seen, failing = self.ring, self.failing

@@ -51,7 +51,7 @@ def test_a_record_shows_nothing_of_its_sealed_part() -> None:
 
 
 def test_no_two_seals_are_alike() -> None:
-    """The bytes in the bucket tell who wrote them."""
+    """The bytes in the bucket show who wrote them."""
     assert _built() != _built()
 
 
@@ -148,7 +148,7 @@ async def test_a_record_that_is_gone_is_not_replaced() -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_put_with_a_lost_response_is_recognized_by_its_bytes(times: int) -> None:
-    """Also if its repetition finds the condition false: nobody else wrote these bytes."""
+    """Also if its repetition finds the condition false: no other worker wrote these bytes."""
     storage, body = MemoryStorage(), _built()
     storage.fail_next("put", StorageUnavailableError("lost"), after_effect=True)
     for _ in range(times):

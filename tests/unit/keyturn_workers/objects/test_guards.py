@@ -59,7 +59,7 @@ async def test_an_object_as_it_was_read_is_unchanged() -> None:
 
 
 async def test_an_object_with_other_metadata_has_changed() -> None:
-    """A tombstone has the ETag of an empty body: the ETag alone would not tell."""
+    """A tombstone has the ETag of an empty body: the ETag by itself would not show it."""
     on = Scene()
     on.plant({}, b"")
     head = (await on.read_view()).head
@@ -94,7 +94,7 @@ async def test_an_object_that_is_gone_is_missing() -> None:
 async def test_a_refusal_within_the_lease_is_by_the_lock(
     *, locked: bool, late_s: int, by_the_lock: bool
 ) -> None:
-    """The storage answers both with the same 403: its clock tells which it was."""
+    """The storage answers both with the same 403: its clock shows which it was."""
     on = Scene()
     on.plant({}, b"", locked=locked)
     head = (await on.read_view()).head

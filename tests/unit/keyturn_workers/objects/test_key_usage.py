@@ -37,7 +37,7 @@ def _wraps(*, master_key: str = "m1", second: bool = False) -> Wraps:
     return sealed_object(ring.desired(MASTER_KEYS), _KEY)[0]
 
 
-def _stands(
+def _usage(
     metadata: Mapping[str, str], *, keys: OperatorKeys = _KEYS, project: str = "acme"
 ) -> KeyUsage:
     return find_key_usage(metadata, project, _KEY, keys, (2, 1))
@@ -48,15 +48,15 @@ def _stands(
 def test_the_admin_wrap_decides_which_key_an_object_depends_on(
     master_key: str, *, second: bool
 ) -> None:
-    stands = _stands(enc(_wraps(master_key=master_key, second=second)))
-    assert stands == KeyUsage("encrypted", 2 if second else 1, master_key)
+    usage = _usage(enc(_wraps(master_key=master_key, second=second)))
+    assert usage == KeyUsage("encrypted", 2 if second else 1, master_key)
 
 
 def test_false_labels_change_nothing() -> None:
     """A label with the new master key over a wrap under the old one must not hide the old one."""
     lying = replace(_wraps(), master_key="m2", generation=2, kek_id="0" * 16)
-    assert _stands(enc(lying)) == KeyUsage("encrypted", 1, "m1")
-    assert _stands(enc(replace(_wraps(), master_key="gone"))) == KeyUsage("encrypted", 1, "m1")
+    assert _usage(enc(lying)) == KeyUsage("encrypted", 1, "m1")
+    assert _usage(enc(replace(_wraps(), master_key="gone"))) == KeyUsage("encrypted", 1, "m1")
 
 
 @pytest.mark.parametrize(
@@ -77,28 +77,28 @@ def test_without_a_keyring_the_label_says_which_generation_to_try(
 def test_an_object_that_no_available_key_opens_is_refused() -> None:
     only_second = OperatorKeys({"m2": MASTER_KEYS["m2"]})
     with pytest.raises(NoUsableWrapError):
-        _stands(enc(_wraps()), keys=only_second)
+        _usage(enc(_wraps()), keys=only_second)
     with pytest.raises(NoUsableWrapError):
-        _stands(deleted(_FIRST.desired(MASTER_KEYS), _KEY), keys=only_second)
+        _usage(deleted(_FIRST.desired(MASTER_KEYS), _KEY), keys=only_second)
     with pytest.raises(NoUsableWrapError):
-        _stands(enc(_wraps()), project="other")
+        _usage(enc(_wraps()), project="other")
 
 
 def test_a_tombstone_depends_on_the_master_key_that_opens_it() -> None:
     for name in MASTER_KEYS:
         desired = replace(_FIRST, master_key=name).desired(MASTER_KEYS)
-        assert _stands(deleted(desired, _KEY)) == KeyUsage("tombstone", None, name)
+        assert _usage(deleted(desired, _KEY)) == KeyUsage("tombstone", None, name)
 
 
 def test_plaintext_and_v0_objects_depend_on_no_master_key() -> None:
-    assert _stands({}) == KeyUsage("plaintext")
-    assert _stands(v0_metadata(new_dek(), new_dek())) == KeyUsage("v0")
+    assert _usage({}) == KeyUsage("plaintext")
+    assert _usage(v0_metadata(new_dek(), new_dek())) == KeyUsage("v0")
 
 
 def test_metadata_that_cannot_be_read_has_its_code() -> None:
     stripped = enc(_wraps())
     del stripped["enc-algo"]
     with pytest.raises(CorruptObjectError):
-        _stands(stripped)
+        _usage(stripped)
     with pytest.raises(UnknownAlgorithmError):
-        _stands({"enc-algo": "ROT13"})
+        _usage({"enc-algo": "ROT13"})

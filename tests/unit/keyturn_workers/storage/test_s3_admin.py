@@ -1,4 +1,4 @@
-"""Listings, tags, versions and deletes: what is asked for, and what is refused (SPEC 8.5, 10)."""
+"""Listings, tags, versions and deletes: what is requested, and what is refused (SPEC 8.5, 10)."""
 
 from __future__ import annotations
 

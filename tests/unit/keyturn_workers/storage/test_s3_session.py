@@ -49,7 +49,7 @@ def small_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class StallingServer:
-    """Reads a head and stops, until it is told to read the rest."""
+    """Reads a head and stops, until the test lets it read the rest."""
 
     def __init__(self) -> None:
         self.stalled = asyncio.Event()
@@ -161,7 +161,7 @@ async def _unsolicited(server: ByteServer, client: Any) -> None:
     await client.call("read", "GET", "k", {}, timeout_s=5)
     server.writers[0].write(NOT_FOUND)
     await server.writers[0].drain()
-    await asyncio.sleep(0.1)  # nothing tells when the client's kernel has it
+    await asyncio.sleep(0.1)  # nothing shows when the client's kernel has it
 
 
 async def test_an_early_response_is_not_the_response_to_the_next_request() -> None:

@@ -1,6 +1,6 @@
 """A hint's way from its delivery to its acknowledgment (SPEC 6.2, 8.5, 12).
 
-Nothing is acknowledged before what it asks for is durable or its copy stands in a retry or
+Nothing is acknowledged before what it requests is durable or its copy is in a retry or
 dead-letter queue; what is no hint of ours changes nothing.
 """
 

@@ -62,7 +62,7 @@ class Attempt:
         return self.context
 
     def slow_reads(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-        """So many keyring reads take too long for a lease."""
+        """The next `times` keyring reads take too long for a lease."""
         storage, left = self.page.storage, [times]
         read = storage.read
 

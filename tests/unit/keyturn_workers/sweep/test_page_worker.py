@@ -1,7 +1,7 @@
 """One attempt at a page: objects that are listed and not found, foreign names (SPEC 8.6).
 
 A listed object whose read answers 404 has failed until a later listing no longer shows it,
-and so has a foreign name with metadata of ours: `clean` must never stand beside an object
+and so has a foreign name with metadata of ours: `clean` must never be reported with an object
 that an old key opens.
 """
 

@@ -36,11 +36,11 @@ class Sender:
     """Notes what is published and sent."""
 
     def __init__(self) -> None:
-        self.told: list[Event] = []
+        self.published: list[Event] = []
         self.sent: list[bytes] = []
 
     async def publish_event(self, event: Event) -> None:
-        self.told.append(event)
+        self.published.append(event)
 
     async def send(self, body: bytes, queue: str, delay_s: float) -> None:
         del queue, delay_s
@@ -79,7 +79,7 @@ async def test_a_sweep_that_cannot_continue_is_recorded_published_and_logged(pro
         await runner.record_failure(hint, ERROR)  # its message came twice
     plan = await _plan(store, project)
     assert (plan.status, plan.code, plan.clean) == ("failed", ERROR.code, False)
-    (event,) = cast("list[Any]", sender.told)
+    (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.project, event.code) == ("sweep.failed", project, ERROR.code)
     (line,) = [line for line in logs if line["event"] == "sweep failed"]
     assert (line["log_level"], line["project"], line["code"]) == ("error", project, ERROR.code)
@@ -94,4 +94,4 @@ async def test_only_the_current_step_can_fail_a_sweep(project: str) -> None:
     for step in (2, 4):
         await runner.record_failure(SweepStep(sweep_id=SWEEP_ID, project=project, step=step), ERROR)
     assert (await _plan(store, project)).status == "running"
-    assert sender.told == []
+    assert sender.published == []

@@ -59,7 +59,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def _never_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what looks changed is read: the clock stands still."""
+    """Only what looks changed is read: the clock is stopped."""
     monkeypatch.setattr("keyturn_workers.worker.grants.time.monotonic", lambda: 100.0)
 
 

@@ -1,4 +1,4 @@
-"""Logs: one line each, JSON where asked for, libraries' lines in the same form."""
+"""Logs: one line each, JSON where requested, libraries' lines in the same form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker shows at `/metrics`: labels of closed sets, ages as they are when asked for."""
+"""What a worker shows at `/metrics`: labels of closed sets, ages as they are at the scrape."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_codes_are_shown_before_they_happen() -> None:
 
 
 def test_the_age_is_that_of_the_oldest_in_flight() -> None:
-    """By the time that an admitted request tells, as it is at the scrape; 0 when idle."""
+    """By the time that an admitted request states, as it is at the scrape; 0 when idle."""
     metrics = WorkerMetrics()
     queue = metrics.queue(UPLOAD_QUEUE)
     now = datetime.now(UTC)

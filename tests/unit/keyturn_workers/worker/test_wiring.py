@@ -158,7 +158,7 @@ async def test_records_are_kept_as_long_as_a_request_may_be_repeated(
 async def test_unsigned_dead_letters_have_bounds_of_their_own(
     wired: _Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flood that nobody signed pushes out nothing that was signed."""
+    """A flood of unsigned messages pushes out nothing that was signed."""
     seen: dict[str, Any] = {}
 
     class Keeper:

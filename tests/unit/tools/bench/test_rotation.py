@@ -236,7 +236,7 @@ async def test_the_proxy_counts_puts_that_made_something_by_their_target() -> No
         server,
         forwarding("127.0.0.1", behind, delay_s=0.0, under="/b/p/") as (port, way),
     ):
-        # One object, signed anew for its second put, and another one.
+        # One object, signed again for its second put, and another one.
         await _ask(port, "/b/p/key?signature=1", 1, method="PUT")
         await _ask(port, "/b/p/key?signature=2", 1, method="PUT")
         await _ask(port, "/b/p/other", 1, method="PUT")
@@ -340,10 +340,10 @@ async def test_the_proxys_delays_can_be_changed_while_it_runs() -> None:
 
 
 async def test_the_proxy_ends_a_connection_whose_server_cannot_be_reached() -> None:
-    nobody = await asyncio.start_server(_answering, "127.0.0.1", 0)
-    behind = nobody.sockets[0].getsockname()[1]
-    nobody.close()
-    await nobody.wait_closed()
+    closed = await asyncio.start_server(_answering, "127.0.0.1", 0)
+    behind = closed.sockets[0].getsockname()[1]
+    closed.close()
+    await closed.wait_closed()
     async with forwarding("127.0.0.1", behind, delay_s=0.0, under="/") as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         async with asyncio.timeout(10):
@@ -364,7 +364,7 @@ async def test_a_limited_proxy_serves_so_many_requests_at_once_and_all_in_the_en
         for _, writer in gone:
             writer.write(b"GET /gone HTTP/1.1\r\n\r\n")
             await writer.drain()
-        while way.seen.requests < len(gone):  # noqa: ASYNC110  # a counter tells nobody of itself
+        while way.seen.requests < len(gone):  # noqa: ASYNC110  # a counter sends no events
             await asyncio.sleep(0)
         for _, writer in gone:
             writer.close()

@@ -302,7 +302,7 @@ async def test_only_the_date_is_skewed(fault: str, seconds: float, date: str) ->
 
 
 async def test_a_storm_selects_its_requests() -> None:
-    """Every second one of its kind, so many in all, never two in a row; `calm` ends the rest."""
+    """Every second one of its kind, `times` in all, never two in a row; `calm` ends the rest."""
     async with _before_a_server() as (_, proxy):
         proxy.storm(Action(0, "storm", "500", kind="put object", every=2, times=2))
         storms_planned = [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(7)]

@@ -42,13 +42,13 @@ _VULNERABILITY = {
 class _Osv(BaseHTTPRequestHandler):
     """Answers `/v1/query` as the OSV database does; other paths break in their own ways."""
 
-    asked: list[str]
+    queries: list[str]
     hold: threading.Event
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        name = asked["package"]["name"]
-        self.asked.append(name)
+        query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = query["package"]["name"]
+        self.queries.append(name)
         if self.path == "/silent":
             self.hold.wait(30)
             return
@@ -72,7 +72,7 @@ class _Osv(BaseHTTPRequestHandler):
 def _service() -> Iterator[tuple[str, list[str]]]:
     queries: list[str] = []
     hold = threading.Event()
-    handler = type("Handler", (_Osv,), {"asked": queries, "hold": hold})
+    handler = type("Handler", (_Osv,), {"queries": queries, "hold": hold})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

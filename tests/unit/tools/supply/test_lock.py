@@ -17,7 +17,7 @@ _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _PIN = re.compile(
     r"^([a-z0-9-]+)==(\S+)(?: ;[^\\\n]*)? \\\n((?:    --hash=\S+(?: \\)?\n)+)", re.MULTILINE
 )
-# What may be shipped with an Apache-2.0 program without asking anybody.
+# What may be shipped with an Apache-2.0 program without further permission.
 _ALLOWED = {
     "Apache-2.0",
     "BSD-2-Clause",

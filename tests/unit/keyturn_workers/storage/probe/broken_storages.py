@@ -35,7 +35,7 @@ EVERYTHING = Capabilities(
 )
 
 
-# What a bucket in memory does whatever it was told.
+# What a bucket in memory does whatever its capabilities.
 ALWAYS = Capabilities(listings_show_overwrites=True, late_writes_refused=True)
 
 
@@ -52,7 +52,7 @@ class ListsLate(MemoryStorage):
 
 
 class IgnoresIfAbsent(MemoryStorage):
-    """Creates over whatever stands."""
+    """Creates over what exists."""
 
     async def put(
         self,
@@ -68,7 +68,7 @@ class IgnoresIfAbsent(MemoryStorage):
 
 
 class IgnoresIfMatch(MemoryStorage):
-    """Replaces whatever stands."""
+    """Replaces whatever exists."""
 
     async def put(
         self,
@@ -101,7 +101,7 @@ class ChecksThenStores(MemoryStorage):
 
 
 class OverwritesOnFailure(MemoryStorage):
-    """Tells the losers of a race an error, and stores their bodies all the same."""
+    """Returns an error to the losers of a race, but stores their bodies."""
 
     async def put(
         self,

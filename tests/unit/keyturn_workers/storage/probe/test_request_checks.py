@@ -42,7 +42,7 @@ ALL: dict[str, Check] = {
 
 
 class KeepsOnCopy(MemoryStorage):
-    """Takes a copy onto itself, whatever is asked of the source, and changes nothing."""
+    """Takes a copy onto itself, whatever the condition on the source, and changes nothing."""
 
     async def copy_conditionally(
         self,

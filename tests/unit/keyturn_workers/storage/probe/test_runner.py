@@ -157,7 +157,7 @@ async def test_a_failing_request_fails_its_row_alone() -> None:
 
 
 async def test_unreachable() -> None:
-    """No report at all: nothing was asked."""
+    """No report at all: nothing was requested."""
     storage = MemoryStorage()
     storage.fail_next("put", StorageUnavailableError("put: ClientConnectorError"))
     with pytest.raises(StorageUnavailableError):
@@ -180,7 +180,7 @@ async def test_settings_at_fault(failure: Exception, words: str) -> None:
 
 
 async def test_cleaning_up_may_fail() -> None:
-    """What was found out is told all the same, with the prefix that was left."""
+    """What was measured is reported all the same, with the prefix that was left."""
     storage = MemoryStorage()
     storage.fail_next("purge", MissingError("purge: NoSuchKey"))
     report = await probe(storage, quick=True)
