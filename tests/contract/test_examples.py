@@ -59,7 +59,7 @@ def test_valid_example_passes_model_and_schema(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", INVALID, ids=_name)
-def test_invalid_example_is_refused_with_the_code_that_the_index_tells(path: Path) -> None:
+def test_invalid_example_is_refused_with_the_code_of_the_index(path: Path) -> None:
     expected = json.loads((path.parent / "index.json").read_text(encoding="utf-8"))[path.name]
     with pytest.raises(MalformedRequestError) as refused:
         _parse(path.parent.parent.name, path.read_bytes().rstrip(b"\n"))

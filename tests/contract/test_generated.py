@@ -17,7 +17,7 @@ def test_generated_files_are_what_is_committed() -> None:
         assert (generate.ROOT / path).read_text(encoding="utf-8") == text, path
 
 
-def test_nothing_stands_beside_the_generated_files() -> None:
+def test_there_is_nothing_besides_the_generated_files() -> None:
     found = {
         PurePosixPath(path.relative_to(generate.ROOT).as_posix())
         for folder in ("schemas", "examples")

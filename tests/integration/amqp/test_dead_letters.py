@@ -90,7 +90,7 @@ async def test_the_oldest_are_dropped_and_the_rest_keeps_its_order(
     assert "letters=4" in logged
 
 
-async def test_a_flood_that_nobody_signed_pushes_out_nothing_signed(vhost_url: str) -> None:
+async def test_a_flood_of_unsigned_messages_pushes_out_nothing_signed(vhost_url: str) -> None:
     async with _connected(vhost_url) as (connection, channel):
         await _bury(channel, _DEAD, "signed")
         for number in range(50):

@@ -127,7 +127,7 @@ async def test_a_harmed_body(scene: Scene, harm: str, size_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [CHUNK, 5 * CHUNK, 64 * CHUNK])
-async def test_an_empty_last_chunk_is_asked_for_too(scene: Scene, size_bytes: int) -> None:
+async def test_an_empty_last_chunk_is_requested_too(scene: Scene, size_bytes: int) -> None:
     """Of a plaintext of whole chunks the last seal adds no byte, and is not passed over."""
     plaintext = plain(size_bytes)
     made = scene.bucket.made("acme", "multiple", plaintext)
@@ -142,7 +142,7 @@ async def test_an_empty_last_chunk_is_asked_for_too(scene: Scene, size_bytes: in
     _never_wrong(seen, plaintext)
 
 
-async def test_a_client_that_counts_bytes_is_told(scene: Scene) -> None:
+async def test_a_client_that_counts_bytes_notices(scene: Scene) -> None:
     """aiohttp, like any client of HTTP, reports an answer that is cut as an error."""
     plaintext = plain(4 * 1024 * 1024)
     made = scene.bucket.made("acme", "long", plaintext)
@@ -342,7 +342,7 @@ _RINGS = {
 
 
 @pytest.mark.parametrize("what", _RINGS)
-async def test_a_keyring_that_somebody_changed(scene: Scene, what: str) -> None:
+async def test_a_keyring_that_an_attacker_changed(scene: Scene, what: str) -> None:
     """A forged one admits no caller, and one that is older than its objects stops all."""
     ring, project = _RINGS[what], f"ring-{what.replace(' ', '-')}".lower()
     old, current = _ATTACKER, scene.deployment.api_key

@@ -87,7 +87,7 @@ async def test_curl_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
 
 
 @needs_curl
-async def test_curl_is_told_of_a_body_that_is_cut(scene: Scene) -> None:
+async def test_curl_notices_a_truncated_body(scene: Scene) -> None:
     """Its exit status says that the body is not whole: 18, or 56 where it was reset."""
     made = scene.bucket.made("acme", "cut", _FILM)
     scene.replace(made, body=made.body[:-1] + bytes([made.body[-1] ^ 1]))

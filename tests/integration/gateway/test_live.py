@@ -369,7 +369,7 @@ async def test_the_location_names_this_gateway_alone(live: Live) -> None:
     assert answer.headers["location"].startswith(_rotations("hosted") + "/")
 
 
-async def test_a_rotation_is_told_to_its_project_alone(live: Live) -> None:
+async def test_a_rotation_is_reported_only_to_its_project(live: Live) -> None:
     old, new = await _enrolled(live, "telling"), new_api_key()
     answer = await _post(live, "telling", {"api_key": new}, token=old)
     rotation_id = json.loads(answer.body)["rotation_id"]

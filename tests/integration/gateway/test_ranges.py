@@ -158,7 +158,7 @@ async def test_a_range_of_a_head_is_the_whole_head(scene: Scene) -> None:
     assert (answer.status, answer.headers["content-length"]) == (200, str(_SIZE))
 
 
-async def test_what_is_told_of_an_object(scene: Scene) -> None:
+async def test_the_headers_that_describe_an_object(scene: Scene) -> None:
     """The same by GET and HEAD, whole and in part."""
     full = await scene.client.ask("acme", "x")
     head = await scene.client.ask("acme", "x", method="HEAD")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from keyturn.settings import PublisherSettings
 
 
-async def test_an_event_told_while_a_quiet_stream_is_attached_to_is_found(
+async def test_an_event_published_while_a_quiet_stream_is_attached_to_is_found(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     """The broker puts a consumer behind an event that is written in that moment."""

@@ -46,7 +46,7 @@ def _rejected(upload_id: str) -> UploadRejected:
     return UploadRejected(upload_id=upload_id, project="acme", code="bad_seal", detail="", at=AT)
 
 
-async def test_event_told_before_anyone_waited_is_found(
+async def test_event_published_before_anyone_waited_is_found(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     async with Publisher.open(settings) as publisher:
@@ -57,7 +57,7 @@ async def test_event_told_before_anyone_waited_is_found(
         assert await publisher.wait(upload_id, timeout_s=20) == event
 
 
-async def test_event_told_while_many_wait_reaches_its_own(
+async def test_event_published_while_many_wait_reaches_its_own(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     async with Publisher.open(settings) as publisher:
@@ -161,7 +161,7 @@ async def test_retry_after_a_refusal_waits_for_the_new_answer(
         assert isinstance(await waiting, UploadStored)
 
 
-async def test_reader_that_begins_anew_passes_over_the_answer_to_an_earlier_try(
+async def test_reader_that_restarts_passes_over_the_answer_to_an_earlier_attempt(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     async with Publisher.open(settings) as publisher:

@@ -276,7 +276,7 @@ async def test_cancelled_publish_still_arrives_once(
     assert await worker.count() == 2
 
 
-async def test_unreachable_broker_is_told_at_the_door_without_its_password() -> None:
+async def test_unreachable_broker_fails_at_open_without_its_password() -> None:
     settings = settings_for("amqp://guest:sesame@127.0.0.1:1/")
     with pytest.raises(BrokerUnavailableError, match="cannot be reached") as refused:
         async with Publisher.open(settings):

@@ -217,7 +217,7 @@ async def test_progress_of_anothers_rotation_is_picked_up_again(
         assert await other.wait(rotation_id, since=since, timeout_s=20, **ROTATION) == accepted
 
 
-async def test_a_repeated_rotation_is_told_anew_and_waited_for_anew(
+async def test_a_repeated_rotation_is_answered_and_waited_for_again(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     async with Publisher.open(settings) as publisher:

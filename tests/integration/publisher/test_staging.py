@@ -204,7 +204,7 @@ async def test_body_of_too_many_parts_is_refused_and_aborted(
 
 
 @pytest.mark.parametrize("size", [MIB, 20 * MIB])
-async def test_storage_that_refuses_is_told_and_nothing_is_published(
+async def test_storage_that_refuses_is_reported_and_nothing_is_published(
     settings: PublisherSettings, worker: WorkerSide, bucket: Bucket, size: int
 ) -> None:
     gone = bucket.settings.model_copy(update={"s3_bucket": "no-such-bucket"})
@@ -224,7 +224,7 @@ async def test_staged_body_of_an_undelivered_request_is_deleted(
     assert bucket.keys() == []
 
 
-async def test_retry_of_an_unknown_outcome_signs_anew_and_keeps_body_and_key(
+async def test_retry_of_an_unknown_outcome_signs_again_and_keeps_body_and_key(
     network: tuple[Network, PublisherSettings], worker: WorkerSide, ceph_only: Bucket
 ) -> None:
     """Sealed again, the body would not open for the first message, if that arrived after all.

@@ -123,7 +123,7 @@ async def test_a_user_with_the_permissions_of_0_4_reads_the_stream_of_all(
     assert "it needs read permission ^keyturn\\.events\\.billing$" in caplog.text
 
 
-async def test_a_user_that_may_read_neither_stream_is_told_what_it_needs(
+async def test_the_error_of_a_user_that_may_read_neither_stream_says_what_it_needs(
     broker: Servers, vhost_url: str, worker: WorkerSide
 ) -> None:
     async with Publisher.open(settings_for(_user(broker, vhost_url, "^$"))) as publisher:

@@ -70,7 +70,7 @@ def test_plaintext_carries_no_tag() -> None:
         metadata.parse({"enc-upload": UPLOAD_ID, "enc-upload-tag": "A" * 24})
 
 
-def test_the_time_of_storing_is_written_anew() -> None:
+def test_the_time_of_storing_is_written_again() -> None:
     built = metadata.build(WRAPS, upload_id=None, stored_at=LAST_MODIFIED)
     assert built["enc-stored-at"] == "2026-11-24T10:00:00.000000Z"
     assert metadata.stored_at(built, LAST_MODIFIED) == LAST_MODIFIED

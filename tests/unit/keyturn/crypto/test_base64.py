@@ -36,13 +36,13 @@ def test_what_is_no_base64_is_never_checked(text: str) -> None:
         validate_base64(text)
 
 
-def test_what_is_made_of_a_checked_text_is_read_anew() -> None:
+def test_what_is_made_of_a_checked_text_is_read_again() -> None:
     checked = validate_base64(to_base64(b"abc") + to_base64(b"def"))
     assert from_base64(checked[:4]) == b"abc"
     assert from_base64(checked + to_base64(b"ghi")) == b"abcdefghi"
 
 
-def test_a_model_holds_it_and_tells_it_as_text() -> None:
+def test_a_model_holds_it_and_serializes_it_as_text() -> None:
     body = InlineBody(inline=to_base64(b"sealed"))
     assert type(InlineBody(inline=to_base64(b"x")).inline) is not str
     assert body == InlineBody.model_validate_json(body.model_dump_json())

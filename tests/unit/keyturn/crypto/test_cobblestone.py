@@ -250,7 +250,7 @@ def test_no_chunk_covers_nothing_and_nothing_is_negative() -> None:
 
 
 @given(st.integers(0, 10 * SEALED_CHUNK_BYTES))
-def test_sizes_are_told_where_some_plaintext_has_them(sealed_bytes: int) -> None:
+def test_sizes_are_returned_where_some_plaintext_has_them(sealed_bytes: int) -> None:
     full, last = divmod(sealed_bytes - HEADER_BYTES, SEALED_CHUNK_BYTES)
     if full < 0 or last < TAG_BYTES:
         with pytest.raises(ChunkError):

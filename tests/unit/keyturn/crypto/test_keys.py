@@ -21,7 +21,7 @@ API_KEY = "kt_0123456789abcdefghijklmnopqrstuvwxyz"
 MASTER = bytes(range(32))
 
 
-def test_a_secret_shows_itself_only_when_asked() -> None:
+def test_a_secret_shows_itself_only_by_reveal() -> None:
     secret = Secret(b"s3cr3t-value")
     for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>40}", repr([secret])):
         assert "s3cr3t" not in shown

@@ -102,7 +102,7 @@ def test_stream_releases_no_more_than_the_valid_prefix(
         assert len(released) <= case.get("msgLength", 0)
 
 
-def test_the_final_chunk_tells_the_length_only_where_it_is_valid(case: dict[str, Any]) -> None:
+def test_the_final_chunk_proves_the_length_only_where_it_is_valid(case: dict[str, Any]) -> None:
     if "HeaderFailure" in case["flags"]:
         with pytest.raises(CommitmentError):
             ChunkReader(case["key"], case["ctx"], case["sealed"][:HEADER_BYTES])

@@ -130,7 +130,7 @@ async def test_a_whole_object_comes_in_pieces(size: int) -> None:
     assert seen.headers["Accept-Encoding"] == "identity"
 
 
-async def test_what_is_told_of_an_object_is_the_same_by_get_and_head() -> None:
+async def test_get_and_head_describe_an_object_alike() -> None:
     async with (
         serving(object_of(BODY)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
@@ -161,7 +161,7 @@ async def test_what_is_told_of_an_object_is_the_same_by_get_and_head() -> None:
         (-2000, None, "bytes=-2000"),
     ],
 )
-async def test_a_range_is_read_as_asked(start: int, length: int | None, header: str) -> None:
+async def test_a_range_is_read_as_requested(start: int, length: int | None, header: str) -> None:
     expected = BODY[start:] if length is None else BODY[start : start + length]
     async with (
         serving(object_of(BODY)) as gateway,
@@ -332,7 +332,7 @@ async def test_an_upload_that_is_none_is_not_sent(more: dict[str, Any]) -> None:
     assert gateway.seen == []
 
 
-async def test_a_refusal_while_waiting_is_told() -> None:
+async def test_a_refusal_while_waiting_is_raised() -> None:
     async with (
         serving(problem(409, "already_exists", "the key is taken")) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
@@ -355,7 +355,7 @@ async def test_an_answer_without_an_id_is_none(document: object) -> None:
             await client.rotate("acme", NEW_API_KEY)
 
 
-async def test_a_rotation_is_asked_for_with_the_current_key_and_brings_the_new_one() -> None:
+async def test_a_rotation_is_requested_with_the_current_key_and_sends_the_new_one() -> None:
     async with (
         serving(json_always(202, {"rotation_id": AN_ID})) as gateway,
         Client.connect(gateway.url, API_KEY) as client,

@@ -59,7 +59,7 @@ async def test_a_range_that_is_cut_raises() -> None:
             await opened.read()
 
 
-async def test_a_body_that_stands_still_raises() -> None:
+async def test_a_body_that_stalls_raises() -> None:
     over = asyncio.Event()
 
     async def answer(request: web.Request) -> web.StreamResponse:

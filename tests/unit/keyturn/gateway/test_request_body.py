@@ -56,7 +56,7 @@ async def test_a_source_that_fails_fails_as_it_did_and_completes_nothing() -> No
     assert [seen.body for seen in gateway.seen] == [None, b"the next"]
 
 
-async def test_a_file_that_is_not_there_is_told_and_completes_nothing(tmp_path: Path) -> None:
+async def test_a_missing_file_is_raised_and_completes_nothing(tmp_path: Path) -> None:
     async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
         with pytest.raises(FileNotFoundError):
             await client.upload("acme", "k", tmp_path / "none")

@@ -90,7 +90,7 @@ async def test_without_aiohttp_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
             pass
 
 
-async def test_a_gateway_below_a_path_is_asked_there() -> None:
+async def test_a_gateway_below_a_path_is_requested_there() -> None:
     async with serving(object_of(BODY)) as gateway:
         assert await read(f"{gateway.url}/files/") == (len(BODY), BODY)
     assert gateway.seen[0].target == "/files/v1/projects/acme/objects/k"
@@ -122,7 +122,7 @@ async def test_a_redirect_is_followed_without_the_api_key(
     assert API_KEY not in caplog.text
 
 
-async def test_what_the_storage_tells_of_the_object_is_told(storage: FakeGateway) -> None:
+async def test_the_storages_description_of_the_object_is_returned(storage: FakeGateway) -> None:
     async with (
         serving(_to(storage.url + SIGNED)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
@@ -153,7 +153,7 @@ async def test_a_second_redirect_is_not_followed(storage: FakeGateway) -> None:
     assert len(second.seen) == 1
 
 
-async def test_a_loop_is_asked_twice_and_then_refused() -> None:
+async def test_a_loop_is_requested_twice_and_then_refused() -> None:
     async with serving(always(500)) as gateway:
         gateway.answer = _to(gateway.url + "/v1/projects/acme/objects/k")
         with pytest.raises(UnexpectedResponseError):
@@ -214,7 +214,7 @@ async def test_an_address_where_nothing_answers_is_the_storages_failure(host: st
     ],
 )
 @pytest.mark.parametrize("how", ["GET", "HEAD"])
-async def test_the_storages_refusals_are_told_by_their_status(
+async def test_the_storages_refusals_are_raised_by_their_status(
     status: int, expected: type[CodedError | GatewayError], how: str
 ) -> None:
     xml = b"" if status == 204 else b"<Error><Code>AccessDenied</Code></Error>"
@@ -384,7 +384,7 @@ async def test_a_server_that_never_answers_ends_the_upload() -> None:
         over.set()
 
 
-async def test_an_answer_may_take_as_long_as_it_was_asked_to_wait() -> None:
+async def test_an_answer_may_take_as_long_as_the_requested_wait() -> None:
     async def answer(_: web.Request) -> web.StreamResponse:
         await after(0.6)
         return json_answer(201, {"upload_id": AN_ID})

@@ -75,7 +75,7 @@ def test_a_refusal_never_repeats_the_value(secret: str) -> None:
 
 
 @given(st.sampled_from(REQUESTS), st.data())
-def test_whatever_identity_reads_can_be_told_in_a_refusal(
+def test_whatever_identity_reads_can_be_named_in_a_refusal(
     valid: dict[str, Any], data: st.DataObject
 ) -> None:
     field = data.draw(st.sampled_from(sorted(valid)))

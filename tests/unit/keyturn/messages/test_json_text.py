@@ -15,7 +15,7 @@ from tests.unit.keyturn.messages.examples import REQUESTS
 
 
 @given(st.sampled_from(REQUESTS), st.data())
-def test_a_name_twice_is_malformed_wherever_it_stands(
+def test_a_duplicate_name_is_malformed_at_any_depth(
     valid: dict[str, Any], data: st.DataObject
 ) -> None:
     text = json.dumps(valid)

@@ -69,7 +69,7 @@ async def test_what_is_no_bytes_is_a_type_error(body: Any) -> None:
 
 
 @pytest.mark.parametrize(("size", "is_complete"), [(0, True), (9, True), (10, True), (11, False)])
-async def test_head_tells_whether_the_limit_was_exceeded(size: int, is_complete: bool) -> None:
+async def test_head_says_whether_the_limit_was_exceeded(size: int, is_complete: bool) -> None:
     data = bytes(range(size))
     async with aclosing(blocks(_stream(*(data[i : i + 3] for i in range(0, size, 3))))) as source:
         first, ended = await head(source, 10)

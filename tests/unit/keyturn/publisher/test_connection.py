@@ -103,7 +103,7 @@ async def _hanging_up() -> AsyncIterator[str]:
         server.close()
 
 
-async def test_a_publisher_is_told_so() -> None:
+async def test_a_publisher_gets_that_error() -> None:
     """The client library raises StopAsyncIteration there, which is not an error."""
     async with _hanging_up() as url:
         link = BrokerConnection(url, publish_timeout_s=5)
@@ -113,7 +113,7 @@ async def test_a_publisher_is_told_so() -> None:
         await link.close()
 
 
-async def test_a_worker_is_told_so() -> None:
+async def test_a_worker_gets_that_error() -> None:
     """A retry that stopped in silence there ended a starting worker."""
     async with _hanging_up() as url:
         for _ in range(_TRIES):

@@ -105,7 +105,7 @@ def test_every_event_belongs_to_a_request_of_some_type() -> None:
     [{"publisher": "mallory"}, {"project": "bob"}],
     ids=["publisher", "project"],
 )
-def test_what_another_publisher_or_project_gets_told_belongs_to_nobody_else(
+def test_an_event_for_another_publisher_or_project_matches_no_one_else(
     request_type: str, event_type: str, other: dict[str, str]
 ) -> None:
     event = _event(event_type, **other)
@@ -139,7 +139,7 @@ def test_an_answer_of_a_worker_before_0_5_is_not_believed(
 
 
 @pytest.mark.parametrize(("request_type", "event_type"), _OF_SWEEPS)
-def test_progress_and_end_of_a_sweep_belong_to_all_who_asked_for_it(
+def test_progress_and_end_of_a_sweep_belong_to_all_who_requested_it(
     request_type: str, event_type: str
 ) -> None:
     assert _matcher(request_type).matches(_event(event_type, request=_EARLIER))
@@ -188,7 +188,7 @@ def test_a_sweep_of_all_reports_progress_by_project_and_one_end() -> None:
 
 
 @pytest.mark.parametrize("event_type", ["sweep.progressed", "sweep.completed", "sweep.failed"])
-def test_an_operator_follows_a_sweep_whoever_asked_for_it(event_type: str) -> None:
+def test_an_operator_follows_a_sweep_of_any_publisher(event_type: str) -> None:
     matcher = _without_bytes("sweep.requested", publisher=None)
     assert matcher.matches(_event(event_type, publisher="billing"))
     assert matcher.matches(_event(event_type, publisher="console"))

@@ -160,7 +160,7 @@ async def test_events_written_in_every_attachment_all_come_in_order(broker: _Bro
     assert await _read(4) == [0, 1, 2, 3]
 
 
-async def test_what_stands_since_then_is_read_from_its_first(broker: _Broker) -> None:
+async def test_what_exists_since_then_is_read_from_its_first(broker: _Broker) -> None:
     for minutes in (-10, -1, 0, 0):
         broker.write(_NOW + timedelta(minutes=minutes))
     assert await _read(2) == [2, 3]
@@ -175,7 +175,7 @@ async def test_a_clock_ahead_of_the_brokers_loses_nothing_that_comes(broker: _Br
     assert await reading == [1, 2]
 
 
-async def test_a_connection_lost_while_nothing_is_told_is_waited_out(broker: _Broker) -> None:
+async def test_a_connection_lost_while_nothing_is_published_is_waited_out(broker: _Broker) -> None:
     reading = asyncio.create_task(_read(1))
     await broker.attached[2].wait()
     broker.lose()
@@ -184,7 +184,9 @@ async def test_a_connection_lost_while_nothing_is_told_is_waited_out(broker: _Br
     assert await reading == [0]
 
 
-async def test_a_stream_made_anew_is_read_from_where_its_reader_began(broker: _Broker) -> None:
+async def test_a_stream_that_is_declared_again_is_read_from_where_its_reader_began(
+    broker: _Broker,
+) -> None:
     """Its offsets begin at 0 again: what was known of the old one says nothing."""
     for _ in range(3):
         broker.write(_NOW - timedelta(hours=1))

@@ -286,7 +286,7 @@ async def test_what_answered_an_earlier_try_answers_no_later_one(
     assert await waiter.end() == second(_COMPLETED)
 
 
-async def test_an_old_refusal_that_nobody_had_read_answers_no_later_try(
+async def test_an_old_unread_refusal_answers_no_later_attempt(
     waiter: _Reading, first: _Rotation
 ) -> None:
     second = waiter.send()

@@ -146,7 +146,7 @@ async def test_the_operator_never_reads_through_the_gateway(gateway: FakeGateway
     assert gateway.seen == []
 
 
-async def test_without_a_gateway_the_bucket_is_asked_for() -> None:
+async def test_without_a_gateway_the_bucket_is_read() -> None:
     for env in ({}, {"GATEWAY_URL": ""}):
         result = await _download(**env)
         assert result.exit_code == 2

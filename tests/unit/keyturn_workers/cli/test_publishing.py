@@ -178,7 +178,7 @@ async def test_a_row_ends_as_its_event_says() -> None:
     assert (row["status"], row["code"], row["detail"]) == ("rejected", "unknown_project", "acme")
 
 
-def test_of_several_failures_the_first_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_several_failures_the_first_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         _unsent(status="deleted"),
         _unsent(key="b", code="not_found", detail="b"),

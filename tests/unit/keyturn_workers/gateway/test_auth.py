@@ -342,7 +342,7 @@ async def test_nothing_is_kept_of_unknown_projects() -> None:
     assert bench.lookups._next is None
 
 
-async def test_a_forged_keyring_authenticates_nobody_and_is_corrupt() -> None:
+async def test_a_forged_keyring_authenticates_no_caller_and_is_corrupt() -> None:
     """A bucket writer can neither forge a keyring nor use another project's."""
     forged = build_keyring(ring_of(), {"m1": Secret(b"\0" * 32)})
     moved = build_keyring(ring_of(API_KEY, "other"), MASTER_KEYS)
@@ -364,7 +364,7 @@ async def test_a_keyring_under_an_unknown_master_key_is_transient() -> None:
         await bench.authenticate()
 
 
-async def test_a_storage_failure_authenticates_nobody_and_is_not_cached() -> None:
+async def test_a_storage_failure_authenticates_no_caller_and_is_not_cached() -> None:
     bench = Bench()
     bench.storage.fail_next("read", StorageUnavailableError("down"))
     with pytest.raises(StorageUnavailableError):

@@ -127,7 +127,7 @@ async def test_a_lookup_that_takes_too_long_is_transient(
 
 
 @pytest.mark.parametrize("error", [StorageUnavailableError("down"), StorageRefusedError("denied")])
-async def test_a_failed_listing_refuses_nobody(spent: Bench, error: Exception) -> None:
+async def test_a_failed_listing_refuses_no_caller(spent: Bench, error: Exception) -> None:
     spent.storage.fail_next("list", error)
     with pytest.raises(StorageUnavailableError):
         await spent.auth.authenticate("acme", [f"Bearer {API_KEY}"])

@@ -57,7 +57,7 @@ def test_everything_is_everything() -> None:
 
 
 @pytest.mark.parametrize("name", OBJECT_HEADERS)
-async def test_a_self_copy_says_what_was_told(
+async def test_a_self_copy_sends_what_was_given(
     server: ScriptedServer, storage: S3Storage, name: str
 ) -> None:
     """Each header unchanged and signed, with the new metadata; a lock with its digest."""

@@ -107,7 +107,7 @@ def test_the_age_is_that_of_the_oldest_in_flight() -> None:
     assert (shown(metrics)[OLDEST], shown(metrics)[IN_FLIGHT]) == (0, 0)
 
 
-def test_what_tells_no_time_ages_from_its_delivery() -> None:
+def test_what_states_no_time_ages_from_its_delivery() -> None:
     metrics = WorkerMetrics()
     with metrics.queue(UPLOAD_QUEUE).delivery():
         assert 0 < shown(metrics)[OLDEST] < 30
@@ -154,7 +154,7 @@ def test_a_page() -> None:
     }
 
 
-def test_consuming_is_asked_at_each_scrape() -> None:
+def test_consuming_is_checked_at_each_scrape() -> None:
     metrics = WorkerMetrics()
     registered = [True, False]
     metrics.queue(UPLOAD_QUEUE).track_consumer(lambda: registered.pop(0))

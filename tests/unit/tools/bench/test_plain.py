@@ -57,7 +57,7 @@ def test_a_slower_side_has_a_ratio_below_one() -> None:
     assert against_plain._row("ceph", 50, "p50", [10.0], [10.0]).met
 
 
-async def test_requests_are_published_at_the_rate_that_was_asked_for() -> None:
+async def test_requests_are_published_at_the_requested_rate() -> None:
     letters = [against_plain.Letter(str(number), b"", {}) for number in range(20)]
     began = time.perf_counter()
     sent = [letter async for _, letter in against_plain._paced(letters, 200, began)]

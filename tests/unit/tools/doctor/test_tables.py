@@ -74,7 +74,7 @@ def test_buckets_of_one_server_that_are_alike_share_a_column() -> None:
     )
 
 
-def test_a_column_seen_anew_takes_its_own_place() -> None:
+def test_a_column_measured_again_keeps_its_place() -> None:
     seen = ServerResults(NEEDED, [column("one"), column("two")])
     renewed = seen.renewed([column("one", a="ignored"), column("three")])
     assert [each.server for each in renewed.columns] == ["one", "two", "three"]

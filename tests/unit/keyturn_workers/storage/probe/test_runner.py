@@ -127,7 +127,7 @@ async def test_a_storage_that_does_everything() -> None:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-async def test_versions_are_told(*, quick: bool) -> None:
+async def test_versions_are_reported(*, quick: bool) -> None:
     """A versioned bucket is no failure where conditions hold there, and is said either way."""
     storage = MemoryStorage(versioned=True, capabilities=EVERYTHING)
     report = await probe(storage, quick=quick)
