@@ -1,4 +1,4 @@
-"""Scenes for acceptance tests: one enrolled project a server, a vhost of its own a test."""
+"""Scenes for acceptance tests: one enrolled project a server, its own vhost a test."""
 
 from __future__ import annotations
 

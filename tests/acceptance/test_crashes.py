@@ -214,7 +214,7 @@ async def test_a_deferred_upload_survives_a_crash(scene: Scene, point: str, copi
         assert await dying.ended() == -signal.SIGKILL
         async with scene.worker("all") as plain:
             await scene.publish(wire, rq.enroll(scene.deployment, scene.project))
-            # Each copy ends in an event of its own: then none waits any more.
+            # Each copy ends in its own event: then none waits any more.
             await wire.event(lambda _: len(events_of(wire, made.upload_id)) == copies)
             assert await plain.terminate() == 0
         assert {event["type"] for event in events_of(wire, made.upload_id)} == {"upload.stored"}

@@ -1,6 +1,6 @@
 """Where an attacker of SPEC 13 would look: bucket, the broker's disk, logs, metrics.
 
-One deployment lives through everything once, on a broker of its own: uploads inline and staged, a
+One deployment lives through everything once, on a separate broker: uploads inline and staged, a
 refusal, reads through the gateway, a new master key, a new API key, an upload after that. Then
 all that it left is searched for every secret that it ever had, and the keys of before are tried on
 every object.

@@ -1,6 +1,6 @@
 """Killed with SIGKILL at each point of a rotation, a sweep of all or a delete (SPEC 8).
 
-Each case has a project and a vhost of its own, and two real processes: one that dies at the
+Each case has its own project and vhost, and two real processes: one that dies at the
 point, and a plain worker that comes after it. The table says what must exist after the crash, and
 what must not, so that a case also proves where it struck. Cases run side by side, since most of
 their time is waiting for leases. Objects are sealed and put by the test itself.

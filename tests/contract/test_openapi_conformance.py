@@ -69,7 +69,7 @@ def _schema() -> Any:
     return schemathesis.openapi.from_asgi("/openapi.json", serving.app)
 
 
-# Beside what is made up: what leads to each of the answers.
+# Besides generated requests: requests that lead to each of the responses.
 _LEADING = st.sampled_from(
     [
         {},
@@ -116,7 +116,7 @@ def test_every_response_to_the_projects_key_matches_the_description(path: str, m
     seen = set()
 
     # Enough that one is served whatever is drawn: Hypothesis draws constants of the modules that
-    # are loaded as well, so that the cases are others beside other tests.
+    # are loaded as well, so that the cases differ when other tests run too.
     @_made_up(path, method, 32)(_THERE, _LEADING, st.booleans())
     def answers(case: Any, there: dict[str, str], leading: dict[str, str], bare: bool) -> None:
         known = {"project": "acme", **there}

@@ -1,4 +1,4 @@
-"""`make fuzz` as a test runs it: in a process of its own, with a report to look at."""
+"""`make fuzz` as a test runs it: in a separate process, with a report to look at."""
 
 from __future__ import annotations
 

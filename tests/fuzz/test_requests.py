@@ -1,6 +1,6 @@
-"""100,000 mutated requests, and as many events as fit beside them (SPEC 6.3, 6.7, 12, 13).
+"""100,000 mutated requests, and as many events as fit with them (SPEC 6.3, 6.7, 12, 13).
 
-In processes of their own, as `make fuzz` runs them: what they say of memory is theirs alone,
+In separate processes, as `make fuzz` runs them: the memory that they report is only theirs,
 and a seed that finds something finds it again by hand.
 """
 

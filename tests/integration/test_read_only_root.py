@@ -70,10 +70,10 @@ def keyturn() -> Iterator[tuple[str, ...]]:
     if uv is None:
         pytest.skip("no uv here: `make setup` brings one")
     # Not below pytest's own folder, which is closed to other users.
-    folder = Path("/var/tmp") / f"keyturn-image-{os.getpid()}"  # noqa: S108  # made anew, by root
+    folder = Path("/var/tmp") / f"keyturn-image-{os.getpid()}"  # noqa: S108  # created here, by root
     folder.mkdir(mode=0o755)
     try:
-        # Built anew: uv would take a wheel that it made of an earlier state of these files.
+        # Built again: uv would take a wheel that it made of an earlier state of these files.
         subprocess.run(
             [
                 *(uv, "sync", "--locked", "--package", "keyturn-workers", "--no-default-groups"),
@@ -127,7 +127,7 @@ async def test_everything_works_on_a_read_only_root(
     ceph_bucket: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each role in a process of its own: enroll, store, turn the key, read; and all end well."""
+    """Each role in a separate process: enroll, store, rotate, read; and all end well."""
     deployment = Deployment(vhost_url, ceph, ceph_bucket)
     new_key = new_api_key()
     for name, value in deployment.publisher_env().items():

@@ -60,7 +60,7 @@ class Laws:
         # Every request by its publisher and the digest of its bytes.
         self.sent_requests: dict[tuple[str, str], SentRequest] = {}
         # Sweeps whose plan a bucket writer removed, by id and folder. A part of a sweep of all
-        # has a folder of its own: that sweep begins it again.
+        # has its own folder: that sweep begins it again.
         self.canceled: set[tuple[str, str]] = set()
         # Whatever a publisher signed, requests or not.
         self.signed: set[tuple[str, bytes]] = set()

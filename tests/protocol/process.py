@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 LEASE_S: Final = 6
 CACHE_S: Final = 2
 MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
-# Each with grants of its own: `api` may do anything, `other` acts in `beta` alone, and
-# `second` in `acme`, beside `api`.
+# Each with grants of its own: `api` may do anything, `other` acts only in `beta`, and `second` in
+# `acme`, like `api`.
 PUBLISHERS: Final = {
     name: SigningKey.from_seed(bytes([seed]) * 32)
     for name, seed in (("api", 7), ("other", 8), ("second", 10))

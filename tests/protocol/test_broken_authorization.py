@@ -46,7 +46,7 @@ def _settle(world: World) -> None:
 
 
 def a_genuine_upload_copied_to_another_queue(world: World) -> None:
-    """Issue 10, item 2."""
+    """The original is served; its copy on another queue is refused without an event."""
     begin(world)
     world.upload("acme", "a", b"x", publisher="api")
     world.broker_writer.copy(
@@ -55,7 +55,7 @@ def a_genuine_upload_copied_to_another_queue(world: World) -> None:
 
 
 def a_copy_with_a_forged_attempt(world: World) -> None:
-    """Issue 10, item 3: refused for good at once, and then the original is stored."""
+    """Refused for good at once, and then the original is stored."""
     begin(world)
     world.upload("nowhere", "a", b"x", publisher="api")
     forged = {ATTEMPT_HEADER: "unknown_project:3"}
@@ -80,7 +80,7 @@ def retries_that_are_moved_early(world: World) -> None:
 
 
 def a_redelivery_past_its_age(world: World) -> None:
-    """Issue 10, item 6: stored, its event lost with the worker, and given again a week later."""
+    """Stored, its event lost with the worker, and given again a week later."""
     begin(world)
     world.upload("acme", "a", b"x", publisher="api")
     publishing = stop_at(world, "publish upload.stored")
@@ -138,7 +138,7 @@ def test_no_refusal_is_published_of_a_request_that_was_served(
 
 
 def a_malformed_body_in_anothers_project(world: World) -> None:
-    """Issue 10, item 4: signed by a publisher that may do nothing there."""
+    """Signed by a publisher that may do nothing there."""
     begin(world)
     rotation = world.rotate("acme", publisher="api")
     hostile = HostilePublisher(world, "other")

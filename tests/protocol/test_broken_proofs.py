@@ -113,7 +113,7 @@ async def _never(*_: object) -> bool:
 def test_a_keyring_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_keyring_that_answers_404) == []
     monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_keyring_not_found", _passed_over)
-    # The last listing before the end is a guard of its own.
+    # The last listing before the end is a separate guard.
     assert violations(a_keyring_that_answers_404) == []
     monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_is_listed", _never)
     found = violations(a_keyring_that_answers_404)
@@ -131,7 +131,7 @@ def an_object_of_ours_under_a_foreign_name(world: World) -> None:
     world.run()
     (end,) = (event for event in world.ended(rotation))
     if end.clean:  # type: ignore[union-attr]
-        world.oracle.violated("clean beside wraps that an old key opens")
+        world.oracle.violated("clean despite wraps that an old key opens")
 
 
 async def _ignore_foreign(*_: object) -> None:
@@ -143,7 +143,7 @@ def test_a_foreign_name_with_wraps_is_no_clean_end(monkeypatch: pytest.MonkeyPat
     assert violations(story, settle=False) == []
     monkeypatch.setattr(page_worker._PageAttempt, "_foreign_error", _ignore_foreign)
     found = violations(story, settle=False)
-    assert found == ["clean beside wraps that an old key opens"]
+    assert found == ["clean despite wraps that an old key opens"]
 
 
 # The storage's clock (SPEC 8.4).
@@ -217,7 +217,7 @@ def test_an_observation_dated_after_the_step_proves_nothing(
 ) -> None:
     assert violations(an_attempt_a_day_ahead) == []
     monkeypatch.setattr("keyturn_workers.storage.clock.StorageClock.observe", _trusted)
-    # Where no date is doubted, the step's own read is still a guard of its own.
+    # Where no date is doubted, the step's own read is still a separate guard.
     assert violations(an_attempt_a_day_ahead) == []
     monkeypatch.setattr("keyturn_workers.sweep.progress._is_late_enough", _however_late)
     assert _proven_early(violations(an_attempt_a_day_ahead))

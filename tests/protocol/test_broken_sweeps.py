@@ -258,7 +258,7 @@ def _whatever_the_range(plan: Any, open_page: Any, result: Any) -> bool:
 def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
     monkeypatch.setattr("keyturn_workers.sweep.progress._matches_plan", _whatever_the_range)
-    # The first step dates the state again, which is a guard of its own.
+    # The first step dates the state again, which is a separate guard.
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
     as_created = lambda plan, *_, **__: replace(plan, turn_dated=True)  # noqa: E731
     monkeypatch.setattr("keyturn_workers.sweep.project_sweep.reconcile_clock", as_created)

@@ -224,7 +224,7 @@ def _uploading(world: World) -> list[Delivery]:
 
 
 class _AbortsFirst(Uploader):
-    """Aborts what earlier deliveries may have left before it makes an attempt of its own."""
+    """Aborts what earlier deliveries may have left before it makes its own attempt."""
 
     async def serve(self, request: Any, publisher: str, *, seen_before: bool) -> UploadResult:
         if seen_before:

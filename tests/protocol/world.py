@@ -351,7 +351,7 @@ class World:
         self.loop.run_until_idle()
 
     def _learn_time(self) -> None:
-        """What each worker asks the storage for now and then, beside all else (SPEC 8.4)."""
+        """What each worker requests from the storage now and then, besides all else (SPEC 8.4)."""
         for process in self.processes:
             if not process.stalled:
                 now_s = self.clock.seconds

@@ -1,1 +1,1 @@
-"""What tests share: deployments, hand-made messages, worker processes, a reader of its own."""
+"""What tests share: deployments, hand-made messages, worker processes, an independent reader."""

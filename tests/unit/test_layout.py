@@ -1,7 +1,7 @@
 """`tests/unit/` mirrors the packages file by file: `a/b.py` is tested in `a/test_b.py`.
 
 Exceptions are listed here, each with its reason. A module of declarations alone (constants,
-protocols, classes of data) needs no test, and a test across modules may have a name of its own.
+protocols, classes of data) needs no test, and a test across modules may have its own name.
 """
 
 from __future__ import annotations

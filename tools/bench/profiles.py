@@ -1,4 +1,4 @@
-"""CPU milliseconds an object by layer, in the three hot paths (issue 5, 6).
+"""CPU milliseconds an object by layer, in the three hot paths.
 
 Upload worker, page worker and gateway each serve a separate round in which they sample
 their own stack; none of them is timed against anything. Shares are of the samples after the

@@ -1,4 +1,4 @@
-"""Events on a channel of their own: in order, each confirmed, none by mistake (SPEC 6.2)."""
+"""Events on their own channel: in order, each confirmed, none by mistake (SPEC 6.2)."""
 
 from __future__ import annotations
 

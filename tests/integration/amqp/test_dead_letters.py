@@ -1,4 +1,4 @@
-"""Dead letters are kept within their bounds on a real broker (SPEC 6.9; issue 10, item 14)."""
+"""Dead letters are kept within their bounds on a real broker (SPEC 6.9)."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def test_letters_are_not_read_for_each_new_one(vhost_url: str, grown: int)
 
 
 async def test_it_can_be_cancelled_at_any_moment(vhost_url: str) -> None:
-    """Cancelled within a request, aiormq raises an error of its own, and a keeper tries again.
+    """Cancelled within a request, aiormq raises its own error, and a keeper tries again.
 
     About one time in seven a single cancellation ended nothing, and a stopping worker waited
     for it for ever.

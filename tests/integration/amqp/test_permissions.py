@@ -211,7 +211,7 @@ async def events(users: Users, user: str, stream: str, count: int) -> AsyncItera
 async def test_what_is_allowed_works_from_end_to_end(
     users: Users, moto: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real worker serves two publishers; each reads the events of its own requests alone."""
+    """A real worker serves two publishers; each reads only the events of its own requests."""
     deployment = Deployment(users.url("worker"), moto, new_bucket(moto))
     env = deployment.worker_env()
     for old, new in (("api", "billing"), ("narrow", "audit")):

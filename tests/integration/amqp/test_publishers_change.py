@@ -1,4 +1,4 @@
-"""Publishers and their keys change while a worker runs (SPEC 6.10; issue 10, of the small ones)."""
+"""Publishers and their keys change while a worker runs (SPEC 6.10)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Cli:
         return CliRunner().invoke(app, list(arguments), input=stdin, env={**self.env, **more})
 
     async def arun(self, *arguments: str, stdin: bytes | None = None, **env: str) -> Result:
-        """The same beside a running event loop."""
+        """The same within a running event loop."""
         return await asyncio.to_thread(self.run, *arguments, stdin=stdin, **env)
 
 

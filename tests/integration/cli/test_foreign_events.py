@@ -1,4 +1,4 @@
-"""What another publisher asks for under one's id ends nothing of one's own (SPEC 6.7, issue 10)."""
+"""Another publisher's request under one's id ends none of one's own waits (SPEC 6.7)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def _enroll(publisher: Publisher, project: str) -> None:
 async def test_a_dry_run_of_another_publisher_with_the_same_id_does_not_end_a_rotation(
     cli: Cli, stream: str
 ) -> None:
-    """What guards it is the matching of events; that it reads a stream of its own comes on top."""
+    """Matching of events guards it; reading only its own stream is an addition."""
     bucket = Bucket(cli.deployment)
     async with (
         worker(_worker_env(cli)),

@@ -1,4 +1,4 @@
-"""A worker for a whole module, on a vhost and a bucket of its own."""
+"""A worker for a whole module, on its own vhost and bucket."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None
 
 
 async def test_a_v0_kek_is_sealed_for_its_own_purpose(served: WorkerUnderTest) -> None:
-    """The KEK of the earlier system is sealed like the other one, for a purpose of its own."""
+    """The KEK of the earlier system is sealed like the other one, for its own purpose."""
     document = requests.enroll(served.deployment, new_project(), v0="allowed")
     document["sealed_v0_kek"] = dict(document["sealed_kek"])
     await refused(served, document, "bad_seal")

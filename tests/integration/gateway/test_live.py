@@ -1,6 +1,6 @@
 """What is handed in and turned over HTTP, with a broker and a worker behind (SPEC 9.4, 9.5).
 
-One deployment for all of it, on projects of their own where a test turns a key.
+One deployment for all tests; those that rotate a key have their own projects.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _PROBE = ".keyturn/staging/gateway/doctor-"
 def _left_over(live: Live) -> list[Any]:
     """What is in staging, and uploads in parts that are open.
 
-    Without what the gateway itself tries out there, beside its first requests.
+    Without what the gateway itself tests there, alongside its first requests.
     """
     deployment = live.scene.deployment
     staged = stored_objects.list_keys(deployment, ".keyturn/staging/")

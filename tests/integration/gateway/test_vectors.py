@@ -24,7 +24,7 @@ _VECTORS: dict[str, Any] = {} if _MISSING else json.loads(_FILE.read_text())
 pytestmark = [
     pytest.mark.servers,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(_MISSING, reason="the shared known answers are not beside the project"),
+    pytest.mark.skipif(_MISSING, reason="the shared known answers are not next to the project"),
 ]
 _KEYS: dict[str, Any] = _VECTORS.get("keys", {})
 _MASTERS = {name: base64.b64decode(key) for name, key in _KEYS.get("master_keys", {}).items()}
@@ -53,7 +53,7 @@ def _keyring(scene: Scene, vector: dict[str, Any]) -> str:
         scene.bucket.put_keyring(project, _KEYS["api_key"], _KEYS["new_api_key"])
         return str(_KEYS["new_api_key"])
     if project == _KEYS["project"] and not key.startswith("old/"):
-        # As the vectors have it, made by an implementation of its own.
+        # As the vectors have it, made by an independent implementation.
         record = json.dumps(_VECTORS["keyring"]["record"]).encode()
         scene.bucket.put(keyring_s3_key(project), record, {})
     else:

@@ -182,7 +182,7 @@ class WorkerSide:
 
 @asynccontextmanager
 async def worker_side(url: str, *, declare: bool = True) -> AsyncIterator[WorkerSide]:
-    """A worker's side on a connection of its own."""
+    """A worker's side on a separate connection."""
     async with await aio_pika.connect(url) as connection:
         worker = WorkerSide(await connection.channel())
         if declare:

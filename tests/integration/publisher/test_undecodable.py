@@ -49,7 +49,7 @@ _ODD: dict[str, tuple[str, Callable[[Any], bytes], dict[str, Any]]] = {
     "a string that is not UTF-8": ("shortstr", _bytes_of, {"app_id": "\udcff\udcfe"}),
     "a header's name that is not UTF-8": ("table", _broken_table, {}),
 }
-# This one the client library decodes, and then fails to make a message of its own of it.
+# This one the client library decodes, and then fails to turn into a message.
 _UNKNOWN_MODE = "an unknown delivery mode"
 
 

@@ -61,7 +61,7 @@ class Scene:
         return self.served.wire
 
     async def enrolled(self, name: str, **more: Any) -> Project:
-        """A project with a key of its own."""
+        """A project with its own key."""
         project = Project(self, name)
         event = await self.first_event(requests.enroll(self.deployment, name, **more))
         assert (event["type"], event["generation"]) == ("project.enrolled", 1), event

@@ -1,6 +1,6 @@
 """Sweeps whose workers and messages are lost: other workers resume them (SPEC 8.5).
 
-Here the roles run as processes of their own, so that a sweep worker can be killed.
+Here the roles run as separate processes, so that a sweep worker can be killed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def without_sweepers(broker: Servers, s3: S3Server) -> AsyncIterator[Scene
 
 
 async def killed_in_the_middle(scene: Scene, project: Project) -> None:
-    """A sweep worker of its own, killed as soon as one page of the project is done."""
+    """A separate sweep worker, killed as soon as one page of the project is done."""
     async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep") as process:
         await process.logged(f'"project":"{project.name}","page"')
         await process.kill()

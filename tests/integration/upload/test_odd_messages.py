@@ -100,7 +100,7 @@ async def test_attempts_that_a_sender_claims_do_not_count(
 ) -> None:
     """Without a MAC of a worker it is a first delivery, and waits for the enrollment.
 
-    Issue 10, item 3: with `unknown_project:3` it was refused for good.
+    With `unknown_project:3` it was refused for good.
     """
     document = requests.upload(served.deployment, f"p-{requests.new_id()[:8]}", "k", b"x").document
     sent = served.sign(document)

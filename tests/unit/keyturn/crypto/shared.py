@@ -1,4 +1,4 @@
-"""Vectors made by others, read where they lie beside the repository.
+"""Vectors made by others, read where they are next to the repository.
 
 They are never copied into the project: where the folder is missing, tests that need it
 are skipped and say so.

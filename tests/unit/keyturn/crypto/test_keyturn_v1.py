@@ -1,4 +1,4 @@
-"""The vectors of SPEC v1, made by an implementation of its own: keys, record, request, objects.
+"""The vectors of SPEC v1, made by an independent implementation: keys, record, request, objects.
 
 Objects are opened here by a small reader of what belongs to this package: wraps, header
 and body. The whole policy of a reader (which wrap first, when v0 is honored, tombstones,

@@ -242,7 +242,7 @@ async def test_a_moment_before_which_nothing_can_be_decoded_leads_to_the_first_e
 async def test_a_reader_skips_nothing_when_another_reader_breaks_the_connection(
     broker: _Broker,
 ) -> None:
-    """It reads on by a connection of its own, until it has read one message."""
+    """It reads on by a separate connection, until it has read one message."""
     broker.write()
     reading = asyncio.create_task(_read(3, 0))
     await broker.attached[1].wait()

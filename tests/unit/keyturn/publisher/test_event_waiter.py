@@ -278,7 +278,7 @@ async def test_what_answered_an_earlier_try_answers_no_later_one(
     waiter.publish(*answers)
     second = waiter.send()
     waiter._offset = 0
-    waiter.publish(*answers)  # a reader that begins anew, or a broker writer's copies
+    waiter.publish(*answers)  # a restarted reader, or a broker writer's copies
     assert await waiter.answer() is None
     assert await waiter.end() is None
     waiter.publish(second(_ACCEPTED), second(_COMPLETED))

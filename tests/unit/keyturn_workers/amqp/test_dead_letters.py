@@ -1,4 +1,4 @@
-"""Which dead letters are dropped, and what of each is kept (SPEC 6.9; issue 10, item 14)."""
+"""Which dead letters are dropped, and what of each is kept (SPEC 6.9)."""
 
 from __future__ import annotations
 

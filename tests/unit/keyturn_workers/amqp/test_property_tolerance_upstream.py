@@ -1,6 +1,6 @@
 """The libraries as they are released still need `amqp.property_tolerance` (ADR 0013).
 
-Each case runs in a process of its own, which nothing has patched. A case that fails here is fixed
+Each case runs in a separate process, which nothing has patched. A case that fails here is fixed
 upstream: remove its part of `property_tolerance`, its line in ADR 0013, and the case.
 """
 

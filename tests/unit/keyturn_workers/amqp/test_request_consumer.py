@@ -165,7 +165,7 @@ async def test_only_the_broker_and_workers_say_that_a_request_was_seen_before(
 ) -> None:
     """Only the broker and the workers can say that an earlier delivery may have done part of it.
 
-    Issue 10, item 3: by an unsigned header an upload aborted the multipart uploads at its key.
+    Because of an unsigned header an upload aborted the multipart uploads at its key.
     """
     scene = Scene()
     handler, delivery = FakeHandler(scene), message(scene)
@@ -182,7 +182,7 @@ async def test_only_the_broker_and_workers_say_that_a_request_was_seen_before(
     ],
 )
 async def test_a_forged_attempt_is_not_counted(code: str, error: CodedError) -> None:
-    """Issue 10, item 3: a copy with such a header was refused for good in 0.05 s."""
+    """A copy with such a header was refused for good in 0.05 s."""
     scene = Scene()
     delivery = message(scene, headers={"keyturn-attempt": f"{code}:999999999"})
     waits = ["retry", f"keyturn.upload {code} 0 1s", "ack"]
@@ -195,7 +195,7 @@ def expired(scene: Scene) -> FakeMessage:
 
 
 async def test_an_expired_request_that_was_completed_is_published_as_completed() -> None:
-    """Issue 10, item 6: a redelivery past the age was refused though its object is stored."""
+    """A redelivery past the age was refused though its object is stored."""
     scene = Scene()
     handler = FakeHandler(scene, completed=True)
     assert await consume(handler, expired(scene)) == ["checked", "published", "ack"]
@@ -246,7 +246,7 @@ async def consume_at(handler: FakeHandler, delivery: FakeMessage, time: StorageT
 
 @pytest.mark.parametrize("minutes", [-6, 60 * 24 * 8])
 async def test_a_worker_whose_clock_is_off_refuses_no_fresh_request(minutes: int) -> None:
-    """Issue 10, of the small ones: it asks the storage for the time before it refuses."""
+    """It asks the storage for the time before it refuses."""
     scene = Scene()
     steps = await consume_at(
         FakeHandler(scene), message(scene), StorageTime(timedelta(minutes=minutes))
@@ -304,7 +304,7 @@ async def test_a_request_from_the_future_is_refused() -> None:
 async def test_a_genuine_request_under_another_routing_key_is_a_bad_signature(
     routing_key: str,
 ) -> None:
-    """Issue 10, item 2: it was answered with `malformed_request` while it was stored elsewhere."""
+    """It was answered with `malformed_request` while it was stored elsewhere."""
     scene = Scene()
     delivery = message(scene)
     delivery.routing_key = routing_key
@@ -317,7 +317,7 @@ async def test_a_genuine_request_under_another_routing_key_is_a_bad_signature(
 
 
 async def test_a_refusal_names_its_request() -> None:
-    """Issue 10, item 5: an old refusal is no answer to a new try, which has other bytes."""
+    """An old refusal is no answer to a new attempt, which has other bytes."""
     scene = Scene()
     delivery = message(scene)
     await consume(FakeHandler(scene, AlreadyExistsError("k")), delivery)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Connection:
-    """One request on a connection of its own, and its response.
+    """One request on a separate connection, and its response.
 
     A piece of the body that is None never comes. `gone` is set where the client leaves,
     `takes` cleared where it takes nothing.

@@ -1,4 +1,4 @@
-"""The gateway's metrics: labels of fixed sets, on a registry of their own (SPEC 9.6, 13)."""
+"""The gateway's metrics: labels of fixed sets, on a separate registry (SPEC 9.6, 13)."""
 
 from __future__ import annotations
 

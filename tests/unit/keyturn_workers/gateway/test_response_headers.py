@@ -35,7 +35,7 @@ async def _unread() -> bytes:
 
 
 def _whole(head: ObjectHead) -> LegacyReader:
-    # Nonce and tag beside the plaintext.
+    # Nonce and tag in addition to the plaintext.
     return LegacyReader(replace(head, size_bytes=head.size_bytes + 28), _unread)
 
 

@@ -32,7 +32,7 @@ _FILE = Path(__file__).parents[4] / ".." / "shared" / "vectors" / "keyturn_v1.js
 _MISSING = not _FILE.is_file()
 _VECTORS: dict[str, Any] = {} if _MISSING else json.loads(_FILE.read_text())
 pytestmark = pytest.mark.skipif(
-    _MISSING, reason="the shared known answers are not beside the project"
+    _MISSING, reason="the shared known answers are not next to the project"
 )
 
 _BY_ADMIN = "corrupt_object by the user wrap, valid by the admin wrap"

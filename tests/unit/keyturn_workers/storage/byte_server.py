@@ -65,7 +65,7 @@ class ByteServer:
 async def open_client(
     base_url: str, *, tls: ssl.SSLContext | bool = True
 ) -> AsyncIterator[S3HttpClient]:
-    """A client with a session of its own."""
+    """A client with its own session."""
     async with open_session(4, tls=tls) as session:
         yield S3HttpClient(
             session,

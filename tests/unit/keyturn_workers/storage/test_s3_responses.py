@@ -189,7 +189,7 @@ def test_elements_of_bodies_are_parsed() -> None:
 
 
 def test_embedded_errors_are_errors() -> None:
-    """Only the expected element, without an error beside it, is a success."""
+    """Only the expected element, without an error next to it, is a success."""
     check_embedded_error("copy", b"<CopyObjectResult xmlns=''/>", b"<CopyObjectResult")
     with pytest.raises(StorageUnavailableError, match="without outcome"):
         check_embedded_error("copy", b"", b"<CopyObjectResult")

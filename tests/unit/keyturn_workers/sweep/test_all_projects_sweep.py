@@ -1,7 +1,7 @@
 """A sweep of all projects: a keyring that is listed and not found is not gone (SPEC 8.6).
 
-Taken as gone, a whole project could be left under the master key that is to be dropped,
-beside `clean: true`.
+If it were taken as gone, a project could be left under the master key that is to be dropped,
+despite `clean: true`.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ async def test_each_end_is_counted_once(
 
 
 async def test_an_unsigned_attempt_count_is_ignored() -> None:
-    """By such a header alone a sweep was ended as failed (issue 10, item 3)."""
+    """Such an unsigned header was once enough to end a sweep as failed (SPEC 6.3)."""
     header = {ATTEMPT_HEADER: "storage_unavailable:999999999"}
     steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
     assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]

@@ -1,4 +1,4 @@
-"""One attempt to store an object: encrypted or not, under a DEK of its own (SPEC 4.3, 7.2)."""
+"""One attempt to store an object: encrypted or not, under its own DEK (SPEC 4.3, 7.2)."""
 
 from __future__ import annotations
 

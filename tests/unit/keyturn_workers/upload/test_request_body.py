@@ -64,7 +64,7 @@ async def test_an_inline_body_is_not_staged() -> None:
 
 
 async def test_only_so_many_staged_bodies_are_compared_at_once() -> None:
-    """Beside the slots for storing: an upload that is compared may hold one of those."""
+    """Separate from the slots for storing: an upload that is compared may hold one of those."""
     on = bench("put_stream")
     upload = Upload(request(on, "put_stream"), "api")
     async with on.context.stream_slots, on.context.stream_slots:

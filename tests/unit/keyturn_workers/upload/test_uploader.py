@@ -322,7 +322,7 @@ async def test_a_lost_response_stores_nothing_twice(way: str) -> None:
 
 @BY_ALL_WAYS
 async def test_a_lost_request_is_sent_again_under_a_new_dek(way: str) -> None:
-    """The put never arrived: the next delivery stores the object under a DEK of its own."""
+    """The put never arrived: the next delivery stores the object under its own DEK."""
     on = bench(way)
     sent = request(on, way)
     on.storage.fail_next(way, StorageUnavailableError("lost"))

@@ -257,7 +257,7 @@ def refusal(body: bytes, publisher: str) -> tuple[str, str | None] | None:
 def test_a_refusal_names_only_a_project_of_its_publisher(
     publisher: str, body: bytes, expected: tuple[str, str | None] | None
 ) -> None:
-    """Issue 10, item 4: no publisher causes a refusal in a project that is not its own."""
+    """No publisher causes a refusal in a project that is not its own."""
     assert refusal(body, publisher) == expected
 
 

@@ -17,7 +17,7 @@ from keyturn_workers.worker import core_dumps
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# In a process of its own: what it sets holds for the rest of that process's life.
+# In a separate process: what it sets holds for the rest of that process's life.
 _AFTERWARDS = """
 import ctypes, os, resource
 from keyturn_workers.worker.core_dumps import disable_core_dumps

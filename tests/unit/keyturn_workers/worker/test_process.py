@@ -1,4 +1,4 @@
-"""What runs beside a worker's consumers ends with them, whatever the client library makes of it."""
+"""Background work ends with a worker's consumers, whatever the client library does."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_what_ran_before_runs_on() -> None:
 
 
 async def test_work_that_takes_a_cancellation_for_a_lost_connection_ends() -> None:
-    """Aiormq raises an error of its own where a request was cancelled; a loop then tries again."""
+    """Aiormq raises its own error where a request was cancelled; a loop then tries again."""
     cancelled = 0
 
     async def keep() -> None:

@@ -273,7 +273,7 @@ async def test_a_limited_proxy_holds_a_request_once_in_however_many_pieces_it_co
     """
     server = await asyncio.start_server(_answering, "127.0.0.1", 0)
     behind = server.sockets[0].getsockname()[1]
-    # So long that whatever else this machine does is little beside it.
+    # Long enough that whatever else this machine does is negligible.
     delay_s = 1.0
     between = forwarding("127.0.0.1", behind, delay_s=delay_s, under="/", at_once=at_once)
     async with server, between as (port, way):

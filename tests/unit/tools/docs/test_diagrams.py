@@ -1,4 +1,4 @@
-"""Each diagram of the documentation has a picture of its own text, which needs no other file."""
+"""Each diagram of the documentation has a picture of its text, which needs no other file."""
 
 from __future__ import annotations
 
