@@ -1,0 +1,179 @@
+"""`keyturn dead`: looking takes nothing, and what cannot be done stays in its queue (SPEC 12)."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aio_pika.exceptions import DeliveryError
+from typer.testing import CliRunner
+
+from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name
+from keyturn_workers.cli import dead
+from keyturn_workers.cli.app import app
+from tests.unit.keyturn_workers.cli.letters import (
+    DEPLOYMENT,
+    LONG_AGO,
+    FakeReader,
+    Letter,
+    letter,
+    upload,
+)
+from tools.harness import requests
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from typer.testing import Result
+
+    from keyturn.settings import DeploymentSettings
+
+_DEAD = dead_letter_name(UPLOAD_QUEUE)
+_CONTROL_DEAD = dead_letter_name(CONTROL_QUEUE)
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> FakeReader:
+    made = FakeReader()
+
+    @asynccontextmanager
+    async def opened(settings: DeploymentSettings) -> AsyncIterator[FakeReader]:
+        assert settings.amqp_url.get_secret_value() == DEPLOYMENT.amqp_url
+        yield made
+
+    monkeypatch.setattr(dead, "_open_reader", opened)
+    return made
+
+
+def _run(*arguments: str) -> Result:
+    environment = DEPLOYMENT.worker_env() | DEPLOYMENT.publisher_env()
+    return CliRunner().invoke(app, ["dead", *arguments], env=environment)
+
+
+def _rows(*arguments: str, exit_code: int = 0) -> list[dict[str, Any]]:
+    result = _run(*arguments, "--json")
+    assert result.exit_code == exit_code, result.output
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    return rows
+
+
+def test_letters_of_every_queue_are_listed_and_none_is_taken(reader: FakeReader) -> None:
+    first, second = letter(upload()), letter(requests.delete("acme", "k"), "unknown_project")
+    reader.letters[_DEAD] = [first]
+    reader.letters[_CONTROL_DEAD] = [second]
+    rows = _rows("list")
+    assert [(row["queue"], row["id"], row["code"]) for row in rows] == [
+        (_DEAD, first.message_id, "request_expired"),
+        (_CONTROL_DEAD, second.message_id, "unknown_project"),
+    ]
+    assert [row["queue"] for row in _rows("list", _CONTROL_DEAD)] == [_CONTROL_DEAD]
+    assert not first.acknowledged
+
+
+def test_a_list_that_is_cut_says_so(reader: FakeReader) -> None:
+    reader.letters[_DEAD] = [letter(upload()) for _ in range(3)]
+    result = _run("list", "--limit", "2")
+    assert len(result.stdout.splitlines()) == 3
+    assert f"{_DEAD} holds more" in result.stderr
+    assert "holds more" not in _run("list", "--limit", "3").stderr
+
+
+def test_letters_with_the_same_id_are_told_apart_by_their_digests(reader: FakeReader) -> None:
+    """Any publisher can reuse the id of another message."""
+    document = upload()
+    first, second = letter(document), letter(document, "bad_seal")
+    reader.letters[_DEAD] = [first, second]
+    digests = [row["id"] for row in _rows("list")]
+    assert len(set(digests)) == 2
+    ambiguous = _run("discard", str(first.message_id), "--yes")
+    assert ambiguous.exit_code == 1
+    assert "several dead letters have the id" in ambiguous.stderr
+    assert not first.acknowledged
+    assert _rows("discard", digests[1], "--yes")[0]["status"] == "discarded"
+    assert (first.acknowledged, second.acknowledged) == (False, True)
+
+
+def test_a_letter_is_shown_without_its_sealed_parts(reader: FakeReader, tmp_path: Path) -> None:
+    document = upload()
+    shown = letter(document)
+    reader.letters[_DEAD] = [shown]
+    target = tmp_path / "raw"
+    result = _run("show", str(shown.message_id), "--raw", str(target))
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["queue"], told["message_id"]) == (_DEAD, shown.message_id)
+    assert told["headers"]["keyturn-code"] == "request_expired"
+    assert told["body"]["key"] == "k"
+    assert document["sealed_key"]["ciphertext"] not in result.stdout
+    assert document["body"]["inline"] not in result.stdout
+    assert target.read_bytes() == shown.body
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_replayed_letter_goes_back_to_its_queue_as_it_was_sent(reader: FakeReader) -> None:
+    first, second = letter(upload()), letter(upload())
+    reader.letters[_DEAD] = [first, second]
+    assert [row["status"] for row in _rows("replay", str(second.message_id))] == ["replayed"]
+    ((queue, copy),) = reader.sent
+    assert (queue, copy.body, copy.message_id) == (UPLOAD_QUEUE, second.body, second.message_id)
+    assert set(copy.headers) == {"keyturn-publisher", "keyturn-signature", "own"}
+    assert (first.acknowledged, second.acknowledged) == (False, True)
+
+
+def test_all_letters_go_back_each_to_its_own_queue(reader: FakeReader) -> None:
+    reader.letters[_DEAD] = [letter(upload()), letter(upload())]
+    reader.letters[_CONTROL_DEAD] = [letter(requests.delete("acme", "k"))]
+    assert len(_rows("replay", "--all")) == 3
+    assert [queue for queue, _ in reader.sent] == [UPLOAD_QUEUE, UPLOAD_QUEUE, CONTROL_QUEUE]
+    assert len(_rows("replay", "--all", "--queue", _CONTROL_DEAD)) == 1
+
+
+def test_a_letter_that_the_broker_does_not_accept_stays_in_its_queue(reader: FakeReader) -> None:
+    kept = letter(upload())
+    reader.letters[_DEAD] = [kept]
+    reader.refusal = DeliveryError(None, None)  # type: ignore[arg-type]
+    (row,) = _rows("replay", "--all", exit_code=1)
+    assert (row["status"], kept.acknowledged) == ("kept", False)
+    assert "the broker did not accept it" in row["detail"]
+
+
+def test_a_letter_whose_body_was_not_kept_is_not_replayed(reader: FakeReader) -> None:
+    dropped = letter(upload(), "bad_seal", **{"keyturn-body-dropped": "0" * 64})
+    reader.letters[_DEAD] = [dropped, letter(upload())]
+    rows = _rows("replay", "--all", exit_code=1)
+    assert [row["status"] for row in rows] == ["kept", "replayed"]
+    assert rows[0]["code"] == "malformed_request"
+    assert not dropped.acknowledged
+
+
+def test_only_what_was_rejected_for_its_age_is_signed_again(reader: FakeReader) -> None:
+    document = upload()
+    other = letter(upload(), "bad_seal")
+    reader.letters[_DEAD] = [letter(document), other]
+    rows = _rows("replay", "--all", "--resign", exit_code=1)
+    assert [row["status"] for row in rows] == ["replayed", "kept"]
+    ((_, copy),) = reader.sent
+    sent = json.loads(copy.body)
+    assert sent["upload_id"] == document["upload_id"]
+    assert sent["requested_at"] > LONG_AGO
+    assert not other.acknowledged
+
+
+def test_an_unknown_id_discards_nothing(reader: FakeReader) -> None:
+    held = letter(upload())
+    reader.letters[_DEAD] = [held]
+    result = _run("discard", str(held.message_id), "none", "--yes")
+    assert (result.exit_code, result.stderr) == (1, "keyturn: no dead letter has the id none\n")
+    assert not held.acknowledged
+
+
+def test_a_letter_of_no_request_has_a_digest_for_an_id(reader: FakeReader) -> None:
+    odd = Letter(b"\x00not JSON", {}, None)
+    reader.letters[_DEAD] = [odd]
+    (row,) = _rows("list")
+    assert row["id"].startswith("h-")
+    assert _rows("discard", row["id"], "--yes")[0]["status"] == "discarded"
+    assert odd.acknowledged

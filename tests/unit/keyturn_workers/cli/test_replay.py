@@ -1,0 +1,206 @@
+"""A letter is signed again only if its publisher signed it and may still send it (SPEC 12)."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.crypto import VerifyKey
+from keyturn.errors import (
+    BadSignatureError,
+    CodedError,
+    GenerationMismatchError,
+    NotPermittedError,
+    StagedBodyMissingError,
+    UnknownProjectError,
+)
+from keyturn.identifiers import staging_s3_key
+from keyturn.messages import parse_request
+from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
+from keyturn_workers.cli import replay
+from keyturn_workers.cli.replay import Resigner, original
+from keyturn_workers.cli.settings import ResignSettings
+from keyturn_workers.keyring import create_keyring
+from keyturn_workers.settings import OperatorSettings
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.cli.letters import (
+    DEPLOYMENT,
+    LONG_AGO,
+    Letter,
+    letter,
+    upload,
+)
+from tests.unit.keyturn_workers.factories import keyring, rotated
+from tools.harness import requests
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aio_pika import Message
+
+    from keyturn_workers.keyring import Keyring
+
+_NEW_KEY = "kt_" + "n" * 43
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
+    """The bucket and the settings of an operator who publishes as `gateway`."""
+    made = MemoryStorage()
+
+    @asynccontextmanager
+    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
+        yield made
+
+    monkeypatch.setattr(replay, "open_bucket", opened)
+    for name, value in (DEPLOYMENT.worker_env() | DEPLOYMENT.gateway_env()).items():
+        monkeypatch.setenv(name, value)
+    return made
+
+
+async def _resign(dead: Letter, queue: str = UPLOAD_QUEUE, *, named: bool = True) -> Message:
+    async with Resigner(ResignSettings.read()) as resigner:
+        return await resigner.resign(dead.message, queue, named=named)
+
+
+def _verified(message: Message) -> Any:
+    """The request, after its new signature was verified."""
+    key = VerifyKey.from_bytes(DEPLOYMENT.gateway_key.public_bytes)
+    assert message.headers["keyturn-publisher"] == "gateway"
+    key.verify_request("test", "gateway", message.body, str(message.headers["keyturn-signature"]))
+    return parse_request(message.body)
+
+
+def test_a_letter_goes_back_without_what_workers_added() -> None:
+    dead = letter(upload())
+    copy = original(dead.message)
+    assert (copy.body, copy.message_id) == (dead.body, dead.message_id)
+    assert set(copy.headers) == {"keyturn-publisher", "keyturn-signature", "own"}
+
+
+@pytest.mark.usefixtures("storage")
+async def test_an_expired_request_gets_a_new_time_and_signature_and_keeps_its_id() -> None:
+    document = upload()
+    message = await _resign(letter(document))
+    request = _verified(message)
+    assert message.message_id == request.upload_id == document["upload_id"]
+    assert request.requested_at > LONG_AGO
+    again = json.loads(message.body)
+    assert again == document | {"requested_at": again["requested_at"]}
+    assert set(message.headers) == {"keyturn-publisher", "keyturn-signature"}
+
+
+@pytest.mark.parametrize("code", ["bad_seal", "not_permitted", "already_exists", ""])
+@pytest.mark.usefixtures("storage")
+async def test_what_was_rejected_for_its_content_gets_no_second_chance(code: str) -> None:
+    with pytest.raises(NotPermittedError, match="only request_expired"):
+        await _resign(letter(upload(), code))
+
+
+@pytest.mark.usefixtures("storage")
+async def test_a_request_that_has_not_expired_is_not_signed_again() -> None:
+    """The code is not signed: anybody who may write to the broker can put it on a letter."""
+    with pytest.raises(NotPermittedError, match="it has not expired"):
+        await _resign(letter(upload(requested_at=requests.now())))
+
+
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [
+        ({"keyturn-signature": ""}, BadSignatureError),
+        ({"keyturn-publisher": "nobody"}, BadSignatureError),
+        ({"keyturn-publisher": "narrow"}, BadSignatureError),
+    ],
+)
+@pytest.mark.usefixtures("storage")
+async def test_what_its_publisher_did_not_sign_is_not_signed_again(
+    headers: dict[str, str], error: type[CodedError]
+) -> None:
+    with pytest.raises(error):
+        await _resign(letter(upload(), **headers))
+
+
+@pytest.mark.usefixtures("storage")
+async def test_what_its_publisher_may_not_send_is_not_signed_again() -> None:
+    body = requests.encode(upload())
+    signed = requests.headers(body, DEPLOYMENT.narrow_key, publisher="narrow")
+    with pytest.raises(NotPermittedError):
+        await _resign(Letter(body, signed | {"keyturn-code": "request_expired"}))
+
+
+@pytest.mark.parametrize("build", ["enroll", "rotation"])
+async def test_an_enrollment_or_a_rotation_is_signed_again_only_if_it_is_named(
+    storage: MemoryStorage, build: str
+) -> None:
+    document = (
+        requests.enroll(DEPLOYMENT, "acme")
+        if build == "enroll"
+        else requests.rotation(DEPLOYMENT, "acme", _NEW_KEY)
+    )
+    dead = letter(document | {"requested_at": LONG_AGO})
+    with pytest.raises(NotPermittedError, match="only if it is named by its id"):
+        await _resign(dead, CONTROL_QUEUE, named=False)
+    assert storage.calls["read"] == 0
+
+
+def _keyring(requested_at: str) -> Keyring:
+    """The project's keyring, sealed under the deployment's master key, at generation 2."""
+    ring = rotated(keyring())
+    return replace(ring, current=replace(ring.current, requested_at=requested_at))
+
+
+async def _enroll(storage: MemoryStorage, requested_at: str) -> None:
+    master_keys = OperatorSettings.read().master_keys
+    assert await create_keyring(storage, _keyring(requested_at), master_keys, lease_s=15)
+
+
+async def _rotation(**more: Any) -> Any:
+    document = requests.rotation(DEPLOYMENT, "acme", _NEW_KEY, **more)
+    dead = letter(document | {"requested_at": "2026-02-01T00:00:00.000000Z"})
+    return _verified(await _resign(dead, CONTROL_QUEUE))
+
+
+async def test_a_rotation_is_bound_to_the_generation_that_it_follows(
+    storage: MemoryStorage,
+) -> None:
+    """Should another one be accepted before it arrives, it is refused."""
+    await _enroll(storage, LONG_AGO)
+    assert (await _rotation()).expected_generation == 2
+    assert (await _rotation(expected_generation=2)).expected_generation == 2
+    with pytest.raises(GenerationMismatchError, match="the project is at generation 2"):
+        await _rotation(expected_generation=1)
+
+
+async def test_a_rotation_before_the_current_one_is_never_brought_back(
+    storage: MemoryStorage,
+) -> None:
+    await _enroll(storage, "2026-03-01T00:00:00.000000Z")
+    with pytest.raises(GenerationMismatchError, match="would bring back an old key"):
+        await _rotation()
+
+
+@pytest.mark.usefixtures("storage")
+async def test_a_rotation_of_a_project_without_a_keyring_is_refused() -> None:
+    with pytest.raises(UnknownProjectError):
+        await _rotation()
+
+
+async def test_a_staged_body_moves_to_where_the_new_publisher_stages(
+    storage: MemoryStorage,
+) -> None:
+    document = upload(body={"staged": {"size": 5}})
+    source = staging_s3_key("api", document["upload_id"])
+    with pytest.raises(StagedBodyMissingError, match="is gone"):
+        await _resign(letter(document))
+    storage.plant(source, b"four", Headers({}))
+    with pytest.raises(StagedBodyMissingError, match="does not have 5 bytes"):
+        await _resign(letter(document))
+    storage.plant(source, b"12345", Headers({}))
+    assert _verified(await _resign(letter(document))).upload_id == document["upload_id"]
+    _, body = await storage.read(staging_s3_key("gateway", document["upload_id"]))
+    assert body == b"12345"
