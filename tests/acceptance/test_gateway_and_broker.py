@@ -34,7 +34,9 @@ async def test_it_publishes_again_once_the_broker_is_back(
         bodies = {name: MARKER + os.urandom(5000) for name in ("before", "away", "after")}
 
         async def put(name: str) -> int:
-            answer = await client.ask(scene.project, name, _WAIT, method="PUT", body=bodies[name])
+            answer = await client.request(
+                scene.project, name, _WAIT, method="PUT", body=bodies[name]
+            )
             return answer.status
 
         assert await put("before") == 201
@@ -42,7 +44,7 @@ async def test_it_publishes_again_once_the_broker_is_back(
         own_rabbitmq.wait_until_streams_registered()
         await asyncio.to_thread(own_rabbitmq.kill)
         assert await put("away") == 503
-        assert (await client.ask(scene.project, "before")).body == bodies["before"]
+        assert (await client.request(scene.project, "before")).body == bodies["before"]
         assert not await _is_ready(client)
         await asyncio.to_thread(own_rabbitmq.start)
         async with asyncio.timeout(60):
@@ -51,8 +53,8 @@ async def test_it_publishes_again_once_the_broker_is_back(
                 if await _is_ready(client) and await put("after") == 201:
                     break
                 await asyncio.sleep(0.2)
-        assert (await client.ask(scene.project, "after")).body == bodies["after"]
-        assert (await client.ask(scene.project, "away")).status == 404
+        assert (await client.request(scene.project, "after")).body == bodies["after"]
+        assert (await client.request(scene.project, "away")).status == 404
         assert await worker.terminate() == 0
     scene.check_nothing_left()
     scene.check_logs()

@@ -139,7 +139,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
         await asyncio.to_thread(tenant.remember, {"afterwards": scene.plaintexts["afterwards"]})
         for api_key, status in ((tenant.api_keys[-1], 200), (tenant.api_keys[0], 401)):
             for key in scene.plaintexts:
-                answer = await Client(serving, api_key).ask(PROJECT, key)
+                answer = await Client(serving, api_key).request(PROJECT, key)
                 assert answer.status == status
         await wait_until_drained(wire)
         metrics = [await _scraped(at) for at in (port, serving.port)]

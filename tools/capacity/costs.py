@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.bench.gateway.sides import ask, opened
+from tools.bench.gateway.sides import opened, run_job
 from tools.bench.rotation import pages
 from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.rotation.world import key_of, open_world, pages_of
@@ -113,9 +113,9 @@ async def _asked(sides: Sides, keys: list[str], count: int, at_once: int) -> tup
     """Objects a second, and the gateway's CPU milliseconds an object."""
     targets = [sides.ours(key) for key in keys]
     # What is imported or opened at first is there.
-    await ask("many", targets, count=at_once, concurrency=at_once, warm=0)
+    await run_job("many", targets, count=at_once, concurrency=at_once, warm=0)
     cpu_s = sides.gateway.cpu_s()
-    report = await ask("many", targets, count=count, concurrency=at_once, warm=0)
+    report = await run_job("many", targets, count=count, concurrency=at_once, warm=0)
     cpu_s = sides.gateway.cpu_s() - cpu_s
     return report["done"] / report["wall_s"], 1000 * cpu_s / count
 

@@ -170,7 +170,7 @@ class _Connection:
         kind = kind_of(method, target, request.headers)
         fault = self._proxy._next(kind)
         if fault is None:
-            return await self._give(await self._ask(request))
+            return await self._give(await self._forward(request))
         if fault.to in FALSE_RESPONSES:
             return await self._send_false_response(fault, kind, request)
         self._proxy.done[fault.to, kind] += 1
@@ -178,7 +178,7 @@ class _Connection:
 
     async def _send_false_response(self, fault: Action, kind: str, request: Message) -> bool:
         """Forward the request, and replace the response by a false one where that applies."""
-        answer = await self._ask(request)
+        answer = await self._forward(request)
         changed = false_response(fault, request, answer)
         if changed is None:
             return await self._give(answer)
@@ -193,24 +193,24 @@ class _Connection:
                 return await self._give(refusal(fault.to, request.first[0]))
             case "slow":
                 await asyncio.sleep(fault.seconds)
-                return await self._give(await self._ask(request))
+                return await self._give(await self._forward(request))
             case "request cut":
                 _, writer = await self._server()
                 writer.write(request.raw[: max(1, len(request.raw) // 2)])
                 await writer.drain()
             case "answer cut":
-                answer = await self._ask(request)
+                answer = await self._forward(request)
                 half = answer.body[: len(answer.body) // 2]
                 self._writer.write(answer.head + half if half else answer.head[:20])
                 await self._writer.drain()
                 # An abort discards unsent bytes, and half the response must arrive.
                 self._writer.close()
             case "answer lost":
-                await self._ask(request)
+                await self._forward(request)
             case "late":
                 self._writer.transport.abort()
                 await asyncio.sleep(fault.seconds)
-                await self._ask(request)
+                await self._forward(request)
         return False
 
     async def _request(self) -> Message:
@@ -220,7 +220,7 @@ class _Connection:
             message = without(message, "expect")
         return await with_body(self._reader, message)
 
-    async def _ask(self, request: Message) -> Message:
+    async def _forward(self, request: Message) -> Message:
         reader, writer = await self._server()
         # The server may reject and close before it has read the whole body.
         with suppress(OSError):

@@ -67,7 +67,7 @@ class Operator:
     async def enroll(self, project: str) -> None:
         """Enroll a project; its uploads may be published afterwards."""
         tenant, request_id = self.tenants[project], rq.new_id()
-        await self._ask(
+        await self._request(
             request_id,
             project,
             lambda: self._publisher.enroll(
@@ -89,7 +89,7 @@ class Operator:
                 await self._tag_some(tenant)
             expected = len(tenant.api_keys)
             tenant.api_keys.append(new_api_key())
-            await self._ask(
+            await self._request(
                 rotation_id,
                 project,
                 lambda: self._publisher.rotate(
@@ -114,7 +114,7 @@ class Operator:
     async def sweep(self, project: str, *, master_key: str | None = None) -> None:
         """Sweep a project, or all, and wait for the completion."""
         sweep_id = rq.new_id()
-        await self._ask(
+        await self._request(
             sweep_id,
             project,
             lambda: self._publisher.sweep(project, master_key=master_key, sweep_id=sweep_id),
@@ -127,7 +127,7 @@ class Operator:
         upload = next(upload for upload in uploads if upload.upload_id == upload_id)
         await self.event_log.event(upload.upload_id, "upload.stored")
         request_id = rq.new_id()
-        await self._ask(
+        await self._request(
             request_id,
             upload.project,
             lambda: self._publisher.delete(upload.project, upload.key, request_id=request_id),
@@ -150,7 +150,7 @@ class Operator:
         if self.unclean:
             raise RuntimeError(f"sweeps stay unclean: {self.unclean}")
 
-    async def _ask(
+    async def _request(
         self,
         request_id: str,
         project: str,

@@ -61,7 +61,7 @@ class Run:
     masters: dict[str, bytes] = field(default_factory=dict)
     unsettled: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    _asking: list[asyncio.Task[None]] = field(default_factory=list)
+    _requests: list[asyncio.Task[None]] = field(default_factory=list)
     _broker_outage: asyncio.Task[None] | None = None
     _began: float = field(default_factory=time.monotonic)
 
@@ -123,10 +123,10 @@ class Run:
                 except TimeoutError:
                     self.say(f"not completed after {timeout_s:g} s")
                     self.unsettled += self._unfinished(sender, operator, event_log)
-                for task in self._asking:
+                for task in self._requests:
                     task.cancel()
                 attackers.stop()
-                await asyncio.gather(*self._asking, return_exceptions=True)
+                await asyncio.gather(*self._requests, return_exceptions=True)
         return await self._evidence(sender, operator, readers, attackers, rival)
 
     async def _all(
@@ -144,7 +144,7 @@ class Run:
             if upload.flaw not in FLAWS_WITHOUT_EVENT:
                 await event_log.event(upload.upload_id)
         self.say("all uploads reported; waiting for rotations, sweeps and deletions")
-        await asyncio.gather(*self._asking)
+        await asyncio.gather(*self._requests)
         self.say("all completed; waiting for the victims of attacks")
         await attackers.all_heard()
         await operator.sweep_again()
@@ -175,7 +175,7 @@ class Run:
             case "storm":
                 self.storage.storm(action)
             case "attack":
-                self._ask(attackers.attack(action))
+                self._start_request(attackers.attack(action))
             case "kill":
                 await self.supervisor.kill(action.to)
             case "terminate":
@@ -187,17 +187,17 @@ class Run:
             case "kill broker":
                 await self._at_broker(self.broker.kill)
             case "new master key":
-                self._ask(operator.rotate_master_key(self.masters))
+                self._start_request(operator.rotate_master_key(self.masters))
             case what:
-                self._ask(requests[what](action.to))
+                self._start_request(requests[what](action.to))
 
     async def _at_broker(self, do: Callable[[], None]) -> None:
         """Complete it even if the run's time is over meanwhile."""
         self._broker_outage = asyncio.create_task(asyncio.to_thread(do))
         await asyncio.shield(self._broker_outage)
 
-    def _ask(self, request: Coroutine[Any, Any, None]) -> None:
-        self._asking.append(asyncio.create_task(request))
+    def _start_request(self, request: Coroutine[Any, Any, None]) -> None:
+        self._requests.append(asyncio.create_task(request))
 
     async def _keep_stored(self, readers: GatewayReaders, event_log: EventLog) -> None:
         """Twice a second, give the readers the objects that are stored and will not be deleted."""

@@ -115,7 +115,7 @@ class Client:
     process: GatewayProcess
     api_key: str = field(repr=False)
 
-    async def ask(
+    async def request(
         self,
         project: str,
         key: str,

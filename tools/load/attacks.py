@@ -54,7 +54,7 @@ class Attack:
         """Whether its time is not over."""
         return time.monotonic() < self.until
 
-    async def ask(
+    async def send(
         self, method: str, target: str, body: bytes = b"", api_key: str | None = None
     ) -> bytes:
         """Send one request; returns the response body, empty on a connection error."""
@@ -107,7 +107,7 @@ async def refused_small(attack: Attack) -> None:
 
     async def one(_: int) -> None:
         while attack.is_running:
-            await attack.ask("PUT", object_target(ATTACKER, TAKEN), bytes(256 * _KIB))
+            await attack.send("PUT", object_target(ATTACKER, TAKEN), bytes(256 * _KIB))
             await asyncio.sleep(0.05)
 
     await _together(4, one)
@@ -118,7 +118,7 @@ async def refused_large(attack: Attack) -> None:
 
     async def one(_: int) -> None:
         while attack.is_running:
-            await attack.ask("PUT", object_target(ATTACKER, TAKEN), bytes(1024 * _KIB))
+            await attack.send("PUT", object_target(ATTACKER, TAKEN), bytes(1024 * _KIB))
             await asyncio.sleep(0.05)
 
     await _together(4, one)
@@ -154,7 +154,7 @@ async def wrong_keys(attack: Attack) -> None:
         while attack.is_running:
             count += 1
             project = ATTACKER if count % 2 else f"made-up-{number}-{count}"
-            await attack.ask("GET", object_target(project, "x"), api_key=_WRONG)
+            await attack.send("GET", object_target(project, "x"), api_key=_WRONG)
 
     await _together(32, one)
 
@@ -164,13 +164,13 @@ async def rotations(attack: Attack) -> None:
     current = attack.api_key
     while attack.is_running:
         new, target = new_api_key(), f"/v1/projects/{attack.project}/rotations"
-        response = await attack.ask("POST", target, json.dumps({"api_key": new}).encode(), current)
+        response = await attack.send("POST", target, json.dumps({"api_key": new}).encode(), current)
         rotation_id = json.loads(response or b"{}").get("rotation_id")
         for _ in range(50):
             if rotation_id is None or not attack.is_running:
                 await asyncio.sleep(0.2)
                 break
-            shown = await attack.ask("GET", f"{target}/{rotation_id}", api_key=new)
+            shown = await attack.send("GET", f"{target}/{rotation_id}", api_key=new)
             if json.loads(shown or b"{}").get("state") in ("accepted", "running", "completed"):
                 current = new
                 break

@@ -115,7 +115,7 @@ class Arena:
 
     async def _put(self, project: str, key: str, body: bytes) -> None:
         wait = {"Prefer": "wait=30"}
-        answer = await self.client.ask(project, key, wait, method="PUT", body=body)
+        answer = await self.client.request(project, key, wait, method="PUT", body=body)
         assert answer.status == 201, answer
 
     async def tenant(self, seconds: float) -> TenantSample:
@@ -141,14 +141,16 @@ class Arena:
     ) -> None:
         tasks = set()
         while (now := time.monotonic()) < until:
-            tasks.add(asyncio.create_task(self._ask(seen, kind, *what())))
+            tasks.add(asyncio.create_task(self._request(seen, kind, *what())))
             await asyncio.sleep(now + 1 / per_s - time.monotonic())
         await asyncio.gather(*tasks)
 
-    async def _ask(self, seen: TenantSample, kind: str, method: str, key: str, body: bytes) -> None:
+    async def _request(
+        self, seen: TenantSample, kind: str, method: str, key: str, body: bytes
+    ) -> None:
         began = time.perf_counter()
         try:
-            answer = await self.client.ask(VICTIM, key, method=method, body=body)
+            answer = await self.client.request(VICTIM, key, method=method, body=body)
             problem = str(answer.status)
         except (OSError, TimeoutError) as exc:
             problem = type(exc).__name__

@@ -317,9 +317,9 @@ async def test_an_unauthorized_request_reads_no_object(scene: Scene) -> None:
     scene.replace(made, body=b"x" * 10)
     scene.bucket.put("acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "eA=="})
     responses = [
-        await scene.client.ask("acme", key, token=_STRANGER)
+        await scene.client.request("acme", key, token=_STRANGER)
         for key in ("broken", "gone", "absent", _KEY)
     ]
     assert {answer.body for answer in responses} == {responses[0].body}
-    by_holder = [await scene.client.ask("acme", key) for key in ("broken", "gone", "absent")]
+    by_holder = [await scene.client.request("acme", key) for key in ("broken", "gone", "absent")]
     assert [answer.status for answer in by_holder] == [502, 404, 404]

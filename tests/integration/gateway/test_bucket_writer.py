@@ -101,7 +101,7 @@ async def test_a_harmed_body(scene: Scene, harm: str, size_bytes: int) -> None:
     harmed = _HARMS[harm](made.body)
     scene.replace(made, body=harmed)
 
-    full = await scene.client.ask("acme", "harmed")
+    full = await scene.client.request("acme", "harmed")
     _never_wrong(full, plaintext)
     wrong = _first_wrong(harmed, made.body)
     if wrong <= 15:
@@ -109,11 +109,11 @@ async def test_a_harmed_body(scene: Scene, harm: str, size_bytes: int) -> None:
         assert (full.status, full.code) == (502, "corrupt_object")
 
     lengthened_or_last = len(harmed) != len(made.body) or wrong in (-1, _last(made.body))
-    head = await scene.client.ask("acme", "harmed", method="HEAD")
+    head = await scene.client.request("acme", "harmed", method="HEAD")
     assert head.status == (502 if lengthened_or_last else 200)
     middle = size_bytes // 2
     for first, last in {(0, 0), (middle, middle + CHUNK), (max(size_bytes - 1, 0), size_bytes)}:
-        ranged = await scene.client.ask("acme", "harmed", {"Range": f"bytes={first}-{last}"})
+        ranged = await scene.client.request("acme", "harmed", {"Range": f"bytes={first}-{last}"})
         if ranged.status == 206 and ranged.end == "clean":
             assert ranged.body == plaintext[first : last + 1]
             assert not lengthened_or_last
@@ -132,13 +132,13 @@ async def test_an_empty_last_chunk_is_requested_too(scene: Scene, size_bytes: in
     plaintext = plain(size_bytes)
     made = scene.bucket.made("acme", "multiple", plaintext)
     scene.replace(made, body=_flipped(made.body, len(made.body) - 1))
-    _never_wrong(await scene.client.ask("acme", "multiple"), plaintext)
+    _never_wrong(await scene.client.request("acme", "multiple"), plaintext)
     # Every requested byte is authenticated; the reported length is not.
-    first = await scene.client.ask("acme", "multiple", {"Range": "bytes=0-0"})
+    first = await scene.client.request("acme", "multiple", {"Range": "bytes=0-0"})
     assert (first.status, first.code) == (502, "corrupt_object")
-    beyond = await scene.client.ask("acme", "multiple", {"Range": f"bytes={size_bytes}-"})
+    beyond = await scene.client.request("acme", "multiple", {"Range": f"bytes={size_bytes}-"})
     assert (beyond.status, beyond.code) == (502, "corrupt_object")
-    seen = await scene.client.ask("acme", "multiple", {"If-None-Match": '"x"'})
+    seen = await scene.client.request("acme", "multiple", {"If-None-Match": '"x"'})
     _never_wrong(seen, plaintext)
 
 
@@ -174,14 +174,14 @@ async def test_swapped_chunks(scene: Scene) -> None:
     ]
     chunks[1], chunks[2] = chunks[2], chunks[1]
     scene.replace(made, body=made.body[:HEADER] + b"".join(chunks))
-    _never_wrong(await scene.client.ask("acme", "swapped"), plaintext)
+    _never_wrong(await scene.client.request("acme", "swapped"), plaintext)
 
 
 async def test_a_body_of_another_object(scene: Scene) -> None:
     """Two good objects of one project, the body of one under the metadata of the other."""
     one, two = scene.bucket.made("acme", "one", plain(99)), scene.put("two", plain(98, seed=2))
     scene.replace(one, body=two.body)
-    answer = await scene.client.ask("acme", "one")
+    answer = await scene.client.request("acme", "one")
     assert (answer.status, answer.code) == (502, "corrupt_object")
 
 
@@ -245,7 +245,7 @@ async def test_changed_metadata(scene: Scene, what: str) -> None:
     made = scene.bucket.made("acme", "meta", plaintext)
     scene.replace(made, metadata=change(made.metadata))
     for method, headers in (("GET", {}), ("GET", {"Range": "bytes=5-9"}), ("HEAD", {})):
-        answer = await scene.client.ask("acme", "meta", headers, method=method)
+        answer = await scene.client.request("acme", "meta", headers, method=method)
         if status == 200:
             assert answer.status == (206 if headers else 200)
             assert answer.body == (
@@ -268,7 +268,7 @@ async def test_an_object_moved_elsewhere(scene: Scene, where: str) -> None:
     )
     project, _, key = where.partition("/")
     token = scene.deployment.api_key if project == "acme" else OTHER_KEY
-    answer = await scene.client.ask(project, key, token=token)
+    answer = await scene.client.request(project, key, token=token)
     assert (answer.status, answer.code) == (502, "no_usable_wrap")
 
 
@@ -284,7 +284,7 @@ async def test_a_tombstone_is_not_found(scene: Scene) -> None:
         metadata = {"enc-algo": "deleted", "enc-dek-admin": sealed}
         scene.bucket.put("acme/dead", body, metadata)
         for headers in ({}, {"Range": "bytes=0-0"}, {"If-None-Match": "*"}):
-            answer = await scene.client.ask("acme", "dead", headers)
+            answer = await scene.client.request("acme", "dead", headers)
             assert (answer.status, answer.code) == (404, "not_found")
 
 
@@ -349,12 +349,12 @@ async def test_a_keyring_that_an_attacker_changed(scene: Scene, what: str) -> No
     scene.bucket.put_keyring(project, old, current)
     made = scene.bucket.made(project, "x", plain(100), generation=2)
     scene.bucket.put_made(project, made)
-    assert (await scene.client.ask(project, "x")).body == plain(100)
-    assert (await scene.client.ask(project, "x", token=old)).status == 401
+    assert (await scene.client.request(project, "x")).body == plain(100)
+    assert (await scene.client.request(project, "x", token=old)).status == 401
     ring.do(scene, project)
     for api_key in (old, current):
         for headers in ({}, {"Range": "bytes=0-9"}, {"If-None-Match": '"x"'}):
-            answer = await scene.client.ask(project, "x", headers, token=api_key)
+            answer = await scene.client.request(project, "x", headers, token=api_key)
             assert b"canary" not in answer.body
             if what == "rolled back" and api_key == current:
                 assert answer.status == 401
@@ -368,13 +368,13 @@ async def test_an_object_of_the_old_generation_opens_by_the_admin_wrap(scene: Sc
     scene.bucket.put_keyring("turned", old, current)
     made = scene.bucket.made("turned", "x", plain(100), generation=1, api_key=old)
     scene.bucket.put_made("turned", made)
-    assert (await scene.client.ask("turned", "x")).body == plain(100)
-    assert (await scene.client.ask("turned", "x", token=old)).status == 401
+    assert (await scene.client.request("turned", "x")).body == plain(100)
+    assert (await scene.client.request("turned", "x", token=old)).status == 401
     # The holder of the retired key and of the bucket puts an own object at an old generation.
     del made.metadata["enc-dek-admin"]
     made.metadata["enc-dek-admin"] = made.metadata["enc-dek-user"]
     scene.bucket.put_made("turned", made)
-    answer = await scene.client.ask("turned", "x")
+    answer = await scene.client.request("turned", "x")
     assert (answer.status, answer.code) == (502, "no_usable_wrap")
 
 
@@ -383,12 +383,12 @@ async def test_two_views_of_one_object(scene: Scene) -> None:
     made, second = (scene.bucket.made("acme", "views", plain(10, seed)) for seed in (0, 1))
     mixed = made.metadata | {"enc-dek-user": second.metadata["enc-dek-user"]}
     scene.replace(made, metadata=mixed)
-    answer = await scene.client.ask("acme", "views")
+    answer = await scene.client.request("acme", "views")
     assert (answer.status, answer.code) == (502, "corrupt_object")
 
 
 async def test_plaintext_where_it_is_forbidden(scene: Scene) -> None:
     scene.bucket.put(object_s3_key("acme", "bare"), b"planted", {"author": "kim"})
     for headers in ({}, {"Range": "bytes=0-0"}, {"If-None-Match": "*"}):
-        answer = await scene.client.ask("acme", "bare", headers)
+        answer = await scene.client.request("acme", "bare", headers)
         assert (answer.status, answer.code) == (502, "corrupt_object")

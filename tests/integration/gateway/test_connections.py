@@ -78,7 +78,7 @@ async def _served(scene: Scene) -> None:
     """Wait until a valid request is served."""
 
     async def holds() -> bool:
-        return (await scene.client.ask("acme", "small")).status == 200
+        return (await scene.client.request("acme", "small")).status == 200
 
     await _until(holds)
 

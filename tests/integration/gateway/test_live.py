@@ -97,7 +97,7 @@ async def test_the_gateways_probe_leaves_nothing(live: Live) -> None:
 async def test_put_and_get(live: Live) -> None:
     """202 at once with the id of the event; then it is there, under both keys."""
     client, plaintext = live.scene.client, plain(100_000)
-    answer = await client.ask(
+    answer = await client.request(
         "acme",
         "a/b c+ü.txt",
         {"Content-Type": "text/plain", "X-Keyturn-Meta-Author": "kim"},
@@ -111,7 +111,7 @@ async def test_put_and_get(live: Live) -> None:
         "a/b c+ü.txt",
         100_000,
     )
-    got = await client.ask("acme", "a/b c+ü.txt")
+    got = await client.request("acme", "a/b c+ü.txt")
     assert (got.status, got.body) == (200, plaintext)
     assert got.headers["content-type"] == "text/plain"
     assert got.headers["x-keyturn-meta-author"] == "kim"
@@ -123,25 +123,25 @@ async def test_put_and_get(live: Live) -> None:
 async def test_put_that_waits_and_what_refuses_it(live: Live) -> None:
     """201 once it is stored; a key never takes another body, nor one that was deleted any."""
     client = live.scene.client
-    first = await client.ask("acme", "once", _WAIT, method="PUT", body=plain(10))
+    first = await client.request("acme", "once", _WAIT, method="PUT", body=plain(10))
     assert first.status == 201
     assert first.headers["location"] == object_target("acme", "once")
     assert first.headers["preference-applied"].startswith("wait=")
-    second = await client.ask("acme", "once", _WAIT, method="PUT", body=plain(10, seed=1))
+    second = await client.request("acme", "once", _WAIT, method="PUT", body=plain(10, seed=1))
     assert (second.status, second.code) == (409, "already_exists")
-    assert (await client.ask("acme", "once")).body == plain(10)
+    assert (await client.request("acme", "once")).body == plain(10)
     event = await live.served.publish_and_wait(requests.delete("acme", "once"))
     assert event["type"] == "object.deleted"
-    third = await client.ask("acme", "once", _WAIT, method="PUT", body=plain(10))
+    third = await client.request("acme", "once", _WAIT, method="PUT", body=plain(10))
     assert (third.status, third.code) == (409, "deleted_key")
-    assert (await client.ask("acme", "once")).status == 404
+    assert (await client.request("acme", "once")).status == 404
 
 
 async def test_an_empty_body(live: Live) -> None:
     client = live.scene.client
-    answer = await client.ask("acme", "empty", {**_WAIT, "Content-Length": "0"}, method="PUT")
+    answer = await client.request("acme", "empty", {**_WAIT, "Content-Length": "0"}, method="PUT")
     assert answer.status == 201
-    got = await client.ask("acme", "empty")
+    got = await client.request("acme", "empty")
     assert (got.status, got.headers["content-length"], got.body) == (200, "0", b"")
 
 
@@ -159,7 +159,7 @@ _BAD: dict[str, tuple[dict[str, str], int, str]] = {
 @pytest.mark.parametrize("what", _BAD)
 async def test_a_put_that_is_refused_at_once(live: Live, what: str) -> None:
     headers, status, code = _BAD[what]
-    answer = await live.scene.client.ask("acme", "bad", headers, method="PUT", body=plain(10))
+    answer = await live.scene.client.request("acme", "bad", headers, method="PUT", body=plain(10))
     assert (answer.status, answer.code) == (status, code)
     # A little body is read; of one that says that it is much no more is waited for.
     assert ("connection" in answer.headers) is (what == "too long by its own word")
@@ -213,7 +213,7 @@ async def test_a_body_that_turns_out_too_long(live: Live) -> None:
     writer.transport.abort()
     assert (answer.status, answer.code) == (413, "body_too_large")
     assert _left_over(live) == []
-    assert (await live.scene.client.ask("acme", "toolong")).status == 404
+    assert (await live.scene.client.request("acme", "toolong")).status == 404
 
 
 @pytest.mark.parametrize("sent_bytes", [1000, 18 * _MIB])
@@ -266,7 +266,7 @@ async def test_a_rotation_over_http(live: Live) -> None:
     objects = {f"o/{n}": plain(40_000, seed=n) for n in range(20)}
     for key, plaintext in objects.items():
         live.scene.put(key, plaintext, project="turning")
-    assert (await client.ask("turning", "o/1")).body == objects["o/1"]
+    assert (await client.request("turning", "o/1")).body == objects["o/1"]
     answer = await _post(live, "turning", {"api_key": new}, token=old)
     assert answer.status == 202
     rotation_id = json.loads(answer.body)["rotation_id"]
@@ -278,8 +278,10 @@ async def test_a_rotation_over_http(live: Live) -> None:
     await asyncio.sleep(_CACHE_S)  # what the cache may still hold, by its setting
     for key, plaintext in objects.items():
         # Swept or not: the new key opens it, and the old one none.
-        assert (await client.ask("turning", key, token=new)).body == plaintext
-    for answered in await asyncio.gather(*(client.ask("turning", k, token=old) for k in objects)):
+        assert (await client.request("turning", key, token=new)).body == plaintext
+    for answered in await asyncio.gather(
+        *(client.request("turning", k, token=old) for k in objects)
+    ):
         assert answered.status == 401
     assert (await client.send("GET", location, token=old)).status == 401
     done = await _state(live, location, new, "completed")
@@ -287,15 +289,15 @@ async def test_a_rotation_over_http(live: Live) -> None:
     assert done["counts"]["objects"] == 20
     assert done["generation"] == 2
     for key, plaintext in objects.items():
-        assert (await client.ask("turning", key, token=new)).body == plaintext
+        assert (await client.request("turning", key, token=new)).body == plaintext
         opened = stored_objects.decrypt(live.scene.deployment, "turning", key, "user", api_key=new)
         assert opened == plaintext
 
     # An object put there under the retired key is served by the admin wrap at most.
     late = live.scene.bucket.made("turning", "late", plain(50), generation=1)
     live.scene.bucket.put_made("turning", late)
-    assert (await client.ask("turning", "late", token=new)).body == plain(50)
-    assert (await client.ask("turning", "late", token=old)).status == 401
+    assert (await client.request("turning", "late", token=new)).body == plain(50)
+    assert (await client.request("turning", "late", token=old)).status == 401
 
     for reused in (old, new):
         again = await _post(live, "turning", {"api_key": reused}, token=new)
@@ -402,5 +404,5 @@ async def test_a_download_while_its_object_is_rotated(live: Live) -> None:
         done = await _state(live, answer.headers["location"], new, "completed")
         assert done["counts"]["rewrapped"] == 1
         assert begun + await download.content.read() == plaintext
-    after = await live.scene.client.ask("moving", "film", {"If-None-Match": etag}, token=new)
+    after = await live.scene.client.request("moving", "film", {"If-None-Match": etag}, token=new)
     assert after.status == 304  # no rotation changes what it is

@@ -50,14 +50,14 @@ async def streaming(scene: Scene) -> AsyncIterator[Scene]:
 async def test_plaintext_is_read_from_the_storage_itself(scene: Scene) -> None:
     """307 to an address that is good for a minute, and for this object alone."""
     scene.bucket.put(object_s3_key("mixed", "bare ü"), plain(100), {"author": "kim"})
-    answer = await scene.client.ask("mixed", "bare ü")
+    answer = await scene.client.request("mixed", "bare ü")
     assert answer.status == 307
     location = answer.headers["location"]
     assert "X-Amz-Expires=60" in location
     assert answer.headers["cache-control"] == "no-store"
     async with aiohttp.ClientSession() as session, session.get(location) as got:
         assert await got.read() == plain(100)
-    head = await scene.client.ask("mixed", "bare ü", method="HEAD")
+    head = await scene.client.request("mixed", "bare ü", method="HEAD")
     assert (head.status, head.headers["content-length"]) == (200, "100")
 
 
@@ -65,15 +65,15 @@ async def test_plaintext_is_read_from_the_storage_itself(scene: Scene) -> None:
 async def test_plaintext_that_is_streamed(streaming: Scene, size_bytes: int) -> None:
     plaintext = plain(size_bytes)
     streaming.bucket.put(object_s3_key("mixed", "bare"), plaintext, {}, ContentType="text/plain")
-    got = await streaming.client.ask("mixed", "bare")
+    got = await streaming.client.request("mixed", "bare")
     assert (got.status, got.body, got.end) == (200, plaintext, "clean")
     assert got.headers["content-type"] == "text/plain"
-    part = await streaming.client.ask("mixed", "bare", {"Range": "bytes=-7"})
+    part = await streaming.client.request("mixed", "bare", {"Range": "bytes=-7"})
     if size_bytes:
         assert (part.status, part.body) == (206, plaintext[-7:])
     else:
         assert (part.status, part.body) == (200, b"")
-    known = await streaming.client.ask("mixed", "bare", {"If-None-Match": got.headers["etag"]})
+    known = await streaming.client.request("mixed", "bare", {"If-None-Match": got.headers["etag"]})
     assert known.status == 304
 
 
@@ -97,22 +97,22 @@ def _put_v0(scene: Scene, plaintext: bytes, *, user: bool = True, admin: bool = 
 async def test_v0(scene: Scene, size_bytes: int, user: bool, admin: bool) -> None:
     plaintext = plain(size_bytes)
     body = _put_v0(scene, plaintext, user=user, admin=admin)
-    got = await scene.client.ask("mixed", "v0")
+    got = await scene.client.request("mixed", "v0")
     assert (got.status, got.body, got.end) == (200, plaintext, "clean")
     if size_bytes:
-        part = await scene.client.ask("mixed", "v0", {"Range": "bytes=0-0"})
+        part = await scene.client.request("mixed", "v0", {"Range": "bytes=0-0"})
         assert (part.status, part.body) == (206, plaintext[:1])
     _, answer = scene.bucket.get(object_s3_key("mixed", "v0"))
     for harmed in (body[:-1], body[:-1] + bytes([body[-1] ^ 1]), body + b"\0", body[:20], b""):
         scene.bucket.put(object_s3_key("mixed", "v0"), harmed, answer["Metadata"])
         for headers in ({}, {"Range": "bytes=0-0"}):
-            response = await scene.client.ask("mixed", "v0", headers)
+            response = await scene.client.request("mixed", "v0", headers)
             assert (response.status, response.code) == (502, "corrupt_object")
 
 
 async def test_v0_above_the_limit(scene: Scene) -> None:
     _put_v0(scene, plain(_V0_MAX_BYTES))
-    got = await scene.client.ask("mixed", "v0")
+    got = await scene.client.request("mixed", "v0")
     assert (got.status, got.code) == (413, "body_too_large")
 
 
@@ -123,5 +123,5 @@ async def test_v0_where_it_is_forbidden(scene: Scene) -> None:
         Key=object_s3_key("acme", "v0"),
         CopySource={"Bucket": scene.deployment.bucket, "Key": object_s3_key("mixed", "v0")},
     )
-    got = await scene.client.ask("acme", "v0")
+    got = await scene.client.request("acme", "v0")
     assert (got.status, got.code) == (502, "no_usable_wrap")

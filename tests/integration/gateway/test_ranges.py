@@ -141,7 +141,7 @@ _RANGES: dict[str, slice | None] = {
 
 @pytest.mark.parametrize("spec", _RANGES)
 async def test_a_range_header(scene: Scene, spec: str) -> None:
-    answer = await scene.client.ask("acme", "x", {"Range": spec})
+    answer = await scene.client.request("acme", "x", {"Range": spec})
     expected = _RANGES[spec]
     if expected is None:
         assert (answer.status, answer.code) == (416, "range_not_satisfiable")
@@ -154,15 +154,15 @@ async def test_a_range_header(scene: Scene, spec: str) -> None:
 
 async def test_a_range_of_a_head_is_the_whole_head(scene: Scene) -> None:
     """Range is defined for GET alone."""
-    answer = await scene.client.ask("acme", "x", {"Range": "bytes=0-0"}, method="HEAD")
+    answer = await scene.client.request("acme", "x", {"Range": "bytes=0-0"}, method="HEAD")
     assert (answer.status, answer.headers["content-length"]) == (200, str(_SIZE))
 
 
 async def test_the_headers_that_describe_an_object(scene: Scene) -> None:
     """The same by GET and HEAD, whole and in part."""
-    full = await scene.client.ask("acme", "x")
-    head = await scene.client.ask("acme", "x", method="HEAD")
-    part = await scene.client.ask("acme", "x", {"Range": "bytes=1-2"})
+    full = await scene.client.request("acme", "x")
+    head = await scene.client.request("acme", "x", method="HEAD")
+    part = await scene.client.request("acme", "x", {"Range": "bytes=1-2"})
     made_of = ("content-length", "date", "content-range")
     described = [
         {n: v for n, v in a.headers.items() if n not in made_of} for a in (full, head, part)
@@ -178,7 +178,7 @@ async def test_the_headers_that_describe_an_object(scene: Scene) -> None:
 
 
 async def _etag(scene: Scene) -> tuple[str, str]:
-    answer = await scene.client.ask("acme", "x", method="HEAD")
+    answer = await scene.client.request("acme", "x", method="HEAD")
     return answer.headers["etag"], answer.headers["last-modified"]
 
 
@@ -247,7 +247,7 @@ async def test_a_condition(scene: Scene, number: int, method: str) -> None:
     }
     if "D" in conditions.values() and "If-Range" in conditions:
         await _strong(scene)
-    answer = await scene.client.ask("acme", "x", headers, method=method)
+    answer = await scene.client.request("acme", "x", headers, method=method)
     if method == "HEAD" and status == 206:
         status = 200
     assert answer.status == status
@@ -265,7 +265,7 @@ async def _strong(scene: Scene) -> None:
     """A date names one form of an object only once it is older than a second."""
     async with asyncio.timeout(10):
         while True:
-            headers = (await scene.client.ask("acme", "x", method="HEAD")).headers
+            headers = (await scene.client.request("acme", "x", method="HEAD")).headers
             age = parsedate_to_datetime(headers["date"]) - parsedate_to_datetime(
                 headers["last-modified"]
             )
@@ -286,7 +286,7 @@ async def test_a_byte_of_a_large_object_costs_two_chunks(ceph: S3Server) -> None
         counting(ceph.endpoint_url) as counted,
         reading(deployment, S3_ENDPOINT_URL=counted.url) as scene,
     ):
-        await scene.client.ask("acme", "nothing")  # the keyring, and what a start costs
+        await scene.client.request("acme", "nothing")  # the keyring, and what a start costs
         for spec, expected, chunks in (
             (f"bytes={size_bytes // 2}-{size_bytes // 2}", b"\0", 2),
             ("bytes=0-0", b"\0", 2),
@@ -294,11 +294,11 @@ async def test_a_byte_of_a_large_object_costs_two_chunks(ceph: S3Server) -> None
             (f"bytes={CHUNK - 1}-{CHUNK}", b"\0\0", 3),
         ):
             before = counted.received_bytes
-            answer = await scene.client.ask("acme", "large", {"Range": spec})
+            answer = await scene.client.request("acme", "large", {"Range": spec})
             assert (answer.status, answer.body) == (206, expected)
             heads = 4 * 2048  # of the storage's answers, and a keyring
             assert counted.received_bytes - before <= HEADER + chunks * SEALED_CHUNK + heads
         before = counted.received_bytes
-        head = await scene.client.ask("acme", "large", method="HEAD")
+        head = await scene.client.request("acme", "large", method="HEAD")
         assert head.headers["content-length"] == str(size_bytes)
         assert counted.received_bytes - before <= HEADER + 2 * SEALED_CHUNK + 4 * 2048

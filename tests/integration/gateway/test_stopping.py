@@ -37,11 +37,11 @@ async def _objects(scene: Scene) -> None:
 async def test_without_a_broker_reading_goes_on(scene: Scene) -> None:
     """What is to be published is refused, and leaves nothing; readiness says so."""
     scene.put("x", plain(100))
-    assert (await scene.client.ask("acme", "x")).body == plain(100)
+    assert (await scene.client.request("acme", "x")).body == plain(100)
     body = json.dumps({"api_key": new_api_key()}).encode()
     for answer in (
-        await scene.client.ask("acme", "y", method="PUT", body=plain(10)),
-        await scene.client.ask("acme", "y", {"Prefer": "wait=5"}, method="PUT", body=plain(10)),
+        await scene.client.request("acme", "y", method="PUT", body=plain(10)),
+        await scene.client.request("acme", "y", {"Prefer": "wait=5"}, method="PUT", body=plain(10)),
         await scene.client.send("POST", "/v1/projects/acme/rotations", body=body),
     ):
         assert answer.status == 503
@@ -57,7 +57,7 @@ async def test_without_a_broker_reading_goes_on(scene: Scene) -> None:
 
 async def test_without_a_broker_nothing_stays_in_staging(scene: Scene) -> None:
     """A large body is not left there by an upload without an event."""
-    answer = await scene.client.ask("acme", "z", method="PUT", body=plain(9 * 1024 * 1024))
+    answer = await scene.client.request("acme", "z", method="PUT", body=plain(9 * 1024 * 1024))
     assert answer.status == 503
     assert stored_objects.list_keys(scene.deployment, ".keyturn/staging/") == []
     assert stored_objects.list_multipart_uploads(scene.deployment) == []
@@ -122,7 +122,7 @@ async def test_a_killed_gateway_does_not_affect_another(scene: Scene) -> None:
         writer.transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await got.readexactly(len(_PLAINTEXT))
-    assert (await scene.client.ask("acme", "film")).body == _PLAINTEXT
+    assert (await scene.client.request("acme", "film")).body == _PLAINTEXT
 
 
 async def test_a_port_in_use_is_reported_in_one_line(scene: Scene) -> None:

@@ -58,7 +58,7 @@ async def test_a_connection_that_breaks_in_mid_body(
     """The read goes on where it was, however often, as long as it gets on."""
     scene, proxy = behind
     proxy.cut_after, proxy.cuts, proxy.was_cut = 3 * _MIB, cuts, 0
-    answer = await scene.client.ask("acme", "film", headers)
+    answer = await scene.client.request("acme", "film", headers)
     assert (answer.status, answer.end) == (206 if headers else 200, "clean")
     assert proxy.was_cut == cuts
     assert answer.body == (_PLAINTEXT[100:-1] if headers else _PLAINTEXT)
@@ -99,7 +99,7 @@ async def test_both_keys_are_turned_and_the_storage_breaks_in_mid_body(behind: B
     writer.transport.abort()
     assert proxy.was_cut == 1
     assert (answer.status, answer.end, answer.body == _PLAINTEXT) == (200, "clean", True)
-    after = await scene.client.ask("turning", "film", token=new)
+    after = await scene.client.request("turning", "film", token=new)
     assert (after.headers["etag"], after.body == _PLAINTEXT) == (answer.headers["etag"], True)
 
 
@@ -137,7 +137,7 @@ async def test_a_reader_that_goes_ends_the_read_from_the_storage(behind: Behind)
             while proxy.connections >= standing:  # noqa: ASYNC110  # another process sends no event
                 await asyncio.sleep(0.05)
         assert proxy.received_bytes - before < _SIZE
-    assert (await scene.client.ask("acme", "film")).body == _PLAINTEXT
+    assert (await scene.client.request("acme", "film")).body == _PLAINTEXT
 
 
 async def test_a_reader_that_is_slow_is_not_run_ahead_of(behind: Behind) -> None:

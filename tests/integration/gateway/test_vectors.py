@@ -68,17 +68,17 @@ async def test_object(scene: Scene, vector: dict[str, Any]) -> None:
     api_key = _keyring(scene, vector)
     body = base64.b64decode(vector["body"])
     scene.bucket.put(object_s3_key(project, key), body, vector["metadata"])
-    got = await scene.client.ask(project, key, token=api_key)
+    got = await scene.client.request(project, key, token=api_key)
     if vector["expect"] != "valid":
         code = vector["expect"].split(" ")[0]
         assert (got.status, got.code) == (502, code)
         return
     assert (got.status, got.end, len(got.body)) == (200, "clean", vector["size"])
     assert hashlib.sha256(got.body).hexdigest() == vector["sha256"]
-    head = await scene.client.ask(project, key, method="HEAD", token=api_key)
+    head = await scene.client.request(project, key, method="HEAD", token=api_key)
     assert head.headers["content-length"] == str(vector["size"])
     size = vector["size"]
     if size:
         headers = {"Range": f"bytes={size // 2}-"}
-        part = await scene.client.ask(project, key, headers, token=api_key)
+        part = await scene.client.request(project, key, headers, token=api_key)
         assert (part.status, part.body) == (206, got.body[size // 2 :])

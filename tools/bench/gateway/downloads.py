@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tools.bench.figures import Row, Spread, higher_is_better, lower_is_better
-from tools.bench.gateway.sides import ask, opened
+from tools.bench.gateway.sides import opened, run_job
 from tools.bench.layers import Sampled
 from tools.bench.processes import BenchError, bare, sample_from_now
 from tools.bench.rotation.sizes import name_of
@@ -59,7 +59,7 @@ class Rounds:
 async def _served(running: Running, what: str, target: Any, **job: float) -> tuple[Any, float]:
     """The report of a job, and the server's CPU seconds for it."""
     before = running.cpu_s()
-    report = await ask(what, target, **job)
+    report = await run_job(what, target, **job)
     return report, running.cpu_s() - before
 
 
@@ -73,17 +73,19 @@ async def large(
     """
     found, mib = Rounds(), size_bytes / _MIB
     async with opened(world, PROJECT, scratch, "large") as sides:
-        report = await ask("whole", [sides.ours(LARGE)], hash=True)
+        report = await run_job("single", [sides.ours(LARGE)], hash=True)
         if (report["size_bytes"], report["sha256"]) != (size_bytes, sha256):
             raise BenchError("the gateway gave out other bytes than those that were stored")
         for _ in range(rounds):
-            report, cpu_s = await _served(sides.gateway, "whole", [sides.ours(LARGE)], hash=False)
+            report, cpu_s = await _served(sides.gateway, "single", [sides.ours(LARGE)], hash=False)
             found.ours.per_s.append(mib / report["wall_s"])
             found.ours.cpu.append(cpu_s)
-            report, cpu_s = await _served(sides.passing, "whole", [sides.passed(LARGE)], hash=False)
+            report, cpu_s = await _served(
+                sides.passing, "single", [sides.passed(LARGE)], hash=False
+            )
             found.passed.per_s.append(mib / report["wall_s"])
             found.passed.cpu.append(cpu_s)
-            report = await ask("whole", [sides.bare(LARGE)], hash=False)
+            report = await run_job("single", [sides.bare(LARGE)], hash=False)
             found.stored.per_s.append(mib / report["wall_s"])
     figure = f"{name_of(size_bytes)} through the gateway"
     return rows(world.deployment.s3.kind, figure, found, "MiB/s", "s", cpu_name="its CPU")
@@ -99,7 +101,7 @@ async def bodies(world: World, scratch: Path, *, size_bytes: int, rounds: int) -
     job: dict[str, float] = {"count": _BODIES_AT_ONCE, "concurrency": _BODIES_AT_ONCE, "warm": 0}
     async with opened(world, PROJECT, scratch, "bodies") as sides:
         # The storage is slow on the first read of a body.
-        await ask("many", [sides.bare(key) for key in keys], **job)
+        await run_job("many", [sides.bare(key) for key in keys], **job)
     for number in range(rounds):
         async with opened(world, PROJECT, scratch, f"bodies-{number}") as sides:
             await _warmed(sides)
@@ -114,7 +116,7 @@ async def bodies(world: World, scratch: Path, *, size_bytes: int, rounds: int) -
             report, cpu_s = await _served(sides.passing, "many", passed, **job)
             found.passed.per_s.append(mib / report["wall_s"])
             found.passed.cpu.append(cpu_s)
-            report = await ask("many", [sides.bare(key) for key in keys], **job)
+            report = await run_job("many", [sides.bare(key) for key in keys], **job)
             found.stored.per_s.append(mib / report["wall_s"])
     figure = f"{_BODIES_AT_ONCE} of {name_of(size_bytes)} at once"
     memory = Row(
@@ -130,7 +132,7 @@ async def bodies(world: World, scratch: Path, *, size_bytes: int, rounds: int) -
 async def _warmed(sides: Sides) -> None:
     """All that is imported or opened at a first request is there."""
     for target in (sides.ours(key_of(0)), sides.passed(key_of(0))):
-        await ask("whole", [target], hash=False)
+        await run_job("single", [target], hash=False)
 
 
 async def small(world: World, scratch: Path, *, count: int, rounds: int) -> list[Row]:
@@ -160,7 +162,7 @@ async def small(world: World, scratch: Path, *, count: int, rounds: int) -> list
                 report, cpu_s = await _served(running, "many", targets, **job)
                 side.per_s.append(report["done"] / report["wall_s"])
                 side.cpu.append(1000 * cpu_s / done)
-            report = await ask("many", stored, **job)
+            report = await run_job("many", stored, **job)
             found.stored.per_s.append(report["done"] / report["wall_s"])
             report = await bare(
                 world.deployment.s3_env(),
@@ -187,7 +189,7 @@ async def sampled(world: World, scratch: Path, *, count: int) -> dict[str, float
     job: dict[str, float] = {"count": count, "concurrency": _SMALL_AT_ONCE, "warm": 0}
     async with opened(world, PROJECT, scratch, "sampled", samples=samples) as sides:
         targets = [sides.ours(key_of(number)) for number in range(count)]
-        await ask("many", targets[:warm], **(job | {"count": warm}))
+        await run_job("many", targets[:warm], **(job | {"count": warm}))
         sample_from_now(sides.gateway)
         report, cpu_s = await _served(sides.gateway, "many", targets, **job)
     per_s, cpu_ms = report["done"] / report["wall_s"], 1000 * cpu_s / report["done"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tools.bench.figures import Row, Spread, lower_is_better
 from tools.bench.gateway.downloads import LARGE, PASSED, PROJECT
-from tools.bench.gateway.sides import ask, opened
+from tools.bench.gateway.sides import opened, run_job
 from tools.bench.rotation.sizes import name_of
 from tools.bench.rotation.world import key_of
 
@@ -43,10 +43,10 @@ async def measure(
             large: [sides.ours(LARGE), sides.passed(LARGE), sides.bare(LARGE)],
             ranged: [sides.ours(LARGE, range=middle), sides.bare(LARGE, range=middle)],
         }
-        await ask("first", targets[small], count=5, pause_s=_PAUSE_S)
+        await run_job("first", targets[small], count=5, pause_s=_PAUSE_S)
         for _ in range(rounds):
             for name, sides_of_it in targets.items():
-                report = await ask("first", sides_of_it, count=samples, pause_s=_PAUSE_S)
+                report = await run_job("first", sides_of_it, count=samples, pause_s=_PAUSE_S)
                 found[name].append(report["seconds"])
     return [
         row for name, each in found.items() for row in rows(world.deployment.s3.kind, name, each)

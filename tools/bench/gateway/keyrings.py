@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tools.bench.figures import Row, Spread
-from tools.bench.gateway.sides import ask, opened
+from tools.bench.gateway.sides import opened, run_job
 from tools.bench.processes import BenchError
 from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.rotation.world import key_of, open_world
@@ -81,11 +81,11 @@ async def _a_round(
     ) as sides:
         targets = [replace(sides, project=each).ours(key_of(0)) for each in projects]
         job: dict[str, float] = {"count": len(targets), "concurrency": _AT_ONCE, "warm": 0}
-        await ask("many", targets, **job)
+        await run_job("many", targets, **job)
         await between.seen()
         began = time.perf_counter()
         for period in range(1, _PERIODS + 1):
-            await ask("many", targets, **job)
+            await run_job("many", targets, **job)
             await asyncio.sleep(max(0.0, began + period * CACHE_S - time.perf_counter()))
         passed_s = time.perf_counter() - began
         seen = await between.seen()

@@ -8,7 +8,7 @@ fails the run.
 
 | job | what it does |
 | --- | --- |
-| `whole` | one GET of the first target, with its SHA-256 where `hash` is on |
+| `single` | one GET of the first target, with its SHA-256 where `hash` is on |
 | `first` | GETs of each target in turn, `count` times, each on a new connection |
 | `many` | `count` GETs over the targets, `concurrency` at once, after `warm` that do not count |
 """
@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         self.first_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Ready to ask."""
+        """Ready for a request."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
-    async def ask(self, head: bytes, *, hashed: Any = None) -> None:
+    async def request(self, head: bytes, *, hashed: Any = None) -> None:
         """Send a request and read its complete response."""
         assert self._transport is not None
         self.size_bytes, self.first_at, self._hashed = 0, 0.0, hashed
@@ -142,12 +142,12 @@ async def _opened(target: Target, kind: type[Connection] = Connection) -> Connec
     return connection
 
 
-async def whole(target: Target, *, hash_it: bool) -> dict[str, Any]:
+async def single(target: Target, *, hash_it: bool) -> dict[str, Any]:
     """One GET, to its end."""
     hashed = hashlib.sha256() if hash_it else None
     connection, head = await _opened(target), target.head
     began, cpu = time.perf_counter(), time.process_time()
-    await connection.ask(head, hashed=hashed)
+    await connection.request(head, hashed=hashed)
     report = _figures(began, cpu, 1)
     connection.close()
     digest = hashed.hexdigest() if hashed is not None else ""
@@ -161,7 +161,7 @@ async def first(targets: Sequence[Target], count: int, pause_s: float) -> dict[s
         for number, target in enumerate(targets):
             connection, head = await _opened(target, _First), target.head
             began = time.perf_counter()
-            await connection.ask(head)
+            await connection.request(head)
             seconds[number].append(connection.first_at - began)
             connection.close()
             # What was cut short is ended on the other side before the next one begins.
@@ -180,7 +180,7 @@ async def many(
     async def work(connection: Connection, heads: Iterator[bytes]) -> None:
         nonlocal size_bytes
         for head in heads:
-            await connection.ask(head)
+            await connection.request(head)
             size_bytes += connection.size_bytes
 
     async def span(number: int) -> None:
@@ -210,8 +210,8 @@ def _figures(began: float, cpu: float, done: int) -> dict[str, Any]:
 async def do(job: Mapping[str, Any]) -> dict[str, Any]:
     """One job."""
     targets = [Target(each["url"], each["headers"]) for each in job["targets"]]
-    if job["what"] == "whole":
-        return await whole(targets[0], hash_it=job["hash"])
+    if job["what"] == "single":
+        return await single(targets[0], hash_it=job["hash"])
     if job["what"] == "first":
         return await first(targets, job["count"], job["pause_s"])
     return await many(targets, job["count"], warm=job["warm"], concurrency=job["concurrency"])

@@ -109,7 +109,7 @@ async def opened(
         yield Sides(world, project, a, b)
 
 
-async def ask(what: str, targets: list[dict[str, Any]], **more: float) -> dict[str, Any]:
+async def run_job(what: str, targets: list[dict[str, Any]], **more: float) -> dict[str, Any]:
     """Do one job of `tools.bench.gateway.load_client`; errors as `printed`."""
     job = json.dumps({"what": what, "targets": targets, **more})
     report: dict[str, Any] = await printed({}, "tools.bench.gateway.load_client", stdin_text=job)

@@ -96,7 +96,7 @@ class Authenticator:
             authorization: The values of all `Authorization` headers.
 
         Raises:
-            NotAdmittedError: it is not, or there is no such project.
+            AuthenticationError: it is not, or there is no such project.
             CorruptObjectError: the keyring was forged, moved or damaged.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
