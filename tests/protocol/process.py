@@ -112,7 +112,7 @@ class Process:
         self.deliveries: list[Delivery] = []
         self.wire = world.parts.wire(self, world.network, world.server)
         storage: Any = self.wire
-        self.lease_s = world.options.leases.get(number, LEASE_S)
+        self.lease_s = world.leases.get(number, LEASE_S)
         self.keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=self.lease_s, cache_s=CACHE_S)
         self._storage = storage
         self._keys = OperatorKeys(MASTER_KEYS)

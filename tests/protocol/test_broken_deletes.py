@@ -12,6 +12,7 @@ from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.keyring import forbid_plaintext
 from keyturn_workers.keyring.model import build_keyring, parse_keyring
 from keyturn_workers.storage import Headers
+from keyturn_workers.storage.clock import DateTrust
 from keyturn_workers.testing.memory_bucket import etag_of
 from tests.protocol.process import LEASE_S, MASTER_KEYS, Options, Parts
 from tests.protocol.stories import (
@@ -46,13 +47,57 @@ def a_delete_while_a_copy_is_under_way(world: World) -> None:
 
 
 class _PublishesAtOnce(Deleter):
-    def _check_age(self, head: Any, snapshot: Any) -> None:
-        del head, snapshot
+    def _check_age(self, tombstone: Any, snapshot: Any) -> None:
+        del tombstone, snapshot
 
 
 def test_a_delete_is_published_after_two_leases() -> None:
     assert violations(a_delete_while_a_copy_is_under_way) == []
     found = violations(a_delete_while_a_copy_is_under_way, Parts(deleter=_PublishesAtOnce))
+    assert "acme/a came back after its delete was published" in found
+
+
+def a_delete_by_a_wrong_front_end(world: World, clock_s: float, op: str, times: int) -> None:
+    """The server has read what it copies. A wrong front end dates the tombstone, or reads of it."""
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_within(world, "copy_onto_itself")
+    wrong = lambda call: (call.op, call.key) == (op, "acme/a")  # noqa: E731
+    world.server.front_end(clock_s, wrong, times=times)
+    delete = world.delete("acme", "a")
+    without(world, copy, seconds=LEASE_S - 1)
+    world.step(copy)
+    world.run()
+    assert world.ended(delete)
+
+
+def a_tombstone_seen_a_day_ahead(world: World) -> None:
+    """Reads before the tombstone was put, and after it."""
+    a_delete_by_a_wrong_front_end(world, 86_400, "read_start", times=2)
+
+
+def a_tombstone_dated_early(world: World) -> None:
+    a_delete_by_a_wrong_front_end(world, -(2 * LEASE_S + 2), "put", times=1)
+
+
+class _BelievesAnyDate(Deleter):
+    """Takes the date of any response for the storage's."""
+
+    def _check_age(self, tombstone: Any, snapshot: Any) -> None:
+        trusted = DateTrust(agrees=True, proves=True)
+        super()._check_age(replace(tombstone, trust=trusted), snapshot)
+
+
+def test_a_wrong_date_makes_no_tombstone_final() -> None:
+    assert violations(a_tombstone_seen_a_day_ahead) == []
+    found = violations(a_tombstone_seen_a_day_ahead, Parts(deleter=_BelievesAnyDate))
+    assert "acme/a came back after its delete was published" in found
+
+
+def test_a_tombstone_that_was_dated_early_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_tombstone_dated_early) == []
+    monkeypatch.setattr("keyturn_workers.control.deletion._MAX_PUTS", 1)
+    found = violations(a_tombstone_dated_early)
     assert "acme/a came back after its delete was published" in found
 
 
@@ -74,9 +119,9 @@ def a_delete_while_a_worker_with_a_longer_lease_copies(world: World) -> None:
 class _WaitsByItsOwnLease(Deleter):
     """Disregards the lease that the keyring names."""
 
-    def _check_age(self, head: Any, snapshot: Any) -> None:
+    def _check_age(self, tombstone: Any, snapshot: Any) -> None:
         unnamed = replace(snapshot.keyring, lease_s=None)
-        super()._check_age(head, replace(snapshot, keyring=unnamed))
+        super()._check_age(tombstone, replace(snapshot, keyring=unnamed))
 
 
 def test_a_delete_waits_for_the_longest_lease_that_the_keyring_names() -> None:

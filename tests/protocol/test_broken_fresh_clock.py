@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyturn_workers.storage.clock import DateTrust, StorageClock
 from tests.protocol.process import LEASE_S
-from tests.protocol.stories import begin, hint, is_page, stop_at, violations
+from tests.protocol.stories import begin, hint, is_page, stop_at, stop_within, violations, without
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -120,6 +120,33 @@ def _is_page_of(queued: QueuedMessage, sweep: str) -> bool:
 def _generation(world: World, s3_key: str) -> str:
     labels: str = world.server.current_objects()[s3_key].headers.metadata["enc-kek-user"]
     return labels.partition(":")[0]
+
+
+def a_tombstone_seen_at_a_fast_first_date(world: World) -> None:
+    """Another process put it a moment ago; the server has read the object and still copies it."""
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_within(world, "copy_onto_itself")
+    fast, other = (each for each in world.processes if each is not copy.sender)
+    _only(world, other)
+    delete = world.delete("acme", "a")
+    world.run(seconds=0.5)
+    fast = world.restart(fast, clock_s=_OFF_S)
+    _only(world, fast)
+    world.replay(delete)
+    without(world, copy, seconds=LEASE_S - 2)
+    _land(world, copy)
+    for each in world.processes:
+        each.stalled = False
+    world.run()
+    assert world.ended(delete)
+
+
+def test_a_first_date_makes_no_tombstone_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_tombstone_seen_at_a_fast_first_date) == []
+    monkeypatch.setattr(StorageClock, "_evaluate", _proves_at_once)
+    found = violations(a_tombstone_seen_at_a_fast_first_date)
+    assert "acme/a came back after its delete was published" in found
 
 
 def test_a_first_date_dates_no_rotation(monkeypatch: pytest.MonkeyPatch) -> None:

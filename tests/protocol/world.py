@@ -28,6 +28,7 @@ from tests.protocol.hostile import BrokerWriter, BucketWriter
 from tests.protocol.oracle import Oracle
 from tests.protocol.process import (
     GRANTS,
+    LEASE_S,
     MASTER_KEYS,
     PUBLISHERS,
     Options,
@@ -86,6 +87,8 @@ class World:
         self.waiters: list[Waiter] = []
         self.broker_writer = BrokerWriter(self)
         self.bucket_writer = BucketWriter(self)
+        # By number: the leases of processes that have another one than the rest.
+        self.leases = dict(self.options.leases)
         self.processes = [Process(self, n) for n in range(self.options.processes)]
         self._next_process = 0
         self._made = 0
@@ -379,31 +382,31 @@ class World:
         self.processes[process.number] = Process(self, process.number)
         self.loop.run_until_idle()
 
-    def restart(
-        self,
-        process: Process,
-        *,
-        clock_s: float = 0.0,
-        times: int | None = None,
-        arriving: Callable[[Call], bool] = lambda _: True,
-    ) -> Process:
+    def restart(self, process: Process, *, clock_s: float = 0.0) -> Process:
         """Kill a process; a fresh one takes its place, and asks the storage for its time.
 
-        Args:
-            process: The one to kill.
-            clock_s: By how much the front end is off that serves the fresh process.
-            times: How many requests that front end serves; None for all, until it is mended.
-            arriving: As for `crash`.
+        For a lease, the fresh process reaches only a front end whose clock is off by `clock_s`.
+        (One that reaches no other for longer than two leases cannot notice it.)
         """
-        self.crash(process, arriving=arriving)
+        self.crash(process)
         fresh = self.processes[process.number]
-        if clock_s:
-            self.server.front_end(clock_s, lambda call: call.sender is fresh, times=times)
+        until_s = self.clock.seconds + LEASE_S
+        self.server.front_end(
+            clock_s, lambda call: call.sender is fresh and self.clock.seconds < until_s
+        )
         task = self.loop.create_task(fresh.learn_time())
         # If that fails, the process asks again later: every read of a keyring is an answer too.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.loop.run_until_idle()
         return fresh
+
+    def unify_leases(self) -> None:
+        """As an operator does who finds different ones: all processes restart with the longest."""
+        longest = max(process.lease_s for process in self.processes)
+        for process in self.processes:
+            if process.lease_s < longest:
+                self.leases[process.number] = longest
+                self.crash(process)
 
     def disconnect(self, process: Process, *, noticed: bool = True) -> None:
         """The broker considers a process lost; if that is unnoticed, its work continues."""

@@ -1,12 +1,13 @@
-"""A delete waits for two of the longest lease that the keyring names (SPEC 8.4, 8.7)."""
+"""A delete waits for two of the longest lease, by a clock that is known (SPEC 8.4, 8.7)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 
-from keyturn.identifiers import keyring_s3_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn_workers.amqp import DeferError
 from keyturn_workers.control import Deleter
@@ -18,6 +19,7 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
 
 _LEASE_S = 15
+_DAY_S = 86_400.0
 _REQUEST = DeleteRequested.model_validate(
     {
         "request_id": "2f6c9a0e-1111-4111-8111-111111111111",
@@ -28,14 +30,28 @@ _REQUEST = DeleteRequested.model_validate(
 )
 
 
-@pytest.mark.parametrize(("named_s", "counts_s"), [(None, 15), (5, 15), (60, 60)])
-async def test_a_delete_waits_two_of_the_longest_lease_that_the_keyring_names(
-    named_s: int | None, counts_s: int
-) -> None:
-    """A worker with that lease may still have a copy under way."""
-    storage = MemoryStorage()
-    ring = build_keyring(replace(keyring(), lease_s=named_s), MASTER_KEYS)
-    storage.plant(keyring_s3_key("acme"), ring, Headers({}))
+class _Storage(MemoryStorage):
+    """A bucket with a keyring; a test can let a front end whose clock is off serve a request."""
+
+    def __init__(self, lease_s: int | None = None) -> None:
+        super().__init__()
+        ring = build_keyring(replace(keyring(), lease_s=lease_s), MASTER_KEYS)
+        self.off_s: dict[str, list[float]] = {}
+        self._off = timedelta()
+        self.plant(keyring_s3_key("acme"), ring, Headers({}))
+
+    @property
+    def now(self) -> datetime:
+        return super().now + self._off
+
+    async def _hook(self, operation: str) -> None:
+        await super()._hook(operation)
+        off_s = self.off_s.get(operation) or [0.0]
+        self._off = timedelta(seconds=off_s.pop(0))
+
+
+def _deleter(storage: _Storage) -> Deleter:
+    """One of a process that has just started."""
     keyrings = KeyringReader(
         storage,
         MASTER_KEYS,
@@ -43,7 +59,22 @@ async def test_a_delete_waits_two_of_the_longest_lease_that_the_keyring_names(
         cache_s=2,
         clock=StorageClock(_LEASE_S, storage.elapsed_s),
     )
-    deleter = Deleter(storage, keyrings, OperatorKeys(MASTER_KEYS), _LEASE_S)
+    return Deleter(storage, keyrings, OperatorKeys(MASTER_KEYS), _LEASE_S)
+
+
+async def _deferred_s(deleter: Deleter) -> float:
+    with pytest.raises(DeferError) as raised:
+        await deleter.delete(_REQUEST)
+    return raised.value.wait_s
+
+
+@pytest.mark.parametrize(("named_s", "counts_s"), [(None, 15), (5, 15), (60, 60)])
+async def test_a_delete_waits_two_of_the_longest_lease_that_the_keyring_names(
+    named_s: int | None, counts_s: int
+) -> None:
+    """A worker with that lease may still have a copy under way."""
+    storage = _Storage(named_s)
+    deleter = _deleter(storage)
     with pytest.raises(DeferError):
         await deleter.delete(_REQUEST)
     storage.advance(2 * counts_s - 1)
@@ -53,3 +84,46 @@ async def test_a_delete_waits_two_of_the_longest_lease_that_the_keyring_names(
     storage.advance(2)
     await deleter.delete(_REQUEST)
     assert await deleter.find_deleted(_REQUEST)
+
+
+async def test_a_front_end_a_day_ahead_makes_no_tombstone_final() -> None:
+    storage = _Storage()
+    deleter = _deleter(storage)
+    await _deferred_s(deleter)
+    storage.advance(_LEASE_S)
+    for off_s in (_DAY_S, -_DAY_S):
+        storage.off_s["read_start"] = [off_s]
+        assert await _deferred_s(deleter) <= 2 * _LEASE_S + 1
+    storage.advance(_LEASE_S + 2)
+    await deleter.delete(_REQUEST)
+
+
+async def test_a_process_that_has_just_started_makes_no_tombstone_final() -> None:
+    """The first front end that it reaches may be wrong."""
+    storage = _Storage()
+    await _deferred_s(_deleter(storage))
+    storage.advance(100)
+    started = _deleter(storage)
+    assert await _deferred_s(started) == _LEASE_S
+    storage.advance(2 * _LEASE_S)
+    await started.delete(_REQUEST)
+
+
+async def test_a_tombstone_that_a_slow_front_end_dated_is_put_again() -> None:
+    storage = _Storage()
+    storage.off_s["put"] = [-3600.0]
+    deleter = _deleter(storage)
+    await _deferred_s(deleter)
+    assert storage.calls["put"] == 2
+    assert abs((await storage.head(object_s3_key("acme", "k"))).last_modified - storage.now) < (
+        timedelta(seconds=_LEASE_S)
+    )
+
+
+async def test_a_fast_front_end_puts_no_tombstone() -> None:
+    """Then no delete waits for a moment of tomorrow."""
+    storage = _Storage()
+    storage.off_s["put"] = [_DAY_S]
+    deleter = _deleter(storage)
+    assert await _deferred_s(deleter) <= 2 * _LEASE_S + 1
+    assert storage.calls["put"] == 2
