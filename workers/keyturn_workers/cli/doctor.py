@@ -89,18 +89,18 @@ async def broker_checks(amqp_url: str) -> list[Check]:
             connection = await connect(amqp_url)
     except (OSError, TimeoutError, AMQPException) as exc:
         # Only the type: a driver's text can contain the address with its password.
-        said = type(exc).__name__
-        return [Check("broker", "required", ok=False, said=said, consequence="nothing works")]
+        detail = type(exc).__name__
+        return [Check("broker", "required", ok=False, said=detail, consequence="nothing works")]
     async with connection:
         missing = await _missing(connection)
-    said = f"{len(missing)} of {len(_TOPOLOGY)} missing" if missing else "all exist"
+    detail = f"{len(missing)} of {len(_TOPOLOGY)} missing" if missing else "all exist"
     return [
         Check("broker", "required", ok=True, said="connected", consequence=""),
         Check(
             "queues declared",
             "wanted",
             ok=not missing,
-            said=said,
+            said=detail,
             consequence="publishing fails until a worker has been started" if missing else "",
             names=missing,
         ),

@@ -156,10 +156,10 @@ async def _inspect(settings: S3Settings, project: str, key: str) -> dict[str, An
 
 def _report(head: ObjectHead, start: bytes) -> dict[str, Any]:
     committed = head.metadata.get(object_metadata.ALGO) == COBBLESTONE
-    whole = committed and len(start) == HEADER_BYTES
+    is_complete = committed and len(start) == HEADER_BYTES
     return {
         **claims(head.metadata, head.size_bytes),
-        "commitment": start[SALT_BYTES:].hex() if whole else None,
+        "commitment": start[SALT_BYTES:].hex() if is_complete else None,
         "stored_bytes": head.size_bytes,
         "content_type": head.headers.content_type,
         "upload_id": head.metadata.get(object_metadata.UPLOAD),

@@ -94,8 +94,8 @@ async def multipart(storage: ProbeStorage, key: str) -> Outcome:
     async with storage.stream(key, start=len(first) - 1) as stream:
         end = b"".join([chunk async for chunk in stream.chunks(1024)])
     head = stream.head
-    whole = end == b"ftail" and head.size_bytes == len(first) + 4
-    if not whole or head.metadata != {"a": "1"}:
+    is_complete = end == b"ftail" and head.size_bytes == len(first) + 4
+    if not is_complete or head.metadata != {"a": "1"}:
         return Outcome(ok=False, detail="the object differs from its parts")
     return Outcome(ok=True, detail="two parts became one object")
 
