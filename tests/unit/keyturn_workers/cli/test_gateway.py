@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from typer.testing import CliRunner
 
 from keyturn.errors import SettingsError
+from keyturn_workers.cli import gateway
 from keyturn_workers.cli.app import app
 from keyturn_workers.gateway import server
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
-    import pytest
-
     from keyturn_workers.settings import GatewaySettings
 
 _S3 = S3Server("http://s3.example.com:9000", "access", "secret", "us-east-1", "given")
 _ENVIRONMENT = Deployment("amqp://localhost/", _S3, "bucket").gateway_env()
 
 
-def test_the_gateway_runs_on_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def configured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """How logging was configured; that of the tests' own process stays as it is."""
+    calls: list[tuple[str, str]] = []
+    monkeypatch.setattr(gateway, "configure", lambda *how: calls.append(how))
+    return calls
+
+
+def test_the_gateway_runs_on_its_settings(
+    monkeypatch: pytest.MonkeyPatch, configured: list[tuple[str, str]]
+) -> None:
     buckets: list[str] = []
 
     async def run_gateway(settings: GatewaySettings) -> None:
@@ -31,6 +41,7 @@ def test_the_gateway_runs_on_its_settings(monkeypatch: pytest.MonkeyPatch) -> No
     result = CliRunner().invoke(app, ["gateway"], env=_ENVIRONMENT)
     assert result.exit_code == 0, result.stderr
     assert buckets == ["bucket"]
+    assert configured == [("json", "info")]
     result = CliRunner().invoke(app, ["gateway"])
     assert result.exit_code == 2
     assert "KEYTURN_S3_BUCKET is missing" in result.stderr

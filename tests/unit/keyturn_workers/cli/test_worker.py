@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keyturn.errors import StorageUnavailableError
+from keyturn_workers.cli import worker
 from keyturn_workers.cli.app import app
 from keyturn_workers.worker import process
 from tools.harness.deployment import Deployment
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 
 _S3 = S3Server("http://s3.example.com:9000", "access", "secret", "us-east-1", "given")
 _ENVIRONMENT = Deployment("amqp://localhost/", _S3, "bucket").worker_env()
+
+
+@pytest.fixture(autouse=True)
+def configured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """How logging was configured; that of the tests' own process stays as it is."""
+    calls: list[tuple[str, str]] = []
+    monkeypatch.setattr(worker, "configure", lambda *how: calls.append(how))
+    return calls
 
 
 @pytest.fixture
@@ -43,11 +52,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
     ],
 )
 def test_a_worker_has_the_roles_that_its_command_names(
-    started: list[frozenset[str]], command: str, roles: set[str]
+    started: list[frozenset[str]],
+    configured: list[tuple[str, str]],
+    command: str,
+    roles: set[str],
 ) -> None:
     result = CliRunner().invoke(app, ["worker", command], env=_ENVIRONMENT)
     assert result.exit_code == 0, result.stderr
     assert started == [roles]
+    assert configured == [("json", "info")]
 
 
 def test_a_storage_that_does_not_answer_is_named_with_its_address(
