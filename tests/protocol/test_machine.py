@@ -38,12 +38,14 @@ from keyturn.topology import (
 )
 from keyturn_workers.storage import Capabilities
 from tests.protocol.hostile import HostilePublisher
-from tests.protocol.process import Options
+from tests.protocol.process import LEASE_S, Options
 from tests.protocol.wire import BEGUN, SENT
 from tests.protocol.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.protocol.broker import QueuedMessage
 
 from tests.protocol.wire import Call
 
@@ -58,6 +60,8 @@ _SETTINGS: Final = settings(
     suppress_health_check=list(HealthCheck),
 )
 
+_MAX_STEPPED_S: Final = 240
+
 PROJECTS: Final = st.sampled_from(("acme", "beta"))
 KEYS: Final = st.sampled_from(("a", "b", "c/d", "e"))
 WORKERS: Final = st.integers(0, 2)
@@ -71,6 +75,8 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "an object's put": lambda call: call.is_write and not call.key.startswith(".keyturn/"),
     "a keyring's put": lambda call: call.op == "put" and call.key.startswith(KEYRINGS_PREFIX),
     "a plan's put": lambda call: call.op == "put" and call.key.endswith("sweep.json"),
+    "a part": lambda call: call.op == "upload_part",
+    "an abort": lambda call: call.op == "abort_multipart",
     "a result's put": lambda call: call.op == "put" and "/results/" in call.key,
     "a keyring's read": lambda call: call.op == "read" and call.key.startswith(KEYRINGS_PREFIX),
     "an object's read": lambda call: call.op in ("read_start", "head", "stream"),
@@ -92,6 +98,7 @@ class Protocol(RuleBasedStateMachine):
         super().__init__()
         self.world: World | None = None
         self.held: list[Call] = []
+        self.stepped_s = 0.0
 
     @property
     def on(self) -> World:
@@ -105,8 +112,9 @@ class Protocol(RuleBasedStateMachine):
         in_parts=st.booleans(),
         unencrypted=st.frozensets(WORKERS, max_size=2),
         plaintext=st.booleans(),
+        longer_lease=st.one_of(st.none(), WORKERS),
     )
-    def begin(
+    def begin(  # a world has as many
         self,
         *,
         versioned: bool,
@@ -115,6 +123,7 @@ class Protocol(RuleBasedStateMachine):
         in_parts: bool,
         unencrypted: frozenset[int],
         plaintext: bool,
+        longer_lease: int | None,
     ) -> None:
         capabilities = Capabilities(conditional_completion=completion, copy_keeps_tags=tags)
         self.world = World(
@@ -123,6 +132,7 @@ class Protocol(RuleBasedStateMachine):
                 capabilities=capabilities,
                 copy_limit_bytes=200 if in_parts else 10**9,
                 unencrypted=unencrypted,
+                leases={} if longer_lease is None else {longer_lease: 3 * LEASE_S},
             )
         )
         more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
@@ -319,7 +329,10 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from((-120, -16, 16, 120)))
     def the_storages_clock_steps(self, seconds: float) -> None:
-        self.on.server.advance(seconds)
+        """Never by five minutes in all: it rightly refuses requests that come from its future."""
+        if abs(self.stepped_s + seconds) <= _MAX_STEPPED_S:
+            self.stepped_s += seconds
+            self.on.server.advance(seconds)
 
     @rule(worker=WORKERS, clock_s=st.sampled_from((0, -600, 600)))
     def a_workers_clock_is_off(self, worker: int, clock_s: float) -> None:
@@ -467,6 +480,27 @@ class Protocol(RuleBasedStateMachine):
     def crash(self, worker: int, *, arriving: bool) -> None:
         self.on.crash(self.on.processes[worker], arriving=lambda _: arriving)
 
+    @rule(worker=WORKERS, clock_s=st.sampled_from((-86_400, -16, -5, 5, 16, 86_400)))
+    def a_worker_restarts_behind_a_wrong_front_end(self, worker: int, clock_s: float) -> None:
+        """Its first `Date` is wrong, and is its reference at once."""
+        self.on.restart(self.on.processes[worker], clock_s=clock_s)
+
+    @rule(key=st.sampled_from(("c/d", "f", "g")), copies=st.integers(1, 2))
+    def a_retry_of_a_large_upload_is_copied(self, key: str, copies: int) -> None:
+        """Its first attempt fails at a part, if it uploads in parts."""
+        self.on.upload("acme", key, key.encode() * 200, staged=True)
+        part = self._next("a part")
+        if part is None:
+            return
+        self.on.network.lose(part)
+        self.on.run(until=self._retries, hold=self.held.__contains__, seconds=1)
+        for queued in self._retries()[-1:]:
+            for _ in range(copies):
+                self.on.duplicate(queued)
+
+    def _retries(self) -> list[QueuedMessage]:
+        return [queued for queued in self.on.queue if ATTEMPT_HEADER in queued.headers]
+
     @rule(worker=WORKERS, noticed=st.booleans())
     def disconnect(self, worker: int, *, noticed: bool) -> None:
         self.on.disconnect(self.on.processes[worker], noticed=noticed)
@@ -491,6 +525,8 @@ class Protocol(RuleBasedStateMachine):
             return
         try:
             if self.world.holds():
+                # With different ones a sweep waits for minutes at a time, but ends too.
+                self.world.unify_leases()
                 self.world.settle()
                 assert self.world.oracle.violations == []
         finally:
