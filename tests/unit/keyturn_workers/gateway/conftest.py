@@ -1,4 +1,4 @@
-"""Logs as a process writes them: tracebacks without local variables, and cheap ones."""
+"""Logs as a process writes them, but cheap ones, and no long wait for bodies that never come."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+
+from keyturn_workers.gateway import client_connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,3 +20,9 @@ def _plain_logs() -> Iterator[None]:
     )
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def _short_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's client sends what it has at once."""
+    monkeypatch.setattr(client_connection, "_DRAIN_TIMEOUT_S", 0.02)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -83,6 +83,19 @@ class _Started:
 
 
 @asynccontextmanager
+async def _connected(
+    port: int,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@asynccontextmanager
 async def _serving(
     settings: GatewaySettings, app: ASGIApp
 ) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
@@ -108,18 +121,17 @@ async def test_a_signal_ends_it_in_order_once_its_responses_are_complete(
 ) -> None:
     app = _App()
     async with _serving(_settings(monkeypatch, GATEWAY_PORT="0"), app) as (port, task):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(_HEAD % b"slow")
-        await app.requested.wait()
-        os.kill(os.getpid(), number)
-        await _until_refused(port)
-        assert not task.done()
-        app.go_on.set()
-        response = await reader.read()
+        async with _connected(port) as (reader, writer):
+            writer.write(_HEAD % b"slow")
+            await app.requested.wait()
+            os.kill(os.getpid(), number)
+            await _until_refused(port)
+            assert not task.done()
+            app.go_on.set()
+            response = await reader.read()
         assert response.startswith(b"HTTP/1.1 200")
         assert response.endswith(b"ok")
         await task
-        writer.close()
     # The process's own handlers are back: uvicorn would have raised the signal again.
     assert not asyncio.get_running_loop().remove_signal_handler(number)
 
@@ -128,11 +140,10 @@ async def _until_refused(port: int) -> None:
     """New connections are no longer accepted."""
     while True:
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            async with _connected(port):
+                await asyncio.sleep(0.01)
         except ConnectionRefusedError:
             return
-        writer.close()
-        await asyncio.sleep(0.01)
 
 
 async def test_no_response_names_the_server_and_no_request_is_logged(
@@ -141,11 +152,10 @@ async def test_no_response_names_the_server_and_no_request_is_logged(
     """A path has an object key, and what uvicorn logs has paths."""
     caplog.set_level(logging.DEBUG)
     async with _serving(_settings(monkeypatch, GATEWAY_PORT="0"), _App()) as (port, _):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(_HEAD % b"a-secret-name")
-        head = await reader.readuntil(b"\r\n\r\n")
+        async with _connected(port) as (reader, writer):
+            writer.write(_HEAD % b"a-secret-name")
+            head = await reader.readuntil(b"\r\n\r\n")
         assert b"server:" not in head.lower()
-        writer.close()
     assert "a-secret-name" not in caplog.text
     assert [r.name for r in caplog.records if r.name.startswith("uvicorn")] == []
 
@@ -156,6 +166,7 @@ async def test_an_address_in_use_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(AddressError):
         await server.serve(_settings(monkeypatch, GATEWAY_PORT=str(port)), _App())
     taken.close()
+    await taken.wait_closed()
 
 
 async def test_without_a_broker_it_starts_and_says_that_it_is_not_ready(

@@ -63,8 +63,9 @@ def test_no_two_seals_are_alike() -> None:
         _built(master_keys={"m1": Secret(bytes(32))}),
         json.dumps({**json.loads(_built(master_key="m2")), "master_key": "m1"}).encode(),
         json.dumps({**json.loads(_built(project="other")), "project": "acme"}).encode(),
+        json.dumps({**json.loads(_built()), "project": "other"}).encode(),
     ],
-    ids=["moved", "of another project", "forged", "under another key", "relabeled"],
+    ids=["moved", "another project's", "forged", "other key", "relabeled", "mislabeled"],
 )
 def test_a_record_opens_in_its_own_place_alone(body: bytes) -> None:
     with pytest.raises(CorruptObjectError):
