@@ -86,7 +86,7 @@ def test_each_test_has_its_module_or_a_reason_for_its_name() -> None:
     assert unnamed - ACROSS_MODULES.keys() == set()
 
 
-def test_an_exception_is_no_longer_than_it_is_one() -> None:
+def test_no_exception_is_listed_without_need() -> None:
     """What has its test, or has gone, is not excused any more."""
     excused = DECLARATIONS.keys()
     assert excused - _modules() == set()
@@ -96,7 +96,7 @@ def test_an_exception_is_no_longer_than_it_is_one() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(DECLARATIONS))
-def test_what_needs_no_test_does_nothing(module: str) -> None:
+def test_a_module_of_declarations_does_nothing(module: str) -> None:
     root = _PACKAGES[Path(module).parts[0]]
     assert not _acts((root / module).read_text())
 
@@ -115,5 +115,5 @@ def test_what_needs_no_test_does_nothing(module: str) -> None:
         ("def f(x):\n    raise ValueError(x)", True),
     ],
 )
-def test_what_counts_as_doing_something(source: str, acts: bool) -> None:
+def test_what_counts_as_an_action(source: str, acts: bool) -> None:
     assert _acts(source) is acts

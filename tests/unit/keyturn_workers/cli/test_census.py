@@ -129,7 +129,7 @@ async def test_older_versions_are_counted_apart_and_delete_markers_are_not() -> 
     }
 
 
-async def test_an_incomplete_census_is_none() -> None:
+async def test_an_outage_of_the_storage_fails_the_census() -> None:
     storage = MemoryStorage()
     Bench(storage).put(_FIRST, "a", "b")
     storage.fail_next("head", StorageUnavailableError("no answer"))

@@ -103,10 +103,10 @@ def test_a_letter_is_shown_without_its_sealed_parts(reader: FakeReader, tmp_path
     target = tmp_path / "raw"
     result = _run("show", str(shown.message_id), "--raw", str(target))
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert (told["queue"], told["message_id"]) == (_DEAD, shown.message_id)
-    assert told["headers"]["keyturn-code"] == "request_expired"
-    assert told["body"]["key"] == "k"
+    report = json.loads(result.stdout)
+    assert (report["queue"], report["message_id"]) == (_DEAD, shown.message_id)
+    assert report["headers"]["keyturn-code"] == "request_expired"
+    assert report["body"]["key"] == "k"
     assert document["sealed_key"]["ciphertext"] not in result.stdout
     assert document["body"]["inline"] not in result.stdout
     assert target.read_bytes() == shown.body

@@ -99,13 +99,13 @@ def test_a_planted_record_is_a_row_or_counted_and_a_huge_one_is_not_read(
     assert [row["code"] for row in index.failing] == ["corrupt_object"] * 2
 
 
-def test_what_has_no_records_name_is_no_record(held: Bench) -> None:
+def test_a_key_without_a_records_name_is_ignored(held: Bench) -> None:
     for name in ("keyrings/No Project.json", "keyrings/acme", "sweeps/x/acme/sweep.json"):
         held.plant(f".keyturn/{name}", {}, b"nothing")
     assert _read(held) == RecordIndex()
 
 
-def test_an_incomplete_index_is_none(held: Bench) -> None:
+def test_an_outage_of_the_storage_fails_the_index(held: Bench) -> None:
     held.enroll(_FIRST)
     held.storage.fail_next("read", StorageUnavailableError("no answer"))
     with pytest.raises(StorageUnavailableError):

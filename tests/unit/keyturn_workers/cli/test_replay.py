@@ -113,7 +113,7 @@ async def test_a_request_that_has_not_expired_is_not_signed_again() -> None:
     ("headers", "error"),
     [
         ({"keyturn-signature": ""}, BadSignatureError),
-        ({"keyturn-publisher": "nobody"}, BadSignatureError),
+        ({"keyturn-publisher": "unknown"}, BadSignatureError),
         ({"keyturn-publisher": "narrow"}, BadSignatureError),
     ],
 )
