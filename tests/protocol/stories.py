@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from keyturn_workers.storage import Lease
 from tests.protocol.process import LEASE_S
 from tests.protocol.wire import MID, SENT
 from tests.protocol.world import World
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from tests.protocol.broker import QueuedMessage
     from tests.protocol.process import Options, Parts, Process
     from tests.protocol.wire import Call
+
+# `KeyringSnapshot.lease` of a worker that disregards the lease which the keyring names.
+OWN_LEASE: Final = property(lambda snapshot: Lease(snapshot.read_at, snapshot.lease_s))
 
 
 def violations(

@@ -66,6 +66,8 @@ class Call:
         self.delivery = CURRENT.get()
         self.state = SENT
         self.began = 0.0
+        # The lease that it was sent with, or else its sender's: the server ends it within that.
+        self.lease_s = sender.lease_s
         self.faults: list[Fault] = []
         self.client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.resume: asyncio.Future[None] | None = None
@@ -221,6 +223,14 @@ class Server(MemoryStorage):
                 now -= timedelta(seconds=self._network.clock.seconds - call.began)
             now += timedelta(seconds=sum(fault.clock_s for fault in call.faults))
         return now.replace(microsecond=0)
+
+    @asynccontextmanager
+    async def _acting(self, operation: str, lease: Lease | None = None) -> AsyncIterator[None]:
+        call = _SERVING.get()
+        if call is not None and lease is not None:
+            call.lease_s = lease.expires_s
+        async with super()._acting(operation, lease):
+            yield
 
     async def _hook(self, operation: str) -> None:
         if operation == "mid_copy":

@@ -342,7 +342,7 @@ class World:
         self.loop.run_until_idle()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass. A copy that the server began ends within its sender's lease (SPEC 8.4)."""
+        """Let time pass. A copy that the server began ends within its lease (SPEC 8.4)."""
         until = self.clock.seconds + seconds
         self._end_copies(until)
         while (at := self._timed_at + INTERVAL_S) <= until:
@@ -362,8 +362,8 @@ class World:
 
     def _end_copies(self, until: float) -> None:
         due = [call for call in self.calls if call.state == MID and call.op != "put_stream"]
-        for call in sorted(due, key=lambda call: call.began + call.sender.lease_s):
-            end = call.began + call.sender.lease_s
+        for call in sorted(due, key=lambda call: call.began + call.lease_s):
+            end = call.began + call.lease_s
             if end <= until:
                 self.clock.seconds = max(self.clock.seconds, end)
                 self.network.step(call)

@@ -18,7 +18,7 @@ class KeyringSnapshot:
         etag: The record's, for a conditional change.
         read_at: The response's `Date`. Informational; a write that relies on it uses `lease`.
         sent_s: When the read was sent, by the process's own clock.
-        lease_s: The length of the lease, in seconds.
+        lease_s: This process's lease, in seconds.
         leased: Whether the read gives a lease: it was prompt, and its `Date` agrees with the
             storage's clock as this process knows it (SPEC 8.4).
         proves: Whether its date may prove what was seen after it: it gives a lease, and this
@@ -38,6 +38,9 @@ class KeyringSnapshot:
     def lease(self) -> Lease:
         """What fences writes that rely on this read; its date may also be a `turned_at`.
 
+        It is no longer than the keyring names: proofs and deletes wait for that long. A sweep
+        worker whose lease is longer writes that into the keyring first (SPEC 8.4).
+
         Raises:
             StorageUnavailableError: the read gives no lease: read again.
         """
@@ -45,4 +48,5 @@ class KeyringSnapshot:
             raise StorageUnavailableError(
                 "the keyring read gives no lease: it was slow, or the storage's clock differs"
             )
-        return Lease(self.read_at, self.lease_s)
+        named_s = self.keyring.lease_s or self.lease_s
+        return Lease(self.read_at, min(self.lease_s, named_s))
