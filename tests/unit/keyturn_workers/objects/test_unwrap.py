@@ -106,6 +106,9 @@ def test_the_user_wrap_opens_at_a_past_generation_of_the_desired_kek(generation:
 
 def test_a_repair_tries_the_earlier_keks_that_the_keyring_still_holds() -> None:
     assert open_user_wrap_with_earlier_kek(WRAPS, KEY, THIRD) == OpenedWrap(DEK, 1)
+    first, second = THIRD.history
+    partly = replace(THIRD, history=(first, replace(second, kek=None)))
+    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, partly) == OpenedWrap(DEK, 1)
     cleared = replace(THIRD, history=tuple(replace(e, kek=None) for e in THIRD.history))
     assert open_user_wrap_with_earlier_kek(WRAPS, KEY, cleared) is None
     assert open_user_wrap_with_earlier_kek(WRAPS, KEY, keyring()) is None
