@@ -23,6 +23,7 @@ from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import PartResult
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import keyring, rotated
+from tests.unit.keyturn_workers.sweep.records import RESULT
 from tests.unit.keyturn_workers.sweep.sweeping import (
     LEASE_S,
     OTHER_ID,
@@ -85,8 +86,11 @@ async def test_an_older_keyring_that_a_lock_keeps_does_not_keep_the_sweep_from_i
 
 
 async def test_nothing_but_the_record_is_left_of_an_ended_sweep() -> None:
+    """No step reads the result of a stalled worker, and the end deletes it all the same."""
     on = Sweeping()
     await on.start()
+    plan = await on.deliver_until(lambda plan: bool(plan.live))
+    assert await on.store.add_result(replace(plan, round=9), plan.live[0], RESULT, "m1")
     await on.finish()
     left = [key for key in on.storage.stored_keys() if key.startswith(".keyturn/sweeps/")]
     assert left == [record_paths.plan_path(SWEEP_ID, "acme")]
