@@ -70,6 +70,8 @@ class Laws:
         # By publisher, project, id and KEK id: the generation that a request brought.
         self._rotated: dict[tuple[str, str, str, str], int] = {}
         self._latest: dict[str, int] = {}
+        # Those of them that enrollments brought: a rotation may have the id and KEK of one.
+        self._enrolled: set[tuple[str, str, str, str]] = set()
         self._tombstoned: set[tuple[str, str]] = set()
         self._planned: set[tuple[str, str]] = set()
 
@@ -131,6 +133,8 @@ class Laws:
         if not self._grants[request.publisher].allows(request.kind, project):
             self._violated(f"{request.publisher} rotated the keyring of {project}")
         at = (request.publisher, project, entry["rotation_id"], entry["kek_id"])
+        if request.kind == "enroll.requested":
+            self._enrolled.add(at)
         self._rotated[at] = self._latest[project] = entry["generation"]
 
     def planned(self, delivery: Delivery | None) -> None:
@@ -248,7 +252,10 @@ class Laws:
         if request.kind not in ("enroll.requested", "rotation.requested"):
             return None
         name = kek_id(Secret(request.secret or b""))
-        return self._rotated.get((request.publisher, request.project, request.id, name))
+        at = (request.publisher, request.project, request.id, name)
+        if request.kind == "enroll.requested" and at not in self._enrolled:
+            return None
+        return self._rotated.get(at)
 
     def _brought(self, request: SentRequest) -> int | None:
         """The same, where another publisher may have sent the same id with the same KEK.
