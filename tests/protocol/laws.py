@@ -248,6 +248,10 @@ class Laws:
         ]
         return [request for request in same if request.project == mine.project]
 
+    def has_rotated(self, request: SentRequest) -> bool:
+        """Whether this very request brought a generation of its keyring."""
+        return self._generation(request) is not None
+
     def _generation(self, request: SentRequest) -> int | None:
         if request.kind not in ("enroll.requested", "rotation.requested"):
             return None

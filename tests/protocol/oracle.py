@@ -426,13 +426,11 @@ class Oracle:
             self.violated(f"{s3_key} was reported as deleted, and has an older version")
 
     def _on_rotation_rejected(self, event: Any) -> None:
-        project = self.projects.get(str(event.project))
-        if project is None or event.rotation_id not in project.rotation_ids:
-            return
-        if (event.publisher, event.request) not in self.laws.sent_requests:
+        request = self.laws.sent_requests.get((event.publisher, event.request))
+        if request is None:
             return  # bytes that are no request, under the id of one
-        # Another publisher that reuses the id is refused, and rightly so.
-        if event.publisher == project.brought_by.get(event.rotation_id):
+        # Another publisher that reuses the id, or this one with another KEK, is rightly refused.
+        if self.laws.has_rotated(request):
             self.violated("a rotation was reported as rejected, and had rotated the keyring")
 
     def _on_rotation_accepted(self, event: Any) -> None:
