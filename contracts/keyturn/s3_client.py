@@ -11,6 +11,7 @@ at WARNING.
 
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from keyturn.errors import SettingsError
@@ -20,10 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import aioboto3
+    from botocore.loaders import Loader
     from types_aiobotocore_s3.client import S3Client
 
 CONNECT_TIMEOUT_S: Final = 5
 READ_TIMEOUT_S: Final = 60
+
+
+@cache
+def _data_loader() -> "Loader":
+    """Botocore's descriptions of services, read once per process and not once per session."""
+    from botocore.loaders import create_loader  # noqa: PLC0415  # comes with aioboto3
+
+    return create_loader()
 
 
 def new_session(settings: S3Settings) -> "aioboto3.Session":
@@ -40,6 +50,7 @@ def new_session(settings: S3Settings) -> "aioboto3.Session":
             "S3 needs aioboto3, which is not installed: install keyturn[staging]"
         ) from exc
     botocore_session = AioSession()
+    botocore_session.register_component("data_loader", _data_loader())
     factory = botocore_session.get_component("response_parser_factory")
     factory.set_parser_defaults(timestamp_parser=_timestamp)
     secret = settings.s3_secret_access_key
