@@ -493,8 +493,13 @@ async def _consumer(
 def _delivery(message: DeliveredMessage) -> _Delivery | _Loss:
     headers = message.header.properties.headers or {}
     offset, tag = headers.get(_OFFSET_HEADER), message.delivery_tag
-    if not isinstance(offset, int) or tag is None:  # the broker sets both on every delivery
+    if tag is None:  # the broker sets it on every delivery
         return _Loss.CONNECTION
+    if not isinstance(offset, int):
+        # The broker sets it too: a decoder that reads what it cannot decode as empty headers, as
+        # that of a gateway or a command does, has lost it.
+        _log.debug("a message without an offset was delivered")
+        return _Loss.UNDECODABLE
     signature, key_id = (_text(headers, name) for name in (SIGNATURE_HEADER, EVENT_KEY_HEADER))
     record = StreamRecord(offset, message.body, signature, key_id)
     return _Delivery(record, partial(message.channel.basic_ack, tag, multiple=True))

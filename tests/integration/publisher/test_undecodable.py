@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pamqp import commands, encode
+from pamqp import commands, decode, encode
 
 from keyturn.publisher import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.topology import PUBLISHER_HEADER
+from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from tests.integration.publisher.side import NAME, WorkerSide, answer, answer_elsewhere, stored
 
 if TYPE_CHECKING:
@@ -86,6 +87,20 @@ async def _publish_odd(worker: WorkerSide, kind: str, monkeypatch: pytest.Monkey
             routing_key="upload.stored",
             properties=properties,
         )
+
+
+@pytest.fixture(params=["strict", "tolerant"], autouse=True)
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client library's decoders as they are in a service, or in a gateway and a command.
+
+    Tests that ran before in this process may have left either.
+    """
+    monkeypatch.setitem(decode.METHODS, "timestamp", decode.timestamp)
+    monkeypatch.setitem(decode.METHODS, "shortstr", decode.short_str)
+    monkeypatch.setitem(decode.METHODS, "table", decode.field_table)
+    monkeypatch.setitem(decode.TABLE_MAPPING, b"T", decode.timestamp)
+    if request.param == "tolerant":
+        tolerate_odd_properties()
 
 
 @pytest.mark.parametrize("kind", [*_ODD, _UNKNOWN_MODE])
