@@ -236,7 +236,7 @@ class StorageUnavailableError(TransientError):
 
 
 class LeaseMismatchError(TransientError):
-    """This worker's `LEASE_S` differs from the one in the sweep's record (SPEC 8.4)."""
+    """This worker's `LEASE_S` is shorter than the one in the sweep's record (SPEC 8.4)."""
 
     code = "lease_mismatch"
 
