@@ -39,6 +39,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
 _KIB = 1024
 _BY_HAND = 1700
 _UPLOADED_BEFORE = 300
+_KILLS = 8
 _EDGES = (0, 1, 16383, 16384, 16385)
 _HUNDREDS_OF_KIB = 40
 _MANY_MIB = 4
@@ -185,10 +186,12 @@ async def test_rotations_survive_killed_workers(ceph: S3Server, vhost_url: str) 
         await scene.publish(wire, sweep)
         tenant.masters = masters
         await wait_for_end(wire, sweep["sweep_id"], "sweep.completed", timeout_s=_TIMEOUT_S)
+        async with asyncio.timeout(_TIMEOUT_S):
+            while len(crew.kills) < _KILLS:  # noqa: ASYNC110  # the crew has no event
+                await asyncio.sleep(0.2)
         await uploads.end(coming)
         await wait_until_drained(wire)
         await crew.end(killing)
-        assert len(crew.kills) >= 8
         assert len(uploads.ids) > _UPLOADED_BEFORE + 30
         _check_told(wire, sweep["sweep_id"], uploads.ids)
         await check_queues_empty(wire)

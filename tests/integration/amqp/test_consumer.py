@@ -104,7 +104,13 @@ async def consuming(
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         await declare(channel)
-        broker = RabbitBroker(behind or url, apply_types=False, logger=None, reconnect_interval=0.1)
+        broker = RabbitBroker(
+            behind or url,
+            apply_types=False,
+            graceful_timeout=None,
+            logger=None,
+            reconnect_interval=0.1,
+        )
         handler = Handler()
         consumer = consumer_type(broker, _QUEUE, _PREFETCH, handler)
         scene = Scene(channel, broker, consumer, handler, grace_s)
@@ -184,7 +190,8 @@ async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(
     async with consuming(consumer_type, vhost_url, grace_s=0.5) as scene:
         await scene.send(b"x")
         await scene.handler.has_received(1)
-        await scene.stop()
+        async with asyncio.timeout(5):
+            await scene.stop()
         async with asyncio.timeout(20):
             while await scene.ready_count() != 1:  # noqa: ASYNC110  # the broker has no event
                 await asyncio.sleep(0.05)

@@ -152,7 +152,7 @@ async def test_list_describes_letters_up_to_the_limit(cli: Cli) -> None:
         some = await cli.arun("dead", "list", "--limit", "2")
         assert made[1].upload_id in some.stdout
         assert made[2].upload_id not in some.stdout
-        assert f"{_DEAD} holds more than 2" in some.stderr
+        assert f"{_DEAD} holds more letters; raise --limit (now 2)" in some.stderr
         assert await _depth(channel, _DEAD) == 3
 
 

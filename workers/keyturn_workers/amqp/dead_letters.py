@@ -194,7 +194,7 @@ class DeadLetterKeeper:
                     await self._serve()
             except (AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
                 _log.warning("dead letters not checked", problem=type(exc).__name__)
-            await asyncio.sleep(self._interval_s)
+            await self._pause()
 
     async def _serve(self) -> None:
         async with (
@@ -203,7 +203,14 @@ class DeadLetterKeeper:
         ):
             while is_mine:
                 await self.enforce(connection)
-                await asyncio.sleep(self._interval_s)
+                await self._pause()
+
+    async def _pause(self) -> None:
+        # Where a request is cancelled, aiormq may raise a lost connection instead, which what
+        # closes a channel suppresses.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
+        await asyncio.sleep(self._interval_s)
 
     async def enforce(self, connection: AbstractConnection) -> None:
         """Drop the surplus of each queue; nothing while an operator works on the letters."""

@@ -159,6 +159,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
             amqp_url,
             apply_types=False,
             default_channel=Channel(on_return_raises=True),
+            graceful_timeout=None,  # `finish` waits, once for all consumers
             logger=None,
             reconnect_interval=_RECONNECT_S,
         )
