@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Logs = list[list[str]]
 _SHOWN_LINES = 60
+# Longer than a message is handled, and shorter than it waits in a retry queue.
+_STAYS_EMPTY_S = 1.0
 
 
 def master_keys_setting(masters: dict[str, bytes]) -> str:
@@ -124,7 +126,10 @@ def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:
 
 
 async def wait_until_drained(wire: Wire, *, timeout_s: float = 60) -> None:
-    """Wait until all queues are empty; duplicates of steps remain for their retry delays."""
+    """Wait until all queues stay empty; duplicates of steps remain for their retry delays.
+
+    A message that a worker is handling is in no queue, and may go to a retry queue next.
+    """
     work = (
         topology.UPLOAD_QUEUE,
         topology.CONTROL_QUEUE,
@@ -133,9 +138,10 @@ async def wait_until_drained(wire: Wire, *, timeout_s: float = 60) -> None:
     )
     waits = [topology.retry_name(queue, s) for queue in work for s in topology.ALL_DELAYS_S]
     queues = [*work, *waits]
+    clock = asyncio.get_running_loop().time
     async with asyncio.timeout(timeout_s):
-        while True:
-            depths = [await wire.depth(queue) for queue in queues]
-            if not any(depths):
-                return
+        empty_since = clock()
+        while clock() - empty_since < _STAYS_EMPTY_S:
             await asyncio.sleep(0.1)
+            if any([await wire.depth(queue) for queue in queues]):
+                empty_since = clock()
