@@ -3,7 +3,7 @@
 | class | consumes by | for |
 | --- | --- | --- |
 | `SubscriberConsumer` | a FastStream subscriber | every queue but one |
-| `DirectConsumer` | aio-pika's `queue.consume` | the queue of uploads: half the cost (ADR 0006) |
+| `DirectConsumer` | aio-pika's `queue.consume` | the queue of uploads: it costs less (ADR 0006) |
 
 Both bound the deliveries in flight by the prefetch of a channel, and consume again after a lost
 connection. `QueueConsumer` adds what neither library has: whether the broker has this process as
@@ -157,8 +157,7 @@ class SubscriberConsumer(QueueConsumer):
 class DirectConsumer(QueueConsumer):
     """Consumes through aio-pika, on the broker's connection, without a FastStream subscriber.
 
-    FastStream would enter four contexts and two middlewares for each message, none of which does
-    anything here.
+    FastStream would enter contexts and middlewares for each message that do nothing here.
     """
 
     def __init__(self, broker: RabbitBroker, queue: str, prefetch: int, handle: Handle) -> None:
