@@ -132,6 +132,8 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_project_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     # Rotations of one project that are published or being swept.
     gateway_project_rotations: Annotated[int, Field(ge=1, le=100)] = 3
+    # Whether the holder of a project's API key may rotate it here without the operator.
+    gateway_rotation: Literal["allowed", "forbidden"] = "allowed"
     # Objects of the earlier system are opened whole, a few at a time.
     gateway_v0_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
     gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4

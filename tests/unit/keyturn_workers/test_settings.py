@@ -187,6 +187,18 @@ def test_a_malformed_setting_is_named_in_one_line_without_its_value(
     assert raised.value.__cause__ is None
 
 
+def test_gateways_rotate_keys_unless_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPEC 9.5. A word that is neither stops the gateway: it must not count as allowed."""
+    _set(monkeypatch, _DEPLOYMENT.gateway_env())
+    assert GatewaySettings.read().gateway_rotation == "allowed"
+    monkeypatch.setenv("KEYTURN_GATEWAY_ROTATION", "forbidden")
+    assert GatewaySettings.read().gateway_rotation == "forbidden"
+    for malformed in ("Forbidden", "no", "false"):
+        monkeypatch.setenv("KEYTURN_GATEWAY_ROTATION", malformed)
+        with pytest.raises(SettingsError, match="KEYTURN_GATEWAY_ROTATION"):
+            GatewaySettings.read()
+
+
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, _DEPLOYMENT.worker_env() | _DEPLOYMENT.publisher_env())
     shown = repr(WorkerSettings.read()) + repr(PublisherSettings.read())

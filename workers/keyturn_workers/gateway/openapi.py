@@ -247,7 +247,8 @@ def _post_rotation() -> _Json:
         "summary": "Rotate the project to a new API key",
         "description": "Authenticate with the current key. The rotation expects that key's "
         "generation. Once it is accepted, only the new key is accepted. `Prefer: wait=N` waits "
-        "until the rotation is accepted or refused.",
+        "until the rotation is accepted or refused. A gateway may be set up to rotate no key: then "
+        "every request with the current key is refused with `not_permitted`.",
         "parameters": [_header("Prefer", "`wait=N`")],
         "requestBody": {"required": True, "content": body},
         "responses": {

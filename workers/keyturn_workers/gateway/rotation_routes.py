@@ -4,6 +4,10 @@ The published request expects the generation of the caller's key, so that two co
 requests do not rotate twice. Every gateway reads a rotation's state from the keyring and from
 its sweep's record. That a rotation was rejected, or is not accepted yet, is known only to the
 gateway that published it.
+
+Where the operator forbids rotations here, a current API key alone cannot replace itself: a
+request that authenticates is refused before its body is read. States are still reported, since
+the operator's own rotations have them too.
 """
 
 import asyncio
@@ -22,6 +26,7 @@ from keyturn.errors import (
     KekReusedError,
     MalformedRequestError,
     NotFoundError,
+    NotPermittedError,
     StorageUnavailableError,
     TooManyRequestsError,
     UnknownMasterKeyError,
@@ -49,6 +54,7 @@ _BODY_TIMEOUT_S: Final = 10.0
 _MAX_PUBLISHED: Final = 10_000
 # How long to wait for the outcome. Later, the keyring shows it.
 _OUTCOME_WAIT_S: Final = 600.0
+_FORBIDDEN: Final = "this gateway does not rotate API keys: ask the operator for a rotation"
 
 
 class RotationBody(BaseModel):
@@ -67,6 +73,7 @@ class RotationRoutes:
         limit: Limits concurrent requests, of one project and in all.
         publisher: The gateway's publisher.
         store: The records of sweeps.
+        allowed: Whether callers may rotate their API key here.
         max_in_progress: How many rotations of one project may be in progress.
         idle_timeout_s: How long a client may send nothing.
         wait_max_s: The longest wait for `Prefer: wait=N`.
@@ -79,6 +86,7 @@ class RotationRoutes:
         publisher: Publisher,
         store: SweepStore,
         *,
+        allowed: bool,
         max_in_progress: int,
         idle_timeout_s: float,
         wait_max_s: float,
@@ -87,6 +95,7 @@ class RotationRoutes:
         self._limit = limit
         self._publisher = publisher
         self._store = store
+        self._allowed = allowed
         self._max_in_progress = max_in_progress
         # How many of each project were published here and have no outcome yet.
         self._pending: Counter[str] = Counter()
@@ -104,6 +113,9 @@ class RotationRoutes:
     async def post(self, request: Request) -> Response:
         """Publish a rotation to the API key in the body."""
         caller = await self._authenticate(request)
+        # Not earlier: a wrong key must learn nothing, not even how this gateway is set up.
+        if not self._allowed:
+            raise NotPermittedError(_FORBIDDEN)
         with self._limit.hold(caller.project):
             return await self._post(request, caller)
 

@@ -156,6 +156,7 @@ def _routes(
         limit,
         publisher,
         SweepStore(storage, settings.master_keys),
+        allowed=settings.gateway_rotation == "allowed",
         max_in_progress=settings.gateway_project_rotations,
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,

@@ -47,6 +47,7 @@ class Serving:
     project_share: float = 1.0
     staging_max_bytes: int = 2**30
     max_rotations: int = 3
+    rotation_allowed: bool = True
     presign_plaintext: bool = False
     checks: Mapping[str, Check] = field(default_factory=lambda: {"storage": _holds})
 
@@ -82,6 +83,7 @@ class Serving:
             limit,
             publisher,
             self.store,
+            allowed=self.rotation_allowed,
             max_in_progress=self.max_rotations,
             idle_timeout_s=self.idle_timeout_s,
             wait_max_s=self.wait_max_s,

@@ -215,6 +215,53 @@ async def test_an_unconfirmed_rotation_is_known_by_its_id(serving: Serving) -> N
     assert (got.status, got.document()["state"]) == (200, "requested")
 
 
+# Where the operator forbids it.
+
+
+async def test_where_rotations_are_forbidden_the_current_key_cannot_replace_itself() -> None:
+    serving = Serving(rotation_allowed=False)
+    before = serving.bench.storage.stored_keys()
+    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=9"})
+    assert (got.status, got.document()["code"]) == (403, "not_permitted")
+    assert "ask the operator" in got.document()["detail"]
+    assert "retry-after" not in got.headers
+    assert NEW_API_KEY not in got.content.decode()
+    assert not serving.publisher.rotations
+    assert not serving.rotations._pending
+    assert serving.bench.storage.stored_keys() == before
+
+
+async def test_a_forbidden_rotation_is_refused_before_its_body_is_read() -> None:
+    """Whatever the body holds: a malformed one, and one that its client announces."""
+    serving = Serving(rotation_allowed=False)
+    announced = {"expect": "100-continue"}
+    for body, headers in ((b"{", {}), ([None], announced)):
+        got = await serving.ask("POST", ROTATIONS, body=body, headers=headers)
+        assert (got.status, got.document()["code"]) == (403, "not_permitted")
+
+
+@pytest.mark.parametrize("project", ["acme", "nobody"])
+@pytest.mark.parametrize("key", [NEW_API_KEY, None, "short"])
+async def test_a_wrong_key_does_not_learn_that_rotations_are_forbidden(
+    project: str, key: str | None
+) -> None:
+    answers = []
+    for allowed in (True, False):
+        serving = Serving(rotation_allowed=allowed)
+        target = f"/v1/projects/{project}/rotations"
+        answers.append(await serving.ask("POST", target, key=key, body=_ask()))
+    allowed_answer, forbidden_answer = answers
+    assert forbidden_answer.status == 401
+    assert forbidden_answer.content == allowed_answer.content
+    assert forbidden_answer.headers == allowed_answer.headers
+
+
+async def test_a_rotation_of_the_operator_is_reported_where_callers_may_not_rotate() -> None:
+    serving = Serving(rotation_allowed=False)
+    rotation_id = _turn(serving)
+    assert (await _state(serving, rotation_id, NEW_API_KEY))["state"] == "accepted"
+
+
 # How many are under way.
 
 
