@@ -31,6 +31,7 @@
      │         ├── KeyringRolledBackError   keyring_rolled_back
      │         ├── UnknownMasterKeyError    unknown_master_key
      │         ├── StorageUnavailableError  storage_unavailable
+     │         ├── KmsUnavailableError      kms_unavailable
      │         └── LeaseMismatchError       lease_mismatch
      ├── PublisherError                     publishing a request, or waiting for its events
      │    ├── NotDeliveredError             the request is on no queue
@@ -233,6 +234,12 @@ class StorageUnavailableError(TransientError):
     """The storage did not respond, or responded with an error of its own."""
 
     code = "storage_unavailable"
+
+
+class KmsUnavailableError(TransientError):
+    """The provider of a master key did not respond, refused, or contradicted itself (SPEC 2.2)."""
+
+    code = "kms_unavailable"
 
 
 class LeaseMismatchError(TransientError):

@@ -19,6 +19,7 @@ OWN_PREFIX: Final = ".keyturn/"
 KEYRINGS_PREFIX: Final = ".keyturn/keyrings/"
 STAGING_PREFIX: Final = ".keyturn/staging/"
 SWEEPS_PREFIX: Final = ".keyturn/sweeps/"
+KEYS_PREFIX: Final = ".keyturn/keys/"
 ALL_PROJECTS: Final = "*"
 ALL_PROJECTS_FOLDER: Final = "_all"  # no project id begins with _
 
@@ -103,6 +104,11 @@ def object_s3_key(project: str, object_key: str) -> str:
 def keyring_s3_key(project: str) -> str:
     """The S3 key of a project's keyring (SPEC 5.2)."""
     return f"{KEYRINGS_PREFIX}{project}.json"
+
+
+def key_check_s3_key(master_key: str) -> str:
+    """The S3 key of the known text that a master key's id is checked with (SPEC 2.2)."""
+    return f"{KEYS_PREFIX}{master_key}.json"
 
 
 def staging_s3_key(publisher: str, upload_id: str) -> str:

@@ -23,6 +23,7 @@ DECLARATIONS: Final = {
     "keyturn_workers/storage/capabilities.py": "flags and their defaults",
     "keyturn_workers/storage/port.py": "the protocol of a storage and its classes of data",
     "keyturn_workers/storage/probe/protocol.py": "the protocol of the probe's storage",
+    "keyturn_workers/master_keys/port.py": "the protocol of a master key and its classes of data",
     "keyturn_workers/sweep/context.py": "a class of data",
 }
 

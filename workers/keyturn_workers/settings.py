@@ -7,7 +7,7 @@ that a command that only lists a bucket never asks for a master key.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, model_validator
 from pydantic_settings import NoDecode
@@ -20,9 +20,14 @@ from keyturn.settings import (
     S3Settings,
     Settings,
     SigningKeysSetting,
+    Url,
     seed_from_b64,
 )
+from keyturn_workers.key_uris import KeyUri
 from keyturn_workers.worker.grants import Grant, GrantsFile, parse_grants, parse_named_settings
+
+MasterKeySource: TypeAlias = Secret | KeyUri
+"""A master key's 32 bytes, or where the key is held."""
 
 _DAY_S: Final = 24 * 3600
 _GIB: Final = 1024**3
@@ -58,7 +63,45 @@ class LogSettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class OperatorSettings(S3Settings):
+class KmsSettings(Settings):
+    """How this process uses master keys that are held elsewhere (SPEC 2.2, 11)."""
+
+    # A derived KEK in use is derived again ahead of this age.
+    kms_cache_s: Annotated[int, Field(ge=1)] = 3600
+    # While the provider does not answer, a KEK is kept at most this long.
+    kms_cache_max_s: Annotated[int, Field(ge=1)] = _DAY_S
+    # One call to a provider, and all that a request waits for its turn.
+    kms_timeout_s: Annotated[float, Field(gt=0)] = 5
+    # Bounds of this process for each master key.
+    kms_concurrency: Annotated[int, Field(ge=1, le=1000)] = 16
+    kms_requests_per_s: Annotated[int, Field(ge=1, le=100_000)] = 500
+    # PKCS #11: the module where the URI names none; the PIN, or a file that is read again.
+    pkcs11_module: Path | None = None
+    pkcs11_pin: SecretStr | None = None
+    pkcs11_pin_file: Path | None = None
+    # AWS KMS: only for other endpoints than AWS's own. Credentials: the standard AWS chain.
+    aws_kms_endpoint_url: Url | None = None
+    # Vault and OpenBao: a token, a file with a token that is read again, AppRole, or Kubernetes.
+    vault_token: SecretStr | None = None
+    vault_token_file: Path | None = None
+    vault_role_id: str | None = None
+    vault_secret_id: SecretStr | None = None
+    vault_secret_id_file: Path | None = None
+    vault_kubernetes_role: str | None = None
+    vault_kubernetes_token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    # The path of the auth method; `approle` or `kubernetes` if unset.
+    vault_auth_mount: str | None = None
+    vault_namespace: str | None = None
+    vault_ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_cache_times(self) -> Self:
+        if self.kms_cache_max_s < self.kms_cache_s:
+            raise ValueError("KMS_CACHE_MAX_S must not be below KMS_CACHE_S")
+        return self
+
+
+class OperatorSettings(S3Settings, KmsSettings):
     """What opens everything: the bucket and the master keys."""
 
     master_keys: MasterKeys

@@ -88,13 +88,44 @@ def check_api_key(api_key: str) -> str:
     return api_key
 
 
+def admin_kek_info(project: str) -> bytes:
+    """Return the HKDF info of a project's admin KEK (SPEC 2.2)."""
+    return label("keyturn/v1/admin-kek", project)
+
+
+def record_kek_info(project: str) -> bytes:
+    """Return the HKDF info of the KEK of Keyturn's own records about a project (SPEC 5.1)."""
+    return label("keyturn/v1/record-kek", project)
+
+
+def master_prk(master_key: bytes) -> Secret:
+    """Return the PRK of a master key: HKDF-Extract with an empty salt (SPEC 2.2).
+
+    It is what an HSM or a KMS holds as an HMAC-SHA256 key: `expand_message` under it is a KEK.
+
+    Raises:
+        ValueError: the master key is not 32 bytes long.
+    """
+    return Secret(hmac.digest(bytes(MASTER_KEY_BYTES), _master(master_key), "sha256"))
+
+
+def expand_message(info: bytes) -> bytes:
+    """Return the message whose HMAC-SHA256 under the PRK is HKDF-Expand to 32 bytes (SPEC 2.2)."""
+    return info + b"\x01"
+
+
+def expand_prk(prk: Secret, info: bytes) -> Kek:
+    """Return 32 bytes of HKDF-Expand-SHA256 of a master key's PRK (SPEC 2.2)."""
+    return Secret(hmac.digest(prk.reveal(), expand_message(info), "sha256"))
+
+
 def admin_kek(master_key: bytes, project: str) -> Kek:
     """Return a project's admin KEK, derived from the master key (SPEC 2.2).
 
     Raises:
         ValueError: the master key is not 32 bytes long.
     """
-    return _kek(_master(master_key), b"", label("keyturn/v1/admin-kek", project))
+    return expand_prk(master_prk(master_key), admin_kek_info(project))
 
 
 def record_kek(master_key: bytes, project: str) -> Kek:
@@ -103,7 +134,7 @@ def record_kek(master_key: bytes, project: str) -> Kek:
     Raises:
         ValueError: the master key is not 32 bytes long.
     """
-    return _kek(_master(master_key), b"", label("keyturn/v1/record-kek", project))
+    return expand_prk(master_prk(master_key), record_kek_info(project))
 
 
 def kek_id(kek: Kek) -> str:
