@@ -24,6 +24,7 @@ from keyturn_workers.cli import (
     gateway,
     init,
     keygen,
+    keys,
     objects,
     rotate,
     status,
@@ -117,6 +118,7 @@ def root(
 
 app.command("init")(init.init)
 app.add_typer(keygen.app)
+app.add_typer(keys.app)
 app.add_typer(worker.app)
 app.command("gateway")(gateway.gateway)
 app.command("enroll")(enroll.enroll)

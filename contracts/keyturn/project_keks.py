@@ -1,0 +1,87 @@
+"""The file in which an operator hands one project's admin KEKs to an auditor (SPEC 2.2, 15.2).
+
+    {"v": 1, "project": "acme", "created": "2026-11-24T10:00:00.000000Z",
+     "admin_keks": [{"id": "m1", "kek": "base64 of 32 bytes"}]}
+
+`id` is the id of the master key that the KEK was derived from. `keyturn keys export-project`
+writes such a file, and `keyturn verify` reads it. It opens every object of the project, and
+nothing of any other. Pure.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from keyturn.crypto import Secret, from_base64, to_base64
+from keyturn.errors import MalformedRequestError
+from keyturn.identifiers import is_project, is_short_name, parse_time
+from keyturn.messages import load_json
+
+_VERSION: Final = 1
+_KEK_BYTES: Final = 32
+_NAMES: Final = {"v", "project", "created", "admin_keks"}
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectKeks:
+    """One project's admin KEKs, by the id of their master key; `created` is RFC 3339."""
+
+    project: str
+    created: str
+    admin_keks: Mapping[str, Secret]
+
+
+def build_project_keks(keks: ProjectKeks) -> str:
+    """The text of the file, with a final line break. It holds the keys themselves."""
+    document = {
+        "v": _VERSION,
+        "project": keks.project,
+        "created": keks.created,
+        "admin_keks": [
+            {"id": name, "kek": to_base64(kek.reveal())} for name, kek in keks.admin_keks.items()
+        ],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def parse_project_keks(text: str) -> ProjectKeks:
+    """The KEKs in the text of such a file.
+
+    Raises:
+        ValueError: the rule that fails, without any value of the text.
+    """
+    try:
+        document = load_json(text.encode())
+    except (MalformedRequestError, UnicodeEncodeError):
+        raise ValueError("not JSON as `keyturn keys export-project` writes it") from None
+    if document.keys() != _NAMES or document["v"] != _VERSION:
+        raise ValueError("not a file of `keyturn keys export-project`")
+    project, created = document["project"], document["created"]
+    if not isinstance(project, str) or not is_project(project):
+        raise ValueError("project is not a project id")
+    if not isinstance(created, str):
+        raise ValueError("created is not a time")  # noqa: TRY004  # one exception for all rules
+    parse_time(created)
+    return ProjectKeks(project, created, _admin_keks(document["admin_keks"]))
+
+
+def _admin_keks(entries: Any) -> dict[str, Secret]:
+    if not isinstance(entries, list) or not entries:
+        raise ValueError("admin_keks is a list of at least one KEK")
+    keks = [_admin_kek(entry) for entry in entries]
+    by_id = dict(keks)
+    if len(by_id) != len(keks):
+        raise ValueError("admin_keks names a master key twice")
+    return by_id
+
+
+def _admin_kek(entry: Any) -> tuple[str, Secret]:
+    match entry:
+        case {"id": str(name), "kek": str(encoded), **rest} if is_short_name(name) and not rest:
+            kek = from_base64(encoded)
+        case _:
+            raise ValueError("each of admin_keks has the id of a master key, and its kek")
+    if len(kek) != _KEK_BYTES:
+        raise ValueError("a KEK is the base64 of 32 bytes")
+    return name, Secret(kek)

@@ -1,0 +1,78 @@
+"""The file with one project's admin KEKs: read as written, and refused in any other form."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from keyturn.crypto import Secret, to_base64
+from keyturn.project_keks import ProjectKeks, build_project_keks, parse_project_keks
+
+CREATED = "2026-11-24T10:00:00.000000Z"
+KEKS = ProjectKeks("acme", CREATED, {"m1": Secret(bytes(range(32))), "m2": Secret(bytes(32))})
+
+
+def _document(**changed: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(build_project_keks(KEKS))
+    return document | changed
+
+
+def test_the_file_has_the_documented_form() -> None:
+    assert _document() == {
+        "v": 1,
+        "project": "acme",
+        "created": CREATED,
+        "admin_keks": [
+            {"id": "m1", "kek": to_base64(bytes(range(32)))},
+            {"id": "m2", "kek": to_base64(bytes(32))},
+        ],
+    }
+
+
+def test_what_was_written_is_read() -> None:
+    assert parse_project_keks(build_project_keks(KEKS)) == KEKS
+
+
+def test_neither_a_repr_nor_an_error_shows_a_kek() -> None:
+    kek = to_base64(bytes(range(32)))
+    assert kek not in repr(KEKS)
+    assert repr(bytes(range(32))) not in repr(KEKS)
+    with pytest.raises(ValueError, match="a KEK is") as raised:
+        parse_project_keks(json.dumps(_document(admin_keks=[{"id": "m1", "kek": kek[:-4]}])))
+    assert kek[:16] not in str(raised.value)
+
+
+_KEK = to_base64(bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"v": 2}, "not a file of"),
+        ({"more": 1}, "not a file of"),
+        ({"project": "A"}, "project is not"),
+        ({"project": None}, "project is not"),
+        ({"created": "yesterday"}, "a time reads like"),
+        ({"created": 1}, "created is not a time"),
+        ({"admin_keks": []}, "at least one"),
+        ({"admin_keks": {"m1": _KEK}}, "at least one"),
+        ({"admin_keks": ["m1"]}, "each of admin_keks"),
+        ({"admin_keks": [{"id": "m1"}]}, "each of admin_keks"),
+        ({"admin_keks": [{"id": "M!", "kek": _KEK}]}, "each of admin_keks"),
+        ({"admin_keks": [{"id": "m1", "kek": 7}]}, "each of admin_keks"),
+        ({"admin_keks": [{"id": "m1", "kek": _KEK, "x": 1}]}, "each of admin_keks"),
+        ({"admin_keks": [{"id": "m1", "kek": _KEK + "\n"}]}, "not standard base64"),
+        ({"admin_keks": [{"id": "m1", "kek": _KEK}] * 2}, "twice"),
+    ],
+)
+def test_another_form_is_refused(changed: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        parse_project_keks(json.dumps(_document(**changed)))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "m1:abc", '{"v": 1, "v": 1}', "\ud800"])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not JSON as"):
+        parse_project_keks(text)

@@ -1,0 +1,104 @@
+"""`keyturn keys export-project`: hand an auditor one project's admin KEK (SPEC 2.2, 15.2).
+
+An admin KEK opens every object of one project, and nothing of any other: an auditor can verify
+the project (`keyturn verify`) without the master key. The file cannot be taken back; a rotation
+of the master key makes it worthless for what is under the new one.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from keyturn.crypto import Secret
+from keyturn.errors import UnknownMasterKeyError, UnknownProjectError
+from keyturn.identifiers import (
+    format_time,
+    has_control_characters,
+    is_short_name,
+    keyring_s3_key,
+)
+from keyturn.project_keks import ProjectKeks, build_project_keks
+from keyturn_workers.cli.arguments import Project
+from keyturn_workers.cli.bucket import open_bucket
+from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.secret_files import write_secret
+from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring.model import parse_keyring
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.settings import OperatorSettings
+
+_REASON_MAX_CHARACTERS: Final = 500
+
+
+def _check_reason(value: str) -> str:
+    reason = value.strip()
+    if not 1 <= len(reason) <= _REASON_MAX_CHARACTERS or has_control_characters(reason):
+        raise typer.BadParameter(
+            f"must be one line of 1 to {_REASON_MAX_CHARACTERS} characters: who gets it, and why"
+        )
+    return reason
+
+
+def _check_master_keys(values: list[str] | None) -> list[str] | None:
+    if any(not is_short_name(value) for value in values or ()):
+        raise typer.BadParameter("must have 1 to 32 characters from a-z, 0-9 and -")
+    return values
+
+
+def export_project(
+    project: Project,
+    out: Annotated[Path, typer.Option(help="New file (mode 0600) for the admin KEK.")],
+    reason: Annotated[
+        str,
+        typer.Option(callback=_check_reason, help="Who gets the file, and why: for the audit."),
+    ],
+    master_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_check_master_keys,
+            help="Export the KEK under the master key of this id; may be repeated. "
+            "Default: the one that the project's keyring names.",
+        ),
+    ] = None,
+) -> None:
+    """Write one project's admin KEK to a file, for `keyturn verify`.
+
+    The file opens every object of the project, and nothing of any other project.
+    """
+    if out.exists():
+        raise CommandError(f"{out} already exists")
+    settings = OperatorSettings.read()
+    keks = asyncio.run(_derive(settings, project, master_key))
+    write_secret(out, build_project_keks(keks))
+    note(f"admin KEK of {project} under {', '.join(keks.admin_keks)} written to {out}: {reason}")
+
+
+async def _derive(
+    settings: OperatorSettings, project: str, master_keys: list[str] | None
+) -> ProjectKeks:
+    names = master_keys or [await _keyring_master_key(settings, project)]
+    keys = OperatorKeys(settings.master_keys)
+    keks = {name: _admin_kek(keys, name, project) for name in names}
+    return ProjectKeks(project, format_time(datetime.now(UTC)), keks)
+
+
+def _admin_kek(keys: OperatorKeys, master_key: str, project: str) -> Secret:
+    kek = keys.admin_kek(master_key, project)
+    if kek is None:
+        raise UnknownMasterKeyError(f"{master_key} is not in KEYTURN_MASTER_KEYS")
+    return kek
+
+
+async def _keyring_master_key(settings: OperatorSettings, project: str) -> str:
+    """The id of the master key that the keyring names, and opens under."""
+    async with open_bucket(settings, max_connections=2) as storage:
+        try:
+            _, body = await storage.read(keyring_s3_key(project))
+        except MissingError as exc:
+            raise UnknownProjectError(
+                "the project has no keyring; name its master key with --master-key"
+            ) from exc
+    return parse_keyring(body, project, settings.master_keys).master_key
