@@ -49,6 +49,15 @@
      │    ├── CommitmentError               the header does not match the key and context
      │    ├── ChunkError                    a chunk is not authentic, or the stream is cut
      │    └── SignatureError                the signature does not verify
+     ├── EvidenceError                      evidence does not verify (SPEC 15)
+     │    ├── MalformedEvidenceError        not evidence, or it contradicts itself or its chain
+     │    ├── ForgedEvidenceError           the signature does not verify
+     │    ├── UnknownEventKeyError          signed by a key that is not given
+     │    ├── RetiredEventKeyError          signed by a key that was retired before
+     │    ├── ForeignEvidenceError          of another deployment or project
+     │    ├── ReplayedEvidenceError         twice the same, or two after the same one
+     │    ├── ReorderedEvidenceError        a complete chain in another order
+     │    └── CutEvidenceError              a link is missing
      └── SettingsError                      a setting, or an optional dependency, is missing
 
     UnencryptedGatewayWarning (a UserWarning): an API key is sent over plain HTTP
@@ -388,6 +397,73 @@ class SignatureError(SealError):
 
     def __init__(self) -> None:
         super().__init__("the signature does not verify")
+
+
+class EvidenceError(KeyturnError):
+    """A file of evidence, or a chain of them, does not verify (SPEC 15).
+
+    Args:
+        reason: One line for people. It repeats nothing of the file.
+        index: Which file of the chain it is, counted from 0; None if it is none in particular.
+
+    Attributes:
+        kind: The stable name of this kind of error, such as `forged`.
+        index: As given.
+    """
+
+    kind: ClassVar[str] = "evidence"
+
+    def __init__(self, reason: str, *, index: int | None = None) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+class MalformedEvidenceError(EvidenceError):
+    """Not a file of evidence, or it contradicts itself, or those before it in the chain."""
+
+    kind = "malformed"
+
+
+class ForgedEvidenceError(EvidenceError):
+    """The signature is not by the key that the file names."""
+
+    kind = "forged"
+
+
+class UnknownEventKeyError(EvidenceError):
+    """Signed by an event key whose public half was not given."""
+
+    kind = "unknown_key"
+
+
+class RetiredEventKeyError(EvidenceError):
+    """Signed by an event key that the chain says was retired before."""
+
+    kind = "retired_key"
+
+
+class ForeignEvidenceError(EvidenceError):
+    """Of another deployment or another project."""
+
+    kind = "foreign"
+
+
+class ReplayedEvidenceError(EvidenceError):
+    """The same file twice, or two files that follow the same one: a chain never forks."""
+
+    kind = "replayed"
+
+
+class ReorderedEvidenceError(EvidenceError):
+    """The files are a complete chain, but not in its order."""
+
+    kind = "reordered"
+
+
+class CutEvidenceError(EvidenceError):
+    """A link of the chain is missing: at its start, inside it, or at its end."""
+
+    kind = "cut"
 
 
 class SettingsError(KeyturnError):

@@ -6,7 +6,7 @@
 | `keys` | derivation of KEKs, and `Secret` (SPEC 2, 4.6, 5.1) |
 | `wraps` | DEK wraps, records, tombstones, v0 (SPEC 4, 5.1, 8.7) |
 | `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
-| `signatures` | Ed25519 on requests and events (SPEC 6.3, 6.7) |
+| `signatures` | Ed25519 on requests, events and evidence (SPEC 6.3, 6.7, 15.1) |
 | `retry_mac` | the MAC on a worker's note about a retry (SPEC 6.3) |
 | `labels`, `base64` | helpers of these |
 

@@ -1,8 +1,9 @@
-"""Signatures of requests and events: Ed25519, bound to one deployment (SPEC 6.3, 6.7).
+"""Signatures of requests, events and evidence: Ed25519 (SPEC 6.3, 6.7, 15.1).
 
 A request's signature covers the publisher's name, an event's does not; their labels differ, so
-that neither is ever valid as the other. Verification raises, and never returns a bool that a
-caller could forget to check.
+that neither is ever valid as the other, nor as the signature of a DSSE envelope. Requests and
+events are bound to one deployment by their labels, evidence by its subject. Verification raises,
+and never returns a bool that a caller could forget to check.
 It must never parse a body: the bytes are verified before anything interprets them.
 """
 
@@ -56,6 +57,14 @@ class SigningKey:
     def sign_event(self, deployment: str, body: bytes) -> str:
         """Return the header `keyturn-signature` of an event, in base64 (SPEC 6.7)."""
         return to_base64(self._key.sign(_event(deployment) + body))
+
+    def sign_dsse(self, payload_type: str, payload: bytes) -> bytes:
+        """Return the signature of a DSSE envelope, 64 bytes (SPEC 15.1)."""
+        return self._key.sign(_dsse(payload_type, payload))
+
+    def verify_key(self) -> "VerifyKey":
+        """Return the public half."""
+        return VerifyKey(self._key.public_key())
 
     def retry_key(self) -> RetryKey:
         """Return the key of the notes on retries, derived from this event key's seed (SPEC 6.3)."""
@@ -121,6 +130,17 @@ class VerifyKey:
         except (InvalidSignature, ValueError) as exc:
             raise SignatureError from exc
 
+    def verify_dsse(self, payload_type: str, payload: bytes, signature: bytes) -> None:
+        """Verify the signature of a DSSE envelope around this payload.
+
+        Raises:
+            SignatureError: it is not this key's.
+        """
+        try:
+            self._key.verify(signature, _dsse(payload_type, payload))
+        except InvalidSignature as exc:
+            raise SignatureError from exc
+
 
 def _key_id(public_bytes: bytes) -> str:
     # A hint of which key to try first, and no more: it is not signed.
@@ -133,3 +153,9 @@ def _request(deployment: str, publisher: str) -> bytes:
 
 def _event(deployment: str) -> bytes:
     return label("keyturn/v1/event", deployment) + b"\0"
+
+
+def _dsse(payload_type: str, payload: bytes) -> bytes:
+    # The pre-authentication encoding of DSSE v1: lengths first, so that nothing can be shifted.
+    encoded = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(encoded), encoded, len(payload), payload)

@@ -15,6 +15,7 @@ from keyturn.identifiers import (
     OWN_PREFIX,
     TIME_PATTERN,
     check_object_key,
+    evidence_s3_key,
     format_time,
     has_control_characters,
     is_object_key,
@@ -23,6 +24,7 @@ from keyturn.identifiers import (
     is_uuid,
     keyring_s3_key,
     object_s3_key,
+    parse_evidence_name,
     parse_time,
     staging_s3_key,
     sweep_prefix,
@@ -136,3 +138,13 @@ def test_records_and_staged_bodies_are_outside_of_every_project() -> None:
     assert keyring_s3_key("acme") == ".keyturn/keyrings/acme.json"
     assert staging_s3_key("api", "id") == ".keyturn/staging/api/id"
     assert not is_project(OWN_PREFIX.rstrip("/"))
+
+
+def test_the_name_of_evidence_reads_back() -> None:
+    sweep_id = "2f6c9a0e-0000-4000-8000-000000000001"
+    s3_key = evidence_s3_key("acme", 12, sweep_id)
+    assert s3_key == f".keyturn/evidence/acme/12-{sweep_id}.json"
+    name = s3_key.rpartition("/")[2]
+    assert parse_evidence_name(name) == (12, sweep_id)
+    for other in (name + "x", "0" + name, f"-{sweep_id}.json", f"0-{sweep_id}.json", "12-x.json"):
+        assert parse_evidence_name(other) is None

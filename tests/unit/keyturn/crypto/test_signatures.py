@@ -1,6 +1,7 @@
 """A signature is for one deployment, one publisher and one kind of message (SPEC 6.3, 6.7)."""
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,3 +62,22 @@ def test_a_key_is_named_by_its_public_half() -> None:
 def test_a_signing_key_does_not_show() -> None:
     assert bytes(range(32)).hex() not in repr(SIGNING)
     assert not any("seed" in name for name in vars(SIGNING))
+
+
+def test_a_dsse_signature_covers_type_and_payload_and_is_no_other_kind() -> None:
+    signature = SIGNING.sign_dsse("type", b"payload")
+    assert SIGNING.verify_key() == VERIFY
+    VERIFY.verify_dsse("type", b"payload", signature)
+    encoded = b"DSSEv1 4 type 7 payload"
+    Ed25519PublicKey.from_public_bytes(VERIFY.public_bytes).verify(signature, encoded)
+    for payload_type, payload in (
+        ("typ", b"payload"),
+        ("type", b"payloac"),
+        ("type 7", b"payload"),
+    ):
+        with pytest.raises(SignatureError):
+            VERIFY.verify_dsse(payload_type, payload, signature)
+    with pytest.raises(SignatureError):
+        VERIFY.verify_dsse("type", b"payload", signature[:-1])
+    with pytest.raises(SignatureError):
+        VERIFY.verify_event("default", b"payload", to_base64(signature))

@@ -1,0 +1,146 @@
+"""The chain of a project's evidence (SPEC 15.1, 15.2). Pure.
+
+Each file names the digest of the one before. A chain begins with a file that names none, and
+never forks. An event key may be replaced: each file lists the other keys that signed before it,
+with the last digest of each, and which of them are retired. A retired key, which may have been
+stolen since, signs nothing after the file that retires it.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from keyturn.crypto import VerifyKey
+from keyturn.errors import (
+    CutEvidenceError,
+    EvidenceError,
+    ForeignEvidenceError,
+    MalformedEvidenceError,
+    ReorderedEvidenceError,
+    ReplayedEvidenceError,
+    RetiredEventKeyError,
+)
+from keyturn.evidence.envelope import Evidence, parse
+from keyturn.evidence.statement import EventKeyUse
+
+
+def verify_chain(
+    files: Sequence[bytes],
+    keys: Collection[VerifyKey],
+    *,
+    deployment: str | None = None,
+    project: str | None = None,
+    newest: str | None = None,
+) -> tuple[Evidence, ...]:
+    """Verify the evidence of one project, from its first file on.
+
+    Args:
+        files: The bytes of all files in the order of the chain (`in_chain_order`).
+        keys: The public event keys of the deployment, those that were retired too.
+        deployment: The deployment that it must be of; by default that of the first file.
+        project: The project that it must be of; by default that of the first file.
+        newest: The digest of the newest evidence, by the keyring or the event of the end.
+
+    Returns:
+        What the files say, in the same order.
+
+    Raises:
+        EvidenceError: the first reason why the chain proves nothing; `index` is the file's.
+    """
+    chain = [_verify_file(index, envelope, keys) for index, envelope in enumerate(files)]
+    if not chain:
+        raise CutEvidenceError("there is no evidence")
+    subject = chain[0].statement
+    expected = (deployment or subject.deployment, project or subject.project)
+    for index, evidence in enumerate(chain):
+        if (evidence.statement.deployment, evidence.statement.project) != expected:
+            raise ForeignEvidenceError("of another deployment or project", index=index)
+    _verify_links(chain)
+    _verify_history(chain)
+    if newest is not None and chain[-1].digest != newest:
+        raise CutEvidenceError("the chain does not end with the newest evidence")
+    return tuple(chain)
+
+
+def _verify_file(index: int, envelope: bytes, keys: Collection[VerifyKey]) -> Evidence:
+    try:
+        evidence = parse(envelope)
+        evidence.verify(keys)
+    except EvidenceError as exc:
+        exc.index = index
+        raise
+    return evidence
+
+
+def _verify_links(chain: Sequence[Evidence]) -> None:
+    """Verify that each file follows the one before, and the first one none."""
+    digests: set[str] = set()
+    followed: set[str | None] = set()
+    for index, evidence in enumerate(chain):
+        if evidence.predicate.previous in followed:
+            is_same = evidence.digest in digests
+            reason = "the same evidence twice" if is_same else "two after the same evidence"
+            raise ReplayedEvidenceError(reason, index=index)
+        digests.add(evidence.digest)
+        followed.add(evidence.predicate.previous)
+    for index, evidence in enumerate(chain):
+        # No digest can be part of a circle. So a set without a gap is one chain.
+        if evidence.predicate.previous not in (None, *digests):
+            raise CutEvidenceError("the evidence before it is missing", index=index)
+    before = None
+    for index, evidence in enumerate(chain):
+        if evidence.predicate.previous != before:
+            raise ReorderedEvidenceError("not in the order of the chain", index=index)
+        before = evidence.digest
+
+
+def _verify_history(chain: Sequence[Evidence]) -> None:
+    """Verify what each file says about those before it: generations, and who signed them."""
+    before: Evidence | None = None
+    for index, evidence in enumerate(chain):
+        uses = [] if before is None else before.predicate.event_keys
+        if evidence.key_id in {use.keyid for use in uses if use.retired}:
+            raise RetiredEventKeyError("signed by an event key retired before", index=index)
+        held = {use.keyid for use in evidence.predicate.event_keys if not use.retired}
+        if keys_before(before, evidence.key_id, held) != evidence.predicate.event_keys:
+            raise MalformedEvidenceError("event_keys are not those that signed before", index=index)
+        if before and evidence.predicate.generation < before.predicate.generation:
+            raise MalformedEvidenceError("the generation is lower than before", index=index)
+        before = evidence
+
+
+def keys_before(previous: Evidence | None, key_id: str, held: Collection[str]) -> list[EventKeyUse]:
+    """What the evidence after `previous` lists as its `event_keys`.
+
+    Args:
+        previous: The evidence before; None before the first one.
+        key_id: The id of the event key that signs the new evidence.
+        held: The ids of all event keys that the workers hold. The others are retired.
+    """
+    if previous is None:
+        return []
+    uses = {use.keyid: use for use in previous.predicate.event_keys}
+    uses[previous.key_id] = EventKeyUse(keyid=previous.key_id, last=previous.digest, retired=False)
+    return [
+        use.model_copy(update={"retired": use.retired or keyid not in held})
+        for keyid, use in sorted(uses.items())
+        if keyid != key_id
+    ]
+
+
+def in_chain_order(files: Iterable[bytes]) -> list[bytes]:
+    """The files in the order of their chain, as far as they form one; the rest behind them.
+
+    It verifies nothing: `verify_chain` does, and says what is wrong with the rest.
+
+    Raises:
+        MalformedEvidenceError: one of them is not a file of evidence.
+    """
+    parsed = [parse(envelope) for envelope in files]
+    by_previous: dict[str | None, Evidence] = {}
+    for evidence in parsed:
+        by_previous.setdefault(evidence.predicate.previous, evidence)
+    ordered: list[Evidence] = []
+    while follower := by_previous.pop(ordered[-1].digest if ordered else None, None):
+        ordered.append(follower)
+    chained = {id(evidence) for evidence in ordered}
+    rest = (evidence for evidence in parsed if id(evidence) not in chained)
+    return [evidence.envelope for evidence in (*ordered, *rest)]

@@ -1,0 +1,188 @@
+"""What a file of evidence says: an in-toto Statement v1 about one project (SPEC 15.1). Pure.
+
+The subject is the project at its generation, and its digest is that of the desired state, so a
+reader can compare it with what a keyring or `keyturn status` shows.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from keyturn.errors import MalformedEvidenceError, MalformedRequestError
+from keyturn.identifiers import is_project, is_short_name, parse_time
+from keyturn.messages.fields import Count, Generation, RequestDigest, RequestId, ShortName, Time
+from keyturn.messages.json_text import load_json, problems
+
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "urn:keyturn:evidence:rotation:v1"
+MAX_EVENT_KEYS: Final = 256
+MAX_LEASE_S: Final = 10**6
+
+KekId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Digest = RequestDigest
+
+
+class _Model(BaseModel):
+    # in-toto: readers ignore what they do not know. All of it is signed.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+
+class EvidenceCounts(_Model):
+    """The counts of SPEC 8.6. Only a clean end leaves evidence."""
+
+    objects: Count
+    rewrapped: Count
+    current: Count
+    plaintext: Count
+    encrypted: Count
+    deleted: Count
+    foreign: Count
+    failed: Literal[0]
+    noncurrent_stale: Literal[0]
+    clean: Literal[True]
+
+
+class EventKeyUse(_Model):
+    """Another event key that signed evidence of this project before.
+
+    Attributes:
+        keyid: The id of the key (SPEC 6.10).
+        last: The digest of the last evidence that it signed.
+        retired: Whether the workers no longer hold it. It signs nothing after this evidence.
+    """
+
+    keyid: KeyId
+    last: Digest
+    retired: bool
+
+
+class Predicate(_Model):
+    """What was proven.
+
+    Attributes:
+        sweep_id: The id of the rotation or the sweep.
+        kind: Which of the two it was.
+        publisher: Who requested it first; None if its record does not say (0.4).
+        request: The SHA-256 of the request's body; None with `publisher`.
+        generation: The project's generation. Every object is wrapped under its KEK.
+        kek_id: The id of that KEK.
+        master_key: The id of the master key. Every object is wrapped under it too.
+        turned_at: The storage's date of the first response that showed this state.
+        proven_from: The storage's date of the first observation that counts as proof.
+        proven_to: The storage's date of the last one.
+        lease_s: The lease in seconds. Every observation of a page is later than two leases after
+            `turned_at` (SPEC 8.4).
+        late_writes_refused: Whether the storage refuses writes that arrive after their lease.
+        counts: What was counted.
+        pages: In how many pages the project was observed; 0 if it has no object.
+        version: The version of Keyturn that wrote this.
+        event_keys: All other event keys that signed evidence of this project before, by id.
+        previous: The digest of the project's evidence before; None in the first one.
+    """
+
+    sweep_id: RequestId
+    kind: Literal["rotation", "sweep"]
+    publisher: ShortName | None
+    request: Digest | None
+    generation: Generation
+    kek_id: KekId
+    master_key: ShortName
+    turned_at: Time
+    proven_from: Time
+    proven_to: Time
+    lease_s: Annotated[int, Field(ge=1, le=MAX_LEASE_S)]
+    late_writes_refused: bool
+    counts: EvidenceCounts
+    pages: Count
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,64}$")]
+    event_keys: Annotated[list[EventKeyUse], Field(max_length=MAX_EVENT_KEYS)]
+    previous: Digest | None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "Predicate":
+        times = [parse_time(text) for text in (self.turned_at, self.proven_from, self.proven_to)]
+        if times != sorted(times):
+            raise ValueError("turned_at, proven_from and proven_to must be in this order")
+        if self.pages and times[1] - times[0] <= timedelta(seconds=2 * self.lease_s):
+            raise ValueError("proven_from must be later than two leases after turned_at")
+        if (self.publisher is None) != (self.request is None):
+            raise ValueError("publisher and request go together")
+        ids = [use.keyid for use in self.event_keys]
+        if ids != sorted(set(ids)):
+            raise ValueError("event_keys must be sorted by keyid, each once")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What one file of evidence says, about which project of which deployment."""
+
+    deployment: str
+    project: str
+    predicate: Predicate
+
+    @property
+    def subject_digest(self) -> str:
+        """The SHA-256 of the canonical JSON of generation, KEK id and master key id, in hex."""
+        state = self.predicate.model_dump(include={"generation", "kek_id", "master_key"})
+        return hashlib.sha256(canonical_json(state)).hexdigest()
+
+    def to_payload(self) -> bytes:
+        """The bytes that are signed: canonical JSON."""
+        return canonical_json(
+            {
+                "_type": STATEMENT_TYPE,
+                "subject": [self._subject()],
+                "predicateType": PREDICATE_TYPE,
+                "predicate": self.predicate.model_dump(mode="json"),
+            }
+        )
+
+    def _subject(self) -> dict[str, Any]:
+        name = f"{self.deployment}/{self.project}"
+        return {"name": name, "digest": {"sha256": self.subject_digest}}
+
+    @classmethod
+    def from_payload(cls, payload: bytes) -> "Statement":
+        """The statement in a payload.
+
+        Raises:
+            MalformedEvidenceError: another type of statement, or its fields are not as SPEC 15.1
+                requires, or the subject is not the state that the predicate names.
+        """
+        try:
+            document = load_json(payload)
+            if document.get("_type") != STATEMENT_TYPE:
+                raise MalformedEvidenceError("not an in-toto Statement v1")
+            if document.get("predicateType") != PREDICATE_TYPE:
+                raise MalformedEvidenceError("not evidence of a rotation or a sweep")
+            predicate = Predicate.model_validate(document.get("predicate"))
+        except MalformedRequestError as exc:
+            raise MalformedEvidenceError("the statement is not strict JSON") from exc
+        except ValidationError as exc:
+            raise MalformedEvidenceError(problems(exc)) from None  # the cause repeats values
+        deployment, project = _parse_name(document.get("subject"))
+        statement = cls(deployment, project, predicate)
+        if document["subject"] != [statement._subject()]:
+            raise MalformedEvidenceError("the subject is not the state that the predicate names")
+        return statement
+
+
+def _parse_name(subject: object) -> tuple[str, str]:
+    """The deployment and the project that the only subject names."""
+    match subject:
+        case [{"name": str(name)}]:
+            deployment, _, project = name.partition("/")
+            if is_short_name(deployment) and is_project(project):
+                return deployment, project
+    raise MalformedEvidenceError("the subject is not one project of a deployment")
+
+
+def canonical_json(document: dict[str, Any]) -> bytes:
+    """JSON with sorted names and no spaces: RFC 8785 for the strings and integers used here."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
