@@ -7,7 +7,6 @@ published: a project under a lost key would be unreadable.
 
 import sys
 from pathlib import Path
-from typing import Final
 
 import typer
 from pydantic import SecretStr
@@ -15,10 +14,8 @@ from pydantic import SecretStr
 from keyturn.crypto import new_api_key, user_kek
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import print_line
-from keyturn_workers.cli.secret_files import write_secret
+from keyturn_workers.cli.secret_files import read_secret, write_secret
 from keyturn_workers.cli.settings import ApiKeySettings
-
-_MAX_FILE_BYTES: Final = 4096
 
 
 def read_or_generate_api_key(
@@ -74,7 +71,7 @@ def read_api_key(file: Path | None, project: str, *, confirm: bool, new: bool = 
         typer.BadParameter: there is none, or it is malformed (SPEC 1).
     """
     if file is not None:
-        api_key: SecretStr | None = SecretStr(_read_text(file).strip())
+        api_key: SecretStr | None = SecretStr(read_secret(file).strip())
     else:
         settings = ApiKeySettings.read()
         api_key = settings.new_api_key if new else settings.api_key
@@ -96,22 +93,10 @@ def read_v0_api_key(file: Path) -> SecretStr:
     Raises:
         typer.BadParameter: the file cannot be read, is empty, or is too long.
     """
-    text = _read_text(file).rstrip("\r\n")
+    text = read_secret(file).rstrip("\r\n")
     if not text:
         raise typer.BadParameter(f"{file}: the file is empty")
     return SecretStr(text)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
-            raise typer.BadParameter(f"{path}: longer than {_MAX_FILE_BYTES} bytes")
-        return data.decode()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-        raise typer.BadParameter(f"{path}: {reason}") from None
 
 
 def _prompt(*, confirm: bool, new: bool) -> SecretStr:

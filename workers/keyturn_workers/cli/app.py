@@ -30,6 +30,7 @@ from keyturn_workers.cli import (
     status,
     sweep,
     upload,
+    verify,
     worker,
 )
 from keyturn_workers.worker.core_dumps import disable_core_dumps
@@ -130,6 +131,7 @@ app.command("sweep")(sweep.sweep)
 app.command("delete")(delete.delete)
 app.command("inspect")(objects.inspect)
 app.command("status")(status.status)
+app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 app.add_typer(dead.app)
 

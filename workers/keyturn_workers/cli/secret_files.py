@@ -1,4 +1,4 @@
-"""Files with secrets: written atomically, readable only by their owner."""
+"""Files with secrets: small ones read; written atomically, readable only by their owner."""
 
 import os
 import tempfile
@@ -6,9 +6,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import typer
+
 from keyturn_workers.cli.errors import CommandError
 
 _OWNER_ONLY: Final = 0o600
+_MAX_BYTES: Final = 4096
+
+
+def read_secret(path: Path) -> str:
+    """The text of a small file with a secret.
+
+    Raises:
+        typer.BadParameter: it cannot be read, is too long, or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise typer.BadParameter(f"{path}: longer than {_MAX_BYTES} bytes")
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise typer.BadParameter(f"{path}: {reason}") from None
 
 
 def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> None:

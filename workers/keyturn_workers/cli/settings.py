@@ -2,10 +2,12 @@
 
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
 
 from keyturn.gateway.transport import is_gateway_url
 from keyturn.identifiers import SHORT_NAME_PATTERN
+from keyturn.project_keks import ProjectKeks, parse_project_keks
 from keyturn.settings import DeploymentSettings, Settings, SigningKeySetting
 from keyturn_workers.settings import OperatorSettings, Publishers
 
@@ -16,6 +18,10 @@ def _gateway_url(value: str) -> str:
     if not is_gateway_url(value):
         raise ValueError(GATEWAY_URL_FORM)
     return value
+
+
+def _project_keks(value: object) -> object:
+    return parse_project_keks(value) if isinstance(value, str) else value
 
 
 GatewayUrl = Annotated[str, AfterValidator(_gateway_url)]
@@ -30,6 +36,12 @@ class ApiKeySettings(Settings):
 
     api_key: SecretStr | None = None
     new_api_key: SecretStr | None = None
+
+
+class ProjectKekSettings(Settings):
+    """A project's admin KEKs, if no file is named: the text of such a file (SPEC 15.2)."""
+
+    project_kek: Annotated[ProjectKeks | None, NoDecode, BeforeValidator(_project_keks)] = None
 
 
 class ReaderSettings(Settings):

@@ -7,9 +7,10 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.cli.secret_files import write_secret
+from keyturn_workers.cli.secret_files import read_secret, write_secret
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,3 +65,23 @@ def test_a_failure_leaves_neither_half_a_file_nor_a_temporary_one(
     with pytest.raises(OSError, match="No space left"):
         write_secret(tmp_path / "key", "secret")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"x" * 4097, "longer than 4096 bytes"), (b"\xff", "not UTF-8 text"), (None, "No such file")],
+)
+def test_a_file_that_cannot_hold_a_secret_is_wrong_usage(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(typer.BadParameter, match=said):
+        read_secret(file)
+
+
+def test_a_secret_is_read_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes("é\n".encode() + b"x" * 4093)
+    assert read_secret(file) == "é\n" + "x" * 4093

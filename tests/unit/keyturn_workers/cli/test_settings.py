@@ -9,6 +9,7 @@ from keyturn_workers.cli.settings import (
     ApiKeySettings,
     BrokerSettings,
     GatewayUrlSettings,
+    ProjectKekSettings,
     ReaderSettings,
     ResignSettings,
     StorageKeySettings,
@@ -21,6 +22,7 @@ def test_what_a_command_can_work_without_may_be_missing() -> None:
     assert GatewayUrlSettings.read().gateway_url is None
     assert BrokerSettings.read().amqp_url is None
     assert StorageKeySettings.read().s3_region == "us-east-1"
+    assert ProjectKekSettings.read().project_kek is None
 
 
 def test_the_new_api_key_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,257 @@
+"""`keyturn verify`: which key is used, what is printed, and the exit status (SPEC 15.2)."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from keyturn.crypto import admin_kek, kek_id, new_api_key, user_kek
+from keyturn.project_keks import ProjectKeks, build_project_keks
+from keyturn_workers.cli.app import app
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import (
+    AT,
+    MASTER_KEYS,
+    deleted,
+    enc,
+    generation,
+    keyring,
+    sealed_object,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from typer.testing import Result
+
+    from keyturn_workers.keyring import Keyring
+
+OLD, NEW = new_api_key(), new_api_key()
+PEPPER = "the pepper"
+
+
+def _ring(api_key: str, number: int) -> Keyring:
+    kek = user_kek(api_key, "acme", PEPPER)
+    return replace(keyring(), current=generation(number, kek=kek))
+
+
+def _kek_file(folder: Path, project: str = "acme", master_key: str = "m1") -> Path:
+    kek = admin_kek(MASTER_KEYS[master_key].reveal(), project)
+    file = folder / f"{project}.kek"
+    file.write_text(build_project_keks(ProjectKeks(project, AT, {master_key: kek})))
+    return file
+
+
+@dataclass
+class Bench:
+    storage: MemoryStorage = field(default_factory=MemoryStorage)
+
+    def put(self, api_key: str, number: int, key: str, **labels: Any) -> None:
+        wraps, body = sealed_object(_ring(api_key, number).desired(MASTER_KEYS), key)
+        self.storage.plant(f"acme/{key}", body, Headers(enc(replace(wraps, **labels))))
+
+    def run(self, *arguments: str, project: str = "acme", **env: str) -> Result:
+        named = {"S3_BUCKET": "memory", "PEPPER": PEPPER} | env
+        settings = {f"KEYTURN_{name}": value for name, value in named.items()}
+        return CliRunner().invoke(app, ["verify", project, *arguments], env=settings)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A bucket whose project was rotated from `OLD` to `NEW`."""
+    bench = Bench()
+
+    @asynccontextmanager
+    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
+        yield bench.storage
+
+    monkeypatch.setattr("keyturn_workers.cli.verify.open_bucket", opened)
+    for key in ("a", "b"):
+        bench.put(NEW, 2, key)
+    return bench
+
+
+def test_the_current_api_key_opens_all(bucket: Bench) -> None:
+    result = bucket.run(API_KEY=NEW)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        f"user key {kek_id(user_kek(NEW, 'acme', PEPPER))}",
+        "objects 2, opened 2",
+        "the key opens all of 2 wraps",
+    ]
+
+
+def test_nothing_is_written(bucket: Bench) -> None:
+    bucket.run(API_KEY=NEW)
+    bucket.run(API_KEY=OLD)
+    assert set(bucket.storage.calls) == {"versioning", "list", "read_start"}
+
+
+def test_what_does_not_open_is_shown_and_controls_no_terminal(bucket: Bench) -> None:
+    bucket.put(OLD, 1, "forgotten")
+    bucket.put(NEW, 2, "\x1b[2J")
+    result = bucket.run(API_KEY=NEW)
+    assert result.exit_code == 1
+    assert [line.split()[:5] for line in result.stdout.splitlines()[1:3]] == [
+        [r"acme/\x1b[2J", "-", "foreign", "failed", "foreign_object"],
+        ["acme/forgotten", "-", "encrypted", "closed", "no_usable_wrap"],
+    ]
+    assert result.stderr == (
+        "keyturn: not verified: 2 of 4 objects do not open, or are not encrypted\n"
+    )
+
+
+def test_an_old_api_key_opens_nothing(bucket: Bench) -> None:
+    result = bucket.run(API_KEY=OLD)
+    assert result.exit_code == 1
+    assert "the key opens nothing; it may be an old key" in result.stderr
+    result = bucket.run("--expect-gone", API_KEY=OLD)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == "the key opens none of 2 wraps"
+
+
+@pytest.mark.parametrize("label", [1, 2], ids=["its own label", "a forged label"])
+def test_a_single_wrap_under_the_old_key_shows_that_it_is_not_gone(
+    bucket: Bench, label: int
+) -> None:
+    bucket.put(OLD, 1, "forgotten", generation=label)
+    result = bucket.run("--expect-gone", API_KEY=OLD)
+    assert result.exit_code == 1
+    assert "acme/forgotten" in result.stdout
+    assert "not shown that the key is gone" in result.stderr
+
+
+def test_the_key_in_use_is_not_gone(bucket: Bench) -> None:
+    result = bucket.run("--expect-gone", API_KEY=NEW)
+    assert result.exit_code == 1
+    assert "of 2 wraps it opens 2" in result.stderr
+
+
+def test_a_project_without_objects_shows_nothing(bucket: Bench) -> None:
+    for arguments in ((), ("--expect-gone",)):
+        result = bucket.run(*arguments, project="acmee", API_KEY=OLD)
+        assert result.exit_code == 1
+        assert "nothing was verified: the project has no objects" in result.stderr
+
+
+def test_another_pepper_is_noticed_by_the_kek_id(bucket: Bench) -> None:
+    """With a wrong pepper every key seems to be gone."""
+    named = kek_id(user_kek(NEW, "acme", PEPPER))
+    arguments = ("--expect-gone", "--kek-id", named)
+    assert bucket.run("--expect-gone", API_KEY=NEW, PEPPER="other").exit_code == 0
+    result = bucket.run(*arguments, API_KEY=NEW, PEPPER="other")
+    assert result.exit_code == 1
+    assert "another key, or another pepper" in result.stderr
+    assert bucket.run("--kek-id", named, API_KEY=NEW).exit_code == 0
+
+
+def test_an_admin_kek_opens_all_and_is_read_from_file_or_environment(
+    bucket: Bench, tmp_path: Path
+) -> None:
+    desired = _ring(NEW, 2).desired(MASTER_KEYS)
+    bucket.storage.plant("acme/gone", b"", Headers(deleted(desired, "gone")))
+    file = _kek_file(tmp_path)
+    for result in (
+        bucket.run("--admin-kek-file", str(file)),
+        bucket.run(PROJECT_KEK=file.read_text(), API_KEY=OLD),
+    ):
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.splitlines() == [
+            "admin key m1",
+            "objects 3, opened 3, tombstones 1",
+            "the key opens all of 3 wraps",
+        ]
+
+
+def test_a_named_api_key_file_goes_before_the_environment(bucket: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "acme.key"
+    file.write_text(NEW + "\n")
+    kek = _kek_file(tmp_path).read_text()
+    result = bucket.run("--api-key-file", str(file), PROJECT_KEK=kek, API_KEY=OLD)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("user key ")
+
+
+def test_another_projects_admin_kek_is_refused(bucket: Bench, tmp_path: Path) -> None:
+    file = _kek_file(tmp_path, "other")
+    for result in (
+        bucket.run("--admin-kek-file", str(file)),
+        bucket.run(PROJECT_KEK=file.read_text()),
+    ):
+        assert result.exit_code == 2
+        assert "the admin KEK is that of other, not of acme" in result.stderr
+    relabeled = file.with_name("relabeled")
+    relabeled.write_text(file.read_text().replace('"other"', '"acme"'))
+    assert bucket.run("--admin-kek-file", str(relabeled)).exit_code == 1
+
+
+def test_an_old_master_keys_kek_opens_nothing(bucket: Bench, tmp_path: Path) -> None:
+    file = _kek_file(tmp_path, master_key="m2")
+    result = bucket.run("--admin-kek-file", str(file), "--expect-gone")
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "said"),
+    [
+        (("--api-key-file", "x", "--admin-kek-file", "y"), {}, "cannot be used together"),
+        (("--admin-kek-file", "missing"), {}, "missing: No such file"),
+        ((), {"PROJECT_KEK": "{}"}, "KEYTURN_PROJECT_KEK is malformed: not a file of"),
+        ((), {"API_KEY": "short"}, "an API key is 32 to 512 characters"),
+        ((), {}, "no API key"),
+        (("--limit", "0"), {"API_KEY": NEW}, "--limit"),
+    ],
+)
+def test_wrong_usage(
+    bucket: Bench, arguments: tuple[str, ...], env: dict[str, str], said: str
+) -> None:
+    result = bucket.run(*arguments, **env)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_malformed_kek_file_names_the_rule_and_no_key(bucket: Bench, tmp_path: Path) -> None:
+    file = _kek_file(tmp_path)
+    text = file.read_text()
+    file.write_text(text.replace('="', '"'))
+    result = bucket.run("--admin-kek-file", str(file))
+    assert result.exit_code == 2
+    assert "not standard base64" in result.stderr
+    secret = json.loads(text)["admin_keks"][0]["kek"]
+    assert secret[:20] not in result.stderr
+    assert bucket.run("--admin-kek-file", str(_kek_file(tmp_path)), "--kek-id", "0").exit_code == 2
+
+
+def test_json_holds_all_of_it_and_no_key(bucket: Bench) -> None:
+    bucket.put(OLD, 1, "forgotten")
+    bucket.storage.plant("acme/plain", b"x", Headers({}))
+    result = bucket.run("--json", "--limit", "1", API_KEY=NEW)
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert document["key"] == {"role": "user", "kek_id": kek_id(user_kek(NEW, "acme", PEPPER))}
+    assert document["started_at"] <= document["ended_at"]
+    assert (document["project"], document["bucket"]) == ("acme", "memory")
+    assert (document["expectation"], document["verified"]) == ("opens", False)
+    counts = document["counts"]
+    assert [counts[name] for name in ("objects", "opened", "closed", "plaintext")] == [4, 2, 1, 1]
+    assert [row["s3_key"] for row in document["findings"]] == ["acme/forgotten"]
+    assert document["findings_omitted"] == 1
+    assert NEW not in result.output
+
+
+def test_omitted_findings_are_announced(bucket: Bench) -> None:
+    result = bucket.run("--limit", "1", API_KEY=OLD)
+    assert "1 more finding; raise --limit" in result.stderr
+
+
+def test_plaintext_fails_unless_it_is_allowed(bucket: Bench) -> None:
+    bucket.storage.plant("acme/plain", b"x", Headers({}))
+    assert bucket.run(API_KEY=NEW).exit_code == 1
+    assert bucket.run("--allow-plaintext", API_KEY=NEW).exit_code == 0

@@ -1,0 +1,160 @@
+"""`keyturn verify`: the independent check of a project, with one key (SPEC 14, 15.2).
+
+The key is the project's API key, or one project's admin KEK from `keyturn keys export-project`.
+The check itself is in `keyturn_workers.verify`, which shares no code with the workers' sweeps.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.progress import SpinnerColumn, TextColumn
+
+from keyturn.crypto import kek_id, user_kek
+from keyturn.identifiers import format_time
+from keyturn.project_keks import ProjectKeks, parse_project_keks
+from keyturn.settings import S3Settings
+from keyturn_workers.cli.api_keys import read_api_key
+from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, Project
+from keyturn_workers.cli.bucket import open_bucket
+from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.output import print_json, print_line, print_rows, progress_display
+from keyturn_workers.cli.secret_files import read_secret
+from keyturn_workers.cli.settings import ProjectKekSettings, ReaderSettings
+from keyturn_workers.verify import Report, VerificationKeys, check_project
+
+_COLUMNS: Final = ("s3_key", "version", "kind", "state", "code", "detail")
+
+
+def verify(
+    project: Project,
+    api_key_file: ApiKeyFile = None,
+    admin_kek_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of `keyturn keys export-project`: check the admin wraps instead. "
+            "Default: KEYTURN_PROJECT_KEK, if set."
+        ),
+    ] = None,
+    expect_gone: Annotated[
+        bool,
+        typer.Option("--expect-gone", help="Exit with 0 only if the key opens nothing."),
+    ] = False,
+    kek_id_option: Annotated[
+        str | None,
+        typer.Option(
+            "--kek-id",
+            metavar="ID",
+            help="Exit with 1 unless the API key has this KEK id, as evidence names it.",
+        ),
+    ] = None,
+    allow_plaintext: Annotated[
+        bool, typer.Option("--allow-plaintext", help="Accept objects that are not encrypted.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Maximum number of findings to print. All are counted.")
+    ] = 1000,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="How many objects to read at once.")
+    ] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Check with one key that it opens every object of a project, or none.
+
+    Lists the bucket, opens each wrap under the key, and compares it with the object's header.
+    Changes nothing. Needs no keyring, no master key and no broker. Exits with 0 only if all
+    objects open.
+    """
+    settings = S3Settings.read()
+    keys = _read_keys(project, api_key_file, admin_kek_file)
+    _check_kek_id(keys, kek_id_option)
+    report = Report("gone" if expect_gone else "opens", allow_plaintext, limit)
+    started_at = format_time(datetime.now(UTC))
+    asyncio.run(_check(settings, keys, report, concurrency))
+    document = {
+        "project": project,
+        "bucket": settings.s3_bucket,
+        "key": _describe(keys),
+        "started_at": started_at,
+        "ended_at": format_time(datetime.now(UTC)),
+        **report.document(),
+    }
+    _print(document, as_json=as_json)
+    if not report.verified:
+        raise CommandError(report.verdict)
+
+
+def _read_keys(
+    project: str, api_key_file: Path | None, admin_kek_file: Path | None
+) -> VerificationKeys:
+    if api_key_file is not None and admin_kek_file is not None:
+        raise typer.BadParameter("--api-key-file and --admin-kek-file cannot be used together")
+    keks: ProjectKeks | None = None
+    if admin_kek_file is not None:
+        try:
+            keks = parse_project_keks(read_secret(admin_kek_file))
+        except ValueError as exc:  # its text names the rule, never the key
+            raise typer.BadParameter(f"{admin_kek_file}: {exc}") from None
+    elif api_key_file is None:
+        keks = ProjectKekSettings.read().project_kek
+    if keks is None:
+        pepper = ReaderSettings.read().pepper.get_secret_value()
+        api_key = read_api_key(api_key_file, project, confirm=False).get_secret_value()
+        return VerificationKeys(project, "user", {"": user_kek(api_key, project, pepper)})
+    if keks.project != project:
+        raise typer.BadParameter(f"the admin KEK is that of {keks.project}, not of {project}")
+    return VerificationKeys(project, "admin", keks.admin_keks)
+
+
+def _check_kek_id(keys: VerificationKeys, expected: str | None) -> None:
+    """Refuse another key than the one that evidence names: it would open nothing either."""
+    if expected is None:
+        return
+    if keys.role != "user":
+        raise typer.BadParameter("--kek-id is that of an API key")
+    actual = kek_id(keys.keks[""])
+    if actual != expected:
+        raise CommandError(f"this API key has the KEK id {actual}: another key, or another pepper")
+
+
+def _describe(keys: VerificationKeys) -> dict[str, Any]:
+    if keys.role == "user":
+        return {"role": "user", "kek_id": kek_id(keys.keks[""])}
+    return {"role": "admin", "master_keys": list(keys.keks)}
+
+
+async def _check(
+    settings: S3Settings, keys: VerificationKeys, report: Report, concurrency: int
+) -> None:
+    columns = (SpinnerColumn(), TextColumn("{task.completed} objects"))
+    with progress_display(*columns) as progress:
+        task = progress.add_task("", total=None)
+        async with open_bucket(settings, max_connections=concurrency + 1) as storage:
+            await check_project(
+                storage,
+                keys,
+                report,
+                concurrency=concurrency,
+                on_checked=lambda: progress.advance(task),
+            )
+
+
+def _print(document: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+        return
+    if document["findings"]:
+        print_rows(_COLUMNS, document["findings"])
+        print_line("")
+    if omitted := document["findings_omitted"]:
+        note(f"{omitted} more finding{'s' * (omitted > 1)}; raise --limit to see them")
+    key = document["key"]
+    named = key.get("kek_id") or ", ".join(key["master_keys"])
+    print_line(f"{key['role']} key {named}")
+    counts = {name: number for name, number in document["counts"].items() if number}
+    print_line(", ".join(f"{name} {number}" for name, number in counts.items()) or "objects 0")
+    if document["verified"]:
+        print_line(document["verdict"])
