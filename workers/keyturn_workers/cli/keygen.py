@@ -11,7 +11,14 @@ from typing import Annotated, Final
 
 import typer
 
-from keyturn.crypto import IntakeKey, SigningKey, new_api_key, to_base64
+from keyturn.crypto import (
+    IntakeKey,
+    SigningKey,
+    VerifyKey,
+    from_base64,
+    new_api_key,
+    to_base64,
+)
 from keyturn.identifiers import is_short_name
 from keyturn.settings import SEED_BYTES
 from keyturn_workers.cli.arguments import AsJson
@@ -57,6 +64,11 @@ def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
         {"KEYTURN_INTAKE_KEYS": json.dumps({name: to_base64(seed)})},
         {"KEYTURN_INTAKE_PUBLIC_KEY": f"{name}:{public}"},
     )
+
+
+def event_key_id(public_key: str) -> str:
+    """The id of a public event key in base64: what events and logs name the key by."""
+    return VerifyKey.from_bytes(from_base64(public_key)).id
 
 
 def event_key_settings() -> tuple[dict[str, str], dict[str, str]]:
@@ -153,4 +165,9 @@ def publisher_key(
 def event_key(output: Output = None, as_json: AsJson = False) -> None:
     """Generate the key pair that events are signed with."""
     workers, publishers = event_key_settings()
-    _output({"workers only (private)": workers, "publishers": publishers}, output, as_json=as_json)
+    key_id = event_key_id(publishers["KEYTURN_EVENT_PUBLIC_KEY"])
+    parts = {
+        f"workers only (private), key id {key_id}": workers,
+        f"publishers and other readers of events, key id {key_id}": publishers,
+    }
+    _output(parts, output, as_json=as_json)

@@ -174,7 +174,13 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
         }
         _register_consumers(metrics, consumers)
         bucket = settings.s3_bucket
-        log_start = partial(_log.info, "worker started", roles=sorted(roles), bucket=bucket)
+        log_start = partial(
+            _log.info,
+            "worker started",
+            roles=sorted(roles),
+            bucket=bucket,
+            event_keys=[key.id for key in settings.event_key],  # the first one signs
+        )
         app = _App(broker, consumers, log_start, settings.shutdown_grace_s)
         checks = _checks(broker, consumers, storage)
         async with AsyncExitStack() as stack:

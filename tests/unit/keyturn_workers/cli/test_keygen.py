@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from dotenv import dotenv_values
@@ -42,6 +43,16 @@ def test_keygen_generates_matching_pairs() -> None:
     master = generate("master-key", "--id", "m2")
     assert json.loads(master["KEYTURN_MASTER_KEYS"]).keys() == {"m2"}
     assert master["KEYTURN_ACTIVE_MASTER_KEY"] == "m2"
+
+
+def test_an_event_key_is_shown_with_the_id_that_logs_name_it_by() -> None:
+    result = runner.invoke(app, ["keygen", "event-key"])
+    assert result.exit_code == 0
+    settings = dotenv_values(stream=StringIO(result.stdout))
+    key = SigningKey.from_seed(from_base64(str(settings["KEYTURN_EVENT_KEY"])))
+    comments = [line for line in result.stdout.splitlines() if line.startswith("#")]
+    assert len(comments) == 2
+    assert all(line.endswith(f"key id {key.id}") for line in comments)
 
 
 def test_keygen_generates_a_valid_api_key() -> None:
