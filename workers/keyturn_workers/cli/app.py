@@ -21,6 +21,7 @@ from keyturn_workers.cli import (
     download,
     enroll,
     errors,
+    evidence,
     gateway,
     init,
     keygen,
@@ -133,6 +134,7 @@ app.command("inspect")(objects.inspect)
 app.command("status")(status.status)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
+app.add_typer(evidence.app)
 app.add_typer(dead.app)
 
 

@@ -33,8 +33,8 @@ from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
 from keyturn_workers.sweep.record_paths import RecordPath, parse_record_path
 
 _KEYRING_FIELDS: Final = (
-    *("project", "generation", "master_key", "plaintext", "v0", "earlier_keks"),
-    *("enrolled_at", "turned_at", "code", "detail"),
+    *("project", "generation", "kek_id", "master_key", "plaintext", "v0", "earlier_keks"),
+    *("enrolled_at", "turned_at", "evidence", "code", "detail"),
 )
 _SWEEP_FIELDS: Final = (
     *("sweep_id", "kind", "project", "status", "code", "clean", "objects", "rewrapped", "failed"),
@@ -168,12 +168,14 @@ def _keyring_row(keyring: Keyring) -> Row:
     return dict.fromkeys(_KEYRING_FIELDS) | {
         "project": keyring.project,
         "generation": current.generation,
+        "kek_id": current.kek_id,
         "master_key": keyring.master_key,
         "plaintext": "allowed" if keyring.plaintext_allowed else "forbidden",
         "v0": "allowed" if keyring.v0_allowed else "forbidden",
         "earlier_keks": sum(entry.kek is not None for entry in keyring.history),
         "enrolled_at": to_seconds(parse_time(keyring.enrollment.at)),
         "turned_at": to_seconds(parse_time(current.at)) if keyring.history else None,
+        "evidence": keyring.evidence,
     }
 
 

@@ -8,7 +8,7 @@ from pydantic_settings import NoDecode
 from keyturn.gateway.transport import is_gateway_url
 from keyturn.identifiers import SHORT_NAME_PATTERN
 from keyturn.project_keks import ProjectKeks, parse_project_keks
-from keyturn.settings import DeploymentSettings, Settings, SigningKeySetting
+from keyturn.settings import DeploymentSettings, Settings, SigningKeySetting, VerifyKeysSetting
 from keyturn_workers.settings import OperatorSettings, Publishers
 
 GATEWAY_URL_FORM: Final = "must be http://host or https://host, optionally with a path"
@@ -42,6 +42,13 @@ class ProjectKekSettings(Settings):
     """A project's admin KEKs, if no file is named: the text of such a file (SPEC 15.2)."""
 
     project_kek: Annotated[ProjectKeks | None, NoDecode, BeforeValidator(_project_keks)] = None
+
+
+class EvidenceSettings(Settings):
+    """What evidence is verified with, if options do not say it (SPEC 15.2)."""
+
+    deployment: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)] | None = None
+    event_public_key: Annotated[VerifyKeysSetting, Field(validate_default=False)] = ()
 
 
 class ReaderSettings(Settings):

@@ -160,14 +160,14 @@ def _print_overview(document: dict[str, Any], project: str | None) -> None:
 def _print_section(
     title: str, rows: list[Row], columns: Sequence[str] = (), *, first: bool = False
 ) -> None:
-    """Print a table; by default with all columns but `detail`, and `code` only if one has it."""
+    """Print a table; by default without `detail` and long digests, `code` only if one has it."""
     if not first:
         print_line("")
     print_line(title)
     if not rows:
         print_line("none")
         return
-    hidden = ("detail",) if any(row["code"] for row in rows) else ("detail", "code")
+    hidden = ("detail", "evidence") + (() if any(row["code"] for row in rows) else ("code",))
     columns = columns or [name for name in rows[0] if name not in hidden]
     print_rows(columns, rows, unfolded=("sweep_id",))
 

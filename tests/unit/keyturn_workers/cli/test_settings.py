@@ -8,6 +8,7 @@ from keyturn.errors import SettingsError
 from keyturn_workers.cli.settings import (
     ApiKeySettings,
     BrokerSettings,
+    EvidenceSettings,
     GatewayUrlSettings,
     ProjectKekSettings,
     ReaderSettings,
@@ -22,6 +23,7 @@ def test_what_a_command_can_work_without_may_be_missing() -> None:
     assert GatewayUrlSettings.read().gateway_url is None
     assert BrokerSettings.read().amqp_url is None
     assert StorageKeySettings.read().s3_region == "us-east-1"
+    assert EvidenceSettings.read().event_public_key == ()
     assert ProjectKekSettings.read().project_kek is None
 
 

@@ -189,17 +189,20 @@ def test_no_objects_inspects_no_object(bucket: Bench) -> None:
 def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> None:
     cleared = replace(_FIRST.current, kek=None)
     ring = replace(rotated(_SECOND), plaintext_allowed=True, v0_allowed=True)
-    bucket.enroll(replace(ring, history=(cleared, ring.history[1])))
+    ring = replace(ring, history=(cleared, ring.history[1]), evidence="ab" * 32)
+    bucket.enroll(ring)
     row = bucket.json("--no-objects")["keyrings"][0]
     assert row == {
         "project": "acme",
         "generation": 3,
+        "kek_id": ring.current.kek_id,
         "master_key": "m1",
         "plaintext": "allowed",
         "v0": "allowed",
         "earlier_keks": 1,
         "enrolled_at": "2026-11-24T10:00:00Z",
         "turned_at": "2026-11-24T10:00:00Z",
+        "evidence": "ab" * 32,
         "code": None,
         "detail": None,
     }
