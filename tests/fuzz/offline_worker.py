@@ -22,7 +22,6 @@ from keyturn.crypto import user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -31,6 +30,7 @@ from keyturn_workers.worker.wiring import CONTROL, UPLOAD, Wiring
 from tests.fuzz.valid_messages import OTHER_PROJECT, PROJECT
 from tests.fuzz.wire import FRAME_BYTES
 from tests.unit.keyturn_workers.factories import generation, keyring
+from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -158,7 +158,9 @@ class Worker:
             self.storage.plant(keyring_s3_key(project), record, Headers({}))
         for key, body in self._staged.items():
             self.storage.plant(key, body, Headers({}))
-        process = Wiring(self._settings, self.storage, cast("Any", self.broker), WorkerMetrics())
+        keys = operator_keys(self._settings.master_keys)
+        broker = cast("Any", self.broker)
+        process = Wiring(self._settings, self.storage, broker, keys, WorkerMetrics())
         process._worker_publisher._events = cast("Any", ConfirmedPublisher(self.broker))
         roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}

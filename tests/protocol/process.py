@@ -19,7 +19,6 @@ from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
 from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
@@ -36,6 +35,7 @@ from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.protocol.broker import Delivery, WorkerPublisher
 from tests.protocol.wire import Wire
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,10 +113,12 @@ class Process:
         self.wire = world.parts.wire(self, world.network, world.server)
         storage: Any = self.wire
         self.lease_s = world.leases.get(number, LEASE_S)
-        self.keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=self.lease_s, cache_s=CACHE_S)
+        self.keyrings = KeyringReader(
+            storage, operator_keys(MASTER_KEYS), lease_s=self.lease_s, cache_s=CACHE_S
+        )
         self._storage = storage
-        self._keys = OperatorKeys(MASTER_KEYS)
-        self._store = world.parts.store(storage, MASTER_KEYS)
+        self._keys = operator_keys(MASTER_KEYS)
+        self._store = world.parts.store(storage, self._keys)
         worker_publisher: Any = WorkerPublisher(self)
         self._worker_publisher = worker_publisher
         now = self.keyrings.clock.now
@@ -128,7 +130,9 @@ class Process:
         hints: Any = world.parts.hint_consumer
         self.sweep_handler = self._sweep()
         self._seen = SeenPlans()
-        self._rotations = OpenRotations(storage, self._store, self._starter, MASTER_KEYS)
+        self._rotations = OpenRotations(
+            storage, self._store, self._starter, operator_keys(MASTER_KEYS)
+        )
         self.consumers: dict[str, Any] = {
             queue: hints(self.sweep_handler, queue, _MAX_AGE, self._context)
             for queue in (PLAN_QUEUE, SWEEP_QUEUE)
@@ -184,7 +188,7 @@ class Process:
         parts, starter = self.world.parts, self._starter
         return ControlHandler(
             parts.enroller(storage, keyrings, self._keys, "m1", intake_keys, starter),
-            parts.rotator(storage, keyrings, MASTER_KEYS, intake_keys, starter),
+            parts.rotator(storage, keyrings, self._keys, intake_keys, starter),
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
         )

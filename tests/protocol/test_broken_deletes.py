@@ -10,7 +10,6 @@ import pytest
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.keyring import forbid_plaintext
-from keyturn_workers.keyring.model import build_keyring, parse_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.clock import DateTrust
 from keyturn_workers.testing.memory_bucket import etag_of
@@ -25,6 +24,7 @@ from tests.protocol.stories import (
     without,
 )
 from tests.protocol.wire import MID, SENT, Wire
+from tools.harness.local_keys import build_keyring, parse_keyring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -23,6 +23,7 @@ from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import MASTER_KEYS, Options, Parts
 from tests.protocol.stories import begin, hint, is_page, stop_at, violations, without
 from tests.protocol.wire import MID
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -493,7 +494,9 @@ def _recover(world: World, rotations: OpenRotations | None) -> None:
 
 def _open_rotations(world: World) -> OpenRotations:
     process = world.processes[0]
-    return OpenRotations(process._storage, process._store, process._starter, MASTER_KEYS)
+    return OpenRotations(
+        process._storage, process._store, process._starter, operator_keys(MASTER_KEYS)
+    )
 
 
 def a_rotation_whose_record_is_removed(world: World) -> None:

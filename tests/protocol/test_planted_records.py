@@ -12,11 +12,11 @@ import pytest
 from keyturn.identifiers import keyring_s3_key, sweep_prefix
 from keyturn.messages import SweepCompleted
 from keyturn_workers.keyring import with_master_key
-from keyturn_workers.keyring.model import build_keyring, parse_keyring
 from keyturn_workers.storage import Headers
 from tests.protocol.process import MASTER_KEYS
 from tests.protocol.stories import hint
 from tests.protocol.world import World
+from tools.harness.local_keys import build_keyring, parse_keyring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,12 +25,12 @@ from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage.s3 import open_storage
 from tools.demo import files, inspection
 from tools.demo.reading import read_all
 from tools.demo.rotation import turn_both
 from tools.harness.deployment import Deployment
+from tools.harness.local_keys import operator_keys
 from tools.harness.process import worker
 from tools.servers import Servers
 from tools.servers.packages import MissingPackagesError
@@ -101,7 +101,7 @@ async def _show(
     table.add_column("opened by the\nproject's key")
     table.add_column("opened by the\noperator's key")
     project = ProjectAccess(_PROJECT, user_kek(deployment.api_key, _PROJECT))
-    operator = OperatorAccess(_PROJECT, OperatorKeys({"m1": Secret(deployment.master_key)}))
+    operator = OperatorAccess(_PROJECT, operator_keys({"m1": Secret(deployment.master_key)}))
     good = True
     for file, upload_id in uploads.items():
         event, waited = events[file], queued.get(upload_id)

@@ -16,8 +16,8 @@ from rich.table import Table
 from keyturn.crypto import Secret, new_api_key, to_base64, user_kek
 from keyturn.messages import RotationCompleted, SweepCompleted
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from tools.demo import inspection
+from tools.harness.local_keys import operator_keys
 from tools.harness.process import worker
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ async def turn_both(
 
 def _operator(project: str, keys: Keys) -> OperatorAccess:
     held = {name: Secret(key) for name, key in keys.master_keys.items()}
-    return OperatorAccess(project, OperatorKeys(held))
+    return OperatorAccess(project, operator_keys(held))
 
 
 async def _rotate(

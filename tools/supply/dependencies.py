@@ -15,6 +15,7 @@ PURPOSES = {
     "aio-pika": "RabbitMQ: publishing with confirms, events, dead letters",
     "aioboto3": "S3 outside the hot path: listings, multipart, tags, locks, versions",
     "aiobotocore": "S3 credentials that renew themselves",
+    "aiolimiter": "how many calls a second a provider of master keys gets",
     "aiohttp": "S3 on the hot path, and the reader's HTTP client",
     "aiormq": "errors and frames of the driver below aio-pika, which aio-pika passes on",
     "botocore": "S3 outside the hot path; the reference for signatures in tests",

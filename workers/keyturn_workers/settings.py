@@ -23,7 +23,7 @@ from keyturn.settings import (
     Url,
     seed_from_b64,
 )
-from keyturn_workers.key_uris import KeyUri
+from keyturn_workers.key_uris import KeyUri, is_key_uri, parse_key_uri
 from keyturn_workers.worker.grants import Grant, GrantsFile, parse_grants, parse_named_settings
 
 MasterKeySource: TypeAlias = Secret | KeyUri
@@ -34,8 +34,14 @@ _GIB: Final = 1024**3
 _MIB: Final = 1024**2
 
 
-def _master_keys(value: object) -> dict[str, Secret]:
-    return {name: Secret(seed_from_b64(key)) for name, key in parse_named_settings(value).items()}
+def _master_keys(value: object) -> dict[str, MasterKeySource]:
+    return {name: _master_key(key) for name, key in parse_named_settings(value).items()}
+
+
+def _master_key(value: object) -> MasterKeySource:
+    if isinstance(value, str) and is_key_uri(value):
+        return parse_key_uri(value)
+    return Secret(seed_from_b64(value))
 
 
 def _intake_keys(value: object) -> dict[str, IntakeKey]:
@@ -49,7 +55,7 @@ def _publishers(value: object) -> Mapping[str, Grant]:
     return parse_grants(value)
 
 
-MasterKeys = Annotated[dict[str, Secret], NoDecode, BeforeValidator(_master_keys)]
+MasterKeys = Annotated[dict[str, MasterKeySource], NoDecode, BeforeValidator(_master_keys)]
 IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_keys)]
 # Pydantic's own validation would copy it; the file must stay the object that is read again.
 Publishers = Annotated[Mapping[str, Grant], NoDecode, PlainValidator(_publishers)]

@@ -13,11 +13,11 @@ from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_short_name
 from keyturn.metadata import Wraps
 from keyturn_workers.objects.key_usage import find_key_usage
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from tests.fuzz.harness import Harness, check, code_of
 from tests.unit.keyturn_workers import factories
+from tools.harness.local_keys import admin_keks, desired_state
 
-_KEYS: Final = OperatorKeys({"m1": Secret(bytes([1]) * 32)})
+_KEYS: Final = admin_keks("acme", {"m1": Secret(bytes([1]) * 32)})
 
 
 def read_lines(data: bytes) -> dict[str, str]:
@@ -65,7 +65,7 @@ def _check_callers(stored: dict[str, str]) -> None:
 
 def _seeds() -> list[bytes]:
     ring = factories.keyring()
-    desired = ring.desired(factories.MASTER_KEYS)
+    desired = desired_state(ring, factories.MASTER_KEYS)
     wraps, _ = factories.sealed_object(desired, "k")
     callers = {"author": "kim", "title": "=?utf-8?b?w7xiZXI=?=", "old": "=?iso-8859-1?q?=FC?= b"}
     mine = factories.enc(wraps, "2f6c9a0e-1111-4111-8111-111111111111")

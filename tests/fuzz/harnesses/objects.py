@@ -28,8 +28,8 @@ from keyturn.crypto import (
 from keyturn.errors import CodedError
 from keyturn.metadata import Wraps
 from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import NoOp, Options, Rewrap, plan_action
 from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import Headers
@@ -38,6 +38,7 @@ from tests.fuzz.harnesses.metadata import HARNESS as METADATA
 from tests.fuzz.harnesses.metadata import lines, read_lines
 from tests.unit.keyturn_workers import factories
 from tests.unit.keyturn_workers.gateway.bench import KEY, TARGET, Bench, kek_of, ring_of, turned_to
+from tools.harness.local_keys import admin_keks, desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -48,7 +49,7 @@ _PLAIN: Final = bytes(range(256)) * 70
 _DEK: Final = bytes(range(32))
 _API_KEY: Final = "kt_" + "k" * 43
 _OLD_API_KEY: Final = "kt_" + "o" * 43
-_KEYS: Final = OperatorKeys(factories.MASTER_KEYS, factories.V0_ADMIN_KEK)
+_KEKS: Final = admin_keks("acme", factories.MASTER_KEYS, factories.V0_ADMIN_KEK)
 _ROLES: Final[tuple[Role, ...]] = ("user", "admin")
 _T = TypeVar("_T")
 _CODES: Final = (
@@ -100,7 +101,9 @@ def run(data: bytes) -> str:
     world.put(metadata, body)
     as_it_is = body if world.plaintext and _is_plain(metadata) else None
     project = ProjectAccess("acme", kek_of(_API_KEY))
-    operator = OperatorAccess("acme", OperatorKeys(factories.MASTER_KEYS, factories.V0_ADMIN_KEK))
+    operator = OperatorAccess(
+        "acme", OperatorKeys.local(factories.MASTER_KEYS, v0_admin_kek=factories.V0_ADMIN_KEK)
+    )
     outcomes = [
         _read(lambda into: _download(world, project, into), as_it_is),
         _read(lambda into: _download(world, operator, into), as_it_is),
@@ -155,10 +158,10 @@ async def _gateway(world: _World, span: Span | None, into: bytearray) -> None:
 def _swept(world: _World, metadata: dict[str, str], body: bytes) -> str:
     """A sweep makes new wraps for the DEK of this very body, or none."""
     ring = world.bench.ring
-    desired = ring.desired(factories.MASTER_KEYS)
+    desired = desired_state(ring, factories.MASTER_KEYS)
     view = factories.object_view(metadata, body)
     try:
-        decision = plan_action(view, KEY, ring, desired, _KEYS, Options(repair=True))
+        decision = plan_action(view, KEY, ring, desired, _KEKS, Options(repair=True))
     except CodedError as exc:
         return code_of(exc, *_CODES)
     if isinstance(decision, Rewrap):
@@ -203,8 +206,10 @@ def _check_rewrap(decision: Rewrap, desired: DesiredState, body: bytes) -> None:
 def _seeds() -> list[bytes]:
     world = _worlds()[3]
     ring = world.bench.ring
-    desired = ring.desired(factories.MASTER_KEYS)
-    earlier = replace(ring, current=ring.history[0], history=()).desired(factories.MASTER_KEYS)
+    desired = desired_state(ring, factories.MASTER_KEYS)
+    earlier = desired_state(
+        replace(ring, current=ring.history[0], history=()), factories.MASTER_KEYS
+    )
     sealed, v0_body = seal(_DEK, BODY_CONTEXT, _PLAIN), v0_seal(_DEK, _PLAIN)
     current = wrap(desired, KEY, _DEK)
     found = [

@@ -12,8 +12,7 @@ from typing import Any, Final
 from keyturn.crypto import Secret, record_kek, seal_record, to_base64
 from keyturn.errors import CodedError
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring import sealed_records
-from keyturn_workers.keyring.model import Keyring, build_keyring, parse_keyring
+from keyturn_workers.keyring.model import Keyring
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import (
     AllPlan,
@@ -28,6 +27,13 @@ from keyturn_workers.sweep.plan import (
 )
 from tests.fuzz.harness import Harness, check, code_of, same_each_time
 from tests.unit.keyturn_workers import factories
+from tools.harness.local_keys import (
+    build_keyring,
+    build_record,
+    desired_state,
+    parse_keyring,
+    parse_record,
+)
 
 _MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
 _KEY: Final = keyring_s3_key("acme")
@@ -51,7 +57,7 @@ def _ring() -> Keyring:
 with same_each_time():
     _RING: Final = _ring()
     _RAW: Final = build_keyring(_RING, _MASTER_KEYS)
-_REST: Final = sealed_records.parse(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
+_REST: Final = parse_record(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
 _SECRETS: Final = tuple(
     to_base64(kek.reveal())[:24] for kek in (*_RING.user_keks.values(), factories.V0_USER_KEK)
 )
@@ -95,7 +101,7 @@ def _keyring(body: bytes) -> str:
         parse_keyring(build_keyring(ring, _MASTER_KEYS), "acme", _MASTER_KEYS) == ring,
         "comes back changed",
     )
-    desired = ring.desired(_MASTER_KEYS)
+    desired = desired_state(ring, _MASTER_KEYS)
     check(desired.generation == ring.current.generation, "an earlier generation is desired")
     generations = [entry.generation for entry in (*ring.history, ring.current)]
     check(generations == sorted(set(generations)), "generations that go back")
@@ -105,7 +111,7 @@ def _keyring(body: bytes) -> str:
 def _sweep(payload: bytes) -> str:
     body = _sealed(payload)
     try:
-        _, rest = sealed_records.parse(body, _KEY, "acme", _MASTER_KEYS)
+        _, rest = parse_record(body, _KEY, "acme", _MASTER_KEYS)
     except CodedError as exc:
         return code_of(exc, "corrupt_object")
     read = []
@@ -135,7 +141,7 @@ def _seeds() -> list[bytes]:
     plan = Plan(ask, state, factories.DATE, factories.DATE, live=(live,))
     result = Result("a", "b", state, factories.DATE, Counts(objects=3), 1, (Failure("k", "c"),))
     every = AllPlan(ask, factories.DATE, live=("acme",))
-    other = sealed_records.build(_KEY, "beta", "m1", _REST, _MASTER_KEYS)
+    other = build_record(_KEY, "beta", "m1", _REST, _MASTER_KEYS)
     return [
         b"\x00" + _RAW,
         b"\x00" + other,

@@ -16,9 +16,10 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.retry import identity_body
 from keyturn_workers.cli.dead_letters import DeadLetterReader
-from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
+from keyturn_workers.keyring.model import Generation, Keyring
 from tests.integration.cli.conftest import document
 from tools.harness import requests
+from tools.harness.local_keys import build_keyring
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:

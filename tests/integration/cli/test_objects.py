@@ -11,9 +11,9 @@ import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
 from keyturn_workers.keyring import Generation, Keyring
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from tests.integration.cli.conftest import document
+from tools.harness.local_keys import build_keyring, desired_state
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _keyring(cli: Cli, *, pepper: str = "", plaintext: bool = False) -> Keyring:
 def _store(cli: Cli, key: str, plaintext: bytes, *, pepper: str = "") -> bytes:
     """Put an object as a worker would; gives its body."""
     dek = new_dek()
-    wraps = wrap(_keyring(cli, pepper=pepper).desired(_masters(cli)), key, dek)
+    wraps = wrap(desired_state(_keyring(cli, pepper=pepper), _masters(cli)), key, dek)
     body = seal(dek, BODY_CONTEXT, plaintext)
     caller = {"author": "=?utf-8?b?w6k=?=", "topic": "q3"}
     _put(cli, f"acme/{key}", body, build_object_metadata(wraps, upload_id=_ID, caller_wire=caller))
@@ -103,7 +103,7 @@ def test_a_corrupt_object_exits_1_and_leaves_no_file(
 ) -> None:
     plaintext = os.urandom(2 * 2**20)
     body = bytearray(_store(bucket_cli, "k", plaintext))
-    wraps = wrap(_keyring(bucket_cli).desired(_masters(bucket_cli)), "k", new_dek())
+    wraps = wrap(desired_state(_keyring(bucket_cli), _masters(bucket_cli)), "k", new_dek())
     client = sync_client(bucket_cli.deployment.s3)
     metadata = client.head_object(Bucket=bucket_cli.deployment.bucket, Key="acme/k")["Metadata"]
     client.close()

@@ -10,9 +10,10 @@ import pytest
 
 from keyturn.crypto import KekPurpose, Secret, admin_kek, kek_id, kek_info, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
+from keyturn_workers.keyring.model import Generation, Keyring
 from tools.harness import requests, stored_objects
 from tools.harness.bucket import Bucket
+from tools.harness.local_keys import build_keyring
 from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 
 if TYPE_CHECKING:

@@ -14,9 +14,7 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Keyring, KeyringReader, KeyringSnapshot
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import (
     NoOp,
     ObjectView,
@@ -40,6 +38,7 @@ from tests.unit.keyturn_workers.factories import (
     v0_metadata,
     v0_ring,
 )
+from tools.harness.local_keys import admin_keks, build_keyring, desired_state, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -59,7 +58,7 @@ CONTENT: Final = {
     "content-language": "de",
 }
 TAGS: Final = {"team": "legal/de"}
-KEYS: Final = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
+KEKS: Final = admin_keks("acme", MASTER_KEYS, V0_ADMIN_KEK)
 OPTIONS: Final = Options(encrypt_plaintext=True)
 LARGE: Final = 11 * MIB
 KINDS: Final = ["rewrap", "rewrap large", "v0", "v0 large", "encrypt", "encrypt large", "reseal"]
@@ -73,7 +72,9 @@ class Place:
     ring: Keyring
 
     def __post_init__(self) -> None:
-        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
+        self.keyrings = KeyringReader(
+            self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=0
+        )
         self.executor = ActionExecutor(self.storage, self.keyrings, copy_limit_bytes=6 * MIB)
 
     async def write_keyring(self, ring: Keyring) -> None:
@@ -91,14 +92,14 @@ class Place:
         view = ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))
         snapshot = await self.keyrings.read_fresh("acme")
         ring, desired = snapshot.keyring, snapshot.desired
-        return view, plan_action(view, KEY, ring, desired, KEYS, OPTIONS), snapshot
+        return view, plan_action(view, KEY, ring, desired, KEKS, OPTIONS), snapshot
 
     async def make(self, kind: str) -> bytes:
         """An object to which that is due; gives its plaintext, or a v0 body whole."""
         name, _, large = kind.partition(" ")
         plaintext = os.urandom(LARGE if large else 5)
         await self.write_keyring(v0_ring(self.ring))
-        desired = self.ring.desired(MASTER_KEYS)
+        desired = desired_state(self.ring, MASTER_KEYS)
         match name:
             case "rewrap":
                 wraps, body = sealed_object(desired, KEY, plaintext)
@@ -122,8 +123,8 @@ class Place:
         assert isinstance(wraps, Wraps)
         if wraps.algorithm == V0_ALGORITHM:
             return body
-        desired = self.ring.desired(MASTER_KEYS)
-        examined = verify(wraps, body[:HEADER_BYTES], KEY, desired, OPERATOR_KEYS)
+        desired = desired_state(self.ring, MASTER_KEYS)
+        examined = verify(wraps, body[:HEADER_BYTES], KEY, desired, KEKS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 

@@ -14,8 +14,6 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, rotate
-from keyturn_workers.keyring.model import build_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.sweep import Plan, SweepRequest, SweepStore
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.plan import OpenPage, State
@@ -23,6 +21,7 @@ from tests.integration.storage.conftest import opened
 from tools.harness import requests
 from tools.harness.bucket import Bucket
 from tools.harness.deployment import Deployment
+from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -104,12 +103,12 @@ async def test_late_copies_of_a_stalled_worker_are_refused(
 
     async with opened(ceph, ceph_bucket) as storage:
         stalling: Any = Stalling(storage, rotate_once)
-        keyrings = KeyringReader(storage, master_keys, lease_s=LEASE_S, cache_s=0.5)
+        keyrings = KeyringReader(storage, operator_keys(master_keys), lease_s=LEASE_S, cache_s=0.5)
         worker = PageWorker(
             stalling,
             keyrings,
-            OperatorKeys(master_keys),
-            SweepStore(storage, master_keys),
+            operator_keys(master_keys),
+            SweepStore(storage, operator_keys(master_keys)),
             concurrency=8,
             copy_limit_bytes=2**30,
         )

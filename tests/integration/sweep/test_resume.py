@@ -24,6 +24,7 @@ from keyturn_workers.worker.wiring import Wiring
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
+from tools.harness.local_keys import operator_keys
 from tools.harness.process import worker
 from tools.harness.wire import open_wire
 from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url
@@ -88,7 +89,8 @@ async def resumed(deployment: Deployment) -> int:
         open_storage(settings, capabilities=Capabilities(), max_connections=8) as storage,
         RabbitBroker(deployment.amqp_url, logger=None) as broker,
     ):
-        process = Wiring(settings, storage, broker, WorkerMetrics())
+        keys = operator_keys(settings.master_keys)
+        process = Wiring(settings, storage, broker, keys, WorkerMetrics())
         return await recover(
             process._store,
             process._sweep,

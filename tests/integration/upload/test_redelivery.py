@@ -16,8 +16,9 @@ import pytest
 
 from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation, build_keyring, parse_keyring
+from keyturn_workers.keyring.model import Generation
 from tools.harness import requests, stored_objects
+from tools.harness.local_keys import build_keyring, parse_keyring
 from tools.harness.worker_under_test import WorkerUnderTest, staging_s3_key
 
 if TYPE_CHECKING:

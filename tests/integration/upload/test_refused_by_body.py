@@ -27,8 +27,9 @@ from keyturn.crypto import (
     user_kek,
 )
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
+from keyturn_workers.keyring.model import Generation, Keyring
 from tools.harness import requests, stored_objects
+from tools.harness.local_keys import build_keyring
 from tools.harness.worker_under_test import WorkerUnderTest, staging_s3_key
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import pytest_asyncio
 
 from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
+from keyturn_workers.keyring.model import Generation, Keyring
 from tests.support.cuttable_proxy import Proxy, proxy
 from tools.harness import requests, stored_objects
+from tools.harness.local_keys import build_keyring
 from tools.harness.worker_under_test import WorkerUnderTest, run_worker, staging_s3_key
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from keyturn.crypto import Secret
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import Event, encode, parse_event
 from keyturn.publisher.event_matcher import EventMatcher
-from keyturn_workers.keyring.model import build_keyring, parse_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import AllPlan, Plan
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.local_keys import build_keyring, operator_keys, parse_keyring
 
 _MADE: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "made_by_0_4.json").read_text())
 _MASTER_KEYS: Final = {
@@ -33,7 +33,7 @@ async def _bucket() -> tuple[MemoryStorage, SweepStore]:
     storage = MemoryStorage()
     for key, body in _MADE["records"].items():
         await storage.put(key, body.encode(), Headers({}))
-    return storage, SweepStore(storage, _MASTER_KEYS)
+    return storage, SweepStore(storage, operator_keys(_MASTER_KEYS))
 
 
 def _event(event_type: str) -> Event:

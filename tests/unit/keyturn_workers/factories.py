@@ -22,10 +22,10 @@ from keyturn.crypto import (
     v0_seal,
 )
 from keyturn_workers.keyring import DesiredState, Generation, Keyring, KeyringSnapshot
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import ObjectView
 from keyturn_workers.objects.wrap import build_tombstone_metadata, wrap
 from keyturn_workers.storage import Headers, ObjectHead
+from tools.harness.local_keys import admin_keks, desired_state, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 MASTER_KEYS = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
 V0_ADMIN_KEK = v0_admin_kek("the earlier system's master key")
-OPERATOR_KEYS = OperatorKeys(MASTER_KEYS)
+OPERATOR_KEYS = operator_keys(MASTER_KEYS)
+ADMIN_KEKS = admin_keks("acme", MASTER_KEYS)
 V0_USER_KEK = Secret(bytes([9]) * 32)
 DATE = datetime(2026, 11, 24, 10, tzinfo=UTC)
 AT = "2026-11-24T10:00:00.000000Z"
@@ -55,7 +56,10 @@ def snapshot(ring: Keyring, **changed: Any) -> KeyringSnapshot:
     """A prompt read of this keyring, under a lease of 15 seconds."""
     fields: dict[str, Any] = {"read_at": DATE, "sent_s": 1000.0, "lease_s": 15, **changed}
     return KeyringSnapshot(
-        ring, ring.desired(MASTER_KEYS), "etag", **{"leased": True, "proves": False, **fields}
+        ring,
+        desired_state(ring, MASTER_KEYS),
+        "etag",
+        **{"leased": True, "proves": False, **fields},
     )
 
 

@@ -9,9 +9,8 @@ from keyturn.crypto import HEADER_BYTES, v0_seal
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build_keyring
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, ActionExecutor
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import (
     NoOp,
     ObjectView,
@@ -32,6 +31,7 @@ from tests.unit.keyturn_workers.factories import (
     v0_metadata,
     v0_ring,
 )
+from tools.harness.local_keys import admin_keks, build_keyring, desired_state, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,8 @@ RESTATED: Final = {
     "x-amz-website-redirect-location": "/elsewhere",
 }
 TAGS: Final = {"team": "legal"}
-KEYS: Final = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
+KEYS: Final = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
+KEKS: Final = admin_keks("acme", MASTER_KEYS, V0_ADMIN_KEK)
 ENCRYPT: Final = Options(encrypt_plaintext=True)
 
 
@@ -71,7 +72,9 @@ class Scene:
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
         clock = StorageClock(15, self.storage.elapsed_s)
-        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)
+        self.keyrings = KeyringReader(
+            self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=2, clock=clock
+        )
         self.executor = ActionExecutor(self.storage, self.keyrings, self.copy_limit_bytes)
 
     def write_keyring(self, ring: Keyring) -> None:
@@ -91,7 +94,7 @@ class Scene:
 
     async def delete(self) -> None:
         """A tombstone, put there by another worker."""
-        self.plant(deleted(self.ring.desired(MASTER_KEYS), KEY), b"")
+        self.plant(deleted(desired_state(self.ring, MASTER_KEYS), KEY), b"")
 
     def plant(self, own: Mapping[str, str], body: bytes, **more: Any) -> bytes:
         """An object with these `enc-` names and everything else that an object can have."""
@@ -100,7 +103,7 @@ class Scene:
         return body
 
     def plant_sealed(self, plaintext: bytes = b"hello", **more: Any) -> bytes:
-        wraps, body = sealed_object(self.ring.desired(MASTER_KEYS), KEY, plaintext)
+        wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), KEY, plaintext)
         return self.plant(enc(wraps, UPLOAD_ID), body, **more)
 
     def plant_v0(self, dek: bytes, *, body_dek: bytes | None = None, size: int = 5) -> bytes:
@@ -118,7 +121,7 @@ class Scene:
         view, snapshot = await self.read_view(), await self.keyrings.read_fresh("acme")
         desired = snapshot.desired
         given = options or Options()
-        return view, plan_action(view, KEY, snapshot.keyring, desired, KEYS, given), snapshot
+        return view, plan_action(view, KEY, snapshot.keyring, desired, KEKS, given), snapshot
 
     async def reconcile(self, options: Options | None = None) -> PlannedAction:
         """Read, plan and execute; returns the planned action."""

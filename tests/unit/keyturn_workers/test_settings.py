@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keyturn.crypto import SigningKey
+from keyturn.crypto import Secret, SigningKey
 from keyturn.errors import SettingsError
 from keyturn.settings import PublisherSettings, S3Settings, Settings
 from keyturn_workers.settings import GatewaySettings, LogSettings, OperatorSettings, WorkerSettings
@@ -55,7 +55,7 @@ def test_a_full_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, _DEPLOYMENT.worker_env(LEASE_S="7"))
     settings = WorkerSettings.read()
     assert settings.lease_s == 7
-    assert settings.master_keys["m1"].reveal() == _DEPLOYMENT.master_key
+    assert settings.master_keys["m1"] == Secret(_DEPLOYMENT.master_key)
     assert settings.publishers["narrow"].allows("upload.requested", "other")
     assert not settings.publishers["narrow"].allows("upload.requested", "acme")
     assert not settings.publishers["narrow"].allows("enroll.requested", "other")
@@ -128,7 +128,7 @@ def test_files_in_a_secrets_folder_serve_as_well(
     (tmp_path / "KEYTURN_AMQP_URL").write_text(env.pop("KEYTURN_AMQP_URL") + "\n")
     _set(monkeypatch, env | {"KEYTURN_SECRETS_DIR": str(tmp_path)})
     settings = WorkerSettings.read()
-    assert settings.master_keys["m1"].reveal() == _DEPLOYMENT.master_key
+    assert settings.master_keys["m1"] == Secret(_DEPLOYMENT.master_key)
     assert settings.amqp_url.get_secret_value() == _DEPLOYMENT.amqp_url
 
 

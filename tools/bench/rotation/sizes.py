@@ -119,7 +119,7 @@ async def _through_a_client(world: World, key: str) -> float:
     wraps = parse((await world.storage.head(s3_key)).metadata)
     observed = await world.keyrings.read_fresh(PROJECT)
     opened = (
-        open_admin_wrap(wraps, key, observed.desired, world.keys, ())
+        open_admin_wrap(wraps, key, observed.desired, await world.keys.admin_keks(PROJECT), ())
         if isinstance(wraps, Wraps)
         else None
     )

@@ -35,19 +35,20 @@ from keyturn_workers.keyring import (
     rotate,
 )
 from keyturn_workers.objects.body_stream import seal_stream
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from keyturn_workers.sweep.sweep_store import SweepStore
 from tools.bench.processes import BenchError
+from tools.harness.local_keys import operator_keys
 from tools.harness.requests import new_id, now
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from keyturn_workers.keyring import DesiredState
+    from keyturn_workers.master_keys.operator_keys import OperatorKeys
     from tools.harness.deployment import Deployment
 
 MASTER_KEY = "m1"
@@ -82,7 +83,10 @@ class World:
         first = Generation(1, kek_id(kek), kek, new_id(), now(), now())
         keyring = Keyring(project, MASTER_KEY, first)
         if not await create_keyring(
-            self.storage, keyring, self.keys.master_keys, lease_s=self.keyrings.lease_s
+            self.storage,
+            keyring,
+            self.keys,
+            lease_s=self.keyrings.lease_s,
         ):
             raise BenchError(f"the project {project} already exists")
 
@@ -101,7 +105,7 @@ class World:
             self.storage,
             after,
             observed.etag,
-            self.keys.master_keys,
+            self.keys,
             lease_s=self.keyrings.lease_s,
         ):
             raise BenchError(f"the keyring of {project} was changed meanwhile")
@@ -183,7 +187,7 @@ async def open_world(deployment: Deployment) -> AsyncIterator[World]:
         yield World(
             deployment,
             storage,
-            KeyringReader(storage, master_keys, lease_s=LEASE_S, cache_s=_CACHE_S),
-            SweepStore(storage, master_keys),
-            OperatorKeys(master_keys),
+            KeyringReader(storage, operator_keys(master_keys), lease_s=LEASE_S, cache_s=_CACHE_S),
+            SweepStore(storage, operator_keys(master_keys)),
+            operator_keys(master_keys),
         )

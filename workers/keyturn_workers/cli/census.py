@@ -24,9 +24,9 @@ from keyturn_workers.cli.output import printable, progress_display
 from keyturn_workers.cli.record_index import RECORD_ERRORS, RecordIndex, Row
 from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.errors import ArchivedError, MissingError
-from keyturn_workers.keyring.model import parse_keyring
+from keyturn_workers.keyring.store import parse_keyring
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.key_usage import find_key_usage
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
 CONCURRENCY: Final = 64
@@ -66,7 +66,8 @@ async def take_census(
     `generations` are all those of each project whose keyring opens.
 
     Raises:
-        StorageUnavailableError, StorageAnswerError: the census would be incomplete.
+        StorageUnavailableError, StorageAnswerError, KmsUnavailableError: the census would be
+            incomplete.
     """
     census: Census = Counter()
     prefix = "" if project is None else f"{project}/"
@@ -118,8 +119,9 @@ async def _inspect(
             head = await storage.head(s3_key)
         else:
             head, _ = await storage.read_start(s3_key, 1, version_id=version_id)
+        keks = await keys.admin_keks(project)
         usage = find_key_usage(
-            head.metadata, project, object_key, keys, generations.get(project, ())
+            head.metadata, project, object_key, keks, generations.get(project, ())
         )
     except MissingError:
         return None
@@ -146,7 +148,7 @@ async def mark_rolled_back(
         # The project may have been rotated since: only a keyring read after the objects counts.
         try:
             _, body = await storage.read(keyring_s3_key(project))
-            now = parse_keyring(body, project, keys.master_keys).current.generation
+            now = (await parse_keyring(body, project, keys)).current.generation
         except (MissingError, *RECORD_ERRORS):
             continue
         if newest > now:

@@ -29,14 +29,16 @@ from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import ByteProgress, byte_progress
 from keyturn_workers.cli.settings import GATEWAY_URL_FORM, GatewayUrlSettings, ReaderSettings
-from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.providers import open_operator_keys
+from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.settings import OperatorSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _STDOUT: Final = Path("-")
+# The object, and the records that are read beside it.
+_CONNECTIONS: Final = 4
 
 
 class _Opened(Protocol):
@@ -102,14 +104,11 @@ def download(
             warnings.simplefilter("ignore", UnencryptedGatewayWarning)  # see the note above
             asyncio.run(_through_gateway(url, api_key, project, key, target))
         return
-    settings: S3Settings
     if as_operator:
-        settings = operator = OperatorSettings.read()
-        access: Access = _operator_access(project, operator)
+        asyncio.run(_download_as_operator(OperatorSettings.read(), project, key, target))
     else:
-        settings = S3Settings.read()
         access = _project_access(project, api_key_file)
-    asyncio.run(_download(settings, key, access, target))
+        asyncio.run(_download(S3Settings.read(), key, access, target))
 
 
 def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
@@ -124,27 +123,35 @@ def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
     return target
 
 
-def _operator_access(project: str, settings: OperatorSettings) -> OperatorAccess:
-    v0_master_key = ReaderSettings.read().v0_master_key
-    v0 = None if v0_master_key is None else v0_master_key.get_secret_value()
-    return OperatorAccess(project, OperatorKeys.derive(settings.master_keys, v0))
-
-
 def _project_access(project: str, api_key_file: Path | None) -> ProjectAccess:
     pepper = ReaderSettings.read().pepper.get_secret_value()
     api_key = read_api_key(api_key_file, project, confirm=False)
     return ProjectAccess(project, user_kek(api_key.get_secret_value(), project, pepper))
 
 
-async def _download(settings: S3Settings, key: str, access: Access, target: Path | None) -> None:
+async def _download_as_operator(
+    settings: OperatorSettings, project: str, key: str, target: Path | None
+) -> None:
+    v0_master_key = ReaderSettings.read().v0_master_key
+    async with (
+        open_bucket(settings, max_connections=_CONNECTIONS) as storage,
+        open_operator_keys(settings, storage, seals=False, v0_master_key=v0_master_key) as keys,
+        open_object(storage, key, OperatorAccess(project, keys)) as opened,
+    ):
+        await _write(opened, key, target)
+
+
+async def _download(
+    settings: S3Settings, key: str, access: ProjectAccess, target: Path | None
+) -> None:
     try:
         async with (
-            open_bucket(settings, max_connections=2) as storage,
+            open_bucket(settings, max_connections=_CONNECTIONS) as storage,
             open_object(storage, key, access) as opened,
         ):
             await _write(opened, key, target)
     except NoUsableWrapError as exc:
-        if exc.detail or not isinstance(access, ProjectAccess):
+        if exc.detail:
             raise
         # Users with an old key get this error most often; the object is fine then.
         raise NoUsableWrapError(

@@ -7,13 +7,17 @@ record is kept.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from keyturn.crypto import Secret
-from keyturn.errors import CodedError, CorruptObjectError, UnknownMasterKeyError
+from keyturn.errors import (
+    CodedError,
+    CorruptObjectError,
+    KmsUnavailableError,
+    UnknownMasterKeyError,
+)
 from keyturn.identifiers import (
     ALL_PROJECTS,
     KEYRINGS_PREFIX,
@@ -26,7 +30,8 @@ from keyturn.identifiers import (
 from keyturn_workers.cli.bucket import batched
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
-from keyturn_workers.keyring.model import parse_keyring
+from keyturn_workers.keyring.store import parse_keyring
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import past_generations
 from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
@@ -46,7 +51,7 @@ _CONCURRENCY: Final = 16
 _MAX_BYTES: Final = 16 * 1024**2
 _MAX_FAILING: Final = 100
 
-RECORD_ERRORS: Final = (CorruptObjectError, UnknownMasterKeyError)
+RECORD_ERRORS: Final = (CorruptObjectError, UnknownMasterKeyError, KmsUnavailableError)
 Row = dict[str, Any]
 
 
@@ -83,7 +88,7 @@ class _Record:
 
 
 async def read_records(
-    storage: Storage, master_keys: Mapping[str, Secret], *, project: str | None = None
+    storage: Storage, keys: OperatorKeys, *, project: str | None = None
 ) -> RecordIndex:
     """All keyrings and records of sweeps, or those of one project.
 
@@ -94,7 +99,7 @@ async def read_records(
     """
     index = RecordIndex()
     async for batch in batched(_list_records(storage, project), _CONCURRENCY):
-        contents = await asyncio.gather(*(_read(storage, master_keys, each) for each in batch))
+        contents = await asyncio.gather(*(_read(storage, keys, each) for each in batch))
         for record, content in zip(batch, contents, strict=True):
             match content:
                 case CodedError():
@@ -125,7 +130,7 @@ async def _list_records(storage: Storage, project: str | None) -> AsyncIterator[
 
 
 async def _read(
-    storage: Storage, master_keys: Mapping[str, Secret], record: _Record
+    storage: Storage, keys: OperatorKeys, record: _Record
 ) -> Keyring | tuple[str, Plan | AllPlan | None] | CodedError | None:
     """A keyring; or the master key of a sweep's record, and its plan if it is one.
 
@@ -137,8 +142,8 @@ async def _read(
     try:
         _, body = await storage.read(s3_key)
         if record.sweep_path is None:
-            return parse_keyring(body, project, master_keys)
-        master_key, content = sealed_records.parse(body, s3_key, project, master_keys)
+            return await parse_keyring(body, project, keys)
+        master_key, content = await sealed_records.parse(body, s3_key, project, keys)
         kind: type[Plan | AllPlan] = AllPlan if project == ALL_PROJECTS else Plan
         return master_key, from_json(kind, content) if record.sweep_path.is_plan else None
     except MissingError:

@@ -34,7 +34,7 @@ from keyturn_workers.cli.record_index import Row, read_records
 from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.cli.sweep_report import PART_COLUMNS, SweepReport, read_sweep
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.sweep.plan import AllPlan, Plan
 
 # For the listing, its count and the records, in addition to the objects.
@@ -115,9 +115,11 @@ def status(
 async def _show_overview(
     settings: StatusSettings, project: str | None, *, objects: bool, as_json: bool
 ) -> None:
-    keys = OperatorKeys(settings.master_keys)
-    async with open_bucket(settings, max_connections=CONCURRENCY + _SPARE_CONNECTIONS) as storage:
-        index = await read_records(storage, keys.master_keys, project=project)
+    async with (
+        open_bucket(settings, max_connections=CONCURRENCY + _SPARE_CONNECTIONS) as storage,
+        open_operator_keys(settings, storage, seals=False) as keys,
+    ):
+        index = await read_records(storage, keys, project=project)
         if project is not None and is_uuid(project) and not index.keyrings:
             raise NotFoundError(_NO_SWEEP)
         census = None

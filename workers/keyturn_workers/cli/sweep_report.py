@@ -9,6 +9,7 @@ from keyturn_workers.cli.bucket import count_objects, open_bucket
 from keyturn_workers.cli.progress import SweepProgress
 from keyturn_workers.cli.record_index import RECORD_ERRORS, Row, sweep_row, to_seconds
 from keyturn_workers.errors import MissingError
+from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan
@@ -53,8 +54,11 @@ async def read_sweep(
         CorruptObjectError, UnknownMasterKeyError: its plan does not open.
         StorageUnavailableError: the storage does not answer.
     """
-    async with open_bucket(settings) as storage:
-        store, expected = SweepStore(storage, settings.master_keys), None
+    async with (
+        open_bucket(settings) as storage,
+        open_operator_keys(settings, storage, seals=False) as keys,
+    ):
+        store, expected = SweepStore(storage, keys), None
         projects = [name async for _, name, _ in store.plans(sweep_id)]
         chosen = project or (ALL if ALL in projects else next(iter(projects), ""))
         plan = await store.find_plan(sweep_id, chosen) if chosen in projects else None

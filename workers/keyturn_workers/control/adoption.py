@@ -10,8 +10,8 @@ from typing import Final
 
 from keyturn.errors import PermanentError, StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.key_usage import find_key_usage
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
 _BATCH_SIZE: Final = 64
@@ -57,7 +57,8 @@ async def _generation(
         raise StorageUnavailableError("an object to adopt cannot be read") from exc
     try:
         # Without a keyring, only the label says which generation to try.
-        usage = find_key_usage(head.metadata, project, object_key, operator_keys, ())
+        keks = await operator_keys.admin_keks(project)
+        usage = find_key_usage(head.metadata, project, object_key, keks, ())
     except PermanentError:
         return 0
     return usage.generation or 0

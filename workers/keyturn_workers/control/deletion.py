@@ -13,14 +13,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from keyturn.crypto import HEADER_BYTES, seal_tombstone
-from keyturn.errors import CodedError, LockedObjectError, StorageUnavailableError
+from keyturn.errors import LockedObjectError, PermanentError, StorageUnavailableError
 from keyturn.identifiers import format_time, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn.metadata import ALGO, DELETED
 from keyturn_workers.amqp import DeferError
 from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_action
 from keyturn_workers.objects.wrap import build_tombstone_metadata
 from keyturn_workers.storage import Headers, ObjectHead, Storage
@@ -62,7 +62,7 @@ class Deleter:
             UnknownProjectError: no keyring exists.
             LockedObjectError: a lock refuses the put, or keeps an older version.
             CorruptObjectError: the keyring was forged.
-            StorageUnavailableError, UnknownMasterKeyError: try again later.
+            StorageUnavailableError, UnknownMasterKeyError, KmsUnavailableError: try again later.
         """
         s3_key = object_s3_key(request.project, request.key)
         for _ in range(_MAX_ATTEMPTS):
@@ -110,10 +110,10 @@ class Deleter:
                 request.key,
                 snapshot.keyring,
                 snapshot.desired,
-                self._operator_keys,
+                await self._operator_keys.admin_keks(request.project),
                 Options(),
             )
-        except CodedError:
+        except PermanentError:
             return None  # forged, or moved from another key
         return _Tombstone(view.head, trust) if isinstance(action, NoOp) else None
 

@@ -26,7 +26,7 @@ from keyturn_workers.keyring import (
     has_origin,
     is_same_request,
 )
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import SweepRequest, SweepStarter
 from keyturn_workers.worker.authorization import open_secret
@@ -95,7 +95,7 @@ class Enroller:
             current=replace(keyring.current, generation=await self._first_generation(request)),
         )
         if await create_keyring(
-            self._storage, keyring, self._operator_keys.master_keys, lease_s=self._keyrings.lease_s
+            self._storage, keyring, self._operator_keys, lease_s=self._keyrings.lease_s
         ):
             return keyring.current.generation
         # A lost race, or the response to an earlier attempt of this very request was lost.

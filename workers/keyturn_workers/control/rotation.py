@@ -29,6 +29,7 @@ from keyturn_workers.keyring import (
     replace_keyring,
     rotate,
 )
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, failed_event
 from keyturn_workers.worker.authorization import open_secret
@@ -55,13 +56,13 @@ class Rotator:
         self,
         storage: Storage,
         keyrings: KeyringReader,
-        master_keys: Mapping[str, Secret],
+        keys: OperatorKeys,
         intake_keys: Mapping[str, IntakeKey],
         starter: SweepStarter,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
-        self._master_keys = master_keys
+        self._keys = keys
         self._intake_keys = intake_keys
         self._starter = starter
 
@@ -92,7 +93,7 @@ class Rotator:
                 self._storage,
                 after,
                 snapshot.etag,
-                self._master_keys,
+                self._keys,
                 lease_s=self._keyrings.lease_s,
             )
         raise StorageUnavailableError("the keyring kept changing")

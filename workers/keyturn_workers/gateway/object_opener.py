@@ -28,9 +28,9 @@ from keyturn_workers.gateway.encrypted_reader import EncryptedReader
 from keyturn_workers.gateway.legacy_reader import LegacyDecrypter, LegacyReader
 from keyturn_workers.gateway.object_reader import ObjectReader, seal_errors_as_corrupt
 from keyturn_workers.gateway.plaintext_reader import PlaintextReader
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.body_stream import read_first_bytes
 from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Lease, ObjectHead, Storage
 
 START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
@@ -163,7 +163,12 @@ class ObjectOpener:
             # label is forged. A new read of the keyring decides.
             caller = await self._auth.reauthenticate(caller)
             keyring = caller.snapshot.keyring
-        reader_keys = ReaderKeys.of(keyring, self._keys, envelope, caller.kek)
-        opened = open_dek(envelope, start[:HEADER_BYTES], object_key, reader_keys)
+        header, kek = start[:HEADER_BYTES], caller.kek
+        opened = await self._keys.open_with(
+            keyring.project,
+            lambda keks: open_dek(
+                envelope, header, object_key, ReaderKeys.of(keyring, keks, envelope, kek)
+            ),
+        )
         check_not_rolled_back(keyring, envelope, opened)
         return opened

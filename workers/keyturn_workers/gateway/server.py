@@ -37,7 +37,9 @@ from keyturn_workers.gateway.staging_quota import StagingQuota
 from keyturn_workers.gateway.upload_limits import UploadLimits, UploadSlots
 from keyturn_workers.gateway.upload_routes import UploadRoutes
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.metrics import KmsMetrics
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.s3 import open_storage
@@ -92,8 +94,16 @@ async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
             publish_timeout_s=settings.gateway_publish_timeout_s,
         ) as publisher,
         listing_detection(storage, settings.publisher_name),
+        open_operator_keys(
+            settings,
+            storage,
+            seals=False,
+            v0_master_key=settings.v0_master_key,
+            metrics=KmsMetrics(metrics.registry),
+        ) as keys,
     ):
-        routes = _routes(settings, storage, publisher, metrics)
+        routes = _routes(settings, storage, publisher, keys, metrics)
+        purging = asyncio.create_task(keys.purge_periodically())
         try:
             yield application(
                 routes.objects,
@@ -103,23 +113,24 @@ async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
                 idle_timeout_s=settings.gateway_idle_timeout_s,
             )
         finally:
+            purging.cancel()
             await routes.rotations.close()
 
 
 def _routes(
-    settings: GatewaySettings, storage: Storage, publisher: Publisher, metrics: GatewayMetrics
+    settings: GatewaySettings,
+    storage: Storage,
+    publisher: Publisher,
+    keys: OperatorKeys,
+    metrics: GatewayMetrics,
 ) -> _Routes:
-    keyrings = KeyringReader(
-        storage, settings.master_keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s
-    )
+    keyrings = KeyringReader(storage, keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s)
     auth = Authenticator(
         keyrings,
         KeyringLookups(keyrings, storage),
         Secret(settings.pepper.get_secret_value().encode()),
         cache_s=settings.keyring_cache_s,
     )
-    v0 = settings.v0_master_key
-    keys = OperatorKeys.derive(settings.master_keys, None if v0 is None else v0.get_secret_value())
     opener = ObjectOpener(
         storage,
         auth,
@@ -155,7 +166,7 @@ def _routes(
         auth,
         limit,
         publisher,
-        SweepStore(storage, settings.master_keys),
+        SweepStore(storage, keys),
         allowed=settings.gateway_rotation == "allowed",
         max_in_progress=settings.gateway_project_rotations,
         idle_timeout_s=settings.gateway_idle_timeout_s,

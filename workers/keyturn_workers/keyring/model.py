@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from keyturn.crypto import Secret, admin_kek, from_base64, kek_id, to_base64
+from keyturn.crypto import Secret, from_base64, kek_id, to_base64
 from keyturn.errors import CorruptObjectError
-from keyturn.identifiers import is_short_name, is_uuid, keyring_s3_key, parse_time
+from keyturn.identifiers import is_short_name, is_uuid, parse_time
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import sealed_records
 
 _KEK_BYTES: Final = 32
 _KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -106,11 +105,11 @@ class Keyring:
         entries = (*self.history, self.current)
         return {entry.generation: entry.kek for entry in entries if entry.kek is not None}
 
-    def desired(self, master_keys: Mapping[str, Secret]) -> DesiredState:
+    def desired(self, admin_kek: Secret) -> DesiredState:
         """The desired state of the project's objects.
 
-        Raises:
-            UnknownMasterKeyError: this process lacks the record's master key.
+        Args:
+            admin_kek: The project's admin KEK under the master key that this record names.
         """
         if self.current.kek is None:
             raise CorruptObjectError("the keyring's current KEK is missing")
@@ -120,20 +119,14 @@ class Keyring:
             kek_id=self.current.kek_id,
             user_kek=self.current.kek,
             master_key=self.master_key,
-            admin_kek=admin_kek(
-                sealed_records.require_master_key(master_keys, self.master_key), self.project
-            ),
+            admin_kek=admin_kek,
             plaintext_allowed=self.plaintext_allowed,
         )
 
 
-def build_keyring(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
-    """The record's bytes, sealed under the master key that it names.
-
-    Raises:
-        UnknownMasterKeyError: this process lacks it.
-    """
-    rest = {
+def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
+    """The part of the record that is sealed."""
+    return {
         **_entry_json(keyring.current),
         "plaintext": _permission(allowed=keyring.plaintext_allowed),
         "v0": _permission(allowed=keyring.v0_allowed),
@@ -141,9 +134,6 @@ def build_keyring(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
         "history": [_entry_json(entry) for entry in keyring.history],
         **_added_json(keyring),
     }
-    return sealed_records.build(
-        keyring_s3_key(keyring.project), keyring.project, keyring.master_key, rest, master_keys
-    )
 
 
 def _entry_json(entry: Generation) -> dict[str, Any]:
@@ -176,17 +166,12 @@ def _permission(*, allowed: bool) -> str:
     return "allowed" if allowed else "forbidden"
 
 
-def parse_keyring(body: bytes, project: str, master_keys: Mapping[str, Secret]) -> Keyring:
-    """The keyring in a record's bytes.
+def keyring_from_json(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
+    """The keyring in the opened part of a record that names this master key.
 
     Raises:
-        UnknownMasterKeyError: this process lacks the master key that the record names.
-        CorruptObjectError: forged, moved from another project, or damaged.
+        CorruptObjectError: its fields are malformed.
     """
-    try:
-        master_key, rest = sealed_records.parse(body, keyring_s3_key(project), project, master_keys)
-    except CorruptObjectError as exc:
-        raise CorruptObjectError(f"the keyring is {exc.detail}") from None
     try:
         return _keyring(project, master_key, rest)
     except (ValueError, TypeError, KeyError):

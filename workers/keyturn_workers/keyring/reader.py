@@ -12,17 +12,17 @@ import asyncio
 import contextlib
 import hashlib
 from bisect import bisect_right
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from keyturn.crypto import Secret
 from keyturn.errors import CodedError, StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring.cache import CacheEntry, KeyringCache
 from keyturn_workers.keyring.listings import Listing, Listings
-from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.keyring.snapshot import KeyringSnapshot
+from keyturn_workers.keyring.store import parse_keyring
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import PAGE_KEYS, Storage, StorageClock
 
 BETWEEN_READS_S: Final = 0.03
@@ -46,7 +46,7 @@ class KeyringReader:
     def __init__(
         self,
         storage: Storage,
-        master_keys: Mapping[str, Secret],
+        keys: OperatorKeys,
         *,
         lease_s: int,
         cache_s: float,
@@ -55,7 +55,7 @@ class KeyringReader:
         """`cache_s` must stay well below `lease_s`: the lease fences writes by a cached read."""
         self.clock = clock or StorageClock(lease_s)
         self._storage = storage
-        self._master_keys = master_keys
+        self._keys = keys
         self._lease_s = lease_s
         self._cache_s = cache_s
         self._cache = KeyringCache()
@@ -74,7 +74,7 @@ class KeyringReader:
         Raises:
             UnknownProjectError: no keyring exists.
             CorruptObjectError: it was forged, moved or damaged.
-            UnknownMasterKeyError, StorageUnavailableError: try again later.
+            UnknownMasterKeyError, KmsUnavailableError, StorageUnavailableError: try again later.
         """
         snapshot = self.get_cached(project)
         if snapshot is not None:
@@ -100,6 +100,9 @@ class KeyringReader:
         """
         entry = self._cache.get(project)
         if entry is None or entry.snapshot is None:
+            return None
+        if not self._keys.touch(entry.snapshot.desired.master_key, project):
+            self._cache.invalidate(entry)  # its KEK may not be used any longer
             return None
         listing = self._listings.covering(entry.name)
         if listing is not None and listing.sent_s > entry.snapshot.sent_s:
@@ -160,8 +163,8 @@ class KeyringReader:
         if entry.snapshot is not None and digest == entry.digest:
             keyring, desired = entry.snapshot.keyring, entry.snapshot.desired
         else:
-            keyring = parse_keyring(body, project, self._master_keys)
-            desired = keyring.desired(self._master_keys)
+            keyring = await parse_keyring(body, project, self._keys)
+            desired = keyring.desired(await self._keys.admin_kek(keyring.master_key, project))
         leased = trust.agrees and received_s - sent_s <= self.clock.max_read_s
         snapshot = KeyringSnapshot(
             keyring,

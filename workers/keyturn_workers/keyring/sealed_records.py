@@ -14,7 +14,6 @@ from keyturn.crypto import (
     Secret,
     from_base64,
     open_record,
-    record_kek,
     seal_record,
     to_base64,
 )
@@ -22,42 +21,19 @@ from keyturn.errors import (
     CorruptObjectError,
     MalformedRequestError,
     StorageUnavailableError,
-    UnknownMasterKeyError,
 )
 from keyturn.identifiers import is_short_name
 from keyturn.messages import load_json
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage
 
 _VERSION: Final = 1
 _HEADERS: Final = Headers(metadata={}, content_type="application/json")
 
 
-def require_master_key(master_keys: Mapping[str, Secret], name: str) -> bytes:
-    """The 32 bytes of a master key.
-
-    Raises:
-        UnknownMasterKeyError: this process lacks it.
-    """
-    try:
-        return master_keys[name].reveal()
-    except KeyError as exc:
-        raise UnknownMasterKeyError(name) from exc
-
-
-def build(
-    s3_key: str,
-    project: str,
-    master_key: str,
-    rest: Mapping[str, Any],
-    master_keys: Mapping[str, Secret],
-) -> bytes:
-    """The bytes of a record for this S3 key, sealed under the named master key.
-
-    Raises:
-        UnknownMasterKeyError: this process lacks it.
-    """
-    kek = record_kek(require_master_key(master_keys, master_key), project)
+def seal(s3_key: str, project: str, master_key: str, rest: Mapping[str, Any], kek: Secret) -> bytes:
+    """The bytes of a record for this S3 key, sealed under the project's record KEK. Pure."""
     sealed = seal_record(kek, s3_key, json.dumps(rest).encode())
     record = {
         "v": _VERSION,
@@ -68,25 +44,68 @@ def build(
     return json.dumps(record).encode()
 
 
-def parse(
-    body: bytes, s3_key: str, project: str, master_keys: Mapping[str, Secret]
-) -> tuple[str, dict[str, Any]]:
-    """The id of the master key that a record names, and its opened part.
+async def build(
+    s3_key: str,
+    project: str,
+    master_key: str,
+    rest: Mapping[str, Any],
+    keys: OperatorKeys,
+) -> bytes:
+    """The bytes of a record for this S3 key, sealed under the named master key.
 
     Raises:
-        UnknownMasterKeyError: this process lacks that master key.
-        CorruptObjectError: forged, moved, of another project, or damaged.
+        UnknownMasterKeyError: this process lacks it.
+        KmsUnavailableError: its provider is away.
+    """
+    return seal(s3_key, project, master_key, rest, await keys.record_kek(master_key, project))
+
+
+def read_outer(body: bytes, project: str) -> tuple[str, bytes]:
+    """The id of the master key that a record names, and its sealed part. Pure.
+
+    Raises:
+        CorruptObjectError: not a record of this project.
     """
     try:
-        master_key, sealed = _outer(load_json(body), project)
+        return _outer(load_json(body), project)
     except (MalformedRequestError, ValueError, TypeError) as exc:
         raise CorruptObjectError("not a record of this project") from exc
-    kek = record_kek(require_master_key(master_keys, master_key), project)
+
+
+def open_sealed_part(sealed: bytes, s3_key: str, kek: Secret) -> dict[str, Any]:
+    """What a record's sealed part holds. Pure.
+
+    Raises:
+        CorruptObjectError: it does not open under this record KEK, or at this S3 key.
+    """
     try:
-        return master_key, load_json(open_record(kek, s3_key, sealed))
+        return load_json(open_record(kek, s3_key, sealed))
     except (SealError, MalformedRequestError):
         # No cause: the opened record may contain keys, and an exception may repeat them.
         raise CorruptObjectError("a record that does not open") from None
+
+
+async def parse(
+    body: bytes, s3_key: str, project: str, keys: OperatorKeys
+) -> tuple[str, dict[str, Any]]:
+    """The id of the master key that a record names, and its opened part.
+
+    One that does not open under a KEK from the cache is tried once under a fresh one (SPEC 2.2).
+
+    Raises:
+        UnknownMasterKeyError: this process lacks that master key.
+        KmsUnavailableError: its provider is away.
+        CorruptObjectError: forged, moved, of another project, or damaged.
+    """
+    master_key, sealed = read_outer(body, project)
+    kek = await keys.record_kek(master_key, project)
+    try:
+        return master_key, open_sealed_part(sealed, s3_key, kek)
+    except CorruptObjectError:
+        fresh = await keys.fresh_record_kek(master_key, project)
+        if fresh is None:
+            raise
+    return master_key, open_sealed_part(sealed, s3_key, fresh)
 
 
 def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
@@ -105,12 +124,13 @@ async def reseal(
     s3_key: str,
     project: str,
     master_key: str,
-    master_keys: Mapping[str, Secret],
+    keys: OperatorKeys,
 ) -> bool:
     """Seal a record under another master key; False if it changed meanwhile, or is gone.
 
     Raises:
         UnknownMasterKeyError: this process lacks its master key, or the new one.
+        KmsUnavailableError: a provider is away.
         CorruptObjectError: it was forged, moved or damaged.
         StorageUnavailableError: the outcome is unknown.
     """
@@ -118,12 +138,11 @@ async def reseal(
         head, body = await storage.read(s3_key)
     except MissingError:
         return False
-    name, rest = parse(body, s3_key, project, master_keys)
+    name, rest = await parse(body, s3_key, project, keys)
     if name == master_key:
         return True
-    return await replace(
-        storage, s3_key, build(s3_key, project, master_key, rest, master_keys), head.etag
-    )
+    resealed = await build(s3_key, project, master_key, rest, keys)
+    return await replace(storage, s3_key, resealed, head.etag)
 
 
 async def create(storage: Storage, s3_key: str, body: bytes) -> bool:

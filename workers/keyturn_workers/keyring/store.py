@@ -1,17 +1,47 @@
-"""Writing keyrings, always by conditional put (SPEC 5.1)."""
+"""Opening keyrings, and writing them, always by conditional put (SPEC 5.1)."""
 
-from collections.abc import Mapping
-
-from keyturn.crypto import Secret
+from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
-from keyturn_workers.keyring.model import Keyring, build_keyring
+from keyturn_workers.keyring.model import Keyring, keyring_from_json, keyring_to_json
 from keyturn_workers.keyring.transitions import with_lease
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
 
+async def parse_keyring(body: bytes, project: str, keys: OperatorKeys) -> Keyring:
+    """The keyring in a record's bytes.
+
+    Raises:
+        UnknownMasterKeyError: this process lacks the master key that the record names.
+        KmsUnavailableError: its provider is away.
+        CorruptObjectError: forged, moved from another project, or damaged.
+    """
+    try:
+        master_key, rest = await sealed_records.parse(body, keyring_s3_key(project), project, keys)
+    except CorruptObjectError as exc:
+        raise CorruptObjectError(f"the keyring is {exc.detail}") from None
+    return keyring_from_json(project, master_key, rest)
+
+
+async def build_keyring(keyring: Keyring, keys: OperatorKeys) -> bytes:
+    """The record's bytes, sealed under the master key that it names.
+
+    Raises:
+        UnknownMasterKeyError: this process lacks it.
+        KmsUnavailableError: its provider is away.
+    """
+    return await sealed_records.build(
+        keyring_s3_key(keyring.project),
+        keyring.project,
+        keyring.master_key,
+        keyring_to_json(keyring),
+        keys,
+    )
+
+
 async def create_keyring(
-    storage: Storage, keyring: Keyring, master_keys: Mapping[str, Secret], *, lease_s: int
+    storage: Storage, keyring: Keyring, keys: OperatorKeys, *, lease_s: int
 ) -> bool:
     """Put a project's first keyring; False if one exists already.
 
@@ -20,8 +50,9 @@ async def create_keyring(
     Raises:
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
+        KmsUnavailableError: its provider is away.
     """
-    body = build_keyring(with_lease(keyring, lease_s), master_keys)
+    body = await build_keyring(with_lease(keyring, lease_s), keys)
     return await sealed_records.create(storage, keyring_s3_key(keyring.project), body)
 
 
@@ -29,7 +60,7 @@ async def replace_keyring(
     storage: Storage,
     keyring: Keyring,
     etag: str,
-    master_keys: Mapping[str, Secret],
+    keys: OperatorKeys,
     *,
     lease_s: int,
 ) -> bool:
@@ -40,8 +71,9 @@ async def replace_keyring(
     Raises:
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
+        KmsUnavailableError: its provider is away.
     """
-    body = build_keyring(with_lease(keyring, lease_s), master_keys)
+    body = await build_keyring(with_lease(keyring, lease_s), keys)
     return await sealed_records.replace(storage, keyring_s3_key(keyring.project), body, etag)
 
 

@@ -9,6 +9,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from keyturn.crypto import Secret
+from keyturn.errors import KmsUnavailableError
+
+
+class KmsRefusedError(KmsUnavailableError):
+    """The provider answered, and refused: no permission, an expired token, a disabled key.
+
+    A KEK in memory then ends at `KMS_CACHE_S` instead of `KMS_CACHE_MAX_S`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,8 @@ class MasterKey(Protocol):
 
     Every method raises `KmsUnavailableError` if the provider does not answer in time, refuses, or
     answers with anything but what was asked for. Its text is one line, names the cause (a wrong
-    PIN, an expired token, a missing key), and contains no secret.
+    PIN, an expired token, a missing key), and contains no secret. It is a `KmsRefusedError` if the
+    provider answered and refused.
 
     Nothing is contacted before the first call. A provider that refused a credential is not asked
     again with the same one more often than its backoff allows: a PIN must never be tried until

@@ -3,13 +3,22 @@
 The libraries of a provider are imported only where one of its keys is used: they are optional.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 
-from keyturn.crypto import Secret
+from pydantic import SecretStr
+
+from keyturn.crypto import Secret, v0_admin_kek
 from keyturn.errors import SettingsError
+from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
+from keyturn_workers.master_keys.limits import LimitedMasterKey
 from keyturn_workers.master_keys.local import LocalMasterKey
+from keyturn_workers.master_keys.metrics import KmsMetrics
+from keyturn_workers.master_keys.operator_keys import KekLimits, OnDerived, OperatorKeys
 from keyturn_workers.master_keys.port import MasterKey
-from keyturn_workers.settings import KmsSettings, MasterKeySource
+from keyturn_workers.settings import KmsSettings, MasterKeySource, OperatorSettings
+from keyturn_workers.storage import Storage
 
 
 def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey:  # noqa: ARG001
@@ -25,7 +34,71 @@ def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey
 
 
 def open_master_keys(
-    sources: Mapping[str, MasterKeySource], settings: KmsSettings
+    sources: Mapping[str, MasterKeySource],
+    settings: KmsSettings,
+    metrics: KmsMetrics | None = None,
 ) -> dict[str, MasterKey]:
-    """Return the master keys of the settings by id; errors as `open_master_key`."""
-    return {name: open_master_key(source, settings) for name, source in sources.items()}
+    """Return the master keys of the settings by id, bounded; errors as `open_master_key`."""
+    keys: dict[str, MasterKey] = {}
+    for name, source in sources.items():
+        key = open_master_key(source, settings)
+        if not isinstance(source, Secret):
+            key = LimitedMasterKey(
+                key,
+                concurrency=settings.kms_concurrency,
+                requests_per_s=settings.kms_requests_per_s,
+                timeout_s=settings.kms_timeout_s,
+                observe=_observer(key.provider, metrics),
+            )
+        keys[name] = key
+    return keys
+
+
+def _observer(provider: str, metrics: KmsMetrics | None) -> Callable[[bool, float], None]:
+    if metrics is None:
+        return lambda _derived, _seconds: None
+    metrics.initialize(provider)
+    return lambda derived, seconds: metrics.observe(provider, derived=derived, seconds=seconds)
+
+
+@asynccontextmanager
+async def open_operator_keys(
+    settings: OperatorSettings,
+    storage: Storage,
+    *,
+    seals: bool,
+    v0_master_key: SecretStr | None = None,
+    on_derived: OnDerived | None = None,
+    metrics: KmsMetrics | None = None,
+) -> AsyncIterator[OperatorKeys]:
+    """The operator's keys of one process, until the block ends.
+
+    Args:
+        settings: The master keys, and how providers are used.
+        storage: The bucket with the known texts.
+        seals: Whether the process seals under them. A reader derives each KEK once, and creates no
+            known text.
+        v0_master_key: The earlier system's.
+        on_derived: Told of each KEK that a provider derived.
+        metrics: Count the calls to providers.
+
+    Raises:
+        SettingsError: as `open_master_key`.
+    """
+    keys = OperatorKeys(
+        open_master_keys(settings.master_keys, settings, metrics),
+        v0_admin_kek=(
+            None if v0_master_key is None else v0_admin_kek(v0_master_key.get_secret_value())
+        ),
+        limits=KekLimits(settings.kms_cache_s, settings.kms_cache_max_s, settings.kms_timeout_s),
+        seals=seals,
+        reserved_project=RESERVED_PROJECT,
+        check=partial(check_known_text, storage, create=seals),
+        on_derived=on_derived,
+    )
+    if metrics is not None:
+        metrics.track(keys)
+    try:
+        yield keys
+    finally:
+        await keys.aclose()

@@ -32,10 +32,11 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Envelope
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.keyring import Keyring
-from keyturn_workers.keyring.model import parse_keyring
+from keyturn_workers.keyring.store import parse_keyring
+from keyturn_workers.master_keys.admin_keks import AdminKeks
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.body_stream import read_first_bytes
 from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import ObjectHead, ObjectStream, Storage
 
 READ_BYTES: Final = 1024 * 1024
@@ -145,6 +146,7 @@ async def open_object(
         NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: see SPEC 4.
         KeyringRolledBackError: the operator's keyring is older than the object (SPEC 5.4).
         UnknownMasterKeyError: the keyring names a master key that is not available.
+        KmsUnavailableError: the provider of a master key that is needed is away.
         ArchivedObjectError: the object must be restored first.
         StorageUnavailableError: the storage failed.
     """
@@ -155,8 +157,7 @@ async def open_object(
             envelope = object_metadata.parse(stream.head.metadata)
             # Read after the object: only then does a higher generation in it mean anything.
             keyring = await _read_keyring(storage, access)
-            reader = _reader_keys(access, keyring, envelope)
-            opened = open_dek(envelope, start[:HEADER_BYTES], object_key, reader)
+            opened = await _open_dek(access, keyring, envelope, start[:HEADER_BYTES], object_key)
             if keyring is not None:
                 check_not_rolled_back(keyring, envelope, opened)
             yield OpenObject(stream, start, pieces, opened)
@@ -166,14 +167,20 @@ async def open_object(
         raise ArchivedObjectError(object_key) from exc
 
 
-def _reader_keys(access: Access, keyring: Keyring | None, envelope: Envelope) -> ReaderKeys:
-    match access:
-        case ProjectAccess(project, user_kek):
-            return ReaderKeys(project, user_kek=user_kek)
-        case OperatorAccess(project, operator_keys):
-            if keyring is None:
-                return ReaderKeys(project, operator_keys=operator_keys)
-            return ReaderKeys.of(keyring, operator_keys, envelope, None)
+async def _open_dek(
+    access: Access, keyring: Keyring | None, envelope: Envelope, header: bytes, object_key: str
+) -> OpenedDek | None:
+    if isinstance(access, ProjectAccess):
+        reader = ReaderKeys(access.project, user_kek=access.user_kek)
+        return open_dek(envelope, header, object_key, reader)
+
+    def opening(keks: AdminKeks) -> OpenedDek | None:
+        reader = ReaderKeys(access.project, admin_keks=keks)
+        if keyring is not None:
+            reader = ReaderKeys.of(keyring, keks, envelope, None)
+        return open_dek(envelope, header, object_key, reader)
+
+    return await access.operator_keys.open_with(access.project, opening)
 
 
 async def _read_keyring(storage: Storage, access: Access) -> Keyring | None:
@@ -187,4 +194,4 @@ async def _read_keyring(storage: Storage, access: Access) -> Keyring | None:
         _, record = await storage.read(keyring_s3_key(access.project))
     except MissingError:
         return None
-    return parse_keyring(record, access.project, access.operator_keys.master_keys)
+    return await parse_keyring(record, access.project, access.operator_keys)

@@ -12,7 +12,7 @@ from typing import Literal
 from keyturn import metadata as object_metadata
 from keyturn.errors import NoUsableWrapError
 from keyturn.metadata import Plaintext, Tombstone, V0Wraps, Wraps
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.objects.unwrap import try_tombstone, try_wrap
 
 
@@ -33,7 +33,7 @@ def find_key_usage(
     metadata: Mapping[str, str],
     project: str,
     object_key: str,
-    operator_keys: OperatorKeys,
+    admin_keks: AdminKeks,
     generations: Sequence[int],
 ) -> KeyUsage:
     """What an object with this metadata depends on.
@@ -44,7 +44,7 @@ def find_key_usage(
         metadata: the object's, as on the wire.
         project: its project.
         object_key: its key, without its project.
-        operator_keys: each master key is tried.
+        admin_keks: the project's; each is tried.
         generations: those that the project ever had, the likely ones first; tried after the
             label's.
 
@@ -52,6 +52,7 @@ def find_key_usage(
         UnknownAlgorithmError: `enc-algo` is none of those in SPEC 4.
         CorruptObjectError: metadata stripped or unreadable.
         NoUsableWrapError: the admin wrap, or the tombstone, opens under no available master key.
+        KmsUnavailableError: it opens under none, and one is away.
     """
     match object_metadata.parse(metadata):
         case Plaintext():
@@ -59,14 +60,15 @@ def find_key_usage(
         case V0Wraps():
             return KeyUsage("v0")
         case Tombstone(sealed):
-            for master_key, kek in operator_keys.admin_keks(project):
+            for master_key, kek in admin_keks.in_order():
                 if try_tombstone(kek, project, object_key, sealed) is not None:
                     return KeyUsage("tombstone", master_key=master_key)
         case Wraps() as wraps:
             # Every master key at the label's generation first: nearly always one of them opens it.
             for candidates in ((wraps.generation,), generations):
-                for master_key, kek in operator_keys.admin_keks(project, first=wraps.master_key):
+                for master_key, kek in admin_keks.in_order(first=wraps.master_key):
                     opened = try_wrap(wraps, "admin", object_key, project, kek, candidates)
                     if opened is not None:
                         return KeyUsage("encrypted", opened.generation, master_key)
+    admin_keks.check_complete()
     raise NoUsableWrapError("it opens under no available master key")

@@ -24,7 +24,7 @@ from keyturn.metadata import (
     Wraps,
 )
 from keyturn_workers.keyring import Keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.objects.unwrap import select_dek, try_v0_wrap, try_wrap
 from keyturn_workers.objects.verify import check_header
 
@@ -38,7 +38,7 @@ class ReaderKeys:
 
     project: str
     user_kek: Secret | None = None
-    operator_keys: OperatorKeys = field(default_factory=lambda: OperatorKeys({}))
+    admin_keks: AdminKeks = field(default_factory=lambda: AdminKeks(""))
     v0_user_kek: Secret | None = None
     plaintext_allowed: bool = False
     v0_allowed: bool = False
@@ -47,7 +47,7 @@ class ReaderKeys:
     def of(
         cls,
         keyring: Keyring,
-        operator_keys: OperatorKeys,
+        admin_keks: AdminKeks,
         envelope: Envelope,
         user_kek: Secret | None,
     ) -> Self:
@@ -62,7 +62,7 @@ class ReaderKeys:
         return cls(
             keyring.project,
             user_kek=user_kek,
-            operator_keys=operator_keys,
+            admin_keks=admin_keks,
             v0_user_kek=keyring.v0_kek,
             plaintext_allowed=keyring.plaintext_allowed,
             v0_allowed=keyring.v0_allowed,
@@ -90,6 +90,7 @@ def open_dek(
         CorruptObjectError: the header does not commit to the DEK, the wraps disagree, or the
             object is plaintext, which is not allowed.
         NotFoundError: the object is a tombstone.
+        KmsUnavailableError: no wrap opens, and a master key is away.
     """
     match envelope:
         case Plaintext():
@@ -156,10 +157,11 @@ def _open_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys) -> bytes 
 
 
 def _open_admin_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys) -> bytes | None:
-    for _, kek in reader.operator_keys.admin_keks(reader.project, first=wraps.master_key):
+    for _, kek in reader.admin_keks.in_order(first=wraps.master_key):
         opened = try_wrap(wraps, "admin", object_key, reader.project, kek, (wraps.generation,))
         if opened is not None:
             return opened.dek
+    reader.admin_keks.check_complete()
     return None
 
 
@@ -167,6 +169,6 @@ def _open_v0(wraps: V0Wraps, reader: ReaderKeys) -> OpenedDek:
     if not reader.v0_allowed:
         raise NoUsableWrapError("wraps of the earlier system, and v0 is forbidden")
     user = try_v0_wrap(reader.v0_user_kek, wraps.user)
-    admin = try_v0_wrap(reader.operator_keys.v0_admin_kek, wraps.admin)
+    admin = try_v0_wrap(reader.admin_keks.v0_admin_kek, wraps.admin)
     dek = select_dek(admin, user)
     return OpenedDek(dek, "admin" if user is None else "user", V0_ALGORITHM)

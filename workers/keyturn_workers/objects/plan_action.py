@@ -20,7 +20,7 @@ from keyturn.errors import (
 )
 from keyturn.metadata import V0_ALGORITHM, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.objects.unwrap import (
     OpenedWrap,
     is_current,
@@ -37,10 +37,10 @@ from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import ObjectHead
 
 __all__ = [
+    "AdminKeks",
     "Encrypt",
     "NoOp",
     "ObjectView",
-    "OperatorKeys",
     "Options",
     "PlannedAction",
     "ResealTombstone",
@@ -112,7 +112,7 @@ class _Target:
     object_key: str
     keyring: Keyring
     desired: DesiredState
-    operator_keys: OperatorKeys
+    admin_keks: AdminKeks
     options: Options
 
 
@@ -121,7 +121,7 @@ def plan_action(
     object_key: str,
     keyring: Keyring,
     desired: DesiredState,
-    operator_keys: OperatorKeys,
+    admin_keks: AdminKeks,
     options: Options,
 ) -> PlannedAction:
     """Plan what brings an object of the keyring's project to the desired state.
@@ -131,7 +131,7 @@ def plan_action(
         object_key: its key, without its project.
         keyring: best read after the object; see `KeyringRolledBackError` below.
         desired: the keyring's own desired state, derived once for many objects.
-        operator_keys: the operator's keys.
+        admin_keks: the project's admin KEKs.
         options: the sweep's.
 
     Raises:
@@ -142,9 +142,10 @@ def plan_action(
         ArchivedObjectError: its body must be restored before it can be read or copied.
         KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
             Meaningless if the keyring was read before the object.
+        KmsUnavailableError: a wrap opens under no key, and a master key is away.
     """
     envelope = object_metadata.parse(view.head.metadata)
-    target = _Target(object_key, keyring, desired, operator_keys, options)
+    target = _Target(object_key, keyring, desired, admin_keks, options)
     match envelope:
         case Wraps():
             return _plan_wrapped(envelope, view, target)
@@ -161,7 +162,7 @@ def _plan_wrapped(wraps: Wraps, view: ObjectView, target: _Target) -> NoOp | Rew
     is_v0_body = wraps.algorithm == V0_ALGORITHM
     _check_length(view.head, is_v0_body=is_v0_body)
     past = past_generations(keyring)
-    admin = open_admin_wrap(wraps, object_key, desired, target.operator_keys, past)
+    admin = open_admin_wrap(wraps, object_key, desired, target.admin_keks, past)
     user_generations = _generations_for_user_wrap(admin, past, is_v0_body=is_v0_body)
     user = open_user_wrap(wraps, object_key, desired, user_generations)
     if admin is None and user is None and target.options.repair:
@@ -220,12 +221,13 @@ def _plan_tombstone(tombstone: Tombstone, target: _Target) -> NoOp | ResealTombs
     desired, object_key, sealed = target.desired, target.object_key, tombstone.sealed
     if try_tombstone(desired.admin_kek, desired.project, object_key, sealed) is not None:
         return NoOp("deleted")
-    for _, kek in target.operator_keys.admin_keks(desired.project):
+    for _, kek in target.admin_keks.in_order():
         time = try_tombstone(kek, desired.project, object_key, sealed)
         if time is not None:
             return ResealTombstone(
                 seal_tombstone(desired.admin_kek, desired.project, object_key, time)
             )
+    target.admin_keks.check_complete()
     raise NoUsableWrapError("the tombstone opens under no available master key")
 
 
@@ -234,7 +236,7 @@ def _plan_v0(wraps: V0Wraps, view: ObjectView, target: _Target) -> Rewrap:
         # Nothing binds them to this object: they could have been moved here.
         raise NoUsableWrapError("wraps of the earlier system, and v0 is forbidden")
     _check_length(view.head, is_v0_body=True)
-    admin = try_v0_wrap(target.operator_keys.v0_admin_kek, wraps.admin)
+    admin = try_v0_wrap(target.admin_keks.v0_admin_kek, wraps.admin)
     user = try_v0_wrap(target.keyring.v0_kek, wraps.user)
     dek = select_dek(admin, user)
     return Rewrap(wrap(target.desired, target.object_key, dek, algorithm=V0_ALGORITHM), Secret(dek))

@@ -1,5 +1,6 @@
 """Bring one object to the desired state at once, right after it was written (SPEC 7.3, 8.2)."""
 
+from functools import partial
 from typing import Final
 
 import structlog
@@ -16,9 +17,16 @@ from keyturn.identifiers import object_s3_key
 from keyturn.metadata import Tombstone, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
+from keyturn_workers.master_keys.admin_keks import AdminKeks
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, ActionExecutor, tags_at_risk
-from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_action
+from keyturn_workers.objects.plan_action import (
+    NoOp,
+    ObjectView,
+    Options,
+    PlannedAction,
+    plan_action,
+)
 from keyturn_workers.storage import Storage
 
 # One more attempt each time the desired state moved, or another writer won a race.
@@ -46,7 +54,7 @@ async def reconcile_object(
         LockedObjectError, ArchivedObjectError: its lock or archive refuses the change.
         DeletedKeyError: it is a tombstone.
         StorageUnavailableError: the storage failed, or the object kept changing.
-        KeyringRolledBackError, UnknownMasterKeyError: try again later.
+        KeyringRolledBackError, UnknownMasterKeyError, KmsUnavailableError: try again later.
     """
     executor = ActionExecutor(storage, keyrings, copy_limit_bytes)
     s3_key = object_s3_key(project, object_key)
@@ -54,8 +62,9 @@ async def reconcile_object(
         view = await _read_wrapped_object(storage, s3_key, object_key)
         # It begins after the object was read, and after any copy of the previous attempt.
         snapshot = await keyrings.read_fresh(project)
-        action = plan_action(
-            view, object_key, snapshot.keyring, snapshot.desired, operator_keys, Options()
+        action = await operator_keys.open_with(
+            project,
+            partial(_plan, view, object_key, snapshot),
         )
         if isinstance(action, NoOp):
             return snapshot
@@ -69,6 +78,12 @@ async def reconcile_object(
             continue  # a lost race, or an expired lease: read again
         _log.info("object rewrapped", s3_key=s3_key, generation=snapshot.desired.generation)
     raise StorageUnavailableError("the object kept changing while it was reconciled")
+
+
+def _plan(
+    view: ObjectView, object_key: str, snapshot: KeyringSnapshot, keks: AdminKeks
+) -> PlannedAction:
+    return plan_action(view, object_key, snapshot.keyring, snapshot.desired, keks, Options())
 
 
 async def _read_wrapped_object(storage: Storage, s3_key: str, object_key: str) -> ObjectView:

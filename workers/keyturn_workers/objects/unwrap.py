@@ -12,7 +12,7 @@ from keyturn.crypto import Role, SealError, Secret, open_tombstone, unwrap_dek, 
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
 from keyturn.metadata import Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.admin_keks import AdminKeks
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def open_admin_wrap(
     wraps: Wraps,
     object_key: str,
     desired: DesiredState,
-    operator_keys: OperatorKeys,
+    admin_keks: AdminKeks,
     past: Sequence[int],
 ) -> OpenedWrap | None:
     """Open the admin wrap under the desired master key, the label's, or any other available one.
@@ -44,8 +44,11 @@ def open_admin_wrap(
     Raises:
         KeyringRolledBackError: it opens at a higher generation than the keyring's. This is
             meaningful only if the keyring was read after the object.
+        KmsUnavailableError: it opens under none of them, and one is away.
     """
-    opened = _open_admin_wrap(wraps, object_key, desired, operator_keys, past)
+    opened = _open_admin_wrap(wraps, object_key, desired, admin_keks, past)
+    if opened is None:
+        admin_keks.check_complete()
     if opened is not None and opened.generation > desired.generation:
         raise KeyringRolledBackError(
             f"an object is at generation {opened.generation}, the keyring at {desired.generation}"
@@ -57,13 +60,13 @@ def _open_admin_wrap(
     wraps: Wraps,
     object_key: str,
     desired: DesiredState,
-    operator_keys: OperatorKeys,
+    admin_keks: AdminKeks,
     past: Sequence[int],
 ) -> OpenedWrap | None:
     # Every key at the likely generations comes before any key at past ones: an object that is
     # only one rotation behind must not cost one attempt per earlier rotation.
     for generations in ((desired.generation, wraps.generation), past):
-        for master_key, kek in _admin_keks(wraps, desired, operator_keys):
+        for master_key, kek in _admin_keks(wraps, desired, admin_keks):
             opened = try_wrap(wraps, "admin", object_key, desired.project, kek, generations)
             if opened is not None:
                 return OpenedWrap(opened.dek, opened.generation, master_key)
@@ -71,10 +74,10 @@ def _open_admin_wrap(
 
 
 def _admin_keks(
-    wraps: Wraps, desired: DesiredState, operator_keys: OperatorKeys
+    wraps: Wraps, desired: DesiredState, admin_keks: AdminKeks
 ) -> Iterator[tuple[str, Secret]]:
     yield desired.master_key, desired.admin_kek
-    for master_key, kek in operator_keys.admin_keks(desired.project, first=wraps.master_key):
+    for master_key, kek in admin_keks.in_order(first=wraps.master_key):
         if master_key != desired.master_key:
             yield master_key, kek
 

@@ -9,7 +9,7 @@ from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, commits_to
 from keyturn.errors import CorruptObjectError
 from keyturn.metadata import Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.objects.unwrap import (
     OpenedWrap,
     is_current,
@@ -33,7 +33,7 @@ class Verification:
 
 
 def verify(
-    wraps: Wraps, header: bytes, object_key: str, desired: DesiredState, operator_keys: OperatorKeys
+    wraps: Wraps, header: bytes, object_key: str, desired: DesiredState, admin_keks: AdminKeks
 ) -> Verification:
     """Open both wraps, and compare the object with the desired state.
 
@@ -44,14 +44,15 @@ def verify(
         CorruptObjectError: the wraps hold different DEKs, or the header commits to neither.
         KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
             Meaningful only if the keyring was read after the object.
+        KmsUnavailableError: as `verify_upload`.
     """
-    admin = open_admin_wrap(wraps, object_key, desired, operator_keys, ())
+    admin = open_admin_wrap(wraps, object_key, desired, admin_keks, ())
     user = open_user_wrap(wraps, object_key, desired, ())
     return _verify_opened(wraps, header, admin, user, desired)
 
 
 def verify_upload(
-    wraps: Wraps, header: bytes, object_key: str, keyring: Keyring, operator_keys: OperatorKeys
+    wraps: Wraps, header: bytes, object_key: str, keyring: Keyring, admin_keks: AdminKeks
 ) -> Verification:
     """Verify an object that carries an upload's id, which is not authenticated (SPEC 7.1).
 
@@ -63,9 +64,13 @@ def verify_upload(
         CorruptObjectError: a wrap does not verify.
         KeyringRolledBackError: as `verify`.
         UnknownMasterKeyError: this process lacks the keyring's master key.
+        KmsUnavailableError: a provider is away, and the admin wrap opens under no other key.
     """
-    desired, past = keyring.desired(operator_keys.master_keys), past_generations(keyring)
-    admin = open_admin_wrap(wraps, object_key, desired, operator_keys, past)
+    desired, past = (
+        keyring.desired(admin_keks.require(keyring.master_key)),
+        past_generations(keyring),
+    )
+    admin = open_admin_wrap(wraps, object_key, desired, admin_keks, past)
     if admin is None:
         raise CorruptObjectError("the admin wrap does not open")
     kek = keyring.user_keks.get(wraps.generation)

@@ -21,6 +21,7 @@ import structlog
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
+    KmsUnavailableError,
     MalformedRequestError,
     UnknownMasterKeyError,
     UnknownProjectError,
@@ -143,7 +144,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         for project in plan.live:
             try:
                 part = (await self._store.read(plan.ask.sweep_id, project)).plan
-            except UnknownMasterKeyError:
+            except (UnknownMasterKeyError, KmsUnavailableError):
                 continue
             except (MissingError, CorruptObjectError):
                 # If it was overwritten, it has failed: the walk records that.
@@ -186,7 +187,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         except UnknownProjectError as exc:
             await self._keyring_not_found(plan, project, exc, master_key, walk)
             return False
-        except UnknownMasterKeyError as exc:
+        except (UnknownMasterKeyError, KmsUnavailableError) as exc:
             # The others continue. A later walk tries again, perhaps in a process with the key.
             _log.warning("project put off", project=project, code=exc.code, detail=exc.detail)
             walk.deferred += 1

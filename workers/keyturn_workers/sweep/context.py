@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.dispatcher import SweepDispatcher
 from keyturn_workers.sweep.sweep_store import SweepStore

@@ -17,7 +17,6 @@ rotation that the listing of sweeps does not show.
 """
 
 import asyncio
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,11 +24,16 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from keyturn.crypto import Secret
-from keyturn.errors import CodedError, CorruptObjectError, UnknownMasterKeyError
+from keyturn.errors import (
+    CodedError,
+    CorruptObjectError,
+    KmsUnavailableError,
+    UnknownMasterKeyError,
+)
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring.model import parse_keyring
+from keyturn_workers.keyring.store import parse_keyring
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.sweep_store import SweepStore
@@ -68,7 +72,7 @@ class OpenRotations:
         storage: The bucket.
         store: The records of sweeps.
         starter: Starts the sweep of a rotation.
-        master_keys: The master keys that this process holds, by name.
+        keys: The operator's keys.
     """
 
     def __init__(
@@ -76,12 +80,12 @@ class OpenRotations:
         storage: Storage,
         store: SweepStore,
         starter: SweepStarter,
-        master_keys: Mapping[str, Secret],
+        keys: OperatorKeys,
     ) -> None:
         self._storage = storage
         self._store = store
         self._starter = starter
-        self._master_keys = master_keys
+        self._keys = keys
         self._seen: dict[str, _SeenKeyring] = {}
         # Projects whose keyring could not be read, or not yet.
         self._unread: set[str] = set()
@@ -116,10 +120,10 @@ class OpenRotations:
             _, body = await self._storage.read(
                 keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
             )
-            keyring = parse_keyring(body, project, self._master_keys)
+            keyring = await parse_keyring(body, project, self._keys)
         except MissingError:
             return
-        except (CorruptObjectError, UnknownMasterKeyError):
+        except (CorruptObjectError, UnknownMasterKeyError, KmsUnavailableError):
             # Another worker may hold its master key, or an operator must act. Its records stay.
             self._unread.add(project)
             return
@@ -181,7 +185,7 @@ class OpenRotations:
             await self._store.read(sweep_id, project)
         except MissingError:
             return True
-        except (CorruptObjectError, UnknownMasterKeyError):
+        except (CorruptObjectError, UnknownMasterKeyError, KmsUnavailableError):
             return False
         return False
 

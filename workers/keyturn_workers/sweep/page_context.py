@@ -15,6 +15,7 @@ from keyturn.crypto import HEADER_BYTES
 from keyturn.errors import (
     CodedError,
     KeyringRolledBackError,
+    KmsUnavailableError,
     NotFoundError,
     StorageUnavailableError,
     UnknownMasterKeyError,
@@ -22,7 +23,7 @@ from keyturn.errors import (
 from keyturn.identifiers import object_s3_key
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import (
     NoOp,
     ObjectView,
@@ -32,7 +33,8 @@ from keyturn_workers.objects.plan_action import (
 )
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import Failure, OpenPage, Plan, State, effective_state
+from keyturn_workers.sweep.effective_snapshot import effective_snapshot
+from keyturn_workers.sweep.plan import Failure, OpenPage, Plan, State
 
 _T = TypeVar("_T")
 
@@ -129,7 +131,7 @@ class PageContext:
         Raises:
             NoLeaseError: keyring reads give no lease now.
         """
-        return self._with_lease(await self._keyrings.read_leased(self.project))
+        return await self._with_lease(await self._keyrings.read_leased(self.project))
 
     async def fresh_keyring(self) -> KeyringSnapshot:
         """A snapshot by a read that begins now.
@@ -140,12 +142,12 @@ class PageContext:
         snapshot = await self._keyrings.read_fresh(self.project)
         if not snapshot.leased:
             snapshot = await self._keyrings.read_fresh(self.project)
-        return self._with_lease(snapshot)
+        return await self._with_lease(snapshot)
 
-    def _with_lease(self, snapshot: KeyringSnapshot) -> KeyringSnapshot:
+    async def _with_lease(self, snapshot: KeyringSnapshot) -> KeyringSnapshot:
         if not snapshot.leased:
             raise NoLeaseError
-        return effective_state(self.plan.ask, snapshot, self._keys.master_keys)
+        return await effective_snapshot(self.plan.ask, snapshot, self._keys)
 
     # Objects.
 
@@ -173,14 +175,20 @@ class PageContext:
         """The action for an object, and the keyring snapshot that it rests on."""
         snapshot = await self.recent_keyring()
         try:
-            return self._plan_action(key, view, snapshot), snapshot
+            return await self._plan_action(key, view, snapshot), snapshot
         except KeyringRolledBackError:
             # This snapshot may be older than the object. Only a later one proves a rollback.
             snapshot = await self.fresh_keyring()
-            return self._plan_action(key, view, snapshot), snapshot
+            return await self._plan_action(key, view, snapshot), snapshot
 
-    def _plan_action(self, key: str, view: ObjectView, snapshot: KeyringSnapshot) -> PlannedAction:
-        return plan_action(view, key, snapshot.keyring, snapshot.desired, self._keys, self._options)
+    async def _plan_action(
+        self, key: str, view: ObjectView, snapshot: KeyringSnapshot
+    ) -> PlannedAction:
+        keyring, desired = snapshot.keyring, snapshot.desired
+        return await self._keys.open_with(
+            self.project,
+            lambda keks: plan_action(view, key, keyring, desired, keks, self._options),
+        )
 
     async def guarded(
         self, key: str, work: Coroutine[Any, Any, PlannedObject | None]
@@ -189,7 +197,7 @@ class PageContext:
         async with self.slots:
             try:
                 return await work
-            except (KeyringRolledBackError, UnknownMasterKeyError):
+            except (KeyringRolledBackError, UnknownMasterKeyError, KmsUnavailableError):
                 raise
             except CodedError as exc:
                 self.note_failure(key, exc)

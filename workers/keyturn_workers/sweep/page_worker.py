@@ -26,8 +26,8 @@ from keyturn_workers.errors import (
     StorageAnswerError,
 )
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.apply import ActionExecutor
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import Encrypt, NoOp, PlannedAction, Rewrap
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.page_context import (
@@ -83,8 +83,8 @@ class PageWorker:
         """Make one attempt at a page.
 
         Raises:
-            KeyringRolledBackError, UnknownMasterKeyError, StorageUnavailableError: there is no
-                result; the attempt must be repeated later.
+            KeyringRolledBackError, UnknownMasterKeyError, KmsUnavailableError,
+                StorageUnavailableError: there is no result; the attempt must be repeated later.
             CorruptObjectError, UnknownProjectError: the keyring is forged or gone.
         """
         context = PageContext(

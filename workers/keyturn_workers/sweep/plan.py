@@ -11,7 +11,6 @@ and `turned_at` is when the state changed.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -19,9 +18,8 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from keyturn.crypto import Secret
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import KeyringSnapshot, with_master_key
+from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.sweep.counts import Counts
 
 ALL: Final = "*"
@@ -81,22 +79,6 @@ class State:
             desired.plaintext_allowed,
             snapshot.etag,
         )
-
-
-def effective_state(
-    request: SweepRequest, snapshot: KeyringSnapshot, master_keys: Mapping[str, Secret]
-) -> KeyringSnapshot:
-    """The keyring snapshot that a sweep works by (SPEC 6.6).
-
-    It is the given one, except that a dry run counts by the master key that it names.
-
-    Raises:
-        UnknownMasterKeyError: this process lacks that master key.
-    """
-    if not request.dry_run or request.master_key in (None, snapshot.keyring.master_key):
-        return snapshot
-    keyring = with_master_key(snapshot.keyring, str(request.master_key))
-    return replace(snapshot, keyring=keyring, desired=keyring.desired(master_keys))
 
 
 @dataclass(frozen=True, slots=True)

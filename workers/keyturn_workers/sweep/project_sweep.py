@@ -27,9 +27,10 @@ from keyturn_workers.keyring import (
     retire_old_keys,
 )
 from keyturn_workers.sweep.context import SweepContext
+from keyturn_workers.sweep.effective_snapshot import effective_snapshot
 from keyturn_workers.sweep.messages import SweepPage
 from keyturn_workers.sweep.page_tags import restore_noted_tags, restore_page_tags
-from keyturn_workers.sweep.plan import OpenPage, PartResult, Plan, State, effective_state
+from keyturn_workers.sweep.plan import OpenPage, PartResult, Plan, State
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.progress import (
     apply_results,
@@ -111,7 +112,9 @@ class ProjectSweep(StepRunner[Plan]):
 
     async def _make_step(self, stored: StoredPlan[Plan], before: Plan) -> bool:
         """The step of a sweep that continues by itself; False as `_step`."""
-        snapshot = self._effective(before, await self._keyrings.read_fresh(before.ask.project))
+        snapshot = await self._effective(
+            before, await self._keyrings.read_fresh(before.ask.project)
+        )
         state, now = State.of(snapshot), snapshot.lease.read_at
         if state.generation < before.state.generation:
             raise KeyringRolledBackError(
@@ -253,7 +256,7 @@ class ProjectSweep(StepRunner[Plan]):
         clean = plan.counts.all_as_desired and named in (None, plan.state.master_key)
         for _ in range(_MAX_ATTEMPTS):
             snapshot = await self._keyrings.read_fresh(plan.ask.project)
-            state = State.of(self._effective(plan, snapshot))
+            state = State.of(await self._effective(plan, snapshot))
             if state != plan.state:
                 # It changed since this step began: what was proven is not the desired state now.
                 at_now = snapshot.lease.read_at
@@ -316,7 +319,7 @@ class ProjectSweep(StepRunner[Plan]):
             self._storage,
             keyring,
             snapshot.etag,
-            self._keys.master_keys,
+            self._keys,
             lease_s=self._lease_s,
         )
 
@@ -338,8 +341,8 @@ class ProjectSweep(StepRunner[Plan]):
             request, result.counts, plan.origins, clean=result.clean
         )
 
-    def _effective(self, plan: Plan, snapshot: KeyringSnapshot) -> KeyringSnapshot:
-        return effective_state(plan.ask, snapshot, self._keys.master_keys)
+    async def _effective(self, plan: Plan, snapshot: KeyringSnapshot) -> KeyringSnapshot:
+        return await effective_snapshot(plan.ask, snapshot, self._keys)
 
 
 def _has_progressed(before: Plan, plan: Plan) -> bool:

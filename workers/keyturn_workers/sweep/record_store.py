@@ -5,13 +5,13 @@ record, which means that its work is done again, but cannot forge one.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final, TypeVar
 
-from keyturn.crypto import Secret
 from keyturn.errors import CorruptObjectError
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import sealed_records
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.plan import from_json, to_json
 
@@ -26,19 +26,19 @@ class RecordStore:
 
     Args:
         storage: The bucket.
-        master_keys: The master keys that this process holds, by name.
+        keys: The operator's keys.
     """
 
-    def __init__(self, storage: Storage, master_keys: Mapping[str, Secret]) -> None:
+    def __init__(self, storage: Storage, keys: OperatorKeys) -> None:
         self._storage = storage
-        self._master_keys = master_keys
+        self._keys = keys
 
-    def _seal(self, s3_key: str, project: str, value: Any, master_key: str) -> bytes:
-        return sealed_records.build(s3_key, project, master_key, to_json(value), self._master_keys)
+    async def _seal(self, s3_key: str, project: str, value: Any, master_key: str) -> bytes:
+        return await sealed_records.build(s3_key, project, master_key, to_json(value), self._keys)
 
     async def _create_record(self, s3_key: str, project: str, value: Any, master_key: str) -> bool:
         """Create a record; False if one exists."""
-        body = self._seal(s3_key, project, value, master_key)
+        body = await self._seal(s3_key, project, value, master_key)
         return await sealed_records.create(self._storage, s3_key, body)
 
     async def _read_record(self, s3_key: str, project: str, kind: type[_T]) -> tuple[_T, str, str]:
@@ -48,9 +48,10 @@ class RecordStore:
             MissingError: there is none.
             CorruptObjectError: a worker did not write it.
             UnknownMasterKeyError: this process lacks the master key.
+            KmsUnavailableError: its provider is away.
         """
         head, body = await self._storage.read(s3_key)
-        master_key, rest = sealed_records.parse(body, s3_key, project, self._master_keys)
+        master_key, rest = await sealed_records.parse(body, s3_key, project, self._keys)
         try:
             return from_json(kind, rest), master_key, head.etag
         except ValueError as exc:

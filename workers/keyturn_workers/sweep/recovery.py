@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
+from keyturn.errors import CorruptObjectError, KmsUnavailableError, UnknownMasterKeyError
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.sweep_store import SweepFolder, SweepStore
@@ -141,7 +141,7 @@ class _UnmarkedSweeps:
         name = (folder.sweep_id, folder.project)
         try:
             plan = await self.store.find_plan(*name)
-        except (CorruptObjectError, UnknownMasterKeyError):
+        except (CorruptObjectError, UnknownMasterKeyError, KmsUnavailableError):
             # It does not open here. Another worker may be able to continue it.
             if self._is_old(folder):
                 await self._clear(folder)
@@ -172,7 +172,7 @@ async def _resume(handler: SweepHandler, name: _Name) -> int:
     sweep_id, project = name
     try:
         await handler.resume(sweep_id, project)
-    except (CorruptObjectError, UnknownMasterKeyError) as exc:
+    except (CorruptObjectError, UnknownMasterKeyError, KmsUnavailableError) as exc:
         # Its record is forged, or another worker must resume it. The others must not wait.
         fields = {"sweep_id": sweep_id, "project": project, "code": exc.code}
         _log.warning("sweep not resumed", **fields, detail=exc.detail)

@@ -13,6 +13,7 @@ from keyturn_workers.keyring import (
     with_master_key,
 )
 from keyturn_workers.sweep.context import SweepContext
+from keyturn_workers.sweep.effective_snapshot import effective_snapshot
 from keyturn_workers.sweep.plan import (
     ALL,
     AllPlan,
@@ -20,7 +21,6 @@ from keyturn_workers.sweep.plan import (
     Plan,
     State,
     SweepRequest,
-    effective_state,
     merge_origins,
 )
 from keyturn_workers.sweep.sweep_store import StoredPlan
@@ -76,7 +76,7 @@ class SweepStarter:
             MalformedRequestError: the id was used for something else.
             UnknownProjectError: no keyring exists.
             CorruptObjectError: the keyring is forged.
-            UnknownMasterKeyError, StorageUnavailableError: try again later.
+            UnknownMasterKeyError, KmsUnavailableError, StorageUnavailableError: try again later.
         """
         if await self.find_existing(request) is None:
             if request.project == ALL:
@@ -133,8 +133,8 @@ class SweepStarter:
     async def _create(
         self, request: SweepRequest, origins: Origins, *, adopting: bool = False
     ) -> None:
-        snapshot = effective_state(
-            request, await self._under_named_master_key(request), self._keys.master_keys
+        snapshot = await effective_snapshot(
+            request, await self._under_named_master_key(request), self._keys
         )
         if (
             request.kind == "sweep"
@@ -169,14 +169,14 @@ class SweepStarter:
                 self._storage,
                 after,
                 snapshot.etag,
-                self._keys.master_keys,
+                self._keys,
                 lease_s=self._keyrings.lease_s,
             )
         raise StorageUnavailableError("the keyring kept changing")
 
     async def _create_all(self, request: SweepRequest, origins: Origins) -> None:
         name = request.master_key or self._active
-        if name not in self._keys.master_keys:
+        if name not in self._keys.ids:
             raise UnknownMasterKeyError(name)
         await self._store.mark_running(request)
         plan = AllPlan(ask=request, started_at=datetime.now(UTC), origins=origins)

@@ -69,7 +69,8 @@ class SweepStore(PageRecordStore):
     """Reads and writes the records of all sweeps of one bucket.
 
     Every method raises the errors of the storage, `UnknownMasterKeyError` if this process lacks
-    the master key of a record, and `CorruptObjectError` if a record was not written by a worker.
+    the master key of a record, `KmsUnavailableError` if its provider is away, and
+    `CorruptObjectError` if a record was not written by a worker.
     """
 
     # Plans.
@@ -103,7 +104,7 @@ class SweepStore(PageRecordStore):
     async def change(self, plan: Plan | AllPlan, etag: str, master_key: str) -> bool:
         """Replace the plan that was read with this ETag; False if it changed meanwhile."""
         s3_key = record_paths.plan_path(plan.ask.sweep_id, plan.ask.project)
-        body = self._seal(s3_key, plan.ask.project, plan, master_key)
+        body = await self._seal(s3_key, plan.ask.project, plan, master_key)
         return await sealed_records.replace(self._storage, s3_key, body, etag)
 
     async def remove(self, sweep_id: str, project: str) -> None:
@@ -238,7 +239,7 @@ class SweepStore(PageRecordStore):
                 continue
             try:
                 await sealed_records.reseal(
-                    self._storage, row.key, path.project, master_key, self._master_keys
+                    self._storage, row.key, path.project, master_key, self._keys
                 )
             except (CorruptObjectError, UnknownMasterKeyError) as exc:
                 _log.warning("record not re-sealed", record=row.key, code=exc.code)

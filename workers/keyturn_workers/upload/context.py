@@ -9,8 +9,8 @@ from keyturn.errors import BadSealError
 from keyturn.identifiers import object_s3_key, staging_s3_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.worker.metrics import WorkerMetrics
 

@@ -151,7 +151,10 @@ async def _check_wrapped(
     snapshot: KeyringSnapshot,
 ) -> ExistingUpload:
     object_key = upload.request.key
-    verified = verify_upload(wraps, header, object_key, snapshot.keyring, context.operator_keys)
+    verified = await context.operator_keys.open_with(
+        upload.request.project,
+        lambda keks: verify_upload(wraps, header, object_key, snapshot.keyring, keks),
+    )
     size_bytes = _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)
     if tag is None:

@@ -199,8 +199,8 @@ class WorkerMetrics:
     """All metrics of one process, on its own registry."""
 
     def __init__(self) -> None:
-        self._registry = Registry()
-        self._families = _Families(self._registry)
+        self.registry = Registry()
+        self._families = _Families(self.registry)
         self._queues: dict[str, QueueMetrics] = {}
 
     def queue(self, name: str) -> QueueMetrics:
@@ -228,14 +228,14 @@ class WorkerMetrics:
 
     def add_process(self) -> None:
         """Export the process's own metrics too: memory, CPU, open files, collections, Python."""
-        self._registry.add_process()
+        self.registry.add_process()
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """All samples in the format that an `Accept` header requests, and its content type.
 
         Prometheus text 0.0.4 by default.
         """
-        return self._registry.render(accept)
+        return self.registry.render(accept)
 
 
 class _LabeledCounter:

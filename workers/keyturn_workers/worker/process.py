@@ -17,13 +17,16 @@ from aio_pika.exceptions import AMQPException
 from faststream import FastStream
 from faststream.rabbit import Channel, RabbitBroker
 
-from keyturn.errors import StorageUnavailableError
+from keyturn.errors import SettingsError, StorageUnavailableError, UnknownMasterKeyError
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.amqp import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.errors import UnsafeStorageError
+from keyturn_workers.master_keys.metrics import KmsMetrics
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import probe
@@ -152,9 +155,20 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
     amqp_url = settings.amqp_url.get_secret_value()
     capabilities = await _retry_start(settings, lambda: _check_storage(settings))
     await _retry_start(settings, lambda: declare(amqp_url, settings.publishers))
-    async with open_storage(
-        settings, capabilities=capabilities, max_connections=_max_connections(settings)
-    ) as storage:
+    metrics = WorkerMetrics()
+    async with (
+        open_storage(
+            settings, capabilities=capabilities, max_connections=_max_connections(settings)
+        ) as storage,
+        open_operator_keys(
+            settings,
+            storage,
+            seals=True,
+            v0_master_key=settings.v0_master_key,
+            metrics=KmsMetrics(metrics.registry),
+        ) as keys,
+    ):
+        await _check_master_keys(settings, keys)
         broker = RabbitBroker(
             amqp_url,
             apply_types=False,
@@ -163,10 +177,9 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
             logger=None,
             reconnect_interval=_RECONNECT_S,
         )
-        metrics = WorkerMetrics()
         metrics.add_process()
         grants = _grants_keeper(settings)
-        wiring = Wiring(settings, storage, broker, metrics, grants)
+        wiring = Wiring(settings, storage, broker, keys, metrics, grants)
         await _retry_start(settings, wiring.learn_time)
         consumers = {
             queue: _consumer_type(queue)(broker, queue, prefetch, handle)
@@ -194,6 +207,23 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 await stack.enter_async_context(_background(work))
             reduce_garbage_collection()
             await _run(app)
+
+
+async def _check_master_keys(settings: WorkerSettings, keys: OperatorKeys) -> None:
+    """Check each master key against the text that the bucket knows it by (SPEC 2.2).
+
+    A provider that is away is no reason not to start: what needs it waits.
+
+    Raises:
+        SettingsError: the active one is another key than the bucket knows by its id.
+    """
+    for name, error in (await keys.check_all()).items():
+        if error is None:
+            continue
+        if isinstance(error, UnknownMasterKeyError) and name == settings.active_master_key:
+            raise SettingsError(f"KEYTURN_MASTER_KEYS: {error.detail}")
+        detail = getattr(error, "detail", str(error))
+        _log.warning("master key not available", master_key=name, detail=detail)
 
 
 def _consumer_type(queue: str) -> type[DirectConsumer] | type[SubscriberConsumer]:

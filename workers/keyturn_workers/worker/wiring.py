@@ -20,7 +20,7 @@ from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.control import ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
@@ -57,6 +57,7 @@ class Wiring:
         settings: WorkerSettings,
         storage: Storage,
         broker: RabbitBroker,
+        keys: OperatorKeys,
         metrics: WorkerMetrics,
         grants: GrantsKeeper | None = None,
     ) -> None:
@@ -66,7 +67,7 @@ class Wiring:
         self._metrics = metrics
         self._keyrings = KeyringReader(
             storage,
-            settings.master_keys,
+            keys,
             lease_s=settings.lease_s,
             cache_s=settings.keyring_cache_s,
         )
@@ -75,11 +76,8 @@ class Wiring:
             broker, settings.deployment, settings.event_key, self._now
         )
         self._context = ConsumerContext(self._worker_publisher, metrics, self._now)
-        v0 = settings.v0_master_key
-        self._keys = OperatorKeys.derive(
-            settings.master_keys, None if v0 is None else v0.get_secret_value()
-        )
-        self._store = SweepStore(storage, settings.master_keys)
+        self._keys = keys
+        self._store = SweepStore(storage, keys)
         self._sweep_context = SweepContext(
             storage,
             self._keyrings,
@@ -113,6 +111,7 @@ class Wiring:
         yield self._bound_dead_letters()
         # Every role needs the time: an upload's lease, the age of a request, a rotation's date.
         yield keep_clock_known(self.learn_time)
+        yield self._keys.purge_periodically()
         if UPLOAD in roles:
             yield self._clean_up_staging()
         if SWEEP in roles:
@@ -172,9 +171,7 @@ class Wiring:
             settings.intake_keys,
             self._starter,
         )
-        rotator = Rotator(
-            storage, keyrings, settings.master_keys, settings.intake_keys, self._starter
-        )
+        rotator = Rotator(storage, keyrings, self._keys, settings.intake_keys, self._starter)
         deleter = Deleter(storage, keyrings, self._keys, settings.lease_s)
         return ControlHandler(enroller, rotator, self._starter, deleter)
 
@@ -227,7 +224,7 @@ class Wiring:
         await recover_periodically(
             self._store,
             self._sweep,
-            OpenRotations(self._storage, self._store, self._starter, settings.master_keys),
+            OpenRotations(self._storage, self._store, self._starter, self._keys),
             keep_for=keep_for,
             interval_s=settings.sweep_rescue_interval_s,
         )

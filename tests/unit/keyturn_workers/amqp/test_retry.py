@@ -48,6 +48,7 @@ def delays(error: CodedError, tries: int, *, age: timedelta = timedelta()) -> li
 def test_which_codes_are_transient() -> None:
     assert TRANSIENT == [
         "keyring_rolled_back",
+        "kms_unavailable",
         "lease_mismatch",
         "storage_unavailable",
         "unknown_master_key",

@@ -20,6 +20,7 @@ from keyturn_workers.sweep.plan import AllPlan, Plan, State, SweepRequest
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
+from tools.harness.local_keys import desired_state, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,7 +42,7 @@ class Bench:
 
     @property
     def store(self) -> SweepStore:
-        return SweepStore(self.storage, MASTER_KEYS)
+        return SweepStore(self.storage, operator_keys(MASTER_KEYS))
 
     def run(self, *arguments: str, **env: str) -> Result:
         master_keys = {name: to_base64(MASTER_KEYS[name].reveal()) for name in self.master_keys}
@@ -56,16 +57,18 @@ class Bench:
         return json.loads(result.stdout)
 
     def enroll(self, ring: Keyring) -> None:
-        assert asyncio.run(create_keyring(self.storage, ring, MASTER_KEYS, lease_s=15))
+        assert asyncio.run(
+            create_keyring(self.storage, ring, operator_keys(MASTER_KEYS), lease_s=15)
+        )
 
     def put(self, ring: Keyring, *keys: str, **labels: Any) -> None:
         """Add objects wrapped under the keyring; `labels` forge their metadata."""
         for key in keys:
-            wraps, body = sealed_object(ring.desired(MASTER_KEYS), key)
+            wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key)
             self.plant(f"{ring.project}/{key}", enc(replace(wraps, **labels)), body)
 
     def delete(self, ring: Keyring, key: str) -> None:
-        self.plant(f"{ring.project}/{key}", deleted(ring.desired(MASTER_KEYS), key), b"")
+        self.plant(f"{ring.project}/{key}", deleted(desired_state(ring, MASTER_KEYS), key), b"")
 
     def plant(self, s3_key: str, metadata: dict[str, str], body: bytes = b"x" * 80) -> None:
         self.storage.plant(s3_key, body, Headers(metadata))

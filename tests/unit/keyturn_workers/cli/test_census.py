@@ -11,7 +11,6 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.cli.census import CONCURRENCY, ObjectGroup, object_rows, take_census
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
@@ -20,6 +19,7 @@ from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     keyring,
 )
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from keyturn_workers.storage import ObjectHead
@@ -48,7 +48,7 @@ class _Concurrent(MemoryStorage):
 async def test_the_census_reads_no_more_objects_at_once_than_allowed() -> None:
     storage = _Concurrent()
     Bench(storage).put(_FIRST, *(f"k{n}" for n in range(3 * CONCURRENCY + 1)))
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
+    census = await take_census(storage, operator_keys(MASTER_KEYS), {})
     assert sum(census.values()) == 3 * CONCURRENCY + 1
     assert storage.highest == CONCURRENCY
 
@@ -61,7 +61,7 @@ async def test_an_object_deleted_after_the_listing_is_not_counted() -> None:
         await storage.delete("acme/a")
 
     storage.before_next("head", remove)
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
+    census = await take_census(storage, operator_keys(MASTER_KEYS), {})
     assert sum(census.values()) == 1
 
 
@@ -77,7 +77,7 @@ async def test_the_census_shows_a_progress_bar_on_a_terminal(
     Bench(storage).put(_FIRST, *(f"k{n}" for n in range(CONCURRENCY + 2)))
     terminal = _Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
+    census = await take_census(storage, operator_keys(MASTER_KEYS), {})
     assert census == Counter({next(iter(census)): CONCURRENCY + 2})
     assert "census: acme" in terminal.getvalue()
     assert "66/66" in terminal.getvalue()
@@ -95,7 +95,7 @@ async def test_objects_are_grouped_by_what_opens_them_and_not_by_their_labels() 
     held.plant("acme//odd", {})
     held.plant("No Project/a", {})
     held.plant(".keyturn/keyrings/acme.json", {})
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {"acme": (1,), "other": (1,)})
+    census = await take_census(storage, operator_keys(MASTER_KEYS), {"acme": (1,), "other": (1,)})
     assert census == {
         ObjectGroup("acme", "encrypted", 1, "m1"): 3,
         ObjectGroup("other", "encrypted", 1, "m2"): 1,
@@ -111,7 +111,7 @@ async def test_one_project_is_counted_alone() -> None:
     storage = MemoryStorage()
     Bench(storage).put(_FIRST, "a")
     Bench(storage).put(_OTHER, "a")
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {}, project="other")
+    census = await take_census(storage, operator_keys(MASTER_KEYS), {}, project="other")
     assert {group.project for group in census} == {"other"}
 
 
@@ -122,7 +122,7 @@ async def test_older_versions_are_counted_apart_and_delete_markers_are_not() -> 
     held.put(_FIRST, "a")
     held.put(_FIRST, "b")
     await storage.delete("acme/b")
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {"acme": (1,)})
+    census = await take_census(storage, operator_keys(MASTER_KEYS), {"acme": (1,)})
     assert census == {
         ObjectGroup("acme", "encrypted", 1, "m1"): 1,
         ObjectGroup("acme", "noncurrent", 1, "m1"): 2,
@@ -134,7 +134,7 @@ async def test_an_outage_of_the_storage_fails_the_census() -> None:
     Bench(storage).put(_FIRST, "a", "b")
     storage.fail_next("head", StorageUnavailableError("no answer"))
     with pytest.raises(StorageUnavailableError):
-        await take_census(storage, OperatorKeys(MASTER_KEYS), {})
+        await take_census(storage, operator_keys(MASTER_KEYS), {})
 
 
 def test_rows_are_sorted_by_project_and_kind_the_newest_generation_first() -> None:

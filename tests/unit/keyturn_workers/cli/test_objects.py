@@ -23,6 +23,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
     v0_metadata,
 )
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 _RING = keyring()
-_WRAPS, _BODY = sealed_object(_RING.desired(MASTER_KEYS), "reports/q3.pdf")
+_WRAPS, _BODY = sealed_object(desired_state(_RING, MASTER_KEYS), "reports/q3.pdf")
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
 
     monkeypatch.setattr(objects, "open_bucket", opened)
     made.plant("acme/reports/q3.pdf", _BODY, Headers(enc(_WRAPS), "application/pdf"))
-    made.plant("acme/gone", b"", Headers(deleted(_RING.desired(MASTER_KEYS), "gone")))
+    made.plant("acme/gone", b"", Headers(deleted(desired_state(_RING, MASTER_KEYS), "gone")))
     made.plant("acme/plain", b"12345", Headers({"author": "kim"}, "text/plain"))
     made.plant("acme-2/other", b"1", Headers({}))
     return made

@@ -14,6 +14,7 @@ from keyturn_workers.cli.record_index import RecordIndex, read_records, to_secon
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, all_plan, done, plan, sweep_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
+from tools.harness.local_keys import operator_keys
 
 _FIRST = keyring()
 _OTHER = keyring("other", master_key="m2")
@@ -26,7 +27,7 @@ def held() -> Bench:
 
 def _read(held: Bench, *, project: str | None = None, known: str = "m1 m2") -> RecordIndex:
     master_keys = {name: MASTER_KEYS[name] for name in known.split()}
-    return asyncio.run(read_records(held.storage, master_keys, project=project))
+    return asyncio.run(read_records(held.storage, operator_keys(master_keys), project=project))
 
 
 def test_keyrings_and_sweeps_are_counted_by_the_master_key_that_opens_them(held: Bench) -> None:

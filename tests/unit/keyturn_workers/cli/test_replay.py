@@ -37,6 +37,7 @@ from tests.unit.keyturn_workers.cli.letters import (
 )
 from tests.unit.keyturn_workers.factories import keyring, rotated
 from tools.harness import requests
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -156,7 +157,9 @@ def _keyring(requested_at: str) -> Keyring:
 
 async def _enroll(storage: MemoryStorage, requested_at: str) -> None:
     master_keys = OperatorSettings.read().master_keys
-    assert await create_keyring(storage, _keyring(requested_at), master_keys, lease_s=15)
+    assert await create_keyring(
+        storage, _keyring(requested_at), operator_keys(master_keys), lease_s=15
+    )
 
 
 async def _rotation(**more: Any) -> Any:

@@ -29,6 +29,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
     v0_metadata,
 )
+from tools.harness.local_keys import desired_state, operator_keys
 
 _FIRST = keyring()
 _SECOND = rotated(_FIRST)
@@ -151,7 +152,7 @@ def test_a_key_is_not_safe_to_drop_while_anything_is_uncertain(
 
 
 def _wraps(key: str) -> Any:
-    return sealed_object(_OTHER.desired(MASTER_KEYS), key)[0]
+    return sealed_object(desired_state(_OTHER, MASTER_KEYS), key)[0]
 
 
 def test_the_report_of_one_project_makes_no_claim_about_dropping_a_key(bucket: Bench) -> None:
@@ -259,7 +260,9 @@ def test_a_keyring_rotated_during_the_census_is_not_marked(bucket: Bench) -> Non
 
     async def rotate() -> None:
         head = await bucket.storage.head(".keyturn/keyrings/acme.json")
-        assert await replace_keyring(bucket.storage, _SECOND, head.etag, MASTER_KEYS, lease_s=15)
+        assert await replace_keyring(
+            bucket.storage, _SECOND, head.etag, operator_keys(MASTER_KEYS), lease_s=15
+        )
 
     bucket.storage.before_next("versioning", rotate)
     assert bucket.json()["keyrings"][0]["code"] is None

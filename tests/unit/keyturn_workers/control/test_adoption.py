@@ -10,7 +10,6 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import object_s3_key
 from keyturn_workers.control.adoption import find_highest_generation
 from keyturn_workers.errors import MissingError
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
@@ -21,13 +20,14 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     sealed_object,
 )
+from tools.harness.local_keys import desired_state, operator_keys
 
-KEYS = OperatorKeys(MASTER_KEYS)
+KEYS = operator_keys(MASTER_KEYS)
 
 
 def _plant(storage: MemoryStorage, key: str, number: int) -> None:
     ring = replace(keyring(), current=generation(number))
-    wraps, body = sealed_object(ring.desired(MASTER_KEYS), key)
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key)
     storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
 
@@ -52,11 +52,11 @@ async def test_an_object_without_a_wrap_that_opens_counts_as_generation_0() -> N
     storage = MemoryStorage()
     assert await find_highest_generation(storage, "acme", KEYS) is None
     _plant(storage, "a", 3)
-    only_m2 = OperatorKeys({"m2": MASTER_KEYS["m2"]})
+    only_m2 = operator_keys({"m2": MASTER_KEYS["m2"]})
     assert await find_highest_generation(storage, "acme", only_m2) == 0
     for key, metadata in {
         "plain": {},
-        "deleted": deleted(keyring().desired(MASTER_KEYS), "deleted"),
+        "deleted": deleted(desired_state(keyring(), MASTER_KEYS), "deleted"),
         "unknown": {"enc-algo": "ROT13"},
     }.items():
         storage = MemoryStorage()

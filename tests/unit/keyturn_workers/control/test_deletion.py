@@ -12,11 +12,10 @@ from keyturn.messages import DeleteRequested
 from keyturn_workers.amqp import DeferError
 from keyturn_workers.control import Deleter
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.keyring.model import build_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
+from tools.harness.local_keys import build_keyring, operator_keys
 
 _LEASE_S = 15
 _DAY_S = 86_400.0
@@ -54,12 +53,12 @@ def _deleter(storage: _Storage) -> Deleter:
     """One of a process that has just started."""
     keyrings = KeyringReader(
         storage,
-        MASTER_KEYS,
+        operator_keys(MASTER_KEYS),
         lease_s=_LEASE_S,
         cache_s=2,
         clock=StorageClock(_LEASE_S, storage.elapsed_s),
     )
-    return Deleter(storage, keyrings, OperatorKeys(MASTER_KEYS), _LEASE_S)
+    return Deleter(storage, keyrings, operator_keys(MASTER_KEYS), _LEASE_S)
 
 
 async def _deferred_s(deleter: Deleter) -> float:

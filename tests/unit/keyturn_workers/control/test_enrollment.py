@@ -13,9 +13,9 @@ from keyturn.errors import AlreadyEnrolledError, StorageUnavailableError, Unknow
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import EnrollRequested, RequestOrigin, parse_request
 from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from tools.harness import requests as rq
 from tools.harness.deployment import Deployment
+from tools.harness.local_keys import operator_keys
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ async def _enroll(*keys: str) -> int:
     bucket: Any = _Bucket(*keys)
     masters = {"m1": Secret(deployment.master_key)}
     enroller = Enroller(
-        bucket, bucket, OperatorKeys(masters), "m1", {"main": deployment.intake}, bucket
+        bucket, bucket, operator_keys(masters), "m1", {"main": deployment.intake}, bucket
     )
     body = json.dumps(rq.enroll(deployment, "acme")).encode()
     request = parse_request(body)

@@ -42,6 +42,7 @@ from tests.unit.keyturn_workers.sweep.sweeping import (
 )
 from tests.unit.keyturn_workers.upload.bench import bench
 from tests.unit.keyturn_workers.upload.bench import request as upload_request
+from tools.harness.local_keys import operator_keys
 
 INTAKE: Final = IntakeKey.from_seed(bytes(32))
 OTHER: Final = RequestOrigin("web", "1" * 64)
@@ -55,7 +56,7 @@ class Control:
         on, intake = self.on, {"main": INTAKE}
         self.handler = ControlHandler(
             Enroller(on.storage, on.keyrings, KEYS, "m1", intake, on.starter),
-            Rotator(on.storage, on.keyrings, MASTER_KEYS, intake, on.starter),
+            Rotator(on.storage, on.keyrings, operator_keys(MASTER_KEYS), intake, on.starter),
             on.starter,
             Deleter(on.storage, on.keyrings, KEYS, LEASE_S),
         )

@@ -14,6 +14,7 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage import StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS
+from tools.harness.local_keys import operator_keys
 
 _INTAKE = IntakeKey.from_seed(bytes(32))
 _ENROLLMENT = "2f6c9a0e-1111-4111-8111-111111111111"
@@ -41,14 +42,16 @@ def _sealed(kind: Any, request_id: str, kek: bytes) -> dict[str, str]:
 async def test_a_recorded_request_is_recognized_after_its_intake_key_was_retired() -> None:
     storage = MemoryStorage()
     clock = StorageClock(15, storage.elapsed_s)
-    keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)
+    keyrings = KeyringReader(
+        storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=2, clock=clock
+    )
     sweeps = cast("Any", _NoSweeps())
 
     def enroller(keys: dict[str, IntakeKey]) -> Enroller:
         return Enroller(storage, keyrings, OPERATOR_KEYS, "m1", keys, sweeps)
 
     def rotator(keys: dict[str, IntakeKey]) -> Rotator:
-        return Rotator(storage, keyrings, MASTER_KEYS, keys, sweeps)
+        return Rotator(storage, keyrings, operator_keys(MASTER_KEYS), keys, sweeps)
 
     enrollment = EnrollRequested.model_validate(
         {

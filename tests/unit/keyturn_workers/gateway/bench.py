@@ -16,8 +16,7 @@ from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.legacy_reader import LegacyReader
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -31,6 +30,7 @@ from tests.unit.keyturn_workers.factories import (
     v0_metadata,
     v0_ring,
 )
+from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 
 if TYPE_CHECKING:
     import asyncio
@@ -160,7 +160,9 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
-        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=1, cache_s=self.cache_s)
+        self.keyrings = KeyringReader(
+            self.storage, operator_keys(MASTER_KEYS), lease_s=1, cache_s=self.cache_s
+        )
         pepper = Secret(PEPPER.encode())
         self.lookups = KeyringLookups(self.keyrings, self.storage)
         self.auth = Authenticator(
@@ -170,14 +172,14 @@ class Bench:
             cache_s=self.cache_s,
             refusal_min_s=self.refusal_min_s,
         )
-        keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
+        keys = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
         self.opener = ObjectOpener(
             self.storage, self.auth, keys, v0_max_bytes=self.v0_max_bytes, v0_concurrency=2
         )
 
     @property
     def desired(self) -> DesiredState:
-        return self.ring.desired(MASTER_KEYS)
+        return desired_state(self.ring, MASTER_KEYS)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring

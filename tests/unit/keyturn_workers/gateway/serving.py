@@ -19,6 +19,7 @@ from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, Bench
 from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +78,7 @@ class Serving:
             self.metrics,
             presign_plaintext=self.presign_plaintext,
         )
-        self.store = SweepStore(self.bench.storage, MASTER_KEYS)
+        self.store = SweepStore(self.bench.storage, operator_keys(MASTER_KEYS))
         self.rotations = RotationRoutes(
             self.bench.auth,
             limit,

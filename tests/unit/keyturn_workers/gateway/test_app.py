@@ -14,7 +14,6 @@ from keyturn_workers.gateway import client_connection, docs_page
 from keyturn_workers.gateway.openapi import document
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.problems import MEDIA_TYPE
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
@@ -28,6 +27,7 @@ from tests.unit.keyturn_workers.gateway.bench import (
     turned_to,
 )
 from tests.unit.keyturn_workers.gateway.serving import BEARER, PATH, ROTATIONS, Serving
+from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
     from starlette.types import Scope

@@ -20,7 +20,6 @@ from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import auth as auth_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
 from keyturn_workers.gateway.auth import AuthenticationError
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import clock as clock_module
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
@@ -32,6 +31,7 @@ from tests.unit.keyturn_workers.gateway.bench import (
     ring_of,
     turned_to,
 )
+from tools.harness.local_keys import build_keyring
 
 WRONG_KEY = "kt_" + "w" * 43
 

@@ -11,10 +11,10 @@ from keyturn.errors import StorageUnavailableError, UnauthorizedError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import keyring_lookups
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, Bench, ring_of, turned_to
+from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -32,6 +32,7 @@ from tests.unit.keyturn_workers.gateway.bench import (
     Bench,
     turned_to,
 )
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,7 +205,7 @@ async def test_a_swept_v0_object_opens_by_the_kek_of_its_own_generation() -> Non
     # Once a clean sweep cleared that KEK, nothing of that generation is left to open.
     cleared = replace(before.current, kek=None)
     bench = Bench(ring=replace(turned_to(before, NEW_API_KEY), history=(cleared,)))
-    bench.plant_swept_v0(PLAINTEXT, DEK, before.desired(MASTER_KEYS))
+    bench.plant_swept_v0(PLAINTEXT, DEK, desired_state(before, MASTER_KEYS))
     await bench.open_fails(NoUsableWrapError, NEW_API_KEY)
 
 

@@ -31,12 +31,12 @@ from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
 from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
 from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -448,17 +448,17 @@ async def storage() -> AsyncIterator[_Watched]:
     entry = Generation(
         1, kek_id(kek), kek, str(uuid.uuid4()), "2026-11-24T10:00:00Z", "2026-11-24T10:00:00Z"
     )
-    await create_keyring(watched, Keyring("acme", "m1", entry), _MASTER, lease_s=15)
+    await create_keyring(watched, Keyring("acme", "m1", entry), operator_keys(_MASTER), lease_s=15)
     watched.seen.clear()
     return watched
 
 
 async def _ask(storage: _Watched, method: str, project: str, authorization: str) -> None:
-    keyrings = KeyringReader(storage, _MASTER, lease_s=1, cache_s=0)
+    keyrings = KeyringReader(storage, operator_keys(_MASTER), lease_s=1, cache_s=0)
     auth = Authenticator(
         keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, refusal_min_s=0
     )
-    opener = ObjectOpener(storage, auth, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
+    opener = ObjectOpener(storage, auth, operator_keys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
     limit = ConcurrencyLimit(4, 1.0, "requests")
     objects = ObjectRoutes(auth, limit, opener, _no_put, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]

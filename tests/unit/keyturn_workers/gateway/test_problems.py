@@ -48,6 +48,7 @@ STATUSES = {
     "storage_unavailable": 503,
     "foreign_object": 503,
     "lease_mismatch": 503,
+    "kms_unavailable": 503,
 }
 
 

@@ -17,7 +17,6 @@ from keyturn.identifiers import is_uuid, keyring_s3_key
 from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
 from keyturn_workers.gateway import rotation_routes
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import Plan, SweepRequest
 from keyturn_workers.sweep.counts import Counts
@@ -27,6 +26,7 @@ from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, ring_of, turned_to
 from tests.unit.keyturn_workers.gateway.serving import ROTATIONS, Serving
 from tests.unit.keyturn_workers.gateway.test_problems import STATUSES
+from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

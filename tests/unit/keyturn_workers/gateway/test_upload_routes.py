@@ -26,13 +26,13 @@ from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import staging_quota, upload_limits
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.upload_routes import requested_wait_s
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import KEY, NEW_API_KEY, ring_of
 from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
 from tests.unit.keyturn_workers.gateway.test_problems import STATUSES
+from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
     from keyturn.messages import Event

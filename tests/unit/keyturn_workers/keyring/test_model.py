@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,11 @@ from keyturn.crypto import Secret, from_base64, record_kek, seal_record, to_base
 from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import sealed_records
-from keyturn_workers.keyring.model import Keyring, build_keyring, parse_keyring
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyring, rotated
+from tools.harness.local_keys import build_keyring, parse_keyring, parse_record
+
+if TYPE_CHECKING:
+    from keyturn_workers.keyring.model import Keyring
 
 
 def _sealed(payload: dict[str, object], project: str = "acme") -> bytes:
@@ -68,7 +71,7 @@ def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
 
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
     ring = replace(rotated(keyring()), lease_s=30, publisher="billing", request="a" * 64)
-    _, rest = sealed_records.parse(
+    _, rest = parse_record(
         build_keyring(ring, MASTER_KEYS), keyring_s3_key("acme"), "acme", MASTER_KEYS
     )
     (entry,) = rest["history"]

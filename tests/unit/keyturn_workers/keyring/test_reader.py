@@ -18,10 +18,10 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring import cache as cache_module
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Capabilities, Headers, ObjectHead, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
+from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,7 +57,7 @@ class _Bucket:
 
 
 def _reader(bucket: _Bucket, cache_s: float = 60) -> KeyringReader:
-    return KeyringReader(bucket, MASTER_KEYS, lease_s=15, cache_s=cache_s)  # type: ignore[arg-type]
+    return KeyringReader(bucket, operator_keys(MASTER_KEYS), lease_s=15, cache_s=cache_s)  # type: ignore[arg-type]
 
 
 async def test_recent_reads_are_cached() -> None:
@@ -164,7 +164,7 @@ class Many:
             self.write(replace(keyring(), project=project))
         clock = StorageClock(LEASE_S, self.storage.elapsed_s)
         self.reader = KeyringReader(
-            self.storage, MASTER_KEYS, lease_s=LEASE_S, cache_s=CACHE_S, clock=clock
+            self.storage, operator_keys(MASTER_KEYS), lease_s=LEASE_S, cache_s=CACHE_S, clock=clock
         )
 
     def write(self, ring: Keyring) -> None:

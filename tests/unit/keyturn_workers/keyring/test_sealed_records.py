@@ -14,6 +14,7 @@ from keyturn_workers.keyring import sealed_records
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tools.harness.local_keys import build_record, operator_keys, parse_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,11 +29,11 @@ def _built(
     master_key: str = "m1",
     master_keys: Mapping[str, Secret] = MASTER_KEYS,
 ) -> bytes:
-    return sealed_records.build(path, project, master_key, REST, master_keys)
+    return build_record(path, project, master_key, REST, master_keys)
 
 
 def _parsed(body: bytes) -> tuple[str, dict[str, Any]]:
-    return sealed_records.parse(body, PATH, "acme", MASTER_KEYS)
+    return parse_record(body, PATH, "acme", MASTER_KEYS)
 
 
 # Building and parsing.
@@ -108,9 +109,9 @@ def test_a_record_that_does_not_open_leaves_no_trace_of_what_it_holds() -> None:
 def test_an_unavailable_master_key_is_no_forgery() -> None:
     only_first = {"m1": MASTER_KEYS["m1"]}
     with pytest.raises(UnknownMasterKeyError):
-        sealed_records.build(PATH, "acme", "m2", REST, only_first)
+        build_record(PATH, "acme", "m2", REST, only_first)
     with pytest.raises(UnknownMasterKeyError):
-        sealed_records.parse(_built(master_key="m2"), PATH, "acme", only_first)
+        parse_record(_built(master_key="m2"), PATH, "acme", only_first)
 
 
 # Writing.
@@ -199,7 +200,7 @@ async def test_a_storage_that_refuses_the_put_is_unavailable() -> None:
 
 
 async def _reseal(storage: MemoryStorage) -> bool:
-    return await sealed_records.reseal(storage, PATH, "acme", "m2", MASTER_KEYS)
+    return await sealed_records.reseal(storage, PATH, "acme", "m2", operator_keys(MASTER_KEYS))
 
 
 async def test_a_resealed_record_says_the_same_under_the_other_key() -> None:

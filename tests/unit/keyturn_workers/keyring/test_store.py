@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from keyturn.identifiers import keyring_s3_key
@@ -11,10 +13,13 @@ from keyturn_workers.keyring import (
     delete_older_versions,
     replace_keyring,
 )
-from keyturn_workers.keyring.model import Keyring, parse_keyring
 from keyturn_workers.keyring.transitions import with_lease
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
+from tools.harness.local_keys import operator_keys, parse_keyring
+
+if TYPE_CHECKING:
+    from keyturn_workers.keyring.model import Keyring
 
 
 async def versions(storage: MemoryStorage) -> int:
@@ -25,13 +30,15 @@ async def versions(storage: MemoryStorage) -> int:
 async def test_only_the_latest_version_remains(*, versioned: bool, left: int) -> None:
     storage = MemoryStorage(versioned=versioned)
     ring = with_lease(keyring(), 15)
-    assert await create_keyring(storage, ring, MASTER_KEYS, lease_s=15)
-    assert await create_keyring(storage, keyring("acme-2"), MASTER_KEYS, lease_s=15)
-    keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=0)
+    assert await create_keyring(storage, ring, operator_keys(MASTER_KEYS), lease_s=15)
+    assert await create_keyring(storage, keyring("acme-2"), operator_keys(MASTER_KEYS), lease_s=15)
+    keyrings = KeyringReader(storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=0)
     for _ in range(3):
         ring = rotated(ring)
         snapshot = await keyrings.read_fresh("acme")
-        assert await replace_keyring(storage, ring, snapshot.etag, MASTER_KEYS, lease_s=15)
+        assert await replace_keyring(
+            storage, ring, snapshot.etag, operator_keys(MASTER_KEYS), lease_s=15
+        )
     assert await versions(storage) == (4 if versioned else 1)
     await delete_older_versions(storage, "acme")
     assert await versions(storage) == left
@@ -45,12 +52,12 @@ async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() 
         head, body = await storage.read(keyring_s3_key("acme"))
         return parse_keyring(body, "acme", MASTER_KEYS), head.etag
 
-    assert await create_keyring(storage, keyring(), MASTER_KEYS, lease_s=15)
+    assert await create_keyring(storage, keyring(), operator_keys(MASTER_KEYS), lease_s=15)
     ring, etag = await read()
     assert ring.lease_s == 15
-    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=60)
+    assert await replace_keyring(storage, ring, etag, operator_keys(MASTER_KEYS), lease_s=60)
     ring, etag = await read()
     assert ring.lease_s == 60
     # A worker with a shorter lease does not lower it.
-    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=6)
+    assert await replace_keyring(storage, ring, etag, operator_keys(MASTER_KEYS), lease_s=6)
     assert (await read())[0].lease_s == 60

@@ -22,9 +22,9 @@ from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
+    ADMIN_KEKS,
     AT,
     MASTER_KEYS,
-    OPERATOR_KEYS,
     deleted,
     enc,
     keyring,
@@ -40,6 +40,7 @@ from tests.unit.keyturn_workers.scene import (
     Scene,
     in_plaintext,
 )
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -53,8 +54,8 @@ KEEPS_TAGS = Capabilities(copy_keeps_tags=True)
 async def opened(on: Scene) -> bytes:
     """The plaintext; both wraps match the desired state."""
     _, body = await on.storage.read(TARGET)
-    desired = on.ring.desired(MASTER_KEYS)
-    examined = verify(await on.wraps(), body[:56], KEY, desired, OPERATOR_KEYS)
+    desired = desired_state(on.ring, MASTER_KEYS)
+    examined = verify(await on.wraps(), body[:56], KEY, desired, ADMIN_KEKS)
     assert examined.current
     return open_sealed(examined.dek, BODY_CONTEXT, body)
 
@@ -189,13 +190,13 @@ async def test_empty_plaintext_is_rechecked_after_its_lease_began() -> None:
 
 async def test_a_tombstone_keeps_its_time_when_it_is_resealed() -> None:
     on = Scene()
-    on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"")
+    on.plant(deleted(desired_state(on.ring, MASTER_KEYS), KEY), b"")
     await on.change_master_key()
     assert isinstance(await on.reconcile(), ResealTombstone)
     head = await on.storage.head(TARGET)
     tombstone = parse(head.metadata)
     assert isinstance(tombstone, Tombstone)
-    kek = on.ring.desired(MASTER_KEYS).admin_kek
+    kek = desired_state(on.ring, MASTER_KEYS).admin_kek
     assert open_tombstone(kek, "acme", KEY, tombstone.sealed) == AT
     assert set(head.metadata) == {"enc-algo", "enc-dek-admin"}
     assert head.size_bytes == 0
@@ -228,7 +229,7 @@ async def due(kind: str, storage: MemoryStorage | None = None, **more: Any) -> S
         case "encrypt":
             on.plant({}, b"hello", **more)
         case "reseal":
-            on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"", **more)
+            on.plant(deleted(desired_state(on.ring, MASTER_KEYS), KEY), b"", **more)
             await on.change_master_key()
     return on
 
@@ -367,7 +368,7 @@ TAG = "AAECAwQFBgcICQoLDA0ODw=="
 def tagged(**more: str) -> Scene:
     """An encrypted object with its upload tag and these `enc-` fields."""
     on = Scene()
-    wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
+    wraps, body = sealed_object(desired_state(on.ring, MASTER_KEYS), KEY)
     on.plant({**enc(wraps, UPLOAD_ID), "enc-upload-tag": TAG, **more}, body)
     return on
 

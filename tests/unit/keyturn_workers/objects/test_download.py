@@ -28,13 +28,14 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.keyring import create_keyring
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects import download
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
+from tools.harness.local_keys import desired_state, operator_keys
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 _KEY = "a/b.bin"
 _CHUNK = 16 * 1024
-_OPERATOR = OperatorAccess("acme", OperatorKeys(MASTER_KEYS))
+_OPERATOR = OperatorAccess("acme", operator_keys(MASTER_KEYS))
 
 
 async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> bytes:
@@ -55,7 +56,7 @@ async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> byte
 
 async def _bucket(ring: Keyring, plaintext: bytes = b"hello", key: str = _KEY) -> MemoryStorage:
     storage = MemoryStorage()
-    assert await create_keyring(storage, ring, MASTER_KEYS, lease_s=15)
+    assert await create_keyring(storage, ring, operator_keys(MASTER_KEYS), lease_s=15)
     _plant(storage, ring, plaintext, key)
     return storage
 
@@ -69,7 +70,7 @@ def _plant(
     cut_bytes: int = 0,
     flip: int | None = None,
 ) -> None:
-    wraps, body = sealed_object(ring.desired(MASTER_KEYS), key, plaintext)
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key, plaintext)
     changed = bytearray(body[: len(body) - cut_bytes])
     if flip is not None:
         changed[flip] ^= 1
@@ -106,7 +107,7 @@ async def test_wrong_keys_open_nothing() -> None:
     with pytest.raises(NoUsableWrapError):
         await _read(storage, ProjectAccess("acme", Secret(os.urandom(32))))
     with pytest.raises(UnknownMasterKeyError):
-        await _read(storage, OperatorAccess("acme", OperatorKeys({"m1x": Secret(os.urandom(32))})))
+        await _read(storage, OperatorAccess("acme", operator_keys({"m1x": Secret(os.urandom(32))})))
 
 
 @pytest.mark.parametrize("change", [{"cut_bytes": 1}, {"cut_bytes": 200_000}, {"flip": -1}])
@@ -142,7 +143,7 @@ async def test_a_body_cut_between_chunks_is_corrupt() -> None:
 async def test_what_is_left_of_a_body_is_corrupt(kept: int) -> None:
     ring = keyring()
     storage = await _bucket(ring)
-    wraps, body = sealed_object(ring.desired(MASTER_KEYS), _KEY, b"")
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), _KEY, b"")
     metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
     storage.plant(object_s3_key("acme", _KEY), body[:kept], Headers(metadata))
     with pytest.raises(CorruptObjectError):
@@ -202,7 +203,7 @@ async def test_a_keyring_older_than_the_object_stops_the_operator() -> None:
 async def test_missing_deleted_unknown_and_archived_objects_have_errors_of_their_own() -> None:
     ring = keyring()
     storage = await _bucket(ring)
-    tombstone = seal_tombstone(ring.desired(MASTER_KEYS).admin_kek, "acme", "gone", "now")
+    tombstone = seal_tombstone(desired_state(ring, MASTER_KEYS).admin_kek, "acme", "gone", "now")
     storage.plant(
         object_s3_key("acme", "gone"),
         b"",
@@ -243,7 +244,9 @@ def _v0_metadata(dek: bytes, *, other_dek: bytes | None = None) -> dict[str, str
     }
 
 
-_V0_OPERATOR = OperatorAccess("acme", OperatorKeys(MASTER_KEYS, v0_admin_kek("old master")))
+_V0_OPERATOR = OperatorAccess(
+    "acme", OperatorKeys.local(MASTER_KEYS, v0_admin_kek=v0_admin_kek("old master"))
+)
 
 
 async def test_the_earlier_systems_objects_are_opened_where_the_keyring_allows_it() -> None:
@@ -271,7 +274,7 @@ async def test_wraps_of_the_earlier_system_that_disagree_open_nothing() -> None:
 async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
     ring, dek = keyring(), os.urandom(32)
     storage = await _bucket(ring)
-    desired = ring.desired(MASTER_KEYS)
+    desired = desired_state(ring, MASTER_KEYS)
     agreed = wrap(desired, "old", dek, algorithm="AES-256-GCM")
     metadata = build_object_metadata(agreed, upload_id=None, caller_wire={})
     body = v0_seal(dek, b"long ago")

@@ -10,7 +10,6 @@ import pytest
 from keyturn.crypto import Secret, new_dek
 from keyturn.errors import CorruptObjectError, NoUsableWrapError, UnknownAlgorithmError
 from keyturn_workers.objects.key_usage import KeyUsage, find_key_usage
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     deleted,
@@ -20,25 +19,27 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
     v0_metadata,
 )
+from tools.harness.local_keys import admin_keks, desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyturn.metadata import Wraps
+    from keyturn_workers.master_keys.admin_keks import AdminKeks
 
 _KEY = "reports/q3.pdf"
-_KEYS = OperatorKeys(MASTER_KEYS)
+_KEYS = admin_keks("acme", MASTER_KEYS)
 _FIRST = keyring()
 _SECOND = rotated(_FIRST)
 
 
 def _wraps(*, master_key: str = "m1", second: bool = False) -> Wraps:
     ring = replace(_SECOND if second else _FIRST, master_key=master_key)
-    return sealed_object(ring.desired(MASTER_KEYS), _KEY)[0]
+    return sealed_object(desired_state(ring, MASTER_KEYS), _KEY)[0]
 
 
 def _usage(
-    metadata: Mapping[str, str], *, keys: OperatorKeys = _KEYS, project: str = "acme"
+    metadata: Mapping[str, str], *, keys: AdminKeks = _KEYS, project: str = "acme"
 ) -> KeyUsage:
     return find_key_usage(metadata, project, _KEY, keys, (2, 1))
 
@@ -69,24 +70,24 @@ def test_without_a_keyring_the_label_says_which_generation_to_try(
     assert find_key_usage(enc(wraps), "acme", _KEY, _KEYS, ()).generation == generation
     with pytest.raises(NoUsableWrapError):
         find_key_usage(enc(replace(wraps, generation=7)), "acme", _KEY, _KEYS, ())
-    other_keys = OperatorKeys({"m9": Secret(bytes(32))})
+    other_keys = admin_keks("acme", {"m9": Secret(bytes(32))})
     with pytest.raises(NoUsableWrapError):
         find_key_usage(enc(wraps), "acme", _KEY, other_keys, ())
 
 
 def test_an_object_that_no_available_key_opens_is_refused() -> None:
-    only_second = OperatorKeys({"m2": MASTER_KEYS["m2"]})
+    only_second = admin_keks("acme", {"m2": MASTER_KEYS["m2"]})
     with pytest.raises(NoUsableWrapError):
         _usage(enc(_wraps()), keys=only_second)
     with pytest.raises(NoUsableWrapError):
-        _usage(deleted(_FIRST.desired(MASTER_KEYS), _KEY), keys=only_second)
+        _usage(deleted(desired_state(_FIRST, MASTER_KEYS), _KEY), keys=only_second)
     with pytest.raises(NoUsableWrapError):
-        _usage(enc(_wraps()), project="other")
+        _usage(enc(_wraps()), keys=admin_keks("other", MASTER_KEYS), project="other")
 
 
 def test_a_tombstone_depends_on_the_master_key_that_opens_it() -> None:
     for name in MASTER_KEYS:
-        desired = replace(_FIRST, master_key=name).desired(MASTER_KEYS)
+        desired = desired_state(replace(_FIRST, master_key=name), MASTER_KEYS)
         assert _usage(deleted(desired, _KEY)) == KeyUsage("tombstone", None, name)
 
 

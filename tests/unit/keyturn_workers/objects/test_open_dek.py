@@ -19,14 +19,14 @@ from keyturn.crypto import (
     Secret,
     open_sealed,
     user_kek,
+    v0_admin_kek,
     v0_open,
     v0_user_kek,
 )
 from keyturn.errors import CodedError, NoUsableWrapError
 from keyturn.metadata import COBBLESTONE
-from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from tools.harness.local_keys import admin_keks, parse_keyring
 
 _FILE = Path(__file__).parents[4] / ".." / "shared" / "vectors" / "keyturn_v1.json"
 _MISSING = not _FILE.is_file()
@@ -49,7 +49,7 @@ def _reader(vector: dict[str, Any]) -> ReaderKeys:
     return ReaderKeys(
         project=vector["project"],
         user_kek=user_kek(api_key, vector["project"], keys["pepper"]),
-        operator_keys=OperatorKeys.derive(_masters(), keys["v0_master_key"]),
+        admin_keks=admin_keks(vector["project"], _masters(), v0_admin_kek(keys["v0_master_key"])),
         v0_user_kek=v0_user_kek(api_key, keys["v0_pepper"]),
         v0_allowed=True,
     )

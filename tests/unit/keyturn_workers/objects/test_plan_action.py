@@ -23,7 +23,6 @@ from keyturn.crypto import (
 from keyturn.errors import NoUsableWrapError, all_errors
 from keyturn.metadata import V0_ALGORITHM, Wraps
 from keyturn_workers.objects import unwrap
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import (
     Encrypt,
     NoOp,
@@ -47,6 +46,7 @@ from tests.unit.keyturn_workers.factories import (
     v0_metadata,
     v0_ring,
 )
+from tools.harness.local_keys import admin_keks, desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from keyturn_workers.keyring import DesiredState, Keyring
 
 KEY: Final = "reports/q3.pdf"
-KEYS = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
+KEYS = admin_keks("acme", MASTER_KEYS, V0_ADMIN_KEK)
 FIRST = keyring()
 SECOND = rotated(FIRST)
 THIRD = rotated(SECOND)
@@ -66,7 +66,7 @@ NO_OPTIONS = Options()
 
 
 def at(ring: Keyring) -> DesiredState:
-    return ring.desired(MASTER_KEYS)
+    return desired_state(ring, MASTER_KEYS)
 
 
 def under(ring: Keyring, dek: bytes = DEK, key: str = KEY, algorithm: str = "") -> Wraps:
@@ -368,7 +368,7 @@ def test_a_longer_history_never_hides_an_object() -> None:
 
 
 def test_an_unavailable_master_key_opens_nothing() -> None:
-    keys = OperatorKeys({"m2": MASTER_KEYS["m2"]})
+    keys = admin_keks("acme", {"m2": MASTER_KEYS["m2"]})
     stale = enc(replace(NOW, user=BAD))
     with pytest.raises(NoUsableWrapError):
         plan_action(object_view(stale, BODY), KEY, M2, at(M2), keys, NO_OPTIONS)

@@ -31,6 +31,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
 )
 from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, Scene
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import KeyringSnapshot
@@ -138,9 +139,9 @@ async def test_an_object_deleted_before_the_copy_stays_deleted() -> None:
 
 async def test_an_object_that_cannot_be_opened_is_left_alone() -> None:
     on = Scene()
-    wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
-    other, _ = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
-    later, _ = sealed_object(rotated(on.ring).desired(MASTER_KEYS), KEY)
+    wraps, body = sealed_object(desired_state(on.ring, MASTER_KEYS), KEY)
+    other, _ = sealed_object(desired_state(on.ring, MASTER_KEYS), KEY)
+    later, _ = sealed_object(desired_state(rotated(on.ring), MASTER_KEYS), KEY)
     broken = replace(wraps, user=b"", admin=b"")
     cases: list[tuple[dict[str, str], type[CodedError]]] = [
         ({}, CorruptObjectError),
@@ -150,7 +151,7 @@ async def test_an_object_that_cannot_be_opened_is_left_alone() -> None:
         (enc(later), KeyringRolledBackError),
         (enc(broken), NoUsableWrapError),
         ({**enc(wraps), "enc-algo": "ROT13"}, UnknownAlgorithmError),
-        (deleted(on.ring.desired(MASTER_KEYS), KEY), DeletedKeyError),
+        (deleted(desired_state(on.ring, MASTER_KEYS), KEY), DeletedKeyError),
     ]
     for own, error in cases:
         on.plant(own, body)

@@ -9,7 +9,6 @@ import pytest
 
 from keyturn.crypto import Secret, new_dek, seal_tombstone, v0_seal
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import (
     OpenedWrap,
     is_current,
@@ -24,18 +23,19 @@ from keyturn_workers.objects.unwrap import (
 )
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, V0_USER_KEK, keyring, rotated
+from tools.harness.local_keys import admin_keks, desired_state
 
 KEY: Final = "reports/q3.pdf"
-KEYS: Final = OperatorKeys(MASTER_KEYS)
+KEYS: Final = admin_keks("acme", MASTER_KEYS)
 FIRST: Final = keyring()
 SECOND: Final = rotated(FIRST)
 THIRD: Final = rotated(SECOND)
 DEK: Final = new_dek()
-WRAPS: Final = wrap(FIRST.desired(MASTER_KEYS), KEY, DEK)
-WRAPS_2: Final = wrap(SECOND.desired(MASTER_KEYS), KEY, DEK)
-UNDER_M2: Final = wrap(replace(FIRST, master_key="m2").desired(MASTER_KEYS), KEY, DEK)
-DESIRED: Final = FIRST.desired(MASTER_KEYS)
-DESIRED_3: Final = THIRD.desired(MASTER_KEYS)
+WRAPS: Final = wrap(desired_state(FIRST, MASTER_KEYS), KEY, DEK)
+WRAPS_2: Final = wrap(desired_state(SECOND, MASTER_KEYS), KEY, DEK)
+UNDER_M2: Final = wrap(desired_state(replace(FIRST, master_key="m2"), MASTER_KEYS), KEY, DEK)
+DESIRED: Final = desired_state(FIRST, MASTER_KEYS)
+DESIRED_3: Final = desired_state(THIRD, MASTER_KEYS)
 
 
 def test_past_generations_are_the_newest_first() -> None:
@@ -66,8 +66,8 @@ def test_a_false_master_key_label_makes_no_admin_wrap_unreadable(label: str) -> 
 
 def test_an_admin_wrap_of_another_key_or_project_opens_nowhere() -> None:
     assert open_admin_wrap(WRAPS, "other", DESIRED, KEYS, ()) is None
-    other = replace(FIRST, project="other").desired(MASTER_KEYS)
-    assert open_admin_wrap(WRAPS, KEY, other, KEYS, ()) is None
+    other = desired_state(replace(FIRST, project="other"), MASTER_KEYS)
+    assert open_admin_wrap(WRAPS, KEY, other, admin_keks("other", MASTER_KEYS), ()) is None
 
 
 def test_an_admin_wrap_above_the_keyring_is_a_rollback() -> None:
@@ -92,14 +92,14 @@ def test_without_its_label_only_the_keyrings_generations_are_tried() -> None:
 def test_the_user_wrap_opens_under_the_desired_kek_alone() -> None:
     """Earlier ones may have leaked."""
     assert open_user_wrap(WRAPS, KEY, DESIRED, ()) == OpenedWrap(DEK, 1)
-    second = SECOND.desired(MASTER_KEYS)
+    second = desired_state(SECOND, MASTER_KEYS)
     assert open_user_wrap(WRAPS, KEY, second, past_generations(SECOND)) is None
 
 
 @pytest.mark.parametrize("generation", [1, 5])
 def test_the_user_wrap_opens_at_a_past_generation_of_the_desired_kek(generation: int) -> None:
     same_kek = replace(SECOND.current, kek=FIRST.current.kek, kek_id=FIRST.current.kek_id)
-    desired = replace(SECOND, current=same_kek).desired(MASTER_KEYS)
+    desired = desired_state(replace(SECOND, current=same_kek), MASTER_KEYS)
     labeled = replace(WRAPS, generation=generation)
     assert open_user_wrap(labeled, KEY, desired, past_generations(SECOND)) == OpenedWrap(DEK, 1)
 

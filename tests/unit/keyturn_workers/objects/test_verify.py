@@ -12,12 +12,13 @@ from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableW
 from keyturn_workers.objects.verify import Verification, verify, verify_upload
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import (
+    ADMIN_KEKS,
     MASTER_KEYS,
-    OPERATOR_KEYS,
     keyring,
     rotated,
     sealed_object,
 )
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from keyturn.metadata import Wraps
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 KEY = "reports/q3.pdf"
 RING = keyring()
-NOW = RING.desired(MASTER_KEYS)
+NOW = desired_state(RING, MASTER_KEYS)
 LATER_RING = rotated(RING)
-LATER = LATER_RING.desired(MASTER_KEYS)
-OTHER_MASTER = replace(RING, master_key="m2").desired(MASTER_KEYS)
+LATER = desired_state(LATER_RING, MASTER_KEYS)
+OTHER_MASTER = desired_state(replace(RING, master_key="m2"), MASTER_KEYS)
 
 
 def _examined(wraps: Wraps, body: bytes, desired: DesiredState = NOW) -> Verification:
-    return verify(wraps, body[:HEADER_BYTES], KEY, desired, OPERATOR_KEYS)
+    return verify(wraps, body[:HEADER_BYTES], KEY, desired, ADMIN_KEKS)
 
 
 def test_an_object_in_the_desired_state_is_current() -> None:
@@ -67,7 +68,7 @@ def test_a_wrap_that_does_not_open_is_renewed_from_the_other(lost: str) -> None:
 
 
 def test_an_object_without_a_usable_wrap_is_refused() -> None:
-    wraps, body = sealed_object(keyring().desired(MASTER_KEYS), KEY)
+    wraps, body = sealed_object(desired_state(keyring(), MASTER_KEYS), KEY)
     stranger = replace(wraps, admin=bytes(104))
     with pytest.raises(NoUsableWrapError):
         _examined(stranger, body)
@@ -109,7 +110,7 @@ def test_a_label_ahead_of_the_keyring_is_no_rollback() -> None:
 @pytest.mark.parametrize("ring", [RING, LATER_RING], ids=["same", "turned since"])
 def test_an_own_object_verifies(ring: Keyring) -> None:
     wraps, body = sealed_object(NOW, KEY)
-    verified = verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, OPERATOR_KEYS)
+    verified = verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, ADMIN_KEKS)
     assert verified.current is (ring is RING)
 
 
@@ -119,10 +120,10 @@ def test_an_own_object_needs_both_wraps(broken: str) -> None:
     wraps, body = sealed_object(NOW, KEY)
     forged = replace(wraps, **{broken: bytes(104)})  # type: ignore[arg-type]
     with pytest.raises(CorruptObjectError):
-        verify_upload(forged, body[:HEADER_BYTES], KEY, RING, OPERATOR_KEYS)
+        verify_upload(forged, body[:HEADER_BYTES], KEY, RING, ADMIN_KEKS)
 
 
 def test_an_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
     wraps, body = sealed_object(NOW, KEY)
     ring = replace(LATER_RING, history=(replace(RING.current, kek=None),))
-    assert not verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, OPERATOR_KEYS).current
+    assert not verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, ADMIN_KEKS).current

@@ -12,13 +12,14 @@ from keyturn.crypto import SealError, new_dek, seal_tombstone, unwrap_dek
 from keyturn.metadata import COBBLESTONE, V0_ALGORITHM, Tombstone, parse
 from keyturn_workers.objects.wrap import build_object_metadata, build_tombstone_metadata, wrap
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring, rotated
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from keyturn.crypto import Role, Secret
     from keyturn.metadata import Wraps
 
 KEY: Final = "reports/q3.pdf"
-DESIRED: Final = rotated(keyring()).desired(MASTER_KEYS)
+DESIRED: Final = desired_state(rotated(keyring()), MASTER_KEYS)
 DEK: Final = new_dek()
 STORED_AT: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 UPLOAD_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"

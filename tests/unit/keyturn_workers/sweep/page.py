@@ -8,17 +8,16 @@ from typing import Final
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, sealed_object
+from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
-KEYS: Final = OperatorKeys(MASTER_KEYS)
+KEYS: Final = operator_keys(MASTER_KEYS)
 
 
 @dataclass
@@ -30,7 +29,9 @@ class Page:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
+        self.keyrings = KeyringReader(
+            self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=0
+        )
         self.write_keyring(self.ring)
 
     def write_keyring(self, ring: Keyring) -> None:
@@ -40,7 +41,7 @@ class Page:
     def plant(self, *keys: str) -> None:
         """An object at each key, as the keyring desires it now."""
         for key in keys:
-            wraps, body = sealed_object(self.ring.desired(MASTER_KEYS), key)
+            wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), key)
             self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
     def plant_plain(self, key: str) -> None:
@@ -48,7 +49,7 @@ class Page:
         self.storage.plant(object_s3_key("acme", key), b"", Headers({"author": "kim"}))
 
     async def process(self) -> Result:
-        store = SweepStore(self.storage, MASTER_KEYS)
+        store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
         worker = PageWorker(
             self.storage, self.keyrings, KEYS, store, concurrency=4, copy_limit_bytes=2**30
         )

@@ -13,6 +13,7 @@ from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.local_keys import operator_keys
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 
@@ -45,7 +46,9 @@ class Scene:
     storage: MemoryStorage = field(default_factory=MemoryStorage)
 
     def __post_init__(self) -> None:
-        self.store = SweepStore(self.storage, {"m1": Secret(bytes(32)), "m2": Secret(b"2" * 32)})
+        self.store = SweepStore(
+            self.storage, operator_keys({"m1": Secret(bytes(32)), "m2": Secret(b"2" * 32)})
+        )
 
     def plant(self, s3_key: str, body: bytes = b"{}") -> None:
         self.storage.plant(s3_key, body, Headers({}))

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers, StorageClock
 from keyturn_workers.sweep import (
     SweepContext,
@@ -29,6 +27,7 @@ from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, rotated, sealed_object
+from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +42,7 @@ AT: Final = "2026-11-24T10:00:00.000000Z"
 LEASE_S: Final = 15
 ORIGIN: Final = RequestOrigin("api", "0" * 64)
 REQUEST: Final = SweepRequest("sweep", SWEEP_ID, "acme", AT)
-KEYS: Final = OperatorKeys(MASTER_KEYS)
+KEYS: Final = operator_keys(MASTER_KEYS)
 
 
 class Messages:
@@ -93,9 +92,9 @@ class Sweeping:
         self.messages = Messages(self.storage.elapsed_s)
         self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
         self.keyrings = KeyringReader(
-            self.storage, MASTER_KEYS, lease_s=LEASE_S, cache_s=0, clock=self.clock
+            self.storage, operator_keys(MASTER_KEYS), lease_s=LEASE_S, cache_s=0, clock=self.clock
         )
-        self.store = SweepStore(self.storage, MASTER_KEYS)
+        self.store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
         self.context = SweepContext(
             self.storage, self.keyrings, KEYS, self.store, SweepDispatcher(self.messages)
         )
@@ -117,7 +116,7 @@ class Sweeping:
     def plant(self, *keys: str) -> None:
         """An object at each key, as the keyring desires it now."""
         for key in keys:
-            wraps, body = sealed_object(self.ring.desired(MASTER_KEYS), key)
+            wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), key)
             self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
     async def start(self, request: SweepRequest = REQUEST) -> Plan | AllPlan:

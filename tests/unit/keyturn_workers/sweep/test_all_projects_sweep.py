@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.keyring.model import build_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import (
     ALL,
@@ -30,6 +28,7 @@ from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import PartResult
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
+from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
     import pytest
@@ -68,9 +67,11 @@ class Scenario:
         for name in self.projects:
             body = build_keyring(keyring(name, master_key="m2"), MASTER_KEYS)
             self.storage.plant(keyring_s3_key(name), body, Headers({}))
-        self.store = SweepStore(self.storage, MASTER_KEYS)
-        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
-        keys, starter = OperatorKeys(MASTER_KEYS), cast("Any", self)
+        self.store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
+        self.keyrings = KeyringReader(
+            self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=0
+        )
+        keys, starter = operator_keys(MASTER_KEYS), cast("Any", self)
         dispatcher = SweepDispatcher(cast("Any", self.sender))
         context = SweepContext(self.storage, self.keyrings, keys, self.store, dispatcher)
         self.all_projects_sweep = AllProjectsSweep(context, starter)

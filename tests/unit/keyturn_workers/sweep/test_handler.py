@@ -17,6 +17,7 @@ from keyturn_workers.sweep.messages import SweepPage
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.sweep_store import StoredPlan, SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ class Scene:
     storage: MemoryStorage = field(default_factory=MemoryStorage)
 
     def __post_init__(self) -> None:
-        self.store = SweepStore(self.storage, {"m1": Secret(bytes(32))})
+        self.store = SweepStore(self.storage, operator_keys({"m1": Secret(bytes(32))}))
         unused, itself = cast("Any", None), cast("Any", self)
         self.handler = SweepHandler(self.store, itself, unused, itself)
         self.meanwhile: Callable[[Plan], Plan] | None = None

@@ -11,7 +11,6 @@ import pytest
 from keyturn.crypto import Secret
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn_workers.keyring import Keyring, retire_old_keys
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.plan import Plan, State, SweepRequest
@@ -19,6 +18,7 @@ from keyturn_workers.sweep.recovery import recover
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
+from tools.harness.local_keys import build_keyring, operator_keys
 
 NOW = datetime.now(UTC)
 STALLED, KEEP = timedelta(minutes=15), timedelta(days=8)
@@ -41,12 +41,14 @@ class Scene:
 
     def __init__(self) -> None:
         self.storage = CountingStorage()
-        self.store = SweepStore(self.storage, MASTER_KEYS)
+        self.store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
         self.restarted: list[tuple[str, str]] = []
         self.rotations = self.process()
 
     def process(self) -> OpenRotations:
-        return OpenRotations(self.storage, self.store, cast("Any", self), MASTER_KEYS)
+        return OpenRotations(
+            self.storage, self.store, cast("Any", self), operator_keys(MASTER_KEYS)
+        )
 
     async def restart_rotation(self, rotation_id: str, project: str) -> bool:
         """Stands in for the starter."""

@@ -32,6 +32,7 @@ from keyturn_workers.sweep.plan import Failure, State
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.sweep.page import KEYS, Page
 from tests.unit.keyturn_workers.sweep.records import PAGE, PLAN
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -50,7 +51,11 @@ class Attempt:
         self.page.plant("a")
         clock = StorageClock(15, self.page.storage.elapsed_s)
         keyrings = KeyringReader(
-            self.page.storage, MASTER_KEYS, lease_s=15, cache_s=self.cache_s, clock=clock
+            self.page.storage,
+            operator_keys(MASTER_KEYS),
+            lease_s=15,
+            cache_s=self.cache_s,
+            clock=clock,
         )
         plan = replace(PLAN, ask=replace(PLAN.ask, **self.ask))
         self.context = PageContext(

@@ -12,6 +12,7 @@ from keyturn_workers.sweep.plan import OpenPage, Plan, State, SweepRequest
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tools.harness.local_keys import operator_keys
 
 NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 STATE: Final = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
@@ -24,7 +25,7 @@ TAGS: Final = {"team": "legal"}
 async def _noted(plan: Plan = PLAN) -> tuple[MemoryStorage, SweepStore]:
     """An object that lost its tags, one that is gone, and a note of both."""
     storage = MemoryStorage()
-    store = SweepStore(storage, MASTER_KEYS)
+    store = SweepStore(storage, operator_keys(MASTER_KEYS))
     storage.plant("acme/a", b"", Headers({}))
     await store.add_tag_note(plan, PAGE, {"a": TAGS, "gone": TAGS}, "m1")
     return storage, store

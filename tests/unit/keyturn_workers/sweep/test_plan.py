@@ -7,12 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from keyturn.errors import UnknownMasterKeyError
-from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.keyring.model import build_keyring
-from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import (
     KeyRange,
@@ -22,14 +17,11 @@ from keyturn_workers.sweep.plan import (
     Plan,
     State,
     SweepRequest,
-    effective_state,
     from_json,
     merge_origins,
     one_per_publisher,
     to_json,
 )
-from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 
 SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -83,32 +75,3 @@ def test_a_publisher_that_requests_a_sweep_again_and_again_does_not_fill_the_rec
     assert len(origins) == 1 + 16
     # The end is matched by all but the digest, so the publisher gets it all the same.
     assert [each.publisher for each in one_per_publisher(origins) if each] == ["two", "one"]
-
-
-# The effective state.
-
-
-async def _snapshot() -> KeyringSnapshot:
-    storage = MemoryStorage()
-    storage.plant(keyring_s3_key("acme"), build_keyring(keyring(), MASTER_KEYS), Headers({}))
-    return await KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=0).read_fresh("acme")
-
-
-async def test_a_dry_run_counts_by_the_master_key_that_it_names() -> None:
-    snapshot = await _snapshot()
-    request = replace(PLAN.ask, master_key="m2", dry_run=True)
-    effective = effective_state(request, snapshot, MASTER_KEYS)
-    assert (effective.desired.master_key, effective.keyring.master_key) == ("m2", "m2")
-    with pytest.raises(UnknownMasterKeyError):
-        effective_state(replace(request, master_key="m9"), snapshot, MASTER_KEYS)
-
-
-@pytest.mark.parametrize(
-    ("master_key", "dry_run"), [(None, True), ("m1", True), ("m2", False), (None, False)]
-)
-async def test_any_other_sweep_works_by_the_keyring_as_it_is(
-    master_key: str | None, *, dry_run: bool
-) -> None:
-    snapshot = await _snapshot()
-    request = replace(PLAN.ask, master_key=master_key, dry_run=dry_run)
-    assert effective_state(request, snapshot, MASTER_KEYS) is snapshot

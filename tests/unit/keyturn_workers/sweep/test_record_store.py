@@ -12,13 +12,14 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep.plan import Failure, OpenPage, Plan
 from keyturn_workers.sweep.record_store import RecordStore, gather_limited
 from tests.unit.keyturn_workers.sweep.records import RESULT_PATH, Scene
+from tools.harness.local_keys import operator_keys
 
 FAILURE = Failure("k", "corrupt_object")
 
 
 def _records(scene: Scene, *names: str) -> RecordStore:
     keys = {"m1": Secret(bytes(32)), "m2": Secret(b"2" * 32)}
-    return RecordStore(scene.storage, {name: keys[name] for name in names or keys})
+    return RecordStore(scene.storage, operator_keys({name: keys[name] for name in names or keys}))
 
 
 async def test_a_record_is_read_with_its_master_key_and_etag() -> None:
@@ -49,7 +50,7 @@ async def test_a_record_of_another_kind_is_corrupt() -> None:
 async def test_a_record_of_another_place_is_corrupt(place: tuple[str, str]) -> None:
     scene = Scene()
     records = _records(scene)
-    scene.plant(RESULT_PATH, records._seal(*place, FAILURE, "m1"))
+    scene.plant(RESULT_PATH, await records._seal(*place, FAILURE, "m1"))
     with pytest.raises(CorruptObjectError):
         await records._read_record(RESULT_PATH, "acme", Failure)
 

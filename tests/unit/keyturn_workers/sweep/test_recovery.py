@@ -13,6 +13,7 @@ from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepReque
 from keyturn_workers.sweep.recovery import SeenPlans, recover
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.local_keys import operator_keys
 
 SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
 OTHER_ID = "2f6c9a0e-2222-4222-8222-222222222222"
@@ -31,7 +32,7 @@ class Handler:
 
 async def setting(sweep_id: str = SWEEP_ID) -> tuple[MemoryStorage, SweepStore, Plan]:
     storage = MemoryStorage()
-    store = SweepStore(storage, {"m1": Secret(bytes(32))})
+    store = SweepStore(storage, operator_keys({"m1": Secret(bytes(32))}))
     now = datetime.now(UTC)
     state = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
     plan = Plan(SweepRequest("sweep", sweep_id, "acme", ""), state, now, now)
@@ -185,7 +186,9 @@ async def test_a_plan_under_a_master_key_that_this_worker_lacks_is_left_alone() 
     await store.unmark_running(SWEEP_ID, "acme")
     await add_result(store, plan)
     before = storage.stored_keys()
-    assert (await recovery_round(SweepStore(storage, {}), timedelta(days=7))).resumed == []
+    assert (
+        await recovery_round(SweepStore(storage, operator_keys({})), timedelta(days=7))
+    ).resumed == []
     assert storage.stored_keys() == before
 
 

@@ -24,6 +24,7 @@ from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import State
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
@@ -50,7 +51,7 @@ class Sender:
 async def _running(
     project: str, sender: Sender
 ) -> tuple[SweepStore, ProjectSweep | AllProjectsSweep]:
-    store = SweepStore(MemoryStorage(), {"m1": Secret(bytes(32))})
+    store = SweepStore(MemoryStorage(), operator_keys({"m1": Secret(bytes(32))}))
     dispatcher, unused, now = SweepDispatcher(sender), cast("Any", None), datetime.now(UTC)
     context = SweepContext(unused, unused, unused, store, dispatcher)
     request = SweepRequest("sweep", SWEEP_ID, project, "")

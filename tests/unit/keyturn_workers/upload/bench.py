@@ -24,13 +24,20 @@ from keyturn.identifiers import keyring_s3_key, staging_s3_key
 from keyturn.messages import UploadRequested
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadResult
 from keyturn_workers.worker.metrics import WorkerMetrics
-from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS, keyring, rotated
+from tests.unit.keyturn_workers.factories import (
+    ADMIN_KEKS,
+    AT,
+    MASTER_KEYS,
+    OPERATOR_KEYS,
+    keyring,
+    rotated,
+)
+from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
@@ -57,7 +64,7 @@ class Bench:
         self.write_keyring(self.ring)
         self.clock = StorageClock(15, self.storage.elapsed_s)
         self.keyrings = KeyringReader(
-            self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=self.clock
+            self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=2, clock=self.clock
         )
         limits = Limits(
             encryption_enabled=self.encryption_enabled,
@@ -86,8 +93,8 @@ class Bench:
         head, body = await self.storage.read(key)
         wraps = parse(head.metadata)
         assert isinstance(wraps, Wraps)
-        desired = self.ring.desired(MASTER_KEYS)
-        examined = verify(wraps, body[:HEADER_BYTES], "k", desired, OPERATOR_KEYS)
+        desired = desired_state(self.ring, MASTER_KEYS)
+        examined = verify(wraps, body[:HEADER_BYTES], "k", desired, ADMIN_KEKS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 

@@ -16,8 +16,9 @@ from keyturn_workers.storage import IfAbsent, IfMatch
 from keyturn_workers.upload import UploadResult
 from keyturn_workers.upload.attempt import Attempt
 from keyturn_workers.upload.context import Upload
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS, keyring
+from tests.unit.keyturn_workers.factories import ADMIN_KEKS, MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import DATA, TARGET, UPLOAD_ID, bench, request
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from typing import Any
@@ -58,7 +59,7 @@ async def test_an_encrypted_objects_metadata_opens_and_has_the_uploads_tag() -> 
     wraps = parse(metadata)
     assert isinstance(wraps, Wraps)
     header = seal(attempt.dek, BODY_CONTEXT, b"hello")[:HEADER_BYTES]
-    verified = verify(wraps, header, "k", on.ring.desired(MASTER_KEYS), OPERATOR_KEYS)
+    verified = verify(wraps, header, "k", desired_state(on.ring, MASTER_KEYS), ADMIN_KEKS)
     assert (verified.dek, verified.current) == (attempt.dek, True)
     assert metadata["author"] == "kim"
     assert metadata["enc-upload"] == UPLOAD_ID
@@ -106,8 +107,8 @@ async def test_each_attempt_has_its_own_dek() -> None:
     head, second = await on.storage.read(TARGET)
     wraps = parse(head.metadata)
     assert isinstance(wraps, Wraps)
-    desired = on.ring.desired(MASTER_KEYS)
-    dek = verify(wraps, second[:HEADER_BYTES], "k", desired, OPERATOR_KEYS).dek
+    desired = desired_state(on.ring, MASTER_KEYS)
+    dek = verify(wraps, second[:HEADER_BYTES], "k", desired, ADMIN_KEKS).dek
     assert commits_to(dek, BODY_CONTEXT, second[:HEADER_BYTES])
     assert not commits_to(dek, BODY_CONTEXT, first[:HEADER_BYTES])
 

@@ -25,6 +25,7 @@ from keyturn_workers.worker import wiring as wiring_module
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.wiring import ALL_ROLES, CONTROL, SWEEP, UPLOAD, Wiring
 from tools.harness.deployment import Deployment
+from tools.harness.local_keys import operator_keys
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> _Wired:
         for name, value in _DEPLOYMENT.worker_env(**more).items():
             monkeypatch.setenv(name, value)
         broker = RabbitBroker("amqp://127.0.0.1:1/")  # never connected
-        return Wiring(WorkerSettings.read(), storage or MemoryStorage(), broker, WorkerMetrics())
+        settings = WorkerSettings.read()
+        keys = operator_keys(settings.master_keys)
+        return Wiring(settings, storage or MemoryStorage(), broker, keys, WorkerMetrics())
 
     return make
 
@@ -90,7 +93,7 @@ def test_steps_and_pages_share_one_handler(wired: _Wired) -> None:
 
 
 def test_every_role_learns_the_time_and_bounds_dead_letters(wired: _Wired) -> None:
-    always = ["_bound_dead_letters", "keep_clock_known"]
+    always = ["_bound_dead_letters", "keep_clock_known", "purge_periodically"]
     wiring = wired()
     assert _background(wiring, CONTROL) == always
     assert _background(wiring, UPLOAD) == [*always, "_clean_up_staging"]
@@ -107,11 +110,6 @@ async def test_the_time_is_the_storages(wired: _Wired) -> None:
     storage.fail_next("list_page", StorageUnavailableError("down"))
     with pytest.raises(StorageUnavailableError):
         await wiring.learn_time()
-
-
-def test_the_key_of_the_earlier_system_is_one_of_the_operators(wired: _Wired) -> None:
-    assert wired()._keys.v0_admin_kek is None
-    assert wired(V0_MASTER_KEY="the earlier system's")._keys.v0_admin_kek is not None
 
 
 async def _run(wiring: Wiring, name: str) -> None:

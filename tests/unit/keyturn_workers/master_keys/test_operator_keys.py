@@ -1,0 +1,336 @@
+"""The operator's keys: confirmed, refreshed ahead, ended in time, and never a stampede."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.crypto import Secret, admin_kek, record_kek
+from keyturn.errors import (
+    KmsUnavailableError,
+    NoUsableWrapError,
+    StorageUnavailableError,
+    UnknownMasterKeyError,
+)
+from keyturn_workers.master_keys.limits import LimitedMasterKey
+from keyturn_workers.master_keys.operator_keys import KekDerived, KekLimits, OperatorKeys
+from keyturn_workers.master_keys.port import KmsRefusedError
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, V0_ADMIN_KEK
+from tests.unit.keyturn_workers.master_keys.fakes import MASTER, Clock, FakeProvider
+
+if TYPE_CHECKING:
+    from keyturn_workers.master_keys.admin_keks import AdminKeks
+
+LIMITS = KekLimits(cache_s=100, cache_max_s=1000, wait_s=5)
+
+
+class Bench:
+    """One process with one provider's key, m1, and a clock."""
+
+    def __init__(self, **more: Any) -> None:
+        self.clock = Clock()
+        self.provider = FakeProvider()
+        self.limited = LimitedMasterKey(
+            self.provider, concurrency=8, requests_per_s=100_000, timeout_s=5, clock=self.clock
+        )
+        options: dict[str, Any] = {"limits": LIMITS, "clock_s": self.clock, **more}
+        self.keys = OperatorKeys({"m1": self.limited}, **options)
+
+    async def settle(self) -> None:
+        """Let what runs in the background end."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+async def test_a_kek_is_what_hkdf_derives() -> None:
+    keys = Bench().keys
+    assert await keys.admin_kek("m1", "acme") == admin_kek(MASTER.reveal(), "acme")
+    assert await keys.record_kek("m1", "acme") == record_kek(MASTER.reveal(), "acme")
+    local = OperatorKeys.local({"m1": MASTER})
+    assert await local.admin_kek("m1", "acme") == admin_kek(MASTER.reveal(), "acme")
+
+
+async def test_a_kek_that_seals_is_derived_twice_and_then_kept() -> None:
+    bench = Bench()
+    for _ in range(10):
+        await bench.keys.admin_kek("m1", "acme")
+    assert bench.provider.total == 2
+
+
+async def test_a_reader_derives_a_kek_once() -> None:
+    bench = Bench(seals=False)
+    for _ in range(10):
+        await bench.keys.admin_kek("m1", "acme")
+    assert bench.provider.total == 1
+
+
+async def test_a_kek_whose_derivations_differ_seals_nothing() -> None:
+    bench = Bench()
+    bench.provider.wrong = 1
+    with pytest.raises(KmsUnavailableError, match="differ"):
+        await bench.keys.admin_kek("m1", "acme")
+    assert bench.keys.cached_keks == 0
+    assert await bench.keys.admin_kek("m1", "acme") == admin_kek(MASTER.reveal(), "acme")
+
+
+async def test_callers_that_come_together_share_one_derivation() -> None:
+    bench = Bench()
+    await asyncio.gather(*(bench.keys.admin_kek("m1", "acme") for _ in range(500)))
+    assert bench.provider.total == 2
+
+
+async def test_a_caller_that_gives_up_takes_the_derivation_from_nobody() -> None:
+    bench = Bench()
+    bench.provider.held = asyncio.Event()
+    first = asyncio.create_task(bench.keys.admin_kek("m1", "acme"))
+    second = asyncio.create_task(bench.keys.admin_kek("m1", "acme"))
+    await bench.settle()
+    first.cancel()
+    bench.provider.held.set()
+    assert await second == admin_kek(MASTER.reveal(), "acme")
+
+
+async def test_a_kek_in_use_is_derived_again_ahead_of_its_end() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "acme")
+    bench.clock.now_s += 80
+    assert bench.keys.touch("m1", "acme")
+    await bench.settle()
+    assert bench.provider.total == 3  # one more, that agrees with the one in memory
+    bench.clock.now_s += 80
+    assert bench.keys.touch("m1", "acme")
+
+
+async def test_warm_projects_go_on_while_the_provider_is_away_and_cold_ones_wait() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure = KmsUnavailableError("down")
+    bench.clock.now_s += 500
+    assert await bench.keys.admin_kek("m1", "warm") == admin_kek(MASTER.reveal(), "warm")
+    with pytest.raises(KmsUnavailableError):
+        await bench.keys.admin_kek("m1", "cold")
+    bench.provider.failure = None
+    bench.clock.now_s += 60
+    await bench.keys.admin_kek("m1", "cold")
+
+
+async def test_no_kek_outlives_its_hard_end() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure = KmsUnavailableError("down")
+    bench.clock.now_s += 1000
+    with pytest.raises(KmsUnavailableError):
+        await bench.keys.admin_kek("m1", "warm")
+
+
+async def test_a_provider_that_refuses_ends_a_kek_at_its_cache_time() -> None:
+    """Access that was revoked must end."""
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure = KmsRefusedError("revoked")
+    bench.clock.now_s += 99
+    await bench.keys.admin_kek("m1", "warm")
+    bench.clock.now_s += 1
+    with pytest.raises(KmsRefusedError):
+        await bench.keys.admin_kek("m1", "warm")
+
+
+async def test_an_idle_process_forgets() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "acme")
+    bench.clock.now_s += 99
+    bench.keys.purge()
+    assert bench.keys.cached_keks == 1
+    bench.clock.now_s += 1
+    bench.keys.purge()
+    assert bench.keys.cached_keks == 0
+    assert not bench.keys.touch("m1", "acme")
+
+
+async def test_while_the_provider_is_away_the_purge_waits_for_the_hard_end() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "acme")
+    bench.provider.failure = KmsUnavailableError("down")
+    bench.clock.now_s += 150
+    await bench.keys.admin_kek("m1", "acme")
+    bench.keys.purge()
+    assert bench.keys.cached_keks == 1
+    bench.clock.now_s += 900
+    bench.keys.purge()
+    assert bench.keys.cached_keks == 0
+
+
+async def test_ten_thousand_cold_projects_do_not_stampede_a_provider_that_is_away() -> None:
+    bench = Bench()
+    bench.provider.failure = KmsUnavailableError("down")
+    results = await asyncio.gather(
+        *(bench.keys.admin_kek("m1", f"p{n}") for n in range(10_000)), return_exceptions=True
+    )
+    assert all(isinstance(result, KmsUnavailableError) for result in results)
+    assert bench.provider.total <= 8  # its concurrency
+    assert bench.provider.most_at_once <= 8
+
+
+async def test_a_wait_has_an_end_and_the_derivation_goes_on() -> None:
+    bench = Bench(limits=KekLimits(100, 1000, wait_s=0.01))
+    bench.provider.held = asyncio.Event()
+    with pytest.raises(KmsUnavailableError, match="no KEK within"):
+        await bench.keys.admin_kek("m1", "acme")
+    bench.provider.held.set()
+    await bench.settle()
+    assert await bench.keys.admin_kek("m1", "acme")
+    assert bench.provider.total == 2
+
+
+async def test_admin_keks_name_the_keys_that_are_away() -> None:
+    bench = Bench()
+    keys = OperatorKeys({"kms": bench.limited, **OperatorKeys.local(MASTER_KEYS)._master_keys})
+    bench.provider.failure = KmsUnavailableError("down")
+    keks = await keys.admin_keks("acme")
+    assert (sorted(keks.keks), keks.unavailable) == (["m1", "m2"], frozenset({"kms"}))
+    bench.provider.failure = None
+    bench.clock.now_s += 60
+    keks = await keys.admin_keks("acme")
+    assert (list(keks.keks), keks.unavailable) == (["kms", "m1", "m2"], frozenset())
+
+
+async def test_the_same_value_serves_a_project_while_its_keks_last() -> None:
+    bench = Bench()
+    first = await bench.keys.admin_keks("acme")
+    assert await bench.keys.admin_keks("acme") is first
+    bench.clock.now_s += 100
+    assert await bench.keys.admin_keks("acme") is not first
+
+
+async def test_what_does_not_open_is_tried_once_under_fresh_keks() -> None:
+    bench = Bench()
+    tries: list[AdminKeks] = []
+
+    def opening(keks: AdminKeks) -> None:
+        tries.append(keks)
+        raise NoUsableWrapError
+
+    await bench.keys.admin_keks("acme")
+    with pytest.raises(NoUsableWrapError):
+        await bench.keys.open_with("acme", opening)
+    assert len(tries) == 1  # they are fresh
+    bench.clock.now_s += 61
+    with pytest.raises(NoUsableWrapError):
+        await bench.keys.open_with("acme", opening)
+    assert len(tries) == 3
+    with pytest.raises(NoUsableWrapError):
+        await bench.keys.open_with("acme", opening)
+    assert len(tries) == 4  # a corrupt object costs the provider at most one round a minute
+
+
+async def test_a_record_kek_is_renewed_for_a_record_that_does_not_open() -> None:
+    bench = Bench()
+    await bench.keys.record_kek("m1", "acme")
+    assert await bench.keys.fresh_record_kek("m1", "acme") is None
+    bench.clock.now_s += 61
+    assert await bench.keys.fresh_record_kek("m1", "acme") == record_kek(MASTER.reveal(), "acme")
+
+
+async def test_a_local_key_is_never_derived_again() -> None:
+    keys = OperatorKeys.local(MASTER_KEYS)
+    first = await keys.admin_kek("m1", "acme")
+    assert await keys.admin_kek("m1", "acme") is first
+    assert await keys.fresh_record_kek("m1", "acme") is None
+    keys.purge()
+    assert keys.cached_keks == 1
+
+
+async def test_an_unknown_id_is_an_unknown_master_key() -> None:
+    with pytest.raises(UnknownMasterKeyError, match="m9"):
+        await Bench().keys.admin_kek("m9", "acme")
+
+
+async def test_a_key_that_is_not_the_one_of_its_id_is_not_used() -> None:
+    checks: list[tuple[str, Secret]] = []
+
+    async def check(name: str, kek: Secret) -> None:
+        checks.append((name, kek))
+        raise UnknownMasterKeyError(name)
+
+    bench = Bench(check=check, reserved_project="*known")
+    for _ in range(100):
+        with pytest.raises(UnknownMasterKeyError):
+            await bench.keys.admin_kek("m1", "acme")
+    assert checks == [("m1", record_kek(MASTER.reveal(), "*known"))]
+    assert (await bench.keys.admin_keks("acme")).keks == {}
+    bench.clock.now_s += 61
+    with pytest.raises(UnknownMasterKeyError):
+        await bench.keys.admin_kek("m1", "acme")
+    assert len(checks) == 2
+
+
+async def test_a_key_is_checked_once_and_before_its_first_use() -> None:
+    checked: list[str] = []
+
+    async def check(name: str, _kek: Secret) -> None:
+        checked.append(name)
+
+    bench = Bench(check=check, reserved_project="*known")
+    await asyncio.gather(*(bench.keys.admin_kek("m1", f"p{n}") for n in range(10)))
+    assert checked == ["m1"]
+    assert await bench.keys.check_all() == {"m1": None}
+    assert checked == ["m1"]
+
+
+async def test_a_check_that_cannot_be_made_is_made_again() -> None:
+    failures: list[Exception] = [StorageUnavailableError("down")]
+
+    async def check(_name: str, _kek: Secret) -> None:
+        if failures:
+            raise failures.pop()
+
+    keys = OperatorKeys.local(MASTER_KEYS)
+    bench = OperatorKeys(keys._master_keys, check=check, reserved_project="*known")
+    with pytest.raises(StorageUnavailableError):
+        await bench.admin_kek("m1", "acme")
+    assert await bench.admin_kek("m1", "acme")
+
+
+async def test_each_call_to_a_provider_is_told_and_no_local_one() -> None:
+    told: list[KekDerived] = []
+
+    async def on_derived(derived: KekDerived) -> None:
+        told.append(derived)
+
+    bench = Bench(on_derived=on_derived)
+    await bench.keys.admin_kek("m1", "acme")
+    assert told == [
+        KekDerived("m1", "vault", "admin", "acme", "req-1"),
+        KekDerived("m1", "vault", "admin", "acme", "req-2"),
+    ]
+    local = OperatorKeys(OperatorKeys.local(MASTER_KEYS)._master_keys, on_derived=on_derived)
+    await local.admin_kek("m1", "acme")
+    assert len(told) == 2
+
+
+async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keyturn_workers.master_keys.operator_keys._MAX_KEKS", 50)
+    keys = OperatorKeys.local(MASTER_KEYS)
+    for number in range(200):
+        await keys.admin_keks(f"p{number}")
+    assert keys.cached_keks == 50
+    assert len(keys._admin_sets) <= 50
+    assert keys.touch("m1", "p0")  # a local key is derived again when it is needed
+
+
+async def test_closing_forgets_everything_and_closes_the_providers() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "acme")
+    await bench.keys.aclose()
+    assert bench.provider.closed
+    assert bench.keys.cached_keks == 0
+
+
+async def test_it_prints_no_key() -> None:
+    keys = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
+    derived = await keys.admin_kek("m1", "acme")
+    for secret in (*MASTER_KEYS.values(), V0_ADMIN_KEK, derived):
+        assert repr(secret.reveal())[2:-1] not in repr(keys)
+        assert secret.reveal().hex() not in repr(keys)

@@ -1,0 +1,56 @@
+"""A project's admin KEKs as a value, for those who decide without I/O (SPEC 2.2, 4.6). Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from keyturn.crypto import Secret
+from keyturn.errors import KmsUnavailableError, UnknownMasterKeyError
+
+
+@dataclass(frozen=True, slots=True)
+class AdminKeks:
+    """One project's admin KEK under each master key of this process.
+
+    Attributes:
+        project: The project's id.
+        keks: By master key id, in the order of the settings.
+        unavailable: Master keys of this process whose provider gave no KEK now. What opens under
+            none of `keks` may still open under one of these.
+        v0_admin_kek: The earlier system's, the same for all projects; None if it is not held.
+    """
+
+    project: str
+    keks: Mapping[str, Secret] = field(default_factory=dict)
+    unavailable: frozenset[str] = frozenset()
+    v0_admin_kek: Secret | None = None
+
+    def in_order(self, *, first: str = "") -> Iterator[tuple[str, Secret]]:
+        """Each KEK with its master key's id; `first` leads."""
+        for master_key in dict.fromkeys((first, *self.keks)):
+            kek = self.keks.get(master_key)
+            if kek is not None:
+                yield master_key, kek
+
+    def require(self, master_key: str) -> Secret:
+        """The KEK under one master key.
+
+        Raises:
+            UnknownMasterKeyError: this process lacks that master key.
+            KmsUnavailableError: its provider is away.
+        """
+        kek = self.keks.get(master_key)
+        if kek is not None:
+            return kek
+        if master_key in self.unavailable:
+            raise KmsUnavailableError(f"the provider of {master_key} is away")
+        raise UnknownMasterKeyError(master_key)
+
+    def check_complete(self) -> None:
+        """Say nothing final about what did not open, while a provider is away.
+
+        Raises:
+            KmsUnavailableError: a master key of this process gave no KEK now.
+        """
+        if self.unavailable:
+            names = ", ".join(sorted(self.unavailable))
+            raise KmsUnavailableError(f"it may open under a master key that is away: {names}")

@@ -1,0 +1,98 @@
+"""The known text of each master key id: whether this process has the right key (SPEC 2.2).
+
+A text sealed under the id's record KEK, of a project name that no project can have, lies at
+`.keyturn/keys/{id}.json`. The first process that may write creates it; whoever cannot open it does
+not use that id. So a wrong key, a restored HSM of another site or a key whose version moved seals
+nothing that the right key would then not open.
+"""
+
+import json
+from typing import Final
+
+from keyturn.crypto import SealError, Secret, from_base64, open_record, seal_record, to_base64
+from keyturn.errors import (
+    MalformedRequestError,
+    StorageUnavailableError,
+    UnknownMasterKeyError,
+)
+from keyturn.identifiers import key_check_s3_key
+from keyturn.messages import load_json
+from keyturn_workers.errors import MissingError, PreconditionError, StorageAnswerError
+from keyturn_workers.storage import Headers, IfAbsent, Storage
+
+RESERVED_PROJECT: Final = "*known-text"
+"""No project has this name, so its record KEK seals nothing else."""
+
+_VERSION: Final = 1
+_KNOWN_TEXT: Final = "keyturn/v1/known-text"
+_MAX_BYTES: Final = 4096
+_HEADERS: Final = Headers(metadata={}, content_type="application/json")
+
+
+async def check_known_text(storage: Storage, master_key: str, kek: Secret, *, create: bool) -> None:
+    """Check that this process holds the master key that the bucket knows by this id.
+
+    Args:
+        storage: The bucket.
+        master_key: The id.
+        kek: The record KEK of `RESERVED_PROJECT` under the key that this process holds.
+        create: Whether to create the known text if there is none. A reader may not write it.
+
+    Raises:
+        UnknownMasterKeyError: the known text does not open: it is another key.
+        StorageUnavailableError: it cannot be read or created now.
+    """
+    s3_key = key_check_s3_key(master_key)
+    try:
+        body = await _read(storage, s3_key)
+        if body is None and create:
+            try:
+                await storage.put(
+                    s3_key, _build(master_key, s3_key, kek), _HEADERS, condition=IfAbsent()
+                )
+            except PreconditionError:
+                body = await _read(storage, s3_key)
+    except StorageAnswerError as exc:
+        raise StorageUnavailableError("the known text of a master key is not accessible") from exc
+    if body is not None and not _opens(body, master_key, s3_key, kek):
+        raise UnknownMasterKeyError(
+            f"{master_key} (the key that this process holds is not the one that the bucket knows "
+            f"by this id: {s3_key} does not open)"
+        )
+
+
+async def _read(storage: Storage, s3_key: str) -> bytes | None:
+    try:
+        _, body = await storage.read(s3_key, max_bytes=_MAX_BYTES)
+    except MissingError:
+        return None
+    return body
+
+
+def _build(master_key: str, s3_key: str, kek: Secret) -> bytes:
+    sealed = seal_record(kek, s3_key, json.dumps({"text": _KNOWN_TEXT}).encode())
+    return json.dumps(
+        {
+            "v": _VERSION,
+            "project": RESERVED_PROJECT,
+            "master_key": master_key,
+            "sealed": to_base64(sealed),
+        }
+    ).encode()
+
+
+def _opens(body: bytes, master_key: str, s3_key: str, kek: Secret) -> bool:
+    try:
+        record = load_json(body)
+        if (record["v"], record["project"], record["master_key"]) != (
+            _VERSION,
+            RESERVED_PROJECT,
+            master_key,
+        ):
+            return False
+        return bool(
+            load_json(open_record(kek, s3_key, from_base64(record["sealed"])))
+            == {"text": _KNOWN_TEXT}
+        )
+    except (MalformedRequestError, SealError, ValueError, TypeError, KeyError):
+        return False
