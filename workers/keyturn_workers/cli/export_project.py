@@ -26,9 +26,11 @@ from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.secret_files import write_secret
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring.model import parse_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.keyring.store import parse_keyring
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import OperatorSettings
+from keyturn_workers.storage import Storage
 
 _REASON_MAX_CHARACTERS: Final = 500
 
@@ -79,26 +81,27 @@ def export_project(
 async def _derive(
     settings: OperatorSettings, project: str, master_keys: list[str] | None
 ) -> ProjectKeks:
-    names = master_keys or [await _keyring_master_key(settings, project)]
-    keys = OperatorKeys(settings.master_keys)
-    keks = {name: _admin_kek(keys, name, project) for name in names}
+    async with (
+        open_bucket(settings, max_connections=2) as storage,
+        open_operator_keys(settings, storage, seals=False) as keys,
+    ):
+        names = master_keys or [await _keyring_master_key(storage, keys, project)]
+        keks = {name: await _admin_kek(keys, name, project) for name in names}
     return ProjectKeks(project, format_time(datetime.now(UTC)), keks)
 
 
-def _admin_kek(keys: OperatorKeys, master_key: str, project: str) -> Secret:
-    kek = keys.admin_kek(master_key, project)
-    if kek is None:
+async def _admin_kek(keys: OperatorKeys, master_key: str, project: str) -> Secret:
+    if master_key not in keys.ids:
         raise UnknownMasterKeyError(f"{master_key} is not in KEYTURN_MASTER_KEYS")
-    return kek
+    return await keys.admin_kek(master_key, project)
 
 
-async def _keyring_master_key(settings: OperatorSettings, project: str) -> str:
+async def _keyring_master_key(storage: Storage, keys: OperatorKeys, project: str) -> str:
     """The id of the master key that the keyring names, and opens under."""
-    async with open_bucket(settings, max_connections=2) as storage:
-        try:
-            _, body = await storage.read(keyring_s3_key(project))
-        except MissingError as exc:
-            raise UnknownProjectError(
-                "the project has no keyring; name its master key with --master-key"
-            ) from exc
-    return parse_keyring(body, project, settings.master_keys).master_key
+    try:
+        _, body = await storage.read(keyring_s3_key(project))
+    except MissingError as exc:
+        raise UnknownProjectError(
+            "the project has no keyring; name its master key with --master-key"
+        ) from exc
+    return (await parse_keyring(body, project, keys)).master_key

@@ -16,6 +16,7 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
+from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,7 +32,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     """A bucket with the keyring of `acme`, under `m2`."""
     made = MemoryStorage()
     ring = keyring("acme", master_key="m2")
-    assert asyncio.run(create_keyring(made, ring, MASTER_KEYS, lease_s=15))
+    assert asyncio.run(create_keyring(made, ring, operator_keys(MASTER_KEYS), lease_s=15))
 
     @asynccontextmanager
     async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
@@ -59,6 +60,7 @@ def test_the_key_that_the_keyring_names_is_written_for_its_owner_alone(tmp_path:
     assert keks.admin_keks == {"m2": admin_kek(MASTER_KEYS["m2"].reveal(), "acme")}
 
 
+@pytest.mark.usefixtures("storage")
 def test_named_master_keys_need_no_keyring(tmp_path: Path) -> None:
     out = tmp_path / "other.kek"
     names = ("--master-key", "m1", "--master-key", "m2")

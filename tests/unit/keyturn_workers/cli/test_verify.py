@@ -24,6 +24,7 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     sealed_object,
 )
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,7 +55,7 @@ class Bench:
     storage: MemoryStorage = field(default_factory=MemoryStorage)
 
     def put(self, api_key: str, number: int, key: str, **labels: Any) -> None:
-        wraps, body = sealed_object(_ring(api_key, number).desired(MASTER_KEYS), key)
+        wraps, body = sealed_object(desired_state(_ring(api_key, number), MASTER_KEYS), key)
         self.storage.plant(f"acme/{key}", body, Headers(enc(replace(wraps, **labels))))
 
     def run(self, *arguments: str, project: str = "acme", **env: str) -> Result:
@@ -155,7 +156,7 @@ def test_another_pepper_is_noticed_by_the_kek_id(bucket: Bench) -> None:
 def test_an_admin_kek_opens_all_and_is_read_from_file_or_environment(
     bucket: Bench, tmp_path: Path
 ) -> None:
-    desired = _ring(NEW, 2).desired(MASTER_KEYS)
+    desired = desired_state(_ring(NEW, 2), MASTER_KEYS)
     bucket.storage.plant("acme/gone", b"", Headers(deleted(desired, "gone")))
     file = _kek_file(tmp_path)
     for result in (

@@ -20,6 +20,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
     v0_metadata,
 )
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring
@@ -41,7 +42,7 @@ def _admin(*master_keys: str, project: str = "acme") -> VerificationKeys:
 
 
 def _object(ring: Keyring, key: str = "k", **labels: Any) -> tuple[dict[str, str], bytes]:
-    wraps, body = sealed_object(ring.desired(MASTER_KEYS), key)
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key)
     return enc(replace(wraps, **labels)), body[:HEADER_BYTES]
 
 
@@ -111,7 +112,7 @@ def test_a_header_of_another_body_is_corrupt(position: int) -> None:
 
 def test_a_flipped_wrap_does_not_open() -> None:
     metadata, header = _object(SECOND)
-    wraps, _ = sealed_object(SECOND.desired(MASTER_KEYS), "k")
+    wraps, _ = sealed_object(desired_state(SECOND, MASTER_KEYS), "k")
     flipped = bytes([*wraps.user[:-1], wraps.user[-1] ^ 1])
     metadata |= {"enc-dek-user": enc(replace(wraps, user=flipped))["enc-dek-user"]}
     assert check_object(metadata, header, "k", _user(SECOND)).state == "closed"
@@ -126,7 +127,7 @@ def test_an_archived_body_leaves_the_header_unchecked() -> None:
 
 
 def test_a_v0_body_under_current_wraps_opens_and_is_not_compared() -> None:
-    wraps = wrap(SECOND.desired(MASTER_KEYS), "k", new_dek(), algorithm=V0_ALGORITHM)
+    wraps = wrap(desired_state(SECOND, MASTER_KEYS), "k", new_dek(), algorithm=V0_ALGORITHM)
     check = check_object(enc(wraps), bytes(HEADER_BYTES), "k", _user(SECOND))
     assert _state(check) == ("v0", "opened", None)
     assert "not compared" in check.detail
@@ -140,7 +141,7 @@ def test_v0_wraps_are_never_called_closed() -> None:
 
 
 def test_a_tombstone_opens_under_the_operators_key_alone() -> None:
-    metadata = deleted(SECOND.desired(MASTER_KEYS), "k")
+    metadata = deleted(desired_state(SECOND, MASTER_KEYS), "k")
     assert _state(check_object(metadata, b"", "k", _admin("m2", "m1"))) == (
         "tombstone", "opened", None)  # fmt: skip
     assert _state(check_object(metadata, b"", "k", _admin("m2"))) == (

@@ -18,6 +18,7 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.verify import Report, VerificationKeys, check_project
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, rotated, sealed_object
+from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring
@@ -34,7 +35,7 @@ def _keys(ring: Keyring) -> VerificationKeys:
 
 
 def _put(storage: MemoryStorage, ring: Keyring, key: str, *, archived: bool = False) -> None:
-    wraps, body = sealed_object(ring.desired(MASTER_KEYS), key)
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key)
     storage.plant(f"{ring.project}/{key}", body, Headers(enc(wraps)), archived=archived)
 
 
