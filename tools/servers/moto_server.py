@@ -73,7 +73,7 @@ class _Request(BackendRequest):
         return False
 
 
-class _Handler(MotoRequestHandler):
+class Handler(MotoRequestHandler):
     """HTTP/1.1 with keep-alive; werkzeug's own handler closes every connection."""
 
     protocol_version = "HTTP/1.1"
@@ -133,7 +133,7 @@ def main() -> None:
     os.environ["MOTO_PORT"] = str(port)
     app = create_backend_app("s3")
     app.request_class = _Request
-    ThreadedWSGIServer("127.0.0.1", port, atomic(app), handler=_Handler).serve_forever()
+    ThreadedWSGIServer("127.0.0.1", port, atomic(app), handler=Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which class serves which kind of master key. A further provider is one module and one line here.
+"""Which class serves which kind of master key. A further provider is one module and its lines here.
 
 The libraries of a provider are imported only where one of its keys is used: they are optional.
 """
@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from keyturn.crypto import Secret, v0_admin_kek
 from keyturn.errors import SettingsError
+from keyturn_workers.key_uris import AwsKmsUri
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
 from keyturn_workers.master_keys.limits import LimitedMasterKey
 from keyturn_workers.master_keys.local import LocalMasterKey
@@ -21,16 +22,22 @@ from keyturn_workers.settings import KmsSettings, MasterKeySource, OperatorSetti
 from keyturn_workers.storage import Storage
 
 
-def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey:  # noqa: ARG001
+def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey:
     """Return the master key that a setting names. Contacts nothing.
 
     Raises:
         SettingsError: an optional dependency is not installed, or a setting that this kind of
             key needs is missing.
     """
-    if isinstance(source, Secret):
-        return LocalMasterKey(source)
-    raise SettingsError("this kind of master key is not supported")
+    match source:
+        case Secret():
+            return LocalMasterKey(source)
+        case AwsKmsUri():
+            from keyturn_workers.master_keys.awskms import AwsKmsMasterKey  # noqa: PLC0415
+
+            return AwsKmsMasterKey(source, settings)
+        case _:
+            raise SettingsError("this kind of master key is not supported")
 
 
 def open_master_keys(
@@ -102,3 +109,38 @@ async def open_operator_keys(
         yield keys
     finally:
         await keys.aclose()
+
+
+async def import_master_key(source: MasterKeySource, settings: KmsSettings, prk: Secret) -> None:
+    """Put a PRK into the provider that a setting names, as the key that it names.
+
+    Raises:
+        ValueError: the provider cannot import, or not under this name.
+        KmsUnavailableError: it did not answer, or refused.
+        SettingsError: as `open_master_key`.
+    """
+    match source:
+        case AwsKmsUri():
+            from keyturn_workers.master_keys.awskms import import_prk  # noqa: PLC0415
+
+            await import_prk(source, settings, prk)
+        case _:
+            raise ValueError("a key of this kind cannot be imported")
+
+
+async def generate_master_key(source: MasterKeySource, settings: KmsSettings) -> None:  # noqa: ARG001
+    """Generate a key inside the provider, under the name of the setting.
+
+    Raises:
+        ValueError: the provider cannot, or the name is taken.
+        KmsUnavailableError: it did not answer, or refused.
+        SettingsError: as `open_master_key`.
+    """
+    match source:
+        case AwsKmsUri():
+            raise ValueError(
+                "AWS KMS chooses a key's ARN: create the key with `aws kms create-key --key-spec "
+                "HMAC_256 --key-usage GENERATE_VERIFY_MAC`, and name it by its ARN"
+            )
+        case _:
+            raise ValueError("a key of this kind cannot be generated")

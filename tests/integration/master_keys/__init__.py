@@ -1,0 +1,1 @@
+"""Master keys that are held elsewhere, against real servers (SPEC 2.2)."""

@@ -1,0 +1,162 @@
+"""What AWS KMS and botocore report, as one line of our own each (SPEC 2.2, 12). Pure.
+
+The text never repeats AWS's own: the one of a wrong signature shows the signed request with its
+session token.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConfigNotFound,
+    ConfigParseError,
+    ConnectionError,  # noqa: A004  # botocore's own, no OSError
+    CredentialRetrievalError,
+    HTTPClientError,
+    InvalidConfigError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+
+_EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException"})
+_UNKNOWN_CREDENTIALS: Final = frozenset(
+    {
+        "InvalidClientTokenId",
+        "MissingAuthenticationToken",
+        "MissingAuthenticationTokenException",
+        "NotAuthorized",
+        "OptInRequired",
+        "UnrecognizedClientException",
+    }
+)
+_SIGNATURE: Final = frozenset(
+    {
+        "IncompleteSignature",
+        "IncompleteSignatureException",
+        "InvalidSignatureException",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+    }
+)
+_ACCESS_DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException"})
+_THROTTLED: Final = frozenset(
+    {
+        "LimitExceededException",
+        "RequestLimitExceeded",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+_DISABLED: Final = "the key is disabled in AWS KMS"
+_AT_THE_MOMENT: Final = "AWS KMS cannot use the key at the moment"
+_STATES: Final = {
+    "NotFoundException": "the key does not exist in this account and Region of AWS KMS",
+    "DisabledException": _DISABLED,
+    "InvalidKeyUsageException": "the key in AWS KMS is not of HMAC_256 and GENERATE_VERIFY_MAC",
+    "KeyUnavailableException": _AT_THE_MOMENT,
+    "DependencyTimeoutException": _AT_THE_MOMENT,
+    "KMSInternalException": _AT_THE_MOMENT,
+}
+_NO_CREDENTIALS: Final = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    CredentialRetrievalError,
+    TokenRetrievalError,
+    ProfileNotFound,
+    ConfigNotFound,
+    ConfigParseError,
+    InvalidConfigError,
+    SSOError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AwsFailure:
+    """Why a call failed.
+
+    Attributes:
+        text: One line, without secrets.
+        refused: AWS refused the credentials, or they may not use the key.
+        credentials: The credentials themselves are missing, expired or wrong: get new ones.
+    """
+
+    text: str
+    refused: bool = False
+    credentials: bool = False
+
+
+def describe_failure(exc: Exception, operation: str) -> AwsFailure:
+    """Say why an operation of AWS KMS failed.
+
+    Args:
+        exc: What aiobotocore raised; `TimeoutError` for no answer in time.
+        operation: As IAM names it, such as `GenerateMac`.
+    """
+    if isinstance(exc, ClientError):
+        return _refusal(exc, operation)
+    if isinstance(exc, _NO_CREDENTIALS):
+        return _credentials(f"no AWS credentials ({type(exc).__name__})")
+    # EndpointConnectionError and the timeouts of connecting and reading are among these.
+    if isinstance(exc, (ConnectionError, HTTPClientError, OSError)):
+        return AwsFailure(f"AWS KMS cannot be reached ({type(exc).__name__})")
+    if isinstance(exc, BotoCoreError):
+        return AwsFailure(f"AWS KMS could not be asked ({type(exc).__name__})")
+    # The parser raises whatever the bytes of an answer lead it to.
+    return AwsFailure(f"AWS KMS gave an answer that cannot be read ({type(exc).__name__})")
+
+
+def _credentials(text: str) -> AwsFailure:
+    return AwsFailure(text, refused=True, credentials=True)
+
+
+def _refusal(exc: ClientError, operation: str) -> AwsFailure:
+    error = exc.response.get("Error", {})
+    # JSON that is not an error of KMS can have anything in these places.
+    code, message = str(error.get("Code", "")), str(error.get("Message", ""))
+    if exc.operation_name != operation:
+        return _credentials("AWS gave no temporary credentials: the role was refused")
+    if code in _EXPIRED:
+        return _credentials("the AWS credentials are expired")
+    if code in _UNKNOWN_CREDENTIALS:
+        return _credentials("AWS does not accept the credentials: unknown access key or token")
+    if code in _SIGNATURE:
+        return _credentials(
+            "AWS does not accept the signature: wrong secret access key, or this machine's clock"
+        )
+    if code in _ACCESS_DENIED:
+        return AwsFailure(
+            f"AWS KMS denied access: these credentials may not kms:{operation} with this key",
+            refused=True,
+        )
+    return AwsFailure(_state(code, message, exc))
+
+
+def _state(code: str, message: str, exc: ClientError) -> str:
+    if code in _THROTTLED:
+        return "AWS KMS is throttling: too many requests for this account and Region"
+    if code == "KMSInvalidStateException":
+        return _invalid_state(message)
+    if code in _STATES:
+        return _STATES[code]
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return f"AWS KMS refused the request (status {status if isinstance(status, int) else '?'})"
+
+
+def _invalid_state(message: str) -> str:
+    """AWS has one code for these and names the state in the text."""
+    lowered = message.lower()
+    if "deletion" in lowered:
+        return "the key is scheduled for deletion in AWS KMS"
+    if "import" in lowered:
+        return "the key in AWS KMS has no key material: its import is pending, or it expired"
+    if "disabled" in lowered:
+        return _DISABLED
+    return "the key is in a state of AWS KMS in which it cannot be used"
