@@ -2,7 +2,8 @@
 
 Thousands of projects can need a KEK in the same second, and each of their messages is tried again
 on its own schedule. A provider that is away must not be asked by each of them: after a failure, and
-until one probe has succeeded, callers fail at once with the reason of that failure.
+until one probe has succeeded, callers fail at once with the reason of that failure. Those who come
+while the probe runs wait for its outcome.
 """
 
 import asyncio
@@ -51,6 +52,8 @@ class LimitedMasterKey:
         self._failure: KmsUnavailableError | None = None
         self._pause_s = 0.0
         self._probe_at_s = 0.0
+        # Set when the one call ends that finds out whether the provider is back.
+        self._probe: asyncio.Event | None = None
 
     @property
     def provider(self) -> str:
@@ -64,13 +67,23 @@ class LimitedMasterKey:
 
     async def derive(self, info: bytes) -> Derivation:
         """As `MasterKey.derive`, within the bounds."""
-        self._check_not_away()
+        while self._failure is not None:
+            self._check_not_away()
+            if self._probe is None:
+                return await self._run_probe(info)
+            await self._probe.wait()  # its outcome is that of all who come meanwhile
         async with self._slots:
             await self._rate.acquire()
             self._check_not_away()  # the provider may have gone meanwhile
-            if self._failure is not None:
-                self._pause()  # this call is the probe: the others go on failing
             return await self._call(info)
+
+    async def _run_probe(self, info: bytes) -> Derivation:
+        self._probe = asyncio.Event()
+        try:
+            return await self._call(info)
+        finally:
+            self._probe.set()
+            self._probe = None
 
     async def _call(self, info: bytes) -> Derivation:
         began_s = time.perf_counter()

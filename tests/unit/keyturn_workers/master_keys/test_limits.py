@@ -61,6 +61,22 @@ async def test_a_provider_that_is_away_is_asked_by_one_probe_at_a_time() -> None
     assert provider.total == 2
 
 
+async def test_those_who_come_during_the_probe_share_its_outcome() -> None:
+    """They would otherwise be put off for minutes though the provider is back."""
+    provider, clock = FakeProvider(failure=KmsUnavailableError("down")), Clock()
+    key = limited(provider, clock)
+    with pytest.raises(KmsUnavailableError):
+        await key.derive(b"x")
+    provider.failure, provider.held = None, asyncio.Event()
+    clock.now_s += 60
+    calls = [asyncio.create_task(key.derive(b"%d" % n)) for n in range(50)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert provider.total == 2
+    provider.held.set()
+    assert len(await asyncio.gather(*calls)) == 50
+
+
 async def test_pauses_grow_up_to_a_quarter_of_a_minute() -> None:
     """10 minutes of a provider that is away cost it less than a hundred requests."""
     provider, clock = FakeProvider(failure=KmsUnavailableError("down")), Clock()
