@@ -143,6 +143,8 @@ async def _show_overview(
 
 def _print_overview(document: dict[str, Any], project: str | None) -> None:
     _print_section("Keyrings", document["keyrings"], first=True)
+    if project is not None and (newest := [row["evidence"] for row in document["keyrings"]][:1]):
+        print_line(f"Newest evidence: {newest[0] or 'none'}")
     running = [row for row in document["sweeps"] if row["status"] == "running"]
     ended = document["sweeps"][len(running) :]
     _print_section("Sweeps", running + ended[:_MAX_SHOWN])

@@ -209,6 +209,15 @@ def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> 
     }
 
 
+def test_the_newest_evidence_of_one_project_is_named_in_full(bucket: Bench) -> None:
+    bucket.enroll(replace(_FIRST, evidence="ab" * 32))
+    bucket.enroll(_OTHER)
+    arguments = ("--no-objects",)
+    assert f"Newest evidence: {'ab' * 32}" in bucket.run("acme", *arguments).stdout.splitlines()
+    assert "Newest evidence: none" in bucket.run("other", *arguments).stdout.splitlines()
+    assert "ab" * 32 not in bucket.run(*arguments).stdout
+
+
 def test_records_that_do_not_open_are_rows_with_their_codes(bucket: Bench) -> None:
     bucket.enroll(_FIRST)
     bucket.enroll(_OTHER)
