@@ -13,6 +13,7 @@
 | `keyturn.settings` | settings, read from the environment |
 | `keyturn.errors` | every exception, in one tree |
 | `keyturn.evidence` | evidence that old keys are gone: its format and its verification |
+| `keyturn.project_keks` | the file with which an auditor opens one project |
 | `keyturn.messages` | requests and events as models |
 | `keyturn.topology`, `keyturn.metadata`, `keyturn.identifiers` | names on the broker and in S3 |
 | `keyturn.crypto` | the cryptography: pure, no I/O |

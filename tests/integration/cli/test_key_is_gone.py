@@ -56,7 +56,7 @@ async def _bash(cli: Cli, folder: Path, script: str) -> tuple[int | None, str]:
 
 async def test_the_page(cli: Cli, tmp_path: Path) -> None:
     commands = _commands()
-    assert commands.count("keyturn ") == 11
+    assert commands.count("keyturn ") == 10
     async with worker(cli.deployment.worker_env(**_FAST)):
         status, output = await _bash(cli, tmp_path, _PREPARATION + commands)
     assert status == 0, output

@@ -106,7 +106,9 @@ def limits(chain: Sequence[Evidence], newest: str | None) -> list[str]:
         sentences.append(
             f"That all is encrypted: {_plural(last.counts.plaintext, 'object')} in plaintext."
         )
-    sentences.append(f"What the bucket holds since {last.proven_to}: `keyturn verify` checks that.")
+    sentences.append(
+        f"What has changed since {last.proven_to}: `keyturn verify` checks the bucket itself."
+    )
     return sentences
 
 
