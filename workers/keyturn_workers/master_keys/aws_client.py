@@ -20,6 +20,7 @@ from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import AwsKmsUri
 from keyturn_workers.master_keys.aws_errors import AwsFailure, describe_failure
 from keyturn_workers.master_keys.backoff import RefusalBackoff
+from keyturn_workers.master_keys.port import KmsRefusedError
 from keyturn_workers.settings import KmsSettings
 
 # botocore makes the methods of a client from its description of the service.
@@ -73,6 +74,7 @@ class AwsKmsClient:
             parameters: Of the request, without `KeyId`.
 
         Raises:
+            KmsRefusedError: AWS answered, and gives no access.
             KmsUnavailableError: no usable answer.
         """
         admitted = self._backoff.admit()
@@ -84,9 +86,10 @@ class AwsKmsClient:
             raise KmsUnavailableError(text) from None
         except Exception as exc:  # noqa: BLE001  # a parser's errors have no common base
             failure = describe_failure(exc, operation)
-            await self._note(failure, admitted)
+            kind = KmsRefusedError if failure.refused else KmsUnavailableError
+            await self._note(failure, admitted, kind(failure.text))
             # The cause can show the request with its session token.
-            raise KmsUnavailableError(failure.text) from None
+            raise kind(failure.text) from None
         self._backoff.accepted()
         return answer
 
@@ -97,9 +100,9 @@ class AwsKmsClient:
             opened.retired = True
             await _close_if_idle(opened)
 
-    async def _note(self, failure: AwsFailure, admitted: int) -> None:
-        if failure.refused:
-            self._backoff.refused(admitted, failure.text)
+    async def _note(self, failure: AwsFailure, admitted: int, error: KmsUnavailableError) -> None:
+        if failure.backs_off:
+            self._backoff.refused(admitted, error)
         if failure.credentials:
             await self.aclose()
 

@@ -23,27 +23,27 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
-_EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException"})
-_UNKNOWN_CREDENTIALS: Final = frozenset(
-    {
-        "InvalidClientTokenId",
-        "MissingAuthenticationToken",
-        "MissingAuthenticationTokenException",
-        "NotAuthorized",
-        "OptInRequired",
-        "UnrecognizedClientException",
-    }
+_EXPIRED: Final = "the AWS credentials are expired"
+_UNKNOWN: Final = "AWS does not accept the credentials: unknown access key or token"
+_SIGNATURE: Final = (
+    "AWS does not accept the signature: wrong secret access key, or this machine's clock"
 )
-_SIGNATURE: Final = frozenset(
-    {
-        "IncompleteSignature",
-        "IncompleteSignatureException",
-        "InvalidSignatureException",
-        "RequestExpired",
-        "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch",
-    }
-)
+_CREDENTIALS: Final = {
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "IncompleteSignature": _SIGNATURE,
+    "IncompleteSignatureException": _SIGNATURE,
+    "InvalidClientTokenId": _UNKNOWN,
+    "InvalidSignatureException": _SIGNATURE,
+    "MissingAuthenticationToken": _UNKNOWN,
+    "MissingAuthenticationTokenException": _UNKNOWN,
+    "NotAuthorized": _UNKNOWN,
+    "OptInRequired": _UNKNOWN,
+    "RequestExpired": _SIGNATURE,
+    "RequestTimeTooSkewed": _SIGNATURE,
+    "SignatureDoesNotMatch": _SIGNATURE,
+    "UnrecognizedClientException": _UNKNOWN,
+}
 _ACCESS_DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException"})
 _THROTTLED: Final = frozenset(
     {
@@ -56,15 +56,23 @@ _THROTTLED: Final = frozenset(
     }
 )
 _DISABLED: Final = "the key is disabled in AWS KMS"
-_AT_THE_MOMENT: Final = "AWS KMS cannot use the key at the moment"
+_INVALID_STATE: Final = "KMSInvalidStateException"
 _STATES: Final = {
     "NotFoundException": "the key does not exist in this account and Region of AWS KMS",
     "DisabledException": _DISABLED,
     "InvalidKeyUsageException": "the key in AWS KMS is not of HMAC_256 and GENERATE_VERIFY_MAC",
-    "KeyUnavailableException": _AT_THE_MOMENT,
-    "DependencyTimeoutException": _AT_THE_MOMENT,
-    "KMSInternalException": _AT_THE_MOMENT,
 }
+_FAILED: Final = frozenset(
+    {
+        "DependencyTimeoutException",
+        "InternalFailure",
+        "KMSInternalException",
+        "KeyUnavailableException",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+    }
+)
+_UNCERTAIN: Final = _THROTTLED | _FAILED
 _NO_CREDENTIALS: Final = (
     NoCredentialsError,
     PartialCredentialsError,
@@ -84,12 +92,14 @@ class AwsFailure:
 
     Attributes:
         text: One line, without secrets.
-        refused: AWS refused the credentials, or they may not use the key.
+        refused: AWS answered, and gives no access: whoever uses the key must stop.
+        backs_off: A repetition ends the same way until an operator has done something.
         credentials: The credentials themselves are missing, expired or wrong: get new ones.
     """
 
     text: str
     refused: bool = False
+    backs_off: bool = False
     credentials: bool = False
 
 
@@ -103,7 +113,8 @@ def describe_failure(exc: Exception, operation: str) -> AwsFailure:
     if isinstance(exc, ClientError):
         return _refusal(exc, operation)
     if isinstance(exc, _NO_CREDENTIALS):
-        return _credentials(f"no AWS credentials ({type(exc).__name__})")
+        # Where they come from may be out of reach: that revokes no access.
+        return _credentials(f"no AWS credentials ({type(exc).__name__})", refused=False)
     # EndpointConnectionError and the timeouts of connecting and reading are among these.
     if isinstance(exc, (ConnectionError, HTTPClientError, OSError)):
         return AwsFailure(f"AWS KMS cannot be reached ({type(exc).__name__})")
@@ -113,39 +124,37 @@ def describe_failure(exc: Exception, operation: str) -> AwsFailure:
     return AwsFailure(f"AWS KMS gave an answer that cannot be read ({type(exc).__name__})")
 
 
-def _credentials(text: str) -> AwsFailure:
-    return AwsFailure(text, refused=True, credentials=True)
+def _credentials(text: str, *, refused: bool = True) -> AwsFailure:
+    return AwsFailure(text, refused=refused, backs_off=True, credentials=True)
 
 
 def _refusal(exc: ClientError, operation: str) -> AwsFailure:
     error = exc.response.get("Error", {})
     # JSON that is not an error of KMS can have anything in these places.
     code, message = str(error.get("Code", "")), str(error.get("Message", ""))
-    if exc.operation_name != operation:
-        return _credentials("AWS gave no temporary credentials: the role was refused")
-    if code in _EXPIRED:
-        return _credentials("the AWS credentials are expired")
-    if code in _UNKNOWN_CREDENTIALS:
-        return _credentials("AWS does not accept the credentials: unknown access key or token")
-    if code in _SIGNATURE:
+    if exc.operation_name != operation:  # the security token service
         return _credentials(
-            "AWS does not accept the signature: wrong secret access key, or this machine's clock"
+            "AWS gave no temporary credentials for the role", refused=code not in _UNCERTAIN
         )
+    if code in _CREDENTIALS:
+        return _credentials(_CREDENTIALS[code])
     if code in _ACCESS_DENIED:
         return AwsFailure(
             f"AWS KMS denied access: these credentials may not kms:{operation} with this key",
             refused=True,
+            backs_off=True,
         )
-    return AwsFailure(_state(code, message, exc))
+    state = _invalid_state(message) if code == _INVALID_STATE else _STATES.get(code)
+    if state is not None:
+        return AwsFailure(state, refused=True)
+    return AwsFailure(_unavailable(code, exc))
 
 
-def _state(code: str, message: str, exc: ClientError) -> str:
+def _unavailable(code: str, exc: ClientError) -> str:
     if code in _THROTTLED:
         return "AWS KMS is throttling: too many requests for this account and Region"
-    if code == "KMSInvalidStateException":
-        return _invalid_state(message)
-    if code in _STATES:
-        return _STATES[code]
+    if code in _FAILED:
+        return "AWS KMS cannot use the key at the moment"
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return f"AWS KMS refused the request (status {status if isinstance(status, int) else '?'})"
 

@@ -24,7 +24,7 @@ class RefusalBackoff:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._refusals = 0
-        self._text = ""
+        self._error = KmsUnavailableError()
         self._next_at = 0.0
 
     def admit(self) -> int:
@@ -36,19 +36,22 @@ class RefusalBackoff:
         if self._refusals:
             now = self._clock()
             if now < self._next_at:
-                raise KmsUnavailableError(
-                    f"{self._text}; next attempt in {self._next_at - now:.0f} s"
+                raise type(self._error)(
+                    f"{self._error.detail}; next attempt in {self._next_at - now:.0f} s"
                 )
             # This one is the attempt: the others fail until it is known how it ended.
             self._next_at = now + self._delay_s()
         return self._refusals
 
-    def refused(self, admitted: int, text: str) -> None:
-        """Report a refusal. Of calls that were sent together, only the first one counts."""
+    def refused(self, admitted: int, error: KmsUnavailableError) -> None:
+        """Report a refusal: the error of all calls until the next attempt.
+
+        Of calls that were sent together, only the first one counts.
+        """
         if admitted != self._refusals:
             return
         self._refusals += 1
-        self._text = text
+        self._error = error
         self._next_at = self._clock() + self._delay_s()
 
     def accepted(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.master_keys.aws_client import AwsKmsClient, request_id
 from keyturn_workers.master_keys.backoff import RefusalBackoff
+from keyturn_workers.master_keys.port import KmsRefusedError
 from tests.unit.keyturn_workers.master_keys.conftest import credentials
 from tests.unit.keyturn_workers.master_keys.kms_stub import ARN, URI
 
@@ -140,6 +141,26 @@ async def test_denied_access_backs_off_too(
     clock.now += 1
     assert await _call(client) == ""
     assert await _call(client) == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("AccessDeniedException", KmsRefusedError),
+        ("ExpiredTokenException", KmsRefusedError),
+        ("DisabledException", KmsRefusedError),
+        ("ThrottlingException", KmsUnavailableError),
+        ("KMSInternalException", KmsUnavailableError),
+    ],
+)
+async def test_access_that_ended_is_told_from_a_server_that_fails(
+    stub: KmsStub, client: AwsKmsClient, code: str, kind: type[Exception]
+) -> None:
+    stub.refuse("DescribeKey", code)
+    for _ in range(2):  # the second one, of some, without a request
+        with pytest.raises(KmsUnavailableError) as caught:
+            await client.call("DescribeKey", "describe_key")
+        assert type(caught.value) is kind
 
 
 async def test_a_refusal_leaves_calls_that_are_on_their_way_alone(

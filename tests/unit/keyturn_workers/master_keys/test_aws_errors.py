@@ -61,36 +61,46 @@ def test_the_state_of_a_key_is_named(message: str, text: str) -> None:
     failure = describe_failure(_error("KMSInvalidStateException", message), "GenerateMac")
     assert text in failure.text
     assert SECRET not in failure.text
-    assert not failure.refused
+    assert failure.refused
 
 
 @pytest.mark.parametrize(
-    ("exc", "refused", "credentials"),
+    ("exc", "refused", "backs_off", "credentials"),
     [
-        (_error("ExpiredTokenException"), True, True),
-        (_error("UnrecognizedClientException"), True, True),
-        (_error("InvalidSignatureException"), True, True),
+        (_error("ExpiredTokenException"), True, True, True),
+        (_error("UnrecognizedClientException"), True, True, True),
+        (_error("InvalidSignatureException"), True, True, True),
         # The role that a web identity asks for.
-        (_error("AccessDenied", operation="AssumeRoleWithWebIdentity"), True, True),
-        (NoCredentialsError(), True, True),
-        (ProfileNotFound(profile="x"), True, True),
+        (_error("AccessDenied", operation="AssumeRoleWithWebIdentity"), True, True, True),
+        (_error("Throttling", operation="AssumeRoleWithWebIdentity"), False, True, True),
+        # Where they come from may be away.
+        (NoCredentialsError(), False, True, True),
+        (ProfileNotFound(profile="x"), False, True, True),
         # The credentials are good, and new ones would not help.
-        (_error("AccessDeniedException"), True, False),
+        (_error("AccessDeniedException"), True, True, False),
+        (_error("DisabledException"), True, False, False),
+        (_error("NotFoundException"), True, False, False),
+        (_error("KMSInvalidStateException", "is pending deletion"), True, False, False),
         # Nothing was refused.
-        (_error("ThrottlingException"), False, False),
-        (_error("DisabledException"), False, False),
-        (EndpointConnectionError(endpoint_url="https://x"), False, False),
-        (ReadTimeoutError(endpoint_url="https://x"), False, False),
-        (ConnectionResetError(), False, False),
-        (ParamValidationError(report="x"), False, False),
-        (ValueError("x"), False, False),
+        (_error("ThrottlingException"), False, False, False),
+        (_error("KeyUnavailableException"), False, False, False),
+        (_error("Something"), False, False, False),
+        (EndpointConnectionError(endpoint_url="https://x"), False, False, False),
+        (ReadTimeoutError(endpoint_url="https://x"), False, False, False),
+        (ConnectionResetError(), False, False, False),
+        (ParamValidationError(report="x"), False, False, False),
+        (ValueError("x"), False, False, False),
     ],
 )
-def test_what_backs_off_and_what_needs_new_credentials(
-    exc: Exception, refused: bool, credentials: bool
+def test_what_ends_access_what_backs_off_and_what_needs_new_credentials(
+    exc: Exception, refused: bool, backs_off: bool, credentials: bool
 ) -> None:
     failure = describe_failure(exc, "GenerateMac")
-    assert (failure.refused, failure.credentials) == (refused, credentials)
+    assert (failure.refused, failure.backs_off, failure.credentials) == (
+        refused,
+        backs_off,
+        credentials,
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.master_keys.backoff import RefusalBackoff
+from keyturn_workers.master_keys.port import KmsRefusedError
 
 
 class Clock:
@@ -21,7 +22,7 @@ def clock() -> Clock:
 
 
 def _refuse(backoff: RefusalBackoff) -> None:
-    backoff.refused(backoff.admit(), "the PIN is wrong")
+    backoff.refused(backoff.admit(), KmsRefusedError("the PIN is wrong"))
 
 
 def test_without_a_refusal_every_call_is_admitted(clock: Clock) -> None:
@@ -35,7 +36,7 @@ def test_the_delay_doubles_up_to_a_minute(clock: Clock) -> None:
     for delay_s in (1, 2, 4, 8, 16, 32, 60, 60, 60):
         _refuse(backoff)
         clock.now += delay_s - 0.01
-        with pytest.raises(KmsUnavailableError, match="the PIN is wrong; next attempt in"):
+        with pytest.raises(KmsRefusedError, match="the PIN is wrong; next attempt in"):
             backoff.admit()
         clock.now += 0.01
 
@@ -52,7 +53,7 @@ def test_calls_that_were_sent_together_count_as_one_refusal(clock: Clock) -> Non
     backoff = RefusalBackoff(clock)
     admitted = [backoff.admit() for _ in range(16)]
     for number in admitted:
-        backoff.refused(number, "expired")
+        backoff.refused(number, KmsRefusedError("expired"))
     clock.now += 1
     backoff.admit()
 
