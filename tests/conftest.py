@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from keyturn import topology
-from tools.servers import RabbitMQ, S3Server, Servers
+from tools.servers import RabbitMQ, S3Server, Servers, SoftHsm
 from tools.servers import new_bucket as create_bucket
+from tools.servers.packages import MissingPackagesError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -78,6 +79,19 @@ def moto() -> Iterator[S3Server]:
     """Moto's S3, always private."""
     with Servers("moto", broker=False, environ={}) as servers:
         yield servers.s3
+
+
+@pytest.fixture(scope="session")
+def softhsm() -> Iterator[SoftHsm]:
+    """An HSM with one token: a module is initialized once in a process, so there is one of it."""
+    try:
+        hsm = SoftHsm()
+    except MissingPackagesError as error:
+        pytest.skip(f"SoftHSM cannot be installed: {error}")
+    with hsm, pytest.MonkeyPatch.context() as patch:
+        # The client library reads it when it is initialized.
+        patch.setenv("P11_KIT_SERVER_ADDRESS", hsm.env["P11_KIT_SERVER_ADDRESS"])
+        yield hsm
 
 
 @pytest.fixture

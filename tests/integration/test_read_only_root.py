@@ -76,7 +76,8 @@ def keyturn() -> Iterator[tuple[str, ...]]:
         # Built again: uv would take a wheel that it made of an earlier state of these files.
         subprocess.run(
             [
-                *(uv, "sync", "--locked", "--package", "keyturn-workers", "--no-default-groups"),
+                *(uv, "sync", "--locked", "--package", "keyturn-workers", "--extra", "pkcs11"),
+                "--no-default-groups",
                 *("--reinstall-package", "keyturn", "--reinstall-package", "keyturn-workers"),
                 *("--no-editable", "--quiet", "--python", str(_INTERPRETER)),
             ],

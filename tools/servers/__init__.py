@@ -1,4 +1,4 @@
-"""Private, throwaway servers for tests, demo and bench: RabbitMQ, Ceph's S3 gateway, moto.
+"""Private, throwaway servers for tests, demo and bench: RabbitMQ, Ceph, moto, SoftHSM.
 
 They listen on loopback only, keep all data in a scratch folder, and end with the process that
 started them, even if that is killed. Nothing here touches a server that it did not start.
@@ -8,6 +8,7 @@ from tools.servers.ceph import CephRgw
 from tools.servers.moto import MotoServer
 from tools.servers.rabbitmq import RabbitMQ
 from tools.servers.s3 import S3Server, new_bucket
+from tools.servers.softhsm import SoftHsm
 from tools.servers.stack import Servers, StorageKind
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "RabbitMQ",
     "S3Server",
     "Servers",
+    "SoftHsm",
     "StorageKind",
     "new_bucket",
 ]

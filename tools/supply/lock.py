@@ -1,4 +1,4 @@
-"""The shipped set as `uv.lock` has it: what `keyturn-workers` needs, and all below it.
+"""The shipped set as `uv.lock` has it: what the image's `keyturn-workers` needs, and all below it.
 
 Pure: nothing is resolved or fetched.
 """
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PUBLISHERS = "keyturn"
 SHIPPED = "keyturn-workers"
+# Of these, what the image holds.
+EXTRAS = frozenset({"pkcs11"})
 OURS = frozenset({PUBLISHERS, SHIPPED})
 
 
@@ -55,14 +57,14 @@ def publishers() -> Mapping[str, Locked]:
 
 def direct() -> Mapping[str, Locked]:
     """What our own distributions name themselves, extras included."""
-    both = {**_direct(SHIPPED), **_direct(PUBLISHERS, frozenset({"staging", "gateway"}))}
+    both = {**_direct(SHIPPED, EXTRAS), **_direct(PUBLISHERS, frozenset({"staging", "gateway"}))}
     return dict(sorted(both.items()))
 
 
 def shipped() -> Mapping[str, Locked]:
-    """All of others that is installed with the workers."""
+    """All of others that is installed in the image."""
     seen: set[tuple[str, frozenset[str]]] = set()
-    ahead = [(SHIPPED, frozenset[str]())]
+    ahead = [(SHIPPED, EXTRAS)]
     while ahead:
         name, extras = ahead.pop()
         if (name, extras) not in seen:

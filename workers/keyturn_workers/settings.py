@@ -85,6 +85,8 @@ class KmsSettings(Settings):
     pkcs11_module: Path | None = None
     pkcs11_pin: SecretStr | None = None
     pkcs11_pin_file: Path | None = None
+    # Sessions with the token, and threads that wait for it; at most KMS_CONCURRENCY.
+    pkcs11_sessions: Annotated[int, Field(ge=1, le=1000)] = 4
     # AWS KMS: only for other endpoints than AWS's own. Credentials: the standard AWS chain.
     aws_kms_endpoint_url: Url | None = None
     # Vault and OpenBao: a token, a file with a token that is read again, AppRole, or Kubernetes.

@@ -3,15 +3,15 @@
 The libraries of a provider are imported only where one of its keys is used: they are optional.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 from pydantic import SecretStr
 
 from keyturn.crypto import Secret, v0_admin_kek
 from keyturn.errors import SettingsError
-from keyturn_workers.key_uris import AwsKmsUri
+from keyturn_workers.key_uris import AwsKmsUri, Pkcs11Uri
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
 from keyturn_workers.master_keys.limits import LimitedMasterKey
 from keyturn_workers.master_keys.local import LocalMasterKey
@@ -36,6 +36,11 @@ def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey
             from keyturn_workers.master_keys.awskms import AwsKmsMasterKey  # noqa: PLC0415
 
             return AwsKmsMasterKey(source, settings)
+        case Pkcs11Uri():
+            with _extra("pkcs11"):
+                from keyturn_workers.master_keys.pkcs11 import Pkcs11MasterKey  # noqa: PLC0415
+
+            return Pkcs11MasterKey(source, settings)
         case _:
             raise SettingsError("this kind of master key is not supported")
 
@@ -124,11 +129,16 @@ async def import_master_key(source: MasterKeySource, settings: KmsSettings, prk:
             from keyturn_workers.master_keys.awskms import import_prk  # noqa: PLC0415
 
             await import_prk(source, settings, prk)
+        case Pkcs11Uri():
+            with _extra("pkcs11"):
+                from keyturn_workers.master_keys import pkcs11  # noqa: PLC0415
+
+            await pkcs11.import_prk(source, settings, prk)
         case _:
             raise ValueError("a key of this kind cannot be imported")
 
 
-async def generate_master_key(source: MasterKeySource, settings: KmsSettings) -> None:  # noqa: ARG001
+async def generate_master_key(source: MasterKeySource, settings: KmsSettings) -> None:
     """Generate a key inside the provider, under the name of the setting.
 
     Raises:
@@ -142,5 +152,20 @@ async def generate_master_key(source: MasterKeySource, settings: KmsSettings) ->
                 "AWS KMS chooses a key's ARN: create the key with `aws kms create-key --key-spec "
                 "HMAC_256 --key-usage GENERATE_VERIFY_MAC`, and name it by its ARN"
             )
+        case Pkcs11Uri():
+            with _extra("pkcs11"):
+                from keyturn_workers.master_keys.pkcs11 import generate_key  # noqa: PLC0415
+
+            await generate_key(source, settings)
         case _:
             raise ValueError("a key of this kind cannot be generated")
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as exc:
+        raise SettingsError(
+            f"a master key needs a library that is not installed: install keyturn-workers[{name}]"
+        ) from exc

@@ -1,9 +1,14 @@
 """Which class serves which kind of master key."""
 
-import pytest
+import sys
+from pathlib import Path
 
-from keyturn.crypto import Secret
-from keyturn_workers.key_uris import parse_key_uri
+import pytest
+from pydantic import SecretStr
+
+from keyturn.crypto import Secret, admin_kek, admin_kek_info, master_prk
+from keyturn.errors import SettingsError
+from keyturn_workers.key_uris import Pkcs11Uri, parse_key_uri
 from keyturn_workers.master_keys import awskms
 from keyturn_workers.master_keys.awskms import AwsKmsMasterKey
 from keyturn_workers.master_keys.local import LocalMasterKey
@@ -15,9 +20,12 @@ from keyturn_workers.master_keys.providers import (
     open_master_keys,
 )
 from keyturn_workers.settings import KmsSettings, MasterKeySource
+from tests.support.fake_pkcs11 import MASTER_KEY, PIN, FakeModule
 
 KEY = Secret(bytes(32))
 AWS = parse_key_uri("awskms:arn:aws:kms:eu-central-1:111122223333:key/1234abcd")
+ON_TOKEN = Pkcs11Uri("pkcs11:object=m1", object="m1")
+TOKEN_SETTINGS = KmsSettings(pkcs11_module=Path("fake.so"), pkcs11_pin=SecretStr(PIN))
 
 
 @pytest.mark.parametrize(("source", "kind"), [(KEY, LocalMasterKey), (AWS, AwsKmsMasterKey)])
@@ -51,3 +59,20 @@ async def test_a_key_in_the_settings_takes_no_import_and_is_not_generated() -> N
 async def test_aws_chooses_the_name_of_a_new_key() -> None:
     with pytest.raises(ValueError, match="aws kms create-key"):
         await generate_master_key(AWS, KmsSettings())
+
+
+async def test_a_pkcs11_uri_is_a_key_on_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeModule().install(monkeypatch)
+    await import_master_key(ON_TOKEN, TOKEN_SETTINGS, master_prk(MASTER_KEY))
+    key = open_master_key(ON_TOKEN, TOKEN_SETTINGS)
+    assert key.provider == "pkcs11"
+    assert (await key.derive(admin_kek_info("acme"))).kek == admin_kek(MASTER_KEY, "acme")
+    with pytest.raises(ValueError, match="matches the URI"):
+        await generate_master_key(ON_TOKEN, TOKEN_SETTINGS)
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "keyturn_workers.master_keys.pkcs11", raising=False)
+    monkeypatch.setitem(sys.modules, "pkcs11", None)
+    with pytest.raises(SettingsError, match=r"install keyturn-workers\[pkcs11\]"):
+        open_master_key(ON_TOKEN, TOKEN_SETTINGS)

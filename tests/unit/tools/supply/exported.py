@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.supply.lock import ROOT, SHIPPED
+from tools.supply.lock import EXTRAS, ROOT, SHIPPED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,8 @@ def export(target: Path, how: str, *options: str) -> Path:
     subprocess.run(
         [
             *(uv, "export", "--locked", "--offline", "--quiet", "--no-default-groups"),
-            *("--package", SHIPPED, "--format", how, "--output-file", str(target), *options),
+            *("--package", SHIPPED, *(f"--extra={extra}" for extra in sorted(EXTRAS))),
+            *("--format", how, "--output-file", str(target), *options),
         ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,

@@ -1,0 +1,310 @@
+"""A PKCS #11 module as this process uses it: initialization, tokens, logins (SPEC 2.2).
+
+Three things belong to the process and not to a key. C_Initialize is called once for a module.
+C_Finalize, which a lost device needs, ends the sessions of all keys, and must not run during a
+call. A login holds for all sessions of a token, and a wrong PIN counts against all of them.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Final, Protocol
+
+import pkcs11
+from pkcs11 import PKCS11Error, Session, Slot, Token, TokenFlag
+
+from keyturn.crypto import Secret
+from keyturn.errors import KmsUnavailableError
+from keyturn_workers.key_uris import Pkcs11Uri
+from keyturn_workers.master_keys.cryptoki import Cryptoki, CryptokiError
+from keyturn_workers.master_keys.port import KmsRefusedError
+
+# A module whose device is away is initialized again at most this often.
+_PAUSE_S: Final = 1.0
+
+_LOST: Final = (
+    pkcs11.DeviceError,
+    pkcs11.DeviceRemoved,
+    pkcs11.FunctionFailed,
+    pkcs11.GeneralError,
+    pkcs11.HostMemory,
+    pkcs11.KeyHandleInvalid,
+    pkcs11.ObjectHandleInvalid,
+    pkcs11.OperationActive,
+    pkcs11.OperationNotInitialized,
+    pkcs11.SessionClosed,
+    pkcs11.SessionHandleInvalid,
+    pkcs11.SlotIDInvalid,
+    pkcs11.TokenNotPresent,
+    pkcs11.TokenNotRecognised,
+    pkcs11.UserNotLoggedIn,
+)
+_BUSY: Final = (pkcs11.DeviceMemory, pkcs11.SessionCount)
+_WRONG_PIN: Final = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange)
+
+
+class DeviceLostError(KmsUnavailableError):
+    """The device, the token or a session is gone: a new session may work."""
+
+
+class _Initializer(Protocol):
+    """Begins and ends the use of a module."""
+
+    def initialize(self) -> None: ...
+    def finalize(self) -> None: ...
+
+
+class _Library(_Initializer, Protocol):
+    """`pkcs11.lib`."""
+
+    def get_slots(self, token_present: bool = False) -> list[Slot]: ...  # noqa: FBT001, FBT002
+
+
+def translate(error: PKCS11Error) -> KmsUnavailableError:
+    """Return what a call's error means for the caller."""
+    # Codes that python-pkcs11 does not know, and "not initialized", are plain PKCS11Error.
+    if type(error) is PKCS11Error:
+        return DeviceLostError(f"the PKCS #11 module failed: {error}")
+    name = type(error).__name__
+    if isinstance(error, _LOST):
+        return DeviceLostError(f"the PKCS #11 token does not answer ({name})")
+    if isinstance(error, _BUSY):
+        return KmsUnavailableError(f"the PKCS #11 token has no room for the call ({name})")
+    return KmsRefusedError(f"the PKCS #11 token refused the call ({name})")
+
+
+class Pkcs11Module:
+    """One module in this process. All methods block; `call` guards each use of the others.
+
+    Args:
+        path: The module's file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._condition = threading.Condition()
+        self._login = threading.Lock()
+        self._library: _Library | None = None
+        self._initializer: _Initializer | None = None
+        # Held during a call where the module must not be called by two threads at once.
+        self._turn: threading.Lock | None = None
+        self._epoch = 0
+        self._lost = True
+        self._cause = ""
+        self._retry_at = 0.0
+        # When each call under way began.
+        self._calls: dict[object, float] = {}
+        # The session that keeps a token's login, by epoch and slot. The last one's end logs out.
+        self._logins: dict[tuple[int, int], Session] = {}
+        self._refused: list[tuple[bytes, Secret]] = []
+
+    @contextmanager
+    def call(self, timeout_s: float) -> Iterator[int]:
+        """Keep the module initialized during a block; the value is the epoch of its sessions.
+
+        Sessions and keys of an earlier epoch must not be used any more.
+
+        Args:
+            timeout_s: After how many seconds a call of another thread counts as hung.
+
+        Raises:
+            KmsUnavailableError: the module cannot be initialized, or failed a moment ago.
+        """
+        with self._condition:
+            self._load()
+        with nullcontext() if self._turn is None else _held(self._turn, timeout_s):
+            call = object()
+            with self._condition:
+                self._prepare(timeout_s)
+                self._calls[call] = time.monotonic()
+                epoch = self._epoch
+            try:
+                yield epoch
+            except DeviceLostError as exc:
+                self._lose(epoch, exc.detail)
+                raise
+            finally:
+                with self._condition:
+                    del self._calls[call]
+                    self._condition.notify_all()
+
+    def token(self, uri: Pkcs11Uri) -> Token:
+        """Find the one token that the URI matches. Only within `call`.
+
+        Raises:
+            KmsUnavailableError: no token matches, or more than one.
+        """
+        assert self._library is not None  # noqa: S101  # within `call`
+        try:
+            tokens = [
+                token
+                for slot in self._library.get_slots(token_present=True)
+                if (token := _token_in(slot)) is not None and _matches(token, uri)
+            ]
+        except PKCS11Error as exc:
+            raise translate(exc) from exc
+        if not tokens:
+            # Modules may look for tokens only when they are initialized.
+            raise DeviceLostError("no PKCS #11 token matches the master key's URI")
+        if len(tokens) > 1:
+            raise KmsRefusedError(
+                f"{len(tokens)} PKCS #11 tokens match the master key's URI: name the token's serial"
+            )
+        return tokens[0]
+
+    def open_session(
+        self, token: Token, pin: Secret, epoch: int, *, writable: bool = False
+    ) -> Session:
+        """Open a session of the token's user. Only within `call`.
+
+        Raises:
+            KmsUnavailableError: the token refuses the PIN, or refused it earlier.
+        """
+        try:
+            with self._login:
+                if (epoch, token.slot.slot_id) not in self._logins:
+                    self._logins[epoch, token.slot.slot_id] = self._log_in(token, pin)
+            return token.open(rw=writable)
+        except PKCS11Error as exc:
+            raise translate(exc) from exc
+
+    def _log_in(self, token: Token, pin: Secret) -> Session:
+        """Log in with a PIN that was never refused: a few wrong ones lock a token for good."""
+        if (token.serial, pin) in self._refused:
+            raise KmsRefusedError(
+                "the PKCS #11 token refused the PIN; it is not tried again before the PIN file "
+                "changes or this process restarts"
+            )
+        if token.flags & TokenFlag.USER_PIN_LOCKED:
+            raise KmsRefusedError(
+                "the PKCS #11 token has locked its user PIN: its security officer must unlock it"
+            )
+        if token.flags & TokenFlag.USER_PIN_FINAL_TRY:
+            raise KmsRefusedError(
+                "one more wrong PIN locks the PKCS #11 token, so the PIN is not tried: log in by "
+                "hand once to reset the token's count"
+            )
+        try:
+            return token.open(user_pin=pin.reveal().decode())
+        except pkcs11.UserAlreadyLoggedIn:
+            return token.open()
+        except _WRONG_PIN:
+            self._refused.append((token.serial, pin))
+            raise KmsRefusedError(
+                "the PKCS #11 token refused the PIN; correct it in the PIN file, or correct the "
+                "setting and restart this process"
+            ) from None
+        except pkcs11.PinLocked:
+            self._refused.append((token.serial, pin))
+            raise KmsRefusedError(
+                "the PKCS #11 token has locked its user PIN: its security officer must unlock it"
+            ) from None
+        except pkcs11.PinExpired:
+            self._refused.append((token.serial, pin))
+            raise KmsRefusedError("the PKCS #11 token's PIN has expired: set another") from None
+
+    def _lose(self, epoch: int, cause: str) -> None:
+        """Let the next call initialize the module, unless another has done so already."""
+        with self._condition:
+            if epoch == self._epoch:
+                self._lost, self._cause = True, cause
+
+    def _prepare(self, timeout_s: float) -> None:
+        """Initialize the module, first or after a loss. The condition's lock is held."""
+        if self._is_ready():
+            return
+        # C_Finalize must not run during a call, and a hung one may never return.
+        self._condition.wait_for(
+            lambda: not self._lost or not self._calls or self._hangs(timeout_s), timeout_s
+        )
+        if self._is_ready():
+            return
+        if self._epoch:  # what fails after it was initialized once more stays away for a while
+            self._retry_at = time.monotonic() + _PAUSE_S
+        self._epoch += 1
+        self._logins.clear()
+        if not self._calls:
+            self._initialize()
+        self._lost = False
+
+    def _is_ready(self) -> bool:
+        """Whether the module is initialized. Raises while it was tried without success just now."""
+        if self._lost and time.monotonic() < self._retry_at:
+            raise KmsUnavailableError(self._cause)
+        return not self._lost
+
+    def _hangs(self, timeout_s: float) -> bool:
+        now = time.monotonic()
+        return any(now - began > timeout_s for began in self._calls.values())
+
+    def _load(self) -> None:
+        """Load the module, if it is not loaded, and find out whether threads may share it."""
+        if self._library is not None or self._is_ready():
+            return
+        try:
+            library: _Library = pkcs11.lib(self._path)
+            library.finalize()
+            cryptoki = Cryptoki(self._path)
+        except (PKCS11Error, CryptokiError) as exc:
+            raise self._unusable(exc) from exc
+        # What python-pkcs11 itself initializes must not be called by two threads at once.
+        self._turn = None if cryptoki.is_shared else threading.Lock()
+        self._initializer = cryptoki if cryptoki.is_shared else library
+        self._library = library
+
+    def _initialize(self) -> None:
+        assert self._initializer is not None  # noqa: S101  # it is loaded
+        try:
+            self._initializer.finalize()
+            self._initializer.initialize()
+        except (PKCS11Error, CryptokiError) as exc:
+            raise self._unusable(exc) from exc
+
+    def _unusable(self, error: Exception) -> KmsUnavailableError:
+        self._retry_at = time.monotonic() + _PAUSE_S
+        self._cause = f"the PKCS #11 module cannot be used: {str(error) or type(error).__name__}"
+        return KmsUnavailableError(self._cause)
+
+
+@contextmanager
+def _held(lock: threading.Lock, timeout_s: float) -> Iterator[None]:
+    if not lock.acquire(timeout=timeout_s):
+        raise KmsUnavailableError("a call to the PKCS #11 module hangs")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_modules: Final[dict[str, Pkcs11Module]] = {}
+_modules_lock: Final = threading.Lock()
+
+
+def module_at(path: str) -> Pkcs11Module:
+    """Return this process's one `Pkcs11Module` for a file. Loads nothing yet."""
+    # A name without a slash is looked up by the dynamic loader.
+    path = os.path.realpath(path) if "/" in path else path
+    with _modules_lock:
+        return _modules.setdefault(path, Pkcs11Module(path))
+
+
+def _token_in(slot: Slot) -> Token | None:
+    try:
+        return slot.get_token()
+    except (pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
+        return None
+
+
+def _matches(token: Token, uri: Pkcs11Uri) -> bool:
+    if not token.flags & TokenFlag.TOKEN_INITIALIZED:
+        return False
+    asked_and_found = (
+        (uri.token, token.label),
+        (uri.serial, token.serial.decode(errors="replace")),
+        (uri.manufacturer, token.manufacturer_id),
+        (uri.model, token.model),
+        (uri.slot_id, token.slot.slot_id),
+    )
+    return all(asked in (None, found) for asked, found in asked_and_found)
