@@ -22,6 +22,7 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
 from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
+from keyturn_workers.sweep.evidence_log import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
@@ -34,6 +35,7 @@ from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.protocol.broker import Delivery, WorkerPublisher
+from tests.protocol.waiters import EVENT_KEY
 from tests.protocol.wire import Wire
 from tools.harness.local_keys import operator_keys
 
@@ -80,6 +82,7 @@ class Parts:
     page_worker: type[PageWorker] = PageWorker
     planner: type[Planner] = Planner
     store: type[SweepStore] = SweepStore
+    evidence_log: type[EvidenceLog] = EvidenceLog
     consumer: type[RequestConsumer] = RequestConsumer
     hint_consumer: type[HintConsumer] = HintConsumer
     wire: type[Wire] = Wire
@@ -124,7 +127,12 @@ class Process:
         now = self.keyrings.clock.now
         self._context = ConsumerContext(worker_publisher, WorkerMetrics(), now)
         self._sweep_context = SweepContext(
-            storage, self.keyrings, self._keys, self._store, SweepDispatcher(worker_publisher)
+            storage,
+            self.keyrings,
+            self._keys,
+            self._store,
+            SweepDispatcher(worker_publisher),
+            world.parts.evidence_log(storage, self._store, "test", [EVENT_KEY]),
         )
         self._starter = world.parts.starter(self._sweep_context, active_master_key="m1")
         hints: Any = world.parts.hint_consumer

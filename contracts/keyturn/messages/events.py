@@ -56,6 +56,9 @@ class _Failed(EventModel):
 class _Completed(EventModel):
     # What the proof rests on: whether this storage refuses writes after their lease (SPEC 8.4).
     late_writes_refused: bool | None = None
+    # The digest of the evidence of a clean end (SPEC 15.1). The end of a sweep of `*` has none:
+    # each project's part leaves its own.
+    evidence: RequestDigest | None = None
 
 
 class CountedEvent(EventModel):

@@ -13,6 +13,7 @@ from keyturn_workers.keyring.transitions import (
     is_same_request,
     retire_old_keys,
     rotate,
+    with_evidence,
     with_master_key,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "replace_keyring",
     "retire_old_keys",
     "rotate",
+    "with_evidence",
     "with_master_key",
 ]

@@ -120,3 +120,8 @@ def retire_old_keys(keyring: Keyring) -> Keyring:
     """The keyring after a clean sweep: no wrap needs an earlier KEK, or v0, any longer."""
     history = tuple(replace(entry, kek=None) for entry in keyring.history)
     return replace(keyring, history=history, v0_allowed=False, v0_kek=None)
+
+
+def with_evidence(keyring: Keyring, digest: str) -> Keyring:
+    """The keyring with the digest of the project's newest evidence (SPEC 15.1)."""
+    return replace(keyring, evidence=digest)

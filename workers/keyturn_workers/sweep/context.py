@@ -6,6 +6,7 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.dispatcher import SweepDispatcher
+from keyturn_workers.sweep.evidence_log import EvidenceLog
 from keyturn_workers.sweep.sweep_store import SweepStore
 
 
@@ -19,6 +20,7 @@ class SweepContext:
         keys: The operator's keys.
         store: The records of sweeps.
         dispatcher: Sends hints and publishes events.
+        evidence: The evidence of clean ends.
     """
 
     storage: Storage
@@ -26,3 +28,4 @@ class SweepContext:
     keys: OperatorKeys
     store: SweepStore
     dispatcher: SweepDispatcher
+    evidence: EvidenceLog

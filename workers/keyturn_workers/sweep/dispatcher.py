@@ -94,12 +94,14 @@ def failed_event(request: SweepRequest, error: CodedError) -> Event:
 def completed_event(plan: Plan | AllPlan) -> Event:
     """The event of how a rotation or a sweep ended."""
     counts = plan.counts if isinstance(plan, Plan) else plan.sums
+    evidence = plan.evidence if isinstance(plan, Plan) else None
     return _counted(
         f"{plan.ask.kind}.completed",
         plan.ask,
         counts,
         clean=plan.clean,
         late_writes_refused=plan.late_writes_refused,
+        evidence=evidence,
     )
 
 

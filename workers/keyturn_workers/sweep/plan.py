@@ -149,6 +149,20 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptEnvelope:
+    """Evidence of a clean end, kept before the keyring names it (SPEC 15.1).
+
+    Attributes:
+        text: The content of its file, which is ASCII.
+        state: The state that it proves. The put that names this evidence replaces the keyring with
+            that ETag, so it cannot succeed any more once the keyring has another one.
+    """
+
+    text: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The record of a sweep of one project.
 
@@ -171,6 +185,11 @@ class Plan:
         late_writes_refused: Whether the storage refuses writes that arrive after their lease.
         lease_s: The longest lease of all workers that took part; None in records of 0.4.
         stepped_lease_s: The lease of the worker that made the last step.
+        proven_from: The storage's `Date` of the first observation that proved a page.
+        proven_to: The storage's `Date` of the last one.
+        dated_pages: How many proven pages these two dates are of. Workers of 0.6 record none.
+        envelope: The evidence of the end that is being made, or was made (SPEC 15.1).
+        evidence: The digest of the evidence that the end names; None of an end that is not clean.
     """
 
     ask: SweepRequest
@@ -201,6 +220,11 @@ class Plan:
     late_writes_refused: bool | None = None
     lease_s: int | None = None
     stepped_lease_s: int | None = None
+    proven_from: datetime | None = None
+    proven_to: datetime | None = None
+    dated_pages: int = 0
+    envelope: KeptEnvelope | None = None
+    evidence: str | None = None
 
     @property
     def everything_planned(self) -> bool:

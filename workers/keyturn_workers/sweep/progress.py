@@ -77,6 +77,9 @@ def start_round(plan: Plan, state: State, changed_at: datetime, *, dated: bool) 
         ),
         live=(),
         proven=Counts(),
+        proven_from=None,
+        proven_to=None,
+        dated_pages=0,
     )
 
 
@@ -193,6 +196,7 @@ def apply_results(
     proven: list[OpenPage] = []
     failing: dict[int, Result] = {}
     seen, written = plan.proven, plan.written
+    dates: list[datetime] = []
     for open_page in plan.live:
         result = results.get(open_page.page)
         if result is None:
@@ -204,12 +208,25 @@ def apply_results(
             still_open.append(next_attempt)
             continue
         proven.append(open_page)
+        dates.append(result.observed_at)
         seen += result.counts.without_writes()
         if result.failures:
             failing[open_page.page] = result
     width = min(MAX_WIDTH, max(MIN_WIDTH, _RESULTS_TO_WIDTH * len(results)))
     after = replace(plan, live=tuple(still_open), proven=seen, written=written, width=width)
-    return AppliedResults(after, tuple(proven), failing)
+    return AppliedResults(_with_proof_dates(after, dates), tuple(proven), failing)
+
+
+def _with_proof_dates(plan: Plan, dates: Sequence[datetime]) -> Plan:
+    """The plan with the moments at which further pages were proven."""
+    if not dates:
+        return plan
+    return replace(
+        plan,
+        proven_from=min(filter(None, (plan.proven_from, *dates))),
+        proven_to=max(filter(None, (plan.proven_to, *dates))),
+        dated_pages=plan.dated_pages + len(dates),
+    )
 
 
 def _next_attempt(

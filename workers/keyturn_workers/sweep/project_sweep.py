@@ -17,6 +17,7 @@ from keyturn.errors import (
     KeyringRolledBackError,
     StorageUnavailableError,
 )
+from keyturn.evidence import parse
 from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.keyring import (
     Keyring,
@@ -25,12 +26,14 @@ from keyturn_workers.keyring import (
     forbid_plaintext,
     replace_keyring,
     retire_old_keys,
+    with_evidence,
 )
+from keyturn_workers.sweep.clean_end import end_with, has_all_dates
 from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.effective_snapshot import effective_snapshot
 from keyturn_workers.sweep.messages import SweepPage
 from keyturn_workers.sweep.page_tags import restore_noted_tags, restore_page_tags
-from keyturn_workers.sweep.plan import OpenPage, PartResult, Plan, State
+from keyturn_workers.sweep.plan import KeptEnvelope, OpenPage, PartResult, Plan, State
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.progress import (
     apply_results,
@@ -69,6 +72,7 @@ class ProjectSweep(StepRunner[Plan]):
         self._storage = context.storage
         self._keyrings = context.keyrings
         self._keys = context.keys
+        self._evidence = context.evidence
         self._planner = planner
         self._lease_s = lease_s
 
@@ -108,10 +112,19 @@ class ProjectSweep(StepRunner[Plan]):
                 return await self._follow_successor(stored, successor)
             _log.warning("sweep resumed without its successor", **_log_fields(before))
             before = replace(self._unsent(before), successor=None)
+        return await self._step_alone(stored, before)
+
+    async def _step_alone(self, stored: StoredPlan[Plan], before: Plan) -> bool:
+        """The step of a sweep that continues by itself; False as `_step`."""
+        if before.envelope is not None:
+            is_made = await self._resume_clean_end(stored, before, before.envelope)
+            if is_made is not None:
+                return is_made
+            before = replace(before, envelope=None)
         return await self._make_step(stored, before)
 
     async def _make_step(self, stored: StoredPlan[Plan], before: Plan) -> bool:
-        """The step of a sweep that continues by itself; False as `_step`."""
+        """A step towards the proof of every page; False as `_step`."""
         snapshot = await self._effective(
             before, await self._keyrings.read_fresh(before.ask.project)
         )
@@ -202,7 +215,7 @@ class ProjectSweep(StepRunner[Plan]):
             # It was marked by a worker that stalled until the other sweep had ended, or whose
             # step was lost: that end says nothing about this sweep's state.
             _log.warning("sweep resumed: its successor never took it over", **_log_fields(plan))
-            return await self._make_step(stored, replace(self._unsent(plan), successor=None))
+            return await self._step_alone(stored, replace(self._unsent(plan), successor=None))
         if later.status == "running":
             plan = replace(plan, step=plan.step + 1, idle=plan.idle + 1)
             if not await self._store.change(plan, stored.etag, successor.master_key):
@@ -272,6 +285,16 @@ class ProjectSweep(StepRunner[Plan]):
                     again = start_round(plan, State.of(now), now.lease.read_at, dated=now.proves)
                     return await self._continue(stored, again, now)
                 continue
+            if not has_all_dates(plan):
+                at_now = snapshot.lease.read_at
+                again = start_round(plan, state, at_now, dated=snapshot.proves)
+                return await self._continue(stored, again, snapshot)
+            own = await self._evidence.find_own(plan, snapshot.keyring)
+            if own is None:
+                return await self._begin_clean_end(stored, plan, snapshot)
+            # It ended before, and was requested again once its record had been removed.
+            refused = own.predicate.late_writes_refused
+            plan = replace(plan, evidence=own.digest, late_writes_refused=refused)
             without_earlier = retire_old_keys(snapshot.keyring)
             if without_earlier == snapshot.keyring:
                 break
@@ -279,9 +302,51 @@ class ProjectSweep(StepRunner[Plan]):
                 break
         else:
             raise StorageUnavailableError("the keyring kept changing")
-        if clean and not plan.ask.dry_run:
-            await self._delete_older_keyrings(plan)
         return await self._end(stored, plan, snapshot, proven, clean=clean)
+
+    # A clean end, and its evidence (SPEC 15.1). `evidence_log` lists the order of writes.
+
+    async def _begin_clean_end(
+        self, stored: StoredPlan[Plan], plan: Plan, snapshot: KeyringSnapshot
+    ) -> bool:
+        """Keep the evidence of the end in the record, and go on from there; False as `_step`.
+
+        The step stays the same: its message is delivered again if this worker dies.
+        """
+        envelope = await self._evidence.build(
+            plan, snapshot.keyring, late_writes_refused=self._refuses_late_writes
+        )
+        kept = KeptEnvelope(envelope.decode(), plan.state)
+        plan = replace(plan, envelope=kept)
+        if not await self._store.change(plan, stored.etag, snapshot.desired.master_key):
+            return False
+        stored = await self._store.read(plan.ask.sweep_id, plan.ask.project)
+        if (stored.plan.step, stored.plan.envelope) != (plan.step, kept):
+            return False  # it was taken over, or resumed, and whoever did that goes on
+        return await self._step_alone(stored, stored.plan)
+
+    async def _resume_clean_end(
+        self, stored: StoredPlan[Plan], plan: Plan, kept: KeptEnvelope
+    ) -> bool | None:
+        """Make the end whose evidence is kept in the record; False as `_step`.
+
+        None if it can no longer be made: the keyring that the evidence rests on was replaced by
+        another one first.
+        """
+        evidence = parse(kept.text.encode())
+        for _ in range(_MAX_ATTEMPTS):
+            snapshot = await self._keyrings.read_fresh(plan.ask.project)
+            if snapshot.etag == kept.state.etag:
+                after = retire_old_keys(snapshot.keyring)
+                await self._change(snapshot, with_evidence(after, evidence.digest))
+                continue  # whoever won: the keyring says which evidence follows
+            if not await self._evidence.is_chained(evidence, snapshot.keyring):
+                _log.info("evidence is made anew", **_log_fields(plan))
+                return None
+            await self._evidence.publish(evidence)
+            ended = end_with(plan, kept, evidence)
+            return await self._end(stored, ended, snapshot, (), clean=True)
+        raise StorageUnavailableError("the keyring kept changing")
 
     async def _end(
         self,
@@ -292,12 +357,16 @@ class ProjectSweep(StepRunner[Plan]):
         *,
         clean: bool,
     ) -> bool:
+        if clean and not plan.ask.dry_run:
+            await self._delete_older_keyrings(plan)
+        refused = None if plan.ask.dry_run else self._refuses_late_writes
         ended = replace(
             plan,
             status="done",
             clean=clean,
             ended_at=snapshot.read_at,
-            late_writes_refused=None if plan.ask.dry_run else self._refuses_late_writes,
+            # Evidence says what its end says.
+            late_writes_refused=plan.late_writes_refused if plan.evidence else refused,
         )
         if not await self._store.change(ended, stored.etag, snapshot.desired.master_key):
             return False

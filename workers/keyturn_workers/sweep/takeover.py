@@ -152,6 +152,7 @@ def copy_end(plan: Plan, later: Plan) -> Plan:
         detail=later.detail,
         ended_at=later.ended_at,
         late_writes_refused=later.late_writes_refused,
+        evidence=later.evidence,
         proven=later.counts.without_writes(),
         written=later.counts.writes(),
         # Failures that this sweep recorded itself are not the successor's.

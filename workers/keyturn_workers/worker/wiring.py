@@ -26,6 +26,7 @@ from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
 from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
+from keyturn_workers.sweep.evidence_log import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
@@ -84,6 +85,7 @@ class Wiring:
             self._keys,
             self._store,
             SweepDispatcher(self._worker_publisher),
+            EvidenceLog(storage, self._store, settings.deployment, settings.event_key),
         )
         self._starter = SweepStarter(
             self._sweep_context, active_master_key=settings.active_master_key

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from keyturn.crypto import SigningKey
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Keyring, KeyringReader
@@ -20,6 +21,7 @@ from keyturn_workers.sweep import (
     SweepStarter,
     SweepStore,
 )
+from keyturn_workers.sweep.evidence_log import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse
 from keyturn_workers.sweep.page_worker import PageWorker
@@ -42,6 +44,7 @@ AT: Final = "2026-11-24T10:00:00.000000Z"
 LEASE_S: Final = 15
 ORIGIN: Final = RequestOrigin("api", "0" * 64)
 REQUEST: Final = SweepRequest("sweep", SWEEP_ID, "acme", AT)
+EVENT_KEY: Final = SigningKey.from_seed(bytes(range(32)))
 KEYS: Final = operator_keys(MASTER_KEYS)
 
 
@@ -96,7 +99,12 @@ class Sweeping:
         )
         self.store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
         self.context = SweepContext(
-            self.storage, self.keyrings, KEYS, self.store, SweepDispatcher(self.messages)
+            self.storage,
+            self.keyrings,
+            KEYS,
+            self.store,
+            SweepDispatcher(self.messages),
+            self.evidence_log(EVENT_KEY),
         )
         self.starter = SweepStarter(self.context, active_master_key="m1")
         self.sweep = self.process(LEASE_S)
@@ -108,6 +116,10 @@ class Sweeping:
     def process(self, lease_s: int) -> ProjectSweep:
         """The steps of a process with this lease."""
         return ProjectSweep(self.context, Planner(self.storage, self.page_keys), lease_s=lease_s)
+
+    def evidence_log(self, *event_keys: SigningKey) -> EvidenceLog:
+        """The evidence of a process that holds these event keys."""
+        return EvidenceLog(self.storage, self.store, "test", event_keys)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring

@@ -73,7 +73,8 @@ class Scenario:
         )
         keys, starter = operator_keys(MASTER_KEYS), cast("Any", self)
         dispatcher = SweepDispatcher(cast("Any", self.sender))
-        context = SweepContext(self.storage, self.keyrings, keys, self.store, dispatcher)
+        unused = cast("Any", None)
+        context = SweepContext(self.storage, self.keyrings, keys, self.store, dispatcher, unused)
         self.all_projects_sweep = AllProjectsSweep(context, starter)
 
     async def start(self, request: SweepRequest, origins: Origins) -> None:

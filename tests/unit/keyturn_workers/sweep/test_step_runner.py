@@ -53,7 +53,7 @@ async def _running(
 ) -> tuple[SweepStore, ProjectSweep | AllProjectsSweep]:
     store = SweepStore(MemoryStorage(), operator_keys({"m1": Secret(bytes(32))}))
     dispatcher, unused, now = SweepDispatcher(sender), cast("Any", None), datetime.now(UTC)
-    context = SweepContext(unused, unused, unused, store, dispatcher)
+    context = SweepContext(unused, unused, unused, store, dispatcher, unused)
     request = SweepRequest("sweep", SWEEP_ID, project, "")
     await store.mark_running(request)
     if project == ALL:
