@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn_workers.storage import Lease
+from keyturn_workers.sweep.clean_end import statement_of
 from tests.protocol.process import LEASE_S
 from tests.protocol.wire import MID, SENT
 from tests.protocol.world import World
@@ -13,6 +16,9 @@ from tests.protocol.world import World
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
+
+    from keyturn_workers.sweep.plan import Plan
     from tests.protocol.broker import QueuedMessage
     from tests.protocol.process import Options, Parts, Process
     from tests.protocol.wire import Call
@@ -34,6 +40,20 @@ def violations(
         if settle and world.holds():
             world.settle()
         return list(world.oracle.violations)
+
+
+def accept_early_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let evidence claim that each proof was late enough: its format refuses any other.
+
+    Otherwise that would be what catches a variant whose proofs are early.
+    """
+
+    def claim(plan: Plan, *args: Any, **more: Any) -> Any:
+        late = plan.turned_at + timedelta(seconds=2 * (plan.lease_s or 0) + 1)
+        pages = {"proven_from": late, "proven_to": late, "dated_pages": plan.next_page}
+        return statement_of(replace(plan, **pages), *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("keyturn_workers.sweep.evidence_log.statement_of", claim)
 
 
 def begin(world: World, *keys: str, **more: Any) -> None:

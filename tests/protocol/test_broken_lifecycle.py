@@ -21,7 +21,15 @@ from keyturn_workers.sweep.recovery import recover
 from keyturn_workers.sweep.takeover import take_over_earlier
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import MASTER_KEYS, Options, Parts
-from tests.protocol.stories import begin, hint, is_page, stop_at, violations, without
+from tests.protocol.stories import (
+    accept_early_proofs,
+    begin,
+    hint,
+    is_page,
+    stop_at,
+    violations,
+    without,
+)
 from tests.protocol.wire import MID
 from tools.harness.local_keys import operator_keys
 
@@ -291,14 +299,17 @@ class _KeepsProofs(ProjectSweep):
                     live = tuple(replace(each, sent_at=None) for each in earlier.live)
                     ranges, number = earlier.ranges, earlier.next_page
                     plan = replace(plan, step=1, ranges=ranges, live=live, next_page=number)
-                    plan = replace(plan, proven=earlier.proven)
+                    plan = replace(plan, proven=earlier.proven, dated_pages=earlier.dated_pages)
             await take_over_earlier(self._store, self._dispatcher, plan, stored.master_key)
         return await super()._step(replace(stored, plan=plan))
 
 
-def test_a_sweep_that_takes_over_another_proves_every_page_itself() -> None:
+def test_a_sweep_that_takes_over_another_proves_every_page_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     story = a_rotation_that_takes_over_one_with_proven_pages
     assert violations(story, options=ONE_KEY_A_PAGE) == []
+    accept_early_proofs(monkeypatch)
     found = violations(story, Parts(project_sweep=_KeepsProofs), ONE_KEY_A_PAGE)
     assert any("acme/a is wrapped under (2," in what and "at the end of" in what for what in found)
 

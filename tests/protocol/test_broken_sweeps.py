@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from keyturn.topology import PLAN_QUEUE
@@ -13,6 +13,7 @@ from keyturn_workers.sweep.planner import Planner
 from tests.protocol.broker import QueuedMessage
 from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
 from tests.protocol.stories import (
+    accept_early_proofs,
     begin,
     hint,
     is_page,
@@ -24,8 +25,6 @@ from tests.protocol.stories import (
 from tests.protocol.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pytest
 
     from keyturn_workers.testing.memory_bucket import Stored
@@ -84,6 +83,7 @@ def test_an_attempt_before_two_leases_have_passed_is_no_proof(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_copy_that_arrives_within_its_lease) == []
+    accept_early_proofs(monkeypatch)
     monkeypatch.setattr(Plan, "proof_after", lambda self, _lease_s: self.turned_at)
     assert _set_back(violations(a_copy_that_arrives_within_its_lease))
 
@@ -106,6 +106,8 @@ def test_pages_are_proven_by_their_results_not_by_their_number(
 ) -> None:
     assert violations(a_copy_that_arrives_behind_a_later_sweep) == []
     # Each page with any result counts as done.
+    accept_early_proofs(monkeypatch)
+    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.has_all_dates", lambda _: True)
     monkeypatch.setattr("keyturn_workers.sweep.progress._next_attempt", lambda *_: None)
     assert _set_back(violations(a_copy_that_arrives_behind_a_later_sweep))
 
@@ -215,12 +217,15 @@ def _under(world: World, s3_key: str) -> str:
     return world.server.current_objects()[s3_key].headers.metadata["enc-kek-admin"]
 
 
+def _is_equal_but_for_its_etag(one: State, other: Any) -> bool:
+    return {**asdict(one), "etag": ""} == {**asdict(other), "etag": ""}
+
+
 def test_a_state_that_was_left_and_returned_is_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_master_key_that_returns, options=ONE_KEY_A_PAGE) == []
-    of: Callable[[Any], State] = State.of
-    monkeypatch.setattr(State, "of", lambda observed: replace(of(observed), etag=""))
+    monkeypatch.setattr(State, "__eq__", _is_equal_but_for_its_etag)
     found = violations(a_master_key_that_returns, options=ONE_KEY_A_PAGE)
     assert any("acme/a" in what and "'m1') at the end of" in what for what in found)
 

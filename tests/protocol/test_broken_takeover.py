@@ -14,7 +14,15 @@ from keyturn.identifiers import format_time
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from tests.protocol.process import Options
-from tests.protocol.stories import begin, hint, is_page, stop_at, violations, without
+from tests.protocol.stories import (
+    accept_early_proofs,
+    begin,
+    hint,
+    is_page,
+    stop_at,
+    violations,
+    without,
+)
 
 if TYPE_CHECKING:
     import pytest
@@ -74,6 +82,7 @@ def test_a_sweep_that_continues_after_its_successor_failed_proves_every_page_aga
 ) -> None:
     story, options = a_sweep_requested_again_after_its_successor_failed, Options(page_keys=1)
     assert violations(story, options=options, settle=False) == []
+    accept_early_proofs(monkeypatch)
     monkeypatch.setattr(ProjectSweep, "_resumed", _keeps_what_it_had_proven)
     found = violations(story, options=options, settle=False)
     assert any("acme/" in what for what in found), found

@@ -316,7 +316,7 @@ class ProjectSweep(StepRunner[Plan]):
         envelope = await self._evidence.build(
             plan, snapshot.keyring, late_writes_refused=self._refuses_late_writes
         )
-        kept = KeptEnvelope(envelope.decode(), plan.state)
+        kept = KeptEnvelope(envelope.decode(), State.of(snapshot))
         plan = replace(plan, envelope=kept)
         if not await self._store.change(plan, stored.etag, snapshot.desired.master_key):
             return False
