@@ -161,6 +161,9 @@ def events() -> dict[str, dict[str, Document]]:
     }
 
 
+_EVIDENCE: Final = hashlib.sha256(b"the file of evidence").hexdigest()
+
+
 def _control_events() -> dict[str, dict[str, Document]]:
     rotation: Document = {"rotation_id": ROTATION_ID, "project": PROJECT, "at": _AT}
     sweep: Document = {"sweep_id": SWEEP_ID, "project": PROJECT, "at": _AT}
@@ -168,10 +171,11 @@ def _control_events() -> dict[str, dict[str, Document]]:
     under_way = _counts(objects=1500, rewrapped=1480, current=20, clean=True)
     clean = _counts(objects=1502, rewrapped=1495, current=1500, deleted=2, clean=True)
     failing = clean | {"current": 1499, "failed": 1, "clean": False}
+    proof = {"late_writes_refused": True, "evidence": _EVIDENCE}
     return {
         "rotation.accepted": {"accepted": rotation | {"generation": 4}},
         "rotation.completed": {
-            "clean": rotation | clean | {"late_writes_refused": True},
+            "clean": rotation | clean | proof,
             "failing": rotation | failing,
         },
         "rotation.failed": {"failed": rotation | _failed("unknown_project")},
@@ -181,8 +185,8 @@ def _control_events() -> dict[str, dict[str, Document]]:
             "of-a-rotation": sweep | under_way | {"sweep_id": ROTATION_ID},
         },
         "sweep.completed": {
-            "clean": sweep | clean | {"late_writes_refused": True},
-            "late-writes-accepted": sweep | clean | {"late_writes_refused": False},
+            "clean": sweep | clean | proof,
+            "late-writes-accepted": sweep | clean | proof | {"late_writes_refused": False},
             "all-projects": sweep | clean | {"project": "*"},
             "stale-versions": sweep | clean | {"noncurrent_stale": 3, "clean": False},
         },

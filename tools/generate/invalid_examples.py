@@ -49,6 +49,8 @@ def _of_counts(name: str, valid: Document) -> Iterator[Case]:
     yield _changed(valid, "clean-as-number", "a boolean, not a number", clean=1)
     yield _without(valid, "rewrapped")
     yield _without(valid, "clean")
+    if name.endswith(".completed"):
+        yield _changed(valid, "evidence-upper-case", "hex in lower case", evidence="A" * 64)
     if name != "sweep.completed":
         yield _changed(valid, "all-projects", "one project", project="*")
 

@@ -41,7 +41,7 @@ from keyturn.identifiers import (
     evidence_s3_key,
     parse_evidence_name,
 )
-from keyturn_workers.errors import MissingError
+from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.clean_end import statement_of
@@ -124,14 +124,14 @@ class EvidenceLog:
         """
         s3_key, envelope = _s3_key(evidence), evidence.envelope
         for _ in range(_MAX_ATTEMPTS):
+            if await self._read(s3_key) == envelope:
+                return
             try:
-                head, body = await self._storage.read(s3_key)
+                head = await self._storage.head(s3_key)
             except MissingError:
                 is_put = await sealed_records.create(self._storage, s3_key, envelope)
             else:
-                if body == envelope:
-                    return
-                _log.warning("evidence was overwritten, and is put back", file=s3_key)
+                _log.warning("what is in the place of evidence is replaced", file=s3_key)
                 is_put = await sealed_records.replace(self._storage, s3_key, envelope, head.etag)
             if is_put:
                 return
@@ -257,10 +257,12 @@ class EvidenceLog:
         return evidence.statement.deployment == self._deployment and _s3_key(evidence) == s3_key
 
     async def _read(self, s3_key: str) -> bytes | None:
+        """What is at a place, but no more of it than evidence has; None if that is nothing."""
         try:
-            return (await self._storage.read(s3_key))[1]
-        except MissingError:
+            _, body = await self._storage.read(s3_key, max_bytes=MAX_EVIDENCE_BYTES + 1)
+        except (MissingError, ArchivedError):
             return None
+        return body
 
 
 def _s3_key(evidence: Evidence) -> str:

@@ -44,11 +44,12 @@ def _plan(kind: Any = "rotation", **more: Any) -> Plan:
 @pytest.mark.parametrize("refused", [True, False, None])
 async def test_the_end_names_its_request_and_what_its_proof_rests_on(refused: Any) -> None:
     sender = Sender()
-    plan = _plan(proven=COUNTS, clean=True, late_writes_refused=refused)
+    plan = _plan(proven=COUNTS, clean=True, late_writes_refused=refused, evidence="e" * 64)
     await SweepDispatcher(sender).publish_end(plan, ONE)
     (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.rotation_id, event.origin) == ("rotation.completed", SWEEP_ID, ONE)
     assert (event.objects, event.clean, event.late_writes_refused) == (3, True, refused)
+    assert event.evidence == "e" * 64
 
 
 async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
@@ -59,7 +60,7 @@ async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
     await SweepDispatcher(sender).publish_end(plan, TWO)
     (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.project, event.origin) == ("sweep.completed", "*", TWO)
-    assert event.late_writes_refused is False
+    assert (event.late_writes_refused, event.evidence) == (False, None)
 
 
 @pytest.mark.parametrize("kind", ["rotation", "sweep"])
@@ -79,7 +80,7 @@ async def test_progress_is_published_once_to_each_publisher() -> None:
 
 
 async def test_a_record_of_0_4_names_no_publisher_and_its_events_carry_neither_field() -> None:
-    added = ("origins", "successor", "late_writes_refused")
+    added = ("origins", "successor", "late_writes_refused", "evidence", "envelope", "dated_pages")
     old = {name: value for name, value in to_json(_plan()).items() if name not in added}
     plan = from_json(Plan, old)
     assert (plan.origins, plan.successor) == ((None,), None)
