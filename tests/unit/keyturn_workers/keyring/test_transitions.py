@@ -64,3 +64,8 @@ def test_every_other_change_keeps_lease_origin_and_evidence(
 ) -> None:
     after = changed(_BEFORE)
     assert (after.lease_s, after.origin, after.evidence) == (20, _BEFORE.origin, "e" * 64)
+
+
+def test_evidence_follows_the_end_of_a_sweep() -> None:
+    after = with_evidence(_BEFORE, "f" * 64)
+    assert after == replace(_BEFORE, evidence="f" * 64)

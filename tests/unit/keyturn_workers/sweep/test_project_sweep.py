@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -14,10 +15,16 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
-from keyturn.identifiers import keyring_s3_key
+from keyturn.evidence import Evidence, in_chain_order, parse, verify_chain
+from keyturn.identifiers import (
+    EVIDENCE_PREFIX,
+    evidence_prefix,
+    evidence_s3_key,
+    keyring_s3_key,
+)
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.storage import Capabilities, Headers
-from keyturn_workers.sweep import record_paths
+from keyturn_workers.sweep import progress, record_paths
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import PartResult
@@ -25,12 +32,14 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import keyring, rotated
 from tests.unit.keyturn_workers.sweep.records import RESULT
 from tests.unit.keyturn_workers.sweep.sweeping import (
+    EVENT_KEY,
     LEASE_S,
     OTHER_ID,
     REQUEST,
     SWEEP_ID,
     Sweeping,
 )
+from tests.unit.keyturn_workers.sweep.test_clean_end import PLAN as EVIDENCE_PLAN
 
 if TYPE_CHECKING:
     from keyturn_workers.sweep import Plan
@@ -446,3 +455,237 @@ async def test_a_record_under_the_keyrings_master_key_follows_it() -> None:
     on.write_keyring(replace(on.ring, master_key="m2"))
     await on.finish()
     assert (await on.stored()).master_key == "m2"
+
+
+# Evidence of a clean end.
+
+
+class Crash(BaseException):
+    """The worker dies."""
+
+
+class CrashingStorage(MemoryStorage):
+    """Loses its worker at one of the puts of a clean end, which begins by looking for evidence."""
+
+    crash_at: int | None = None
+    after_effect = False
+    _puts: int | None = None
+
+    async def read(self, key: str, **how: Any) -> Any:
+        if key.startswith(EVIDENCE_PREFIX) and self._puts is None:
+            self._puts = 0
+        return await super().read(key, **how)
+
+    async def put(self, key: str, *args: Any, **how: Any) -> Any:
+        at, self._puts = self._puts, self._puts if self._puts is None else self._puts + 1
+        crashes = at is not None and at == self.crash_at
+        if crashes and not self.after_effect:
+            raise Crash
+        result = await super().put(key, *args, **how)
+        if crashes:
+            raise Crash
+        return result
+
+
+async def _deliver_again(on: Sweeping, sweep_id: str = SWEEP_ID) -> Plan:
+    """The broker delivers the step again that a worker did not acknowledge."""
+    step = (await on.plan(sweep_id)).step
+    await on.handler.run_step(_step(step, sweep_id), again=True)
+    return await on.finish(sweep_id)
+
+
+async def _chain(on: Sweeping) -> tuple[Evidence, ...]:
+    """The evidence of the project, verified up to the one that the keyring names."""
+    files = [
+        (await on.storage.read(key))[1]
+        for key in on.storage.stored_keys()
+        if key.startswith(evidence_prefix("acme"))
+    ]
+    newest = (await on.keyrings.read_fresh("acme")).keyring.evidence
+    public = [EVENT_KEY.verify_key()]
+    if newest is None:
+        assert files == []
+        return ()
+    return verify_chain(in_chain_order(files), public, deployment="test", newest=newest)
+
+
+async def test_a_clean_end_leaves_evidence_that_its_event_names() -> None:
+    on = Sweeping()
+    await on.start(ROTATION)
+    plan = await on.finish()
+    (evidence,) = await _chain(on)
+    end, predicate = _event(on, "rotation.completed"), evidence.predicate
+    assert (end.evidence, plan.evidence) == (evidence.digest, evidence.digest)
+    assert (predicate.kind, predicate.sweep_id, predicate.generation) == ("rotation", SWEEP_ID, 2)
+    assert (predicate.publisher, predicate.request) == ("api", "0" * 64)
+    assert predicate.counts.model_dump() == {**plan.counts.to_json(), "clean": True}
+    assert (predicate.pages, predicate.lease_s) == (2, LEASE_S)
+    assert plan.proven_from is not None
+    assert plan.proven_from > plan.turned_at + timedelta(seconds=2 * LEASE_S)
+    assert evidence_s3_key("acme", 2, SWEEP_ID) in on.storage.stored_keys()
+
+
+async def test_each_clean_end_follows_the_one_before() -> None:
+    on = Sweeping()
+    for sweep_id in (SWEEP_ID, OTHER_ID):
+        await on.start(replace(REQUEST, sweep_id=sweep_id))
+        await on.finish(sweep_id)
+    assert [each.predicate.sweep_id for each in await _chain(on)] == [SWEEP_ID, OTHER_ID]
+
+
+async def test_a_part_of_a_sweep_of_all_leaves_evidence_too() -> None:
+    on = Sweeping()
+    await on.start(replace(REQUEST, of_all=True))
+    plan = await on.finish()
+    assert [each.digest for each in await _chain(on)] == [plan.evidence]
+
+
+async def test_a_dry_run_and_an_end_that_is_not_clean_leave_none() -> None:
+    on = Sweeping()
+    on.storage.plant("acme/b", b"no body of ours", (await on.storage.head("acme/b")).headers)
+    await on.start()
+    assert (await on.finish()).evidence is None
+    await on.storage.delete("acme/b")
+    await on.start(replace(REQUEST, sweep_id=OTHER_ID, dry_run=True))
+    dry_run = await on.finish(OTHER_ID)
+    assert (dry_run.clean, dry_run.evidence) == (True, None)
+    assert await _chain(on) == ()
+    ends = [each for each in on.messages.published if cast("Any", each).type == "sweep.completed"]
+    assert [cast("Any", each).evidence for each in ends] == [None, None]
+
+
+@pytest.mark.parametrize("after_effect", [False, True])
+@pytest.mark.parametrize("crash_at", range(5))
+async def test_a_clean_end_continues_wherever_its_worker_died(
+    crash_at: int, *, after_effect: bool
+) -> None:
+    """In turn: record, keyring, file, record, and the record once the end is published."""
+    storage = CrashingStorage()
+    storage.crash_at, storage.after_effect = crash_at, after_effect
+    on = Sweeping(storage)
+    await on.start()
+    with pytest.raises(Crash):
+        await on.finish()
+    plan = await _deliver_again(on)
+    (evidence,) = await _chain(on)
+    assert (plan.clean, plan.counts.rewrapped, plan.evidence) == (True, 3, evidence.digest)
+    after = (await on.keyrings.read_fresh("acme")).keyring
+    assert not after.has_old_keks
+
+
+async def _other_end(on: Sweeping, *, put: bool = True) -> str:
+    """Another sweep of the project ends now; returns the digest of its evidence."""
+    ring = (await on.keyrings.read_fresh("acme")).keyring
+    log = on.evidence_log(EVENT_KEY)
+    other = replace(EVIDENCE_PLAN, ask=replace(EVIDENCE_PLAN.ask, sweep_id=OTHER_ID))
+    other = replace(other, state=replace(other.state, generation=ring.current.generation))
+    evidence = parse(await log.build(other, ring, late_writes_refused=True))
+    on.write_keyring(replace(ring, evidence=evidence.digest))
+    if put:
+        await log.publish(evidence)
+    return evidence.digest
+
+
+async def test_evidence_that_loses_a_race_is_made_anew_after_another_proof() -> None:
+    """Another sweep ends between the record's put and the keyring's."""
+    storage = CrashingStorage()
+    storage.crash_at = 1
+    on = Sweeping(storage)
+    await on.start()
+    with pytest.raises(Crash):
+        await on.finish()
+    first = (await on.plan()).envelope
+    other = await _other_end(on)
+    plan = await _deliver_again(on)
+    chain = await _chain(on)
+    assert [each.digest for each in chain] == [other, plan.evidence]
+    assert plan.envelope is not None
+    assert first is not None
+    assert plan.envelope.text != first.text
+    assert plan.round == 1
+
+
+async def test_an_end_that_the_keyring_named_is_made_though_another_one_followed() -> None:
+    """Its worker died before it put the file, and the state moved on."""
+    storage = CrashingStorage()
+    storage.crash_at = 2
+    on = Sweeping(storage)
+    await on.start()
+    with pytest.raises(Crash):
+        await on.finish()
+    named = (await on.keyrings.read_fresh("acme")).keyring.evidence
+    on.write_keyring(rotated((await on.keyrings.read_fresh("acme")).keyring))
+    other = await _other_end(on)
+    plan = await _deliver_again(on)
+    assert [each.digest for each in await _chain(on)] == [named, other]
+    assert (plan.evidence, plan.state.generation, plan.clean) == (named, 2, True)
+
+
+async def test_an_end_waits_for_no_proof_once_the_keyring_names_its_evidence() -> None:
+    """A worker with a longer lease joins in between, and begins a new round."""
+    storage = CrashingStorage()
+    storage.crash_at, storage.after_effect = 1, True
+    on = Sweeping(storage)
+    await on.start()
+    with pytest.raises(Crash):
+        await on.finish()
+    named = (await on.keyrings.read_fresh("acme")).keyring.evidence
+    assert await on.process(60).extend_lease(await on.stored())
+    assert (await on.plan()).round == 1
+    plan = await _deliver_again(on)
+    assert (plan.evidence, plan.counts.objects, plan.counts.rewrapped) == (named, 3, 3)
+
+
+async def test_pages_that_a_worker_of_0_6_proved_are_proven_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It recorded no dates of them."""
+    dated = progress._with_proof_dates
+
+    def by_an_old_worker(plan: Plan, dates: Any) -> Plan:
+        return dated(plan, dates[:-1] if plan.round == 0 else dates)
+
+    monkeypatch.setattr(progress, "_with_proof_dates", by_an_old_worker)
+    on = Sweeping()
+    await on.start()
+    plan = await on.finish()
+    (evidence,) = await _chain(on)
+    assert (plan.round, evidence.predicate.pages) == (1, 2)
+
+
+async def test_a_sweep_that_lost_its_record_ends_with_the_evidence_that_it_left() -> None:
+    on = Sweeping()
+    await on.start(ROTATION)
+    first = await on.finish()
+    await on.store.remove(SWEEP_ID, "acme")
+    await on.start(ROTATION)
+    again = await on.finish()
+    assert (again.clean, again.evidence) == (True, first.evidence)
+    assert [each.digest for each in await _chain(on)] == [first.evidence]
+
+
+async def test_a_step_that_another_worker_makes_while_it_ends_is_left_to_that_one() -> None:
+    storage = CrashingStorage()
+    storage.crash_at, storage.after_effect = 0, True
+    on = Sweeping(storage)
+    await on.start()
+    with pytest.raises(Crash):
+        await on.finish()
+    step = (await on.plan()).step
+
+    async def other() -> None:
+        await on.handler.run_step(_step(step), again=True)
+
+    on.storage.before_next("put", other)
+    await on.handler.run_step(_step(step), again=True)
+    assert (await on.plan()).told
+    assert len(await _chain(on)) == 1
+    assert on.messages.types().count("sweep.completed") == 1
+
+
+async def test_a_sweep_that_was_taken_over_names_the_evidence_of_the_later_one() -> None:
+    on = Sweeping()
+    await _taken_over(on)
+    earlier = await on.finish()
+    (evidence,) = await _chain(on)
+    assert (earlier.evidence, evidence.predicate.sweep_id) == (evidence.digest, OTHER_ID)
