@@ -14,6 +14,7 @@ from keyturn_workers.keyring import (
     forbid_plaintext,
     retire_old_keys,
     rotate,
+    with_evidence,
     with_master_key,
 )
 from keyturn_workers.keyring.transitions import has_origin, with_lease
