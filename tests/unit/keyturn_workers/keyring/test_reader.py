@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from keyturn.errors import StorageUnavailableError, UnknownProjectError
+from keyturn.errors import KmsUnavailableError, StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring import cache as cache_module
+from keyturn_workers.master_keys.operator_keys import KekLimits, OperatorKeys
 from keyturn_workers.storage import Capabilities, Headers, ObjectHead, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
+from tests.unit.keyturn_workers.master_keys.fakes import MASTER, Clock, FakeProvider
 from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
@@ -377,3 +379,55 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _project(name: str) -> str:
     return name.removesuffix(".json")
+
+
+# A master key that a provider holds.
+
+
+class _OnProvider:
+    """A reader whose one master key is held by a provider, with clocks that a test moves."""
+
+    def __init__(self) -> None:
+        self.storage = MemoryStorage(capabilities=Capabilities(listings_show_overwrites=True))
+        self.storage.plant(
+            keyring_s3_key("acme"), build_keyring(keyring(), {"m1": MASTER}), Headers({})
+        )
+        self.clock, self.provider = Clock(), FakeProvider()
+        self.keys = OperatorKeys(
+            {"m1": self.provider}, limits=KekLimits(100, 1000), clock_s=self.clock
+        )
+        clock = StorageClock(LEASE_S, self.storage.elapsed_s)
+        self.reader = KeyringReader(
+            self.storage, self.keys, lease_s=LEASE_S, cache_s=CACHE_S, clock=clock
+        )
+
+
+async def test_a_keyring_is_cached_no_longer_than_its_kek_lasts() -> None:
+    """Otherwise uploads would go on under a KEK past its hard end, or after it was revoked."""
+    on = _OnProvider()
+    await on.reader.read_recent("acme")
+    assert on.reader.get_cached("acme") is not None
+    on.provider.failure = KmsUnavailableError("down")
+    on.clock.now_s += 1000
+    assert on.reader.get_cached("acme") is None
+    assert on.reader.get_last("acme") is None
+    with pytest.raises(KmsUnavailableError):
+        await on.reader.read_recent("acme")
+
+
+async def test_a_cached_keyring_in_use_keeps_its_kek_fresh() -> None:
+    on = _OnProvider()
+    await on.reader.read_recent("acme")
+    calls = on.provider.total
+    on.clock.now_s += 80
+    assert on.reader.get_cached("acme") is not None
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert on.provider.total == calls + 1
+
+
+async def test_a_keyring_of_an_unknown_project_costs_the_provider_nothing() -> None:
+    on = _OnProvider()
+    with pytest.raises(UnknownProjectError):
+        await on.reader.read_recent("made-up")
+    assert on.provider.total == 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from keyturn.crypto import (
+    HEADER_BYTES,
     SEALED_CHUNK_BYTES,
     Secret,
     seal_tombstone,
@@ -21,6 +23,7 @@ from keyturn.errors import (
     CodedError,
     CorruptObjectError,
     KeyringRolledBackError,
+    KmsUnavailableError,
     NotFoundError,
     NoUsableWrapError,
     UnknownAlgorithmError,
@@ -28,9 +31,11 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.keyring import create_keyring
+from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects import download
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -294,3 +299,20 @@ async def test_a_v0_body_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(download, "V0_MAX_BYTES", 10)
     with pytest.raises(CodedError, match="body_too_large"):
         await _read(storage, _V0_OPERATOR, "old")
+
+
+async def test_an_object_that_a_key_which_is_away_may_open_is_not_unusable() -> None:
+    """The user wrap needs no master key; without it, nothing final is said."""
+    ring = keyring()
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), _KEY, b"hello")
+    away = AdminKeks("acme", {}, frozenset({"m1"}))
+    reader = ReaderKeys("acme", admin_keks=away)
+    with pytest.raises(KmsUnavailableError):
+        open_dek(wraps, body[:HEADER_BYTES], _KEY, reader)
+    other = replace(reader, user_kek=keyring().current.kek)
+    with pytest.raises(KmsUnavailableError):
+        open_dek(wraps, body[:HEADER_BYTES], _KEY, other)
+    own = replace(reader, user_kek=ring.current.kek)
+    opened = open_dek(wraps, body[:HEADER_BYTES], _KEY, own)
+    assert opened is not None
+    assert opened.role == "user"

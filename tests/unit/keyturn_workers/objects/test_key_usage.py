@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.crypto import Secret, new_dek
-from keyturn.errors import CorruptObjectError, NoUsableWrapError, UnknownAlgorithmError
+from keyturn.errors import (
+    CorruptObjectError,
+    KmsUnavailableError,
+    NoUsableWrapError,
+    UnknownAlgorithmError,
+)
 from keyturn_workers.objects.key_usage import KeyUsage, find_key_usage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
@@ -103,3 +108,13 @@ def test_metadata_that_cannot_be_read_has_its_code() -> None:
         _usage(stripped)
     with pytest.raises(UnknownAlgorithmError):
         _usage({"enc-algo": "ROT13"})
+
+
+def test_a_key_that_is_away_may_be_the_one_that_an_object_depends_on() -> None:
+    """Otherwise `keyturn status` could call a master key safe to drop that is in use."""
+    away = replace(_KEYS, keks={"m2": _KEYS.keks["m2"]}, unavailable=frozenset({"m1"}))
+    tombstone = deleted(desired_state(_FIRST, MASTER_KEYS), _KEY)
+    for metadata in (enc(_wraps()), tombstone):
+        with pytest.raises(KmsUnavailableError):
+            _usage(metadata, keys=away)
+    assert _usage(enc(_wraps(master_key="m2")), keys=away).master_key == "m2"

@@ -20,7 +20,7 @@ from keyturn.crypto import (
     unwrap_dek,
     v0_seal,
 )
-from keyturn.errors import NoUsableWrapError, all_errors
+from keyturn.errors import KmsUnavailableError, NoUsableWrapError, all_errors
 from keyturn.metadata import V0_ALGORITHM, Wraps
 from keyturn_workers.objects import unwrap
 from keyturn_workers.objects.plan_action import (
@@ -372,6 +372,15 @@ def test_an_unavailable_master_key_opens_nothing() -> None:
     stale = enc(replace(NOW, user=BAD))
     with pytest.raises(NoUsableWrapError):
         plan_action(object_view(stale, BODY), KEY, M2, at(M2), keys, NO_OPTIONS)
+
+
+def test_nothing_is_called_unusable_while_a_master_key_is_away() -> None:
+    """A sweep would note the object as failed for good, and end unclean."""
+    away = replace(KEYS, keks={"m2": KEYS.keks["m2"]}, unavailable=frozenset({"m1"}))
+    tombstone = deleted(at(FIRST), KEY)
+    for metadata, body in ((enc(replace(NOW, user=BAD)), BODY), (tombstone, b"")):
+        with pytest.raises(KmsUnavailableError):
+            plan_action(object_view(metadata, body), KEY, M2, at(M2), away, NO_OPTIONS)
 
 
 @pytest.fixture

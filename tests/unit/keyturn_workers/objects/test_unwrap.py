@@ -8,7 +8,12 @@ from typing import Final
 import pytest
 
 from keyturn.crypto import Secret, new_dek, seal_tombstone, v0_seal
-from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
+from keyturn.errors import (
+    CorruptObjectError,
+    KeyringRolledBackError,
+    KmsUnavailableError,
+    NoUsableWrapError,
+)
 from keyturn_workers.objects.unwrap import (
     OpenedWrap,
     is_current,
@@ -182,3 +187,13 @@ def test_both_wraps_and_their_labels_must_be_the_desired_ones() -> None:
 
 def test_an_opened_wrap_prints_no_dek() -> None:
     assert repr(DEK) not in repr(ADMIN)
+
+
+# A master key whose provider is away.
+
+
+def test_an_admin_wrap_that_may_open_under_a_key_that_is_away_is_not_unusable() -> None:
+    away = replace(KEYS, keks={"m1": KEYS.keks["m1"]}, unavailable=frozenset({"m2"}))
+    assert open_admin_wrap(WRAPS, KEY, DESIRED, away, ()) == OpenedWrap(DEK, 1, "m1")
+    with pytest.raises(KmsUnavailableError, match="m2"):
+        open_admin_wrap(UNDER_M2, KEY, DESIRED, away, ())

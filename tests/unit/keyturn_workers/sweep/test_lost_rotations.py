@@ -9,8 +9,10 @@ from typing import Any, cast
 import pytest
 
 from keyturn.crypto import Secret
+from keyturn.errors import KmsUnavailableError
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn_workers.keyring import Keyring, retire_old_keys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.plan import Plan, State, SweepRequest
@@ -18,6 +20,7 @@ from keyturn_workers.sweep.recovery import recover
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
+from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
 from tools.harness.local_keys import build_keyring, operator_keys
 
 NOW = datetime.now(UTC)
@@ -204,6 +207,17 @@ async def test_records_are_kept_if_the_keyring_of_their_project_does_not_open_he
     await scene.add_ended_sweep(ring, ring.current.rotation_id)
     await scene.round(timedelta(days=30))
     assert await scene.store.find_plan(ring.current.rotation_id, "acme") is not None
+
+
+async def test_records_are_kept_while_the_provider_of_their_master_key_is_away() -> None:
+    scene = Scene()
+    ring = _rotated()
+    await scene.put(ring)
+    await scene.add_ended_sweep(ring, ring.current.rotation_id)
+    away = OperatorKeys({"m1": FakeProvider(failure=KmsUnavailableError("down"))})
+    rotations = OpenRotations(scene.storage, scene.store, cast("Any", scene), away)
+    await rotations.refresh()
+    assert rotations.needs_record(ring.current.rotation_id, "acme")
 
 
 async def test_a_marker_without_a_plan_is_kept_for_a_rotation_to_restart() -> None:

@@ -12,6 +12,7 @@ from keyturn.errors import (
     ArchivedObjectError,
     CorruptObjectError,
     KeyringRolledBackError,
+    KmsUnavailableError,
     NotFoundError,
     StorageUnavailableError,
     UnknownMasterKeyError,
@@ -202,7 +203,13 @@ async def test_a_failure_of_one_object_is_noted(error: Exception, code: str) -> 
 
 @pytest.mark.parametrize(
     "error",
-    [KeyringRolledBackError("x"), UnknownMasterKeyError("m9"), NoLeaseError(), ValueError()],
+    [
+        KeyringRolledBackError("x"),
+        UnknownMasterKeyError("m9"),
+        KmsUnavailableError("down"),
+        NoLeaseError(),
+        ValueError(),
+    ],
 )
 async def test_a_failure_of_the_whole_page_is_raised(error: Exception) -> None:
     context = await Attempt().begin()

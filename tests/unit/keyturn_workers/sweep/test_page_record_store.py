@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from keyturn_workers.sweep import record_paths
+import pytest
+
+from keyturn.errors import KmsUnavailableError
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.sweep import SweepStore, record_paths
 from keyturn_workers.sweep.plan import Failure
+from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
 from tests.unit.keyturn_workers.sweep.records import (
     OTHER_ID,
     PAGE,
@@ -104,3 +109,14 @@ async def test_a_tag_note_is_deleted_by_its_path() -> None:
     assert len(set(paths)) == 2
     await scene.store.delete_tag_note(paths[0])
     assert [path async for path, _ in scene.store.tag_notes(PLAN)] == paths[1:]
+
+
+async def test_a_result_that_cannot_be_read_now_is_not_taken_for_a_forged_one() -> None:
+    """Deleting it would have the page done again for each minute that the provider is away."""
+    scene = Scene()
+    assert await scene.store.add_result(PLAN, PAGE, RESULT, "m1")
+    provider = FakeProvider(failure=KmsUnavailableError("down"))
+    store = SweepStore(scene.storage, OperatorKeys({"m1": provider}))
+    with pytest.raises(KmsUnavailableError):
+        await store.results(PLAN)
+    assert await scene.store.results(PLAN) == {0: RESULT}
