@@ -20,12 +20,15 @@ import aio_pika
 import pytest
 
 from keyturn.crypto import SigningKey, VerifyKey, new_api_key, to_base64
-from keyturn.identifiers import format_time
+from keyturn.errors import EvidenceError
+from keyturn.evidence import in_chain_order, verify_chain
+from keyturn.identifiers import evidence_prefix, format_time
 from keyturn.messages import (
     ProjectEnrolled,
     RequestOrigin,
     RotationAccepted,
     RotationCompleted,
+    SweepCompleted,
     UploadRejected,
     UploadStored,
     encode,
@@ -214,10 +217,15 @@ async def test_the_event_key_is_replaced_while_requests_are_served(
             await _next_stored(fleet.signed_by_new)
             # Nobody vouches for the old note any more: the message counts as a first delivery.
             assert await fleet.deliver(held[1]) == "retry scheduled"
+            # Evidence follows evidence of the old key.
+            sweep = await publisher.wait_completed(await publisher.sweep("acme"), timeout_s=60)
+            assert isinstance(sweep, SweepCompleted)
+            assert sweep.clean
         assert isinstance(end, RotationCompleted)
         assert end.clean
         assert publisher.unverified_events == 0
         await fleet.stop()
+        _check_evidence(deployment, old, new)
         await _check_forged(fleet, publisher)
     # All of them were proven by the rotation, or stored after it; some are opened here.
     for key, plaintext in list(uploads.plaintexts.items())[:: len(uploads.plaintexts) // 20 + 1]:
@@ -243,6 +251,21 @@ async def _replace_seeds(
     assert event.code == "unknown_project"
     letter = await fleet.signed_by_new.take(dead_letter_name(UPLOAD_QUEUE))
     assert letter.body == held.body
+
+
+def _check_evidence(deployment: Deployment, old: bytes, new: bytes) -> None:
+    """One chain: an auditor who has both public keys can verify it, and needs both."""
+    keys = [SigningKey.from_seed(seed).verify_key() for seed in (old, new)]
+    client, bucket = stored_objects.s3_client(deployment), deployment.bucket
+    files = in_chain_order(
+        client.get_object(Bucket=bucket, Key=s3_key)["Body"].read()
+        for s3_key in stored_objects.list_keys(deployment, evidence_prefix("acme"))
+    )
+    chain = verify_chain(files, keys, deployment=deployment.name, project="acme")
+    assert [each.predicate.kind for each in chain] == ["rotation", "sweep"]
+    assert chain[-1].key_id == keys[1].id
+    with pytest.raises(EvidenceError):
+        verify_chain(files, keys[:1], deployment=deployment.name, project="acme")
 
 
 async def _check_forged(fleet: _Fleet, believer: Publisher) -> None:

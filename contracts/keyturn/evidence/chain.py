@@ -113,7 +113,7 @@ def keys_before(previous: Evidence | None, key_id: str, held: Collection[str]) -
     Args:
         previous: The evidence before; None before the first one.
         key_id: The id of the event key that signs the new evidence.
-        held: The ids of all event keys that the workers hold. The others are retired.
+        held: The ids of the event keys that may sign after it. The others are retired.
     """
     if previous is None:
         return []

@@ -53,7 +53,7 @@ class EventKeyUse(_Model):
     Attributes:
         keyid: The id of the key (SPEC 6.10).
         last: The digest of the last evidence that it signed.
-        retired: Whether the workers no longer hold it. It signs nothing after this evidence.
+        retired: Whether it was replaced. It signs nothing after this evidence.
     """
 
     keyid: KeyId

@@ -32,7 +32,7 @@ def statement_of(
         previous: The digest of the project's newest evidence, by its keyring.
         previous_evidence: That evidence; None if there is none, or if its file is lost.
         key_id: The id of the event key that signs.
-        held: The ids of all event keys that this worker holds.
+        held: The ids of the event keys that may sign after it.
         late_writes_refused: Whether the storage refuses writes that arrive after their lease.
         version: The version of Keyturn.
     """

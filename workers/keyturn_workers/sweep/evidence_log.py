@@ -97,7 +97,10 @@ class EvidenceLog:
             previous=keyring.evidence,
             previous_evidence=previous,
             key_id=key.id,
-            held=frozenset(each.id for each in self._event_keys),
+            # Whatever this worker holds, the keys before this one are retired. While the event
+            # key is replaced, one worker's first key is another's unknown one: if both could go
+            # on, each would retire the other's, and no key would be left.
+            held=frozenset({key.id}),
             late_writes_refused=late_writes_refused,
             version=self._version,
         )

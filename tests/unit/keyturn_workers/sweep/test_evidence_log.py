@@ -93,10 +93,11 @@ async def test_each_evidence_follows_the_one_that_the_keyring_names() -> None:
     ]
 
 
-async def test_event_keys_that_are_no_longer_held_are_retired() -> None:
+@pytest.mark.parametrize("held", [(NEW_KEY, OLD_KEY), (NEW_KEY,)])
+async def test_the_key_that_another_follows_is_retired(held: tuple[SigningKey, ...]) -> None:
     on = Chain()
     await on.end(plan_of(SWEEP_ID), OLD_KEY)
-    await on.end(plan_of(OTHER_ID), NEW_KEY, OLD_KEY)
+    await on.end(plan_of(OTHER_ID), *held)
     newest = await on.end(plan_of(THIRD_ID), NEW_KEY)
     on.verify(OLD_KEY, NEW_KEY)
     (use,) = newest.predicate.event_keys
@@ -117,6 +118,22 @@ async def test_a_worker_whose_keys_are_all_retired_signs_nothing() -> None:
     await on.end(plan_of(OTHER_ID), NEW_KEY)
     with pytest.raises(StorageUnavailableError, match="EVENT_KEY"):
         await on.build(plan_of(THIRD_ID), OLD_KEY)
+
+
+async def test_a_worker_with_the_old_key_alone_never_retires_the_new_one() -> None:
+    """While the event key is replaced, workers differ (SPEC 6.10).
+
+    If the old key could sign once more, its worker would list the new one, which it does not hold,
+    as retired: no worker that holds only the new one could end a sweep of the project any more.
+    """
+    on = Chain()
+    await on.end(plan_of(SWEEP_ID), OLD_KEY)
+    await on.end(plan_of(OTHER_ID), NEW_KEY, OLD_KEY)
+    with pytest.raises(StorageUnavailableError, match="EVENT_KEY"):
+        await on.build(plan_of(THIRD_ID), OLD_KEY)
+    assert (await on.end(plan_of(THIRD_ID), OLD_KEY, NEW_KEY)).key_id == NEW_KEY.id
+    assert (await on.end(plan_of(SWEEP_ID, 4), NEW_KEY)).key_id == NEW_KEY.id
+    on.verify(OLD_KEY, NEW_KEY)
 
 
 # The file of the one before.
