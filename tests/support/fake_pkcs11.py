@@ -24,11 +24,21 @@ PIN = "1234"
 
 
 class FakeKey(pkcs11.SignMixin):
-    """An HMAC key, unless its attributes say otherwise."""
+    """An HMAC key, unless its attributes say otherwise; usable while its session is open."""
 
-    def __init__(self, token: FakeToken, attributes: dict[Attribute, Any]) -> None:
+    def __init__(
+        self,
+        token: FakeToken,
+        attributes: dict[Attribute, Any],
+        found_by: FakeSession | None = None,
+    ) -> None:
         self._token = token
+        self._session = found_by
         self.attributes = attributes
+
+    def seen_by(self, session: FakeSession) -> FakeKey:
+        """The handle of this key in a session."""
+        return FakeKey(self._token, self.attributes, session)
 
     def __getitem__(self, key: Attribute) -> Any:
         if key not in self.attributes:
@@ -38,6 +48,8 @@ class FakeKey(pkcs11.SignMixin):
     def sign(self, data: Any, **kwargs: Any) -> bytes:
         assert kwargs == {"mechanism": pkcs11.Mechanism.SHA256_HMAC}
         self._token.signs += 1
+        if self._session is not None and not self._session.is_open:
+            raise pkcs11.SessionHandleInvalid
         if self._token.hang is not None:
             self._token.hang.wait()
         if self._token.errors:
@@ -54,7 +66,7 @@ class FakeSession:
     def get_objects(self, attrs: dict[Attribute, Any]) -> Iterator[FakeKey]:
         for key in self.token.keys:
             if all(key.attributes.get(name) == value for name, value in attrs.items()):
-                yield key
+                yield key.seen_by(self)
 
     def create_object(self, attrs: dict[Attribute, Any]) -> FakeKey:
         assert self.rw
@@ -83,7 +95,7 @@ class FakeToken:
         self.keys: list[FakeKey] = []
         self.sessions: list[FakeSession] = []
         self.errors: list[pkcs11.PKCS11Error] = []
-        self.hang: threading.Event | None = None
+        self.hang: threading.Event | threading.Barrier | None = None
         self.signs = 0
 
     def add_key(self, label: str = "m1", **attributes: Any) -> FakeKey:
@@ -144,6 +156,8 @@ class FakeModule:
 
     def finalize(self) -> None:
         self.finalized += 1
+        for session in self.token.sessions:
+            session.is_open = False
 
     def get_slots(self, token_present: bool = False) -> list[FakeSlot]:
         assert token_present

@@ -48,6 +48,20 @@ async def test_a_lost_session_is_replaced_and_the_caller_sees_nothing(fake: Fake
     assert fake.token.pins == [PIN, PIN]
 
 
+async def test_a_lost_device_ends_all_sessions_and_is_initialized_again_once(
+    fake: FakeModule,
+) -> None:
+    key = Pkcs11MasterKey(URI, SETTINGS)
+    for round_ in (1, 2):
+        fake.token.hang = threading.Barrier(4)  # four calls at once: each has its own session
+        await asyncio.gather(*(key.derive(b"%d" % number) for number in range(4)))
+        fake.token.hang = None
+        assert fake.initialized == round_
+        fake.token.errors = [pkcs11.DeviceRemoved()]
+        if round_ == 1:
+            await key.derive(b"1")
+
+
 async def test_a_device_that_stays_away_is_not_tried_without_end(fake: FakeModule) -> None:
     key = Pkcs11MasterKey(URI, SETTINGS)
     fake.token.errors = [pkcs11.DeviceRemoved()] * 10

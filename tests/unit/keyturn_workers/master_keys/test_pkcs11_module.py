@@ -1,6 +1,7 @@
 """A module in this process: initialization, tokens and logins, on a module written in Python."""
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pkcs11
@@ -148,6 +149,16 @@ def test_a_hanging_call_keeps_the_module_as_it_is_and_others_work(
         with module.call(0.05) as epoch:
             assert epoch == 2
         assert fake.finalized == before
+
+
+def test_a_loss_that_is_known_late_does_not_end_the_next_epoch(module: Pkcs11Module) -> None:
+    with suppress(DeviceLostError), module.call(TIMEOUT_S):  # it hangs for a while
+        _lose(module)
+        with module.call(0.05):
+            pass
+        raise DeviceLostError("gone")
+    with module.call(TIMEOUT_S) as epoch:
+        assert epoch == 2
 
 
 def test_a_module_without_locks_serves_one_call_at_a_time(
