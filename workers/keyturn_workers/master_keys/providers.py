@@ -11,13 +11,15 @@ from pydantic import SecretStr
 
 from keyturn.crypto import Secret, v0_admin_kek
 from keyturn.errors import SettingsError
-from keyturn_workers.key_uris import AwsKmsUri, Pkcs11Uri
+from keyturn_workers.key_uris import AwsKmsUri, Pkcs11Uri, VaultUri
+from keyturn_workers.master_keys import vault_new_key
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
 from keyturn_workers.master_keys.limits import LimitedMasterKey
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.master_keys.operator_keys import KekLimits, OnDerived, OperatorKeys
 from keyturn_workers.master_keys.port import MasterKey
+from keyturn_workers.master_keys.vault import VaultMasterKey
 from keyturn_workers.settings import KmsSettings, MasterKeySource, OperatorSettings
 from keyturn_workers.storage import Storage
 
@@ -41,6 +43,8 @@ def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey
                 from keyturn_workers.master_keys.pkcs11 import Pkcs11MasterKey  # noqa: PLC0415
 
             return Pkcs11MasterKey(source, settings)
+        case VaultUri():
+            return VaultMasterKey(source, settings)
         case _:
             raise SettingsError("this kind of master key is not supported")
 
@@ -134,6 +138,8 @@ async def import_master_key(source: MasterKeySource, settings: KmsSettings, prk:
                 from keyturn_workers.master_keys import pkcs11  # noqa: PLC0415
 
             await pkcs11.import_prk(source, settings, prk)
+        case VaultUri():
+            await vault_new_key.import_prk(source, settings, prk)
         case _:
             raise ValueError("a key of this kind cannot be imported")
 
@@ -157,6 +163,8 @@ async def generate_master_key(source: MasterKeySource, settings: KmsSettings) ->
                 from keyturn_workers.master_keys.pkcs11 import generate_key  # noqa: PLC0415
 
             await generate_key(source, settings)
+        case VaultUri():
+            await vault_new_key.generate_key(source, settings)
         case _:
             raise ValueError("a key of this kind cannot be generated")
 

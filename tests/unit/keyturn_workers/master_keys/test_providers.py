@@ -19,8 +19,11 @@ from keyturn_workers.master_keys.providers import (
     open_master_key,
     open_master_keys,
 )
+from keyturn_workers.master_keys.vault import VaultMasterKey
 from keyturn_workers.settings import KmsSettings, MasterKeySource
 from tests.support.fake_pkcs11 import MASTER_KEY, PIN, FakeModule
+from tests.unit.keyturn_workers.master_keys.fake_vault import fake_vault
+from tests.unit.keyturn_workers.master_keys.fake_vault import settings as vault_settings
 
 KEY = Secret(bytes(32))
 AWS = parse_key_uri("awskms:arn:aws:kms:eu-central-1:111122223333:key/1234abcd")
@@ -76,3 +79,17 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pkcs11", None)
     with pytest.raises(SettingsError, match=r"install keyturn-workers\[pkcs11\]"):
         open_master_key(ON_TOKEN, TOKEN_SETTINGS)
+
+
+def test_a_vault_uri_is_a_key_in_vault() -> None:
+    uri = parse_key_uri("vault:https://vault.example.com:8200/transit/m2?version=1")
+    assert isinstance(open_master_key(uri, vault_settings()), VaultMasterKey)
+
+
+async def test_keys_are_imported_and_generated_in_vault() -> None:
+    async with fake_vault(empty=True) as vault:
+        await import_master_key(vault.uri(), vault_settings(), Secret(bytes(range(32))))
+        assert vault.prk == bytes(range(32))
+    async with fake_vault(empty=True) as vault:
+        await generate_master_key(vault.uri(), vault_settings())
+        assert vault.requests[-1][:2] == ("POST", "transit/keys/m1")

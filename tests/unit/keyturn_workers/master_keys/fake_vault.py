@@ -1,0 +1,168 @@
+"""An HTTP server on loopback that answers as Vault does, or as a hostile server would."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap_with_padding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from keyturn_workers.key_uris import VaultUri, parse_key_uri
+from keyturn_workers.settings import KmsSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+TOKEN = "s.first-token"
+REQUEST_ID = "0e6f7c1e-5b0c-4f0e-9d0e-2f7a4c1d9b3a"
+KEY_PATH = "transit/keys/m1"
+HMAC_PATH = "transit/hmac/m1/sha2-256"
+_BODY = web.RequestKey("_BODY", object)
+
+HMAC_KEY = {
+    "type": "hmac",
+    "exportable": False,
+    "allow_plaintext_backup": False,
+    "auto_rotate_period": 0,
+    "deletion_allowed": False,
+    "imported_key": False,
+    "latest_version": 1,
+    "min_decryption_version": 1,
+    "min_encryption_version": 0,
+}
+
+
+def denied() -> web.Response:
+    """What an unknown token gets, and a token without permission."""
+    return web.json_response({"errors": ["permission denied"]}, status=403)
+
+
+@dataclass
+class FakeVault:
+    """A transit engine with at most one key, `m1`, and logins by one credential."""
+
+    url: str = ""
+    prk: bytes | None = bytes(32)
+    version: int = 1
+    properties: dict[str, Any] = field(default_factory=lambda: dict(HMAC_KEY))
+    tokens: set[str] = field(default_factory=lambda: {TOKEN})
+    may_read: bool = True
+    credential: str = "credential"
+    lease_s: int = 3600
+    renewable: bool = True
+    renewed_lease_s: int | None = None
+    respond: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+    requests: list[tuple[str, str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    logins: int = 0
+    wrapping_key: rsa.RSAPrivateKey | None = None
+
+    def uri(self, version: int = 1) -> VaultUri:
+        """The URI of the key."""
+        uri = parse_key_uri(f"vault:{self.url}/transit/m1?version={version}")
+        assert isinstance(uri, VaultUri)
+        return uri
+
+    def paths(self) -> list[str]:
+        """The paths that were requested so far."""
+        return [path for _, path, _ in self.requests]
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        path = request.path.removeprefix("/v1/")
+        body = await request.json() if request.can_read_body else None
+        self.requests.append((request.method, path, body))
+        self.headers.append(dict(request.headers))
+        request[_BODY] = body
+        if self.respond is not None:
+            return await self.respond(request)
+        return self.answer(request)
+
+    def answer(self, request: web.Request) -> web.Response:
+        """What Vault would answer."""
+        path, body = request.path.removeprefix("/v1/"), request[_BODY]
+        if path.endswith("/login"):
+            return self._login(body)
+        token = request.headers.get("X-Vault-Token", "")
+        if token not in self.tokens:
+            return denied()
+        if path == "auth/token/renew-self":
+            return self._auth(token, self.renewed_lease_s or self.lease_s)
+        return self._transit(request.method, path, body)
+
+    def _login(self, body: Any) -> web.Response:
+        self.logins += 1
+        if self.credential not in (body.get("secret_id"), body.get("jwt")):
+            return web.json_response({"errors": ["invalid role or secret ID"]}, status=400)
+        token = f"s.login-{self.logins}"
+        self.tokens.add(token)
+        return self._auth(token, self.lease_s)
+
+    def _auth(self, token: str, lease_s: int) -> web.Response:
+        auth = {"client_token": token, "lease_duration": lease_s, "renewable": self.renewable}
+        return web.json_response({"request_id": REQUEST_ID, "auth": auth})
+
+    def _transit(self, method: str, path: str, body: Any) -> web.Response:
+        if path == HMAC_PATH:
+            return self._hmac(body)
+        if path == "transit/wrapping_key":
+            self.wrapping_key = rsa.generate_private_key(65537, 2048)
+            pem = self.wrapping_key.public_key().public_bytes(
+                Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+            )
+            return web.json_response({"data": {"public_key": pem.decode()}})
+        if method == "POST":
+            self.prk = self._unwrap(body["ciphertext"]) if path.endswith("/import") else bytes(32)
+            return web.Response(status=204)
+        if self.prk is None:
+            return web.json_response({"errors": []}, status=404)
+        return web.json_response({"data": self.properties}) if self.may_read else denied()
+
+    def _hmac(self, body: Any) -> web.Response:
+        if self.prk is None:
+            return web.json_response({"errors": ["encryption key not found"]}, status=400)
+        mac = hmac.digest(self.prk, base64.b64decode(body["input"]), "sha256")
+        text = f"vault:v{self.version}:{base64.b64encode(mac).decode()}"
+        return web.json_response({"request_id": REQUEST_ID, "data": {"hmac": text}})
+
+    def _unwrap(self, ciphertext: str) -> bytes:
+        assert self.wrapping_key is not None
+        wrapped = base64.b64decode(ciphertext)
+        oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), label=None)
+        aes_key = self.wrapping_key.decrypt(wrapped[:256], oaep)
+        return aes_key_unwrap_with_padding(aes_key, wrapped[256:])
+
+
+@asynccontextmanager
+async def fake_vault(*, empty: bool = False) -> AsyncIterator[FakeVault]:
+    """Serve until the block ends; without the key where it is `empty`."""
+    vault = FakeVault(prk=None if empty else bytes(32))
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", vault.serve)
+    async with TestServer(application) as server:
+        vault.url = str(server.make_url("")).rstrip("/")
+        yield vault
+
+
+def settings(**values: object) -> KmsSettings:
+    """Settings with a token, unless another way to authenticate is given."""
+    ways = {"vault_token_file", "vault_role_id", "vault_kubernetes_role"}
+    token = {} if ways & values.keys() else {"vault_token": TOKEN}
+    return KmsSettings.model_validate({**token, **values})
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
