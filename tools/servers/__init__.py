@@ -1,4 +1,4 @@
-"""Private, throwaway servers for tests, demo and bench: RabbitMQ, Ceph, moto, SoftHSM.
+"""Private, throwaway servers for tests, demo and bench: RabbitMQ, Ceph, moto, SoftHSM, OpenBao.
 
 They listen on loopback only, keep all data in a scratch folder, and end with the process that
 started them, even if that is killed. Nothing here touches a server that it did not start.
@@ -6,6 +6,7 @@ started them, even if that is killed. Nothing here touches a server that it did 
 
 from tools.servers.ceph import CephRgw
 from tools.servers.moto import MotoServer
+from tools.servers.openbao import OpenBao
 from tools.servers.rabbitmq import RabbitMQ
 from tools.servers.s3 import S3Server, new_bucket
 from tools.servers.softhsm import SoftHsm
@@ -14,6 +15,7 @@ from tools.servers.stack import Servers, StorageKind
 __all__ = [
     "CephRgw",
     "MotoServer",
+    "OpenBao",
     "RabbitMQ",
     "S3Server",
     "Servers",

