@@ -20,6 +20,8 @@ from keyturn_workers.settings import KmsSettings
 _OK: Final = 200
 _NO_CONTENT: Final = 204
 _NOT_FOUND: Final = 404
+# At the first import the server generates its wrapping key of 4096 bits, which takes seconds.
+_TIMEOUT_S: Final = 60.0
 _PROPERTIES: Final = {"type": "hmac", "exportable": False, "allow_plaintext_backup": False}
 
 
@@ -69,7 +71,8 @@ async def _session_for_new_key(uri: VaultUri, settings: KmsSettings) -> AsyncIte
     """Open a session, once it is clear that the key does not exist."""
     if uri.version != 1:
         raise ValueError("a new key has version 1: the URI must end with ?version=1")
-    session = VaultSession(uri.address, settings)
+    timeout_s = max(settings.kms_timeout_s, _TIMEOUT_S)
+    session = VaultSession(uri.address, settings, timeout_s=timeout_s)
     try:
         response = await session.call("GET", _path(uri))
         if response.status == _OK:

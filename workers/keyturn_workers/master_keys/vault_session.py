@@ -16,12 +16,19 @@ _FORBIDDEN: Final = 403
 class VaultSession:
     """Connections to one server, and how to authenticate there. Contacts nothing when made.
 
+    Args:
+        address: The server's URL without a path.
+        settings: How to authenticate, and the limits.
+        timeout_s: Another limit than `KMS_TIMEOUT_S`.
+
     Raises:
         SettingsError: not exactly one way to authenticate is set, or a setting is malformed.
     """
 
-    def __init__(self, address: str, settings: KmsSettings) -> None:
-        self._timeout_s = settings.kms_timeout_s
+    def __init__(
+        self, address: str, settings: KmsSettings, *, timeout_s: float | None = None
+    ) -> None:
+        self._timeout_s = timeout_s or settings.kms_timeout_s
         self._http = VaultHttp(address, settings)
         self._auth = open_auth(self._http, settings)
 
@@ -35,7 +42,7 @@ class VaultSession:
     ) -> VaultResponse:
         """Send a request; after a 403 once more, if there is another token.
 
-        `KMS_TIMEOUT_S` bounds all of it, logins included. Other arguments: as `VaultHttp.call`.
+        The time limit bounds all of it, logins included. Other arguments: as `VaultHttp.call`.
 
         Raises:
             KmsUnavailableError: no response in time, or the token is refused.

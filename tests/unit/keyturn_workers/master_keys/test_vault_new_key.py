@@ -49,6 +49,12 @@ async def test_an_imported_key_has_the_prk_as_its_value() -> None:
     }
 
 
+async def test_the_server_may_take_its_time_to_make_a_wrapping_key() -> None:
+    async with fake_vault(empty=True) as vault:
+        await import_prk(vault.uri(), settings(kms_timeout_s=0.001), PRK)
+    assert vault.prk == PRK.reveal()
+
+
 async def test_a_generated_key_has_32_bytes_and_is_not_exportable() -> None:
     async with fake_vault(empty=True) as vault:
         await _create(vault, "generate")
