@@ -15,6 +15,8 @@ from typing import Annotated, Final
 import typer
 
 from keyturn_workers.cli.errors import CommandError
+from keyturn_workers.cli.held_keys import parse_uri
+from keyturn_workers.cli.init_master_key import held_key_settings
 from keyturn_workers.cli.keygen import (
     env_lines,
     event_key_settings,
@@ -34,7 +36,7 @@ _PUBLISHER: Final = "dev"
 _GATEWAY: Final = "gateway"
 _KEY_ID: Final = "main"
 GATEWAY_MAY: Final = ["upload.requested", "rotation.requested"]
-GATEWAY_READS: Final = ("KEYTURN_MASTER_KEYS",)
+GATEWAY_READS_NOT: Final = ("KEYTURN_ACTIVE_MASTER_KEY",)
 PUBLISHERS: Final = "KEYTURN_PUBLISHERS"
 _Part = tuple[str, dict[str, str]]
 
@@ -61,6 +63,15 @@ def init(
     s3_bucket: Annotated[
         str, typer.Option(envvar="KEYTURN_S3_BUCKET", help="The bucket name.")
     ] = "keyturn",
+    master_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Use the master key of an HSM or a KMS: pkcs11:…, awskms:… or vault:…. It is "
+            "generated there if it does not exist, except in AWS KMS. Default: a new one, in the "
+            "files.",
+        ),
+    ] = None,
 ) -> None:
     """Create development secrets and settings.
 
@@ -69,7 +80,10 @@ def init(
 
     The region and access keys of the storage come from KEYTURN_S3_REGION, _S3_ACCESS_KEY_ID
     and _S3_SECRET_ACCESS_KEY. Without access keys, new ones are generated for a new storage.
+    With --master-key, the settings of its provider come from the environment too
+    (KEYTURN_PKCS11_…, KEYTURN_AWS_KMS_…, KEYTURN_VAULT_…).
     """
+    held = None if master_key is None else parse_uri(master_key)
     storage = StorageKeySettings.read()
     s3 = {
         "KEYTURN_S3_ENDPOINT_URL": s3_endpoint_url,
@@ -77,19 +91,20 @@ def init(
         "KEYTURN_S3_BUCKET": s3_bucket,
         **_access_keys(storage),
     }
-    worker, gateway, publisher = _settings(amqp_url, s3)
-    files = {
-        directory / WORKER_FILE: _text("Workers and operator", worker),
-        directory / GATEWAY_FILE: _text("The HTTP gateway", gateway),
-        directory / PUBLISHER_FILE: _text("A service that publishes", publisher),
-        directory / STORAGE_FILE: _text(
-            "The development storage", [("Endpoint, bucket and access keys", s3)]
-        ),
-    }
-    if not force and (existing := [path for path in files if path.exists()]):
+    names = (WORKER_FILE, GATEWAY_FILE, PUBLISHER_FILE, STORAGE_FILE)
+    paths = [directory / name for name in names]
+    if not force and (existing := [path for path in paths if path.exists()]):
         raise CommandError(f"{existing[0]} already exists; --force replaces it and its secrets")
+    master_keys = master_key_settings(_KEY_ID) if held is None else held_key_settings(_KEY_ID, held)
+    worker, gateway, publisher = _settings(amqp_url, s3, master_keys)
+    texts = (
+        _text("Workers and operator", worker),
+        _text("The HTTP gateway", gateway),
+        _text("A service that publishes", publisher),
+        _text("The development storage", [("Endpoint, bucket and access keys", s3)]),
+    )
     directory.mkdir(parents=True, exist_ok=True)
-    for path, text in files.items():
+    for path, text in zip(paths, texts, strict=True):
         write_secret(path, text, force=force)
         print_line(f"wrote {path}")
 
@@ -104,11 +119,12 @@ def _access_keys(settings: StorageKeySettings) -> dict[str, str]:
     )
 
 
-def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Part], list[_Part]]:
+def _settings(
+    amqp_url: str, s3: dict[str, str], master_keys: dict[str, str]
+) -> tuple[list[_Part], list[_Part], list[_Part]]:
     """The parts of the files, each with its comment."""
     workers_intake, publishers_intake = intake_key_settings(_KEY_ID)
     workers_event, publishers_event = event_key_settings()
-    master_keys = master_key_settings(_KEY_ID)
     grants, own = publisher_key_settings(_PUBLISHER, ["*"], ["*"])
     gateway_grants, gateway_own = publisher_key_settings(_GATEWAY, GATEWAY_MAY, ["*"])
     shared: list[_Part] = [
@@ -130,7 +146,7 @@ def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Par
         *shared,
         (
             "The master keys by id; they open everything",
-            {name: value for name, value in master_keys.items() if name in GATEWAY_READS},
+            {name: value for name, value in master_keys.items() if name not in GATEWAY_READS_NOT},
         ),
         ("This publisher's name, and the key that signs its requests", gateway_own),
         ("Seals secrets to the workers", publishers_intake),

@@ -9,7 +9,7 @@ from keyturn.gateway.transport import is_gateway_url
 from keyturn.identifiers import SHORT_NAME_PATTERN
 from keyturn.project_keks import ProjectKeks, parse_project_keks
 from keyturn.settings import DeploymentSettings, Settings, SigningKeySetting, VerifyKeysSetting
-from keyturn_workers.settings import OperatorSettings, Publishers
+from keyturn_workers.settings import KmsSettings, MasterKeys, OperatorSettings, Publishers
 
 GATEWAY_URL_FORM: Final = "must be http://host or https://host, optionally with a path"
 
@@ -86,6 +86,13 @@ class ResignSettings(DeploymentSettings):
     publishers: Publishers
     # The same as the workers': only older requests were rejected for their age.
     request_max_age_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
+
+
+class MasterKeySettings(KmsSettings):
+    """The master keys alone, and the one that new projects get, if known."""
+
+    master_keys: MasterKeys
+    active_master_key: str | None = None
 
 
 class StatusSettings(OperatorSettings):

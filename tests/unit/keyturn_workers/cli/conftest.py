@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.unit.keyturn_workers.cli.fake_kms import FakeKms, fake_kms
 from tests.unit.keyturn_workers.cli.fake_publisher import Commands, commands
 
 if TYPE_CHECKING:
@@ -29,3 +30,9 @@ def clean_environment() -> Iterator[None]:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Commands with a fake publisher."""
     return commands(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def kms(monkeypatch: pytest.MonkeyPatch) -> FakeKms:
+    """Commands with a fake provider of master keys."""
+    return fake_kms(monkeypatch)

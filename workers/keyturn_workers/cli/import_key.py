@@ -1,0 +1,81 @@
+"""`keyturn keys import`: put a master key of the settings into a provider (SPEC 2.2, 14).
+
+What is imported is the PRK, so the provider derives the same KEKs and nothing is rewrapped. The
+setting may be changed only once the key there has derived what the local one derives.
+"""
+
+import asyncio
+import json
+from typing import Annotated
+
+import typer
+
+from keyturn.crypto import Secret, master_prk
+from keyturn.errors import KmsUnavailableError, UnknownMasterKeyError
+from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.held_keys import derive_known_kek, opened, parse_uri
+from keyturn_workers.cli.output import print_line
+from keyturn_workers.cli.settings import MasterKeySettings
+from keyturn_workers.key_uris import KeyUri
+from keyturn_workers.master_keys.local import LocalMasterKey
+from keyturn_workers.master_keys.providers import import_master_key
+
+
+def import_key(
+    master_key: Annotated[
+        str, typer.Argument(metavar="ID", help="The id of a key in KEYTURN_MASTER_KEYS.")
+    ],
+    uri: Annotated[
+        str,
+        typer.Argument(metavar="URI", help="pkcs11:…, awskms:… or vault:…: where to import it."),
+    ],
+) -> None:
+    """Import a master key from the settings into an HSM or a KMS, under the same id.
+
+    Nothing is rewrapped. The command derives a KEK there and compares it with the local one, and
+    prints the setting to change only if they agree.
+    """
+    target = parse_uri(uri)
+    settings = MasterKeySettings.read()
+    held = settings.master_keys.get(master_key)
+    if held is None:
+        raise UnknownMasterKeyError(f"{master_key} is not in KEYTURN_MASTER_KEYS")
+    if not isinstance(held, Secret):
+        raise CommandError(f"{master_key} is not held in the settings, so its value is not known")
+    asyncio.run(_import(settings, held, target))
+    note(
+        f"{master_key} derives the same KEKs there. Replace its entry in KEYTURN_MASTER_KEYS of "
+        "every worker and gateway by:"
+    )
+    print_line(f"{json.dumps(master_key)}: {json.dumps(target.location)}")
+
+
+async def _import(settings: MasterKeySettings, held: Secret, uri: KeyUri) -> None:
+    expected = await derive_known_kek(LocalMasterKey(held))
+    # It may be there already: an import that was interrupted can be repeated.
+    problem = await _problem(settings, uri, expected)
+    if problem is None:
+        return
+    try:
+        await import_master_key(uri, settings, master_prk(held.reveal()))
+    except ValueError as exc:
+        raise CommandError(f"{exc} ({problem})") from exc
+    problem = await _problem(settings, uri, expected)
+    if problem is not None:
+        raise CommandError(f"imported, but do not use it yet: {problem}")
+
+
+async def _problem(settings: MasterKeySettings, uri: KeyUri, expected: Secret) -> str | None:
+    """Why the key there cannot serve as this master key; None if it can.
+
+    Raises:
+        CommandError: it is another key.
+    """
+    try:
+        async with opened(uri, settings) as key:
+            kek = await derive_known_kek(key)
+    except KmsUnavailableError as exc:
+        return exc.detail
+    if kek != expected:
+        raise CommandError("the key there is another one: do not use it under this id")
+    return None
