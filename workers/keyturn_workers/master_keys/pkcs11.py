@@ -242,6 +242,11 @@ def _describe(location: str, key: pkcs11.SignMixin) -> KeyDescription:
         warnings.append("the key can be exported, wrapped (CKA_EXTRACTABLE is true)")
     elif local and _flag(key, Attribute.NEVER_EXTRACTABLE) is False:
         warnings.append("the key could be exported earlier (CKA_NEVER_EXTRACTABLE is false)")
+    if _flag(key, Attribute.DERIVE):
+        # CKM_EXTRACT_KEY_FROM_KEY gives away a few bytes at a time.
+        warnings.append(
+            "other keys, which can reveal this one, can be derived (CKA_DERIVE is true)"
+        )
     known = [
         value
         for value in (None if sensitive is None else not sensitive, extractable)

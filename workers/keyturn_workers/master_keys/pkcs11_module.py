@@ -8,7 +8,7 @@ call. A login holds for all sessions of a token, and a wrong PIN counts against 
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Final, Protocol
 
@@ -155,9 +155,9 @@ class Pkcs11Module:
         return tokens[0]
 
     def open_session(
-        self, token: Token, pin: Secret, epoch: int, *, writable: bool = False
+        self, token: Token, read_pin: Callable[[], Secret], epoch: int, *, writable: bool = False
     ) -> Session:
-        """Open a session of the token's user. Only within `call`.
+        """Open a session of the token's user, whose PIN only the first one needs. Within `call`.
 
         Raises:
             KmsUnavailableError: the token refuses the PIN, or refused it earlier.
@@ -165,7 +165,7 @@ class Pkcs11Module:
         try:
             with self._login:
                 if (epoch, token.slot.slot_id) not in self._logins:
-                    self._logins[epoch, token.slot.slot_id] = self._log_in(token, pin)
+                    self._logins[epoch, token.slot.slot_id] = self._log_in(token, read_pin())
             return token.open(rw=writable)
         except PKCS11Error as exc:
             raise translate(exc) from exc

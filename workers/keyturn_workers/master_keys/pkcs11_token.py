@@ -42,10 +42,10 @@ class TokenAccess:
     def open_session(self, epoch: int, *, writable: bool = False) -> pkcs11.Session:
         """Open a session of the token's user. Only within `module.call`."""
         token = self.module.token(self._uri)
-        return self.module.open_session(token, self._read_pin(), epoch, writable=writable)
+        return self.module.open_session(token, self._read_pin, epoch, writable=writable)
 
     def _read_pin(self) -> Secret:
-        """The PIN; a file is read each time, so that a corrected one is noticed."""
+        """The PIN; a file is read at each login, so that a corrected one is noticed."""
         if self._pin is not None:
             return self._pin
         assert self._pin_file is not None  # noqa: S101  # one of the two is there
@@ -53,6 +53,8 @@ class TokenAccess:
             pin = self._pin_file.read_text().rstrip("\r\n")
         except (OSError, UnicodeDecodeError):
             raise KmsUnavailableError("the file with the PKCS #11 PIN cannot be read") from None
+        if not pin:  # it may be on its way; an empty PIN would be a wrong one
+            raise KmsUnavailableError("the file with the PKCS #11 PIN is empty")
         return Secret(pin.encode())
 
 

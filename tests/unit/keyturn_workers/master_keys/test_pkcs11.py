@@ -140,10 +140,11 @@ async def test_a_key_made_inside_needs_no_warning(fake: FakeModule) -> None:
         ({"SENSITIVE": False}, True, False, "CKA_SENSITIVE"),
         ({"EXTRACTABLE": True, "NEVER_EXTRACTABLE": False}, True, False, "CKA_EXTRACTABLE"),
         ({"NEVER_EXTRACTABLE": False}, False, False, "CKA_NEVER_EXTRACTABLE"),
+        ({"DERIVE": True}, False, False, "CKA_DERIVE"),
         ({"LOCAL": False, "NEVER_EXTRACTABLE": False}, False, True, None),
     ],
 )
-async def test_an_exportable_key_is_warned_of(
+async def test_a_key_that_may_leave_is_warned_of(
     fake: FakeModule,
     attributes: dict[str, bool],
     warning: str | None,

@@ -55,7 +55,7 @@ def _token(module: Pkcs11Module, uri: Pkcs11Uri = URI) -> Token:
 
 def _open(module: Pkcs11Module, pin: str = PIN) -> Session:
     with module.call(TIMEOUT_S) as epoch:
-        return module.open_session(module.token(URI), Secret(pin.encode()), epoch)
+        return module.open_session(module.token(URI), lambda: Secret(pin.encode()), epoch)
 
 
 def test_a_module_is_initialized_once(fake: FakeModule, module: Pkcs11Module) -> None:

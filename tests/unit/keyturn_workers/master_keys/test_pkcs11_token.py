@@ -66,11 +66,16 @@ def test_a_corrected_pin_file_is_read_again(fake: FakeModule, tmp_path: Path) ->
     access = TokenAccess(URI, KmsSettings(pkcs11_module=MODULE, pkcs11_pin_file=file))
     with pytest.raises(KmsUnavailableError, match="cannot be read"):
         _open(access)
+    file.write_text("\n")
+    with pytest.raises(KmsUnavailableError, match="is empty"):
+        _open(access)
     for content in ("wrong", "wrong", "wrong\n"):
         file.write_text(content)
         with pytest.raises(KmsUnavailableError, match="refused the PIN"):
             _open(access)
     file.write_text(PIN)
+    _open(access)
+    file.unlink()  # it is logged in
     _open(access)
     assert fake.token.pins == ["wrong", PIN]
 
