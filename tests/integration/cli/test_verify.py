@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -108,6 +109,25 @@ async def test_the_operators_view_by_one_projects_admin_kek(cli: Cli, tmp_path: 
     relabeled = tmp_path / "relabeled.kek"
     relabeled.write_text((tmp_path / "other.kek").read_text().replace('"other"', '"acme"'))
     await _fails(cli, "the key opens nothing", *verify, str(relabeled))
+
+
+async def test_an_old_master_key_opens_nothing_after_a_sweep_to_another(
+    vhost_url: str, ceph: S3Server, ceph_bucket: str, tmp_path: Path
+) -> None:
+    more = {"m2": os.urandom(32)}
+    cli = cli_for(Deployment(vhost_url, ceph, ceph_bucket, more_master_keys=more))
+    old, new = str(tmp_path / "m1.kek"), str(tmp_path / "m2.kek")
+    async with worker(cli.deployment.worker_env(**_FAST)):
+        await _enroll_and_upload(cli, tmp_path)
+        await _ok(cli, "keys", "export-project", "acme", "--out", old, *_REASON)
+        await _ok(cli, "sweep", "acme", "--master-key", "m2", "--watch")
+        await _ok(cli, "keys", "export-project", "acme", "--out", new, *_REASON)
+
+    gone = await _ok(cli, "verify", "acme", "--admin-kek-file", old, "--expect-gone")
+    assert gone.stdout.splitlines()[-1] == "the key opens none of 4 wraps"
+    opened = await _ok(cli, "verify", "acme", "--admin-kek-file", new)
+    assert opened.stdout.splitlines()[0] == "admin key m2"
+    await _fails(cli, "the key opens nothing", "verify", "acme", "--admin-kek-file", old)
 
 
 async def test_what_a_bucket_writer_changes_is_found(cli: Cli, tmp_path: Path) -> None:

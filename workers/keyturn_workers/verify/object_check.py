@@ -12,7 +12,6 @@ from typing import Final, Literal
 from keyturn import metadata as object_metadata
 from keyturn.crypto import (
     BODY_CONTEXT,
-    HEADER_BYTES,
     Role,
     SealError,
     Secret,
@@ -148,7 +147,7 @@ def _check_wraps(
     if header is None:
         reason = "the wrap opens; the header cannot be read"
         return ObjectCheck(kind, "failed", "archived_object", reason)
-    if len(header) != HEADER_BYTES or not commits_to(dek, BODY_CONTEXT, header):
+    if not commits_to(dek, BODY_CONTEXT, header):
         reason = "the wrap opens, but the header does not commit to its DEK"
         return ObjectCheck.refused(kind, CorruptObjectError(reason))
     return ObjectCheck(kind, "opened")
