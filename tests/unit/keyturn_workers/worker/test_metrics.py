@@ -14,6 +14,7 @@ from keyturn.errors import AlreadyExistsError, CodedError, all_errors
 from keyturn.identifiers import format_time
 from keyturn.topology import EVENTS, PLAN_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
 from tests.support.scrape import risen, shown
@@ -165,7 +166,9 @@ def test_consuming_is_checked_at_each_scrape() -> None:
 def test_the_documentation_lists_every_metric_and_stage() -> None:
     """And none that is not there; alerts name no other metric of ours either."""
     text = METRICS.read_text() + MONITORING.read_text()
-    exported = (WorkerMetrics().render()[0] + GatewayMetrics().render()[0]).decode()
+    metrics = WorkerMetrics()
+    KmsMetrics(metrics.registry).initialize("vault")
+    exported = (metrics.render()[0] + GatewayMetrics().render()[0]).decode()
     names = set(re.findall(r"^# TYPE (\S+)", exported, re.MULTILINE))
     assert set(re.findall(r"^\| `(keyturn_\w+)` \|", text, re.MULTILINE)) == names
     rules = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
