@@ -76,8 +76,13 @@ async def test_what_each_key_opens_after_a_rotation(cli: Cli, tmp_path: Path) ->
         opened = await _ok(cli, "verify", "acme", "--api-key-file", old, "--json")
         named = document(opened)["key"]["kek_id"]
         assert named == kek_id(user_kek((tmp_path / "acme.key").read_text().strip(), "acme"))
-        await _ok(cli, "rotate", "acme", "--generate", "--save-to", new, "--watch")
+        rotate = ("rotate", "acme", "--generate", "--save-to", new, "--watch", "--json")
+        event = document(await _ok(cli, *rotate))["event"]
 
+    shown = document(await _ok(cli, "evidence", "show", "acme", "--json"))
+    assert (shown["digest"], shown["state"]) == (event["evidence"], "signature verified")
+    assert (shown["kind"], shown["generation"], shown["objects"]) == ("rotation", 2, 4)
+    assert f"Newest evidence: {event['evidence']}" in (await _ok(cli, "status", "acme")).stdout
     counts = document(await _ok(cli, "verify", "acme", "--api-key-file", new, "--json"))["counts"]
     assert (counts["objects"], counts["opened"], counts["tombstones"]) == (4, 3, 1)
     await _fails(cli, "the key opens nothing", "verify", "acme", "--api-key-file", old)

@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -29,10 +29,15 @@ _MIN_DIGEST: Final = 8
 _UNFOLDED: Final = ("sweep_id", "digest")
 
 
+def _verify_keys(values: Iterable[str]) -> list[VerifyKey]:
+    """The public keys; several in one value are separated by commas, as in the setting."""
+    parts = (part for value in values for part in value.split(","))
+    return [VerifyKey.from_bytes(seed_from_b64(part)) for part in parts]
+
+
 def _parse_keys(values: list[str] | None) -> list[str] | None:
     try:
-        for value in values or ():
-            VerifyKey.from_bytes(seed_from_b64(value))
+        _verify_keys(values or ())
     except ValueError as exc:
         raise typer.BadParameter(str(exc)) from None
     return values
@@ -50,14 +55,15 @@ PublicKeys = Annotated[
         "--public-key",
         metavar="BASE64",
         callback=_parse_keys,
-        help="A public event key; may be repeated. Default: KEYTURN_EVENT_PUBLIC_KEY.",
+        help="A public event key, or several separated by commas; may be repeated. "
+        "Default: KEYTURN_EVENT_PUBLIC_KEY.",
     ),
 ]
 
 
 def _event_keys(values: list[str] | None) -> Sequence[VerifyKey]:
     if values:
-        return [VerifyKey.from_bytes(seed_from_b64(value)) for value in values]
+        return _verify_keys(values)
     return EvidenceSettings.read().event_public_key
 
 

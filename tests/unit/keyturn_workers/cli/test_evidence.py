@@ -88,6 +88,7 @@ def test_a_whole_chain_is_verified_offline_by_public_keys_alone(tmp_path: Path) 
 def test_the_keys_may_be_options_and_the_files_a_folder(tmp_path: Path) -> None:
     _write(tmp_path, *CHAIN)
     options = [option for key in KEYS for option in ("--public-key", key)]
+    assert _run("verify", str(tmp_path), "--public-key", ",".join(KEYS)).exit_code == 0
     result = _run("verify", str(tmp_path), *options, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
