@@ -142,6 +142,7 @@ class BucketWriter:
             if key.startswith(SWEEPS_PREFIX) and key.endswith(f"/{PLAN_NAME}"):
                 _, _, sweep_id, folder, _ = key.split("/")
                 self._world.oracle.laws.canceled.add((sweep_id, folder))
+                self._world.oracle.evidence.removed(key)
 
     def relabel(self, s3_key: str, **metadata: str) -> None:
         """Change an object's metadata: `enc_upload="…"`."""

@@ -25,8 +25,9 @@ from keyturn.crypto import (
     record_kek,
     unwrap_dek,
 )
-from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX
+from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX
 from keyturn_workers.testing.memory_bucket import etag_of
+from tests.protocol.evidence_laws import EvidenceLaws
 from tests.protocol.laws import Laws
 
 if TYPE_CHECKING:
@@ -108,6 +109,11 @@ class Oracle:
         # How often each project was proven when a sweep began.
         self._proofs_at_start: dict[str, dict[str, int]] = {}
         self.laws = Laws(self.violated, grants)
+        self.evidence = EvidenceLaws(self.violated, self._current_objects)
+
+    def _current_objects(self) -> Mapping[str, Stored]:
+        assert self.server is not None
+        return self.server.current_objects()
 
     def violated(self, what: str) -> None:
         self.violations.append(what)
@@ -124,6 +130,8 @@ class Oracle:
             self._keyring(s3_key, stored, call)
         elif s3_key.startswith(SWEEPS_PREFIX):
             self._plan(s3_key, stored, call)
+        elif s3_key.startswith(EVIDENCE_PREFIX):
+            self.evidence.put(s3_key, stored.body)
         elif not s3_key.startswith(".keyturn/") and s3_key not in self.foreign:
             if call.op == "put_stream" and call.delivery is not None:
                 self._streamed[s3_key] = call.delivery
@@ -146,6 +154,7 @@ class Oracle:
 
     def _keyring(self, s3_key: str, stored: Stored, call: Call) -> None:
         name, master_key, rest = self._record(s3_key, stored.body)
+        self.evidence.rotated(name, rest, master_key)
         project = self.projects.setdefault(name, Project())
         entries = [*rest["history"], rest]
         ids = [entry["rotation_id"] for entry in entries]
@@ -175,6 +184,7 @@ class Oracle:
             return
         name, _, rest = self._record(s3_key, stored.body)
         sweep_id = rest["ask"]["sweep_id"]
+        self.evidence.planned(s3_key, name, rest)
         if s3_key not in self._plans:
             self._plans.add(s3_key)
             self.laws.planned(call.delivery)
@@ -449,6 +459,7 @@ class Oracle:
         self._on_clean_end(event.sweep_id, event)
 
     def _on_clean_end(self, sweep_id: str, event: Any) -> None:
+        self.evidence.ended(event, self._ended_requests.get((sweep_id, event.project)))
         if (sweep_id, event.project) not in self.ended_sweeps:
             self.violated(f"a sweep of {event.project} was reported as ended while it ran")
         if event.clean and (sweep_id, event.project) in self.claims and event.project != "*":

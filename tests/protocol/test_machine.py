@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
+from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
 from keyturn.topology import (
     ATTEMPT_HEADER,
     CONTROL_QUEUE,
@@ -74,6 +74,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a copy": lambda call: call.op in ("copy_onto_itself", "copy_part"),
     "an object's put": lambda call: call.is_write and not call.key.startswith(".keyturn/"),
     "a keyring's put": lambda call: call.op == "put" and call.key.startswith(KEYRINGS_PREFIX),
+    "a file of evidence": lambda call: call.op == "put" and call.key.startswith(EVIDENCE_PREFIX),
     "a plan's put": lambda call: call.op == "put" and call.key.endswith("sweep.json"),
     "a part": lambda call: call.op == "upload_part",
     "an abort": lambda call: call.op == "abort_multipart",

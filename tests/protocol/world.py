@@ -511,6 +511,7 @@ class World:
                 self.oracle.violated(f"the last sweep was not clean: {ends}")
         for name in self.oracle.projects:
             self.oracle.check_desired(name)
+            self.oracle.evidence.settled(name)
 
 
 def _id_of(event: Any) -> str | None:

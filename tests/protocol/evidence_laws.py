@@ -1,0 +1,140 @@
+"""What must hold of evidence (SPEC 15.1): shares no code with the workers but the format.
+
+The chain of a project is what its keyring named, one after the other. It never forks: each
+follows the one that the keyring named before. A file appears once the keyring named it, and is
+never replaced. Each clean end that is published names evidence in the chain, and by then every
+file up to it exists.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from keyturn.errors import EvidenceError
+from keyturn.evidence import digest, parse, verify_chain
+from keyturn.identifiers import EVIDENCE_PREFIX, evidence_s3_key
+from tests.protocol.waiters import EVENT_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from keyturn_workers.testing.memory_bucket import Stored
+
+
+class EvidenceLaws:
+    """The chains of one bucket.
+
+    Args:
+        violated: Records a violation.
+        objects: All objects in the bucket, as they are now.
+    """
+
+    def __init__(
+        self, violated: Callable[[str], None], objects: Callable[[], Mapping[str, Stored]]
+    ) -> None:
+        self._violated = violated
+        self._objects = objects
+        # By project: the digests that its keyring named.
+        self.chains: dict[str, list[str]] = defaultdict(list)
+        # By digest: the envelope that a record kept, and the record.
+        self._kept: dict[str, tuple[bytes, str]] = {}
+        # By S3 key: what workers put, which is in a chain.
+        self._files: dict[str, bytes] = {}
+        # Evidence whose record a bucket writer removed before its file existed.
+        self._lost: set[str] = set()
+
+    def planned(self, s3_key: str, name: str, rest: dict[str, Any]) -> None:
+        """A worker wrote the record of a sweep."""
+        if rest.get("envelope") is not None:
+            envelope = rest["envelope"]["text"].encode()
+            self._kept[digest(envelope)] = (envelope, s3_key)
+        if name == "*" or rest["status"] != "done":
+            return
+        if not rest["clean"] or rest["ask"]["dry_run"]:
+            if rest["evidence"] is not None:
+                self._violated(f"an end of {name} that proved nothing names evidence")
+            return
+        self._check_named(name, rest["evidence"], f"a record of {name}")
+        if rest["told"]:
+            self._check_files(name, rest["evidence"], f"a clean end of {name} was published")
+
+    def rotated(self, name: str, rest: dict[str, Any], master_key: str) -> None:
+        """A worker wrote the keyring of a project."""
+        chain, named = self.chains[name], rest.get("evidence")
+        newest = chain[-1] if chain else None
+        if named == newest:
+            return
+        if named not in self._kept:
+            self._violated(f"the keyring of {name} names evidence that no record keeps")
+            return
+        predicate = parse(self._kept[named][0]).predicate
+        if predicate.previous != newest:
+            self._violated(f"the chain of {name} forks")
+        said = (predicate.generation, predicate.kek_id, predicate.master_key)
+        if said != (rest["generation"], rest["kek_id"], master_key):
+            self._violated(f"the keyring of {name} names evidence of another state")
+        chain.append(named)
+
+    def put(self, s3_key: str, body: bytes) -> None:
+        """A worker put a file of evidence."""
+        name = s3_key.removeprefix(EVIDENCE_PREFIX).partition("/")[0]
+        if digest(body) not in self.chains[name]:
+            self._violated(f"evidence of {name} was put before its keyring named it")
+            return
+        if s3_key != _place(body):
+            self._violated(f"evidence of {name} was put in the wrong place")
+        if self._files.setdefault(s3_key, body) != body and not self._lost:
+            self._violated(f"evidence of {name} in the chain was replaced")
+
+    def ended(self, event: Any, ask: Mapping[str, Any] | None) -> None:
+        """The end of a rotation or a sweep was published."""
+        if event.clean and event.project != "*" and ask is not None and not ask["dry_run"]:
+            about = f"a clean {event.type} of {event.project}"
+            self._check_named(event.project, event.evidence, about)
+            self._check_files(event.project, event.evidence, f"{about} was published")
+        elif event.evidence is not None:
+            self._violated(f"an end of {event.project} that proved nothing names evidence")
+
+    def removed(self, s3_key: str) -> None:
+        """A bucket writer removed a record."""
+        objects = self._objects()
+        for name, (envelope, record) in self._kept.items():
+            if record == s3_key and _place(envelope) not in objects:
+                self._lost.add(name)
+
+    def _check_named(self, name: str, named: str | None, about: str) -> None:
+        if named not in self.chains[name]:
+            self._violated(f"{about} names no evidence in the chain")
+
+    def _check_files(self, name: str, named: str | None, when: str) -> None:
+        chain = self.chains[name]
+        for each in chain[: chain.index(named) + 1] if named in chain else ():
+            envelope, _ = self._kept[each]
+            stored = self._objects().get(_place(envelope))
+            if (stored is None or stored.body != envelope) and each not in self._lost:
+                self._violated(f"{when} while a file of its chain is missing")
+
+    def settled(self, name: str) -> None:
+        """Everything has ended: the chain verifies, as anybody can do."""
+        if self._lost or not self.chains[name]:
+            return
+        places = [_place(self._kept[each][0]) for each in self.chains[name]]
+        objects = self._objects()
+        files = [objects[place].body for place in places if place in objects]
+        try:
+            verify_chain(
+                files,
+                [EVENT_KEY.verify_key()],
+                deployment="test",
+                project=name,
+                newest=self.chains[name][-1],
+            )
+        except EvidenceError as exc:
+            self._violated(f"the evidence of {name} does not verify: {exc}")
+
+
+def _place(envelope: bytes) -> str:
+    statement = parse(envelope).statement
+    predicate = statement.predicate
+    return evidence_s3_key(statement.project, predicate.generation, predicate.sweep_id)
