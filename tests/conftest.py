@@ -136,7 +136,7 @@ async def _empty(url: str) -> None:
     """Deletes every queue that the topology names, so that one test's leftovers end with it."""
     async with await aio_pika.connect(url) as connection:
         streams = map(topology.publisher_queue, ("api", "narrow", "gateway"))
-        for queue in (*topology.queues(), *streams):
+        for queue in (*topology.queues(), topology.audit_queue(), *streams):
             # A channel each: the broker closes the channel on an error.
             channel = await connection.channel()
             await channel.queue_delete(queue.name)

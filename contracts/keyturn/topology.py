@@ -17,6 +17,8 @@ CONTROL_QUEUE: Final = "keyturn.control"
 SWEEP_QUEUE: Final = "keyturn.sweep"
 PLAN_QUEUE: Final = "keyturn.plan"  # a sweep's steps: planning never waits behind pages
 EVENTS_STREAM: Final = "keyturn.events"
+AUDIT_STREAM: Final = "keyturn.audit"
+AUDIT_RECORDED: Final = "audit.recorded"
 # Between the exchange and the streams of single publishers, each bound by its header.
 PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
@@ -94,9 +96,13 @@ ALL_DELAYS_S: Final = tuple(sorted({*RETRY_DELAYS_S, *UNKNOWN_PROJECT_DELAYS_S})
 EVENTS_MAX_BYTES: Final = 4 * 1024**3
 EVENTS_MAX_AGE: Final = "14D"
 _SEGMENT_BYTES: Final = 64 * 1024**2
+# Of the audit trail, where the settings do not say otherwise.
+AUDIT_MAX_AGE_S: Final = 365 * 24 * 3600
+AUDIT_MAX_BYTES: Final = 4 * 1024**3
 # One stream for each publisher: smaller, since there may be many.
 PUBLISHER_EVENTS_MAX_BYTES: Final = 512 * 1024**2
 _PUBLISHER_SEGMENT_BYTES: Final = 16 * 1024**2
+_AUDIT_SEGMENT_BYTES: Final = 16 * 1024**2
 # Each crash of a worker costs a message one delivery. A series of failed deployments can use up
 # the broker's default of 20, and the message would be dead-lettered.
 _DELIVERY_LIMIT: Final = 100
@@ -196,8 +202,26 @@ def publisher_binding(publisher: str) -> Mapping[str, str]:
     return {"x-match": "all", PUBLISHER_HEADER: publisher}
 
 
+def audit_queue(max_age_s: int = AUDIT_MAX_AGE_S, max_bytes: int = AUDIT_MAX_BYTES) -> Queue:
+    """The stream of the audit trail, with the bounds of the settings (SPEC 15.3).
+
+    It takes `audit.recorded` alone. The other streams take none of it: publishers must not read
+    what operators do.
+    """
+    return Queue(
+        AUDIT_STREAM,
+        {
+            "x-queue-type": "stream",
+            "x-max-length-bytes": max_bytes,
+            "x-max-age": f"{max_age_s}s",
+            "x-stream-max-segment-size-bytes": _AUDIT_SEGMENT_BYTES,
+        },
+        (AUDIT_RECORDED,),
+    )
+
+
 def queues() -> tuple[Queue, ...]:
-    """All queues in the order of their declaration: request queues first, the stream last.
+    """All queues but the audit trail's, in the order of their declaration: the stream last.
 
     The stream is bound only to the events' keys, never to `#`: a stream that takes
     requests would satisfy `mandatory` and lose them.

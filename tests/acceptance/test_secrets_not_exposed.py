@@ -12,7 +12,7 @@ import asyncio
 import base64
 import json
 import os
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ from keyturn.crypto import (
     unwrap_dek,
     user_kek,
 )
+from keyturn.publisher.connection import BrokerConnection
+from keyturn.publisher.event_stream import follow, last_offset
 from tools.harness import stored_objects
 from tools.harness.canaries import Canaries
 from tools.harness.deployment import Deployment
@@ -74,6 +76,7 @@ class Left:
     bucket: dict[str, tuple[bytes, dict[str, str]]]
     disk: dict[Path, bytes]
     letters: list[bytes]
+    audit: list[str]
     logs: list[str]
     metrics: list[str]
     upload_ids: list[str]
@@ -143,6 +146,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
                 assert answer.status == status
         await wait_until_drained(wire)
         metrics = [await _scraped(at) for at in (port, serving.port)]
+        audit = await _audit_trail(rabbitmq)
         disk = await asyncio.to_thread(_disk, rabbitmq)
         dead = topology.dead_letter_name(topology.UPLOAD_QUEUE)
         letter = await wire.take(dead)
@@ -153,6 +157,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
         bucket=await asyncio.to_thread(_bucket, deployment),
         disk=disk,
         letters=[letter.body, repr(letter.headers).encode()],
+        audit=audit,
         logs=[line for log in scene.logs for line in log],
         metrics=metrics,
         upload_ids=ids,
@@ -173,6 +178,20 @@ async def _scraped(port: int) -> str:
         session.get(f"http://127.0.0.1:{port}/metrics") as answer,
     ):
         return await answer.text()
+
+
+async def _audit_trail(rabbitmq: RabbitMQ) -> list[str]:
+    """All records, as whoever may read the stream finds them."""
+    connection = BrokerConnection(rabbitmq.url, publish_timeout_s=30)
+    last = await last_offset(connection, topology.AUDIT_STREAM)
+    records = []
+    async with aclosing(follow(connection, "first", topology.AUDIT_STREAM)) as stream:
+        async for record in stream:
+            records.append(record.body.decode())
+            if record.offset == last:
+                break
+    await connection.close()
+    return records
 
 
 def _disk(rabbitmq: RabbitMQ) -> dict[Path, bytes]:
@@ -220,6 +239,21 @@ async def test_the_brokers_disk_and_dead_letters_show_no_plaintext_and_no_key(le
     assert Canaries({"password": password}).found(_texts(iter(logged.values()))) == []
     assert secrets.found(disk) == []
     assert secrets.found(_texts(iter(left.letters))) == []
+
+
+async def test_the_audit_trail_shows_no_secret(left: Left) -> None:
+    """It says what was done, in three records; they are on the disk and in logs, searched too."""
+    records = [json.loads(text) for text in left.audit]
+    assert [record["request_type"] for record in records] == [
+        "enroll.requested",
+        "sweep.requested",
+        "rotation.requested",
+    ]
+    assert left.secrets(sealed_bodies=True).found(left.audit) == []
+    disk = list(_texts(iter(left.disk.values())))
+    for record in records:
+        assert any(record["audit_id"] in text for text in disk)
+        assert any(record["audit_id"] in line for line in left.logs)
 
 
 async def test_logs_and_metrics_show_no_secret_and_no_body(left: Left) -> None:

@@ -22,10 +22,13 @@ from keyturn.crypto import (
 )
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import (
+    AUDIT_MODELS,
     EVENT_MODELS,
     REQUEST_MODELS,
     UploadRequested,
     encode,
+    encode_audit,
+    parse_audit,
     parse_event,
     parse_request,
 )
@@ -42,8 +45,17 @@ def _name(path: Path) -> str:
     return f"{path.parent.parent.name}-{path.stem}"
 
 
+TYPES = [*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS]
+
+
 def _parse(message_type: str, body: bytes) -> Any:
+    if message_type in AUDIT_MODELS:
+        return parse_audit(body)
     return parse_request(body) if message_type in REQUEST_MODELS else parse_event(body)
+
+
+def _encode(message: Any) -> bytes:
+    return encode_audit(message) if message.type in AUDIT_MODELS else encode(message)
 
 
 @pytest.mark.parametrize("path", VALID, ids=_name)
@@ -55,7 +67,7 @@ def test_valid_example_passes_model_and_schema(path: Path) -> None:
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
     validator.validate(json.loads(path.read_bytes()))
-    validator.validate(json.loads(encode(message)))
+    validator.validate(json.loads(_encode(message)))
 
 
 @pytest.mark.parametrize("path", INVALID, ids=_name)
@@ -67,13 +79,13 @@ def test_invalid_example_is_refused_with_the_code_of_the_index(path: Path) -> No
     assert expected["reason"]
 
 
-@pytest.mark.parametrize("message_type", [*REQUEST_MODELS, *EVENT_MODELS])
+@pytest.mark.parametrize("message_type", TYPES)
 def test_every_type_has_examples_that_pass_and_that_fail(message_type: str) -> None:
     assert any(path.parent.parent.name == message_type for path in VALID)
     assert any(path.parent.parent.name == message_type for path in INVALID)
 
 
-@pytest.mark.parametrize("message_type", [*REQUEST_MODELS, *EVENT_MODELS])
+@pytest.mark.parametrize("message_type", TYPES)
 def test_signed_example_verifies_for_its_deployment_and_no_other(message_type: str) -> None:
     signed = json.loads((EXAMPLES / "signed.json").read_text("utf-8"))[message_type]
     body, signature = signed["body"].encode(), signed["headers"]["keyturn-signature"]

@@ -4,8 +4,8 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from keyturn.messages import EVENT_MODELS, REQUEST_MODELS
-from keyturn.topology import EVENTS, REQUESTS, queues
+from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS
+from keyturn.topology import AUDIT_RECORDED, EVENTS, REQUESTS, audit_queue, queues
 from tools import generate
 
 _BY_HAND = {PurePosixPath("examples/sealed.json")}
@@ -30,20 +30,23 @@ def test_there_is_nothing_besides_the_generated_files() -> None:
 def test_every_message_has_a_model_and_every_model_a_schema() -> None:
     assert set(REQUEST_MODELS) == set(REQUESTS)
     assert set(EVENT_MODELS) == set(EVENTS)
+    assert set(AUDIT_MODELS) == {AUDIT_RECORDED}
     schemas = {p.stem for p in generate.files() if p.parts[0] == "schemas"}
-    assert schemas == {*REQUEST_MODELS, *EVENT_MODELS}
+    assert schemas == {*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS}
 
 
 def test_asyncapi_names_the_topology() -> None:
     document = json.loads((generate.ROOT / "asyncapi.json").read_text(encoding="utf-8"))
     declared = {queue["name"]: queue for queue in document["x-queues"]}
-    assert list(declared) == [queue.name for queue in queues()]
-    for queue in queues():
+    every = (*queues(), audit_queue())
+    assert list(declared) == [queue.name for queue in every]
+    for queue in every:
         assert declared[queue.name]["arguments"] == dict(queue.arguments)
         assert declared[queue.name]["bindings"] == list(queue.bindings)
     actions = {name: o["action"] for name, o in document["operations"].items()}
     assert {n for n, action in actions.items() if action == "receive"} == set(REQUEST_MODELS)
-    assert {n for n, action in actions.items() if action == "send"} == set(EVENT_MODELS)
+    sent = {n for n, action in actions.items() if action == "send"}
+    assert sent == {*EVENT_MODELS, *AUDIT_MODELS}
 
 
 def test_asyncapi_references_resolve() -> None:

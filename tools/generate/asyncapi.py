@@ -1,4 +1,4 @@
-"""The AsyncAPI 3.0 document: exchange, routing keys, queues, headers (SPEC 6.1 to 6.3, 6.7).
+"""The AsyncAPI 3.0 document: exchange, routing keys, queues, headers (SPEC 6.1 to 6.3, 6.7, 15.3).
 
 It describes the workers: they receive requests and send events. Queues and their
 arguments are in `x-queues`, because AsyncAPI's own bindings have no place for them.
@@ -7,8 +7,9 @@ It must never say what `keyturn.topology` does not.
 
 from typing import Any, Final
 
-from keyturn.messages import EVENT_MODELS, REQUEST_MODELS
+from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS
 from keyturn.topology import (
+    AUDIT_STREAM,
     EVENT_KEY_HEADER,
     EVENTS,
     EVENTS_STREAM,
@@ -16,13 +17,14 @@ from keyturn.topology import (
     PUBLISHER_EVENTS_EXCHANGE,
     PUBLISHER_HEADER,
     SIGNATURE_HEADER,
+    audit_queue,
     publisher_binding,
     publisher_queue,
     queues,
 )
 
 _B64_ED25519: Final = {"type": "string", "contentEncoding": "base64", "minLength": 88}
-_REQUEST_HEADERS: Final = {
+_REQUEST_HEADERS: Final[dict[str, Any]] = {
     "type": "object",
     "required": [PUBLISHER_HEADER, SIGNATURE_HEADER],
     "properties": {
@@ -34,7 +36,7 @@ _REQUEST_HEADERS: Final = {
         },
     },
 }
-_EVENT_HEADERS: Final = {
+_EVENT_HEADERS: Final[dict[str, Any]] = {
     "type": "object",
     "required": [SIGNATURE_HEADER],
     "properties": {
@@ -56,11 +58,20 @@ _EVENT_HEADERS: Final = {
         },
     },
 }
+_AUDIT_HEADERS: Final = _EVENT_HEADERS | {
+    "required": [SIGNATURE_HEADER, EVENT_KEY_HEADER],
+    "properties": {
+        name: schema
+        for name, schema in _EVENT_HEADERS["properties"].items()
+        if name != PUBLISHER_HEADER
+    },
+}
+_MODELS: Final = {**REQUEST_MODELS, **EVENT_MODELS, **AUDIT_MODELS}
 
 
 def asyncapi() -> dict[str, Any]:
     """The whole document."""
-    types = [*REQUEST_MODELS, *EVENT_MODELS]
+    types = list(_MODELS)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -75,7 +86,7 @@ def asyncapi() -> dict[str, Any]:
         "channels": {name: _channel(name) for name in types},
         "operations": {name: _operation(name) for name in types},
         "components": {"messages": {name: _message(name) for name in types}},
-        "x-queues": [_queue(queue) for queue in queues()],
+        "x-queues": [_queue(queue) for queue in (*queues(), audit_queue())],
         "x-publisher-events": {
             "exchange": {"name": PUBLISHER_EVENTS_EXCHANGE, "type": "headers", "internal": True},
             "boundTo": {"exchange": EXCHANGE, "routingKeys": list(EVENTS)},
@@ -106,12 +117,12 @@ def _operation(name: str) -> dict[str, Any]:
 
 
 def _message(name: str) -> dict[str, Any]:
-    model = {**REQUEST_MODELS, **EVENT_MODELS}[name]
+    model = _MODELS[name]
     return {
         "name": name,
-        "summary": (model.__doc__ or "").strip(),
+        "summary": (model.__doc__ or "").strip().partition("\n")[0],
         "contentType": "application/json",
-        "headers": _REQUEST_HEADERS if name in REQUEST_MODELS else _EVENT_HEADERS,
+        "headers": _headers(name),
         "payload": {
             "schemaFormat": "application/schema+json;version=draft-2020-12",
             "schema": {"$ref": f"./schemas/{name}.json"},
@@ -119,9 +130,17 @@ def _message(name: str) -> dict[str, Any]:
     }
 
 
+def _headers(name: str) -> dict[str, Any]:
+    if name in REQUEST_MODELS:
+        return _REQUEST_HEADERS
+    return _AUDIT_HEADERS if name in AUDIT_MODELS else _EVENT_HEADERS
+
+
 def _queue(queue: Any) -> dict[str, Any]:
     description = {"name": queue.name, "durable": True, "arguments": dict(queue.arguments)}
     description["bindings"] = list(queue.bindings)
+    if queue.name == AUDIT_STREAM:
+        description["description"] = "Its bounds of age and size are settings of the workers"
     if queue.name == EVENTS_STREAM:
         description["description"] = (
             "Read with the consumer argument x-stream-offset, prefetch and acks"

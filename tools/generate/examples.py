@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from keyturn.crypto import sealed_size
-from keyturn.messages import COUNT_FIELDS, EVENT_MODELS
+from keyturn.messages import COUNT_FIELDS, EVENT_MODELS, REQUEST_MODELS
 from tools.generate import invalid_examples
 from tools.generate.sealed_secrets import (
     DELETE_ID,
@@ -35,7 +35,7 @@ Document = dict[str, Any]
 
 def examples(sealed: Document) -> dict[PurePosixPath, str]:
     """Every file below `examples/` but `sealed.json`, by its path."""
-    valid = requests(sealed) | events()
+    valid = requests(sealed) | events() | audit_records()
     made: dict[PurePosixPath, str] = {}
     for name, documents in valid.items():
         for title, document in documents.items():
@@ -121,7 +121,7 @@ def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
             "from-generation": rotation | {"expected_generation": 3},
         },
         "sweep.requested": {"minimal": sweep, "all-projects": sweep | all_projects},
-        "delete.requested": {"minimal": delete},
+        "delete.requested": {"minimal": delete, "for-a-person": delete | {"actor": "Kim Doe"}},
     }
 
 
@@ -200,6 +200,52 @@ def _control_events() -> dict[str, dict[str, Document]]:
     }
 
 
+def audit_records() -> dict[str, dict[str, Document]]:
+    """Valid records of the audit trail by type and title."""
+    name = "audit.recorded"
+    first: Document = {
+        "type": name,
+        "audit_id": "0d5f3a8e-4b1c-4e7a-9c62-8f1d2b7e6a53",
+        "at": _AT,
+        "process": "5e8a1c70-36d4-4f0b-8b9e-7c2d1f4a6e95",
+        "role": "worker control",
+        "host": "control-1",
+        "counter": 1,
+        "previous": None,
+        "action": "request.served",
+        "actor": "Kim Doe",
+        **_ORIGIN,
+        "request_type": "rotation.requested",
+        "request_id": ROTATION_ID,
+        "project": PROJECT,
+        "outcome": "done",
+    }
+    opened = {
+        "role": "download",
+        "action": "object.opened_as_operator",
+        "actor": "kim@bastion",
+        "project": PROJECT,
+        "object_key": KEY,
+        "outcome": "started",
+        "reason": "ticket 4711: the customer lost the file",
+    }
+    derived = {
+        "counter": 2,
+        "previous": hashlib.sha256(compact(first)).hexdigest(),
+        "action": "kek.derived",
+        "actor": "worker control",
+        "project": PROJECT,
+        "master_key": "2027",
+        "kind": "admin",
+        "provider": "awskms",
+        "provider_request_id": "b6a0d2f4-1c3e-4a58-9d7f-0e2c4b6a8d10",
+        "outcome": "done",
+    }
+    process = ("type", "audit_id", "at", "process", "role", "host", "counter", "previous")
+    begun = {field: first[field] for field in process}
+    return {name: {"served": first, "opened": begun | opened, "derived": begun | derived}}
+
+
 def _counts(*, clean: bool, **counts: int) -> Document:
     """The counts of SPEC 8.6, zero where not named."""
     return dict.fromkeys(COUNT_FIELDS, 0) | counts | {"clean": clean}
@@ -226,7 +272,7 @@ def compact(document: Document) -> bytes:
 def _signed(sealed: Document, valid: dict[str, dict[str, Document]]) -> Document:
     def signed(name: str, document: Document) -> Document:
         body = compact(document)
-        event = name in EVENT_MODELS
+        event = name not in REQUEST_MODELS
         return {"body": body.decode(), "headers": headers(sealed, body, event=event)}
 
     return {name: signed(name, next(iter(documents.values()))) for name, documents in valid.items()}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from keyturn.messages import EVENT_MODELS, REQUEST_MODELS, CountedEvent, id_field
+from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS, CountedEvent, id_field
 
 Document = dict[str, Any]
 Case = tuple[str, str, str]
@@ -21,6 +21,14 @@ def cases(name: str, valid: Document) -> Iterator[Case]:
     yield from _of_every_message(name, valid)
     if name in REQUEST_MODELS:
         yield from _of_every_request(valid)
+        yield from _of_one_request(name, valid)
+    elif name in AUDIT_MODELS:
+        yield from _of_audit_records(valid)
+    else:
+        yield from _of_one_event(name, valid)
+
+
+def _of_one_request(name: str, valid: Document) -> Iterator[Case]:
     if name == "upload.requested":
         yield from _of_uploads(valid)
     elif name == "enroll.requested":
@@ -31,7 +39,10 @@ def cases(name: str, valid: Document) -> Iterator[Case]:
         yield _changed(valid, "generation-as-text", "a number", expected_generation="3")
     elif name == "sweep.requested":
         yield _changed(valid, "dry-run-as-number", "a boolean, not a number", dry_run=1)
-    elif name == "upload.stored":
+
+
+def _of_one_event(name: str, valid: Document) -> Iterator[Case]:
+    if name == "upload.stored":
         yield _changed(valid, "size-negative", "a count of bytes", size=-1)
     elif name == "rotation.accepted":
         yield _changed(valid, "generation-zero", "generations begin at 1", generation=0)
@@ -39,8 +50,22 @@ def cases(name: str, valid: Document) -> Iterator[Case]:
     elif name == "object.deleted":
         yield _changed(valid, "key-dots", "a '..' segment", key="reports/../q3.pdf")
         yield _without(valid, "key")
-    elif issubclass(EVENT_MODELS.get(name, type), CountedEvent):
+    elif issubclass(EVENT_MODELS[name], CountedEvent):
         yield from _of_counts(name, valid)
+
+
+def _of_audit_records(valid: Document) -> Iterator[Case]:
+    digest = "0" * 64
+    yield _changed(valid, "counter-zero", "counters begin at 1", counter=0)
+    yield _changed(valid, "second-without-previous", "previous is missing", counter=2)
+    yield _changed(valid, "first-with-previous", "the first record has none", previous=digest)
+    yield _changed(valid, "action-unknown", "not in the list", action="object.looked_at")
+    yield _changed(valid, "reason-two-lines", "one line", reason="a\nb")
+    yield _changed(valid, "reason-too-long", "at most 500 characters", reason="x" * 501)
+    yield _changed(valid, "actor-control", "a control character", actor="kim\u001b[2J")
+    yield _without(valid, "previous")
+    yield _without(valid, "actor")
+    yield _without(valid, "outcome")
 
 
 def _of_counts(name: str, valid: Document) -> Iterator[Case]:
@@ -56,7 +81,7 @@ def _of_counts(name: str, valid: Document) -> Iterator[Case]:
 
 
 def _of_every_message(name: str, valid: Document) -> Iterator[Case]:
-    request_id = id_field(name)
+    request_id = "audit_id" if name in AUDIT_MODELS else id_field(name)
     text = json.dumps(valid, indent=2, ensure_ascii=False)
     yield _changed(valid, "id-upper-case", "ids are in lower case", **{request_id: "A" * 36})
     yield _without(valid, request_id)
@@ -77,6 +102,8 @@ def _of_every_request(valid: Document) -> Iterator[Case]:
     )
     yield _changed(valid, "time-impossible", "no such day", requested_at="2026-02-30T10:00:00Z")
     yield _without(valid, "requested_at")
+    if valid["type"] != "upload.requested":
+        yield _changed(valid, "actor-control", "a control character", actor="kim\n")
     if "key" in valid:
         yield _changed(valid, "key-dots", "a '..' segment", key="reports/../q3.pdf")
         yield _changed(valid, "key-slash", "a leading '/'", key="/q3.pdf")
@@ -105,7 +132,7 @@ def _of_uploads(valid: Document) -> Iterator[Case]:
     yield _changed(valid, "staged-as-text", "a number", body={"staged": {"size": "100"}})
 
 
-def _changed(valid: Document, title: str, reason: str, **changes: Any) -> Case:
+def _changed(valid: Document, title: str, reason: str, /, **changes: Any) -> Case:
     return title, json.dumps(valid | changes, indent=2, ensure_ascii=False), reason
 
 

@@ -23,6 +23,7 @@ from keyturn.settings import (
     Url,
     seed_from_b64,
 )
+from keyturn.topology import AUDIT_MAX_AGE_S, AUDIT_MAX_BYTES
 from keyturn_workers.key_uris import KeyUri, is_key_uri, parse_key_uri
 from keyturn_workers.worker.grants import Grant, GrantsFile, parse_grants, parse_named_settings
 
@@ -115,7 +116,24 @@ class OperatorSettings(S3Settings, KmsSettings):
     master_keys: MasterKeys
 
 
-class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings):
+class AuditBounds(Settings):
+    """How much of the audit trail its stream keeps (SPEC 15.3).
+
+    Only for a stream that does not exist yet: the arguments of a queue cannot change.
+    """
+
+    audit_max_age_s: Annotated[int, Field(ge=3600)] = AUDIT_MAX_AGE_S
+    audit_max_bytes: Annotated[int, Field(ge=64 * _MIB)] = AUDIT_MAX_BYTES
+
+
+class AuditSettings(DeploymentSettings, AuditBounds):
+    """What a command needs that records what it does."""
+
+    # The first signs.
+    event_key: SigningKeysSetting
+
+
+class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings, AuditBounds):
     """What workers read, whatever their roles."""
 
     active_master_key: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]

@@ -52,7 +52,7 @@ from keyturn.crypto.keys import (
     v0_user_kek,
 )
 from keyturn.crypto.retry_mac import RetryKey, RetryNote
-from keyturn.crypto.signatures import SigningKey, VerifyKey
+from keyturn.crypto.signatures import EventVerifier, SigningKey, VerifyKey
 from keyturn.crypto.wraps import (
     BODY_CONTEXT,
     UPLOAD_TAG_BYTES,
@@ -87,6 +87,7 @@ __all__ = [
     "ChunkError",
     "ChunkReader",
     "CommitmentError",
+    "EventVerifier",
     "IntakeKey",
     "IntakePublicKey",
     "Kek",

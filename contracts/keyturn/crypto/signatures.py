@@ -8,6 +8,7 @@ It must never parse a body: the bytes are verified before anything interprets th
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -140,6 +141,31 @@ class VerifyKey:
             self._key.verify(signature, _dsse(payload_type, payload))
         except InvalidSignature as exc:
             raise SignatureError from exc
+
+
+class EventVerifier:
+    """Verifies events of one deployment by any of its public event keys (SPEC 6.7, 6.10).
+
+    Args:
+        deployment: The installation that events must be signed for.
+        keys: The deployment's public event keys: the current one, and any earlier or later ones.
+    """
+
+    def __init__(self, deployment: str, keys: Iterable[VerifyKey]) -> None:
+        self._deployment = deployment
+        self._keys = tuple((key.id, key) for key in keys)
+
+    def is_signed(self, body: bytes, signature_b64: str, key_id: str = "") -> bool:
+        """Whether one of the keys signed `body`; the one that `key_id` names is tried first."""
+        named_first = sorted(self._keys, key=lambda item: item[0] != key_id)
+        return any(self._verifies(key, body, signature_b64) for _, key in named_first)
+
+    def _verifies(self, key: VerifyKey, body: bytes, signature_b64: str) -> bool:
+        try:
+            key.verify_event(self._deployment, body, signature_b64)
+        except SignatureError:
+            return False
+        return True
 
 
 def _key_id(public_bytes: bytes) -> str:

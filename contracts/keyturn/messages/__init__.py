@@ -1,9 +1,10 @@
-"""Requests and events as strict, frozen models (SPEC 6). Pure; no I/O.
+"""Requests, events and audit records as strict, frozen models (SPEC 6, 15.3). Pure; no I/O.
 
 | module | holds |
 | --- | --- |
 | `requests` | `UploadRequested` and the four other requests; `Request` |
 | `events` | `UploadStored`, `RotationCompleted` and all others; `Event`, `Rejected`, `Failed` |
+| `audit` | `AuditRecorded`, which no publisher reads, and its bytes |
 | `fields` | the types of fields, and `RequestOrigin` |
 | `codec` | `encode`, `parse_request`, `parse_event`, and the refusal that answers a request |
 | `json_text` | strict JSON |
@@ -13,6 +14,18 @@ errors name fields and rules and never repeat a value: a value may be a secret t
 the wrong field.
 """
 
+from keyturn.messages.audit import (
+    AUDIT_MODELS,
+    DONE,
+    STARTED,
+    AuditAction,
+    AuditLink,
+    AuditRecorded,
+    body_digest,
+    encode_audit,
+    parse_audit,
+    parse_audit_link,
+)
 from keyturn.messages.codec import (
     claimed_type,
     encode,
@@ -47,6 +60,7 @@ from keyturn.messages.events import (
     UploadStored,
 )
 from keyturn.messages.fields import (
+    REASON_MAX_CHARACTERS,
     Base64,
     CallerMetadata,
     ContentType,
@@ -77,10 +91,17 @@ from keyturn.messages.requests import (
 )
 
 __all__ = [
+    "AUDIT_MODELS",
     "COUNT_FIELDS",
+    "DONE",
     "EVENT_MODELS",
     "INLINE_MAX_BYTES",
+    "REASON_MAX_CHARACTERS",
     "REQUEST_MODELS",
+    "STARTED",
+    "AuditAction",
+    "AuditLink",
+    "AuditRecorded",
     "Base64",
     "CallerMetadata",
     "ContentType",
@@ -121,11 +142,15 @@ __all__ = [
     "UploadRejected",
     "UploadRequested",
     "UploadStored",
+    "body_digest",
     "claimed_type",
     "encode",
+    "encode_audit",
     "id_field",
     "identity",
     "load_json",
+    "parse_audit",
+    "parse_audit_link",
     "parse_event",
     "parse_request",
     "problems",

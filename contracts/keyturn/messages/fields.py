@@ -65,6 +65,12 @@ CallerMetadata = Annotated[
     AfterValidator(_check_caller),
 ]
 RequestDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+REASON_MAX_CHARACTERS = 500
+_NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+$"
+# A person, or a process that acts for one: a name, never a secret (SPEC 15.3).
+Actor = Annotated[str, Field(max_length=200, pattern=_NO_CONTROLS)]
+# What a person gives as the reason, in one line.
+Reason = Annotated[str, Field(max_length=REASON_MAX_CHARACTERS, pattern=_NO_CONTROLS)]
 Generation = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 

@@ -1,4 +1,4 @@
-"""Requests, as publishers send them and workers check them (SPEC 6.3 to 6.6). Pure."""
+"""Requests, as publishers send them and workers check them (SPEC 6.3 to 6.6, 15.3). Pure."""
 
 from datetime import datetime
 from typing import Annotated, Final, Literal
@@ -7,6 +7,7 @@ from pydantic import Field
 
 from keyturn.identifiers import parse_time
 from keyturn.messages.fields import (
+    Actor,
     Base64,
     CallerMetadata,
     ContentType,
@@ -60,6 +61,15 @@ class RequestModel(StrictModel):
         return parse_time(self.requested_at)
 
 
+class ControlRequestModel(RequestModel):
+    """What requests to the control workers have in common.
+
+    `actor` is the person for whom the publisher asks, by the publisher's word (SPEC 15.3).
+    """
+
+    actor: Actor | None = None
+
+
 class UploadRequested(RequestModel):
     """Encrypt this body and store it (SPEC 6.4)."""
 
@@ -73,7 +83,7 @@ class UploadRequested(RequestModel):
     body: InlineBody | StagedBody
 
 
-class EnrollRequested(RequestModel):
+class EnrollRequested(ControlRequestModel):
     """Give a project its keyring (SPEC 6.5)."""
 
     type: Literal["enroll.requested"] = "enroll.requested"
@@ -86,7 +96,7 @@ class EnrollRequested(RequestModel):
     adopt: bool = False
 
 
-class RotationRequested(RequestModel):
+class RotationRequested(ControlRequestModel):
     """Replace a project's user KEK (SPEC 6.5)."""
 
     type: Literal["rotation.requested"] = "rotation.requested"
@@ -96,7 +106,7 @@ class RotationRequested(RequestModel):
     sealed_kek: SealedSecret
 
 
-class SweepRequested(RequestModel):
+class SweepRequested(ControlRequestModel):
     """Bring the objects of one project, or of all, to the desired state (SPEC 6.6)."""
 
     type: Literal["sweep.requested"] = "sweep.requested"
@@ -108,7 +118,7 @@ class SweepRequested(RequestModel):
     dry_run: bool = False
 
 
-class DeleteRequested(RequestModel):
+class DeleteRequested(ControlRequestModel):
     """Replace an object by a tombstone (SPEC 6.6, 8.7)."""
 
     type: Literal["delete.requested"] = "delete.requested"

@@ -46,15 +46,15 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError
 
-from keyturn.crypto import VerifyKey
-from keyturn.errors import EventsUnavailableError, MalformedRequestError, SealError
+from keyturn.crypto import EventVerifier, VerifyKey
+from keyturn.errors import EventsUnavailableError, MalformedRequestError
 from keyturn.messages import Event, parse_event
 from keyturn.publisher.connection import (
     BrokerConnection,
     close_quietly,
     normalize_connection_errors,
 )
-from keyturn.topology import EVENT_KEY_HEADER, EVENTS_STREAM, SIGNATURE_HEADER
+from keyturn.topology import AUDIT_STREAM, EVENT_KEY_HEADER, EVENTS_STREAM, SIGNATURE_HEADER
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +65,11 @@ _PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _SKIP_PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0)
 _LOSSES_OF_PROOF: Final = 2
 _KNOWN_AGAIN_S: Final = 5.0
+_NEWEST_S: Final = 1.0
 _OFFSET_HEADER: Final = "x-stream-offset"
 _NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
 _START_A_WORKER: Final = "; start one"
+_OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM)
 _EARLIER: Final = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1))
 
 Start = datetime | int | Literal["first"]
@@ -105,13 +107,12 @@ class Verifier:
     """
 
     def __init__(self, deployment: str, keys: Sequence[VerifyKey]) -> None:
-        self._deployment = deployment
-        self._keys = tuple((key.id, key) for key in keys)
+        self._signatures = EventVerifier(deployment, keys)
         self.refused = 0
 
     def event(self, record: StreamRecord) -> Event | None:
         """The event, or None if its signature fails or this version does not know its type."""
-        if not self._is_signed(record):
+        if not self._signatures.is_signed(record.body, record.signature, record.key_id):
             self.refused += 1
             _log.warning("ignored an event that is not signed, at offset %d", record.offset)
             return None
@@ -120,17 +121,6 @@ class Verifier:
         except MalformedRequestError:
             _log.debug("skipped an event that this version does not know, at %d", record.offset)
             return None
-
-    def _is_signed(self, record: StreamRecord) -> bool:
-        named_first = sorted(self._keys, key=lambda item: item[0] != record.key_id)
-        return any(self._verifies(key, record) for _, key in named_first)
-
-    def _verifies(self, key: VerifyKey, record: StreamRecord) -> bool:
-        try:
-            key.verify_event(self._deployment, record.body, record.signature)
-        except SealError:
-            return False
-        return True
 
 
 class _InterruptedError(Exception):
@@ -440,13 +430,53 @@ class _Delivery:
     ack: Callable[[], Awaitable[object]]
 
 
+async def last_offset(connection: BrokerConnection, stream: str) -> int | None:
+    """The offset of the newest message of a stream.
+
+    The broker counts the messages of a stream late (seen with RabbitMQ 4.0), so the newest ones
+    are read, for a second. It delivers what it has confirmed before.
+
+    Args:
+        connection: The broker.
+        stream: The stream's name.
+
+    Returns:
+        None if the stream holds no message, or none of the newest can be decoded.
+
+    Raises:
+        EventsUnavailableError: the stream cannot be read.
+    """
+    last: int | None = None
+    try:
+        async with _consumer(
+            connection, stream, "last", prefetch=PREFETCH, isolated=False
+        ) as messages:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_KNOWN_AGAIN_S) as waiting:
+                    while isinstance(message := await messages.get(), _Delivery):
+                        if last is None:
+                            waiting.reschedule(asyncio.get_running_loop().time() + _NEWEST_S)
+                        last = message.record.offset
+                        await message.ack()
+    except _UndecodableError:
+        return last
+    except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
+        raise EventsUnavailableError(_unreadable(stream, exc)) from exc
+    return last
+
+
 _Messages = asyncio.Queue[_Delivery | _Loss]
 _Attach = Callable[..., AbstractAsyncContextManager[_Messages]]
 
 
 @asynccontextmanager
 async def _consumer(
-    connection: BrokerConnection, stream: str, start: Start, *, prefetch: int, isolated: bool
+    connection: BrokerConnection,
+    stream: str,
+    start: Start | Literal["last"],
+    *,
+    prefetch: int,
+    isolated: bool,
 ) -> AsyncIterator[_Messages]:
     """The messages of a new consumer, ended by a `_Loss`.
 
@@ -568,7 +598,7 @@ def _undecodable_errors() -> Iterator[None]:
 def _unreadable(stream: str, cause: BaseException) -> str:
     match cause:
         case ChannelNotFoundEntity():
-            return f"no worker has declared {stream}" + _START_A_WORKER * (stream == EVENTS_STREAM)
+            return f"no worker has declared {stream}" + _START_A_WORKER * (stream in _OF_WORKERS)
         case ChannelAccessRefused():
             pattern = "^" + stream.replace(".", r"\.") + "$"
             return f"the broker's user may not read {stream}: it needs read permission {pattern}"

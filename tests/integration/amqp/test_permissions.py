@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "howto" / "deploy.md"
 _PASSWORD = secrets.token_hex(16)
-_USERS = ("worker", "billing", "gateway", "operator", "audit")
+_USERS = ("worker", "billing", "gateway", "operator", "auditor", "audit")
 _BILLING = "keyturn.events.billing"
 
 
@@ -129,6 +129,8 @@ REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "the stream of all events": lambda c: read(c, "keyturn.events"),
     "a work queue": lambda c: get(c, "keyturn.upload"),
     "dead letters": lambda c: get(c, "keyturn.upload.dead"),
+    "the audit trail": lambda c: read(c, "keyturn.audit"),
+    "an audit record": lambda c: publish(c, "audit.recorded"),
     "a type that it was not given": lambda c: publish(c, "enroll.requested"),
     "a delete": lambda c: publish(c, "delete.requested"),
     "an event": lambda c: publish(c, "upload.stored"),
@@ -156,6 +158,35 @@ async def test_a_publisher_is_refused(users: Users, what: str) -> None:
         with pytest.raises(ChannelAccessRefused):
             await REFUSED[what](channel)
         assert channel.is_closed
+
+
+@pytest.mark.parametrize("what", REFUSED.keys() - {"the audit trail"})
+async def test_an_auditor_is_refused_all_but_the_audit_trail(users: Users, what: str) -> None:
+    async with channel_of(users, "auditor") as channel:
+        with pytest.raises(ChannelAccessRefused):
+            await REFUSED[what](channel)
+
+
+async def test_an_auditor_reads_the_audit_trail(users: Users) -> None:
+    async with channel_of(users, "auditor") as channel:
+        await read(channel, topology.AUDIT_STREAM)
+        assert not channel.is_closed
+
+
+@pytest.mark.parametrize("user", ["worker", "operator"])
+async def test_who_uses_the_operators_key_records_it(users: Users, user: str) -> None:
+    async with channel_of(users, user) as channel:
+        await publish(channel, topology.AUDIT_RECORDED)
+
+
+@pytest.mark.parametrize("user", ["operator", "auditor", "billing", "gateway"])
+async def test_nobody_but_a_worker_deletes_the_audit_trail(users: Users, user: str) -> None:
+    async with channel_of(users, user) as channel:
+        with pytest.raises(ChannelAccessRefused):
+            await channel.queue_delete(topology.AUDIT_STREAM)
+    async with channel_of(users, user) as channel:
+        with pytest.raises(ChannelAccessRefused):
+            await bind(channel, topology.AUDIT_STREAM, "upload.stored")
 
 
 @pytest.mark.parametrize("what", ["the stream of all events", "another publisher's stream"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,6 +60,12 @@ def bucket_cli(request: pytest.FixtureRequest, new_bucket: Callable[[S3Server], 
     """Commands that need the bucket alone, on either server."""
     server: S3Server = request.getfixturevalue(request.param)
     return cli_for(Deployment(_NO_BROKER, server, new_bucket(server)))
+
+
+@pytest.fixture
+def operator_cli(bucket_cli: Cli, vhost_url: str) -> Cli:
+    """The same with a broker: what an operator opens is recorded first (SPEC 15.3)."""
+    return cli_for(replace(bucket_cli.deployment, amqp_url=vhost_url))
 
 
 @pytest.fixture

@@ -67,16 +67,16 @@ def _files(folder: Path) -> list[str]:
 @pytest.mark.parametrize("who", ["project", "operator"])
 @pytest.mark.parametrize("size", [0, 5, 3 * 2**20 + 7])
 def test_download_writes_the_stored_plaintext(
-    bucket_cli: Cli, tmp_path: Path, who: str, size: int
+    operator_cli: Cli, tmp_path: Path, who: str, size: int
 ) -> None:
     plaintext = os.urandom(size)
-    _store(bucket_cli, "a/b.bin", plaintext)
+    _store(operator_cli, "a/b.bin", plaintext)
     target = tmp_path / "out.bin"
     arguments = ["download", "acme", "a/b.bin", "-o", str(target)]
     if who == "operator":
-        result = bucket_cli.run(*arguments, "--as-operator")
+        result = operator_cli.run(*arguments, "--as-operator", "--reason", "a test")
     else:
-        result = bucket_cli.run(*arguments, API_KEY=bucket_cli.deployment.api_key)
+        result = operator_cli.run(*arguments, API_KEY=operator_cli.deployment.api_key)
     assert result.exit_code == 0, result.stderr
     assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(plaintext).digest()
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
@@ -99,13 +99,13 @@ def test_download_to_standard_output_with_a_key_file_and_a_pepper(
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "metadata"])
 def test_a_corrupt_object_exits_1_and_leaves_no_file(
-    bucket_cli: Cli, tmp_path: Path, damage: str
+    operator_cli: Cli, tmp_path: Path, damage: str
 ) -> None:
     plaintext = os.urandom(2 * 2**20)
-    body = bytearray(_store(bucket_cli, "k", plaintext))
-    wraps = wrap(desired_state(_keyring(bucket_cli), _masters(bucket_cli)), "k", new_dek())
-    client = sync_client(bucket_cli.deployment.s3)
-    metadata = client.head_object(Bucket=bucket_cli.deployment.bucket, Key="acme/k")["Metadata"]
+    body = bytearray(_store(operator_cli, "k", plaintext))
+    wraps = wrap(desired_state(_keyring(operator_cli), _masters(operator_cli)), "k", new_dek())
+    client = sync_client(operator_cli.deployment.s3)
+    metadata = client.head_object(Bucket=operator_cli.deployment.bucket, Key="acme/k")["Metadata"]
     client.close()
     if damage == "flip":
         body[-100] ^= 1
@@ -113,23 +113,23 @@ def test_a_corrupt_object_exits_1_and_leaves_no_file(
         del body[-100:]
     else:
         metadata = build_object_metadata(wraps, upload_id=_ID, caller_wire={})
-    _put(bucket_cli, "acme/k", bytes(body), metadata)
-    for who in (["--as-operator"], []):
-        result = bucket_cli.run(
+    _put(operator_cli, "acme/k", bytes(body), metadata)
+    for who in (["--as-operator", "--reason", "a test"], []):
+        result = operator_cli.run(
             "download",
             "acme",
             "k",
             "-o",
             str(tmp_path / "out"),
             *who,
-            API_KEY=bucket_cli.deployment.api_key,
+            API_KEY=operator_cli.deployment.api_key,
         )
         assert result.exit_code == 1
         assert result.stderr.startswith("keyturn: corrupt_object: ")
         assert result.stderr.count("\n") == 1
         assert _files(tmp_path) == []
-        piped = bucket_cli.run(
-            "download", "acme", "k", "-o", "-", *who, API_KEY=bucket_cli.deployment.api_key
+        piped = operator_cli.run(
+            "download", "acme", "k", "-o", "-", *who, API_KEY=operator_cli.deployment.api_key
         )
         assert piped.exit_code == 1
         assert plaintext.startswith(piped.stdout_bytes)
@@ -137,29 +137,29 @@ def test_a_corrupt_object_exits_1_and_leaves_no_file(
 
 
 def test_download_replaces_a_file_only_with_force_and_only_completely(
-    bucket_cli: Cli, tmp_path: Path
+    operator_cli: Cli, tmp_path: Path
 ) -> None:
-    _store(bucket_cli, "k", b"new")
+    _store(operator_cli, "k", b"new")
     target = tmp_path / "out"
     target.write_bytes(b"old")
-    arguments = ["download", "acme", "k", "-o", str(target), "--as-operator"]
-    assert bucket_cli.run(*arguments).exit_code == 1
+    arguments = ["download", "acme", "k", "-o", str(target), "--as-operator", "--reason", "a test"]
+    assert operator_cli.run(*arguments).exit_code == 1
     assert target.read_bytes() == b"old"
-    missing = bucket_cli.run("download", "acme", "none", *arguments[3:], "--force")
+    missing = operator_cli.run("download", "acme", "none", *arguments[3:], "--force")
     assert (missing.exit_code, missing.stderr) == (1, "keyturn: not_found: none\n")
     assert target.read_bytes() == b"old"
-    assert bucket_cli.run(*arguments, "--force").exit_code == 0
+    assert operator_cli.run(*arguments, "--force").exit_code == 0
     assert target.read_bytes() == b"new"
 
 
-def test_the_operator_reads_plaintext_where_the_keyring_allows_it(bucket_cli: Cli) -> None:
-    record = build_keyring(_keyring(bucket_cli, plaintext=True), _masters(bucket_cli))
-    _put(bucket_cli, "acme/p", b"as it is")
-    arguments = ["download", "acme", "p", "-o", "-", "--as-operator"]
-    refused = bucket_cli.run(*arguments)
+def test_the_operator_reads_plaintext_where_the_keyring_allows_it(operator_cli: Cli) -> None:
+    record = build_keyring(_keyring(operator_cli, plaintext=True), _masters(operator_cli))
+    _put(operator_cli, "acme/p", b"as it is")
+    arguments = ["download", "acme", "p", "-o", "-", "--as-operator", "--reason", "a test"]
+    refused = operator_cli.run(*arguments)
     assert (refused.exit_code, refused.stdout_bytes) == (1, b"")
-    _put(bucket_cli, ".keyturn/keyrings/acme.json", record)
-    assert bucket_cli.run(*arguments).stdout_bytes == b"as it is"
+    _put(operator_cli, ".keyturn/keyrings/acme.json", record)
+    assert operator_cli.run(*arguments).stdout_bytes == b"as it is"
 
 
 def test_inspect_shows_metadata_and_no_wrap(bucket_cli: Cli) -> None:

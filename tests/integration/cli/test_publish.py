@@ -55,7 +55,7 @@ async def test_enroll_upload_and_download_a_folder(cli: Cli, tmp_path: Path) -> 
             arguments = ["download", "acme", key, "-o", "-"]
             for result in (
                 await cli.arun(*arguments, "--api-key-file", str(key_file)),
-                await cli.arun(*arguments, "--as-operator"),
+                await cli.arun(*arguments, "--as-operator", "--reason", "a test"),
             ):
                 assert (result.exit_code, result.stdout_bytes) == (0, body)
         report = document(await cli.arun("inspect", "acme", "d/a.txt", "--json"))
@@ -78,7 +78,9 @@ async def test_enroll_upload_and_download_a_folder(cli: Cli, tmp_path: Path) -> 
             stdin=b"through a pipe",
         )
         assert piped.exit_code == 0, piped.stderr
-        read = await cli.arun("download", "acme", "piped", "-o", "-", "--as-operator")
+        read = await cli.arun(
+            "download", "acme", "piped", "-o", "-", "--as-operator", "--reason", "a test"
+        )
         assert read.stdout_bytes == b"through a pipe"
 
         second = await cli.arun("enroll", "acme", API_KEY=api_key)

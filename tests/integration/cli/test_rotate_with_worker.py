@@ -58,7 +58,9 @@ async def test_rotate_sweep_and_delete(cli: Cli, tmp_path: Path) -> None:
         deleted = await cli.arun("delete", "acme", "a", "never-there", "--json")
         assert deleted.exit_code == 0, deleted.stderr
         assert [row["status"] for row in document(deleted)] == ["deleted", "deleted"]
-        gone = await cli.arun("download", "acme", "a", "-o", "-", "--as-operator")
+        gone = await cli.arun(
+            "download", "acme", "a", "-o", "-", "--as-operator", "--reason", "a test"
+        )
         assert gone.exit_code == 1
         assert gone.stderr.startswith("keyturn: not_found")
         again = await cli.arun("upload", "acme", paths[0], "--wait")

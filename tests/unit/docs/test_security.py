@@ -23,6 +23,7 @@ _ATTACKERS = {
     "an old API key",
     "the logs, metrics",
     "the master key",
+    "an operator's machine",
 }
 
 

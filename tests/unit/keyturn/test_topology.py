@@ -10,6 +10,7 @@ import pytest
 from keyturn.messages import EVENT_MODELS, REQUEST_MODELS
 from keyturn.topology import (
     ALL_DELAYS_S,
+    AUDIT_RECORDED,
     CONTROL_QUEUE,
     DEAD_QUEUES,
     EVENTS,
@@ -22,6 +23,7 @@ from keyturn.topology import (
     RETRY_DELAYS_S,
     SWEEP_QUEUE,
     UPLOAD_QUEUE,
+    audit_queue,
     dead_letter_name,
     publisher_binding,
     publisher_queue,
@@ -92,3 +94,13 @@ def test_a_publishers_stream_takes_its_own_events_alone() -> None:
     assert stream.arguments["x-queue-type"] == "stream"
     assert stream.bindings == ()
     assert publisher_binding("billing") == {"x-match": "all", PUBLISHER_HEADER: "billing"}
+
+
+def test_records_of_the_audit_trail_go_to_its_stream_alone() -> None:
+    stream = audit_queue(86400, 10**9)
+    assert (stream.name, stream.bindings) == ("keyturn.audit", (AUDIT_RECORDED,))
+    assert stream.arguments["x-queue-type"] == "stream"
+    assert stream.arguments["x-max-age"] == "86400s"
+    assert stream.arguments["x-max-length-bytes"] == 10**9
+    elsewhere = chain.from_iterable(queue.bindings for queue in queues())
+    assert AUDIT_RECORDED not in {*elsewhere, *EVENTS, *REQUESTS}

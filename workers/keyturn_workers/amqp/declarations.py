@@ -1,6 +1,6 @@
 """Declaring the topology on the broker (SPEC 6.2): request queues before anything publishes."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from aio_pika import ExchangeType, connect
@@ -15,8 +15,15 @@ class TopologyError(Exception):
     """A queue or exchange exists with other arguments, or may not be declared."""
 
 
-async def declare(amqp_url: str, publishers: Collection[str] = ()) -> None:
-    """Declare exchanges, queues and the publishers' streams. What exists is not changed.
+async def declare(
+    amqp_url: str, publishers: Collection[str] = (), audit: topology.Queue | None = None
+) -> None:
+    """Declare exchanges, queues and streams. What exists is not changed.
+
+    Args:
+        amqp_url: The broker's address.
+        publishers: Who gets a stream.
+        audit: The stream of the audit trail; None for the default bounds.
 
     Raises:
         TopologyError: one exists with other arguments.
@@ -26,7 +33,7 @@ async def declare(amqp_url: str, publishers: Collection[str] = ()) -> None:
         async with await connect(amqp_url) as connection:
             declarer = _Declarer(await connection.channel())
             with declarer.topology_errors():
-                await declarer.declare_queues()
+                await declarer.declare_queues((*topology.queues(), audit or topology.audit_queue()))
                 await declarer.declare_streams(publishers)
 
 
@@ -54,9 +61,9 @@ class _Declarer:
             # The broker's message names the argument that differs.
             raise TopologyError(f"{self._name} cannot be declared: {exc}") from exc
 
-    async def declare_queues(self) -> None:
+    async def declare_queues(self, queues: Iterable[topology.Queue]) -> None:
         exchange = await self._exchange()
-        for queue in topology.queues():
+        for queue in queues:
             declared = await self._queue(queue)
             for routing_key in queue.bindings:
                 await declared.bind(exchange, routing_key)

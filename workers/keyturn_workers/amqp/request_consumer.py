@@ -109,6 +109,16 @@ class RequestHandler(Protocol):
         ...
 
 
+class RequestAudit(Protocol):
+    """Records requests in the audit trail (SPEC 15.3)."""
+
+    async def served(self, request: Request, origin: RequestOrigin) -> None:
+        """The request was served; returns once that is recorded."""
+
+    async def refused(self, body: bytes, publisher: str, error: CodedError) -> None:
+        """What this publisher signed was refused for good; returns once that is recorded."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestJob(Job):
     """An admitted request."""
@@ -154,12 +164,14 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         *,
         time: TimeSource | None = None,
         grants: GrantsKeeper | None = None,
+        audit: RequestAudit | None = None,
     ) -> None:
         super().__init__(handler.queue, context)
         self._handler = handler
         self._rules = rules
         self._time = time or TimeSource()
         self._grants = grants
+        self._audit = audit
 
     async def _admit(self, message: AbstractIncomingMessage, delivery: Delivery) -> RequestJob:
         try:
@@ -242,6 +254,10 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
 
     async def _complete(self, job: RequestJob, result: Handled, delivery: Delivery) -> Report:
         with self._metrics.stage("tell"):
+            if self._audit is not None:
+                # After the effect and before the acknowledgment: what changed and was not
+                # recorded is delivered again, and recorded then.
+                await self._audit.served(job.request, job.origin)
             for event in (result.event, *result.more):
                 if event is not None:
                     await self._worker_publisher.publish_event(with_origin(event, job.origin))
@@ -287,6 +303,8 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         """Refuse for good. Without a `signer`, no event says so."""
         at = format_time(self._now())
         event = None if signer is None else rejection_of(message.body, signer, error, at)
+        if self._audit is not None and signer is not None:
+            await self._audit.refused(message.body, signer.name, error)
         # The dead letter first, the event second: a reader of the event finds the letter.
         await self._worker_publisher.dead_letter(message, self._queue, error)
         if event is not None:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from keyturn.settings import PREFIX
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.cli import (
+    audit,
     dead,
     delete,
     doctor,
@@ -136,6 +137,7 @@ app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 app.add_typer(evidence.app)
 app.add_typer(dead.app)
+app.add_typer(audit.app)
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from keyturn.identifiers import check_object_key, is_project
+from keyturn.identifiers import check_object_key, has_control_characters, is_project
+from keyturn.messages import REASON_MAX_CHARACTERS
 
 
 def validate_project(value: str | None) -> str | None:
@@ -33,12 +34,32 @@ def validate_object_key(value: str) -> str:
         raise typer.BadParameter(f"malformed_request: {exc}") from exc
 
 
+def validate_reason(value: str | None) -> str | None:
+    """A reason as the audit trail holds it: one line, or None.
+
+    Raises:
+        typer.BadParameter: it is empty, too long, or has control characters.
+    """
+    if value is None:
+        return None
+    reason = value.strip()
+    if not 1 <= len(reason) <= REASON_MAX_CHARACTERS or has_control_characters(reason):
+        raise typer.BadParameter(f"must be one line of 1 to {REASON_MAX_CHARACTERS} characters")
+    return reason
+
+
 Project = Annotated[str, typer.Argument(help="The project id.", callback=validate_project)]
 OptionalProject = Annotated[
     str | None, typer.Argument(help="The project id.", callback=validate_project)
 ]
 ObjectKey = Annotated[
     str, typer.Argument(help="The object key, without the project.", callback=validate_object_key)
+]
+Reason = Annotated[
+    str | None,
+    typer.Option(
+        help="Why, for the audit trail: a ticket, say. Never a secret.", callback=validate_reason
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ApiKeyFile = Annotated[

@@ -1,6 +1,7 @@
 """`keyturn dead`: list, show, replay and discard dead letters (SPEC 12, 14)."""
 
 import asyncio
+import hashlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,9 +16,11 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError
 
 from keyturn.errors import CodedError
+from keyturn.identifiers import is_project, is_uuid
 from keyturn.settings import DeploymentSettings
-from keyturn.topology import DEAD_QUEUES
-from keyturn_workers.cli.arguments import AsJson
+from keyturn.topology import DEAD_QUEUES, REQUESTS
+from keyturn_workers.cli.arguments import AsJson, Reason
+from keyturn_workers.cli.command_audit import command_audit
 from keyturn_workers.cli.dead_letters import (
     DeadLetter,
     DeadLetterReader,
@@ -33,6 +36,7 @@ from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_rows
 from keyturn_workers.cli.secret_files import write_secret
 from keyturn_workers.cli.settings import ResignSettings
+from keyturn_workers.settings import AuditSettings
 
 app = typer.Typer(name="dead", help="Inspect, replay or discard dead letters.")
 
@@ -186,23 +190,31 @@ def replay(
     ] = False,
     queue: QueueOption = None,
     limit: Limit = _SEARCH_LIMIT,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send dead letters back to their work queues."""
+    """Send dead letters back to their work queues. Each is recorded in the audit trail first."""
     if bool(ids) == all_letters:
         raise typer.BadParameter("name ids or use --all")
     settings = ResignSettings.read() if resign else DeploymentSettings.read()
-    rows = asyncio.run(_replay(settings, ids or [], _queues(queue), limit))
+    rows = asyncio.run(_replay(settings, ids or [], _queues(queue), limit, reason))
     _print_results(rows, as_json=as_json)
 
 
 async def _replay(
-    settings: DeploymentSettings, ids: list[str], queues: list[str], limit: int
+    settings: DeploymentSettings,
+    ids: list[str],
+    queues: list[str],
+    limit: int,
+    reason: str | None,
 ) -> list[dict[str, Any]]:
     # It imports FastStream, which takes a second.
     from keyturn_workers.cli.replay import Resigner, original, send_back  # noqa: PLC0415
 
     async with AsyncExitStack() as stack:
+        audit = await stack.enter_async_context(
+            command_audit(AuditSettings.read(), "dead replay", reason)
+        )
         resigner = None
         if isinstance(settings, ResignSettings):
             resigner = await stack.enter_async_context(Resigner(settings))
@@ -215,7 +227,8 @@ async def _replay(
                 copy = original(message)
             else:
                 copy = await resigner.resign(message, queue, named=bool(ids))
-            await send_back(reader.channel, message, copy, queue)
+            async with audit.act("dead_letter.replayed", **_audit_fields(message, dead)):
+                await send_back(reader.channel, message, copy, queue)
 
         if ids:
             return [
@@ -226,6 +239,19 @@ async def _replay(
             for name in queues
             async for message in reader.read(name, limit)
         ]
+
+
+def _audit_fields(message: AbstractIncomingMessage, queue: str) -> dict[str, Any]:
+    """Which letter it is, by its own claim: who signed it is not checked here."""
+    letter = describe(message, queue)
+    is_known = letter.type in REQUESTS
+    return {
+        "queue": queue,
+        "request": hashlib.sha256(message.body).hexdigest(),
+        "request_type": letter.type if is_known else None,
+        "request_id": letter.message_id if is_uuid(letter.message_id or "") else None,
+        "project": letter.project if is_project(letter.project or "") else None,
+    }
 
 
 async def _apply(action: Action, match: _Match, status: str) -> dict[str, Any]:
@@ -254,26 +280,31 @@ def discard(
     ids: Ids,
     queue: QueueOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
-    """Discard dead letters permanently."""
+    """Discard dead letters permanently. Each is recorded in the audit trail first."""
     if not yes:
         if not sys.stdin.isatty():
             raise typer.BadParameter("without a terminal, discard needs --yes")
         typer.confirm(f"Permanently discard {len(ids)} dead letter(s)?", abort=True, err=True)
-    rows = asyncio.run(_discard(DeploymentSettings.read(), ids, _queues(queue)))
+    rows = asyncio.run(_discard(AuditSettings.read(), ids, _queues(queue), reason))
     _print_results(rows, as_json=as_json)
 
 
 async def _discard(
-    settings: DeploymentSettings, ids: list[str], queues: list[str]
+    settings: AuditSettings, ids: list[str], queues: list[str], reason: str | None
 ) -> list[dict[str, Any]]:
     async def acknowledge(message: AbstractIncomingMessage, queue: str) -> None:
-        await message.ack()
-        # Wait for each: the broker forgets acknowledgments that are still on their way when
-        # the channel closes, and the letters would come back.
-        await reader.channel.declare_queue(queue, passive=True)
+        async with audit.act("dead_letter.discarded", **_audit_fields(message, queue)):
+            await message.ack()
+            # Wait for each: the broker forgets acknowledgments that are still on their way when
+            # the channel closes, and the letters would come back.
+            await reader.channel.declare_queue(queue, passive=True)
 
-    async with _open_reader(settings) as reader:
+    async with (
+        command_audit(settings, "dead discard", reason) as audit,
+        _open_reader(settings) as reader,
+    ):
         matches = await _find(reader, queues, ids)
         return [await _apply(acknowledge, match, "discarded") for match in matches]

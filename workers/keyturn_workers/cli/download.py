@@ -24,14 +24,15 @@ from keyturn.gateway import Client, UnencryptedGatewayWarning
 from keyturn.gateway.transport import is_gateway_url, is_unencrypted
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.api_keys import read_api_key
-from keyturn_workers.cli.arguments import ApiKeyFile, ObjectKey, Project
+from keyturn_workers.cli.arguments import ApiKeyFile, ObjectKey, Project, Reason
 from keyturn_workers.cli.bucket import open_bucket
+from keyturn_workers.cli.command_audit import command_audit
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import ByteProgress, byte_progress
 from keyturn_workers.cli.settings import GATEWAY_URL_FORM, GatewayUrlSettings, ReaderSettings
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.settings import OperatorSettings
+from keyturn_workers.settings import AuditSettings, OperatorSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,9 +74,12 @@ def download(
     as_operator: Annotated[
         bool,
         typer.Option(
-            "--as-operator", help="Decrypt with KEYTURN_MASTER_KEYS instead of the API key."
+            "--as-operator",
+            help="Decrypt with KEYTURN_MASTER_KEYS instead of the API key. Needs --reason, and is "
+            "recorded in the audit trail first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).",
         ),
     ] = False,
+    reason: Reason = None,
     gateway: Annotated[
         str | None,
         typer.Option(
@@ -95,6 +99,8 @@ def download(
     for name, value in (("--api-key-file", api_key_file), ("--gateway", gateway)):
         if as_operator and value is not None:
             raise typer.BadParameter(f"--as-operator and {name} cannot be used together")
+    if as_operator != (reason is not None):
+        raise typer.BadParameter("--as-operator needs a --reason, and nothing else does")
     target = _target(key, output, force=force)
     if not as_operator and (url := gateway or GatewayUrlSettings.read().gateway_url):
         api_key = read_api_key(api_key_file, project, confirm=False)
@@ -105,7 +111,7 @@ def download(
             asyncio.run(_through_gateway(url, api_key, project, key, target))
         return
     if as_operator:
-        asyncio.run(_download_as_operator(OperatorSettings.read(), project, key, target))
+        asyncio.run(_download_as_operator(OperatorSettings.read(), project, key, target, reason))
     else:
         access = _project_access(project, api_key_file)
         asyncio.run(_download(S3Settings.read(), key, access, target))
@@ -129,18 +135,6 @@ def _project_access(project: str, api_key_file: Path | None) -> ProjectAccess:
     return ProjectAccess(project, user_kek(api_key.get_secret_value(), project, pepper))
 
 
-async def _download_as_operator(
-    settings: OperatorSettings, project: str, key: str, target: Path | None
-) -> None:
-    v0_master_key = ReaderSettings.read().v0_master_key
-    async with (
-        open_bucket(settings, max_connections=_CONNECTIONS) as storage,
-        open_operator_keys(settings, storage, seals=False, v0_master_key=v0_master_key) as keys,
-        open_object(storage, key, OperatorAccess(project, keys)) as opened,
-    ):
-        await _write(opened, key, target)
-
-
 async def _download(
     settings: S3Settings, key: str, access: ProjectAccess, target: Path | None
 ) -> None:
@@ -157,6 +151,21 @@ async def _download(
         raise NoUsableWrapError(
             "this API key does not open the object; it may be an old key or another project's"
         ) from exc
+
+
+async def _download_as_operator(
+    settings: OperatorSettings, project: str, key: str, target: Path | None, reason: str | None
+) -> None:
+    v0_master_key = ReaderSettings.read().v0_master_key
+    async with (
+        command_audit(AuditSettings.read(), "download", reason) as audit,
+        open_bucket(settings, max_connections=_CONNECTIONS) as storage,
+        open_operator_keys(settings, storage, seals=False, v0_master_key=v0_master_key) as keys,
+        open_object(storage, key, OperatorAccess(project, keys)) as opened,
+        # Nothing of the plaintext is written before the broker has the record.
+        audit.act("object.opened_as_operator", project=project, object_key=key),
+    ):
+        await _write(opened, key, target)
 
 
 async def _through_gateway(

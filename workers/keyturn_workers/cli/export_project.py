@@ -6,6 +6,7 @@ of the master key makes it worthless for what is under the new one.
 """
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -23,13 +24,14 @@ from keyturn.identifiers import (
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.arguments import Project
 from keyturn_workers.cli.bucket import open_bucket
+from keyturn_workers.cli.command_audit import command_audit
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.secret_files import write_secret
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring.store import parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import open_operator_keys
-from keyturn_workers.settings import OperatorSettings
+from keyturn_workers.settings import AuditSettings, OperatorSettings
 from keyturn_workers.storage import Storage
 
 _REASON_MAX_CHARACTERS: Final = 500
@@ -72,10 +74,25 @@ def export_project(
     """
     if out.exists():
         raise CommandError(f"{out} already exists")
-    settings = OperatorSettings.read()
-    keks = asyncio.run(_derive(settings, project, master_key))
-    write_secret(out, build_project_keks(keks))
+    keks = asyncio.run(_export(OperatorSettings.read(), project, master_key, out, reason))
     note(f"admin KEK of {project} under {', '.join(keks.admin_keks)} written to {out}: {reason}")
+
+
+async def _export(
+    settings: OperatorSettings,
+    project: str,
+    master_keys: list[str] | None,
+    out: Path,
+    reason: str,
+) -> ProjectKeks:
+    async with command_audit(AuditSettings.read(), "keys export-project", reason) as audit:
+        keks = await _derive(settings, project, master_keys)
+        async with AsyncExitStack() as acts:
+            for name in keks.admin_keks:
+                act = audit.act("project_kek.exported", project=project, master_key=name)
+                await acts.enter_async_context(act)
+            write_secret(out, build_project_keks(keks))
+    return keks
 
 
 async def _derive(

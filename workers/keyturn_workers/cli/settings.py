@@ -95,6 +95,19 @@ class MasterKeySettings(KmsSettings):
     active_master_key: str | None = None
 
 
+class AuditVerifySettings(Settings):
+    """What an exported audit trail is verified with."""
+
+    deployment: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)] = "default"
+    event_public_key: VerifyKeysSetting
+
+
+class AuditReaderSettings(DeploymentSettings):
+    """What the audit trail is read and verified with."""
+
+    event_public_key: VerifyKeysSetting
+
+
 class StatusSettings(OperatorSettings):
     """The operator's keys, and the master key that new projects get, if known."""
 

@@ -218,6 +218,10 @@ class WorkerMetrics:
         """A dead letter was dropped for its age or for its queue's size."""
         self._families.dead_dropped.labels(queue, reason).inc()
 
+    def track_audit(self, pending: Callable[[], int]) -> None:
+        """Report at each scrape how many audit records the broker has not confirmed."""
+        self._families.audit_pending.set_function(pending)
+
     def count_page(self, counts: Mapping[str, int], failed_codes: Iterable[str]) -> None:
         """A page was processed: the outcomes of its objects, and the code of each failure."""
         self._families.pages.inc()
@@ -297,6 +301,11 @@ class _Families:
             "Duration of a stage in seconds, however it ended.",
             ["queue", "stage"],
             buckets=_BUCKETS_S,
+            registry=registry,
+        )
+        self.audit_pending = Gauge(
+            "keyturn_audit_records_pending",
+            "Audit records that the broker has not confirmed.",
             registry=registry,
         )
         self.stored = counter("stored_bytes", "Bytes of plaintext stored by puts.")

@@ -19,10 +19,11 @@ from faststream.rabbit import Channel, RabbitBroker
 
 from keyturn.errors import SettingsError, StorageUnavailableError, UnknownMasterKeyError
 from keyturn.identifiers import KEYRINGS_PREFIX
-from keyturn.topology import UPLOAD_QUEUE
+from keyturn.topology import UPLOAD_QUEUE, audit_queue
 from keyturn_workers.amqp import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
 from keyturn_workers.errors import UnsafeStorageError
 from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -154,9 +155,12 @@ async def _cancel_leftover_tasks() -> AsyncIterator[None]:
 async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
     amqp_url = settings.amqp_url.get_secret_value()
     capabilities = await _retry_start(settings, lambda: _check_storage(settings))
-    await _retry_start(settings, lambda: declare(amqp_url, settings.publishers))
+    audit_stream = audit_queue(settings.audit_max_age_s, settings.audit_max_bytes)
+    await _retry_start(settings, lambda: declare(amqp_url, settings.publishers, audit_stream))
     metrics = WorkerMetrics()
     async with (
+        # Outermost: it publishes what the others recorded last.
+        _open_audit_trail(settings, roles, metrics) as audit,
         open_storage(
             settings, capabilities=capabilities, max_connections=_max_connections(settings)
         ) as storage,
@@ -179,7 +183,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
         )
         metrics.add_process()
         grants = _grants_keeper(settings)
-        wiring = Wiring(settings, storage, broker, keys, metrics, grants)
+        wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit)
         await _retry_start(settings, wiring.learn_time)
         consumers = {
             queue: _consumer_type(queue)(broker, queue, prefetch, handle)
@@ -224,6 +228,24 @@ async def _check_master_keys(settings: WorkerSettings, keys: OperatorKeys) -> No
             raise SettingsError(f"KEYTURN_MASTER_KEYS: {error.detail}")
         detail = getattr(error, "detail", str(error))
         _log.warning("master key not available", master_key=name, detail=detail)
+
+
+@asynccontextmanager
+async def _open_audit_trail(
+    settings: WorkerSettings, roles: frozenset[str], metrics: WorkerMetrics
+) -> AsyncIterator[AuditTrail]:
+    """The process's audit trail, such as that of a `worker control sweep` (SPEC 15.3)."""
+    publisher = AuditPublisher(
+        settings.amqp_url.get_secret_value(), settings.deployment, settings.event_key[0]
+    )
+    role = " ".join(("worker", *sorted(roles)))
+    trail = AuditTrail(AuditProcess.start(role), publisher.publish)
+    metrics.track_audit(lambda: trail.pending)
+    try:
+        async with trail.running():
+            yield trail
+    finally:
+        await publisher.close()
 
 
 def _consumer_type(queue: str) -> type[DirectConsumer] | type[SubscriberConsumer]:

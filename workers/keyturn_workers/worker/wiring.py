@@ -18,6 +18,7 @@ from keyturn_workers.amqp import (
 )
 from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
+from keyturn_workers.audit import AuditTrail, RequestRecorder
 from keyturn_workers.control import ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -61,8 +62,10 @@ class Wiring:
         keys: OperatorKeys,
         metrics: WorkerMetrics,
         grants: GrantsKeeper | None = None,
+        audit: AuditTrail | None = None,
     ) -> None:
         self._grants = grants
+        self._audit = audit
         self._settings = settings
         self._storage = storage
         self._metrics = metrics
@@ -102,7 +105,9 @@ class Wiring:
             yield handler.queue, settings.upload_concurrency, self._requests(handler)
         if CONTROL in roles:
             handler = self._control()
-            yield handler.queue, settings.control_concurrency, self._requests(handler)
+            recorder = None if self._audit is None else RequestRecorder(self._audit)
+            consumer = self._requests(handler, recorder)
+            yield handler.queue, settings.control_concurrency, consumer
         if SWEEP in roles:
             max_age = timedelta(seconds=settings.request_max_age_s)
             for queue, prefetch in ((PLAN_QUEUE, _STEPS_AT_ONCE), (SWEEP_QUEUE, _PAGES_AT_ONCE)):
@@ -131,7 +136,9 @@ class Wiring:
         page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
         clock.observe(page.date, sent_s, clock.local_s())
 
-    def _requests(self, handler: RequestHandler) -> RequestConsumer:
+    def _requests(
+        self, handler: RequestHandler, audit: RequestRecorder | None = None
+    ) -> RequestConsumer:
         settings = self._settings
         rules = Rules(
             deployment=settings.deployment,
@@ -139,7 +146,9 @@ class Wiring:
             max_age=timedelta(seconds=settings.request_max_age_s),
         )
         time = TimeSource(self.learn_time, lambda: self._keyrings.clock.is_known)
-        return RequestConsumer(handler, rules, self._context, time=time, grants=self._grants)
+        return RequestConsumer(
+            handler, rules, self._context, time=time, grants=self._grants, audit=audit
+        )
 
     def _upload(self) -> UploadHandler:
         settings = self._settings

@@ -5,7 +5,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.crypto import SignatureError, SigningKey, VerifyKey, to_base64
+from keyturn.crypto import EventVerifier, SignatureError, SigningKey, VerifyKey, to_base64
 
 SIGNING = SigningKey.from_seed(bytes(range(32)))
 VERIFY = VerifyKey.from_bytes(SIGNING.public_bytes)
@@ -81,3 +81,15 @@ def test_a_dsse_signature_covers_type_and_payload_and_is_no_other_kind() -> None
         VERIFY.verify_dsse("type", b"payload", signature[:-1])
     with pytest.raises(SignatureError):
         VERIFY.verify_event("default", b"payload", to_base64(signature))
+
+
+def test_any_of_several_event_keys_verifies_an_event_of_its_deployment() -> None:
+    other = SigningKey.from_seed(bytes(32))
+    verifier = EventVerifier("default", [VerifyKey.from_bytes(other.public_bytes), VERIFY])
+    signature = SIGNING.sign_event("default", b"{}")
+    for named in (SIGNING.id, other.id, "", "no id"):
+        assert verifier.is_signed(b"{}", signature, named)
+    assert not verifier.is_signed(b"{ }", signature)
+    assert not verifier.is_signed(b"{}", "")
+    assert not verifier.is_signed(b"{}", SIGNING.sign_event("elsewhere", b"{}"))
+    assert not EventVerifier("default", []).is_signed(b"{}", signature)

@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from keyturn.crypto import SigningKey, VerifyKey
+from keyturn.errors import EventsUnavailableError
 from keyturn.publisher import event_stream
 from keyturn.publisher.event_stream import StreamRecord, Verifier
 from tools.generate import pretty
@@ -118,6 +120,8 @@ class _Broker:
     def _place(self, start: Any) -> int | None:
         if start == "first":
             return 0
+        if start == "last":  # the newest chunk: here, the last two messages
+            return max(0, len(self._log) - 2)
         if isinstance(start, int):
             return start
         return next((n for n, (at, _) in enumerate(self._log) if at >= start), None)
@@ -457,3 +461,30 @@ async def test_errors_of_closing_say_nothing(caplog: pytest.LogCaptureFixture) -
         "reading keyturn.events from 7 on, 1 messages at a time",
         "a consumer was lost: UNDECODABLE (OverflowError)",
     ]
+
+
+async def test_the_newest_offset_is_that_of_the_last_message(
+    broker: _Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "_NEWEST_S", 0.01)
+    assert await event_stream.last_offset(_LINK, "keyturn.audit") is None
+    for last in range(3):
+        broker.write()
+        assert await event_stream.last_offset(_LINK, "keyturn.audit") == last
+
+
+async def test_a_newest_message_that_cannot_be_decoded_has_no_offset(
+    broker: _Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "_NEWEST_S", 0.01)
+    broker.write()
+    broker.write_undecodable()
+    assert await event_stream.last_offset(_LINK, "keyturn.audit") == 0
+    broker.write_undecodable()
+    assert await event_stream.last_offset(_LINK, "keyturn.audit") is None
+
+
+async def test_the_newest_offset_of_a_stream_that_cannot_be_read(broker: _Broker) -> None:
+    broker.refused[1] = ChannelNotFoundEntity("no queue")
+    with pytest.raises(EventsUnavailableError, match=r"declared keyturn\.audit; start one"):
+        await event_stream.last_offset(_LINK, "keyturn.audit")

@@ -214,13 +214,29 @@ def context(
     return ConsumerContext(publisher, metrics or WorkerMetrics(), now)
 
 
+@dataclass
+class FakeAudit:
+    """Notes what is recorded."""
+
+    scene: Scene
+
+    async def served(self, request: Request, origin: RequestOrigin) -> None:
+        assert (request.type, origin.publisher) == ("upload.requested", "api")
+        self.scene.step("recorded")
+
+    async def refused(self, body: bytes, publisher: str, error: CodedError) -> None:
+        assert (bool(body), publisher) == (True, "api")
+        self.scene.step(f"recorded {error.code}")
+
+
 async def consume(
     handler: FakeHandler,
     delivery: FakeMessage,
     metrics: WorkerMetrics | None = None,
+    audit: FakeAudit | None = None,
 ) -> list[str]:
     """The steps in their order."""
-    consumer = RequestConsumer(handler, RULES, context(handler.scene, metrics))
+    consumer = RequestConsumer(handler, RULES, context(handler.scene, metrics), audit=audit)
     await consumer(cast("AbstractIncomingMessage", delivery))
     assert consumer.in_flight == 0
     return handler.scene.steps

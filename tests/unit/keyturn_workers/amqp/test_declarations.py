@@ -10,7 +10,16 @@ import pytest
 from aio_pika import ExchangeType
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
-from keyturn.topology import EVENTS, EXCHANGE, PUBLISHER_EVENTS_EXCHANGE, UPLOAD_QUEUE, queues
+from keyturn.topology import (
+    AUDIT_RECORDED,
+    AUDIT_STREAM,
+    EVENTS,
+    EXCHANGE,
+    PUBLISHER_EVENTS_EXCHANGE,
+    UPLOAD_QUEUE,
+    audit_queue,
+    queues,
+)
 from keyturn_workers.amqp import declarations
 from keyturn_workers.amqp.declarations import TopologyError, declare, declare_streams
 
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aio_pika.abc import AbstractChannel
+
+    from keyturn.topology import Queue
 
 URL = "amqp://localhost/"
 
@@ -93,6 +104,17 @@ async def test_every_queue_is_declared_with_its_arguments_and_bound(broker: Fake
     assert broker.arguments[EXCHANGE]["type"] is ExchangeType.TOPIC
 
 
+@pytest.mark.parametrize(("given", "max_age"), [(None, "31536000s"), (audit_queue(3600), "3600s")])
+async def test_the_audit_trail_has_the_bounds_of_the_settings(
+    broker: FakeBroker, given: Queue | None, max_age: str
+) -> None:
+    await declare(URL, ["api"], given)
+    assert broker.arguments[AUDIT_STREAM]["x-max-age"] == max_age
+    assert (AUDIT_STREAM, EXCHANGE, AUDIT_RECORDED) in broker.bound
+    taking = [name for name, _, key in broker.bound if key == AUDIT_RECORDED]
+    assert taking == [AUDIT_STREAM]
+
+
 async def test_each_publishers_stream_takes_events_that_carry_its_name(broker: FakeBroker) -> None:
     await declare(URL, ["web", "api"])
     assert broker.declared[-2:] == ["keyturn.events.api", "keyturn.events.web"]
@@ -125,7 +147,7 @@ async def test_streams_of_further_publishers_declare_no_queue(broker: FakeBroker
 
 
 @pytest.mark.parametrize("error", [ChannelPreconditionFailed, ChannelAccessRefused])
-@pytest.mark.parametrize("name", [EXCHANGE, UPLOAD_QUEUE, PUBLISHER_EVENTS_EXCHANGE])
+@pytest.mark.parametrize("name", [EXCHANGE, UPLOAD_QUEUE, AUDIT_STREAM, PUBLISHER_EVENTS_EXCHANGE])
 async def test_what_exists_with_other_arguments_is_named(
     broker: FakeBroker, name: str, error: type[Exception]
 ) -> None:

@@ -29,6 +29,7 @@ from tests.unit.keyturn_workers.amqp.deliveries import (
     ALL,
     NOTES,
     RULES,
+    FakeAudit,
     FakeHandler,
     FakeMessage,
     Scene,
@@ -109,6 +110,44 @@ async def test_after_the_last_attempt_a_request_is_refused() -> None:
         "ack",
     ]
     assert await consume(handler, delivery) == ["served", *refused]
+
+
+async def test_what_was_done_is_recorded_before_anything_says_so() -> None:
+    """After the effect: a record of what was not done would be a lie."""
+    scene = Scene()
+    steps = await consume(FakeHandler(scene), message(scene), audit=FakeAudit(scene))
+    assert steps == ["served", "recorded", "published", "after", "ack"]
+
+
+async def test_what_is_not_recorded_is_not_acknowledged() -> None:
+    scene = Scene(failing="recorded")
+    steps = await consume(FakeHandler(scene), message(scene), audit=FakeAudit(scene))
+    assert steps == ["served", "recorded failed", "given back"]
+
+
+async def test_a_refusal_of_what_a_publisher_signed_is_recorded() -> None:
+    scene = Scene()
+    handler = FakeHandler(scene, AlreadyExistsError("k"))
+    steps = await consume(handler, message(scene), audit=FakeAudit(scene))
+    assert steps[:3] == ["served", "recorded already_exists", "dead"]
+    scene = Scene()
+    malformed = message(scene, document(key="/"))
+    steps = await consume(FakeHandler(scene), malformed, audit=FakeAudit(scene))
+    assert steps[:2] == ["recorded malformed_request", "dead"]
+
+
+async def test_a_flood_of_unsigned_requests_does_not_fill_the_trail() -> None:
+    scene = Scene()
+    forged = message(scene, headers={"keyturn-publisher": "other"})
+    steps = await consume(FakeHandler(scene), forged, audit=FakeAudit(scene))
+    assert steps == ["dead", "keyturn.upload bad_signature", "ack"]
+
+
+async def test_what_is_retried_is_recorded_once_it_is_done() -> None:
+    scene = Scene()
+    handler = FakeHandler(scene, StorageUnavailableError())
+    steps = await consume(handler, message(scene), audit=FakeAudit(scene))
+    assert not [step for step in steps if "recorded" in step]
 
 
 async def test_the_age_of_a_request_in_flight_is_exported() -> None:

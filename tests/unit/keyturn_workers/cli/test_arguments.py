@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from keyturn_workers.cli.arguments import validate_object_key, validate_project
+from keyturn_workers.cli.arguments import validate_object_key, validate_project, validate_reason
 
 
 @pytest.mark.parametrize("project", ["acme", "0-a", "a" * 63])
@@ -32,3 +32,16 @@ def test_any_other_object_key_is_wrong_usage(key: str) -> None:
     with pytest.raises(typer.BadParameter, match="malformed_request: a key ") as refused:
         validate_object_key(key)
     assert not key.strip() or key not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [(None, None), (" why ", "why"), ("ü" * 500, "ü" * 500)]
+)
+def test_a_reason_is_one_line(text: str | None, reason: str | None) -> None:
+    assert validate_reason(text) == reason
+
+
+@pytest.mark.parametrize("text", ["", "  ", "a\nb", "\x1b[2J", "x" * 501])
+def test_anything_else_is_no_reason(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="one line of 1 to 500 characters"):
+        validate_reason(text)

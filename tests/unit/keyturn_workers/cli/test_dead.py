@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name
 from keyturn_workers.cli import dead
 from keyturn_workers.cli.app import app
+from tests.unit.keyturn_workers.cli.fake_audit import FakeAudit
 from tests.unit.keyturn_workers.cli.letters import (
     DEPLOYMENT,
     LONG_AGO,
@@ -45,6 +47,13 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> FakeReader:
         yield made
 
     monkeypatch.setattr(dead, "_open_reader", opened)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def audit(monkeypatch: pytest.MonkeyPatch) -> FakeAudit:
+    made = FakeAudit()
+    monkeypatch.setattr(dead, "command_audit", made)
     return made
 
 
@@ -177,3 +186,61 @@ def test_a_letter_of_no_request_has_a_digest_for_an_id(reader: FakeReader) -> No
     assert row["id"].startswith("h-")
     assert _rows("discard", row["id"], "--yes")[0]["status"] == "discarded"
     assert odd.acknowledged
+
+
+def test_a_letter_is_recorded_before_it_is_replayed(reader: FakeReader, audit: FakeAudit) -> None:
+    document = upload()
+    sent = letter(document)
+    reader.letters[_DEAD] = [sent]
+    _rows("replay", str(sent.message_id), "--reason", "the storage is back")
+    (record,) = audit.records
+    assert (record.action, record.outcome) == ("dead_letter.replayed", "started")
+    assert (record.queue, record.request_type) == (_DEAD, "upload.requested")
+    assert (record.request_id, record.project) == (document["upload_id"], "acme")
+    assert record.request == hashlib.sha256(sent.body).hexdigest()
+    assert (record.reason, record.publisher) == ("the storage is back", None)
+    assert audit.opened == [("dead replay", "the storage is back")]
+
+
+def test_a_discarded_letter_is_recorded(reader: FakeReader, audit: FakeAudit) -> None:
+    sent = letter(requests.delete("acme", "k"))
+    reader.letters[_CONTROL_DEAD] = [sent]
+    _rows("discard", str(sent.message_id), "--yes")
+    assert audit.outcomes == [("dead_letter.discarded", "started")]
+    assert audit.opened == [("dead discard", None)]
+
+
+def test_a_letter_that_the_broker_does_not_accept_is_recorded_as_failed(
+    reader: FakeReader, audit: FakeAudit
+) -> None:
+    reader.letters[_DEAD] = [letter(upload())]
+    reader.refusal = DeliveryError(None, None)  # type: ignore[arg-type]
+    _rows("replay", "--all", exit_code=1)
+    assert audit.outcomes == [
+        ("dead_letter.replayed", "started"),
+        ("dead_letter.replayed", "failed"),
+    ]
+
+
+def test_what_cannot_be_recorded_is_neither_replayed_nor_discarded(
+    reader: FakeReader, audit: FakeAudit
+) -> None:
+    sent = letter(upload())
+    reader.letters[_DEAD] = [sent]
+    audit.is_away = True
+    for command in (("replay", "--all"), ("discard", str(sent.message_id), "--yes")):
+        result = _run(*command)
+        assert result.exit_code == 1
+        assert "the audit trail cannot be written" in result.stderr
+    assert (reader.sent, sent.acknowledged) == ([], False)
+
+
+def test_a_letter_of_nobody_knows_whom_is_recorded_by_its_digest(
+    reader: FakeReader, audit: FakeAudit
+) -> None:
+    odd = Letter(b"\xff", {"keyturn-publisher": "billing"}, "not an id")
+    reader.letters[_DEAD] = [odd]
+    _rows("discard", "not an id", "--yes")
+    (record,) = audit.records
+    assert record.request == hashlib.sha256(b"\xff").hexdigest()
+    assert (record.request_id, record.project, record.request_type) == (None, None, None)

@@ -140,9 +140,21 @@ async def test_the_operator_never_reads_through_the_gateway(gateway: FakeGateway
     result = await _download("--gateway", gateway.url, "--as-operator")
     assert result.exit_code == 2
     assert "--as-operator and --gateway cannot be used together" in result.stderr
-    result = await _download("--as-operator", GATEWAY_URL=gateway.url)
+    result = await _download("--as-operator", "--reason", "why", GATEWAY_URL=gateway.url)
     assert result.exit_code == 2
     assert "KEYTURN_S3_BUCKET is missing" in result.stderr
+    assert gateway.seen == []
+
+
+async def test_the_operator_says_why_and_nobody_else_does(gateway: FakeGateway) -> None:
+    for arguments in (("--as-operator",), ("--reason", "why", "--gateway", gateway.url)):
+        result = await _download(*arguments)
+        assert result.exit_code == 2
+        assert "--as-operator needs a --reason, and nothing else does" in result.stderr
+    for reason in (" ", "two\nlines", "x" * 501):
+        result = await _download("--as-operator", "--reason", reason)
+        assert result.exit_code == 2
+        assert "one line of 1 to 500 characters" in result.stderr
     assert gateway.seen == []
 
 

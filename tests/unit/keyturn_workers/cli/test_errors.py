@@ -42,6 +42,9 @@ _USAGE = [
     (["upload", "acme", "x", "--metadata", "enc-algo=x"], "malformed_request: metadata names"),
     (["upload", "acme", "x", "--content-type", "a\nb"], "malformed_request: content_type"),
     (["download", "acme", "k", "--as-operator", "--api-key-file", "f"], "cannot be used together"),
+    (["download", "acme", "k", "--as-operator"], "--as-operator needs a --reason"),
+    (["audit", "tail"], "KEYTURN_AMQP_URL is missing"),
+    (["audit", "verify", "nowhere"], "KEYTURN_EVENT_PUBLIC_KEY is missing"),
     (["--env-file", "nowhere.env", "ls", "acme"], "nowhere.env: No such file"),
     (["keygen", "master-key", "--id", "No Name"], "1 to 32 characters"),
 ]
@@ -65,7 +68,9 @@ def test_a_malformed_setting_is_named_and_its_value_is_not_shown(tmp_path: Path)
     env = {"KEYTURN_S3_BUCKET": "bucket", "KEYTURN_MASTER_KEYS": f'{{"m1": "{secret}"}}'}
     target = tmp_path / "x"
     result = runner.invoke(
-        app, ["download", "acme", "k", "--as-operator", "-o", str(target)], env=env
+        app,
+        ["download", "acme", "k", "--as-operator", "--reason", "why", "-o", str(target)],
+        env=env,
     )
     assert result.exit_code == 2
     assert "KEYTURN_MASTER_KEYS is malformed" in result.stderr

@@ -15,6 +15,7 @@ from keyturn.project_keks import parse_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.cli.fake_audit import FakeAudit
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tools.harness.local_keys import operator_keys
 
@@ -42,9 +43,21 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     return made
 
 
+@pytest.fixture(autouse=True)
+def audit(monkeypatch: pytest.MonkeyPatch) -> FakeAudit:
+    made = FakeAudit()
+    monkeypatch.setattr("keyturn_workers.cli.export_project.command_audit", made)
+    return made
+
+
 def _run(*arguments: str, held: tuple[str, ...] = ("m1", "m2")) -> Result:
     master_keys = {name: to_base64(MASTER_KEYS[name].reveal()) for name in held}
-    env = {"KEYTURN_MASTER_KEYS": json.dumps(master_keys), "KEYTURN_S3_BUCKET": "memory"}
+    env = {
+        "KEYTURN_MASTER_KEYS": json.dumps(master_keys),
+        "KEYTURN_S3_BUCKET": "memory",
+        "KEYTURN_AMQP_URL": "amqp://localhost/",
+        "KEYTURN_EVENT_KEY": to_base64(bytes(32)),
+    }
     return CliRunner().invoke(app, ["keys", "export-project", *arguments], env=env)
 
 
@@ -87,6 +100,27 @@ def test_a_refusal_writes_nothing(
     result = _run(*arguments, "--out", str(out), *REASON, held=held)
     assert result.exit_code == 1
     assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("storage")
+def test_each_exported_key_is_recorded_first(tmp_path: Path, audit: FakeAudit) -> None:
+    names = ("--master-key", "m1", "--master-key", "m2")
+    assert _run("acme", "--out", str(tmp_path / "kek"), *REASON, *names).exit_code == 0
+    assert audit.outcomes == [("project_kek.exported", "started")] * 2
+    assert [(r.project, r.master_key, r.reason) for r in audit.records] == [
+        ("acme", "m1", REASON[1]),
+        ("acme", "m2", REASON[1]),
+    ]
+    assert audit.opened == [("keys export-project", REASON[1])]
+
+
+@pytest.mark.usefixtures("storage")
+def test_what_cannot_be_recorded_is_not_exported(tmp_path: Path, audit: FakeAudit) -> None:
+    audit.is_away = True
+    result = _run("acme", "--out", str(tmp_path / "kek"), *REASON)
+    assert result.exit_code == 1
+    assert "the audit trail cannot be written" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

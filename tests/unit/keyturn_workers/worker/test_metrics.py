@@ -63,6 +63,14 @@ def test_every_event_and_code_is_known() -> None:
     assert not [name for name in found if "other" in name]
 
 
+def test_records_that_wait_are_counted_at_the_scrape() -> None:
+    metrics, pending = WorkerMetrics(), [1, 2, 3]
+    metrics.track_audit(lambda: len(pending))
+    assert shown(metrics)["keyturn_audit_records_pending"] == 3
+    pending.clear()
+    assert shown(metrics)["keyturn_audit_records_pending"] == 0
+
+
 def test_two_processes_share_nothing() -> None:
     one, other = WorkerMetrics(), WorkerMetrics()
     one.count_stored_bytes(5)

@@ -1,0 +1,297 @@
+"""`keyturn audit` on a real broker: what operators and workers did, and what was done to it.
+
+SPEC 15.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+
+from keyturn.crypto import SigningKey, from_base64, to_base64
+from keyturn.topology import (
+    AUDIT_RECORDED,
+    AUDIT_STREAM,
+    CODE_HEADER,
+    EVENT_KEY_HEADER,
+    SIGNATURE_HEADER,
+)
+from tests.integration.cli.conftest import document
+from tools.harness import requests
+from tools.harness.process import worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.integration.cli.conftest import Cli
+
+pytestmark = pytest.mark.servers
+
+_FAST = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.2"}
+_OPERATOR = ("--as-operator", "--reason", "ticket 4711")
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_bytes().splitlines()]
+
+
+def _raw_lines(file: Path) -> list[bytes]:
+    return file.read_bytes().splitlines(keepends=True)
+
+
+def _write(file: Path, lines: list[bytes]) -> None:
+    file.write_bytes(b"".join(lines))
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(from_base64(line["body"])) for line in _lines(file)]
+
+
+async def _export(cli: Cli, file: Path, *arguments: str) -> list[dict[str, Any]]:
+    exported = await cli.arun("audit", "export", str(file), *arguments)
+    assert exported.exit_code == 0, exported.stderr
+    return _records(file)
+
+
+async def _bury(cli: Cli) -> str:
+    """A dead letter that an operator may replay: a delete, refused while nothing was wrong."""
+    request = requests.delete("acme", "b")
+    body = requests.encode(request)
+    headers: Any = requests.headers(body, cli.deployment.publisher_key)
+    message = aio_pika.Message(
+        body,
+        headers=headers | {CODE_HEADER: "storage_unavailable"},
+        message_id=request["request_id"],
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
+    async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.default_exchange.publish(message, "keyturn.control.dead")
+    request_id: str = request["request_id"]
+    return request_id
+
+
+async def _live(cli: Cli, tmp_path: Path) -> str:
+    """A project's life: enrolled, rotated, an object deleted, one replayed, one opened.
+
+    Returns the id of the replayed request.
+    """
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    async with worker(cli.deployment.worker_env(**_FAST)) as process:
+        for command in (
+            ("enroll", "acme", "--generate", "--save-to", str(tmp_path / "old")),
+            ("upload", "acme", *(str(tmp_path / name) for name in ("a", "b", "c")), "--wait"),
+            ("rotate", "acme", "--generate", "--save-to", str(tmp_path / "new"), "--watch"),
+            ("delete", "acme", "a"),
+            ("download", "acme", "c", "-o", "-", *_OPERATOR),
+        ):
+            result = await cli.arun(*command)
+            assert result.exit_code == 0, (command, result.stderr)
+        buried = await _bury(cli)
+        replayed = await cli.arun("dead", "replay", buried, "--reason", "the storage is back")
+        assert replayed.exit_code == 0, replayed.stderr
+        await process.logged(buried)
+        assert await process.terminate() == 0
+    return buried
+
+
+async def test_what_happened_is_exported_and_verified(cli: Cli, tmp_path: Path) -> None:
+    buried = await _live(cli, tmp_path)
+    file = tmp_path / "trail"
+    records = await _export(cli, file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [(r["action"], r.get("request_type"), r["outcome"]) for r in records] == [
+        ("request.served", "enroll.requested", "done"),
+        ("request.served", "rotation.requested", "done"),
+        ("request.served", "delete.requested", "done"),
+        ("object.opened_as_operator", None, "started"),
+        ("dead_letter.replayed", "delete.requested", "started"),
+        ("request.served", "delete.requested", "done"),
+    ]
+    served, opened, replayed = records[2], records[3], records[4]
+    assert (served["actor"], served["publisher"], served["project"]) == ("api", "api", "acme")
+    assert (served["object_key"], served["role"]) == ("a", "worker control sweep upload")
+    assert (opened["object_key"], opened["reason"]) == ("c", "ticket 4711")
+    assert opened["actor"].endswith(f"@{opened['host']}")
+    assert (opened["counter"], opened["previous"]) == (1, None)
+    assert (replayed["request_id"], replayed["queue"]) == (buried, "keyturn.control.dead")
+    assert records[5]["request_id"] == buried
+    assert replayed["request"] == records[5]["request"]
+    by_worker = [r for r in records if r["process"] == served["process"]]
+    assert [r["counter"] for r in by_worker] == [1, 2, 3, 4]
+    assert len({r["process"] for r in records}) == 3
+    verified = await cli.arun("audit", "verify", str(file), "--json", AMQP_URL="")
+    assert verified.exit_code == 0, verified.stderr
+    assert document(verified)["findings"] == []
+    assert [p["records"] for p in document(verified)["processes"]] == [4, 1, 1]
+
+
+async def test_a_discarded_letter_is_recorded(cli: Cli, tmp_path: Path) -> None:
+    async with worker(cli.deployment.worker_env()):
+        letter = await _bury(cli)
+    discarded = await cli.arun("dead", "discard", letter, "--yes", "--reason", "a duplicate")
+    assert discarded.exit_code == 0, discarded.stderr
+    (record,) = await _export(cli, tmp_path / "trail")
+    assert (record["action"], record["request_id"]) == ("dead_letter.discarded", letter)
+    assert record["reason"] == "a duplicate"
+
+
+async def test_a_part_of_the_trail_verifies(cli: Cli, tmp_path: Path) -> None:
+    await _live(cli, tmp_path)
+    records = await _export(cli, tmp_path / "all")
+    middle = records[2]["at"]
+    later = await _export(cli, tmp_path / "later", "--since", middle)
+    assert later == records[2:]
+    earlier = await _export(cli, tmp_path / "earlier", "--until", middle)
+    assert earlier == records[:2]
+    assert await _export(cli, tmp_path / "recent", "--since", "1h", "--project", "acme") == records
+    assert await _export(cli, tmp_path / "none", "--project", "other") == []
+    for name in ("later", "earlier", "none"):
+        verified = await cli.arun("audit", "verify", str(tmp_path / name))
+        assert verified.exit_code == 0, verified.stderr
+    of_one = await cli.arun("audit", "verify", str(tmp_path / "recent"), "--project", "acme")
+    assert of_one.exit_code == 0
+    of_another = await cli.arun("audit", "verify", str(tmp_path / "recent"), "--project", "other")
+    assert of_another.exit_code == 1
+
+
+async def _trail(cli: Cli, file: Path) -> list[bytes]:
+    """A file with four records of one process, by its lines."""
+    async with worker(cli.deployment.worker_env(**_FAST), "control"):
+        enrolled = await cli.arun("enroll", "acme", API_KEY=cli.deployment.api_key)
+        assert enrolled.exit_code == 0, enrolled.stderr
+        for key in ("a", "b", "c"):
+            assert (await cli.arun("delete", "acme", key)).exit_code == 0
+    assert len(await _export(cli, file)) == 4
+    return _raw_lines(file)
+
+
+async def _refused(cli: Cli, file: Path, lines: list[bytes], problem: str) -> None:
+    _write(file, lines)
+    result = await cli.arun("audit", "verify", str(file))
+    assert result.exit_code == 1
+    assert problem in result.stderr
+    counted = document(await cli.arun("audit", "verify", str(file), "--json"))
+    assert len(counted["findings"]) == 1
+
+
+async def test_a_removed_record_is_noticed(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "trail"
+    lines = await _trail(cli, file)
+    await _refused(cli, file, [lines[0], *lines[2:]], "MISSING: record 2 is missing")
+
+
+async def test_a_changed_record_is_noticed(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "trail"
+    lines = await _trail(cli, file)
+    changed = json.loads(lines[3])
+    body = from_base64(changed["body"]).replace(b'"acme"', b'"other"')
+    changed["body"] = to_base64(body)
+    lines[3] = json.dumps(changed).encode() + b"\n"
+    await _refused(cli, file, lines, "FORGED")
+
+
+async def test_reordered_records_are_noticed(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "trail"
+    lines = await _trail(cli, file)
+    _write(file, [lines[0], lines[2], lines[1], lines[3]])
+    result = await cli.arun("audit", "verify", str(file))
+    assert result.exit_code == 1
+    assert "OUT OF ORDER: record 2 comes after record 3" in result.stderr
+
+
+async def test_records_twice_are_no_problem(cli: Cli, tmp_path: Path) -> None:
+    """Delivery is at least once."""
+    file = tmp_path / "trail"
+    lines = await _trail(cli, file)
+    _write(file, [*lines[:3], *lines[1:]])
+    result = await cli.arun("audit", "verify", str(file), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert document(result)["repeated"] == 2
+
+
+async def test_a_forged_record_on_the_stream_is_noticed(cli: Cli, tmp_path: Path) -> None:
+    """By whoever may write to the broker, but has not the event key."""
+    file = tmp_path / "trail"
+    await _trail(cli, file)
+    last = _records(file)[-1]
+    forged = json.dumps(last | {"counter": 5, "actor": "somebody@else"}).encode()
+    key = SigningKey.from_seed(os.urandom(32))
+    signature = key.sign_event(cli.deployment.name, forged)
+    headers: Any = {SIGNATURE_HEADER: signature, EVENT_KEY_HEADER: key.id}
+    async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
+        channel = await connection.channel(publisher_confirms=True)
+        exchange = await channel.get_exchange("keyturn")
+        await exchange.publish(aio_pika.Message(forged, headers=headers), AUDIT_RECORDED)
+    exported = await cli.arun("audit", "export", str(tmp_path / "again"))
+    assert exported.exit_code == 1
+    assert "FORGED: a record that no event key signed" in exported.stderr
+    assert len(_lines(tmp_path / "again")) == 5
+    verified = await cli.arun("audit", "verify", str(tmp_path / "again"))
+    assert verified.exit_code == 1
+
+
+async def test_a_restarted_worker_begins_a_new_chain(cli: Cli, tmp_path: Path) -> None:
+    for key in ("a", "b"):
+        async with worker(cli.deployment.worker_env(**_FAST), "control"):
+            assert (await cli.arun("enroll", "acme", API_KEY="k" * 43)).exit_code in (0, 1)
+            assert (await cli.arun("delete", "acme", key)).exit_code == 0
+    records = await _export(cli, tmp_path / "trail")
+    assert [r["counter"] for r in records] == [1, 2, 1, 2]
+    assert [r["previous"] is None for r in records] == [True, False, True, False]
+    assert len({r["process"] for r in records}) == 2
+    assert [r["outcome"] for r in records] == ["done", "done", "already_enrolled", "done"]
+    assert records[2]["action"] == "request.refused"
+
+
+async def test_nothing_is_opened_while_the_broker_is_away(cli: Cli, tmp_path: Path) -> None:
+    await _live(cli, tmp_path)
+    target = tmp_path / "out"
+    arguments = ("download", "acme", "c", "-o", str(target), *_OPERATOR)
+    refused = await cli.arun(*arguments, AMQP_URL="amqp://nobody@127.0.0.1:1/")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(
+        "keyturn: the audit trail cannot be written, so nothing was done: the broker"
+    )
+    assert not target.exists()
+    assert (await cli.arun(*arguments)).exit_code == 0
+
+
+async def test_a_command_declares_a_missing_stream(cli: Cli, tmp_path: Path) -> None:
+    await _live(cli, tmp_path)
+    async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.queue_delete(AUDIT_STREAM)
+    opened = await cli.arun("download", "acme", "c", "-o", "-", *_OPERATOR)
+    assert opened.exit_code == 0, opened.stderr
+    assert len(await _export(cli, tmp_path / "trail")) == 1
+
+
+async def test_the_trail_is_followed(cli: Cli, tmp_path: Path) -> None:
+    """From the end on, as each record comes."""
+    await _live(cli, tmp_path)
+    tail = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "keyturn_workers", "audit", "tail", "--since", "1h", "--json",
+        env={**os.environ, **cli.env}, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert tail.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            seen = [json.loads(await tail.stdout.readline()) for _ in range(6)]
+            assert [record["offset"] for record in seen] == list(range(6))
+            opened = await cli.arun("download", "acme", "c", "-o", "-", *_OPERATOR)
+            assert opened.exit_code == 0, opened.stderr
+            record = json.loads(await tail.stdout.readline())
+        assert (record["action"], record["offset"]) == ("object.opened_as_operator", 6)
+    finally:
+        tail.kill()
+        await tail.wait()

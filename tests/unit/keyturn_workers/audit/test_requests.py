@@ -1,0 +1,92 @@
+"""What a request was, who asked and how it ended, and nothing that was sealed (SPEC 15.3)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.errors import GenerationMismatchError, MalformedRequestError, NotPermittedError
+from keyturn.messages import RequestOrigin, parse_request
+from keyturn_workers.audit import RequestRecorder
+from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
+from tools.generate.examples import compact, requests
+
+if TYPE_CHECKING:
+    from keyturn.messages import AuditRecorded
+
+_SECRETS = (
+    "upload_sealed_key",
+    "inline",
+    "enroll_sealed_kek",
+    "enroll_sealed_v0_kek",
+    "rotation_sealed_kek",
+)
+REQUESTS = {
+    name: next(iter(titles.values()))
+    for name, titles in requests(dict.fromkeys(_SECRETS, "AAAA")).items()
+}
+
+
+async def _served(document: dict[str, Any]) -> AuditRecorded:
+    stream, body = Stream(), compact(document)
+    trail = trail_to(stream)
+    async with trail.running():
+        origin = RequestOrigin.of("billing", body)
+        await RequestRecorder(trail).served(parse_request(body), origin)
+    (record,) = stream.records
+    return record
+
+
+async def _refused(body: bytes, error: Any) -> AuditRecorded:
+    stream = Stream()
+    trail = trail_to(stream)
+    async with trail.running():
+        await RequestRecorder(trail).refused(body, "billing", error)
+    (record,) = stream.records
+    return record
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_a_served_request_is_named(name: str) -> None:
+    document = REQUESTS[name]
+    record = await _served(document)
+    assert (record.action, record.outcome, record.actor) == ("request.served", "done", "billing")
+    assert (record.publisher, record.request_type) == ("billing", name)
+    assert record.request == hashlib.sha256(compact(document)).hexdigest()
+    assert record.request_id in document.values()
+    assert (record.project, record.object_key) == ("acme", document.get("key"))
+    assert "AAAA" not in record.model_dump_json()
+
+
+async def test_a_person_is_named_by_the_word_of_the_publisher() -> None:
+    record = await _served(REQUESTS["rotation.requested"] | {"actor": "Kim Doe"})
+    assert (record.actor, record.publisher) == ("Kim Doe", "billing")
+
+
+async def test_a_sweep_of_all_projects() -> None:
+    assert (await _served(REQUESTS["sweep.requested"] | {"project": "*"})).project == "*"
+
+
+async def test_a_refused_request_has_its_code() -> None:
+    document = REQUESTS["rotation.requested"]
+    record = await _refused(compact(document), GenerationMismatchError("at 4"))
+    assert (record.action, record.outcome) == ("request.refused", "generation_mismatch")
+    assert (record.project, record.request_id) == ("acme", document["rotation_id"])
+
+
+async def test_of_a_malformed_request_what_can_be_read_is_recorded() -> None:
+    document = REQUESTS["delete.requested"] | {"priority": "high"}
+    record = await _refused(compact(document), MalformedRequestError("no"))
+    assert (record.project, record.request_type) == ("acme", "delete.requested")
+    assert (record.request_id, record.object_key) == (document["request_id"], None)
+    odd = json.dumps(document | {"project": "No Project"}).encode()
+    assert (await _refused(odd, MalformedRequestError("no"))).project is None
+
+
+async def test_of_what_cannot_be_read_the_digest_is_recorded() -> None:
+    record = await _refused(b"\xff\x00", NotPermittedError())
+    assert (record.request, record.actor) == (hashlib.sha256(b"\xff\x00").hexdigest(), "billing")
+    assert (record.request_type, record.request_id, record.project) == (None, None, None)

@@ -1,0 +1,214 @@
+"""Records are published in order, each at least once, and are logged at once (SPEC 15.3)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from keyturn_workers.audit import trail as module
+from keyturn_workers.audit.trail import ProcessLog
+from tests.unit.keyturn_workers.audit.memory import PROCESS, Clock, Log, Stream, trail_to
+
+if TYPE_CHECKING:
+    from keyturn_workers.audit import AuditTrail
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PAUSES_S", (0.0,))
+
+
+async def _derive(trail: AuditTrail, count: int) -> None:
+    for number in range(count):
+        await trail.kek_derived("2027", f"p{number}", "admin", "awskms", f"call-{number}")
+
+
+async def test_a_record_is_on_the_stream_when_record_returns() -> None:
+    stream, log = Stream(), Log()
+    trail = trail_to(stream, log)
+    async with trail.running():
+        audit_id = await trail.record("request.served", actor="api", project="acme")
+        (record,) = stream.records
+    assert (record.audit_id, record.actor, record.outcome) == (audit_id, "api", "done")
+    assert (record.process, record.role, record.host) == (PROCESS.id, PROCESS.role, PROCESS.host)
+    assert (record.counter, record.previous, record.project) == (1, None, "acme")
+    assert trail.pending == 0
+    assert [fields["audit_id"] for fields in log.records] == [audit_id]
+
+
+async def test_without_an_actor_it_is_the_process() -> None:
+    stream = Stream()
+    trail = trail_to(stream)
+    async with trail.running():
+        await trail.record("dead_letter.discarded")
+    assert stream.records[0].actor == PROCESS.actor
+
+
+async def test_many_at_once_are_one_chain() -> None:
+    stream = Stream()
+    trail = trail_to(stream)
+    async with trail.running():
+        await asyncio.gather(*(trail.record("request.served") for _ in range(200)))
+    assert [record.counter for record in stream.records] == list(range(1, 201))
+    assert stream.findings() == []
+    assert stream.at_once > 1
+
+
+async def test_while_the_broker_is_away_records_are_logged_and_wait() -> None:
+    stream, log = Stream(is_away=True), Log()
+    trail = trail_to(stream, log)
+    async with trail.running():
+        waiting = [asyncio.create_task(trail.record("request.served")) for _ in range(5)]
+        await stream.tried(3)
+        assert (len(log.records), trail.pending, stream.bodies) == (5, 5, [])
+        assert not any(task.done() for task in waiting)
+        assert log.problems == [("the broker cannot be reached (TestError)", 5)]
+        stream.is_away = False
+        await asyncio.gather(*waiting)
+    assert [record.counter for record in stream.records] == [1, 2, 3, 4, 5]
+    assert stream.findings() == []
+
+
+@pytest.mark.parametrize("lost", [1, 2, 7])
+async def test_a_record_without_a_confirmation_is_published_again_as_it_was(lost: int) -> None:
+    stream = Stream()
+    trail = trail_to(stream)
+    async with trail.running():
+        await trail.record("request.served")
+        stream.loses_confirmations = lost
+        await asyncio.gather(*(trail.record("request.served") for _ in range(10)))
+    assert len(stream.bodies) > 11
+    assert len(set(stream.bodies)) == 11
+    assert stream.findings() == []
+
+
+async def test_only_one_record_opens_a_new_connection() -> None:
+    """Several could be spread over two channels, and overtake each other."""
+    stream = Stream(is_away=True)
+    trail = trail_to(stream)
+    async with trail.running():
+        waiting = [asyncio.create_task(trail.record("request.served")) for _ in range(9)]
+        await stream.tried(3)
+        assert stream.at_once == 1
+        stream.is_away = False
+        await asyncio.gather(*waiting)
+
+
+async def test_deriving_does_not_wait_for_the_broker_until_too_many_records_do() -> None:
+    stream = Stream()
+    stream.gate.clear()
+    trail = trail_to(stream, max_pending=3)
+    async with trail.running():
+        async with asyncio.timeout(5):
+            await _derive(trail, 3)
+        assert stream.bodies == []
+        fourth = asyncio.create_task(_derive(trail, 1))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not fourth.done()
+        stream.gate.set()
+        async with asyncio.timeout(5):
+            await fourth
+    assert [record.project for record in stream.records] == ["p0", "p1", "p2", "p0"]
+    record = stream.records[0]
+    assert (record.action, record.master_key, record.kind) == ("kek.derived", "2027", "admin")
+    assert (record.provider, record.provider_request_id) == ("awskms", "call-0")
+
+
+async def test_an_odd_id_of_a_provider_is_recorded_as_one_line() -> None:
+    stream = Stream()
+    trail = trail_to(stream)
+    async with trail.running():
+        await trail.kek_derived("m1", "acme", "record", "vault", "a\n\x1b[2J" + "x" * 300)
+        await trail.kek_derived("m1", "acme", "record", "pkcs11", None)
+    odd, none = (record.provider_request_id for record in stream.records)
+    assert odd is not None
+    assert odd.startswith("a??[2J")
+    assert len(odd) == 200
+    assert none is None
+
+
+async def test_what_waits_at_the_end_is_published() -> None:
+    stream = Stream()
+    stream.gate.clear()
+    trail = trail_to(stream)
+    async with trail.running():
+        await _derive(trail, 4)
+        stream.gate.set()
+    assert len(stream.bodies) == 4
+
+
+async def test_what_cannot_be_published_at_the_end_is_counted() -> None:
+    stream, log = Stream(is_away=True), Log()
+    trail = trail_to(stream, log)
+    async with trail.running(drain_s=0.01):
+        await _derive(trail, 2)
+    assert (log.lost, len(log.records)) == (2, 2)
+
+
+async def test_a_cancelled_caller_leaves_its_record() -> None:
+    stream = Stream()
+    stream.gate.clear()
+    trail = trail_to(stream)
+    async with trail.running():
+        task = asyncio.create_task(trail.record("request.served"))
+        await stream.tried(1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        stream.gate.set()
+        await trail.record("request.served")
+    assert [record.counter for record in stream.records] == [1, 2]
+
+
+async def test_times_never_go_back() -> None:
+    """An export from one time to another would have gaps."""
+    stream, clock = Stream(), Clock()
+    trail = trail_to(stream, now=clock)
+    async with trail.running():
+        for seconds in (5.0, -60.0, 1.0, 100.0):
+            clock.move(seconds)
+            await trail.record("request.served")
+    times = [record.at for record in stream.records]
+    assert times == sorted(times)
+    assert times[0] == times[1] == times[2] < times[3]
+
+
+async def test_a_bug_of_the_publisher_is_tried_again_and_not_printed() -> None:
+    stream, log = Stream(), Log()
+    failures = [ValueError("amqp://user:password@host/")]
+
+    async def publish(audit_id: str, body: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        await stream.publish(audit_id, body)
+
+    trail = module.AuditTrail(PROCESS, publish, log=log)
+    async with trail.running():
+        await trail.record("request.served")
+    assert log.problems == [("ValueError", 1)]
+
+
+def test_the_log_of_a_process() -> None:
+    with capture_logs() as lines:
+        log = ProcessLog()
+        log.recorded({"audit_id": "a", "action": "request.served"})
+        log.not_written("away", 3)
+        log.abandoned(2)
+    assert lines == [
+        {
+            "event": "audit.recorded",
+            "log_level": "info",
+            "audit_id": "a",
+            "action": "request.served",
+        },
+        {
+            "event": "audit trail not written",
+            "log_level": "warning",
+            "problem": "away",
+            "pending": 3,
+        },
+        {"event": "audit records not published", "log_level": "error", "count": 2},
+    ]

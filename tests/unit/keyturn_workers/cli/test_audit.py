@@ -1,0 +1,212 @@
+"""`keyturn audit`: what it shows, what it exports, and how it ends (SPEC 15.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from keyturn.crypto import to_base64
+from keyturn.identifiers import format_time
+from keyturn.publisher.event_stream import StreamRecord
+from keyturn_workers.cli import audit
+from keyturn_workers.cli.app import app
+from tests.unit.keyturn.test_audit import DEPLOYMENT, KEY
+from tests.unit.keyturn_workers.cli.test_audit_export import stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from typer.testing import Result
+
+_ENV = {
+    "KEYTURN_DEPLOYMENT": DEPLOYMENT,
+    "KEYTURN_AMQP_URL": "amqp://localhost/",
+    "KEYTURN_EVENT_PUBLIC_KEY": to_base64(KEY.public_bytes),
+}
+
+
+class _EndError(Exception):
+    """The test has no more records."""
+
+
+class FakeStream:
+    """The stream of the audit trail."""
+
+    def __init__(self) -> None:
+        self.records: list[StreamRecord] = []
+        self.starts: list[Any] = []
+        self.knows_its_end = True
+
+    async def follow(self, _: object, start: Any, name: str) -> AsyncGenerator[StreamRecord, None]:
+        assert name == "keyturn.audit"
+        self.starts.append(start)
+        for record in self.records:
+            yield record
+        if not self.knows_its_end:
+            await asyncio.Event().wait()
+        raise _EndError
+
+    async def last_offset(self, _: object, name: str) -> int | None:
+        assert name == "keyturn.audit"
+        return self.records[-1].offset if self.records and self.knows_its_end else None
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeStream:
+    made = FakeStream()
+    monkeypatch.setattr(audit, "follow", made.follow)
+    monkeypatch.setattr(audit, "last_offset", made.last_offset)
+    monkeypatch.setattr(audit, "_SILENCE_S", 0.01)
+    return made
+
+
+def _run(*arguments: str, stdin: bytes | None = None, **env: str) -> Result:
+    return CliRunner().invoke(app, ["audit", *arguments], input=stdin, env=_ENV | env)
+
+
+def _at(ago: timedelta) -> dict[str, Any]:
+    return {"at": format_time(datetime.now(UTC) - ago)}
+
+
+def test_tail_shows_a_line_for_each_record_from_now_on(fake: FakeStream) -> None:
+    fake.records = stream(2)
+    result = _run("tail")
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    assert "request.served rotation.requested acme done by Kim Doe" in lines[0]
+    (start,) = fake.starts
+    assert abs(datetime.now(UTC) - start) < timedelta(minutes=1)
+
+
+def test_tail_shows_why_and_what(fake: FakeStream) -> None:
+    fake.records = stream(
+        1, action="object.opened_as_operator", object_key="a/b", request_type=None, reason="4711"
+    )
+    assert "object.opened_as_operator acme/a/b done by Kim Doe (4711)" in _run("tail").stdout
+
+
+def test_tail_shows_records_since_a_moment_and_checks_the_earlier_ones(fake: FakeStream) -> None:
+    old = stream(3, **_at(timedelta(hours=2)))
+    del old[1]
+    fake.records = [*old, *stream(1, first=3)]
+    fake.records[-1] = stream(1, first=3, **_at(timedelta(minutes=1)))[0]
+    lines = _run("tail", "--since", "1h").stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("!!! MISSING: record 2 is missing before record 3")
+    (start,) = fake.starts
+    assert datetime.now(UTC) - start >= timedelta(hours=1)
+
+
+def test_tail_as_json_has_findings_between_the_records(fake: FakeStream) -> None:
+    fake.records = stream(3)
+    del fake.records[1]
+    lines = [json.loads(line) for line in _run("tail", "--json").stdout.splitlines()]
+    assert [line.get("counter") for line in lines] == [1, 3, 3]
+    assert lines[1]["finding"] == "missing"
+    assert lines[2]["offset"] == 2
+
+
+def test_tail_shows_nothing_of_a_forged_record_but_that_it_is_there(fake: FakeStream) -> None:
+    (record,) = stream(1)
+    fake.records = [StreamRecord(0, record.body, "")]
+    assert _run("tail").stdout == "!!! FORGED: a record that no event key signed\n"
+
+
+def test_export_writes_all_there_is(fake: FakeStream, tmp_path: Path) -> None:
+    fake.records = stream(3)
+    file = tmp_path / "trail"
+    result = _run("export", str(file))
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "keyturn: 3 records exported\n"
+    assert fake.starts == ["first"]
+    assert file.stat().st_mode & 0o777 == 0o600
+    verified = _run("verify", str(file))
+    assert verified.exit_code == 0, verified.stderr
+    assert "worker control" in verified.stdout
+    again = _run("export", str(file))
+    assert again.exit_code == 1
+    assert "File exists" in again.stderr
+
+
+def test_export_ends_though_nothing_follows(fake: FakeStream) -> None:
+    fake.knows_its_end = False
+    fake.records = stream(2)
+    result = _run("export", "-")
+    assert len(result.stdout.splitlines()) == 2
+    fake.records = []
+    assert (_run("export", "-").stdout, len(fake.starts)) == ("", 2)
+
+
+def test_export_of_a_time_and_a_project(fake: FakeStream) -> None:
+    old, new = (stream(2, first=n, **_at(timedelta(days=d))) for n, d in ((0, 3), (2, 1)))
+    other = stream(1, first=4, project="other", **_at(timedelta(days=1)))
+    forged = StreamRecord(5, b"{}", "")
+    fake.records = [*old, *new, *other, forged]
+
+    def offsets(*arguments: str) -> list[int]:
+        return [
+            json.loads(line)["offset"]
+            for line in _run("export", "-", *arguments).stdout.splitlines()
+        ]
+
+    assert offsets() == [0, 1, 2, 3, 4, 5]
+    assert offsets("--since", "2d") == [2, 3, 4, 5]
+    assert offsets("--until", "2d") == [0, 1]
+    assert offsets("--since", "2d", "--project", "acme") == [2, 3]
+
+
+def test_export_writes_a_trail_with_a_problem_and_fails(fake: FakeStream, tmp_path: Path) -> None:
+    fake.records = stream(3)
+    del fake.records[1]
+    result = _run("export", str(tmp_path / "trail"))
+    assert result.exit_code == 1
+    assert "MISSING" in result.stderr
+    assert len((tmp_path / "trail").read_bytes().splitlines()) == 2
+
+
+def test_verify_reads_standard_input_and_needs_no_broker(fake: FakeStream) -> None:
+    fake.records = stream(2)
+    exported = _run("export", "-").stdout_bytes
+    result = _run("verify", "-", "--json", stdin=exported, KEYTURN_AMQP_URL="")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["records"] == 2
+
+
+def test_verify_names_what_is_wrong_and_fails(fake: FakeStream, tmp_path: Path) -> None:
+    fake.records = stream(3)
+    lines = _run("export", "-").stdout_bytes.splitlines(keepends=True)
+    file = tmp_path / "trail"
+    file.write_bytes(lines[0] + lines[2])
+    result = _run("verify", str(file))
+    assert result.exit_code == 1
+    assert "MISSING: record 2 is missing before record 3" in result.stderr
+    foreign = _run("verify", str(file), KEYTURN_DEPLOYMENT="another")
+    assert "FORGED" in foreign.stderr
+    missing = _run("verify", str(tmp_path / "none"))
+    assert (missing.exit_code, "No such file" in missing.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("tail",), "KEYTURN_EVENT_PUBLIC_KEY"),
+        (("export", "-"), "KEYTURN_EVENT_PUBLIC_KEY"),
+        (("verify", "-"), "KEYTURN_EVENT_PUBLIC_KEY"),
+    ],
+)
+def test_a_missing_setting_is_named(arguments: tuple[str, ...], name: str) -> None:
+    result = _run(*arguments, KEYTURN_EVENT_PUBLIC_KEY="")
+    assert (result.exit_code, f"{name} is missing" in result.stderr) == (2, True)
+
+
+def test_a_moment_that_is_none_is_wrong_usage(fake: FakeStream) -> None:
+    result = _run("tail", "--since", "yesterday")
+    assert result.exit_code == 2
+    assert "how long ago" in result.stderr
+    assert fake.starts == []

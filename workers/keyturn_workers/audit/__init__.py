@@ -1,0 +1,24 @@
+"""The audit trail: a record of each use of the operator's key or powers (SPEC 15.3).
+
+| module | what it holds |
+| --- | --- |
+| `trail` | `AuditTrail`: one process's chain of records, published in order |
+| `process` | who this process is: its id, role, host, and the person who started it |
+| `publisher` | publishes a signed record on a connection of its own |
+| `requests` | `RequestRecorder`: a record for each request that a worker served or refused |
+| `declaration` | the trail's stream on the broker |
+
+A worker records *after* the effect and *before* it acknowledges the request: a crash in between
+brings the request back, and it is recorded then. So whatever changed is recorded at least once,
+perhaps twice. Nothing brings a command back, so a command records *before* it acts (`started`),
+and once more if that fails.
+
+A command's trail is `cli.command_audit`. Checking one is `keyturn.audit`, reading one `cli.audit`.
+"""
+
+from keyturn_workers.audit.process import AuditProcess
+from keyturn_workers.audit.publisher import AuditPublisher
+from keyturn_workers.audit.requests import RequestRecorder
+from keyturn_workers.audit.trail import AuditTrail
+
+__all__ = ["AuditProcess", "AuditPublisher", "AuditTrail", "RequestRecorder"]

@@ -1,0 +1,81 @@
+"""Records what a worker did at a publisher's request (SPEC 15.3).
+
+Only for requests that a known publisher signed. Of others nothing is recorded: whoever can write to
+the broker could push the records of the stream out with a flood of them. They are logged and
+counted, and kept among the unsigned dead letters (SPEC 6.9).
+"""
+
+from typing import Any
+
+from keyturn.errors import CodedError, MalformedRequestError
+from keyturn.identifiers import is_project
+from keyturn.messages import (
+    DeleteRequested,
+    Request,
+    RequestOrigin,
+    UploadRequested,
+    identity,
+    parse_request,
+    request_id,
+)
+from keyturn_workers.audit.trail import AuditTrail
+
+
+class RequestRecorder:
+    """Records requests that were served or refused."""
+
+    def __init__(self, trail: AuditTrail) -> None:
+        self._trail = trail
+
+    async def served(self, request: Request, origin: RequestOrigin) -> None:
+        """The request was served. To be called after the effect, before the acknowledgment."""
+        await self._trail.record(
+            "request.served", **_of_origin(origin, request), **_of_request(request)
+        )
+
+    async def refused(self, body: bytes, publisher: str, error: CodedError) -> None:
+        """The request was refused for good.
+
+        Args:
+            body: The request as signed; perhaps malformed.
+            publisher: Who signed it.
+            error: Why it is refused.
+        """
+        origin = RequestOrigin.of(publisher, body)
+        try:
+            request = parse_request(body)
+        except MalformedRequestError:
+            fields = _of_origin(origin, None) | _of_malformed(body)
+        else:
+            fields = _of_origin(origin, request) | _of_request(request)
+        await self._trail.record("request.refused", outcome=error.code, **fields)
+
+
+def _of_origin(origin: RequestOrigin, request: Request | None) -> dict[str, Any]:
+    # A person's name is the publisher's word, so the publisher is named too.
+    person = None if request is None or isinstance(request, UploadRequested) else request.actor
+    return {
+        "actor": person or origin.publisher,
+        "publisher": origin.publisher,
+        "request": origin.request,
+    }
+
+
+def _of_request(request: Request) -> dict[str, Any]:
+    fields = {
+        "request_type": request.type,
+        "request_id": request_id(request),
+        "project": request.project,
+    }
+    if isinstance(request, DeleteRequested | UploadRequested):
+        fields["object_key"] = request.key
+    return fields
+
+
+def _of_malformed(body: bytes) -> dict[str, Any]:
+    claimed = identity(body)
+    if claimed is None:
+        return {}
+    request_type, claimed_id, project = claimed
+    fields = {"request_type": request_type, "request_id": claimed_id}
+    return fields | ({"project": project} if project and is_project(project) else {})

@@ -1,0 +1,265 @@
+"""One process's chain of audit records, published in order (SPEC 15.3).
+
+A record gets its number and the digest of the one before as soon as it is made, and is logged
+then, also while the broker is away. Records are published in that order, several at a time, and
+again, under the same number, until the broker has confirmed them. A record that is published twice
+is found to be the same (SPEC 6.2).
+
+Several at a time keep their order: on one channel the broker takes them in the order in which they
+were sent, so that a lost connection leaves the first ones. The next attempt begins with a single
+record, to open one channel for all that follow.
+
+It must never drop a record, and never publish one before those that it follows.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice, takewhile
+from typing import Any, Final, Protocol
+from uuid import uuid4
+
+import structlog
+
+from keyturn.errors import PublisherError
+from keyturn.identifiers import format_time, parse_time
+from keyturn.messages import DONE, AuditAction, AuditRecorded, body_digest, encode_audit
+from keyturn.topology import AUDIT_RECORDED
+from keyturn_workers.audit.process import AuditProcess, one_line
+
+MAX_PENDING: Final = 1000
+"""Records that wait for the broker before whoever derives keys has to wait too."""
+_AT_ONCE: Final = 64
+_PAUSES_S: Final = (0.1, 0.5, 1.0, 5.0)
+_DRAIN_S: Final = 10.0
+
+Publish = Callable[[str, bytes], Awaitable[None]]
+
+_log = structlog.get_logger()
+
+
+class AuditLog(Protocol):
+    """Shows records, and what becomes of them."""
+
+    def recorded(self, fields: Mapping[str, Any]) -> None:
+        """A record was made."""
+
+    def not_written(self, problem: str, pending: int) -> None:
+        """Records wait: the broker did not confirm. Called once for each such time."""
+
+    def abandoned(self, count: int) -> None:
+        """The process ends with records that the broker has not confirmed."""
+
+
+class ProcessLog:
+    """The log of a worker: one line for each record."""
+
+    def recorded(self, fields: Mapping[str, Any]) -> None:
+        """See `AuditLog`."""
+        _log.info(AUDIT_RECORDED, **fields)
+
+    def not_written(self, problem: str, pending: int) -> None:
+        """See `AuditLog`."""
+        _log.warning("audit trail not written", problem=problem, pending=pending)
+
+    def abandoned(self, count: int) -> None:
+        """See `AuditLog`. The records are in the log: on the stream, the chain ends before."""
+        _log.error("audit records not published", count=count)
+
+
+def utc_now() -> datetime:
+    """The time by this machine's clock."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    audit_id: str
+    body: bytes
+    confirmed: asyncio.Future[None]
+
+
+class AuditTrail:
+    """The records of one process. Used while its `running` block runs.
+
+    Args:
+        process: Who the process is.
+        publish: Publishes a record by its id; raises unless the broker confirmed it.
+        log: Shows the records; a worker's log by default.
+        now: The time.
+        max_pending: How many records may wait before `kek_derived` waits.
+    """
+
+    def __init__(
+        self,
+        process: AuditProcess,
+        publish: Publish,
+        *,
+        log: AuditLog | None = None,
+        now: Callable[[], datetime] = utc_now,
+        max_pending: int = MAX_PENDING,
+    ) -> None:
+        self._process = process
+        self._publish = publish
+        self._log = log or ProcessLog()
+        self._now = now
+        self._max_pending = max_pending
+        self._counter = 0
+        self._previous: str | None = None
+        self._at = ""
+        self._queue: deque[_Pending] = deque()
+        self._changed = asyncio.Condition()
+        self._added = asyncio.Event()
+
+    @property
+    def pending(self) -> int:
+        """Records that the broker has not confirmed yet."""
+        return len(self._queue)
+
+    async def record(
+        self, action: AuditAction, *, actor: str | None = None, outcome: str = DONE, **fields: Any
+    ) -> str:
+        """Record one use; returns once the broker has it on disk.
+
+        Cancelling the caller ends its wait only: the record is published all the same.
+
+        Args:
+            action: What was done.
+            actor: Who did it; the process's own if None.
+            outcome: `done`, `started`, or the code of an error.
+            fields: Further fields of `AuditRecorded`.
+
+        Returns:
+            The record's id.
+        """
+        pending = self._append(action, actor, outcome, fields)
+        await asyncio.shield(pending.confirmed)
+        return pending.audit_id
+
+    async def kek_derived(
+        self,
+        master_key: str,
+        project: str,
+        kind: str,
+        provider: str,
+        provider_request_id: str | None = None,
+    ) -> None:
+        """Record that a provider derived a project's KEK.
+
+        It does not wait for the broker, unless many records do: a process that cannot record stops
+        deriving.
+
+        Args:
+            master_key: The master key's id.
+            project: The project.
+            kind: Which KEK, such as `admin` or `record`.
+            provider: What holds the master key, such as `awskms`.
+            provider_request_id: The provider's own id of the call, if it has one.
+        """
+        call = None if provider_request_id is None else one_line(provider_request_id)
+        fields = {
+            "master_key": master_key,
+            "project": project,
+            "kind": kind,
+            "provider": provider,
+            "provider_request_id": call,
+        }
+        self._append("kek.derived", None, DONE, fields)
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._queue) <= self._max_pending)
+
+    @asynccontextmanager
+    async def running(self, *, drain_s: float = _DRAIN_S) -> AsyncIterator[None]:
+        """Publish records while the block runs, and what is left at its end for `drain_s`."""
+        sending = asyncio.create_task(self._send(), name="audit trail")
+        try:
+            yield
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._drained()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            if self._queue:
+                self._log.abandoned(len(self._queue))
+
+    async def _drained(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._queue)
+
+    def _append(
+        self, action: AuditAction, actor: str | None, outcome: str, fields: dict[str, Any]
+    ) -> _Pending:
+        # Nothing here waits, so that the order of the chain is the order of the queue.
+        record = AuditRecorded(
+            audit_id=str(uuid4()),
+            at=self._time(),
+            process=self._process.id,
+            role=self._process.role,
+            host=self._process.host,
+            counter=self._counter + 1,
+            previous=self._previous,
+            action=action,
+            actor=self._process.actor if actor is None else actor,
+            outcome=outcome,
+            **fields,
+        )
+        body = encode_audit(record)
+        self._counter, self._previous = record.counter, body_digest(body)
+        self._log.recorded(record.model_dump(exclude_none=True, exclude={"type"}))
+        confirmed = asyncio.get_running_loop().create_future()
+        pending = _Pending(record.audit_id, body, confirmed)
+        self._queue.append(pending)
+        self._added.set()
+        return pending
+
+    def _time(self) -> str:
+        """The time of a record, never before that of the one before.
+
+        So the records of a process from one time to another are consecutive, and an export of
+        them has no gap.
+        """
+        now = format_time(self._now())
+        if self._at and parse_time(now) < parse_time(self._at):
+            now = self._at
+        self._at = now
+        return now
+
+    async def _send(self) -> None:
+        at_once, failures = 1, 0
+        while True:
+            await self._added.wait()
+            batch = list(islice(self._queue, at_once))
+            if not batch:
+                self._added.clear()
+                continue
+            results = await asyncio.gather(
+                *(self._publish(each.audit_id, each.body) for each in batch),
+                return_exceptions=True,
+            )
+            confirmed = len(list(takewhile(lambda result: result is None, results)))
+            await self._confirm(confirmed)
+            if confirmed == len(batch):
+                at_once, failures = _AT_ONCE, 0
+                continue
+            at_once = 1
+            if not failures:
+                self._log.not_written(_problem(results[confirmed]), len(self._queue))
+            await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
+            failures += 1
+
+    async def _confirm(self, count: int) -> None:
+        for _ in range(count):
+            done = self._queue.popleft()
+            if not done.confirmed.done():
+                done.confirmed.set_result(None)
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def _problem(failure: object) -> str:
+    # The text of a foreign exception can hold the broker's address with its password.
+    return str(failure) if isinstance(failure, PublisherError) else type(failure).__name__

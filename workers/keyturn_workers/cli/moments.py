@@ -1,0 +1,28 @@
+"""Moments as people write them: a time, a day, or how long ago (SPEC 14)."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import typer
+
+from keyturn.identifiers import parse_time
+
+_AGO: Final = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
+_DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+MOMENT_FORM: Final = "a time (2026-11-24T10:00:00Z), a day (2026-11-24), or how long ago (90m, 7d)"
+
+
+def parse_moment(text: str) -> datetime:
+    """The moment that `text` names, in UTC.
+
+    Raises:
+        typer.BadParameter: it names none.
+    """
+    if match := _AGO.fullmatch(text):
+        return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+    try:
+        return parse_time(f"{text}T00:00:00Z" if _DAY.fullmatch(text) else text)
+    except ValueError:
+        raise typer.BadParameter(f"must be {MOMENT_FORM}") from None
