@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from keyturn.crypto import to_base64
-from keyturn.identifiers import KEYS_PREFIX
+from keyturn.identifiers import EVIDENCE_PREFIX, KEYS_PREFIX
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
@@ -58,8 +58,8 @@ def names_the_old_one(scene: Scene) -> list[str]:
     """Everything in the bucket that names the old master key, by its S3 key."""
     found = []
     for s3_key in scene.bucket.keys(""):
-        if s3_key.startswith(KEYS_PREFIX):
-            continue  # the known text of a master key stays, and opens nothing
+        if s3_key.startswith((KEYS_PREFIX, EVIDENCE_PREFIX)):
+            continue  # the known text of a master key opens nothing; evidence is sealed under none
         body, answer = scene.bucket.get(s3_key)
         if s3_key.startswith(".keyturn/"):
             named = body and json.loads(body)["master_key"]
@@ -87,7 +87,7 @@ async def one_project(scene: Scene) -> None:
         "deleted": 1,
         "clean": True,
     }
-    assert changed.keyring(NEW) == ring
+    assert changed.keyring(NEW) == ring | {"evidence": end["evidence"]}
     under_the_new_one(scene, changed, plaintexts)
     assert {key: scene.bucket.get(f"changed/{key}")[0] for key in plaintexts} == before
     assert scene.bucket.deleted_at("changed/gone", NEW[1]) == time
