@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from keyturn import topology
-from tools.servers import OpenBao, RabbitMQ, S3Server, Servers, SoftHsm
+from tools.servers import MotoKms, OpenBao, RabbitMQ, S3Server, Servers, SoftHsm
 from tools.servers import new_bucket as create_bucket
 from tools.servers.packages import MissingPackagesError
 
@@ -104,6 +104,13 @@ def openbao() -> Iterator[OpenBao]:
 def own_openbao() -> Iterator[OpenBao]:
     """OpenBao for this test alone, to stop, to start and to seal."""
     yield from _running_openbao()
+
+
+@pytest.fixture(scope="session")
+def aws_kms() -> Iterator[MotoKms]:
+    """Moto's AWS KMS, always private. Tests use keys of their own."""
+    with MotoKms() as server:
+        yield server
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ started them, even if that is killed. Nothing here touches a server that it did 
 
 from tools.servers.ceph import CephRgw
 from tools.servers.moto import MotoServer
+from tools.servers.moto_kms import MotoKms
 from tools.servers.openbao import OpenBao
 from tools.servers.rabbitmq import RabbitMQ
 from tools.servers.s3 import S3Server, new_bucket
@@ -14,6 +15,7 @@ from tools.servers.stack import Servers, StorageKind
 
 __all__ = [
     "CephRgw",
+    "MotoKms",
     "MotoServer",
     "OpenBao",
     "RabbitMQ",

@@ -15,11 +15,12 @@ from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import AwsKmsUri, parse_key_uri
 from keyturn_workers.master_keys.awskms import AwsKmsMasterKey, import_prk
 from keyturn_workers.settings import KmsSettings
-from tools.servers.moto_kms import MotoKms
+from tools.servers import MotoKms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+pytestmark = pytest.mark.servers
 MASTER_KEY = bytes(range(32))
 PRK = master_prk(MASTER_KEY)
 INFO = admin_kek_info("acme")
