@@ -7,17 +7,16 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from dotenv import dotenv_values
 
-from keyturn.crypto import record_kek, to_base64
+from keyturn.crypto import from_base64, record_kek, to_base64
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
-from tests.integration.cli.conftest import cli_for, document
-from tools.harness.deployment import Deployment
+from tests.integration.cli.conftest import document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
     from tests.integration.cli.conftest import Cli
-    from tools.servers import MotoKms, OpenBao, S3Server, SoftHsm
+    from tools.servers import MotoKms, OpenBao, SoftHsm
 
 pytestmark = pytest.mark.servers
 MASTER_KEY = bytes(range(32))
@@ -91,12 +90,6 @@ def aws_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture
-def cli(moto: S3Server, moto_bucket: str) -> Cli:
-    """Commands that need the bucket alone."""
-    return cli_for(Deployment("amqp://nobody@127.0.0.1:1/", moto, moto_bucket))
-
-
 def _run(cli: Cli, place: Place, keys: dict[str, str], *arguments: str) -> Result:
     env = {**cli.env, **place.env, "KEYTURN_MASTER_KEYS": json.dumps(keys)}
     return type(cli)(cli.deployment, env).run(*arguments)
@@ -111,7 +104,16 @@ async def _create_known_text(env: dict[str, str]) -> None:
         await check_known_text(storage, "m1", kek, create=True)
 
 
-def test_a_master_key_moves_into_a_provider_under_its_id(cli: Cli, place: Place) -> None:
+def _audit_records(cli: Cli, file: Path) -> list[dict[str, Any]]:
+    exported = cli.run("audit", "export", str(file))
+    assert exported.exit_code == 0, exported.stderr
+    lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+    return [json.loads(from_base64(line["body"])) for line in lines]
+
+
+def test_a_master_key_moves_into_a_provider_under_its_id(
+    cli: Cli, place: Place, tmp_path: Path
+) -> None:
     asyncio.run(_create_known_text(cli.env))
     uri = place.free_uri()
     imported = _run(cli, place, {"m1": LOCAL}, "keys", "import", "m1", uri)
@@ -125,6 +127,9 @@ def test_a_master_key_moves_into_a_provider_under_its_id(cli: Cli, place: Place)
     assert "the key was imported: it may still exist where it was made" in row["warnings"]
     assert 0 < row["median_ms"] <= row["max_ms"]
     assert LOCAL not in imported.output + checked.output
+    [record] = _audit_records(cli, tmp_path / "audit")
+    assert (record["action"], record["master_key"]) == ("master_key.imported", "m1")
+    assert record["provider"] == place.provider
 
 
 def test_another_key_under_the_id_is_found(cli: Cli, place: Place) -> None:

@@ -162,12 +162,18 @@ async def test_another_process_needs_only_the_environment(
     assert (done.returncode, done.stdout.strip()) == (0, ADMIN_KEK), done.stderr
 
 
-async def _keyturn(softhsm: SoftHsm, *arguments: str) -> tuple[int, str]:
+async def _keyturn(softhsm: SoftHsm, amqp_url: str, *arguments: str) -> tuple[int, str]:
     keys = json.dumps({"m1": base64.b64encode(KEY).decode()})
     empty = softhsm.pin_file.parent
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("keyturn")), "keys", *arguments),
-        env={"KEYTURN_SECRETS_DIR": str(empty), "KEYTURN_MASTER_KEYS": keys, **softhsm.env},
+        env={
+            "KEYTURN_SECRETS_DIR": str(empty),
+            "KEYTURN_MASTER_KEYS": keys,
+            "KEYTURN_AMQP_URL": amqp_url,
+            "KEYTURN_EVENT_KEY": base64.b64encode(KEY).decode(),
+            **softhsm.env,
+        },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -175,16 +181,18 @@ async def _keyturn(softhsm: SoftHsm, *arguments: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode()
 
 
-async def test_the_commands_of_the_how_to(softhsm: SoftHsm, settings: KmsSettings) -> None:
+async def test_the_commands_of_the_how_to(
+    softhsm: SoftHsm, settings: KmsSettings, vhost_url: str
+) -> None:
     created, imported = _uri(softhsm), _uri(softhsm)
-    status, output = await _keyturn(softhsm, "create", created.location)
+    status, output = await _keyturn(softhsm, vhost_url, "create", created.location)
     assert (status, "It derives KEKs" in output) == (0, True), output
-    status, output = await _keyturn(softhsm, "create", created.location)
+    status, output = await _keyturn(softhsm, vhost_url, "create", created.location)
     assert (status, "matches the URI already" in output) == (1, True), output
     for _ in range(2):  # it can be repeated
-        status, output = await _keyturn(softhsm, "import", "m1", imported.location)
+        status, output = await _keyturn(softhsm, vhost_url, "import", "m1", imported.location)
         assert (status, "derives the same KEKs" in output) == (0, True), output
-    status, output = await _keyturn(softhsm, "import", "m1", created.location)
+    status, output = await _keyturn(softhsm, vhost_url, "import", "m1", created.location)
     assert (status, "another one" in output) == (1, True), output
     async with _opened(imported, settings) as key:
         assert (await key.derive(admin_kek_info("acme"))).kek == admin_kek(KEY, "acme")

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from keyturn.crypto import Secret, to_base64
 from keyturn_workers.cli.app import app
+from tests.unit.keyturn_workers.cli.fake_audit import FakeAudit
 from tests.unit.keyturn_workers.cli.fake_kms import MASTER_KEY, OTHER_URI, PRK, URI, FakeKey
 
 if TYPE_CHECKING:
@@ -21,8 +22,19 @@ KEYS = {"m1": to_base64(MASTER_KEY.reveal()), "m2": OTHER_URI, "m3": to_base64(b
 LINE = f'"m1": "{URI}"\n'
 
 
+@pytest.fixture(autouse=True)
+def audit(monkeypatch: pytest.MonkeyPatch) -> FakeAudit:
+    made = FakeAudit()
+    monkeypatch.setattr("keyturn_workers.cli.import_key.command_audit", made)
+    return made
+
+
 def _run(*arguments: str) -> Result:
-    env = {"KEYTURN_MASTER_KEYS": json.dumps(KEYS)}
+    env = {
+        "KEYTURN_MASTER_KEYS": json.dumps(KEYS),
+        "KEYTURN_AMQP_URL": "amqp://localhost/",
+        "KEYTURN_EVENT_KEY": to_base64(bytes(32)),
+    }
     return CliRunner().invoke(app, ["keys", "import", *arguments], env=env)
 
 
@@ -33,6 +45,33 @@ def test_the_line_to_change_is_printed_and_no_key(kms: FakeKms) -> None:
     assert "m1 derives the same KEKs there" in result.stderr
     assert not any(key in result.output for key in (KEYS["m1"], KEYS["m3"], "m3"))
     assert PRK.reveal().hex() not in result.output
+
+
+def test_the_audit_trail_has_the_import_first(kms: FakeKms, audit: FakeAudit) -> None:
+    assert _run("m1", URI, "--reason", "move to the HSM, OPS-7").exit_code == 0
+    [record] = audit.records
+    assert (record.action, record.outcome) == ("master_key.imported", "started")
+    assert (record.master_key, record.provider) == ("m1", "vault")
+    assert record.reason == "move to the HSM, OPS-7"
+    assert audit.opened == [("keys import", "move to the HSM, OPS-7")]
+    assert kms.imports == 1
+
+
+def test_what_cannot_be_recorded_is_not_imported(kms: FakeKms, audit: FakeAudit) -> None:
+    audit.is_away = True
+    result = _run("m1", URI)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the audit trail cannot be written, so nothing was done" in result.stderr
+    assert kms.imports == 0
+
+
+def test_an_import_that_failed_is_recorded_too(kms: FakeKms, audit: FakeAudit) -> None:
+    kms.garbles = True
+    assert _run("m1", URI).exit_code == 1
+    assert audit.outcomes == [
+        ("master_key.imported", "started"),
+        ("master_key.imported", "failed"),
+    ]
 
 
 def test_an_import_that_was_interrupted_can_be_repeated(kms: FakeKms) -> None:
