@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.crypto import kek_id, user_kek
+from keyturn.crypto import from_base64, kek_id, user_kek
 from tests.integration.cli.conftest import Cli, cli_for, document
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
@@ -102,6 +103,15 @@ async def test_the_operators_view_by_one_projects_admin_kek(cli: Cli, tmp_path: 
         for project in ("acme", "other"):
             files[project] = str(tmp_path / f"{project}.kek")
             await _ok(cli, "keys", "export-project", project, "--out", files[project], *_REASON)
+        trail = tmp_path / "trail.jsonl"
+        await _ok(cli, "audit", "export", str(trail))
+    bodies = (json.loads(line)["body"] for line in trail.read_text().splitlines())
+    records = [json.loads(from_base64(body)) for body in bodies]
+    exported = [each for each in records if each["action"] == "project_kek.exported"]
+    fields = ("project", "master_key", "outcome", "reason")
+    assert [tuple(record[field] for field in fields) for record in exported] == [
+        (project, "m1", "started", _REASON[1]) for project in ("acme", "other")
+    ]
 
     verify = ("verify", "acme", "--admin-kek-file")
     result = await _ok(cli, *verify, files["acme"])

@@ -2,14 +2,15 @@
 
 An admin KEK opens every object of one project, and nothing of any other: an auditor can verify
 the project (`keyturn verify`) without the master key. The file cannot be taken back; a rotation
-of the master key makes it worthless for what is under the new one.
+of the master key makes it worthless for what is under the new one. So the audit trail has a record
+before the file exists (SPEC 15.3).
 """
 
 import asyncio
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -17,12 +18,11 @@ from keyturn.crypto import Secret
 from keyturn.errors import UnknownMasterKeyError, UnknownProjectError
 from keyturn.identifiers import (
     format_time,
-    has_control_characters,
     is_short_name,
     keyring_s3_key,
 )
 from keyturn.project_keks import ProjectKeks, build_project_keks
-from keyturn_workers.cli.arguments import Project
+from keyturn_workers.cli.arguments import Project, validate_reason
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.command_audit import command_audit
 from keyturn_workers.cli.errors import CommandError, note
@@ -33,17 +33,6 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import AuditSettings, OperatorSettings
 from keyturn_workers.storage import Storage
-
-_REASON_MAX_CHARACTERS: Final = 500
-
-
-def _check_reason(value: str) -> str:
-    reason = value.strip()
-    if not 1 <= len(reason) <= _REASON_MAX_CHARACTERS or has_control_characters(reason):
-        raise typer.BadParameter(
-            f"must be one line of 1 to {_REASON_MAX_CHARACTERS} characters: who gets it, and why"
-        )
-    return reason
 
 
 def _check_master_keys(values: list[str] | None) -> list[str] | None:
@@ -57,7 +46,10 @@ def export_project(
     out: Annotated[Path, typer.Option(help="New file (mode 0600) for the admin KEK.")],
     reason: Annotated[
         str,
-        typer.Option(callback=_check_reason, help="Who gets the file, and why: for the audit."),
+        typer.Option(
+            callback=validate_reason,
+            help="Who gets the file, and why: for the audit trail. Never a secret.",
+        ),
     ],
     master_key: Annotated[
         list[str] | None,
@@ -70,7 +62,8 @@ def export_project(
 ) -> None:
     """Write one project's admin KEK to a file, for `keyturn verify`.
 
-    The file opens every object of the project, and nothing of any other project.
+    The file opens every object of the project, and nothing of any other project. The audit
+    trail has a record before the file exists (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).
     """
     if out.exists():
         raise CommandError(f"{out} already exists")

@@ -125,13 +125,14 @@ def test_what_cannot_be_recorded_is_not_exported(tmp_path: Path, audit: FakeAudi
 
 
 @pytest.mark.usefixtures("storage")
-def test_an_existing_file_is_kept(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept(tmp_path: Path, audit: FakeAudit) -> None:
     out = tmp_path / "acme.kek"
     out.write_text("another")
     result = _run("acme", "--out", str(out), *REASON)
     assert result.exit_code == 1
     assert "already exists" in result.stderr
     assert out.read_text() == "another"
+    assert audit.opened == []
 
 
 @pytest.mark.parametrize("reason", [(), ("--reason", " "), ("--reason", "a\nb"),
