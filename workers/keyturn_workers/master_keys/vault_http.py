@@ -134,16 +134,15 @@ class VaultHttp:
         if token is not None:
             headers["X-Vault-Token"] = token.reveal().decode("ascii")
         data = None if body is None else orjson.dumps(body)
-        try:
-            return await self._exchange(method, path, headers, data)
-        except (aiohttp.ClientError, OSError, ValueError) as exc:
-            cause = _cause(exc)
-            if not repeat or cause != _LOST:
-                raise KmsUnavailableError(cause) from None
-        try:
-            return await self._exchange(method, path, headers, data)
-        except (aiohttp.ClientError, OSError, ValueError) as exc:
-            raise KmsUnavailableError(_cause(exc)) from None
+        for last in (not repeat, True):
+            try:
+                return await self._exchange(method, path, headers, data)
+            except (aiohttp.ClientError, OSError, ValueError) as exc:
+                cause = _cause(exc)
+            if last or cause != _LOST:
+                break
+        # Raised here, it does not even have aiohttp's error as its context.
+        raise KmsUnavailableError(cause)
 
     async def aclose(self) -> None:
         """Close the connections."""

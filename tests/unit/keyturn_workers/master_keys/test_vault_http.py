@@ -43,6 +43,7 @@ async def _failure(url: str, **values: object) -> str:
     assert TOKEN not in shown
     assert BODY["input"] not in shown
     assert "\n" not in caught.value.detail
+    assert caught.value.__context__ is None, "an error of aiohttp can hold the request"
     return caught.value.detail
 
 

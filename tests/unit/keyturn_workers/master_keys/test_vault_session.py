@@ -16,6 +16,7 @@ from tests.unit.keyturn_workers.master_keys.fake_vault import (
     KEY_PATH,
     TOKEN,
     FakeVault,
+    denied,
     fake_vault,
     settings,
 )
@@ -79,6 +80,31 @@ async def test_a_refused_token_is_not_sent_again_at_once() -> None:
             with pytest.raises(KmsRefusedError, match="expired or revoked, or may not use"):
                 await session.call("GET", KEY_PATH)
     assert vault.paths() == [KEY_PATH]
+
+
+async def test_a_token_that_is_accepted_after_a_refusal_is_used_at_once() -> None:
+    """Two calls at once, of which a server that was not ready refused one."""
+    async with fake_vault() as vault, _session(vault) as session:
+        both, refused = asyncio.Event(), asyncio.Event()
+
+        async def respond(request: web.Request) -> web.StreamResponse:
+            if len(vault.requests) == 1:
+                await both.wait()
+                return denied()
+            both.set()
+            await refused.wait()
+            return vault.answer(request)
+
+        vault.respond = respond
+        first = asyncio.create_task(session.call("GET", KEY_PATH))
+        second = asyncio.create_task(session.call("GET", KEY_PATH))
+        async with asyncio.timeout(30):
+            done, _ = await asyncio.wait((first, second), return_when=asyncio.FIRST_COMPLETED)
+            assert isinstance(done.pop().exception(), KmsRefusedError)
+            refused.set()
+            await asyncio.wait((first, second))
+        vault.respond = None
+        assert (await session.call("GET", KEY_PATH)).status == 200
 
 
 async def test_a_fresh_token_that_is_refused_too_ends_the_logins() -> None:
