@@ -185,12 +185,12 @@ class OpenBao:
         self.call("PUT", f"sys/policies/acl/derive-{key}", {"policy": rule})
         return f"derive-{key}"
 
-    def make_token(self, policy: str, ttl: str = "1h") -> str:
-        """Return a new token with this policy alone, which ends after `ttl`."""
+    def make_token(self, *policies: str, ttl: str = "1h") -> str:
+        """Return a new token with these policies alone, which ends after `ttl`."""
         made = self.call(
             "POST",
             "auth/token/create",
-            {"policies": [policy], "ttl": ttl, "no_default_policy": True, "no_parent": True},
+            {"policies": policies, "ttl": ttl, "no_default_policy": True, "no_parent": True},
         )
         return str(made["auth"]["client_token"])
 

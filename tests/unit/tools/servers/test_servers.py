@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tools.servers import S3Server, Servers, packages
+from tools.servers import OpenBao, S3Server, Servers, packages
 from tools.servers.ceph import cephx_key, keyring_text
 from tools.servers.moto_server import read_body
 from tools.servers.packages import missing_packages, needed
@@ -144,6 +144,18 @@ def test_packages_are_installed_by_one_process_at_a_time() -> None:
     file = Path(tempfile.gettempdir(), "keyturn-packages.lock")
     with packages._alone(), file.open("a") as second, pytest.raises(BlockingIOError):
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_openbao_has_a_uri_for_each_version_of_a_key_and_hands_out_tokens_in_files() -> None:
+    server = OpenBao()
+    try:
+        assert server.uri("m1", version=2) == f"vault:{server.url}/transit/m1?version=2"
+        file = Path(server.environment("s.token")["KEYTURN_VAULT_TOKEN_FILE"])
+        assert file.read_text() == "s.token"
+        assert file.stat().st_mode & 0o077 == 0
+    finally:
+        server.close()
+    assert not file.exists()
 
 
 def test_missing_packages_are_named_once() -> None:
