@@ -18,6 +18,7 @@ from keyturn.publisher.event_stream import follow, last_offset
 from keyturn.topology import AUDIT_STREAM, EVENTS_STREAM, audit_queue
 from keyturn_workers.amqp.declarations import TopologyError, declare
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
+from keyturn_workers.master_keys.operator_keys import KekDerived
 from tests.support.cuttable_proxy import proxy
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def through(url: str, link: Proxy) -> str:
 
 async def _derive(trail: AuditTrail, first: int, count: int) -> None:
     for number in range(first, first + count):
-        await trail.kek_derived("m1", f"p{number}", "admin", "vault", f"call-{number}")
+        derived = KekDerived("m1", "vault", "admin", f"p{number}", f"call-{number}")
+        await trail.kek_derived(derived)
 
 
 async def test_while_the_connection_is_lost_records_wait_and_keep_their_order(

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
@@ -23,14 +24,20 @@ from keyturn.topology import (
     EVENT_KEY_HEADER,
     SIGNATURE_HEADER,
 )
-from tests.integration.cli.conftest import document
+from keyturn_workers.key_uris import parse_key_uri
+from keyturn_workers.master_keys.providers import generate_master_key
+from keyturn_workers.settings import KmsSettings
+from tests.integration.cli.conftest import cli_for, document
 from tools.harness import requests
+from tools.harness.deployment import Deployment
 from tools.harness.process import worker
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.integration.cli.conftest import Cli
+    from tools.servers import OpenBao, S3Server, Servers
 
 pytestmark = pytest.mark.servers
 
@@ -44,10 +51,6 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 def _raw_lines(file: Path) -> list[bytes]:
     return file.read_bytes().splitlines(keepends=True)
-
-
-def _write(file: Path, lines: list[bytes]) -> None:
-    file.write_bytes(b"".join(lines))
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
@@ -79,36 +82,56 @@ async def _bury(cli: Cli) -> str:
     return request_id
 
 
-async def _live(cli: Cli, tmp_path: Path) -> str:
-    """A project's life: enrolled, rotated, an object deleted, one replayed, one opened.
+async def _run_all(cli: Cli, *commands: tuple[str, ...]) -> None:
+    for command in commands:
+        result = await cli.arun(*command)
+        assert result.exit_code == 0, (command, result.stderr)
 
-    Returns the id of the replayed request.
-    """
+
+@dataclass(frozen=True)
+class Life:
+    """A project's life: enrolled, rotated, an object deleted, one opened, a letter replayed."""
+
+    cli: Cli
+    trail: Path
+    buried: str
+
+    def worker_lines(self) -> list[bytes]:
+        """The exported lines of the worker, which are one chain of four records."""
+        records = zip(_raw_lines(self.trail), _records(self.trail), strict=True)
+        return [line for line, record in records if record["role"].startswith("worker")]
+
+
+@pytest.fixture(scope="module")
+def life(broker: Servers, moto: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Life:
+    url = broker.amqp_url if broker.rabbitmq is None else broker.rabbitmq.next_vhost_url()
+    cli = cli_for(Deployment(url, moto, new_bucket(moto)))
+    return asyncio.run(_live(cli, tmp_path_factory.mktemp("life")))
+
+
+async def _live(cli: Cli, folder: Path) -> Life:
     for name in ("a", "b", "c"):
-        (tmp_path / name).write_bytes(name.encode() * 100)
+        (folder / name).write_bytes(name.encode() * 100)
     async with worker(cli.deployment.worker_env(**_FAST)) as process:
-        for command in (
-            ("enroll", "acme", "--generate", "--save-to", str(tmp_path / "old")),
-            ("upload", "acme", *(str(tmp_path / name) for name in ("a", "b", "c")), "--wait"),
-            ("rotate", "acme", "--generate", "--save-to", str(tmp_path / "new"), "--watch"),
+        await _run_all(
+            cli,
+            ("enroll", "acme", "--generate", "--save-to", str(folder / "old")),
+            ("upload", "acme", *(str(folder / name) for name in ("a", "b", "c")), "--wait"),
+            ("rotate", "acme", "--generate", "--save-to", str(folder / "new"), "--watch"),
             ("delete", "acme", "a"),
             ("download", "acme", "c", "-o", "-", *_OPERATOR),
-        ):
-            result = await cli.arun(*command)
-            assert result.exit_code == 0, (command, result.stderr)
+        )
         buried = await _bury(cli)
-        replayed = await cli.arun("dead", "replay", buried, "--reason", "the storage is back")
-        assert replayed.exit_code == 0, replayed.stderr
+        await _run_all(cli, ("dead", "replay", buried, "--reason", "the storage is back"))
         await process.logged(buried)
         assert await process.terminate() == 0
-    return buried
+    await _run_all(cli, ("audit", "export", str(folder / "trail")))
+    return Life(cli, folder / "trail", buried)
 
 
-async def test_what_happened_is_exported_and_verified(cli: Cli, tmp_path: Path) -> None:
-    buried = await _live(cli, tmp_path)
-    file = tmp_path / "trail"
-    records = await _export(cli, file)
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+def test_what_happened_is_exported_and_verified(life: Life) -> None:
+    assert stat.S_IMODE(life.trail.stat().st_mode) == 0o600
+    records = _records(life.trail)
     assert [(r["action"], r.get("request_type"), r["outcome"]) for r in records] == [
         ("request.served", "enroll.requested", "done"),
         ("request.served", "rotation.requested", "done"),
@@ -123,13 +146,13 @@ async def test_what_happened_is_exported_and_verified(cli: Cli, tmp_path: Path) 
     assert (opened["object_key"], opened["reason"]) == ("c", "ticket 4711")
     assert opened["actor"].endswith(f"@{opened['host']}")
     assert (opened["counter"], opened["previous"]) == (1, None)
-    assert (replayed["request_id"], replayed["queue"]) == (buried, "keyturn.control.dead")
-    assert records[5]["request_id"] == buried
+    assert (replayed["request_id"], replayed["queue"]) == (life.buried, "keyturn.control.dead")
+    assert records[5]["request_id"] == life.buried
     assert replayed["request"] == records[5]["request"]
     by_worker = [r for r in records if r["process"] == served["process"]]
     assert [r["counter"] for r in by_worker] == [1, 2, 3, 4]
     assert len({r["process"] for r in records}) == 3
-    verified = await cli.arun("audit", "verify", str(file), "--json", AMQP_URL="")
+    verified = life.cli.run("audit", "verify", str(life.trail), "--json", AMQP_URL="")
     assert verified.exit_code == 0, verified.stderr
     assert document(verified)["findings"] == []
     assert [p["records"] for p in document(verified)["processes"]] == [4, 1, 1]
@@ -145,9 +168,8 @@ async def test_a_discarded_letter_is_recorded(cli: Cli, tmp_path: Path) -> None:
     assert record["reason"] == "a duplicate"
 
 
-async def test_a_part_of_the_trail_verifies(cli: Cli, tmp_path: Path) -> None:
-    await _live(cli, tmp_path)
-    records = await _export(cli, tmp_path / "all")
+async def test_a_part_of_the_trail_verifies(life: Life, tmp_path: Path) -> None:
+    cli, records = life.cli, _records(life.trail)
     middle = records[2]["at"]
     later = await _export(cli, tmp_path / "later", "--since", middle)
     assert later == records[2:]
@@ -164,67 +186,60 @@ async def test_a_part_of_the_trail_verifies(cli: Cli, tmp_path: Path) -> None:
     assert of_another.exit_code == 1
 
 
-async def _trail(cli: Cli, file: Path) -> list[bytes]:
-    """A file with four records of one process, by its lines."""
-    async with worker(cli.deployment.worker_env(**_FAST), "control"):
-        enrolled = await cli.arun("enroll", "acme", API_KEY=cli.deployment.api_key)
-        assert enrolled.exit_code == 0, enrolled.stderr
-        for key in ("a", "b", "c"):
-            assert (await cli.arun("delete", "acme", key)).exit_code == 0
-    assert len(await _export(cli, file)) == 4
-    return _raw_lines(file)
-
-
-async def _refused(cli: Cli, file: Path, lines: list[bytes], problem: str) -> None:
-    _write(file, lines)
-    result = await cli.arun("audit", "verify", str(file))
+def _refused(life: Life, file: Path, lines: list[bytes], problem: str) -> None:
+    file.write_bytes(b"".join(lines))
+    result = life.cli.run("audit", "verify", str(file))
     assert result.exit_code == 1
-    assert problem in result.stderr
-    counted = document(await cli.arun("audit", "verify", str(file), "--json"))
-    assert len(counted["findings"]) == 1
+    assert f"keyturn: {problem}" in result.stderr
 
 
-async def test_a_removed_record_is_noticed(cli: Cli, tmp_path: Path) -> None:
-    file = tmp_path / "trail"
-    lines = await _trail(cli, file)
-    await _refused(cli, file, [lines[0], *lines[2:]], "MISSING: record 2 is missing")
+def test_a_removed_record_is_noticed(life: Life, tmp_path: Path) -> None:
+    lines = life.worker_lines()
+    del lines[1]
+    _refused(life, tmp_path / "trail", lines, "MISSING: record 2 is missing before record 3")
 
 
-async def test_a_changed_record_is_noticed(cli: Cli, tmp_path: Path) -> None:
-    file = tmp_path / "trail"
-    lines = await _trail(cli, file)
+def test_a_changed_record_is_noticed(life: Life, tmp_path: Path) -> None:
+    lines = life.worker_lines()
     changed = json.loads(lines[3])
-    body = from_base64(changed["body"]).replace(b'"acme"', b'"other"')
-    changed["body"] = to_base64(body)
-    lines[3] = json.dumps(changed).encode() + b"\n"
-    await _refused(cli, file, lines, "FORGED")
+    body = from_base64(changed["body"])
+    changed["body"] = to_base64(body.replace(b'"acme"', b'"other"'))
+    assert from_base64(changed["body"]) != body
+    lines[3] = json.dumps(changed).encode()
+    _refused(life, tmp_path / "trail", lines, "FORGED: a record that no event key signed")
 
 
-async def test_reordered_records_are_noticed(cli: Cli, tmp_path: Path) -> None:
-    file = tmp_path / "trail"
-    lines = await _trail(cli, file)
-    _write(file, [lines[0], lines[2], lines[1], lines[3]])
-    result = await cli.arun("audit", "verify", str(file))
-    assert result.exit_code == 1
-    assert "OUT OF ORDER: record 2 comes after record 3" in result.stderr
+def test_reordered_records_are_noticed(life: Life, tmp_path: Path) -> None:
+    first, second, third, fourth = life.worker_lines()
+    lines = [first, third, second, fourth]
+    _refused(life, tmp_path / "trail", lines, "OUT OF ORDER: record 2 comes after record 3")
 
 
-async def test_records_twice_are_no_problem(cli: Cli, tmp_path: Path) -> None:
+def test_records_twice_are_no_problem(life: Life, tmp_path: Path) -> None:
     """Delivery is at least once."""
-    file = tmp_path / "trail"
-    lines = await _trail(cli, file)
-    _write(file, [*lines[:3], *lines[1:]])
-    result = await cli.arun("audit", "verify", str(file), "--json")
+    lines = life.worker_lines()
+    (tmp_path / "trail").write_bytes(b"".join([*lines[:3], *lines[1:]]))
+    result = life.cli.run("audit", "verify", str(tmp_path / "trail"), "--json")
     assert result.exit_code == 0, result.stderr
     assert document(result)["repeated"] == 2
 
 
+async def _store(cli: Cli, folder: Path) -> None:
+    """An object `c` of `acme`, and one record."""
+    (folder / "c").write_bytes(b"c" * 100)
+    async with worker(cli.deployment.worker_env(**_FAST)):
+        await _run_all(
+            cli,
+            ("enroll", "acme", "--generate", "--save-to", str(folder / "key")),
+            ("upload", "acme", str(folder / "c"), "--wait"),
+        )
+
+
 async def test_a_forged_record_on_the_stream_is_noticed(cli: Cli, tmp_path: Path) -> None:
     """By whoever may write to the broker, but has not the event key."""
-    file = tmp_path / "trail"
-    await _trail(cli, file)
-    last = _records(file)[-1]
-    forged = json.dumps(last | {"counter": 5, "actor": "somebody@else"}).encode()
+    await _store(cli, tmp_path)
+    (record,) = await _export(cli, tmp_path / "trail")
+    forged = json.dumps(record | {"counter": 2, "actor": "somebody@else"}).encode()
     key = SigningKey.from_seed(os.urandom(32))
     signature = key.sign_event(cli.deployment.name, forged)
     headers: Any = {SIGNATURE_HEADER: signature, EVENT_KEY_HEADER: key.id}
@@ -235,7 +250,7 @@ async def test_a_forged_record_on_the_stream_is_noticed(cli: Cli, tmp_path: Path
     exported = await cli.arun("audit", "export", str(tmp_path / "again"))
     assert exported.exit_code == 1
     assert "FORGED: a record that no event key signed" in exported.stderr
-    assert len(_lines(tmp_path / "again")) == 5
+    assert len(_lines(tmp_path / "again")) == 2
     verified = await cli.arun("audit", "verify", str(tmp_path / "again"))
     assert verified.exit_code == 1
 
@@ -254,7 +269,7 @@ async def test_a_restarted_worker_begins_a_new_chain(cli: Cli, tmp_path: Path) -
 
 
 async def test_nothing_is_opened_while_the_broker_is_away(cli: Cli, tmp_path: Path) -> None:
-    await _live(cli, tmp_path)
+    await _store(cli, tmp_path)
     target = tmp_path / "out"
     arguments = ("download", "acme", "c", "-o", str(target), *_OPERATOR)
     refused = await cli.arun(*arguments, AMQP_URL="amqp://nobody@127.0.0.1:1/")
@@ -267,7 +282,7 @@ async def test_nothing_is_opened_while_the_broker_is_away(cli: Cli, tmp_path: Pa
 
 
 async def test_a_command_declares_a_missing_stream(cli: Cli, tmp_path: Path) -> None:
-    await _live(cli, tmp_path)
+    await _store(cli, tmp_path)
     async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
         channel = await connection.channel()
         await channel.queue_delete(AUDIT_STREAM)
@@ -278,7 +293,7 @@ async def test_a_command_declares_a_missing_stream(cli: Cli, tmp_path: Path) -> 
 
 async def test_the_trail_is_followed(cli: Cli, tmp_path: Path) -> None:
     """From the end on, as each record comes."""
-    await _live(cli, tmp_path)
+    await _store(cli, tmp_path)
     tail = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "keyturn_workers", "audit", "tail", "--since", "1h", "--json",
         env={**os.environ, **cli.env}, stdout=asyncio.subprocess.PIPE,
@@ -286,12 +301,40 @@ async def test_the_trail_is_followed(cli: Cli, tmp_path: Path) -> None:
     assert tail.stdout is not None
     try:
         async with asyncio.timeout(60):
-            seen = [json.loads(await tail.stdout.readline()) for _ in range(6)]
-            assert [record["offset"] for record in seen] == list(range(6))
+            first = json.loads(await tail.stdout.readline())
+            assert (first["action"], first["offset"]) == ("request.served", 0)
             opened = await cli.arun("download", "acme", "c", "-o", "-", *_OPERATOR)
             assert opened.exit_code == 0, opened.stderr
             record = json.loads(await tail.stdout.readline())
-        assert (record["action"], record["offset"]) == ("object.opened_as_operator", 6)
+        assert (record["action"], record["offset"]) == ("object.opened_as_operator", 1)
     finally:
         tail.kill()
         await tail.wait()
+
+
+async def test_keks_that_a_provider_derives_are_recorded(
+    cli: Cli, openbao: OpenBao, tmp_path: Path
+) -> None:
+    """With the provider's own id of each call, in the chain of the worker."""
+    held, names = openbao.uri("audited"), openbao.environment(None)
+    values = {name.removeprefix("KEYTURN_").lower(): value for name, value in names.items()}
+    await generate_master_key(parse_key_uri(held), KmsSettings.model_validate(values))
+    env = {**cli.env, **names, "KEYTURN_MASTER_KEYS": json.dumps({"m1": held})}
+    audited = replace(cli, env=env)
+    (tmp_path / "c").write_bytes(b"c")
+    async with worker({**cli.deployment.worker_env(**_FAST), **env}) as process:
+        await _run_all(
+            audited,
+            ("enroll", "acme", "--generate", "--save-to", str(tmp_path / "key")),
+            ("upload", "acme", str(tmp_path / "c"), "--wait"),
+        )
+        assert await process.terminate() == 0
+    opened = await audited.arun("download", "acme", "c", "-o", "-", *_OPERATOR)
+    assert (opened.exit_code, opened.stdout_bytes) == (0, b"c")
+    records = await _export(cli, tmp_path / "trail")
+    derived = [r for r in records if r["action"] == "kek.derived"]
+    found = {(r["role"].split()[0], r["kind"]) for r in derived if r.get("project") == "acme"}
+    assert found >= {("worker", "admin"), ("worker", "record"), ("download", "admin")}
+    assert {(r["master_key"], r["provider"]) for r in derived} == {("m1", "vault")}
+    calls = [r["provider_request_id"] for r in derived]
+    assert len(set(calls)) == len(calls)

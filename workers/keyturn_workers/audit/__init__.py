@@ -19,6 +19,13 @@ A command's trail is `cli.command_audit`. Checking one is `keyturn.audit`, readi
 from keyturn_workers.audit.process import AuditProcess
 from keyturn_workers.audit.publisher import AuditPublisher
 from keyturn_workers.audit.requests import RequestRecorder
-from keyturn_workers.audit.trail import AuditTrail
+from keyturn_workers.audit.trail import AuditTrail, DerivedKek, log_kek_derived
 
-__all__ = ["AuditProcess", "AuditPublisher", "AuditTrail", "RequestRecorder"]
+__all__ = [
+    "AuditProcess",
+    "AuditPublisher",
+    "AuditTrail",
+    "DerivedKek",
+    "RequestRecorder",
+    "log_kek_derived",
+]

@@ -25,7 +25,7 @@ from uuid import uuid4
 import structlog
 
 from keyturn.errors import PublisherError
-from keyturn.identifiers import format_time, parse_time
+from keyturn.identifiers import format_time, is_project, parse_time
 from keyturn.messages import DONE, AuditAction, AuditRecorded, body_digest, encode_audit
 from keyturn.topology import AUDIT_RECORDED
 from keyturn_workers.audit.process import AuditProcess, one_line
@@ -39,6 +39,30 @@ _DRAIN_S: Final = 10.0
 Publish = Callable[[str, bytes], Awaitable[None]]
 
 _log = structlog.get_logger()
+
+
+class DerivedKek(Protocol):
+    """A KEK that a provider derived, as whoever derives KEKs describes it."""
+
+    @property
+    def master_key(self) -> str:
+        """The master key's id."""
+
+    @property
+    def provider(self) -> str:
+        """What holds it, such as `awskms`."""
+
+    @property
+    def kind(self) -> str:
+        """Which KEK, such as `admin` or `record`."""
+
+    @property
+    def project(self) -> str:
+        """The project; perhaps a reserved name, which no project has."""
+
+    @property
+    def request_id(self) -> str | None:
+        """The provider's own id of the call, if it has one."""
 
 
 class AuditLog(Protocol):
@@ -68,6 +92,11 @@ class ProcessLog:
     def abandoned(self, count: int) -> None:
         """See `AuditLog`. The records are in the log: on the stream, the chain ends before."""
         _log.error("audit records not published", count=count)
+
+
+async def log_kek_derived(derived: DerivedKek) -> None:
+    """Log that a provider derived a KEK: all that a process without an event key can do."""
+    _log.info("kek.derived", **_of_derived(derived))
 
 
 def utc_now() -> datetime:
@@ -139,35 +168,13 @@ class AuditTrail:
         await asyncio.shield(pending.confirmed)
         return pending.audit_id
 
-    async def kek_derived(
-        self,
-        master_key: str,
-        project: str,
-        kind: str,
-        provider: str,
-        provider_request_id: str | None = None,
-    ) -> None:
-        """Record that a provider derived a project's KEK.
+    async def kek_derived(self, derived: DerivedKek) -> None:
+        """Record that a provider derived a KEK.
 
         It does not wait for the broker, unless many records do: a process that cannot record stops
         deriving.
-
-        Args:
-            master_key: The master key's id.
-            project: The project.
-            kind: Which KEK, such as `admin` or `record`.
-            provider: What holds the master key, such as `awskms`.
-            provider_request_id: The provider's own id of the call, if it has one.
         """
-        call = None if provider_request_id is None else one_line(provider_request_id)
-        fields = {
-            "master_key": master_key,
-            "project": project,
-            "kind": kind,
-            "provider": provider,
-            "provider_request_id": call,
-        }
-        self._append("kek.derived", None, DONE, fields)
+        self._append("kek.derived", None, DONE, _of_derived(derived))
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._queue) <= self._max_pending)
 
@@ -263,3 +270,14 @@ class AuditTrail:
 def _problem(failure: object) -> str:
     # The text of a foreign exception can hold the broker's address with its password.
     return str(failure) if isinstance(failure, PublisherError) else type(failure).__name__
+
+
+def _of_derived(derived: DerivedKek) -> dict[str, Any]:
+    call = derived.request_id
+    return {
+        "master_key": derived.master_key,
+        "project": derived.project if is_project(derived.project) else None,
+        "kind": derived.kind,
+        "provider": derived.provider,
+        "provider_request_id": None if call is None else one_line(call),
+    }

@@ -18,7 +18,7 @@ from aio_pika.exceptions import AMQPException
 from keyturn.errors import CodedError, PublisherError
 from keyturn.messages import STARTED, AuditAction
 from keyturn.topology import audit_queue
-from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
+from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, DerivedKek
 from keyturn_workers.audit.declaration import declare_missing
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.settings import AuditSettings
@@ -66,6 +66,10 @@ class CommandAudit:
             raise CommandError(
                 f"the audit trail was not written within {self._timeout_s:g} s"
             ) from exc
+
+    async def kek_derived(self, derived: DerivedKek) -> None:
+        """Record that a provider derived a KEK; see `AuditTrail.kek_derived`."""
+        await self._trail.kek_derived(derived)
 
     @asynccontextmanager
     async def act(self, action: AuditAction, **fields: Any) -> AsyncIterator[None]:

@@ -160,7 +160,13 @@ async def _download_as_operator(
     async with (
         command_audit(AuditSettings.read(), "download", reason) as audit,
         open_bucket(settings, max_connections=_CONNECTIONS) as storage,
-        open_operator_keys(settings, storage, seals=False, v0_master_key=v0_master_key) as keys,
+        open_operator_keys(
+            settings,
+            storage,
+            seals=False,
+            v0_master_key=v0_master_key,
+            on_derived=audit.kek_derived,
+        ) as keys,
         open_object(storage, key, OperatorAccess(project, keys)) as opened,
         # Nothing of the plaintext is written before the broker has the record.
         audit.act("object.opened_as_operator", project=project, object_key=key),

@@ -24,7 +24,7 @@ from keyturn.identifiers import (
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.arguments import Project, validate_reason
 from keyturn_workers.cli.bucket import open_bucket
-from keyturn_workers.cli.command_audit import command_audit
+from keyturn_workers.cli.command_audit import CommandAudit, command_audit
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.secret_files import write_secret
 from keyturn_workers.errors import MissingError
@@ -79,7 +79,7 @@ async def _export(
     reason: str,
 ) -> ProjectKeks:
     async with command_audit(AuditSettings.read(), "keys export-project", reason) as audit:
-        keks = await _derive(settings, project, master_keys)
+        keks = await _derive(settings, project, master_keys, audit)
         async with AsyncExitStack() as acts:
             for name in keks.admin_keks:
                 act = audit.act("project_kek.exported", project=project, master_key=name)
@@ -89,11 +89,14 @@ async def _export(
 
 
 async def _derive(
-    settings: OperatorSettings, project: str, master_keys: list[str] | None
+    settings: OperatorSettings,
+    project: str,
+    master_keys: list[str] | None,
+    audit: CommandAudit,
 ) -> ProjectKeks:
     async with (
         open_bucket(settings, max_connections=2) as storage,
-        open_operator_keys(settings, storage, seals=False) as keys,
+        open_operator_keys(settings, storage, seals=False, on_derived=audit.kek_derived) as keys,
     ):
         names = master_keys or [await _keyring_master_key(storage, keys, project)]
         keks = {name: await _admin_kek(keys, name, project) for name in names}

@@ -22,6 +22,7 @@ from keyturn.crypto import Secret
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
@@ -99,6 +100,7 @@ async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
             storage,
             seals=False,
             v0_master_key=settings.v0_master_key,
+            on_derived=log_kek_derived,  # it has no event key to sign an audit record with
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
     ):

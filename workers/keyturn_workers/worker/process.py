@@ -169,6 +169,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
             storage,
             seals=True,
             v0_master_key=settings.v0_master_key,
+            on_derived=audit.kek_derived,
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
     ):

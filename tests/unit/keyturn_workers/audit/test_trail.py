@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
+from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.audit import trail as module
 from keyturn_workers.audit.trail import ProcessLog
+from keyturn_workers.master_keys.known_text import RESERVED_PROJECT
+from keyturn_workers.master_keys.operator_keys import KekDerived as Derived
 from tests.unit.keyturn_workers.audit.memory import PROCESS, Clock, Log, Stream, trail_to
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def _derive(trail: AuditTrail, count: int) -> None:
     for number in range(count):
-        await trail.kek_derived("2027", f"p{number}", "admin", "awskms", f"call-{number}")
+        await trail.kek_derived(Derived("2027", "awskms", "admin", f"p{number}", f"call-{number}"))
 
 
 async def test_a_record_is_on_the_stream_when_record_returns() -> None:
@@ -122,13 +125,38 @@ async def test_an_odd_id_of_a_provider_is_recorded_as_one_line() -> None:
     stream = Stream()
     trail = trail_to(stream)
     async with trail.running():
-        await trail.kek_derived("m1", "acme", "record", "vault", "a\n\x1b[2J" + "x" * 300)
-        await trail.kek_derived("m1", "acme", "record", "pkcs11", None)
+        odd_id = "a\n\x1b[2J" + "x" * 300
+        await trail.kek_derived(Derived("m1", "vault", "record", "acme", odd_id))
+        await trail.kek_derived(Derived("m1", "pkcs11", "record", "acme", None))
     odd, none = (record.provider_request_id for record in stream.records)
     assert odd is not None
     assert odd.startswith("a??[2J")
     assert len(odd) == 200
     assert none is None
+
+
+async def test_a_reserved_name_is_no_project() -> None:
+    stream = Stream()
+    trail = trail_to(stream)
+    async with trail.running():
+        await trail.kek_derived(Derived("m1", "vault", "record", RESERVED_PROJECT, None))
+    assert stream.records[0].project is None
+
+
+async def test_a_process_without_an_event_key_logs_what_was_derived() -> None:
+    with capture_logs() as lines:
+        await log_kek_derived(Derived("m1", "vault", "admin", "acme", "call-1"))
+    assert lines == [
+        {
+            "event": "kek.derived",
+            "log_level": "info",
+            "master_key": "m1",
+            "project": "acme",
+            "kind": "admin",
+            "provider": "vault",
+            "provider_request_id": "call-1",
+        }
+    ]
 
 
 async def test_what_waits_at_the_end_is_published() -> None:
