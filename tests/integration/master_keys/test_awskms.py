@@ -24,6 +24,9 @@ pytestmark = pytest.mark.servers
 MASTER_KEY = bytes(range(32))
 PRK = master_prk(MASTER_KEY)
 INFO = admin_kek_info("acme")
+# The vector that every provider must pass (docs/reference/key-providers.md), by openssl.
+ADMIN_KEK = "97216b49f732dff39115cf6c4b4ab2051c9c044d6a2e80f2978f3d6a1ced9dbf"
+RECORD_KEK = "236a2dc8b7f1d8207107a086cf438d248f540f1daf0a0265c4022aa9dc53957c"
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,11 @@ async def test_the_known_answers_are_those_of_hkdf(key: AwsKmsMasterKey) -> None
         assert record.kek == record_kek(MASTER_KEY, project)
         assert admin.request_id
         assert admin.request_id != record.request_id
+
+
+async def test_the_vector_of_all_providers(key: AwsKmsMasterKey) -> None:
+    assert (await key.derive(INFO)).kek.reveal().hex() == ADMIN_KEK
+    assert (await key.derive(record_kek_info("acme"))).kek.reveal().hex() == RECORD_KEK
 
 
 async def test_the_key_is_described(key: AwsKmsMasterKey, server: MotoKms) -> None:
