@@ -6,6 +6,7 @@ version. It is never an alias, which can be moved to another key.
 """
 
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -24,6 +25,7 @@ _MAC_BYTES: Final = 32
 _KEY_SPEC: Final = "HMAC_256"
 _KEY_USAGE: Final = "GENERATE_VERIFY_MAC"
 _WRAPPING_KEY_BITS: Final = 4096
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class AwsKmsMasterKey:
@@ -38,6 +40,7 @@ class AwsKmsMasterKey:
 
     def __init__(self, uri: AwsKmsUri, settings: KmsSettings) -> None:
         self._uri = uri
+        self._endpoint_url = settings.aws_kms_endpoint_url
         self._client = AwsKmsClient(uri, settings)
 
     async def derive(self, info: bytes) -> Derivation:
@@ -64,7 +67,7 @@ class AwsKmsMasterKey:
             exportable=False,
             automatic_rotation=False,
             imported=metadata.get("Origin") == "EXTERNAL",
-            warnings=tuple(_warnings(metadata)),
+            warnings=(*_warnings(metadata), *_endpoint_warnings(self._endpoint_url)),
         )
 
     async def aclose(self) -> None:
@@ -129,6 +132,12 @@ def _warnings(metadata: dict[str, Any]) -> list[str]:
     if metadata.get("MultiRegion"):
         warnings.append("a multi-Region key: replicas in other Regions hold the same key material")
     return warnings
+
+
+def _endpoint_warnings(url: str | None) -> list[str]:
+    if url is None or not url.startswith("http:") or urlsplit(url).hostname in _LOOPBACK:
+        return []
+    return ["the endpoint is http: the network can read the KEKs"]
 
 
 def _check_importable(metadata: dict[str, Any]) -> None:

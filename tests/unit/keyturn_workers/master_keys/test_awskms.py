@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from keyturn.crypto import Secret, admin_kek, admin_kek_info, master_prk
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.master_keys.awskms import AwsKmsMasterKey, import_prk
+from keyturn_workers.settings import KmsSettings
 from tests.unit.keyturn_workers.master_keys.kms_stub import ARN, URI
 
 if TYPE_CHECKING:
@@ -151,6 +152,30 @@ async def test_a_description_says_what_may_go_wrong(
     assert len(description.warnings) == len(warnings)
     for said, expected in zip(description.warnings, warnings, strict=True):
         assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        (None, False),
+        ("https://kms.example.com", False),
+        ("http://127.0.0.1:4566", False),
+        ("http://[::1]:4566", False),
+        ("http://kms.example.com", True),
+    ],
+)
+async def test_an_endpoint_without_tls_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, url: str | None, warned: bool
+) -> None:
+    """The KEKs come over this connection."""
+    key = AwsKmsMasterKey(URI, KmsSettings(aws_kms_endpoint_url=url))
+
+    async def described(*_: object) -> dict[str, Any]:
+        return {"KeyMetadata": METADATA}
+
+    monkeypatch.setattr("keyturn_workers.master_keys.aws_client.AwsKmsClient.call", described)
+    warnings = (await key.describe()).warnings
+    assert (warnings == ("the endpoint is http: the network can read the KEKs",)) is warned
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"Arn": "another"}, "x"])
