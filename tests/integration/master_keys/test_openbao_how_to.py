@@ -78,7 +78,7 @@ async def test_a_key_and_a_role_that_may_only_derive(own_openbao: OpenBao, tmp_p
 
 
 async def test_what_the_operator_may_is_enough_to_create_and_to_import(
-    openbao: OpenBao, tmp_path: Path
+    openbao: OpenBao, vhost_url: str, tmp_path: Path
 ) -> None:
     policies = []
     for name in ("created", "imported"):
@@ -86,7 +86,13 @@ async def test_what_the_operator_may_is_enough_to_create_and_to_import(
         openbao.call("PUT", f"sys/policies/acl/operator-{name}", {"policy": rules})
         policies.append(f"operator-{name}")
     keys = json.dumps({"m1": base64.b64encode(MASTER_KEY).decode()})
-    env = {"KEYTURN_SECRETS_DIR": str(tmp_path), "KEYTURN_MASTER_KEYS": keys}
+    env = {
+        "KEYTURN_SECRETS_DIR": str(tmp_path),
+        "KEYTURN_MASTER_KEYS": keys,
+        # An import is recorded in the audit trail.
+        "KEYTURN_AMQP_URL": vhost_url,
+        "KEYTURN_EVENT_KEY": base64.b64encode(MASTER_KEY).decode(),
+    }
     env |= openbao.environment(openbao.make_token(*policies))
     created, imported = openbao.uri("created"), openbao.uri("imported")
     expectations = (
