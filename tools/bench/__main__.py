@@ -32,6 +32,8 @@ from tools.bench import (
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.gateway import keyrings as gateway_keyrings
 from tools.bench.gateway import measurements as gateway
+from tools.bench.kms import measurements as kms
+from tools.bench.kms.providers import PROVIDERS
 from tools.bench.processes import BenchError
 from tools.bench.rotation import pages, scaling, sizes, whole_rotation
 from tools.bench.rotation.world import LEASE_S
@@ -42,6 +44,7 @@ from tools.servers.process import ServerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from tools.bench.kms.providers import ProviderName
     from tools.servers import StorageKind
 
 _ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
@@ -58,6 +61,7 @@ _PARTS: Final = (
     *_ROTATION,
     *_GATEWAY,
     "gateway-keyrings",
+    "kms",
 )
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _NO_BROKER: Final = "amqp://127.0.0.1:1/"
@@ -278,6 +282,23 @@ def _gateway_keyrings(kind: StorageKind, given: argparse.Namespace, results: Res
         results.rows += asyncio.run(measuring)
 
 
+def _derivations(provider: ProviderName, given: argparse.Namespace, results: Results) -> None:
+    rounds = given.rounds or (1 if given.quick else 3)
+    measuring = kms.measure_derivations(provider, quick=given.quick, rounds=rounds)
+    results.rows += asyncio.run(measuring)
+
+
+def _kms(
+    provider: ProviderName, kind: StorageKind, given: argparse.Namespace, results: Results
+) -> None:
+    rounds = given.rounds or (1 if given.quick else 3)
+    with _served(kind) as (deployment, scratch):
+        measuring = kms.measure_uploads(
+            deployment, scratch, provider, results.rows, quick=given.quick, rounds=rounds
+        )
+        asyncio.run(measuring)
+
+
 _OF_UPLOADS: Final = {"plain": _plain, "latency": _latency, "projects": _projects}
 
 
@@ -313,6 +334,11 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     if set(_GATEWAY) & set(given.only):
         yield f"the gateway on {kind}", partial(_gateway, kind, given)
     yield from _parts_of({"gateway-keyrings": _gateway_keyrings}, kind, given)
+    if "kms" in given.only:
+        for provider in PROVIDERS:
+            yield f"derivations by {provider}", partial(_derivations, provider, given)
+        for provider in kms.WITH_UPLOADS:
+            yield f"uploads with {provider} on {kind}", partial(_kms, provider, kind, given)
 
 
 def main(argv: list[str]) -> int:

@@ -164,7 +164,7 @@ async def ours(
             seen = await drain(wire, running)
             # The queue is empty before the last uploads are done: a worker that is stopped then
             # returns what it has not begun.
-            reported = await _count_events(connection, deployment, name, count, since=began)
+            reported = await count_events(connection, deployment, name, count, since=began)
         # One project's by its prefix; of many, one listing of everything is cheaper.
         under = f"{PROJECT}/{name}/" if tuple(projects) == (PROJECT,) else ""
         # In a thread: a long listing would keep this loop from answering the broker heartbeats.
@@ -178,7 +178,7 @@ async def ours(
     return steady(seen, count)
 
 
-async def _count_events(
+async def count_events(
     connection: aio_pika.abc.AbstractConnection,
     deployment: Deployment,
     name: str,
