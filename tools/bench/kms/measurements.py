@@ -32,7 +32,7 @@ async def measure_derivations(name: ProviderName, *, quick: bool, rounds: int) -
         return await derivations.measure(provider, count=count, rounds=rounds)
 
 
-async def measure_uploads(  # noqa: PLR0913
+async def measure_uploads(
     deployment: Deployment,
     scratch: Path,
     name: ProviderName,

@@ -94,7 +94,7 @@ def per_million(
     return projects * (first + refreshes * refresh)
 
 
-def rows(  # noqa: PLR0913
+def rows(
     provider: str,
     *,
     projects: int,
