@@ -19,7 +19,7 @@ from tools.servers.packages import MissingPackagesError
 from tools.servers.softhsm import MODULE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from tools.harness.deployment import Deployment
 
@@ -73,7 +73,7 @@ async def open_provider(name: ProviderName, master_key: bytes) -> AsyncIterator[
     """
     try:
         async with AsyncExitStack() as stack:
-            yield await _OPENING[name](stack, master_key)
+            yield await OPENING[name](stack, master_key)
     except MissingPackagesError as exc:
         raise BenchError(str(exc)) from exc
 
@@ -106,7 +106,12 @@ async def _vault(stack: AsyncExitStack, master_key: bytes) -> Provider:
     return Provider("vault", uri, server.environment(token))
 
 
-_OPENING: Final = {"local": _local, "pkcs11": _pkcs11, "awskms": _awskms, "vault": _vault}
+OPENING: Final[dict[ProviderName, Callable[[AsyncExitStack, bytes], Awaitable[Provider]]]] = {
+    "local": _local,
+    "pkcs11": _pkcs11,
+    "awskms": _awskms,
+    "vault": _vault,
+}
 
 
 async def _import(provider: Provider, env: Mapping[str, str], master_key: bytes) -> None:
