@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LEASE_S: Final = 5
 _NEW: Final = "m2"
 _BODY_BYTES: Final = 1024
-_END_S: Final = 900
+_END_S: Final = 1800
 
 
 @dataclass(frozen=True)
