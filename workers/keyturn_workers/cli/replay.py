@@ -37,10 +37,10 @@ from keyturn.settings import S3Settings
 from keyturn.topology import CODE_HEADER, PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
 from keyturn_workers.amqp.retry import copy_of
 from keyturn_workers.cli.bucket import open_bucket
+from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers, Storage
 from keyturn_workers.worker.authorization import Arrival, Rules, authorize, verify
@@ -140,7 +140,7 @@ class Resigner:
         """
         storage = await self._open_storage()
         # Nothing is written under this lease, so its length does not matter.
-        async with open_operator_keys(OperatorSettings.read(), storage, seals=False) as keys:
+        async with open_report_keys(OperatorSettings.read(), storage, "dead replay") as keys:
             keyrings = KeyringReader(storage, keys, lease_s=_LEASE_S, cache_s=0)
             current = (await keyrings.read_fresh(request.project)).keyring.current
         if parse_time(current.requested_at) >= request.requested_at_instant:

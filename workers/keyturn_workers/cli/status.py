@@ -31,10 +31,10 @@ from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
 from keyturn_workers.cli.publishing import PendingRequest, resumable
 from keyturn_workers.cli.record_index import Row, read_records
+from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.cli.sweep_report import PART_COLUMNS, SweepReport, read_sweep
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
-from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.sweep.plan import AllPlan, Plan
 
 # For the listing, its count and the records, in addition to the objects.
@@ -117,7 +117,7 @@ async def _show_overview(
 ) -> None:
     async with (
         open_bucket(settings, max_connections=CONCURRENCY + _SPARE_CONNECTIONS) as storage,
-        open_operator_keys(settings, storage, seals=False) as keys,
+        open_report_keys(settings, storage, "status") as keys,
     ):
         index = await read_records(storage, keys, project=project)
         if project is not None and is_uuid(project) and not index.keyrings:

@@ -8,8 +8,8 @@ from typing import Any, Final
 from keyturn_workers.cli.bucket import count_objects, open_bucket
 from keyturn_workers.cli.progress import SweepProgress
 from keyturn_workers.cli.record_index import RECORD_ERRORS, Row, sweep_row, to_seconds
+from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.errors import MissingError
-from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan
@@ -56,7 +56,7 @@ async def read_sweep(
     """
     async with (
         open_bucket(settings) as storage,
-        open_operator_keys(settings, storage, seals=False) as keys,
+        open_report_keys(settings, storage, "status") as keys,
     ):
         store, expected = SweepStore(storage, keys), None
         projects = [name async for _, name, _ in store.plans(sweep_id)]
