@@ -7,7 +7,7 @@ seeds, every object's DEK, and the transport key of every published message.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from keyturn.crypto import admin_kek, from_base64, record_kek, upload_info, user_kek
 from tools.chaos import secret_scan
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tools.chaos.bucket_checks import BucketReport
     from tools.chaos.evidence import Evidence
 
+# What a worker logs and publishes of a request that it served (SPEC 15.3).
+_AUDIT_RECORD: Final = {"audit record": b'"action":"request.served"'}
 # The broker's password is on its own disk, so it is not searched there; no log may show it.
 _NOT_ON_DISK = ("broker's password",)
 
@@ -68,10 +70,14 @@ def leaks(evidence: Evidence, report: BucketReport) -> list[str]:
 
 
 def _check_scan_works(evidence: Evidence) -> list[str]:
-    """The scan must find upload ids, which do occur there; otherwise it proves nothing."""
+    """The scan must find what does occur there; otherwise it proves nothing.
+
+    That is upload ids, and records of the audit trail: an enrollment makes one.
+    """
     ids = {upload.upload_id: upload.upload_id.encode() for upload in evidence.plan.load.uploads}
     return [
-        f"the scan does not work: it finds no upload id in {place}"
+        f"the scan does not work: it finds no {what} in {place}"
+        for what, present in (("upload id", ids), ("audit record", _AUDIT_RECORD))
         for place in ("logs", "disk")
-        if not secret_scan.scan_folder(evidence.folder / place, ids)
+        if not secret_scan.scan_folder(evidence.folder / place, present)
     ]
