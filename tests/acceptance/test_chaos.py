@@ -299,7 +299,7 @@ def test_a_scan_that_finds_nothing_at_all_fails(evidence: Evidence) -> None:
     found = secrecy_checks.leaks(
         replace(evidence, folder=empty), bucket_checks.inspect_bucket(evidence)
     )
-    assert [line.split(":")[0] for line in found] == ["the scan does not work"] * 2
+    assert [line.split(":")[0] for line in found] == ["the scan does not work"] * 4
 
 
 def test_an_unexpected_failure_in_a_log_is_found(evidence: Evidence) -> None:

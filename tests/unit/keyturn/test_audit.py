@@ -135,6 +135,8 @@ def test_a_second_record_with_the_same_counter_is_a_change() -> None:
     records, others = chain(3, process), chain(3, process, outcome="bad_seal")
     assert problems([*records, others[2]]) == [Problem.CHANGED]
     assert problems([*records[:2], others[2]]) == [Problem.CHANGED]
+    same_place = json.loads(records[2][0]) | {"outcome": "bad_seal"}
+    assert problems([*records, sign(compact(same_place))]) == [Problem.CHANGED]
 
 
 def test_a_genuine_event_is_no_record() -> None:

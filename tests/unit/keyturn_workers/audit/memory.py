@@ -31,6 +31,7 @@ class Stream:
     Attributes:
         bodies: The records in the order in which they arrived.
         is_away: Nothing arrives.
+        refuses: The counters of records that do not arrive the first time.
         loses_confirmations: As many records arrive, but their publishers do not learn of it.
         gate: Set while publishes may go on.
         at_once: The most publishes that were under way at once.
@@ -38,6 +39,7 @@ class Stream:
 
     bodies: list[bytes] = field(default_factory=list)
     is_away: bool = False
+    refuses: set[int] = field(default_factory=set)
     loses_confirmations: int = 0
     attempts: int = 0
     at_once: int = 0
@@ -60,6 +62,9 @@ class Stream:
             await self.gate.wait()
             if self.is_away:
                 raise BrokerUnavailableError("the broker cannot be reached (TestError)")
+            if (counter := parse_audit(body).counter) in self.refuses:
+                self.refuses.discard(counter)
+                raise OutcomeUnknownError("the broker could not promise to keep the message")
             self.bodies.append(body)
             if self.loses_confirmations:
                 self.loses_confirmations -= 1

@@ -90,14 +90,29 @@ async def test_a_record_without_a_confirmation_is_published_again_as_it_was(lost
 
 async def test_only_one_record_opens_a_new_connection() -> None:
     """Several could be spread over two channels, and overtake each other."""
-    stream = Stream(is_away=True)
+    stream = Stream()
     trail = trail_to(stream)
     async with trail.running():
+        await asyncio.gather(*(trail.record("request.served") for _ in range(9)))
+        assert stream.at_once == 8  # all that had come while the first one was published
+        stream.is_away = True
         waiting = [asyncio.create_task(trail.record("request.served")) for _ in range(9)]
-        await stream.tried(3)
+        await stream.tried(9 + 10)  # the window that fails, and the next attempt
+        stream.at_once = 0
+        await stream.tried(9 + 13)
         assert stream.at_once == 1
         stream.is_away = False
         await asyncio.gather(*waiting)
+
+
+async def test_a_record_that_the_broker_refused_is_not_lost_among_others() -> None:
+    """It comes late then, and a reader is told; but it comes."""
+    stream = Stream(refuses={4})
+    trail = trail_to(stream)
+    async with trail.running():
+        await asyncio.gather(*(trail.record("request.served") for _ in range(9)))
+    assert {record.counter for record in stream.records} == set(range(1, 10))
+    assert trail.pending == 0
 
 
 async def test_deriving_does_not_wait_for_the_broker_until_too_many_records_do() -> None:
