@@ -191,6 +191,30 @@ async def test_files_that_are_not_the_right_ones_are_passed_over() -> None:
     assert use.last == first.digest
 
 
+async def test_the_newest_evidence_is_read_first_and_nothing_that_is_too_large() -> None:
+    on = Chain()
+    for number in range(1, 5):
+        await on.end(plan_of(SWEEP_ID, number))
+        on.on.storage.advance(1)
+    await on.end(plan_of(OTHER_ID, 4))
+    on.plant(f"{evidence_prefix('acme')}9-{SWEEP_ID}.json", b" " * (MAX_EVIDENCE_BYTES + 1))
+    newest, lost = on.chain[-1], await on.build(plan_of(THIRD_ID, 4))
+    reads: list[str] = []
+    read = on.on.storage.read
+
+    async def counted(key: str, **how: Any) -> Any:
+        reads.append(key)
+        return await read(key, **how)
+
+    on.on.storage.read = counted  # type: ignore[method-assign]
+    await on.build(plan_of(THIRD_ID, 4))
+    assert reads == [place(newest)]
+    reads.clear()
+    assert not await on.log.is_chained(lost, on.ring)
+    # Its own place, and the chain down to the generation before its own.
+    assert reads == [place(lost), *(place(each) for each in (newest, *on.chain[-2:-4:-1]))]
+
+
 # Putting.
 
 

@@ -316,3 +316,23 @@ def test_a_page_waits_for_no_moment_that_only_a_wrong_date_explains() -> None:
     ]
     assert after.progressed_at is None
     assert [page.page for page in mark_due_pages(after, PROOF)[1]] == [0, 1]
+
+
+# The dates of proofs.
+
+
+def test_the_plan_knows_when_its_first_and_its_last_page_were_proven() -> None:
+    def at(seconds: int) -> datetime:
+        return PROOF + timedelta(seconds=seconds)
+
+    found = {number: result(observed_at=at(seconds)) for number, seconds in enumerate((5, 1, 9))}
+    first = apply_results(plan(*map(page, range(4))), found, at(20), LEASE_S).plan
+    assert (first.proven_from, first.proven_to, first.dated_pages) == (at(1), at(9), 3)
+    middle = apply_results(first, {3: result(observed_at=at(7))}, at(20), LEASE_S).plan
+    assert (middle.proven_from, middle.proven_to, middle.dated_pages) == (at(1), at(9), 4)
+
+
+def test_a_new_round_has_no_proof_yet() -> None:
+    proven = apply_results(plan(page()), {0: result()}, PROOF, LEASE_S).plan
+    again = start_round(proven, STATE, PROOF, dated=True)
+    assert (again.proven_from, again.proven_to, again.dated_pages) == (None, None, 0)

@@ -596,6 +596,8 @@ async def test_evidence_that_loses_a_race_is_made_anew_after_another_proof() -> 
         await on.finish()
     first = (await on.plan()).envelope
     other = await _other_end(on)
+    await on.handler.run_step(_step((await on.plan()).step), again=True)
+    assert (await on.plan()).envelope is None
     plan = await _deliver_again(on)
     chain = await _chain(on)
     assert [each.digest for each in chain] == [other, plan.evidence]
@@ -681,6 +683,32 @@ async def test_a_step_that_another_worker_makes_while_it_ends_is_left_to_that_on
     assert (await on.plan()).told
     assert len(await _chain(on)) == 1
     assert on.messages.types().count("sweep.completed") == 1
+
+
+async def test_an_end_whose_sweep_is_taken_over_meanwhile_is_left_to_the_later_one() -> None:
+    """Between the put of its record and the next read of it."""
+    on = Sweeping(CrashingStorage())
+
+    async def taken_over() -> None:
+        stored = await on.stored()
+        taken = replace(stored.plan, successor=OTHER_ID, step=stored.plan.step + 2)
+        assert await on.store.change(taken, stored.etag, stored.master_key)
+
+    async def once_it_is_put() -> None:
+        on.storage.before_next("read", taken_over)
+
+    await on.start()
+    stored_read = on.storage.read
+
+    async def read(key: str, **how: Any) -> Any:
+        if key.startswith(EVIDENCE_PREFIX):
+            on.storage.before_next("put", once_it_is_put)
+        return await stored_read(key, **how)
+
+    on.storage.read = read  # type: ignore[method-assign]
+    plan = await on.deliver_until(lambda plan: plan.successor is not None)
+    assert (plan.status, plan.envelope is not None) == ("running", True)
+    assert (await on.keyrings.read_fresh("acme")).keyring.evidence is None
 
 
 async def test_a_sweep_that_was_taken_over_names_the_evidence_of_the_later_one() -> None:
