@@ -15,6 +15,7 @@
 | `keyturn.evidence` | evidence that old keys are gone: its format and its verification |
 | `keyturn.project_keks` | the file with which an auditor opens one project |
 | `keyturn.messages` | requests and events as models |
+| `keyturn.audit` | checks an audit trail: pure, no I/O |
 | `keyturn.topology`, `keyturn.metadata`, `keyturn.identifiers` | names on the broker and in S3 |
 | `keyturn.crypto` | the cryptography: pure, no I/O |
 
