@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn_workers.amqp import WorkerPublisher
 from keyturn_workers.storage.s3 import S3Storage
 from keyturn_workers.sweep import SweepDispatcher, SweepStarter, SweepStore, project_sweep
+from keyturn_workers.sweep.evidence_log import EvidenceLog
 from keyturn_workers.sweep.plan import AllPlan, Plan
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from tests.acceptance.points import Installed, Point, Stalled
@@ -31,6 +32,12 @@ def _changed_to(kind: type, status: str, *, told: bool = False) -> Callable[[Arg
         return isinstance(plan, kind) and (plan.status, plan.told) == (status, told)  # type: ignore[attr-defined]
 
     return matters
+
+
+def _kept_evidence(arguments: Arguments) -> bool:
+    """A change of a sweep's record to one that keeps the evidence of its end."""
+    plan = arguments[0]
+    return isinstance(plan, Plan) and plan.status == "running" and plan.envelope is not None
 
 
 def _wrote(arguments: Arguments) -> bool:
@@ -107,7 +114,9 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     "copy-terminated": Terminated(hangs=False),
     "copy-hanging": Terminated(hangs=True),
     # The end.
+    "evidence-kept": Point(SweepStore, "change", after=True, matters=_kept_evidence),
     "keyring-cleared": Point(ProjectSweep, "_change", after=True),
+    "evidence-put": Point(EvidenceLog, "publish", after=True),
     "plan-done": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "done")),
     "end-published": Point(SweepDispatcher, "publish_end", after=True),
     "end-recorded": Point(

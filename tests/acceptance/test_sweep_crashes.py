@@ -85,8 +85,10 @@ DEATHS = {
         Death("copied-all", "stepped copied noted", "cleared done", tags=True),
     ],
     "ended": [
-        Death("keyring-cleared", "stepped copied cleared", "done completed told"),
-        Death("plan-done", "copied cleared done", "completed told"),
+        Death("evidence-kept", "stepped copied kept", "cleared evidenced done completed told"),
+        Death("keyring-cleared", "stepped copied kept cleared", "evidenced done completed told"),
+        Death("evidence-put", "copied kept cleared evidenced", "done completed told"),
+        Death("plan-done", "copied cleared evidenced done", "completed told"),
         Death("end-published", "copied cleared done completed", "told"),
         Death("end-recorded", "copied cleared done completed told", ""),
     ],
@@ -106,6 +108,8 @@ def _standing(tenant: Tenant, rotation_id: str, wire: Wire) -> set[str]:
         "copied": 2 in tenant.generations(),
         "resulted": any("/results/" in key for key in left),
         "noted": any("/tags/" in key for key in left),
+        "kept": plan.get("envelope") is not None,
+        "evidenced": bool(tenant.evidence()),
         "done": plan.get("status") == "done",
         "told": plan.get("told", False),
         "accepted": "rotation.accepted" in types,
@@ -176,6 +180,11 @@ def _check_rotated(scene: Scene, tenant: Tenant, rotation_id: str) -> None:
     keyring = tenant.keyring()
     assert (keyring["generation"], keyring["history"][0]["kek"]) == (2, None)
     assert tenant.left(rotation_id) == []
+    (evidence,) = tenant.check_evidence()
+    assert (evidence.predicate.sweep_id, evidence.predicate.counts.objects) == (
+        rotation_id,
+        _OBJECTS,
+    )
     tenant.check(generation=2)
     scene.canaries.secrets |= tenant.secrets()
     scene.check_logs()

@@ -8,11 +8,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
 from keyturn.crypto import BODY_CONTEXT, SealError, admin_kek, kek_id, open_sealed, user_kek
+from keyturn.errors import EvidenceError
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from keyturn.metadata import encode_caller_metadata
 from tools.chaos.load import plaintext
@@ -21,6 +23,8 @@ from tools.harness import stored_objects
 from tools.harness.bucket import Bucket, unwrap_data_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keyturn.crypto import Kek, Role
     from tools.chaos.evidence import Evidence
     from tools.chaos.load import Upload
@@ -76,10 +80,7 @@ def inspect_bucket(evidence: Evidence) -> BucketReport:
         expected = {s3_key for s3_key, upload in existing.items() if upload.project == name}
         report.not_opened += [f"{s3_key}: missing" for s3_key in expected - present]
         report.not_opened += [f"{s3_key}: unexpected" for s3_key in present - expected]
-        try:
-            _check_keyring(tenant, report)
-        except (AssertionError, SealError, ValueError, KeyError) as exc:
-            report.not_opened.append(f"the keyring of {name}: {type(exc).__name__} {exc}")
+        _check_records(tenant, report)
     report.objects = len(existing)
     if evidence.rival is not None:
         _check_rival(evidence.rival, report)
@@ -89,10 +90,7 @@ def inspect_bucket(evidence: Evidence) -> BucketReport:
 
 def _check_rival(rival: Tenant, report: BucketReport) -> None:
     """The hostile publisher's project is swept too, so no old master key opens it."""
-    try:
-        _check_keyring(rival, report)
-    except (AssertionError, SealError, ValueError, KeyError) as exc:
-        report.not_opened.append(f"the keyring of {rival.project}: {type(exc).__name__} {exc}")
+    _check_records(rival, report)
     bucket = Bucket(rival.deployment)
     old = _Keys.of(rival).admins[:-1]
     for s3_key in stored_objects.list_keys(rival.deployment, f"{rival.project}/"):
@@ -176,6 +174,20 @@ def _check_tombstone(evidence: Evidence, s3_key: str, report: BucketReport) -> N
         with suppress(SealError):
             bucket.deleted_at(s3_key, old)
             report.opened_by_old.append(f"{s3_key}: an old master key opens its tombstone")
+
+
+def _check_records(tenant: Tenant, report: BucketReport) -> None:
+    """Its keyring is as it must be, and its evidence is one chain."""
+    checks: dict[str, Callable[[], object]] = {
+        "keyring": partial(_check_keyring, tenant, report),
+        "evidence": tenant.check_evidence,
+    }
+    for name, check in checks.items():
+        try:
+            check()
+        except (AssertionError, SealError, EvidenceError, ValueError, KeyError) as exc:
+            problem = f"{type(exc).__name__} {exc}"
+            report.not_opened.append(f"the {name} of {tenant.project}: {problem}")
 
 
 def _check_keyring(tenant: Tenant, report: BucketReport) -> None:

@@ -31,7 +31,8 @@ from keyturn.crypto import (
     user_kek,
     wrap_dek,
 )
-from keyturn.identifiers import keyring_s3_key, object_s3_key, sweep_prefix
+from keyturn.evidence import Evidence, in_chain_order, verify_chain
+from keyturn.identifiers import evidence_prefix, keyring_s3_key, object_s3_key, sweep_prefix
 from tools.harness import requests as rq
 from tools.harness import stored_objects
 from tools.harness.canaries import MARKER
@@ -282,6 +283,23 @@ class Tenant:
         kek = record_kek(self.masters[record["master_key"]], project)
         opened = open_record(kek, key, base64.b64decode(record["sealed"], validate=True))
         return {**json.loads(opened), "master_key": record["master_key"]}
+
+    def evidence(self) -> list[bytes]:
+        """The project's files of evidence, in the order of their chain."""
+        names = stored_objects.list_keys(self.deployment, evidence_prefix(self.project))
+        answers = [
+            self.client.get_object(Bucket=self.deployment.bucket, Key=name) for name in names
+        ]
+        return in_chain_order(answer["Body"].read() for answer in answers)
+
+    def check_evidence(self) -> tuple[Evidence, ...]:
+        """The chain of evidence is whole, and ends with what the keyring names, if anything."""
+        files, newest = self.evidence(), self.keyring().get("evidence")
+        if newest is None:
+            assert files == []
+            return ()
+        keys = [self.deployment.event_key.verify_key()]
+        return verify_chain(files, keys, project=self.project, newest=newest)
 
     def left(self, sweep_id: str) -> list[str]:
         """Records of a sweep that should be deleted once it has completed."""
