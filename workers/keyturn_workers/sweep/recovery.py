@@ -141,7 +141,9 @@ class _UnmarkedSweeps:
         name = (folder.sweep_id, folder.project)
         try:
             plan = await self.store.find_plan(*name)
-        except (CorruptObjectError, UnknownMasterKeyError, KmsUnavailableError):
+        except KmsUnavailableError:
+            return 0  # nothing is known about it, whatever its age
+        except (CorruptObjectError, UnknownMasterKeyError):
             # It does not open here. Another worker may be able to continue it.
             if self._is_old(folder):
                 await self._clear(folder)

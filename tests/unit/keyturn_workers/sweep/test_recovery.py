@@ -7,12 +7,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from keyturn.crypto import Secret
+from keyturn.errors import KmsUnavailableError
 from keyturn.identifiers import sweep_prefix
+from keyturn_workers.master_keys.limits import LimitedMasterKey
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.recovery import SeenPlans, recover
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
 from tools.harness.local_keys import operator_keys
 
 SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
@@ -205,3 +209,16 @@ async def test_a_plan_that_ended_is_read_once_by_a_process() -> None:
     await recovery_round(store, timedelta(days=9), seen)
     await recovery_round(store, timedelta(days=9), seen)
     assert seen.ended == {}
+
+
+async def test_no_record_is_removed_for_its_age_while_its_provider_is_away() -> None:
+    """A key may be disabled for longer than records are kept."""
+    provider = FakeProvider(master_key=Secret(bytes(32)))
+    storage, _, _ = await setting()
+    limited = LimitedMasterKey(provider, concurrency=4, requests_per_s=1000, timeout_s=5)
+    store = SweepStore(storage, OperatorKeys({"m1": limited}))
+    await store.unmark_running(SWEEP_ID, "acme")
+    before = storage.stored_keys()
+    provider.failure = KmsUnavailableError("down")
+    assert (await recovery_round(store, timedelta(days=9))).resumed == []
+    assert storage.stored_keys() == before
