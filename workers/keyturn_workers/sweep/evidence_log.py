@@ -183,7 +183,7 @@ class EvidenceLog:
 
     async def _is_reached(self, evidence: Evidence, keyring: Keyring) -> bool:
         """Whether the chain leads from the keyring to this evidence."""
-        files = self._files(keyring.project)
+        files = self._files(keyring)
         seen: dict[str, Evidence] = {}
         wanted = keyring.evidence
         while wanted is not None:
@@ -206,7 +206,7 @@ class EvidenceLog:
         wanted = keyring.evidence
         if wanted is None:
             return None
-        async for each in self._files(keyring.project):
+        async for each in self._files(keyring):
             if each.digest == wanted:
                 return each
         evidence = await self._find_kept(keyring.project, wanted)
@@ -233,16 +233,18 @@ class EvidenceLog:
                 return parse(envelope)
         return None
 
-    async def _files(self, project: str) -> AsyncIterator[Evidence]:
+    async def _files(self, keyring: Keyring) -> AsyncIterator[Evidence]:
         """The files of a project, of the newest generation first, the last ones put first.
 
-        Nothing about them is verified but their form and their place.
+        Nothing about them is verified but their form and their place. No generation is above the
+        keyring's: such names would only delay the end.
         """
-        prefix = evidence_prefix(project)
+        prefix = evidence_prefix(keyring.project)
         rows = [
             (name[0], row.last_modified, row.key)
             async for row in self._storage.list(prefix)
             if (name := parse_evidence_name(row.key.removeprefix(prefix))) is not None
+            and name[0] <= keyring.current.generation
             and row.size_bytes <= MAX_EVIDENCE_BYTES
         ]
         for _, _, s3_key in sorted(rows, reverse=True):

@@ -51,7 +51,9 @@ class Chain:
     async def end(self, plan: Plan, *keys: SigningKey, put: bool = True) -> Evidence:
         """The sweep ends; without `put` its worker dies just before that."""
         evidence = await self.build(plan, *keys)
-        self.ring = replace(self.ring, evidence=evidence.digest)
+        generation = max(self.ring.current.generation, plan.state.generation)
+        current = replace(self.ring.current, generation=generation)
+        self.ring = replace(self.ring, evidence=evidence.digest, current=current)
         self.chain.append(evidence)
         if put:
             await self.on.evidence_log(EVENT_KEY).publish(evidence)
@@ -186,7 +188,8 @@ async def test_files_that_are_not_the_right_ones_are_passed_over() -> None:
     on.plant(f"{prefix}8-{OTHER_ID}.json", b" " * (MAX_EVIDENCE_BYTES + 1))
     on.plant(f"{prefix}9-{OTHER_ID}.json", archived=True)
     on.plant(f"{prefix}junk")
-    assert [each.digest async for each in on.log._files("acme")] == [first.digest]
+    ring = replace(on.ring, current=replace(on.ring.current, generation=12))
+    assert [each.digest async for each in on.log._files(ring)] == [first.digest]
     (use,) = (await on.end(plan_of(THIRD_ID))).predicate.event_keys
     assert use.last == first.digest
 
@@ -328,3 +331,21 @@ async def test_a_sweep_takes_nothing_that_was_planted_for_its_own() -> None:
 def _kept(evidence: Evidence) -> Any:
 
     return KeptEnvelope(evidence.envelope.decode(), PLAN.state)
+
+
+async def test_names_of_generations_that_do_not_exist_yet_delay_no_end() -> None:
+    on = Chain()
+    await on.end(plan_of(SWEEP_ID))
+    for number in range(50):
+        name = f"{on.ring.current.generation + 1 + number}-{OTHER_ID}.json"
+        on.plant(f"{evidence_prefix('acme')}{name}")
+    reads: list[str] = []
+    read = on.on.storage.read
+
+    async def counted(key: str, **more: Any) -> Any:
+        reads.append(key)
+        return await read(key, **more)
+
+    on.on.storage.read = counted  # type: ignore[method-assign]
+    await on.build(plan_of(OTHER_ID))
+    assert reads == [place(on.chain[0])]
