@@ -20,7 +20,7 @@ from keyturn.messages import STARTED, AuditAction
 from keyturn.topology import audit_queue
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, DerivedKek
 from keyturn_workers.audit.declaration import declare_missing
-from keyturn_workers.cli.errors import CommandError
+from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.settings import AuditSettings
 
 TIMEOUT_S: Final = 10.0
@@ -29,7 +29,7 @@ FAILED: Final = "failed"
 
 
 class _NoLog:
-    """A command prints its result or its error, and nothing of its records."""
+    """A command prints its result or its error, and of its records only that some are missing."""
 
     def recorded(self, fields: Mapping[str, Any]) -> None:
         pass
@@ -38,7 +38,7 @@ class _NoLog:
         pass
 
     def abandoned(self, count: int) -> None:
-        pass
+        note(f"the broker did not confirm {count} record{'s' * (count != 1)} of the audit trail")
 
 
 class CommandAudit:
@@ -120,7 +120,8 @@ async def command_audit(
                 f"the audit trail cannot be written, so nothing was done: {problem}"
             ) from exc
         trail = AuditTrail(AuditProcess.start(role), publisher.publish, log=_NoLog())
-        async with trail.running(drain_s=0):
+        # KEKs that a provider derived are recorded without a wait: their records may be on the way.
+        async with trail.running(drain_s=timeout_s):
             yield CommandAudit(trail, reason, timeout_s)
     finally:
         await publisher.close()

@@ -11,6 +11,7 @@ from keyturn_workers.audit.publisher import AuditPublisher
 from keyturn_workers.cli import command_audit as module
 from keyturn_workers.cli.command_audit import CommandAudit, command_audit
 from keyturn_workers.cli.errors import CommandError
+from keyturn_workers.master_keys.operator_keys import KekDerived
 from keyturn_workers.settings import AuditSettings
 from tests.unit.keyturn_workers.audit.memory import EVENT_KEY, Stream, trail_to
 
@@ -101,3 +102,23 @@ async def test_the_role_and_the_reason_are_in_each_record(monkeypatch: pytest.Mo
     (record,) = stream.records
     assert (record.role, record.reason, record.counter) == ("dead replay", "why", 1)
     assert record.actor.endswith(f"@{record.host}")
+
+
+async def test_what_a_provider_derived_last_is_recorded_before_the_command_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Stream()
+
+    async def nothing(*_: object) -> None:
+        await asyncio.sleep(0)
+
+    async def publish(_: AuditPublisher, audit_id: str, body: bytes) -> None:
+        await asyncio.sleep(0.01)
+        await stream.publish(audit_id, body)
+
+    monkeypatch.setattr(AuditPublisher, "connect", nothing)
+    monkeypatch.setattr(AuditPublisher, "publish", publish)
+    monkeypatch.setattr(module, "declare_missing", nothing)
+    async with command_audit(SETTINGS, "download", "why") as audit:
+        await audit.kek_derived(KekDerived("m1", "vault", "admin", "acme", "req-1"))
+    assert [record.action for record in stream.records] == ["kek.derived"]
