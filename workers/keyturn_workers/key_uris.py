@@ -164,7 +164,8 @@ def _vault(rest: str) -> VaultUri:
         port = url.port
     except ValueError:
         raise ValueError("a vault: URI reads vault:https://HOST:PORT/MOUNT/KEY?version=N") from None
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.fragment:
+    has_user = "@" in url.netloc
+    if url.scheme not in ("http", "https") or not url.hostname or has_user or url.fragment:
         raise ValueError("a vault: URI begins with vault:https://HOST, without a user")
     segments = url.path.strip("/").split("/")
     if len(segments) < 2 or not all(_VAULT_SEGMENT.fullmatch(segment) for segment in segments):  # noqa: PLR2004  # a mount and a key

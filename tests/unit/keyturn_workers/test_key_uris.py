@@ -66,6 +66,7 @@ def test_a_vault_address_may_be_ipv6() -> None:
         "vault:https://vault.example.com/transit/m2?version=1&version=2",
         "vault:https://vault.example.com/m2?version=1",  # no mount
         "vault:https://user:canary@vault.example.com/transit/m2?version=1",
+        "vault:https://:canary@vault.example.com/transit/m2?version=1",
         "vault:ftp://vault.example.com/transit/m2?version=1",
         "vault:https://vault.example.com/../m2/x y?version=1",
         "vault:https://vault.example.com:port/transit/m2?version=1",
