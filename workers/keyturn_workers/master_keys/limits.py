@@ -15,7 +15,12 @@ from typing import Final
 from aiolimiter import AsyncLimiter
 
 from keyturn.errors import KmsUnavailableError
-from keyturn_workers.master_keys.port import Derivation, KeyDescription, MasterKey
+from keyturn_workers.master_keys.port import (
+    Derivation,
+    KeyDescription,
+    KmsRefusedError,
+    MasterKey,
+)
 
 _MIN_PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 15.0
@@ -65,17 +70,25 @@ class LimitedMasterKey:
         """Whether the last call failed, and none has succeeded since."""
         return self._failure is not None
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether the provider answered the last call, and refused it."""
+        return isinstance(self._failure, KmsRefusedError)
+
     async def derive(self, info: bytes) -> Derivation:
         """As `MasterKey.derive`, within the bounds."""
-        while self._failure is not None:
-            self._check_not_away()
-            if self._probe is None:
-                return await self._run_probe(info)
-            await self._probe.wait()  # its outcome is that of all who come meanwhile
-        async with self._slots:
-            await self._rate.acquire()
-            self._check_not_away()  # the provider may have gone meanwhile
-            return await self._call(info)
+        while True:
+            while self._failure is not None:
+                self._check_not_away()
+                if self._probe is None:
+                    return await self._run_probe(info)
+                await self._probe.wait()  # its outcome is that of all who come meanwhile
+            async with self._slots:
+                if self._failure is None:
+                    await self._rate.acquire()
+                if self._failure is None:
+                    return await self._call(info)
+            # The provider has gone meanwhile: those who waited here must not all be probes.
 
     async def _run_probe(self, info: bytes) -> Derivation:
         self._probe = asyncio.Event()

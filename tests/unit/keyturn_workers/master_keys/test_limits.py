@@ -124,3 +124,38 @@ async def test_it_closes_and_describes_the_key_itself() -> None:
     assert (await key.describe()).provider == key.provider == "vault"
     await key.aclose()
     assert provider.closed
+
+
+async def test_those_who_waited_for_a_slot_do_not_all_become_probes() -> None:
+    provider, clock = FakeProvider(), Clock()
+    key = limited(provider, clock, concurrency=4)
+    provider.held = asyncio.Event()
+    calls = [asyncio.create_task(key.derive(b"%d" % n)) for n in range(50)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert provider.total == 4
+    provider.failure = KmsUnavailableError("down")
+    provider.held.set()
+    await asyncio.gather(calls[0], return_exceptions=True)
+    assert key.is_away
+    provider.held.clear()
+    clock.now_s += 60  # the next one may try again
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert provider.at_once == 1
+    provider.held.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(result, KmsUnavailableError) for result in results)
+    assert provider.total == 5
+
+
+async def test_it_says_whether_the_provider_refuses_or_is_only_away() -> None:
+    provider, clock = FakeProvider(failure=KmsRefusedError("revoked")), Clock()
+    key = limited(provider, clock)
+    assert not key.is_refused
+    for failure, is_refused in ((provider.failure, True), (KmsUnavailableError("down"), False)):
+        provider.failure = failure
+        with pytest.raises(KmsUnavailableError):
+            await key.derive(b"x")
+        assert key.is_refused == is_refused
+        clock.now_s += 60
