@@ -62,6 +62,7 @@ class KeyringReader:
         self._listings = Listings()
         self._listings_in_flight: dict[str, asyncio.Task[None]] = {}
         self._renewing: set[str] = set()
+        keys.when_forgotten(self._forget_keks)
 
     @property
     def lease_s(self) -> int:
@@ -160,8 +161,10 @@ class KeyringReader:
         received_s = self.clock.local_s()
         trust = self.clock.observe(head.date, sent_s, received_s)
         digest = hashlib.sha256(body).digest()
-        if entry.snapshot is not None and digest == entry.digest:
-            keyring, desired = entry.snapshot.keyring, entry.snapshot.desired
+        last = entry.snapshot if digest == entry.digest else None
+        # A KEK that may not be used any longer may not be used because the record is the same.
+        if last is not None and self._keys.touch(last.desired.master_key, project):
+            keyring, desired = last.keyring, last.desired
         else:
             keyring = await parse_keyring(body, project, self._keys)
             desired = keyring.desired(await self._keys.admin_kek(keyring.master_key, project))
@@ -178,6 +181,13 @@ class KeyringReader:
         )
         self._cache.store(project, entry, snapshot, digest, len(body))
         return snapshot
+
+    def _forget_keks(self, project: str) -> None:
+        """Drop the snapshot, which holds copies of the project's KEKs."""
+        entry = self._cache.get(project)
+        if entry is not None:
+            self._cache.invalidate(entry)
+            self._cache.remove_empty(project, entry)
 
     def _apply_listing(self, entry: CacheEntry, last: KeyringSnapshot, listing: Listing) -> None:
         """Update a snapshot by a listing that was sent after its read."""

@@ -1,6 +1,7 @@
 """A project's admin KEKs as a value, for those who decide without I/O (SPEC 2.2, 4.6). Pure."""
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from keyturn.crypto import Secret
@@ -17,12 +18,26 @@ class AdminKeks:
         unavailable: Master keys of this process whose provider gave no KEK now. What opens under
             none of `keks` may still open under one of these.
         v0_admin_kek: The earlier system's, the same for all projects; None if it is not held.
+        wrong: Master keys of which this process holds another one than the bucket knows by that id.
+            Another process may hold the right one.
     """
 
     project: str
     keks: Mapping[str, Secret] = field(default_factory=dict)
     unavailable: frozenset[str] = frozenset()
     v0_admin_kek: Secret | None = None
+    wrong: frozenset[str] = frozenset()
+
+    def without(self, *, unavailable: AbstractSet[str], wrong: AbstractSet[str]) -> "AdminKeks":
+        """These, but for the KEKs of master keys that turned out to be away, or wrong."""
+        keks = {name: kek for name, kek in self.keks.items() if name not in unavailable | wrong}
+        return AdminKeks(
+            self.project,
+            keks,
+            self.unavailable | unavailable,
+            self.v0_admin_kek,
+            self.wrong | wrong,
+        )
 
     def in_order(self, *, first: str = "") -> Iterator[tuple[str, Secret]]:
         """Each KEK with its master key's id; `first` leads."""
@@ -50,7 +65,11 @@ class AdminKeks:
 
         Raises:
             KmsUnavailableError: a master key of this process gave no KEK now.
+            UnknownMasterKeyError: this process has another key by one of the ids.
         """
         if self.unavailable:
             names = ", ".join(sorted(self.unavailable))
             raise KmsUnavailableError(f"it may open under a master key that is away: {names}")
+        if self.wrong:
+            names = ", ".join(sorted(self.wrong))
+            raise UnknownMasterKeyError(f"{names} (this process has another key by this id)")

@@ -41,6 +41,9 @@ _REFRESH_AT: Final = 0.75
 _FRESH_S: Final = 60.0
 # A master key that is not the one of its id is checked again after this time.
 _WRONG_S: Final = 60.0
+# What a provider derives for a project not in memory counts only if its key was checked within this
+# time: a key that is deleted and created again keeps its name, and a token may be replaced.
+_CONFIRMED_S: Final = 10.0
 _INFO: Final[dict[Kind, Callable[[str], bytes]]] = {
     "admin": admin_kek_info,
     "record": record_kek_info,
@@ -119,7 +122,10 @@ class OperatorKeys:
         self._keks: OrderedDict[_Name, _CachedKek] = OrderedDict()
         self._running: dict[_Name, asyncio.Task[Secret]] = {}
         self._checks: dict[str, asyncio.Task[None]] = {}
-        self._checked: set[str] = set()
+        # When each master key was checked last, and the KEK that opened its known text.
+        self._checked: dict[str, float] = {}
+        self._confirmed: dict[str, Secret] = {}
+        self._when_forgotten: list[Callable[[str], None]] = []
         # Ids under which this process has another key than the bucket knows, until when.
         self._wrong: dict[str, tuple[UnknownMasterKeyError, float]] = {}
         self._admin_sets: dict[str, AdminKeks] = {}
@@ -167,7 +173,7 @@ class OperatorKeys:
             return known
         keks: dict[str, Secret] = {}
         unavailable: set[str] = set()
-        lasting = True
+        wrong: set[str] = set()
         results = await asyncio.gather(
             *(self.admin_kek(name, project) for name in self._master_keys), return_exceptions=True
         )
@@ -177,13 +183,14 @@ class OperatorKeys:
                     keks[name] = result
                 case KmsUnavailableError():
                     unavailable.add(name)
-                    lasting = False
                 case UnknownMasterKeyError():
-                    lasting = False
+                    wrong.add(name)
                 case _:
                     raise result
-        found = AdminKeks(project, keks, frozenset(unavailable), self.v0_admin_kek)
-        if lasting:
+        found = AdminKeks(
+            project, keks, frozenset(unavailable), self.v0_admin_kek, wrong=frozenset(wrong)
+        )
+        if not unavailable and not wrong:
             if len(self._admin_sets) >= _MAX_KEKS:
                 self._admin_sets.clear()
             self._admin_sets[project] = found
@@ -198,17 +205,15 @@ class OperatorKeys:
         try:
             return opening(await self.admin_keks(project))
         except (NoUsableWrapError, CorruptObjectError):
-            if not await self._renew(project):
+            renewed = await self._renew(project)
+            if renewed is None:
                 raise
-        return opening(await self.admin_keks(project))
+        return opening(renewed)
 
     async def fresh_record_kek(self, master_key: str, project: str) -> Secret | None:
         """The record KEK by a new derivation; None if the cached one is fresh. As `record_kek`."""
         name: _Name = (master_key, "record", project)
-        if not self._is_stale(name):
-            return None
-        self._keks.pop(name, None)
-        return await self._kek(*name)
+        return await self._derive_anew(name) if self._is_stale(name) else None
 
     def touch(self, master_key: str, project: str) -> bool:
         """Whether the project's admin KEK is in memory and may be used; keeps it fresh.
@@ -242,9 +247,13 @@ class OperatorKeys:
                 continue
             age_s = now_s - cached.derived_s
             held = self._master_keys[name[0]]
-            away = isinstance(held, LimitedMasterKey) and held.is_away
+            away = isinstance(held, LimitedMasterKey) and held.is_away and not held.is_refused
             if age_s >= self._limits.cache_max_s or (age_s >= self._limits.cache_s and not away):
                 self._forget(name)
+
+    def when_forgotten(self, forget: Callable[[str], None]) -> None:
+        """Call this with the project of each KEK that is forgotten: copies of it must go too."""
+        self._when_forgotten.append(forget)
 
     async def purge_periodically(self) -> None:
         """Purge for ever, so that no KEK outlives its time in a process that does nothing."""
@@ -272,16 +281,20 @@ class OperatorKeys:
             return cached.kek
         if master_key not in self._master_keys:
             raise UnknownMasterKeyError(master_key)
-        await self._ensure_checked(master_key)
         held = self._master_keys[master_key]
         if isinstance(held, LocalMasterKey):
+            await self._ensure_checked(master_key)
             return self._derive_now(name, held)
         try:
+            await self._ensure_checked(master_key)
             return await self._wait_for(self._start(name))
         except KmsUnavailableError as exc:
-            # Ahead of its hard end a KEK is better than none, unless the provider refused.
+            # Ahead of its hard end a KEK is better than none, unless the provider refused: then it
+            # is not used again, even if the provider does not answer the next time.
+            if isinstance(exc, KmsRefusedError):
+                self._forget(name)
             cached = self._keks.get(name)
-            if cached is None or isinstance(exc, KmsRefusedError) or self._is_over(name, cached):
+            if cached is None or self._is_over(name, cached):
                 raise
             return cached.kek
 
@@ -319,19 +332,42 @@ class OperatorKeys:
             return False
         return self._clock_s() - cached.derived_s >= _FRESH_S
 
-    async def _renew(self, project: str) -> bool:
-        """Derive the cached admin KEKs of a project again; False if they are fresh."""
-        admin: list[_Name] = [(name, "admin", project) for name in self._master_keys]
-        names = [name for name in admin if self._is_stale(name)]
-        for name in names:
-            self._forget(name)
-        return bool(names)
+    async def _renew(self, project: str) -> AdminKeks | None:
+        """The admin KEKs of a project, cached ones derived again; None if they are fresh.
 
-    def _start(self, name: _Name) -> "asyncio.Task[Secret]":
+        Those in memory stay until others are there: what does not open may be forged, and a
+        provider that is away must not take the KEKs of all that does open.
+        """
+        names: list[_Name] = [(name, "admin", project) for name in self._master_keys]
+        stale = [name for name in names if self._is_stale(name)]
+        if not stale:
+            return None
+        results = await asyncio.gather(
+            *(self._derive_anew(name) for name in stale), return_exceptions=True
+        )
+        failed: dict[type, set[str]] = {KmsUnavailableError: set(), UnknownMasterKeyError: set()}
+        for name, result in zip(stale, results, strict=True):
+            if isinstance(result, KmsUnavailableError):
+                failed[KmsUnavailableError].add(name[0])
+            elif isinstance(result, UnknownMasterKeyError):
+                failed[UnknownMasterKeyError].add(name[0])
+            elif isinstance(result, BaseException):
+                raise result
+        known = await self.admin_keks(project)
+        return known.without(
+            unavailable=failed[KmsUnavailableError], wrong=failed[UnknownMasterKeyError]
+        )
+
+    async def _derive_anew(self, name: _Name) -> Secret:
+        """A KEK by a new derivation, which takes the place of the cached one; as `_kek`."""
+        await self._ensure_checked(name[0])
+        return await self._wait_for(self._start(name, replaces=True))
+
+    def _start(self, name: _Name, *, replaces: bool = False) -> "asyncio.Task[Secret]":
         """The derivation under way; all who need this KEK share it, and none can cancel it."""
         task = self._running.get(name)
         if task is None:
-            task = self._running[name] = _share(self._derive(name))
+            task = self._running[name] = _share(self._derive(name, replaces=replaces))
             task.add_done_callback(lambda _: self._running.pop(name, None))
         return task
 
@@ -354,18 +390,23 @@ class OperatorKeys:
         self._store(name, _CachedKek(kek, now_s, now_s))
         return kek
 
-    async def _derive(self, name: _Name) -> Secret:
-        """Derive a KEK, and put it into the cache."""
+    async def _derive(self, name: _Name, *, replaces: bool) -> Secret:
+        """Derive a KEK, and put it into the cache.
+
+        Args:
+            name: Which KEK.
+            replaces: Whether it may differ from the cached one, which opened nothing.
+        """
         info = _INFO[name[1]](name[2])
         began_s = self._clock_s()
         kek = await self._derive_once(name, info)
         cached = self._keks.get(name)
-        if cached is None and self._seals:
+        if cached is not None and cached.kek != kek and not replaces:
+            raise self._contradiction(name)
+        if (cached is None or cached.kek != kek) and self._seals:
             second = await self._derive_once(name, info)
             if kek != second:
                 raise self._contradiction(name)
-        elif cached is not None and cached.kek != kek:
-            raise self._contradiction(name)
         self._store(name, _CachedKek(kek, began_s, began_s))
         return kek
 
@@ -384,6 +425,9 @@ class OperatorKeys:
         return KmsUnavailableError(f"two derivations under {name[0]} differ")
 
     def _store(self, name: _Name, cached: _CachedKek) -> None:
+        before = self._keks.get(name)
+        if before is not None and before.kek != cached.kek:
+            self._forget(name)
         self._keks[name] = cached
         self._keks.move_to_end(name)
         while len(self._keks) > _MAX_KEKS:
@@ -392,11 +436,14 @@ class OperatorKeys:
     def _forget(self, name: _Name) -> None:
         self._keks.pop(name, None)
         self._admin_sets.pop(name[2], None)
+        if not self._is_local(name[0]):
+            for forget in self._when_forgotten:
+                forget(name[2])
 
     # The known texts.
 
     async def _ensure_checked(self, master_key: str) -> None:
-        if self._check is None or master_key in self._checked:
+        if self._check is None or self._is_confirmed(master_key):
             return
         wrong = self._wrong.get(master_key)
         if wrong is not None and self._clock_s() < wrong[1]:
@@ -407,21 +454,39 @@ class OperatorKeys:
             task.add_done_callback(lambda _: self._checks.pop(master_key, None))
         await self._wait_for(task)
 
+    def _is_confirmed(self, master_key: str) -> bool:
+        checked_s = self._checked.get(master_key)
+        if checked_s is None:
+            return False
+        return self._is_local(master_key) or self._clock_s() - checked_s < _CONFIRMED_S
+
     async def _check_one(self, master_key: str, check: CheckMasterKey) -> None:
         name: _Name = (master_key, "record", self._reserved_project)
+        began_s = self._clock_s()
         try:
             held = self._master_keys[master_key]
             if isinstance(held, LocalMasterKey):
                 kek = self._derive_now(name, held)
             else:
-                kek = await self._start(name)
-            await check(master_key, kek)
+                kek = await self._start(name, replaces=True)
+            if master_key in self._confirmed:
+                _check_same(master_key, kek, self._confirmed[master_key])
+            else:
+                await check(master_key, kek)
         except UnknownMasterKeyError as exc:
             self._keks.pop(name, None)
+            self._checked.pop(master_key, None)
             self._wrong[master_key] = exc, self._clock_s() + _WRONG_S
             _log.error("master key not used", master_key=master_key, detail=exc.detail)
             raise
-        self._checked.add(master_key)
+        self._checked[master_key], self._confirmed[master_key] = began_s, kek
+
+
+def _check_same(master_key: str, kek: Secret, confirmed: Secret) -> None:
+    if kek != confirmed:
+        raise UnknownMasterKeyError(
+            f"{master_key} (its provider has another key now than when it was checked)"
+        )
 
 
 def _share(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:

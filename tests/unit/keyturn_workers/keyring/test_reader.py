@@ -431,3 +431,22 @@ async def test_a_keyring_of_an_unknown_project_costs_the_provider_nothing() -> N
     with pytest.raises(UnknownProjectError):
         await on.reader.read_recent("made-up")
     assert on.provider.total == 0
+
+
+async def test_reads_that_begin_now_end_a_kek_in_time_too() -> None:
+    """Deletes and steps of sweeps only ever read so: the record is the same for months."""
+    on = _OnProvider()
+    await on.reader.read_fresh("acme")
+    on.provider.failure = KmsUnavailableError("down")
+    on.clock.now_s += 1000
+    for _ in range(2):
+        with pytest.raises(KmsUnavailableError):
+            await on.reader.read_fresh("acme")
+
+
+async def test_a_kek_that_is_forgotten_is_in_no_cached_keyring() -> None:
+    on = _OnProvider()
+    await on.reader.read_recent("acme")
+    on.clock.now_s += 1000
+    on.keys.purge()
+    assert on.reader._cache.get("acme") is None

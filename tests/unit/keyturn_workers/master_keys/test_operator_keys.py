@@ -334,3 +334,104 @@ async def test_it_prints_no_key() -> None:
     for secret in (*MASTER_KEYS.values(), V0_ADMIN_KEK, derived):
         assert repr(secret.reveal())[2:-1] not in repr(keys)
         assert secret.reveal().hex() not in repr(keys)
+
+
+# What a provider that is away, or another key in its place, must not do.
+
+
+async def test_what_does_not_open_takes_no_kek_from_a_warm_project_while_the_provider_is_away() -> (
+    None
+):
+    """Whoever can write the bucket could otherwise make any warm project a cold one."""
+    bench = Bench()
+    await bench.keys.admin_keks("acme")
+    await bench.keys.record_kek("m1", "acme")
+    bench.provider.failure = KmsUnavailableError("down")
+    bench.clock.now_s += 61
+
+    def opening(keks: AdminKeks) -> None:
+        keks.check_complete()
+        raise NoUsableWrapError
+
+    for _ in range(3):
+        with pytest.raises(KmsUnavailableError):
+            await bench.keys.open_with("acme", opening)
+        with pytest.raises(KmsUnavailableError):
+            await bench.keys.fresh_record_kek("m1", "acme")
+    assert await bench.keys.admin_kek("m1", "acme") == admin_kek(MASTER.reveal(), "acme")
+    assert await bench.keys.record_kek("m1", "acme") == record_kek(MASTER.reveal(), "acme")
+
+
+async def test_a_wrong_kek_in_memory_gives_way_to_a_fresh_one() -> None:
+    bench = Bench(seals=False)
+    bench.provider.wrong = 1
+    assert (await bench.keys.admin_keks("acme")).keks["m1"] == Secret(b"w" * 32)
+    bench.clock.now_s += 61
+    right = admin_kek(MASTER.reveal(), "acme")
+
+    def opening(keks: AdminKeks) -> Secret:
+        if keks.keks["m1"] != right:
+            raise NoUsableWrapError
+        return keks.keks["m1"]
+
+    assert await bench.keys.open_with("acme", opening) == right
+    assert (await bench.keys.admin_keks("acme")).keks["m1"] == right
+
+
+async def test_another_key_in_the_place_of_the_checked_one_derives_nothing_new() -> None:
+    """A key that is deleted and created again under its name is another key."""
+
+    async def check(_name: str, _kek: Secret) -> None:
+        pass
+
+    bench = Bench(check=check, reserved_project="*known")
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.master_key = Secret(b"o" * 32)
+    bench.clock.now_s += 61
+    with pytest.raises(UnknownMasterKeyError, match="another key now"):
+        await bench.keys.admin_kek("m1", "cold")
+    assert await bench.keys.admin_kek("m1", "warm") == admin_kek(MASTER.reveal(), "warm")
+    keks = await bench.keys.admin_keks("cold")
+    assert (keks.keks, keks.wrong) == ({}, frozenset({"m1"}))
+    with pytest.raises(UnknownMasterKeyError):
+        keks.check_complete()
+    with pytest.raises(UnknownMasterKeyError):  # and no genuine record is called forged
+        await bench.keys.fresh_record_kek("m1", "warm") or await bench.keys.record_kek("m1", "warm")
+    bench.provider.master_key = MASTER
+    bench.clock.now_s += 61
+    assert await bench.keys.admin_kek("m1", "cold") == admin_kek(MASTER.reveal(), "cold")
+
+
+async def test_after_a_refusal_a_kek_does_not_come_back_when_the_provider_is_away() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure = KmsRefusedError("revoked")
+    bench.clock.now_s += 100
+    with pytest.raises(KmsRefusedError):
+        await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure = KmsUnavailableError("cut off")
+    bench.clock.now_s += 60
+    with pytest.raises(KmsUnavailableError):
+        await bench.keys.admin_kek("m1", "warm")
+    assert bench.keys.cached_keks == 0
+
+
+async def test_after_a_refusal_the_purge_does_not_wait_for_the_hard_end() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "idle")
+    bench.provider.failure = KmsRefusedError("revoked")
+    bench.clock.now_s += 100
+    with pytest.raises(KmsRefusedError):
+        await bench.keys.admin_kek("m1", "other")
+    bench.keys.purge()
+    assert bench.keys.cached_keks == 0
+
+
+async def test_who_holds_copies_hears_of_each_kek_that_is_forgotten() -> None:
+    bench = Bench()
+    forgotten: list[str] = []
+    bench.keys.when_forgotten(forgotten.append)
+    await bench.keys.admin_kek("m1", "acme")
+    bench.clock.now_s += 100
+    bench.keys.purge()
+    assert forgotten == ["acme"]
