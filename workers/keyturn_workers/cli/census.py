@@ -17,7 +17,12 @@ from typing import Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from keyturn.errors import ArchivedObjectError, KeyringRolledBackError, PermanentError
+from keyturn.errors import (
+    ArchivedObjectError,
+    KeyringRolledBackError,
+    PermanentError,
+    UnknownMasterKeyError,
+)
 from keyturn.identifiers import OWN_PREFIX, is_object_key, is_project, keyring_s3_key
 from keyturn_workers.cli.bucket import batched, count, optional_task
 from keyturn_workers.cli.output import printable, progress_display
@@ -127,7 +132,7 @@ async def _inspect(
         return None
     except ArchivedError:  # an older version: its metadata comes with its bytes
         return ObjectGroup(project, _UNREADABLE, code=ArchivedObjectError.code)
-    except PermanentError as exc:
+    except (PermanentError, UnknownMasterKeyError) as exc:
         return ObjectGroup(project, _UNREADABLE, code=exc.code)
     kind = usage.kind if version_id is None else _NONCURRENT
     return ObjectGroup(project, kind, usage.generation, usage.master_key)

@@ -18,7 +18,7 @@ from keyturn.identifiers import evidence_prefix
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.errors import MissingError
+from keyturn_workers.errors import ArchivedError, MissingError
 
 # Far above any real chain.
 _MAX_FILES: Final = 10_000
@@ -58,6 +58,8 @@ async def read_bucket(settings: S3Settings, project: str) -> list[EvidenceFile]:
                 _, body = await storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
             except MissingError:  # replaced while it was listed
                 continue
+            except ArchivedError:
+                body = b""  # it stays in the list, as no evidence
             left_bytes -= len(body)
             files.append(EvidenceFile(listed.key.removeprefix(prefix), body))
     return in_order(files)

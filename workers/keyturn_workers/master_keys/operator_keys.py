@@ -269,6 +269,7 @@ class OperatorKeys:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._keks.clear()
         self._admin_sets.clear()
+        self._confirmed.clear()
         for master_key in self._master_keys.values():
             await master_key.aclose()
 

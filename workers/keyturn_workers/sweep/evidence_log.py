@@ -170,6 +170,8 @@ class EvidenceLog:
             return None
         if evidence is None or not self._is_at_its_place(evidence, s3_key):
             return None
+        if evidence.predicate.kek_id != plan.state.kek_id:
+            return None  # of a project that had this name before, with another key
         if self._is_signed(evidence) or await self._is_reached(evidence, keyring):
             return evidence
         return None

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.errors import StorageUnavailableError
+from keyturn.errors import StorageUnavailableError, UnknownMasterKeyError
 from keyturn_workers.cli.census import CONCURRENCY, ObjectGroup, object_rows, take_census
+from keyturn_workers.master_keys.local import LocalMasterKey
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
@@ -22,6 +24,7 @@ from tests.unit.keyturn_workers.factories import (
 from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
+    from keyturn.crypto import Secret
     from keyturn_workers.storage import ObjectHead
 
 
@@ -160,3 +163,19 @@ def test_rows_are_sorted_by_project_and_kind_the_newest_generation_first() -> No
         ("a", "plaintext", None, 2),
         ("b", "encrypted", 1, 1),
     ]
+
+
+async def test_another_key_under_an_id_keeps_nothing_else_from_being_counted() -> None:
+    async def check(name: str, _kek: Secret) -> None:
+        if name == "m2":
+            raise UnknownMasterKeyError(name)
+
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, "a")
+    Bench(storage).put(_OTHER, "a")
+    held = {name: LocalMasterKey(secret) for name, secret in MASTER_KEYS.items()}
+    keys = OperatorKeys(held, check=check, reserved_project="*known")
+    assert await take_census(storage, keys, {"acme": (1,), "other": (1,)}) == {
+        ObjectGroup("acme", "encrypted", 1, "m1"): 1,
+        ObjectGroup("other", "unreadable", code="unknown_master_key"): 1,
+    }

@@ -60,6 +60,18 @@ async def test_what_is_no_evidence_comes_last_and_is_bounded(storage: MemoryStor
     assert len(files[1].envelope) == MAX_EVIDENCE_BYTES + 1
 
 
+async def test_an_archived_file_is_listed_and_keeps_no_other_from_being_read(
+    storage: MemoryStorage,
+) -> None:
+    _plant(storage, "a.json", CHAIN[0])
+    storage.plant(".keyturn/evidence/acme/b.json", b"x", Headers({}), archived=True)
+    files = await read_bucket(SETTINGS, "acme")
+    assert [(file.name, file.evidence is None) for file in files] == [
+        ("a.json", False),
+        ("b.json", True),
+    ]
+
+
 async def test_a_file_that_is_gone_since_the_listing_is_none(storage: MemoryStorage) -> None:
     _plant(storage, "a.json", CHAIN[0])
     storage.fail_next("read", MissingError("NoSuchKey"))

@@ -276,6 +276,16 @@ async def test_evidence_is_in_the_chain_once_a_keyring_named_it() -> None:
     assert await on.log.is_chained(first, on.ring)
 
 
+async def test_evidence_of_an_earlier_project_of_the_same_name_is_not_its_own() -> None:
+    """The bucket was emptied, the project enrolled again, and an old file put back."""
+    on = Chain()
+    first = await on.end(plan_of())
+    assert await on.log.find_own(plan_of(), on.ring) == first
+    plan = plan_of()
+    again = replace(plan, state=replace(plan.state, kek_id="0" * 16))
+    assert await on.log.find_own(again, replace(on.ring, evidence=None)) is None
+
+
 async def test_evidence_that_lost_its_race_is_not_in_the_chain() -> None:
     on = Chain()
     lost = await on.build(plan_of())
