@@ -29,7 +29,7 @@ _MAX_BYTES: Final = 4096
 _HEADERS: Final = Headers(metadata={}, content_type="application/json")
 
 
-async def check_known_text(storage: Storage, master_key: str, kek: Secret, *, create: bool) -> None:
+async def check_known_text(storage: Storage, master_key: str, kek: Secret, *, create: bool) -> bool:
     """Check that this process holds the master key that the bucket knows by this id.
 
     Args:
@@ -37,6 +37,9 @@ async def check_known_text(storage: Storage, master_key: str, kek: Secret, *, cr
         master_key: The id.
         kek: The record KEK of `RESERVED_PROJECT` under the key that this process holds.
         create: Whether to create the known text if there is none. A reader may not write it.
+
+    Returns:
+        Whether there is a known text. Without one, a reader has to check again later.
 
     Raises:
         UnknownMasterKeyError: the known text does not open: it is another key.
@@ -59,6 +62,7 @@ async def check_known_text(storage: Storage, master_key: str, kek: Secret, *, cr
             f"{master_key} (the key that this process holds is not the one that the bucket knows "
             f"by this id: {s3_key} does not open)"
         )
+    return body is not None or create
 
 
 async def _read(storage: Storage, s3_key: str) -> bytes | None:

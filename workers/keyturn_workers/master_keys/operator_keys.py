@@ -31,8 +31,10 @@ from keyturn_workers.master_keys.port import KmsRefusedError, MasterKey
 from keyturn_workers.storage.clock import boottime_s
 
 Kind = Literal["admin", "record"]
-CheckMasterKey = Callable[[str, Secret], Awaitable[None]]
-"""Given an id and the record KEK of the reserved project; raises if it is another key."""
+CheckMasterKey = Callable[[str, Secret], Awaitable[bool]]
+"""Given an id and the record KEK of the reserved project; raises if it is another key.
+
+False if there is nothing to compare it with yet."""
 
 _MAX_KEKS: Final = 100_000
 # A KEK in use is derived again at this part of its cache time.
@@ -472,15 +474,15 @@ class OperatorKeys:
                 kek = await self._start(name, replaces=True)
             if master_key in self._confirmed:
                 _check_same(master_key, kek, self._confirmed[master_key])
-            else:
-                await check(master_key, kek)
+            elif await check(master_key, kek):
+                self._confirmed[master_key] = kek
         except UnknownMasterKeyError as exc:
             self._keks.pop(name, None)
             self._checked.pop(master_key, None)
             self._wrong[master_key] = exc, self._clock_s() + _WRONG_S
             _log.error("master key not used", master_key=master_key, detail=exc.detail)
             raise
-        self._checked[master_key], self._confirmed[master_key] = began_s, kek
+        self._checked[master_key] = began_s
 
 
 def _check_same(master_key: str, kek: Secret, confirmed: Secret) -> None:

@@ -166,9 +166,10 @@ def test_rows_are_sorted_by_project_and_kind_the_newest_generation_first() -> No
 
 
 async def test_another_key_under_an_id_keeps_nothing_else_from_being_counted() -> None:
-    async def check(name: str, _kek: Secret) -> None:
+    async def check(name: str, _kek: Secret) -> bool:
         if name == "m2":
             raise UnknownMasterKeyError(name)
+        return True
 
     storage = MemoryStorage()
     Bench(storage).put(_FIRST, "a")

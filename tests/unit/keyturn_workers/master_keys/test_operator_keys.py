@@ -250,7 +250,7 @@ async def test_an_unknown_id_is_an_unknown_master_key() -> None:
 async def test_a_key_that_is_not_the_one_of_its_id_is_not_used() -> None:
     checks: list[tuple[str, Secret]] = []
 
-    async def check(name: str, kek: Secret) -> None:
+    async def check(name: str, kek: Secret) -> bool:
         checks.append((name, kek))
         raise UnknownMasterKeyError(name)
 
@@ -269,8 +269,9 @@ async def test_a_key_that_is_not_the_one_of_its_id_is_not_used() -> None:
 async def test_a_key_is_checked_once_and_before_its_first_use() -> None:
     checked: list[str] = []
 
-    async def check(name: str, _kek: Secret) -> None:
+    async def check(name: str, _kek: Secret) -> bool:
         checked.append(name)
+        return True
 
     bench = Bench(check=check, reserved_project="*known")
     await asyncio.gather(*(bench.keys.admin_kek("m1", f"p{n}") for n in range(10)))
@@ -282,9 +283,10 @@ async def test_a_key_is_checked_once_and_before_its_first_use() -> None:
 async def test_a_check_that_cannot_be_made_is_made_again() -> None:
     failures: list[Exception] = [StorageUnavailableError("down")]
 
-    async def check(_name: str, _kek: Secret) -> None:
+    async def check(_name: str, _kek: Secret) -> bool:
         if failures:
             raise failures.pop()
+        return True
 
     keys = OperatorKeys.local(MASTER_KEYS)
     bench = OperatorKeys(keys._master_keys, check=check, reserved_project="*known")
@@ -381,8 +383,8 @@ async def test_a_wrong_kek_in_memory_gives_way_to_a_fresh_one() -> None:
 async def test_another_key_in_the_place_of_the_checked_one_derives_nothing_new() -> None:
     """A key that is deleted and created again under its name is another key."""
 
-    async def check(_name: str, _kek: Secret) -> None:
-        pass
+    async def check(_name: str, _kek: Secret) -> bool:
+        return True
 
     bench = Bench(check=check, reserved_project="*known")
     await bench.keys.admin_kek("m1", "warm")
@@ -435,3 +437,23 @@ async def test_who_holds_copies_hears_of_each_kek_that_is_forgotten() -> None:
     bench.clock.now_s += 100
     bench.keys.purge()
     assert forgotten == ["acme"]
+
+
+async def test_without_a_known_text_a_reader_checks_again() -> None:
+    """What was there before the first worker started proves nothing about the key."""
+    checked: list[Secret] = []
+
+    async def check(_name: str, kek: Secret) -> bool:
+        checked.append(kek)
+        return len(checked) > 1
+
+    bench = Bench(check=check, reserved_project="*known", seals=False)
+    bench.provider.master_key = Secret(b"o" * 32)
+    await bench.keys.admin_kek("m1", "a")
+    bench.provider.master_key = MASTER  # put right
+    bench.clock.now_s += 11
+    assert await bench.keys.admin_kek("m1", "b") == admin_kek(MASTER.reveal(), "b")
+    assert checked[1] == record_kek(MASTER.reveal(), "*known")
+    bench.clock.now_s += 11
+    await bench.keys.admin_kek("m1", "c")
+    assert len(checked) == 2
