@@ -21,7 +21,7 @@ from tests.protocol.stories import begin, hint, stop_at, violations, without
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring, KeyringSnapshot
-    from keyturn_workers.sweep.plan import Plan
+    from keyturn_workers.sweep.plan import OpenPage, Plan
     from keyturn_workers.sweep.sweep_store import StoredPlan
     from tests.protocol.broker import QueuedMessage
     from tests.protocol.wire import Call
@@ -97,7 +97,11 @@ class _KeepsPrevious(ProjectSweep):
     """Names the evidence that it made first in whatever keyring there is."""
 
     async def _resume_clean_end(
-        self, stored: StoredPlan[Plan], plan: Plan, kept: KeptEnvelope
+        self,
+        stored: StoredPlan[Plan],
+        plan: Plan,
+        kept: KeptEnvelope,
+        proven: tuple[OpenPage, ...],
     ) -> bool | None:
         evidence = parse(kept.text.encode())
         for _ in range(9):
@@ -105,7 +109,7 @@ class _KeepsPrevious(ProjectSweep):
             if await self._evidence.is_chained(evidence, snapshot.keyring):
                 await self._evidence.publish(evidence)
                 ended = end_with(plan, kept, evidence)
-                return await self._end(stored, ended, snapshot, (), clean=True)
+                return await self._end(stored, ended, snapshot, proven, clean=True)
             await self._change(snapshot, with_evidence(snapshot.keyring, evidence.digest))
         raise StorageUnavailableError
 
@@ -130,7 +134,11 @@ class _KeepsNothing(ProjectSweep):
     """Names evidence in the keyring that is nowhere else."""
 
     async def _begin_clean_end(
-        self, stored: StoredPlan[Plan], plan: Plan, snapshot: KeyringSnapshot
+        self,
+        stored: StoredPlan[Plan],
+        plan: Plan,
+        snapshot: KeyringSnapshot,
+        proven: tuple[OpenPage, ...],
     ) -> bool:
         evidence = parse(
             await self._evidence.build(plan, snapshot.keyring, late_writes_refused=True)
@@ -138,7 +146,7 @@ class _KeepsNothing(ProjectSweep):
         kept = KeptEnvelope(evidence.envelope.decode(), State.of(snapshot))
         await self._change(snapshot, with_evidence(snapshot.keyring, evidence.digest))
         await self._evidence.publish(evidence)
-        return await self._end(stored, end_with(plan, kept, evidence), snapshot, (), clean=True)
+        return await self._end(stored, end_with(plan, kept, evidence), snapshot, proven, clean=True)
 
 
 def test_evidence_is_kept_in_the_record_before_the_keyring_names_it() -> None:

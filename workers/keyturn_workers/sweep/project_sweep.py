@@ -114,10 +114,15 @@ class ProjectSweep(StepRunner[Plan]):
             before = replace(self._unsent(before), successor=None)
         return await self._step_alone(stored, before)
 
-    async def _step_alone(self, stored: StoredPlan[Plan], before: Plan) -> bool:
-        """The step of a sweep that continues by itself; False as `_step`."""
+    async def _step_alone(
+        self, stored: StoredPlan[Plan], before: Plan, proven: tuple[OpenPage, ...] = ()
+    ) -> bool:
+        """The step of a sweep that continues by itself; False as `_step`.
+
+        `proven` are the pages whose results can be deleted once it has ended.
+        """
         if before.envelope is not None:
-            is_made = await self._resume_clean_end(stored, before, before.envelope)
+            is_made = await self._resume_clean_end(stored, before, before.envelope, proven)
             if is_made is not None:
                 return is_made
             before = replace(before, envelope=None)
@@ -291,7 +296,7 @@ class ProjectSweep(StepRunner[Plan]):
                 return await self._continue(stored, again, snapshot)
             own = await self._evidence.find_own(plan, snapshot.keyring)
             if own is None:
-                return await self._begin_clean_end(stored, plan, snapshot)
+                return await self._begin_clean_end(stored, plan, snapshot, proven)
             # It ended before, and was requested again once its record had been removed.
             refused = own.predicate.late_writes_refused
             plan = replace(plan, evidence=own.digest, late_writes_refused=refused)
@@ -307,7 +312,11 @@ class ProjectSweep(StepRunner[Plan]):
     # A clean end, and its evidence (SPEC 15.1). `evidence_log` lists the order of writes.
 
     async def _begin_clean_end(
-        self, stored: StoredPlan[Plan], plan: Plan, snapshot: KeyringSnapshot
+        self,
+        stored: StoredPlan[Plan],
+        plan: Plan,
+        snapshot: KeyringSnapshot,
+        proven: tuple[OpenPage, ...],
     ) -> bool:
         """Keep the evidence of the end in the record, and go on from there; False as `_step`.
 
@@ -323,10 +332,14 @@ class ProjectSweep(StepRunner[Plan]):
         stored = await self._store.read(plan.ask.sweep_id, plan.ask.project)
         if (stored.plan.step, stored.plan.envelope) != (plan.step, kept):
             return False  # it was taken over, or resumed, and whoever did that goes on
-        return await self._step_alone(stored, stored.plan)
+        return await self._step_alone(stored, stored.plan, proven)
 
     async def _resume_clean_end(
-        self, stored: StoredPlan[Plan], plan: Plan, kept: KeptEnvelope
+        self,
+        stored: StoredPlan[Plan],
+        plan: Plan,
+        kept: KeptEnvelope,
+        proven: tuple[OpenPage, ...],
     ) -> bool | None:
         """Make the end whose evidence is kept in the record; False as `_step`.
 
@@ -345,7 +358,7 @@ class ProjectSweep(StepRunner[Plan]):
                 return None
             await self._evidence.publish(evidence)
             ended = end_with(plan, kept, evidence)
-            return await self._end(stored, ended, snapshot, (), clean=True)
+            return await self._end(stored, ended, snapshot, proven, clean=True)
         raise StorageUnavailableError("the keyring kept changing")
 
     async def _end(
