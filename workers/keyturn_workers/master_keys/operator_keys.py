@@ -12,6 +12,7 @@ tried once under a fresh one (`open_with`, `fresh_record_kek`).
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
@@ -170,8 +171,8 @@ class OperatorKeys:
         Raises:
             StorageUnavailableError: a known text cannot be read now.
         """
-        known = self._admin_sets.get(project)
-        if known is not None and all(self.touch(name, project) for name in known.keks):
+        known = self._known_set(project)
+        if known is not None:
             return known
         keks: dict[str, Secret] = {}
         unavailable: set[str] = set()
@@ -198,12 +199,35 @@ class OperatorKeys:
             self._admin_sets[project] = found
         return found
 
+    def _known_set(self, project: str) -> AdminKeks | None:
+        known = self._admin_sets.get(project)
+        if known is not None and all(self.touch(name, project) for name in known.keks):
+            return known
+        return None
+
+    def _in_memory(self, project: str) -> AdminKeks:
+        """The admin KEKs of a project that are in memory; the others count as unavailable."""
+        keks: dict[str, Secret] = {}
+        for master_key in self._master_keys:
+            name: _Name = (master_key, "admin", project)
+            cached = self._keks.get(name)
+            if cached is not None and self._use(name, cached):
+                keks[master_key] = cached.kek
+        missing = frozenset(self._master_keys.keys() - keks.keys())
+        return AdminKeks(project, keks, missing, self.v0_admin_kek)
+
     async def open_with(self, project: str, opening: Callable[[AdminKeks], _T]) -> _T:
         """Return what `opening` makes of a project's admin KEKs.
 
-        If it finds that nothing opens, and a KEK came from the cache, it is tried once more under
-        fresh ones (SPEC 2.2).
+        Those in memory are tried first: most of what there is opens under the KEK of its project's
+        keyring, and must not wait for the provider of another master key. If it finds that nothing
+        opens, and a KEK came from the cache, it is tried once more under fresh ones (SPEC 2.2).
         """
+        if self._known_set(project) is None:
+            with suppress(
+                NoUsableWrapError, CorruptObjectError, KmsUnavailableError, UnknownMasterKeyError
+            ):
+                return opening(self._in_memory(project))
         try:
             return opening(await self.admin_keks(project))
         except (NoUsableWrapError, CorruptObjectError):

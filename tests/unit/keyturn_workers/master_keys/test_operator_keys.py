@@ -457,3 +457,32 @@ async def test_without_a_known_text_a_reader_checks_again() -> None:
     bench.clock.now_s += 11
     await bench.keys.admin_kek("m1", "c")
     assert len(checked) == 2
+
+
+async def test_what_opens_under_a_kek_in_memory_waits_for_no_other_provider() -> None:
+    """An old master key's provider that hangs would otherwise delay every object that is read."""
+    bench, hung = Bench(), FakeProvider(held=asyncio.Event())
+    keys = OperatorKeys({"m1": bench.limited, "old": hung}, limits=LIMITS, clock_s=bench.clock)
+    right = await keys.admin_kek("m1", "acme")
+
+    def opening(keks: AdminKeks) -> Secret:
+        assert keks.unavailable == {"old"}
+        return keks.require("m1")
+
+    async with asyncio.timeout(1):
+        assert await keys.open_with("acme", opening) == right
+    assert hung.total == 0  # and it costs nothing
+
+
+async def test_what_opens_under_none_in_memory_is_tried_under_all_others() -> None:
+    bench, other = Bench(), FakeProvider()
+    keys = OperatorKeys({"m1": bench.limited, "m2": other}, limits=LIMITS, clock_s=bench.clock)
+    await keys.admin_kek("m1", "acme")
+
+    def opening(keks: AdminKeks) -> Secret:
+        if "m2" not in keks.keks:
+            keks.check_complete()
+            raise NoUsableWrapError
+        return keks.keks["m2"]
+
+    assert await keys.open_with("acme", opening) == admin_kek(MASTER.reveal(), "acme")
