@@ -272,8 +272,7 @@ class OperatorKeys:
             if self._is_local(name[0]):
                 continue
             age_s = now_s - cached.derived_s
-            held = self._master_keys[name[0]]
-            away = isinstance(held, LimitedMasterKey) and held.is_away and not held.is_refused
+            away = self._is_away(name[0])
             if age_s >= self._limits.cache_max_s or (age_s >= self._limits.cache_s and not away):
                 self._forget(name)
 
@@ -330,8 +329,11 @@ class OperatorKeys:
         if self._is_local(name[0]):
             return True
         age_s = self._clock_s() - cached.derived_s
-        if age_s >= self._limits.cache_s:
+        if age_s >= self._limits.cache_s and (
+            self._is_over(name, cached) or not self._is_away(name[0])
+        ):
             return False  # the provider is asked first, and then decides
+        # While it is known to be away nobody waits for the calls that find out if it is back.
         if age_s >= self._limits.cache_s * _REFRESH_AT and self._may_try(cached):
             self._start(name)
         self._keks.move_to_end(name)
@@ -348,6 +350,11 @@ class OperatorKeys:
     def _is_over(self, name: _Name, cached: _CachedKek) -> bool:
         age_s = self._clock_s() - cached.derived_s
         return not self._is_local(name[0]) and age_s >= self._limits.cache_max_s
+
+    def _is_away(self, master_key: str) -> bool:
+        """Whether the provider did not answer last. One that refuses is not away."""
+        held = self._master_keys[master_key]
+        return isinstance(held, LimitedMasterKey) and held.is_away and not held.is_refused
 
     def _is_local(self, master_key: str) -> bool:
         return isinstance(self._master_keys[master_key], LocalMasterKey)

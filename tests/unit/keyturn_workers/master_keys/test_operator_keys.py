@@ -486,3 +486,40 @@ async def test_what_opens_under_none_in_memory_is_tried_under_all_others() -> No
         return keks.keks["m2"]
 
     assert await keys.open_with("acme", opening) == admin_kek(MASTER.reveal(), "acme")
+
+
+async def test_a_warm_project_does_not_wait_for_the_probe_of_a_provider_that_hangs() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure = KmsUnavailableError("down")
+    bench.clock.now_s += 150
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure, bench.provider.held = None, asyncio.Event()
+    bench.clock.now_s += 60
+    async with asyncio.timeout(1):
+        await bench.keys.admin_kek("m1", "warm")
+        assert bench.keys.touch("m1", "warm")
+    await bench.settle()
+    assert bench.provider.at_once == 1  # the probe
+    bench.provider.held.set()
+    await bench.settle()
+    assert not bench.limited.is_away
+    bench.provider.failure = KmsRefusedError("revoked")
+    bench.clock.now_s += 100
+    with pytest.raises(KmsRefusedError):
+        await bench.keys.admin_kek("m1", "warm")
+
+
+async def test_a_provider_that_refuses_after_an_outage_ends_the_keks_that_outlived_it() -> None:
+    bench = Bench()
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure = KmsUnavailableError("down")
+    bench.clock.now_s += 150
+    await bench.keys.admin_kek("m1", "warm")
+    bench.provider.failure = KmsRefusedError("revoked")
+    bench.clock.now_s += 60
+    await bench.keys.admin_kek("m1", "warm")
+    await bench.settle()
+    with pytest.raises(KmsRefusedError):
+        await bench.keys.admin_kek("m1", "warm")
+    assert bench.keys.cached_keks == 0
