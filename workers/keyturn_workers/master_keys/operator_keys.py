@@ -277,7 +277,7 @@ class OperatorKeys:
                 self._forget(name)
 
     def when_forgotten(self, forget: Callable[[str], None]) -> None:
-        """Call this with the project of each KEK that is forgotten: copies of it must go too."""
+        """Call this with the project of each admin KEK that is forgotten: copies must go too."""
         self._when_forgotten.append(forget)
 
     async def purge_periodically(self) -> None:
@@ -470,7 +470,8 @@ class OperatorKeys:
     def _forget(self, name: _Name) -> None:
         self._keks.pop(name, None)
         self._admin_sets.pop(name[2], None)
-        if not self._is_local(name[0]):
+        # Record KEKs are used least, and so evicted first; nobody holds copies of them.
+        if name[1] == "admin" and not self._is_local(name[0]):
             for forget in self._when_forgotten:
                 forget(name[2])
 

@@ -433,9 +433,11 @@ async def test_who_holds_copies_hears_of_each_kek_that_is_forgotten() -> None:
     bench = Bench()
     forgotten: list[str] = []
     bench.keys.when_forgotten(forgotten.append)
+    await bench.keys.record_kek("m1", "other")
     await bench.keys.admin_kek("m1", "acme")
     bench.clock.now_s += 100
     bench.keys.purge()
+    assert bench.keys.cached_keks == 0
     assert forgotten == ["acme"]
 
 
