@@ -55,6 +55,7 @@ class BrokerConnection:
         self._channel: AbstractChannel | None = None
         self._connecting = asyncio.Lock()
         self._opening = asyncio.Lock()
+        self._reopening = asyncio.Lock()
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -178,7 +179,23 @@ class BrokerConnection:
         task.add_done_callback(self._closing.discard)
 
     async def _publishing_channel(self, deadline: float) -> AbstractChannel:
-        """The channel of all publishes, opened again after a loss."""
+        """The channel of all publishes, opened again after a loss.
+
+        Publishes that wait for it get it in the order in which they came.
+        """
+        if _is_open(self._channel):
+            return self._channel
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._reopening.acquire()
+        except TimeoutError as exc:
+            raise _unavailable(exc) from exc
+        try:
+            return await self._reopen_channel(deadline)
+        finally:
+            self._reopening.release()
+
+    async def _reopen_channel(self, deadline: float) -> AbstractChannel:
         attempt = 0
         while True:
             try:

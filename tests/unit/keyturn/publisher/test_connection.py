@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 from aio_pika.exceptions import AMQPException
@@ -21,6 +21,8 @@ from keyturn_workers.amqp.declarations import declare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from aio_pika import Message
 
 
 # Which of its errors the client library raises is a matter of a moment.
@@ -119,3 +121,53 @@ async def test_a_worker_gets_that_error() -> None:
         for _ in range(_TRIES):
             with pytest.raises((OSError, AMQPException)):
                 await declare(url)
+
+
+class _FakeBroker:
+    """A connection, its channel and its exchange; notes what is published."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+        self.published: list[str | None] = []
+        self.connected = asyncio.Event()
+        self.connected.set()
+        self.is_closed = False
+
+    async def connect(self, _url: str) -> Self:
+        await asyncio.sleep(0)
+        if self.refusals:
+            self.refusals -= 1
+            raise ConnectionRefusedError
+        return self
+
+    def channel(self, **_: object) -> Self:
+        return self
+
+    async def initialize(self) -> None:
+        await asyncio.sleep(0)
+
+    async def get_exchange(self, *_: object, **__: object) -> Self:
+        return self
+
+    async def publish(self, message: Message, *_: object, **__: object) -> None:
+        self.published.append(message.message_id)
+        await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+
+
+async def test_what_waits_for_the_broker_is_published_in_the_order_in_which_it_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Records of an audit trail would otherwise seem to be missing, or to have been moved."""
+    broker = _FakeBroker(refusals=10)
+    monkeypatch.setattr("keyturn.publisher.connection.aio_pika.connect", broker.connect)
+    monkeypatch.setattr("keyturn.publisher.connection._RECONNECT_PAUSES_S", (0.001, 0.002))
+    connection = BrokerConnection("amqp://127.0.0.1:1/", publish_timeout_s=5)
+    ids = [str(number) for number in range(8)]
+    await asyncio.gather(
+        *(connection.publish(id_, "audit.recorded", persistent_json(b"{}", id_, {})) for id_ in ids)
+    )
+    await connection.close()
+    assert broker.published == ids
