@@ -11,10 +11,16 @@ from typing import Final
 import orjson
 from starlette.responses import Response
 
-from keyturn.errors import CodedError, UnauthorizedError
+from keyturn.errors import (
+    CodedError,
+    KmsUnavailableError,
+    UnauthorizedError,
+    UnknownMasterKeyError,
+)
 
 MEDIA_TYPE: Final = "application/problem+json"
 UNAUTHORIZED: Final = "not the project's current API key"
+NO_MASTER_KEY: Final = "a master key is not available to this gateway now"
 _STATUS: Final[Mapping[str, int]] = {
     "malformed_request": 400,
     "bad_seal": 400,
@@ -52,7 +58,11 @@ def status_for_code(code: str) -> int:
 
 def problem_from_error(error: CodedError, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response for an error of Keyturn."""
-    detail = UNAUTHORIZED if isinstance(error, UnauthorizedError) else error.detail
+    detail = error.detail
+    if isinstance(error, UnauthorizedError):
+        detail = UNAUTHORIZED
+    elif isinstance(error, KmsUnavailableError | UnknownMasterKeyError):
+        detail = NO_MASTER_KEY  # where the operator's keys are held is no customer's business
     return problem(status_for_code(error.code), detail, code=error.code, headers=headers)
 
 

@@ -77,6 +77,8 @@ class _CachedKek:
     kek: Secret
     derived_s: float
     tried_s: float
+    confirmed: bool
+    """Whether two derivations agreed. A reader derives a KEK once, and again if nothing opens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +366,7 @@ class OperatorKeys:
         cached = self._keks.get(name)
         if cached is None or self._is_local(name[0]):
             return False
-        return self._clock_s() - cached.derived_s >= _FRESH_S
+        return not cached.confirmed or self._clock_s() - cached.derived_s >= _FRESH_S
 
     async def _renew(self, project: str) -> AdminKeks | None:
         """The admin KEKs of a project, cached ones derived again; None if they are fresh.
@@ -421,7 +423,7 @@ class OperatorKeys:
         if kek != second:
             raise self._contradiction(name)
         now_s = self._clock_s()
-        self._store(name, _CachedKek(kek, now_s, now_s))
+        self._store(name, _CachedKek(kek, now_s, now_s, confirmed=True))
         return kek
 
     async def _derive(self, name: _Name, *, replaces: bool) -> Secret:
@@ -441,7 +443,8 @@ class OperatorKeys:
             second = await self._derive_once(name, info)
             if kek != second:
                 raise self._contradiction(name)
-        self._store(name, _CachedKek(kek, began_s, began_s))
+        confirmed = self._seals or (cached is not None and cached.kek == kek)
+        self._store(name, _CachedKek(kek, began_s, began_s, confirmed))
         return kek
 
     async def _derive_once(self, name: _Name, info: bytes) -> Secret:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.errors import CodedError, UnauthorizedError, all_errors
+from keyturn.errors import (
+    CodedError,
+    KmsUnavailableError,
+    UnauthorizedError,
+    UnknownMasterKeyError,
+    all_errors,
+)
 from keyturn_workers.gateway.problems import (
     MEDIA_TYPE,
     problem,
@@ -110,3 +116,13 @@ def test_further_members_are_added() -> None:
         "detail": "why",
         "upload_id": "x",
     }
+
+
+@pytest.mark.parametrize("error", [KmsUnavailableError, UnknownMasterKeyError])
+def test_a_customer_does_not_learn_where_the_operators_keys_are_held(
+    error: type[CodedError],
+) -> None:
+    response = problem_from_error(error("vault:https://vault.example.com/transit/m2 is sealed"))
+    assert "vault" not in bytes(response.body).decode()
+    assert _document(response)["code"] == error.code
+    assert int(response.headers["retry-after"]) >= 1

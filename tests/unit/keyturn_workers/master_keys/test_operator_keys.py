@@ -525,3 +525,30 @@ async def test_a_provider_that_refuses_after_an_outage_ends_the_keks_that_outliv
     with pytest.raises(KmsRefusedError):
         await bench.keys.admin_kek("m1", "warm")
     assert bench.keys.cached_keks == 0
+
+
+async def test_one_wrong_answer_to_a_reader_makes_no_object_corrupt() -> None:
+    bench = Bench(seals=False)
+    right = admin_kek(MASTER.reveal(), "acme")
+    tries = 0
+
+    def opening(keks: AdminKeks) -> str:
+        nonlocal tries
+        tries += 1
+        if keks.keks.get("m1") != right:
+            raise NoUsableWrapError
+        return "opened"
+
+    bench.provider.wrong = 1
+    await bench.keys.admin_kek("m1", "acme")
+    assert await bench.keys.open_with("acme", opening) == "opened"
+    calls, tries = bench.provider.total, 0
+
+    def corrupt(_keks: AdminKeks) -> None:
+        raise NoUsableWrapError
+
+    for _ in range(5):
+        with pytest.raises(NoUsableWrapError):
+            await bench.keys.open_with("acme", corrupt)
+    # The right one was derived once, and is confirmed now: a corrupt object costs no more calls.
+    assert bench.provider.total == calls + 1
