@@ -141,12 +141,12 @@ class AuditChains:
             key_id: Header `keyturn-event-key`.
         """
         if not self._signatures.is_signed(body, signature, key_id):
-            return _refused(Problem.FORGED, "a record that no event key signed")
+            return _refused(Problem.FORGED, "a record not signed by a known event key")
         try:
             link = parse_audit_link(body)
         except MalformedRequestError:
             # A genuine event that somebody put here, or a trail of a later version.
-            return _refused(Problem.UNREADABLE, "a signed message that is no audit record")
+            return _refused(Problem.UNREADABLE, "a signed message that is not an audit record")
         digest = body_digest(body)
         chain = self._chains.get(link.process)
         if chain is None:
@@ -175,7 +175,7 @@ class AuditChains:
         elif counter > chain.last + 1 and not self._is_filtered:
             findings.append(_missing(link, chain.last + 1))
         if chain.digests.get(counter - 1, link.previous) != link.previous:
-            text = f"record {counter} does not follow the record {counter - 1} that is there"
+            text = f"record {counter} does not match record {counter - 1}"
             findings.append(_finding(Problem.CHANGED, text, link))
         return findings
 

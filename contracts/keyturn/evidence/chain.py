@@ -52,7 +52,7 @@ def verify_chain(
     expected = (deployment or subject.deployment, project or subject.project)
     for index, evidence in enumerate(chain):
         if (evidence.statement.deployment, evidence.statement.project) != expected:
-            raise ForeignEvidenceError("of another deployment or project", index=index)
+            raise ForeignEvidenceError("from another deployment or project", index=index)
     _verify_links(chain)
     _verify_history(chain)
     if newest is not None and chain[-1].digest != newest:
@@ -77,14 +77,14 @@ def _verify_links(chain: Sequence[Evidence]) -> None:
     for index, evidence in enumerate(chain):
         if evidence.predicate.previous in followed:
             is_same = evidence.digest in digests
-            reason = "the same evidence twice" if is_same else "two after the same evidence"
+            reason = "the same evidence twice" if is_same else "two files follow the same evidence"
             raise ReplayedEvidenceError(reason, index=index)
         digests.add(evidence.digest)
         followed.add(evidence.predicate.previous)
     for index, evidence in enumerate(chain):
         # No digest can be part of a circle. So a set without a gap is one chain.
         if evidence.predicate.previous not in (None, *digests):
-            raise CutEvidenceError("the evidence before it is missing", index=index)
+            raise CutEvidenceError("the previous evidence is missing", index=index)
     before = None
     for index, evidence in enumerate(chain):
         if evidence.predicate.previous != before:
@@ -98,7 +98,7 @@ def _verify_history(chain: Sequence[Evidence]) -> None:
     for index, evidence in enumerate(chain):
         uses = [] if before is None else before.predicate.event_keys
         if evidence.key_id in {use.keyid for use in uses if use.retired}:
-            raise RetiredEventKeyError("signed by an event key retired before", index=index)
+            raise RetiredEventKeyError("signed by a retired event key", index=index)
         held = {use.keyid for use in evidence.predicate.event_keys if not use.retired}
         if keys_before(before, evidence.key_id, held) != evidence.predicate.event_keys:
             raise MalformedEvidenceError("event_keys are not those that signed before", index=index)

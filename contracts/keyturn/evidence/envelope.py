@@ -59,7 +59,7 @@ class Evidence:
         """
         key = next((key for key in keys if key.id == self.key_id), None)
         if key is None:
-            raise UnknownEventKeyError("signed by an event key that is not known here")
+            raise UnknownEventKeyError("signed by an unknown event key")
         try:
             key.verify_dsse(PAYLOAD_TYPE, self.payload, self.signature)
         except SignatureError as exc:

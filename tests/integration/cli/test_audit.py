@@ -206,7 +206,7 @@ def test_a_changed_record_is_noticed(life: Life, tmp_path: Path) -> None:
     changed["body"] = to_base64(body.replace(b'"acme"', b'"other"'))
     assert from_base64(changed["body"]) != body
     lines[3] = json.dumps(changed).encode()
-    _refused(life, tmp_path / "trail", lines, "FORGED: a record that no event key signed")
+    _refused(life, tmp_path / "trail", lines, "FORGED: a record not signed by a known event key")
 
 
 def test_reordered_records_are_noticed(life: Life, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ async def test_a_forged_record_on_the_stream_is_noticed(cli: Cli, tmp_path: Path
         await exchange.publish(aio_pika.Message(forged, headers=headers), AUDIT_RECORDED)
     exported = await cli.arun("audit", "export", str(tmp_path / "again"))
     assert exported.exit_code == 1
-    assert "FORGED: a record that no event key signed" in exported.stderr
+    assert "FORGED: a record not signed by a known event key" in exported.stderr
     assert len(_lines(tmp_path / "again")) == 2
     verified = await cli.arun("audit", "verify", str(tmp_path / "again"))
     assert verified.exit_code == 1

@@ -74,7 +74,7 @@ async def test_the_page(cli: Cli, tmp_path: Path) -> None:
     evidence = max((tmp_path / "evidence").iterdir())
     harmed = evidence.read_bytes().replace(b'"sig":"', b'"sig":"AAAA', 1)
     for script, said in (
-        ("keyturn verify acme --api-key-file acme.new.key --expect-gone", "not shown"),
+        ("keyturn verify acme --api-key-file acme.new.key --expect-gone", "not verified that"),
         ("keyturn verify acme --api-key-file acme.key", "the key opens nothing"),
         ("keyturn evidence verify evidence --newest " + "0" * 64, "evidence refused (cut)"),
     ):

@@ -124,7 +124,7 @@ def test_a_master_key_moves_into_a_provider_under_its_id(
     assert checked.exit_code == 0, checked.stderr
     [row] = document(checked)
     assert (row["provider"], row["derives"], row["known_text"]) == (place.provider, True, "opens")
-    assert "the key was imported: it may still exist where it was made" in row["warnings"]
+    assert "the key was imported: copies may still exist where it was generated" in row["warnings"]
     assert 0 < row["median_ms"] <= row["max_ms"]
     assert LOCAL not in imported.output + checked.output
     [record] = _audit_records(cli, tmp_path / "audit")
@@ -143,7 +143,7 @@ def test_another_key_under_the_id_is_found(cli: Cli, place: Place) -> None:
     # What is there is never replaced.
     refused = _run(cli, place, {"m1": LOCAL}, "keys", "import", "m1", uri)
     assert (refused.exit_code, refused.stdout) == (1, "")
-    assert "the key there is another one" in refused.stderr
+    assert "the provider's key differs from the local one" in refused.stderr
 
 
 def test_a_key_is_generated_inside(cli: Cli, generating: Place) -> None:

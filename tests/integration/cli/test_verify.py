@@ -89,7 +89,7 @@ async def test_what_each_key_opens_after_a_rotation(cli: Cli, tmp_path: Path) ->
     await _fails(cli, "the key opens nothing", "verify", "acme", "--api-key-file", old)
     gone = ("verify", "acme", "--api-key-file", old, "--expect-gone", "--kek-id", named)
     assert (await _ok(cli, *gone)).stdout.splitlines()[-1] == "the key opens none of 3 wraps"
-    await _fails(cli, "not shown", "verify", "acme", "--api-key-file", new, "--expect-gone")
+    await _fails(cli, "not verified that", "verify", "acme", "--api-key-file", new, "--expect-gone")
 
     _put(cli, "c", before["c"])  # the object as it was before the rotation
     shown = document(await _fails(cli, "it opens 1", *gone, "--json"))["findings"]

@@ -96,11 +96,11 @@ async def test_what_the_operator_may_is_enough_to_create_and_to_import(
     env |= openbao.environment(openbao.make_token(*policies))
     created, imported = openbao.uri("created"), openbao.uri("imported")
     expectations = (
-        (0, "It derives KEKs", "create", created),
+        (0, "It can derive KEKs", "create", created),
         (1, "exists already", "create", created),
         (0, "derives the same KEKs", "import", "m1", imported),
         (0, "derives the same KEKs", "import", "m1", imported),
-        (1, "another one", "import", "m1", created),
+        (1, "differs from the local one", "import", "m1", created),
     )
     for expected, text, *arguments in expectations:
         status, output = await _run(tmp_path, env, "keyturn", "keys", *arguments)

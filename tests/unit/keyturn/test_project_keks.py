@@ -50,19 +50,19 @@ _KEK = to_base64(bytes(32))
 @pytest.mark.parametrize(
     ("changed", "rule"),
     [
-        ({"v": 2}, "not a file of"),
-        ({"more": 1}, "not a file of"),
+        ({"v": 2}, "not a file written by"),
+        ({"more": 1}, "not a file written by"),
         ({"project": "A"}, "project is not"),
         ({"project": None}, "project is not"),
         ({"created": "yesterday"}, "a time reads like"),
         ({"created": 1}, "created is not a time"),
         ({"admin_keks": []}, "at least one"),
         ({"admin_keks": {"m1": _KEK}}, "at least one"),
-        ({"admin_keks": ["m1"]}, "each of admin_keks"),
-        ({"admin_keks": [{"id": "m1"}]}, "each of admin_keks"),
-        ({"admin_keks": [{"id": "M!", "kek": _KEK}]}, "each of admin_keks"),
-        ({"admin_keks": [{"id": "m1", "kek": 7}]}, "each of admin_keks"),
-        ({"admin_keks": [{"id": "m1", "kek": _KEK, "x": 1}]}, "each of admin_keks"),
+        ({"admin_keks": ["m1"]}, "each entry of admin_keks"),
+        ({"admin_keks": [{"id": "m1"}]}, "each entry of admin_keks"),
+        ({"admin_keks": [{"id": "M!", "kek": _KEK}]}, "each entry of admin_keks"),
+        ({"admin_keks": [{"id": "m1", "kek": 7}]}, "each entry of admin_keks"),
+        ({"admin_keks": [{"id": "m1", "kek": _KEK, "x": 1}]}, "each entry of admin_keks"),
         ({"admin_keks": [{"id": "m1", "kek": _KEK + "\n"}]}, "not standard base64"),
         ({"admin_keks": [{"id": "m1", "kek": _KEK}] * 2}, "twice"),
     ],
@@ -74,5 +74,5 @@ def test_another_form_is_refused(changed: dict[str, Any], rule: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "m1:abc", '{"v": 1, "v": 1}', "\ud800"])
 def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not JSON as"):
+    with pytest.raises(ValueError, match="not a file written by"):
         parse_project_keks(text)

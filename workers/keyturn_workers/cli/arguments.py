@@ -58,7 +58,9 @@ ObjectKey = Annotated[
 Reason = Annotated[
     str | None,
     typer.Option(
-        help="Why, for the audit trail: a ticket, say. Never a secret.", callback=validate_reason
+        help="Reason to record in the audit trail, such as a ticket number. "
+        "Do not include secrets.",
+        callback=validate_reason,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

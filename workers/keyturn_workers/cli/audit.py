@@ -163,8 +163,8 @@ def export(
 ) -> None:
     """Export signed records as JSON lines, for `keyturn audit verify` or another verifier.
 
-    The trail is checked meanwhile: exit status 1 says that the file is complete, and that
-    something is wrong in the trail.
+    The trail is checked during the export. Exit status 1: the file is complete, but the trail
+    has a problem.
     """
     settings = AuditReaderSettings.read()
     inspection = Inspection(EventVerifier(settings.deployment, settings.event_public_key))
@@ -223,7 +223,7 @@ async def _until_now(
 def verify(
     file: Annotated[Path, typer.Argument(help="An exported file, or - for standard input.")],
     project: Annotated[
-        str | None, typer.Option(help="The file was exported with this --project.")
+        str | None, typer.Option(help="The --project that the file was exported with.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

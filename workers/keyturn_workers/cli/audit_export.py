@@ -97,7 +97,8 @@ class Verdict:
         """
         if self.findings:
             count = len(self.findings)
-            raise CommandError(f"{count} problem(s) in the audit trail; first: {self.findings[0]}")
+            problems = "1 problem" if count == 1 else f"{count} problems"
+            raise CommandError(f"{problems} in the audit trail; first: {self.findings[0]}")
 
 
 class Inspection:

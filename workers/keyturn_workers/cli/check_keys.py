@@ -50,7 +50,7 @@ def check_keys(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that each master key derives, is the one that the bucket knows, and how fast.
+    """Check that each master key derives KEKs and matches the bucket, and measure it.
 
     Derives twice and compares, opens the known text in the bucket, and measures 20 derivations.
     Warns of a key that can be exported, that its provider rotates, or that was imported. Exits
@@ -134,4 +134,4 @@ async def _warnings(key: MasterKey) -> list[str]:
     try:
         return concerns(await key.describe())
     except KmsUnavailableError as exc:
-        return [f"it is not described: {exc.detail}"]
+        return [f"its properties cannot be read: {exc.detail}"]

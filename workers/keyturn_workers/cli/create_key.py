@@ -26,12 +26,12 @@ def create_key(
     """
     target = parse_uri(uri)
     asyncio.run(_create(KmsSettings.read(), target))
-    print_line("Created. It derives KEKs. To use it:")
+    print_line("Created. It can derive KEKs. To use it:")
     print_line("1. Add it under a new id to KEYTURN_MASTER_KEYS of every worker and gateway, e.g.")
     print_line(f"   {json.dumps('m2')}: {json.dumps(target.location)}")
     print_line("2. Check it: keyturn keys check m2")
     print_line("3. Set KEYTURN_ACTIVE_MASTER_KEY=m2, and restart them.")
-    print_line("4. Move what exists: keyturn sweep --all --master-key m2 --watch")
+    print_line("4. Move existing objects: keyturn sweep --all --master-key m2 --watch")
 
 
 async def _create(settings: KmsSettings, uri: KeyUri) -> None:
@@ -43,7 +43,7 @@ async def _create(settings: KmsSettings, uri: KeyUri) -> None:
         async with opened(uri, settings) as key:
             await derive_known_kek(key)
     except KmsUnavailableError as exc:
-        raise CommandError(f"created, but it does not derive: {exc.detail}") from exc
+        raise CommandError(f"created, but it cannot derive KEKs: {exc.detail}") from exc
 
 
 async def create_if_missing(settings: KmsSettings, uri: KeyUri) -> bool:

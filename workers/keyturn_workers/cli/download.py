@@ -75,8 +75,9 @@ def download(
         bool,
         typer.Option(
             "--as-operator",
-            help="Decrypt with KEYTURN_MASTER_KEYS instead of the API key. Needs --reason, and is "
-            "recorded in the audit trail first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).",
+            help="Decrypt with KEYTURN_MASTER_KEYS instead of the API key. Requires --reason. "
+            "The download is recorded in the audit trail first (KEYTURN_AMQP_URL, "
+            "KEYTURN_EVENT_KEY).",
         ),
     ] = False,
     reason: Reason = None,
@@ -100,7 +101,9 @@ def download(
         if as_operator and value is not None:
             raise typer.BadParameter(f"--as-operator and {name} cannot be used together")
     if as_operator != (reason is not None):
-        raise typer.BadParameter("--as-operator needs a --reason, and nothing else does")
+        raise typer.BadParameter(
+            "--as-operator requires --reason, and --reason requires --as-operator"
+        )
     target = _target(key, output, force=force)
     if not as_operator and (url := gateway or GatewayUrlSettings.read().gateway_url):
         api_key = read_api_key(api_key_file, project, confirm=False)

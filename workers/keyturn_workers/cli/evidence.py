@@ -89,13 +89,13 @@ def show(
         str | None,
         typer.Argument(
             metavar="DIGEST | FILE",
-            help="A digest, at least 8 characters of it, or a file. Default: the last one.",
+            help="A file, or a digest (or its first 8 or more characters). Default: the newest.",
         ),
     ] = None,
     public_key: PublicKeys = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what one evidence says."""
+    """Show one evidence file."""
     keys = _event_keys(public_key)
     if which is not None and Path(which).is_file():
         files = read_paths([Path(which)])
@@ -141,7 +141,7 @@ def _signature_state(evidence: Evidence, keys: Sequence[VerifyKey]) -> str:
 def export(
     project: Project,
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder to write to; made if missing.")
+        Path, typer.Argument(metavar="DIR", help="The folder to write to; created if missing.")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -172,7 +172,7 @@ def _write(path: Path, envelope: bytes) -> None:
             file.write(envelope)
     except FileExistsError:
         if path.read_bytes() != envelope:
-            raise CommandError(f"{path} already exists, and is another evidence") from None
+            raise CommandError(f"{path} already exists with different content") from None
 
 
 @app.command("verify")
@@ -188,15 +188,13 @@ def verify(
     public_key: PublicKeys = None,
     project: Annotated[
         str | None,
-        typer.Option(
-            callback=validate_project, help="The project that it must be of. Default: any one."
-        ),
+        typer.Option(callback=validate_project, help="Required project. Default: any."),
     ] = None,
     deployment: Annotated[
         str | None,
         typer.Option(
             callback=_check_short_name,
-            help="The deployment that it must be of. Default: KEYTURN_DEPLOYMENT, then any one.",
+            help="Required deployment. Default: KEYTURN_DEPLOYMENT, then any.",
         ),
     ] = None,
     newest: Annotated[

@@ -53,7 +53,7 @@ async def read_bucket(settings: S3Settings, project: str) -> list[EvidenceFile]:
     async with open_bucket(settings, max_connections=2) as storage:
         async for listed in storage.list(prefix, limit=_MAX_FILES + 1):
             if len(files) == _MAX_FILES or left_bytes < 0:
-                raise CommandError(f"more files under {prefix} than evidence can be")
+                raise CommandError(f"too many files under {prefix}")
             try:
                 _, body = await storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
             except MissingError:  # replaced while it was listed

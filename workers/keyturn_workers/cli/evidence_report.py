@@ -95,17 +95,16 @@ def limits(chain: Sequence[Evidence], newest: str | None) -> list[str]:
     sentences = []
     if newest is None:
         sentences.append(
-            "That this is the newest evidence: the keyring (`keyturn status`) and the event of the "
-            "end name the newest digest; check it with --newest."
+            "That this is the newest evidence: the keyring (`keyturn status`) and the completion "
+            "event name the newest digest; check it with --newest."
         )
     if not last.late_writes_refused:
         sentences.append(
-            "That nothing was written late: this storage accepts writes after their lease."
+            "That there were no late writes: this storage accepts writes after their lease."
         )
-    if last.counts.plaintext:
-        sentences.append(
-            f"That all is encrypted: {_plural(last.counts.plaintext, 'object')} in plaintext."
-        )
+    if number := last.counts.plaintext:
+        verb = "is" if number == 1 else "are"
+        sentences.append(f"That every object is encrypted: {number} {verb} plaintext.")
     sentences.append(
         f"What has changed since {last.proven_to}: `keyturn verify` checks the bucket itself."
     )

@@ -48,7 +48,7 @@ def export_project(
         str,
         typer.Option(
             callback=validate_reason,
-            help="Who gets the file, and why: for the audit trail. Never a secret.",
+            help="Who gets the file and why, to record in the audit trail. Do not include secrets.",
         ),
     ],
     master_key: Annotated[
@@ -115,6 +115,6 @@ async def _keyring_master_key(storage: Storage, keys: OperatorKeys, project: str
         _, body = await storage.read(keyring_s3_key(project))
     except MissingError as exc:
         raise UnknownProjectError(
-            "the project has no keyring; name its master key with --master-key"
+            "the project has no keyring; specify its master key with --master-key"
         ) from exc
     return (await parse_keyring(body, project, keys)).master_key

@@ -33,7 +33,7 @@ def parse_uri(value: str) -> KeyUri:
         raise typer.BadParameter(str(exc)) from None
     if isinstance(uri, Pkcs11Uri) and uri.pin is not None:
         raise typer.BadParameter(
-            "other processes can read arguments: give the PIN by KEYTURN_PKCS11_PIN_FILE"
+            "other processes can read arguments: pass the PIN with KEYTURN_PKCS11_PIN_FILE"
         )
     return uri
 
@@ -77,11 +77,11 @@ def concerns(description: KeyDescription) -> list[str]:
     """What an operator should know about a key that works, one line each."""
     found = list(description.warnings)
     if description.provider == "local":
-        found.append("whoever can read the settings of a process has the key")
+        found.append("anyone who can read a process's settings has the key")
     elif description.exportable:
         found.append("the key can be exported from its provider")
     if description.automatic_rotation:
-        found.append("the provider rotates the key by itself: turn that off (SPEC 2.2)")
+        found.append("the provider rotates the key automatically: turn that off (SPEC 2.2)")
     if description.imported:
-        found.append("the key was imported: it may still exist where it was made")
+        found.append("the key was imported: copies may still exist where it was generated")
     return found

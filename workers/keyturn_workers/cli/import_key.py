@@ -48,12 +48,14 @@ def import_key(
     if held is None:
         raise UnknownMasterKeyError(f"{master_key} is not in KEYTURN_MASTER_KEYS")
     if not isinstance(held, Secret):
-        raise CommandError(f"{master_key} is not held in the settings, so its value is not known")
+        raise CommandError(
+            f"the value of {master_key} is not in the settings, so it cannot be imported"
+        )
     trail = command_audit(AuditSettings.read(), "keys import", reason)
     asyncio.run(_import(settings, master_key, held, target, trail))
     note(
-        f"{master_key} derives the same KEKs there. Replace its entry in KEYTURN_MASTER_KEYS of "
-        "every worker and gateway by:"
+        f"{master_key} now derives the same KEKs in the provider. Replace its entry in "
+        "KEYTURN_MASTER_KEYS of every worker and gateway with:"
     )
     print_line(f"{json.dumps(master_key)}: {json.dumps(target.location)}")
 
@@ -96,5 +98,7 @@ async def _problem(settings: MasterKeySettings, uri: KeyUri, expected: Secret) -
     except KmsUnavailableError as exc:
         return exc.detail
     if kek != expected:
-        raise CommandError("the key there is another one: do not use it under this id")
+        raise CommandError(
+            "the provider's key differs from the local one: do not use it under this id"
+        )
     return None

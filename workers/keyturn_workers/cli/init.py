@@ -67,7 +67,7 @@ def init(
         str | None,
         typer.Option(
             metavar="URI",
-            help="Use the master key of an HSM or a KMS: pkcs11:…, awskms:… or vault:…. It is "
+            help="Use a master key held in an HSM or a KMS: pkcs11:…, awskms:… or vault:…. It is "
             "generated there if it does not exist, except in AWS KMS. Default: a new one, in the "
             "files.",
         ),

@@ -76,5 +76,6 @@ async def _describe(key: MasterKey, source: MasterKeySource) -> tuple[KeyDescrip
             await derive_known_kek(key)
         except KmsUnavailableError:
             raise exc from None
-        return describe_source(source), [f"it derives, but is not described: {exc.detail}"]
+        warning = f"it derives, but its properties cannot be read: {exc.detail}"
+        return describe_source(source), [warning]
     return description, concerns(description)

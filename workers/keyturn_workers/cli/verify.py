@@ -35,7 +35,7 @@ def verify(
     admin_kek_file: Annotated[
         Path | None,
         typer.Option(
-            help="File of `keyturn keys export-project`: check the admin wraps instead. "
+            help="File written by `keyturn keys export-project`: check the admin wraps instead. "
             "Default: KEYTURN_PROJECT_KEK, if set."
         ),
     ] = None,
@@ -114,10 +114,10 @@ def _check_kek_id(keys: VerificationKeys, expected: str | None) -> None:
     if expected is None:
         return
     if keys.role != "user":
-        raise typer.BadParameter("--kek-id is that of an API key")
+        raise typer.BadParameter("--kek-id applies only to an API key")
     actual = kek_id(keys.keks[""])
     if actual != expected:
-        raise CommandError(f"this API key has the KEK id {actual}: another key, or another pepper")
+        raise CommandError(f"this API key has the KEK id {actual}: wrong key or wrong pepper")
 
 
 def _describe(keys: VerificationKeys) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class AdminKeks:
         if kek is not None:
             return kek
         if master_key in self.unavailable:
-            raise KmsUnavailableError(f"the provider of {master_key} is away")
+            raise KmsUnavailableError(f"the provider of {master_key} is unavailable")
         raise UnknownMasterKeyError(master_key)
 
     def check_complete(self) -> None:
@@ -69,7 +69,9 @@ class AdminKeks:
         """
         if self.unavailable:
             names = ", ".join(sorted(self.unavailable))
-            raise KmsUnavailableError(f"it may open under a master key that is away: {names}")
+            raise KmsUnavailableError(f"it may open under an unavailable master key: {names}")
         if self.wrong:
             names = ", ".join(sorted(self.wrong))
-            raise UnknownMasterKeyError(f"{names} (this process has another key by this id)")
+            raise UnknownMasterKeyError(
+                f"{names} (this process's key under this id does not match the bucket)"
+            )

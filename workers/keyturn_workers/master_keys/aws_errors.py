@@ -119,9 +119,9 @@ def describe_failure(exc: Exception, operation: str) -> AwsFailure:
     if isinstance(exc, (ConnectionError, HTTPClientError, OSError)):
         return AwsFailure(f"AWS KMS cannot be reached ({type(exc).__name__})")
     if isinstance(exc, BotoCoreError):
-        return AwsFailure(f"AWS KMS could not be asked ({type(exc).__name__})")
+        return AwsFailure(f"the call to AWS KMS failed ({type(exc).__name__})")
     # The parser raises whatever the bytes of an answer lead it to.
-    return AwsFailure(f"AWS KMS gave an answer that cannot be read ({type(exc).__name__})")
+    return AwsFailure(f"AWS KMS returned an unreadable response ({type(exc).__name__})")
 
 
 def _credentials(text: str, *, refused: bool = True) -> AwsFailure:
@@ -134,13 +134,13 @@ def _refusal(exc: ClientError, operation: str) -> AwsFailure:
     code, message = str(error.get("Code", "")), str(error.get("Message", ""))
     if exc.operation_name != operation:  # the security token service
         return _credentials(
-            "AWS gave no temporary credentials for the role", refused=code not in _UNCERTAIN
+            "AWS returned no temporary credentials for the role", refused=code not in _UNCERTAIN
         )
     if code in _CREDENTIALS:
         return _credentials(_CREDENTIALS[code])
     if code in _ACCESS_DENIED:
         return AwsFailure(
-            f"AWS KMS denied access: these credentials may not kms:{operation} with this key",
+            f"AWS KMS denied access: these credentials are not allowed kms:{operation} on this key",
             refused=True,
             backs_off=True,
         )
@@ -168,4 +168,4 @@ def _invalid_state(message: str) -> str:
         return "the key in AWS KMS has no key material: its import is pending, or it expired"
     if "disabled" in lowered:
         return _DISABLED
-    return "the key is in a state of AWS KMS in which it cannot be used"
+    return "the key's state in AWS KMS does not allow its use"

@@ -52,10 +52,10 @@ class AwsKmsMasterKey:
             Message=expand_message(info),
         )
         _require(answer.get("KeyId") == self._uri.arn, "for another key")
-        _require(answer.get("MacAlgorithm") == _MAC_ALGORITHM, "of another MAC algorithm")
+        _require(answer.get("MacAlgorithm") == _MAC_ALGORITHM, "with another MAC algorithm")
         mac = answer.get("Mac")
         if not isinstance(mac, bytes) or len(mac) != _MAC_BYTES:
-            raise KmsUnavailableError("AWS KMS answered with a MAC that has not 32 bytes")
+            raise KmsUnavailableError("AWS KMS returned a MAC that is not 32 bytes")
         return Derivation(Secret(mac), request_id(answer))
 
     async def describe(self) -> KeyDescription:
@@ -108,14 +108,14 @@ async def import_prk(uri: AwsKmsUri, settings: KmsSettings, prk: Secret) -> None
 
 def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001  # reads as a sentence
     if not condition:
-        raise KmsUnavailableError(f"AWS KMS gave an answer {otherwise}")
+        raise KmsUnavailableError(f"AWS KMS returned a response {otherwise}")
 
 
 async def _metadata(client: AwsKmsClient, uri: AwsKmsUri) -> dict[str, Any]:
     answer = await client.call("DescribeKey", "describe_key")
     metadata = answer.get("KeyMetadata")
     if not isinstance(metadata, dict) or metadata.get("Arn") != uri.arn:
-        raise KmsUnavailableError("AWS KMS gave an answer for another key")
+        raise KmsUnavailableError("AWS KMS returned a response for another key")
     return metadata
 
 
@@ -157,5 +157,5 @@ def _wrapping_key(parameters: dict[str, Any]) -> RSAPublicKey:
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, RSAPublicKey) or key.key_size != _WRAPPING_KEY_BITS:
-        raise KmsUnavailableError("AWS KMS gave no RSA key of 4096 bits to wrap with")
+        raise KmsUnavailableError("AWS KMS returned no 4096-bit RSA wrapping key")
     return key

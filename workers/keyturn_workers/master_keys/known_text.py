@@ -59,8 +59,8 @@ async def check_known_text(storage: Storage, master_key: str, kek: Secret, *, cr
         raise StorageUnavailableError("the known text of a master key is not accessible") from exc
     if body is not None and not _opens(body, master_key, s3_key, kek):
         raise UnknownMasterKeyError(
-            f"{master_key} (the key that this process holds is not the one that the bucket knows "
-            f"by this id: {s3_key} does not open)"
+            f"{master_key} (the key that this process holds does not match the bucket: {s3_key} "
+            "does not open)"
         )
     return body is not None or create
 

@@ -523,7 +523,7 @@ class OperatorKeys:
 def _check_same(master_key: str, kek: Secret, confirmed: Secret) -> None:
     if kek != confirmed:
         raise UnknownMasterKeyError(
-            f"{master_key} (its provider has another key now than when it was checked)"
+            f"{master_key} (the provider's key has changed since it was checked)"
         )
 
 

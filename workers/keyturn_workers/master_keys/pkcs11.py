@@ -205,7 +205,7 @@ def _create_once(
         session = access.open_session(epoch, writable=True)
         try:
             if any(True for _ in session.get_objects(key_template(uri))):
-                raise ValueError("the token has a key that matches the URI already")
+                raise ValueError("the token already has a matching key")
             create(session)
         except PKCS11Error as exc:
             raise translate(exc) from exc
@@ -237,16 +237,14 @@ def _describe(location: str, key: pkcs11.SignMixin) -> KeyDescription:
     local = _flag(key, Attribute.LOCAL)
     warnings = []
     if sensitive is False:
-        warnings.append("the token shows the key's value (CKA_SENSITIVE is false)")
+        warnings.append("the token reveals the key's value (CKA_SENSITIVE is false)")
     if extractable:
         warnings.append("the key can be exported, wrapped (CKA_EXTRACTABLE is true)")
     elif local and _flag(key, Attribute.NEVER_EXTRACTABLE) is False:
         warnings.append("the key could be exported earlier (CKA_NEVER_EXTRACTABLE is false)")
     if _flag(key, Attribute.DERIVE):
         # CKM_EXTRACT_KEY_FROM_KEY gives away a few bytes at a time.
-        warnings.append(
-            "other keys, which can reveal this one, can be derived (CKA_DERIVE is true)"
-        )
+        warnings.append("keys can be derived from it that can reveal it (CKA_DERIVE is true)")
     known = [
         value
         for value in (None if sensitive is None else not sensitive, extractable)

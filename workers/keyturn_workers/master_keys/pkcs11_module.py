@@ -71,7 +71,7 @@ def translate(error: PKCS11Error) -> KmsUnavailableError:
     if isinstance(error, _LOST):
         return DeviceLostError(f"the PKCS #11 token does not answer ({name})")
     if isinstance(error, _BUSY):
-        return KmsUnavailableError(f"the PKCS #11 token has no room for the call ({name})")
+        return KmsUnavailableError(f"the PKCS #11 token is out of resources ({name})")
     return KmsRefusedError(f"the PKCS #11 token refused the call ({name})")
 
 
@@ -150,7 +150,7 @@ class Pkcs11Module:
             raise DeviceLostError("no PKCS #11 token matches the master key's URI")
         if len(tokens) > 1:
             raise KmsRefusedError(
-                f"{len(tokens)} PKCS #11 tokens match the master key's URI: name the token's serial"
+                f"{len(tokens)} PKCS #11 tokens match the master key's URI: add serial= to the URI"
             )
         return tokens[0]
 
@@ -174,7 +174,7 @@ class Pkcs11Module:
         """Log in with a PIN that was never refused: a few wrong ones lock a token for good."""
         if (token.serial, pin) in self._refused:
             raise KmsRefusedError(
-                "the PKCS #11 token refused the PIN; it is not tried again before the PIN file "
+                "the PKCS #11 token refused the PIN; it is not tried again until the PIN file "
                 "changes or this process restarts"
             )
         if token.flags & TokenFlag.USER_PIN_LOCKED:

@@ -91,13 +91,13 @@ def find_key(session: pkcs11.Session, uri: Pkcs11Uri) -> pkcs11.SignMixin:
             raise KmsRefusedError("the PKCS #11 token has no key that matches the URI")
         if len(keys) > 1:
             raise KmsRefusedError(
-                f"{len(keys)} keys of the PKCS #11 token match the URI: name the key's id"
+                f"{len(keys)} keys of the PKCS #11 token match the URI: add id= to the URI"
             )
         key = keys[0]
         if not isinstance(key, pkcs11.SignMixin) or not _is_hmac_key(key):
             raise KmsRefusedError(
-                "the PKCS #11 key is no HMAC key: its type is GENERIC_SECRET or SHA256_HMAC, and "
-                "CKA_SIGN is true"
+                "the PKCS #11 key is not an HMAC key: its type must be GENERIC_SECRET or "
+                "SHA256_HMAC, and CKA_SIGN must be true"
             )
     except PKCS11Error as exc:
         raise translate(exc) from exc

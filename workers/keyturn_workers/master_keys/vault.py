@@ -104,7 +104,7 @@ class VaultMasterKey:
         prefix = f"vault:v{self._uri.version}:"
         if not isinstance(value, str) or not value.startswith(prefix):
             raise KmsUnavailableError(
-                f"Vault's response is not by version {self._uri.version} of the key"
+                f"Vault's response is not from version {self._uri.version} of the key"
             )
         try:
             mac = from_base64(value.removeprefix(prefix))
@@ -135,7 +135,10 @@ def _warnings(key: Mapping[str, object], version: int) -> list[str]:
     found = [
         text
         for name, text in (
-            ("exportable", "the key can be exported: who may export it can decrypt everything"),
+            (
+                "exportable",
+                "the key can be exported: anyone who can export it can decrypt everything",
+            ),
             ("allow_plaintext_backup", "the key can be backed up in plaintext"),
             ("deletion_allowed", "the key can be deleted: without it, nothing can be decrypted"),
             ("soft_deleted", "the key is deleted, but can be restored"),

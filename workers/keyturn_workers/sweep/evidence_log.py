@@ -134,7 +134,7 @@ class EvidenceLog:
             except MissingError:
                 is_put = await sealed_records.create(self._storage, s3_key, envelope)
             else:
-                _log.warning("what is in the place of evidence is replaced", file=s3_key)
+                _log.warning("replacing an unexpected file at the evidence path", file=s3_key)
                 is_put = await sealed_records.replace(self._storage, s3_key, envelope, head.etag)
             if is_put:
                 return

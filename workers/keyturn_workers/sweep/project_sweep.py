@@ -354,7 +354,7 @@ class ProjectSweep(StepRunner[Plan]):
                 await self._change(snapshot, with_evidence(after, evidence.digest))
                 continue  # whoever won: the keyring says which evidence follows
             if not await self._evidence.is_chained(evidence, snapshot.keyring):
-                _log.info("evidence is made anew", **_log_fields(plan))
+                _log.info("evidence is regenerated", **_log_fields(plan))
                 return None
             await self._evidence.publish(evidence)
             ended = end_with(plan, kept, evidence)

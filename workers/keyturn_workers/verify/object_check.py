@@ -115,12 +115,12 @@ def _check_foreign(metadata: Mapping[str, str]) -> ObjectCheck:
     """A name that no object of the project can have, such as a folder marker."""
     if any(name.startswith(object_metadata.OWN_PREFIX) for name in metadata):
         return ObjectCheck.refused("foreign", ForeignObjectError("it has an envelope"))
-    return ObjectCheck("foreign", "unchecked", detail="not a name of Keyturn's")
+    return ObjectCheck("foreign", "unchecked", detail="not a valid object name")
 
 
 def _check_tombstone(sealed: bytes, object_key: str, keys: VerificationKeys) -> ObjectCheck:
     if keys.role == "user":
-        return ObjectCheck("tombstone", "unchecked", detail="sealed under the operator's key alone")
+        return ObjectCheck("tombstone", "unchecked", detail="sealed under the admin KEK only")
     for kek in keys.keks.values():
         try:
             open_tombstone(kek, keys.project, object_key, sealed)
@@ -139,7 +139,8 @@ def _check_wraps(
     if dek is None:
         for generation in _OTHER_GENERATIONS:
             if _unwrap(wraps, object_key, keys, generation) is not None:
-                reason = f"it opens at generation {generation}, its label says {wraps.generation}"
+                label = wraps.generation
+                reason = f"it opens at generation {generation}, but its label says {label}"
                 return ObjectCheck.refused(kind, NoUsableWrapError(reason))
         return ObjectCheck.refused(kind, _not_opened(), "closed")
     if not is_v1_body:

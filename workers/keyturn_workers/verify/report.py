@@ -116,9 +116,10 @@ class Report:
         if self.verified:
             return f"the key opens none of {_wraps(self.tried)}"
         undecided = self.found - self.opened
+        objects = "1 object is" if undecided == 1 else f"{undecided} objects are"
         return (
-            f"not shown that the key is gone: of {_wraps(self.tried)} it opens {self.opened}, "
-            f"and {undecided} objects cannot be decided"
+            f"not verified that the key is gone: it opens {self.opened} of {_wraps(self.tried)}; "
+            f"{objects} undecided"
         )
 
     def _opens_verdict(self) -> str:

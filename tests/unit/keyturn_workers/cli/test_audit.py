@@ -115,7 +115,7 @@ def test_tail_as_json_has_findings_between_the_records(fake: FakeStream) -> None
 def test_tail_shows_nothing_of_a_forged_record_but_that_it_is_there(fake: FakeStream) -> None:
     (record,) = stream(1)
     fake.records = [StreamRecord(0, record.body, "")]
-    assert _run("tail").stdout == "!!! FORGED: a record that no event key signed\n"
+    assert _run("tail").stdout == "!!! FORGED: a record not signed by a known event key\n"
 
 
 def test_export_writes_all_there_is(fake: FakeStream, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_key_that_does_not_derive_is_wrong(kms: FakeKms, key: FakeKey, said: s
     ("description", "said"),
     [
         ({"exportable": True}, "can be exported"),
-        ({"automatic_rotation": True}, "rotates the key by itself"),
+        ({"automatic_rotation": True}, "rotates the key automatically"),
         ({"imported": True}, "was imported"),
         ({"warnings": ("expires soon",)}, "expires soon"),
     ],
@@ -132,7 +132,7 @@ def test_a_key_that_may_only_derive_is_right(kms: FakeKms) -> None:
     kms.keys[URI] = FakeKey(PRK, undescribed="access denied")
     result = _run("m2")
     assert result.exit_code == 0
-    assert "m2: it is not described: access denied" in result.stderr
+    assert "m2: its properties cannot be read: access denied" in result.stderr
 
 
 @pytest.mark.usefixtures("storage", "kms")

@@ -47,7 +47,7 @@ def test_a_key_that_does_not_derive_is_not_recommended(
     monkeypatch.setattr("keyturn_workers.cli.create_key.generate_master_key", generated)
     result = _run(URI)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "created, but it does not derive: access denied" in result.stderr
+    assert "created, but it cannot derive KEKs: access denied" in result.stderr
 
 
 def test_aws_kms_chooses_the_name_itself() -> None:

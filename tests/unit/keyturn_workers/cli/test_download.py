@@ -150,7 +150,8 @@ async def test_the_operator_says_why_and_nobody_else_does(gateway: FakeGateway) 
     for arguments in (("--as-operator",), ("--reason", "why", "--gateway", gateway.url)):
         result = await _download(*arguments)
         assert result.exit_code == 2
-        assert "--as-operator needs a --reason, and nothing else does" in result.stderr
+        text = "--as-operator requires --reason, and --reason requires --as-operator"
+        assert text in result.stderr
     for reason in (" ", "two\nlines", "x" * 501):
         result = await _download("--as-operator", "--reason", reason)
         assert result.exit_code == 2

@@ -42,7 +42,7 @@ _USAGE = [
     (["upload", "acme", "x", "--metadata", "enc-algo=x"], "malformed_request: metadata names"),
     (["upload", "acme", "x", "--content-type", "a\nb"], "malformed_request: content_type"),
     (["download", "acme", "k", "--as-operator", "--api-key-file", "f"], "cannot be used together"),
-    (["download", "acme", "k", "--as-operator"], "--as-operator needs a --reason"),
+    (["download", "acme", "k", "--as-operator"], "--as-operator requires --reason"),
     (["audit", "tail"], "KEYTURN_AMQP_URL is missing"),
     (["audit", "verify", "nowhere"], "KEYTURN_EVENT_PUBLIC_KEY is missing"),
     (["--env-file", "nowhere.env", "ls", "acme"], "nowhere.env: No such file"),

@@ -294,7 +294,7 @@ def test_another_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / f"00001-3-{sweep_id}.json").write_text("precious")
     result = _in_bucket("export", "acme", str(tmp_path))
     assert result.exit_code == 1
-    assert "already exists, and is another evidence" in result.stderr
+    assert "already exists with different content" in result.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
 
 

@@ -85,7 +85,7 @@ async def test_planted_files_do_not_fill_the_memory(
     monkeypatch.setattr(evidence_files, limit, value)
     for number in range(4):
         _plant(storage, f"{number}.json", b"x" * 1000)
-    with pytest.raises(CommandError, match="more files under"):
+    with pytest.raises(CommandError, match="too many files under"):
         await read_bucket(SETTINGS, "acme")
 
 

@@ -112,8 +112,8 @@ def test_what_is_proven_names_time_state_and_signer() -> None:
     ("changes", "newest", "said"),
     [
         ({}, None, "That this is the newest evidence"),
-        ({"late_writes_refused": False}, "ab", "That nothing was written late"),
-        ({"counts": COUNTS | {"plaintext": 2}}, "ab", "2 objects in plaintext"),
+        ({"late_writes_refused": False}, "ab", "That there were no late writes"),
+        ({"counts": COUNTS | {"plaintext": 2}}, "ab", "2 are plaintext"),
     ],
 )
 def test_what_is_not_proven_is_said(changes: dict[str, Any], newest: str | None, said: str) -> None:

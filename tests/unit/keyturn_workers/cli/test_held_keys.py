@@ -68,10 +68,10 @@ def test_the_settings_say_where_a_key_is() -> None:
             [],
         ),
         (KeyDescription("vault", "", exportable=True), ["can be exported"]),
-        (KeyDescription("vault", "", automatic_rotation=True), ["rotates the key by itself"]),
+        (KeyDescription("vault", "", automatic_rotation=True), ["rotates the key automatically"]),
         (KeyDescription("vault", "", imported=True), ["was imported"]),
         (KeyDescription("vault", "", warnings=("expires",)), ["expires"]),
-        (KeyDescription("local", "", exportable=True), ["whoever can read the settings"]),
+        (KeyDescription("local", "", exportable=True), ["anyone who can read"]),
     ],
 )
 def test_what_to_know_about_a_key(description: KeyDescription, said: list[str]) -> None:

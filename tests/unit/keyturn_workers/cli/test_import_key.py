@@ -42,7 +42,7 @@ def test_the_line_to_change_is_printed_and_no_key(kms: FakeKms) -> None:
     result = _run("m1", URI)
     assert (result.exit_code, result.stdout) == (0, LINE)
     assert kms.keys[URI].prk == PRK
-    assert "m1 derives the same KEKs there" in result.stderr
+    assert "m1 now derives the same KEKs in the provider" in result.stderr
     assert not any(key in result.output for key in (KEYS["m1"], KEYS["m3"], "m3"))
     assert PRK.reveal().hex() not in result.output
 
@@ -85,7 +85,7 @@ def test_another_key_at_that_place_is_refused_and_kept(kms: FakeKms) -> None:
     kms.keys[URI] = FakeKey(Secret(bytes(32)))
     result = _run("m1", URI)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "the key there is another one" in result.stderr
+    assert "the provider's key differs from the local one" in result.stderr
     assert kms.imports == 0
 
 
@@ -93,7 +93,7 @@ def test_an_import_that_derives_something_else_is_refused(kms: FakeKms) -> None:
     kms.garbles = True
     result = _run("m1", URI)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "the key there is another one" in result.stderr
+    assert "the provider's key differs from the local one" in result.stderr
 
 
 def test_a_provider_that_cannot_import_says_so(kms: FakeKms) -> None:
@@ -120,8 +120,8 @@ def test_a_key_that_does_not_derive_after_the_import_is_not_recommended(
     ("arguments", "status", "said"),
     [
         (("m4", URI), 1, "unknown_master_key: m4 is not in KEYTURN_MASTER_KEYS"),
-        (("m2", URI), 1, "m2 is not held in the settings"),
-        (("m1", "nowhere"), 2, "a master key is the base64 of 32 bytes"),
+        (("m2", URI), 1, "the value of m2 is not in the settings"),
+        (("m1", "nowhere"), 2, "a master key must be the base64 of 32 bytes"),
         (("m1", "pkcs11:object=m1?pin-value=12345"), 2, "KEYTURN_PKCS11_PIN_FILE"),
     ],
 )

@@ -84,7 +84,7 @@ def test_the_settings_of_other_providers_stay_out(kms: FakeKms, tmp_path: Path) 
     ("uri", "status", "said"),
     [
         (URI, 1, "access denied; the key exists already"),
-        ("m1", 2, "a master key is the base64"),
+        ("m1", 2, "a master key must be the base64"),
         ("pkcs11:object=m1?pin-value=12345", 2, "KEYTURN_PKCS11_PIN_FILE"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_key_that_may_only_derive_is_reachable(kms: FakeKms) -> None:
     result = _run()
     assert result.exit_code == 0
     assert result.stdout.splitlines()[2].split()[-1] == "yes"
-    assert "m2: it derives, but is not described: access denied" in result.stderr
+    assert "m2: it derives, but its properties cannot be read: access denied" in result.stderr
 
 
 def test_a_pin_in_the_settings_is_not_shown(kms: FakeKms) -> None:

@@ -135,7 +135,7 @@ async def test_denied_access_backs_off_too(
     stub: KmsStub, client: AwsKmsClient, clock: Clock
 ) -> None:
     stub.refuse("DescribeKey", "AccessDeniedException")
-    assert "may not kms:DescribeKey" in await _call(client)
+    assert "not allowed kms:DescribeKey" in await _call(client)
     assert "next attempt" in await _call(client)
     stub.answers["DescribeKey"] = {}
     clock.now += 1

@@ -26,7 +26,7 @@ def _error(code: str, message: str = SECRET, operation: str = "GenerateMac") -> 
 @pytest.mark.parametrize(
     ("code", "text"),
     [
-        ("AccessDeniedException", "these credentials may not kms:GenerateMac with this key"),
+        ("AccessDeniedException", "these credentials are not allowed kms:GenerateMac on this key"),
         ("DisabledException", "is disabled"),
         ("NotFoundException", "does not exist"),
         ("InvalidKeyUsageException", "not of HMAC_256"),
@@ -38,7 +38,7 @@ def _error(code: str, message: str = SECRET, operation: str = "GenerateMac") -> 
         ("InvalidSignatureException", "wrong secret access key, or this machine's clock"),
         ("KeyUnavailableException", "cannot use the key at the moment"),
         ("KMSInternalException", "cannot use the key at the moment"),
-        ("KMSInvalidStateException", "in a state"),
+        ("KMSInvalidStateException", "does not allow its use"),
         ("Something", "refused the request (status 400)"),
     ],
 )
@@ -108,8 +108,8 @@ def test_what_ends_access_what_backs_off_and_what_needs_new_credentials(
     [
         (EndpointConnectionError(endpoint_url=SECRET), "cannot be reached (EndpointConnection"),
         (OSError(SECRET), "cannot be reached (OSError)"),
-        (ParamValidationError(report=SECRET), "could not be asked (ParamValidationError)"),
-        (ValueError(SECRET), "an answer that cannot be read (ValueError)"),
+        (ParamValidationError(report=SECRET), "the call to AWS KMS failed (ParamValidationError)"),
+        (ValueError(SECRET), "an unreadable response (ValueError)"),
     ],
 )
 def test_other_failures_name_their_kind_alone(exc: Exception, text: str) -> None:

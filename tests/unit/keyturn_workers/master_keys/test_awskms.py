@@ -68,15 +68,15 @@ async def test_it_derives_what_hkdf_derives(stub: KmsStub, key: AwsKmsMasterKey)
         ({"KeyId": ARN[:-1] + "1"}, "for another key"),
         ({"KeyId": ARN.rpartition("/")[2]}, "for another key"),
         ({"KeyId": None}, "for another key"),
-        ({"MacAlgorithm": "HMAC_SHA_512"}, "of another MAC algorithm"),
+        ({"MacAlgorithm": "HMAC_SHA_512"}, "with another MAC algorithm"),
         ({"Mac": ""}, "32 bytes"),
         ({"Mac": base64.b64encode(bytes(31)).decode()}, "32 bytes"),
         ({"Mac": base64.b64encode(bytes(33)).decode()}, "32 bytes"),
         ({"Mac": None}, "32 bytes"),
         ({"Mac": "?"}, "32 bytes"),
-        ({"Mac": "abc"}, "cannot be read"),
-        ({"Mac": 3}, "cannot be read"),
-        ({"Mac": ["a"]}, "cannot be read"),
+        ({"Mac": "abc"}, "unreadable response"),
+        ({"Mac": 3}, "unreadable response"),
+        ({"Mac": ["a"]}, "unreadable response"),
     ],
 )
 async def test_an_answer_to_something_else_is_refused(
@@ -256,14 +256,14 @@ async def test_a_key_that_takes_no_import_is_refused(
 async def test_a_public_key_that_is_none_gets_nothing(stub: KmsStub, public: str | None) -> None:
     _importable(stub)
     stub.answers["GetParametersForImport"]["PublicKey"] = public
-    with pytest.raises(KmsUnavailableError, match="RSA key of 4096 bits"):
+    with pytest.raises(KmsUnavailableError, match="no 4096-bit RSA wrapping key"):
         await import_prk(URI, stub.settings(), PRK)
     assert "ImportKeyMaterial" not in dict(stub.requests)
 
 
 async def test_a_short_public_key_gets_nothing(stub: KmsStub) -> None:
     _importable(stub, rsa.generate_private_key(65537, 2048))
-    with pytest.raises(KmsUnavailableError, match="RSA key of 4096 bits"):
+    with pytest.raises(KmsUnavailableError, match="no 4096-bit RSA wrapping key"):
         await import_prk(URI, stub.settings(), PRK)
     assert "ImportKeyMaterial" not in dict(stub.requests)
 
@@ -278,5 +278,5 @@ async def test_parameters_for_another_key_are_refused(stub: KmsStub) -> None:
 async def test_an_import_that_aws_refuses_says_why(stub: KmsStub) -> None:
     _importable(stub)
     stub.refuse("ImportKeyMaterial", "AccessDeniedException")
-    with pytest.raises(KmsUnavailableError, match="may not kms:ImportKeyMaterial"):
+    with pytest.raises(KmsUnavailableError, match="not allowed kms:ImportKeyMaterial"):
         await import_prk(URI, stub.settings(), Secret(bytes(32)))

@@ -120,7 +120,7 @@ def test_no_key_and_two_keys_are_refused(fake: FakeModule) -> None:
 
 def test_a_key_of_another_type_is_refused(fake: FakeModule) -> None:
     key = fake.token.add_key(KEY_TYPE=KeyType.AES)
-    with pytest.raises(KmsUnavailableError, match="no HMAC key"):
+    with pytest.raises(KmsUnavailableError, match="not an HMAC key"):
         find_key(_session(fake), URI)
     key.attributes[Attribute.KEY_TYPE] = KeyType.SHA256_HMAC
     assert find_key(_session(fake), URI)[Attribute.KEY_TYPE] is KeyType.SHA256_HMAC

@@ -101,7 +101,7 @@ async def test_any_other_answer_than_an_hmac_of_that_version_is_refused(mac: obj
 async def test_an_answer_without_data_is_refused(body: object) -> None:
     async with fake_vault() as vault, _key(vault) as key:
         vault.respond = _always(200, body)
-        with pytest.raises(KmsUnavailableError, match="not by version 1"):
+        with pytest.raises(KmsUnavailableError, match="not from version 1"):
             await key.derive(INFO)
 
 

@@ -85,7 +85,7 @@ def test_a_wrong_label_does_not_hide_that_a_key_opens_a_wrap(keys: VerificationK
     metadata, header = _object(FIRST, generation=2, kek_id=SECOND.current.kek_id)
     check = check_object(metadata, header, "k", keys)
     assert _state(check) == ("encrypted", "failed", "no_usable_wrap")
-    assert check.detail == "it opens at generation 1, its label says 2"
+    assert check.detail == "it opens at generation 1, but its label says 2"
 
 
 def test_the_label_of_the_master_key_is_a_hint() -> None:

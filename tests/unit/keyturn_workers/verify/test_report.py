@@ -68,7 +68,7 @@ def test_a_key_that_opens_none_is_gone() -> None:
 def test_a_key_that_opens_one_or_may_is_not_gone(last: ObjectCheck) -> None:
     report = _report("gone", CLOSED, last)
     assert not report.verified
-    assert report.verdict.startswith("not shown that the key is gone")
+    assert report.verdict.startswith("not verified that the key is gone")
     assert [finding.s3_key for finding in report.findings] == ["acme/1"]
 
 
