@@ -144,6 +144,8 @@ async def _until_refused(port: int) -> None:
                 await asyncio.sleep(0.01)
         except ConnectionRefusedError:
             return
+        except ConnectionResetError:
+            continue  # it waited to be accepted when the listener was closed
 
 
 async def test_no_response_names_the_server_and_no_request_is_logged(
