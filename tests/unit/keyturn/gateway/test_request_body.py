@@ -64,6 +64,7 @@ async def test_a_missing_file_is_raised_and_completes_nothing(tmp_path: Path) ->
     assert [seen.body for seen in gateway.seen if seen.body is not None] == [b"the next"]
 
 
+@pytest.mark.slow
 async def test_a_slow_source_is_no_fault_of_the_server() -> None:
     async def body() -> AsyncIterator[bytes]:
         await after(0.5)

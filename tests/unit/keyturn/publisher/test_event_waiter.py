@@ -407,6 +407,7 @@ async def test_two_tries_at_once_are_each_answered(waiter: _Reading) -> None:
     assert await waiter.answer() == one(_ACCEPTED)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["sent", "unknown", "not", "published"]), max_size=30))
 def test_memory_of_tries_is_bounded_and_the_last_one_is_answered(steps: list[str]) -> None:
     async def run() -> None:

@@ -40,6 +40,7 @@ async def test_a_record_is_signed_for_its_deployment(monkeypatch: pytest.MonkeyP
     VerifyKey.from_bytes(EVENT_KEY.public_bytes).verify_event("test", b"{}", signature)
 
 
+@pytest.mark.slow
 async def test_a_broker_that_is_away_is_an_error() -> None:
     publisher = AuditPublisher(_NOBODY, "test", EVENT_KEY, timeout_s=1)
     with pytest.raises(BrokerUnavailableError):

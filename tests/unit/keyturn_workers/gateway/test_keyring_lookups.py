@@ -44,6 +44,7 @@ async def _refused(bench: Bench, project: str, authorization: str = _WRONG) -> N
         await bench.auth.authenticate(project, [authorization])
 
 
+@pytest.mark.slow
 async def test_made_up_projects_cost_a_few_requests_not_one_each() -> None:
     """Each cost a read of the storage, at 1,200 requests a second."""
     bench = Bench()
@@ -55,6 +56,7 @@ async def test_made_up_projects_cost_a_few_requests_not_one_each() -> None:
     assert bench.storage.calls["list"] <= 10
 
 
+@pytest.mark.slow
 async def test_wrong_keys_of_existing_projects_cost_no_more(spent: Bench) -> None:
     for number in range(50):
         _enroll(spent, f"project-{number}")

@@ -201,6 +201,7 @@ async def test_a_thousand_projects_cost_one_listing_a_cache_period() -> None:
         assert on.requests() == (0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("active", [1000, 300])
 async def test_more_projects_than_a_listing_shows_cost_one_for_each_page(active: int) -> None:
     """However many are in use; the first periods learn where listings begin."""

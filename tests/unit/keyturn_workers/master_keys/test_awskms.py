@@ -104,6 +104,7 @@ async def test_whatever_a_proxy_answers_is_one_error(
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 async def test_a_body_without_an_end_ends_with_the_time_limit(
     stub: KmsStub, key: AwsKmsMasterKey
 ) -> None:

@@ -38,6 +38,7 @@ async def test_no_more_calls_run_at_once_than_allowed() -> None:
     assert provider.total == 50
 
 
+@pytest.mark.slow
 async def test_no_more_calls_begin_in_a_second_than_allowed() -> None:
     provider = FakeProvider()
     key = limited(provider, concurrency=100, requests_per_s=20)

@@ -162,6 +162,7 @@ async def test_while_the_provider_is_away_the_purge_waits_for_the_hard_end() -> 
     assert bench.keys.cached_keks == 0
 
 
+@pytest.mark.slow
 async def test_ten_thousand_cold_projects_do_not_stampede_a_provider_that_is_away() -> None:
     bench = Bench()
     bench.provider.failure = KmsUnavailableError("down")
