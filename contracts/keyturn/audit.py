@@ -11,7 +11,7 @@ are signed. So a record that was removed leaves a gap, a changed one is not sign
 was moved arrives out of order. Delivery is at least once: the same bytes twice are no finding. A
 stream drops its oldest records for their age or size, so a chain may begin after 1.
 
-It cannot see that the *newest* records of a process are missing: nothing follows them. Whoever
+It cannot see that the *newest* records of a process are missing: nothing follows them. Anyone who
 holds the event key can write a chain of their own, but cannot change one that was exported before.
 """
 
@@ -31,7 +31,7 @@ from keyturn.messages import (
 )
 
 REMEMBERED: Final = 10_000
-"""Records of one process that are told from repeated ones."""
+"""Records of one process that are distinguished from repeated ones."""
 
 
 class Problem(StrEnum):
@@ -145,7 +145,7 @@ class AuditChains:
         try:
             link = parse_audit_link(body)
         except MalformedRequestError:
-            # A genuine event that somebody put here, or a trail of a later version.
+            # A genuine event that an attacker put here, or a trail of a later version.
             return _refused(Problem.UNREADABLE, "a signed message that is not an audit record")
         digest = body_digest(body)
         chain = self._chains.get(link.process)

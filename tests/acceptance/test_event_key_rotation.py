@@ -215,7 +215,7 @@ async def test_the_event_key_is_replaced_while_requests_are_served(
             for at in range(2):
                 await fleet.restart(at, new)
             await _next_stored(fleet.signed_by_new)
-            # Nobody vouches for the old note any more: the message counts as a first delivery.
+            # No key vouches for the old note any more: the message counts as a first delivery.
             assert await fleet.deliver(held[1]) == "retry scheduled"
             # Evidence follows evidence of the old key.
             sweep = await publisher.wait_completed(await publisher.sweep("acme"), timeout_s=60)
@@ -279,7 +279,7 @@ async def _check_forged(fleet: _Fleet, believer: Publisher) -> None:
             at=format_time(began),
         )  # fmt: skip
         await _publish_forged(wire, deployment, forged, message.body, fleet.old)
-        # Whoever has kept the old public key still believes it: that is why readers drop it.
+        # A reader that kept the old public key still believes it: that is why readers drop it.
         more: dict[str, object] = {"project": "acme", "request_type": "upload.requested"}
         believed = await believer.wait(upload_id, since=began, **more)  # type: ignore[arg-type]
         assert isinstance(believed, UploadStored)

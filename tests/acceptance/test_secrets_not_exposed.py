@@ -182,7 +182,7 @@ async def _scraped(port: int) -> str:
 
 
 async def _audit_trail(rabbitmq: RabbitMQ) -> list[str]:
-    """All records, as whoever may read the stream finds them."""
+    """All records, as a reader of the stream finds them."""
     connection = BrokerConnection(rabbitmq.url, publish_timeout_s=30)
     last = await last_offset(connection, topology.AUDIT_STREAM)
     records = []

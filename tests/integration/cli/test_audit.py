@@ -236,7 +236,7 @@ async def _store(cli: Cli, folder: Path) -> None:
 
 
 async def test_a_forged_record_on_the_stream_is_noticed(cli: Cli, tmp_path: Path) -> None:
-    """By whoever may write to the broker, but has not the event key."""
+    """By an attacker who can write to the broker, and lacks the event key."""
     await _store(cli, tmp_path)
     (record,) = await _export(cli, tmp_path / "trail")
     forged = json.dumps(record | {"counter": 2, "actor": "somebody@else"}).encode()

@@ -1,8 +1,8 @@
 """Records what a worker did at a publisher's request (SPEC 15.3).
 
-Only for requests that a known publisher signed. Of others nothing is recorded: whoever can write to
-the broker could push the records of the stream out with a flood of them. They are logged and
-counted, and kept among the unsigned dead letters (SPEC 6.9).
+Only for requests that a known publisher signed. Of others nothing is recorded: an attacker who can
+write to the broker could push the records of the stream out with a flood of them. They are logged
+and counted, and kept among the unsigned dead letters (SPEC 6.9).
 """
 
 from typing import Any

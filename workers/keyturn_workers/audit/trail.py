@@ -31,7 +31,7 @@ from keyturn.topology import AUDIT_RECORDED
 from keyturn_workers.audit.process import AuditProcess, one_line
 
 MAX_PENDING: Final = 1000
-"""Records that wait for the broker before whoever derives keys has to wait too."""
+"""Records that wait for the broker before the derivation of keys has to wait too."""
 _AT_ONCE: Final = 64
 _PAUSES_S: Final = (0.1, 0.5, 1.0, 5.0)
 _DRAIN_S: Final = 10.0
@@ -42,7 +42,7 @@ _log = structlog.get_logger()
 
 
 class DerivedKek(Protocol):
-    """A KEK that a provider derived, as whoever derives KEKs describes it."""
+    """A KEK that a provider derived, as the service that derives KEKs describes it."""
 
     @property
     def master_key(self) -> str:

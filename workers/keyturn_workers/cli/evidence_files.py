@@ -66,7 +66,7 @@ async def read_bucket(settings: S3Settings, project: str) -> list[EvidenceFile]:
 
 
 def read_paths(paths: Sequence[Path]) -> list[EvidenceFile]:
-    """The files in the order given; a folder stands for its `*.json` files in order of name.
+    """The files in the order given; a folder means its `*.json` files in order of name.
 
     Raises:
         typer.BadParameter: one cannot be read.

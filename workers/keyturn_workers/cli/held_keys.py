@@ -1,6 +1,6 @@
 """Master keys as the commands `keyturn keys` use them: one provider, asked directly (SPEC 2.2).
 
-Nothing here is cached or retried: each command asks, and says what it was told.
+Nothing here is cached or retried: each command asks the provider, and shows what it answered.
 """
 
 from collections.abc import AsyncIterator

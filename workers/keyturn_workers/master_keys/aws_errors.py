@@ -92,7 +92,7 @@ class AwsFailure:
 
     Attributes:
         text: One line, without secrets.
-        refused: AWS answered, and gives no access: whoever uses the key must stop.
+        refused: AWS answered, and gives no access: use of the key must stop.
         backs_off: A repetition ends the same way until an operator has done something.
         credentials: The credentials themselves are missing, expired or wrong: get new ones.
     """

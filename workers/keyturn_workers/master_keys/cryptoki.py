@@ -52,7 +52,7 @@ class Cryptoki:
     Both release the interpreter's lock during the call.
 
     Args:
-        path: The module; the dynamic loader maps it once, whoever else has loaded it.
+        path: The module; the dynamic loader maps it once, even if other code has loaded it.
 
     Attributes:
         is_shared: Whether this initializes the module for all of its users in this process.

@@ -1,9 +1,9 @@
 """The known text of each master key id: whether this process has the right key (SPEC 2.2).
 
 A text sealed under the id's record KEK, of a project name that no project can have, lies at
-`.keyturn/keys/{id}.json`. The first process that may write creates it; whoever cannot open it does
-not use that id. So a wrong key, a restored HSM of another site or a key whose version moved seals
-nothing that the right key would then not open.
+`.keyturn/keys/{id}.json`. The first process that may write creates it; a process that cannot
+open it does not use that id. So a wrong key, a restored HSM of another site or a key whose version
+moved seals nothing that the right key would then not open.
 """
 
 import json

@@ -34,7 +34,7 @@ class LimitedMasterKey:
         concurrency: Calls at once.
         requests_per_s: Calls a second.
         timeout_s: For one call.
-        observe: Told of each call: whether it derived a KEK, and how many seconds it took.
+        observe: Called after each call, with whether it derived a KEK and the seconds that it took.
         clock: Seconds that only grow; for tests.
     """
 

@@ -25,7 +25,7 @@ class LocalMasterKey:
         return Derivation(self.derive_now(info))
 
     async def describe(self) -> KeyDescription:
-        """A key in the settings can be read by whoever reads them."""
+        """A key in the settings can be read by anyone who reads them."""
         return KeyDescription("local", "in the settings", exportable=True, automatic_rotation=False)
 
     async def aclose(self) -> None:

@@ -100,7 +100,7 @@ class OperatorKeys:
         seals: Whether this process seals under KEKs: each is then derived twice at first.
         reserved_project: The project of the known text that `check` opens.
         check: Checks that a master key is the one that the bucket knows by this id.
-        on_derived: Told of each KEK that a provider derived.
+        on_derived: Called for each KEK that a provider derived.
         clock_s: Seconds since boot.
     """
 
@@ -335,7 +335,7 @@ class OperatorKeys:
             self._is_over(name, cached) or not self._is_away(name[0])
         ):
             return False  # the provider is asked first, and then decides
-        # While it is known to be away nobody waits for the calls that find out if it is back.
+        # While it is known to be away no caller waits for the calls that find out if it is back.
         if age_s >= self._limits.cache_s * _REFRESH_AT and self._may_try(cached):
             self._start(name)
         self._keks.move_to_end(name)
@@ -473,7 +473,7 @@ class OperatorKeys:
     def _forget(self, name: _Name) -> None:
         self._keks.pop(name, None)
         self._admin_sets.pop(name[2], None)
-        # Record KEKs are used least, and so evicted first; nobody holds copies of them.
+        # Record KEKs are used least, and so evicted first; no copies of them are held.
         if name[1] == "admin" and not self._is_local(name[0]):
             for forget in self._when_forgotten:
                 forget(name[2])

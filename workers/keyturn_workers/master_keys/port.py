@@ -34,7 +34,7 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True)
 class KeyDescription:
-    """What a provider says about a key. `None` stands for "the provider does not say".
+    """What a provider says about a key. `None` means "the provider does not say".
 
     Attributes:
         provider: `local`, `pkcs11`, `awskms` or `vault`.

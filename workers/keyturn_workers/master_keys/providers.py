@@ -95,7 +95,7 @@ async def open_operator_keys(
         seals: Whether the process seals under them. A reader derives each KEK once, and creates no
             known text.
         v0_master_key: The earlier system's.
-        on_derived: Told of each KEK that a provider derived.
+        on_derived: Called for each KEK that a provider derived.
         metrics: Count the calls to providers.
 
     Raises:

@@ -53,7 +53,7 @@ class CredentialReader(Protocol):
 
 
 class TokenAuth:
-    """A token that somebody else renews or replaces."""
+    """A token that another program renews or replaces."""
 
     def __init__(self, reader: CredentialReader, clock: Clock = time.monotonic) -> None:
         self._reader = reader
@@ -131,7 +131,7 @@ class LoginAuth:
             return lease.token
         async with self._lock:
             credential = self._login.reader.read()
-            # Again, after the wait: whoever held the lock may have been refused.
+            # Again, after the wait: the holder of the lock may have been refused.
             if self._refusals.any:
                 self._refusals.check(credential)
             lease = self._current()
@@ -228,7 +228,7 @@ class LoginAuth:
                 "lease_duration": int(length),
                 "renewable": bool(renewable),
             }:
-                # 0 stands for a token that does not end.
+                # 0 means a token that does not end.
                 length_s = float(length) if length > 0 else math.inf
             case _:
                 return None

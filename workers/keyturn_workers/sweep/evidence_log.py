@@ -12,8 +12,8 @@ evidence it makes sure that the file of the one before exists: its own worker ma
 before it put it. It is restored from the record that keeps it.
 
 The keyring is sealed, and names the newest digest, which names the one before, and so on. So
-what is reached from there is genuine, whoever can write the bucket. A file that is missing is
-reported, and does not keep a sweep from its end: whoever verifies the chain sees the gap.
+what is reached from there is genuine, even if an attacker can write the bucket. A file that is
+missing is reported, and does not keep a sweep from its end: a verifier of the chain sees the gap.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -149,7 +149,7 @@ class EvidenceLog:
         """
         if keyring.evidence in (None, evidence.digest):
             return keyring.evidence is not None
-        # Until the keyring named it, nobody but a worker could see it.
+        # Until the keyring named it, only a worker could see it.
         if await self._read(_s3_key(evidence)) == evidence.envelope:
             return True
         return await self._is_reached(evidence, keyring)

@@ -331,7 +331,7 @@ class ProjectSweep(StepRunner[Plan]):
             return False
         stored = await self._store.read(plan.ask.sweep_id, plan.ask.project)
         if (stored.plan.step, stored.plan.envelope) != (plan.step, kept):
-            return False  # it was taken over, or resumed, and whoever did that goes on
+            return False  # it was taken over, or resumed, and the worker that did so goes on
         return await self._step_alone(stored, stored.plan, proven)
 
     async def _resume_clean_end(
@@ -352,7 +352,7 @@ class ProjectSweep(StepRunner[Plan]):
             if snapshot.etag == kept.state.etag:
                 after = retire_old_keys(snapshot.keyring)
                 await self._change(snapshot, with_evidence(after, evidence.digest))
-                continue  # whoever won: the keyring says which evidence follows
+                continue  # whichever write won, the keyring says which evidence follows
             if not await self._evidence.is_chained(evidence, snapshot.keyring):
                 _log.info("evidence is regenerated", **_log_fields(plan))
                 return None

@@ -62,7 +62,7 @@ class ObjectCheck:
     """The outcome for one object, or one noncurrent version.
 
     Attributes:
-        kind: What its metadata says that it is; `unreadable` if that cannot be told.
+        kind: What its metadata says that it is; `unreadable` if that cannot be determined.
         state: `opened`: the key opens it, and the header commits to the DEK. `closed`: the key
             does not open it. `failed`: neither is certain, see `code`. `unchecked`: there is
             nothing that this key could open.

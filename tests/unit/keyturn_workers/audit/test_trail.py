@@ -106,7 +106,7 @@ async def test_only_one_record_opens_a_new_connection() -> None:
 
 
 async def test_a_record_that_the_broker_refused_is_not_lost_among_others() -> None:
-    """It comes late then, and a reader is told; but it comes."""
+    """It comes late then, and a reader sees that; but it comes."""
     stream = Stream(refuses={4})
     trail = trail_to(stream)
     async with trail.running():

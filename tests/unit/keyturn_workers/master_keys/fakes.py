@@ -28,7 +28,7 @@ class Clock:
 
 @dataclass
 class FakeProvider:
-    """Derives as a provider would, counts its calls, and fails as told."""
+    """Derives as a provider would, counts its calls, and fails when a test says so."""
 
     master_key: Secret = field(default_factory=lambda: MASTER)
     provider: str = "vault"

@@ -345,7 +345,7 @@ async def test_it_prints_no_key() -> None:
 async def test_what_does_not_open_takes_no_kek_from_a_warm_project_while_the_provider_is_away() -> (
     None
 ):
-    """Whoever can write the bucket could otherwise make any warm project a cold one."""
+    """An attacker who can write the bucket could otherwise make any warm project a cold one."""
     bench = Bench()
     await bench.keys.admin_keks("acme")
     await bench.keys.record_kek("m1", "acme")
