@@ -61,10 +61,15 @@ def _env(running: Iterable[Provider]) -> dict[str, str]:
 async def _served(
     deployment: Deployment, keys: Keys, active: str, running: Iterable[Provider], **more: str
 ) -> AsyncIterator[Scene]:
-    """A worker with these master keys."""
+    """A worker with these master keys, stopped in order.
+
+    A worker that is killed here may leave messages whose events were published, but which it did
+    not acknowledge yet. They would make projects warm for the next worker.
+    """
     env = deployment.worker_env(**_settings(keys, active), **more) | _env(running)
     async with worker(env) as process, open_wire(deployment) as wire:
         yield Scene(WorkerUnderTest(deployment, process, wire))
+        assert await process.terminate() == 0
 
 
 async def _assert_gateway_opens(
