@@ -96,6 +96,71 @@ async def test_behind_any_key(storage: AnyStorage, kind: str) -> None:
     assert [row.key async for row in storage.list("acme/", after=keys[3], limit=1)] == [keys[4]]
 
 
+# What sorts around a folder and its keys, and what stands at the ends of its range.
+AT_EDGES = [
+    "acme",
+    "acme-/x",
+    "acme/!",
+    "acme/a",
+    "acme/a-",
+    "acme/a-/b",
+    "acme/a.",
+    "acme/a/",
+    "acme/a/b",
+    "acme/a/b/c",
+    "acme/a/b0",
+    "acme/a/\U0010ffff",
+    "acme/a/\U0010ffff\U0010ffff/x",
+    "acme/a0",
+    "acme/a0/b",
+    "acme/b%2Fc/d e+f",
+    "acme/\U0010ffff",
+    "acme/\U0010ffff/x",
+    "acme0",
+]
+
+
+def entries_of(keys: Sequence[str], prefix: str, delimiter: str, after: str) -> list[str]:
+    """The model: the entries of these keys in order."""
+    under = [key for key in keys if key.startswith(prefix)]
+    found = set()
+    for key in under:
+        end = key.find(delimiter, len(prefix)) if delimiter else -1
+        found.add(key if end < 0 else key[: end + 1])
+    return in_order([name for name in found if name > after])
+
+
+async def listed_entries(
+    storage: AnyStorage, prefix: str, delimiter: str, after: str, limit: int
+) -> list[str]:
+    """All pages from `after` on."""
+    names: list[str] = []
+    following: str | None = after
+    while following is not None:
+        page = await storage.list_entries(prefix, delimiter=delimiter, after=following, limit=limit)
+        here = [*(row.key for row in page.objects), *page.prefixes]
+        assert len(here) <= limit
+        assert [row.size_bytes for row in page.objects] == [1] * len(page.objects)
+        assert in_order(list(page.prefixes)) == list(page.prefixes)
+        names += in_order(here)
+        assert page.next_after is None or page.next_after > following
+        following = page.next_after
+    return names
+
+
+@pytest.mark.parametrize("delimiter", ["", "/"])
+async def test_entries_behind_any_name(storage: AnyStorage, kind: str, delimiter: str) -> None:
+    """After a common prefix, or a key below one, nothing of that folder is listed again."""
+    keys = await planted(storage, [*every_key(kind), *AT_EDGES])
+    for prefix in ("acme/", "acme/a", "acme/a/", "acme/b%2Fc/"):
+        for limit in (1, 3, 1000):
+            names = await listed_entries(storage, prefix, delimiter, "", limit)
+            assert names == entries_of(keys, prefix, delimiter, ""), (prefix, limit)
+    for after in [*keys, "acme/a/~", "acme/a/b/", "acme/b", "acme/\x00", "abc", "b"]:
+        names = await listed_entries(storage, "acme/", delimiter, after, 3)
+        assert names == entries_of(keys, "acme/", delimiter, after), after
+
+
 async def test_foreign_keys_of_versions(storage: AnyStorage, kind: str, page_keys: int) -> None:
     """The same of versions; moto does not encode these, and is then not believed at all."""
     keys = await planted(storage, NAMED if kind == "moto" else every_key(kind))

@@ -31,6 +31,7 @@ from keyturn_workers.gateway.client_connection import (
     with_send_timeout,
 )
 from keyturn_workers.gateway.fair_shares import GatewayBusyError
+from keyturn_workers.gateway.listing_routes import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.gateway.openapi import document
@@ -40,6 +41,7 @@ from keyturn_workers.gateway.rotation_routes import RotationRoutes
 from keyturn_workers.worker.health import Check, run_checks
 
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:path}"
+LISTING: Final = "/v1/projects/{project}/objects"
 ROTATIONS: Final = "/v1/projects/{project}/rotations"
 ROTATION: Final = "/v1/projects/{project}/rotations/{rotation_id}"
 _NOT_FOUND: Final = 404
@@ -53,6 +55,7 @@ _log = structlog.get_logger()
 
 def application(
     objects: ObjectRoutes,
+    listing: ListingRoutes,
     rotations: RotationRoutes,
     metrics: GatewayMetrics,
     checks: Mapping[str, Check],
@@ -63,6 +66,7 @@ def application(
 
     Args:
         objects: Serves objects.
+        listing: Lists objects.
         rotations: Serves rotations.
         metrics: The gateway's metrics, served at `/metrics`.
         checks: What `/readyz` checks, by name.
@@ -96,6 +100,7 @@ def application(
 
     routes = [
         Route(OBJECTS, objects, methods=["GET", "HEAD", "PUT"], name="objects"),
+        Route(LISTING, listing.get, methods=["GET"], name="listing"),
         Route(ROTATIONS, rotations.post, methods=["POST"], name="rotations"),
         Route(ROTATION, rotations.get, methods=["GET"], name="rotation"),
         Route("/healthz", healthz, name="healthz"),

@@ -9,6 +9,7 @@ from typing import Any, Final
 from keyturn.errors import all_errors
 from keyturn.identifiers import PROJECT_PATTERN, UUID_PATTERN
 from keyturn.messages import COUNT_FIELDS
+from keyturn_workers.gateway.listing_query import MAX_ENTRIES
 from keyturn_workers.gateway.problems import MEDIA_TYPE, status_for_code
 
 _Json = dict[str, Any]
@@ -41,8 +42,8 @@ def document() -> _Json:
         "info": {
             "title": "Keyturn gateway",
             "version": version("keyturn"),
-            "summary": "Read, upload and rotate with a project's current API key. Objects are "
-            "decrypted while they stream.",
+            "summary": "Read, list, upload and rotate with a project's current API key. Objects "
+            "are decrypted while they stream.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{"apiKey": []}],
@@ -52,6 +53,10 @@ def document() -> _Json:
                 "get": _get(),
                 "head": _head(),
                 "put": _put(),
+            },
+            "/v1/projects/{project}/objects": {
+                "parameters": [_project()],
+                "get": _list(),
             },
             "/v1/projects/{project}/rotations": {
                 "parameters": [_project()],
@@ -72,7 +77,12 @@ def document() -> _Json:
                     "for at most the keyring cache's time.",
                 }
             },
-            "schemas": {"Problem": _problem_schema(), "Counts": _counts_schema()},
+            "schemas": {
+                "Problem": _problem_schema(),
+                "Listing": _listing_schema(),
+                "ListedObject": _listed_object_schema(),
+                "Counts": _counts_schema(),
+            },
         },
     }
 
@@ -216,6 +226,91 @@ def _put() -> _Json:
             "201": {"description": "Stored", "content": accepted},
             "202": {"description": "Published", "content": accepted},
             **_problems(*_WRITE, 412),
+        },
+    }
+
+
+def _list() -> _Json:
+    text = {"type": "string"}
+    return {
+        "operationId": "listObjects",
+        "summary": "List objects, one page at a time",
+        "description": "In the byte order of the keys, without deleted objects. To read all pages, "
+        "pass `next` as `after` until it is null. A page may have fewer entries than `limit`, even "
+        "none, although more follow: deleted objects are skipped. With a delimiter, each folder is "
+        "one entry; it may hold only deleted objects.",
+        "parameters": [
+            _query("prefix", "Only keys that begin with this: at most 900 bytes of UTF-8", text),
+            _query(
+                "delimiter",
+                "`/`: instead of the keys that have a slash after the prefix, list their common "
+                "prefixes, up to and including that slash",
+                {"enum": ["", "/"]},
+            ),
+            _query(
+                "after",
+                "Only entries that sort after this. After a common prefix, all keys below it are "
+                "skipped",
+                text,
+            ),
+            _query(
+                "limit",
+                "The most objects and prefixes together",
+                {"type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": MAX_ENTRIES},
+            ),
+        ],
+        "responses": {
+            "200": {
+                "description": "One page",
+                "content": _json_content({"$ref": "#/components/schemas/Listing"}),
+            },
+            **_problems(400, 401, 429, 500, 502, 503),
+        },
+    }
+
+
+def _query(name: str, description: str, schema: _Json) -> _Json:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def _listing_schema() -> _Json:
+    listed = {"$ref": "#/components/schemas/ListedObject"}
+    return {
+        "type": "object",
+        "required": ["objects", "prefixes", "next"],
+        "properties": {
+            "objects": {"type": "array", "items": listed, "maxItems": MAX_ENTRIES},
+            "prefixes": {
+                "type": "array",
+                "items": {"type": "string"},
+                "maxItems": MAX_ENTRIES,
+                "description": "Common prefixes; always empty without a delimiter",
+            },
+            "next": {
+                "type": ["string", "null"],
+                "description": "Pass it as `after` for the next page; null on the last page",
+            },
+        },
+    }
+
+
+def _listed_object_schema() -> _Json:
+    return {
+        "type": "object",
+        "required": ["key", "size", "stored_at"],
+        "properties": {
+            "key": {"type": "string", "minLength": 1},
+            "size": {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "description": "Bytes of the plaintext, by the stored length; null if no "
+                "encrypted object has that length. HEAD of the object proves it",
+            },
+            "stored_at": {
+                "type": "string",
+                "format": "date-time",
+                "description": "The storage's time of the last write, in UTC. A rotation moves it",
+            },
         },
     }
 

@@ -30,7 +30,9 @@ from keyturn_workers.gateway.http_protocol import make_protocol_class
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.listener import open_listeners
 from keyturn_workers.gateway.listing_check import listing_detection
+from keyturn_workers.gateway.listing_routes import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.gateway.object_lister import HEADS_AT_ONCE, ObjectLister
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
@@ -79,13 +81,14 @@ async def run_gateway(settings: GatewaySettings) -> None:
 @dataclass(frozen=True, slots=True)
 class _Routes:
     objects: ObjectRoutes
+    listing: ListingRoutes
     rotations: RotationRoutes
 
 
 @asynccontextmanager
 async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[ASGIApp]:
     """Yield the application, with its storage and its publisher open."""
-    connections = settings.gateway_concurrency + _SPARE_CONNECTIONS
+    connections = settings.gateway_concurrency + HEADS_AT_ONCE + _SPARE_CONNECTIONS
     async with (
         open_storage(settings, max_connections=connections) as storage,
         Publisher.open(
@@ -109,6 +112,7 @@ async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
         try:
             yield application(
                 routes.objects,
+                routes.listing,
                 routes.rotations,
                 metrics,
                 _checks(storage, publisher),
@@ -174,7 +178,8 @@ def _routes(
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,
     )
-    return _Routes(objects, rotations)
+    listing = ListingRoutes(auth, limit, ObjectLister(storage))
+    return _Routes(objects, listing, rotations)
 
 
 def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:

@@ -6,7 +6,8 @@
 | `s3` | the port on S3; `s3_http` sends what runs for each object, `s3_admin` the rest |
 | `s3_session` | the HTTP session: each request is sent once, on a clean connection |
 | `signing` | AWS Signature Version 4 |
-| `s3_requests`, `s3_responses`, `listing` | what requests contain and responses mean. Pure |
+| `s3_requests`, `s3_responses` | what requests contain and responses mean. Pure |
+| `listing`, `entries` | the same for listings. Pure |
 | `vendor_errors` | the one place that translates errors of aiohttp and botocore |
 | `capabilities` | differences between servers that code depends on |
 | `probe` | what the configured bucket does: `keyturn doctor`, and each worker's start |
@@ -19,6 +20,7 @@ from keyturn_workers.storage.clock import StorageClock
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
     Condition,
+    EntriesPage,
     Headers,
     IfAbsent,
     IfMatch,
@@ -39,6 +41,7 @@ __all__ = [
     "PAGE_KEYS",
     "Capabilities",
     "Condition",
+    "EntriesPage",
     "Headers",
     "IfAbsent",
     "IfMatch",

@@ -73,7 +73,7 @@ def parse_page(body: bytes, date: datetime | None) -> ListingPage:
         raise StorageUnavailableError("list: response without outcome")
     keys, etags = [], []
     try:
-        is_last = _element(b"IsTruncated", body) != "true"
+        is_last = element(b"IsTruncated", body) != "true"
         # A thousand rows several times a second: this must be fast.
         _, *rows = body.split(b"<Key>")
         for row in rows:
@@ -83,7 +83,7 @@ def parse_page(body: bytes, date: datetime | None) -> ListingPage:
                 raise ValueError("an ETag of the next row")  # noqa: TRY301  # as `index` does
             keys.append(row[:key_end])
             etags.append(row[etag_at : row.index(b"</ETag>", etag_at)])
-        object_keys = _decode_keys(b"\n".join(keys).decode(), encoded=_ENCODED in body).split("\n")
+        object_keys = decode_keys(b"\n".join(keys).decode(), encoded=is_encoded(body)).split("\n")
         page_etags = _unescape(b"\n".join(etags).decode().replace("&quot;", "")).split("\n")
         etag_of_key = dict(zip(object_keys, (e.strip('"') for e in page_etags), strict=True))
     except ValueError as exc:
@@ -91,10 +91,19 @@ def parse_page(body: bytes, date: datetime | None) -> ListingPage:
     return ListingPage(etag_of_key if rows else {}, is_last, date)
 
 
-def _decode_keys(keys: str, *, encoded: bool) -> str:
-    """Decode keys; in most of them only the slashes are encoded."""
+def is_encoded(body: bytes) -> bool:
+    """Whether the keys in a listing are percent-encoded."""
+    return _ENCODED in body
+
+
+def decode_keys(keys: str, *, encoded: bool) -> str:
+    """Decode keys; in most of them only the slashes are encoded.
+
+    Ceph's gateway does not percent-encode an apostrophe, but escapes it for XML.
+    """
+    keys = _unescape(keys)
     if not encoded:
-        return _unescape(keys)
+        return keys
     keys = keys.replace("%2F", "/")
     return unquote_plus(keys) if "%" in keys or "+" in keys else keys
 
@@ -103,7 +112,12 @@ def _unescape(text: str) -> str:
     return html.unescape(text) if "&" in text else text
 
 
-def _element(name: bytes, within: bytes) -> str:
+def element(name: bytes, within: bytes) -> str:
+    """The first element's text, as it is in the XML.
+
+    Raises:
+        ValueError: there is none, or it is not UTF-8.
+    """
     _, opened, rest = within.partition(b"<%b>" % name)
     text, closed, _ = rest.partition(b"</%b>" % name)
     if not opened or not closed:

@@ -107,6 +107,18 @@ class ListingPage:
 
 
 @dataclass(frozen=True, slots=True)
+class EntriesPage:
+    """One page of a listing by folder: objects and common prefixes, each in byte order.
+
+    `next_after`: the entry after which the next page starts, or None if no entry follows.
+    """
+
+    objects: Sequence[ObjectSummary]
+    prefixes: Sequence[str]
+    next_after: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectVersion:
     """One version of an object, or a delete marker (which has no body and no ETag).
 
@@ -322,6 +334,18 @@ class Storage(Protocol):
         """Read one page of a listing, with the `Date` of the response.
 
         Keys that XML cannot represent may be missing.
+        """
+        ...
+
+    async def list_entries(
+        self, prefix: str, *, delimiter: str = "", after: str = "", limit: int = PAGE_KEYS
+    ) -> EntriesPage:
+        """Read one page of at most `limit` entries (1 to `PAGE_KEYS`) that sort after `after`.
+
+        An entry is a key under the prefix, or with a delimiter a common prefix: a key up to and
+        including the first delimiter after the prefix. So no key below `after`, or below a
+        folder that `after` lies in, is listed. A page may have fewer entries although more
+        follow. Keys are returned as they are, whatever characters another writer put into them.
         """
         ...
 

@@ -19,10 +19,19 @@ from keyturn.s3_client import new_session, open_client
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.storage.capabilities import BASELINE, Capabilities
+from keyturn_workers.storage.entries import (
+    entries_query,
+    is_after_all,
+    parse_entries,
+    start_after,
+    without_early,
+)
 from keyturn_workers.storage.listing import page_query, parse_page
 from keyturn_workers.storage.port import (
+    PAGE_KEYS,
     RECORD_MAX_BYTES,
     Condition,
+    EntriesPage,
     Headers,
     IfMatch,
     Lease,
@@ -65,6 +74,8 @@ if TYPE_CHECKING:
 _RETRIES_S: Final = 5.0
 _RETRIES: Final = 3
 _READ_TOTAL_S: Final = 60.0
+# A server may list nothing although more follows; so often in a row is an error.
+_EMPTY_PAGES: Final = 100
 
 _T = TypeVar("_T")
 
@@ -374,6 +385,24 @@ class S3Storage(S3Admin):
         """Read one page of a listing, with the response's `Date`."""
         response = await self._get("list", "", {}, page_query(prefix, after))
         return parse_page(response.body, parse_date(response.headers))
+
+    async def list_entries(
+        self, prefix: str, *, delimiter: str = "", after: str = "", limit: int = PAGE_KEYS
+    ) -> EntriesPage:
+        """Read one page of entries, or the first of several that is not empty."""
+        if is_after_all(prefix, after):
+            return EntriesPage((), (), None)
+        start, token = start_after(prefix, delimiter, after), ""
+        for _ in range(_EMPTY_PAGES):
+            query = entries_query(prefix, delimiter, limit, start=start, token=token)
+            response = await self._get("list", "", {}, query)
+            listed, token = parse_entries(response.body, prefix)
+            page = without_early(listed, after)
+            if page.objects or page.prefixes or page.next_after is None:
+                return page
+            if not token:
+                break
+        raise StorageUnavailableError("list: no progress")
 
     async def delete_if_match(self, key: str, etag: str) -> None:
         """Delete conditionally; only for the probe, since few servers honor the condition."""

@@ -24,6 +24,7 @@ from keyturn_workers.storage.port import (
     PAGE_KEYS,
     RECORD_MAX_BYTES,
     Condition,
+    EntriesPage,
     Headers,
     IfMatch,
     Lease,
@@ -325,6 +326,24 @@ class MemoryStorage:
             etags = {key: self._bucket.get(key).etag for key in keys[: self.page_keys]}
             return ListingPage(etags, len(keys) <= self.page_keys, self.now)
 
+    async def list_entries(
+        self, prefix: str, *, delimiter: str = "", after: str = "", limit: int = PAGE_KEYS
+    ) -> EntriesPage:
+        """Read one page of entries."""
+        async with self._acting("list_entries"):
+            keys = (key for key in self.stored_keys() if key.startswith(prefix))
+            entries = dict.fromkeys(_entry(key, prefix, delimiter) for key in keys)
+            following = [name for name in entries if name > after]
+            page = following[: min(limit, self.page_keys)]
+            rows, folders = [], []
+            for name in page:
+                if delimiter and delimiter in name[len(prefix) :]:
+                    folders.append(name)
+                else:
+                    rows.append((name, self._bucket.get(name)))
+        objects = [ObjectSummary(k, len(o.body), o.etag, o.last_modified) for k, o in rows]
+        return EntriesPage(objects, folders, page[-1] if len(page) < len(following) else None)
+
     async def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectVersion]:
@@ -439,3 +458,9 @@ class MemoryStorage:
 
 def _behind(key: str, prefix: str, after: str) -> bool:
     return key.startswith(prefix) and key.encode() > after.encode()
+
+
+def _entry(key: str, prefix: str, delimiter: str) -> str:
+    """The key, or the common prefix that it belongs to."""
+    end = key.find(delimiter, len(prefix)) if delimiter else -1
+    return key if end < 0 else key[: end + len(delimiter)]

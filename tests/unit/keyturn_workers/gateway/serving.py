@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
+from keyturn_workers.gateway.listing_routes import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.gateway.object_lister import ObjectLister
 from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
@@ -91,6 +93,7 @@ class Serving:
         )
         self.app = application(
             objects,
+            ListingRoutes(self.bench.auth, limit, ObjectLister(self.bench.storage)),
             self.rotations,
             self.metrics,
             self.checks,

@@ -33,7 +33,7 @@ def test_every_operation_has_an_id_of_its_own_and_every_reference_resolves() -> 
         if method != "parameters"
     ]
     ids = [operation["operationId"] for operation in operations]
-    assert len(ids) == len(set(ids)) == 8
+    assert len(ids) == len(set(ids))
     for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(described)):
         assert name in described["components"]["schemas"]
 

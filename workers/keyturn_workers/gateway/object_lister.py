@@ -1,0 +1,152 @@
+"""Lists a project's objects, one page at a time (SPEC 9.3).
+
+A page costs a bounded number of storage requests: a few listings, and a HEAD for each object whose
+listing does not show what it is. When they are used up, the page ends early, and the next one
+continues there. So a folder of many deleted objects delays no response, and a page may be empty
+although more follow.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from keyturn.errors import StorageUnavailableError
+from keyturn.identifiers import is_object_key, object_s3_key
+from keyturn_workers.errors import MissingError, StorageAnswerError
+from keyturn_workers.gateway.listing_query import (
+    ListingQuery,
+    encrypted_size,
+    is_tombstone,
+    needs_head,
+    size_by_metadata,
+)
+from keyturn_workers.keyring import Keyring
+from keyturn_workers.storage import ObjectSummary, Storage
+
+HEADS_AT_ONCE: Final = 64
+"""HEAD requests for listings, of all requests together."""
+
+MAX_HEADS: Final = 1000
+"""The most HEAD requests for one page."""
+
+MAX_LISTINGS: Final = 8
+"""The most listings read from the storage for one page."""
+
+_HEADS_AT_ONCE_A_PAGE: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object of a page. `size_bytes` is the plaintext's, None if no read would open it."""
+
+    key: str
+    size_bytes: int | None
+    stored_at: datetime
+
+
+@dataclass(slots=True)
+class Page:
+    """Objects and common prefixes, each in key order; `next_after` is None on the last page."""
+
+    objects: list[ListedObject] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    next_after: str | None = None
+
+
+class ObjectLister:
+    """Lists the objects of one bucket's projects."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._heads = asyncio.Semaphore(HEADS_AT_ONCE)
+
+    async def list(self, keyring: Keyring, query: ListingQuery) -> Page:
+        """Return one page.
+
+        Args:
+            keyring: The project's; it says which kinds of objects the project has.
+            query: Which page.
+
+        Raises:
+            StorageUnavailableError: the storage failed.
+        """
+        page = Page(next_after=query.after)
+        if query.is_empty:
+            page.next_after = None
+            return page
+        try:
+            await self._fill(page, keyring, query)
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
+        return page
+
+    async def _fill(self, page: Page, keyring: Keyring, query: ListingQuery) -> None:
+        heads = MAX_HEADS
+        root = object_s3_key(keyring.project, "")
+        for _ in range(MAX_LISTINGS):
+            limit = min(query.limit - len(page.objects) - len(page.prefixes), heads)
+            if page.next_after is None or limit == 0:
+                return
+            listed = await self._storage.list_entries(
+                root + query.prefix,
+                delimiter=query.delimiter,
+                # Never empty: an object under the root itself is foreign, and is skipped.
+                after=root + page.next_after,
+                limit=limit,
+            )
+            after = listed.next_after
+            page.next_after = None if after is None else after.removeprefix(root)
+            rows = [row for row in listed.objects if is_object_key(row.key.removeprefix(root))]
+            unclear = [row for row in rows if needs_head(keyring, row.size_bytes)]
+            heads -= len(unclear)
+            looked = await self._look(keyring, unclear)
+            page.objects += [
+                known
+                for row in rows
+                if (known := looked.get(row.key, _encrypted(row, root))) is not None
+            ]
+            page.prefixes += _valid_folders(folder.removeprefix(root) for folder in listed.prefixes)
+
+    async def _look(
+        self, keyring: Keyring, rows: Sequence[ObjectSummary]
+    ) -> dict[str, ListedObject | None]:
+        """Return each of these objects by its S3 key: None for a tombstone."""
+        looked: dict[str, ListedObject | None] = {}
+        left = iter(rows)
+
+        async def work() -> None:
+            for row in left:
+                async with self._heads:
+                    looked[row.key] = await self._look_at(keyring, row)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(rows), _HEADS_AT_ONCE_A_PAGE)):
+                    group.create_task(work())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return looked
+
+    async def _look_at(self, keyring: Keyring, row: ObjectSummary) -> ListedObject | None:
+        try:
+            head = await self._storage.head(row.key)
+        except MissingError:
+            return None  # it was removed after the listing
+        if is_tombstone(head.metadata):
+            return None
+        size_bytes = size_by_metadata(keyring, head.metadata, head.size_bytes)
+        key = row.key.removeprefix(object_s3_key(keyring.project, ""))
+        return ListedObject(key, size_bytes, row.last_modified)
+
+
+def _encrypted(row: ObjectSummary, root: str) -> ListedObject:
+    return ListedObject(
+        row.key.removeprefix(root), encrypted_size(row.size_bytes), row.last_modified
+    )
+
+
+def _valid_folders(folders: Iterable[str]) -> list[str]:
+    """Keep the common prefixes that can begin an object key of SPEC 1."""
+    return [folder for folder in folders if is_object_key(folder.removesuffix("/"))]
