@@ -44,6 +44,7 @@
      │    ├── GatewayUnavailableError       no connection, or no response to a read
      │    ├── ResponseLostError             an upload or a rotation got no response
      │    ├── UnexpectedResponseError       a response that SPEC 9 does not define
+     │    ├── LinkExpiredError              the storage does not take a ciphertext link any more
      │    └── IncompleteBodyError           the body ended before its length
      ├── SealError                          sealed bytes do not open
      │    ├── CommitmentError               the header does not match the key and context
@@ -354,6 +355,13 @@ class UnexpectedResponseError(GatewayError):
     def __init__(self, reason: str, *, status: int) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class LinkExpiredError(GatewayError):
+    """The storage refuses a ciphertext link: it has expired, or is not as the gateway made it.
+
+    Ask the gateway for a new one.
+    """
 
 
 class IncompleteBodyError(GatewayError):

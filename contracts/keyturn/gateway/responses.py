@@ -167,16 +167,21 @@ def redirect_target(headers: Mapping[str, str]) -> str:
         UnexpectedResponseError: anything else.
     """
     target = headers.get("Location", "")
-    try:
-        parts = urlsplit(target)
-        fine = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-    except ValueError:
-        fine = False
-    if not fine or not target.isascii() or not target.isprintable() or " " in target:
+    if not is_storage_url(target):
         raise UnexpectedResponseError(
             "redirected to an address that is not http or https", status=307
         )
     return target
+
+
+def is_storage_url(url: str) -> bool:
+    """Whether this can be a presigned URL of the storage: a whole http or https URL."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    except ValueError:
+        return False
+    return bool(fine) and url.isascii() and url.isprintable() and " " not in url
 
 
 def response_error(

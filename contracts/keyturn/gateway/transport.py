@@ -57,7 +57,7 @@ class _Failure:
 
 
 class Transport:
-    """The connections to one gateway, and to where it redirects. Made by `open`."""
+    """The connections to one gateway and to the storage. Made by `open`."""
 
     def __init__(
         self,
@@ -75,20 +75,30 @@ class Transport:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, url: str, *, connect_timeout_s: float, idle_timeout_s: float, max_connections: int
+        cls,
+        url: str | None,
+        *,
+        connect_timeout_s: float,
+        idle_timeout_s: float,
+        max_connections: int,
     ) -> AsyncIterator[Self]:
         """A pool for as long as the block lasts; connects to nothing yet.
+
+        Args:
+            url: The gateway's address; None for `read_presigned` alone.
+            connect_timeout_s: Seconds to make one connection.
+            idle_timeout_s: Seconds without progress after which a request fails.
+            max_connections: Connections at once; further requests wait for one.
 
         Raises:
             SettingsError: not the URL of a gateway, or aiohttp is not installed.
         """
-        base_url = _base(url)
+        base_url = "" if url is None else _base(url)
         try:
             import aiohttp  # noqa: PLC0415  # an optional extra
         except ImportError as exc:
             raise SettingsError(
-                "the gateway's client needs aiohttp, which is not installed: install "
-                "keyturn[gateway]"
+                "reading over HTTP needs aiohttp, which is not installed: install keyturn[gateway]"
             ) from exc
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=max_connections),
@@ -134,12 +144,22 @@ class Transport:
             UnexpectedResponseError: it does not lead to an http or https address.
             StorageUnavailableError: nothing responds there.
         """
-        redirected = await self._get(
-            response.method, redirect_target(response.headers), headers, None
+        return await self.read_presigned(
+            response.method, SecretStr(redirect_target(response.headers)), headers
         )
-        if isinstance(redirected, _Failure):
-            raise StorageUnavailableError(f"the storage did not respond ({redirected.reason})")
-        return redirected
+
+    async def read_presigned(
+        self, method: str, url: SecretStr, headers: Mapping[str, str]
+    ) -> "aiohttp.ClientResponse":
+        """The response at a presigned address of the storage; its owner closes it.
+
+        Raises:
+            StorageUnavailableError: nothing responds there.
+        """
+        response = await self._get(method, url.get_secret_value(), headers, None)
+        if isinstance(response, _Failure):
+            raise StorageUnavailableError(f"the storage did not respond ({response.reason})")
+        return response
 
     async def send(
         self,

@@ -1,0 +1,42 @@
+"""Open an object without the gateway in the data path (SPEC 4, 9.3, 15.2).
+
+    from keyturn.gateway import Client
+    from keyturn.open import open_object
+
+    async with Client.connect("https://files.example.com", api_key) as client:
+        link = await client.ciphertext_link("acme", "video.mp4")
+    async with open_object(
+        link, project="acme", object_key="video.mp4", api_key=api_key, pepper=pepper
+    ) as opened:
+        async for piece in opened.chunks():
+            ...
+
+A ciphertext link is a presigned URL of the stored bytes, with the object's metadata. The reader
+derives the project's user KEK from the API key and the pepper, unwraps the object's DEK and
+decrypts here. It needs no operator's key, no keyring and no bucket credentials. A whole read is
+one request to the storage.
+
+| module | holds |
+| --- | --- |
+| `reader` | `Reader` and `open_object` |
+| `decrypted_object` | one object while it is read: its size, and its plaintext as a stream |
+| `stored_body` | the stored bytes by their presigned URL, over as many requests as it takes |
+| `unwrap` | the DEK that an API key opens; pure |
+
+Only Cobblestone-256 objects are opened here. The gateway serves plaintext objects and those of
+the earlier system. Exceptions are in `keyturn.errors`. It needs aiohttp
+(`pip install 'keyturn[gateway]'`). It must never import `keyturn_workers`, and never put the
+presigned URL, which is a secret, into an error or a repr.
+"""
+
+from keyturn.errors import IncompleteBodyError, LinkExpiredError
+from keyturn.open.decrypted_object import DecryptedObject
+from keyturn.open.reader import Reader, open_object
+
+__all__ = [
+    "DecryptedObject",
+    "IncompleteBodyError",
+    "LinkExpiredError",
+    "Reader",
+    "open_object",
+]

@@ -1,0 +1,203 @@
+"""`Reader` and `open_object`: what a service imports to open objects by itself (SPEC 9.3, 15.2).
+
+An API key never leaves this process: it only derives the user KEK. The storage sees a presigned
+URL, and nothing else.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, Self
+
+from pydantic import SecretStr
+
+from keyturn.crypto import Kek, user_kek
+from keyturn.errors import MalformedRequestError
+from keyturn.gateway.client import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S
+from keyturn.gateway.responses import ByteRange, is_storage_url
+from keyturn.gateway.transport import MAX_CONNECTIONS, Transport
+from keyturn.identifiers import check_object_key, is_project
+from keyturn.open.decrypted_object import DecryptedObject
+from keyturn.open.plaintext import Source, open_range, open_whole
+from keyturn.open.stored_body import StoredBody
+from keyturn.open.unwrap import user_dek
+from keyturn.publisher.requests import ApiKey
+
+
+class CiphertextLinkLike(Protocol):
+    """What a reader needs of a ciphertext link, such as `keyturn.gateway.CiphertextLink`."""
+
+    @property
+    def url(self) -> str:
+        """The presigned URL of the stored bytes."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The object's `enc-` names."""
+        ...
+
+
+CiphertextLink = CiphertextLinkLike | Mapping[str, Any]
+"""A ciphertext link: an object, or the gateway's JSON with `url` and `metadata`."""
+
+
+class Reader:
+    """Opens the objects of one project by ciphertext links. Made by `connect`.
+
+    Safe for concurrent use. It holds the project's user KEK, not the API key.
+    """
+
+    def __init__(self, transport: Transport, project: str, kek: Kek) -> None:
+        self._transport = transport
+        self._project = project
+        self._kek = kek
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls,
+        project: str,
+        api_key: ApiKey,
+        *,
+        pepper: ApiKey = "",
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> AsyncIterator[Self]:
+        """A reader and its connections to the storage, open as long as the block lasts.
+
+        Args:
+            project: The project's id (SPEC 1).
+            api_key: The API key that the links' metadata was written under.
+            pepper: The deployment's `KEYTURN_PEPPER`.
+            connect_timeout_s: Seconds to make one connection.
+            idle_timeout_s: Seconds without progress after which a request fails.
+            max_connections: Connections at once; further requests wait for one.
+
+        Raises:
+            MalformedRequestError: the project or the API key does not have the form of SPEC 1.
+            SettingsError: aiohttp is not installed.
+        """
+        kek = _user_kek(project, api_key, pepper)
+        async with Transport.open(
+            None,
+            connect_timeout_s=connect_timeout_s,
+            idle_timeout_s=idle_timeout_s,
+            max_connections=max_connections,
+        ) as transport:
+            yield cls(transport, project, kek)
+
+    @asynccontextmanager
+    async def open(
+        self,
+        link: CiphertextLink,
+        object_key: str,
+        *,
+        start: int = 0,
+        length: int | None = None,
+    ) -> AsyncIterator[DecryptedObject]:
+        """Open an object, or a range of it, as long as the block lasts.
+
+        What `DecryptedObject.chunks` yields is authentic, but it is complete only when the
+        iteration ends without an error.
+
+        Args:
+            link: A ciphertext link of this object.
+            object_key: The object's key, 1 to 900 bytes of UTF-8. The wrap is bound to it.
+            start: The first byte; a negative one counts from the object's end.
+            length: Bytes at most, or None for all from `start` on.
+
+        Yields:
+            The object: its length, its metadata, and its plaintext as a stream.
+
+        Raises:
+            MalformedRequestError: the key, the range or the link is not valid.
+            NoUsableWrapError: the API key or the pepper is not the one that the link's metadata
+                was written under, the link is another object's, or the object is of the earlier
+                system.
+            CorruptObjectError: the stored bytes or the metadata do not authenticate.
+            UnknownAlgorithmError: the object is of a later version.
+            NotFoundError: the object was deleted.
+            RangeNotSatisfiableError: the object ends before `start`.
+            LinkExpiredError: the storage refuses the link.
+            ArchivedObjectError: the object must be restored first.
+            StorageUnavailableError: the storage does not respond, or fails.
+            UnexpectedResponseError: something else than the storage responded.
+        """
+        url, metadata = _parts(link)
+        try:
+            span = ByteRange(start, length)
+            check_object_key(object_key)
+        except ValueError as exc:
+            raise MalformedRequestError(str(exc)) from exc
+        dek = user_dek(metadata, self._kek, project=self._project, object_key=object_key)
+        source = Source(StoredBody(self._transport, url), metadata, dek)
+        opening = open_whole(source) if span.is_whole else open_range(source, span)
+        async with opening as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def open_object(
+    link: CiphertextLink,
+    *,
+    project: str,
+    object_key: str,
+    api_key: ApiKey,
+    pepper: ApiKey = "",
+    start: int = 0,
+    length: int | None = None,
+) -> AsyncIterator[DecryptedObject]:
+    """Open one object, or a range of it, by its ciphertext link and the project's API key.
+
+    For several objects, `Reader.connect` shares connections and derives the KEK once.
+
+    Args:
+        link: A ciphertext link of this object.
+        project: The project's id (SPEC 1).
+        object_key: The object's key, 1 to 900 bytes of UTF-8.
+        api_key: The API key that the link's metadata was written under.
+        pepper: The deployment's `KEYTURN_PEPPER`.
+        start: The first byte; a negative one counts from the object's end.
+        length: Bytes at most, or None for all from `start` on.
+
+    Yields:
+        The object: its length, its metadata, and its plaintext as a stream.
+
+    Raises:
+        CodedError, GatewayError: as `Reader.connect` and `Reader.open`.
+    """
+    async with (
+        Reader.connect(project, api_key, pepper=pepper) as reader,
+        reader.open(link, object_key, start=start, length=length) as opened,
+    ):
+        yield opened
+
+
+def _user_kek(project: str, api_key: ApiKey, pepper: ApiKey) -> Kek:
+    if not is_project(project):
+        raise MalformedRequestError("a project id has 1 to 63 characters of a-z, 0-9 and -")
+    try:
+        return user_kek(_text(api_key), project, _text(pepper))
+    except ValueError as exc:
+        raise MalformedRequestError(str(exc)) from None
+
+
+def _parts(link: CiphertextLink) -> tuple[SecretStr, Mapping[str, str]]:
+    if isinstance(link, Mapping):
+        url, metadata = link.get("url"), link.get("metadata")
+    else:
+        url, metadata = link.url, link.metadata
+    if isinstance(url, SecretStr):
+        url = url.get_secret_value()
+    if not isinstance(url, str) or not is_storage_url(url):
+        raise MalformedRequestError("a ciphertext link has an http or https URL")
+    if not isinstance(metadata, Mapping) or not all(
+        isinstance(part, str) for item in metadata.items() for part in item
+    ):
+        raise MalformedRequestError("a ciphertext link has the object's metadata: text by name")
+    return SecretStr(url), metadata
+
+
+def _text(secret: ApiKey) -> str:
+    return secret.get_secret_value() if isinstance(secret, SecretStr) else secret

@@ -1,0 +1,124 @@
+"""A reader opens many objects with one key, and gives away neither key nor URL (SPEC 9.3)."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import web
+from pydantic import SecretStr
+
+from keyturn.errors import MalformedRequestError
+from keyturn.open import Reader, open_object
+from tests.unit.keyturn.gateway.gateway import object_of, serving
+from tests.unit.keyturn.open.storage import (
+    API_KEY,
+    HEADERS,
+    KEY,
+    PEPPER,
+    PROJECT,
+    link_to,
+    made,
+    open_link,
+)
+
+OBJECT = made(40_000)
+ANSWER = object_of(OBJECT.body, HEADERS)
+
+
+async def test_many_objects_at_once_by_one_reader() -> None:
+    async def read(reader: Reader, link: Any) -> bytes:
+        async with reader.open(link, KEY) as opened:
+            return await opened.read()
+
+    async with serving(ANSWER) as storage:
+        link = link_to(storage, OBJECT.metadata)
+        async with Reader.connect(
+            PROJECT, SecretStr(API_KEY), pepper=SecretStr(PEPPER), max_connections=2
+        ) as reader:
+            assert API_KEY not in repr(vars(reader))
+            found = await asyncio.gather(*(read(reader, link) for _ in range(20)))
+    assert set(found) == {OBJECT.plaintext}
+
+
+async def test_the_storage_gets_the_signed_path_and_no_key() -> None:
+    async with serving(ANSWER) as storage:
+        link = link_to(storage, OBJECT.metadata)
+        async with (
+            Reader.connect(PROJECT, API_KEY, pepper=PEPPER) as reader,
+            reader.open(link, KEY, start=20_000, length=1) as opened,
+        ):
+            assert await opened.read() == OBJECT.plaintext[20_000:20_001]
+    assert storage.seen
+    for seen in storage.seen:
+        assert storage.url + seen.target == link["url"]
+        assert "Authorization" not in seen.headers
+        assert API_KEY not in repr(seen.headers)
+
+
+async def test_a_link_is_an_object_or_the_gateways_json() -> None:
+    async with serving(ANSWER) as storage:
+        as_json = link_to(storage, OBJECT.metadata)
+        secret = {**as_json, "url": SecretStr(str(as_json["url"]))}
+        for link in (as_json, secret, SimpleNamespace(**as_json), SimpleNamespace(**secret)):
+            async with open_link(link) as opened:
+                assert await opened.read() == OBJECT.plaintext
+
+
+GOOD: dict[str, Any] = {
+    "project": PROJECT,
+    "object_key": KEY,
+    "api_key": API_KEY,
+    "url": "https://s3.example.com/b/k?X-Amz-Signature=5ec4e7",
+    "metadata": OBJECT.metadata,
+}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"project": "No project"},
+        {"object_key": "/k"},
+        {"object_key": ""},
+        {"api_key": "too-short"},
+        {"pepper": "\ud800"},
+        {"length": 0},
+        {"start": -1, "length": 1},
+        {"url": "ftp://s3.example.com/5ec4e7"},
+        {"url": "https://user:5ec4e7@s3.example.com/"},
+        {"url": "https://s3.example.com/ 5ec4e7"},
+        {"url": None},
+        {"metadata": None},
+        {"metadata": {"enc-algo": 1}},
+    ],
+)
+async def test_what_is_not_valid_is_refused_before_anything_is_sent(bad: dict[str, Any]) -> None:
+    given = {**GOOD, **bad}
+    link = {"url": given.pop("url"), "metadata": given.pop("metadata")}
+    with pytest.raises(MalformedRequestError) as raised:
+        async with open_object(link, **given):
+            pass
+    assert "5ec4e7" not in str(raised.value)
+
+
+async def test_the_connection_ends_with_the_block() -> None:
+    """A caller who leaves early does not download the rest."""
+    ended = asyncio.Event()
+
+    async def huge(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(56 + 65_536 * 16_400 + 100)})
+        await response.prepare(request)
+        await response.write(OBJECT.body[:56])
+        with suppress(ConnectionError):
+            while True:
+                await response.write(bytes(1 << 20))
+        ended.set()
+        return response
+
+    async with serving(huge) as storage:
+        async with open_link(link_to(storage, OBJECT.metadata)) as opened:
+            assert opened.length == 65_536 * 16_384 + 84
+        await asyncio.wait_for(ended.wait(), 10)
