@@ -42,7 +42,7 @@
      │    └── WaitTimeoutError              no event in time (also a TimeoutError)
      ├── GatewayError                       talking to the HTTP gateway
      │    ├── GatewayUnavailableError       no connection, or no response to a read
-     │    ├── ResponseLostError             an upload or a rotation got no response
+     │    ├── ResponseLostError             an upload, a deletion or a rotation got no response
      │    ├── UnexpectedResponseError       a response that SPEC 9 does not define
      │    ├── LinkExpiredError              the storage does not take a ciphertext link any more
      │    └── IncompleteBodyError           the body ended before its length
@@ -333,19 +333,19 @@ class GatewayUnavailableError(GatewayError):
 
 
 class ResponseLostError(GatewayError):
-    """An upload or a rotation was sent, at least in part, and its response did not arrive.
+    """An upload, a deletion or a rotation was sent, at least in part, and got no response.
 
     It may have taken effect, or may still do so. After an upload, check with `stat`: a
-    repeated upload is refused with `already_exists` if the first one was stored. After a
-    rotation, try the new API key.
+    repeated upload is refused with `already_exists` if the first one was stored. A deletion
+    can be repeated. After a rotation, try the new API key.
     """
 
 
 class UnexpectedResponseError(GatewayError):
     """The response is not the gateway's (but a proxy's, say), or does not fit the request.
 
-    With a `status` of 500 or more, an upload or a rotation may have taken effect: a proxy
-    responds so when it loses the gateway's response.
+    With a `status` of 500 or more, an upload, a deletion or a rotation may have taken effect:
+    a proxy responds so when it loses the gateway's response.
 
     Args:
         reason: What is wrong with the response; never a part of its body.

@@ -1,4 +1,4 @@
-"""The client of the HTTP gateway (SPEC 9): read and send objects with only an API key.
+"""The client of the HTTP gateway (SPEC 9): work with objects with only an API key.
 
     from keyturn.gateway import Client
 
@@ -9,9 +9,13 @@
 
 | module | holds |
 | --- | --- |
-| `client` | `Client`: open, stat, upload, rotate, rotation |
+| `client` | `Client`: list, open, stat, upload, delete, link, rotate, rotation |
+| `listing` | pages of a listing, checked against what was requested; pure |
+| `links` | links that open one object without the API key; pure |
 | `object_stream` | one object while it is read: its length, and its body as a checked stream |
 | `responses` | what a response's status, headers and problem document mean; pure |
+| `paths` | where a request goes: checked names, encoded; pure |
+| `authorized_requests` | requests with one API key, and what becomes of their responses |
 | `request_body` | a body on its way to the gateway, watched for progress |
 | `transport` | one pool of connections; sends each request once; errors without secrets |
 
@@ -31,15 +35,22 @@ from keyturn.errors import (
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
 )
-from keyturn.gateway.client import Client, UploadReceipt
+from keyturn.gateway.client import Client, DeleteReceipt, UploadReceipt
+from keyturn.gateway.links import CiphertextLink, Link
+from keyturn.gateway.listing import ListedObject, ListedPrefix
 from keyturn.gateway.object_stream import OpenObject
 from keyturn.gateway.responses import ObjectInfo
 
 __all__ = [
+    "CiphertextLink",
     "Client",
+    "DeleteReceipt",
     "GatewayError",
     "GatewayUnavailableError",
     "IncompleteBodyError",
+    "Link",
+    "ListedObject",
+    "ListedPrefix",
     "ObjectInfo",
     "OpenObject",
     "ResponseLostError",

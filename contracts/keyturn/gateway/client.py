@@ -1,56 +1,67 @@
-"""`Client`: what a service imports to read and send objects with only an API key (SPEC 9).
+"""`Client`: what a service imports to work with objects with only an API key (SPEC 9).
 
 It is the caller's half of SPEC 9. Names are checked before anything is sent. The API key is
 sent to the gateway's own address only, never to where that redirects: use https unless the
 gateway runs on the same machine.
-It must never log or raise an API key or a body, and never send an upload or a rotation twice.
+It must never log or raise an API key, a body or a link, and never send an upload, a deletion
+or a rotation twice.
 """
 
 import warnings
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import quote
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Self, overload
 
 import orjson
 from pydantic import SecretStr
 
 from keyturn.crypto import check_api_key
 from keyturn.errors import (
-    GatewayUnavailableError,
     MalformedRequestError,
-    ResponseLostError,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
 )
+from keyturn.gateway.authorized_requests import AuthorizedRequests
+from keyturn.gateway.links import (
+    CIPHERTEXT_LINK_MAX_S,
+    CiphertextLink,
+    Link,
+    ciphertext_link_request,
+    link_request,
+    parse_ciphertext_link,
+    parse_link,
+)
+from keyturn.gateway.listing import (
+    PAGE_MAX_BYTES,
+    PAGE_MAX_ENTRIES,
+    Entry,
+    ListedObject,
+    ListedPrefix,
+    PageRequest,
+    parse_page,
+)
 from keyturn.gateway.object_stream import OpenObject
+from keyturn.gateway.paths import object_path, objects_path, rotation_path, rotations_path
 from keyturn.gateway.request_body import RequestBody
 from keyturn.gateway.responses import (
     META_PREFIX,
     ByteRange,
     ObjectInfo,
     content_lengths,
-    json_object,
     object_info,
-    response_error,
-    storage_response_error,
 )
 from keyturn.gateway.transport import MAX_CONNECTIONS, Transport, is_unencrypted
-from keyturn.identifiers import check_object_key, is_project, is_uuid
+from keyturn.identifiers import is_uuid
 from keyturn.metadata import check_content_type, encode_caller_metadata
 from keyturn.publisher.body_source import Body
 from keyturn.publisher.requests import ApiKey
 
-if TYPE_CHECKING:
-    import aiohttp
-
 _CALLER: Final = 3  # frames up to the caller of `connect`: its own, and contextlib's
 CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 60.0
-_UNRESERVED: Final = "/-_.~"
 _WHOLE: Final = ByteRange(0, None)
-_OK, _CREATED, _ACCEPTED, _PARTIAL, _REDIRECT = 200, 201, 202, 206, 307
+_OK, _CREATED, _ACCEPTED, _NO_CONTENT = 200, 201, 202, 204
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +77,26 @@ class UploadReceipt:
     stored: bool
 
 
+@dataclass(frozen=True, slots=True)
+class DeleteReceipt:
+    """A deletion that the gateway has accepted.
+
+    Attributes:
+        request_id: Its id, which its event names too. None if the object is deleted already: the
+            gateway's response is empty then.
+        deleted: Whether the object is deleted. If not, it will be, or an event says why not.
+    """
+
+    request_id: str | None
+    deleted: bool
+
+
 class Client:
     """Access to one project through a gateway. Made by `connect`; safe for concurrent use."""
 
     def __init__(self, transport: Transport, api_key: ApiKey) -> None:
         self._transport = transport
-        self._api_key = _checked_api_key(api_key)
+        self._requests = AuthorizedRequests(transport, _checked_api_key(api_key))
 
     @classmethod
     @asynccontextmanager
@@ -152,7 +177,8 @@ class Client:
             span = ByteRange(start, length)
         except ValueError as exc:
             raise MalformedRequestError(str(exc)) from exc
-        async with self._object("GET", project, object_key, span) as (response, by_storage):
+        path = object_path(project, object_key)
+        async with self._requests.object("GET", path, span) as (response, by_storage):
             size_bytes, length_bytes = content_lengths(
                 response.status, response.headers, span, by_storage=by_storage
             )
@@ -171,11 +197,80 @@ class Client:
             GatewayError: the gateway cannot be reached, or refuses with a status that several
                 codes share: a response to HEAD has no body that would name the code.
         """
-        async with self._object("HEAD", project, object_key, _WHOLE) as (response, by_storage):
+        path = object_path(project, object_key)
+        async with self._requests.object("HEAD", path, _WHOLE) as (response, by_storage):
             size_bytes, _ = content_lengths(
                 response.status, response.headers, _WHOLE, by_storage=by_storage
             )
             return object_info(size_bytes, response.headers, by_storage=by_storage)
+
+    @overload
+    def list(
+        self,
+        project: str,
+        *,
+        prefix: str = "",
+        delimiter: None = None,
+        after: str = "",
+        page_size: int = PAGE_MAX_ENTRIES,
+    ) -> AsyncGenerator[ListedObject, None]: ...
+
+    @overload
+    def list(
+        self,
+        project: str,
+        *,
+        prefix: str = "",
+        delimiter: Literal["/"],
+        after: str = "",
+        page_size: int = PAGE_MAX_ENTRIES,
+    ) -> AsyncGenerator[ListedObject | ListedPrefix, None]: ...
+
+    def list(
+        self,
+        project: str,
+        *,
+        prefix: str = "",
+        delimiter: Literal["/"] | None = None,
+        after: str = "",
+        page_size: int = PAGE_MAX_ENTRIES,
+    ) -> AsyncGenerator[Any, None]:
+        """List objects in the byte order of their keys, without deleted ones.
+
+        Pages are requested as the iteration reaches them. After an error, a new call with `after`
+        continues behind the last entry.
+
+        Args:
+            project: The project's id (SPEC 1).
+            prefix: What the keys begin with.
+            delimiter: `/` to list one level: keys with a `/` behind the prefix are yielded as one
+                `ListedPrefix` for all that begin alike up to it.
+            after: The entry to continue behind: a key or, with a delimiter, a prefix.
+            page_size: Entries of one request at most, 1 to 1000.
+
+        Yields:
+            The objects and, with a delimiter, the prefixes.
+
+        Raises:
+            MalformedRequestError: a name or a number is not valid; raised by the call itself.
+            UnauthorizedError: not the project's current API key, or no such project.
+            CodedError: any other refusal of the gateway.
+            GatewayError: the gateway cannot be reached, or its response is not valid.
+        """
+        request = PageRequest(prefix, delimiter, after, page_size)
+        return self._entries(objects_path(project), request)
+
+    async def _entries(self, path: str, request: PageRequest) -> AsyncGenerator[Entry, None]:
+        while True:
+            document = await self._requests.read(
+                "GET", f"{path}?{request.query}", max_bytes=PAGE_MAX_BYTES
+            )
+            page = parse_page(document, request)
+            for entry in page.entries:
+                yield entry
+            if page.next_after is None:
+                return
+            request = replace(request, after=page.next_after)
 
     async def upload(
         self,
@@ -210,22 +305,117 @@ class Client:
             ResponseLostError: the object may be stored, or not; check with `stat`.
             UnexpectedResponseError: likewise, if its status is 500 or more.
         """
-        if wait_s is not None and wait_s < 1:
-            raise MalformedRequestError("wait_s is 1 or more")
-        headers = {} if wait_s is None else {"Prefer": f"wait={wait_s}"}
+        headers = _preference(wait_s)
         if content_type:
             headers["Content-Type"] = check_content_type(content_type)
         for name, value in encode_caller_metadata(metadata or {}).items():
             headers[META_PREFIX + name] = value
-        status, fields = await self._send(
+        status, fields = await self._requests.send(
             "PUT",
-            _object_path(project, object_key),
+            object_path(project, object_key),
             headers,
             RequestBody(body),
             (_CREATED, _ACCEPTED),
-            wait_s or 0,
+            wait_s=wait_s or 0,
         )
         return UploadReceipt(_required_id(status, fields, "upload_id"), stored=status == _CREATED)
+
+    async def delete(
+        self, project: str, object_key: str, *, wait_s: int | None = None
+    ) -> DeleteReceipt:
+        """Delete one object for good. The request is sent once; a second one does no harm.
+
+        The key can never be used again.
+
+        Args:
+            project: The project's id (SPEC 1).
+            object_key: The object's key, 1 to 900 bytes of UTF-8.
+            wait_s: Seconds, 1 or more, that the gateway may wait until the object is deleted,
+                which takes two leases (30 seconds by default); None responds once the request
+                is on its queue.
+
+        Returns:
+            The request's id, or that the object is deleted already.
+
+        Raises:
+            MalformedRequestError: a name is not valid.
+            UnauthorizedError: not the project's current API key, or no such project.
+            NotFoundError: there is nothing under the key, and never was.
+            NotPermittedError: this gateway does not delete.
+            TooManyRequestsError: the project has too many deletions under way.
+            CodedError: any other refusal of the gateway.
+            GatewayUnavailableError: it cannot be reached; nothing was sent.
+            ResponseLostError: the object may be deleted, or not; delete it again.
+            UnexpectedResponseError: likewise, if its status is 500 or more.
+        """
+        status, fields = await self._requests.send(
+            "DELETE",
+            object_path(project, object_key),
+            _preference(wait_s),
+            None,
+            (_ACCEPTED, _NO_CONTENT),
+            wait_s=wait_s or 0,
+        )
+        if status == _NO_CONTENT:
+            return DeleteReceipt(None, deleted=True)
+        return DeleteReceipt(_required_id(status, fields, "request_id"), deleted=False)
+
+    async def link(
+        self, project: str, object_key: str, *, expires_s: int = 3600, inline: bool = False
+    ) -> Link:
+        """A URL that opens one object without the API key, for a browser or another person.
+
+        It is a secret like the object itself. It ends when it expires, or with the next rotation
+        of the project's key, whichever comes first. The object need not exist yet.
+
+        Args:
+            project: The project's id (SPEC 1).
+            object_key: The object's key, 1 to 900 bytes of UTF-8.
+            expires_s: Seconds that it is valid, 1 to 604800 (7 days).
+            inline: Whether a browser shows the object instead of saving it.
+
+        Raises:
+            MalformedRequestError: a name or `expires_s` is not valid.
+            UnauthorizedError: not the project's current API key, or no such project.
+            CodedError: any other refusal of the gateway.
+            GatewayError: the gateway cannot be reached, or its response is not valid.
+        """
+        requesting = self._request_link(project, object_key, link_request(expires_s, inline=inline))
+        link = parse_link(await requesting, project, object_key, inline=inline)
+        if link is None:
+            raise _no_such_link()
+        return link
+
+    async def ciphertext_link(
+        self, project: str, object_key: str, *, expires_s: int = CIPHERTEXT_LINK_MAX_S
+    ) -> CiphertextLink:
+        """A URL of an encrypted object's stored bytes, for a reader that decrypts them itself.
+
+        The reader needs the API key and the link's `metadata`. A rotation does not revoke the
+        URL, so it is valid for 15 minutes at most.
+
+        Args:
+            project: The project's id (SPEC 1).
+            object_key: The object's key, 1 to 900 bytes of UTF-8.
+            expires_s: Seconds that it is valid, 1 to 900.
+
+        Raises:
+            MalformedRequestError: a name or `expires_s` is not valid, or the object is not
+                encrypted as Cobblestone-256.
+            UnauthorizedError: not the project's current API key, or no such project.
+            NotFoundError: there is no object, or it was deleted.
+            CodedError: any other refusal of the gateway.
+            GatewayError: the gateway cannot be reached, or its response is not valid.
+        """
+        requesting = self._request_link(project, object_key, ciphertext_link_request(expires_s))
+        link = parse_ciphertext_link(await requesting)
+        if link is None:
+            raise _no_such_link()
+        return link
+
+    async def _request_link(self, project: str, object_key: str, body: bytes) -> dict[str, Any]:
+        path = f"{object_path(project, object_key)}/links"
+        return await self._requests.read("POST", path, body=body, done=_CREATED)
 
     async def rotate(self, project: str, new_api_key: ApiKey) -> str:
         """Request a rotation of the project's key; return the rotation's id.
@@ -246,9 +436,9 @@ class Client:
             UnexpectedResponseError: likewise, if its status is 500 or more.
         """
         secret = _checked_api_key(new_api_key)
-        status, fields = await self._send(
+        status, fields = await self._requests.send(
             "POST",
-            f"{_project_path(project)}/rotations",
+            rotations_path(project),
             {"Content-Type": "application/json"},
             RequestBody(orjson.dumps({"api_key": secret.get_secret_value()})),
             (_ACCEPTED,),
@@ -269,89 +459,12 @@ class Client:
             NotFoundError: no rotation of that id is known.
             GatewayError: the gateway cannot be reached, or its response is not valid.
         """
-        if not is_uuid(rotation_id):
-            raise MalformedRequestError("a rotation's id is a UUID in lower case")
-        path = f"{_project_path(project)}/rotations/{rotation_id}"
-        response = await self._transport.read("GET", path, {}, self._api_key)
-        try:
-            body = await self._transport.body_of(response)
-            if body is None:
-                raise GatewayUnavailableError("the gateway's response was cut short")
-            if response.status != _OK:
-                raise self._error(response, body)
-            fields = json_object(body)
-        finally:
-            response.close()
+        fields = await self._requests.read("GET", rotation_path(project, rotation_id))
         if fields.get("rotation_id") != rotation_id or not isinstance(fields.get("state"), str):
             raise UnexpectedResponseError(
                 "the response describes another rotation, or none", status=_OK
             )
         return fields
-
-    @asynccontextmanager
-    async def _object(
-        self, method: str, project: str, object_key: str, span: ByteRange
-    ) -> "AsyncIterator[tuple[aiohttp.ClientResponse, bool]]":
-        """The response about an object, and whether it came from the storage (SPEC 9.3)."""
-        headers = {} if span.is_whole else {"Range": span.header}
-        path = _object_path(project, object_key)
-        response = await self._transport.read(method, path, headers, self._api_key)
-        try:
-            if by_storage := response.status == _REDIRECT:
-                redirected = await self._transport.follow(response, headers)
-                response.close()
-                response = redirected
-            if response.status not in (_OK, _PARTIAL):
-                if by_storage:
-                    raise storage_response_error(response.status)
-                raise await self._object_error(response)
-            yield response, by_storage
-        finally:
-            # If the body was read to its end, the connection is in the pool already.
-            response.close()
-
-    async def _object_error(self, response: "aiohttp.ClientResponse") -> Exception:
-        if response.method == "HEAD":
-            return self._error(response, None)
-        body = await self._transport.body_of(response)
-        if body is None:
-            return GatewayUnavailableError("the gateway's response was cut short")
-        return self._error(response, body)
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        headers: dict[str, str],
-        request_body: RequestBody,
-        done: tuple[int, ...],
-        wait_s: int = 0,
-        *,
-        secret: SecretStr | None = None,
-    ) -> tuple[int, dict[str, Any]]:
-        """Send a request; return status and document of a response whose status is in `done`."""
-        response = await self._transport.send(
-            method, path, headers, self._api_key, request_body, wait_s=wait_s
-        )
-        try:
-            received = await self._transport.body_of(response)
-            if received is None:
-                raise ResponseLostError("the gateway's response was cut short")
-            if response.status not in done:
-                raise self._error(response, received, secret)
-            return response.status, json_object(received)
-        finally:
-            response.close()
-
-    def _error(
-        self,
-        response: "aiohttp.ClientResponse",
-        body: bytes | None,
-        secret: SecretStr | None = None,
-    ) -> Exception:
-        held = (self._api_key, secret)
-        secrets = tuple(one.get_secret_value() for one in held if one is not None)
-        return response_error(response.status, response.headers, body, secrets=secrets)
 
 
 def _checked_api_key(api_key: ApiKey) -> SecretStr:
@@ -363,18 +476,17 @@ def _checked_api_key(api_key: ApiKey) -> SecretStr:
     return secret
 
 
-def _project_path(project: str) -> str:
-    if not is_project(project):
-        raise MalformedRequestError("a project id has 1 to 63 characters of a-z, 0-9 and -")
-    return f"/v1/projects/{project}"
+def _no_such_link() -> UnexpectedResponseError:
+    # Raised by callers that hold no variable with the response: it may be a link to another object.
+    return UnexpectedResponseError("the response holds no such link", status=_CREATED)
 
 
-def _object_path(project: str, object_key: str) -> str:
-    try:
-        check_object_key(object_key)
-    except ValueError as exc:
-        raise MalformedRequestError(str(exc)) from exc
-    return f"{_project_path(project)}/objects/{quote(object_key, safe=_UNRESERVED)}"
+def _preference(wait_s: int | None) -> dict[str, str]:
+    if wait_s is None:
+        return {}
+    if wait_s < 1:
+        raise MalformedRequestError("wait_s is 1 or more")
+    return {"Prefer": f"wait={wait_s}"}
 
 
 def _required_id(status: int, fields: Mapping[str, Any], name: str) -> str:

@@ -167,21 +167,22 @@ def redirect_target(headers: Mapping[str, str]) -> str:
         UnexpectedResponseError: anything else.
     """
     target = headers.get("Location", "")
-    if not is_storage_url(target):
+    if not is_web_address(target):
         raise UnexpectedResponseError(
             "redirected to an address that is not http or https", status=307
         )
     return target
 
 
-def is_storage_url(url: str) -> bool:
-    """Whether this can be a presigned URL of the storage: a whole http or https URL."""
+def is_web_address(url: str) -> bool:
+    """Whether this is a whole http or https URL, encoded, without a user."""
     try:
         parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+        has_host = parts.hostname is not None and "@" not in parts.netloc
     except ValueError:
         return False
-    return bool(fine) and url.isascii() and url.isprintable() and " " not in url
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return plain and has_host and parts.scheme in ("http", "https")
 
 
 def response_error(

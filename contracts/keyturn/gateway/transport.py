@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 MAX_CONNECTIONS: Final = 100
-_RESPONSE_MAX_BYTES: Final = 64 * 1024
+RESPONSE_MAX_BYTES: Final = 64 * 1024
 _READ_BUFFER_BYTES: Final = 256 * 1024
 _AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _OWN_HEADERS: Final = {
@@ -117,14 +117,19 @@ class Transport:
             )
 
     async def read(
-        self, method: str, path: str, headers: Mapping[str, str], api_key: SecretStr
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        api_key: SecretStr,
+        body: bytes | None = None,
     ) -> "aiohttp.ClientResponse":
         """The response to a request that changes nothing; its owner closes it.
 
         Raises:
             GatewayUnavailableError: there is none.
         """
-        response = await self._get(method, self._base_url + path, headers, api_key)
+        response = await self._get(method, self._base_url + path, headers, api_key, body)
         if isinstance(response, _Failure):
             raise GatewayUnavailableError(f"the gateway did not respond ({response.reason})")
         return response
@@ -167,24 +172,24 @@ class Transport:
         path: str,
         headers: Mapping[str, str],
         api_key: SecretStr,
-        request_body: RequestBody,
+        request_body: RequestBody | None,
         *,
         wait_s: float = 0,
     ) -> "aiohttp.ClientResponse":
-        """The response to a request with a body, which is sent once; its owner closes it.
+        """The response to a request that is sent once; its owner closes it.
 
-        The body goes out only when the gateway asks for it (100 Continue), so that a
-        refused one is not sent.
+        A body goes out only when the gateway asks for it (100 Continue), so that a refused
+        one is not sent.
 
         Raises:
             GatewayUnavailableError: not even a connection was made.
             ResponseLostError: there is no response.
             Exception: whatever the body's source raised, unchanged; nothing was stored.
         """
-        response = await self._put(
+        response = await self._send_once(
             method, self._base_url + path, headers, api_key, request_body, wait_s
         )
-        if request_body.failure is not None:
+        if request_body is not None and request_body.failure is not None:
             if not isinstance(response, _Failure):
                 response.close()
             raise request_body.failure
@@ -194,23 +199,28 @@ class Transport:
             raise GatewayUnavailableError(f"the gateway cannot be reached ({response.reason})")
         raise ResponseLostError(f"no response came to what was sent ({response.reason})")
 
-    async def body_of(self, response: "aiohttp.ClientResponse") -> bytes | None:
-        """A small response's body, cut at 64 KiB; None where the connection failed."""
+    async def body_of(
+        self, response: "aiohttp.ClientResponse", *, max_bytes: int = RESPONSE_MAX_BYTES
+    ) -> bytes | None:
+        """A small response's body, cut at `max_bytes`; None where the connection failed."""
         body = bytearray()
 
         async def read() -> bytes:
             async with asyncio.timeout(self._idle_s):
-                while len(body) < _RESPONSE_MAX_BYTES and (
-                    piece := await response.content.readany()
-                ):
+                while len(body) < max_bytes and (piece := await response.content.readany()):
                     body.extend(piece)
-            return bytes(body[:_RESPONSE_MAX_BYTES])
+            return bytes(body[:max_bytes])
 
         received = await _outcome(read())
         return None if isinstance(received, _Failure) else received
 
     async def _get(
-        self, method: str, url: str, headers: Mapping[str, str], api_key: SecretStr | None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        api_key: SecretStr | None,
+        body: bytes | None = None,
     ) -> "aiohttp.ClientResponse | _Failure":
         import aiohttp  # noqa: PLC0415  # an optional extra
         from yarl import URL  # noqa: PLC0415  # comes with it
@@ -224,19 +234,20 @@ class Transport:
                 method,
                 URL(url, encoded=True),
                 headers=_authorized(headers, api_key),
+                data=body,
                 allow_redirects=False,
                 timeout=limits,
             )
 
         return await _outcome(ask())
 
-    async def _put(
+    async def _send_once(
         self,
         method: str,
         url: str,
         headers: Mapping[str, str],
         api_key: SecretStr,
-        request_body: RequestBody,
+        request_body: RequestBody | None,
         wait_s: float,
     ) -> "aiohttp.ClientResponse | _Failure":
         import aiohttp  # noqa: PLC0415  # an optional extra
@@ -244,19 +255,22 @@ class Transport:
 
         # aiohttp's own clock would run while the body's source is read.
         limits = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s)
+        of_body = {} if request_body is None else request_body.headers
+        after_headers_s = self._idle_s + (wait_s if request_body is None else 0)
 
         async def ask() -> aiohttp.ClientResponse:
             async with asyncio.timeout(None) as idle:
                 return await self._session.request(
                     method,
                     URL(url, encoded=True),
-                    headers=_authorized({**headers, **request_body.headers}, api_key),
-                    data=request_body.blocks_with_timeout(idle, self._idle_s, wait_s),
+                    headers=_authorized({**headers, **of_body}, api_key),
+                    data=request_body
+                    and request_body.blocks_with_timeout(idle, self._idle_s, wait_s),
                     allow_redirects=False,
-                    expect100=True,
+                    expect100=request_body is not None,
                     timeout=limits,
                     middlewares=(_raise_loss,),
-                    trace_request_ctx=lambda: reset(idle, self._idle_s),
+                    trace_request_ctx=lambda: reset(idle, after_headers_s),
                 )
 
         return await _outcome(ask())
@@ -336,7 +350,7 @@ async def _raise_loss(
 ) -> "aiohttp.ClientResponse":
     """Turn a loss into an error that aiohttp does not know, so that it does not resend.
 
-    It would send a PUT twice, and the second one be refused by the first.
+    It would send a PUT or a DELETE twice, and a second PUT be refused by the first.
     """
     import aiohttp  # noqa: PLC0415  # an optional extra
 

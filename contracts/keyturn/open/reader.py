@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from keyturn.crypto import Kek, user_kek
 from keyturn.errors import MalformedRequestError
 from keyturn.gateway.client import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S
-from keyturn.gateway.responses import ByteRange, is_storage_url
+from keyturn.gateway.responses import ByteRange, is_web_address
 from keyturn.gateway.transport import MAX_CONNECTIONS, Transport
 from keyturn.identifiers import check_object_key, is_project
 from keyturn.open.decrypted_object import DecryptedObject
@@ -190,7 +190,7 @@ def _parts(link: CiphertextLink) -> tuple[SecretStr, Mapping[str, str]]:
         url, metadata = link.url, link.metadata
     if isinstance(url, SecretStr):
         url = url.get_secret_value()
-    if not isinstance(url, str) or not is_storage_url(url):
+    if not isinstance(url, str) or not is_web_address(url):
         raise MalformedRequestError("a ciphertext link has an http or https URL")
     if not isinstance(metadata, Mapping) or not all(
         isinstance(part, str) for item in metadata.items() for part in item

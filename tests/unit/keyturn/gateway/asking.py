@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from pydantic import SecretStr
 
@@ -18,22 +20,47 @@ from tests.unit.keyturn.gateway.gateway import (
     serving,
 )
 
-CALLS = ["open", "stat", "upload", "rotate", "rotation"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CALLS = [
+    "open",
+    "stat",
+    "upload",
+    "rotate",
+    "rotation",
+    "list",
+    "delete",
+    "link",
+    "ciphertext_link",
+]
+SENT_ONCE = ["upload", "rotate", "delete"]
+"""Those that change something: without a response, they may have taken effect."""
+EACH_WAY = ["open", "upload", "list"]
+"""One of each way in which a refusal with a body is read: of an object, of a sending, of a read."""
 
 
-async def ask(client: Client, how: str) -> None:
+async def ask(client: Client, how: str, *, project: str = "acme", key: str = "k") -> None:
     """Make one request of a kind of `CALLS`."""
     if how == "open":
-        async with client.open("acme", "k"):
+        async with client.open(project, key):
             pass
     elif how == "stat":
-        await client.stat("acme", "k")
+        await client.stat(project, key)
     elif how == "upload":
-        await client.upload("acme", "k", b"the body")
+        await client.upload(project, key, b"the body")
     elif how == "rotate":
-        await client.rotate("acme", SecretStr(NEW_API_KEY))
+        await client.rotate(project, SecretStr(NEW_API_KEY))
+    elif how == "rotation":
+        await client.rotation(project, AN_ID)
+    elif how == "list":
+        _ = [entry async for entry in client.list(project)]
+    elif how == "delete":
+        await client.delete(project, key)
+    elif how == "link":
+        await client.link(project, key)
     else:
-        await client.rotation("acme", AN_ID)
+        await client.ciphertext_link(project, key)
 
 
 async def refusal(answer: Answer, how: str) -> Exception:
@@ -62,3 +89,12 @@ async def read(
         client.open("acme", key, start=start, length=length) as opened,
     ):
         return opened.length, await opened.read()
+
+
+def own_frames(error: BaseException) -> Iterator[str]:
+    """The variables of every frame of ours that an error passed: reporters of errors show them."""
+    trace = error.__traceback__
+    while trace is not None:
+        if "contracts/keyturn/" in trace.tb_frame.f_code.co_filename:
+            yield repr(trace.tb_frame.f_locals)
+        trace = trace.tb_next

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -28,6 +30,8 @@ HEADERS = {
     "X-Keyturn-Meta-Title": "=?utf-8?b?w6nDqQ==?=",
     "Accept-Ranges": "bytes",
 }
+TOKEN = "t0" + "k" * 40 + "n"
+EXPIRES_AT = datetime(2026, 11, 24, 11, tzinfo=UTC)
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -176,6 +180,39 @@ def json_answer(
         body=json.dumps(document).encode(),
         headers={**(headers or {}), "Content-Type": content_type},
     )
+
+
+def page_of(
+    keys: Sequence[str], prefixes: Sequence[str] = (), *, next_after: str | None = None
+) -> dict[str, Any]:
+    """A page of a listing; every object has 5 bytes."""
+    return {
+        "objects": [
+            {"key": key, "size": 5, "stored_at": "2026-11-24T10:00:00.000000Z"} for key in keys
+        ],
+        "prefixes": list(prefixes),
+        "next": next_after,
+    }
+
+
+def link_document(key: str, *, inline: bool = False) -> dict[str, Any]:
+    """A link to an object of `acme`, at the gateway's public address."""
+    more = "&inline=1" if inline else ""
+    expires = int(EXPIRES_AT.timestamp())
+    return {
+        "url": f"https://files.example.com/kt/v1/projects/acme/objects/{quote(key)}"
+        f"?expires={expires}{more}&token={TOKEN}",
+        "expires_at": "2026-11-24T11:00:00Z",
+    }
+
+
+def ciphertext_link_document() -> dict[str, Any]:
+    """A link to an object's stored bytes."""
+    return {
+        "url": f"https://s3.example.com/bucket/acme/k?X-Amz-Signature={TOKEN}",
+        "expires_at": "2026-11-24T11:00:00Z",
+        "metadata": {"enc-algo": "Cobblestone-256", "enc-dek-user": "c2VhbGVk"},
+    }
 
 
 ACCEPTED = json_always(202, {"upload_id": AN_ID})

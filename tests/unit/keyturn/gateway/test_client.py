@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import warnings
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
+from aiohttp import web
 from pydantic import SecretStr
 
 from keyturn.errors import (
@@ -19,21 +22,32 @@ from keyturn.errors import (
     RangeNotSatisfiableError,
 )
 from keyturn.gateway import (
+    CiphertextLink,
     Client,
+    DeleteReceipt,
+    Link,
+    ListedObject,
+    ListedPrefix,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
     UploadReceipt,
 )
 from keyturn.gateway.transport import is_unencrypted
-from tests.unit.keyturn.gateway.asking import read
+from tests.unit.keyturn.gateway.asking import CALLS, ask, own_frames, read
 from tests.unit.keyturn.gateway.gateway import (
     ACCEPTED,
     AN_ID,
     API_KEY,
+    EXPIRES_AT,
     NEW_API_KEY,
+    TOKEN,
     always,
+    ciphertext_link_document,
     json_always,
+    json_answer,
+    link_document,
     object_of,
+    page_of,
     problem,
     serving,
 )
@@ -94,20 +108,6 @@ async def test_plain_http_to_another_machine_is_warned_of(url: str, *, unencrypt
         assert warning.filename == __file__  # the caller's line, not one of ours
         assert "https://" in str(warning.message)
         assert API_KEY not in str(warning.message)
-
-
-async def _ask(client: Client, how: str, project: str, key: str) -> None:
-    if how == "open":
-        async with client.open(project, key):
-            pass
-    elif how == "stat":
-        await client.stat(project, key)
-    elif how == "upload":
-        await client.upload(project, key, b"")
-    elif how == "rotate":
-        await client.rotate(project, API_KEY)
-    else:
-        await client.rotation(project, "2f6c9a0e-0000-4000-8000-000000000001")
 
 
 @pytest.mark.parametrize("size", [0, 1, 16 * 1024, 3 * 2**20 + 1])
@@ -212,20 +212,20 @@ async def test_every_key_arrives_as_it_is(key: str, sent: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../x", "a/./b", "a\nb", "k" * 901])
-@pytest.mark.parametrize("how", ["open", "stat", "upload"])
-async def test_a_key_that_is_none_is_not_sent(key: str, how: str) -> None:
+async def test_a_key_that_is_none_is_not_sent(key: str) -> None:
     async with serving(object_of(BODY)) as gateway, Client.connect(gateway.url, API_KEY) as client:
-        with pytest.raises(MalformedRequestError, match="a key"):
-            await _ask(client, how, "acme", key)
+        for how in ("open", "stat", "upload", "delete", "link", "ciphertext_link"):
+            with pytest.raises(MalformedRequestError, match="a key"):
+                await ask(client, how, key=key)
     assert gateway.seen == []
 
 
 @pytest.mark.parametrize("project", ["", "Acme", "a/b", "..", ".keyturn", "acme\r\nX: y"])
-@pytest.mark.parametrize("how", ["open", "stat", "upload", "rotate", "rotation"])
-async def test_a_project_that_is_none_is_not_sent(project: str, how: str) -> None:
+async def test_a_project_that_is_none_is_not_sent(project: str) -> None:
     async with serving(object_of(BODY)) as gateway, Client.connect(gateway.url, API_KEY) as client:
-        with pytest.raises(MalformedRequestError, match="a project id"):
-            await _ask(client, how, project, "k")
+        for how in CALLS:
+            with pytest.raises(MalformedRequestError, match="a project id"):
+                await ask(client, how, project=project)
     assert gateway.seen == []
 
 
@@ -353,6 +353,8 @@ async def test_an_answer_without_an_id_is_none(document: object) -> None:
             await client.upload("acme", "k", b"body")
         with pytest.raises(UnexpectedResponseError, match="no rotation_id"):
             await client.rotate("acme", NEW_API_KEY)
+        with pytest.raises(UnexpectedResponseError, match="no request_id"):
+            await client.delete("acme", "k")
 
 
 async def test_a_rotation_is_requested_with_the_current_key_and_sends_the_new_one() -> None:
@@ -412,3 +414,177 @@ async def test_an_answer_about_no_rotation_is_none(document: object) -> None:
     ):
         with pytest.raises(UnexpectedResponseError, match="another rotation"):
             await client.rotation("acme", AN_ID)
+
+
+async def test_a_listing_is_read_page_by_page_as_it_is_iterated() -> None:
+    keys = ["a", "b", "z", "é/日本"]
+    pages = {
+        None: page_of(keys[:2], next_after="b"),
+        "b": page_of([], next_after="bé"),
+        "bé": page_of(keys[2:]),
+    }
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return json_answer(200, pages[request.query.get("after")])
+
+    async with serving(answer) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        listing = client.list("acme", page_size=2)
+        assert gateway.seen == []
+        first = await anext(listing)
+        assert first == ListedObject("a", 5, datetime(2026, 11, 24, 10, tzinfo=UTC))
+        await anext(listing)
+        assert len(gateway.seen) == 1
+        assert [entry.key async for entry in listing] == keys[2:]
+    targets = [seen.target.removeprefix("/v1/projects/acme/objects") for seen in gateway.seen]
+    assert targets == ["?limit=2", "?after=b&limit=2", "?after=b%C3%A9&limit=2"]
+    assert {seen.headers["Authorization"] for seen in gateway.seen} == {f"Bearer {API_KEY}"}
+
+
+async def test_one_level_is_listed_with_its_prefixes_in_order() -> None:
+    async with (
+        serving(json_always(200, page_of(["a/b", "a/d"], ["a/b b/", "a/c/"]))) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        listing = client.list("acme", prefix="a/", delimiter="/", after="a/&")
+        listed = [entry async for entry in listing]
+    assert [getattr(entry, "key", None) for entry in listed] == ["a/b", None, None, "a/d"]
+    assert listed[1:3] == [ListedPrefix("a/b b/"), ListedPrefix("a/c/")]
+    (seen,) = gateway.seen
+    assert seen.target.endswith("/objects?prefix=a%2F&delimiter=%2F&after=a%2F%26&limit=1000")
+
+
+async def test_a_listing_of_the_longest_keys_fits() -> None:
+    keys = [f"{number:04}" + '"' * 896 for number in range(1000)]
+    async with (
+        serving(json_always(200, page_of(keys))) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        assert [entry.key async for entry in client.list("acme")] == keys
+
+
+async def test_a_listing_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keyturn.gateway.client.PAGE_MAX_BYTES", 2**20)
+    sent = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            while sent < 2**28:
+                await response.write(b" " * 2**16)
+                sent += 2**16
+        return response
+
+    async with serving(answer) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(UnexpectedResponseError, match="is no listing"):
+            await anext(client.list("acme"))
+    assert sent < 2**25
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"delimiter": "x"},
+        {"delimiter": "//"},
+        {"page_size": 0},
+        {"page_size": 1001},
+        {"prefix": "\ud800"},
+        {"prefix": "é" * 451},
+        {"prefix": "a\n"},
+        {"after": "é" * 513},
+        {"after": "\ud800"},
+    ],
+)
+async def test_a_listing_that_is_none_is_refused_by_the_call(more: dict[str, Any]) -> None:
+    async with serving(always(500)) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(MalformedRequestError):
+            client.list("acme", **more)
+    assert gateway.seen == []
+
+
+async def test_a_page_that_repeats_itself_ends_the_listing() -> None:
+    """A gateway, or a proxy's cache, that always responds with the first page."""
+    async with (
+        serving(json_always(200, page_of(["a", "b"], next_after="b"))) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        listing = client.list("acme")
+        assert [(await anext(listing)).key, (await anext(listing)).key] == ["a", "b"]
+        with pytest.raises(UnexpectedResponseError, match="not in order") as raised:
+            await anext(listing)
+    assert raised.value.status == 200
+    assert len(gateway.seen) == 2
+
+
+async def test_a_deletion_is_on_its_way_or_done() -> None:
+    statuses = iter([202, 204])
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        status = next(statuses)
+        if status == 204:
+            return web.Response(status=204)
+        return json_answer(status, {"request_id": AN_ID})
+
+    async with serving(answer) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        assert await client.delete("acme", "a b") == DeleteReceipt(AN_ID, deleted=False)
+        assert await client.delete("acme", "a b", wait_s=40) == DeleteReceipt(None, deleted=True)
+        with pytest.raises(MalformedRequestError, match="wait_s"):
+            await client.delete("acme", "a b", wait_s=0)
+    assert [seen.headers.get("Prefer") for seen in gateway.seen] == [None, "wait=40"]
+    for seen in gateway.seen:
+        assert (seen.method, seen.target) == ("DELETE", "/v1/projects/acme/objects/a%20b")
+        assert seen.headers["Authorization"] == f"Bearer {API_KEY}"
+
+
+async def test_a_link_is_requested_and_not_shown() -> None:
+    async with (
+        serving(json_always(201, link_document("a b/é", inline=True))) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        link = await client.link("acme", "a b/é", expires_s=60, inline=True)
+    assert link == Link(link_document("a b/é", inline=True)["url"], EXPIRES_AT)
+    assert repr(link) == f"Link(expires_at={EXPIRES_AT!r})"
+    (seen,) = gateway.seen
+    assert (seen.method, seen.headers["Content-Type"]) == ("POST", "application/json")
+    assert seen.target == "/v1/projects/acme/objects/a%20b/%C3%A9/links"
+    assert json.loads(seen.body or b"") == {"expires_s": 60, "inline": True}
+
+
+async def test_a_link_to_ciphertext_comes_with_the_metadata_that_opens_it() -> None:
+    async with (
+        serving(json_always(201, ciphertext_link_document())) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        link = await client.ciphertext_link("acme", "k")
+    document = ciphertext_link_document()
+    assert link == CiphertextLink(document["url"], EXPIRES_AT, document["metadata"])
+    assert repr(link) == f"CiphertextLink(expires_at={EXPIRES_AT!r})"
+    assert json.loads(gateway.seen[0].body or b"") == {"expires_s": 900, "kind": "ciphertext"}
+
+
+@pytest.mark.parametrize("expires_s", [0, -1, 604_801, True, 1.5])
+async def test_a_link_that_is_none_is_not_requested(expires_s: Any) -> None:
+    async with serving(always(500)) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(MalformedRequestError, match="1 to 604800 seconds"):
+            await client.link("acme", "k", expires_s=expires_s)
+        with pytest.raises(MalformedRequestError, match="1 to 900 seconds"):
+            await client.ciphertext_link("acme", "k", expires_s=expires_s)
+    assert gateway.seen == []
+
+
+async def test_a_link_of_another_form_is_in_no_error() -> None:
+    """Not even in the variables of a frame, which reporters of errors show."""
+    document = {**ciphertext_link_document(), **link_document("another")}
+    async with (
+        serving(json_always(201, document)) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        for how in ("link", "ciphertext_link"):
+            document["metadata"] = {}
+            with pytest.raises(UnexpectedResponseError, match="no such link") as raised:
+                await ask(client, how)
+            frames = list(own_frames(raised.value))
+            assert frames
+            assert not [text for text in (repr(raised.value), *frames) if TOKEN in text]

@@ -15,7 +15,8 @@ from keyturn.gateway import (
     Client,
     UnexpectedResponseError,
 )
-from tests.unit.keyturn.gateway.asking import CALLS, read, refusal
+from keyturn.gateway.responses import is_web_address
+from tests.unit.keyturn.gateway.asking import CALLS, EACH_WAY, read, refusal
 from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
     HEADERS,
@@ -87,6 +88,25 @@ async def test_a_body_that_a_proxy_compressed_is_not_taken() -> None:
             await read(gateway.url)
 
 
+@pytest.mark.parametrize(
+    ("url", "is_one"),
+    [
+        ("https://files.example.com/a?b=c", True),
+        ("http://127.0.0.1:8080", True),
+        ("/a", False),
+        ("//127.0.0.1/a", False),
+        ("ftp://127.0.0.1/a", False),
+        ("https://user@127.0.0.1/a", False),
+        ("https://[::1/a", False),
+        ("https://127.0.0.1/a b", False),
+        ("https://127.0.0.1/é", False),
+        ("https://127.0.0.1/a\n", False),
+    ],
+)
+def test_a_web_address_is_whole_and_encoded(url: str, *, is_one: bool) -> None:
+    assert is_web_address(url) is is_one
+
+
 async def test_headers_that_say_nothing_are_none() -> None:
     headers = {"Last-Modified": "yesterday", "Content-Type": "a/b"}
     async with (
@@ -119,7 +139,7 @@ def test_the_statuses_here_are_those_of_every_code() -> None:
 
 
 @pytest.mark.parametrize("code", sorted(_CODES))
-@pytest.mark.parametrize("how", ["open", "upload", "rotate", "rotation"])
+@pytest.mark.parametrize("how", EACH_WAY)
 async def test_every_code_becomes_its_own_error(code: str, how: str) -> None:
     error = await refusal(problem(_CODES[code], code, "for a reason"), how)
     assert type(error) is all_errors()[code]
@@ -173,7 +193,7 @@ async def test_a_page_is_no_refusal_of_the_gateway(status: int) -> None:
         (203, b"x", "text/plain"),
     ],
 )
-@pytest.mark.parametrize("how", ["open", "upload", "rotate", "rotation"])
+@pytest.mark.parametrize("how", EACH_WAY)
 async def test_what_is_no_problem_document_is_an_error_of_its_own(
     status: int, body: bytes, content_type: str, how: str
 ) -> None:

@@ -27,7 +27,7 @@ from keyturn.gateway import (
     ResponseLostError,
     UnexpectedResponseError,
 )
-from tests.unit.keyturn.gateway.asking import CALLS, failure, read, refusal
+from tests.unit.keyturn.gateway.asking import CALLS, SENT_ONCE, failure, own_frames, read, refusal
 from tests.unit.keyturn.gateway.gateway import (
     ACCEPTED,
     AN_ID,
@@ -39,6 +39,7 @@ from tests.unit.keyturn.gateway.gateway import (
     always,
     cut,
     drop,
+    json_always,
     json_answer,
     object_of,
     problem,
@@ -46,7 +47,7 @@ from tests.unit.keyturn.gateway.gateway import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 
 BODY = os.urandom(1000)
@@ -242,7 +243,12 @@ async def test_what_is_sent_is_never_redirected(storage: FakeGateway) -> None:
         serving(_to(storage.url + SIGNED)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
     ):
-        for call in (client.upload("acme", "k", b"body"), client.rotate("acme", API_KEY)):
+        for call in (
+            client.upload("acme", "k", b"body"),
+            client.rotate("acme", API_KEY),
+            client.delete("acme", "k"),
+            client.link("acme", "k"),
+        ):
             with pytest.raises(UnexpectedResponseError):
                 await call
     assert storage.seen == []
@@ -263,7 +269,7 @@ async def _hang_up(request: web.Request) -> web.StreamResponse:
 @pytest.mark.parametrize("how", CALLS)
 async def test_a_gateway_that_hangs_up_leaves_open_what_was_sent(how: str) -> None:
     error = await refusal(_hang_up, how)
-    sent = how in ("upload", "rotate")
+    sent = how in SENT_ONCE
     assert isinstance(error, ResponseLostError if sent else GatewayUnavailableError)
 
 
@@ -281,7 +287,7 @@ async def test_an_answer_that_is_no_http_is_none(how: str) -> None:
     assert isinstance(error, (ResponseLostError, GatewayUnavailableError))
 
 
-@pytest.mark.parametrize("how", ["open", "upload", "rotate", "rotation"])
+@pytest.mark.parametrize("how", ["open", "upload", "delete", "list", "link"])
 async def test_a_refusal_that_is_cut_is_no_answer(how: str) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         headers = {"Content-Length": "100", "Content-Type": "application/problem+json"}
@@ -292,7 +298,7 @@ async def test_a_refusal_that_is_cut_is_no_answer(how: str) -> None:
         return response
 
     error = await refusal(answer, how)
-    sent = how in ("upload", "rotate")
+    sent = how in SENT_ONCE
     assert isinstance(error, ResponseLostError if sent else GatewayUnavailableError)
 
 
@@ -311,15 +317,6 @@ async def test_a_page_without_an_end_is_not_read_to_it(how: str) -> None:
     assert isinstance(error, UnexpectedResponseError)
 
 
-def _frames(error: BaseException) -> Iterator[str]:
-    """The variables of every frame of ours that an error passed: reporters of errors show them."""
-    trace = error.__traceback__
-    while trace is not None:
-        if "/keyturn/" in trace.tb_frame.f_code.co_filename:
-            yield repr(trace.tb_frame.f_locals)
-        trace = trace.tb_next
-
-
 @pytest.mark.parametrize("answer", [_hang_up, _garbage, always(302), problem(401, "unauthorized")])
 @pytest.mark.parametrize("how", CALLS)
 async def test_no_error_and_no_log_holds_an_api_key(
@@ -327,7 +324,7 @@ async def test_no_error_and_no_log_holds_an_api_key(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     error = await refusal(answer, how)
-    frames = list(_frames(error))
+    frames = list(own_frames(error))
     assert frames
     shown = [str(error), repr(error), repr(vars(error)), *frames, caplog.text]
     assert not [text for text in shown if API_KEY in text or NEW_API_KEY in text]
@@ -349,6 +346,36 @@ async def test_an_upload_is_not_sent_again_when_a_kept_connection_drops(body: by
         with pytest.raises(ResponseLostError):
             await client.upload("acme", "k", body)
     assert methods == ["PUT"]
+
+
+async def test_a_deletion_is_not_sent_again_when_a_kept_connection_drops() -> None:
+    """The HTTP client by itself would send it twice; it is sent without a body."""
+    async with (
+        serving(json_always(202, {"request_id": AN_ID})) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        await client.delete("acme", "first")
+        gateway.answer = _hang_up
+        with pytest.raises(ResponseLostError):
+            await client.delete("acme", "k")
+    assert gateway.methods == ["DELETE", "DELETE"]
+    for seen in gateway.seen:
+        assert seen.body == b""
+        assert not {"Expect", "Content-Type", "Transfer-Encoding"} & seen.headers.keys()
+
+
+async def test_a_deletions_answer_may_take_as_long_as_the_requested_wait() -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        await after(0.4)
+        return web.Response(status=204)
+
+    async with (
+        serving(answer) as gateway,
+        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
+    ):
+        assert (await client.delete("acme", "k", wait_s=1)).deleted
+        with pytest.raises(ResponseLostError, match="TimeoutError"):
+            await client.delete("acme", "k")
 
 
 async def test_a_server_that_stops_reading_ends_the_upload() -> None:

@@ -1,0 +1,187 @@
+"""Pages of a listing: what is requested, and what a response may hold (SPEC 9.3). Pure.
+
+A page is accepted only if it fits the request: every entry lies under the prefix and after the
+last one, in order. So a listing never yields an entry twice, and always advances.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
+from urllib.parse import quote, urlencode
+
+from keyturn.errors import MalformedRequestError, UnexpectedResponseError
+from keyturn.identifiers import (
+    OBJECT_KEY_MAX_BYTES,
+    has_control_characters,
+    is_object_key,
+    parse_time,
+)
+
+PAGE_MAX_ENTRIES: Final = 1000
+PAGE_MAX_BYTES: Final = 8 * 1024 * 1024
+"""More than 1000 keys of 900 bytes take, should every character be escaped in JSON."""
+DELIMITER: Final = "/"
+_S3_KEY_MAX_BYTES: Final = 1024  # of a `next`, which may be the key of another writer
+_OK: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object of a listing.
+
+    Attributes:
+        key: The object's key.
+        size_bytes: Length of the plaintext; not authenticated. None if no encrypted object has
+            the stored length: such an object was not stored by Keyturn.
+        stored_at: When the storage last wrote the object; a rotation counts.
+    """
+
+    key: str
+    size_bytes: int | None
+    stored_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPrefix:
+    """What the keys of one or more objects begin with: a folder of a listing by delimiter.
+
+    Attributes:
+        prefix: All up to and including the delimiter. It may be left with deleted objects only.
+    """
+
+    prefix: str
+
+
+Entry: TypeAlias = ListedObject | ListedPrefix
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """What a page is requested with.
+
+    Args:
+        prefix: What the keys begin with; may be empty.
+        delimiter: `/` to list one level, or None for all keys.
+        after: The entry after which the page begins; empty for the first page.
+        limit: Entries at most, 1 to 1000.
+
+    Raises:
+        MalformedRequestError: the gateway would refuse it.
+    """
+
+    prefix: str
+    delimiter: str | None
+    after: str
+    limit: int
+
+    def __post_init__(self) -> None:
+        if self.delimiter not in (None, DELIMITER):
+            raise MalformedRequestError("a delimiter is / or None")
+        if not 1 <= self.limit <= PAGE_MAX_ENTRIES:
+            raise MalformedRequestError(f"a page has 1 to {PAGE_MAX_ENTRIES} entries")
+        _check_text("prefix", self.prefix, OBJECT_KEY_MAX_BYTES)
+        _check_text("after", self.after, _S3_KEY_MAX_BYTES)
+        if has_control_characters(self.prefix):
+            raise MalformedRequestError("prefix has no control characters")
+
+    @property
+    def query(self) -> str:
+        """The query of the request's URL, encoded."""
+        optional = {"prefix": self.prefix, "delimiter": self.delimiter, "after": self.after}
+        given = {name: value for name, value in optional.items() if value}
+        return urlencode({**given, "limit": self.limit}, quote_via=quote, safe="")
+
+
+def _check_text(name: str, text: str, max_bytes: int) -> None:
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError:
+        raise MalformedRequestError(f"{name} must be valid UTF-8") from None
+    if size_bytes > max_bytes:
+        raise MalformedRequestError(f"{name} has at most {max_bytes} bytes of UTF-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a listing.
+
+    Attributes:
+        entries: In the order of their UTF-8 bytes; there may be none on any page.
+        next_after: `after` of the next page; None after the last one.
+    """
+
+    entries: Sequence[Entry]
+    next_after: str | None
+
+
+def parse_page(document: Mapping[str, Any], request: PageRequest) -> Page:
+    """The page that a response holds.
+
+    Raises:
+        UnexpectedResponseError: it does not fit the request.
+    """
+    objects, prefixes = document.get("objects"), document.get("prefixes")
+    if not isinstance(objects, list) or not isinstance(prefixes, list) or "next" not in document:
+        raise _unfit("is no listing")
+    listed_objects = [_object(fields, request) for fields in objects]
+    listed_prefixes = [_prefix(text, request) for text in prefixes]
+    keys = [listed.key for listed in listed_objects]
+    folders = [listed.prefix for listed in listed_prefixes]
+    if len(keys) + len(folders) > request.limit:
+        raise _unfit("holds more entries than requested")
+    # Strings compare by code points, which is the order of their UTF-8 bytes.
+    for names in (keys, folders):
+        if any(name <= before for before, name in pairwise([request.after, *names])):
+            raise _unfit("is not in order")
+    next_after = document["next"]
+    if next_after is not None:
+        _check_next(next_after, request, last=max([request.after, *keys[-1:], *folders[-1:]]))
+    entries: list[Entry] = [*listed_objects, *listed_prefixes]
+    return Page(sorted(entries, key=_name), next_after)
+
+
+def _name(entry: Entry) -> str:
+    return entry.key if isinstance(entry, ListedObject) else entry.prefix
+
+
+def _object(fields: object, request: PageRequest) -> ListedObject:
+    if not isinstance(fields, dict):
+        raise _unfit("holds an entry that is no object")
+    key, size, stored_at = fields.get("key"), fields.get("size"), fields.get("stored_at")
+    if not isinstance(key, str) or not is_object_key(key) or not key.startswith(request.prefix):
+        raise _unfit("holds a key that was not requested")
+    if request.delimiter and DELIMITER in key[len(request.prefix) :]:
+        raise _unfit("holds an object below a prefix")
+    if "size" not in fields or not (size is None or (type(size) is int and size >= 0)):
+        raise _unfit("holds an object without a size")
+    try:
+        return ListedObject(key, size, parse_time(str(stored_at)))
+    except ValueError:
+        raise _unfit("holds an object without a time") from None
+
+
+def _prefix(text: object, request: PageRequest) -> ListedPrefix:
+    if not request.delimiter or not isinstance(text, str) or not text.startswith(request.prefix):
+        raise _unfit("holds a prefix that was not requested")
+    ends_at = text.find(DELIMITER, len(request.prefix))
+    if ends_at < 0 or ends_at != len(text) - 1 or not is_object_key(text[:-1]):
+        raise _unfit("holds a prefix that was not requested")
+    return ListedPrefix(text)
+
+
+def _check_next(next_after: object, request: PageRequest, *, last: str) -> None:
+    """Check that the listing advances: at most this page's last entry may be repeated."""
+    if not isinstance(next_after, str) or len(next_after.encode()) > _S3_KEY_MAX_BYTES:
+        raise _unfit("names no next page")
+    if (
+        next_after == request.after
+        or next_after < last
+        or not next_after.startswith(request.prefix)
+    ):
+        raise _unfit("does not advance")
+
+
+def _unfit(what: str) -> UnexpectedResponseError:
+    return UnexpectedResponseError(f"the response {what}", status=_OK)
