@@ -7,6 +7,7 @@
 | `wraps` | DEK wraps, records, tombstones, v0 (SPEC 4, 5.1, 8.7) |
 | `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
 | `signatures` | Ed25519 on requests, events and evidence (SPEC 6.3, 6.7, 15.1) |
+| `links` | tokens of links to one object (SPEC 9.3) |
 | `retry_mac` | the MAC on a worker's note about a retry (SPEC 6.3) |
 | `labels`, `base64` | helpers of these |
 
@@ -51,6 +52,7 @@ from keyturn.crypto.keys import (
     v0_admin_kek,
     v0_user_kek,
 )
+from keyturn.crypto.links import LinkClaims, is_link_token, link_token
 from keyturn.crypto.retry_mac import RetryKey, RetryNote
 from keyturn.crypto.signatures import EventVerifier, SigningKey, VerifyKey
 from keyturn.crypto.wraps import (
@@ -92,6 +94,7 @@ __all__ = [
     "IntakePublicKey",
     "Kek",
     "KekPurpose",
+    "LinkClaims",
     "Opener",
     "RetryKey",
     "RetryNote",
@@ -110,8 +113,10 @@ __all__ = [
     "expand_message",
     "expand_prk",
     "from_base64",
+    "is_link_token",
     "kek_id",
     "kek_info",
+    "link_token",
     "master_prk",
     "new_api_key",
     "new_dek",
