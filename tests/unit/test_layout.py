@@ -34,6 +34,7 @@ ACROSS_MODULES: Final[dict[str, str]] = {
     "keyturn/crypto/test_wycheproof.py": "known answers of Wycheproof for all primitives",
     "keyturn/gateway/test_example.py": "runs the example of docs/howto/read.md",
     "keyturn/open/test_vectors.py": "objects made by another implementation",
+    "keyturn_workers/gateway/test_links.py": "what a link opens, through the whole application",
     "keyturn_workers/amqp/test_property_tolerance_upstream.py": "what the libraries still need",
     "keyturn_workers/cli/test_reference.py": "docs/reference/cli.md is the help of all commands",
     "keyturn_workers/storage/probe/test_documentation.py": "docs/operations/storage-servers.md",

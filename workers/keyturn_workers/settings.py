@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    HttpUrl,
+    PlainValidator,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import NoDecode
 
 from keyturn.crypto import IntakeKey, Secret
@@ -56,6 +66,22 @@ def _publishers(value: object) -> Mapping[str, Grant]:
     return parse_grants(value)
 
 
+_HTTP_URL: Final = TypeAdapter(HttpUrl)
+
+
+def _public_url(value: str) -> str:
+    try:
+        url = _HTTP_URL.validate_python(value)
+    except ValidationError:
+        raise ValueError("not an http:// or https:// URL") from None
+    if url.username is not None or url.password is not None:
+        raise ValueError("the URL must have no user name and no password")
+    if "?" in value or "#" in value:
+        raise ValueError("the URL must have no query and no fragment")
+    return str(url).rstrip("/")
+
+
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
 MasterKeys = Annotated[dict[str, MasterKeySource], NoDecode, BeforeValidator(_master_keys)]
 IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_keys)]
 # Pydantic's own validation would copy it; the file must stay the object that is read again.
@@ -203,6 +229,8 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_project_rotations: Annotated[int, Field(ge=1, le=100)] = 3
     # Whether the holder of a project's API key may rotate it here without the operator.
     gateway_rotation: Literal["allowed", "forbidden"] = "allowed"
+    # What links begin with; without it, the scheme and the Host header of the request for one.
+    gateway_public_url: PublicUrl | None = None
     # Objects of the earlier system are opened whole, a few at a time.
     gateway_v0_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
     gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4

@@ -199,6 +199,55 @@ def test_gateways_rotate_keys_unless_that_is_forbidden(monkeypatch: pytest.Monke
             GatewaySettings.read()
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://files.example.com", "https://files.example.com"),
+        ("https://files.example.com/", "https://files.example.com"),
+        ("HTTPS://Files.Example.com:443/", "https://files.example.com"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("http://[::1]:8080/a/b//", "http://[::1]:8080/a/b"),
+        ("https://files.example.com/key%20turn", "https://files.example.com/key%20turn"),
+    ],
+)
+def test_links_begin_with_the_public_url(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: str
+) -> None:
+    """SPEC 9.3. A path comes after it, so it does not end with a slash."""
+    _set(monkeypatch, _DEPLOYMENT.gateway_env())
+    assert GatewaySettings.read().gateway_public_url is None
+    monkeypatch.setenv("KEYTURN_GATEWAY_PUBLIC_URL", value)
+    assert GatewaySettings.read().gateway_public_url == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("files.example.com", "not an http:// or https:// URL"),
+        ("ftp://files.example.com", "not an http:// or https:// URL"),
+        ("https://", "not an http:// or https:// URL"),
+        ("https://a:65536", "not an http:// or https:// URL"),
+        ("https://a b", "not an http:// or https:// URL"),
+        ("https://url-canary@files.example.com", "no user name and no password"),
+        ("https://kim:url-canary@files.example.com", "no user name and no password"),
+        ("https://files.example.com/?url-canary", "no query and no fragment"),
+        ("https://files.example.com?", "no query and no fragment"),
+        ("https://files.example.com/#url-canary", "no query and no fragment"),
+    ],
+)
+def test_a_malformed_public_url_stops_the_gateway(
+    monkeypatch: pytest.MonkeyPatch, value: str, why: str
+) -> None:
+    _set(monkeypatch, _DEPLOYMENT.gateway_env(GATEWAY_PUBLIC_URL=value))
+    with pytest.raises(SettingsError) as raised:
+        GatewaySettings.read()
+    text = str(raised.value)
+    assert text.startswith("KEYTURN_GATEWAY_PUBLIC_URL is malformed: ")
+    assert why in text
+    assert "\n" not in text
+    assert "canary" not in text
+
+
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, _DEPLOYMENT.worker_env() | _DEPLOYMENT.publisher_env())
     shown = repr(WorkerSettings.read()) + repr(PublisherSettings.read())

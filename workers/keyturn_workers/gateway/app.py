@@ -31,6 +31,7 @@ from keyturn_workers.gateway.client_connection import (
     with_send_timeout,
 )
 from keyturn_workers.gateway.fair_shares import GatewayBusyError
+from keyturn_workers.gateway.link_routes import LinkRoutes
 from keyturn_workers.gateway.listing_routes import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_routes import ObjectRoutes
@@ -42,6 +43,7 @@ from keyturn_workers.worker.health import Check, run_checks
 
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:path}"
 LISTING: Final = "/v1/projects/{project}/objects"
+LINKS: Final = "/v1/projects/{project}/objects/{key:path}/links"
 ROTATIONS: Final = "/v1/projects/{project}/rotations"
 ROTATION: Final = "/v1/projects/{project}/rotations/{rotation_id}"
 _NOT_FOUND: Final = 404
@@ -56,6 +58,7 @@ _log = structlog.get_logger()
 def application(
     objects: ObjectRoutes,
     listing: ListingRoutes,
+    links: LinkRoutes,
     rotations: RotationRoutes,
     metrics: GatewayMetrics,
     checks: Mapping[str, Check],
@@ -67,6 +70,7 @@ def application(
     Args:
         objects: Serves objects.
         listing: Lists objects.
+        links: Makes links to objects.
         rotations: Serves rotations.
         metrics: The gateway's metrics, served at `/metrics`.
         checks: What `/readyz` checks, by name.
@@ -101,6 +105,8 @@ def application(
     routes = [
         Route(OBJECTS, objects, methods=["GET", "HEAD", "PUT"], name="objects"),
         Route(LISTING, listing.get, methods=["GET"], name="listing"),
+        # After the objects: only a POST is not one of an object whose key ends with `/links`.
+        Route(LINKS, links.post, methods=["POST"], name="links"),
         Route(ROTATIONS, rotations.post, methods=["POST"], name="rotations"),
         Route(ROTATION, rotations.get, methods=["GET"], name="rotation"),
         Route("/healthz", healthz, name="healthz"),

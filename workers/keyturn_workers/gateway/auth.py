@@ -1,9 +1,10 @@
-"""Authenticates callers by their project's current API key (SPEC 9.1).
+"""Authenticates callers by their project's current API key, or by a link (SPEC 9.1, 9.3).
 
-The KEK derived from the key must equal, in constant time, the KEK in the project's keyring.
-This is decided before anything about an object is read. A wrong key, an unknown project and a
-rotated key get the same response, in the same words, and after about the same time: there is a
-minimum for it. API keys are never logged nor kept.
+The KEK derived from the key must equal, in constant time, the KEK in the project's keyring; a
+link's token must be the MAC under that KEK. This is decided before anything about an object is
+read. A wrong key, an unknown project, a rotated key and a link that is wrong in any way get the
+same response, in the same words, and after about the same time: there is a minimum for it. API
+keys and tokens are never logged nor kept.
 """
 
 import asyncio
@@ -12,11 +13,11 @@ import os
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
-from keyturn.crypto import Secret, user_kek
+from keyturn.crypto import LinkClaims, Secret, is_link_token, user_kek
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
@@ -28,6 +29,7 @@ from keyturn.errors import (
 from keyturn.identifiers import is_project
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.link_parameters import Link
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 
 REFUSAL_MIN_S: Final = 0.1
@@ -52,6 +54,38 @@ class Caller:
     kek: Secret = field(repr=False)
 
 
+class Credential(Protocol):
+    """What a caller shows, to be compared with a project's KEK in constant time."""
+
+    def matches(self, kek: Secret) -> bool:
+        """Whether it belongs to this KEK."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyCredential:
+    """The KEK that was derived from the caller's API key."""
+
+    kek: Secret = field(repr=False)
+
+    def matches(self, kek: Secret) -> bool:
+        """Whether it is this KEK."""
+        return _equal(self.kek, kek)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCredential:
+    """A link that has not expired."""
+
+    deployment: str
+    claims: LinkClaims
+    token: str = field(repr=False)
+
+    def matches(self, kek: Secret) -> bool:
+        """Whether the link was made under this KEK."""
+        return is_link_token(self.token, kek, self.deployment, self.claims)
+
+
 class AuthenticationError(UnauthorizedError):
     """The caller is refused. Respond at `not_before` (`time.monotonic`) at the earliest."""
 
@@ -67,6 +101,7 @@ class Authenticator:
         keyrings: Reads keyrings, with a cache. A rotated key is accepted for as long as that.
         lookups: Looks up keyrings for callers that no cached keyring accepts.
         pepper: The deployment's pepper (SPEC 2.1).
+        deployment: The name of the installation, which links are bound to.
         cache_s: How long a keyring that cannot be opened is not read again.
         refusal_min_s: The minimum time of a refusal.
     """
@@ -77,12 +112,14 @@ class Authenticator:
         lookups: KeyringLookups,
         pepper: Secret,
         *,
+        deployment: str,
         cache_s: float,
         refusal_min_s: float = REFUSAL_MIN_S,
     ) -> None:
         self._keyrings = keyrings
         self._lookups = lookups
         self._pepper = pepper.reveal().decode()
+        self._deployment = deployment
         self._cache_s = cache_s
         self._refusal_min_s = refusal_min_s
         self._failures: OrderedDict[str, tuple[float, CodedError]] = OrderedDict()
@@ -103,15 +140,42 @@ class Authenticator:
         began = time.monotonic()
         # An unknown project costs the same computation as a known one.
         name = project if is_project(project) else _PLACEHOLDER_PROJECT
-        kek = self._kek_of(_bearer(authorization), name)
+        credential = ApiKeyCredential(self._kek_of(_bearer(authorization), name))
+        return await self._authenticate(project, credential, began)
+
+    async def authenticate_link(
+        self, project: str, object_key: str | None, link: Link | None
+    ) -> Caller:
+        """Return a caller who may read this one object, if the link is one to it.
+
+        A link that expired or is malformed needs no keyring: none would make it valid.
+
+        Args:
+            project: The project's id as in the path.
+            object_key: The object's key, or None if it is not one.
+            link: The link's parameters, or None if they are malformed.
+
+        Raises:
+            AuthenticationError, CorruptObjectError, UnknownMasterKeyError,
+            StorageUnavailableError: as `authenticate`.
+        """
+        began = time.monotonic()
+        if object_key is None or link is None or link.expires <= time.time():
+            raise AuthenticationError(self._not_before(began))
+        claims = LinkClaims(project, object_key, link.expires, link.inline)
+        credential = LinkCredential(self._deployment, claims, link.token)
+        return await self._authenticate(project, credential, began)
+
+    async def _authenticate(self, project: str, credential: Credential, began: float) -> Caller:
+        known = is_project(project)
         try:
-            snapshot = await self._keyring_for(project, kek) if name == project else None
+            snapshot = await self._keyring_for(project, credential) if known else None
         except CodedError as exc:
             await asyncio.sleep(self._not_before(began) - time.monotonic())
             # The detail is for authenticated callers only.
             raise type(exc) from exc
-        expected = _PLACEHOLDER_KEK if snapshot is None else snapshot.desired.user_kek
-        if _equal(kek, expected) and snapshot is not None:
+        kek = _PLACEHOLDER_KEK if snapshot is None else snapshot.desired.user_kek
+        if credential.matches(kek) and snapshot is not None:
             return Caller(project, snapshot, kek)
         raise AuthenticationError(self._not_before(began))
 
@@ -129,6 +193,8 @@ class Authenticator:
 
     async def reauthenticate(self, caller: Caller) -> Caller:
         """Authenticate the caller again, by a keyring read that starts now.
+
+        A caller by link is known by the KEK that the link was made under.
 
         Raises:
             UnauthorizedError: the key has been rotated.
@@ -160,24 +226,25 @@ class Authenticator:
             self.derive_kek(_PLACEHOLDER_API_KEY, project)
             return Secret(os.urandom(32))
 
-    async def _keyring_for(self, project: str, kek: Secret) -> KeyringSnapshot | None:
-        """Return the keyring that decides about a caller with this KEK, or None.
+    async def _keyring_for(self, project: str, credential: Credential) -> KeyringSnapshot | None:
+        """Return the keyring that decides about a caller with this credential, or None.
 
-        Only a KEK that was the project's at the last read costs a separate read. All others
-        share lookups that are sent after the request came. So the current key is never refused,
-        and a wrong one is refused by what the storage says now, for unknown projects too.
+        Only one that was right at the last read costs a separate read. All others share lookups
+        that are sent after the request came. So the current key is never refused, nor a link
+        made with it, and a wrong one is refused by what the storage says now, for unknown
+        projects too.
         """
         since, failure = self._failures.get(project, (0.0, None))
         if failure is not None and time.monotonic() - since <= self._cache_s:
             raise type(failure)(failure.detail)
         try:
             known = self._keyrings.get_last(project)
-            if known is not None and _equal(kek, known.desired.user_kek):
+            if known is not None and credential.matches(known.desired.user_kek):
                 snapshot = await self._recent(project)
-                if snapshot is not None and _equal(kek, snapshot.desired.user_kek):
+                if snapshot is not None and credential.matches(snapshot.desired.user_kek):
                     return snapshot
             joined = await self._lookups.join(project, self._cache_s)
-            if joined is not None and _equal(kek, joined.desired.user_kek):
+            if joined is not None and credential.matches(joined.desired.user_kek):
                 return joined
             return await self._lookups.look_up(project)
         except (CorruptObjectError, UnknownMasterKeyError) as exc:

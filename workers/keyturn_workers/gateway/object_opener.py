@@ -130,8 +130,11 @@ class ObjectOpener:
             raise DeletedKeyError("the key was deleted and cannot be used again")
         raise AlreadyExistsError("an object with this key exists")
 
-    async def presign(self, reader: PlaintextReader, lease_s: int) -> str:
-        """Return a URL that reads the object from the storage itself, for `lease_s` seconds."""
+    async def presign(self, reader: PlaintextReader | EncryptedReader, lease_s: int) -> str:
+        """Return a URL that reads what is stored from the storage itself, for `lease_s` seconds.
+
+        They begin at the storage's own time of `reader.head`: its clock decides.
+        """
         return await self._storage.presign_get(reader.s3_key, Lease(reader.head.date, lease_s))
 
     def _reader(

@@ -1,13 +1,16 @@
 """`GET`, `HEAD` and `PUT` of an object (SPEC 9.1 to 9.4).
 
-The caller is authenticated before anything about the object is read. Responses to HEAD and
-ranges are sent after the object's last chunk has authenticated, which proves the length. A
-whole GET proves it at its end, and resets the connection if it was wrong. No response starts
-before the first piece of its body has authenticated.
+The caller is authenticated before anything about the object is read. A `token` in the query of
+a GET or HEAD makes it a request by link: the link alone decides, and an API key is ignored.
+
+Responses to HEAD and ranges are sent after the object's last chunk has authenticated, which
+proves the length. A whole GET proves it at its end, and resets the connection if it was wrong.
+No response starts before the first piece of its body has authenticated.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -29,6 +32,7 @@ from keyturn_workers.gateway.client_connection import (
 )
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.legacy_reader import LegacyReader
+from keyturn_workers.gateway.link_parameters import Query
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import START_BYTES, ObjectOpener
 from keyturn_workers.gateway.object_reader import (
@@ -41,13 +45,21 @@ from keyturn_workers.gateway.paths import parse_object_path
 from keyturn_workers.gateway.plaintext_reader import PlaintextReader
 from keyturn_workers.gateway.problems import problem, problem_from_error
 from keyturn_workers.gateway.ranges import ByteRange, Span, parse_range
-from keyturn_workers.gateway.response_headers import object_headers, validator_headers
+from keyturn_workers.gateway.response_headers import (
+    AS_STORED,
+    Delivery,
+    delivery_as_download,
+    delivery_by_link,
+    object_headers,
+    validator_headers,
+)
 
 PRESIGNED_S: Final = 60
 # Responses up to this size are sent without watching for a disconnect.
 _UNWATCHED_BYTES: Final = 64 * 1024
 # Responses up to this size start after the whole body has authenticated: a 502 if it does not.
 _BUFFERED_BYTES: Final = 256 * 1024
+_READ_METHODS: Final = ("GET", "HEAD")
 _OK: Final = 200
 _PARTIAL: Final = 206
 _NOT_MODIFIED: Final = 304
@@ -91,8 +103,12 @@ class ObjectRoutes:
         """Serve one request. Errors before the response has started are raised."""
         request = Request(scope, receive)
         project, object_key = parse_object_path(scope["raw_path"])
-        authorization = request.headers.getlist("authorization")
-        caller = await self._auth.authenticate(project, authorization)
+        query = Query(scope["query_string"])
+        if query.is_link and scope["method"] in _READ_METHODS:
+            caller = await self._auth.authenticate_link(project, object_key, query.link())
+        else:
+            authorization = request.headers.getlist("authorization")
+            caller = await self._auth.authenticate(project, authorization)
         if object_key is None:
             raise NotFoundError("this is not a valid object key")
         with self._limit.hold(project):
@@ -105,17 +121,19 @@ class ObjectRoutes:
     async def _read(
         self, scope: Scope, receive: Receive, send: Send, caller: Caller, object_key: str
     ) -> None:
+        delivery = _delivery(object_key, Query(scope["query_string"]))
         headers = Headers(scope=scope)
         head_only = scope["method"] == "HEAD"
         byte_range = None if head_only else _requested_range(headers)
         start_bytes = _start_bytes(headers, caller, byte_range, head_only=head_only)
         async with self._opener.open(caller, object_key, start_bytes=start_bytes) as reader:
-            selected = await self._select(headers, reader, byte_range, head_only=head_only)
+            plan = _Plan(byte_range, delivery, head_only=head_only)
+            selected = await self._select(headers, reader, plan)
             if isinstance(selected, Response):
                 await selected(scope, receive, send)
                 return
             status = _OK if selected is None else _PARTIAL
-            start = partial(_start, send, status, object_headers(reader, selected))
+            start = partial(_start, send, status, object_headers(reader, selected, delivery))
             if head_only:
                 await start()
                 await send({"type": "http.response.body"})
@@ -125,30 +143,26 @@ class ObjectRoutes:
             await self._send(scope, receive, send, _Body(pieces, length, start))
 
     async def _select(
-        self,
-        headers: Headers,
-        reader: ObjectReader,
-        byte_range: ByteRange | None,
-        *,
-        head_only: bool,
+        self, headers: Headers, reader: ObjectReader, plan: "_Plan"
     ) -> Response | Span | None:
         """Return a response without a body, the range to send, or None for the whole object."""
+        byte_range = plan.byte_range
         etag, modified = reader.etag, content_modified_at(reader.head)
         match conditions.evaluate(headers, etag, modified):
             case "failed":
                 return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
             case "not_modified":
-                return Response(None, _NOT_MODIFIED, validator_headers(reader))
+                return Response(None, _NOT_MODIFIED, validator_headers(reader, plan.delivery))
             case _:
                 pass
-        if isinstance(reader, PlaintextReader) and self._presign_plaintext and not head_only:
+        if isinstance(reader, PlaintextReader) and self._presign_plaintext and plan.redirectable:
             url = await self._opener.presign(reader, PRESIGNED_S)
             redirect = {"cache-control": "no-store", "content-security-policy": "sandbox"}
             return RedirectResponse(url, headers=redirect)
         if byte_range is not None and not conditions.if_range_matches(headers, etag, modified):
             byte_range = None
         span = None if byte_range is None else byte_range.span(reader.size_bytes)
-        if head_only or byte_range is not None or isinstance(reader, LegacyReader):
+        if plan.head_only or byte_range is not None or isinstance(reader, LegacyReader):
             await reader.verify(span)
         if byte_range is None or byte_range.is_suffix_of_empty(reader.size_bytes):
             return None
@@ -189,6 +203,28 @@ class ObjectRoutes:
         self._metrics.aborted.labels(reason).inc()
         project, object_key = parse_object_path(scope["raw_path"])
         _log.warning("response aborted", reason=reason, project=project, key=object_key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the request asks for, before the object is known."""
+
+    byte_range: ByteRange | None
+    delivery: Delivery
+    head_only: bool
+
+    @property
+    def redirectable(self) -> bool:
+        """Whether the client may be sent to the storage."""
+        return self.delivery.redirectable and not self.head_only
+
+
+def _delivery(object_key: str, query: Query) -> Delivery:
+    if query.is_link:
+        link = query.link()
+        return delivery_by_link(object_key, inline=link is not None and link.inline)
+    name = query.download_name()
+    return AS_STORED if name is None else delivery_as_download(name)
 
 
 def _requested_range(headers: Headers) -> ByteRange | None:

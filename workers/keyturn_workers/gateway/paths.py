@@ -13,6 +13,7 @@ from keyturn.identifiers import is_object_key
 
 _PROJECTS: Final = b"/v1/projects/"
 _OBJECTS: Final = b"/objects/"
+_LINKS: Final = "/links"
 _UNRESERVED: Final = "/-_.~"
 
 
@@ -21,11 +22,19 @@ def parse_object_path(raw_path: bytes) -> tuple[str, str | None]:
 
     The project is as sent, and may be invalid; the key is None if SPEC 1 does not allow it.
     """
-    project, _, key = raw_path.removeprefix(_PROJECTS).partition(_OBJECTS)
-    decoded = _decode(key)
-    return _decode(project) or "", decoded if decoded is not None and is_object_key(
-        decoded
-    ) else None
+    project, decoded = _split(raw_path)
+    return project, _valid(decoded)
+
+
+def parse_links_path(raw_path: bytes) -> tuple[str, str | None]:
+    """Return the project and the object key of the path of an object's links.
+
+    The last `/links` is not part of the key; any before it is.
+    """
+    project, decoded = _split(raw_path)
+    if decoded is None or not decoded.endswith(_LINKS):
+        return project, None
+    return project, _valid(decoded.removesuffix(_LINKS))
 
 
 def object_path(project: str, key: str) -> str:
@@ -37,6 +46,15 @@ def parse_project(raw_path: bytes) -> str:
     """Return the project of a path, as sent."""
     project, _, _ = raw_path.removeprefix(_PROJECTS).partition(b"/")
     return _decode(project) or ""
+
+
+def _split(raw_path: bytes) -> tuple[str, str | None]:
+    project, _, key = raw_path.removeprefix(_PROJECTS).partition(_OBJECTS)
+    return _decode(project) or "", _decode(key)
+
+
+def _valid(object_key: str | None) -> str | None:
+    return object_key if object_key is not None and is_object_key(object_key) else None
 
 
 def _decode(raw: bytes) -> str | None:

@@ -90,6 +90,8 @@ def problem(
         document["detail"] = detail
     all_headers = {
         "cache-control": "no-store",
+        # The request's URL may be a link: a browser must not send it on.
+        "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
         **(headers or {}),
     }

@@ -1,15 +1,18 @@
 """The response headers that describe an object (SPEC 9.2). Pure.
 
 Content type, disposition and the caller's metadata are as they were stored: not authenticated,
-and sent only in a form that HTTP can carry.
+and sent only in a form that HTTP can carry. A link, or the caller, may ask for another disposition
+than the stored one (`Delivery`).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from keyturn.errors import MalformedRequestError
 from keyturn.metadata import OWN_PREFIX, encode_caller_metadata
 from keyturn_workers.gateway.conditions import format_http_date
+from keyturn_workers.gateway.content_disposition import content_disposition, filename_of
 from keyturn_workers.gateway.object_reader import ObjectReader, content_modified_at
 from keyturn_workers.gateway.plaintext_reader import PlaintextReader
 from keyturn_workers.gateway.ranges import Span
@@ -22,7 +25,44 @@ _CONTENT_HEADERS: Final = ("content-disposition", "content-language")
 _PLAINTEXT_HEADERS: Final = (*_CONTENT_HEADERS, "content-encoding")
 
 
-def validator_headers(reader: ObjectReader) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the request, and not the stored object, decides about a response.
+
+    Attributes:
+        disposition: In place of the stored `Content-Disposition`; None for the stored one.
+        headers: Further headers of every response about the object, a 304 included.
+    """
+
+    disposition: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def redirectable(self) -> bool:
+        """Whether a client may be sent to the storage, which sends its own headers."""
+        return self.disposition is None and not self.headers
+
+
+AS_STORED: Final = Delivery()
+
+
+def delivery_as_download(filename: str) -> Delivery:
+    """Return the delivery of a download that the caller gave a name."""
+    return Delivery(content_disposition("attachment", filename))
+
+
+def delivery_by_link(object_key: str, *, inline: bool) -> Delivery:
+    """Return the delivery to the holder of a link.
+
+    A link is a secret in a URL. So no cache keeps what it opened, and a page that was opened by
+    one does not send it to others.
+    """
+    disposition = content_disposition("inline" if inline else "attachment", filename_of(object_key))
+    headers = {"cache-control": "private, no-store", "referrer-policy": "no-referrer"}
+    return Delivery(disposition, headers)
+
+
+def validator_headers(reader: ObjectReader, delivery: Delivery = AS_STORED) -> dict[str, str]:
     """Return the headers of every response about an object, a 304 included."""
     return {
         "etag": reader.etag,
@@ -33,12 +73,15 @@ def validator_headers(reader: ObjectReader) -> dict[str, str]:
         # A bucket writer chooses content types. A page planted in the bucket must not run
         # scripts, nor see anything of the gateway's origin.
         "content-security-policy": "sandbox",
+        **delivery.headers,
     }
 
 
-def object_headers(reader: ObjectReader, span: Span | None) -> dict[str, str]:
+def object_headers(
+    reader: ObjectReader, span: Span | None, delivery: Delivery = AS_STORED
+) -> dict[str, str]:
     """Return the headers of a response with the whole object, or with a range of it."""
-    headers = validator_headers(reader)
+    headers = validator_headers(reader, delivery)
     stored = reader.head.headers
     content_type = stored.content_type or ""
     headers["content-type"] = content_type if _is_printable(content_type) else _DEFAULT_TYPE
@@ -47,6 +90,8 @@ def object_headers(reader: ObjectReader, span: Span | None) -> dict[str, str]:
         value = _header_value(stored.restated[name]) if name in stored.restated else None
         if value is not None:
             headers[name] = value
+    if delivery.disposition is not None:
+        headers["content-disposition"] = delivery.disposition
     headers |= _metadata_headers(reader.head.metadata)
     headers["content-length"] = str(reader.size_bytes if span is None else span.length)
     if span is not None:

@@ -15,13 +15,12 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from keyturn.crypto import kek_id
 from keyturn.errors import (
-    BodyTooLargeError,
     CorruptObjectError,
     KekReusedError,
     MalformedRequestError,
@@ -32,13 +31,14 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import is_uuid
-from keyturn.messages import Event, Rejected, load_json, problems
+from keyturn.messages import Event, Rejected
 from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError, WaitTimeoutError
 from keyturn.publisher.requests import new_id
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.gateway.auth import Authenticator, Caller
-from keyturn_workers.gateway.client_connection import read_body, run_while_connected
+from keyturn_workers.gateway.client_connection import run_while_connected
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
+from keyturn_workers.gateway.json_body import JSON_BODY_TIMEOUT_S, read_json_body
 from keyturn_workers.gateway.paths import parse_project
 from keyturn_workers.gateway.upload_routes import (
     publish_failure_response,
@@ -50,7 +50,6 @@ from keyturn_workers.sweep import SweepStore
 
 _ACCEPTED: Final = 202
 _BODY_MAX_BYTES: Final = 8 * 1024
-_BODY_TIMEOUT_S: Final = 10.0
 _MAX_PUBLISHED: Final = 10_000
 # How long to wait for the outcome. Later, the keyring shows it.
 _OUTCOME_WAIT_S: Final = 600.0
@@ -99,7 +98,7 @@ class RotationRoutes:
         self._max_in_progress = max_in_progress
         # How many of each project were published here and have no outcome yet.
         self._pending: Counter[str] = Counter()
-        self._idle_timeout_s = min(idle_timeout_s, _BODY_TIMEOUT_S)
+        self._idle_timeout_s = min(idle_timeout_s, JSON_BODY_TIMEOUT_S)
         self._wait_max_s = wait_max_s
         self._published: OrderedDict[str, _PublishedRotation] = OrderedDict()
 
@@ -120,7 +119,9 @@ class RotationRoutes:
             return await self._post(request, caller)
 
     async def _post(self, request: Request, caller: Caller) -> Response:
-        body = await self._body(request)
+        body = await read_json_body(
+            request.receive, RotationBody, max_bytes=_BODY_MAX_BYTES, timeout_s=self._idle_timeout_s
+        )
         self._check_new_key(caller, body.api_key)
         in_progress = await self._count_running(caller)
         # No await between this check and the count in `_publish`: two requests cannot both pass.
@@ -204,17 +205,6 @@ class RotationRoutes:
     async def _authenticate(self, request: Request) -> Caller:
         project = parse_project(request.scope["raw_path"])
         return await self._auth.authenticate(project, request.headers.getlist("authorization"))
-
-    async def _body(self, request: Request) -> RotationBody:
-        content = bytearray()
-        async for piece in read_body(request.receive, self._idle_timeout_s):
-            content += piece
-            if len(content) > _BODY_MAX_BYTES:
-                raise BodyTooLargeError(f"at most {_BODY_MAX_BYTES} bytes")
-        try:
-            return RotationBody.model_validate(load_json(bytes(content)))
-        except ValidationError as exc:
-            raise MalformedRequestError(problems(exc)) from None  # the cause contains the values
 
     def _check_new_key(self, caller: Caller, api_key: SecretStr) -> None:
         """Refuse what the workers would reject: a key that the project has or had."""

@@ -28,6 +28,7 @@ from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from keyturn_workers.gateway.http_protocol import make_protocol_class
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.link_routes import LinkRoutes
 from keyturn_workers.gateway.listener import open_listeners
 from keyturn_workers.gateway.listing_check import listing_detection
 from keyturn_workers.gateway.listing_routes import ListingRoutes
@@ -82,6 +83,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
 class _Routes:
     objects: ObjectRoutes
     listing: ListingRoutes
+    links: LinkRoutes
     rotations: RotationRoutes
 
 
@@ -113,6 +115,7 @@ async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
             yield application(
                 routes.objects,
                 routes.listing,
+                routes.links,
                 routes.rotations,
                 metrics,
                 _checks(storage, publisher),
@@ -135,6 +138,7 @@ def _routes(
         keyrings,
         KeyringLookups(keyrings, storage),
         Secret(settings.pepper.get_secret_value().encode()),
+        deployment=settings.deployment,
         cache_s=settings.keyring_cache_s,
     )
     opener = ObjectOpener(
@@ -168,6 +172,14 @@ def _routes(
         metrics,
         presign_plaintext=settings.presign_plaintext,
     )
+    links = LinkRoutes(
+        auth,
+        limit,
+        opener,
+        deployment=settings.deployment,
+        public_url=settings.gateway_public_url,
+        idle_timeout_s=settings.gateway_idle_timeout_s,
+    )
     rotations = RotationRoutes(
         auth,
         limit,
@@ -180,6 +192,7 @@ def _routes(
     )
     listing = ListingRoutes(auth, limit, ObjectLister(storage))
     return _Routes(objects, listing, rotations)
+    return _Routes(objects, links, rotations)
 
 
 def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from keyturn_workers.keyring import DesiredState
     from keyturn_workers.storage import Lease, ObjectHead, ObjectStream
 
+DEPLOYMENT: Final = "default"
 PEPPER: Final = "pepper"
 API_KEY: Final = "kt_" + "k" * 43
 NEW_API_KEY: Final = "kt_" + "n" * 43
@@ -169,6 +170,7 @@ class Bench:
             self.keyrings,
             self.lookups,
             pepper,
+            deployment=DEPLOYMENT,
             cache_s=self.cache_s,
             refusal_min_s=self.refusal_min_s,
         )

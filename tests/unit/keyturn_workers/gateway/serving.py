@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
+from keyturn_workers.gateway.link_routes import LinkRoutes
 from keyturn_workers.gateway.listing_routes import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_lister import ObjectLister
@@ -19,7 +20,7 @@ from keyturn_workers.gateway.upload_routes import UploadRoutes
 from keyturn_workers.sweep import SweepStore
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
-from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, Bench
+from tests.unit.keyturn_workers.gateway.bench import API_KEY, DEPLOYMENT, KEY, Bench
 from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
 from tools.harness.local_keys import operator_keys
 
@@ -51,6 +52,7 @@ class Serving:
     staging_max_bytes: int = 2**30
     max_rotations: int = 3
     rotation_allowed: bool = True
+    public_url: str | None = None
     presign_plaintext: bool = False
     checks: Mapping[str, Check] = field(default_factory=lambda: {"storage": _holds})
 
@@ -80,6 +82,14 @@ class Serving:
             self.metrics,
             presign_plaintext=self.presign_plaintext,
         )
+        links = LinkRoutes(
+            self.bench.auth,
+            limit,
+            self.bench.opener,
+            deployment=DEPLOYMENT,
+            public_url=self.public_url,
+            idle_timeout_s=self.idle_timeout_s,
+        )
         self.store = SweepStore(self.bench.storage, operator_keys(MASTER_KEYS))
         self.rotations = RotationRoutes(
             self.bench.auth,
@@ -94,6 +104,7 @@ class Serving:
         self.app = application(
             objects,
             ListingRoutes(self.bench.auth, limit, ObjectLister(self.bench.storage)),
+            links,
             self.rotations,
             self.metrics,
             self.checks,

@@ -456,7 +456,12 @@ async def storage() -> AsyncIterator[_Watched]:
 async def _ask(storage: _Watched, method: str, project: str, authorization: str) -> None:
     keyrings = KeyringReader(storage, operator_keys(_MASTER), lease_s=1, cache_s=0)
     auth = Authenticator(
-        keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, refusal_min_s=0
+        keyrings,
+        KeyringLookups(keyrings, storage),
+        Secret(b""),
+        deployment="default",
+        cache_s=0,
+        refusal_min_s=0,
     )
     opener = ObjectOpener(storage, auth, operator_keys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
     limit = ConcurrencyLimit(4, 1.0, "requests")
@@ -464,6 +469,7 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
     headers = [(b"authorization", authorization.encode())]
     raw = f"/v1/projects/{project}/objects/x".encode()
     scope = {"type": "http", "method": method, "raw_path": raw, "headers": headers}
+    scope["query_string"] = b""
 
     async def receive() -> dict[str, Any]:
         raise AssertionError("nothing is taken of a body")

@@ -1,0 +1,129 @@
+"""`POST` of a link to one object (SPEC 9.3).
+
+    {"kind": "object"}       a URL of a gateway, which opens the object without the API key
+    {"kind": "ciphertext"}   a URL of the storage, for a reader that opens the object itself
+
+A link to an object is made from the keyring alone: nothing is stored, and the object need not
+exist yet. A rotation ends it. A link to the ciphertext is presigned by the storage's rules. A
+rotation does not end that one, so it is short.
+"""
+
+import math
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from keyturn.crypto import HEADER_BYTES, LinkClaims, link_token
+from keyturn.errors import MalformedRequestError, NotFoundError
+from keyturn.metadata import OWN_PREFIX
+from keyturn_workers.gateway.auth import Authenticator, Caller
+from keyturn_workers.gateway.encrypted_reader import EncryptedReader
+from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
+from keyturn_workers.gateway.json_body import JSON_BODY_TIMEOUT_S, read_json_body
+from keyturn_workers.gateway.link_parameters import Link, link_query
+from keyturn_workers.gateway.object_opener import ObjectOpener
+from keyturn_workers.gateway.paths import object_path, parse_links_path
+from keyturn_workers.gateway.request_host import own_url
+
+LINK_MAX_S: Final = 7 * 24 * 3600
+LINK_DEFAULT_S: Final = 3600
+CIPHERTEXT_MAX_S: Final = 15 * 60
+_BODY_MAX_BYTES: Final = 1024
+_CREATED: Final = 201
+_NO_STORE: Final = {"cache-control": "no-store"}
+
+
+class LinkBody(BaseModel):
+    """The body of a `POST`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    expires_s: Annotated[int, Field(ge=1, le=LINK_MAX_S)] = LINK_DEFAULT_S
+    inline: bool = False
+    kind: Literal["object", "ciphertext"] = "object"
+
+
+class LinkRoutes:
+    """Makes links.
+
+    Args:
+        auth: Authenticates callers.
+        limit: Limits concurrent requests, of one project and in all.
+        opener: Opens the objects whose ciphertext is linked to.
+        deployment: The name of the installation, which links are bound to.
+        public_url: What links begin with; None for the address of the request.
+        idle_timeout_s: How long a client may send nothing.
+    """
+
+    def __init__(
+        self,
+        auth: Authenticator,
+        limit: ConcurrencyLimit,
+        opener: ObjectOpener,
+        *,
+        deployment: str,
+        public_url: str | None,
+        idle_timeout_s: float,
+    ) -> None:
+        self._auth = auth
+        self._limit = limit
+        self._opener = opener
+        self._deployment = deployment
+        self._public_url = public_url
+        self._idle_timeout_s = min(idle_timeout_s, JSON_BODY_TIMEOUT_S)
+
+    async def post(self, request: Request) -> Response:
+        """Make a link to the object of the path."""
+        project, object_key = parse_links_path(request.scope["raw_path"])
+        caller = await self._auth.authenticate(project, request.headers.getlist("authorization"))
+        if object_key is None:
+            raise NotFoundError("this is not a valid object key")
+        with self._limit.hold(project):
+            body = await read_json_body(
+                request.receive, LinkBody, max_bytes=_BODY_MAX_BYTES, timeout_s=self._idle_timeout_s
+            )
+            if body.kind == "ciphertext":
+                return await self._ciphertext_link(caller, object_key, body)
+            return self._object_link(request, caller, object_key, body)
+
+    def _object_link(
+        self, request: Request, caller: Caller, object_key: str, body: LinkBody
+    ) -> Response:
+        own = self._public_url or own_url(request.url.scheme, request.headers.getlist("host"))
+        # Rounded up: a link works for at least as long as was asked for.
+        expires = math.ceil(time.time()) + body.expires_s
+        claims = LinkClaims(caller.project, object_key, expires, body.inline)
+        token = link_token(caller.kek, self._deployment, claims)
+        path = object_path(caller.project, object_key)
+        document = {
+            "url": f"{own}{path}?{link_query(Link(expires, body.inline, token))}",
+            "expires_at": _to_the_second(datetime.fromtimestamp(expires, UTC)),
+        }
+        return JSONResponse(document, _CREATED, _NO_STORE)
+
+    async def _ciphertext_link(self, caller: Caller, object_key: str, body: LinkBody) -> Response:
+        if body.inline:
+            raise MalformedRequestError("inline: a link to the ciphertext is never shown")
+        expires_s = min(body.expires_s, CIPHERTEXT_MAX_S)
+        async with self._opener.open(caller, object_key, start_bytes=HEADER_BYTES) as reader:
+            if not isinstance(reader, EncryptedReader):
+                raise MalformedRequestError("kind: this object is not stored as Cobblestone-256")
+            url = await self._opener.presign(reader, expires_s)
+        document = {
+            "url": url,
+            "expires_at": _to_the_second(reader.head.date + timedelta(seconds=expires_s)),
+            "metadata": {
+                name: value
+                for name, value in reader.head.metadata.items()
+                if name.startswith(OWN_PREFIX)
+            },
+        }
+        return JSONResponse(document, _CREATED, _NO_STORE)
+
+
+def _to_the_second(instant: datetime) -> str:
+    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
