@@ -191,8 +191,7 @@ def _routes(
         wait_max_s=settings.gateway_wait_max_s,
     )
     listing = ListingRoutes(auth, limit, ObjectLister(storage))
-    return _Routes(objects, listing, rotations)
-    return _Routes(objects, links, rotations)
+    return _Routes(objects, listing, links, rotations)
 
 
 def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
