@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from keyturn import topology
-from tools.servers import MotoKms, OpenBao, RabbitMQ, S3Server, Servers, SoftHsm
+from tools.servers import MotoKms, OpenBao, RabbitMQ, S3Server, Servers, SoftHsm, packages
 from tools.servers import new_bucket as create_bucket
 from tools.servers.packages import MissingPackagesError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
 
 def pytest_configure() -> None:
@@ -92,6 +93,32 @@ def softhsm() -> Iterator[SoftHsm]:
         # The client library reads it when it is initialized.
         patch.setenv("P11_KIT_SERVER_ADDRESS", hsm.env["P11_KIT_SERVER_ADDRESS"])
         yield hsm
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """The browser's path. Start it with `tools.servers.chromium.ARGUMENTS`."""
+    return _path_of("chromium")
+
+
+@pytest.fixture(scope="session")
+def curl() -> Path:
+    """The path of curl."""
+    return _path_of("curl")
+
+
+@pytest.fixture(scope="session")
+def wget() -> Path:
+    """The path of wget."""
+    return _path_of("wget")
+
+
+def _path_of(program: str) -> Path:
+    """The path of a program whose package has its name."""
+    try:
+        return packages.path_of(program, program)
+    except MissingPackagesError as error:
+        pytest.skip(f"{program} cannot be installed: {error}")
 
 
 @pytest.fixture(scope="session")

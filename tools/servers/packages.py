@@ -72,6 +72,19 @@ def ensure(programs: dict[str, str]) -> None:
         raise MissingPackagesError("Ceph's daemons need root; run as root or choose moto")
 
 
+def path_of(program: str, package: str) -> Path:
+    """The path of a program; its package is installed where it is missing.
+
+    Raises:
+        MissingPackagesError: as `ensure`.
+    """
+    ensure({program: package})
+    path = shutil.which(program, path=_SEARCH_PATH)
+    if path is None:
+        raise MissingPackagesError(f"the package {package} has no program {program}")
+    return Path(path)
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """One process at a time: with apt's own locks a second one fails instead of waiting."""

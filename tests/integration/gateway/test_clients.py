@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import io
 import json
-import shutil
 import wave
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from aiohttp import web
 
 from tests.integration.gateway.scene import plain
 from tools.harness.http import object_target
+from tools.servers.chromium import ARGUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 _FILM = plain(20 * 1024 * 1024)
-_BROWSER = shutil.which("chromium")
 _SECONDS = 120
 _RATE = 44_100
 
@@ -65,10 +64,7 @@ async def _curl(scene: Scene, *arguments: str, key: str = "film") -> tuple[int, 
     return process.returncode, out
 
 
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-
-
-@needs_curl
+@pytest.mark.usefixtures("curl")
 async def test_curl(scene: Scene) -> None:
     assert await _curl(scene) == (0, _FILM)
     assert await _curl(scene, "--range", "1000000-1000009") == (0, _FILM[1000000:1000010])
@@ -77,7 +73,7 @@ async def test_curl(scene: Scene) -> None:
     assert f"content-length: {len(_FILM)}".encode() in head.lower()
 
 
-@needs_curl
+@pytest.mark.usefixtures("curl")
 async def test_curl_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
     """`curl -C -` requests the rest of an interrupted download."""
     target = tmp_path / "film"
@@ -86,7 +82,7 @@ async def test_curl_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
     assert target.read_bytes() == _FILM
 
 
-@needs_curl
+@pytest.mark.usefixtures("curl")
 async def test_curl_notices_a_truncated_body(scene: Scene) -> None:
     """Its exit status says that the body is not whole: 18, or 56 where it was reset."""
     made = scene.bucket.made("acme", "cut", _FILM)
@@ -97,7 +93,7 @@ async def test_curl_notices_a_truncated_body(scene: Scene) -> None:
     assert _FILM.startswith(got)
 
 
-@needs_curl
+@pytest.mark.usefixtures("curl")
 async def test_curl_is_refused_before_it_sends_a_body(scene: Scene, tmp_path: Path) -> None:
     """A refusal reaches a client that has a large body to send."""
     body = tmp_path / "body"
@@ -203,21 +199,12 @@ async def _site(scene: Scene) -> AsyncIterator[tuple[_Site, str]]:
             await runner.cleanup()
 
 
-@pytest.mark.skipif(_BROWSER is None, reason="no browser: chromium is not installed")
-async def test_a_browser_plays_and_seeks(scene: Scene, tmp_path: Path) -> None:
+async def test_a_browser_plays_and_seeks(scene: Scene, chromium: Path, tmp_path: Path) -> None:
     """Its media element reads the length, plays, seeks by a range, and plays on from there."""
-    assert _BROWSER is not None
     async with _site(scene) as (site, url):
         browser = await asyncio.create_subprocess_exec(
-            _BROWSER,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
+            chromium,
+            *ARGUMENTS,
             "--autoplay-policy=no-user-gesture-required",
             f"--user-data-dir={tmp_path}",
             url,

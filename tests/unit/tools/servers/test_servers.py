@@ -164,6 +164,10 @@ def test_missing_packages_are_named_once() -> None:
     assert "radosgw" in needed("ceph", broker=True)
 
 
+def test_an_installed_program_is_found_by_its_path() -> None:
+    assert packages.path_of("sh", "dash").is_file()
+
+
 @pytest.mark.parametrize("size_bytes", [0, 1, 2**20, 17 * 2**20])
 def test_read_body_reads_only_the_announced_length(size_bytes: int) -> None:
     source = io.BytesIO(b"x" * size_bytes + b"next request")
