@@ -7,7 +7,7 @@ description names, in status, content type, headers and schema, and never an int
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,13 +22,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from keyturn.messages import UploadStored
+from keyturn.messages import ObjectDeleted, UploadStored
 from keyturn_workers.gateway.openapi import document
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, NEW_API_KEY
 from tests.unit.keyturn_workers.gateway.serving import Serving
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
+    from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
 
 pytestmark = pytest.mark.slow
 
@@ -49,23 +50,23 @@ OPERATIONS = [
 ]
 
 
-def _stored(upload_id: str) -> Event:
-    return UploadStored(
-        upload_id=upload_id, project="acme", key=KEY, size=0, generation=1,
-        at="2026-11-24T10:00:00.000000Z",
-    )  # fmt: skip
+def _outcome(publisher: FakePublisher, request_id: str) -> Event:
+    at = "2026-11-24T10:00:00.000000Z"
+    if any(delete["id"] == request_id for delete in publisher.deletes):
+        return ObjectDeleted(request_id=request_id, project="acme", key=KEY, at=at)
+    return UploadStored(upload_id=request_id, project="acme", key=KEY, size=0, generation=1, at=at)
 
 
 @cache
 def _schema() -> Any:
-    serving = Serving(wait_max_s=0)
+    serving = Serving(wait_max_s=0, max_deletes=20)
     serving.bench.plant_sealed(bytes(40_000))
     ring = serving.bench.ring
     current = type(ring.current)(
         1, ring.current.kek_id, ring.current.kek, _ROTATION_ID, ring.current.at, ring.current.at
     )
     serving.bench.write_keyring(type(ring)("acme", "m1", current))
-    serving.publisher.answer = _stored
+    serving.publisher.answer = partial(_outcome, serving.publisher)
     return schemathesis.openapi.from_asgi("/openapi.json", serving.app)
 
 

@@ -83,7 +83,7 @@ class Deployment:
             },
             "gateway": {
                 "keys": [to_base64(self.gateway_key.public_bytes)],
-                "may": ["upload.requested", "rotation.requested"],
+                "may": ["upload.requested", "rotation.requested", "delete.requested"],
                 "projects": ["*"],
             },
         }

@@ -5,10 +5,12 @@ module of `keyturn_workers` reads the environment. Each process reads the class 
 that a command that only lists a bucket never asks for a master key.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
+import orjson
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -43,6 +45,12 @@ MasterKeySource: TypeAlias = Secret | KeyUri
 _DAY_S: Final = 24 * 3600
 _GIB: Final = 1024**3
 _MIB: Final = 1024**2
+ANY_ORIGIN: Final = "*"
+"""Among the origins of CORS: every origin."""
+_ORIGIN: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?"
+)
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 
 def _master_keys(value: object) -> dict[str, MasterKeySource]:
@@ -82,10 +90,37 @@ def _public_url(value: str) -> str:
 
 
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
+
+
+def _cors_origins(value: object) -> tuple[str, ...]:
+    try:
+        origins = orjson.loads(value) if isinstance(value, str) else value
+    except orjson.JSONDecodeError:
+        origins = None
+    if not isinstance(origins, list | tuple) or not all(isinstance(one, str) for one in origins):
+        raise ValueError('not a JSON list of origins, such as ["https://app.example.com"]')
+    for number, origin in enumerate(origins, 1):
+        # A browser compares nothing: what it sends must be in the list as it is.
+        if origin != ANY_ORIGIN and not _is_origin(origin):
+            raise ValueError(
+                f"entry {number} is not an origin as browsers send it: scheme://host or "
+                "scheme://host:port, in lower case, without a path and without the default port"
+            )
+    if ANY_ORIGIN in origins and len(origins) > 1:
+        raise ValueError(f"{ANY_ORIGIN} allows every origin, so it must be the only entry")
+    return tuple(origins)
+
+
+def _is_origin(text: str) -> bool:
+    match = _ORIGIN.fullmatch(text)
+    return match is not None and match["port"] != _DEFAULT_PORTS.get(match["scheme"], "")
+
+
 MasterKeys = Annotated[dict[str, MasterKeySource], NoDecode, BeforeValidator(_master_keys)]
 IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_keys)]
 # Pydantic's own validation would copy it; the file must stay the object that is read again.
 Publishers = Annotated[Mapping[str, Grant], NoDecode, PlainValidator(_publishers)]
+CorsOrigins = Annotated[tuple[str, ...], NoDecode, PlainValidator(_cors_origins)]
 LogFormat = Literal["console", "json"]
 
 
@@ -231,6 +266,12 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_rotation: Literal["allowed", "forbidden"] = "allowed"
     # What links begin with; without it, the scheme and the Host header of the request for one.
     gateway_public_url: PublicUrl | None = None
+    # Deletes of one project that are published and have no outcome yet.
+    gateway_project_deletes: Annotated[int, Field(ge=1, le=10_000)] = 64
+    # Whether the holder of a project's API key may delete its objects here.
+    gateway_delete: Literal["allowed", "forbidden"] = "allowed"
+    # The origins whose pages may read responses in a browser; none: no CORS headers.
+    gateway_cors_origins: CorsOrigins = ()
     # Objects of the earlier system are opened whole, a few at a time.
     gateway_v0_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
     gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4

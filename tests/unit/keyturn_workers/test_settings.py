@@ -187,6 +187,64 @@ def test_a_malformed_setting_is_named_in_one_line_without_its_value(
     assert raised.value.__cause__ is None
 
 
+def test_a_gateway_deletes_unless_it_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, _DEPLOYMENT.gateway_env())
+    assert GatewaySettings.read().gateway_delete == "allowed"
+    monkeypatch.setenv("KEYTURN_GATEWAY_DELETE", "forbidden")
+    assert GatewaySettings.read().gateway_delete == "forbidden"
+    monkeypatch.setenv("KEYTURN_GATEWAY_DELETE", "no")
+    with pytest.raises(SettingsError, match="KEYTURN_GATEWAY_DELETE"):
+        GatewaySettings.read()
+
+
+def test_origins_are_read_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, _DEPLOYMENT.gateway_env())
+    assert GatewaySettings.read().gateway_cors_origins == ()
+    for origins in (
+        [],
+        ["*"],
+        ["https://app.example.com", "http://localhost:5173", "http://[::1]:8000"],
+        ["https://a.example:80", "capacitor://localhost", "https://xn--bcher-kva.example"],
+    ):
+        monkeypatch.setenv("KEYTURN_GATEWAY_CORS_ORIGINS", json.dumps(origins))
+        assert GatewaySettings.read().gateway_cors_origins == tuple(origins)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://app.example.com",
+        "{}",
+        "[1]",
+        "null",
+        '["https://app.example.com/"]',
+        '["https://app.example.com/path"]',
+        '["https://App.example.com"]',
+        '["HTTPS://app.example.com"]',
+        '["https://app.example.com:443"]',
+        '["http://app.example.com:80"]',
+        '["https://kim@app.example.com"]',
+        '["https://*.example.com"]',
+        '["https://bücher.example"]',
+        '["app.example.com"]',
+        '["null"]',
+        '[""]',
+        '["https://"]',
+        '["https://a.example\\n"]',
+        '["*", "https://app.example.com"]',
+    ],
+)
+def test_other_forms_of_origins_are_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """Such an entry would match no request, and the page would only say that CORS failed."""
+    _set(monkeypatch, _DEPLOYMENT.gateway_env(GATEWAY_CORS_ORIGINS=value))
+    with pytest.raises(SettingsError, match="KEYTURN_GATEWAY_CORS_ORIGINS is malformed") as refused:
+        GatewaySettings.read()
+    assert "\n" not in str(refused.value)
+    assert "example" not in str(refused.value).removesuffix('such as ["https://app.example.com"]')
+
+
 def test_gateways_rotate_keys_unless_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """SPEC 9.5. A word that is neither stops the gateway: it must not count as allowed."""
     _set(monkeypatch, _DEPLOYMENT.gateway_env())

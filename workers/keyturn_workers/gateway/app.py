@@ -7,7 +7,7 @@ authentication (`ConcurrencyLimit`), so requests that fail it use nothing.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 import orjson
@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keyturn.errors import CodedError
@@ -30,6 +30,7 @@ from keyturn_workers.gateway.client_connection import (
     drain_body,
     with_send_timeout,
 )
+from keyturn_workers.gateway.cors import with_cors
 from keyturn_workers.gateway.fair_shares import GatewayBusyError
 from keyturn_workers.gateway.link_routes import LinkRoutes
 from keyturn_workers.gateway.listing_routes import ListingRoutes
@@ -46,7 +47,10 @@ LISTING: Final = "/v1/projects/{project}/objects"
 LINKS: Final = "/v1/projects/{project}/objects/{key:path}/links"
 ROTATIONS: Final = "/v1/projects/{project}/rotations"
 ROTATION: Final = "/v1/projects/{project}/rotations/{rotation_id}"
+_METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
+_NO_CONTENT: Final = 204
 _NOT_FOUND: Final = 404
+_METHOD_NOT_ALLOWED: Final = 405
 _REQUEST_TIMEOUT: Final = 408
 _UNAVAILABLE: Final = 503
 _INTERNAL: Final = 500
@@ -64,6 +68,7 @@ def application(
     checks: Mapping[str, Check],
     *,
     idle_timeout_s: float,
+    cors_origins: Collection[str] = (),
 ) -> ASGIApp:
     """Return the whole application.
 
@@ -75,6 +80,7 @@ def application(
         metrics: The gateway's metrics, served at `/metrics`.
         checks: What `/readyz` checks, by name.
         idle_timeout_s: How long a client may read nothing.
+        cors_origins: The origins whose pages may read responses in a browser.
     """
     readiness = _Readiness(checks)
     openapi_json = orjson.dumps(document())
@@ -103,7 +109,7 @@ def application(
         return Response(docs_html, headers=docs_page.HEADERS)
 
     routes = [
-        Route(OBJECTS, objects, methods=["GET", "HEAD", "PUT"], name="objects"),
+        Route(OBJECTS, objects, methods=["GET", "HEAD", "PUT", "DELETE"], name="objects"),
         Route(LISTING, listing.get, methods=["GET"], name="listing"),
         # After the objects: only a POST is not one of an object whose key ends with `/links`.
         Route(LINKS, links.post, methods=["POST"], name="links"),
@@ -124,7 +130,7 @@ def application(
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return LimitsMiddleware(app, metrics, idle_timeout_s)
+    return LimitsMiddleware(with_cors(app, cors_origins), metrics, idle_timeout_s)
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -132,11 +138,23 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    headers = {**(error.headers or {}), **_close_if_body(request.method)}
+    headers = _close_if_body(request.method)
     if error.status_code == _NOT_FOUND:
         detail = "there is no such path"
         return problem(_NOT_FOUND, detail, code="not_found", headers=headers)
-    return problem(error.status_code, headers=headers)
+    if error.status_code == _METHOD_NOT_ALLOWED:
+        allow = {"allow": ", ".join(_allowed_methods(request))}
+        if request.method == "OPTIONS":
+            return Response(None, _NO_CONTENT, allow)
+        return problem(error.status_code, headers={**headers, **allow})
+    return problem(error.status_code, headers={**(error.headers or {}), **headers})
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes of the path: several may share it."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = (route for route in routes if route.matches(request.scope)[0] != Match.NONE)
+    return sorted({"OPTIONS"}.union(*(route.methods or () for route in matching)))
 
 
 def _close_if_body(method: str) -> dict[str, str]:
@@ -265,4 +283,4 @@ def _route(scope: Scope) -> str:
 def _method(scope: Scope) -> str:
     # A client may send any method. Only known ones become a label.
     method: str = scope["method"]
-    return method if method in ("GET", "HEAD", "PUT", "POST") else "other"
+    return method if method in _METHODS else "other"

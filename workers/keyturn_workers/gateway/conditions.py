@@ -3,6 +3,9 @@
 If-Match, else If-Unmodified-Since      false: 412
 If-None-Match, else If-Modified-Since   false: 304
 If-Range                                false: the whole object in place of the range
+
+For a method that changes the object, If-None-Match fails with 412 too, and If-Modified-Since has no
+meaning.
 """
 
 import re
@@ -14,7 +17,8 @@ from typing import Final, Literal
 from starlette.datastructures import Headers
 
 _TAG: Final = re.compile(r'(?P<weak>W/)?(?P<opaque>"[\x21\x23-\x7e\x80-\xff]*")')
-CONDITIONS: Final = ("if-match", "if-unmodified-since", "if-none-match", "if-modified-since")
+_EXPECTATIONS: Final = ("if-match", "if-unmodified-since")
+CONDITIONS: Final = (*_EXPECTATIONS, "if-none-match", "if-modified-since")
 
 Outcome = Literal["serve", "not_modified", "failed"]
 
@@ -26,12 +30,7 @@ def has_conditions(headers: Headers) -> bool:
 
 def evaluate(headers: Headers, etag: str, last_modified: datetime) -> Outcome:
     """Evaluate the conditions for an object with this ETag (quoted, strong) and time."""
-    if (expected := headers.getlist("if-match")) != []:
-        if not _matches(expected, etag, weakly=False):
-            return "failed"
-    elif (since := _parse_date(headers.get("if-unmodified-since"))) is not None and (
-        _to_the_second(last_modified) > since
-    ):
+    if not _is_expected(headers, etag, last_modified):
         return "failed"
     if (known := headers.getlist("if-none-match")) != []:
         return "not_modified" if _matches(known, etag, weakly=True) else "serve"
@@ -39,6 +38,18 @@ def evaluate(headers: Headers, etag: str, last_modified: datetime) -> Outcome:
     if since is not None and _to_the_second(last_modified) <= since:
         return "not_modified"
     return "serve"
+
+
+def allow_change(headers: Headers, etag: str | None, last_modified: datetime | None) -> bool:
+    """Whether the conditions allow to change the object.
+
+    Without an ETag (a tombstone, or an object that cannot be read) nothing is as expected.
+    """
+    if etag is None or last_modified is None:
+        return not any(name in headers for name in _EXPECTATIONS)
+    if not _is_expected(headers, etag, last_modified):
+        return False
+    return not _matches(headers.getlist("if-none-match"), etag, weakly=True)
 
 
 def if_range_matches(headers: Headers, etag: str, last_modified: datetime) -> bool:
@@ -53,6 +64,13 @@ def if_range_matches(headers: Headers, etag: str, last_modified: datetime) -> bo
     return since == _to_the_second(last_modified) and datetime.now(UTC) - last_modified > timedelta(
         seconds=1
     )
+
+
+def _is_expected(headers: Headers, etag: str, last_modified: datetime) -> bool:
+    if (expected := headers.getlist("if-match")) != []:
+        return _matches(expected, etag, weakly=False)
+    since = _parse_date(headers.get("if-unmodified-since"))
+    return since is None or _to_the_second(last_modified) <= since
 
 
 def format_http_date(instant: datetime) -> str:

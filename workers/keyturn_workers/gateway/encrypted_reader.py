@@ -10,10 +10,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from keyturn.crypto import CHUNK_BYTES, HEADER_BYTES, SALT_BYTES, SEALED_CHUNK_BYTES, ChunkReader
+from keyturn.crypto import CHUNK_BYTES, HEADER_BYTES, SEALED_CHUNK_BYTES, ChunkReader
 from keyturn.errors import NotFoundError, StorageUnavailableError
 from keyturn_workers.errors import MissingError, StorageAnswerError
-from keyturn_workers.gateway.object_reader import Piece, Pieces, seal_errors_as_corrupt
+from keyturn_workers.gateway.object_reader import (
+    Piece,
+    Pieces,
+    commitment_etag,
+    seal_errors_as_corrupt,
+)
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.storage import ObjectHead, Storage
 
@@ -51,7 +56,7 @@ class EncryptedReader:
     @property
     def etag(self) -> str:
         """The header's commitment, which no rotation changes."""
-        return f'"{self.first_bytes[SALT_BYTES:HEADER_BYTES].hex()}"'
+        return commitment_etag(self.first_bytes)
 
     async def verify(self, prefetch: Span | None = None) -> None:
         """Decrypt the last chunk: only that proves the size. See `ObjectReader`.

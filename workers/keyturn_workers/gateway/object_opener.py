@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -26,7 +28,12 @@ from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerErr
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.encrypted_reader import EncryptedReader
 from keyturn_workers.gateway.legacy_reader import LegacyDecrypter, LegacyReader
-from keyturn_workers.gateway.object_reader import ObjectReader, seal_errors_as_corrupt
+from keyturn_workers.gateway.object_reader import (
+    ObjectReader,
+    commitment_etag,
+    content_modified_at,
+    seal_errors_as_corrupt,
+)
 from keyturn_workers.gateway.plaintext_reader import PlaintextReader
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.body_stream import read_first_bytes
@@ -35,6 +42,21 @@ from keyturn_workers.storage import Lease, ObjectHead, Storage
 
 START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
 """The header and the first chunk: all of a small object."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What one read shows of a key: nothing is opened, so nothing of it is proven.
+
+    Attributes:
+        etag: The ETag for HTTP; None for a tombstone, and for an archived object.
+        modified_at: When the content was stored; None where there is no ETag.
+        is_tombstone: Whether the object was deleted.
+    """
+
+    etag: str | None = None
+    modified_at: datetime | None = None
+    is_tombstone: bool = False
 
 
 class ObjectOpener:
@@ -116,19 +138,33 @@ class ObjectOpener:
             DeletedKeyError: the key has a tombstone.
             StorageUnavailableError: the storage failed.
         """
-        try:
-            head, _ = await self._storage.read_start(
-                object_s3_key(caller.project, object_key), HEADER_BYTES
-            )
-        except MissingError:
+        stored = await self.find_stored(caller, object_key)
+        if stored is None:
             return
-        except ArchivedError as exc:
-            raise AlreadyExistsError("an object with this key exists") from exc
-        except StorageAnswerError as exc:
-            raise StorageUnavailableError(str(exc)) from exc
-        if head.metadata.get(object_metadata.ALGO) == object_metadata.DELETED:
+        if stored.is_tombstone:
             raise DeletedKeyError("the key was deleted and cannot be used again")
         raise AlreadyExistsError("an object with this key exists")
+
+    async def find_stored(self, caller: Caller, object_key: str) -> StoredObject | None:
+        """Return what one read shows of a key, which opens nothing; None if there is nothing.
+
+        Raises:
+            StorageUnavailableError: the storage failed.
+        """
+        s3_key = object_s3_key(caller.project, object_key)
+        try:
+            head, start = await self._storage.read_start(s3_key, HEADER_BYTES)
+        except MissingError:
+            return None
+        except ArchivedError:
+            return StoredObject()
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
+        algorithm = head.metadata.get(object_metadata.ALGO)
+        if algorithm == object_metadata.DELETED:
+            return StoredObject(is_tombstone=True)
+        etag = commitment_etag(start) if algorithm == COBBLESTONE else f'"{head.etag}"'
+        return StoredObject(etag, content_modified_at(head))
 
     async def presign(self, reader: PlaintextReader | EncryptedReader, lease_s: int) -> str:
         """Return a URL that reads what is stored from the storage itself, for `lease_s` seconds.

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Final, Protocol
 
-from keyturn.crypto import SealError
+from keyturn.crypto import HEADER_BYTES, SALT_BYTES, SealError
 from keyturn.errors import CorruptObjectError
 from keyturn.metadata import stored_at
 from keyturn_workers.gateway.ranges import Span
@@ -70,6 +70,11 @@ class ObjectReader(Protocol):
 def content_modified_at(head: ObjectHead) -> datetime:
     """Return when the object's content was stored, which no rotation changes (SPEC 4.3, 9.2)."""
     return stored_at(head.metadata, head.last_modified) or head.last_modified
+
+
+def commitment_etag(start: bytes) -> str:
+    """Return the ETag of an encrypted object, quoted: its header's commitment (SPEC 9.2)."""
+    return f'"{start[SALT_BYTES:HEADER_BYTES].hex()}"'
 
 
 class seal_errors_as_corrupt:  # noqa: N801  # a context manager, cheaper than a generator on the hot path

@@ -1,4 +1,4 @@
-"""`GET`, `HEAD` and `PUT` of an object (SPEC 9.1 to 9.4).
+"""Requests for one object (SPEC 9.1 to 9.4): `GET` and `HEAD` here, others by their handlers.
 
 The caller is authenticated before anything about the object is read. A `token` in the query of
 a GET or HEAD makes it a request by link: the link alone decides, and an API key is ignored.
@@ -67,7 +67,8 @@ _PRECONDITION_FAILED: Final = 412
 
 _log = structlog.get_logger()
 
-PutHandler = Callable[[Request, Caller, str], Awaitable[Response]]
+ObjectHandler = Callable[[Request, Caller, str], Awaitable[Response]]
+"""Handles a method of an authenticated caller, for a valid object key."""
 
 
 class ObjectRoutes:
@@ -77,7 +78,7 @@ class ObjectRoutes:
         auth: Authenticates callers.
         limit: Limits concurrent requests, of one project and in all.
         opener: Opens objects.
-        put: Handles a PUT of an authenticated caller.
+        handlers: Handle the methods that do not read, by method.
         metrics: The gateway's metrics.
         presign_plaintext: Whether plaintext is read from the storage itself.
     """
@@ -87,7 +88,7 @@ class ObjectRoutes:
         auth: Authenticator,
         limit: ConcurrencyLimit,
         opener: ObjectOpener,
-        put: PutHandler,
+        handlers: Mapping[str, ObjectHandler],
         metrics: GatewayMetrics,
         *,
         presign_plaintext: bool,
@@ -95,7 +96,7 @@ class ObjectRoutes:
         self._auth = auth
         self._limit = limit
         self._opener = opener
-        self._put = put
+        self._handlers = dict(handlers)
         self._metrics = metrics
         self._presign_plaintext = presign_plaintext
 
@@ -112,8 +113,8 @@ class ObjectRoutes:
         if object_key is None:
             raise NotFoundError("this is not a valid object key")
         with self._limit.hold(project):
-            if scope["method"] == "PUT":
-                response = await self._put(request, caller, object_key)
+            if (handle := self._handlers.get(scope["method"])) is not None:
+                response = await handle(request, caller, object_key)
                 await response(scope, receive, send)
                 return
             await self._read(scope, receive, send, caller, object_key)

@@ -17,7 +17,7 @@ _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTIONS: Final = {
     400: "The request is malformed",
     401: "Not the project's current API key, or no such project",
-    403: "The gateway may not request this",
+    403: "This gateway may not do this",
     404: "There is no such object, rotation or path",
     405: "The path does not support this method",
     408: "The request's body was sent too slowly",
@@ -32,6 +32,7 @@ _DESCRIPTIONS: Final = {
 }
 _READ: Final = (401, 404, 409, 412, 413, 429, 500, 502, 503)
 _WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 429, 500, 502, 503)
+_DELETE: Final = (400, 401, 403, 404, 409, 429, 500, 502, 503)
 _TAG: Final = {"schema": {"type": "string", "pattern": '^"[^"]*"$'}}
 
 
@@ -42,8 +43,8 @@ def document() -> _Json:
         "info": {
             "title": "Keyturn gateway",
             "version": version("keyturn"),
-            "summary": "Read, list, upload and rotate with a project's current API key. Objects "
-            "are decrypted while they stream.",
+            "summary": "Read, list, upload, delete and rotate with a project's current API key. "
+            "Objects are decrypted while they stream.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{"apiKey": []}],
@@ -53,6 +54,7 @@ def document() -> _Json:
                 "get": _get(),
                 "head": _head(),
                 "put": _put(),
+                "delete": _delete(),
             },
             "/v1/projects/{project}/objects": {
                 "parameters": [_project()],
@@ -315,6 +317,34 @@ def _listed_object_schema() -> _Json:
     }
 
 
+def _delete() -> _Json:
+    accepted = _json_content(
+        {
+            "type": "object",
+            "required": ["request_id"],
+            "properties": {"request_id": {"type": "string", "pattern": UUID_PATTERN}},
+        }
+    )
+    applied = {"Preference-Applied": {"schema": {"type": "string"}}}
+    return {
+        "operationId": "deleteObject",
+        "summary": "Delete an object",
+        "description": "The key cannot be used again. A delete is final only after two leases (30 "
+        "seconds by default): a shorter wait ends in 202. A key that was deleted before is "
+        "deleted again. A gateway may be set up to delete nothing: then every request with the "
+        "current key is refused with `not_permitted`.",
+        "parameters": [
+            _header("Prefer", "`wait=N`: respond when it is final or refused, or after N seconds"),
+            _header("If-Match", "412 if the object has another ETag, or was deleted"),
+        ],
+        "responses": {
+            "202": {"description": "Published", "headers": applied, "content": accepted},
+            "204": {"description": "Deleted for good", "headers": applied},
+            **_problems(*_DELETE, 412),
+        },
+    }
+
+
 def _post_rotation() -> _Json:
     body = _json_content(
         {
@@ -466,6 +496,7 @@ def _problem_schema() -> _Json:
             "detail": {"type": "string"},
             "upload_id": {"type": "string"},
             "rotation_id": {"type": "string"},
+            "request_id": {"type": "string"},
         },
     }
 

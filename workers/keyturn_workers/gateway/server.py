@@ -1,7 +1,7 @@
 """One gateway process (SPEC 9).
 
-It starts without a broker and serves reads while the broker is unavailable: only uploads and
-rotations need it. On SIGTERM and SIGINT it accepts no new connection, completes responses
+It starts without a broker and serves reads while the broker is unavailable: only uploads, deletes
+and rotations need it. On SIGTERM and SIGINT it accepts no new connection, completes responses
 within `SHUTDOWN_GRACE_S`, and exits with status 0.
 """
 
@@ -25,6 +25,7 @@ from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.auth import Authenticator
+from keyturn_workers.gateway.delete_routes import DeleteRoutes
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from keyturn_workers.gateway.http_protocol import make_protocol_class
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
@@ -85,6 +86,7 @@ class _Routes:
     listing: ListingRoutes
     links: LinkRoutes
     rotations: RotationRoutes
+    deletes: DeleteRoutes
 
 
 @asynccontextmanager
@@ -120,10 +122,12 @@ async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
                 metrics,
                 _checks(storage, publisher),
                 idle_timeout_s=settings.gateway_idle_timeout_s,
+                cors_origins=settings.gateway_cors_origins,
             )
         finally:
             purging.cancel()
             await routes.rotations.close()
+            await routes.deletes.close()
 
 
 def _routes(
@@ -164,11 +168,18 @@ def _routes(
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,
     )
+    deletes = DeleteRoutes(
+        publisher,
+        opener,
+        allowed=settings.gateway_delete == "allowed",
+        max_pending=settings.gateway_project_deletes,
+        wait_max_s=settings.gateway_wait_max_s,
+    )
     objects = ObjectRoutes(
         auth,
         limit,
         opener,
-        uploads.put,
+        {"PUT": uploads.put, "DELETE": deletes.delete},
         metrics,
         presign_plaintext=settings.presign_plaintext,
     )
@@ -191,7 +202,7 @@ def _routes(
         wait_max_s=settings.gateway_wait_max_s,
     )
     listing = ListingRoutes(auth, limit, ObjectLister(storage))
-    return _Routes(objects, listing, links, rotations)
+    return _Routes(objects, listing, links, rotations, deletes)
 
 
 def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:

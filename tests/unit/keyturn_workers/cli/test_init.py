@@ -61,7 +61,7 @@ def test_the_files_of_init_are_ignored_by_git_and_docker() -> None:
             assert any(fnmatch(folder + secret, pattern) for pattern in patterns), (name, secret)
 
 
-def test_the_gateway_of_init_may_only_upload_and_rotate(
+def test_the_gateway_of_init_may_only_upload_rotate_and_delete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_env, _ = _init(tmp_path)
@@ -77,7 +77,7 @@ def test_the_gateway_of_init_may_only_upload_and_rotate(
     grant = worker.publishers[gateway.publisher_name]
     assert [key.public_bytes for key in grant.keys] == [gateway.publisher_key.public_bytes]
     allowed = {request for request in REQUESTS if grant.allows(request, "any-project")}
-    assert allowed == {"upload.requested", "rotation.requested"}
+    assert allowed == {"upload.requested", "rotation.requested", "delete.requested"}
 
 
 def test_a_shell_reads_the_files_like_python(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from keyturn.publisher import WaitTimeoutError
-from keyturn.publisher.requests import draft_upload
+from keyturn.publisher.requests import build_delete, draft_upload
 from tests.unit.keyturn.publisher.test_requests import SETTINGS
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class FakePublisher:
 
     uploads: list[Upload] = field(default_factory=list)
     rotations: list[dict[str, Any]] = field(default_factory=list)
+    deletes: list[dict[str, str]] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     fails: Exception | None = None
     answer: Any = None
@@ -73,11 +74,19 @@ class FakePublisher:
         self.rotations.append({"project": project, "id": rotation_id, **rotation})
         return rotation_id
 
+    async def delete(self, project: str, object_key: str, *, request_id: str) -> str:
+        build_delete(project, object_key, request_id=request_id)
+        if self.fails is not None:
+            raise self.fails
+        self.deletes.append({"project": project, "key": object_key, "id": request_id})
+        return request_id
+
     async def wait(
         self, request_id: str, *, timeout_s: float = 60.0, project: str, request_type: str
     ) -> Event:
         sent = {u.upload_id: ("upload.requested", u.project) for u in self.uploads}
         sent |= {r["id"]: ("rotation.requested", r["project"]) for r in self.rotations}
+        sent |= {d["id"]: ("delete.requested", d["project"]) for d in self.deletes}
         assert sent.get(request_id, (request_type, project)) == (request_type, project)
         self.waits.append(timeout_s)
         if self.wait_fails is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from keyturn_workers.gateway.app import application
+from keyturn_workers.gateway.delete_routes import DeleteRoutes
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from keyturn_workers.gateway.link_routes import LinkRoutes
 from keyturn_workers.gateway.listing_routes import ListingRoutes
@@ -53,13 +54,16 @@ class Serving:
     max_rotations: int = 3
     rotation_allowed: bool = True
     public_url: str | None = None
+    max_deletes: int = 3
+    delete_allowed: bool = True
+    cors_origins: tuple[str, ...] = ()
     presign_plaintext: bool = False
     checks: Mapping[str, Check] = field(default_factory=lambda: {"storage": _holds})
 
     def __post_init__(self) -> None:
         self.metrics = GatewayMetrics()
         publisher = cast("Publisher", self.publisher)
-        limit = ConcurrencyLimit(self.concurrency, self.project_share, "requests")
+        self.limit = ConcurrencyLimit(self.concurrency, self.project_share, "requests")
         self.ledger = StagingLedger(self.staging_max_bytes, self.project_share)
         limits = UploadLimits(
             UploadSlots(self.upload_concurrency, self.project_share),
@@ -74,17 +78,24 @@ class Serving:
             idle_timeout_s=self.idle_timeout_s,
             wait_max_s=self.wait_max_s,
         )
+        self.deletes = DeleteRoutes(
+            publisher,
+            self.bench.opener,
+            allowed=self.delete_allowed,
+            max_pending=self.max_deletes,
+            wait_max_s=self.wait_max_s,
+        )
         objects = ObjectRoutes(
             self.bench.auth,
-            limit,
+            self.limit,
             self.bench.opener,
-            uploads.put,
+            {"PUT": uploads.put, "DELETE": self.deletes.delete},
             self.metrics,
             presign_plaintext=self.presign_plaintext,
         )
         links = LinkRoutes(
             self.bench.auth,
-            limit,
+            self.limit,
             self.bench.opener,
             deployment=DEPLOYMENT,
             public_url=self.public_url,
@@ -93,7 +104,7 @@ class Serving:
         self.store = SweepStore(self.bench.storage, operator_keys(MASTER_KEYS))
         self.rotations = RotationRoutes(
             self.bench.auth,
-            limit,
+            self.limit,
             publisher,
             self.store,
             allowed=self.rotation_allowed,
@@ -103,12 +114,13 @@ class Serving:
         )
         self.app = application(
             objects,
-            ListingRoutes(self.bench.auth, limit, ObjectLister(self.bench.storage)),
+            ListingRoutes(self.bench.auth, self.limit, ObjectLister(self.bench.storage)),
             links,
             self.rotations,
             self.metrics,
             self.checks,
             idle_timeout_s=self.idle_timeout_s,
+            cors_origins=self.cors_origins,
         )
 
     async def ask(

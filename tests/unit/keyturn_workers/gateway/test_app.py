@@ -41,7 +41,6 @@ _SECRET = "a secret in an exception"  # as the name says
         "/",
         "/v1",
         "/v1/projects/acme",
-        "/v1/projects/acme/objects",
         "/v1/projects/acme/rotations/",
         "/v1/projects/acme/rotations/a/b",
         "/v1/projects//objects/a",
@@ -63,14 +62,12 @@ async def test_unknown_paths_are_not_found(target: str) -> None:
 @pytest.mark.parametrize(
     ("method", "target", "allow"),
     [
-        ("POST", PATH, {"GET", "HEAD", "PUT"}),
-        ("DELETE", PATH, {"GET", "HEAD", "PUT"}),
-        ("OPTIONS", PATH, {"GET", "HEAD", "PUT"}),
-        ("GET", ROTATIONS, {"POST"}),
-        ("DELETE", f"{ROTATIONS}/x", {"GET", "HEAD"}),
-        ("POST", "/healthz", {"GET", "HEAD"}),
-        ("PUT", "/metrics", {"GET", "HEAD"}),
-        ("FROB", PATH, {"GET", "HEAD", "PUT"}),
+        ("POST", PATH, {"GET", "HEAD", "PUT", "DELETE", "OPTIONS"}),
+        ("GET", ROTATIONS, {"POST", "OPTIONS"}),
+        ("DELETE", f"{ROTATIONS}/x", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
+        ("PUT", "/metrics", {"GET", "HEAD", "OPTIONS"}),
+        ("FROB", PATH, {"GET", "HEAD", "PUT", "DELETE", "OPTIONS"}),
     ],
 )
 async def test_other_methods_get_a_405_with_the_allowed_ones(
@@ -80,6 +77,29 @@ async def test_other_methods_get_a_405_with_the_allowed_ones(
     assert (got.status, got.headers["content-type"]) == (405, MEDIA_TYPE)
     assert set(got.headers["allow"].split(", ")) == allow
     assert got.document() == {"title": "Method Not Allowed", "status": 405}
+
+
+@pytest.mark.parametrize(
+    ("target", "allow"),
+    [
+        (PATH, "DELETE, GET, HEAD, OPTIONS, PUT"),
+        (ROTATIONS, "OPTIONS, POST"),
+        ("/healthz", "GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_options_gets_the_allowed_methods_without_an_api_key(target: str, allow: str) -> None:
+    serving = Serving()
+    got = await serving.ask("OPTIONS", target, key=None)
+    assert (got.status, got.headers, got.content) == (204, {"allow": allow}, b"")
+    assert not serving.bench.storage.calls
+    route = {PATH: "objects", ROTATIONS: "rotations"}.get(target, "healthz")
+    counted = {"route": route, "method": "OPTIONS", "status": "204"}
+    assert serving.counted("requests_total", **counted) == 1
+
+
+async def test_options_of_an_unknown_path_is_not_found() -> None:
+    got = await Serving().ask("OPTIONS", "/v1", key=None)
+    assert (got.status, got.document()["code"]) == (404, "not_found")
 
 
 async def test_public_paths_need_no_api_key() -> None:

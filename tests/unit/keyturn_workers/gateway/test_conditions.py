@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 
 from keyturn_workers.gateway.conditions import (
     Outcome,
+    allow_change,
     evaluate,
     format_http_date,
     has_conditions,
@@ -170,3 +171,29 @@ def test_any_header_value_has_an_outcome(name: str, value: str) -> None:
     headers = _headers((name, value))
     assert evaluate(headers, ETAG, MODIFIED) in ("serve", "not_modified", "failed")
     if_range_matches(_headers(("if-range", value)), ETAG, MODIFIED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("if-match", ETAG, True),
+        ("if-match", "*", True),
+        ("if-match", '"x"', False),
+        ("if-match", f"W/{ETAG}", False),
+        ("if-unmodified-since", AT, True),
+        ("if-unmodified-since", BEFORE, False),
+        ("if-none-match", ETAG, False),
+        ("if-none-match", "*", False),
+        ("if-none-match", '"x"', True),
+        ("if-modified-since", AFTER, True),  # it has a meaning for GET and HEAD alone
+    ],
+)
+def test_a_change_has_its_conditions(name: str, value: str, *, allowed: bool) -> None:
+    assert allow_change(_headers((name, value)), ETAG, MODIFIED) is allowed
+
+
+def test_without_an_etag_nothing_is_as_expected() -> None:
+    for name, value in (("if-match", "*"), ("if-match", ETAG), ("if-unmodified-since", AFTER)):
+        assert not allow_change(_headers((name, value)), None, None)
+    assert allow_change(_headers(("if-none-match", "*")), None, None)
+    assert allow_change(_headers(), None, None)

@@ -17,6 +17,8 @@ from keyturn.errors import (
     UnauthorizedError,
     UnknownAlgorithmError,
 )
+from keyturn_workers.gateway.object_opener import StoredObject
+from keyturn_workers.gateway.object_reader import content_modified_at
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import (
     deleted,
@@ -27,6 +29,7 @@ from tests.unit.keyturn_workers.gateway.bench import (
     API_KEY,
     KEY,
     NEW_API_KEY,
+    TARGET,
     Bench,
     turned_to,
 )
@@ -181,6 +184,25 @@ async def test_missing_deleted_and_archived_objects_do_not_open(start_bytes: int
             bench.plant(deleted(bench.desired, KEY), b"")
         else:
             bench.plant_sealed(archived=True)
+
+
+async def test_what_one_read_shows_of_a_key() -> None:
+    """The ETag and the time that readers of the object get, without opening it."""
+    bench = Bench()
+    caller = await bench.authenticate()
+    assert await bench.opener.find_stored(caller, KEY) is None
+    bench.plant_sealed()
+    async with bench.opened() as reader:
+        expected = StoredObject(reader.etag, content_modified_at(reader.head))
+    assert await bench.opener.find_stored(caller, KEY) == expected
+    bench.plant({}, b"plaintext")
+    plaintext = await bench.opener.find_stored(caller, KEY)
+    assert plaintext is not None
+    assert plaintext.etag == f'"{(await bench.storage.head(TARGET)).etag}"'
+    bench.plant_sealed(archived=True)
+    assert await bench.opener.find_stored(caller, KEY) == StoredObject()
+    bench.plant(deleted(bench.desired, KEY), b"")
+    assert await bench.opener.find_stored(caller, KEY) == StoredObject(is_tombstone=True)
 
 
 @pytest.mark.parametrize("kind", ["plaintext", "v0"])

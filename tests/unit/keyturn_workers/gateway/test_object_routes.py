@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from typing import Any
 
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    from keyturn_workers.gateway.auth import Caller
 
 PLAINTEXT = os.urandom(40 * CHUNK + 7)
 
@@ -436,10 +432,6 @@ class _Watched(MemoryStorage):
         return watched
 
 
-async def _no_put(request: Request, caller: Caller, key: str) -> Response:
-    raise AssertionError((request, caller, key))
-
-
 @pytest.fixture
 async def storage() -> AsyncIterator[_Watched]:
     watched = _Watched()
@@ -465,7 +457,7 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
     )
     opener = ObjectOpener(storage, auth, operator_keys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
     limit = ConcurrencyLimit(4, 1.0, "requests")
-    objects = ObjectRoutes(auth, limit, opener, _no_put, GatewayMetrics(), presign_plaintext=True)
+    objects = ObjectRoutes(auth, limit, opener, {}, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]
     raw = f"/v1/projects/{project}/objects/x".encode()
     scope = {"type": "http", "method": method, "raw_path": raw, "headers": headers}

@@ -1,0 +1,225 @@
+"""`DELETE` of an object, published as the gateway's own request (SPEC 8.7, 9.3).
+
+A worker puts a tombstone in the object's place and publishes the outcome once the tombstone is
+final, after two leases. So most waits (`Prefer: wait=N`) that are shorter end in 202. A key that
+never had an object is refused after one read of the storage; a tombstone is deleted again, since
+an earlier request may have been lost.
+
+What one API key can demand of the workers is bounded. All deletes share `keyturn.control` with
+the enrollments, rotations and sweeps of every project, each one served leaves a record in the
+audit trail, and each one refused leaves a dead letter. `PendingDeletes` bounds all three.
+"""
+
+import asyncio
+from collections import Counter
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from keyturn.errors import NotFoundError, NotPermittedError, TooManyRequestsError
+from keyturn.messages import Event, ObjectDeleted, Rejected
+from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError, WaitTimeoutError
+from keyturn.publisher.requests import new_id
+from keyturn_workers.gateway import conditions
+from keyturn_workers.gateway.auth import Caller
+from keyturn_workers.gateway.client_connection import run_while_connected
+from keyturn_workers.gateway.fair_shares import GatewayBusyError
+from keyturn_workers.gateway.object_opener import ObjectOpener
+from keyturn_workers.gateway.problems import problem
+from keyturn_workers.gateway.upload_routes import (
+    publish_failure_response,
+    rejection_response,
+    requested_wait_s,
+)
+
+_ACCEPTED: Final = 202
+_NO_CONTENT: Final = 204
+_PRECONDITION_FAILED: Final = 412
+# A delete whose outcome is not known by then no longer counts as pending.
+_OUTCOME_WAIT_S: Final = 600.0
+# Two leases by default: no object is deleted sooner.
+_MIN_PENDING_S: Final = 30.0
+_MAX_PENDING: Final = 10_000
+_FORBIDDEN: Final = "this gateway deletes no objects: ask the operator"
+
+
+class PendingDeletes:
+    """Counts deletes from their publication until their outcome.
+
+    `keyturn.control` serves one message after another, so a request of another project waits
+    behind at most `per_project` deletes of this one from each gateway. Each takes a few requests
+    to the storage, and a deferred one waits on another queue.
+
+    A delete counts for at least as long as a real one takes. Deleting the same tombstone again
+    and again, or an object that is locked, has its outcome within milliseconds: without that
+    minimum, it would fill the audit trail or the dead letters.
+
+    Args:
+        per_project: How many deletes of one project may be pending.
+    """
+
+    def __init__(self, per_project: int) -> None:
+        self._per_project = per_project
+        self._by_project: Counter[str] = Counter()
+        self._in_all = 0
+
+    def acquire(self, project: str) -> None:
+        """Count one more, until `release`.
+
+        Raises:
+            TooManyRequestsError: the project has as many as it may.
+            GatewayBusyError: all projects together have as many as this process remembers.
+        """
+        if self._by_project[project] >= self._per_project:
+            raise TooManyRequestsError(
+                f"the project has {self._per_project} deletes in progress: wait for their end"
+            )
+        if self._in_all >= _MAX_PENDING:
+            raise GatewayBusyError
+        self._by_project[project] += 1
+        self._in_all += 1
+
+    def release(self, project: str) -> None:
+        """Count one less."""
+        self._in_all -= 1
+        self._by_project[project] -= 1
+        if not self._by_project[project]:
+            del self._by_project[project]
+
+    def release_after(self, project: str, outcome: asyncio.Task[Event]) -> None:
+        """Count one less once the outcome is known, but not too soon.
+
+        If the outcome cannot be waited for, the delete may be pending all the same. If it were
+        released at once, a project could publish without a limit while the stream of events
+        cannot be read.
+        """
+        loop = outcome.get_loop()
+        published_at = loop.time()
+
+        def schedule(ended: asyncio.Task[Event]) -> None:
+            error = None if ended.cancelled() else ended.exception()
+            is_known = error is None or isinstance(error, WaitTimeoutError)
+            pending_s = _MIN_PENDING_S if is_known else _OUTCOME_WAIT_S
+            loop.call_at(published_at + pending_s, self.release, project)
+
+        outcome.add_done_callback(schedule)
+
+
+class DeleteRoutes:
+    """Handles deletes.
+
+    Args:
+        publisher: The gateway's publisher.
+        opener: Checks whether a key has an object.
+        allowed: Whether callers may delete objects here.
+        max_pending: How many deletes of one project may be pending.
+        wait_max_s: The longest wait for `Prefer: wait=N`.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        opener: ObjectOpener,
+        *,
+        allowed: bool,
+        max_pending: int,
+        wait_max_s: float,
+    ) -> None:
+        self._publisher = publisher
+        self._opener = opener
+        self._allowed = allowed
+        self._pending = PendingDeletes(max_pending)
+        self._wait_max_s = wait_max_s
+        self._outcomes: set[asyncio.Task[Event]] = set()
+
+    async def close(self) -> None:
+        """Stop waiting for outcomes."""
+        tasks = tuple(self._outcomes)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def delete(self, request: Request, caller: Caller, key: str) -> Response:
+        """Publish the delete of this key.
+
+        Raises:
+            NotPermittedError: this gateway deletes nothing.
+            NotFoundError: there is neither an object nor a tombstone.
+            TooManyRequestsError: the project has too many deletes pending.
+            GatewayBusyError: too many deletes of all projects are pending.
+            StorageUnavailableError: the storage cannot be read.
+            ClientGoneError: the client disconnected while it waited.
+        """
+        # Not earlier than here: a wrong key must not learn how this gateway is set up.
+        if not self._allowed:
+            raise NotPermittedError(_FORBIDDEN)
+        request_id = new_id()
+        outcome = await self._publish(request, caller, key, request_id)
+        if isinstance(outcome, Response):
+            return outcome
+        wait_s = requested_wait_s(request.headers, self._wait_max_s)
+        accepted = JSONResponse({"request_id": request_id}, _ACCEPTED)
+        if wait_s is None:
+            return accepted
+        # The wait alone ends if the client leaves, not the outcome that others may need.
+        await run_while_connected(request.receive, asyncio.wait((outcome,), timeout=wait_s))
+        applied = {"preference-applied": f"wait={wait_s}"}
+        event = _event_of(outcome)
+        if isinstance(event, Rejected):
+            return rejection_response(event, {"request_id": request_id})
+        if isinstance(event, ObjectDeleted):
+            return Response(None, _NO_CONTENT, applied)
+        accepted.headers.update(applied)
+        return accepted
+
+    async def _publish(
+        self, request: Request, caller: Caller, key: str, request_id: str
+    ) -> asyncio.Task[Event] | Response:
+        """Publish the delete; return its outcome to come, or the response if there is none."""
+        project = caller.project
+        self._pending.acquire(project)
+        try:
+            if (failed := await self._check(request, caller, key)) is not None:
+                self._pending.release(project)
+                return failed
+            await self._publisher.delete(project, key, request_id=request_id)
+        except BaseException as exc:
+            if isinstance(exc, OutcomeUnknownError):
+                self._wait_for_outcome(project, request_id)
+            else:
+                self._pending.release(project)
+            if isinstance(exc, PublisherError):
+                return publish_failure_response(exc, {"request_id": request_id})
+            raise
+        return self._wait_for_outcome(project, request_id)
+
+    async def _check(self, request: Request, caller: Caller, key: str) -> Response | None:
+        """Return the response if the key has nothing to delete, or not what the caller expects."""
+        stored = await self._opener.find_stored(caller, key)
+        if stored is None:
+            raise NotFoundError("no object has this key")
+        if conditions.has_conditions(request.headers) and not conditions.allow_change(
+            request.headers, stored.etag, stored.modified_at
+        ):
+            return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
+        return None
+
+    def _wait_for_outcome(self, project: str, request_id: str) -> asyncio.Task[Event]:
+        event = self._publisher.wait(
+            request_id,
+            timeout_s=_OUTCOME_WAIT_S,
+            project=project,
+            request_type="delete.requested",
+        )
+        outcome = asyncio.create_task(event)
+        self._outcomes.add(outcome)
+        outcome.add_done_callback(self._outcomes.discard)
+        self._pending.release_after(project, outcome)
+        return outcome
+
+
+def _event_of(outcome: asyncio.Task[Event]) -> Event | None:
+    if not outcome.done() or outcome.cancelled() or outcome.exception() is not None:
+        return None
+    return outcome.result()
