@@ -9,6 +9,8 @@ from typing import Any, Final
 from keyturn.errors import all_errors
 from keyturn.identifiers import PROJECT_PATTERN, UUID_PATTERN
 from keyturn.messages import COUNT_FIELDS
+from keyturn_workers.gateway.link_parameters import DOWNLOAD_NAME_MAX_BYTES
+from keyturn_workers.gateway.link_routes import CIPHERTEXT_MAX_S, LINK_DEFAULT_S, LINK_MAX_S
 from keyturn_workers.gateway.listing_query import MAX_ENTRIES
 from keyturn_workers.gateway.problems import MEDIA_TYPE, status_for_code
 
@@ -16,7 +18,7 @@ _Json = dict[str, Any]
 _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTIONS: Final = {
     400: "The request is malformed",
-    401: "Not the project's current API key, or no such project",
+    401: "Not the project's current API key, no such project, or a link that is not valid",
     403: "This gateway may not do this",
     404: "There is no such object, rotation or path",
     405: "The path does not support this method",
@@ -30,9 +32,15 @@ _DESCRIPTIONS: Final = {
     502: "What is stored cannot be opened: it was changed, or is not Keyturn's",
     503: "Try again later: storage or broker unavailable, or too many requests",
 }
-_READ: Final = (401, 404, 409, 412, 413, 429, 500, 502, 503)
+_READ: Final = (400, 401, 404, 409, 412, 413, 429, 500, 502, 503)
 _WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 429, 500, 502, 503)
 _DELETE: Final = (400, 401, 403, 404, 409, 429, 500, 502, 503)
+_API_KEY_OR_LINK: Final = [{"apiKey": []}, {"link": []}]
+_STORED_METADATA: Final = {
+    "type": "object",
+    "additionalProperties": {"type": "string"},
+    "description": "The object's `enc-` metadata, as stored: with the API key, it opens the bytes",
+}
 _TAG: Final = {"schema": {"type": "string", "pattern": '^"[^"]*"$'}}
 
 
@@ -56,6 +64,10 @@ def document() -> _Json:
                 "put": _put(),
                 "delete": _delete(),
             },
+            "/v1/projects/{project}/objects/{key}/links": {
+                "parameters": [_project(), _key()],
+                "post": _post_link(),
+            },
             "/v1/projects/{project}/objects": {
                 "parameters": [_project()],
                 "get": _list(),
@@ -77,10 +89,20 @@ def document() -> _Json:
                     "scheme": "bearer",
                     "description": "The project's current API key. A rotated key is accepted "
                     "for at most the keyring cache's time.",
-                }
+                },
+                "link": {
+                    "type": "apiKey",
+                    "in": "query",
+                    "name": "token",
+                    "description": "The token of a link, with `expires` and, if the link has it, "
+                    "`inline`. The link opens one object for GET and HEAD until it expires or the "
+                    "project's API key is rotated. If there is a token, an API key is ignored.",
+                },
             },
             "schemas": {
                 "Problem": _problem_schema(),
+                "Link": _link_schema(),
+                "CiphertextLink": _link_schema(metadata=_STORED_METADATA),
                 "Listing": _listing_schema(),
                 "ListedObject": _listed_object_schema(),
                 "Counts": _counts_schema(),
@@ -137,6 +159,23 @@ def _conditions() -> list[_Json]:
     ]
 
 
+def _link_or_download() -> list[_Json]:
+    return [
+        _query(
+            "expires",
+            "Of a link: when it ends, in seconds since 1970",
+            {"type": "integer", "minimum": 1},
+        ),
+        _query("inline", "Of a link: a browser may show the object", {"const": "1"}),
+        _query(
+            "download",
+            "With an API key: send the object as an attachment with this file name, of at most "
+            f"{DOWNLOAD_NAME_MAX_BYTES} bytes of UTF-8. Never a redirect",
+            {"type": "string", "minLength": 1, "pattern": r"^[^\x00-\x1f\x7f-\x9f/\\\\]+$"},
+        ),
+    ]
+
+
 def _object_headers(**more: _Json) -> _Json:
     return {
         "ETag": {
@@ -148,6 +187,15 @@ def _object_headers(**more: _Json) -> _Json:
         "Accept-Ranges": {"schema": {"const": "bytes"}},
         "Content-Security-Policy": {"schema": {"const": "sandbox"}},
         "Content-Length": {"schema": {"type": "integer", "minimum": 0}},
+        "Content-Disposition": {
+            "description": "As stored; by link, or with `download`, `attachment` or `inline` with "
+            "a file name",
+            "schema": {"type": "string"},
+        },
+        "Referrer-Policy": {
+            "description": "Only by link",
+            "schema": {"const": "no-referrer"},
+        },
         **more,
     }
 
@@ -169,7 +217,9 @@ def _get() -> _Json:
         "description": "Decrypts while it streams. If the body does not authenticate to its "
         "end, the connection is reset: rely on Content-Length. The caller's metadata is in "
         "X-Keyturn-Meta-* headers.",
+        "security": _API_KEY_OR_LINK,
         "parameters": [
+            *_link_or_download(),
             _header("Range", "One range of bytes: `bytes=0-99`, `bytes=100-`, `bytes=-100`"),
             _header(
                 "If-Range",
@@ -183,7 +233,7 @@ def _get() -> _Json:
             "304": {"description": "Not modified"},
             "307": {
                 "description": "Plaintext, if the project allows it: read it from the storage, "
-                "at a URL that is valid for 60 seconds",
+                "at a URL that is valid for 60 seconds. Not by link, nor with `download`",
                 "headers": {"Location": {"schema": {"type": "string"}}},
             },
             **_problems(*_READ, 416),
@@ -198,7 +248,8 @@ def _head() -> _Json:
         "operationId": "headObject",
         "summary": "Read an object's headers",
         "description": "Decrypts the last chunk, which proves the length.",
-        "parameters": _conditions(),
+        "security": _API_KEY_OR_LINK,
+        "parameters": [*_link_or_download(), *_conditions()],
         "responses": {"200": described, "304": {"description": "Not modified"}, **without_body},
     }
 
@@ -228,6 +279,62 @@ def _put() -> _Json:
             "201": {"description": "Stored", "content": accepted},
             "202": {"description": "Published", "content": accepted},
             **_problems(*_WRITE, 412),
+        },
+    }
+
+
+def _post_link() -> _Json:
+    body = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "expires_s": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": LINK_MAX_S,
+                "default": LINK_DEFAULT_S,
+                "description": "How long the link works, in seconds. To the ciphertext, at most "
+                f"{CIPHERTEXT_MAX_S}, which is also the default there",
+            },
+            "inline": {
+                "type": "boolean",
+                "default": False,
+                "description": "Whether a browser may show the object in place of saving it. Not "
+                "to the ciphertext",
+            },
+            "kind": {
+                "enum": ["object", "ciphertext"],
+                "default": "object",
+                "description": "`object`: a URL of the gateway. It opens the object until it "
+                "expires or the API key is rotated. The object need not exist yet. `ciphertext`: a "
+                "presigned URL of the storage, to the stored bytes of an object of "
+                "Cobblestone-256. A rotation does not end it",
+            },
+        },
+    }
+    kinds = [{"$ref": f"#/components/schemas/{name}"} for name in ("CiphertextLink", "Link")]
+    return {
+        "operationId": "createLink",
+        "summary": "Make a link to an object",
+        "description": "The link opens this one object without the API key, for GET and HEAD. "
+        "Nothing is stored.",
+        "requestBody": {"required": False, "content": _json_content(body)},
+        "responses": {
+            "201": {"description": "The link", "content": _json_content({"anyOf": kinds})},
+            **_problems(400, 401, 404, 408, 409, 413, 429, 500, 502, 503),
+        },
+    }
+
+
+def _link_schema(**more: _Json) -> _Json:
+    return {
+        "type": "object",
+        "required": ["url", "expires_at", *more],
+        "additionalProperties": False,
+        "properties": {
+            "url": {"type": "string", "description": "A secret: its holder can read the object"},
+            "expires_at": {"type": "string", "format": "date-time"},
+            **more,
         },
     }
 

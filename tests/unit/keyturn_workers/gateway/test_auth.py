@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from keyturn.crypto import Secret
+from keyturn.crypto import LinkClaims, Secret, link_token
 from keyturn.errors import (
     CorruptObjectError,
     StorageUnavailableError,
@@ -20,11 +20,14 @@ from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import auth as auth_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
 from keyturn_workers.gateway.auth import AuthenticationError
+from keyturn_workers.gateway.link_parameters import Link
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import clock as clock_module
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import (
     API_KEY,
+    DEPLOYMENT,
+    KEY,
     NEW_API_KEY,
     Bench,
     kek_of,
@@ -41,7 +44,7 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        fake = SimpleNamespace(monotonic=lambda: self.now)
+        fake = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
         patch.setattr(auth_module, "time", fake)
         patch.setattr(lookups_module, "time", fake)
         own = SimpleNamespace(clock_gettime=lambda _: self.now, CLOCK_BOOTTIME=None)
@@ -392,3 +395,121 @@ async def test_no_secret_shows() -> None:
     secrets += [repr(MASTER_KEYS["m1"].reveal()), repr(bench.desired.admin_kek.reveal())]
     for shown in (repr(caller), repr(vars(bench.auth)), str(caller)):
         assert not [secret for secret in secrets if secret in shown]
+
+
+class TestLinks:
+    """A link is checked by the same keyrings as an API key, at the same price."""
+
+    async def test_the_caller_by_a_link_has_the_kek_of_the_project(self) -> None:
+        bench = Bench()
+        caller = await bench.auth.authenticate_link("acme", KEY, _link())
+        assert (caller.project, caller.kek) == ("acme", kek_of(API_KEY))
+
+    @pytest.mark.parametrize(
+        ("project", "object_key", "link"),
+        [
+            ("acme", KEY, None),
+            ("acme", None, "valid"),
+            ("acme", f"{KEY}x", "valid"),
+            ("acme", KEY, "expired"),
+            ("acme", KEY, "of another key"),
+            ("acme", KEY, "of another deployment"),
+            ("unknown", KEY, "valid"),
+            ("No Project", KEY, "valid"),
+        ],
+    )
+    async def test_every_other_link_is_refused_after_the_minimum_time(
+        self, project: str, object_key: str | None, link: str | None
+    ) -> None:
+        links = {
+            None: None,
+            "valid": _link(),
+            "expired": _link(expires=5),
+            "of another key": _link(NEW_API_KEY),
+            "of another deployment": _link(deployment="other"),
+        }
+        bench = Bench(refusal_min_s=0.03)
+        for _ in range(2):  # not from the cache either
+            began = time.monotonic()
+            with pytest.raises(AuthenticationError) as refused:
+                await bench.auth.authenticate_link(project, object_key, links[link])
+            assert refused.value.not_before >= began + 0.03
+            assert str(refused.value) == "unauthorized"
+
+    async def test_a_wrong_link_costs_what_a_wrong_key_costs(self) -> None:
+        costs = []
+        for by_link in (False, True):
+            bench = Bench()
+            await bench.authenticate()
+            callers = [
+                bench.auth.authenticate_link("acme", KEY, _link(NEW_API_KEY))
+                if by_link
+                else bench.authenticate(WRONG_KEY)
+                for _ in range(300)
+            ]
+            ended = await asyncio.gather(*callers, return_exceptions=True)
+            assert {type(each) for each in ended} == {AuthenticationError}
+            costs.append(bench.storage.calls)
+        assert costs[0] == costs[1] == {"read": 2}
+
+    async def test_a_link_made_after_a_rotation_is_honored_at_once(self) -> None:
+        """This gateway has the keyring of before in its cache; another one made the link."""
+        bench = Bench()
+        await bench.authenticate()
+        bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+        assert await bench.auth.authenticate_link("acme", KEY, _link(NEW_API_KEY))
+
+    async def test_a_link_of_a_project_that_was_enrolled_a_moment_ago_is_honored(self) -> None:
+        bench = Bench()
+        link = _link(project="other")
+        with pytest.raises(UnauthorizedError):
+            await bench.auth.authenticate_link("other", KEY, link)
+        ring = ring_of(project="other")
+        bench.storage.plant(keyring_s3_key("other"), build_keyring(ring, MASTER_KEYS), Headers({}))
+        assert await bench.auth.authenticate_link("other", KEY, link)
+
+    async def test_a_rotation_ends_a_link_within_the_cache_time(self, clock: Clock) -> None:
+        bench = Bench()
+        link = _link(expires=10**9)
+        assert await bench.auth.authenticate_link("acme", KEY, link)
+        bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+        clock.now += 1.999
+        assert await bench.auth.authenticate_link("acme", KEY, link)
+        clock.now += 0.002
+        with pytest.raises(UnauthorizedError):
+            await bench.auth.authenticate_link("acme", KEY, link)
+
+    async def test_a_rotation_during_a_read_ends_the_link(self) -> None:
+        bench = Bench()
+        caller = await bench.auth.authenticate_link("acme", KEY, _link())
+        assert (await bench.auth.reauthenticate(caller)).kek == caller.kek
+        bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+        with pytest.raises(UnauthorizedError):
+            await bench.auth.reauthenticate(caller)
+
+    async def test_links_to_many_objects_share_one_read(self) -> None:
+        bench = Bench()
+        links = [_link(object_key=f"{at}") for at in range(50)]
+        callers = (bench.auth.authenticate_link("acme", f"{at}", links[at]) for at in range(50))
+        assert len(await asyncio.gather(*callers)) == 50
+        assert bench.storage.calls == {"read": 1}
+
+    async def test_a_keyring_that_cannot_be_opened_is_no_detail_for_strangers(self) -> None:
+        bench = Bench()
+        bench.storage.plant(keyring_s3_key("acme"), b"[]", Headers({}))
+        with pytest.raises(CorruptObjectError) as refused:
+            await bench.auth.authenticate_link("acme", KEY, _link())
+        assert refused.value.detail == ""
+
+
+def _link(
+    api_key: str = API_KEY,
+    *,
+    expires: int = 10**10,
+    project: str = "acme",
+    object_key: str = KEY,
+    deployment: str = DEPLOYMENT,
+) -> Link:
+    claims = LinkClaims(project, object_key, expires, inline=False)
+    token = link_token(kek_of(api_key, project), deployment, claims)
+    return Link(expires, inline=False, token=token)

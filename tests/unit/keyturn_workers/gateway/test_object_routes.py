@@ -342,6 +342,46 @@ async def test_plaintext_is_read_from_the_storage_or_streamed(*, presigned: bool
         assert (ranged.status, ranged.content) == (206, PLAINTEXT[1:3])
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_download_has_the_name_that_the_caller_gives_it(method: str) -> None:
+    serving = _serving()
+    got = await serving.ask(method, f"{PATH}?x=1&download=q3%20%C3%BC.pdf")
+    own = await serving.ask(method)
+    disposition = "attachment; filename=\"q3 _.pdf\"; filename*=UTF-8''q3%20%C3%BC.pdf"
+    assert got.headers == own.headers | {"content-disposition": disposition}
+    assert got.content == own.content
+    part = await serving.ask(target=f"{PATH}?download=a", headers={"range": "bytes=1-2"})
+    assert (part.status, part.content) == (206, PLAINTEXT[1:3])
+    assert part.headers["content-disposition"] == 'attachment; filename="a"'
+
+
+async def test_a_download_with_a_name_is_never_redirected() -> None:
+    """The storage would not send the name."""
+    serving = Serving(presign_plaintext=True)
+    serving.bench.allow(plaintext=True)
+    serving.bench.plant({}, b"content", restated={"content-disposition": "inline"})
+    got = await serving.ask(target=f"{PATH}?download=a.txt")
+    assert (got.status, got.content) == (200, b"content")
+    assert got.headers["content-disposition"] == 'attachment; filename="a.txt"'
+    assert serving.bench.storage.leases == []
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a%5Cb", "a%0Ab", "%FF", "a&download=a", "n" * 256])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_bad_name_of_a_download_is_a_400_for_authenticated_callers(
+    name: str, method: str
+) -> None:
+    serving = _serving()
+    target = f"{PATH}?download={name}"
+    refused = await serving.ask(method, target)
+    assert refused.status == 400
+    if method == "GET":
+        assert refused.document()["code"] == "malformed_request"
+    assert (await serving.ask(method, target, key=None)).status == 401
+    assert (await serving.ask("PUT", f"{PATH}x?download={name}", body=b"x")).status == 202
+    assert set(serving.bench.storage.calls) <= {"read", "read_start"}
+
+
 async def test_plaintext_is_presigned_for_authenticated_callers_only() -> None:
     serving = Serving(presign_plaintext=True)
     serving.bench.plant({}, PLAINTEXT)

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.identifiers import check_object_key, is_object_key, is_project
-from keyturn_workers.gateway.paths import object_path, parse_object_path, parse_project
+from keyturn_workers.gateway.paths import (
+    object_path,
+    parse_links_path,
+    parse_object_path,
+    parse_project,
+)
 
 _SEGMENT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"))
 KEYS = st.lists(_SEGMENT.filter(lambda s: s not in ("", ".", "..")), min_size=1, max_size=5).map(
@@ -24,6 +29,33 @@ def test_every_built_path_parses_to_its_object(project: str, key: str) -> None:
     assert path.isascii()
     assert parse_object_path(path.encode()) == (project, key)
     assert parse_project(path.encode()) == project
+
+
+@given(PROJECTS, KEYS.filter(is_object_key))
+def test_the_path_of_an_objects_links_is_its_own_and_one_segment(project: str, key: str) -> None:
+    path = object_path(project, key).encode()
+    for suffix in (b"/links", b"%2Flinks", b"/%6cinks"):
+        assert parse_links_path(path + suffix) == (project, key)
+    assert parse_links_path(path + b"/links/links") == (project, f"{key}/links")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"",
+        b"a",
+        b"a/link",
+        b"links",
+        b"/links",
+        b"a//links",
+        b"./links",
+        b"a/links/",
+        b"%ff/links",
+        b"k" * 901 + b"/links",
+    ],
+)
+def test_what_is_no_path_of_links_has_no_key(path: bytes) -> None:
+    assert parse_links_path(b"/v1/projects/acme/objects/" + path) == ("acme", None)
 
 
 @given(PROJECTS, KEYS.filter(is_object_key))
@@ -51,6 +83,8 @@ def test_any_path_parses_without_an_error(raw: bytes) -> None:
     _, key = parse_object_path(raw)
     assert key is None or is_object_key(key)
     parse_project(raw)
+    _, linked = parse_links_path(raw)
+    assert linked is None or is_object_key(linked)
 
 
 @pytest.mark.parametrize(

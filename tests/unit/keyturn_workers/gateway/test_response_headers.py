@@ -15,7 +15,15 @@ from keyturn.metadata import decode_caller_metadata
 from keyturn_workers.gateway.legacy_reader import LegacyReader
 from keyturn_workers.gateway.plaintext_reader import PlaintextReader
 from keyturn_workers.gateway.ranges import Span
-from keyturn_workers.gateway.response_headers import META_PREFIX, object_headers, validator_headers
+from keyturn_workers.gateway.response_headers import (
+    AS_STORED,
+    META_PREFIX,
+    Delivery,
+    delivery_as_download,
+    delivery_by_link,
+    object_headers,
+    validator_headers,
+)
 from keyturn_workers.storage import Headers, ObjectHead
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
@@ -52,6 +60,37 @@ def test_validator_headers() -> None:
         "x-content-type-options": "nosniff",
         "content-security-policy": "sandbox",
     }
+
+
+@pytest.mark.parametrize(
+    ("delivery", "disposition"),
+    [
+        (AS_STORED, "inline; filename=stored"),
+        (
+            delivery_as_download("given ü"),
+            "attachment; filename=\"given _\"; filename*=UTF-8''given%20%C3%BC",
+        ),
+        (delivery_by_link("a/b.pdf", inline=False), 'attachment; filename="b.pdf"'),
+        (delivery_by_link("a/b.pdf", inline=True), 'inline; filename="b.pdf"'),
+    ],
+)
+def test_the_request_decides_about_the_disposition(delivery: Delivery, disposition: str) -> None:
+    """Of what is sent; a 304 sends nothing that it could be about."""
+    reader = _plain(_head({}, content_disposition="inline; filename=stored"))
+    for span in (None, Span(0, 1)):
+        assert object_headers(reader, span, delivery)["content-disposition"] == disposition
+    assert "content-disposition" not in validator_headers(reader, delivery)
+    assert delivery.redirectable == (delivery is AS_STORED)
+
+
+def test_no_cache_keeps_what_a_link_opened() -> None:
+    reader = _plain(_head({}))
+    by_link = validator_headers(reader, delivery_by_link("a", inline=True))
+    assert by_link == validator_headers(reader) | {
+        "cache-control": "private, no-store",
+        "referrer-policy": "no-referrer",
+    }
+    assert validator_headers(reader, delivery_as_download("a")) == validator_headers(reader)
 
 
 def test_headers_of_the_whole_object_and_of_a_range() -> None:
