@@ -35,7 +35,7 @@ _DESCRIPTIONS: Final = {
 _READ: Final = (400, 401, 404, 409, 412, 413, 429, 500, 502, 503)
 _WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 429, 500, 502, 503)
 _DELETE: Final = (400, 401, 403, 404, 409, 429, 500, 502, 503)
-_API_KEY_OR_LINK: Final = [{"apiKey": []}, {"link": []}]
+_API_KEY_OR_LINK: Final[list[_Json]] = [{"apiKey": []}, {"link": []}]
 _STORED_METADATA: Final = {
     "type": "object",
     "additionalProperties": {"type": "string"},
