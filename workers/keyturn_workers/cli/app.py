@@ -27,6 +27,7 @@ from keyturn_workers.cli import (
     init,
     keygen,
     keys,
+    link,
     objects,
     rotate,
     status,
@@ -128,6 +129,7 @@ app.command("enroll")(enroll.enroll)
 app.command("upload")(upload.upload)
 app.command("ls")(objects.ls)
 app.command("download")(download.download)
+app.command("link")(link.link)
 app.command("rotate")(rotate.rotate)
 app.command("sweep")(sweep.sweep)
 app.command("delete")(delete.delete)

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from keyturn.gateway.transport import is_gateway_url
 from keyturn.identifiers import check_object_key, has_control_characters, is_project
 from keyturn.messages import REASON_MAX_CHARACTERS
+from keyturn_workers.cli.settings import GATEWAY_URL_FORM
 
 
 def validate_project(value: str | None) -> str | None:
@@ -48,6 +50,17 @@ def validate_reason(value: str | None) -> str | None:
     return reason
 
 
+def validate_gateway_url(value: str | None) -> str | None:
+    """A URL that can be a gateway's, or None.
+
+    Raises:
+        typer.BadParameter: it is none; the text does not repeat it.
+    """
+    if value is not None and not is_gateway_url(value):
+        raise typer.BadParameter(GATEWAY_URL_FORM)
+    return value
+
+
 Project = Annotated[str, typer.Argument(help="The project id.", callback=validate_project)]
 OptionalProject = Annotated[
     str | None, typer.Argument(help="The project id.", callback=validate_project)
@@ -67,6 +80,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option(help="File with the project's API key. Default: KEYTURN_API_KEY, then a prompt."),
+]
+GatewayUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--gateway",
+        metavar="URL",
+        callback=validate_gateway_url,
+        help="Work through this gateway, with only the API key. Default: KEYTURN_GATEWAY_URL.",
+    ),
 ]
 NewApiKeyFile = Annotated[
     Path | None,

@@ -10,7 +10,6 @@ import asyncio
 import os
 import sys
 import tempfile
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Protocol
@@ -20,16 +19,15 @@ from pydantic import SecretStr
 
 from keyturn.crypto import user_kek
 from keyturn.errors import NoUsableWrapError
-from keyturn.gateway import Client, UnencryptedGatewayWarning
-from keyturn.gateway.transport import is_gateway_url, is_unencrypted
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.api_keys import read_api_key
-from keyturn_workers.cli.arguments import ApiKeyFile, ObjectKey, Project, Reason
+from keyturn_workers.cli.arguments import ApiKeyFile, GatewayUrl, ObjectKey, Project, Reason
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.command_audit import command_audit
 from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.gateway_client import configured_gateway, gateway_client
 from keyturn_workers.cli.output import ByteProgress, byte_progress
-from keyturn_workers.cli.settings import GATEWAY_URL_FORM, GatewayUrlSettings, ReaderSettings
+from keyturn_workers.cli.settings import ReaderSettings
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.settings import AuditSettings, OperatorSettings
@@ -51,12 +49,6 @@ class _Opened(Protocol):
 
     def chunks(self) -> "AsyncIterator[bytes]":
         """The plaintext; ends without an error only if all of it was authenticated."""
-
-
-def _check_gateway(value: str | None) -> str | None:
-    if value is not None and not is_gateway_url(value):
-        raise typer.BadParameter(GATEWAY_URL_FORM)
-    return value
 
 
 def download(
@@ -81,21 +73,14 @@ def download(
         ),
     ] = False,
     reason: Reason = None,
-    gateway: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            callback=_check_gateway,
-            help="Download through this gateway, with the API key and no S3 settings. "
-            "Default: KEYTURN_GATEWAY_URL, then directly from the bucket.",
-        ),
-    ] = None,
+    gateway: GatewayUrl = None,
     api_key_file: ApiKeyFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Download and decrypt one object.
 
-    Directly from the bucket, or through a gateway if one is configured.
+    Directly from the bucket, or through a gateway if one is configured. A gateway needs neither
+    the S3 settings nor the pepper.
     """
     for name, value in (("--api-key-file", api_key_file), ("--gateway", gateway)):
         if as_operator and value is not None:
@@ -105,13 +90,9 @@ def download(
             "--as-operator requires --reason, and --reason requires --as-operator"
         )
     target = _target(key, output, force=force)
-    if not as_operator and (url := gateway or GatewayUrlSettings.read().gateway_url):
+    if not as_operator and (url := configured_gateway(gateway)):
         api_key = read_api_key(api_key_file, project, confirm=False)
-        if is_unencrypted(url):
-            note("the API key is sent to the gateway unencrypted; use https://")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnencryptedGatewayWarning)  # see the note above
-            asyncio.run(_through_gateway(url, api_key, project, key, target))
+        asyncio.run(_through_gateway(url, api_key, project, key, target))
         return
     if as_operator:
         asyncio.run(_download_as_operator(OperatorSettings.read(), project, key, target, reason))
@@ -180,7 +161,7 @@ async def _download_as_operator(
 async def _through_gateway(
     url: str, api_key: SecretStr, project: str, key: str, target: Path | None
 ) -> None:
-    async with Client.connect(url, api_key) as client, client.open(project, key) as opened:
+    async with gateway_client(url, api_key) as client, client.open(project, key) as opened:
         await _write(opened, key, target)
 
 

@@ -2,30 +2,43 @@
 
 Both need only the bucket and no key. What they show is what metadata claims; only opening
 the wraps and the body proves it (`keyturn download`). They must never print a wrap, only its
-length.
+length. `ls` works through a gateway too, with only the API key (SPEC 9.3).
 """
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
 
 import typer
+from pydantic import SecretStr
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto import HEADER_BYTES, SALT_BYTES, V0_OVERHEAD_BYTES, ChunkError, plaintext_size
-from keyturn.errors import CorruptObjectError, NotFoundError, UnknownAlgorithmError
+from keyturn.errors import (
+    CorruptObjectError,
+    MalformedRequestError,
+    NotFoundError,
+    UnknownAlgorithmError,
+)
+from keyturn.gateway import ListedObject, ListedPrefix
+from keyturn.gateway.listing import PAGE_MAX_ENTRIES
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.arguments import AsJson, ObjectKey, Project
+from keyturn_workers.cli.api_keys import read_api_key
+from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, GatewayUrl, ObjectKey, Project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import note
+from keyturn_workers.cli.gateway_client import configured_gateway, gateway_client
 from keyturn_workers.cli.output import print_json, print_rows, print_table
 from keyturn_workers.errors import MissingError
-from keyturn_workers.storage import ObjectHead, ObjectSummary, Storage
+from keyturn_workers.storage import PAGE_KEYS, ObjectHead, ObjectSummary, Storage
 
 _CONCURRENCY: Final = 16
 _SHORT_COLUMNS: Final = ("key", "stored_bytes", "modified")
+_GATEWAY_COLUMNS: Final = ("key", "plaintext_bytes", "modified")
 _LONG_COLUMNS: Final = (
     *_SHORT_COLUMNS,
     "kind",
@@ -43,29 +56,95 @@ def ls(
     long: Annotated[
         bool, typer.Option("-l", "--long", help="Also read each object's metadata.")
     ] = False,
+    folders: Annotated[
+        bool,
+        typer.Option("--folders", help="One level: keys that continue with a / form a folder."),
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of objects.")] = 1000,
+    gateway: GatewayUrl = None,
+    api_key_file: ApiKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """List a project's objects."""
-    rows, more = asyncio.run(_ls(S3Settings.read(), project, prefix, limit, long=long))
-    print_rows(_LONG_COLUMNS if long else _SHORT_COLUMNS, rows, as_json=as_json)
-    if not long and any(row["stored_bytes"] == 0 for row in rows):
-        note("objects with 0 bytes are deleted or empty plaintext; --long shows which")
+    """List a project's objects.
+
+    Directly in the bucket, or through a gateway if one is configured. A gateway needs no S3
+    settings, leaves out deleted objects, and shows the sizes of the plaintext. --long is only
+    for the bucket.
+    """
+    if long and gateway is not None:
+        raise typer.BadParameter("--long and --gateway cannot be used together")
+    request = _Request(project, prefix, limit, folders=folders)
+    if not long and (url := configured_gateway(gateway)):
+        api_key = read_api_key(api_key_file, project, confirm=False)
+        rows, more = asyncio.run(_ls_through_gateway(url, api_key, request))
+        print_rows(_GATEWAY_COLUMNS, rows, as_json=as_json)
+    elif api_key_file is not None:
+        raise typer.BadParameter("--api-key-file needs --gateway or KEYTURN_GATEWAY_URL")
+    else:
+        rows, more = asyncio.run(_ls(S3Settings.read(), request, long=long))
+        print_rows(_LONG_COLUMNS if long else _SHORT_COLUMNS, rows, as_json=as_json)
+        if not long and any(row["stored_bytes"] == 0 for row in rows):
+            note("objects with 0 bytes are deleted or empty plaintext; --long shows which")
     if more:
         note(f"there are more objects; raise --limit (now {limit}) to see them")
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What to list."""
+
+    project: str
+    prefix: str
+    limit: int
+    folders: bool
+
+    @property
+    def delimiter(self) -> Literal["/"] | None:
+        return "/" if self.folders else None
+
+
+async def _ls_through_gateway(
+    url: str, api_key: SecretStr, request: _Request
+) -> tuple[list[dict[str, Any]], bool]:
+    rows: list[dict[str, Any]] = []
+    async with gateway_client(url, api_key) as client:
+        try:
+            listing = client.list(
+                request.project,
+                prefix=request.prefix,
+                delimiter=request.delimiter,
+                page_size=min(request.limit + 1, PAGE_MAX_ENTRIES),
+            )
+        except MalformedRequestError as exc:
+            raise typer.BadParameter(str(exc)) from exc
+        async with aclosing(listing):
+            async for entry in listing:
+                if len(rows) == request.limit:
+                    return rows, True
+                rows.append(_gateway_row(entry))
+    return rows, False
+
+
+def _gateway_row(entry: ListedObject | ListedPrefix) -> dict[str, Any]:
+    if isinstance(entry, ListedPrefix):
+        return {"key": entry.prefix, "plaintext_bytes": None, "modified": None}
+    modified = entry.stored_at.isoformat(timespec="seconds")
+    return {"key": entry.key, "plaintext_bytes": entry.size_bytes, "modified": modified}
+
+
 async def _ls(
-    settings: S3Settings, project: str, prefix: str, limit: int, *, long: bool
+    settings: S3Settings, request: _Request, *, long: bool
 ) -> tuple[list[dict[str, Any]], bool]:
     async with open_bucket(settings, max_connections=_CONCURRENCY + 1) as storage:
-        s3_prefix = object_s3_key(project, prefix)
-        listed = [row async for row in storage.list(s3_prefix, limit=limit + 1)]
+        listed = await _list(storage, request)
         slots = asyncio.Semaphore(_CONCURRENCY)
 
-        async def describe(row: ObjectSummary) -> dict[str, Any]:
+        async def describe(row: ObjectSummary | str) -> dict[str, Any]:
+            if isinstance(row, str):
+                key = row.removeprefix(f"{request.project}/")
+                return {"key": key, "stored_bytes": None, "modified": None}
             short = {
-                "key": row.key.removeprefix(f"{project}/"),
+                "key": row.key.removeprefix(f"{request.project}/"),
                 "stored_bytes": row.size_bytes,
                 "modified": row.last_modified.isoformat(timespec="seconds"),
             }
@@ -75,8 +154,25 @@ async def _ls(
                 return short | await _read_claims(storage, row.key)
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(describe(row)) for row in listed[:limit]]
-        return [task.result() for task in tasks], len(listed) > limit
+            tasks = [group.create_task(describe(row)) for row in listed[: request.limit]]
+        return [task.result() for task in tasks], len(listed) > request.limit
+
+
+async def _list(storage: Storage, request: _Request) -> list[ObjectSummary | str]:
+    """Objects and folders (each as text), with one more than the limit if there are more."""
+    s3_prefix, wanted = object_s3_key(request.project, request.prefix), request.limit + 1
+    if not request.folders:
+        return [row async for row in storage.list(s3_prefix, limit=wanted)]
+    listed: list[ObjectSummary | str] = []
+    after: str | None = ""
+    while after is not None and len(listed) < wanted:
+        page = await storage.list_entries(
+            s3_prefix, delimiter="/", after=after, limit=min(wanted - len(listed), PAGE_KEYS)
+        )
+        entries: list[ObjectSummary | str] = [*page.objects, *page.prefixes]
+        listed += sorted(entries, key=lambda row: row if isinstance(row, str) else row.key)
+        after = page.next_after
+    return listed
 
 
 async def _read_claims(storage: Storage, s3_key: str) -> dict[str, Any]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from keyturn_workers.cli.app import app
 from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
     FakeGateway,
@@ -18,10 +15,13 @@ from tests.unit.keyturn.gateway.gateway import (
     problem,
     serving,
 )
+from tests.unit.keyturn_workers.cli.through_gateway import run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from typer.testing import Result
 
 BODY = os.urandom(200_000)
 
@@ -41,10 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def _download(*arguments: str, **env: str) -> Result:
-    """Run the command in a thread: the gateway is served by this loop."""
-    variables = {"KEYTURN_API_KEY": API_KEY} | {f"KEYTURN_{n}": v for n, v in env.items()}
-    command = ["download", "acme", "reports/q 3.bin", *arguments]
-    return await asyncio.to_thread(CliRunner().invoke, app, command, env=variables)
+    return await run("download", "acme", "reports/q 3.bin", *arguments, **env)
 
 
 def _names(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import typer
 
-from keyturn_workers.cli.moments import parse_moment
+from keyturn_workers.cli.moments import parse_duration_s, parse_moment
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_how_long_ago(text: str, ago: timedelta) -> None:
 def test_anything_else_is_wrong_usage(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="how long ago"):
         parse_moment(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("15m", 900), ("12h", 43_200), ("7d", 604_800), ("0", 0)],
+)
+def test_a_duration_is_seconds_or_has_a_unit(text: str, seconds: int) -> None:
+    assert parse_duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1", "1.5h", "1w", "1h30m", "1 h", "9" * 10, "\u0661"])
+def test_another_text_is_no_duration(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="must be seconds"):
+        parse_duration_s(text)

@@ -15,6 +15,8 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.cli.objects import claims
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn.gateway.gateway import json_always, page_of, problem, serving
+from tests.unit.keyturn_workers.cli.through_gateway import run
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     deleted,
@@ -138,3 +140,95 @@ def test_a_claim_is_what_metadata_and_length_say(
 ) -> None:
     claimed = claims(metadata, stored_bytes)
     assert {name: claimed[name] for name in expected} == expected
+
+
+def test_one_level_of_the_bucket_has_folders_in_order(storage: MemoryStorage) -> None:
+    rows = _json("ls", "acme", "--folders")
+    assert [(row["key"], row["stored_bytes"]) for row in rows] == [
+        ("gone", 0),
+        ("plain", 5),
+        ("reports/", None),
+    ]
+    assert [row["key"] for row in _json("ls", "acme", "reports/", "--folders")] == [
+        "reports/q3.pdf"
+    ]
+    assert [row.get("kind") for row in _json("ls", "acme", "--folders", "-l")] == [
+        "tombstone",
+        "plaintext",
+        None,
+    ]
+    result = _run("ls", "acme", "--folders", "--limit", "2")
+    assert len(result.stdout.splitlines()) == 3
+    assert "raise --limit" in result.stderr
+    assert storage.stored_keys()
+
+
+async def test_through_a_gateway_the_plaintexts_sizes_are_listed() -> None:
+    document = page_of(["a", "b/\u202ec"])
+    document["objects"][1]["size"] = None
+    async with serving(json_always(200, document)) as gateway:
+        rows = json.loads((await run("ls", "acme", "--json", GATEWAY_URL=gateway.url)).stdout)
+        table = (await run("ls", "acme", "--gateway", gateway.url)).stdout
+        gateway.answer = json_always(200, page_of(["pre fix/k"]))
+        prefixed = (await run("ls", "acme", "pre fix", "--gateway", gateway.url)).stdout
+    modified = "2026-11-24T10:00:00+00:00"
+    assert rows == [
+        {"key": "a", "plaintext_bytes": 5, "modified": modified},
+        {"key": "b/\u202ec", "plaintext_bytes": None, "modified": modified},
+    ]
+    assert [line.split() for line in table.splitlines()] == [
+        ["key", "plaintext_bytes", "modified"],
+        ["a", "5", modified],
+        ["b/\\u202ec", "-", modified],
+    ]
+    assert prefixed.splitlines()[1].startswith("pre fix/k  ")
+    assert [seen.target.partition("?")[2] for seen in gateway.seen] == [
+        "limit=1000",
+        "limit=1000",
+        "prefix=pre%20fix&limit=1000",
+    ]
+
+
+async def test_through_a_gateway_folders_are_rows_without_a_size() -> None:
+    async with serving(json_always(200, page_of(["b"], ["a/", "c\u202e/"]))) as gateway:
+        result = await run("ls", "acme", "--folders", "--gateway", gateway.url)
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["key", "plaintext_bytes", "modified"],
+        ["a/", "-", "-"],
+        ["b", "5", "2026-11-24T10:00:00+00:00"],
+        ["c\\u202e/", "-", "-"],
+    ]
+    assert gateway.seen[0].target.endswith("?delimiter=%2F&limit=1000")
+
+
+async def test_through_a_gateway_no_more_is_read_than_the_limit_needs() -> None:
+    document = page_of(["a", "b", "c"], next_after="c")
+    async with serving(json_always(200, document)) as gateway:
+        result = await run("ls", "acme", "--limit", "2", "--gateway", gateway.url)
+    assert len(result.stdout.splitlines()) == 3
+    assert "raise --limit (now 2)" in result.stderr
+    assert [seen.target.partition("?")[2] for seen in gateway.seen] == ["limit=3"]
+
+
+async def test_what_makes_no_sense_with_a_gateway_is_wrong_usage() -> None:
+    async with serving(json_always(200, page_of([]))) as gateway:
+        for arguments, message in (
+            (("--long", "--gateway", gateway.url), "--long and --gateway cannot be used"),
+            (("a\nb", "--gateway", gateway.url), "prefix has no control characters"),
+            (("--api-key-file", "key"), "--api-key-file needs --gateway"),
+            (("--long", "--api-key-file", "key"), "--api-key-file needs --gateway"),
+        ):
+            result = await run("ls", "acme", *arguments)
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert message in result.stderr
+        # The setting alone does not keep an operator from the bucket.
+        result = await run("ls", "acme", "--long", GATEWAY_URL=gateway.url)
+        assert "KEYTURN_S3_BUCKET is missing" in result.stderr
+    assert gateway.seen == []
+
+
+async def test_a_gateways_refusal_of_a_listing_is_one_line() -> None:
+    async with serving(problem(401, "unauthorized", "not this project's key")) as gateway:
+        result = await run("ls", "acme", "--gateway", gateway.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "keyturn: unauthorized: not this project's key\n"
