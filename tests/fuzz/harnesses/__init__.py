@@ -11,13 +11,24 @@
 | `messages` | requests, events and a sweep's hints as bytes (SPEC 6) |
 | `amqp` | a message's properties, and its copy in the dead letters (SPEC 12) |
 | `http` | paths, ranges and conditions of the gateway (SPEC 9) |
+| `gateway_documents` | listings and links that the gateway's client receives (SPEC 9.3) |
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.fuzz.harnesses import amqp, bodies, http, messages, metadata, objects, records, wraps
+from tests.fuzz.harnesses import (
+    amqp,
+    bodies,
+    gateway_documents,
+    http,
+    messages,
+    metadata,
+    objects,
+    records,
+    wraps,
+)
 
 if TYPE_CHECKING:
     from tests.fuzz.harness import Harness
@@ -34,5 +45,6 @@ ALL: Final[dict[str, Harness]] = {
         messages.HARNESS,
         amqp.HARNESS,
         http.HARNESS,
+        gateway_documents.HARNESS,
     )
 }
