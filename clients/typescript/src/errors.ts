@@ -1,0 +1,193 @@
+/**
+ * Every error of this package, in one tree (SPEC 12).
+ *
+ *     KeyturnError                       code, transient, status, detail
+ *      ├── CodedError                    refused, with a code of SPEC 12
+ *      │    ├── MalformedRequestError    malformed_request; also thrown before anything is sent
+ *      │    ├── UnauthorizedError        unauthorized
+ *      │    ├── NotFoundError            not_found
+ *      │    ├── AlreadyExistsError       already_exists
+ *      │    └── TooManyRequestsError     too_many_requests; retryAfterSeconds
+ *      └── GatewayError                  anything else that fails between here and the gateway
+ *           ├── GatewayUnavailableError  no connection, or no response to a read
+ *           ├── ResponseLostError        a write got no response: it may have taken effect
+ *           ├── UnexpectedResponseError  a response that SPEC 9 does not define
+ *           ├── IncompleteBodyError      a body ended before its length
+ *           └── ObjectChangedError       a broken download cannot be resumed: another object is there
+ *
+ * No error holds an API key, a link, a part of a body, or the error of another library as its
+ * cause: that one could hold the request.
+ */
+import type { components } from "./openapi.ts";
+
+/** A code of SPEC 12: the same on the broker, over HTTP and here. */
+export type ErrorCode = NonNullable<components["schemas"]["Problem"]["code"]>;
+
+/** What an error is made of, beside its message. */
+export interface ErrorFields {
+  readonly code?: ErrorCode | undefined;
+  readonly transient?: boolean | undefined;
+  readonly status?: number | undefined;
+  readonly detail?: string | undefined;
+}
+
+/** Base class of all errors of this package. */
+export class KeyturnError extends Error {
+  override readonly name: string = "KeyturnError";
+  /** The code of SPEC 12, where the error has one. */
+  readonly code: ErrorCode | undefined;
+  /** Whether the same request may succeed later. */
+  readonly transient: boolean;
+  /** The status of the HTTP response, where there was one. */
+  readonly status: number | undefined;
+  /** One line for people: what is wrong, without secrets. May be empty. */
+  readonly detail: string;
+
+  constructor(message: string, fields: ErrorFields = {}) {
+    super(message);
+    this.code = fields.code;
+    this.transient = fields.transient ?? false;
+    this.status = fields.status;
+    this.detail = fields.detail ?? message;
+  }
+}
+
+const TRANSIENT: readonly ErrorCode[] = [
+  "storage_unavailable",
+  "unknown_master_key",
+  "keyring_rolled_back",
+  "kms_unavailable",
+  "lease_mismatch",
+  "too_many_requests",
+];
+
+/** A refusal or failure that has a code of SPEC 12. */
+export class CodedError extends KeyturnError {
+  override readonly name: string = "CodedError";
+  declare readonly code: ErrorCode;
+
+  constructor(code: ErrorCode, detail = "", status?: number) {
+    super(detail ? `${code}: ${detail}` : code, {
+      code,
+      detail,
+      status,
+      transient: TRANSIENT.includes(code),
+    });
+  }
+}
+
+/** The request is malformed. Without a `status`, it was not sent. */
+export class MalformedRequestError extends CodedError {
+  override readonly name: string = "MalformedRequestError";
+
+  constructor(detail = "", status?: number) {
+    super("malformed_request", detail, status);
+  }
+}
+
+/** Not the project's current API key, or no such project, or a link that is not valid. */
+export class UnauthorizedError extends CodedError {
+  override readonly name: string = "UnauthorizedError";
+
+  constructor(detail = "", status?: number) {
+    super("unauthorized", detail, status);
+  }
+}
+
+/** No object exists at that key, or it was deleted. */
+export class NotFoundError extends CodedError {
+  override readonly name: string = "NotFoundError";
+
+  constructor(detail = "", status?: number) {
+    super("not_found", detail, status);
+  }
+}
+
+/** The key holds another object; objects are written once. */
+export class AlreadyExistsError extends CodedError {
+  override readonly name: string = "AlreadyExistsError";
+
+  constructor(detail = "", status?: number) {
+    super("already_exists", detail, status);
+  }
+}
+
+/** The project exceeds its share of the gateway. */
+export class TooManyRequestsError extends CodedError {
+  override readonly name: string = "TooManyRequestsError";
+  /** Seconds to wait, where the response states them. */
+  readonly retryAfterSeconds: number | undefined;
+
+  constructor(detail = "", status?: number, retryAfterSeconds?: number) {
+    super("too_many_requests", detail, status);
+    this.retryAfterSeconds = retryAfterSeconds;
+  }
+}
+
+/** Talking to the gateway failed, other than by a refusal that has a code. */
+export class GatewayError extends KeyturnError {
+  override readonly name: string = "GatewayError";
+}
+
+/** The gateway could not be reached, or did not respond to a read. Safe to repeat. */
+export class GatewayUnavailableError extends GatewayError {
+  override readonly name: string = "GatewayUnavailableError";
+
+  constructor(message: string) {
+    super(message, { transient: true });
+  }
+}
+
+/**
+ * A write was sent, at least in part, and its response did not arrive.
+ *
+ * It may have taken effect, or may still do so. After `put`, check with `stat`: a repeated one is
+ * refused with `already_exists` if the first was stored. A repeated `delete` does no harm. After
+ * `rotate`, try the new API key.
+ */
+export class ResponseLostError extends GatewayError {
+  override readonly name: string = "ResponseLostError";
+}
+
+/**
+ * The response is not the gateway's (but a proxy's, say), or does not fit the request.
+ *
+ * With a `status` of 500 or more, a write may have taken effect: a proxy responds so when it loses
+ * the gateway's response.
+ */
+export class UnexpectedResponseError extends GatewayError {
+  override readonly name: string = "UnexpectedResponseError";
+  declare readonly status: number;
+
+  constructor(message: string, status: number) {
+    super(message, { status });
+  }
+}
+
+/**
+ * The connection ended, or stalled, before the whole body was received.
+ *
+ * The gateway cuts a body when a chunk is not authentic or the storage fails. The bytes received so
+ * far are authentic, but they are not the whole object or range: do not keep them under its name.
+ */
+export class IncompleteBodyError extends GatewayError {
+  override readonly name: string = "IncompleteBodyError";
+  /** Bytes received, and bytes that there should have been. */
+  readonly received: number;
+  readonly expected: number;
+
+  constructor(received: number, expected: number, reason = "the connection ended") {
+    super(`the body ended after ${received} of ${expected} bytes (${reason})`, { transient: true });
+    this.received = received;
+    this.expected = expected;
+  }
+}
+
+/** A broken download cannot be resumed: the key now holds other content. Get it anew. */
+export class ObjectChangedError extends GatewayError {
+  override readonly name: string = "ObjectChangedError";
+
+  constructor() {
+    super("the object changed while it was downloaded", { transient: true });
+  }
+}

@@ -1,0 +1,2 @@
+/** The client of the Keyturn gateway. */
+export * from "./errors.ts";

@@ -1,0 +1,906 @@
+// Generated from contracts/openapi.json by `npm run generate`. Do not edit.
+
+export interface paths {
+    "/healthz": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Whether the process is alive */
+        get: operations["alive"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Metrics for Prometheus */
+        get: operations["metrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/readyz": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Whether broker and storage respond */
+        get: operations["ready"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/projects/{project}/objects/{key}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The object's key: 1 to 900 bytes of UTF-8, with slashes as `/` or `%2F`; no control character, no empty, `.` or `..` segment */
+                key: string;
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        /**
+         * Read an object, or one range of it
+         * @description Decrypts while it streams. If the body does not authenticate to its end, the connection is reset: rely on Content-Length. The caller's metadata is in X-Keyturn-Meta-* headers.
+         */
+        get: operations["getObject"];
+        /**
+         * Upload an object
+         * @description The body is encrypted while it streams into staging; workers store it. A key is written once, and cannot be used again after a delete. X-Keyturn-Meta-* headers become the object's metadata: at most 1 KiB.
+         */
+        put: operations["putObject"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        /**
+         * Read an object's headers
+         * @description Decrypts the last chunk, which proves the length.
+         */
+        head: operations["headObject"];
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/projects/{project}/rotations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Rotate the project to a new API key
+         * @description Authenticate with the current key. The rotation expects that key's generation. Once it is accepted, only the new key is accepted. `Prefer: wait=N` waits until the rotation is accepted or refused. A gateway may be set up to rotate no key: then every request with the current key is refused with `not_permitted`.
+         */
+        post: operations["rotate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/projects/{project}/rotations/{rotation_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The project's id */
+                project: string;
+                rotation_id: string;
+            };
+            cookie?: never;
+        };
+        /**
+         * Read the state of a rotation
+         * @description Authenticate with the current API key: the new one, once the rotation is accepted.
+         */
+        get: operations["getRotation"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+}
+export type webhooks = Record<string, never>;
+export interface components {
+    schemas: {
+        Counts: {
+            clean: boolean;
+            current: number;
+            deleted: number;
+            encrypted: number;
+            failed: number;
+            foreign: number;
+            noncurrent_stale: number;
+            objects: number;
+            plaintext: number;
+            rewrapped: number;
+        };
+        /** @description RFC 9457 */
+        Problem: {
+            /**
+             * @description Keyturn's error code; absent if the HTTP status says it all
+             * @enum {unknown}
+             */
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project";
+            detail?: string;
+            rotation_id?: string;
+            status: number;
+            title: string;
+            upload_id?: string;
+        };
+    };
+    responses: never;
+    parameters: never;
+    requestBodies: never;
+    headers: never;
+    pathItems: never;
+}
+export type $defs = Record<string, never>;
+export interface operations {
+    alive: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Alive */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        /** @constant */
+                        status: "alive";
+                    };
+                };
+            };
+        };
+    };
+    metrics: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Metrics */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/plain": string;
+                };
+            };
+        };
+    };
+    ready: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Ready */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        checks: {
+                            [key: string]: boolean;
+                        };
+                        ready: boolean;
+                    };
+                };
+            };
+            /** @description Not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        checks: {
+                            [key: string]: boolean;
+                        };
+                        ready: boolean;
+                    };
+                };
+            };
+        };
+    };
+    getObject: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description 412 if the object has another ETag */
+                "If-Match"?: string;
+                /** @description 304 if the object was not stored since */
+                "If-Modified-Since"?: string;
+                /** @description 304 if the object has this ETag */
+                "If-None-Match"?: string;
+                /** @description The ETag that the range is for; if it has changed, the whole object is sent */
+                "If-Range"?: string;
+                /** @description 412 if the object was stored since */
+                "If-Unmodified-Since"?: string;
+                /** @description One range of bytes: `bytes=0-99`, `bytes=100-`, `bytes=-100` */
+                Range?: string;
+            };
+            path: {
+                /** @description The object's key: 1 to 900 bytes of UTF-8, with slashes as `/` or `%2F`; no control character, no empty, `.` or `..` segment */
+                key: string;
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The object */
+            200: {
+                headers: {
+                    "Accept-Ranges"?: "bytes";
+                    "Content-Length"?: number;
+                    "Content-Security-Policy"?: "sandbox";
+                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
+                    ETag?: string;
+                    "Last-Modified"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description The range */
+            206: {
+                headers: {
+                    "Accept-Ranges"?: "bytes";
+                    "Content-Length"?: number;
+                    "Content-Range"?: string;
+                    "Content-Security-Policy"?: "sandbox";
+                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
+                    ETag?: string;
+                    "Last-Modified"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "*/*": unknown;
+                };
+            };
+            /** @description Not modified */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Plaintext, if the project allows it: read it from the storage, at a URL that is valid for 60 seconds */
+            307: {
+                headers: {
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Not the project's current API key, or no such project (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The object does not meet the conditions */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body or the object is too large (body_too_large) */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The range lies outside the object (range_not_satisfiable) */
+            416: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    putObject: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `wait=N`: respond when it is stored or refused, or after N seconds */
+                Prefer?: string;
+            };
+            path: {
+                /** @description The object's key: 1 to 900 bytes of UTF-8, with slashes as `/` or `%2F`; no control character, no empty, `.` or `..` segment */
+                key: string;
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "*/*": unknown;
+            };
+        };
+        responses: {
+            /** @description Stored */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        upload_id: string;
+                    };
+                };
+            };
+            /** @description Published */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        upload_id: string;
+                    };
+                };
+            };
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not the project's current API key, or no such project (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The gateway may not request this (bad_signature, not_permitted, request_expired) */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request's body was sent too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The object does not meet the conditions */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body or the object is too large (body_too_large) */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    headObject: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description 412 if the object has another ETag */
+                "If-Match"?: string;
+                /** @description 304 if the object was not stored since */
+                "If-Modified-Since"?: string;
+                /** @description 304 if the object has this ETag */
+                "If-None-Match"?: string;
+                /** @description 412 if the object was stored since */
+                "If-Unmodified-Since"?: string;
+            };
+            path: {
+                /** @description The object's key: 1 to 900 bytes of UTF-8, with slashes as `/` or `%2F`; no control character, no empty, `.` or `..` segment */
+                key: string;
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As GET, without the body */
+            200: {
+                headers: {
+                    "Accept-Ranges"?: "bytes";
+                    "Content-Length"?: number;
+                    "Content-Security-Policy"?: "sandbox";
+                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
+                    ETag?: string;
+                    "Last-Modified"?: string;
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Not modified */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Not the project's current API key, or no such project */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description There is no such object, rotation or path */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The request conflicts with what exists */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The object does not meet the conditions */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The body or the object is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The project uses its share of the gateway: try again later */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Try again later: storage or broker unavailable, or too many requests */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+        };
+    };
+    rotate: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `wait=N` */
+                Prefer?: string;
+            };
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /** @description The new API key. Save it before you send it */
+                    api_key: string;
+                };
+            };
+        };
+        responses: {
+            /** @description Published */
+            202: {
+                headers: {
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        rotation_id: string;
+                    };
+                };
+            };
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not the project's current API key, or no such project (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The gateway may not request this (bad_signature, not_permitted, request_expired) */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request's body was sent too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body or the object is too large (body_too_large) */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getRotation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The project's id */
+                project: string;
+                rotation_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Its state */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        code?: string;
+                        counts?: components["schemas"]["Counts"];
+                        detail?: string;
+                        generation?: number;
+                        project: string;
+                        rotation_id: string;
+                        /**
+                         * @description `accepted`: the new key is in effect, and there is no record of the sweep (yet, or any more). Only `completed` with `clean` means that no old wrap is left. `requested` and `rejected` are known only to the gateway that published the rotation
+                         * @enum {unknown}
+                         */
+                        state: "requested" | "rejected" | "accepted" | "running" | "failed" | "completed";
+                    };
+                };
+            };
+            /** @description Not the project's current API key, or no such project (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+}

@@ -1,0 +1,39 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { MalformedRequestError } from "../../src/errors.ts";
+import { checkApiKey, checkObjectKey, checkProject } from "../../src/names.ts";
+
+test("names that the specification allows pass unchanged", () => {
+  for (const project of ["a", "0", "acme-2", "a".repeat(63)]) {
+    assert.equal(checkProject(project), project);
+  }
+  for (const key of ["a", "a/b.txt", "…/ü 😀", "a".repeat(900), ".a/b..", "%2F", "a\u00a0b"]) {
+    assert.equal(checkObjectKey(key), key);
+  }
+  const apiKey = `${"aA0._~+/=-".repeat(4)}`;
+  assert.equal(checkApiKey(apiKey), apiKey);
+});
+
+test("other names are refused before anything is sent", () => {
+  const wrong: [(name: unknown) => string, unknown[]][] = [
+    [checkProject, ["", "-a", "A", "a_b", "a/b", "a".repeat(64), "a\n", undefined, 7]],
+    [
+      checkObjectKey,
+      ["", "/a", "a/", "a//b", ".", "a/../b", "a\n", "a\u0085b", "ü".repeat(451), "\ud800", null],
+    ],
+    [checkApiKey, ["", "a".repeat(31), "a".repeat(513), `${"a".repeat(40)} `, "ü".repeat(40)]],
+  ];
+  for (const [check, names] of wrong) {
+    for (const name of names) {
+      assert.throws(() => check(name), MalformedRequestError);
+    }
+  }
+});
+
+test("a refused API key is not repeated", () => {
+  const apiKey = `${"secret".repeat(8)}!`;
+  assert.throws(
+    () => checkApiKey(apiKey),
+    (error: Error) => !`${error}${error.stack}`.includes("secret"),
+  );
+});
