@@ -1,13 +1,13 @@
 /**
  * Every error of this package, in one tree (SPEC 12).
  *
- *     KeyturnError                       code, transient, status, detail
+ *     KeyturnError                       code, transient, status, detail, retryAfterSeconds
  *      ├── CodedError                    refused, with a code of SPEC 12
  *      │    ├── MalformedRequestError    malformed_request; also thrown before anything is sent
  *      │    ├── UnauthorizedError        unauthorized
  *      │    ├── NotFoundError            not_found
  *      │    ├── AlreadyExistsError       already_exists
- *      │    └── TooManyRequestsError     too_many_requests; retryAfterSeconds
+ *      │    └── TooManyRequestsError     too_many_requests
  *      └── GatewayError                  anything else that fails between here and the gateway
  *           ├── GatewayUnavailableError  no connection, or no response to a read
  *           ├── ResponseLostError        a write got no response: it may have taken effect
@@ -23,105 +23,76 @@ import type { components } from "./openapi.ts";
 /** A code of SPEC 12: the same on the broker, over HTTP and here. */
 export type ErrorCode = NonNullable<components["schemas"]["Problem"]["code"]>;
 
-/** What an error is made of, beside its message. */
+/** What an error has beside its message. */
 export interface ErrorFields {
   readonly code?: ErrorCode | undefined;
   readonly transient?: boolean | undefined;
   readonly status?: number | undefined;
   readonly detail?: string | undefined;
+  readonly retryAfterSeconds?: number | undefined;
 }
 
 /** Base class of all errors of this package. */
 export class KeyturnError extends Error {
   override readonly name: string = "KeyturnError";
   /** The code of SPEC 12, where the error has one. */
-  readonly code: ErrorCode | undefined;
+  declare readonly code: ErrorCode | undefined;
   /** Whether the same request may succeed later. */
-  readonly transient: boolean;
+  declare readonly transient: boolean;
   /** The status of the HTTP response, where there was one. */
-  readonly status: number | undefined;
+  declare readonly status: number | undefined;
   /** One line for people: what is wrong, without secrets. May be empty. */
-  readonly detail: string;
+  declare readonly detail: string;
+  /** Seconds to wait before the next attempt, where the response states them. */
+  declare readonly retryAfterSeconds: number | undefined;
 
-  constructor(message: string, fields: ErrorFields = {}) {
+  constructor(message: string, fields?: ErrorFields) {
     super(message);
-    this.code = fields.code;
-    this.transient = fields.transient ?? false;
-    this.status = fields.status;
-    this.detail = fields.detail ?? message;
+    Object.assign(this, { transient: false, detail: message, ...fields });
   }
 }
 
-const TRANSIENT: readonly ErrorCode[] = [
-  "storage_unavailable",
-  "unknown_master_key",
-  "keyring_rolled_back",
-  "kms_unavailable",
-  "lease_mismatch",
-  "too_many_requests",
-];
+const TRANSIENT =
+  /^((storage|kms)_unavailable|unknown_master_key|keyring_rolled_back|lease_mismatch|too_many_requests)$/;
 
 /** A refusal or failure that has a code of SPEC 12. */
 export class CodedError extends KeyturnError {
   override readonly name: string = "CodedError";
   declare readonly code: ErrorCode;
 
-  constructor(code: ErrorCode, detail = "", status?: number) {
+  constructor(code: ErrorCode, detail: string, fields?: ErrorFields) {
     super(detail ? `${code}: ${detail}` : code, {
+      ...fields,
       code,
       detail,
-      status,
-      transient: TRANSIENT.includes(code),
+      transient: TRANSIENT.test(code),
     });
   }
 }
 
-/** The request is malformed. Without a `status`, it was not sent. */
+/** The request is malformed. Without a `status`, it was refused here. */
 export class MalformedRequestError extends CodedError {
   override readonly name: string = "MalformedRequestError";
-
-  constructor(detail = "", status?: number) {
-    super("malformed_request", detail, status);
-  }
 }
 
-/** Not the project's current API key, or no such project, or a link that is not valid. */
+/** Not the project's current API key, or no such project. */
 export class UnauthorizedError extends CodedError {
   override readonly name: string = "UnauthorizedError";
-
-  constructor(detail = "", status?: number) {
-    super("unauthorized", detail, status);
-  }
 }
 
 /** No object exists at that key, or it was deleted. */
 export class NotFoundError extends CodedError {
   override readonly name: string = "NotFoundError";
-
-  constructor(detail = "", status?: number) {
-    super("not_found", detail, status);
-  }
 }
 
 /** The key holds another object; objects are written once. */
 export class AlreadyExistsError extends CodedError {
   override readonly name: string = "AlreadyExistsError";
-
-  constructor(detail = "", status?: number) {
-    super("already_exists", detail, status);
-  }
 }
 
 /** The project exceeds its share of the gateway. */
 export class TooManyRequestsError extends CodedError {
   override readonly name: string = "TooManyRequestsError";
-  /** Seconds to wait, where the response states them. */
-  readonly retryAfterSeconds: number | undefined;
-
-  constructor(detail = "", status?: number, retryAfterSeconds?: number) {
-    super("too_many_requests", detail, status);
-    this.retryAfterSeconds = retryAfterSeconds;
-  }
 }
 
 /** Talking to the gateway failed, other than by a refusal that has a code. */
@@ -132,10 +103,6 @@ export class GatewayError extends KeyturnError {
 /** The gateway could not be reached, or did not respond to a read. Safe to repeat. */
 export class GatewayUnavailableError extends GatewayError {
   override readonly name: string = "GatewayUnavailableError";
-
-  constructor(message: string) {
-    super(message, { transient: true });
-  }
 }
 
 /**
@@ -158,10 +125,6 @@ export class ResponseLostError extends GatewayError {
 export class UnexpectedResponseError extends GatewayError {
   override readonly name: string = "UnexpectedResponseError";
   declare readonly status: number;
-
-  constructor(message: string, status: number) {
-    super(message, { status });
-  }
 }
 
 /**
@@ -172,22 +135,18 @@ export class UnexpectedResponseError extends GatewayError {
  */
 export class IncompleteBodyError extends GatewayError {
   override readonly name: string = "IncompleteBodyError";
-  /** Bytes received, and bytes that there should have been. */
-  readonly received: number;
-  readonly expected: number;
+  /** Bytes received. */
+  declare readonly received: number;
+  /** Bytes that there should have been. */
+  declare readonly expected: number;
 
-  constructor(received: number, expected: number, reason = "the connection ended") {
+  constructor(received: number, expected: number, reason: string) {
     super(`the body ended after ${received} of ${expected} bytes (${reason})`, { transient: true });
-    this.received = received;
-    this.expected = expected;
+    Object.assign(this, { received, expected });
   }
 }
 
 /** A broken download cannot be resumed: the key now holds other content. Get it anew. */
 export class ObjectChangedError extends GatewayError {
   override readonly name: string = "ObjectChangedError";
-
-  constructor() {
-    super("the object changed while it was downloaded", { transient: true });
-  }
 }

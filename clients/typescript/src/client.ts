@@ -1,0 +1,150 @@
+/** `Keyturn`: access to one project through a gateway (SPEC 9). */
+import type { DeleteReceipt } from "./delete.ts";
+import { type GetOptions, type OpenObject, openObject, statObject } from "./download.ts";
+import type { CiphertextLink, CiphertextLinkOptions, Link, LinkOptions } from "./links.ts";
+import type { ListEntry, ListOptions } from "./list.ts";
+import {
+  checkApiKey,
+  checkObjectKey,
+  checkProject,
+  isHttpUrl,
+  isUnencrypted,
+  malformed,
+} from "./names.ts";
+import type { ObjectInfo } from "./object_info.ts";
+import type { RotationState, WatchOptions } from "./rotation.ts";
+import type { Connection } from "./transport.ts";
+import type { PutOptions, PutReceipt, UploadBody } from "./upload.ts";
+import type { WaitOptions } from "./write.ts";
+
+/** Options of a client. */
+export interface KeyturnOptions {
+  /** The gateway's address, such as `https://files.example.com`. */
+  readonly url: string | URL;
+  /** The project's id. */
+  readonly project: string;
+  /** The project's current API key. It belongs on a server, never in a web page. */
+  readonly apiKey: string;
+  /** Used for every request in place of the global `fetch`. */
+  readonly fetch?: typeof globalThis.fetch | undefined;
+  /** Milliseconds until a response begins, connecting included; 30 000 by default. */
+  readonly responseTimeoutMs?: number | undefined;
+  /** Milliseconds without progress of a body; 60 000 by default. */
+  readonly idleTimeoutMs?: number | undefined;
+  /** How often a failed read is repeated; 3 by default. Writes are never repeated. */
+  readonly retries?: number | undefined;
+  /** Do not warn when the API key goes over plain HTTP to another machine. */
+  readonly allowUnencrypted?: boolean | undefined;
+}
+
+/** Options of requests that take no others. */
+export interface RequestOptions {
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Access to one project through a gateway. Safe for concurrent use; holds no connection. */
+export class Keyturn {
+  // Private, so that nothing that prints a client prints the API key.
+  readonly #connection: Connection;
+  readonly #options: KeyturnOptions;
+
+  /** Checks the options; connects when needed. */
+  constructor(options: KeyturnOptions) {
+    const { fetch, project, apiKey, allowUnencrypted } = options;
+    const url = `${options.url}`;
+    if (!isHttpUrl(url) || /[?#\\\s]/.test(url)) {
+      throw malformed("a gateway's URL reads https://host, without user or query");
+    }
+    if (isUnencrypted(url) && !allowUnencrypted) {
+      // biome-ignore lint/suspicious/noConsole: what a warning is in this language
+      console.warn("keyturn: the API key is sent unencrypted: use https://");
+    }
+    this.#options = options;
+    this.#connection = {
+      fetch: fetch ?? ((input, init) => globalThis.fetch(input, init)),
+      url: `${url.replace(/\/+$/, "")}/v1/projects/${checkProject(project)}`,
+      apiKey: checkApiKey(apiKey),
+      responseTimeoutMs: options.responseTimeoutMs ?? 30_000,
+      idleTimeoutMs: options.idleTimeoutMs ?? 60_000,
+      retries: options.retries ?? 3,
+      injected: !!fetch,
+    };
+  }
+
+  /** A client with another API key, such as the new one after a rotation. */
+  withApiKey(apiKey: string): Keyturn {
+    return new Keyturn({ ...this.#options, apiKey, allowUnencrypted: true });
+  }
+
+  /** Open an object, or a range of it, for reading. */
+  async get(key: string, options: GetOptions = {}): Promise<OpenObject> {
+    return openObject(this.#connection, this.#url(key), options);
+  }
+
+  /** An object's size and metadata, without its body. */
+  async stat(key: string, { signal }: RequestOptions = {}): Promise<ObjectInfo> {
+    return statObject(this.#connection, this.#url(key), signal);
+  }
+
+  /** The project's objects in key order, requested in pages while they are read. */
+  async *list(options: ListOptions = {}): AsyncGenerator<ListEntry, void, undefined> {
+    const { listObjects } = await import("./list.ts");
+    yield* listObjects(this.#connection, options);
+  }
+
+  /** Upload one object. It is sent once; objects are written once. */
+  async put(key: string, body: UploadBody, options: PutOptions = {}): Promise<PutReceipt> {
+    const { putObject } = await import("./upload.ts");
+    return putObject(this.#connection, this.#url(key), body, options);
+  }
+
+  /** Delete one object. Its key cannot be used again. */
+  async delete(key: string, options: WaitOptions = {}): Promise<DeleteReceipt> {
+    const { deleteObject } = await import("./delete.ts");
+    return deleteObject(this.#connection, this.#url(key), options);
+  }
+
+  /** A URL that opens one object without the API key, until it expires or the key is rotated. */
+  async link(key: string, options: LinkOptions = {}): Promise<Link> {
+    const { makeLink } = await import("./links.ts");
+    const { url, expiresAt } = await makeLink(this.#connection, this.#url(key), "object", options);
+    return { url, expiresAt };
+  }
+
+  /** A URL of an object's stored bytes, and its wraps: what `keyturn/open` opens. */
+  async ciphertextLink(key: string, options: CiphertextLinkOptions = {}): Promise<CiphertextLink> {
+    const { makeLink } = await import("./links.ts");
+    return makeLink(this.#connection, this.#url(key), "ciphertext", options);
+  }
+
+  /**
+   * Request a rotation to a new API key, which you save before. Returns the rotation's id.
+   *
+   * The current API key is valid until the rotation is accepted, and the new one from then on:
+   * follow it by `watchRotation(id, { newApiKey })`, and use `withApiKey(newApiKey)` afterwards.
+   */
+  async rotate(newApiKey: string, options: WaitOptions = {}): Promise<string> {
+    const { requestRotation } = await import("./rotation.ts");
+    return requestRotation(this.#connection, newApiKey, options);
+  }
+
+  /** The state of a rotation, for the current API key. */
+  async rotation(rotationId: string, { signal }: RequestOptions = {}): Promise<RotationState> {
+    const { readRotation } = await import("./rotation.ts");
+    return readRotation(this.#connection, rotationId, signal);
+  }
+
+  /** Each new state of a rotation, up to the one that ends it: completed, failed or rejected. */
+  async *watchRotation(
+    rotationId: string,
+    options: WatchOptions = {},
+  ): AsyncGenerator<RotationState, void, undefined> {
+    const { watchStates } = await import("./rotation.ts");
+    yield* watchStates(this.#connection, rotationId, options);
+  }
+
+  #url(key: string): string {
+    const path = checkObjectKey(key).split("/").map(encodeURIComponent).join("/");
+    return `${this.#connection.url}/objects/${path}`;
+  }
+}

@@ -1,0 +1,61 @@
+/** Links that open one object without the API key (SPEC 9.3). */
+import { UnexpectedResponseError } from "./errors.ts";
+import { isHttpUrl } from "./names.ts";
+import { dateOf } from "./object_info.ts";
+import { readJson } from "./read_json.ts";
+import type { Connection } from "./transport.ts";
+
+/** Options of `link`. */
+export interface LinkOptions {
+  /** 1 to 604 800; 3600 by default. A rotation ends every link, whatever its expiry. */
+  readonly expiresSeconds?: number | undefined;
+  /** For display in a page, and not as a download. */
+  readonly inline?: boolean | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A URL that opens one object without the API key. */
+export interface Link {
+  readonly url: string;
+  readonly expiresAt: Date;
+}
+
+/** Options of `ciphertextLink`. */
+export interface CiphertextLinkOptions {
+  /** 1 to 900; 900 by default. */
+  readonly expiresSeconds?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A URL of an object's stored bytes, for `keyturn/open`. A rotation does not end it. */
+export interface CiphertextLink extends Link {
+  /** The object's `enc-` metadata, as stored. */
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
+/** Make a link. Nothing is stored for it, so that the request can be repeated like a read. */
+export async function makeLink(
+  connection: Connection,
+  objectUrl: string,
+  kind: "object" | "ciphertext",
+  { expiresSeconds: expires_s, inline, signal }: LinkOptions,
+): Promise<CiphertextLink> {
+  const request = {
+    method: "POST",
+    url: `${objectUrl}/links`,
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ expires_s, inline, kind }),
+    signal,
+  };
+  const { url, expires_at, metadata = {} } = await readJson(connection, request, 201);
+  const expiresAt = dateOf(expires_at);
+  const texts = Object(metadata) as Record<string, string>;
+  if (
+    !isHttpUrl(url) ||
+    !expiresAt ||
+    Object.values(texts).some((text) => typeof text !== "string")
+  ) {
+    throw new UnexpectedResponseError("the response has no link", { status: 201 });
+  }
+  return { url, expiresAt, metadata: texts };
+}

@@ -1,0 +1,226 @@
+/**
+ * Requests to the gateway by `fetch` (SPEC 9): each sent once, reads repeated with backoff.
+ *
+ * No redirect is followed here. An error of `fetch` never leaves this module: some hold the
+ * request with its `Authorization`.
+ */
+import { GatewayUnavailableError, KeyturnError } from "./errors.ts";
+import { responseError } from "./response_error.ts";
+
+/** What all requests of a client share. */
+export interface Connection {
+  readonly fetch: (url: string, init: RequestInit) => Promise<Response>;
+  /** The project's own address. */
+  readonly url: string;
+  readonly apiKey: string;
+  readonly responseTimeoutMs: number;
+  readonly idleTimeoutMs: number;
+  readonly retries: number;
+  /** Whether `fetch` is the caller's. */
+  readonly injected: boolean;
+}
+
+/** One request. */
+export interface Request {
+  readonly method?: string;
+  readonly url: string;
+  readonly headers?: Record<string, string | undefined>;
+  readonly body?: BodyInit;
+  readonly signal?: AbortSignal | undefined;
+}
+
+const PROBLEM_MAX_CHARACTERS = 64 * 1024;
+const BACKOFF_MS = 250;
+const WAIT_MAX_S = 60;
+const UNSENT = /REFUSED|NOTFOUND|EAI_|UNREACH|CONNECT_T|CERT|ConnectionRefused|FailedToOpen/;
+
+/** Why there is no response, in words that hold nothing of the request. */
+export class Lost {
+  readonly reason: string;
+  /** Whether no byte of the request was sent. */
+  readonly unsent: boolean;
+
+  /** Of an error of `fetch`: a system's name for it, never its text. */
+  constructor(error: unknown) {
+    const { code, cause, message } = Object(error) as Record<string, unknown>;
+    const known = [code, Object(cause).code].find((name) =>
+      /^[A-Z]\w{1,40}$/i.test(`${name ?? ""}`),
+    );
+    this.reason = `${known ?? "connection failed"}`;
+    // Deno names the phase in its text alone.
+    this.unsent = UNSENT.test(this.reason) || `${message}`.includes("client error (Connect)");
+  }
+}
+
+/** One request and its response, ended by the caller's signal or when nothing happens. */
+export class Exchange {
+  declare response: Response;
+  readonly #connection: Connection;
+  readonly #caller: AbortSignal | undefined;
+  readonly #controller = new AbortController();
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #stalled = false;
+  #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
+
+  constructor(connection: Connection, caller: AbortSignal | undefined) {
+    caller?.throwIfAborted();
+    caller?.addEventListener("abort", this.#abort);
+    this.#connection = connection;
+    this.#caller = caller;
+  }
+
+  readonly #abort = (): void => this.#controller.abort();
+
+  /** Allow so many milliseconds until the next call; without any, forever. */
+  arm(ms?: number): void {
+    clearTimeout(this.#timer);
+    if (ms !== undefined) {
+      this.#timer = setTimeout(() => {
+        this.#stalled = true;
+        this.#abort();
+      }, ms);
+    }
+  }
+
+  /** Stop. The connection is kept if the body has ended. */
+  end(): void {
+    this.arm();
+    this.#caller?.removeEventListener("abort", this.#abort);
+    this.#abort();
+  }
+
+  /** Send by `start`, such as `fetch`, and wait for the response. Throws `Lost`. */
+  async send(start: (signal: AbortSignal) => Promise<Response>): Promise<this> {
+    this.arm(this.#connection.responseTimeoutMs);
+    return this.#guard(async () => {
+      this.response = await start(this.#controller.signal);
+      return this;
+    });
+  }
+
+  /** The next bytes, or undefined at the end. Throws `Lost`. */
+  async chunk(): Promise<Uint8Array | undefined> {
+    this.arm(this.#connection.idleTimeoutMs);
+    return this.#guard(async () => {
+      this.#reader ??= this.response.body?.getReader();
+      return (await this.#reader?.read())?.value;
+    });
+  }
+
+  /** A body as text, cut where it is longer. Throws `Lost`. */
+  async text(maxCharacters = PROBLEM_MAX_CHARACTERS): Promise<string> {
+    const decoder = new TextDecoder();
+    let text = "";
+    let chunk: Uint8Array | undefined;
+    do {
+      chunk = await this.chunk();
+      text += decoder.decode(chunk, { stream: true });
+    } while (chunk && text.length < maxCharacters);
+    this.end();
+    return text;
+  }
+
+  async #guard<Result>(step: () => Promise<Result>): Promise<Result> {
+    try {
+      const result = await step();
+      this.arm();
+      return result;
+    } catch (error) {
+      this.end();
+      // The caller's own reason comes first.
+      this.#caller?.throwIfAborted();
+      throw new Lost(this.#stalled ? { code: "timeout" } : error);
+    }
+  }
+}
+
+/** Send a request once. Throws `Lost` where no response comes. */
+export function exchange(
+  connection: Connection,
+  request: Request,
+  made = new Exchange(connection, request.signal),
+): Promise<Exchange> {
+  const { url, headers, ...init } = request;
+  return made.send((signal) =>
+    connection.fetch(url, { ...init, headers: stated(headers), redirect: "manual", signal }),
+  );
+}
+
+/** The headers that have a value. */
+export function stated(headers: Request["headers"] = {}): Record<string, string> {
+  return Object.fromEntries(Object.entries(headers).filter(([, value]) => value)) as Record<
+    string,
+    string
+  >;
+}
+
+/** The request with the API key, which only the gateway's own address receives. */
+export function authorized({ apiKey }: Connection, request: Request): Request {
+  return { ...request, headers: { ...request.headers, authorization: `Bearer ${apiKey}` } };
+}
+
+/** Run something that changes nothing until it succeeds, fails for good, or was tried enough. */
+export async function retried<Result>(
+  { retries }: Connection,
+  signal: AbortSignal | undefined,
+  attempt: () => Promise<Result>,
+): Promise<Result> {
+  for (let retry = 0; ; retry++) {
+    try {
+      return await attempt();
+    } catch (error) {
+      const failure = error instanceof Lost ? unavailable(error) : error;
+      if (retry >= retries || !isWorthRepeating(failure)) {
+        throw failure;
+      }
+      await pause(failure.retryAfterSeconds, retry, signal);
+    }
+  }
+}
+
+function isWorthRepeating(error: unknown): error is KeyturnError {
+  return (
+    error instanceof KeyturnError &&
+    (error.retryAfterSeconds ?? 0) <= WAIT_MAX_S &&
+    (error.status === undefined ? error.transient : /429|503/.test(`${error.status}`))
+  );
+}
+
+/** Wait as long as stated, or exponentially longer with jitter, unless the caller aborts. */
+export function pause(
+  seconds: number | undefined,
+  retry: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const ms =
+    seconds === undefined ? BACKOFF_MS * 2 ** retry * (0.5 + Math.random()) : seconds * 1000;
+  return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
+    const abort = (): void => {
+      clearTimeout(timer);
+      reject(signal?.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", abort);
+      resolve();
+    }, ms);
+    signal?.addEventListener("abort", abort);
+  });
+}
+
+/** What a response means that is not one of success. */
+export async function refusal(
+  { apiKey }: Connection,
+  made: Exchange,
+  secret = apiKey,
+): Promise<KeyturnError> {
+  const { status, headers } = made.response;
+  return responseError(status, headers, await made.text(), [apiKey, secret]);
+}
+
+/** The error of a read without a response, or of a request that was not sent. */
+export function unavailable({ reason }: Lost): GatewayUnavailableError {
+  return new GatewayUnavailableError(`the gateway did not respond (${reason})`, {
+    transient: true,
+  });
+}

@@ -1,0 +1,163 @@
+/**
+ * A body on its way to the gateway (SPEC 9.4): sent once, and stored whole or not at all.
+ *
+ * The idle timeout does not run while a source is read: a slow source is the caller's business, a
+ * gateway that stops reading is not.
+ */
+import { type Source, sourceOf } from "./body_source.ts";
+import { encodeMetadata } from "./encode_metadata.ts";
+import { malformed } from "./names.ts";
+import { type Connection, Exchange, exchange, type Request } from "./transport.ts";
+import { idOf, write } from "./write.ts";
+import { sendByXhr } from "./xhr.ts";
+
+/** What can be uploaded. A stream needs its `size`. */
+export type UploadBody =
+  | string
+  | Blob
+  | ArrayBuffer
+  | ArrayBufferView
+  | ReadableStream<Uint8Array>
+  | AsyncIterable<Uint8Array>;
+
+/** How much of a body was handed to the connection, in bytes. */
+export interface Progress {
+  readonly loaded: number;
+  readonly total: number;
+}
+
+/** Options of `put`. */
+export interface PutOptions {
+  /** Bytes of the body; required for a stream, which must yield exactly so many. */
+  readonly size?: number | undefined;
+  readonly contentType?: string | undefined;
+  /** The caller's own, at most 1 KiB; not authenticated. */
+  readonly metadata?: Readonly<Record<string, string>> | undefined;
+  /** Seconds that the gateway may wait until the object is stored. */
+  readonly waitSeconds?: number | undefined;
+  readonly onProgress?: ((progress: Progress) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** An upload that the gateway has accepted. */
+export interface PutReceipt {
+  readonly uploadId: string;
+  /** Whether the object is stored already. If not, it will be, or is refused by a worker. */
+  readonly stored: boolean;
+}
+
+/** Send a body once. */
+export async function putObject(
+  connection: Connection,
+  url: string,
+  body: UploadBody,
+  options: PutOptions,
+): Promise<PutReceipt> {
+  const { contentType, metadata = {}, size, signal } = options;
+  if (contentType !== undefined && !/^[ -~]{1,1024}$/.test(contentType)) {
+    throw malformed("a content type is printable ASCII");
+  }
+  const headers = { ...encodeMetadata(metadata), "content-type": contentType };
+  const source = sourceOf(body, size);
+  const outcome = await write(
+    connection,
+    [201, 202],
+    { method: "PUT", url, headers },
+    options,
+    async (waiting, request) =>
+      source.size > 0 && !inBrowser()
+        ? sendStream(waiting, request, source, options)
+        : sendBlob(waiting, request, await collected(source, signal), options),
+  );
+  return { uploadId: idOf(outcome, "upload_id"), stored: outcome.status === 201 };
+}
+
+/** Send a body of known length as a stream, read as fast as the gateway takes it. */
+async function sendStream(
+  connection: Connection,
+  request: Request,
+  source: Source,
+  { onProgress, waitSeconds = 0, signal }: PutOptions,
+): Promise<Exchange> {
+  const { size: total } = source;
+  const made = new Exchange(connection, signal);
+  let failure: { readonly error: unknown } | undefined;
+  let loaded = 0;
+  const body = new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        try {
+          made.arm();
+          if (loaded) {
+            onProgress?.({ loaded, total });
+          }
+          const block = await source.next();
+          if (block) {
+            loaded += block.length;
+            controller.enqueue(block);
+          } else {
+            controller.close();
+          }
+          made.arm(connection.idleTimeoutMs + (block ? 0 : waitSeconds * 1000));
+        } catch (error) {
+          failure = { error };
+          controller.error(error);
+          made.end();
+        }
+      },
+      cancel: source.stop,
+    },
+    { highWaterMark: 0 },
+  );
+  const headers = { ...request.headers, "content-length": `${total}` };
+  const init = { ...request, headers, body, duplex: "half" } as Request;
+  try {
+    return await exchange(connection, init, made);
+  } catch (error) {
+    source.stop();
+    throw failure ? failure.error : error;
+  }
+}
+
+/** Send a body that is in memory, or on a browser's disk. */
+async function sendBlob(
+  connection: Connection,
+  request: Request,
+  body: Blob,
+  { onProgress, waitSeconds = 0, signal }: PutOptions,
+): Promise<Exchange> {
+  const total = body.size;
+  if (connection.injected || typeof XMLHttpRequest === "undefined") {
+    const made = await exchange(connection, { ...request, body });
+    onProgress?.({ loaded: total, total });
+    return made;
+  }
+  const made = new Exchange(connection, signal);
+  return made.send((ending) =>
+    sendByXhr(request, body, ending, (loaded) => {
+      made.arm(connection.idleTimeoutMs + (loaded < total ? 0 : waitSeconds * 1000));
+      onProgress?.({ loaded, total });
+    }),
+  );
+}
+
+/** The whole body as a `Blob`, which a browser may keep on disk. */
+async function collected(source: Source, signal: AbortSignal | undefined): Promise<Blob> {
+  const blocks: BlobPart[] = [];
+  for (;;) {
+    const block = await source.next();
+    if (signal?.aborted) {
+      source.stop();
+      throw signal.reason;
+    }
+    if (!block) {
+      return new Blob(blocks);
+    }
+    blocks.push(block as BlobPart);
+  }
+}
+
+/** In a browser, which cannot stream a body over HTTP/1.1 and does not say so. */
+function inBrowser(): boolean {
+  return /^Mozilla\//.test(globalThis.navigator?.userAgent);
+}

@@ -1,0 +1,69 @@
+/** Requests that change something: sent once, and a lost response is an error of its own. */
+import { ResponseLostError, UnexpectedResponseError } from "./errors.ts";
+import { jsonObject } from "./json.ts";
+import { malformed } from "./names.ts";
+import { isId } from "./text.ts";
+import {
+  authorized,
+  type Connection,
+  type Exchange,
+  exchange,
+  Lost,
+  type Request,
+  refusal,
+  unavailable,
+} from "./transport.ts";
+
+/** Options of `delete` and `rotate`. */
+export interface WaitOptions {
+  /** Seconds that the gateway may wait for the outcome. */
+  readonly waitSeconds?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A response to a write. */
+export interface Outcome {
+  readonly status: number;
+  readonly fields: Record<string, unknown>;
+}
+
+/** Send a write with the API key, by `fetch` or in another way. */
+export async function write(
+  connection: Connection,
+  statuses: readonly number[],
+  request: Request,
+  { waitSeconds, signal }: WaitOptions,
+  send: (waiting: Connection, request: Request) => Promise<Exchange> = exchange,
+  secret?: string,
+): Promise<Outcome> {
+  if (waitSeconds !== undefined && !(Number.isSafeInteger(waitSeconds) && waitSeconds > 0)) {
+    throw malformed("waitSeconds is 1 or more");
+  }
+  const prefer = waitSeconds && `wait=${waitSeconds}`;
+  const sent = { ...request, headers: { ...request.headers, prefer: prefer || undefined }, signal };
+  const responseTimeoutMs = connection.responseTimeoutMs + (waitSeconds ?? 0) * 1000;
+  try {
+    const made = await send({ ...connection, responseTimeoutMs }, authorized(connection, sent));
+    const { status } = made.response;
+    if (!statuses.includes(status)) {
+      throw await refusal(connection, made, secret);
+    }
+    return { status, fields: jsonObject(await made.text()) };
+  } catch (error) {
+    if (!(error instanceof Lost)) {
+      throw error;
+    }
+    throw error.unsent
+      ? unavailable(error)
+      : new ResponseLostError(`no response came to what was sent (${error.reason})`);
+  }
+}
+
+/** The id of a request that the gateway has published. */
+export function idOf({ status, fields }: Outcome, name: string): string {
+  const id = fields[name];
+  if (!isId(id)) {
+    throw new UnexpectedResponseError("the response has no id", { status });
+  }
+  return id;
+}
