@@ -52,6 +52,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/projects/{project}/objects": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        /**
+         * List objects, one page at a time
+         * @description In the byte order of the keys, without deleted objects. To read all pages, pass `next` as `after` until it is null. A page may have fewer entries than `limit`, even none, although more follow: deleted objects are skipped. With a delimiter, each folder is one entry; it may hold only deleted objects.
+         */
+        get: operations["listObjects"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/projects/{project}/objects/{key}": {
         parameters: {
             query?: never;
@@ -75,13 +98,42 @@ export interface paths {
          */
         put: operations["putObject"];
         post?: never;
-        delete?: never;
+        /**
+         * Delete an object
+         * @description The key cannot be used again. A delete is final only after two leases (30 seconds by default): a shorter wait ends in 202. A key that was deleted before is deleted again. A gateway may be set up to delete nothing: then every request with the current key is refused with `not_permitted`.
+         */
+        delete: operations["deleteObject"];
         options?: never;
         /**
          * Read an object's headers
          * @description Decrypts the last chunk, which proves the length.
          */
         head: operations["headObject"];
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/projects/{project}/objects/{key}/links": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The object's key: 1 to 900 bytes of UTF-8, with slashes as `/` or `%2F`; no control character, no empty, `.` or `..` segment */
+                key: string;
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Make a link to an object
+         * @description The link opens this one object without the API key, for GET and HEAD. Nothing is stored.
+         */
+        post: operations["createLink"];
+        delete?: never;
+        options?: never;
+        head?: never;
         patch?: never;
         trace?: never;
     };
@@ -136,6 +188,16 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        CiphertextLink: {
+            /** Format: date-time */
+            expires_at: string;
+            /** @description The object's `enc-` metadata, as stored: with the API key, it opens the bytes */
+            metadata: {
+                [key: string]: string;
+            };
+            /** @description A secret: its holder can read the object */
+            url: string;
+        };
         Counts: {
             clean: boolean;
             current: number;
@@ -148,6 +210,29 @@ export interface components {
             plaintext: number;
             rewrapped: number;
         };
+        Link: {
+            /** Format: date-time */
+            expires_at: string;
+            /** @description A secret: its holder can read the object */
+            url: string;
+        };
+        ListedObject: {
+            key: string;
+            /** @description Bytes of the plaintext, by the stored length; null if no encrypted object has that length. HEAD of the object proves it */
+            size: number | null;
+            /**
+             * Format: date-time
+             * @description The storage's time of the last write, in UTC. A rotation moves it
+             */
+            stored_at: string;
+        };
+        Listing: {
+            /** @description Pass it as `after` for the next page; null on the last page */
+            next: string | null;
+            objects: components["schemas"]["ListedObject"][];
+            /** @description Common prefixes; always empty without a delimiter */
+            prefixes: string[];
+        };
         /** @description RFC 9457 */
         Problem: {
             /**
@@ -156,6 +241,7 @@ export interface components {
              */
             code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project";
             detail?: string;
+            request_id?: string;
             rotation_id?: string;
             status: number;
             title: string;
@@ -252,9 +338,102 @@ export interface operations {
             };
         };
     };
+    listObjects: {
+        parameters: {
+            query?: {
+                /** @description Only entries that sort after this. After a common prefix, all keys below it are skipped */
+                after?: string;
+                /** @description `/`: instead of the keys that have a slash after the prefix, list their common prefixes, up to and including that slash */
+                delimiter?: "" | "/";
+                /** @description The most objects and prefixes together */
+                limit?: number;
+                /** @description Only keys that begin with this: at most 900 bytes of UTF-8 */
+                prefix?: string;
+            };
+            header?: never;
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description One page */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Listing"];
+                };
+            };
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     getObject: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description With an API key: send the object as an attachment with this file name, of at most 255 bytes of UTF-8. Never a redirect */
+                download?: string;
+                /** @description Of a link: when it ends, in seconds since 1970 */
+                expires?: number;
+                /** @description Of a link: a browser may show the object */
+                inline?: "1";
+            };
             header?: {
                 /** @description 412 if the object has another ETag */
                 "If-Match"?: string;
@@ -283,11 +462,15 @@ export interface operations {
             200: {
                 headers: {
                     "Accept-Ranges"?: "bytes";
+                    /** @description As stored; by link, or with `download`, `attachment` or `inline` with a file name */
+                    "Content-Disposition"?: string;
                     "Content-Length"?: number;
                     "Content-Security-Policy"?: "sandbox";
                     /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
                     ETag?: string;
                     "Last-Modified"?: string;
+                    /** @description Only by link */
+                    "Referrer-Policy"?: "no-referrer";
                     [name: string]: unknown;
                 };
                 content: {
@@ -298,12 +481,16 @@ export interface operations {
             206: {
                 headers: {
                     "Accept-Ranges"?: "bytes";
+                    /** @description As stored; by link, or with `download`, `attachment` or `inline` with a file name */
+                    "Content-Disposition"?: string;
                     "Content-Length"?: number;
                     "Content-Range"?: string;
                     "Content-Security-Policy"?: "sandbox";
                     /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
                     ETag?: string;
                     "Last-Modified"?: string;
+                    /** @description Only by link */
+                    "Referrer-Policy"?: "no-referrer";
                     [name: string]: unknown;
                 };
                 content: {
@@ -317,7 +504,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Plaintext, if the project allows it: read it from the storage, at a URL that is valid for 60 seconds */
+            /** @description Plaintext, if the project allows it: read it from the storage, at a URL that is valid for 60 seconds. Not by link, nor with `download` */
             307: {
                 headers: {
                     Location?: string;
@@ -325,7 +512,16 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Not the project's current API key, or no such project (unauthorized) */
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -469,7 +665,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, or no such project (unauthorized) */
+            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -478,7 +674,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The gateway may not request this (bad_signature, not_permitted, request_expired) */
+            /** @description This gateway may not do this (bad_signature, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -570,9 +766,147 @@ export interface operations {
             };
         };
     };
-    headObject: {
+    deleteObject: {
         parameters: {
             query?: never;
+            header?: {
+                /** @description 412 if the object has another ETag, or was deleted */
+                "If-Match"?: string;
+                /** @description `wait=N`: respond when it is final or refused, or after N seconds */
+                Prefer?: string;
+            };
+            path: {
+                /** @description The object's key: 1 to 900 bytes of UTF-8, with slashes as `/` or `%2F`; no control character, no empty, `.` or `..` segment */
+                key: string;
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Published */
+            202: {
+                headers: {
+                    "Preference-Applied"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        request_id: string;
+                    };
+                };
+            };
+            /** @description Deleted for good */
+            204: {
+                headers: {
+                    "Preference-Applied"?: string;
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This gateway may not do this (bad_signature, not_permitted, request_expired) */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The object does not meet the conditions */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    headObject: {
+        parameters: {
+            query?: {
+                /** @description With an API key: send the object as an attachment with this file name, of at most 255 bytes of UTF-8. Never a redirect */
+                download?: string;
+                /** @description Of a link: when it ends, in seconds since 1970 */
+                expires?: number;
+                /** @description Of a link: a browser may show the object */
+                inline?: "1";
+            };
             header?: {
                 /** @description 412 if the object has another ETag */
                 "If-Match"?: string;
@@ -597,11 +931,15 @@ export interface operations {
             200: {
                 headers: {
                     "Accept-Ranges"?: "bytes";
+                    /** @description As stored; by link, or with `download`, `attachment` or `inline` with a file name */
+                    "Content-Disposition"?: string;
                     "Content-Length"?: number;
                     "Content-Security-Policy"?: "sandbox";
                     /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
                     ETag?: string;
                     "Last-Modified"?: string;
+                    /** @description Only by link */
+                    "Referrer-Policy"?: "no-referrer";
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -613,7 +951,14 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Not the project's current API key, or no such project */
+            /** @description The request is malformed */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Not the project's current API key, no such project, or a link that is not valid */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -678,6 +1023,142 @@ export interface operations {
             };
         };
     };
+    createLink: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The object's key: 1 to 900 bytes of UTF-8, with slashes as `/` or `%2F`; no control character, no empty, `.` or `..` segment */
+                key: string;
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    /**
+                     * @description How long the link works, in seconds. To the ciphertext, at most 900, which is also the default there
+                     * @default 3600
+                     */
+                    expires_s?: number;
+                    /**
+                     * @description Whether a browser may show the object in place of saving it. Not to the ciphertext
+                     * @default false
+                     */
+                    inline?: boolean;
+                    /**
+                     * @description `object`: a URL of the gateway. It opens the object until it expires or the API key is rotated. The object need not exist yet. `ciphertext`: a presigned URL of the storage, to the stored bytes of an object of Cobblestone-256. A rotation does not end it
+                     * @default object
+                     * @enum {unknown}
+                     */
+                    kind?: "object" | "ciphertext";
+                };
+            };
+        };
+        responses: {
+            /** @description The link */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CiphertextLink"] | components["schemas"]["Link"];
+                };
+            };
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request's body was sent too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body or the object is too large (body_too_large) */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     rotate: {
         parameters: {
             query?: never;
@@ -721,7 +1202,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, or no such project (unauthorized) */
+            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -730,7 +1211,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The gateway may not request this (bad_signature, not_permitted, request_expired) */
+            /** @description This gateway may not do this (bad_signature, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -847,7 +1328,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description Not the project's current API key, or no such project (unauthorized) */
+            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
