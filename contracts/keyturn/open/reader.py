@@ -6,13 +6,14 @@ URL, and nothing else.
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from pydantic import SecretStr
 
 from keyturn.crypto import Kek, user_kek
 from keyturn.errors import MalformedRequestError
 from keyturn.gateway.client import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S
+from keyturn.gateway.links import CiphertextLink
 from keyturn.gateway.responses import ByteRange, is_web_address
 from keyturn.gateway.transport import MAX_CONNECTIONS, Transport
 from keyturn.identifiers import check_object_key, is_project
@@ -21,24 +22,6 @@ from keyturn.open.plaintext import Source, open_range, open_whole
 from keyturn.open.stored_body import StoredBody
 from keyturn.open.unwrap import user_dek
 from keyturn.publisher.requests import ApiKey
-
-
-class CiphertextLinkLike(Protocol):
-    """What a reader needs of a ciphertext link, such as `keyturn.gateway.CiphertextLink`."""
-
-    @property
-    def url(self) -> str:
-        """The presigned URL of the stored bytes."""
-        ...
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The object's `enc-` names."""
-        ...
-
-
-CiphertextLink = CiphertextLinkLike | Mapping[str, Any]
-"""A ciphertext link: an object, or the gateway's JSON with `url` and `metadata`."""
 
 
 class Reader:
@@ -90,7 +73,7 @@ class Reader:
     @asynccontextmanager
     async def open(
         self,
-        link: CiphertextLink,
+        link: CiphertextLink | Mapping[str, Any],
         object_key: str,
         *,
         start: int = 0,
@@ -102,7 +85,7 @@ class Reader:
         iteration ends without an error.
 
         Args:
-            link: A ciphertext link of this object.
+            link: A ciphertext link of this object, or the gateway's JSON of one.
             object_key: The object's key, 1 to 900 bytes of UTF-8. The wrap is bound to it.
             start: The first byte; a negative one counts from the object's end.
             length: Bytes at most, or None for all from `start` on.
@@ -139,7 +122,7 @@ class Reader:
 
 @asynccontextmanager
 async def open_object(
-    link: CiphertextLink,
+    link: CiphertextLink | Mapping[str, Any],
     *,
     project: str,
     object_key: str,
@@ -153,7 +136,7 @@ async def open_object(
     For several objects, `Reader.connect` shares connections and derives the KEK once.
 
     Args:
-        link: A ciphertext link of this object.
+        link: A ciphertext link of this object, or the gateway's JSON of one.
         project: The project's id (SPEC 1).
         object_key: The object's key, 1 to 900 bytes of UTF-8.
         api_key: The API key that the link's metadata was written under.
@@ -183,13 +166,10 @@ def _user_kek(project: str, api_key: ApiKey, pepper: ApiKey) -> Kek:
         raise MalformedRequestError(str(exc)) from None
 
 
-def _parts(link: CiphertextLink) -> tuple[SecretStr, Mapping[str, str]]:
-    if isinstance(link, Mapping):
-        url, metadata = link.get("url"), link.get("metadata")
-    else:
-        url, metadata = link.url, link.metadata
-    if isinstance(url, SecretStr):
-        url = url.get_secret_value()
+def _parts(link: CiphertextLink | Mapping[str, Any]) -> tuple[SecretStr, Mapping[str, str]]:
+    if isinstance(link, CiphertextLink):
+        return SecretStr(link.url), link.metadata
+    url, metadata = link.get("url"), link.get("metadata")
     if not isinstance(url, str) or not is_web_address(url):
         raise MalformedRequestError("a ciphertext link has an http or https URL")
     if not isinstance(metadata, Mapping) or not all(

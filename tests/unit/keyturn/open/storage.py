@@ -6,7 +6,7 @@ import base64
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keyturn.crypto import BODY_CONTEXT, Kek, kek_id, seal, user_kek, wrap_dek
 from keyturn.open import open_object
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from keyturn.gateway import CiphertextLink
     from keyturn.open import DecryptedObject
-    from keyturn.open.reader import CiphertextLink
 
 API_KEY = "kt_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG"
 PEPPER = "salt and pepper"
@@ -71,7 +71,7 @@ def link_to(storage: FakeGateway, metadata: Mapping[str, str]) -> dict[str, obje
 
 
 def open_link(
-    link: CiphertextLink, start: int = 0, length: int | None = None
+    link: CiphertextLink | Mapping[str, Any], start: int = 0, length: int | None = None
 ) -> AbstractAsyncContextManager[DecryptedObject]:
     """The object of a link, with the keys that `made` uses."""
     return open_object(

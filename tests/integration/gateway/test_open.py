@@ -1,0 +1,125 @@
+"""Objects opened by the reader itself: the gateway gives the link, the storage the bytes.
+
+What the reader needs is the API key and the link's metadata; no operator's key, and no gateway
+in the data path (SPEC 9.3, 15.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+
+from keyturn.crypto import new_api_key
+from keyturn.errors import LinkExpiredError, NotFoundError, NoUsableWrapError
+from keyturn.gateway import Client
+from keyturn.open import Reader, open_object
+from tests.integration.gateway.scene import CHUNK, plain
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keyturn.gateway import CiphertextLink
+    from tests.integration.gateway.scene import Live
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+WORKER_ENV = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.2"}
+GATEWAY_ENV = {"KEYRING_CACHE_S": "0"}
+KEY = "videos/é & b.mp4"
+BODY = plain(9 * 2**20 + 5)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(live: Live) -> AsyncIterator[Client]:
+    """A client of the gateway; `KEY` is uploaded through it."""
+    async with Client.connect(live.scene.process.url, live.scene.deployment.api_key) as opened:
+        receipt = await opened.upload(
+            "acme", KEY, BODY, content_type="video/mp4", metadata={"author": "kim"}, wait_s=60
+        )
+        assert receipt.stored
+        yield opened
+
+
+async def test_whole_and_in_part_by_the_storage_alone(live: Live, client: Client) -> None:
+    link = await client.ciphertext_link("acme", KEY)
+    storage = urlsplit(live.scene.deployment.s3.endpoint_url).netloc
+    assert urlsplit(link.url).netloc == storage
+    async with Reader.connect("acme", live.scene.deployment.api_key) as reader:
+        async with reader.open(link, KEY) as opened:
+            assert (opened.content_type, opened.metadata) == ("video/mp4", {"author": "kim"})
+            info = await client.stat("acme", KEY)
+            assert (opened.etag, opened.size_bytes) == (info.etag, info.size_bytes)
+            assert await opened.read() == BODY
+        for start, length in [
+            (0, 1),
+            (3 * CHUNK - 1, 2 * CHUNK),
+            (len(BODY) - 7, None),
+            (-7, None),
+        ]:
+            async with reader.open(link, KEY, start=start, length=length) as opened:
+                end = None if length is None else start + length
+                assert await opened.read() == BODY[start:end]
+
+
+async def test_an_expired_link_has_its_error(live: Live, client: Client) -> None:
+    link = await client.ciphertext_link("acme", KEY, expires_s=1)
+
+    async def read() -> None:
+        async with open_object(
+            link, project="acme", object_key=KEY, api_key=live.scene.deployment.api_key
+        ) as opened:
+            await opened.read()
+
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await read()
+            except LinkExpiredError:
+                break
+            await asyncio.sleep(0.3)  # the storage's clock decides
+
+
+async def test_after_a_rotation_the_old_key_opens_old_links_alone(
+    live: Live, client: Client
+) -> None:
+    """The stored bytes are the same, so what was given out lives until it expires."""
+    old_key, new_key = live.scene.deployment.api_key, new_api_key()
+    before = await client.ciphertext_link("acme", KEY)
+    rotation_id = await client.rotate("acme", new_key)
+    renewed = client.with_api_key(new_key)
+    await live.served.wire.event(
+        lambda event: event["type"] == "rotation.completed" and event["rotation_id"] == rotation_id
+    )
+    after = await renewed.ciphertext_link("acme", KEY)
+    assert after.metadata != before.metadata
+
+    async def read(link: CiphertextLink, api_key: str) -> bytes:
+        async with open_object(
+            link, project="acme", object_key=KEY, api_key=api_key, start=5, length=20
+        ) as opened:
+            return await opened.read()
+
+    assert await read(before, old_key) == BODY[5:25]
+    assert await read(after, new_key) == BODY[5:25]
+    for link, api_key in [(before, new_key), (after, old_key)]:
+        with pytest.raises(NoUsableWrapError, match="after a rotation"):
+            await read(link, api_key)
+
+
+async def test_a_deleted_object_is_gone_for_its_links_too(live: Live) -> None:
+    await live.served.enroll("deletes")
+    api_key = live.scene.deployment.api_key
+    async with Client.connect(live.scene.process.url, api_key) as client:
+        assert (await client.upload("deletes", "k", b"content", wait_s=60)).stored
+        link = await client.ciphertext_link("deletes", "k")
+        assert (await client.delete("deletes", "k", wait_s=60)).deleted
+    for start in (0, 2):
+        with pytest.raises(NotFoundError):
+            async with open_object(
+                link, project="deletes", object_key="k", api_key=api_key, start=start
+            ):
+                pass
