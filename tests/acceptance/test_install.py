@@ -200,7 +200,7 @@ async def test_the_examples_run_on_a_real_broker(
     deployment = Deployment(vhost_url, ceph, ceph_bucket)
     publisher_env = deployment.publisher_env()
     async with (
-        worker(deployment.worker_env()),
+        worker(deployment.worker_env(LEASE_S="1", KEYRING_CACHE_S="0.2")),
         gateway(deployment.gateway_env()) as served,
         open_wire(deployment) as wire,
     ):
@@ -218,6 +218,8 @@ async def test_the_examples_run_on_a_real_broker(
             stored_objects.decrypt(deployment, "acme", "reports/q3.txt", "user")
             == b"the third quarter"
         )
+        status, printed = await complete.run(EXAMPLES / "share.py", tmp_path, reading)
+        assert (status, printed.splitlines()[::2]) == (0, ["reports/q4.txt: 18 bytes", "deleted"])
         rotated = await complete.run(EXAMPLES / "rotate.py", tmp_path, publisher_env)
         assert rotated == (0, "accepted: generation 2\ncompleted: 2 objects, clean\n")
     new_key = tmp_path / "acme.new.key"

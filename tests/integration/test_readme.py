@@ -54,7 +54,7 @@ async def test_the_examples(
     """The first stores its object, which the project's key opens; the second reads by HTTP."""
     deployment = Deployment(vhost_url, ceph, ceph_bucket)
     async with (
-        worker(deployment.worker_env()),
+        worker(deployment.worker_env(LEASE_S="1", KEYRING_CACHE_S="0.2")),
         gateway(deployment.gateway_env()) as served,
         open_wire(deployment) as wire,
     ):
@@ -69,14 +69,15 @@ async def test_the_examples(
         assert published == (0, "stored: reports/q3.txt, 17 bytes, generation 1\n")
         reading = {"KEYTURN_GATEWAY_URL": served.url, "KEYTURN_API_KEY": deployment.api_key}
         read = await _run(_example("docs/howto/read.md", "read"), tmp_path, reading)
-    assert read == (0, "stored\n18 bytes by kim\nthe fourth quarter\nb'fourth'\n")
+        assert read == (0, "stored\n18 bytes by kim\nthe fourth quarter\nb'fourth'\n")
+        read_by_key = stored_objects.decrypt(deployment, "acme", "reports/q4.txt", "user")
+        assert read_by_key == b"the fourth quarter"
+        status, printed = await _run(_example("docs/howto/read.md", "share"), tmp_path, reading)
+    assert (status, printed.splitlines()[::2]) == (0, ["reports/q4.txt: 18 bytes", "deleted"])
+    assert f"{served.url}/v1/projects/acme/objects/reports/q4.txt?expires=" in printed
     assert (
         stored_objects.decrypt(deployment, "acme", "reports/q3.txt", "user") == b"the third quarter"
     )
     assert (
         stored_objects.read_object(deployment, "acme", "reports/q3.txt").metadata["author"] == "kim"
-    )
-    assert (
-        stored_objects.decrypt(deployment, "acme", "reports/q4.txt", "user")
-        == b"the fourth quarter"
     )
