@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.secret_encodings import ENCODINGS
-from tools.harness.canaries import Canaries
+from tools.harness.canaries import Canaries, secrets_of_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,3 +33,13 @@ def test_a_text_in_a_log_is_found() -> None:
     canaries = Canaries({"API key": b"kt_0123456789abcdefghijklmnopqrstuvwxyz"})
     assert canaries.found(["Bearer kt_0123456789abcdefghijklmnopqrstuvwxyz"]) == ["API key"]
     assert canaries.found(["Bearer kt_…"]) == []
+
+
+@pytest.mark.parametrize("name", ["token", "X-Amz-Signature"])
+def test_a_link_in_a_log_is_found_by_what_opens_it(name: str) -> None:
+    secret = "0123456789abcdefghijklmnopqrstuvwxyz-_A"
+    url = f"http://host/acme/a?expires=1&{name}={secret}"
+    canaries = Canaries(secrets_of_link("the link", url))
+    assert canaries.found([f"GET {url}"]) == [f"{name} of the link"]
+    assert canaries.found([f"only {secret}"]) == [f"{name} of the link"]
+    assert canaries.found(["GET http://host/acme/a?expires=1"]) == []

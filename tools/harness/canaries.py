@@ -6,6 +6,7 @@ import base64
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
@@ -43,6 +44,18 @@ def encodings(value: bytes) -> set[str]:
     # Workers log with orjson, which does not escape characters that json writes as \u00e9.
     in_json = {text for each in texts for text in (json.dumps(each), orjson.dumps(each).decode())}
     return texts | {text[1:-1] for text in in_json}
+
+
+def secrets_of_link(name: str, url: str) -> dict[str, bytes]:
+    """What opens an object in a link: its token, or the signature of the storage."""
+    parameters = parse_qs(urlsplit(url).query)
+    found = {
+        f"{parameter} of {name}": parameters[parameter][0].encode()
+        for parameter in ("token", "X-Amz-Signature")
+        if parameter in parameters
+    }
+    assert found, "not a link"
+    return found
 
 
 @dataclass

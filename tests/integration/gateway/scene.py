@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from keyturn.identifiers import object_s3_key
@@ -29,6 +29,8 @@ class Scene:
     bucket: Bucket
     process: GatewayProcess
     client: Client
+    # What tests got besides the deployment's own secrets, such as links.
+    given: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def put(
         self, key: str, plaintext: bytes, *, project: str = "acme", **more: Any
