@@ -1,7 +1,8 @@
 """Where an attacker of SPEC 13 would look: bucket, the broker's disk, logs, metrics.
 
 One deployment lives through everything once, on a separate broker: uploads inline and staged, a
-refusal, reads through the gateway, a new master key, a new API key, an upload after that. Then
+refusal, reads through the gateway, links that are given away, a new master key, a new API key, an
+upload after that. Then
 all that it left is searched for every secret that it ever had, and the keys of before are tried on
 every object.
 """
@@ -33,9 +34,9 @@ from keyturn.identifiers import EVIDENCE_PREFIX, KEYS_PREFIX
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_stream import follow, last_offset
 from tools.harness import stored_objects
-from tools.harness.canaries import Canaries
+from tools.harness.canaries import Canaries, secrets_of_link
 from tools.harness.deployment import Deployment
-from tools.harness.http import Client
+from tools.harness.http import Client, object_target
 from tools.harness.process import gateway
 from tools.harness.scene import Scene, check_queues_empty
 from tools.harness.sweep_scenario import (
@@ -132,6 +133,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
         again = await scene.upload(wire, "inline", b"refused")
         assert (await wire.outcome(again.upload_id))["code"] == "already_exists"
         await asyncio.to_thread(tenant.remember, dict(scene.plaintexts))
+        links = await _given_away(scene, Client(serving, tenant.api_keys[0]))
         sweep = all_projects_sweep(master_key="m2")
         await scene.publish(wire, sweep)
         await wait_for_end(wire, sweep["sweep_id"], "sweep.completed")
@@ -145,6 +147,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
             for key in scene.plaintexts:
                 answer = await Client(serving, api_key).request(PROJECT, key)
                 assert answer.status == status
+        assert await _statuses(links) == {401}
         await wait_until_drained(wire)
         metrics = [await _scraped(at) for at in (port, serving.port)]
         audit = await _audit_trail(rabbitmq)
@@ -171,6 +174,34 @@ async def _stored(scene: Scene, wire: Wire, key: str) -> str:
     made = await scene.upload(wire, key, body, staged=staged)
     assert (await wire.outcome(made.upload_id))["type"] == "upload.stored"
     return made.upload_id
+
+
+async def _given_away(scene: Scene, client: Client) -> list[str]:
+    """Links to each object, and to one that there is not, used well and badly."""
+    links = []
+    for key in (*scene.plaintexts, "missing"):
+        target = f"{object_target(PROJECT, key)}/links"
+        answer = await client.send("POST", target, body=b"{}")
+        made = json.loads(answer.body)["url"]
+        links.append(made.replace("http://gateway", client.process.url, 1))
+        scene.canaries.secrets |= secrets_of_link(f"a link to {key}", links[-1])
+    stored = f"{object_target(PROJECT, 'inline')}/links"
+    answer = await client.send("POST", stored, body=b'{"kind": "ciphertext"}')
+    presigned = json.loads(answer.body)["url"]
+    scene.canaries.secrets |= secrets_of_link("a link to a ciphertext", presigned)
+    assert await _statuses([*links, presigned]) == {200, 404}
+    assert await _statuses([f"{link}&inline=1" for link in links]) == {401}
+    return links
+
+
+async def _statuses(urls: list[str]) -> set[int]:
+    found = set()
+    async with aiohttp.ClientSession() as session:
+        for url in urls:
+            async with session.get(url) as answer:
+                found.add(answer.status)
+                await answer.read()
+    return found
 
 
 async def _scraped(port: int) -> str:

@@ -16,8 +16,8 @@ import pytest
 from keyturn.crypto import new_api_key
 from tests.integration.gateway.scene import plain
 from tools.harness import requests, stored_objects
-from tools.harness.canaries import MARKER
-from tools.harness.http import object_target, read_response, request
+from tools.harness.canaries import MARKER, secrets_of_link
+from tools.harness.http import exchange, object_target, read_response, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +51,23 @@ async def _post(
     return await live.scene.client.send(
         "POST", _rotations(project), headers, token=token, body=body
     )
+
+
+async def _link(live: Live, project: str, key: str, *, token: str, **asked: object) -> str:
+    """The path and query of a new link."""
+    target = f"{object_target(project, key)}/links"
+    body = json.dumps(asked).encode()
+    answer = await live.scene.client.send("POST", target, token=token, body=body)
+    url: str = json.loads(answer.body)["url"]
+    live.scene.given.update(secrets_of_link(f"link {len(live.scene.given)}", url))
+    return url.partition("//gateway")[2]
+
+
+async def _opened(live: Live, target: str) -> tuple[int, bytes]:
+    """The response to a link, without an API key."""
+    process = live.scene.process
+    answer = await exchange(process.host, process.port, request("GET", target, {}))
+    return answer.status, answer.body
 
 
 async def _state(live: Live, location: str, token: str, expected: str) -> dict[str, Any]:
@@ -267,6 +284,8 @@ async def test_a_rotation_over_http(live: Live) -> None:
     for key, plaintext in objects.items():
         live.scene.put(key, plaintext, project="turning")
     assert (await client.request("turning", "o/1")).body == objects["o/1"]
+    given = await _link(live, "turning", "o/1", token=old, expires_s=604800)
+    assert await _opened(live, given) == (200, objects["o/1"])
     answer = await _post(live, "turning", {"api_key": new}, token=old)
     assert answer.status == 202
     rotation_id = json.loads(answer.body)["rotation_id"]
@@ -279,10 +298,14 @@ async def test_a_rotation_over_http(live: Live) -> None:
     for key, plaintext in objects.items():
         # Swept or not: the new key opens it, and the old one none.
         assert (await client.request("turning", key, token=new)).body == plaintext
-    for answered in await asyncio.gather(
-        *(client.request("turning", k, token=old) for k in objects)
-    ):
-        assert answered.status == 401
+    refusals = await asyncio.gather(*(client.request("turning", k, token=old) for k in objects))
+    assert {answered.status for answered in refusals} == {401}
+    # The link was good for a week. It ended with the key, and in the words of a wrong one.
+    assert await _opened(live, given) == (401, refusals[0].body)
+    assert await _opened(live, await _link(live, "turning", "o/1", token=new)) == (
+        200,
+        objects["o/1"],
+    )
     assert (await client.send("GET", location, token=old)).status == 401
     done = await _state(live, location, new, "completed")
     assert done["counts"]["clean"] is True
