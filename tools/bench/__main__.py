@@ -31,12 +31,13 @@ from tools.bench import (
 )
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.gateway import keyrings as gateway_keyrings
+from tools.bench.gateway import listings
 from tools.bench.gateway import measurements as gateway
 from tools.bench.kms import measurements as kms
 from tools.bench.kms.providers import PROVIDERS
 from tools.bench.processes import BenchError
 from tools.bench.rotation import pages, scaling, sizes, whole_rotation
-from tools.bench.rotation.world import LEASE_S
+from tools.bench.rotation.world import LEASE_S, open_world
 from tools.harness.deployment import Deployment
 from tools.servers import Servers
 from tools.servers.process import ServerError
@@ -44,6 +45,7 @@ from tools.servers.process import ServerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from tools.bench.figures import Row
     from tools.bench.kms.providers import ProviderName
     from tools.servers import StorageKind
 
@@ -61,6 +63,7 @@ _PARTS: Final = (
     *_ROTATION,
     *_GATEWAY,
     "gateway-keyrings",
+    "listing",
     "kms",
 )
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
@@ -282,6 +285,21 @@ def _gateway_keyrings(kind: StorageKind, given: argparse.Namespace, results: Res
         results.rows += asyncio.run(measuring)
 
 
+def _listing(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    async def measure(deployment: Deployment, scratch: Path) -> list[Row]:
+        async with open_world(deployment) as world:
+            return await listings.measure(
+                world,
+                scratch,
+                compared=listings.QUICK_COMPARED if given.quick else listings.COMPARED,
+                many=listings.QUICK_MANY if given.quick else listings.MANY,
+                rounds=given.rounds or (1 if given.quick else 5),
+            )
+
+    with _served(kind, broker=False) as (deployment, scratch):
+        results.rows += asyncio.run(measure(deployment, scratch))
+
+
 def _derivations(provider: ProviderName, given: argparse.Namespace, results: Results) -> None:
     rounds = given.rounds or (1 if given.quick else 3)
     measuring = kms.measure_derivations(provider, quick=given.quick, rounds=rounds)
@@ -333,7 +351,7 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     yield from _parts_of(_OF_ROTATION, kind, given)
     if set(_GATEWAY) & set(given.only):
         yield f"the gateway on {kind}", partial(_gateway, kind, given)
-    yield from _parts_of({"gateway-keyrings": _gateway_keyrings}, kind, given)
+    yield from _parts_of({"gateway-keyrings": _gateway_keyrings, "listing": _listing}, kind, given)
     if "kms" in given.only:
         for provider in PROVIDERS:
             yield f"derivations by {provider}", partial(_derivations, provider, given)

@@ -38,8 +38,8 @@ class StoredObject:
     content_type: str
 
 
-def s3_client(deployment: Deployment) -> S3Client:
-    """A plain boto3 client."""
+def s3_client(deployment: Deployment, *, signature_version: str | None = None) -> S3Client:
+    """A plain boto3 client, which signs URLs by version 2 unless another one is given."""
     client: S3Client = boto3.client(
         "s3",
         endpoint_url=deployment.s3.endpoint_url,
@@ -47,6 +47,7 @@ def s3_client(deployment: Deployment) -> S3Client:
         aws_access_key_id=deployment.s3.access_key_id,
         aws_secret_access_key=deployment.s3.secret_access_key,
         config=Config(
+            signature_version=signature_version,
             s3={"addressing_style": "path"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",

@@ -41,9 +41,16 @@ class Sides:
 
     def ours(self, key: str, **headers: str) -> dict[str, Any]:
         """The object from the gateway."""
-        path = f"/v1/projects/{self.project}/objects/{quote(key, safe=_UNRESERVED)}"
+        return self._ours(f"/{quote(key, safe=_UNRESERVED)}", headers)
+
+    def our_page(self, after: str, limit: int) -> dict[str, Any]:
+        """The page of a listing that follows this key, from the gateway."""
+        return self._ours(f"?after={quote(after, safe='')}&limit={limit}", {})
+
+    def _ours(self, rest: str, headers: dict[str, str]) -> dict[str, Any]:
         sent = {"authorization": f"Bearer {self.world.api_keys[self.project]}", **headers}
-        return {"url": _address(self.gateway) + path, "headers": sent}
+        url = f"{_address(self.gateway)}/v1/projects/{self.project}/objects{rest}"
+        return {"url": url, "headers": sent}
 
     def passed(self, key: str) -> dict[str, Any]:
         """Its stored bytes from the server that passes them through."""
@@ -52,12 +59,24 @@ class Sides:
 
     def bare(self, key: str, **headers: str) -> dict[str, Any]:
         """Its stored bytes from the storage."""
-        url = stored_objects.s3_client(self.world.deployment).generate_presigned_url(
-            "get_object",
-            Params={
-                "Bucket": self.world.deployment.bucket,
-                "Key": object_s3_key(self.project, key),
-            },
+        return self._bare("get_object", {"Key": object_s3_key(self.project, key)}, headers)
+
+    def bare_page(self, after: str, limit: int) -> dict[str, Any]:
+        """The page of a listing that follows this key, from the storage."""
+        parameters: dict[str, Any] = {"Prefix": object_s3_key(self.project, ""), "MaxKeys": limit}
+        if after:
+            parameters["StartAfter"] = object_s3_key(self.project, after)
+        return self._bare("list_objects_v2", parameters, {})
+
+    def _bare(
+        self, operation: str, parameters: dict[str, Any], headers: dict[str, str]
+    ) -> dict[str, Any]:
+        # Ceph's gateway refuses a listing that is signed by version 2.
+        version = "s3v4" if operation == "list_objects_v2" else None
+        client = stored_objects.s3_client(self.world.deployment, signature_version=version)
+        url = client.generate_presigned_url(
+            operation,
+            Params={"Bucket": self.world.deployment.bucket, **parameters},
             ExpiresIn=_PRESIGNED_S,
         )
         return {"url": url, "headers": headers}

@@ -45,7 +45,14 @@ from tools.harness.local_keys import operator_keys
 from tools.harness.requests import new_id, now
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
 
     from keyturn_workers.keyring import DesiredState
     from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -114,6 +121,17 @@ class World:
         self.api_keys[project] = new_api_key()
         return user_kek(self.api_keys[project], project)
 
+    async def load_copies(self, project: str, count: int) -> None:
+        """Put `count` empty objects that only listings can use: the same bytes under each key."""
+        desired = (await self.keyrings.read_fresh(project)).desired
+        dek = new_dek()
+        body, headers = seal(dek, BODY_CONTEXT, b""), _headers(desired, key_of(0), dek)
+
+        async def put(number: int) -> None:
+            await self.storage.put(object_s3_key(project, key_of(number)), body, headers)
+
+        await _for_each(range(count), put)
+
     async def load(
         self, project: str, count: int, size_bytes: int, *, tags: Mapping[str, str] | None = None
     ) -> None:
@@ -121,19 +139,15 @@ class World:
         desired = (await self.keyrings.read_fresh(project)).desired
         plaintext = os.urandom(size_bytes)
 
-        async def put(numbers: Iterable[int]) -> None:
-            for number in numbers:
-                dek = new_dek()
-                headers = _headers(desired, key_of(number), dek)
-                s3_key = object_s3_key(project, key_of(number))
-                await self.storage.put(s3_key, seal(dek, BODY_CONTEXT, plaintext), headers)
-                if tags:
-                    await self.storage.write_tags(s3_key, tags)
+        async def put(number: int) -> None:
+            dek = new_dek()
+            headers = _headers(desired, key_of(number), dek)
+            s3_key = object_s3_key(project, key_of(number))
+            await self.storage.put(s3_key, seal(dek, BODY_CONTEXT, plaintext), headers)
+            if tags:
+                await self.storage.write_tags(s3_key, tags)
 
-        numbers = iter(range(count))
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_LOADED_AT_ONCE):
-                group.create_task(put(numbers))
+        await _for_each(range(count), put)
 
     async def load_large(self, project: str, key: str, size_bytes: int) -> str:
         """Put one object of this size, streamed; gives the SHA-256 of its plaintext, in hex."""
@@ -154,6 +168,19 @@ class World:
             _headers(desired, key, dek),
         )
         return hashed.hexdigest()
+
+
+async def _for_each(numbers: Iterable[int], act: Callable[[int], Awaitable[None]]) -> None:
+    """Do this for each number, a few at once."""
+    remaining = iter(numbers)
+
+    async def work() -> None:
+        for number in remaining:
+            await act(number)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(_LOADED_AT_ONCE):
+            group.create_task(work())
 
 
 def _headers(desired: DesiredState, key: str, dek: bytes) -> Headers:
