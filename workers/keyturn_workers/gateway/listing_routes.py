@@ -4,7 +4,6 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from keyturn.identifiers import format_time
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.client_connection import run_while_connected
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
@@ -42,7 +41,8 @@ class ListingRoutes:
 
 def _document(page: Page) -> bytes:
     objects = [
-        {"key": each.key, "size": each.size_bytes, "stored_at": format_time(each.stored_at)}
+        {"key": each.key, "size": each.size_bytes, "stored_at": each.stored_at}
         for each in page.objects
     ]
-    return orjson.dumps({"objects": objects, "prefixes": page.prefixes, "next": page.next_after})
+    document = {"objects": objects, "prefixes": page.prefixes, "next": page.next_after}
+    return orjson.dumps(document, option=orjson.OPT_UTC_Z)
