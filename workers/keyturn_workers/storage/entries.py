@@ -78,7 +78,8 @@ def parse_entries(body: bytes, prefix: str) -> tuple[EntriesPage, str]:
         token = element(b"NextContinuationToken", body) if has_token else ""
         encoded = is_encoded(body)
         objects = _parse_objects(body, encoded=encoded)
-        folders = [element(b"Prefix", row).encode() for row in _rows(body, b"CommonPrefixes")]
+        _, *groups = body.split(b"<CommonPrefixes>")
+        folders = [element(b"Prefix", group).encode() for group in groups]
         prefixes = _decode_all(folders, encoded=encoded)
     except ValueError as exc:
         raise StorageUnavailableError("list: unreadable response") from exc
@@ -96,23 +97,24 @@ def _parse_objects(body: bytes, *, encoded: bool) -> list[ObjectSummary]:
     Raises:
         ValueError: an object lacks an element, or has one of another form.
     """
-    rows = _rows(body, b"Contents")
-    keys, modified, etags, sizes = (
-        [text for row in rows for text in pattern.findall(row)] for pattern in _ELEMENTS
-    )
-    if not len(rows) == len(keys) == len(modified) == len(etags) == len(sizes):
+    keys, modified, etags, sizes = (pattern.findall(body) for pattern in _ELEMENTS)
+    if not body.count(b"</Contents>") == len(keys) == len(modified) == len(etags) == len(sizes):
         raise ValueError("an object lacks an element")
     columns = zip(
         _decode_all(keys, encoded=encoded),
         map(int, sizes),
         _decode_all(etags, encoded=False),
-        (datetime.fromisoformat(time.decode()) for time in modified),
+        map(_parse_time, modified),
         strict=True,
     )
-    objects = [ObjectSummary(k, size, etag.strip('"'), time) for k, size, etag, time in columns]
-    if any(row.last_modified.tzinfo is None for row in objects):
+    return [ObjectSummary(k, size, etag.strip('"'), time) for k, size, etag, time in columns]
+
+
+def _parse_time(text: bytes) -> datetime:
+    time = datetime.fromisoformat(text.decode())
+    if time.tzinfo is None:
         raise ValueError("a time without a zone")
-    return objects
+    return time
 
 
 def _decode_all(keys: Sequence[bytes], *, encoded: bool) -> list[str]:
@@ -123,14 +125,6 @@ def _decode_all(keys: Sequence[bytes], *, encoded: bool) -> list[str]:
     if len(decoded) == len(keys):
         return decoded
     return [decode_keys(key.decode(), encoded=encoded) for key in keys]
-
-
-def _rows(body: bytes, name: bytes) -> list[bytes]:
-    _, *rows = body.split(b"<%b>" % name)
-    ends = [row.find(b"</%b>" % name) for row in rows]
-    if -1 in ends:
-        raise ValueError("a row without an end")
-    return [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
 def without_early(page: EntriesPage, after: str) -> EntriesPage:
