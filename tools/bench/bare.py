@@ -1,8 +1,8 @@
 """The baseline: plain aioboto3 with default settings, in a separate process.
 
-`python -m tools.bench.bare puts|uploads|heads|copies|gets|multipart|get …`; where and with which
-keys it reads from `KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time, and how
-much was done. None of the product's own code runs here.
+`python -m tools.bench.bare puts|uploads|heads|copies|gets|lists|multipart|get …`; where and with
+which keys it reads from `KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time,
+and how much was done. None of the product's own code runs here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _BODY_BYTES = 4096
 _BLOCK_BYTES = 2**23
+_PAGE_KEYS = 1000
 # A keyring of one generation, and the range by which one is read.
 _RECORD_BYTES = 700
 _RECORD_MAX_BYTES = 2 * 2**20
@@ -164,6 +165,19 @@ async def gets(prefix: str, count: int, warm: int, concurrency: int) -> _Figures
         return await _many(client, get, count, warm, concurrency)
 
 
+async def lists(prefix: str, count: int, warm: int, concurrency: int) -> _Figures:
+    """`count` pages of a listing of numbered keys, from the first one on."""
+    bucket = os.environ["KEYTURN_S3_BUCKET"]
+
+    async def page(client: Any, number: int) -> None:
+        first = number % count * _PAGE_KEYS
+        after = {"StartAfter": f"{prefix}{first - 1:08}"} if first else {}
+        await client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE_KEYS, **after)
+
+    async with _client(concurrency) as client:
+        return await _many(client, page, count, warm, concurrency)
+
+
 async def multipart(key: str, size_bytes: int) -> _Figures:
     """One `upload_fileobj` of a body that costs nothing to read."""
     async with _client(None) as client:
@@ -191,7 +205,7 @@ def _figures(began: float, cpu: float, done: int) -> _Figures:
     }
 
 
-_LOOPS = {"puts": puts, "heads": heads, "copies": copies, "gets": gets}
+_LOOPS = {"puts": puts, "heads": heads, "copies": copies, "gets": gets, "lists": lists}
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tools.bench.__main__ import _arguments, _measurements
-from tools.bench.gateway import downloads, first_bytes, keyrings
+from tools.bench.gateway import downloads, first_bytes, keyrings, listings
 from tools.bench.gateway.load_client import LoadClientError, Target, do
+from tools.bench.processes import BenchError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -131,3 +132,32 @@ def test_a_request_for_each_project_misses_the_aim(
     projects: int, requests: float, met: bool
 ) -> None:
     assert keyrings.row("ceph", projects, [requests]).met is met
+
+
+def test_listings_are_a_part_of_their_own() -> None:
+    given = _arguments(["--only", "listing"])
+    assert [name for name, _ in _measurements(given)] == ["listing on ceph"]
+
+
+def test_a_listing_is_held_against_the_storages_pace_round_by_round() -> None:
+    found = listings.Found([2.0, 3.0, 2.0], [1.2, 0.9, 1.2], [4.0, 3.0, 4.0], [0.005] * 3)
+    pace, loop, cpu = listings.pace_rows("ceph", 10_000, found)
+    assert pace.ratios is not None
+    assert pace.ratios.values == pytest.approx((0.6, 0.3, 0.6))
+    assert (pace.met, pace.against) == (True, "ListObjectsV2 of the same, same client")
+    assert (loop.met, loop.ratios and loop.ratios.median) == (None, 2.0)
+    assert cpu.ours.median == 5.0
+
+
+@pytest.mark.parametrize(("peak_mib", "met"), [(16.0, True), (16.1, False)])
+def test_a_listing_that_grows_misses_the_aim(peak_mib: float, *, met: bool) -> None:
+    paged = listings.Paged(seconds=4.0, left_mib=1.0, peak_mib=peak_mib)
+    pace, left, peak = listings.memory_rows("ceph", 100_000, paged)
+    assert (pace.ours.median, left.met, peak.met) == (25_000, True, met)
+
+
+@pytest.mark.parametrize("keys", [["a"], ["a", "a"], ["b", "a"], ["a", "b", "c"]])
+def test_an_incomplete_listing_is_no_measurement(keys: list[str]) -> None:
+    listings.check(["a", "b"], 2)
+    with pytest.raises(BenchError):
+        listings.check(keys, 2)
