@@ -10,7 +10,7 @@ server lists too early is dropped.
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
@@ -112,8 +112,8 @@ def _parse_objects(body: bytes, *, encoded: bool) -> list[ObjectSummary]:
 
 def _parse_time(text: bytes) -> datetime:
     time = datetime.fromisoformat(text.decode())
-    if time.tzinfo is None:
-        raise ValueError("a time without a zone")
+    if time.tzinfo is not UTC:
+        raise ValueError("a time that is not UTC")
     return time
 
 

@@ -112,6 +112,23 @@ async def test_a_listing_holds_a_place_of_the_projects_share() -> None:
     assert (await serving.ask(target=LIST)).status == 200
 
 
+async def test_a_full_gateway_refuses_a_listing() -> None:
+    serving = _serving(concurrency=1)
+    busy, resumed = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        busy.set()
+        await resumed.wait()
+
+    serving.bench.storage.before_next("list_entries", wait)
+    first = asyncio.create_task(serving.ask(target=LIST))
+    await busy.wait()
+    refused = await serving.ask(target=LIST)
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    resumed.set()
+    assert (await first).status == 200
+
+
 async def test_a_disconnect_ends_the_work() -> None:
     serving = _serving()
     busy, connection = asyncio.Event(), Connection()

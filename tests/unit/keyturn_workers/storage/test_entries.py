@@ -107,6 +107,12 @@ def test_objects_and_common_prefixes_are_parsed() -> None:
     assert last.next_after is None
 
 
+def test_keys_with_line_breaks_are_parsed() -> None:
+    rows = [_ROW.format(key=key) for key in ("p/a%0Ab", "p/c", "p/d%0D%0A")]
+    page, _ = parse_entries(_body(*rows), "p/")
+    assert [row.key for row in page.objects] == ["p/a\nb", "p/c", "p/d\r\n"]
+
+
 def test_keys_that_are_not_encoded_are_parsed() -> None:
     page, _ = parse_entries(_body(_ROW.format(key="p/%2F+&amp;"), encoded=False), "p/")
     assert page.objects[0].key == "p/%2F+&"
@@ -121,6 +127,7 @@ def test_keys_that_are_not_encoded_are_parsed() -> None:
         b"<ListBucketResult></ListBucketResult>",
         _body(_ROW.format(key="p/a").replace("<Size>72", "<Size>many")),
         _body(_ROW.format(key="p/a").replace(".123Z", "")),
+        _body(_ROW.format(key="p/a").replace(".123Z", "+02:00")),
         _body(_ROW.format(key="p/a").replace("</Contents>", "")),
         _body(_FOLDER.format(folder="p/a/").replace("Prefix>", "Suffix>")),
         # Of another project: never shown.
@@ -131,6 +138,22 @@ def test_keys_that_are_not_encoded_are_parsed() -> None:
 def test_a_malformed_response_is_an_error(body: bytes) -> None:
     with pytest.raises(StorageUnavailableError):
         parse_entries(body, "p/")
+
+
+_WHOLE: Final = _body(_ROW.format(key="p/%2Fa"), _FOLDER.format(folder="p/b/"), truncated="true")
+
+
+@given(st.integers(0, len(_WHOLE)), st.integers(0, 40), st.binary(max_size=8))
+def test_whatever_bytes_are_in_a_response_it_is_a_page_or_an_error(
+    at: int, length: int, new: bytes
+) -> None:
+    try:
+        page, _ = parse_entries(_WHOLE[:at] + new + _WHOLE[at + length :], "p/")
+    except StorageUnavailableError:
+        return
+    names = [*(row.key for row in page.objects), *page.prefixes]
+    assert all(name.startswith("p/") for name in names)
+    assert all(row.last_modified.tzinfo is UTC for row in page.objects)
 
 
 async def test_what_a_server_lists_too_early_is_dropped(
