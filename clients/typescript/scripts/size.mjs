@@ -1,4 +1,4 @@
-// Bundle and minify the main entry, as an application does, and fail above the limits.
+// Bundle and minify both entries, as an application does, and fail above the limits.
 //
 // What is needed to read files loads first; uploads, listings, links and rotations load when they
 // are first used, where the bundler splits.
@@ -7,22 +7,26 @@ import { build } from "esbuild";
 
 const FIRST_LIMIT_BYTES = 12_000;
 const ALL_LIMIT_BYTES = 21_000;
+const OPEN_LIMIT_BYTES = 19_000;
 
-const bundled = await build({
-  absWorkingDir: fileURLToPath(new URL("..", import.meta.url)),
-  entryPoints: ["dist/esm/index.js"],
-  outdir: "unused",
-  bundle: true,
-  splitting: true,
-  minify: true,
-  format: "esm",
-  platform: "neutral",
-  target: "es2022",
-  write: false,
-  metafile: true,
-});
+const bundle = async (entry) => {
+  const bundled = await build({
+    absWorkingDir: fileURLToPath(new URL("..", import.meta.url)),
+    entryPoints: [entry],
+    outdir: "unused",
+    bundle: true,
+    splitting: true,
+    minify: true,
+    format: "esm",
+    platform: "neutral",
+    target: "es2022",
+    write: false,
+    metafile: true,
+  });
+  return bundled.metafile;
+};
 
-const { outputs } = bundled.metafile;
+const { outputs } = await bundle("dist/esm/index.js");
 const first = new Set();
 const add = (path) => {
   if (!first.has(path)) {
@@ -39,5 +43,17 @@ const sum = (paths) => [...paths].reduce((bytes, path) => bytes + outputs[path].
 const [loaded, all] = [sum(first), sum(Object.keys(outputs))];
 console.log(`keyturn: ${loaded} bytes minified (at most ${FIRST_LIMIT_BYTES}), ${all} in all`);
 if (loaded > FIRST_LIMIT_BYTES || all > ALL_LIMIT_BYTES) {
+  process.exitCode = 1;
+}
+
+// `keyturn/open` is for readers that need no gateway: nothing of the client may come with it.
+const opening = await bundle("dist/esm/open/index.js");
+const size = Object.values(opening.outputs).reduce((bytes, output) => bytes + output.bytes, 0);
+console.log(`keyturn/open: ${size} bytes minified (at most ${OPEN_LIMIT_BYTES})`);
+const brought = Object.keys(opening.inputs).filter((path) =>
+  /\/(client|links|list|rotation|upload|write)\.js$/.test(path),
+);
+if (size > OPEN_LIMIT_BYTES || brought.length > 0) {
+  console.error(`too large, or with parts of the client: ${brought.join(", ")}`);
   process.exitCode = 1;
 }

@@ -12,6 +12,7 @@
  *           ├── GatewayUnavailableError  no connection, or no response to a read
  *           ├── ResponseLostError        a write got no response: it may have taken effect
  *           ├── UnexpectedResponseError  a response that SPEC 9 does not define
+ *           ├── LinkExpiredError         of `keyturn/open`: the storage refuses a ciphertext link
  *           ├── IncompleteBodyError      a body ended before its length
  *           └── ObjectChangedError       a broken download cannot be resumed: another object is there
  *

@@ -7,14 +7,18 @@
 import { GatewayUnavailableError, KeyturnError } from "./errors.ts";
 import { responseError } from "./response_error.ts";
 
-/** What all requests of a client share. */
-export interface Connection {
+/** How a request is sent, and how long it may take. */
+export interface HttpSettings {
   readonly fetch: (url: string, init: RequestInit) => Promise<Response>;
+  readonly responseTimeoutMs: number;
+  readonly idleTimeoutMs: number;
+}
+
+/** What all requests of a client share. */
+export interface Connection extends HttpSettings {
   /** The project's own address. */
   readonly url: string;
   readonly apiKey: string;
-  readonly responseTimeoutMs: number;
-  readonly idleTimeoutMs: number;
   readonly retries: number;
   /** Whether `fetch` is the caller's. */
   readonly injected: boolean;
@@ -55,17 +59,17 @@ export class Lost {
 /** One request and its response, ended by the caller's signal or when nothing happens. */
 export class Exchange {
   declare response: Response;
-  readonly #connection: Connection;
+  readonly #settings: HttpSettings;
   readonly #caller: AbortSignal | undefined;
   readonly #controller = new AbortController();
   #timer: ReturnType<typeof setTimeout> | undefined;
   #stalled = false;
   #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
 
-  constructor(connection: Connection, caller: AbortSignal | undefined) {
+  constructor(settings: HttpSettings, caller: AbortSignal | undefined) {
     caller?.throwIfAborted();
     caller?.addEventListener("abort", this.#abort);
-    this.#connection = connection;
+    this.#settings = settings;
     this.#caller = caller;
   }
 
@@ -91,7 +95,7 @@ export class Exchange {
 
   /** Send by `start`, such as `fetch`, and wait for the response. Throws `Lost`. */
   async send(start: (signal: AbortSignal) => Promise<Response>): Promise<this> {
-    this.arm(this.#connection.responseTimeoutMs);
+    this.arm(this.#settings.responseTimeoutMs);
     return this.#guard(async () => {
       this.response = await start(this.#controller.signal);
       return this;
@@ -100,7 +104,7 @@ export class Exchange {
 
   /** The next bytes, or undefined at the end. Throws `Lost`. */
   async chunk(): Promise<Uint8Array | undefined> {
-    this.arm(this.#connection.idleTimeoutMs);
+    this.arm(this.#settings.idleTimeoutMs);
     return this.#guard(async () => {
       this.#reader ??= this.response.body?.getReader();
       return (await this.#reader?.read())?.value;
@@ -136,13 +140,13 @@ export class Exchange {
 
 /** Send a request once. Throws `Lost` where no response comes. */
 export function exchange(
-  connection: Connection,
+  settings: HttpSettings,
   request: Request,
-  made = new Exchange(connection, request.signal),
+  made = new Exchange(settings, request.signal),
 ): Promise<Exchange> {
   const { url, headers, ...init } = request;
   return made.send((signal) =>
-    connection.fetch(url, { ...init, headers: stated(headers), redirect: "manual", signal }),
+    settings.fetch(url, { ...init, headers: stated(headers), redirect: "manual", signal }),
   );
 }
 

@@ -1,0 +1,186 @@
+/** Objects as a worker stores them, and a storage in memory: for every runtime. */
+
+const utf8 = new TextEncoder();
+
+export const API_KEY = "kt_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG";
+export const PEPPER = "salt and pepper";
+export const PROJECT = "acme";
+export const KEY = "reports/q3 ü.pdf";
+export const SECRET = "5ec4e7";
+export const URL_OF_IT = `https://storage.example.com/b/k?X-Amz-Signature=${SECRET}`;
+export const CHUNK = 16384;
+export const SEALED = CHUNK + 16;
+export const HEADER = 56;
+
+export interface Made {
+  readonly plaintext: Uint8Array;
+  readonly body: Uint8Array<ArrayBuffer>;
+  readonly metadata: Record<string, string>;
+}
+
+/** What `open` takes for an object that was made here. */
+export function keysOf({ metadata }: Made) {
+  return { url: URL_OF_IT, project: PROJECT, key: KEY, apiKey: API_KEY, pepper: PEPPER, metadata };
+}
+
+/** An object of random bytes. */
+export async function made(size: number): Promise<Made> {
+  const plaintext = random(size);
+  const dek = random(32);
+  const secret = await crypto.subtle.importKey("raw", utf8.encode(API_KEY), "HKDF", false, [
+    "deriveBits",
+  ]);
+  const info = utf8.encode(`keyturn/v1/user-kek\0${PROJECT}`);
+  const derivation = { name: "HKDF", hash: "SHA-256", salt: utf8.encode(PEPPER), info };
+  const kek = new Uint8Array(await crypto.subtle.deriveBits(derivation, secret, 256));
+  const context = `keyturn/v1/dek\0user\0Cobblestone-256\0${PROJECT}\0${KEY}\x001`;
+  const wrap = await seal(kek, utf8.encode(context), dek);
+  const metadata = {
+    "enc-algo": "Cobblestone-256",
+    "enc-dek-user": btoa(String.fromCharCode(...wrap)),
+    "enc-kek-user": `1:${"0".repeat(16)}`,
+  };
+  return { plaintext, body: await seal(dek, utf8.encode("keyturn/v1/body"), plaintext), metadata };
+}
+
+/** Cobblestone-256, written down once more, so that it does not test itself. */
+export async function seal(
+  key: Uint8Array<ArrayBuffer>,
+  context: Uint8Array,
+  plaintext: Uint8Array,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const salt = random(24);
+  const label = utf8.encode("c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0");
+  const derive = { name: "HMAC", hash: "SHA-512" };
+  const prk = await crypto.subtle.importKey("raw", key, derive, false, ["sign"]);
+  const info = concatenated(label, salt, context);
+  const first = await crypto.subtle.sign("HMAC", prk, concatenated(info, Uint8Array.of(1)));
+  const second = await crypto.subtle.sign(
+    "HMAC",
+    prk,
+    concatenated(new Uint8Array(first), info, Uint8Array.of(2)),
+  );
+  const derived = concatenated(new Uint8Array(first), new Uint8Array(second));
+  const aead = await crypto.subtle.importKey("raw", derived.slice(0, 32), "AES-GCM", false, [
+    "encrypt",
+  ]);
+  const parts: Uint8Array[] = [salt, derived.slice(44, 76)];
+  for (let index = 0; index * CHUNK <= plaintext.length; index++) {
+    const iv = derived.slice(32, 44);
+    for (let at = 11, rest = index; rest > 0; at--, rest = Math.floor(rest / 256)) {
+      iv[at] = (iv[at] ?? 0) ^ (rest % 256);
+    }
+    const chunk = concatenated(plaintext.subarray(index * CHUNK, (index + 1) * CHUNK));
+    parts.push(new Uint8Array(await crypto.subtle.encrypt({ name: "AES-GCM", iv }, aead, chunk)));
+  }
+  return concatenated(...parts);
+}
+
+/** The byte strings one after the other. */
+export function concatenated(...parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
+  const joined = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    joined.set(part, at);
+    at += part.length;
+  }
+  return joined;
+}
+
+/** Random bytes, however many. */
+export function random(size: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(size);
+  for (let at = 0; at < size; at += 65536) {
+    crypto.getRandomValues(bytes.subarray(at, at + 65536));
+  }
+  return bytes;
+}
+
+export interface StorageOptions {
+  /** The connection breaks after so many bytes of each response. */
+  readonly breaksAfter?: number;
+  /** Bytes of a piece of a body. */
+  readonly pieceBytes?: number;
+  readonly headers?: Record<string, string>;
+  /** Called for each request, with its `Range`; a response of its own takes the place. */
+  readonly onRequest?: (range: string | undefined, count: number) => Response | undefined;
+}
+
+/** A `fetch` by which one stored body is read, whole or by a range. */
+export function storageOf(body: Uint8Array, options: StorageOptions = {}): typeof fetch {
+  let count = 0;
+  return async (_input, init) => {
+    init?.signal?.throwIfAborted();
+    const range = new Headers(init?.headers).get("range") ?? undefined;
+    const other = options.onRequest?.(range, count++);
+    if (other !== undefined) {
+      return other;
+    }
+    const [, from, to] = /^bytes=(\d+)-(\d*)$/.exec(range ?? "") ?? [];
+    const first = Number(from ?? 0);
+    const end = Math.min(to ? Number(to) + 1 : body.length, body.length);
+    if (range !== undefined && first >= body.length) {
+      return new Response("<Error/>", { status: 416 });
+    }
+    const headers = new Headers(options.headers);
+    headers.set("content-length", `${end - first}`);
+    if (range !== undefined) {
+      headers.set("content-range", `bytes ${first}-${end - 1}/${body.length}`);
+    }
+    const status = range === undefined ? 200 : 206;
+    return new Response(streamOfPieces(body.subarray(first, end), options, init?.signal), {
+      status,
+      headers,
+    });
+  };
+}
+
+function streamOfPieces(
+  body: Uint8Array,
+  { breaksAfter = Number.POSITIVE_INFINITY, pieceBytes = 65536 }: StorageOptions,
+  signal: AbortSignal | null | undefined,
+): ReadableStream<Uint8Array> {
+  let at = 0;
+  return new ReadableStream<Uint8Array>(
+    {
+      start(controller) {
+        signal?.addEventListener("abort", () => controller.error(signal.reason));
+      },
+      pull(controller) {
+        if (at >= breaksAfter) {
+          controller.error(new TypeError("terminated"));
+        } else if (at >= body.length) {
+          controller.close();
+        } else {
+          const end = Math.min(at + pieceBytes, breaksAfter);
+          controller.enqueue(body.slice(at, end));
+          at = end;
+        }
+      },
+    },
+    { highWaterMark: 0 },
+  );
+}
+
+/** What a stream gives until its end, or until the error that ends it. */
+export async function drained(
+  stream: ReadableStream<Uint8Array>,
+): Promise<{ bytes: Uint8Array; error: unknown }> {
+  const pieces: Uint8Array[] = [];
+  try {
+    for (const reader = stream.getReader(); ; ) {
+      const { done, value } = await reader.read();
+      if (done) {
+        return { bytes: concatenated(...pieces), error: undefined };
+      }
+      pieces.push(value);
+    }
+  } catch (error) {
+    return { bytes: concatenated(...pieces), error };
+  }
+}
+
+/** Whether two byte strings are equal. */
+export function same(one: Uint8Array, other: Uint8Array): boolean {
+  return one.length === other.length && one.every((byte, at) => byte === other[at]);
+}
