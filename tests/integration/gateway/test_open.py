@@ -7,17 +7,22 @@ in the data path (SPEC 9.3, 15.2).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import async_playwright
 
 from keyturn.crypto import new_api_key
 from keyturn.errors import LinkExpiredError, NotFoundError, NoUsableWrapError
 from keyturn.gateway import Client
 from keyturn.open import Reader, open_object
 from tests.integration.gateway.scene import CHUNK, plain
+from tests.support.typescript_sources import run_node, served_sources
+from tools.servers import chromium
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,6 +68,93 @@ async def test_whole_and_in_part_by_the_storage_alone(live: Live, client: Client
             async with reader.open(link, KEY, start=start, length=length) as opened:
                 end = None if length is None else start + length
                 assert await opened.read() == BODY[start:end]
+
+
+_OPEN = """async (open, {link, keys, range}) => {
+    const attempt = async () => {
+        const whole = await (await open({...link, ...keys})).bytes();
+        const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", whole));
+        const part = await open({...link, ...keys, range});
+        return {
+            sha256: Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join(""),
+            part: Array.from(await part.bytes()),
+            size: part.size,
+            etag: part.etag,
+        };
+    };
+    return attempt().catch((error) => ({error: error.code ?? error.name}));
+}"""
+_IN_NODE = f"""
+    const {{ open }} = await import("./src/open/index.ts");
+    const {{ readFileSync }} = await import("node:fs");
+    const result = await ({_OPEN})(open, JSON.parse(readFileSync(0, "utf8")));
+    process.stdout.write(JSON.stringify(result));
+"""
+_IN_PAGE = f"""async (given) => {{
+    const {{ open }} = await import("/src/open/index.ts");
+    return ({_OPEN})(open, given);
+}}"""
+
+
+def _asked(link: CiphertextLink, api_key: str) -> dict[str, Any]:
+    return {
+        "link": {"url": link.url, "metadata": dict(link.metadata)},
+        "keys": {"project": "acme", "key": KEY, "apiKey": api_key},
+        "range": {"start": 2 * CHUNK - 3, "end": 2 * CHUNK + 4},
+    }
+
+
+async def _expected(client: Client) -> dict[str, Any]:
+    return {
+        "sha256": hashlib.sha256(BODY).hexdigest(),
+        "part": list(BODY[2 * CHUNK - 3 : 2 * CHUNK + 4]),
+        "size": len(BODY),
+        "etag": (await client.stat("acme", KEY)).etag,
+    }
+
+
+async def test_the_same_in_node(live: Live, client: Client) -> None:
+    link = await client.ciphertext_link("acme", KEY)
+    api_key = live.scene.deployment.api_key
+    for asked, expected in [
+        (_asked(link, api_key), await _expected(client)),
+        (_asked(link, new_api_key()), {"error": "no_usable_wrap"}),
+    ]:
+        output = await run_node("--input-type=module", "-e", _IN_NODE, input_=json.dumps(asked))
+        assert json.loads(output) == expected
+
+
+async def test_the_same_in_a_page_that_the_buckets_cors_rules_allow(
+    live: Live, client: Client
+) -> None:
+    """The rules are those of the how-to; without them a page gets nothing."""
+    link = await client.ciphertext_link("acme", KEY)
+    asked = _asked(link, live.scene.deployment.api_key)
+    asked["keys"]["resumes"] = 0
+    async with served_sources() as origin, async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium.path(), args=list(chromium.ARGUMENTS)
+        )
+        page = await browser.new_page()
+        await page.goto(origin)
+        assert await page.evaluate(_IN_PAGE, asked) == {"error": "storage_unavailable"}
+        rules = _cors_rules(origin)
+        live.scene.bucket.client.put_bucket_cors(
+            Bucket=live.scene.deployment.bucket, CORSConfiguration={"CORSRules": rules}
+        )
+        assert await page.evaluate(_IN_PAGE, asked) == await _expected(client)
+        await browser.close()
+
+
+def _cors_rules(origin: str) -> list[Any]:
+    return [
+        {
+            "AllowedOrigins": [origin],
+            "AllowedMethods": ["GET"],
+            "AllowedHeaders": ["range"],
+            "ExposeHeaders": ["Content-Range"],
+        }
+    ]
 
 
 async def test_an_expired_link_has_its_error(live: Live, client: Client) -> None:

@@ -1,0 +1,1 @@
+"""`keyturn/open`, the TypeScript client that decrypts by itself, in its runtimes."""
