@@ -74,6 +74,7 @@ async def test_the_reading_example_prints_what_it_says(tmp_path: Path) -> None:
     assert await _run("read", answer, tmp_path) == _example("read")[1]
 
 
+@pytest.mark.slow
 async def test_the_sharing_example_prints_what_it_says(tmp_path: Path) -> None:
     """But for the link, which the document cannot know."""
     page, link = page_of(["reports/q4.txt"]), link_document("reports/q4.txt")

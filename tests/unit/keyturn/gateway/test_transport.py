@@ -366,12 +366,12 @@ async def test_a_deletion_is_not_sent_again_when_a_kept_connection_drops() -> No
 
 async def test_a_deletions_answer_may_take_as_long_as_the_requested_wait() -> None:
     async def answer(_: web.Request) -> web.StreamResponse:
-        await after(0.4)
+        await after(0.2)
         return web.Response(status=204)
 
     async with (
         serving(answer) as gateway,
-        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
+        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.1) as client,
     ):
         assert (await client.delete("acme", "k", wait_s=1)).deleted
         with pytest.raises(ResponseLostError, match="TimeoutError"):

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import typer
 
-from keyturn_workers.cli.arguments import validate_object_key, validate_project, validate_reason
+from keyturn_workers.cli.arguments import (
+    validate_gateway_url,
+    validate_object_key,
+    validate_project,
+    validate_reason,
+)
 
 
 @pytest.mark.parametrize("project", ["acme", "0-a", "a" * 63])
@@ -21,6 +26,14 @@ def test_an_optional_project_may_be_left_out() -> None:
 def test_any_other_project_id_is_wrong_usage(project: str) -> None:
     with pytest.raises(typer.BadParameter, match="malformed_request: a project id has 1 to 63"):
         validate_project(project)
+
+
+def test_a_gateways_url_may_be_left_out_and_is_not_repeated() -> None:
+    assert validate_gateway_url(None) is None
+    assert validate_gateway_url("https://files.example.com") == "https://files.example.com"
+    with pytest.raises(typer.BadParameter, match="must be http://host") as refused:
+        validate_gateway_url("https://user:sesame@files.example.com")
+    assert "sesame" not in str(refused.value)
 
 
 def test_an_object_key_of_the_specification_is_taken() -> None:
