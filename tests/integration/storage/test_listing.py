@@ -120,6 +120,9 @@ AT_EDGES = [
 ]
 
 
+LONG = "acme/b" + "ü" * 600  # no key is as long
+
+
 def entries_of(keys: Sequence[str], prefix: str, delimiter: str, after: str) -> list[str]:
     """The model: the entries of these keys in order."""
     under = [key for key in keys if key.startswith(prefix)]
@@ -156,7 +159,7 @@ async def test_entries_behind_any_name(storage: AnyStorage, kind: str, delimiter
         for limit in (1, 3, 1000):
             names = await listed_entries(storage, prefix, delimiter, "", limit)
             assert names == entries_of(keys, prefix, delimiter, ""), (prefix, limit)
-    for after in [*keys, "acme/a/~", "acme/a/b/", "acme/b", "acme/\x00", "abc", "b"]:
+    for after in [*keys, "acme/a/~", "acme/a/b/", "acme/b", "acme/\x00", "abc", "b", LONG]:
         names = await listed_entries(storage, "acme/", delimiter, after, 3)
         assert names == entries_of(keys, "acme/", delimiter, after), after
 

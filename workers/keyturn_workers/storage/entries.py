@@ -42,7 +42,11 @@ def start_after(prefix: str, delimiter: str, after: str) -> str:
     if not after.startswith(prefix):
         return ""
     end = after.find(delimiter, len(prefix)) if delimiter else -1
-    return after if end < 0 else _last_key_below(after[: end + len(delimiter)])
+    if end >= 0:
+        return _last_key_below(after[: end + len(delimiter)])
+    # Some servers refuse what is no possible key. No key lies between this one and `after`, but
+    # for a few at a cut character, which `without_early` drops.
+    return after.encode()[:_S3_KEY_MAX_BYTES].decode(errors="ignore")
 
 
 def _last_key_below(folder: str) -> str:

@@ -87,7 +87,7 @@ def entries_of(objects: Mapping[str, bytes], prefix: str, delimiter: str, after:
     return sorted((entry for entry in found if entry > after), key=str.encode)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.dictionaries(_KEYS, st.sampled_from([b"", SEALED]), max_size=12),
     _KEYS | st.just(""),

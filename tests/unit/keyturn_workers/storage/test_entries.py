@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn.errors import StorageUnavailableError
@@ -38,6 +38,9 @@ _NAMES = st.text(st.sampled_from("a/.0~\x7f\uffff" + LAST), max_size=6)
         ("p/", "", "p/a/x", "p/a/x"),
         ("p/", "/", "p/a", "p/a"),
         ("p/a/", "/", "p/a/", "p/a/"),
+        # No longer than a key can be.
+        ("p/", "", "p/" + "b" * 1023, "p/" + "b" * 1022),
+        ("p/", "", "p/b" + "ü" * 512, "p/b" + "ü" * 510),
         # Before or behind the prefix: from its first key on, or nothing at all.
         ("p/", "/", "a/b", ""),
         ("p/", "/", "q", ""),
@@ -54,6 +57,7 @@ def test_where_a_server_starts(prefix: str, delimiter: str, after: str, start: s
     assert start_after(prefix, delimiter, after) == start
 
 
+@settings(max_examples=40)
 @given(_NAMES, _NAMES)
 def test_no_key_of_a_folder_sorts_behind_its_start(key: str, behind: str) -> None:
     start = start_after("p/", "/", f"p/a/{behind}")
@@ -61,6 +65,7 @@ def test_no_key_of_a_folder_sorts_behind_its_start(key: str, behind: str) -> Non
     assert len(start.encode()) == 1024
 
 
+@settings(max_examples=40)
 @given(_NAMES, _NAMES, _NAMES)
 def test_what_sorts_behind_all_keys_of_a_prefix(prefix: str, key: str, after: str) -> None:
     """If it is, no key is listed without a request, however long the key is."""
@@ -143,6 +148,7 @@ def test_a_malformed_response_is_an_error(body: bytes) -> None:
 _WHOLE: Final = _body(_ROW.format(key="p/%2Fa"), _FOLDER.format(folder="p/b/"), truncated="true")
 
 
+@settings(max_examples=40)
 @given(st.integers(0, len(_WHOLE)), st.integers(0, 40), st.binary(max_size=8))
 def test_whatever_bytes_are_in_a_response_it_is_a_page_or_an_error(
     at: int, length: int, new: bytes
