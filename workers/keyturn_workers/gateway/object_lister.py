@@ -25,6 +25,10 @@ from keyturn_workers.gateway.listing_query import (
 from keyturn_workers.keyring import Keyring
 from keyturn_workers.storage import ObjectSummary, Storage
 
+LISTINGS_AT_ONCE: Final = 16
+"""Pages read from the storage at once. Parsing one takes milliseconds, in which nothing else runs:
+this bounds how long other requests wait when a project lists as fast as it can."""
+
 HEADS_AT_ONCE: Final = 64
 """HEAD requests for listings, of all requests together."""
 
@@ -60,6 +64,7 @@ class ObjectLister:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._listings = asyncio.Semaphore(LISTINGS_AT_ONCE)
         self._heads = asyncio.Semaphore(HEADS_AT_ONCE)
 
     async def list(self, keyring: Keyring, query: ListingQuery) -> Page:
@@ -89,13 +94,14 @@ class ObjectLister:
             limit = min(query.limit - len(page.objects) - len(page.prefixes), heads)
             if page.next_after is None or limit == 0:
                 return
-            listed = await self._storage.list_entries(
-                root + query.prefix,
-                delimiter=query.delimiter,
-                # Never empty: an object under the root itself is foreign, and is skipped.
-                after=root + page.next_after,
-                limit=limit,
-            )
+            async with self._listings:
+                listed = await self._storage.list_entries(
+                    root + query.prefix,
+                    delimiter=query.delimiter,
+                    # Never empty: an object under the root itself is foreign, and is skipped.
+                    after=root + page.next_after,
+                    limit=limit,
+                )
             after = listed.next_after
             page.next_after = None if after is None else after.removeprefix(root)
             rows = [row for row in listed.objects if is_object_key(row.key.removeprefix(root))]

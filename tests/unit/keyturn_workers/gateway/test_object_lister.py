@@ -215,6 +215,24 @@ async def test_heads_are_sent_a_few_at_a_time() -> None:
     assert storage.most_at_once == object_lister.HEADS_AT_ONCE == 64
 
 
+async def test_pages_are_read_a_few_at_a_time() -> None:
+    storage = holding({"a": SEALED})
+    lister, at_once, most_at_once = ObjectLister(storage), 0, 0
+
+    async def listing() -> None:
+        nonlocal at_once, most_at_once
+        at_once += 1
+        most_at_once = max(most_at_once, at_once)
+        await asyncio.sleep(0)
+        at_once -= 1
+
+    for _ in range(40):
+        storage.before_next("list_entries", listing)
+    pages = await asyncio.gather(*(lister.list(RING, ListingQuery()) for _ in range(40)))
+    assert all(names(page) == ["a"] for page in pages)
+    assert most_at_once == object_lister.LISTINGS_AT_ONCE == 16
+
+
 # Failures.
 
 
