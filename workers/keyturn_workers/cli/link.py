@@ -59,7 +59,8 @@ def link(
         raise typer.BadParameter("--inline and --ciphertext cannot be used together")
     max_s = CIPHERTEXT_LINK_MAX_S if ciphertext else LINK_MAX_S
     if expires_s is not None and not 1 <= expires_s <= max_s:
-        raise typer.BadParameter(f"--expires must be 1 to {max_s} seconds")
+        longest = "15m" if ciphertext else "7d"
+        raise typer.BadParameter(f"--expires must be from 1s to {longest}")
     url = configured_gateway(gateway)
     if url is None:
         raise typer.BadParameter("no gateway: use --gateway or set KEYTURN_GATEWAY_URL")

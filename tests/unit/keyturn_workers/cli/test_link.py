@@ -62,9 +62,9 @@ async def test_a_link_to_ciphertext_has_its_metadata_in_json_alone(gateway: Fake
     ("arguments", "message"),
     [
         (("--inline", "--ciphertext"), "cannot be used together"),
-        (("--expires", "8d"), "--expires must be 1 to 604800 seconds"),
-        (("--expires", "0"), "--expires must be 1 to 604800 seconds"),
-        (("--expires", "1h", "--ciphertext"), "--expires must be 1 to 900 seconds"),
+        (("--expires", "8d"), "--expires must be from 1s to 7d"),
+        (("--expires", "0"), "--expires must be from 1s to 7d"),
+        (("--expires", "1h", "--ciphertext"), "--expires must be from 1s to 15m"),
         (("--expires", "soon"), "must be seconds (90), or with a unit"),
         (("--gateway", "ftp://x"), "must be http://host or https://host"),
     ],
