@@ -33,8 +33,8 @@ class ListedObject:
 
     Attributes:
         key: The object's key.
-        size_bytes: Length of the plaintext; not authenticated. None if no encrypted object has
-            the stored length: such an object was not stored by Keyturn.
+        size_bytes: Length of the plaintext, computed from the stored length; not authenticated.
+            None if no read would open the object: Keyturn did not store it.
         stored_at: When the storage last wrote the object; a rotation counts.
     """
 
