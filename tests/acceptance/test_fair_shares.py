@@ -52,7 +52,12 @@ async def test_an_attack_does_not_affect_another_tenant(arena: Arena, name: str)
         most_ms = _TIMES * found.quiet.p50_ms(kind) + _BESIDES_MS
         assert found.under.p50_ms(kind) < most_ms, (kind, found)
     assert (found.dead, found.staged) == (0, 0)
-    expected = {"slow-downloads": "429", "rotations": "429", "wrong-keys": "401"}
+    expected = {
+        "slow-downloads": "429",
+        "rotations": "429",
+        "deletes": "429",
+        "wrong-keys": "401",
+    }
     if name.startswith("refused"):
         assert set(found.attacker) == {"409"}
     elif name in expected:

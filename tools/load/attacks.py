@@ -30,6 +30,7 @@ ATTACKER = "attacker"
 ACCOMPLICE = "accomplice"
 TAKEN = "taken"
 LARGE = "large"
+DELETED = "deleted"
 KEY_VARIABLE = "KEYTURN_ATTACK_KEY"
 _KIB = 1024
 _WRONG = "kt_" + "w" * 43
@@ -177,6 +178,16 @@ async def rotations(attack: Attack) -> None:
             await asyncio.sleep(0.1)
 
 
+async def deletes(attack: Attack) -> None:
+    """Deletes of one object, again and again: all control requests share one queue."""
+
+    async def one(_: int) -> None:
+        while attack.is_running:
+            await attack.send("DELETE", object_target(ATTACKER, DELETED))
+
+    await _together(32, one)
+
+
 ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
     "refused-small": refused_small,
     "refused-large": refused_large,
@@ -184,6 +195,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
     "slow-uploads": slow_uploads,
     "wrong-keys": wrong_keys,
     "rotations": rotations,
+    "deletes": deletes,
 }
 
 

@@ -28,7 +28,15 @@ from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
 from tools.harness.worker_under_test import run_worker_for
-from tools.load.attacks import ACCOMPLICE, ATTACKER, ATTACKS, KEY_VARIABLE, LARGE, TAKEN
+from tools.load.attacks import (
+    ACCOMPLICE,
+    ATTACKER,
+    ATTACKS,
+    DELETED,
+    KEY_VARIABLE,
+    LARGE,
+    TAKEN,
+)
 from tools.servers import Servers
 
 if TYPE_CHECKING:
@@ -46,6 +54,7 @@ _BEGIN_S: Final = 3.0
 # Longer than the attack, so that requests that wait for its end are measured.
 _OUTLASTS_S: Final = 4.0
 _SETTLE_S: Final = 1.0
+_ENROLL_PAUSE_S: Final = 0.2
 
 
 @dataclass
@@ -101,6 +110,7 @@ class Arena:
         for project in (ATTACKER, ACCOMPLICE, VICTIM):
             await self.serving.enroll(project)
         await self._put(ATTACKER, TAKEN, b"x")
+        await self._put(ATTACKER, DELETED, b"x")
         await self._put(ATTACKER, LARGE, bytes(_LARGE_BYTES))
         await self._put(VICTIM, "small", bytes(_SMALL_BYTES))
 
@@ -119,7 +129,11 @@ class Arena:
         assert answer.status == 201, answer
 
     async def tenant(self, seconds: float) -> TenantSample:
-        """Send the tenant's requests: 20 reads, 4 small and 2 larger bodies per second."""
+        """Send the tenant's requests: 20 reads, 4 small and 2 larger bodies per second.
+
+        At the same time the operator enrolls projects, one after the other: the control queue
+        serves everyone.
+        """
         seen, until = TenantSample(), time.monotonic() + seconds
         await asyncio.gather(
             self._send_steadily(seen, "get", until, 20, lambda: ("GET", "small", b"")),
@@ -129,8 +143,15 @@ class Arena:
             self._send_steadily(
                 seen, "staged put", until, 2, lambda: ("PUT", self._key(), bytes(_STAGED_BYTES))
             ),
+            self._enroll(seen, until),
         )
         return seen
+
+    async def _enroll(self, seen: TenantSample, until: float) -> None:
+        while (began := time.monotonic()) < until:
+            await self.serving.enroll(self._key())
+            seen.seconds.setdefault("enroll", []).append(time.monotonic() - began)
+            await asyncio.sleep(_ENROLL_PAUSE_S)
 
     def _key(self) -> str:
         self.count += 1
