@@ -25,7 +25,7 @@ _WAIT = {"Prefer": "wait=30"}
 async def test_it_publishes_again_once_the_broker_is_back(
     ceph_enrolled: Scene, own_rabbitmq: RabbitMQ
 ) -> None:
-    """While it is away objects are read and uploads refused; nothing of that needs a restart."""
+    """While it is away objects are read, uploads and deletes refused; no restart is needed."""
     scene = ceph_enrolled.on(own_rabbitmq.url)
     env = scene.deployment.gateway_env(GATEWAY_PUBLISH_TIMEOUT_S="2")
     async with scene.worker("upload") as worker, gateway(env) as process:
@@ -44,6 +44,7 @@ async def test_it_publishes_again_once_the_broker_is_back(
         own_rabbitmq.wait_until_streams_registered()
         await asyncio.to_thread(own_rabbitmq.kill)
         assert await put("away") == 503
+        assert (await client.request(scene.project, "before", method="DELETE")).status == 503
         assert (await client.request(scene.project, "before")).body == bodies["before"]
         assert not await _is_ready(client)
         await asyncio.to_thread(own_rabbitmq.start)

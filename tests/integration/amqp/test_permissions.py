@@ -204,6 +204,24 @@ async def test_a_publisher_publishes_its_own_types(users: Users, routing_key: st
         await read(channel, _BILLING)
 
 
+@pytest.mark.parametrize(
+    "routing_key", ["upload.requested", "rotation.requested", "delete.requested"]
+)
+async def test_a_gateway_publishes_what_its_callers_may_ask_for(
+    users: Users, routing_key: str
+) -> None:
+    async with channel_of(users, "gateway") as channel:
+        await publish(channel, routing_key)
+        await read(channel, "keyturn.events.gateway")
+
+
+@pytest.mark.parametrize("routing_key", ["enroll.requested", "sweep.requested", "upload.stored"])
+async def test_a_gateway_publishes_nothing_else(users: Users, routing_key: str) -> None:
+    async with channel_of(users, "gateway") as channel:
+        with pytest.raises(ChannelAccessRefused):
+            await publish(channel, routing_key)
+
+
 async def test_a_worker_publishes_no_request(users: Users) -> None:
     async with channel_of(users, "worker") as channel:
         with pytest.raises(ChannelAccessRefused):

@@ -14,12 +14,20 @@ import asyncio
 from collections import Counter
 from typing import Final
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from keyturn.errors import NotFoundError, NotPermittedError, TooManyRequestsError
 from keyturn.messages import Event, ObjectDeleted, Rejected
-from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError, WaitTimeoutError
+from keyturn.publisher import (
+    BrokerUnavailableError,
+    NotDeliveredError,
+    OutcomeUnknownError,
+    Publisher,
+    PublisherError,
+    WaitTimeoutError,
+)
 from keyturn.publisher.requests import new_id
 from keyturn_workers.gateway import conditions
 from keyturn_workers.gateway.auth import Caller
@@ -41,7 +49,10 @@ _OUTCOME_WAIT_S: Final = 600.0
 # Two leases by default: no object is deleted sooner.
 _MIN_PENDING_S: Final = 30.0
 _MAX_PENDING: Final = 10_000
+_PAUSE_S: Final = 30.0
 _FORBIDDEN: Final = "this gateway deletes no objects: ask the operator"
+
+_log = structlog.get_logger()
 
 
 class PendingDeletes:
@@ -132,6 +143,7 @@ class DeleteRoutes:
         self._pending = PendingDeletes(max_pending)
         self._wait_max_s = wait_max_s
         self._outcomes: set[asyncio.Task[Event]] = set()
+        self._paused_until = 0.0
 
     async def close(self) -> None:
         """Stop waiting for outcomes."""
@@ -183,7 +195,7 @@ class DeleteRoutes:
             if (failed := await self._check(request, caller, key)) is not None:
                 self._pending.release(project)
                 return failed
-            await self._publisher.delete(project, key, request_id=request_id)
+            await self._send(project, key, request_id)
         except BaseException as exc:
             if isinstance(exc, OutcomeUnknownError):
                 self._wait_for_outcome(project, request_id)
@@ -193,6 +205,24 @@ class DeleteRoutes:
                 return publish_failure_response(exc, {"request_id": request_id})
             raise
         return self._wait_for_outcome(project, request_id)
+
+    async def _send(self, project: str, key: str, request_id: str) -> None:
+        """Publish, unless the broker has just refused a delete.
+
+        A broker whose permissions for this gateway lack `delete.requested` closes the channel.
+        That fails whatever else is being published on it: uploads of other projects.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._paused_until:
+            raise NotDeliveredError("the broker has refused a delete")
+        try:
+            await self._publisher.delete(project, key, request_id=request_id)
+        except BrokerUnavailableError:
+            raise
+        except NotDeliveredError:
+            self._paused_until = loop.time() + _PAUSE_S
+            _log.error("the broker takes no deletes: check the permissions of the gateway's user")
+            raise
 
     async def _check(self, request: Request, caller: Caller, key: str) -> Response | None:
         """Return the response if the key has nothing to delete, or not what the caller expects."""

@@ -11,6 +11,7 @@ from keyturn.errors import StorageUnavailableError, all_errors
 from keyturn.identifiers import is_uuid, keyring_s3_key
 from keyturn.messages import DeleteRejected, ObjectDeleted, ProjectEnrolled
 from keyturn.publisher import (
+    BrokerUnavailableError,
     EventsUnavailableError,
     NotDeliveredError,
     OutcomeUnknownError,
@@ -196,6 +197,28 @@ async def test_a_failed_publication_is_a_503(
     assert (got.status, got.headers["retry-after"]) == (503, "1")
     assert ("request_id" in got.document()) is has_id
     assert _pending(serving) == (1 if has_id else 0)  # it may be on its way
+
+
+async def test_after_the_broker_refused_a_delete_there_is_a_pause(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each refusal closes the channel, on which other projects' uploads are being published."""
+    monkeypatch.setattr(delete_routes, "_PAUSE_S", 0.1)
+    serving.publisher.fails = NotDeliveredError("the broker's user may not write")
+    assert (await _delete(serving)).status == 503
+    serving.publisher.fails = None
+    assert (await _delete(serving)).status == 503
+    assert not serving.publisher.deletes
+    assert (await serving.ask("PUT", object_path("acme", "x"), body=b"x")).status == 202
+    await asyncio.sleep(0.15)
+    assert (await _delete(serving)).status == 202
+
+
+async def test_there_is_no_pause_after_a_lost_connection(serving: Serving) -> None:
+    serving.publisher.fails = BrokerUnavailableError("away")
+    assert (await _delete(serving)).status == 503
+    serving.publisher.fails = None
+    assert (await _delete(serving)).status == 202
 
 
 async def test_an_unreadable_storage_is_a_503(serving: Serving) -> None:

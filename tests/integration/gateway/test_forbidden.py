@@ -1,4 +1,4 @@
-"""A gateway at which no API key rotates itself, with a broker and a worker behind (SPEC 9.5)."""
+"""A gateway at which API keys only read and upload, with a broker and a worker behind (SPEC 9)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 WORKER_ENV = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.2"}
-GATEWAY_ENV = {"GATEWAY_ROTATION": "forbidden", "KEYRING_CACHE_S": "0"}
+GATEWAY_ENV = {
+    "GATEWAY_ROTATION": "forbidden",
+    "GATEWAY_DELETE": "forbidden",
+    "KEYRING_CACHE_S": "0",
+}
 
 
 async def _completed(client: Client, rotation_id: str) -> dict[str, Any]:
@@ -29,6 +33,19 @@ async def _completed(client: Client, rotation_id: str) -> dict[str, Any]:
             assert state["state"] in ("accepted", "running"), state
             await asyncio.sleep(0.1)  # the gateway has no event for its callers
     return state
+
+
+async def test_only_the_operator_deletes(live: Live) -> None:
+    live.scene.put("kept", b"plain")
+    known = len(live.served.wire.events)
+    refused = await live.scene.client.request("acme", "kept", method="DELETE")
+    assert (refused.status, refused.code) == (403, "not_permitted")
+    wrong = await live.scene.client.request("acme", "kept", method="DELETE", token=new_api_key())
+    assert (wrong.status, wrong.code) == (401, "unauthorized")
+    assert (await live.scene.client.request("acme", "kept")).body == b"plain"
+    event = await live.served.publish_and_wait(requests.delete("acme", "kept"))
+    assert event["type"] == "object.deleted"
+    assert live.served.wire.events[known] == event  # the gateway published nothing
 
 
 async def test_only_the_operator_rotates(live: Live) -> None:
