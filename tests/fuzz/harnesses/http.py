@@ -1,6 +1,6 @@
-"""What a client of the gateway sends: a path, a range, conditions (SPEC 9).
+"""What a client of the gateway sends: a path with a query, a range, conditions (SPEC 9).
 
-The input is the path, then a line for each header: `name: value`.
+The input is the path, perhaps with `?` and a query, then a line for each header: `name: value`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,24 @@ from typing import Final
 
 from starlette.datastructures import Headers
 
-from keyturn.identifiers import is_object_key
+from keyturn.errors import MalformedRequestError
+from keyturn.identifiers import has_control_characters, is_object_key
 from keyturn_workers.gateway.conditions import (
     CONDITIONS,
     evaluate,
     has_conditions,
     if_range_matches,
 )
-from keyturn_workers.gateway.paths import object_path, parse_object_path, parse_project
+from keyturn_workers.gateway.content_disposition import content_disposition
+from keyturn_workers.gateway.link_parameters import Query, link_query
+from keyturn_workers.gateway.paths import (
+    object_path,
+    parse_links_path,
+    parse_object_path,
+    parse_project,
+)
 from keyturn_workers.gateway.ranges import parse_range
+from keyturn_workers.gateway.request_host import own_url
 from tests.fuzz.harness import Harness, check
 
 _ETAG: Final = '"' + "5" * 64 + '"'
@@ -28,11 +37,12 @@ _SIZES: Final = (0, 1, 16384, 5 * 2**40)
 
 def run(data: bytes) -> str:
     """Read all of it."""
-    raw_path, *lines = data.split(b"\n")
+    target, *lines = data.split(b"\n")
+    raw_path, _, query = target.partition(b"?")
     parts = (line.partition(b":") for line in lines)
     raw = [(name.strip().lower(), value.strip(b" \t\r")) for name, _, value in parts]
     headers = Headers(raw=raw)
-    found = [_path(raw_path), *_ranges(headers)]
+    found = [_path(raw_path), *_query(query), *_host(headers), *_ranges(headers)]
     if has_conditions(headers):
         found.append(evaluate(headers, _ETAG, _MODIFIED))
     if not if_range_matches(headers, _ETAG, _MODIFIED):
@@ -43,6 +53,8 @@ def run(data: bytes) -> str:
 def _path(raw_path: bytes) -> str:
     project, key = parse_object_path(raw_path)
     parse_project(raw_path)
+    _, linked = parse_links_path(raw_path + b"/links")
+    check(linked == key, "a path of links that names another object")
     if key is None:
         return "no key"
     check(is_object_key(key), "a key that SPEC 1 does not allow")
@@ -50,6 +62,37 @@ def _path(raw_path: bytes) -> str:
         again = parse_object_path(object_path(project, key).encode())
         check(again == (project, key), "a path that comes back as another")
     return "key"
+
+
+def _query(raw: bytes) -> list[str]:
+    query, found = Query(raw), []
+    link = query.link()
+    if link is not None:
+        check(query.is_link, "a link without a token")
+        check(Query(link_query(link).encode()).link() == link, "a link that comes back as another")
+        found.append("link")
+    try:
+        name = query.download_name()
+    except MalformedRequestError:
+        return [*found, "no download name"]
+    if name is not None:
+        check(not has_control_characters(name) and "/" not in name, "a name that is none")
+        disposition = content_disposition("attachment", name)
+        check(
+            disposition.isascii() and disposition.isprintable(), "a header that HTTP cannot carry"
+        )
+        found.append("download name")
+    return found
+
+
+def _host(headers: Headers) -> list[str]:
+    hosts = headers.getlist("host")
+    try:
+        url = own_url("http", hosts)
+    except MalformedRequestError:
+        return []
+    check(not set(url.removeprefix("http://")) & set("/?#@\\% "), "a host that is more than one")
+    return ["host"]
 
 
 def _ranges(headers: Headers) -> list[str]:
@@ -79,6 +122,12 @@ def _seeds() -> list[bytes]:
         path + b"\nif-modified-since: " + when + b"\nif-unmodified-since: " + when,
         b"/v1/projects/acme/rotations/2f6c9a0e-5d3b-4c1a-9f5e-0b7d1c8a4e21\nif-none-match: *",
         b"/v1/projects/a%2Fb/objects/%2e%2e/x",
+        path
+        + b"?expires=1795688400&inline=1&token="
+        + b"t" * 43
+        + b"\nhost: files.example.com:8080",
+        path + b"?token=t&expires=5&utm_source=mail&token=t\nhost: [::1]:8080",
+        path + b"?download=q3+%C3%BC.pdf\nhost: 127.0.0.1",
     ]
 
 
@@ -90,6 +139,12 @@ HARNESS: Final = Harness(
         *(f"\\n{name}: " for name in CONDITIONS),
         "\\nrange: bytes=",
         "\\nif-range: ",
+        "\\nhost: ",
+        "&token=",
+        "&inline=1",
+        "&expires=",
+        "&download=",
+        "?",
         "%2F",
         "%2e",
         "%00",

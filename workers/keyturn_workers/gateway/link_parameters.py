@@ -18,6 +18,7 @@ from keyturn.identifiers import has_control_characters
 
 DOWNLOAD_NAME_MAX_BYTES: Final = 255
 _EXPIRES: Final = re.compile(r"[1-9][0-9]{0,14}")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 # Each byte as one character: what is not UTF-8 is kept as it is.
 _BYTES: Final = "latin-1"
 
@@ -56,10 +57,12 @@ class Query:
     def link(self) -> Link | None:
         """Return the link's parameters, or None if they are malformed."""
         match self._values("expires"), self._values("inline"), self._values("token"):
-            case [expires], ([] | ["1"]) as inline, [token] if _EXPIRES.fullmatch(expires):
-                return Link(int(expires), bool(inline), token)
+            case [expires], ([] | ["1"]) as inline, [token]:
+                if _EXPIRES.fullmatch(expires) and _TOKEN.fullmatch(token):
+                    return Link(int(expires), bool(inline), token)
             case _:
-                return None
+                pass
+        return None
 
     def download_name(self) -> str | None:
         """Return the name that a download is saved under, or None without one.

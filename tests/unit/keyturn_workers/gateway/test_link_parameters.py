@@ -57,6 +57,10 @@ def test_order_encoding_and_other_parameters_have_no_meaning(query: str) -> None
             f"expires=5&inline={inline}&token={TOKEN}"
             for inline in ("", "0", "true", "01", "+1", "2", "%31%20")
         ),
+        *(
+            f"expires=5&token={token}"
+            for token in ("t" * 42, "t" * 44, "t" * 42 + "%3D", "t" * 42 + "+", "t" * 42 + "%FF")
+        ),
         "token",
         "token=",
         "%74oken",

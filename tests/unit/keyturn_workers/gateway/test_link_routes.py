@@ -202,8 +202,8 @@ async def test_a_malformed_body_is_a_400(body: bytes) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.binary(min_size=1, max_size=60))
-def test_any_other_body_is_a_400(body: bytes) -> None:
+@given(st.binary(min_size=1, max_size=60).filter(lambda body: b"{" not in body))
+def test_what_is_no_object_of_json_is_a_400(body: bytes) -> None:
     async def request() -> None:
         assert (await _post(Serving(), body)).status == 400
 
@@ -221,7 +221,7 @@ async def test_a_body_is_limited_in_size_and_time() -> None:
 
 
 async def test_a_project_at_its_share_makes_no_links() -> None:
-    serving = Serving(concurrency=4, project_share=0.25, idle_timeout_s=0.2)
+    serving = Serving(concurrency=4, project_share=0.25, idle_timeout_s=0.05)
     asked = serving.ask("POST", LINKS, body=[b"{", None], headers=_HOST)
     silent, refused = await asyncio.gather(asked, _post(serving, {}))
     assert silent.status == 408
