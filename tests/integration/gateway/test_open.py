@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import re
+import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,11 +24,12 @@ from keyturn.errors import LinkExpiredError, NotFoundError, NoUsableWrapError
 from keyturn.gateway import Client
 from keyturn.open import Reader, open_object
 from tests.integration.gateway.scene import CHUNK, plain
-from tests.support.typescript_sources import run_node, served_sources
+from tests.support.typescript_sources import PACKAGE, node, run_node, served_sources
 from tools.servers import chromium
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from keyturn.gateway import CiphertextLink
     from tests.integration.gateway.scene import Live
@@ -147,14 +151,67 @@ async def test_the_same_in_a_page_that_the_buckets_cors_rules_allow(
 
 
 def _cors_rules(origin: str) -> list[Any]:
-    return [
-        {
-            "AllowedOrigins": [origin],
-            "AllowedMethods": ["GET"],
-            "AllowedHeaders": ["range"],
-            "ExposeHeaders": ["Content-Range"],
-        }
-    ]
+    rules = _block("cors rules", "json")[0].replace("https://tools.example.com", origin)
+    found: list[Any] = json.loads(rules)
+    return found
+
+
+def _block(name: str, language: str) -> tuple[str, str]:
+    """A marked block of the how-to, and what the page says that it prints."""
+    page = (PACKAGE.parents[1] / "docs/howto/read-without-gateway.md").read_text()
+    found = re.search(
+        rf"<!-- {name} -->\n```{language}\n(.*?)```\n(?:\nIt prints:\n\n(.*?)\n\n)?",
+        page,
+        re.DOTALL,
+    )
+    assert found is not None
+    printed = [line.removeprefix("    ") for line in (found[2] or "").splitlines()]
+    return found[1], "".join(line + "\n" for line in printed)
+
+
+_RESOLVE_SOURCES = """
+import { registerHooks } from "node:module";
+const sources = { keyturn: "index.ts", "keyturn/open": "open/index.ts" };
+registerHooks({
+    resolve(specifier, context, next) {
+        const source = sources[specifier];
+        return source
+            ? { url: new URL(source, "%s").href, shortCircuit: true }
+            : next(specifier, context);
+    },
+});
+"""
+
+
+@pytest.mark.parametrize("language", ["python", "ts"])
+async def test_the_how_to_prints_what_it_says(
+    live: Live, client: Client, tmp_path: Path, language: str
+) -> None:
+    """Its programs as they are written; TypeScript on the package's sources, without a build."""
+    if language == "python":
+        await client.upload(
+            "acme", "reports/q4.txt", b"the fourth quarter", metadata={"author": "kim"}, wait_s=60
+        )
+    name = "Python" if language == "python" else "TypeScript"
+    program, prints = _block(f"example: open in {name}", language)
+    script, hooks = tmp_path / f"program.m{language}", tmp_path / "hooks.mjs"
+    script.write_text(program)
+    hooks.write_text(_RESOLVE_SOURCES % f"{(PACKAGE / 'src').as_uri()}/")
+    ts = (node(), "--disable-warning=ExperimentalWarning", "--import", hooks.as_uri())
+    command = (sys.executable,) if language == "python" else ts
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        str(script),
+        env={
+            "PATH": os.environ["PATH"],
+            "KEYTURN_GATEWAY_URL": live.scene.process.url,
+            "KEYTURN_API_KEY": live.scene.deployment.api_key,
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert (output.decode(), errors.decode()) == (prints, "")
 
 
 async def test_an_expired_link_has_its_error(live: Live, client: Client) -> None:

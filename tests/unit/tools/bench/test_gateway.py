@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tools.bench.__main__ import _arguments, _measurements
-from tools.bench.gateway import downloads, first_bytes, keyrings, listings
+from tools.bench.gateway import downloads, first_bytes, keyrings, listings, opening
 from tools.bench.gateway.load_client import LoadClientError, Target, do
 from tools.bench.processes import BenchError
 
@@ -161,3 +161,25 @@ def test_an_incomplete_listing_is_no_measurement(keys: list[str]) -> None:
     listings.check(["a", "b"], 2)
     with pytest.raises(BenchError):
         listings.check(keys, 2)
+
+
+def test_opening_without_the_gateway_is_a_part_of_its_own() -> None:
+    given = _arguments(["--only", "open"])
+    assert [name for name, _ in _measurements(given)] == ["open on ceph"]
+
+
+@pytest.mark.parametrize(("peak_mib", "met"), [(148.0, True), (148.1, False)])
+def test_opening_is_held_against_the_stream_round_by_round(peak_mib: float, *, met: bool) -> None:
+    found, size_bytes = opening.Found(), 256 * 2**20
+    report = {"bytes": size_bytes, "wall_s": 0.5, "cpu_s": 1.0, "peak_mib": peak_mib}
+    found.opened.add(report, size_bytes)
+    found.streamed.add(report | {"wall_s": 0.25, "cpu_s": 0.5, "peak_mib": 100.0}, size_bytes)
+    rate, cpu, memory = opening.rows("ceph", "Node.js", size_bytes, found)
+    assert (rate.ours.median, rate.ratios and rate.ratios.median) == (512, 0.5)
+    assert (cpu.ratios and cpu.ratios.median, memory.met) == (0.5, met)
+
+
+def test_an_object_that_was_not_read_whole_is_no_measurement() -> None:
+    report = {"bytes": 5, "wall_s": 0.5, "cpu_s": 1.0, "peak_mib": 1.0}
+    with pytest.raises(BenchError, match="5 bytes came of 6"):
+        opening.Side().add(report, 6)
