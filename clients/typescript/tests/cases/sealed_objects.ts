@@ -25,8 +25,13 @@ export function keysOf({ metadata }: Made) {
 
 /** An object of random bytes. */
 export async function made(size: number): Promise<Made> {
-  const plaintext = random(size);
-  const dek = random(32);
+  const [plaintext, dek] = [random(size), random(32)];
+  const body = await seal(dek, utf8.encode("keyturn/v1/body"), plaintext);
+  return { plaintext, body, metadata: await metadataOf(dek) };
+}
+
+/** The metadata of an object with this DEK. */
+export async function metadataOf(dek: Uint8Array): Promise<Record<string, string>> {
   const secret = await crypto.subtle.importKey("raw", utf8.encode(API_KEY), "HKDF", false, [
     "deriveBits",
   ]);
@@ -35,12 +40,11 @@ export async function made(size: number): Promise<Made> {
   const kek = new Uint8Array(await crypto.subtle.deriveBits(derivation, secret, 256));
   const context = `keyturn/v1/dek\0user\0Cobblestone-256\0${PROJECT}\0${KEY}\x001`;
   const wrap = await seal(kek, utf8.encode(context), dek);
-  const metadata = {
+  return {
     "enc-algo": "Cobblestone-256",
     "enc-dek-user": btoa(String.fromCharCode(...wrap)),
     "enc-kek-user": `1:${"0".repeat(16)}`,
   };
-  return { plaintext, body: await seal(dek, utf8.encode("keyturn/v1/body"), plaintext), metadata };
 }
 
 /** Cobblestone-256, written down once more, so that it does not test itself. */
@@ -49,31 +53,41 @@ export async function seal(
   context: Uint8Array,
   plaintext: Uint8Array,
 ): Promise<Uint8Array<ArrayBuffer>> {
+  const { header, sealChunk } = await sealer(key, context);
+  const parts = [header];
+  for (let index = 0; index * CHUNK <= plaintext.length; index++) {
+    const chunk = plaintext.subarray(index * CHUNK, (index + 1) * CHUNK);
+    parts.push(await sealChunk(BigInt(index), chunk));
+  }
+  return concatenated(...parts);
+}
+
+/** The header of a new message, and what seals its chunks, whatever their number. */
+export async function sealer(key: Uint8Array<ArrayBuffer>, context: Uint8Array) {
   const salt = random(24);
   const label = utf8.encode("c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0");
   const derive = { name: "HMAC", hash: "SHA-512" };
   const prk = await crypto.subtle.importKey("raw", key, derive, false, ["sign"]);
   const info = concatenated(label, salt, context);
-  const first = await crypto.subtle.sign("HMAC", prk, concatenated(info, Uint8Array.of(1)));
-  const second = await crypto.subtle.sign(
-    "HMAC",
-    prk,
-    concatenated(new Uint8Array(first), info, Uint8Array.of(2)),
+  const first = new Uint8Array(
+    await crypto.subtle.sign("HMAC", prk, concatenated(info, Uint8Array.of(1))),
   );
-  const derived = concatenated(new Uint8Array(first), new Uint8Array(second));
+  const second = new Uint8Array(
+    await crypto.subtle.sign("HMAC", prk, concatenated(first, info, Uint8Array.of(2))),
+  );
+  const derived = concatenated(first, second);
   const aead = await crypto.subtle.importKey("raw", derived.slice(0, 32), "AES-GCM", false, [
     "encrypt",
   ]);
-  const parts: Uint8Array[] = [salt, derived.slice(44, 76)];
-  for (let index = 0; index * CHUNK <= plaintext.length; index++) {
+  async function sealChunk(index: bigint, chunk: Uint8Array): Promise<Uint8Array<ArrayBuffer>> {
     const iv = derived.slice(32, 44);
-    for (let at = 11, rest = index; rest > 0; at--, rest = Math.floor(rest / 256)) {
-      iv[at] = (iv[at] ?? 0) ^ (rest % 256);
+    for (let at = 11, rest = index; rest > 0n; at--, rest >>= 8n) {
+      iv[at] = (iv[at] ?? 0) ^ Number(rest & 255n);
     }
-    const chunk = concatenated(plaintext.subarray(index * CHUNK, (index + 1) * CHUNK));
-    parts.push(new Uint8Array(await crypto.subtle.encrypt({ name: "AES-GCM", iv }, aead, chunk)));
+    const algorithm = { name: "AES-GCM", iv };
+    return new Uint8Array(await crypto.subtle.encrypt(algorithm, aead, concatenated(chunk)));
   }
-  return concatenated(...parts);
+  return { header: concatenated(salt, derived.subarray(44, 76)), sealChunk };
 }
 
 /** The byte strings one after the other. */

@@ -23,6 +23,7 @@ import {
   keysOf,
   type Made,
   made,
+  metadataOf,
   random,
   SEALED,
   SECRET,
@@ -161,6 +162,7 @@ test("what does not open under the key has its code", async () => {
     ["no_usable_wrap", { metadata: { ...metadata, "enc-kek-user": `2:${"0".repeat(16)}` } }],
     ["no_usable_wrap", { metadata: { ...metadata, "enc-algo": "AES-256-GCM" } }],
     ["no_usable_wrap", { metadata: { ...metadata, "enc-dek-user": "AAAA" } }],
+    ["no_usable_wrap", { metadata: await metadataOf(random(16)) }],
     ["corrupt_object", { metadata: {} }],
     ["corrupt_object", { metadata: other.metadata }],
     ["corrupt_object", { metadata: { "enc-algo": "Cobblestone-256" } }],
@@ -201,6 +203,20 @@ test("another body in the object's place does not continue it", async () => {
   const { bytes, error } = await drained((await opening(OBJECT, { fetch })).body);
   assert.ok(hasCode("corrupt_object")(error));
   assert.deepEqual(bytes, OBJECT.plaintext.slice(0, bytes.length));
+});
+
+test("another length after a break is noticed", async () => {
+  const other = storageOf((await made(OBJECT.plaintext.length + 1)).body);
+  const one = storageOf(OBJECT.body, { breaksAfter: 40_000 });
+  let count = 0;
+  const fetch: typeof globalThis.fetch = (input, init) => (count++ ? other : one)(input, init);
+  const { error } = await drained((await opening(OBJECT, { fetch })).body);
+  assert.match(`${error}`, /another body is in the object's place/);
+  const shorter = storageOf(new Uint8Array(0));
+  count = 0;
+  const gone: typeof globalThis.fetch = (input, init) => (count++ ? shorter : one)(input, init);
+  const found = await drained((await opening(OBJECT, { fetch: gone })).body);
+  assert.ok(found.error instanceof NotFoundError);
 });
 
 test("a storage that fails has its error, and no error shows the URL", async () => {
