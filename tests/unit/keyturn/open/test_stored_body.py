@@ -114,6 +114,13 @@ async def test_what_ends_a_read_that_is_under_way(later: Answer, error: type[Exc
             await opened.read()
 
 
+async def test_another_length_than_before_is_noticed_at_once() -> None:
+    later = object_of(made(150_000).body, HEADERS)
+    async with opening(in_turn(dropping(30_000), later), OBJECT.metadata) as (opened, _):
+        with pytest.raises(CorruptObjectError, match="another body is in the object's place"):
+            await opened.read()
+
+
 GLACIER = b"<Error><Code>InvalidObjectState</Code></Error>"
 EXPIRED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
 
