@@ -106,6 +106,7 @@ def bundle(entry: Path, target: Path) -> Path:
         "--format=esm",
         "--platform=neutral",
         "--target=es2022",
+        "--external:node:*",
         f"--outfile={target}",
     )
     return target

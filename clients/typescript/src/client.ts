@@ -53,7 +53,7 @@ export class Keyturn {
     const { fetch, project, apiKey, allowUnencrypted } = options;
     const url = `${options.url}`;
     if (!isHttpUrl(url) || /[?#\\\s]/.test(url)) {
-      throw malformed("a gateway's URL reads https://host, without user or query");
+      throw malformed("the URL reads https://host, without user or query");
     }
     if (isUnencrypted(url) && !allowUnencrypted) {
       // biome-ignore lint/suspicious/noConsole: what a warning is in this language

@@ -137,7 +137,7 @@ function resumable(
 
   async function next(): Promise<Uint8Array | undefined> {
     for (let retry = 0; ; retry++) {
-      let reason = "connection closed";
+      let reason = "closed";
       try {
         const chunk = await made.chunk();
         if (chunk) {
@@ -203,7 +203,7 @@ async function resumed(
       throw error;
     }
   }
-  throw new ObjectChangedError("the object changed meanwhile");
+  throw new ObjectChangedError("the object changed");
 }
 
 function asker(connection: Connection, url: string, signal: AbortSignal | undefined): Ask {

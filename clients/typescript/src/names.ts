@@ -35,7 +35,7 @@ export function checkObjectKey(key: unknown): string {
     new TextEncoder().encode(key).length > KEY_MAX_BYTES
   ) {
     throw malformed(
-      `a key is 1 to ${KEY_MAX_BYTES} bytes of UTF-8, without control characters, empty, '.' or '..' segments`,
+      `a key is 1 to ${KEY_MAX_BYTES} bytes of UTF-8, without control characters, '', '.' or '..' segments`,
     );
   }
   return key;
@@ -54,5 +54,5 @@ export function isHttpUrl(text: unknown): text is string {
 /** Whether an API key sent to this address can be read on the way there. */
 export function isUnencrypted(url: string): boolean {
   const { protocol, hostname } = new URL(url);
-  return protocol === "http:" && !/^(.+\.)?localhost\.?$|^127(\.\d+){3}$|^\[::1\]$/.test(hostname);
+  return protocol === "http:" && !/^((.+\.)?localhost\.?|127(\.\d+){3}|\[::1\])$/.test(hostname);
 }

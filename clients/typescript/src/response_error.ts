@@ -41,7 +41,7 @@ export function responseError(
   secrets: readonly string[],
 ): KeyturnError {
   const type = headers.get("content-type") ?? "";
-  const isProblem = /^application\/problem\+json\s*(;|$)/i.test(type);
+  const isProblem = /^application\/problem\+json\b/i.test(type);
   const problem = isProblem && body !== undefined ? jsonObject(body) : {};
   const code = body === undefined && (isProblem || !type) ? BY_STATUS[status] : problem["code"];
   const fields = { status, retryAfterSeconds: retryAfter(headers.get("retry-after")) };

@@ -50,9 +50,10 @@ export class Lost {
     const known = [code, Object(cause).code].find((name) =>
       /^[A-Z]\w{1,40}$/i.test(`${name ?? ""}`),
     );
-    this.reason = `${known ?? "connection failed"}`;
-    // Deno names the phase in its text alone.
-    this.unsent = UNSENT.test(this.reason) || `${message}`.includes("client error (Connect)");
+    this.reason = `${known ?? "no connection"}`;
+    // Deno names the phase in a text alone.
+    const text = `${message} ${Object(cause).message}`;
+    this.unsent = UNSENT.test(this.reason) || text.includes("client error (Connect)");
   }
 }
 
@@ -146,8 +147,20 @@ export function exchange(
 ): Promise<Exchange> {
   const { url, headers, ...init } = request;
   return made.send((signal) =>
-    settings.fetch(url, { ...init, headers: stated(headers), redirect: "manual", signal }),
+    settings.fetch(url, {
+      ...init,
+      // A browser's cache would answer some ranges itself. Elsewhere it is not always allowed.
+      ...(inBrowser() && { cache: "no-store" }),
+      headers: stated(headers),
+      redirect: "manual",
+      signal,
+    }),
   );
+}
+
+/** In a browser, which caches, and cannot stream a body over HTTP/1.1. */
+export function inBrowser(): boolean {
+  return /^Mozilla\//.test(globalThis.navigator?.userAgent);
 }
 
 /** The headers that have a value. */

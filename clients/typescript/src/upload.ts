@@ -7,7 +7,7 @@
 import { type Source, sourceOf } from "./body_source.ts";
 import { encodeMetadata } from "./encode_metadata.ts";
 import { malformed } from "./names.ts";
-import { type Connection, Exchange, exchange, type Request } from "./transport.ts";
+import { type Connection, Exchange, exchange, inBrowser, type Request } from "./transport.ts";
 import { idOf, write } from "./write.ts";
 import { sendByXhr } from "./xhr.ts";
 
@@ -115,7 +115,7 @@ async function sendStream(
     return await exchange(connection, init, made);
   } catch (error) {
     source.stop();
-    throw failure ? failure.error : error;
+    throw failure && !signal?.aborted ? failure.error : error;
   }
 }
 
@@ -155,9 +155,4 @@ async function collected(source: Source, signal: AbortSignal | undefined): Promi
     }
     blocks.push(block as BlobPart);
   }
-}
-
-/** In a browser, which cannot stream a body over HTTP/1.1 and does not say so. */
-function inBrowser(): boolean {
-  return /^Mozilla\//.test(globalThis.navigator?.userAgent);
 }
