@@ -10,6 +10,7 @@
 | --- | --- |
 | `keyturn.publisher` | `Publisher`: enroll, upload, rotate, sweep, delete, and follow events |
 | `keyturn.gateway` | `Client` of the HTTP gateway; needs `keyturn[gateway]` |
+| `keyturn.open` | opens objects by a ciphertext link; needs `keyturn[gateway]` |
 | `keyturn.settings` | settings, read from the environment |
 | `keyturn.errors` | every exception, in one tree |
 | `keyturn.evidence` | evidence that old keys are gone: its format and its verification |
