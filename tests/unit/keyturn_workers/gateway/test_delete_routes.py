@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,6 +47,35 @@ async def serving() -> AsyncIterator[Serving]:
     serving.bench.plant_sealed()
     yield serving
     await serving.deletes.close()
+
+
+class _Timers:
+    """The releases that were scheduled: when, from the start of the test, and what."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._began, self._scheduled = loop.time(), list[tuple[float, Callable[[], object]]]()
+        call_at = loop.call_at
+
+        def recorded(when: float, callback: Any, *given: Any, **more: Any) -> Any:
+            if getattr(callback, "__func__", None) is not PendingDeletes.release:
+                return call_at(when, callback, *given, **more)
+            self._scheduled.append((when, partial(callback, *given)))
+            return None
+
+        monkeypatch.setattr(loop, "call_at", recorded)
+
+    def delays_s(self) -> list[float]:
+        """The delays, to tens of seconds."""
+        return [round(when - self._began, -1) for when, _ in self._scheduled]
+
+    def run(self) -> None:
+        for _, release in self._scheduled:
+            release()
+
+
+@pytest.fixture
+async def timers(monkeypatch: pytest.MonkeyPatch) -> _Timers:
+    return _Timers(asyncio.get_running_loop(), monkeypatch)
 
 
 def _deleted(request_id: str) -> Event:
@@ -199,18 +230,17 @@ async def test_a_failed_publication_is_a_503(
     assert _pending(serving) == (1 if has_id else 0)  # it may be on its way
 
 
-async def test_after_the_broker_refused_a_delete_there_is_a_pause(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_after_the_broker_refused_a_delete_there_is_a_pause(serving: Serving) -> None:
     """Each refusal closes the channel, on which other projects' uploads are being published."""
-    monkeypatch.setattr(delete_routes, "_PAUSE_S", 0.1)
+    began = asyncio.get_running_loop().time()
     serving.publisher.fails = NotDeliveredError("the broker's user may not write")
     assert (await _delete(serving)).status == 503
     serving.publisher.fails = None
     assert (await _delete(serving)).status == 503
     assert not serving.publisher.deletes
     assert (await serving.ask("PUT", object_path("acme", "x"), body=b"x")).status == 202
-    await asyncio.sleep(0.15)
+    assert serving.deletes._paused_until >= began + delete_routes._PAUSE_S
+    serving.deletes._paused_until = asyncio.get_running_loop().time()
     assert (await _delete(serving)).status == 202
 
 
@@ -294,32 +324,32 @@ async def test_concurrent_deletes_are_limited_too() -> None:
 
 @pytest.mark.parametrize("answer", [_deleted, _rejected("locked_object")])
 async def test_an_early_outcome_keeps_its_place_as_long_as_a_real_one(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch, answer: Any
+    serving: Serving, timers: _Timers, answer: Any
 ) -> None:
     """Deleting one tombstone in a loop would fill the audit trail, a locked object dead letters."""
-    monkeypatch.setattr(delete_routes, "_MIN_PENDING_S", 0.1)
     serving.publisher.answer = answer
     statuses = [(await _delete(serving, headers=_WAIT)).status for _ in range(5)]
     assert statuses[3:] == [429, 429]
     assert len(serving.publisher.deletes) == 3
-    await asyncio.sleep(0.15)
+    await _settle()
+    assert timers.delays_s() == [delete_routes._MIN_PENDING_S] * 3
+    timers.run()
     assert not _pending(serving)
     assert not serving.deletes._pending._by_project
 
 
 async def test_a_delete_whose_outcome_cannot_be_awaited_keeps_its_place(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, timers: _Timers
 ) -> None:
     """While events cannot be read, a project publishes no more than its share."""
-    monkeypatch.setattr(delete_routes, "_MIN_PENDING_S", 0.0)
-    monkeypatch.setattr(delete_routes, "_OUTCOME_WAIT_S", 0.2)
     serving.publisher.wait_fails = PublisherError("the stream cannot be read")
     statuses = []
     for _ in range(5):
         statuses.append((await _delete(serving)).status)
-        await asyncio.sleep(0)
+        await _settle()
     assert statuses == [202, 202, 202, 429, 429]
-    await asyncio.sleep(0.3)
+    assert timers.delays_s() == [delete_routes._OUTCOME_WAIT_S] * 3
+    timers.run()
     assert not _pending(serving)
 
 
