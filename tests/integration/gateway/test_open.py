@@ -24,8 +24,9 @@ from keyturn.errors import LinkExpiredError, NotFoundError, NoUsableWrapError
 from keyturn.gateway import Client
 from keyturn.open import Reader, open_object
 from tests.integration.gateway.scene import CHUNK, plain
-from tests.support.typescript_sources import PACKAGE, node, run_node, served_sources
-from tools.servers import chromium
+from tests.support.typescript_sources import run_node, served_sources
+from tools.servers.chromium import ARGUMENTS
+from tools.typescript import NODE, PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -129,16 +130,14 @@ async def test_the_same_in_node(live: Live, client: Client) -> None:
 
 
 async def test_the_same_in_a_page_that_the_buckets_cors_rules_allow(
-    live: Live, client: Client
+    live: Live, client: Client, chromium: Path
 ) -> None:
     """The rules are those of the how-to; without them a page gets nothing."""
     link = await client.ciphertext_link("acme", KEY)
     asked = _asked(link, live.scene.deployment.api_key)
     asked["keys"]["resumes"] = 0
     async with served_sources() as origin, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=chromium.path(), args=list(chromium.ARGUMENTS)
-        )
+        browser = await playwright.chromium.launch(executable_path=chromium, args=[*ARGUMENTS])
         page = await browser.new_page()
         await page.goto(origin)
         assert await page.evaluate(_IN_PAGE, asked) == {"error": "storage_unavailable"}
@@ -197,7 +196,7 @@ async def test_the_how_to_prints_what_it_says(
     script, hooks = tmp_path / f"program.m{language}", tmp_path / "hooks.mjs"
     script.write_text(program)
     hooks.write_text(_RESOLVE_SOURCES % f"{(PACKAGE / 'src').as_uri()}/")
-    ts = (node(), "--disable-warning=ExperimentalWarning", "--import", hooks.as_uri())
+    ts = (str(NODE), "--disable-warning=ExperimentalWarning", "--import", hooks.as_uri())
     command = (sys.executable,) if language == "python" else ts
     process = await asyncio.create_subprocess_exec(
         *command,

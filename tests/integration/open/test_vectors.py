@@ -1,4 +1,4 @@
-"""The shared known answers through `keyturn/open`, in Node.js and in a browser.
+"""The shared known answers through `keyturn/open`, in each runtime and in a browser.
 
 The cases are those of `clients/typescript/tests/cases/open_vectors.ts`; the browser gets the
 vectors from here, and nothing of Node.js.
@@ -6,6 +6,7 @@ vectors from here, and nothing of Node.js.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Final
@@ -13,8 +14,9 @@ from typing import Final
 import pytest
 from playwright.async_api import async_playwright
 
-from tests.support.typescript_sources import PACKAGE, run_node, served_sources
-from tools.servers import chromium
+from tests.support.typescript_sources import run_node, served_sources
+from tools import typescript
+from tools.servers.chromium import ARGUMENTS
 
 _FOLDER: Final = Path(__file__).parents[3] / ".." / "shared" / "vectors"
 _FILES: Final = {
@@ -33,12 +35,10 @@ needs_vectors = pytest.mark.skipif(
 
 
 @needs_vectors
-async def test_in_a_browser() -> None:
+async def test_in_a_browser(chromium: Path) -> None:
     vectors = {name: json.loads(path.read_text()) for name, path in _FILES.items()}
     async with served_sources() as url, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=chromium.path(), args=list(chromium.ARGUMENTS)
-        )
+        browser = await playwright.chromium.launch(executable_path=chromium, args=[*ARGUMENTS])
         page = await browser.new_page()
         await page.goto(url)
         assert await page.evaluate(_IN_PAGE, vectors) == _PASSED
@@ -50,9 +50,30 @@ async def test_in_a_browser() -> None:
         await browser.close()
 
 
+@needs_vectors
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("deno", ["run", "--allow-all", "--no-check"]), ("bun", [])]
+)
+async def test_in_other_runtimes(name: str, arguments: list[str]) -> None:
+    try:
+        typescript.install(typescript.RUNTIMES)
+    except typescript.NpmError as exc:
+        pytest.skip(f"npm cannot install {name}: {exc}")
+    process = await asyncio.create_subprocess_exec(
+        typescript.RUNTIMES / "node_modules/.bin" / name,
+        *arguments,
+        typescript.PACKAGE / "tests/cases/open_main.ts",
+        *_FILES.values(),
+        env=typescript.env(),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert json.loads(output) == _PASSED
+
+
 async def test_in_node() -> None:
     """The package's own tests of it, with the vectors where they are."""
-    tests = sorted(PACKAGE.glob("tests/unit/open/*.test.ts"))
+    tests = sorted(typescript.PACKAGE.glob("tests/unit/open/*.test.ts"))
     assert tests
     output = await run_node("--test", "--test-reporter=tap", *tests)
     assert "\n# fail 0\n" in output
