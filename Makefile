@@ -18,7 +18,7 @@ COVERAGE := 78
 
 .PHONY: help
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(UV)  ## Make the locked environment in .venv
@@ -63,6 +63,10 @@ sbom: setup  ## Write dist/keyturn.cdx.json: what is shipped, as CycloneDX, chec
 	@$(EXPORT) --format cyclonedx1.5 --output-file dist/keyturn.cdx.json >/dev/null
 	@$(PYTHON) -m tools.supply.sbom dist/keyturn.cdx.json
 
+.PHONY: typescript
+typescript: setup  ## Check, build and test the TypeScript client; ARGS=--write renews what is generated
+	@$(PYTHON) -m tools.typescript $(ARGS)
+
 .PHONY: demo
 demo: setup  ## Upload real files on private servers and show what came of them; FILES="a b dir"
 	@$(PYTHON) -m tools.demo $(FILES)
@@ -100,6 +104,7 @@ lock: $(UV)  ## Renew uv.lock from pyproject.toml
 
 .PHONY: clean
 clean:  ## Remove the environment, the tools and all caches
+	@rm -rf clients/typescript/{dist,node_modules} clients/typescript/tests/runtimes/node_modules
 	@rm -rf .venv .tools .scratch dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find contracts workers tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

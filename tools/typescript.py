@@ -1,7 +1,8 @@
 """The TypeScript client's package, installed and built once a checkout (`clients/typescript`).
 
-For tests and bench. Node.js and npm come with the Python environment; what npm installs is locked
-by `package-lock.json`. Processes that ask at the same time wait for the first one.
+For tests and bench, and `make typescript`. Node.js and npm come with the Python environment; what
+npm installs is locked by `package-lock.json`. Processes that ask at the same time wait for the
+first one.
 """
 
 from __future__ import annotations
@@ -124,3 +125,42 @@ def _once(folder: Path, step: str, inputs: Iterable[Path]) -> Iterator[bool]:
         yield is_due
         if is_due:
             stamp.write_text(digest)
+
+
+CHECKS: Final = {
+    "lint": (),
+    "generate": ("--", "--check"),
+    "typecheck": (),
+    "test": (),
+    "size": (),
+    "package": (),
+    "reference": ("--", "--check"),
+}
+"""npm's scripts that check the package, in order, with their arguments; `build` comes first."""
+
+
+def main(arguments: list[str]) -> int:
+    """Check everything, or with `--write` renew what is generated from something else."""
+    steps: dict[str, tuple[str, ...]]
+    match arguments:
+        case []:
+            steps = CHECKS
+        case ["--write"]:
+            steps = {"generate": (), "format": (), "reference": ()}
+        case _:
+            sys.stderr.write("usage: python -m tools.typescript [--write]\n")
+            return 2
+    try:
+        build()
+        for name, more in steps.items():
+            sys.stdout.write(f"npm run {name}\n")
+            sys.stdout.flush()
+            npm("run", "--silent", name, *more)
+    except NpmError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

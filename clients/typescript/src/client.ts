@@ -82,8 +82,8 @@ export class Keyturn {
   }
 
   /** An object's size and metadata, without its body. */
-  async stat(key: string, { signal }: RequestOptions = {}): Promise<ObjectInfo> {
-    return statObject(this.#connection, this.#url(key), signal);
+  async stat(key: string, options: RequestOptions = {}): Promise<ObjectInfo> {
+    return statObject(this.#connection, this.#url(key), options.signal);
   }
 
   /** The project's objects in key order, requested in pages while they are read. */
@@ -129,9 +129,9 @@ export class Keyturn {
   }
 
   /** The state of a rotation, for the current API key. */
-  async rotation(rotationId: string, { signal }: RequestOptions = {}): Promise<RotationState> {
+  async rotation(rotationId: string, options: RequestOptions = {}): Promise<RotationState> {
     const { readRotation } = await import("./rotation.ts");
-    return readRotation(this.#connection, rotationId, signal);
+    return readRotation(this.#connection, rotationId, options.signal);
   }
 
   /** Each new state of a rotation, up to the one that ends it: completed, failed or rejected. */
