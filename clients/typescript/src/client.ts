@@ -23,8 +23,11 @@ export interface KeyturnOptions {
   readonly url: string | URL;
   /** The project's id. */
   readonly project: string;
-  /** The project's current API key. It belongs on a server, never in a web page. */
-  readonly apiKey: string;
+  /**
+   * The project's current API key. It belongs on a server, never in a web page: there, leave it
+   * out, and let `url` be your backend, which passes requests on and adds the API key.
+   */
+  readonly apiKey?: string | undefined;
   /** Used for every request in place of the global `fetch`. */
   readonly fetch?: typeof globalThis.fetch | undefined;
   /** Milliseconds until a response begins, connecting included; 30 000 by default. */
@@ -55,7 +58,7 @@ export class Keyturn {
     if (!isHttpUrl(url) || /[?#\\\s]/.test(url)) {
       throw malformed("the URL reads https://host, without user or query");
     }
-    if (isUnencrypted(url) && !allowUnencrypted) {
+    if (apiKey !== undefined && isUnencrypted(url) && !allowUnencrypted) {
       // biome-ignore lint/suspicious/noConsole: what a warning is in this language
       console.warn("keyturn: the API key is sent unencrypted: use https://");
     }
@@ -63,7 +66,7 @@ export class Keyturn {
     this.#connection = {
       fetch: fetch ?? ((input, init) => globalThis.fetch(input, init)),
       url: `${url.replace(/\/+$/, "")}/v1/projects/${checkProject(project)}`,
-      apiKey: checkApiKey(apiKey),
+      apiKey: apiKey === undefined ? apiKey : checkApiKey(apiKey),
       responseTimeoutMs: options.responseTimeoutMs ?? 30_000,
       idleTimeoutMs: options.idleTimeoutMs ?? 60_000,
       retries: options.retries ?? 3,

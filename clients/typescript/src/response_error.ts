@@ -38,7 +38,7 @@ export function responseError(
   status: number,
   headers: Headers,
   body: string | undefined,
-  secrets: readonly string[],
+  secrets: readonly (string | undefined)[],
 ): KeyturnError {
   const type = headers.get("content-type") ?? "";
   const isProblem = /^application\/problem\+json\b/i.test(type);
@@ -50,7 +50,7 @@ export function responseError(
   }
   let detail = typeof problem["detail"] === "string" ? problem["detail"] : "";
   for (const secret of secrets) {
-    detail = detail.replaceAll(secret, "…");
+    detail = secret ? detail.replaceAll(secret, "…") : detail;
   }
   const Class = CLASSES.get(code) ?? CodedError;
   return new Class(code as ErrorCode, detail.slice(0, DETAIL_MAX_CHARACTERS), fields);

@@ -18,7 +18,7 @@ export interface HttpSettings {
 export interface Connection extends HttpSettings {
   /** The project's own address. */
   readonly url: string;
-  readonly apiKey: string;
+  readonly apiKey: string | undefined;
   readonly retries: number;
   /** Whether `fetch` is the caller's. */
   readonly injected: boolean;
@@ -171,9 +171,10 @@ export function stated(headers: Request["headers"] = {}): Record<string, string>
   >;
 }
 
-/** The request with the API key, which only the gateway's own address receives. */
+/** The request with the API key, if there is one; only the gateway's own address receives it. */
 export function authorized({ apiKey }: Connection, request: Request): Request {
-  return { ...request, headers: { ...request.headers, authorization: `Bearer ${apiKey}` } };
+  const authorization = apiKey && `Bearer ${apiKey}`;
+  return { ...request, headers: { ...request.headers, authorization } };
 }
 
 /** Run something that changes nothing until it succeeds, fails for good, or was tried enough. */

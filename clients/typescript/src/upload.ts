@@ -64,10 +64,14 @@ export async function putObject(
     [201, 202],
     { method: "PUT", url, headers },
     options,
-    async (waiting, request) =>
-      source.size > 0 && !inBrowser()
-        ? sendStream(waiting, request, source, options)
-        : sendBlob(waiting, request, await collected(source, signal), options),
+    async (waiting, request) => {
+      if (source.size > 0 && !inBrowser()) {
+        return sendStream(waiting, request, source, options);
+      }
+      // A file stays on the browser's disk. Its own type is not what the caller stated.
+      const blob = body instanceof Blob ? body.slice() : await collected(source, signal);
+      return sendBlob(waiting, request, blob, options);
+    },
   );
   return { uploadId: idOf(outcome, "upload_id"), stored: outcome.status === 201 };
 }
