@@ -58,15 +58,15 @@ export class Keyturn {
     if (!isHttpUrl(url) || /[?#\\\s]/.test(url)) {
       throw malformed("the URL reads https://host, without user or query");
     }
-    if (apiKey !== undefined && isUnencrypted(url) && !allowUnencrypted) {
+    if (apiKey && isUnencrypted(url) && !allowUnencrypted) {
       // biome-ignore lint/suspicious/noConsole: what a warning is in this language
-      console.warn("keyturn: the API key is sent unencrypted: use https://");
+      console.warn("keyturn: the API key is sent unencrypted, use https");
     }
     this.#options = options;
     this.#connection = {
       fetch: fetch ?? ((input, init) => globalThis.fetch(input, init)),
       url: `${url.replace(/\/+$/, "")}/v1/projects/${checkProject(project)}`,
-      apiKey: apiKey === undefined ? apiKey : checkApiKey(apiKey),
+      apiKey: apiKey && checkApiKey(apiKey),
       responseTimeoutMs: options.responseTimeoutMs ?? 30_000,
       idleTimeoutMs: options.idleTimeoutMs ?? 60_000,
       retries: options.retries ?? 3,

@@ -46,11 +46,13 @@ export function responseError(
   const code = body === undefined && (isProblem || !type) ? BY_STATUS[status] : problem["code"];
   const fields = { status, retryAfterSeconds: retryAfter(headers.get("retry-after")) };
   if (typeof code !== "string" || !/^[a-z_]{1,40}$/.test(code) || secrets.includes(code)) {
-    return new UnexpectedResponseError(`status ${status} without a code of Keyturn`, fields);
+    return new UnexpectedResponseError(`status ${status} without a code`, fields);
   }
   let detail = typeof problem["detail"] === "string" ? problem["detail"] : "";
   for (const secret of secrets) {
-    detail = secret ? detail.replaceAll(secret, "…") : detail;
+    if (secret) {
+      detail = detail.replaceAll(secret, "…");
+    }
   }
   const Class = CLASSES.get(code) ?? CodedError;
   return new Class(code as ErrorCode, detail.slice(0, DETAIL_MAX_CHARACTERS), fields);
