@@ -41,12 +41,16 @@ function condensed(markdown) {
       kept.push(own);
     }
   }
-  return kept
-    .join("")
-    .replace(/^\*\*\*$/gm, "")
-    .replace(/^(#+) Constructor$/gm, "$1 new")
-    .replace(/\n{3,}/g, "\n\n")
-    .trim();
+  return (
+    kept
+      .join("")
+      .replace(/^\*\*\*$/gm, "")
+      .replace(/^(#+) Constructor$/gm, "$1 new")
+      // Headings that come twice were numbered before some were left out.
+      .replace(/\]\(#([a-z]+)-\d+\)/g, "](#$1)")
+      .replace(/\n{3,}/g, "\n\n")
+      .trim()
+  );
 }
 
 async function generate(entry, title) {
