@@ -48,6 +48,8 @@ function condensed(markdown) {
       .replace(/^(#+) Constructor$/gm, "$1 new")
       // Headings that come twice were numbered before some were left out.
       .replace(/\]\(#([a-z]+)-\d+\)/g, "](#$1)")
+      .replace(/\[([^\]]*)\]\(#property-[^)]*\)/g, "$1")
+      .replace(/<a id="[^"]*"><\/a> /g, "")
       .replace(/\n{3,}/g, "\n\n")
       .trim()
   );
