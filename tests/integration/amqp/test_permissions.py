@@ -22,7 +22,7 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
 from keyturn import topology
-from keyturn.publisher import Publisher, PublisherError
+from keyturn.publisher import BrokerUnavailableError, NotDeliveredError, Publisher
 from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from tools.harness import requests
@@ -294,8 +294,10 @@ async def test_what_is_allowed_works_from_end_to_end(
             event = await publisher.wait(upload_id, timeout_s=60)
             assert event.type == "upload.stored"
             swept = await publisher.rotate("acme", api_key="n" * 43)
-            with pytest.raises(PublisherError):
+            # No lost connection: a gateway must tell them apart.
+            with pytest.raises(NotDeliveredError, match="may not write") as refused_by_broker:
                 await publisher.delete("acme", "k")
+            assert not isinstance(refused_by_broker.value, BrokerUnavailableError)
             accepted = await publisher.wait(swept, timeout_s=60)
             assert accepted.type == "rotation.accepted"
         await process.terminate()
