@@ -66,7 +66,7 @@ export class Keyturn {
     this.#connection = {
       fetch: fetch ?? ((input, init) => globalThis.fetch(input, init)),
       url: `${url.replace(/\/+$/, "")}/v1/projects/${checkProject(project)}`,
-      apiKey: apiKey && checkApiKey(apiKey),
+      apiKey: apiKey === undefined ? apiKey : checkApiKey(apiKey),
       responseTimeoutMs: options.responseTimeoutMs ?? 30_000,
       idleTimeoutMs: options.idleTimeoutMs ?? 60_000,
       retries: options.retries ?? 3,

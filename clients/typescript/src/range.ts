@@ -27,7 +27,7 @@ export function rangeHeader(range: ByteRange | undefined): string | undefined {
 
 function check(fits: boolean, value: number): void {
   if (!fits || !Number.isSafeInteger(value)) {
-    throw malformed("a range has 1 byte or more, and starts at 0 or later");
+    throw malformed("a range has 1 byte or more, from 0 on");
   }
 }
 
