@@ -34,7 +34,8 @@ const [began, used] = [performance.now(), process.cpuUsage()];
 const bytes = await read();
 const wall = (performance.now() - began) / 1000;
 const { user, system } = process.cpuUsage(used);
-const peak = process.resourceUsage().maxRSS / 1024;
+// Not maxRSS, in which the process that started this one counts.
+const peak = /VmHWM:\s+(\d+) kB/.exec(readFileSync("/proc/self/status", "utf8"))[1] / 1024;
 const report = { bytes, wall_s: wall, cpu_s: (user + system) / 1e6, peak_mib: peak };
 process.stdout.write(JSON.stringify(report));
 process.exit(0);
