@@ -32,7 +32,12 @@ function showPath(prefix) {
   document.title = `${names.at(-1)} – Files`;
   const crumbs = names.slice(0, -1).map((name, depth) => {
     const link = document.createElement("a");
-    link.href = address(names.slice(1, depth + 1).map((one) => `${one}/`).join(""));
+    link.href = address(
+      names
+        .slice(1, depth + 1)
+        .map((one) => `${one}/`)
+        .join(""),
+    );
     link.textContent = name;
     const item = document.createElement("li");
     item.append(link);
@@ -51,7 +56,9 @@ async function showFolder() {
   showPath(prefix);
   $("rows").replaceChildren();
   const { signal } = shown;
-  entries = files.list({ prefix, delimiter: "/", pageSize: PAGE + 1, signal })[Symbol.asyncIterator]();
+  entries = files
+    .list({ prefix, delimiter: "/", pageSize: PAGE + 1, signal })
+    [Symbol.asyncIterator]();
   ahead = null;
   await showMore();
 }

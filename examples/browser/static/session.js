@@ -28,6 +28,7 @@ export async function signOut() {
 async function client(response) {
   if (!response.ok) throw new Error("The server does not respond.");
   const user = await response.json();
-  if (user) files = new Keyturn({ url: new URL("/files", location.href).href, project: user.project });
+  if (user)
+    files = new Keyturn({ url: new URL("/files", location.href).href, project: user.project });
   return user;
 }

@@ -45,5 +45,7 @@ const REASONS = {
 /** What went wrong, in one sentence for the user. */
 export function errorText(error) {
   if (error.code in REASONS) return REASONS[error.code];
-  return error.transient ? "The file store does not respond. Try again." : error.detail || error.message;
+  return error.transient
+    ? "The file store does not respond. Try again."
+    : error.detail || error.message;
 }

@@ -21,7 +21,9 @@ document.getElementById("clear").onclick = () => {
  */
 export async function upload(chosen, prefix, say) {
   section.hidden = false;
-  const ends = chosen.map((file) => new Promise((resolve) => waiting.push({ file, prefix, say, resolve, ...row(file) })));
+  const ends = chosen.map(
+    (file) => new Promise((resolve) => waiting.push({ file, prefix, say, resolve, ...row(file) })),
+  );
   startWaiting();
   return (await Promise.all(ends)).includes(true);
 }
@@ -40,7 +42,9 @@ function startWaiting() {
 
 function row(file) {
   const item = document.getElementById("upload-row").content.firstElementChild.cloneNode(true);
-  const [name, state, bar] = [".upload-name", ".upload-state", "progress"].map((one) => item.querySelector(one));
+  const [name, state, bar] = [".upload-name", ".upload-state", "progress"].map((one) =>
+    item.querySelector(one),
+  );
   name.textContent = file.name;
   name.title = file.name;
   state.textContent = "Waiting";
@@ -68,15 +72,23 @@ async function run({ file, prefix, say, item, state, bar, canceled }) {
       onProgress: ({ loaded }) => {
         bar.value = file.size ? loaded / file.size : 1;
         state.textContent =
-          loaded < file.size ? `${Math.floor(bar.value * 100)} % of ${sizeText(file.size)}` : "Encrypting…";
+          loaded < file.size
+            ? `${Math.floor(bar.value * 100)} % of ${sizeText(file.size)}`
+            : "Encrypting…";
       },
     });
     bar.value = 1;
-    end(item, state, "done", stored ? `Stored, ${sizeText(file.size)}` : "Accepted, not stored yet");
+    end(
+      item,
+      state,
+      "done",
+      stored ? `Stored, ${sizeText(file.size)}` : "Accepted, not stored yet",
+    );
     say(`${file.name} is uploaded`);
     return true;
   } catch (error) {
     const text = canceled.signal.aborted ? "Canceled" : errorText(error);
+    if (canceled.signal.aborted) item.classList.add("canceled");
     end(item, state, "failed", text);
     say(`${file.name}: ${text}`);
     return false;

@@ -112,13 +112,15 @@ function showDetails({ size, storedAt }, stat) {
     ["Type", stat.contentType],
     ...Object.entries(stat.metadata),
   ];
-  const nodes = rows.filter(([, value]) => value).flatMap((pair) =>
-    pair.map((text, at) => {
-      const node = document.createElement(at ? "dd" : "dt");
-      node.textContent = text;
-      return node;
-    }),
-  );
+  const nodes = rows
+    .filter(([, value]) => value)
+    .flatMap((pair) =>
+      pair.map((text, at) => {
+        const node = document.createElement(at ? "dd" : "dt");
+        node.textContent = text;
+        return node;
+      }),
+    );
   $("details").replaceChildren(...nodes);
 }
 
@@ -127,6 +129,11 @@ async function copyLink(key) {
   $("link").hidden = $("link-note").hidden = false;
   $("link").value = url;
   $("link").select();
-  const copied = await navigator.clipboard.writeText(url).then(() => "Copied.", () => "Copy it from here.");
-  $("link-note").textContent = `${copied} Anyone with it can open this file until ${timeText(expiresAt)}.`;
+  const copied = await navigator.clipboard.writeText(url).then(
+    () => "Copied.",
+    () => "Copy it from here.",
+  );
+  $("link-note").textContent =
+    `${copied} Anyone with it can open this file until ${timeText(expiresAt)}.`;
+  $("link-note").scrollIntoView({ block: "nearest" });
 }

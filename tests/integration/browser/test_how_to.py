@@ -55,7 +55,7 @@ async def _running(command: list[str], ready: str) -> AsyncIterator[None]:
     )
     assert process.stdout is not None
     try:
-        lines = []
+        lines: list[str] = []
         async with asyncio.timeout(30):
             while not lines or ready not in lines[-1]:
                 lines.append((await process.stdout.readline()).decode())
