@@ -31,7 +31,7 @@ from tools.bench import (
 )
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.gateway import keyrings as gateway_keyrings
-from tools.bench.gateway import listings, opening
+from tools.bench.gateway import listings, opening, typescript
 from tools.bench.gateway import measurements as gateway
 from tools.bench.kms import measurements as kms
 from tools.bench.kms.providers import PROVIDERS
@@ -65,6 +65,7 @@ _PARTS: Final = (
     "gateway-keyrings",
     "listing",
     "open",
+    "typescript",
     "kms",
 )
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
@@ -315,6 +316,20 @@ def _open(kind: StorageKind, given: argparse.Namespace, results: Results) -> Non
         results.rows += asyncio.run(measure(deployment, scratch))
 
 
+def _typescript(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    async def measure(deployment: Deployment, scratch: Path) -> list[Row]:
+        async with open_world(deployment) as world:
+            return await typescript.measure(
+                world,
+                scratch,
+                size_bytes=typescript.QUICK_BYTES if given.quick else typescript.LARGE_BYTES,
+                rounds=given.rounds or (1 if given.quick else 5),
+            )
+
+    with _served(kind, broker=False) as (deployment, scratch):
+        results.rows += asyncio.run(measure(deployment, scratch))
+
+
 def _derivations(provider: ProviderName, given: argparse.Namespace, results: Results) -> None:
     rounds = given.rounds or (1 if given.quick else 3)
     measuring = kms.measure_derivations(provider, quick=given.quick, rounds=rounds)
@@ -332,6 +347,12 @@ def _kms(
         asyncio.run(measuring)
 
 
+_OF_CLIENTS: Final = {
+    "gateway-keyrings": _gateway_keyrings,
+    "listing": _listing,
+    "open": _open,
+    "typescript": _typescript,
+}
 _OF_UPLOADS: Final = {"plain": _plain, "latency": _latency, "projects": _projects}
 
 
@@ -366,9 +387,7 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     yield from _parts_of(_OF_ROTATION, kind, given)
     if set(_GATEWAY) & set(given.only):
         yield f"the gateway on {kind}", partial(_gateway, kind, given)
-    yield from _parts_of(
-        {"gateway-keyrings": _gateway_keyrings, "listing": _listing, "open": _open}, kind, given
-    )
+    yield from _parts_of(_OF_CLIENTS, kind, given)
     if "kms" in given.only:
         for provider in PROVIDERS:
             yield f"derivations by {provider}", partial(_derivations, provider, given)

@@ -135,44 +135,36 @@ function resumable(
   // A weak ETag does not identify bytes.
   let left = /^"/.test(part.info.etag ?? "") ? resumes : 0;
 
-  async function next(): Promise<Uint8Array | undefined> {
-    for (let retry = 0; ; retry++) {
-      let reason = "closed";
-      try {
-        const chunk = await made.chunk();
-        if (chunk) {
-          return chunk;
-        }
-      } catch (error) {
-        if (!(error instanceof Lost)) {
-          throw error;
-        }
-        reason = error.reason;
-      }
-      if (received === length) {
-        return undefined;
-      }
-      if (left-- <= 0) {
-        throw new IncompleteBodyError(received, length, reason);
-      }
-      await pause(undefined, retry, signal);
-      made = (await resumed(ask, part, received)) ?? made;
-    }
-  }
-
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
-        const chunk = await next();
-        received += chunk?.length ?? 0;
-        if (received > length) {
-          made.end();
-          throw new UnexpectedResponseError("the body exceeds its length", { status: 200 });
-        }
-        if (chunk) {
-          controller.enqueue(chunk);
-        } else {
-          controller.close();
+        for (let retry = 0; ; retry++) {
+          let reason = "closed";
+          try {
+            const chunk = await made.chunk();
+            if (chunk) {
+              received += chunk.length;
+              if (received > length) {
+                made.end();
+                throw new UnexpectedResponseError("the body is too long", { status: 200 });
+              }
+              return controller.enqueue(chunk);
+            }
+          } catch (error) {
+            if (!(error instanceof Lost)) {
+              throw error;
+            }
+            reason = error.reason;
+          }
+          if (received === length) {
+            made.end();
+            return controller.close();
+          }
+          if (left-- <= 0) {
+            throw new IncompleteBodyError(received, length, reason);
+          }
+          await pause(undefined, retry, signal);
+          made = (await resumed(ask, part, received)) ?? made;
         }
       },
       cancel: () => made.end(),
@@ -271,7 +263,7 @@ async function partOf(
   }
   if ((headers.get("content-encoding") ?? "identity") !== "identity") {
     // `fetch` has decoded it: neither the object's bytes nor their length any more.
-    throw new UnexpectedResponseError("the body has a Content-Encoding", { status });
+    throw new UnexpectedResponseError("the body is encoded", { status });
   }
   const extent = extentOf(status, headers, range);
   return { made, extent, info: objectInfo(extent.size, headers, byStorage) };

@@ -40,27 +40,21 @@ export interface Extent {
 
 /** What a response holds, which must be the requested range. */
 export function extentOf(status: number, headers: Headers, range: ByteRange | undefined): Extent {
-  const unexpected = (reason: string): UnexpectedResponseError =>
-    new UnexpectedResponseError(`the response ${reason}`, { status });
   const length = numberOf(headers.get("content-length"));
   if (length === undefined) {
-    throw unexpected("states no length");
-  }
-  if (range === undefined || rangeHeader(range) === undefined) {
-    if (status !== 200) {
-      throw unexpected("holds a part only");
-    }
-    return { start: 0, length, size: length };
+    throw new UnexpectedResponseError("the response states no length", { status });
   }
   const stated = headers.get("content-range");
-  const size = numberOf(stated?.split("/")[1]);
-  if (status !== 206 || size === undefined) {
-    throw unexpected("ignores the range");
-  }
-  const start = "suffix" in range ? Math.max(0, size - range.suffix) : range.start;
-  const end = Math.min(("end" in range && range.end) || size, size);
-  if (stated !== `bytes ${start}-${end - 1}/${size}` || length !== end - start) {
-    throw unexpected("holds another range");
+  const isWhole = range === undefined || rangeHeader(range) === undefined;
+  const size = isWhole ? length : (numberOf(stated?.split("/")[1]) ?? 0);
+  const start = isWhole ? 0 : "suffix" in range ? Math.max(0, size - range.suffix) : range.start;
+  const end = Math.min((!isWhole && "end" in range && range.end) || size, size);
+  if (
+    isWhole
+      ? status !== 200
+      : status !== 206 || stated !== `bytes ${start}-${end - 1}/${size}` || length !== end - start
+  ) {
+    throw new UnexpectedResponseError("the response is not the range", { status });
   }
   return { start, length, size };
 }

@@ -36,6 +36,7 @@ export interface Request {
 const PROBLEM_MAX_CHARACTERS = 64 * 1024;
 const BACKOFF_MS = 250;
 const WAIT_MAX_S = 60;
+const FOREVER_MS = 1e15;
 const UNSENT = /REFUSED|NOTFOUND|EAI_|UNREACH|CONNECT_T|CERT|ConnectionRefused|FailedToOpen/;
 
 /** Why there is no response, in words that hold nothing of the request. */
@@ -64,6 +65,9 @@ export class Exchange {
   readonly #caller: AbortSignal | undefined;
   readonly #controller = new AbortController();
   #timer: ReturnType<typeof setTimeout> | undefined;
+  /** When the timer fires, and when it should: moved with each piece, without a new timer. */
+  #due = FOREVER_MS;
+  #deadline = 0;
   #stalled = false;
   #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
 
@@ -77,19 +81,28 @@ export class Exchange {
   readonly #abort = (): void => this.#controller.abort();
 
   /** Allow so many milliseconds until the next call; without any, forever. */
-  arm(ms?: number): void {
-    clearTimeout(this.#timer);
-    if (ms !== undefined) {
+  arm(ms = FOREVER_MS): void {
+    this.#deadline = performance.now() + ms;
+    if (this.#deadline < this.#due) {
+      clearTimeout(this.#timer);
+      this.#due = this.#deadline;
       this.#timer = setTimeout(() => {
-        this.#stalled = true;
-        this.#abort();
+        const left = this.#deadline - performance.now();
+        this.#due = FOREVER_MS;
+        this.#stalled = left < 1;
+        if (this.#stalled) {
+          this.#abort();
+        } else {
+          this.arm(left);
+        }
       }, ms);
     }
   }
 
   /** Stop. The connection is kept if the body has ended. */
   end(): void {
-    this.arm();
+    clearTimeout(this.#timer);
+    this.#due = 0;
     this.#caller?.removeEventListener("abort", this.#abort);
     this.#abort();
   }
@@ -97,19 +110,26 @@ export class Exchange {
   /** Send by `start`, such as `fetch`, and wait for the response. Throws `Lost`. */
   async send(start: (signal: AbortSignal) => Promise<Response>): Promise<this> {
     this.arm(this.#settings.responseTimeoutMs);
-    return this.#guard(async () => {
+    try {
       this.response = await start(this.#controller.signal);
+      this.arm();
       return this;
-    });
+    } catch (error) {
+      throw this.#lost(error);
+    }
   }
 
   /** The next bytes, or undefined at the end. Throws `Lost`. */
   async chunk(): Promise<Uint8Array | undefined> {
     this.arm(this.#settings.idleTimeoutMs);
-    return this.#guard(async () => {
+    try {
       this.#reader ??= this.response.body?.getReader();
-      return (await this.#reader?.read())?.value;
-    });
+      const chunk = await this.#reader?.read();
+      this.arm();
+      return chunk?.value;
+    } catch (error) {
+      throw this.#lost(error);
+    }
   }
 
   /** A body as text, cut where it is longer. Throws `Lost`. */
@@ -125,17 +145,11 @@ export class Exchange {
     return text;
   }
 
-  async #guard<Result>(step: () => Promise<Result>): Promise<Result> {
-    try {
-      const result = await step();
-      this.arm();
-      return result;
-    } catch (error) {
-      this.end();
-      // The caller's own reason comes first.
-      this.#caller?.throwIfAborted();
-      throw new Lost(this.#stalled ? { code: "timeout" } : error);
-    }
+  #lost(error: unknown): Lost {
+    this.end();
+    // The caller's own reason comes first.
+    this.#caller?.throwIfAborted();
+    return new Lost(this.#stalled ? { code: "timeout" } : error);
   }
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tools.bench.__main__ import _arguments, _measurements
-from tools.bench.gateway import downloads, first_bytes, keyrings, listings, opening
+from tools.bench.gateway import downloads, first_bytes, keyrings, listings, opening, typescript
 from tools.bench.gateway.load_client import LoadClientError, Target, do
 from tools.bench.processes import BenchError
 
@@ -183,3 +183,22 @@ def test_an_object_that_was_not_read_whole_is_no_measurement() -> None:
     report = {"bytes": 5, "wall_s": 0.5, "cpu_s": 1.0, "peak_mib": 1.0}
     with pytest.raises(BenchError, match="5 bytes came of 6"):
         opening.Side().add(report, 6)
+
+
+def test_the_typescript_client_is_a_part_of_its_own() -> None:
+    given = _arguments(["--only", "typescript"])
+    assert [name for name, _ in _measurements(given)] == ["typescript on ceph"]
+
+
+@pytest.mark.parametrize(("wall_s", "peak_mib", "met"), [(1.1, 124.0, True), (1.2, 124.1, False)])
+def test_the_typescript_client_is_held_against_fetch(
+    wall_s: float, peak_mib: float, *, met: bool
+) -> None:
+    size_bytes, ours, theirs = 2**30, opening.Side(), opening.Side()
+    report = {"bytes": size_bytes, "wall_s": 1.0, "cpu_s": 0.5, "peak_mib": 100.0}
+    theirs.add(report, size_bytes)
+    ours.add(report | {"wall_s": wall_s, "cpu_s": 1.0, "peak_mib": peak_mib}, size_bytes)
+    rate, cpu, memory = typescript.rows("ceph", size_bytes, ours, theirs)
+    assert (rate.met, memory.met) == (met, met)
+    assert cpu.ratios is not None
+    assert cpu.ratios.median == 0.5
