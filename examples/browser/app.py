@@ -15,7 +15,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -26,7 +26,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -122,7 +122,7 @@ async def files(request: Request) -> Response:
     # A server between here and the gateway may resolve such segments.
     if {".", ".."} & set(request.path_params.get("key", "").split("/")):
         return problem(HTTPStatus.BAD_REQUEST, "The name is not valid.", code="malformed_request")
-    body: bytes | Upload | None = None
+    body: bytes | AsyncIterator[bytes] | None = None
     if request.method == "POST":
         link = link_request(await read_json(request))
         if link is None:
@@ -130,14 +130,12 @@ async def files(request: Request) -> Response:
             return problem(HTTPStatus.FORBIDDEN, detail, code="not_permitted")
         body = json.dumps(link).encode()
     elif request.method == "PUT":
-        body = Upload(request.receive)
+        # As it arrives: a slow gateway slows the browser, and only some kilobytes are in memory.
+        body = request.stream()
     try:
         return await to_gateway(request, user, body)
     except (aiohttp.ClientError, TimeoutError):
         return problem(HTTPStatus.BAD_GATEWAY, "The file store does not respond.")
-    finally:
-        if isinstance(body, Upload):
-            await body.drain()
 
 
 def link_request(sent: Mapping[str, object]) -> dict[str, object] | None:
@@ -151,42 +149,20 @@ def link_request(sent: Mapping[str, object]) -> dict[str, object] | None:
     return {"expires_s": expires_s, "inline": sent.get("inline", False)}
 
 
-class Upload:
-    """The body of a request while it is passed on: some kilobytes of it are in memory."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._ended = False
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield what has not been read yet, as it arrives. A slow gateway slows the browser."""
-        while not self._ended:
-            message = await self._receive()
-            self._ended = not message.get("more_body", False)
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            yield message["body"]
-
-    async def drain(self) -> None:
-        """Read what a refusal left: a browser shows a response only after it has sent its body."""
-        with suppress(ClientDisconnect):  # the upload was canceled
-            async for _ in self.pieces():
-                pass
-
-
-async def to_gateway(request: Request, user: User, body: "bytes | Upload | None") -> Response:
+async def to_gateway(
+    request: Request, user: User, body: bytes | AsyncIterator[bytes] | None
+) -> Response:
     """Send the request to the gateway with the user's API key; return the response."""
     headers = chosen(request.headers, SENT) | {"Authorization": f"Bearer {user.api_key}"}
-    if not isinstance(body, Upload):
+    if request.method != "PUT":
         headers.pop("content-length", None)
     # The path as it was sent, with every character encoded as it was.
     path = request.scope["raw_path"].decode("ascii").removeprefix("/files")
     query = request.scope["query_string"].decode("ascii")
     url = URL(request.app.state.gateway_url + path + (query and f"?{query}"), encoded=True)
-    data = body.pieces() if isinstance(body, Upload) else body
     http: aiohttp.ClientSession = request.app.state.http
     async with http.request(
-        request.method, url, headers=headers, data=data, allow_redirects=False
+        request.method, url, headers=headers, data=body, allow_redirects=False
     ) as answer:
         content = await answer.read()  # small: at most one page of a list
         if answer.status == HTTPStatus.UNAUTHORIZED:

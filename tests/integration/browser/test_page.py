@@ -20,7 +20,7 @@ from tools.harness.http import object_target
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from playwright.async_api import Browser, Locator, Page, Route
+    from playwright.async_api import Browser, FileChooser, Locator, Page, Route
 
     from tests.integration.browser.site import Site, Visit
 
@@ -127,6 +127,8 @@ async def test_uploads_show_their_progress_and_each_its_own_error(
     for name in ("taken.txt", "Grüße & more.txt", "empty.txt"):
         others.append(tmp_path / name)
         others[-1].write_bytes(b"" if name == "empty.txt" else b"a text of its own")
+    # Refused long before all of it is sent.
+    others[0].write_bytes(bytes(12 * _MIB))
     await visit.sign_in("/uploads")
     await _throttle(page, 12 * _MIB)
     await page.evaluate(_RECORD_PROGRESS)
@@ -337,6 +339,13 @@ async def test_everything_by_keyboard(visit: Visit, bucket: Bucket, tmp_path: Pa
         _put(bucket, f"keyboard/inner/{name}")
     chosen = tmp_path / "c.txt"
     chosen.write_bytes(b"c")
+    # From the start: a chooser that opens while Playwright begins to watch for it is missed.
+    asked: asyncio.Future[FileChooser] = asyncio.get_running_loop().create_future()
+
+    def note(chooser: FileChooser) -> None:
+        asked.set_result(chooser)
+
+    page.on("filechooser", note)
     await page.goto(f"{visit.site.backend.url}/#/keyboard")
     await expect(page.get_by_label("Name", exact=True)).to_be_focused()
     await page.keyboard.type("demo")
@@ -349,9 +358,9 @@ async def test_everything_by_keyboard(visit: Visit, bucket: Bucket, tmp_path: Pa
     await expect(page.get_by_role("heading", level=1)).to_be_focused()
     await visit.listed()
     await _tab_to(page, "Upload")
-    async with page.expect_file_chooser() as asked:
-        await page.keyboard.press("Enter")
-    await (await asked.value).set_files(chosen)
+    await page.keyboard.press("Enter")
+    async with asyncio.timeout(20):
+        await (await asked).set_files(chosen)
     await expect(page.locator("#upload-list .done")).to_have_count(1)
     await expect(page.locator("#rows tr")).to_have_count(3)
     await _tab_to(page, "b.txt")
