@@ -324,10 +324,10 @@ async def test_what_is_not_completed_in_time_is_found(
     # Uploads with a flaw are published all the same.
     unenrolled = [u for u in plan.load.uploads if u.project == LATE_PROJECT and u.flaw is None]
     assert unenrolled
-    left, *untold = found[checks.SETTLED]
+    left, *pending = found[checks.SETTLED]
     assert int(left.removesuffix(" publishes were not confirmed")) >= len(unenrolled)
     reported = {str(event.get("upload_id")) for event in cut.broker.events}
     expected_event = {u.upload_id for u in plan.load.uploads if u.flaw not in FLAWS_WITHOUT_EVENT}
-    named = {line.split()[1] for line in untold if line.endswith("no event")}
+    named = {line.split()[1] for line in pending if line.endswith("no event")}
     assert expected_event - reported <= named <= expected_event
     assert f"the keyring of {LATE_PROJECT}: AssertionError no keyring" in found[checks.OPENED]

@@ -137,9 +137,9 @@ async def test_without_waiting_the_requests_are_queued(cli: Cli, tmp_path: Path)
         "enroll", "acme", "--no-wait", "--json", API_KEY=cli.deployment.api_key
     )
     assert (enrolled.exit_code, document(enrolled)["status"]) == (0, "queued")
-    untold = await cli.arun("upload", "acme", str(tmp_path / "a"), "--wait", "--timeout-s", "0.5")
-    assert untold.exit_code == 1
-    assert "no event of" in untold.stderr
+    pending = await cli.arun("upload", "acme", str(tmp_path / "a"), "--wait", "--timeout-s", "0.5")
+    assert pending.exit_code == 1
+    assert "no event of" in pending.stderr
 
 
 async def test_doctor_reports_on_bucket_and_broker(cli: Cli) -> None:

@@ -54,7 +54,7 @@ def validate_gateway_url(value: str | None) -> str | None:
     """A URL that can be a gateway's, or None.
 
     Raises:
-        typer.BadParameter: it is none; the text does not repeat it.
+        typer.BadParameter: it cannot be one; the message does not repeat it.
     """
     if value is not None and not is_gateway_url(value):
         raise typer.BadParameter(GATEWAY_URL_FORM)
@@ -87,7 +87,7 @@ GatewayUrl = Annotated[
         "--gateway",
         metavar="URL",
         callback=validate_gateway_url,
-        help="Work through this gateway, with only the API key. Default: KEYTURN_GATEWAY_URL.",
+        help="Use this gateway; only the API key is needed. Default: KEYTURN_GATEWAY_URL.",
     ),
 ]
 NewApiKeyFile = Annotated[

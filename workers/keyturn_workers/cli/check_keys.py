@@ -100,8 +100,8 @@ async def _check_one(storage: Storage, settings: StatusSettings, name: str) -> R
         row["error"] = str(exc)
     if row["known_text"] == _WRONG:
         row["error"] = (
-            f"it is not the key that the bucket knows by this id: {key_check_s3_key(name)} does "
-            "not open"
+            f"this id belongs to another key: {key_check_s3_key(name)} in the bucket does not "
+            "open under this one"
         )
     return row
 

@@ -1,7 +1,7 @@
 """`keyturn delete`: replace objects by tombstones (SPEC 6.6, 8.7, 14).
 
 Every row comes from an event that the workers signed, or from a gateway, which waited for that
-event. A deletion is reported two leases after its tombstone was put (half a minute), so that no
+event. A delete is reported two leases after its tombstone was put (half a minute), so that no
 running copy restores the object.
 """
 
@@ -70,7 +70,7 @@ def delete(
 ) -> None:
     """Delete objects permanently. Their keys can never be reused.
 
-    Publishes requests on the broker, or sends them to a gateway if one is configured.
+    Publishes the requests on the broker, or sends them to a gateway if one is configured.
     """
     if url := configured_gateway(gateway):
         api_key = read_api_key(api_key_file, project, confirm=False)
@@ -139,7 +139,7 @@ async def _delete_through_gateway(
 async def _delete_when_allowed(
     client: Client, project: str, key: str, timeout_s: float, wait_s: int | None
 ) -> DeleteReceipt:
-    """Delete one object; if the project has too many deletions under way, wait for their end."""
+    """Delete one object; wait while the project has too many deletes pending."""
     async for attempt in stamina.retry_context(
         on=TooManyRequestsError, attempts=None, timeout=timeout_s, wait_initial=1.0, wait_max=10.0
     ):
@@ -153,12 +153,12 @@ def _accepted_status(receipt: DeleteReceipt, *, wait: bool) -> dict[str, Any]:
         return {"status": "deleted"}
     if not wait:
         return {"status": "queued"}
-    detail = "not deleted in the time that the gateway waits; it continues in the background"
-    return {"status": "untold", "detail": detail}
+    detail = "not final when the wait ended; the delete continues in the background"
+    return {"status": "pending", "detail": detail}
 
 
 def _failed_status(exc: GatewayError) -> str:
-    """`unknown` if the deletion may have been accepted all the same."""
+    """`unknown` if the delete may have been accepted all the same."""
     is_lost = isinstance(exc, ResponseLostError) or (
         isinstance(exc, UnexpectedResponseError) and exc.status >= _SERVER_ERROR
     )

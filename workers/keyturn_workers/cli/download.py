@@ -79,8 +79,8 @@ def download(
 ) -> None:
     """Download and decrypt one object.
 
-    Directly from the bucket, or through a gateway if one is configured. A gateway needs neither
-    the S3 settings nor the pepper.
+    Reads the bucket, or downloads through a gateway if one is configured. Through a gateway
+    you need neither the S3 settings nor the pepper.
     """
     for name, value in (("--api-key-file", api_key_file), ("--gateway", gateway)):
         if as_operator and value is not None:

@@ -1,7 +1,7 @@
 """`keyturn link`: a URL that opens one object without the API key (SPEC 9.3, 14).
 
-Standard output gets the URL alone, since a link is a secret that goes somewhere: into a pipe, a
-file or a message. What else there is to say goes to standard error.
+Standard output gets only the URL, so that it can go into a pipe or a file. The expiry goes to
+standard error.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ def link(
             "--expires",
             parser=parse_duration_s,
             metavar="DURATION",
-            help=f"How long the link is valid: {DURATION_FORM}; at most 7d. Default: 1h.",
+            help=f"How long the link is valid: {DURATION_FORM}. At most 7d; default: 1h.",
         ),
     ] = None,
     inline: Annotated[
@@ -42,8 +42,8 @@ def link(
         bool,
         typer.Option(
             "--ciphertext",
-            help="Link to the encrypted bytes in the storage, for at most 15m. With --json, also "
-            "the metadata that opens them with the API key.",
+            help="Link to the encrypted bytes in the storage, for at most 15m. --json also prints "
+            "the metadata that is needed to decrypt them with the API key.",
         ),
     ] = False,
     gateway: GatewayUrl = None,
@@ -52,8 +52,9 @@ def link(
 ) -> None:
     """Print a link that opens one object without the API key.
 
-    The link is a secret: it is enough to read the object. It ends when it expires or when the
-    API key is rotated; a link to encrypted bytes only when it expires. Needs a gateway.
+    The link is a secret: anyone who has it can read the object. It ends when it expires or
+    when the API key is rotated; a link to encrypted bytes ends only when it expires. Needs a
+    gateway.
     """
     if inline and ciphertext:
         raise typer.BadParameter("--inline and --ciphertext cannot be used together")

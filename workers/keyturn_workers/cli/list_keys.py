@@ -25,7 +25,7 @@ _COLUMNS: Final = (
 def list_keys(as_json: AsJson = False) -> None:
     """List the master keys of KEYTURN_MASTER_KEYS, and where they are held.
 
-    Exits with 1 if a provider is away, or refuses.
+    Exits with 1 if a provider does not respond, or denies access.
     """
     settings = MasterKeySettings.read()
     rows = asyncio.run(_rows(settings))

@@ -1,4 +1,4 @@
-"""Moments and durations as people write them: a time, a day, how long (SPEC 14)."""
+"""Times and durations as people write them (SPEC 14)."""
 
 import re
 from datetime import UTC, datetime, timedelta

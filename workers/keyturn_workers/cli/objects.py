@@ -58,7 +58,7 @@ def ls(
     ] = False,
     folders: Annotated[
         bool,
-        typer.Option("--folders", help="One level: keys that continue with a / form a folder."),
+        typer.Option("--folders", help="List one level: keys below a / as one folder."),
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of objects.")] = 1000,
     gateway: GatewayUrl = None,
@@ -67,9 +67,9 @@ def ls(
 ) -> None:
     """List a project's objects.
 
-    Directly in the bucket, or through a gateway if one is configured. A gateway needs no S3
-    settings, leaves out deleted objects, and shows the sizes of the plaintext. --long is only
-    for the bucket.
+    Reads the bucket, or lists through a gateway if one is configured. Through a gateway you
+    need no S3 settings, deleted objects are left out, and sizes are those of the plaintext.
+    --long always reads the bucket.
     """
     if long and gateway is not None:
         raise typer.BadParameter("--long and --gateway cannot be used together")

@@ -128,7 +128,7 @@ async def wait_for_row(row: dict[str, Any], event: Awaitable[Event], done: str) 
     try:
         outcome = await event
     except PublisherError as exc:
-        row.update(status="untold", detail=str(exc))
+        row.update(status="pending", detail=str(exc))
         return
     row.update(status=done, event=outcome.model_dump(mode="json"))
     if isinstance(outcome, Rejected):

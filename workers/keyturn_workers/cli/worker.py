@@ -34,7 +34,7 @@ def upload() -> None:
 
 @app.command("control")
 def control() -> None:
-    """Handle enrollments, rotations, sweeps and deletions."""
+    """Handle enrollments, rotations, sweeps and deletes."""
     _run(_CONTROL)
 
 

@@ -86,7 +86,7 @@ def test_another_key_under_the_id_is_found(kms: FakeKms) -> None:
     result = _run("m2")
     assert result.exit_code == 1
     assert "does not open" in result.stdout
-    assert "m2: it is not the key that the bucket knows by this id" in result.stderr
+    assert "m2: this id belongs to another key" in result.stderr
 
 
 @pytest.mark.usefixtures("storage")

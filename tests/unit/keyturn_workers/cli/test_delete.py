@@ -80,7 +80,7 @@ def test_an_unconfirmed_deletion_is_sent_again_with_the_same_id(fake: Commands) 
     [
         ([NotDeliveredError("no worker")], "failed"),
         ([OutcomeUnknownError("lost"), OutcomeUnknownError("lost")], "unknown"),
-        ([], "untold"),
+        ([], "pending"),
     ],
 )
 def test_only_a_confirmed_deletion_is_called_deleted(
@@ -152,7 +152,7 @@ async def _hang_up(request: web.Request) -> web.StreamResponse:
 @pytest.mark.parametrize(
     ("answer", "status"),
     [
-        (json_always(202, {"request_id": AN_ID}), "untold"),
+        (json_always(202, {"request_id": AN_ID}), "pending"),
         (problem(404, "not_found", "k"), "rejected"),
         (_hang_up, "unknown"),
         (always(502), "unknown"),

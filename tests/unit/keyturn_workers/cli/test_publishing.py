@@ -160,7 +160,7 @@ async def test_a_row_that_was_sent_is_queued_until_its_event() -> None:
         raise WaitTimeoutError("no event in 5 s")
 
     await wait_for_row(row, late(), "deleted")
-    assert (row["status"], row["detail"]) == ("untold", "no event in 5 s")
+    assert (row["status"], row["detail"]) == ("pending", "no event in 5 s")
 
 
 async def test_a_row_ends_as_its_event_says() -> None:

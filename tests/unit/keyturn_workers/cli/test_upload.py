@@ -75,7 +75,7 @@ def test_only_its_event_says_that_a_file_is_stored(fake: Commands) -> None:
     assert row["event"]["upload_id"] == row["upload_id"]
     fake.publisher.script = lambda _: []
     (row,) = _rows(fake, "a.txt", "--wait", exit_code=1)
-    assert row["status"] == "untold"
+    assert row["status"] == "pending"
 
 
 def test_a_file_that_fails_does_not_affect_the_others(fake: Commands, here: Path) -> None:
