@@ -42,9 +42,9 @@
      │    └── WaitTimeoutError              no event in time (also a TimeoutError)
      ├── GatewayError                       talking to the HTTP gateway
      │    ├── GatewayUnavailableError       no connection, or no response to a read
-     │    ├── ResponseLostError             an upload, a deletion or a rotation got no response
+     │    ├── ResponseLostError             an upload, a delete or a rotation got no response
      │    ├── UnexpectedResponseError       a response that SPEC 9 does not define
-     │    ├── LinkExpiredError              the storage does not take a ciphertext link any more
+     │    ├── LinkExpiredError              the storage refuses a ciphertext link
      │    └── IncompleteBodyError           the body ended before its length
      ├── SealError                          sealed bytes do not open
      │    ├── CommitmentError               the header does not match the key and context
@@ -121,7 +121,7 @@ class BadSignatureError(PermanentError):
 
 
 class NotPermittedError(PermanentError):
-    """The publisher may not send this type of request, or not for this project."""
+    """The publisher may not send this type of request, or the gateway forbids it."""
 
     code = "not_permitted"
 
@@ -333,10 +333,10 @@ class GatewayUnavailableError(GatewayError):
 
 
 class ResponseLostError(GatewayError):
-    """An upload, a deletion or a rotation was sent, at least in part, and got no response.
+    """An upload, a delete or a rotation was sent, at least in part, and got no response.
 
     It may have taken effect, or may still do so. After an upload, check with `stat`: a
-    repeated upload is refused with `already_exists` if the first one was stored. A deletion
+    repeated upload is refused with `already_exists` if the first one was stored. A delete
     can be repeated. After a rotation, try the new API key.
     """
 
@@ -344,7 +344,7 @@ class ResponseLostError(GatewayError):
 class UnexpectedResponseError(GatewayError):
     """The response is not the gateway's (but a proxy's, say), or does not fit the request.
 
-    With a `status` of 500 or more, an upload, a deletion or a rotation may have taken effect:
+    With a `status` of 500 or more, an upload, a delete or a rotation may have taken effect:
     a proxy responds so when it loses the gateway's response.
 
     Args:
@@ -358,7 +358,7 @@ class UnexpectedResponseError(GatewayError):
 
 
 class LinkExpiredError(GatewayError):
-    """The storage refuses a ciphertext link: it has expired, or is not as the gateway made it.
+    """The storage refuses a ciphertext link: it has expired, or was changed.
 
     Ask the gateway for a new one.
     """

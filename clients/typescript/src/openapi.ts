@@ -64,7 +64,7 @@ export interface paths {
         };
         /**
          * List objects, one page at a time
-         * @description In the byte order of the keys, without deleted objects. To read all pages, pass `next` as `after` until it is null. A page may have fewer entries than `limit`, even none, although more follow: deleted objects are skipped. With a delimiter, each folder is one entry; it may hold only deleted objects.
+         * @description Entries are in the byte order of their keys, without deleted objects. To read all pages, pass `next` as `after` until it is null. A page may have fewer entries than `limit`, or none, although more follow: deleted objects are skipped. With a delimiter, each folder is one entry; it may hold only deleted objects.
          */
         get: operations["listObjects"];
         put?: never;
@@ -100,7 +100,7 @@ export interface paths {
         post?: never;
         /**
          * Delete an object
-         * @description The key cannot be used again. A delete is final only after two leases (30 seconds by default): a shorter wait ends in 202. A key that was deleted before is deleted again. A gateway may be set up to delete nothing: then every request with the current key is refused with `not_permitted`.
+         * @description The key cannot be used again. A delete is final after two leases (30 seconds by default): a shorter wait ends in 202. A key that was deleted before is deleted again. A gateway that forbids deletes refuses each with `not_permitted`.
          */
         delete: operations["deleteObject"];
         options?: never;
@@ -128,7 +128,7 @@ export interface paths {
         put?: never;
         /**
          * Make a link to an object
-         * @description The link opens this one object without the API key, for GET and HEAD. Nothing is stored.
+         * @description The link opens this one object without the API key, for GET and HEAD.
          */
         post: operations["createLink"];
         delete?: never;
@@ -191,11 +191,11 @@ export interface components {
         CiphertextLink: {
             /** Format: date-time */
             expires_at: string;
-            /** @description The object's `enc-` metadata, as stored: with the API key, it opens the bytes */
+            /** @description The object's `enc-` metadata, as stored. With the API key, it opens the bytes */
             metadata: {
                 [key: string]: string;
             };
-            /** @description A secret: its holder can read the object */
+            /** @description A secret: anyone who has it can read the object */
             url: string;
         };
         Counts: {
@@ -213,12 +213,12 @@ export interface components {
         Link: {
             /** Format: date-time */
             expires_at: string;
-            /** @description A secret: its holder can read the object */
+            /** @description A secret: anyone who has it can read the object */
             url: string;
         };
         ListedObject: {
             key: string;
-            /** @description Bytes of the plaintext, by the stored length; null if no encrypted object has that length. HEAD of the object proves it */
+            /** @description Bytes of the plaintext, computed from the stored length; null if no read would open the object. Only reading the object, or HEAD, proves it */
             size: number | null;
             /**
              * Format: date-time
@@ -431,7 +431,7 @@ export interface operations {
                 download?: string;
                 /** @description Of a link: when it ends, in seconds since 1970 */
                 expires?: number;
-                /** @description Of a link: a browser may show the object */
+                /** @description Of a link: a browser may show the object instead of saving it */
                 inline?: "1";
             };
             header?: {
@@ -462,7 +462,7 @@ export interface operations {
             200: {
                 headers: {
                     "Accept-Ranges"?: "bytes";
-                    /** @description As stored; by link, or with `download`, `attachment` or `inline` with a file name */
+                    /** @description As stored. By link or with `download`: `attachment` or `inline`, with a file name */
                     "Content-Disposition"?: string;
                     "Content-Length"?: number;
                     "Content-Security-Policy"?: "sandbox";
@@ -481,7 +481,7 @@ export interface operations {
             206: {
                 headers: {
                     "Accept-Ranges"?: "bytes";
-                    /** @description As stored; by link, or with `download`, `attachment` or `inline` with a file name */
+                    /** @description As stored. By link or with `download`: `attachment` or `inline`, with a file name */
                     "Content-Disposition"?: string;
                     "Content-Length"?: number;
                     "Content-Range"?: string;
@@ -504,7 +504,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Plaintext, if the project allows it: read it from the storage, at a URL that is valid for 60 seconds. Not by link, nor with `download` */
+            /** @description Plaintext, if the project allows it: read it from the storage, at a URL that is valid for 60 seconds. Never by link or with `download` */
             307: {
                 headers: {
                     Location?: string;
@@ -674,7 +674,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This gateway may not do this (bad_signature, not_permitted, request_expired) */
+            /** @description Forbidden at this gateway, or not in its grant (bad_signature, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -772,7 +772,7 @@ export interface operations {
             header?: {
                 /** @description 412 if the object has another ETag, or was deleted */
                 "If-Match"?: string;
-                /** @description `wait=N`: respond when it is final or refused, or after N seconds */
+                /** @description `wait=N`: respond once the delete is final or refused, or after N seconds */
                 Prefer?: string;
             };
             path: {
@@ -797,7 +797,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description Deleted for good */
+            /** @description Deleted */
             204: {
                 headers: {
                     "Preference-Applied"?: string;
@@ -823,7 +823,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This gateway may not do this (bad_signature, not_permitted, request_expired) */
+            /** @description Forbidden at this gateway, or not in its grant (bad_signature, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -904,7 +904,7 @@ export interface operations {
                 download?: string;
                 /** @description Of a link: when it ends, in seconds since 1970 */
                 expires?: number;
-                /** @description Of a link: a browser may show the object */
+                /** @description Of a link: a browser may show the object instead of saving it */
                 inline?: "1";
             };
             header?: {
@@ -931,7 +931,7 @@ export interface operations {
             200: {
                 headers: {
                     "Accept-Ranges"?: "bytes";
-                    /** @description As stored; by link, or with `download`, `attachment` or `inline` with a file name */
+                    /** @description As stored. By link or with `download`: `attachment` or `inline`, with a file name */
                     "Content-Disposition"?: string;
                     "Content-Length"?: number;
                     "Content-Security-Policy"?: "sandbox";
@@ -1039,17 +1039,17 @@ export interface operations {
             content: {
                 "application/json": {
                     /**
-                     * @description How long the link works, in seconds. To the ciphertext, at most 900, which is also the default there
+                     * @description How long the link is valid, in seconds. A link to the ciphertext is valid for at most 900, which is also its default
                      * @default 3600
                      */
                     expires_s?: number;
                     /**
-                     * @description Whether a browser may show the object in place of saving it. Not to the ciphertext
+                     * @description Whether a browser may show the object instead of saving it. Not for `ciphertext`
                      * @default false
                      */
                     inline?: boolean;
                     /**
-                     * @description `object`: a URL of the gateway. It opens the object until it expires or the API key is rotated. The object need not exist yet. `ciphertext`: a presigned URL of the storage, to the stored bytes of an object of Cobblestone-256. A rotation does not end it
+                     * @description `object`: a URL of the gateway, which opens the object until it expires or the API key is rotated. The object need not exist yet. `ciphertext`: a presigned URL of the object's stored bytes. A rotation does not end it. Only for an object encrypted with Cobblestone-256
                      * @default object
                      * @enum {unknown}
                      */
@@ -1211,7 +1211,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description This gateway may not do this (bad_signature, not_permitted, request_expired) */
+            /** @description Forbidden at this gateway, or not in its grant (bad_signature, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;

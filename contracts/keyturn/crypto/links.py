@@ -1,9 +1,8 @@
 """The token of a link that opens one object without the API key (SPEC 9.3).
 
-It is a MAC under a key that is derived from the project's user KEK. So any gateway that reads the
-keyring can make and check one, nothing is stored, and a rotation ends every link. The MAC covers
-all that a link says: deployment, project, object key, expiry, and whether a browser may show
-the object.
+It is a MAC under a key derived from the project's user KEK. So any gateway that reads the keyring
+can make and check one, nothing is stored, and a rotation ends every link. The MAC covers all that a
+link says: deployment, project, object key, expiry, and whether a browser may show the object.
 """
 
 import hmac
@@ -28,7 +27,7 @@ class LinkClaims:
         project: The project's id.
         object_key: The object's key, decoded.
         expires: When it ends, in seconds since 1970.
-        inline: Whether a browser may show the object in place of saving it.
+        inline: Whether a browser may show the object instead of saving it.
     """
 
     project: str

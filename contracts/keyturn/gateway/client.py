@@ -3,7 +3,7 @@
 It is the caller's half of SPEC 9. Names are checked before anything is sent. The API key is
 sent to the gateway's own address only, never to where that redirects: use https unless the
 gateway runs on the same machine.
-It must never log or raise an API key, a body or a link, and never send an upload, a deletion
+It must never log or raise an API key, a body or a link, and never send an upload, a delete
 or a rotation twice.
 """
 
@@ -79,11 +79,10 @@ class UploadReceipt:
 
 @dataclass(frozen=True, slots=True)
 class DeleteReceipt:
-    """A deletion that the gateway has accepted.
+    """A delete that the gateway has accepted.
 
     Attributes:
-        request_id: Its id, which its event names too. None if the object is deleted already: the
-            gateway's response is empty then.
+        request_id: Its id, which its event names too. None if `deleted`: the response has no id.
         deleted: Whether the object is deleted. If not, it will be, or an event says why not.
     """
 
@@ -238,15 +237,15 @@ class Client:
         """List objects in the byte order of their keys, without deleted ones.
 
         Pages are requested as the iteration reaches them. After an error, a new call with `after`
-        continues behind the last entry.
+        continues after the last entry.
 
         Args:
             project: The project's id (SPEC 1).
             prefix: What the keys begin with.
-            delimiter: `/` to list one level: keys with a `/` behind the prefix are yielded as one
-                `ListedPrefix` for all that begin alike up to it.
-            after: The entry to continue behind: a key or, with a delimiter, a prefix.
-            page_size: Entries of one request at most, 1 to 1000.
+            delimiter: `/` to list one level: all keys with the same text up to the first `/`
+                after the prefix are one `ListedPrefix`.
+            after: The entry to continue after: a key or, with a delimiter, a prefix.
+            page_size: Entries per request at most, 1 to 1000.
 
         Yields:
             The objects and, with a delimiter, the prefixes.
@@ -323,9 +322,9 @@ class Client:
     async def delete(
         self, project: str, object_key: str, *, wait_s: int | None = None
     ) -> DeleteReceipt:
-        """Delete one object for good. The request is sent once; a second one does no harm.
+        """Delete one object. Its key can never be used again.
 
-        The key can never be used again.
+        The request is sent once; a second one does no harm.
 
         Args:
             project: The project's id (SPEC 1).
@@ -335,14 +334,14 @@ class Client:
                 is on its queue.
 
         Returns:
-            The request's id, or that the object is deleted already.
+            Whether the object is deleted already, and otherwise the request's id.
 
         Raises:
             MalformedRequestError: a name is not valid.
             UnauthorizedError: not the project's current API key, or no such project.
-            NotFoundError: there is nothing under the key, and never was.
-            NotPermittedError: this gateway does not delete.
-            TooManyRequestsError: the project has too many deletions under way.
+            NotFoundError: there is no object, and the key was not deleted before.
+            NotPermittedError: this gateway does not delete objects.
+            TooManyRequestsError: the project has too many deletes pending.
             CodedError: any other refusal of the gateway.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
             ResponseLostError: the object may be deleted, or not; delete it again.
@@ -365,8 +364,8 @@ class Client:
     ) -> Link:
         """A URL that opens one object without the API key, for a browser or another person.
 
-        It is a secret like the object itself. It ends when it expires, or with the next rotation
-        of the project's key, whichever comes first. The object need not exist yet.
+        Anyone who has the URL can read the object. It ends when it expires, or with the next
+        rotation of the project's key. The object need not exist yet.
 
         Args:
             project: The project's id (SPEC 1).
@@ -478,7 +477,7 @@ def _checked_api_key(api_key: ApiKey) -> SecretStr:
 
 def _no_such_link() -> UnexpectedResponseError:
     # Raised by callers that hold no variable with the response: it may be a link to another object.
-    return UnexpectedResponseError("the response holds no such link", status=_CREATED)
+    return UnexpectedResponseError("the response has no such link", status=_CREATED)
 
 
 def _preference(wait_s: int | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Links that can be given away: what is requested, and what a response may hold (SPEC 9.3). Pure.
+"""Links: what is requested, and what a response may hold (SPEC 9.3). Pure.
 
 A link is a secret: it opens its object without the API key. So it must never be in a repr, in
 an exception, or in the variables of a frame that an exception passes.
@@ -28,7 +28,7 @@ class Link:
     """A URL that opens one object, by GET and HEAD, without the API key.
 
     Attributes:
-        url: The URL. It is enough to read the object, so it is not in the repr.
+        url: The URL. Anyone who has it can read the object, so it is not in the repr.
         expires_at: When it ends, in UTC; a rotation ends it earlier.
     """
 
@@ -38,7 +38,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class CiphertextLink:
-    """A URL of an encrypted object's stored bytes, and what opens them beside the API key.
+    """A URL of an encrypted object's stored bytes, and the metadata that is needed to open them.
 
     Attributes:
         url: A presigned URL of the storage. Not in the repr.

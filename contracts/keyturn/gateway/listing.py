@@ -34,7 +34,7 @@ class ListedObject:
     Attributes:
         key: The object's key.
         size_bytes: Length of the plaintext, computed from the stored length; not authenticated.
-            None if no read would open the object: Keyturn did not store it.
+            None if no read would open the object.
         stored_at: When the storage last wrote the object; a rotation counts.
     """
 
@@ -45,10 +45,10 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class ListedPrefix:
-    """What the keys of one or more objects begin with: a folder of a listing by delimiter.
+    """A folder in a listing by delimiter: what the keys of one or more objects begin with.
 
     Attributes:
-        prefix: All up to and including the delimiter. It may be left with deleted objects only.
+        prefix: The text up to and including the delimiter. Only deleted objects may be left.
     """
 
     prefix: str
@@ -78,13 +78,13 @@ class PageRequest:
 
     def __post_init__(self) -> None:
         if self.delimiter not in (None, DELIMITER):
-            raise MalformedRequestError("a delimiter is / or None")
+            raise MalformedRequestError("delimiter must be / or None")
         if not 1 <= self.limit <= PAGE_MAX_ENTRIES:
-            raise MalformedRequestError(f"a page has 1 to {PAGE_MAX_ENTRIES} entries")
+            raise MalformedRequestError(f"page_size must be 1 to {PAGE_MAX_ENTRIES}")
         _check_text("prefix", self.prefix, OBJECT_KEY_MAX_BYTES)
         _check_text("after", self.after, _S3_KEY_MAX_BYTES)
         if has_control_characters(self.prefix):
-            raise MalformedRequestError("prefix has no control characters")
+            raise MalformedRequestError("prefix cannot contain control characters")
 
     @property
     def query(self) -> str:

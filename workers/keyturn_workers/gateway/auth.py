@@ -55,7 +55,7 @@ class Caller:
 
 
 class Credential(Protocol):
-    """What a caller shows, to be compared with a project's KEK in constant time."""
+    """What a caller presents, compared with a project's KEK in constant time."""
 
     def matches(self, kek: Secret) -> bool:
         """Whether it belongs to this KEK."""

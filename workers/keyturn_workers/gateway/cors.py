@@ -1,8 +1,8 @@
 """CORS: which pages may read the gateway's responses in a browser (SPEC 9.3).
 
-The origins come from a setting, and there are none by default: then no response has a header of
-CORS. Browsers send no cookies and no stored credentials, so a page has only the API key or the
-link that it was given.
+The origins come from a setting. By default there are none, and no response has a CORS header.
+Browsers send no cookies and no stored credentials, so a page has only the API key or the link that
+it was given.
 """
 
 from collections.abc import Collection
@@ -41,7 +41,7 @@ def with_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
 
 
 class _Cors(CORSMiddleware):
-    """Starlette's, whose refusals are problem documents like all others."""
+    """Starlette's, with refusals as problem documents."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Return the response to a preflight: it needs no API key, and reads nothing."""

@@ -1,13 +1,13 @@
 """`DELETE` of an object, published as the gateway's own request (SPEC 8.7, 9.3).
 
 A worker puts a tombstone in the object's place and publishes the outcome once the tombstone is
-final, after two leases. So most waits (`Prefer: wait=N`) that are shorter end in 202. A key that
-never had an object is refused after one read of the storage; a tombstone is deleted again, since
-an earlier request may have been lost.
+final, after two leases. A shorter wait (`Prefer: wait=N`) usually ends in 202. A key that never had
+an object is refused after one read of the storage. A tombstone is deleted again, since an earlier
+request may have been lost.
 
-What one API key can demand of the workers is bounded. All deletes share `keyturn.control` with
-the enrollments, rotations and sweeps of every project, each one served leaves a record in the
-audit trail, and each one refused leaves a dead letter. `PendingDeletes` bounds all three.
+All deletes share `keyturn.control` with the enrollments, rotations and sweeps of every project.
+Each one served leaves a record in the audit trail, each one refused a dead letter. `PendingDeletes`
+limits how much of all three one API key can cause.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ _OUTCOME_WAIT_S: Final = 600.0
 _MIN_PENDING_S: Final = 30.0
 _MAX_PENDING: Final = 10_000
 _PAUSE_S: Final = 30.0
-_FORBIDDEN: Final = "this gateway deletes no objects: ask the operator"
+_FORBIDDEN: Final = "this gateway does not delete objects: ask the operator"
 
 _log = structlog.get_logger()
 
@@ -62,9 +62,9 @@ class PendingDeletes:
     behind at most `per_project` deletes of this one from each gateway. Each takes a few requests
     to the storage, and a deferred one waits on another queue.
 
-    A delete counts for at least as long as a real one takes. Deleting the same tombstone again
-    and again, or an object that is locked, has its outcome within milliseconds: without that
-    minimum, it would fill the audit trail or the dead letters.
+    A delete counts for at least as long as a real one takes. The outcome of deleting a tombstone
+    or a locked object comes within milliseconds: without that minimum, repeating it would fill the
+    audit trail or the dead letters.
 
     Args:
         per_project: How many deletes of one project may be pending.
@@ -80,11 +80,11 @@ class PendingDeletes:
 
         Raises:
             TooManyRequestsError: the project has as many as it may.
-            GatewayBusyError: all projects together have as many as this process remembers.
+            GatewayBusyError: all projects together have too many.
         """
         if self._by_project[project] >= self._per_project:
             raise TooManyRequestsError(
-                f"the project has {self._per_project} deletes in progress: wait for their end"
+                f"the project has {self._per_project} deletes pending: retry when some have ended"
             )
         if self._in_all >= _MAX_PENDING:
             raise GatewayBusyError
@@ -101,9 +101,8 @@ class PendingDeletes:
     def release_after(self, project: str, outcome: asyncio.Task[Event]) -> None:
         """Count one less once the outcome is known, but not too soon.
 
-        If the outcome cannot be waited for, the delete may be pending all the same. If it were
-        released at once, a project could publish without a limit while the stream of events
-        cannot be read.
+        If the wait itself fails, the delete may still be pending. Releasing it at once would let a
+        project publish without a limit while the stream of events cannot be read.
         """
         loop = outcome.get_loop()
         published_at = loop.time()
@@ -156,7 +155,7 @@ class DeleteRoutes:
         """Publish the delete of this key.
 
         Raises:
-            NotPermittedError: this gateway deletes nothing.
+            NotPermittedError: this gateway does not delete objects.
             NotFoundError: there is neither an object nor a tombstone.
             TooManyRequestsError: the project has too many deletes pending.
             GatewayBusyError: too many deletes of all projects are pending.
@@ -174,7 +173,7 @@ class DeleteRoutes:
         accepted = JSONResponse({"request_id": request_id}, _ACCEPTED)
         if wait_s is None:
             return accepted
-        # The wait alone ends if the client leaves, not the outcome that others may need.
+        # If the client leaves, only this wait ends: the task still releases the pending delete.
         await run_while_connected(request.receive, asyncio.wait((outcome,), timeout=wait_s))
         applied = {"preference-applied": f"wait={wait_s}"}
         event = _event_of(outcome)
@@ -188,7 +187,7 @@ class DeleteRoutes:
     async def _publish(
         self, request: Request, caller: Caller, key: str, request_id: str
     ) -> asyncio.Task[Event] | Response:
-        """Publish the delete; return its outcome to come, or the response if there is none."""
+        """Publish the delete; return the task of its outcome, or a response if it failed."""
         project = caller.project
         self._pending.acquire(project)
         try:
@@ -221,11 +220,11 @@ class DeleteRoutes:
             raise
         except NotDeliveredError:
             self._paused_until = loop.time() + _PAUSE_S
-            _log.error("the broker takes no deletes: check the permissions of the gateway's user")
+            _log.error("the broker refuses deletes: check the permissions of the gateway's user")
             raise
 
     async def _check(self, request: Request, caller: Caller, key: str) -> Response | None:
-        """Return the response if the key has nothing to delete, or not what the caller expects."""
+        """Return a response if the conditions fail; raise if there is nothing to delete."""
         stored = await self._opener.find_stored(caller, key)
         if stored is None:
             raise NotFoundError("no object has this key")

@@ -29,7 +29,7 @@ class Link:
 
     Attributes:
         expires: When it ends, in seconds since 1970.
-        inline: Whether a browser may show the object in place of saving it.
+        inline: Whether a browser may show the object instead of saving it.
         token: The MAC over these, the project and the object key.
     """
 
@@ -74,7 +74,7 @@ class Query:
         if not values:
             return None
         if len(values) > 1:
-            raise MalformedRequestError("download: given twice")
+            raise MalformedRequestError("download: repeated")
         try:
             name = values[0].encode(_BYTES).decode()
         except UnicodeDecodeError:
@@ -84,7 +84,9 @@ class Query:
                 f"download: a name has 1 to {DOWNLOAD_NAME_MAX_BYTES} bytes of UTF-8"
             )
         if has_control_characters(name) or "/" in name or "\\" in name:
-            raise MalformedRequestError(r"download: a name has no control character, / or \ in it")
+            raise MalformedRequestError(
+                "download: a name cannot contain control characters, / or \\"
+            )
         return name
 
     def _values(self, name: str) -> list[str]:

@@ -4,8 +4,8 @@
     {"kind": "ciphertext"}   a URL of the storage, for a reader that opens the object itself
 
 A link to an object is made from the keyring alone: nothing is stored, and the object need not
-exist yet. A rotation ends it. A link to the ciphertext is presigned by the storage's rules. A
-rotation does not end that one, so it is short.
+exist yet. A rotation ends it. A link to the ciphertext is a presigned URL. A rotation does not end
+that one, so it is valid for minutes only.
 """
 
 import math
@@ -107,11 +107,13 @@ class LinkRoutes:
 
     async def _ciphertext_link(self, caller: Caller, object_key: str, body: LinkBody) -> Response:
         if body.inline:
-            raise MalformedRequestError("inline: a link to the ciphertext is never shown")
+            raise MalformedRequestError("inline: not for a link to the ciphertext")
         expires_s = min(body.expires_s, CIPHERTEXT_MAX_S)
         async with self._opener.open(caller, object_key, start_bytes=HEADER_BYTES) as reader:
             if not isinstance(reader, EncryptedReader):
-                raise MalformedRequestError("kind: this object is not stored as Cobblestone-256")
+                raise MalformedRequestError(
+                    "kind: only an object encrypted with Cobblestone-256 has a ciphertext link"
+                )
             url = await self._opener.presign(reader, expires_s)
         document = {
             "url": url,

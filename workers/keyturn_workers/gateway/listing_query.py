@@ -1,4 +1,4 @@
-"""What a list request asks for, and what one object of a listing is (SPEC 1, 4, 9.3). Pure."""
+"""The parameters of a list request, and the size of a listed object (SPEC 1, 4, 9.3). Pure."""
 
 import re
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class ListingQuery:
         values = _parameters(query_string)
         limit = values.get("limit", str(MAX_ENTRIES))
         if _LIMIT.fullmatch(limit) is None or int(limit) > MAX_ENTRIES:
-            raise MalformedRequestError(f"limit: 1 to {MAX_ENTRIES}")
+            raise MalformedRequestError(f"limit: must be 1 to {MAX_ENTRIES}")
         query = cls(
             prefix=values.get("prefix", ""),
             delimiter=values.get("delimiter", ""),
@@ -49,11 +49,11 @@ class ListingQuery:
             limit=int(limit),
         )
         if query.delimiter not in ("", "/"):
-            raise MalformedRequestError("delimiter: only '/'")
+            raise MalformedRequestError("delimiter: must be '/'")
         if len(query.prefix.encode()) > OBJECT_KEY_MAX_BYTES:
             raise MalformedRequestError(f"prefix: at most {OBJECT_KEY_MAX_BYTES} bytes of UTF-8")
         if has_control_characters(query.prefix):
-            raise MalformedRequestError("prefix: no control characters")
+            raise MalformedRequestError("prefix: cannot contain control characters")
         if len(query.after.encode()) > _AFTER_MAX_BYTES:
             raise MalformedRequestError(f"after: at most {_AFTER_MAX_BYTES} bytes of UTF-8")
         return query
@@ -77,16 +77,18 @@ def _parameters(query_string: bytes) -> dict[str, str]:
         raise MalformedRequestError("the query is not valid percent-encoded UTF-8") from None
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise MalformedRequestError("a parameter is repeated")
+        raise MalformedRequestError("the query repeats a parameter")
     if not values.keys() <= {"prefix", "delimiter", "after", "limit"}:
-        raise MalformedRequestError("parameters: prefix, delimiter, after and limit")
+        raise MalformedRequestError(
+            "unknown parameter: only prefix, delimiter, after and limit are allowed"
+        )
     return values
 
 
 def needs_head(keyring: Keyring, stored_bytes: int) -> bool:
     """Whether only an object's metadata shows what it is.
 
-    Only a tombstone has no stored bytes, unless another writer made the object.
+    An object without stored bytes is a tombstone, unless another writer made it.
     """
     return stored_bytes == 0 or keyring.plaintext_allowed or keyring.v0_allowed
 

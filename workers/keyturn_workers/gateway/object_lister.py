@@ -1,9 +1,9 @@
 """Lists a project's objects, one page at a time (SPEC 9.3).
 
-A page costs a bounded number of storage requests: a few listings, and a HEAD for each object whose
-listing does not show what it is. When they are used up, the page ends early, and the next one
-continues there. So a folder of many deleted objects delays no response, and a page may be empty
-although more follow.
+A page costs a bounded number of storage requests: a few listings, and a HEAD for each object that
+its listing does not identify. When they are used up, the page ends early, and the next one
+continues there. So many deleted objects do not delay a response, and a page may be empty although
+more follow.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from keyturn_workers.keyring import Keyring
 from keyturn_workers.storage import ObjectSummary, Storage
 
 LISTINGS_AT_ONCE: Final = 16
-"""Pages read from the storage at once. Parsing one takes milliseconds, in which nothing else runs:
-this bounds how long other requests wait when a project lists as fast as it can."""
+"""Pages read from the storage at once. Parsing one blocks the event loop for milliseconds: this
+bounds how long other requests wait while a project lists as fast as it can."""
 
 HEADS_AT_ONCE: Final = 64
 """HEAD requests for listings, of all requests together."""

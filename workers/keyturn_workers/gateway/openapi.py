@@ -19,7 +19,7 @@ _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTIONS: Final = {
     400: "The request is malformed",
     401: "Not the project's current API key, no such project, or a link that is not valid",
-    403: "This gateway may not do this",
+    403: "Forbidden at this gateway, or not in its grant",
     404: "There is no such object, rotation or path",
     405: "The path does not support this method",
     408: "The request's body was sent too slowly",
@@ -39,7 +39,7 @@ _API_KEY_OR_LINK: Final[list[_Json]] = [{"apiKey": []}, {"link": []}]
 _STORED_METADATA: Final = {
     "type": "object",
     "additionalProperties": {"type": "string"},
-    "description": "The object's `enc-` metadata, as stored: with the API key, it opens the bytes",
+    "description": "The object's `enc-` metadata, as stored. With the API key, it opens the bytes",
 }
 _TAG: Final = {"schema": {"type": "string", "pattern": '^"[^"]*"$'}}
 
@@ -166,7 +166,11 @@ def _link_or_download() -> list[_Json]:
             "Of a link: when it ends, in seconds since 1970",
             {"type": "integer", "minimum": 1},
         ),
-        _query("inline", "Of a link: a browser may show the object", {"const": "1"}),
+        _query(
+            "inline",
+            "Of a link: a browser may show the object instead of saving it",
+            {"const": "1"},
+        ),
         _query(
             "download",
             "With an API key: send the object as an attachment with this file name, of at most "
@@ -188,7 +192,7 @@ def _object_headers(**more: _Json) -> _Json:
         "Content-Security-Policy": {"schema": {"const": "sandbox"}},
         "Content-Length": {"schema": {"type": "integer", "minimum": 0}},
         "Content-Disposition": {
-            "description": "As stored; by link, or with `download`, `attachment` or `inline` with "
+            "description": "As stored. By link or with `download`: `attachment` or `inline`, with "
             "a file name",
             "schema": {"type": "string"},
         },
@@ -233,7 +237,7 @@ def _get() -> _Json:
             "304": {"description": "Not modified"},
             "307": {
                 "description": "Plaintext, if the project allows it: read it from the storage, "
-                "at a URL that is valid for 60 seconds. Not by link, nor with `download`",
+                "at a URL that is valid for 60 seconds. Never by link or with `download`",
                 "headers": {"Location": {"schema": {"type": "string"}}},
             },
             **_problems(*_READ, 416),
@@ -293,22 +297,22 @@ def _post_link() -> _Json:
                 "minimum": 1,
                 "maximum": LINK_MAX_S,
                 "default": LINK_DEFAULT_S,
-                "description": "How long the link works, in seconds. To the ciphertext, at most "
-                f"{CIPHERTEXT_MAX_S}, which is also the default there",
+                "description": "How long the link is valid, in seconds. A link to the ciphertext "
+                f"is valid for at most {CIPHERTEXT_MAX_S}, which is also its default",
             },
             "inline": {
                 "type": "boolean",
                 "default": False,
-                "description": "Whether a browser may show the object in place of saving it. Not "
-                "to the ciphertext",
+                "description": "Whether a browser may show the object instead of saving it. Not "
+                "for `ciphertext`",
             },
             "kind": {
                 "enum": ["object", "ciphertext"],
                 "default": "object",
-                "description": "`object`: a URL of the gateway. It opens the object until it "
+                "description": "`object`: a URL of the gateway, which opens the object until it "
                 "expires or the API key is rotated. The object need not exist yet. `ciphertext`: a "
-                "presigned URL of the storage, to the stored bytes of an object of "
-                "Cobblestone-256. A rotation does not end it",
+                "presigned URL of the object's stored bytes. A rotation does not end it. Only for "
+                "an object encrypted with Cobblestone-256",
             },
         },
     }
@@ -316,8 +320,7 @@ def _post_link() -> _Json:
     return {
         "operationId": "createLink",
         "summary": "Make a link to an object",
-        "description": "The link opens this one object without the API key, for GET and HEAD. "
-        "Nothing is stored.",
+        "description": "The link opens this one object without the API key, for GET and HEAD.",
         "requestBody": {"required": False, "content": _json_content(body)},
         "responses": {
             "201": {"description": "The link", "content": _json_content({"anyOf": kinds})},
@@ -332,7 +335,10 @@ def _link_schema(**more: _Json) -> _Json:
         "required": ["url", "expires_at", *more],
         "additionalProperties": False,
         "properties": {
-            "url": {"type": "string", "description": "A secret: its holder can read the object"},
+            "url": {
+                "type": "string",
+                "description": "A secret: anyone who has it can read the object",
+            },
             "expires_at": {"type": "string", "format": "date-time"},
             **more,
         },
@@ -344,10 +350,10 @@ def _list() -> _Json:
     return {
         "operationId": "listObjects",
         "summary": "List objects, one page at a time",
-        "description": "In the byte order of the keys, without deleted objects. To read all pages, "
-        "pass `next` as `after` until it is null. A page may have fewer entries than `limit`, even "
-        "none, although more follow: deleted objects are skipped. With a delimiter, each folder is "
-        "one entry; it may hold only deleted objects.",
+        "description": "Entries are in the byte order of their keys, without deleted objects. To "
+        "read all pages, pass `next` as `after` until it is null. A page may have fewer entries "
+        "than `limit`, or none, although more follow: deleted objects are skipped. With a "
+        "delimiter, each folder is one entry; it may hold only deleted objects.",
         "parameters": [
             _query("prefix", "Only keys that begin with this: at most 900 bytes of UTF-8", text),
             _query(
@@ -412,8 +418,8 @@ def _listed_object_schema() -> _Json:
             "size": {
                 "type": ["integer", "null"],
                 "minimum": 0,
-                "description": "Bytes of the plaintext, by the stored length; null if no "
-                "encrypted object has that length. HEAD of the object proves it",
+                "description": "Bytes of the plaintext, computed from the stored length; null if "
+                "no read would open the object. Only reading the object, or HEAD, proves it",
             },
             "stored_at": {
                 "type": "string",
@@ -436,17 +442,19 @@ def _delete() -> _Json:
     return {
         "operationId": "deleteObject",
         "summary": "Delete an object",
-        "description": "The key cannot be used again. A delete is final only after two leases (30 "
+        "description": "The key cannot be used again. A delete is final after two leases (30 "
         "seconds by default): a shorter wait ends in 202. A key that was deleted before is "
-        "deleted again. A gateway may be set up to delete nothing: then every request with the "
-        "current key is refused with `not_permitted`.",
+        "deleted again. A gateway that forbids deletes refuses each with `not_permitted`.",
         "parameters": [
-            _header("Prefer", "`wait=N`: respond when it is final or refused, or after N seconds"),
+            _header(
+                "Prefer",
+                "`wait=N`: respond once the delete is final or refused, or after N seconds",
+            ),
             _header("If-Match", "412 if the object has another ETag, or was deleted"),
         ],
         "responses": {
             "202": {"description": "Published", "headers": applied, "content": accepted},
-            "204": {"description": "Deleted for good", "headers": applied},
+            "204": {"description": "Deleted", "headers": applied},
             **_problems(*_DELETE, 412),
         },
     }

@@ -1,6 +1,6 @@
 """The gateway's own address, as the client of a request wrote it (SPEC 9.3). Pure.
 
-The `Host` header is the client's word. It becomes the beginning of a URL, so only a host and a
+The client chooses the `Host` header, and it becomes the beginning of a URL. So only a host and a
 port are accepted, and nothing that could change the rest of the URL.
 """
 

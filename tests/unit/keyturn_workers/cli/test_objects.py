@@ -214,7 +214,7 @@ async def test_what_makes_no_sense_with_a_gateway_is_wrong_usage() -> None:
     async with serving(json_always(200, page_of([]))) as gateway:
         for arguments, message in (
             (("--long", "--gateway", gateway.url), "--long and --gateway cannot be used"),
-            (("a\nb", "--gateway", gateway.url), "prefix has no control characters"),
+            (("a\nb", "--gateway", gateway.url), "prefix cannot contain control characters"),
             (("--api-key-file", "key"), "--api-key-file needs --gateway"),
             (("--long", "--api-key-file", "key"), "--api-key-file needs --gateway"),
         ):

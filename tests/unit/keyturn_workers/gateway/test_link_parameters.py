@@ -119,12 +119,12 @@ def test_a_downloads_name(query: str, name: str | None) -> None:
         ("download=a%C2%85b", "control character"),
         ("download=a%00", "control character"),
         ("download=%7F", "control character"),
-        ("download=a/b", "control character, /"),
-        ("download=a%2Fb", "control character, /"),
-        ("download=a%5Cb", "control character, /"),
+        ("download=a/b", "control characters, /"),
+        ("download=a%2Fb", "control characters, /"),
+        ("download=a%5Cb", "control characters, /"),
         ("download=%FF", "not UTF-8"),
         ("download=%ED%A0%80", "not UTF-8"),
-        ("download=a&download=a", "given twice"),
+        ("download=a&download=a", "repeated"),
     ],
 )
 def test_what_is_no_name_of_a_download(query: str, why: str) -> None:
