@@ -34,6 +34,8 @@ from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 
 REFUSAL_MIN_S: Final = 0.1
 """The minimum time of a 401: more than a keyring read, so that the time does not show one."""
+LINK_MAX_AGE_S: Final = 2.0
+"""How old the keyring may be that decides about a link, however long keyrings are cached."""
 _MAX_FAILURES: Final = 10_000
 _BEARER: Final = "bearer "
 # The project to derive a key for, in place of what is not a project id.
@@ -98,7 +100,8 @@ class Authenticator:
     """Authenticates callers by the keyrings.
 
     Args:
-        keyrings: Reads keyrings, with a cache. A rotated key is accepted for as long as that.
+        keyrings: Reads keyrings, with a cache. A rotated key is accepted for as long as that, a
+            link for `LINK_MAX_AGE_S` at most.
         lookups: Looks up keyrings for callers that no cached keyring accepts.
         pepper: The deployment's pepper (SPEC 2.1).
         deployment: The name of the installation, which links are bound to.
@@ -141,7 +144,7 @@ class Authenticator:
         # An unknown project costs the same computation as a known one.
         name = project if is_project(project) else _PLACEHOLDER_PROJECT
         credential = ApiKeyCredential(self._kek_of(_bearer(authorization), name))
-        return await self._authenticate(project, credential, began)
+        return await self._authenticate(project, credential, self._cache_s, began)
 
     async def authenticate_link(
         self, project: str, object_key: str | None, link: Link | None
@@ -162,14 +165,19 @@ class Authenticator:
         began = time.monotonic()
         if object_key is None or link is None or link.expires <= time.time():
             raise AuthenticationError(self._not_before(began))
-        claims = LinkClaims(project, object_key, link.expires, link.inline)
+        # What is not a project id may hold a zero byte, which no token is made of.
+        name = project if is_project(project) else _PLACEHOLDER_PROJECT
+        claims = LinkClaims(name, object_key, link.expires, link.inline)
         credential = LinkCredential(self._deployment, claims, link.token)
-        return await self._authenticate(project, credential, began)
+        max_age_s = min(self._cache_s, LINK_MAX_AGE_S)
+        return await self._authenticate(project, credential, max_age_s, began)
 
-    async def _authenticate(self, project: str, credential: Credential, began: float) -> Caller:
+    async def _authenticate(
+        self, project: str, credential: Credential, max_age_s: float, began: float
+    ) -> Caller:
         known = is_project(project)
         try:
-            snapshot = await self._keyring_for(project, credential) if known else None
+            snapshot = await self._keyring_for(project, credential, max_age_s) if known else None
         except CodedError as exc:
             await asyncio.sleep(self._not_before(began) - time.monotonic())
             # The detail is for authenticated callers only.
@@ -226,7 +234,9 @@ class Authenticator:
             self.derive_kek(_PLACEHOLDER_API_KEY, project)
             return Secret(os.urandom(32))
 
-    async def _keyring_for(self, project: str, credential: Credential) -> KeyringSnapshot | None:
+    async def _keyring_for(
+        self, project: str, credential: Credential, max_age_s: float
+    ) -> KeyringSnapshot | None:
         """Return the keyring that decides about a caller with this credential, or None.
 
         Only one that was right at the last read costs a separate read. All others share lookups
@@ -240,10 +250,10 @@ class Authenticator:
         try:
             known = self._keyrings.get_last(project)
             if known is not None and credential.matches(known.desired.user_kek):
-                snapshot = await self._recent(project)
+                snapshot = await self._recent(project, max_age_s)
                 if snapshot is not None and credential.matches(snapshot.desired.user_kek):
                     return snapshot
-            joined = await self._lookups.join(project, self._cache_s)
+            joined = await self._lookups.join(project, max_age_s)
             if joined is not None and credential.matches(joined.desired.user_kek):
                 return joined
             return await self._lookups.look_up(project)
@@ -251,14 +261,21 @@ class Authenticator:
             self._remember_failure(project, exc)
             raise
 
-    async def _recent(self, project: str) -> KeyringSnapshot | None:
-        """Return the keyring by a read that started within the cache's time, or None."""
+    async def _recent(self, project: str, max_age_s: float) -> KeyringSnapshot | None:
+        """Return the keyring by a read that started within this time, or None.
+
+        It is the cache's time, or a shorter one.
+        """
         try:
-            return self._keyrings.get_cached(project) or await self._read_shared(project)
+            snapshot = self._keyrings.get_cached(project) or await self._read_shared(project)
+            age_s = self._keyrings.clock.local_s() - snapshot.sent_s
+            if max_age_s < self._cache_s and age_s > max_age_s:
+                snapshot = await self._keyrings.read_fresh(project)
         except UnknownProjectError:
             return None
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
+        return snapshot
 
     def _remember_failure(self, project: str, failure: CodedError) -> None:
         """Keep the failure as long as a keyring would be cached, so that retries cost no read."""

@@ -416,6 +416,7 @@ class TestLinks:
             ("acme", KEY, "of another deployment"),
             ("unknown", KEY, "valid"),
             ("No Project", KEY, "valid"),
+            ("zero\0byte", KEY, "valid"),
         ],
     )
     async def test_every_other_link_is_refused_after_the_minimum_time(
@@ -479,6 +480,55 @@ class TestLinks:
         with pytest.raises(UnauthorizedError):
             await bench.auth.authenticate_link("acme", KEY, link)
 
+    async def test_a_longer_cache_time_is_for_api_keys_alone(self, clock: Clock) -> None:
+        """A rotation ends every link after 2 seconds, whatever the setting."""
+        bench = Bench(cache_s=60.0)
+        link = _link(expires=10**9)
+        await bench.authenticate()
+        bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+        clock.now += 2
+        assert await bench.auth.authenticate_link("acme", KEY, link)
+        clock.now += 0.001
+        await bench.authenticate()
+        assert bench.storage.calls == {"read": 1}
+        with pytest.raises(UnauthorizedError):
+            await bench.auth.authenticate_link("acme", KEY, link)
+
+    async def test_with_a_longer_cache_time_links_share_a_read_every_2_seconds(
+        self, clock: Clock
+    ) -> None:
+        bench = Bench(cache_s=60.0)
+        await bench.authenticate()
+        clock.now += 2.001
+        for _ in range(2):
+            callers = (bench.auth.authenticate_link("acme", KEY, _LINK) for _ in range(50))
+            assert len(await asyncio.gather(*callers)) == 50
+        assert bench.storage.calls["read"] <= 3
+
+    async def test_a_link_does_not_join_an_old_read(self, clock: Clock) -> None:
+        """With a longer cache time, an API key would."""
+        bench = Bench(cache_s=60.0)
+        started, answered = asyncio.Event(), asyncio.Event()
+        real = bench.storage.read
+
+        async def stalls(key: str, **how: int) -> object:
+            shown = await real(key, **how)
+            started.set()
+            await answered.wait()
+            return shown
+
+        bench.storage.read = stalls  # type: ignore[method-assign, assignment]
+        early = asyncio.create_task(bench.auth.authenticate_link("acme", KEY, _LINK))
+        await started.wait()
+        bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+        clock.now += 2.001
+        late = asyncio.create_task(bench.auth.authenticate_link("acme", KEY, _LINK))
+        await asyncio.sleep(0)
+        answered.set()
+        assert (await early).snapshot.keyring.current.generation == 1
+        with pytest.raises(UnauthorizedError):
+            await late
+
     async def test_a_rotation_during_a_read_ends_the_link(self) -> None:
         bench = Bench()
         caller = await bench.auth.authenticate_link("acme", KEY, _link())
@@ -513,3 +563,6 @@ def _link(
     claims = LinkClaims(project, object_key, expires, inline=False)
     token = link_token(kek_of(api_key, project), deployment, claims)
     return Link(expires, inline=False, token=token)
+
+
+_LINK = _link(expires=10**9)

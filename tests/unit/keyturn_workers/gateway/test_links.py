@@ -207,6 +207,7 @@ class TestRefusals:
             target_of(deployment="other"),
             target_of(project="unknown"),
             target_of(project="No Project"),
+            target_of(project="unknown").replace("unknown", "zero%00byte"),
             target_of(object_key="missing").replace("missing", KEY),
             target_of().replace("q3", "q4"),
             target_of().replace(KEY, f"{KEY}/"),
