@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _BUFFER_BYTES = 64 * 1024
+_PAUSE_S = 0.1
 
 
 @asynccontextmanager
@@ -63,7 +64,9 @@ async def _forward(
             if left_bytes is not None:
                 left_bytes -= len(data)
                 if left_bytes <= 0:
-                    # What was written must arrive: abort drops what is not sent yet.
+                    # What was written must arrive, and be read: a browser forgets what it has
+                    # received of a body once that breaks.
+                    await asyncio.sleep(_PAUSE_S)
                     writer.close()
                     await writer.wait_closed()
                     return

@@ -56,11 +56,11 @@ export class Keyturn {
     const { fetch, project, apiKey, allowUnencrypted } = options;
     const url = `${options.url}`;
     if (!isHttpUrl(url) || /[?#\\\s]/.test(url)) {
-      throw malformed("the URL reads https://host, without user or query");
+      throw malformed("the URL is https://host, without user or query");
     }
     if (apiKey && isUnencrypted(url) && !allowUnencrypted) {
       // biome-ignore lint/suspicious/noConsole: what a warning is in this language
-      console.warn("keyturn: the API key is sent unencrypted, use https");
+      console.warn("keyturn: API key sent unencrypted, use https");
     }
     this.#options = options;
     this.#connection = {

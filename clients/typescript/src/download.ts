@@ -31,7 +31,7 @@ import {
 export interface GetOptions {
   /** A part of the object. */
   readonly range?: ByteRange | undefined;
-  /** How often a broken download is resumed; 0 turns that off. */
+  /** How often in a row resuming a broken download may fail, 5 by default; 0 turns it off. */
   readonly resumes?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -133,7 +133,8 @@ function resumable(
   let { made } = part;
   let received = 0;
   // A weak ETag does not identify bytes.
-  let left = /^"/.test(part.info.etag ?? "") ? resumes : 0;
+  const most = /^"/.test(`${part.info.etag}`) ? resumes : 0;
+  let left = most;
 
   return new ReadableStream<Uint8Array>(
     {
@@ -143,6 +144,7 @@ function resumable(
           try {
             const chunk = await made.chunk();
             if (chunk) {
+              left = most;
               received += chunk.length;
               if (received > length) {
                 made.end();
@@ -206,14 +208,13 @@ function asker(connection: Connection, url: string, signal: AbortSignal | undefi
       headers: { range: rangeHeader(range), "if-match": etag, "accept-encoding": "identity" },
       signal,
     };
-    let made = await exchange(connection, authorized(connection, asked));
+    const send = (target: string): Promise<Exchange> =>
+      exchange(connection, authorized(connection, { ...asked, url: target }));
+    let made = await send(url);
     if (made.response.type === "opaqueredirect") {
       // A browser hides where the storage is: let the gateway send the plaintext itself.
       made.end();
-      made = await exchange(
-        connection,
-        authorized(connection, { ...asked, url: `${url}?download=object` }),
-      );
+      made = await send(`${url}?download=object`);
     }
     const byStorage = made.response.status === 307;
     if (byStorage) {

@@ -18,7 +18,7 @@ function matches(text: unknown, pattern: RegExp, rule: string): string {
 
 /** Return the project's id if it has the form of SPEC 1. */
 export function checkProject(project: unknown): string {
-  return matches(project, /^[a-z0-9][a-z0-9-]{0,62}$/, "a project id is 1 to 63 of a-z, 0-9, -");
+  return matches(project, /^[a-z0-9][a-z0-9-]{0,62}$/, "a project is 1 to 63 of a-z, 0-9, -");
 }
 
 /** Return the API key if it has the form of SPEC 1. */

@@ -27,7 +27,7 @@ export function rangeHeader(range: ByteRange | undefined): string | undefined {
 
 function check(fits: boolean, value: number): void {
   if (!fits || !Number.isSafeInteger(value)) {
-    throw malformed("a range has 1 byte or more, from 0 on");
+    throw malformed("a range has 1 byte or more");
   }
 }
 
@@ -42,7 +42,7 @@ export interface Extent {
 export function extentOf(status: number, headers: Headers, range: ByteRange | undefined): Extent {
   const length = numberOf(headers.get("content-length"));
   if (length === undefined) {
-    throw new UnexpectedResponseError("the response states no length", { status });
+    throw new UnexpectedResponseError("the response has no length", { status });
   }
   const stated = headers.get("content-range");
   const isWhole = range === undefined || rangeHeader(range) === undefined;

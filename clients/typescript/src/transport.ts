@@ -48,9 +48,7 @@ export class Lost {
   /** Of an error of `fetch`: a system's name for it, never its text. */
   constructor(error: unknown) {
     const { code, cause, message } = Object(error) as Record<string, unknown>;
-    const known = [code, Object(cause).code].find((name) =>
-      /^[A-Z]\w{1,40}$/i.test(`${name ?? ""}`),
-    );
+    const known = [code, Object(cause).code].find((name) => typeof name === "string");
     this.reason = `${known ?? "no connection"}`;
     // Deno names the phase in a text alone.
     const text = `${message} ${Object(cause).message}`;
@@ -121,6 +119,8 @@ export class Exchange {
 
   /** The next bytes, or undefined at the end. Throws `Lost`. */
   async chunk(): Promise<Uint8Array | undefined> {
+    // A browser lets a body go on that it has received already.
+    this.#caller?.throwIfAborted();
     this.arm(this.#settings.idleTimeoutMs);
     try {
       this.#reader ??= this.response.body?.getReader();
