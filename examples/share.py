@@ -15,8 +15,8 @@ async def main() -> None:
         link = await client.link("acme", "reports/q4.txt", expires_s=600)
         print(f"until {link.expires_at:%H:%M} UTC: {link.url}")
 
-        deletion = await client.delete("acme", "reports/q4.txt", wait_s=60)
-        print("deleted" if deletion.deleted else f"on its way: {deletion.request_id}")
+        receipt = await client.delete("acme", "reports/q4.txt", wait_s=60)
+        print("deleted" if receipt.deleted else f"on its way: {receipt.request_id}")
 
 
 asyncio.run(main())
