@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 import structlog
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,9 +43,9 @@ from keyturn_workers.gateway.problems import problem, problem_from_error, status
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
 from keyturn_workers.worker.health import Check, run_checks
 
-OBJECTS: Final = "/v1/projects/{project}/objects/{key:path}"
+OBJECTS: Final = "/v1/projects/{project}/objects/{key:any_text}"
 LISTING: Final = "/v1/projects/{project}/objects"
-LINKS: Final = "/v1/projects/{project}/objects/{key:path}/links"
+LINKS: Final = "/v1/projects/{project}/objects/{key:any_text}/links"
 ROTATIONS: Final = "/v1/projects/{project}/rotations"
 ROTATION: Final = "/v1/projects/{project}/rotations/{rotation_id}"
 _METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
@@ -57,6 +58,12 @@ _INTERNAL: Final = 500
 _READINESS_MAX_AGE_S: Final = 1.0
 
 _log = structlog.get_logger()
+
+
+class _AnyText(PathConvertor):
+    """Starlette's `path` takes no line break: a refusal of such a key would need no API key."""
+
+    regex = "(?s:.*)"
 
 
 def application(
@@ -108,6 +115,7 @@ def application(
         del request
         return Response(docs_html, headers=docs_page.HEADERS)
 
+    register_url_convertor("any_text", _AnyText())
     routes = [
         Route(OBJECTS, objects, methods=["GET", "HEAD", "PUT", "DELETE"], name="objects"),
         Route(LISTING, listing.get, methods=["GET"], name="listing"),

@@ -214,6 +214,7 @@ class TestRefusals:
             target_of().replace(KEY, f"/{KEY}"),
             target_of().replace(KEY, f"x/../{KEY}"),
             target_of().replace("reports", "%ff"),
+            target_of(object_key="a*b").replace("%2A", "%0A"),
             target_of(inline=True).replace("&inline=1", ""),
             target_of().replace("&token", "&inline=1&token"),
             target_of().replace(f"={EXPIRES}", f"={EXPIRES + 1}"),
