@@ -38,7 +38,7 @@ from keyturn_workers.gateway.listing_routes import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.gateway.openapi import document
-from keyturn_workers.gateway.paths import parse_object_path
+from keyturn_workers.gateway.paths import parse_object_path, parse_project
 from keyturn_workers.gateway.problems import problem, problem_from_error, status_for_code
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
 from keyturn_workers.worker.health import Check, run_checks
@@ -197,8 +197,8 @@ class ErrorHandler:
     async def handle(self, request: Request, error: CodedError) -> Response:
         """Return the problem document."""
         if status_for_code(error.code) >= _INTERNAL:
-            project, object_key = parse_object_path(request.scope["raw_path"])
-            fields = {"project": project, "key": object_key}
+            raw_path = request.scope["raw_path"]
+            fields = {"project": parse_project(raw_path), "key": parse_object_path(raw_path)[1]}
             _log.warning("request failed", **fields, code=error.code, detail=error.detail)
             self._metrics.failures.labels(error.code).inc()
         headers = _close_if_body(request.method)

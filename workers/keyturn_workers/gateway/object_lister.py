@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
+from weakref import WeakValueDictionary
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import is_object_key, object_s3_key
@@ -38,7 +39,7 @@ MAX_HEADS: Final = 1000
 MAX_LISTINGS: Final = 8
 """The most listings read from the storage for one page."""
 
-_HEADS_AT_ONCE_A_PAGE: Final = 16
+_HEADS_AT_ONCE_A_PROJECT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,9 @@ class ObjectLister:
         self._storage = storage
         self._listings = asyncio.Semaphore(LISTINGS_AT_ONCE)
         self._heads = asyncio.Semaphore(HEADS_AT_ONCE)
+        # The pages of one project look at objects one after another, so that one with many
+        # pages at once leaves enough HEAD requests to the others.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def list(self, keyring: Keyring, query: ListingQuery) -> Page:
         """Return one page.
@@ -120,7 +124,10 @@ class ObjectLister:
     ) -> dict[str, ListedObject | None]:
         """Return each of these objects by its S3 key: None for a tombstone."""
         looked: dict[str, ListedObject | None] = {}
+        if not rows:
+            return looked
         left = iter(rows)
+        turn = self._turns.setdefault(keyring.project, asyncio.Lock())
 
         async def work() -> None:
             for row in left:
@@ -128,8 +135,8 @@ class ObjectLister:
                     looked[row.key] = await self._look_at(keyring, row)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(len(rows), _HEADS_AT_ONCE_A_PAGE)):
+            async with turn, asyncio.TaskGroup() as group:
+                for _ in range(min(len(rows), _HEADS_AT_ONCE_A_PROJECT)):
                     group.create_task(work())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None

@@ -87,11 +87,12 @@ async def test_a_project_lists_only_its_own_objects() -> None:
         assert (got.status, got.document()["objects"]) == (200, [])
 
 
-async def test_a_failing_storage_is_a_503() -> None:
+async def test_a_failing_storage_is_a_503(capsys: pytest.CaptureFixture[str]) -> None:
     serving = _serving()
     serving.bench.storage.fail_next("list_entries", StorageUnavailableError("down"))
     got = await serving.ask(target=LIST)
     assert (got.status, got.document()["code"]) == (503, "storage_unavailable")
+    assert "project='acme' key=None" in capsys.readouterr().out
 
 
 async def test_a_listing_holds_a_place_of_the_projects_share() -> None:

@@ -208,11 +208,31 @@ async def test_a_page_needs_a_bounded_number_of_listings() -> None:
 
 async def test_heads_are_sent_a_few_at_a_time() -> None:
     storage = holding({f"{number:03}": b"" for number in range(200)})
+    rings = [keyring(project=f"p{number}") for number in range(6)]
+    for ring in rings:
+        for number in range(200):
+            storage.plant(object_s3_key(ring.project, f"{number:03}"), b"", TOMBSTONE)
     lister = ObjectLister(storage)
     await lister.list(RING, ListingQuery())
     assert storage.most_at_once == 16
-    await asyncio.gather(*(lister.list(RING, ListingQuery()) for _ in range(6)))
+    await asyncio.gather(*(lister.list(ring, ListingQuery()) for ring in rings))
     assert storage.most_at_once == object_lister.HEADS_AT_ONCE == 64
+
+
+async def test_the_heads_of_one_project_do_not_delay_those_of_another() -> None:
+    """A project with many pages at once would have nearly all of the gateway's HEAD requests."""
+    storage = holding({f"{number:03}": b"" for number in range(200)})
+    storage.plant(object_s3_key("other", "a"), b"", PLAIN)
+    lister = ObjectLister(storage)
+    pages = [asyncio.create_task(lister.list(RING, ListingQuery())) for _ in range(20)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert storage.at_once
+    assert names(await lister.list(keyring(project="other"), ListingQuery())) == ["a"]
+    assert storage.looked_at.index("other/a") <= 64
+    assert storage.most_at_once <= 17
+    assert all(page.next_after is None for page in await asyncio.gather(*pages))
+    assert len(storage.looked_at) == 20 * 200 + 1
 
 
 async def test_pages_are_read_a_few_at_a_time() -> None:
