@@ -225,11 +225,12 @@ async def test_the_heads_of_one_project_do_not_delay_those_of_another() -> None:
     storage.plant(object_s3_key("other", "a"), b"", PLAIN)
     lister = ObjectLister(storage)
     pages = [asyncio.create_task(lister.list(RING, ListingQuery())) for _ in range(20)]
-    for _ in range(10):
+    for _ in range(30):
         await asyncio.sleep(0)
-    assert storage.at_once
+    began = len(storage.looked_at)
+    assert began
     assert names(await lister.list(keyring(project="other"), ListingQuery())) == ["a"]
-    assert storage.looked_at.index("other/a") <= 64
+    assert storage.looked_at.index("other/a") - began <= 64
     assert storage.most_at_once <= 17
     assert all(page.next_after is None for page in await asyncio.gather(*pages))
     assert len(storage.looked_at) == 20 * 200 + 1
