@@ -28,19 +28,19 @@ export interface KeyturnOptions {
    * out, and let `url` be your backend, which passes requests on and adds the API key.
    */
   readonly apiKey?: string | undefined;
-  /** Used for every request in place of the global `fetch`. */
+  /** Used for every request instead of the global `fetch`. */
   readonly fetch?: typeof globalThis.fetch | undefined;
-  /** Milliseconds until a response begins, connecting included; 30 000 by default. */
+  /** Milliseconds until a response begins, including the connection; 30 000 by default. */
   readonly responseTimeoutMs?: number | undefined;
-  /** Milliseconds without progress of a body; 60 000 by default. */
+  /** Milliseconds that a body may make no progress; 60 000 by default. */
   readonly idleTimeoutMs?: number | undefined;
-  /** How often a failed read is repeated; 3 by default. Writes are never repeated. */
+  /** How often a failed read is retried; 3 by default. Writes are never retried. */
   readonly retries?: number | undefined;
   /** Do not warn when the API key goes over plain HTTP to another machine. */
   readonly allowUnencrypted?: boolean | undefined;
 }
 
-/** Options of requests that take no others. */
+/** Options that every request has. */
 export interface RequestOptions {
   readonly signal?: AbortSignal | undefined;
 }
@@ -114,14 +114,14 @@ export class Keyturn {
     return { url, expiresAt };
   }
 
-  /** A URL of an object's stored bytes, and its wraps: what `keyturn/open` opens. */
+  /** A URL of an object's stored bytes, with the metadata that `keyturn/open` needs. */
   async ciphertextLink(key: string, options: CiphertextLinkOptions = {}): Promise<CiphertextLink> {
     const { makeLink } = await import("./links.ts");
     return makeLink(this.#connection, this.#url(key), "ciphertext", options);
   }
 
   /**
-   * Request a rotation to a new API key, which you save before. Returns the rotation's id.
+   * Request a rotation to a new API key; save it first. Returns the rotation's id.
    *
    * The current API key is valid until the rotation is accepted, and the new one from then on:
    * follow it by `watchRotation(id, { newApiKey })`, and use `withApiKey(newApiKey)` afterwards.

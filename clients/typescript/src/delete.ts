@@ -4,7 +4,7 @@ import { idOf, type WaitOptions, write } from "./write.ts";
 
 /** A delete that the gateway has accepted. */
 export interface DeleteReceipt {
-  /** The request's id; not stated where the object is deleted already. */
+  /** The request's id; undefined if the object is deleted already. */
   readonly requestId: string | undefined;
   /** Whether the object is deleted already. */
   readonly deleted: boolean;

@@ -3,7 +3,7 @@
  *
  *     KeyturnError                       code, transient, status, detail, retryAfterSeconds
  *      ├── CodedError                    refused, with a code of SPEC 12
- *      │    ├── MalformedRequestError    malformed_request; also thrown before anything is sent
+ *      │    ├── MalformedRequestError    malformed_request; without a status, nothing was sent
  *      │    ├── UnauthorizedError        unauthorized
  *      │    ├── NotFoundError            not_found
  *      │    ├── AlreadyExistsError       already_exists
@@ -71,7 +71,7 @@ export class CodedError extends KeyturnError {
   }
 }
 
-/** The request is malformed. Without a `status`, it was refused here. */
+/** The request is malformed. Without a `status`, nothing was sent. */
 export class MalformedRequestError extends CodedError {
   override readonly name: string = "MalformedRequestError";
 }
@@ -86,7 +86,7 @@ export class NotFoundError extends CodedError {
   override readonly name: string = "NotFoundError";
 }
 
-/** The key holds another object; objects are written once. */
+/** The key holds an object already; objects are written once. */
 export class AlreadyExistsError extends CodedError {
   override readonly name: string = "AlreadyExistsError";
 }
@@ -96,12 +96,12 @@ export class TooManyRequestsError extends CodedError {
   override readonly name: string = "TooManyRequestsError";
 }
 
-/** Talking to the gateway failed, other than by a refusal that has a code. */
+/** A failure without a code: of the connection, or of the response. */
 export class GatewayError extends KeyturnError {
   override readonly name: string = "GatewayError";
 }
 
-/** The gateway could not be reached, or did not respond to a read. Safe to repeat. */
+/** The gateway could not be reached, or did not respond to a read. Safe to retry. */
 export class GatewayUnavailableError extends GatewayError {
   override readonly name: string = "GatewayUnavailableError";
 }
@@ -109,16 +109,16 @@ export class GatewayUnavailableError extends GatewayError {
 /**
  * A write was sent, at least in part, and its response did not arrive.
  *
- * It may have taken effect, or may still do so. After `put`, check with `stat`: a repeated one is
- * refused with `already_exists` if the first was stored. A repeated `delete` does no harm. After
- * `rotate`, try the new API key.
+ * It may have taken effect, or may still do so. After `put`, check with `stat`: a second upload is
+ * refused with `already_exists` if the first was stored. `delete` can be repeated. After `rotate`,
+ * try the new API key.
  */
 export class ResponseLostError extends GatewayError {
   override readonly name: string = "ResponseLostError";
 }
 
 /**
- * The response is not the gateway's (but a proxy's, say), or does not fit the request.
+ * The response is not the gateway's (a proxy's page, for example), or does not fit the request.
  *
  * With a `status` of 500 or more, a write may have taken effect: a proxy responds so when it loses
  * the gateway's response.
@@ -138,7 +138,7 @@ export class IncompleteBodyError extends GatewayError {
   override readonly name: string = "IncompleteBodyError";
   /** Bytes received. */
   declare readonly received: number;
-  /** Bytes that there should have been. */
+  /** Bytes expected. */
   declare readonly expected: number;
 
   constructor(received: number, expected: number, reason: string) {
@@ -147,7 +147,7 @@ export class IncompleteBodyError extends GatewayError {
   }
 }
 
-/** A broken download cannot be resumed: the key now holds other content. Get it anew. */
+/** A broken download cannot be resumed: the key now holds other content. Start again. */
 export class ObjectChangedError extends GatewayError {
   override readonly name: string = "ObjectChangedError";
 }

@@ -7,9 +7,9 @@ import type { Connection } from "./transport.ts";
 
 /** Options of `link`. */
 export interface LinkOptions {
-  /** 1 to 604 800; 3600 by default. A rotation ends every link, whatever its expiry. */
+  /** Seconds that it is valid, 1 to 604 800; 3600 by default. A rotation ends it earlier. */
   readonly expiresSeconds?: number | undefined;
-  /** For display in a page, and not as a download. */
+  /** Whether a browser shows the object instead of saving it. */
   readonly inline?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -22,7 +22,7 @@ export interface Link {
 
 /** Options of `ciphertextLink`. */
 export interface CiphertextLinkOptions {
-  /** 1 to 900; 900 by default. */
+  /** Seconds that it is valid, 1 to 900; 900 by default. */
   readonly expiresSeconds?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -33,7 +33,7 @@ export interface CiphertextLink extends Link {
   readonly metadata: Readonly<Record<string, string>>;
 }
 
-/** Make a link. Nothing is stored for it, so that the request can be repeated like a read. */
+/** Make a link. Nothing is stored, so the request can be repeated like a read. */
 export async function makeLink(
   connection: Connection,
   objectUrl: string,

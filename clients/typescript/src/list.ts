@@ -8,13 +8,13 @@ import type { Connection } from "./transport.ts";
 
 /** Options of `list`. */
 export interface ListOptions {
-  /** Only keys that begin so. */
+  /** Only keys that begin with this. */
   readonly prefix?: string | undefined;
-  /** `/` lists like a folder: what lies below a `/` after the prefix becomes one entry. */
+  /** `/` lists one level: all keys below the first `/` after the prefix become one entry. */
   readonly delimiter?: "/" | undefined;
-  /** Only entries after this one, in byte order. */
+  /** The entry to continue after, in byte order: a key or a prefix. */
   readonly after?: string | undefined;
-  /** Entries in one response, 1 to 1000. */
+  /** Entries per request at most, 1 to 1000; 1000 by default. */
   readonly pageSize?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -23,13 +23,13 @@ export interface ListOptions {
 export interface ListedObject {
   readonly type: "object";
   readonly key: string;
-  /** Length of the plaintext in bytes; null if what is stored cannot be an encrypted object. */
+  /** Length of the plaintext in bytes, not authenticated; null if no read would open the object. */
   readonly size: number | null;
-  /** The storage's own time, which a rotation moves. */
+  /** When the storage last wrote the object; a rotation counts. */
   readonly storedAt: Date;
 }
 
-/** What begins with the same text up to a `/`. It may hold only deleted objects. */
+/** A folder: what the keys of one or more objects begin with. It may hold only deleted objects. */
 export interface ListedPrefix {
   readonly type: "prefix";
   readonly prefix: string;
@@ -37,7 +37,7 @@ export interface ListedPrefix {
 
 export type ListEntry = ListedObject | ListedPrefix;
 
-/** Every entry in key order, requested as they are read. */
+/** Every entry in key order; pages are requested as they are read. */
 export async function* listObjects(
   connection: Connection,
   options: ListOptions,

@@ -28,7 +28,7 @@ export interface Progress {
 
 /** Options of `put`. */
 export interface PutOptions {
-  /** Bytes of the body; required for a stream, which must yield exactly so many. */
+  /** Bytes of the body; required for a stream, which must yield exactly this many. */
   readonly size?: number | undefined;
   readonly contentType?: string | undefined;
   /** The caller's own, at most 1 KiB; not authenticated. */

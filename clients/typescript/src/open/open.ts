@@ -29,18 +29,18 @@ import { hex, type ObjectKeys, userDek } from "./unwrap.ts";
 
 /** Options of `open`: a ciphertext link, what opens it, and how it is read. */
 export interface OpenOptions extends ObjectKeys {
-  /** The presigned URL of the stored bytes. It is a secret while it lives. */
+  /** The presigned URL of the stored bytes: a secret until it expires. */
   readonly url: string;
-  /** A part of the object. It is opened once the object's last chunk has proven the length. */
+  /** A part of the object, read once the object's last chunk has proven the length. */
   readonly range?: ByteRange | undefined;
   /** How often in a row a request may fail, or a connection break; 3 by default. */
   readonly resumes?: number | undefined;
-  /** Used for every request in place of the global `fetch`. */
+  /** Used for every request instead of the global `fetch`. */
   readonly fetch?: typeof globalThis.fetch | undefined;
   readonly signal?: AbortSignal | undefined;
-  /** Milliseconds until a response begins, connecting included; 30 000 by default. */
+  /** Milliseconds until a response begins, including the connection; 30 000 by default. */
   readonly responseTimeoutMs?: number | undefined;
-  /** Milliseconds without progress of a body; 60 000 by default. */
+  /** Milliseconds that a body may make no progress; 60 000 by default. */
   readonly idleTimeoutMs?: number | undefined;
 }
 
@@ -49,14 +49,14 @@ const BODY_CONTEXT = new TextEncoder().encode("keyturn/v1/body");
 /**
  * Open an object, or a range of it.
  *
- * Every piece of its body is authentic, and the body is complete only if it ends without an
- * error. Of a whole object, `size` is what the storage states until then.
+ * Every piece of its body is authentic, but the body is complete only if it ends without an error.
+ * The `size` of a whole object is what the storage states until then.
  *
- * It throws `CodedError` with `no_usable_wrap` for another API key, pepper or object than the
- * metadata's, `corrupt_object` for stored bytes that do not authenticate, `range_not_satisfiable`,
+ * It throws `CodedError` with `no_usable_wrap` if the API key, the pepper or the object does not
+ * match the metadata, `corrupt_object` for stored bytes that do not authenticate, `range_not_satisfiable`,
  * `archived_object` and `storage_unavailable`; `NotFoundError` for a deleted object;
- * `LinkExpiredError` where the storage refuses the URL; `IncompleteBodyError` where connections
- * break again and again; and the `reason` of an aborted `signal`.
+ * `LinkExpiredError` if the storage refuses the URL; `IncompleteBodyError` if connections keep
+ * breaking; and the `reason` of an aborted `signal`.
  */
 export async function open(options: OpenOptions): Promise<OpenObject> {
   const { url, range, signal, metadata } = options;
@@ -75,7 +75,7 @@ export async function open(options: OpenOptions): Promise<OpenObject> {
   return isWhole ? openWhole(body, dek, metadata) : openRange(body, dek, metadata, range);
 }
 
-/** The plaintext of stored bytes that are at hand as a stream, such as a response's body. */
+/** The plaintext of stored bytes in a stream, such as a response's body. */
 export async function openStream(
   ciphertext: ReadableStream<Uint8Array>,
   keys: ObjectKeys,
@@ -96,7 +96,7 @@ export async function openStream(
   }
 }
 
-/** The plaintext of stored bytes that are in memory. */
+/** The plaintext of stored bytes in memory. */
 export async function openBytes(ciphertext: Uint8Array, keys: ObjectKeys): Promise<Uint8Array> {
   const dek = await userDek(keys);
   const header = joined(ciphertext.subarray(0, HEADER_BYTES));
