@@ -46,6 +46,8 @@ _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
 _PREFERENCE: Final = re.compile(rf'(?:[^,;"]|{_QUOTED})+(?:;(?:[^,;"]|{_QUOTED})*)*')
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?(?P<seconds>[0-9]{1,18})\"?\s*(?:;.*)?", re.IGNORECASE)
+# Escaped quotes without an end take quadratic time, so longer headers are ignored.
+_PREFER_MAX_CHARACTERS: Final = 1024
 # Decoding takes quadratic time, so longer values are refused first. Only quoted forms are longer
 # than what the storage is sent.
 _METADATA_MAX_BYTES: Final = 2 * CALLER_MAX_BYTES
@@ -189,7 +191,10 @@ def _utf8(value: str) -> str:
 
 def requested_wait_s(headers: Headers, max_s: float) -> int | None:
     """Return the seconds of `Prefer: wait=N`, at most `max_s`; None without that preference."""
-    for preference in _PREFERENCE.findall(",".join(headers.getlist("prefer"))):
+    preferences = ",".join(headers.getlist("prefer"))
+    if len(preferences) > _PREFER_MAX_CHARACTERS:
+        return None
+    for preference in _PREFERENCE.findall(preferences):
         match = _WAIT.fullmatch(preference)
         if match is not None:
             return int(min(int(match["seconds"]), max_s))

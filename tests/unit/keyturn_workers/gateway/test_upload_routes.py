@@ -342,6 +342,8 @@ async def test_another_event_with_that_id_is_ignored() -> None:
         (["wait=5s"], None),
         (["wait=1234567"], 20),
         (["foo;wait=5"], None),  # a parameter of another preference
+        (["foo, " * 1000 + "wait=5"], None),
+        (['"' + r"\"" * 30_000, "wait=5"], None),  # it took 15 seconds
         (['foo="a, wait=5"'], None),
         (['foo="a, wait=5", wait=7'], 7),
         (["await=5"], None),
