@@ -1,4 +1,4 @@
-"""The backend of a page that shows a project's files. It holds the API key; the browser never does.
+"""The backend of a page that shows a project's files. It holds the API key, which no browser gets.
 
     KEYTURN_GATEWAY_URL=http://127.0.0.1:8080 KEYTURN_API_KEY=… KEYTURN_PROJECT=acme \
         python examples/browser/app.py
@@ -46,7 +46,7 @@ RETURNED = frozenset({"content-type", "etag", "last-modified", "accept-ranges", 
 METADATA = "x-keyturn-meta-"
 
 
-# --- Your part: who may see which project -------------------------------------------------------
+# --- Replace this: who may see which project ----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class User:
     api_key: str
 
 
-# Replace this by your application's own sign-in, and by the place where it keeps API keys.
+# Use your application's own sign-in, and the place where it keeps API keys.
 DEMO_PASSWORD = os.environ.get("DEMO_PASSWORD") or secrets.token_urlsafe(9)
 DEMO_USER = User("demo", os.environ["KEYTURN_PROJECT"], os.environ["KEYTURN_API_KEY"])
 
@@ -113,7 +113,7 @@ def described(user: User | None) -> Response:
 
 
 async def files(request: Request) -> Response:
-    """Pass a request on to the gateway, and its response back."""
+    """Forward a request to the gateway, and return its response."""
     user = session_user(request)
     if user is None:
         return problem(HTTPStatus.UNAUTHORIZED, "Sign in first.", code="unauthorized")
@@ -126,7 +126,7 @@ async def files(request: Request) -> Response:
     if request.method == "POST":
         link = link_request(await read_json(request))
         if link is None:
-            detail = "The page does not need such a link."
+            detail = "This page makes no such links."
             return problem(HTTPStatus.FORBIDDEN, detail, code="not_permitted")
         body = json.dumps(link).encode()
     elif request.method == "PUT":
@@ -206,7 +206,7 @@ async def read_json(request: Request, limit: int = 4096) -> dict[str, object]:
 
 
 class Protection:
-    """Refuses changes that another site's page asks for, and says what this page may load."""
+    """Refuses changes requested by other sites' pages, and limits what this page may load."""
 
     def __init__(self, app: ASGIApp, gateway_origin: str) -> None:
         self._app = app

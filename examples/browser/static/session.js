@@ -26,7 +26,7 @@ export async function signOut() {
 }
 
 async function client(response) {
-  if (!response.ok) throw new Error("The server does not respond.");
+  if (!response.ok) throw new Error("The server returned an error. Try again later.");
   const user = await response.json();
   if (user)
     files = new Keyturn({ url: new URL("/files", location.href).href, project: user.project });

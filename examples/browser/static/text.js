@@ -33,13 +33,13 @@ export function lastSegment(key) {
 
 const REASONS = {
   already_exists: "There is a file of this name already. Rename yours, and upload it again.",
-  deleted_key: "A file of this name was deleted, and a name cannot be used again.",
+  deleted_key: "A file of this name was deleted, and its name cannot be used again.",
   body_too_large: "This file is too large.",
   locked_object: "This file is locked against changes.",
   malformed_request: "A file cannot have this name.",
   not_found: "This file no longer exists.",
-  not_permitted: "You may not do this.",
-  too_many_requests: "Too much at once. Try again in a moment.",
+  not_permitted: "You are not allowed to do this.",
+  too_many_requests: "Too many requests. Try again in a moment.",
 };
 
 /** What went wrong, in one sentence for the user. */

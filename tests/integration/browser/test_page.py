@@ -311,7 +311,7 @@ async def test_a_delete_is_confirmed_and_final(
     again = tmp_path / "remove.txt"
     again.write_bytes(b"again")
     await page.locator("#input").set_input_files(again)
-    await expect(page.locator("#upload-list li")).to_contain_text("a name cannot be used again")
+    await expect(page.locator("#upload-list li")).to_contain_text("its name cannot be used again")
 
 
 async def test_markup_in_names_and_metadata_is_text(visit: Visit, bucket: Bucket) -> None:
