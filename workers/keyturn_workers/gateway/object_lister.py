@@ -7,7 +7,8 @@ more follow.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -28,18 +29,22 @@ from keyturn_workers.storage import ObjectSummary, Storage
 
 LISTINGS_AT_ONCE: Final = 16
 """Pages read from the storage at once. Parsing one blocks the event loop for milliseconds: this
-bounds how long other requests wait while a project lists as fast as it can."""
+bounds how long other requests wait while projects list as fast as they can."""
+
+LISTINGS_AT_ONCE_A_PROJECT: Final = 4
+"""Of these, those of one project. Its other pages wait, and no other project does."""
 
 HEADS_AT_ONCE: Final = 64
 """HEAD requests for listings, of all requests together."""
+
+HEADS_AT_ONCE_A_PROJECT: Final = 16
+"""Of these, those of one project."""
 
 MAX_HEADS: Final = 1000
 """The most HEAD requests for one page."""
 
 MAX_LISTINGS: Final = 8
 """The most listings read from the storage for one page."""
-
-_HEADS_AT_ONCE_A_PROJECT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +65,35 @@ class Page:
     next_after: str | None = None
 
 
+class _SharedLimit:
+    """Limits how many of something run at once, in all and of one project. More of them wait.
+
+    Args:
+        total: How many may run at once.
+        per_project: How many of these may be of one project.
+    """
+
+    def __init__(self, total: int, per_project: int) -> None:
+        self._total = asyncio.Semaphore(total)
+        self._per_project = per_project
+        self._by_project: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def hold(self, project: str) -> AsyncIterator[None]:
+        """Wait for a place, and hold it for the duration of the block."""
+        own = self._by_project.setdefault(project, asyncio.Semaphore(self._per_project))
+        # The project's own limit first: what waits there is in no other project's way.
+        async with own, self._total:
+            yield
+
+
 class ObjectLister:
     """Lists the objects of one bucket's projects."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._listings = asyncio.Semaphore(LISTINGS_AT_ONCE)
-        self._heads = asyncio.Semaphore(HEADS_AT_ONCE)
-        # The pages of one project look at objects one after another, so that one with many
-        # pages at once leaves enough HEAD requests to the others.
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._listings = _SharedLimit(LISTINGS_AT_ONCE, LISTINGS_AT_ONCE_A_PROJECT)
+        self._heads = _SharedLimit(HEADS_AT_ONCE, HEADS_AT_ONCE_A_PROJECT)
 
     async def list(self, keyring: Keyring, query: ListingQuery) -> Page:
         """Return one page.
@@ -98,7 +122,7 @@ class ObjectLister:
             limit = min(query.limit - len(page.objects) - len(page.prefixes), heads)
             if page.next_after is None or limit == 0:
                 return
-            async with self._listings:
+            async with self._listings.hold(keyring.project):
                 listed = await self._storage.list_entries(
                     root + query.prefix,
                     delimiter=query.delimiter,
@@ -124,19 +148,16 @@ class ObjectLister:
     ) -> dict[str, ListedObject | None]:
         """Return each of these objects by its S3 key: None for a tombstone."""
         looked: dict[str, ListedObject | None] = {}
-        if not rows:
-            return looked
         left = iter(rows)
-        turn = self._turns.setdefault(keyring.project, asyncio.Lock())
 
         async def work() -> None:
             for row in left:
-                async with self._heads:
+                async with self._heads.hold(keyring.project):
                     looked[row.key] = await self._look_at(keyring, row)
 
         try:
-            async with turn, asyncio.TaskGroup() as group:
-                for _ in range(min(len(rows), _HEADS_AT_ONCE_A_PROJECT)):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(rows), HEADS_AT_ONCE_A_PROJECT)):
                     group.create_task(work())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None

@@ -237,8 +237,9 @@ async def test_the_heads_of_one_project_do_not_delay_those_of_another() -> None:
 
 
 async def test_pages_are_read_a_few_at_a_time() -> None:
-    storage = holding({"a": SEALED})
+    storage = holding({})
     lister, at_once, most_at_once = ObjectLister(storage), 0, 0
+    rings = [keyring(project=f"p{number}") for number in range(5)]
 
     async def listing() -> None:
         nonlocal at_once, most_at_once
@@ -247,11 +248,13 @@ async def test_pages_are_read_a_few_at_a_time() -> None:
         await asyncio.sleep(0)
         at_once -= 1
 
-    for _ in range(40):
-        storage.before_next("list_entries", listing)
-    pages = await asyncio.gather(*(lister.list(RING, ListingQuery()) for _ in range(40)))
-    assert all(names(page) == ["a"] for page in pages)
-    assert most_at_once == object_lister.LISTINGS_AT_ONCE == 16
+    for projects, most in ((rings[:1], 4), (rings, 16)):
+        for _ in range(40):
+            storage.before_next("list_entries", listing)
+        pages = [lister.list(ring, ListingQuery()) for ring in projects * (40 // len(projects))]
+        assert len(await asyncio.gather(*pages)) == 40
+        assert (at_once, most_at_once) == (0, most)
+    assert most_at_once == object_lister.LISTINGS_AT_ONCE
 
 
 # Failures.
