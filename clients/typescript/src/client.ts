@@ -95,13 +95,22 @@ export class Keyturn {
     yield* listObjects(this.#connection, options);
   }
 
-  /** Upload one object. It is sent once; objects are written once. */
+  /**
+   * Upload one object. It is sent once; objects are written once.
+   *
+   * Without `waitSeconds`, it resolves once the upload is on its queue.
+   */
   async put(key: string, body: UploadBody, options: PutOptions = {}): Promise<PutReceipt> {
     const { putObject } = await import("./upload.ts");
     return putObject(this.#connection, this.#url(key), body, options);
   }
 
-  /** Delete one object. Its key cannot be used again. */
+  /**
+   * Delete one object. Its key cannot be used again.
+   *
+   * A delete is final after two leases (30 seconds by default). Without `waitSeconds`, it resolves
+   * once the request is on its queue.
+   */
   async delete(key: string, options: WaitOptions = {}): Promise<DeleteReceipt> {
     const { deleteObject } = await import("./delete.ts");
     return deleteObject(this.#connection, this.#url(key), options);
