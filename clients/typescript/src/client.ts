@@ -91,42 +91,31 @@ export class Keyturn {
 
   /** The project's objects in key order, requested in pages while they are read. */
   async *list(options: ListOptions = {}): AsyncGenerator<ListEntry, void, undefined> {
-    const { listObjects } = await import("./list.ts");
-    yield* listObjects(this.#connection, options);
+    yield* (await import("./list.ts")).listObjects(this.#connection, options);
   }
 
-  /**
-   * Upload one object. It is sent once; objects are written once.
-   *
-   * Without `waitSeconds`, it resolves once the upload is on its queue.
-   */
+  /** Upload one object. It is sent once; objects are written once. */
   async put(key: string, body: UploadBody, options: PutOptions = {}): Promise<PutReceipt> {
-    const { putObject } = await import("./upload.ts");
-    return putObject(this.#connection, this.#url(key), body, options);
+    return (await import("./upload.ts")).putObject(this.#connection, this.#url(key), body, options);
   }
 
-  /**
-   * Delete one object. Its key cannot be used again.
-   *
-   * A delete is final after two leases (30 seconds by default). Without `waitSeconds`, it resolves
-   * once the request is on its queue.
-   */
+  /** Delete one object. Its key cannot be used again. */
   async delete(key: string, options: WaitOptions = {}): Promise<DeleteReceipt> {
-    const { deleteObject } = await import("./delete.ts");
-    return deleteObject(this.#connection, this.#url(key), options);
+    return (await import("./delete.ts")).deleteObject(this.#connection, this.#url(key), options);
   }
 
   /** A URL that opens one object without the API key, until it expires or the key is rotated. */
   async link(key: string, options: LinkOptions = {}): Promise<Link> {
-    const { makeLink } = await import("./links.ts");
-    const { url, expiresAt } = await makeLink(this.#connection, this.#url(key), "object", options);
-    return { url, expiresAt };
+    return (await import("./links.ts")).makeLink(this.#connection, this.#url(key), options);
   }
 
   /** A URL of an object's stored bytes, with the metadata that `keyturn/open` needs. */
   async ciphertextLink(key: string, options: CiphertextLinkOptions = {}): Promise<CiphertextLink> {
-    const { makeLink } = await import("./links.ts");
-    return makeLink(this.#connection, this.#url(key), "ciphertext", options);
+    return (await import("./links.ts")).makeCiphertextLink(
+      this.#connection,
+      this.#url(key),
+      options,
+    );
   }
 
   /**
@@ -136,14 +125,16 @@ export class Keyturn {
    * follow it by `watchRotation(id, { newApiKey })`, and use `withApiKey(newApiKey)` afterwards.
    */
   async rotate(newApiKey: string, options: WaitOptions = {}): Promise<string> {
-    const { requestRotation } = await import("./rotation.ts");
-    return requestRotation(this.#connection, newApiKey, options);
+    return (await import("./rotation.ts")).requestRotation(this.#connection, newApiKey, options);
   }
 
   /** The state of a rotation, for the current API key. */
   async rotation(rotationId: string, options: RequestOptions = {}): Promise<RotationState> {
-    const { readRotation } = await import("./rotation.ts");
-    return readRotation(this.#connection, rotationId, options.signal);
+    return (await import("./rotation.ts")).readRotation(
+      this.#connection,
+      rotationId,
+      options.signal,
+    );
   }
 
   /** Each new state of a rotation, up to the one that ends it: completed, failed or rejected. */
@@ -151,8 +142,7 @@ export class Keyturn {
     rotationId: string,
     options: WatchOptions = {},
   ): AsyncGenerator<RotationState, void, undefined> {
-    const { watchStates } = await import("./rotation.ts");
-    yield* watchStates(this.#connection, rotationId, options);
+    yield* (await import("./rotation.ts")).watchStates(this.#connection, rotationId, options);
   }
 
   #url(key: string): string {

@@ -7,7 +7,7 @@
  */
 import {
   IncompleteBodyError,
-  KeyturnError,
+  type KeyturnError,
   ObjectChangedError,
   UnexpectedResponseError,
 } from "./errors.ts";
@@ -93,8 +93,7 @@ export class OpenObject implements ObjectInfo {
 
   /** The whole body as a `Blob` of the object's content type. */
   async blob(): Promise<Blob> {
-    const type = this.contentType ?? "";
-    return new Blob([(await this.bytes()) as BlobPart], { type });
+    return new Blob([(await this.bytes()) as BlobPart], { type: this.contentType ?? "" });
   }
 }
 
@@ -167,9 +166,16 @@ function resumable(
           }
           await pause(undefined, retry, signal);
           made = (await resumed(ask, part, received)) ?? made;
+          if (left < 0) {
+            made.end();
+          }
         }
       },
-      cancel: () => made.end(),
+      cancel() {
+        // A read that waits is not resumed for a reader that left.
+        left = -1;
+        made.end();
+      },
     },
     { highWaterMark: 0 },
   );
@@ -189,11 +195,12 @@ async function resumed(
     }
     rest.made.end();
   } catch (error) {
-    if (error instanceof Lost || (error instanceof KeyturnError && error.transient)) {
+    const { transient, status } = Object(error) as Partial<KeyturnError>;
+    if (error instanceof Lost || transient) {
       return undefined;
     }
     // 412: the condition is not met.
-    if (!(error instanceof KeyturnError && error.status === 412)) {
+    if (status !== 412) {
       throw error;
     }
   }

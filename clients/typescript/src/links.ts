@@ -33,8 +33,27 @@ export interface CiphertextLink extends Link {
   readonly metadata: Readonly<Record<string, string>>;
 }
 
-/** Make a link. Nothing is stored, so the request can be repeated like a read. */
+/** A link to an object. */
 export async function makeLink(
+  connection: Connection,
+  objectUrl: string,
+  options: LinkOptions,
+): Promise<Link> {
+  const { url, expiresAt } = await requestLink(connection, objectUrl, "object", options);
+  return { url, expiresAt };
+}
+
+/** A link to an object's stored bytes. */
+export function makeCiphertextLink(
+  connection: Connection,
+  objectUrl: string,
+  options: CiphertextLinkOptions,
+): Promise<CiphertextLink> {
+  return requestLink(connection, objectUrl, "ciphertext", options);
+}
+
+/** Make a link. Nothing is stored, so the request can be repeated like a read. */
+async function requestLink(
   connection: Connection,
   objectUrl: string,
   kind: "object" | "ciphertext",

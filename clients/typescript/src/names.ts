@@ -1,8 +1,6 @@
 /** Names, secrets and addresses are checked before anything is sent (SPEC 1). */
 import { MalformedRequestError } from "./errors.ts";
 
-const KEY_MAX_BYTES = 900;
-
 /** The error for what is refused before it is sent. */
 export function malformed(rule: string): MalformedRequestError {
   return new MalformedRequestError("malformed_request", rule);
@@ -32,10 +30,10 @@ export function checkObjectKey(key: unknown): string {
   if (
     typeof key !== "string" ||
     !/^(?!\.{0,2}(\/|$))([^\p{Cc}\p{Cs}/]|\/(?!\.{0,2}(\/|$)))+$/u.test(key) ||
-    new TextEncoder().encode(key).length > KEY_MAX_BYTES
+    new TextEncoder().encode(key).length > 900
   ) {
     throw malformed(
-      `a key is 1 to ${KEY_MAX_BYTES} bytes of UTF-8, without control characters, '', '.' or '..' segments`,
+      "a key is 1 to 900 bytes of UTF-8, without control characters, '', '.' or '..' segments",
     );
   }
   return key;

@@ -45,14 +45,14 @@ export function extentOf(status: number, headers: Headers, range: ByteRange | un
     throw new UnexpectedResponseError("the response has no length", { status });
   }
   const stated = headers.get("content-range");
-  const isWhole = range === undefined || rangeHeader(range) === undefined;
-  const size = isWhole ? length : (numberOf(stated?.split("/")[1]) ?? 0);
-  const start = isWhole ? 0 : "suffix" in range ? Math.max(0, size - range.suffix) : range.start;
-  const end = Math.min((!isWhole && "end" in range && range.end) || size, size);
+  const part = rangeHeader(range) && range;
+  const size = part ? (numberOf(stated?.split("/")[1]) ?? 0) : length;
+  const start = part ? ("suffix" in part ? Math.max(0, size - part.suffix) : part.start) : 0;
+  const end = Math.min((part && "end" in part && part.end) || size, size);
   if (
-    isWhole
-      ? status !== 200
-      : status !== 206 || stated !== `bytes ${start}-${end - 1}/${size}` || length !== end - start
+    part
+      ? status !== 206 || stated !== `bytes ${start}-${end - 1}/${size}` || length !== end - start
+      : status !== 200
   ) {
     throw new UnexpectedResponseError("the response is not the range", { status });
   }

@@ -66,7 +66,6 @@ export class Exchange {
   /** When the timer fires, and when it should: moved with each piece, without a new timer. */
   #due = FOREVER_MS;
   #deadline = 0;
-  #stalled = false;
   #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
 
   constructor(settings: HttpSettings, caller: AbortSignal | undefined) {
@@ -76,7 +75,11 @@ export class Exchange {
     this.#caller = caller;
   }
 
-  readonly #abort = (): void => this.#controller.abort();
+  readonly #abort = (reason?: unknown): void => {
+    this.#controller.abort(reason);
+    // Not every `fetch` of a caller ends its body by itself.
+    this.#reader?.cancel().catch(() => undefined);
+  };
 
   /** Allow so many milliseconds until the next call; without any, forever. */
   arm(ms = FOREVER_MS): void {
@@ -87,9 +90,8 @@ export class Exchange {
       this.#timer = setTimeout(() => {
         const left = this.#deadline - performance.now();
         this.#due = FOREVER_MS;
-        this.#stalled = left < 1;
-        if (this.#stalled) {
-          this.#abort();
+        if (left < 1) {
+          this.#abort({ code: "timeout" });
         } else {
           this.arm(left);
         }
@@ -109,7 +111,11 @@ export class Exchange {
   async send(start: (signal: AbortSignal) => Promise<Response>): Promise<this> {
     this.arm(this.#settings.responseTimeoutMs);
     try {
-      this.response = await start(this.#controller.signal);
+      const { signal } = this.#controller;
+      this.response = await Promise.race([
+        start(signal),
+        new Promise<never>((_, reject) => signal.addEventListener("abort", reject)),
+      ]);
       this.arm();
       return this;
     } catch (error) {
@@ -119,13 +125,13 @@ export class Exchange {
 
   /** The next bytes, or undefined at the end. Throws `Lost`. */
   async chunk(): Promise<Uint8Array | undefined> {
-    // A browser lets a body go on that it has received already.
-    this.#caller?.throwIfAborted();
     this.arm(this.#settings.idleTimeoutMs);
     try {
       this.#reader ??= this.response.body?.getReader();
       const chunk = await this.#reader?.read();
       this.arm();
+      // A browser lets a body go on that it has received already.
+      this.#controller.signal.throwIfAborted();
       return chunk?.value;
     } catch (error) {
       throw this.#lost(error);
@@ -146,10 +152,11 @@ export class Exchange {
   }
 
   #lost(error: unknown): Lost {
+    const { reason = error } = this.#controller.signal;
     this.end();
     // The caller's own reason comes first.
     this.#caller?.throwIfAborted();
-    return new Lost(this.#stalled ? { code: "timeout" } : error);
+    return new Lost(reason);
   }
 }
 
@@ -179,10 +186,9 @@ export function inBrowser(): boolean {
 
 /** The headers that have a value. */
 export function stated(headers: Request["headers"] = {}): Record<string, string> {
-  return Object.fromEntries(Object.entries(headers).filter(([, value]) => value)) as Record<
-    string,
-    string
-  >;
+  return Object.fromEntries(
+    Object.entries(headers).filter(([, value]) => value !== undefined),
+  ) as Record<string, string>;
 }
 
 /** The request with the API key, if there is one; only the gateway's own address receives it. */

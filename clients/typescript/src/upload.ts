@@ -72,7 +72,10 @@ export async function putObject(
       const blob = body instanceof Blob ? body.slice() : await collected(source, signal);
       return sendBlob(waiting, request, blob, options);
     },
-  );
+  ).catch((error: unknown) => {
+    source.stop();
+    throw error;
+  });
   return { uploadId: idOf(outcome, "upload_id"), stored: outcome.status === 201 };
 }
 
@@ -90,23 +93,26 @@ async function sendStream(
   const body = new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
+        let block: Uint8Array | undefined;
         try {
           made.arm();
           if (loaded) {
             onProgress?.({ loaded, total });
           }
-          const block = await source.next();
-          if (block) {
-            loaded += block.length;
-            controller.enqueue(block);
-          } else {
-            controller.close();
-          }
-          made.arm(connection.idleTimeoutMs + (block ? 0 : waitSeconds * 1000));
+          block = await source.next();
         } catch (error) {
           failure = { error };
           controller.error(error);
           made.end();
+          return;
+        }
+        made.arm(connection.idleTimeoutMs + (block ? 0 : waitSeconds * 1000));
+        // Either fails if the connection is lost, which is for `fetch` to report.
+        if (block) {
+          loaded += block.length;
+          controller.enqueue(block);
+        } else {
+          controller.close();
         }
       },
       cancel: source.stop,
@@ -118,7 +124,6 @@ async function sendStream(
   try {
     return await exchange(connection, init, made);
   } catch (error) {
-    source.stop();
     throw failure && !signal?.aborted ? failure.error : error;
   }
 }
@@ -132,7 +137,9 @@ async function sendBlob(
 ): Promise<Exchange> {
   const total = body.size;
   if (connection.injected || typeof XMLHttpRequest === "undefined") {
-    const made = await exchange(connection, { ...request, body });
+    // No progress can be seen: allow the time that the body takes at 64 kbit/s.
+    const responseTimeoutMs = connection.responseTimeoutMs + total / 8;
+    const made = await exchange({ ...connection, responseTimeoutMs }, { ...request, body });
     onProgress?.({ loaded: total, total });
     return made;
   }
@@ -147,16 +154,23 @@ async function sendBlob(
 
 /** The whole body as a `Blob`, which a browser may keep on disk. */
 async function collected(source: Source, signal: AbortSignal | undefined): Promise<Blob> {
+  signal?.throwIfAborted();
+  let abort = (): void => undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(signal?.reason);
+    signal?.addEventListener("abort", abort);
+  });
+  try {
+    return await Promise.race([blobOf(source), aborted]);
+  } finally {
+    signal?.removeEventListener("abort", abort);
+  }
+}
+
+async function blobOf(source: Source): Promise<Blob> {
   const blocks: BlobPart[] = [];
-  for (;;) {
-    const block = await source.next();
-    if (signal?.aborted) {
-      source.stop();
-      throw signal.reason;
-    }
-    if (!block) {
-      return new Blob(blocks);
-    }
+  for (let block = await source.next(); block; block = await source.next()) {
     blocks.push(block as BlobPart);
   }
+  return new Blob(blocks);
 }

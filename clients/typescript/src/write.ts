@@ -40,7 +40,15 @@ export async function write(
     throw malformed("waitSeconds is 1 or more");
   }
   const prefer = waitSeconds && `wait=${waitSeconds}`;
-  const sent = { ...request, headers: { ...request.headers, prefer: prefer || undefined }, signal };
+  const client = denoClient();
+  const sent = {
+    ...request,
+    ...(client && { client }),
+    headers: { ...request.headers, prefer: prefer || undefined },
+    // Bun repeats a DELETE when a connection that was kept alive breaks under it.
+    keepalive: false,
+    signal,
+  };
   const responseTimeoutMs = connection.responseTimeoutMs + (waitSeconds ?? 0) * 1000;
   try {
     const made = await send({ ...connection, responseTimeoutMs }, authorized(connection, sent));
@@ -56,7 +64,16 @@ export async function write(
     throw error.unsent
       ? unavailable(error)
       : new ResponseLostError(`no response came to what was sent (${error.reason})`);
+  } finally {
+    client?.close();
   }
+}
+
+/** A connection for one write: Deno repeats what breaks on one that was kept alive, POST too. */
+function denoClient(): { close(): void } | undefined {
+  const { Deno } = globalThis as unknown as { Deno?: Record<string, unknown> };
+  const create = Deno?.["createHttpClient"];
+  return typeof create === "function" ? create({ poolMaxIdlePerHost: 0 }) : undefined;
 }
 
 /** The id of a request that the gateway has published. */

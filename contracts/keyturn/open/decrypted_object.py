@@ -12,7 +12,7 @@ class DecryptedObject:
     Args:
         info: Its size and metadata.
         length: Bytes of plaintext to come: of the whole object, or of the range.
-        plaintext: These bytes, in authentic pieces.
+        plaintext: They themselves, authentic.
     """
 
     def __init__(
@@ -26,8 +26,8 @@ class DecryptedObject:
     def size_bytes(self) -> int:
         """Length of the whole object's plaintext.
 
-        Proven if a range is read. If the whole object is read, it is proven at the end: until then
-        it is what the storage states.
+        Of a range it is proven. A whole read finds out at its end: until then it is what the
+        storage states.
         """
         return self.info.size_bytes
 
