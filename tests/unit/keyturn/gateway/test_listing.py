@@ -141,7 +141,7 @@ def test_an_object_without_its_fields_is_none(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", [None, "k", 7, ["k"]])
 def test_an_entry_that_is_no_object_is_none(entry: object) -> None:
-    with pytest.raises(UnexpectedResponseError, match="no object"):
+    with pytest.raises(UnexpectedResponseError, match="not an object"):
         parse_page({"objects": [entry], "prefixes": [], "next": None}, ALL)
     with pytest.raises(UnexpectedResponseError, match="was not requested"):
         parse_page({"objects": [], "prefixes": [entry], "next": None}, LEVEL)
@@ -154,8 +154,8 @@ def test_a_next_page_that_does_not_advance_is_none(next_after: object) -> None:
     """`a/c` was asked for and `a/e` is the last entry: a loop would never end."""
     document = page_of(["a/e"])
     document["next"] = next_after
-    with pytest.raises(UnexpectedResponseError, match=r"does not advance|no next page"):
+    with pytest.raises(UnexpectedResponseError, match=r"does not advance|has no valid `next`"):
         parse_page(document, LEVEL)
     if next_after != "a/d":
-        with pytest.raises(UnexpectedResponseError, match=r"does not advance|no next page"):
+        with pytest.raises(UnexpectedResponseError, match=r"does not advance|has no valid `next`"):
             parse_page({**page_of([]), "next": next_after}, LEVEL)
