@@ -5,7 +5,6 @@ line. An object key is relative to its project; an S3 key is relative to the buc
 """
 
 import re
-import unicodedata
 from datetime import UTC, datetime
 from typing import Final
 
@@ -25,6 +24,7 @@ ALL_PROJECTS: Final = "*"
 ALL_PROJECTS_FOLDER: Final = "_all"  # no project id begins with _
 
 _PROJECT = re.compile(PROJECT_PATTERN[1:-1])
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SHORT_NAME = re.compile(SHORT_NAME_PATTERN[1:-1])
 _UUID = re.compile(UUID_PATTERN[1:-1])
 _EVIDENCE_NAME = re.compile(rf"([1-9][0-9]{{0,17}})-({UUID_PATTERN[1:-1]})\.json")
@@ -76,9 +76,7 @@ def is_object_key(object_key: str) -> bool:
 
 def has_control_characters(text: str) -> bool:
     """Whether the text contains a C0 or C1 control character or DEL."""
-    if text.isascii():
-        return not text.isprintable()
-    return any(unicodedata.category(character) == "Cc" for character in text)
+    return _CONTROL_CHARACTER.search(text) is not None
 
 
 def parse_time(text: str) -> datetime:

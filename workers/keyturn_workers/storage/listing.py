@@ -6,6 +6,7 @@ is a key). A character that XML does not allow breaks the whole response there. 
 characters are replaced, and the next page is requested by the last key that was listed.
 """
 
+import binascii
 import html
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -30,6 +31,15 @@ _INVALID_XML: Final = re.compile(
 # Runs before botocore's own check of the response, which is registered at `before-parse.s3.*`.
 BEFORE_PARSING: Final = "before-parse.*.*"
 _ENCODED: Final = b"<EncodingType>url</EncodingType>"
+# `&amp;` is not among these: it comes last.
+_ENTITIES: Final = {
+    "&lt;": "<",
+    "&gt;": ">",
+    "&quot;": '"',
+    "&#34;": '"',
+    "&apos;": "'",
+    "&#39;": "'",
+}
 
 _Row = TypeVar("_Row", ObjectSummary, ObjectVersion)
 
@@ -105,11 +115,33 @@ def decode_keys(keys: str, *, encoded: bool) -> str:
     if not encoded:
         return keys
     keys = keys.replace("%2F", "/")
-    return unquote_plus(keys) if "%" in keys or "+" in keys else keys
+    return _unquote(keys) if "%" in keys or "+" in keys else keys
+
+
+def _unquote(text: str) -> str:
+    """As `unquote_plus`, which takes half a second for a thousand long keys that need it.
+
+    A worker or a gateway would do nothing else in that time. Quoted-printable, which the standard
+    library decodes fast, is the same but for the character, where every `%` has two digits.
+    """
+    encoded = text.replace("+", " ").encode().replace(b"=", b"%3D")
+    decoded = binascii.a2b_qp(encoded.replace(b"%", b"="))
+    has_digits = len(encoded) - len(decoded) == 2 * encoded.count(b"%")
+    if not has_digits or b"%\n" in encoded or b"%\r" in encoded:
+        return unquote_plus(text)
+    return decoded.decode(errors="replace")
 
 
 def _unescape(text: str) -> str:
-    return html.unescape(text) if "&" in text else text
+    """As `html.unescape`, which is as slow, if there are only XML's own entities."""
+    if "&" not in text:
+        return text
+    plain = text
+    for entity, character in _ENTITIES.items():
+        plain = plain.replace(entity, character)
+    if plain.count("&") == plain.count("&amp;"):
+        return plain.replace("&amp;", "&")
+    return html.unescape(text)
 
 
 def element(name: bytes, within: bytes) -> str:

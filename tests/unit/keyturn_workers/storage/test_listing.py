@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import html
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote_plus
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage import s3_admin
-from keyturn_workers.storage.listing import page_query, parse_page
+from keyturn_workers.storage.listing import decode_keys, page_query, parse_page
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from tests.unit.keyturn_workers.storage.scripted_server import listed, query_values
 
@@ -119,3 +124,27 @@ def test_a_malformed_page_is_an_error(body: bytes) -> None:
 def test_the_query_of_a_page_is_encoded() -> None:
     assert page_query("a/b c", "").endswith("&prefix=a%2Fb%20c")
     assert page_query("a", "a/ü").endswith("&prefix=a&start-after=a%2F%C3%BC")
+
+
+_ODD = st.text(st.sampled_from("%+=&;_#aF2 3\n\r~/\u00e9\u65e5\U0001f5dd'\""), max_size=12)
+
+
+@given(st.lists(_ODD, max_size=3).map("\n".join), st.sampled_from(["", "/=+%\n&'"]))
+def test_keys_are_decoded_as_by_the_standard_library(keys: str, safe: str) -> None:
+    """What is left as it is may look like an encoding, and one may be malformed."""
+    encoded = quote(keys, safe=safe)
+    for text in (encoded, html.escape(encoded), keys):
+        assert decode_keys(text, encoded=True) == unquote_plus(html.unescape(text))
+        assert decode_keys(text, encoded=False) == html.unescape(text)
+
+
+@pytest.mark.parametrize("character", ["\u65e5", "%", "&#39;", "&amp;"])
+def test_long_keys_are_decoded_fast(character: str) -> None:
+    """One page of such keys stopped a gateway or a worker for half a second."""
+    text = character * 50_000 if "&" in character else quote(character * 50_000)
+    began = time.process_time()
+    for _ in range(5):
+        fast = decode_keys(text, encoded=True)
+    middle = time.process_time()
+    assert fast == unquote_plus(html.unescape(text))
+    assert 2 * (middle - began) < 5 * (time.process_time() - middle)
