@@ -94,12 +94,21 @@ export class Keyturn {
     yield* (await import("./list.ts")).listObjects(this.#connection, options);
   }
 
-  /** Upload one object. It is sent once; objects are written once. */
+  /**
+   * Upload one object. It is sent once; objects are written once.
+   *
+   * Without `waitSeconds`, it resolves once the upload is on its queue.
+   */
   async put(key: string, body: UploadBody, options: PutOptions = {}): Promise<PutReceipt> {
     return (await import("./upload.ts")).putObject(this.#connection, this.#url(key), body, options);
   }
 
-  /** Delete one object. Its key cannot be used again. */
+  /**
+   * Delete one object. Its key cannot be used again.
+   *
+   * A delete is final after two leases (30 seconds by default). Without `waitSeconds`, it resolves
+   * once the request is on its queue.
+   */
   async delete(key: string, options: WaitOptions = {}): Promise<DeleteReceipt> {
     return (await import("./delete.ts")).deleteObject(this.#connection, this.#url(key), options);
   }

@@ -79,7 +79,7 @@ def _check_expires(expires_s: int, max_s: int) -> None:
 def parse_link(
     document: Mapping[str, Any], project: str, object_key: str, *, inline: bool
 ) -> Link | None:
-    """The link that a response holds; None if it is none to this object, or of another kind.
+    """The link in a response; None if there is none, or it is not the link that was requested.
 
     The host is not compared: a gateway's public address may differ from the one in use.
     """
@@ -101,7 +101,7 @@ def parse_link(
 
 
 def parse_ciphertext_link(document: Mapping[str, Any]) -> CiphertextLink | None:
-    """The link to stored bytes that a response holds; None if it is none."""
+    """The ciphertext link in a response; None if there is none."""
     url, expires_at, metadata = _url(document), _expiry(document), document.get("metadata")
     if url is None or expires_at is None or not isinstance(metadata, dict):
         return None

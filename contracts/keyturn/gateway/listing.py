@@ -117,14 +117,14 @@ class Page:
 
 
 def parse_page(document: Mapping[str, Any], request: PageRequest) -> Page:
-    """The page that a response holds.
+    """The page in a response.
 
     Raises:
         UnexpectedResponseError: it does not fit the request.
     """
     objects, prefixes = document.get("objects"), document.get("prefixes")
     if not isinstance(objects, list) or not isinstance(prefixes, list) or "next" not in document:
-        raise _unfit("is no listing")
+        raise _unfit("is not a listing")
     listed_objects = [_object(fields, request) for fields in objects]
     listed_prefixes = [_prefix(text, request) for text in prefixes]
     keys = [listed.key for listed in listed_objects]
@@ -148,7 +148,7 @@ def _name(entry: Entry) -> str:
 
 def _object(fields: object, request: PageRequest) -> ListedObject:
     if not isinstance(fields, dict):
-        raise _unfit("holds an entry that is no object")
+        raise _unfit("holds an entry that is not an object")
     key, size, stored_at = fields.get("key"), fields.get("size"), fields.get("stored_at")
     if not isinstance(key, str) or not is_object_key(key) or not key.startswith(request.prefix):
         raise _unfit("holds a key that was not requested")
@@ -174,7 +174,7 @@ def _prefix(text: object, request: PageRequest) -> ListedPrefix:
 def _check_next(next_after: object, request: PageRequest, *, last: str) -> None:
     """Check that the listing advances: at most this page's last entry may be repeated."""
     if not isinstance(next_after, str) or len(next_after.encode()) > _S3_KEY_MAX_BYTES:
-        raise _unfit("names no next page")
+        raise _unfit("has no valid `next`")
     if (
         next_after == request.after
         or next_after < last

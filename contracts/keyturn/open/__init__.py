@@ -1,4 +1,4 @@
-"""Open an object without the gateway in the data path (SPEC 4, 9.3, 15.2).
+"""Open objects without the gateway in the data path (SPEC 4, 9.3, 15.2).
 
     from keyturn.gateway import Client
     from keyturn.open import open_object
@@ -13,8 +13,8 @@
 
 A ciphertext link is a presigned URL of the stored bytes, with the object's metadata. The reader
 derives the project's user KEK from the API key and the pepper, unwraps the object's DEK and
-decrypts here. It needs no operator's key, no keyring and no bucket credentials. A whole read is
-one request to the storage.
+decrypts the bytes itself. It needs no operator's key, no keyring and no bucket credentials. Reading
+a whole object takes one request to the storage.
 
 | module | holds |
 | --- | --- |

@@ -12,7 +12,7 @@ class DecryptedObject:
     Args:
         info: Its size and metadata.
         length: Bytes of plaintext to come: of the whole object, or of the range.
-        plaintext: They themselves, authentic.
+        plaintext: These bytes, in authentic pieces.
     """
 
     def __init__(
@@ -26,8 +26,8 @@ class DecryptedObject:
     def size_bytes(self) -> int:
         """Length of the whole object's plaintext.
 
-        Of a range it is proven. A whole read finds out at its end: until then it is what the
-        storage states.
+        Proven if a range is read. If the whole object is read, it is proven at the end: until then
+        it is what the storage states.
         """
         return self.info.size_bytes
 

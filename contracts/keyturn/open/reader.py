@@ -1,4 +1,4 @@
-"""`Reader` and `open_object`: what a service imports to open objects by itself (SPEC 9.3, 15.2).
+"""`Reader` and `open_object`: open objects without the gateway (SPEC 9.3, 15.2).
 
 An API key never leaves this process: it only derives the user KEK. The storage sees a presigned
 URL, and nothing else.
@@ -95,9 +95,8 @@ class Reader:
 
         Raises:
             MalformedRequestError: the key, the range or the link is not valid.
-            NoUsableWrapError: the API key or the pepper is not the one that the link's metadata
-                was written under, the link is another object's, or the object is of the earlier
-                system.
+            NoUsableWrapError: the API key, the pepper or the object key does not match the link's
+                metadata, or the object is of the earlier system.
             CorruptObjectError: the stored bytes or the metadata do not authenticate.
             UnknownAlgorithmError: the object is of a later version.
             NotFoundError: the object was deleted.
@@ -105,7 +104,7 @@ class Reader:
             LinkExpiredError: the storage refuses the link.
             ArchivedObjectError: the object must be restored first.
             StorageUnavailableError: the storage does not respond, or fails.
-            UnexpectedResponseError: something else than the storage responded.
+            UnexpectedResponseError: the response is not the storage's.
         """
         url, metadata = _parts(link)
         try:

@@ -1,7 +1,7 @@
 """The stored bytes of one object, read by a presigned URL (SPEC 9.3).
 
-One read may take several requests: a connection that breaks is made anew where it broke. What
-binds them to one object is its header: chunks of another body at the same key do not decrypt.
+One read may take several requests: a broken connection is resumed where it broke. The object's
+header binds them together: chunks of another body at the same key do not decrypt.
 No redirect is followed.
 It must never put the URL, or a part of a response's body, into an error.
 """
@@ -130,7 +130,7 @@ class StoredStream:
         """The next bytes, as they came; none at the end.
 
         Raises:
-            IncompleteBodyError: the connection broke, again and again.
+            IncompleteBodyError: connections keep breaking.
             Exception: as `StoredBody.request`.
         """
         while not self._is_over:

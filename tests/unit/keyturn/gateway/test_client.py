@@ -478,7 +478,7 @@ async def test_a_listing_without_an_end_is_not_read_to_it(monkeypatch: pytest.Mo
         return response
 
     async with serving(answer) as gateway, Client.connect(gateway.url, API_KEY) as client:
-        with pytest.raises(UnexpectedResponseError, match="is no listing"):
+        with pytest.raises(UnexpectedResponseError, match="is not a listing"):
             await anext(client.list("acme"))
     assert sent < 2**25
 

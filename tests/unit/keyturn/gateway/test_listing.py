@@ -71,7 +71,7 @@ _NO_LISTING: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("document", _NO_LISTING)
 def test_another_document_is_no_listing(document: dict[str, Any]) -> None:
-    with pytest.raises(UnexpectedResponseError, match="is no listing"):
+    with pytest.raises(UnexpectedResponseError, match="is not a listing"):
         parse_page(document, ALL)
 
 
