@@ -1,8 +1,8 @@
 /** Links that open one object without the API key (SPEC 9.3). */
 import { UnexpectedResponseError } from "./errors.ts";
 import { isHttpUrl } from "./names.ts";
-import { dateOf } from "./object_info.ts";
 import { readJson } from "./read_json.ts";
+import { timeOf } from "./text.ts";
 import type { Connection } from "./transport.ts";
 
 /** Options of `link`. */
@@ -67,7 +67,7 @@ async function requestLink(
     signal,
   };
   const { url, expires_at, metadata = {} } = await readJson(connection, request, 201);
-  const expiresAt = dateOf(expires_at);
+  const expiresAt = timeOf(expires_at);
   const texts = Object(metadata) as Record<string, string>;
   if (
     !isHttpUrl(url) ||

@@ -1,9 +1,8 @@
 /** The objects of a project, page by page (SPEC 9.3). */
 import { UnexpectedResponseError } from "./errors.ts";
-import { malformed } from "./names.ts";
-import { dateOf } from "./object_info.ts";
+import { checkObjectKey, malformed } from "./names.ts";
 import { readJson } from "./read_json.ts";
-import { isWellFormed } from "./text.ts";
+import { isWellFormed, timeOf } from "./text.ts";
 import type { Connection } from "./transport.ts";
 
 /** Options of `list`. */
@@ -50,40 +49,82 @@ export async function* listObjects(
   do {
     const query = new URLSearchParams({ prefix, delimiter, after, limit: `${pageSize}` });
     const page = await readJson(connection, { url: `${connection.url}/objects?${query}`, signal });
-    const next: unknown = page["next"];
-    if (!(next === null || (typeof next === "string" && compareBytes(next, after) > 0))) {
-      throw unexpected();
-    }
-    yield* entriesOf(page);
-    after = next;
+    yield* entriesOf(page, { prefix, delimiter, after, pageSize });
+    after = page["next"] as string | null;
   } while (after !== null);
 }
 
-function entriesOf({ objects, prefixes }: Record<string, unknown>): ListEntry[] {
+interface Asked {
+  readonly prefix: string;
+  readonly delimiter: string;
+  readonly after: string;
+  readonly pageSize: number;
+}
+
+/** The entries of a page that fits: under the prefix, in order, and the next page after them. */
+function entriesOf(
+  { objects, prefixes, next }: Record<string, unknown>,
+  asked: Asked,
+): ListEntry[] {
+  const { prefix, delimiter, after, pageSize } = asked;
   if (!Array.isArray(objects) || !Array.isArray(prefixes)) {
     throw unexpected();
   }
-  const entries: ListEntry[] = objects.map(objectOf);
-  for (const prefix of prefixes) {
-    if (typeof prefix !== "string") {
+  const entries: ListEntry[] = [...objects.map(objectOf), ...prefixes.map(prefixOf)];
+  if (prefixes.length) {
+    entries.sort((a, b) => compareBytes(nameOf(a), nameOf(b)));
+  }
+  let last = after;
+  for (const entry of entries) {
+    const name = nameOf(entry);
+    const slash = name.indexOf("/", prefix.length);
+    const isLevel = entry.type === "object" ? slash < 0 : slash === name.length - 1;
+    const fits = delimiter ? isLevel : entry.type === "object";
+    if (!fits || !name.startsWith(prefix) || compareBytes(name, last) <= 0) {
       throw unexpected();
     }
-    entries.push({ type: "prefix", prefix });
+    last = name;
   }
-  return prefixes.length ? entries.sort((a, b) => compareBytes(nameOf(a), nameOf(b))) : entries;
+  const isNext = next === null || isAfter(next, after, last, prefix);
+  if (!isNext || entries.length > pageSize) {
+    throw unexpected();
+  }
+  return entries;
+}
+
+/** Whether the listing advances: `next` is the last entry of this page, or lies behind it. */
+function isAfter(next: unknown, after: string, last: string, prefix: string): boolean {
+  return (
+    typeof next === "string" &&
+    next.startsWith(prefix) &&
+    compareBytes(next, after) > 0 &&
+    compareBytes(next, last) >= 0
+  );
 }
 
 function objectOf(entry: unknown): ListedObject {
   const { key, size, stored_at } = Object(entry) as Record<string, unknown>;
-  const storedAt = dateOf(stored_at);
-  if (
-    typeof key !== "string" ||
-    !(size === null || (Number.isSafeInteger(size) && Number(size) >= 0)) ||
-    !storedAt
-  ) {
+  const storedAt = timeOf(stored_at);
+  if (!(size === null || (Number.isSafeInteger(size) && Number(size) >= 0)) || !storedAt) {
     throw unexpected();
   }
-  return { type: "object", key, size: size as number | null, storedAt };
+  return { type: "object", key: keyOf(key), size: size as number | null, storedAt };
+}
+
+function prefixOf(prefix: unknown): ListedPrefix {
+  if (typeof prefix !== "string" || !prefix.endsWith("/")) {
+    throw unexpected();
+  }
+  keyOf(prefix.slice(0, -1));
+  return { type: "prefix", prefix };
+}
+
+function keyOf(key: unknown): string {
+  try {
+    return checkObjectKey(key);
+  } catch {
+    throw unexpected();
+  }
 }
 
 function nameOf(entry: ListEntry): string {

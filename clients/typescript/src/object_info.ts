@@ -27,8 +27,8 @@ export function objectInfo(size: number, headers: Headers, byStorage: boolean): 
   };
 }
 
-/** A time as text; undefined where it is none. */
-export function dateOf(text: unknown): Date | undefined {
-  const date = new Date(typeof text === "string" ? text : "");
+/** A time of HTTP; undefined where it is none. */
+function dateOf(text = ""): Date | undefined {
+  const date = new Date(text);
   return Number.isNaN(+date) ? undefined : date;
 }

@@ -63,11 +63,11 @@ export async function readRotation(
   const url = `${connection.url}/rotations/${rotationId}`;
   const document = (await readJson(connection, { url, signal })) as Partial<Document>;
   const { rotation_id, state, generation, counts, code, detail } = document;
-  if (rotation_id !== rotationId || !STATE.test(`${state}`)) {
+  if (rotation_id !== rotationId || typeof state !== "string" || !STATE.test(state)) {
     const reason = "the response describes another rotation, or none";
     throw new UnexpectedResponseError(reason, { status: 200 });
   }
-  return { rotationId, state: state as Document["state"], generation, counts, code, detail };
+  return { rotationId, state, generation, counts, code, detail };
 }
 
 /** Each new state, up to and with the last one. */

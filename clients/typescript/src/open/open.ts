@@ -13,6 +13,7 @@ import { CodedError } from "../errors.ts";
 import { isHttpUrl, malformed } from "../names.ts";
 import { type ObjectInfo, objectInfo } from "../object_info.ts";
 import { type ByteRange, rangeHeader } from "../range.ts";
+import { timeOf } from "../text.ts";
 import {
   type Bytes,
   ChunkOpener,
@@ -186,9 +187,6 @@ function infoOf(
 
 /** When the content was stored, if a rewrap recorded it; not authenticated (SPEC 4.3). */
 function storedAt(text: string | undefined, lastModified: Date): Date | undefined {
-  if (!/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{0,6})?Z$/.test(text ?? "")) {
-    return undefined;
-  }
-  const time = new Date(`${text}`.replace(".Z", "Z"));
-  return time <= lastModified ? time : undefined;
+  const time = timeOf(text);
+  return time && time <= lastModified ? time : undefined;
 }

@@ -318,7 +318,7 @@ test("a listing that repeats, contradicts itself or is none is refused", async (
   ]) {
     await failing(all(scripted(answers).keyturn.list({ after: "b" })), UnexpectedResponseError);
   }
-  const objects = [{ key: "c", size: null, stored_at }];
+  const objects = [{ key: "\u{1f600}", size: null, stored_at }];
   const { keyturn, sent } = scripted([
     page({ next: "\uffff" }),
     page({ next: "\u{1f600}", objects }),
@@ -415,4 +415,16 @@ test("a client does not print its API key", async () => {
       API_KEY,
     ),
   );
+});
+
+test("what should be text and is not is refused", async () => {
+  const odd = { toString: 1, valueOf: 1 };
+  for (const id of [[ID], odd]) {
+    const answer = () => new Response(JSON.stringify({ upload_id: id }), { status: 201 });
+    await failing(scripted([answer()]).keyturn.put("k", ""), UnexpectedResponseError);
+  }
+  for (const state of [["completed"], odd]) {
+    const answer = new Response(JSON.stringify({ rotation_id: ID, state }));
+    await failing(scripted([answer]).keyturn.rotation(ID), UnexpectedResponseError);
+  }
 });
