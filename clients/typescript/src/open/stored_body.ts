@@ -76,6 +76,9 @@ export class StoredStream implements Source {
         // Only failures without progress count: a long read meets more broken connections.
         this.#failures = 0;
         this.#at += piece.length;
+        if (this.#end !== undefined && this.#at > this.#end) {
+          throw new UnexpectedResponseError("the body is too long", { status: 200 });
+        }
         return piece;
       } catch (error) {
         this.#made?.end();
@@ -116,6 +119,9 @@ export class StoredStream implements Source {
       signal,
     });
     try {
+      if (this.#closed) {
+        throw new Lost(undefined);
+      }
       const { size } = await this.#checked(made, range);
       if (this.#size === undefined) {
         this.#size = size;

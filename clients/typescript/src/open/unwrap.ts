@@ -96,7 +96,8 @@ function shown(algorithm: unknown): string {
 }
 
 function fromBase64(text: unknown): Bytes {
-  if (typeof text !== "string" || !/^(?:[\w+/]{4})*(?:[\w+/]{2}==|[\w+/]{3}=)?$/.test(text)) {
+  const base64 = /^(?:[\w+/]{4}){0,500}(?:[\w+/]{2}==|[\w+/]{3}=)?$/;
+  if (typeof text !== "string" || !base64.test(text)) {
     throw corrupt("enc-dek-user is missing or not base64");
   }
   try {
