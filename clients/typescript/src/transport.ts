@@ -29,7 +29,8 @@ export interface Request {
   readonly method?: string;
   readonly url: string;
   readonly headers?: Record<string, string | undefined>;
-  readonly body?: BodyInit;
+  // Not `BodyInit`, which the types of Node.js do not have.
+  readonly body?: NonNullable<RequestInit["body"]>;
   readonly signal?: AbortSignal | undefined;
 }
 

@@ -53,7 +53,7 @@ class OpenObject:
 
     @property
     def last_modified(self) -> datetime | None:
-        """When the storage last wrote it; a rotation counts."""
+        """When its content was stored; no rotation changes it."""
         return self.info.last_modified
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:

@@ -1,6 +1,9 @@
 /** The built package, as an application gets it. */
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { join } from "node:path";
 import { test } from "node:test";
 import { build } from "esbuild";
 import * as main from "keyturn";
@@ -24,6 +27,24 @@ test("CommonJS loads what is loaded on first use", async () => {
     new Response('{"upload_id": "2f6c9a0e-0000-4000-8000-000000000000"}', { status: 201 });
   const options = { url: "https://gateway.test", project: "acme", apiKey: "k".repeat(40), fetch };
   assert.equal((await new Keyturn(options).put("k", "x")).stored, true);
+});
+
+test("the types need no DOM: those of Node.js are enough", () => {
+  const root = join(import.meta.dirname, "../..");
+  const folder = mkdtempSync(join(root, "node_modules/.types-"));
+  try {
+    const program = 'import { Keyturn } from "keyturn";\nimport { open } from "keyturn/open";\n';
+    writeFileSync(join(folder, "main.mts"), `${program}void [Keyturn, open];\n`);
+    const tsc = join(root, "node_modules/typescript/bin/tsc");
+    const options = "--noEmit --strict --target es2022 --lib es2022 --types node --module nodenext";
+    const done = spawnSync(process.execPath, [tsc, ...options.split(" "), "main.mts"], {
+      cwd: folder,
+      encoding: "utf8",
+    });
+    assert.equal(done.stdout, "");
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("what is not used is not bundled", async () => {
