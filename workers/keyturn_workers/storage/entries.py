@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import quote
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage.listing import decode_keys, element, is_encoded
+from keyturn_workers.storage.listing import decode_keys, element, is_encoded, is_truncated
 from keyturn_workers.storage.port import EntriesPage, ObjectSummary
 
 _S3_KEY_MAX_BYTES: Final = 1024
@@ -77,7 +77,7 @@ def parse_entries(body: bytes, prefix: str) -> tuple[EntriesPage, str]:
     if not body.rstrip().endswith(b"</ListBucketResult>"):
         raise StorageUnavailableError("list: response without outcome")
     try:
-        truncated = element(b"IsTruncated", body) == "true"
+        truncated = is_truncated(body)
         has_token = truncated and b"<NextContinuationToken>" in body
         token = element(b"NextContinuationToken", body) if has_token else ""
         encoded = is_encoded(body)

@@ -83,7 +83,7 @@ def parse_page(body: bytes, date: datetime | None) -> ListingPage:
         raise StorageUnavailableError("list: response without outcome")
     keys, etags = [], []
     try:
-        is_last = element(b"IsTruncated", body) != "true"
+        is_last = not is_truncated(body)
         # A thousand rows several times a second: this must be fast.
         _, *rows = body.split(b"<Key>")
         for row in rows:
@@ -142,6 +142,19 @@ def _unescape(text: str) -> str:
     if plain.count("&") == plain.count("&amp;"):
         return plain.replace("&amp;", "&")
     return html.unescape(text)
+
+
+def is_truncated(body: bytes) -> bool:
+    """Whether more pages follow.
+
+    Raises:
+        ValueError: the response does not say so in the one form that S3 defines. Taken for the
+            last page, it would make objects look absent.
+    """
+    stated = element(b"IsTruncated", body)
+    if stated not in ("true", "false"):
+        raise ValueError("neither true nor false")
+    return stated == "true"
 
 
 def element(name: bytes, within: bytes) -> str:

@@ -129,6 +129,8 @@ def test_keys_that_are_not_encoded_are_parsed() -> None:
         b"",
         b"<Error><Code>SlowDown</Code></Error>",
         _body() + b"cut",
+        _body(truncated="True"),
+        _body(truncated=""),
         b"<ListBucketResult></ListBucketResult>",
         _body(_ROW.format(key="p/a").replace("<Size>72", "<Size>many")),
         _body(_ROW.format(key="p/a").replace(".123Z", "")),

@@ -106,6 +106,8 @@ def test_an_empty_page_is_parsed() -> None:
             b"<Contents><Key>a%0Ab</Key><ETag>1</ETag></Contents></ListBucketResult>"
         ),
         b"<ListBucketResult></ListBucketResult>",
+        PAGE % b"True",
+        PAGE % b"",
         (
             b"<ListBucketResult><IsTruncated>false</IsTruncated>"
             b"<Contents><Key>a</Key></Contents></ListBucketResult>"
