@@ -74,15 +74,20 @@ export class OpenObject implements ObjectInfo {
 
   /** The whole body in memory. */
   async bytes(): Promise<Uint8Array> {
-    const bytes = new Uint8Array(this.length);
-    let filled = 0;
-    for (const reader = this.body.getReader(); ; ) {
-      const { done, value } = await reader.read();
-      if (done) {
-        return bytes;
+    const reader = this.body.getReader();
+    try {
+      const bytes = new Uint8Array(this.length);
+      for (let filled = 0; ; ) {
+        const { done, value } = await reader.read();
+        if (done) {
+          return bytes;
+        }
+        bytes.set(value, filled);
+        filled += value.length;
       }
-      bytes.set(value, filled);
-      filled += value.length;
+    } finally {
+      // Where there is no memory for it.
+      await reader.cancel();
     }
   }
 

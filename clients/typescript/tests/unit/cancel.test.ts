@@ -94,3 +94,15 @@ test("a fetch that does not stop by itself is left alone in time", async () => {
   await pending;
   assert.equal(cancelled, 2);
 });
+
+test("a body that memory cannot hold is not left open", async () => {
+  let signal: AbortSignal | null | undefined;
+  const fetch: typeof globalThis.fetch = async (_url, init) => {
+    signal = init?.signal;
+    const headers = { ...OBJECT, "content-length": "999999999999999" };
+    return new Response(new ReadableStream(), { headers });
+  };
+  const opened = await client("https://gateway.test", { fetch }).get("k");
+  await assert.rejects(opened.bytes(), RangeError);
+  assert.equal(signal?.aborted, true);
+});
