@@ -267,7 +267,7 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     # What links begin with; without it, the scheme and the Host header of the request for one.
     gateway_public_url: PublicUrl | None = None
     # Deletes of one project that are published and have no outcome yet.
-    gateway_project_deletes: Annotated[int, Field(ge=1, le=10_000)] = 64
+    gateway_project_deletes: Annotated[int, Field(ge=1, le=1000)] = 64
     # Whether the holder of a project's API key may delete its objects here.
     gateway_delete: Literal["allowed", "forbidden"] = "allowed"
     # The origins whose pages may read responses in a browser; none: no CORS headers.
