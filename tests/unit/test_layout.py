@@ -120,3 +120,14 @@ def test_a_module_of_declarations_does_nothing(module: str) -> None:
 )
 def test_what_counts_as_an_action(source: str, acts: bool) -> None:
     assert _acts(source) is acts
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """Pytest names a module from the topmost package on: of two with one name, one would not run.
+
+    So a folder of tests that has packages in it is a package itself.
+    """
+    tests = _ROOT / "tests"
+    for package in tests.rglob("__init__.py"):
+        for folder in package.parent.relative_to(tests).parents:
+            assert (tests / folder / "__init__.py").is_file(), folder

@@ -139,7 +139,7 @@ def test_another_key_under_the_id_is_found(cli: Cli, place: Place) -> None:
     assert _run(cli, place, other, "keys", "import", "m1", uri).exit_code == 0
     checked = _run(cli, place, {"m1": uri}, "keys", "check")
     assert checked.exit_code == 1
-    assert "not the key that the bucket knows by this id" in checked.stderr
+    assert "this id belongs to another key" in checked.stderr
     # What is there is never replaced.
     refused = _run(cli, place, {"m1": LOCAL}, "keys", "import", "m1", uri)
     assert (refused.exit_code, refused.stdout) == (1, "")

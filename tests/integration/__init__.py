@@ -1,0 +1,1 @@
+"""Tests of parts on a real RabbitMQ and a real S3 server."""
