@@ -11,7 +11,7 @@ SYNC := $(UV) sync --locked --all-packages --all-extras --quiet
 EXPORT := $(UV) export --locked --package keyturn-workers --extra pkcs11 --no-default-groups --quiet
 FILES ?=
 # Each process of the suite has servers of its own; given ones cannot be shared out.
-PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,3)
+PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,4)
 ARGS ?=
 # Lines and branches that the tests without servers reach, in per cent.
 COVERAGE := 78

@@ -21,6 +21,7 @@ from keyturn.errors import (
 from keyturn.topology import RETRY_DELAYS_S
 from keyturn_workers.amqp.message_consumer import (
     ConsumerContext,
+    DeferError,
     Job,
     MessageConsumer,
     NotAdmittedError,
@@ -30,6 +31,7 @@ from keyturn_workers.amqp.retry import retry_delay_s
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
+from keyturn_workers.sweep.page_worker import CannotProveYetError
 from keyturn_workers.worker.metrics import Delivery
 
 _log = structlog.get_logger()
@@ -89,6 +91,10 @@ class HintConsumer(MessageConsumer[HintJob, None]):
         except NotFoundError as exc:
             # Forged, or left over from a sweep whose records were removed.
             _log.warning("hint without a sweep", sweep_id=job.hint.sweep_id, detail=exc.detail)
+        except CannotProveYetError as exc:
+            # No failure, so no attempt: while workers are replaced one after the other, a page
+            # can meet several that have just started. Counted, it would wait for minutes.
+            raise DeferError(exc.wait_s) from exc
         except StorageAnswerError as exc:
             raise StorageUnavailableError(f"{type(exc).__name__}: {exc}") from exc
 

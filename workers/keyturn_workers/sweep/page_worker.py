@@ -98,6 +98,14 @@ class PageWorker:
             raise StorageUnavailableError("keyring reads give no lease now") from exc
 
 
+class CannotProveYetError(StorageUnavailableError):
+    """This process has not known the storage's clock for two leases yet; try after `wait_s`."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__("the storage's clock is not known for two leases yet")
+        self.wait_s = wait_s
+
+
 class _PageAttempt:
     """One attempt under way."""
 
@@ -144,13 +152,13 @@ class _PageAttempt:
         """Leave a page that only needs a proof to a worker whose attempt can be one.
 
         Raises:
-            StorageUnavailableError: this one has not known the storage's clock for long enough.
+            CannotProveYetError: this one has not known the storage's clock for long enough.
         """
         context = self._context
         if first.proves or context.dry_run or not context.open_page.take:
             return
         if first.read_at > context.plan.proof_after(context.plan.lease_s or first.lease_s):
-            raise StorageUnavailableError("the storage's clock is not known for two leases yet")
+            raise CannotProveYetError(first.lease_s)
 
     async def _process_batch(self, batch: Sequence[Row]) -> None:
         context = self._context

@@ -29,6 +29,7 @@ from keyturn_workers.amqp.retry import Retry, RetryNotes
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode
+from keyturn_workers.sweep.page_worker import CannotProveYetError
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.scrape import risen
 
@@ -83,6 +84,10 @@ class Scene:
     async def put_back(self, _message: object, queue: str, retry: Retry, *, publisher: str) -> None:
         assert not publisher
         self.steps.append(f"{queue} {retry.code} {retry.attempt} back")
+
+    async def defer(self, _message: object, queue: str, wait_s: float, *, publisher: str) -> None:
+        assert not publisher
+        self.steps.append(f"{queue} deferred by {wait_s} s")
 
     async def schedule_retry(
         self,
@@ -192,6 +197,13 @@ async def test_a_transient_failure_is_retried(hint: Hint, error: Exception, code
     steps = await deliver(Scene(error=error), hint)
     queue = SWEEP_QUEUE if isinstance(hint, SweepPage) else PLAN_QUEUE
     assert steps[1:] == [f"{queue} {code} 0 in 1 s", "ack"]
+
+
+async def test_a_page_that_meets_a_worker_which_cannot_prove_yet_counts_no_attempt() -> None:
+    """In a rolling deploy it may meet several fresh workers: the fourth would cost 120 s."""
+    header = noted(PAGE, "storage_unavailable", 2, in_s=0)
+    steps = await deliver(Scene(error=CannotProveYetError(3)), PAGE, headers=header)
+    assert steps == ["page", f"{SWEEP_QUEUE} deferred by 3 s", "ack"]
 
 
 async def test_a_step_that_fails_for_good_ends_the_sweep_and_is_kept() -> None:
