@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from keyturn import topology
 from tools.chaos.attackers import digest
@@ -49,6 +49,10 @@ def stored_ids(evidence: Evidence) -> set[str]:
     }
 
 
+# Delivered again after its refusal, since the acknowledgment was lost, and after its key's delete.
+_REFUSED_AGAIN: Final = {"already_exists", "deleted_key"}
+
+
 def ends(evidence: Evidence) -> list[str]:
     """Each confirmed request is completed, or a dead letter with an expected code."""
     letters, stored, found = _letters(evidence), stored_ids(evidence), list[str]()
@@ -61,7 +65,7 @@ def ends(evidence: Evidence) -> list[str]:
         )
         if not ended or not ended <= upload.may_end:
             found.append(f"{_named(upload)}: ended as {sorted(ended)}, not {set(upload.may_end)}")
-        if len(ended) > 1 and not upload.deleted:
+        if len(ended) > 1 and not upload.deleted and ended != _REFUSED_AGAIN:
             found.append(f"{_named(upload)}: ended twice, as {sorted(ended)}")
         if upload.pair is not None:
             pairs[upload.pair] += sorted(ended)
