@@ -19,6 +19,8 @@ PLAN_QUEUE: Final = "keyturn.plan"  # a sweep's steps: planning never waits behi
 EVENTS_STREAM: Final = "keyturn.events"
 AUDIT_STREAM: Final = "keyturn.audit"
 AUDIT_RECORDED: Final = "audit.recorded"
+WORKERS_STREAM: Final = "keyturn.workers"
+WORKER_REPORTED: Final = "worker.reported"
 # Between the exchange and the streams of single publishers, each bound by its header.
 PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
@@ -34,6 +36,8 @@ CONTROL_REQUESTS: Final = (
     "rotation.requested",
     "sweep.requested",
     "delete.requested",
+    "status.requested",
+    "audit.requested",
 )
 REQUESTS: Final = UPLOAD_REQUESTS + CONTROL_REQUESTS
 EVENTS: Final = (
@@ -51,7 +55,14 @@ EVENTS: Final = (
     "sweep.rejected",
     "object.deleted",
     "delete.rejected",
+    "status.rejected",
+    "audit.accepted",
+    "audit.rejected",
 )
+STATUS_REPORTED: Final = "status.reported"
+# What the streams of single publishers take. Reports go to their own publisher alone, and not to
+# `keyturn.events`: a console asks for many, and they state nothing that happened.
+PUBLISHER_EVENTS: Final = (*EVENTS, STATUS_REPORTED)
 
 REQUEST_ID_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -60,6 +71,8 @@ REQUEST_ID_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "rotation.requested": "rotation_id",
         "sweep.requested": "sweep_id",
         "delete.requested": "request_id",
+        "status.requested": "request_id",
+        "audit.requested": "request_id",
     }
 )
 REJECTED_EVENTS: Final[Mapping[str, str]] = MappingProxyType(
@@ -101,6 +114,9 @@ AUDIT_MAX_AGE_S: Final = 365 * 24 * 3600
 AUDIT_MAX_BYTES: Final = 4 * 1024**3
 # One stream for each publisher: smaller, since there may be many.
 PUBLISHER_EVENTS_MAX_BYTES: Final = 512 * 1024**2
+WORKERS_MAX_BYTES: Final = 64 * 1024**2
+WORKERS_MAX_AGE: Final = "1D"
+_WORKERS_SEGMENT_BYTES: Final = 4 * 1024**2
 _PUBLISHER_SEGMENT_BYTES: Final = 16 * 1024**2
 _AUDIT_SEGMENT_BYTES: Final = 16 * 1024**2
 # Each crash of a worker costs a message one delivery. A series of failed deployments can use up
@@ -220,6 +236,23 @@ def audit_queue(max_age_s: int = AUDIT_MAX_AGE_S, max_bytes: int = AUDIT_MAX_BYT
     )
 
 
+def workers_queue() -> Queue:
+    """The stream of what workers report about themselves (SPEC 16.2).
+
+    Short-lived: each worker reports every few seconds, and only the newest reports matter.
+    """
+    return Queue(
+        WORKERS_STREAM,
+        {
+            "x-queue-type": "stream",
+            "x-max-length-bytes": WORKERS_MAX_BYTES,
+            "x-max-age": WORKERS_MAX_AGE,
+            "x-stream-max-segment-size-bytes": _WORKERS_SEGMENT_BYTES,
+        },
+        (WORKER_REPORTED,),
+    )
+
+
 def queues() -> tuple[Queue, ...]:
     """All queues but the audit trail's, in the order of their declaration: the stream last.
 
@@ -245,4 +278,4 @@ def queues() -> tuple[Queue, ...]:
         EVENTS,
     )
     # Dead-letter and retry queues are declared before the work queues that refer to them.
-    return (*dead, *retry, *work, events)
+    return (*dead, *retry, *work, workers_queue(), events)

@@ -2,9 +2,11 @@
 
 | module | holds |
 | --- | --- |
-| `requests` | `UploadRequested` and the four other requests; `Request` |
+| `requests` | `UploadRequested` and all other requests; `Request` |
 | `events` | `UploadStored`, `RotationCompleted` and all others; `Event`, `Rejected`, `Failed` |
+| `status` | what `StatusReported` holds |
 | `audit` | `AuditRecorded`, which no publisher reads, and its bytes |
+| `worker_reports` | `WorkerReported`, which no publisher reads, and its bytes |
 | `fields` | the types of fields, and `RequestOrigin` |
 | `codec` | `encode`, `parse_request`, `parse_event`, and the refusal that answers a request |
 | `json_text` | strict JSON |
@@ -40,6 +42,8 @@ from keyturn.messages.codec import (
 from keyturn.messages.events import (
     COUNT_FIELDS,
     EVENT_MODELS,
+    AuditAccepted,
+    AuditRejected,
     CountedEvent,
     DeleteRejected,
     EnrollRejected,
@@ -52,6 +56,8 @@ from keyturn.messages.events import (
     RotationCompleted,
     RotationFailed,
     RotationRejected,
+    StatusRejected,
+    StatusReported,
     SweepCompleted,
     SweepFailed,
     SweepProgressed,
@@ -76,8 +82,11 @@ from keyturn.messages.fields import (
 )
 from keyturn.messages.json_text import load_json, problems
 from keyturn.messages.requests import (
+    AUDITED_LETTERS,
     INLINE_MAX_BYTES,
     REQUEST_MODELS,
+    AuditedLetter,
+    AuditRequested,
     DeleteRequested,
     EnrollRequested,
     InlineBody,
@@ -86,11 +95,32 @@ from keyturn.messages.requests import (
     SealedSecret,
     Staged,
     StagedBody,
+    StatusRequested,
     SweepRequested,
     UploadRequested,
 )
+from keyturn.messages.status import (
+    STATUS_LIMIT,
+    STATUS_MAX_LIMIT,
+    EvidenceStatus,
+    FailureStatus,
+    MasterKeyStatus,
+    ObjectGroupStatus,
+    ProjectStatus,
+    StatusView,
+    SweepCounts,
+    SweepStatus,
+)
+from keyturn.messages.worker_reports import (
+    WORKER_REPORT_MODELS,
+    QueueReport,
+    WorkerReported,
+    encode_worker_report,
+    parse_worker_report,
+)
 
 __all__ = [
+    "AUDITED_LETTERS",
     "AUDIT_MODELS",
     "COUNT_FIELDS",
     "DONE",
@@ -99,9 +129,16 @@ __all__ = [
     "REASON_MAX_CHARACTERS",
     "REQUEST_MODELS",
     "STARTED",
+    "STATUS_LIMIT",
+    "STATUS_MAX_LIMIT",
+    "WORKER_REPORT_MODELS",
+    "AuditAccepted",
     "AuditAction",
     "AuditLink",
     "AuditRecorded",
+    "AuditRejected",
+    "AuditRequested",
+    "AuditedLetter",
     "Base64",
     "CallerMetadata",
     "ContentType",
@@ -112,13 +149,19 @@ __all__ = [
     "EnrollRejected",
     "EnrollRequested",
     "Event",
+    "EvidenceStatus",
     "Failed",
+    "FailureStatus",
     "Generation",
     "InlineBody",
     "Key",
+    "MasterKeyStatus",
     "ObjectDeleted",
+    "ObjectGroupStatus",
     "Project",
     "ProjectEnrolled",
+    "ProjectStatus",
+    "QueueReport",
     "Rejected",
     "Request",
     "RequestDigest",
@@ -133,19 +176,27 @@ __all__ = [
     "ShortName",
     "Staged",
     "StagedBody",
+    "StatusRejected",
+    "StatusReported",
+    "StatusRequested",
+    "StatusView",
     "SweepCompleted",
+    "SweepCounts",
     "SweepFailed",
     "SweepProgressed",
     "SweepRejected",
     "SweepRequested",
+    "SweepStatus",
     "Time",
     "UploadRejected",
     "UploadRequested",
     "UploadStored",
+    "WorkerReported",
     "body_digest",
     "claimed_type",
     "encode",
     "encode_audit",
+    "encode_worker_report",
     "id_field",
     "identity",
     "load_json",
@@ -153,6 +204,7 @@ __all__ = [
     "parse_audit_link",
     "parse_event",
     "parse_request",
+    "parse_worker_report",
     "problems",
     "rejection",
     "request_id",

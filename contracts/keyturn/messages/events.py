@@ -15,6 +15,17 @@ from keyturn.messages.fields import (
     ShortName,
     Time,
 )
+from keyturn.messages.status import (
+    Cursor,
+    EvidenceStatus,
+    FailureStatus,
+    MasterKeyStatus,
+    ObjectGroupStatus,
+    ProjectStatus,
+    Rows,
+    StatusView,
+    SweepStatus,
+)
 
 _CODE_PATTERN: Final = r"^[a-z0-9_]{1,64}$"
 
@@ -196,6 +207,63 @@ class DeleteRejected(RejectedModel):
     request_id: RequestId
 
 
+class StatusReported(EventModel):
+    """One page of what a control worker found (SPEC 16.1).
+
+    It goes to the stream of its publisher alone. Of the fields after `unchanged`, the one of the
+    view is set, unless the page is unchanged or could not be read.
+
+    Attributes:
+        view: What was requested.
+        sweep_id: As requested.
+        after: As requested: where the page begins.
+        next: Where the next page begins; absent on the last one.
+        digest: SHA-256 of the page's rows, to name in the next request for this page.
+        unchanged: Whether the publisher knows these rows already.
+        code: Why nothing could be read, such as `storage_unavailable`; then there are no rows.
+    """
+
+    type: Literal["status.reported"] = "status.reported"
+    request_id: RequestId
+    project: Project | Literal["*"]
+    view: StatusView
+    sweep_id: RequestId | None = None
+    after: Cursor | None = None
+    next: Cursor | None = None
+    digest: RequestDigest | None = None
+    unchanged: bool = False
+    code: Annotated[str, Field(pattern=_CODE_PATTERN)] | None = None
+    detail: str | None = None
+    projects: Rows[ProjectStatus] | None = None
+    sweeps: Rows[SweepStatus] | None = None
+    failures: Rows[FailureStatus] | None = None
+    evidence_files: Rows[EvidenceStatus] | None = None
+    master_keys: Rows[MasterKeyStatus] | None = None
+    objects: Rows[ObjectGroupStatus] | None = None
+
+
+class StatusRejected(RejectedModel):
+    """The request for a report was refused."""
+
+    type: Literal["status.rejected"] = "status.rejected"
+    request_id: RequestId
+
+
+class AuditAccepted(EventModel):
+    """What the request names is in the audit trail."""
+
+    type: Literal["audit.accepted"] = "audit.accepted"
+    request_id: RequestId
+    project: Literal["*"] = "*"
+
+
+class AuditRejected(RejectedModel):
+    """The request to record something was refused."""
+
+    type: Literal["audit.rejected"] = "audit.rejected"
+    request_id: RequestId
+
+
 Event = (
     ProjectEnrolled
     | EnrollRejected
@@ -211,9 +279,21 @@ Event = (
     | SweepRejected
     | ObjectDeleted
     | DeleteRejected
+    | StatusReported
+    | StatusRejected
+    | AuditAccepted
+    | AuditRejected
 )
 Failed = RotationFailed | SweepFailed
-Rejected = EnrollRejected | UploadRejected | RotationRejected | SweepRejected | DeleteRejected
+Rejected = (
+    EnrollRejected
+    | UploadRejected
+    | RotationRejected
+    | SweepRejected
+    | DeleteRejected
+    | StatusRejected
+    | AuditRejected
+)
 EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
     "project.enrolled": ProjectEnrolled,
     "enroll.rejected": EnrollRejected,
@@ -229,4 +309,8 @@ EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
     "sweep.rejected": SweepRejected,
     "object.deleted": ObjectDeleted,
     "delete.rejected": DeleteRejected,
+    "status.reported": StatusReported,
+    "status.rejected": StatusRejected,
+    "audit.accepted": AuditAccepted,
+    "audit.rejected": AuditRejected,
 }

@@ -1,11 +1,11 @@
 """Requests, as publishers send them and workers check them (SPEC 6.3 to 6.6, 15.3). Pure."""
 
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from keyturn.identifiers import parse_time
+from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages.fields import (
     Actor,
     Base64,
@@ -14,14 +14,21 @@ from keyturn.messages.fields import (
     Generation,
     Key,
     Project,
+    Reason,
+    RequestDigest,
     RequestId,
     ShortName,
     StrictModel,
     Time,
 )
+from keyturn.messages.status import STATUS_LIMIT, STATUS_MAX_LIMIT, Cursor, StatusView
 
 INLINE_MAX_BYTES: Final = 256 * 1024
 """Plaintext bytes above which a body is staged in the bucket."""
+AUDITED_LETTERS: Final = 500
+"""Dead letters that one request has recorded at most."""
+QUEUE_PATTERN: Final = r"^[a-z.-]{1,64}$"
+REQUEST_TYPE_PATTERN: Final = r"^[a-z_]{1,32}\.requested$"
 _STAGED_MAX_BYTES: Final = 2**53 - 1  # what every JSON implementation can count to
 
 
@@ -127,11 +134,97 @@ class DeleteRequested(ControlRequestModel):
     key: Key
 
 
-Request = UploadRequested | EnrollRequested | RotationRequested | SweepRequested | DeleteRequested
+class StatusRequested(ControlRequestModel):
+    """Report one page of what the records and the objects say (SPEC 16.1).
+
+    Attributes:
+        project: One project, or `*` for all, which needs the grant for all.
+        view: What to report.
+        sweep_id: For `sweep` and `failures`.
+        after: Where the page begins: `next` of the page before.
+        limit: At most so many rows; for `objects`, so many S3 keys are inspected.
+        known: `digest` of the page that the publisher holds; an equal one comes without rows.
+    """
+
+    type: Literal["status.requested"] = "status.requested"
+    request_id: RequestId
+    project: Project | Literal["*"]
+    view: StatusView
+    sweep_id: RequestId | None = None
+    after: Cursor | None = None
+    limit: Annotated[int, Field(ge=1, le=STATUS_MAX_LIMIT)] = STATUS_LIMIT
+    known: RequestDigest | None = None
+
+    @model_validator(mode="after")
+    def _check_sweep(self) -> Self:
+        if (self.view in ("sweep", "failures")) != (self.sweep_id is not None):
+            raise ValueError("sweep_id is named for the views sweep and failures, and no other")
+        if self.view == "evidence" and self.project == ALL_PROJECTS:
+            raise ValueError("evidence is that of one project")
+        if self.view == "master_keys" and self.project != ALL_PROJECTS:
+            raise ValueError("the master keys are those of all projects")
+        return self
+
+
+class AuditedLetter(StrictModel):
+    """A dead letter that is about to be replayed or discarded, by its own claim.
+
+    Attributes:
+        request: Hex SHA-256 of its body.
+        request_type: Its type, if it is that of a request.
+        request_id: Its id, if it has one.
+        project: Its project, if it names one.
+    """
+
+    request: RequestDigest
+    request_type: Annotated[str, Field(pattern=REQUEST_TYPE_PATTERN)] | None = None
+    request_id: RequestId | None = None
+    project: Project | None = None
+
+
+class AuditRequested(ControlRequestModel):
+    """Record what a person does to dead letters, who has no event key (SPEC 15.3, 16.1).
+
+    The letters are moved only after `audit.accepted`.
+
+    Attributes:
+        project: `*`: dead letters belong to no project.
+        action: What is done.
+        queue: The dead-letter queue.
+        letters: Each becomes one record of the audit trail.
+        outcome: `started` before it is done; afterward the code, where it failed.
+        reason: Why, in the words of the person.
+    """
+
+    type: Literal["audit.requested"] = "audit.requested"
+    request_id: RequestId
+    project: Literal["*"] = "*"
+    actor: Actor
+    action: Literal["dead_letter.replayed", "dead_letter.discarded"]
+    queue: Annotated[str, Field(pattern=QUEUE_PATTERN)]
+    letters: Annotated[
+        tuple[AuditedLetter, ...],
+        Field(strict=False, min_length=1, max_length=AUDITED_LETTERS),
+    ]
+    outcome: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")] = "started"
+    reason: Reason | None = None
+
+
+Request = (
+    UploadRequested
+    | EnrollRequested
+    | RotationRequested
+    | SweepRequested
+    | DeleteRequested
+    | StatusRequested
+    | AuditRequested
+)
 REQUEST_MODELS: Final[dict[str, type[RequestModel]]] = {
     "upload.requested": UploadRequested,
     "enroll.requested": EnrollRequested,
     "rotation.requested": RotationRequested,
     "sweep.requested": SweepRequested,
     "delete.requested": DeleteRequested,
+    "status.requested": StatusRequested,
+    "audit.requested": AuditRequested,
 }

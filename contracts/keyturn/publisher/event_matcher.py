@@ -30,6 +30,8 @@ RequestType = Literal[
     "rotation.requested",
     "sweep.requested",
     "delete.requested",
+    "status.requested",
+    "audit.requested",
 ]
 
 _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
@@ -39,6 +41,8 @@ _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "rotation.requested": frozenset({"rotation.accepted", "rotation.rejected"}),
         "sweep.requested": frozenset({"sweep.rejected"}),
         "delete.requested": frozenset({"object.deleted", "delete.rejected"}),
+        "status.requested": frozenset({"status.reported", "status.rejected"}),
+        "audit.requested": frozenset({"audit.accepted", "audit.rejected"}),
     }
 )
 # Progress and ends: of the sweep, whichever of the requests for it they name.

@@ -44,7 +44,7 @@ from keyturn.messages import (
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_matcher import EventMatcher, RequestType, is_answer, is_end
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow
-from keyturn.topology import EVENTS, EVENTS_STREAM, publisher_stream
+from keyturn.topology import EVENTS_STREAM, PUBLISHER_EVENTS, publisher_stream
 
 MAX_TRACKED: Final = 100_000
 # The stream's times are the broker's, to the second; ours may run ahead of them.
@@ -52,7 +52,7 @@ CLOCK_TOLERANCE_S: Final = 30
 _LOOK_BACK: Final = timedelta(minutes=15)
 _MAX_CONCURRENT_SCANS: Final = 64
 _MAX_ATTEMPTS: Final = 8
-_ID_FIELDS: Final = {event_type: id_field(event_type) for event_type in EVENTS}
+_ID_FIELDS: Final = {event_type: id_field(event_type) for event_type in PUBLISHER_EVENTS}
 # Only these have events in which older workers named no publisher.
 _SWEEPING_REQUESTS: Final = ("rotation.requested", "sweep.requested")
 

@@ -79,7 +79,7 @@ class _Declarer:
             declared = await self._queue(topology.publisher_queue(publisher))
             await declared.bind(by_publisher, arguments=dict(topology.publisher_binding(publisher)))
         # Last, and one binding for each event, never `#`: requests must not enter.
-        for event in topology.EVENTS:
+        for event in topology.PUBLISHER_EVENTS:
             await by_publisher.bind(exchange, event)
 
     async def _exchange(self) -> AbstractExchange:

@@ -78,7 +78,10 @@ def test_the_build_is_locked_and_leaves_its_sbom() -> None:
     syncs = [part for run in runs for part in run.split("&&") if " sync " in part]
     assert len(syncs) == 2
     for sync in syncs:
-        assert "--locked --package keyturn-workers --extra pkcs11 --no-default-groups" in sync
+        assert (
+            "--locked --package keyturn-workers --extra pkcs11 --extra console --no-default-groups"
+            in sync
+        )
     assert "--no-editable" in syncs[-1]
     assert "--format cyclonedx1.5" in runs[-1]
     assert "--output-file .venv/keyturn.cdx.json" in runs[-1]
