@@ -4,9 +4,7 @@ Each admin wrap and each tombstone is opened; labels are never believed. The cen
 the whole bucket, not only enrolled projects: an object without a keyring still needs its
 master key. Memory grows with the number of groups, not of objects.
 
-Dropping a master key too early loses everything that it opens. So no key is called safe to
-drop on the word of less than the whole bucket, while a sweep is running, or while anything
-cannot be opened.
+Whether a master key may be dropped is decided in `keyturn_workers.key_usage_rules`.
 """
 
 import asyncio
@@ -29,6 +27,7 @@ from keyturn_workers.cli.output import printable, progress_display
 from keyturn_workers.cli.record_index import RECORD_ERRORS, RecordIndex, Row
 from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.errors import ArchivedError, MissingError
+from keyturn_workers.key_usage_rules import KeyUsage, Surroundings, judge_drop, missing_key
 from keyturn_workers.keyring.store import parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.key_usage import find_key_usage
@@ -182,6 +181,7 @@ def master_key_rows(
     for group, number in (census or Census()).items():
         (noncurrent if group.kind == _NONCURRENT else objects)[group.master_key] += number
     rows = []
+    around = _surroundings(index, census, project)
     active = settings.active_master_key
     for name in settings.master_keys:
         row: Row = {
@@ -193,45 +193,25 @@ def master_key_rows(
             "keyrings": sum(row["master_key"] == name for row in index.keyrings),
             "sweep_records": index.sweep_records_under[name],
         }
-        safe, reason = _safe_to_drop(row, index, census, project)
-        rows.append(row | {"may_be_dropped": safe, "told": f"{name}: {reason}"})
+        verdict = judge_drop(_usage(row), around)
+        told = f"{name}: {verdict.reason}"
+        rows.append(row | {"may_be_dropped": verdict.may_be_dropped, "told": told})
     for name, number in sorted(index.missing_master_keys.items()):
-        reason = f"missing from KEYTURN_MASTER_KEYS, but named by {_plural(number, 'record')}"
         row = {"master_key": name, "held": False, "may_be_dropped": None}
-        rows.append(row | {"told": f"{name}: {reason}"})
+        rows.append(row | {"told": f"{name}: {missing_key(number)}"})
     return rows
 
 
-def _safe_to_drop(
-    row: Row, index: RecordIndex, census: Census | None, project: str | None
-) -> tuple[bool | None, str]:
-    """Whether the master key may be dropped, and the sentence that says why; None if unknown."""
+def _usage(row: Row) -> KeyUsage:
     records = row["keyrings"] + row["sweep_records"]
-    if census is None:
-        return None, f"{_plural(records, 'record')}; objects were not inspected"
-    uses = [_plural(row["objects"], "object"), _plural(records, "record")]
-    if row["noncurrent"]:
-        uses.insert(1, _plural(row["noncurrent"], "noncurrent version"))
-    if project is not None:
-        return None, f"{', '.join(uses)} in {project}"
-    if row["objects"] or row["noncurrent"] or records:
-        return False, f"in use by {', '.join(uses)}"
-    if obstacle := _obstacle(row, index, census):
-        return False, f"not safe to drop: {obstacle}"
-    return True, "safe to drop: no object and no record uses it"
+    return KeyUsage(row["objects"], row["noncurrent"] or 0, records, row["active"])
 
 
-def _obstacle(row: Row, index: RecordIndex, census: Census) -> str:
-    if row["active"]:
-        return "it is the active master key"
-    if running := sum(sweep["status"] == "running" for sweep in index.sweeps):
-        return f"{_plural(running, 'sweep')} {'is' if running == 1 else 'are'} still running"
-    objects = sum(number for group, number in census.items() if group.kind == _UNREADABLE)
-    counts = ((objects, "object"), (index.unreadable, "record"))
-    unreadable = " and ".join(_plural(number, noun) for number, noun in counts if number)
-    # Nobody knows which key would open them.
-    return unreadable and f"{unreadable} cannot be opened with any available key"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _surroundings(index: RecordIndex, census: Census | None, project: str | None) -> Surroundings:
+    groups = (census or Census()).items()
+    return Surroundings(
+        running_sweeps=sum(sweep["status"] == "running" for sweep in index.sweeps),
+        unreadable_objects=sum(number for group, number in groups if group.kind == _UNREADABLE),
+        unreadable_records=index.unreadable,
+        project=project,
+    )
