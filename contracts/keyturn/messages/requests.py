@@ -29,6 +29,8 @@ AUDITED_LETTERS: Final = 500
 """Dead letters that one request has recorded at most."""
 QUEUE_PATTERN: Final = r"^[a-z.-]{1,64}$"
 REQUEST_TYPE_PATTERN: Final = r"^[a-z_]{1,32}\.requested$"
+DeadLetterAction = Literal["dead_letter.replayed", "dead_letter.discarded"]
+"""What a console has recorded before it does it."""
 _STAGED_MAX_BYTES: Final = 2**53 - 1  # what every JSON implementation can count to
 
 
@@ -200,7 +202,7 @@ class AuditRequested(ControlRequestModel):
     request_id: RequestId
     project: Literal["*"] = "*"
     actor: Actor
-    action: Literal["dead_letter.replayed", "dead_letter.discarded"]
+    action: DeadLetterAction
     queue: Annotated[str, Field(pattern=QUEUE_PATTERN)]
     letters: Annotated[
         tuple[AuditedLetter, ...],

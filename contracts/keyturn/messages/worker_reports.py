@@ -15,6 +15,7 @@ from keyturn.messages.fields import Actor, Count, RequestId, ShortName, Time
 from keyturn.messages.json_text import load_json, problems
 from keyturn.messages.requests import QUEUE_PATTERN
 from keyturn.messages.status import Rows, StatusModel
+from keyturn.topology import WORKER_REPORTED
 
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -78,7 +79,7 @@ class WorkerReported(EventModel):
     queues: Rows[QueueReport]
 
 
-WORKER_REPORT_MODELS: Final[dict[str, type[WorkerReported]]] = {"worker.reported": WorkerReported}
+WORKER_REPORT_MODELS: Final[dict[str, type[WorkerReported]]] = {WORKER_REPORTED: WorkerReported}
 
 
 def encode_worker_report(report: WorkerReported) -> bytes:
@@ -92,7 +93,10 @@ def parse_worker_report(body: bytes) -> WorkerReported:
     Raises:
         MalformedRequestError: not a report that this version knows.
     """
+    document = load_json(body)
+    if document.get("type") != WORKER_REPORTED:
+        raise MalformedRequestError(f"type must be {WORKER_REPORTED}")
     try:
-        return WorkerReported.model_validate(load_json(body))
+        return WorkerReported.model_validate(document)
     except ValidationError as exc:
         raise MalformedRequestError(problems(exc)) from None

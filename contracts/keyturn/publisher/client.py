@@ -7,22 +7,28 @@ It must never log or raise a secret, a plaintext or a sealed body.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime
 from typing import Final, Self
 
 from keyturn.crypto import Sealer, seal, to_base64
 from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError
-from keyturn.identifiers import staging_s3_key
+from keyturn.identifiers import ALL_PROJECTS, staging_s3_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
+    STARTED,
+    STATUS_LIMIT,
+    AuditedLetter,
+    DeadLetterAction,
     Event,
     InlineBody,
     Request,
     Staged,
     StagedBody,
+    StatusView,
     UploadRequested,
+    WorkerReported,
 )
 from keyturn.publisher.body_source import Body, blocks, head
 from keyturn.publisher.connection import BrokerConnection, persistent_json
@@ -34,9 +40,11 @@ from keyturn.publisher.requests import (
     ApiKey,
     SignedRequest,
     UploadDraft,
+    build_audit,
     build_delete,
     build_enroll,
     build_rotation,
+    build_status,
     build_sweep,
     draft_upload,
     new_id,
@@ -45,7 +53,7 @@ from keyturn.publisher.requests import (
 )
 from keyturn.publisher.staging import CONNECTIONS, Staging
 from keyturn.settings import PublisherSettings, S3Settings
-from keyturn.topology import EVENTS_STREAM
+from keyturn.topology import EVENTS_STREAM, WORKERS_STREAM
 
 PUBLISH_TIMEOUT_S: Final = 30.0
 _STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
@@ -143,6 +151,7 @@ class Publisher:
         v0: bool = False,
         v0_api_key: ApiKey | None = None,
         adopt: bool = False,
+        actor: str | None = None,
         request_id: str | None = None,
     ) -> str:
         """Request a keyring for a project; return the request's id, for `wait`.
@@ -154,6 +163,7 @@ class Publisher:
             v0: Whether it may hold objects of the earlier system; `v0_api_key` implies it.
             v0_api_key: The API key under which the earlier system wrapped its objects.
             adopt: Enroll although objects already exist under the project's prefix.
+            actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
@@ -169,6 +179,7 @@ class Publisher:
             v0=v0,
             v0_api_key=v0_api_key,
             adopt=adopt,
+            actor=actor,
             request_id=request_id or new_id(),
         )
         await self._publish(request)
@@ -234,6 +245,7 @@ class Publisher:
         *,
         api_key: ApiKey,
         expected_generation: int | None = None,
+        actor: str | None = None,
         rotation_id: str | None = None,
     ) -> str:
         """Request a rotation of a project's key; return the rotation's id.
@@ -246,6 +258,7 @@ class Publisher:
             project: The project's id (SPEC 1).
             api_key: Its new secret; save it before you call this.
             expected_generation: Refuse unless this is the project's current generation.
+            actor: The person for whom this is requested; the audit trail names them.
             rotation_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
@@ -258,6 +271,7 @@ class Publisher:
             project,
             api_key=api_key,
             expected_generation=expected_generation,
+            actor=actor,
             rotation_id=rotation_id or new_id(),
         )
         await self._publish(request)
@@ -271,6 +285,7 @@ class Publisher:
         encrypt_plaintext: bool = False,
         repair: bool = False,
         dry_run: bool = False,
+        actor: str | None = None,
         sweep_id: str | None = None,
     ) -> str:
         """Request that every object be brought to the desired state; return the sweep's id.
@@ -281,6 +296,7 @@ class Publisher:
             encrypt_plaintext: Encrypt unencrypted objects in place.
             repair: Use earlier user KEKs for objects that no other key opens (SPEC 8.2).
             dry_run: Only inspect and count.
+            actor: The person for whom this is requested; the audit trail names them.
             sweep_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
@@ -294,12 +310,20 @@ class Publisher:
             encrypt_plaintext=encrypt_plaintext,
             repair=repair,
             dry_run=dry_run,
+            actor=actor,
             sweep_id=sweep_id or new_id(),
         )
         await self._publish(request)
         return request.sweep_id
 
-    async def delete(self, project: str, object_key: str, *, request_id: str | None = None) -> str:
+    async def delete(
+        self,
+        project: str,
+        object_key: str,
+        *,
+        actor: str | None = None,
+        request_id: str | None = None,
+    ) -> str:
         """Request that an object be deleted for good; return the request's id, for `wait`.
 
         A tombstone takes its place: the object key never takes another body (SPEC 8.7).
@@ -307,6 +331,7 @@ class Publisher:
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key; it gets a tombstone even if it holds no object.
+            actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
@@ -314,7 +339,95 @@ class Publisher:
             NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        request = build_delete(project, object_key, request_id=request_id or new_id())
+        request = build_delete(project, object_key, actor=actor, request_id=request_id or new_id())
+        await self._publish(request)
+        return request.request_id
+
+    async def status(
+        self,
+        view: StatusView,
+        project: str = ALL_PROJECTS,
+        *,
+        sweep_id: str | None = None,
+        after: str | None = None,
+        limit: int = STATUS_LIMIT,
+        known: str | None = None,
+        actor: str | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Request one page of what records and objects say (SPEC 16.1); return the request's id.
+
+        `wait` returns the `StatusReported`, or a `StatusRejected`. The report goes to the stream
+        of this publisher alone, and is remembered only until the first wait for it ends. Many
+        requests may be under way at once.
+
+        Args:
+            view: What to report, such as `projects`; see `keyturn.messages.status`.
+            project: The project's id, or `*` for all, which needs the grant for all.
+            sweep_id: The sweep; for the views `sweep` and `failures`.
+            after: `next` of the page before; the first page by default.
+            limit: Rows of a page at most; of the view `objects`, S3 keys inspected.
+            known: `digest` of the page as it is known: if it is the same, no rows are sent.
+            actor: The person for whom this is requested; the audit trail names them.
+            request_id: The id of an earlier attempt to repeat; a new one by default.
+
+        Raises:
+            MalformedRequestError: a name is not valid, or the view needs other arguments.
+            NotDeliveredError: no worker serves requests, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; requesting it again does no harm.
+        """
+        request = build_status(
+            view,
+            project,
+            sweep_id=sweep_id,
+            after=after,
+            limit=limit,
+            known=known,
+            actor=actor,
+            request_id=request_id or new_id(),
+        )
+        await self._publish(request)
+        return request.request_id
+
+    async def record_audit(
+        self,
+        action: DeadLetterAction,
+        queue: str,
+        letters: Sequence[AuditedLetter],
+        *,
+        actor: str,
+        outcome: str = STARTED,
+        reason: str | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Request that an action on dead letters be recorded; return the request's id.
+
+        Only `audit.accepted`, which `wait` returns, says that the audit trail holds one record
+        for each letter. Act on the letters after it (SPEC 15.3).
+
+        Args:
+            action: What is done, such as `dead_letter.replayed`.
+            queue: The dead-letter queue.
+            letters: At most 500.
+            actor: The person who does it.
+            outcome: `started` before it is done; the code of an error if it then failed.
+            reason: Why, in the person's words, on one line.
+            request_id: The id of an earlier attempt to repeat; a new one by default.
+
+        Raises:
+            MalformedRequestError: an argument is not valid.
+            NotDeliveredError: no worker serves requests, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        request = build_audit(
+            action,
+            queue,
+            letters,
+            actor=actor,
+            outcome=outcome,
+            reason=reason,
+            request_id=request_id or new_id(),
+        )
         await self._publish(request)
         return request.request_id
 
@@ -433,6 +546,21 @@ class Publisher:
             async for record in stream:
                 if (event := self._verifier.event(record)) is not None:
                     yield event
+
+    async def worker_reports(
+        self, since: datetime | None = None
+    ) -> AsyncGenerator[WorkerReported, None]:
+        """What every worker process reports about itself every few seconds, for ever (SPEC 16.2).
+
+        The broker's user needs permission to read `keyturn.workers`, which holds the reports of
+        about a day. Arguments and errors are those of `events`.
+        """
+        async with aclosing(
+            follow(self._events_connection, since or "first", WORKERS_STREAM)
+        ) as stream:
+            async for record in stream:
+                if (report := self._verifier.worker_report(record)) is not None:
+                    yield report
 
     async def _publish(self, request: Request) -> None:
         signed = sign(self._settings, request)

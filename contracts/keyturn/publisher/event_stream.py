@@ -40,7 +40,7 @@ from contextlib import (
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.abc import DeliveredMessage
@@ -48,13 +48,26 @@ from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError
 
 from keyturn.crypto import EventVerifier, VerifyKey
 from keyturn.errors import EventsUnavailableError, MalformedRequestError
-from keyturn.messages import Event, parse_event
+from keyturn.messages import (
+    AuditRecorded,
+    Event,
+    WorkerReported,
+    parse_audit,
+    parse_event,
+    parse_worker_report,
+)
 from keyturn.publisher.connection import (
     BrokerConnection,
     close_quietly,
     normalize_connection_errors,
 )
-from keyturn.topology import AUDIT_STREAM, EVENT_KEY_HEADER, EVENTS_STREAM, SIGNATURE_HEADER
+from keyturn.topology import (
+    AUDIT_STREAM,
+    EVENT_KEY_HEADER,
+    EVENTS_STREAM,
+    SIGNATURE_HEADER,
+    WORKERS_STREAM,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +82,7 @@ _NEWEST_S: Final = 1.0
 _OFFSET_HEADER: Final = "x-stream-offset"
 _NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
 _START_A_WORKER: Final = "; start one"
-_OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM)
+_OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM, WORKERS_STREAM)
 _EARLIER: Final = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1))
 
 Start = datetime | int | Literal["first"]
@@ -94,8 +107,14 @@ class StreamRecord:
     key_id: str = ""
 
 
+_Message = TypeVar("_Message")
+
+
 class Verifier:
-    """Turns records into events, and counts those that are not signed.
+    """Turns records into messages of the deployment, and counts those that are not signed.
+
+    Each method takes one kind of message only: a genuine message of another kind that an attacker
+    put on the stream is passed over.
 
     Args:
         deployment: The installation that events must be signed for.
@@ -112,14 +131,28 @@ class Verifier:
 
     def event(self, record: StreamRecord) -> Event | None:
         """The event, or None if its signature fails or this version does not know its type."""
+        return self._parsed(record, parse_event)
+
+    def worker_report(self, record: StreamRecord) -> WorkerReported | None:
+        """What a worker reports about itself (SPEC 16.2), or None as for an event."""
+        return self._parsed(record, parse_worker_report)
+
+    def audit_record(self, record: StreamRecord) -> AuditRecorded | None:
+        """A record of the audit trail, or None as for an event.
+
+        It says nothing about records that are missing: `keyturn.audit` checks the chains.
+        """
+        return self._parsed(record, parse_audit)
+
+    def _parsed(self, record: StreamRecord, parse: Callable[[bytes], _Message]) -> _Message | None:
         if not self._signatures.is_signed(record.body, record.signature, record.key_id):
             self.refused += 1
-            _log.warning("ignored an event that is not signed, at offset %d", record.offset)
+            _log.warning("ignored a message that is not signed, at offset %d", record.offset)
             return None
         try:
-            return parse_event(record.body)
+            return parse(record.body)
         except MalformedRequestError:
-            _log.debug("skipped an event that this version does not know, at %d", record.offset)
+            _log.debug("skipped a message that this version does not know, at %d", record.offset)
             return None
 
 

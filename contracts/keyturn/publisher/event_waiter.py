@@ -13,7 +13,8 @@ while it is unknown whether that one is on its queue.
 
 Memory is bounded: of at most `max_tracked` requests the time of sending and the answer are
 remembered. The oldest are forgotten first; a wait for a forgotten one is like a wait for
-another process's request.
+another process's request. Reports of status are large and requested all the time: a request for
+one is forgotten as soon as a wait for it ends, be it without an answer.
 
 It must never accept an event by its id alone: the signature is checked first, then everything
 else that `EventMatcher` requires.
@@ -53,6 +54,8 @@ _LOOK_BACK: Final = timedelta(minutes=15)
 _MAX_CONCURRENT_SCANS: Final = 64
 _MAX_ATTEMPTS: Final = 8
 _ID_FIELDS: Final = {event_type: id_field(event_type) for event_type in PUBLISHER_EVENTS}
+# Their answers are large, and stale once they were read.
+_FORGOTTEN_REQUESTS: Final = ("status.requested",)
 # Only these have events in which older workers named no publisher.
 _SWEEPING_REQUESTS: Final = ("rotation.requested", "sweep.requested")
 
@@ -370,6 +373,13 @@ class EventWaiter:
             waiting.discard(wait)
             if not waiting and self._waiting.get(request_id) is waiting:
                 del self._waiting[request_id]
+                if sent.matcher.request_type in _FORGOTTEN_REQUESTS:
+                    self._forget(request_id, wait)
+
+    def _forget(self, request_id: str, wait: _Wait) -> None:
+        """Forget a request that a wait was for, unless it was sent once more since."""
+        if self._sent.get(request_id) in wait.attempts:
+            del self._sent[request_id]
 
     async def _read(self, start: Start) -> None:
         """The shared reader: ends only with the publisher, or where there is no stream."""

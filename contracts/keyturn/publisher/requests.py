@@ -1,4 +1,4 @@
-"""Building requests: checked, sealed, signed (SPEC 6.3 to 6.6). Pure but for random bytes.
+"""Building requests: checked, sealed, signed (SPEC 6.3 to 6.6, 16.1). Pure but for random bytes.
 
 Names and metadata are checked by the same models as in the workers, before a secret is
 derived or a byte of a body is read.
@@ -7,7 +7,7 @@ It must never put a secret or a value into an error.
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -27,6 +27,9 @@ from keyturn.crypto import to_base64 as to_b64
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import format_time
 from keyturn.messages import (
+    AuditedLetter,
+    AuditRequested,
+    DeadLetterAction,
     DeleteRequested,
     EnrollRequested,
     InlineBody,
@@ -34,6 +37,8 @@ from keyturn.messages import (
     RotationRequested,
     SealedSecret,
     StagedBody,
+    StatusRequested,
+    StatusView,
     SweepRequested,
     UploadRequested,
     encode,
@@ -133,6 +138,7 @@ def build_enroll(
     v0: bool,
     v0_api_key: ApiKey | None,
     adopt: bool,
+    actor: str | None = None,
     request_id: str,
 ) -> EnrollRequested:
     """An enrollment. The user KEK is derived here, and leaves only sealed to the workers.
@@ -149,6 +155,7 @@ def build_enroll(
         plaintext="allowed" if plaintext else None,
         v0="allowed" if v0 or v0_api_key is not None else None,
         adopt=adopt,
+        actor=actor,
     )
 
     update = {"sealed_kek": _sealed_kek(settings, api_key, "enroll", request_id, project)}
@@ -163,6 +170,7 @@ def build_rotation(
     *,
     api_key: ApiKey,
     expected_generation: int | None,
+    actor: str | None = None,
     rotation_id: str,
 ) -> RotationRequested:
     """A rotation to the KEK of a new API key, derived and sealed as in an enrollment.
@@ -177,6 +185,7 @@ def build_rotation(
         requested_at=format_time(datetime.now(UTC)),
         expected_generation=expected_generation,
         sealed_kek=_placeholder(settings),
+        actor=actor,
     )
     sealed = _sealed_kek(settings, api_key, "rotation", rotation_id, project)
     return checked.model_copy(update={"sealed_kek": sealed})
@@ -189,6 +198,7 @@ def build_sweep(
     encrypt_plaintext: bool,
     repair: bool,
     dry_run: bool,
+    actor: str | None = None,
     sweep_id: str,
 ) -> SweepRequested:
     """A sweep of one project, or of all (`*`).
@@ -205,10 +215,13 @@ def build_sweep(
         encrypt_plaintext=encrypt_plaintext,
         repair=repair,
         dry_run=dry_run,
+        actor=actor,
     )
 
 
-def build_delete(project: str, object_key: str, *, request_id: str) -> DeleteRequested:
+def build_delete(
+    project: str, object_key: str, *, actor: str | None = None, request_id: str
+) -> DeleteRequested:
     """A delete of one object.
 
     Raises:
@@ -220,6 +233,66 @@ def build_delete(project: str, object_key: str, *, request_id: str) -> DeleteReq
         project=project,
         key=object_key,
         requested_at=format_time(datetime.now(UTC)),
+        actor=actor,
+    )
+
+
+def build_status(
+    view: StatusView,
+    project: str,
+    *,
+    sweep_id: str | None,
+    after: str | None,
+    limit: int,
+    known: str | None,
+    actor: str | None,
+    request_id: str,
+) -> StatusRequested:
+    """A request for one page of a report.
+
+    Raises:
+        MalformedRequestError: a name does not have the form of SPEC 1, or the view needs others.
+    """
+    return _checked(
+        StatusRequested,
+        request_id=request_id,
+        project=project,
+        requested_at=format_time(datetime.now(UTC)),
+        view=view,
+        sweep_id=sweep_id,
+        after=after,
+        limit=limit,
+        known=known,
+        actor=actor,
+    )
+
+
+def build_audit(
+    action: DeadLetterAction,
+    queue: str,
+    letters: Sequence[AuditedLetter],
+    *,
+    actor: str,
+    outcome: str,
+    reason: str | None,
+    request_id: str,
+) -> AuditRequested:
+    """A request to record what a person does to dead letters.
+
+    Raises:
+        MalformedRequestError: no letters or too many, or a name, outcome or reason that a record
+            cannot hold.
+    """
+    return _checked(
+        AuditRequested,
+        request_id=request_id,
+        requested_at=format_time(datetime.now(UTC)),
+        action=action,
+        queue=queue,
+        letters=tuple(letters),
+        outcome=outcome,
+        reason=reason,
+        actor=actor,
     )
 
 
