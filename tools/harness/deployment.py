@@ -68,9 +68,9 @@ class Deployment:
             "KEYTURN_S3_SECRET_ACCESS_KEY": self.s3.secret_access_key,
         }
 
-    def worker_env(self, **more: str) -> dict[str, str]:
-        """The complete environment of a worker; `more` without the prefix."""
-        publishers = {
+    def publishers(self) -> dict[str, dict[str, list[str]]]:
+        """The value of the setting `PUBLISHERS`."""
+        return {
             "api": {
                 "keys": [to_base64(self.publisher_key.public_bytes)],
                 "may": ["*"],
@@ -87,6 +87,9 @@ class Deployment:
                 "projects": ["*"],
             },
         }
+
+    def worker_env(self, **more: str) -> dict[str, str]:
+        """The complete environment of a worker; `more` without the prefix."""
         env = {
             **self.s3_env(),
             "KEYTURN_DEPLOYMENT": self.name,
@@ -97,7 +100,7 @@ class Deployment:
             "KEYTURN_ACTIVE_MASTER_KEY": "m1",
             "KEYTURN_INTAKE_KEYS": json.dumps({"main": to_base64(self.intake_seed)}),
             "KEYTURN_EVENT_KEY": to_base64(self.event_seed),
-            "KEYTURN_PUBLISHERS": json.dumps(publishers),
+            "KEYTURN_PUBLISHERS": json.dumps(self.publishers()),
             "KEYTURN_LOG_FORMAT": "json",
         }
         return env | {f"KEYTURN_{name}": value for name, value in more.items()}

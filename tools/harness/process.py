@@ -1,4 +1,4 @@
-"""Worker and gateway processes for tests: the real commands, their logs and signals."""
+"""Worker, gateway and console processes for tests: the real commands, their logs and signals."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class WorkerProcess:
 
 @dataclass
 class GatewayProcess(WorkerProcess):
-    """A running gateway and its address."""
+    """A running gateway or console, and its address."""
 
     host: str = ""
     port: int = 0
@@ -146,12 +146,32 @@ async def gateway(
 
     With `ready=False` there is no wait, and the address stays unknown.
     """
-    running = GatewayProcess(await _start(env, *program, "gateway"))
+    async with _listening(env, (*program, "gateway"), "gateway started", ready=ready) as running:
+        yield running
+
+
+@asynccontextmanager
+async def console(
+    env: dict[str, str],
+    *,
+    program: tuple[str, ...] = (sys.executable, "-m", "keyturn_workers"),
+    ready: bool = True,
+) -> AsyncIterator[GatewayProcess]:
+    """Run `keyturn console`, wait until it listens, and kill it afterwards; `ready` as above."""
+    async with _listening(env, (*program, "console"), "console started", ready=ready) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _listening(
+    env: dict[str, str], command: tuple[str, ...], started: str, *, ready: bool
+) -> AsyncIterator[GatewayProcess]:
+    running = GatewayProcess(await _start(env, *command))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
-            started = json.loads(await running.logged("gateway started"))
-            running.host, running.port = started["host"], started["port"]
+            line = json.loads(await running.logged(started))
+            running.host, running.port = line["host"], line["port"]
         yield running
     finally:
         await _kill_if_running(running)

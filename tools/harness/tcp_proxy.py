@@ -21,6 +21,8 @@ class Proxy:
     bytes_per_s: float | None = None
     port: int = 0
     sent_bytes: int = 0
+    is_down: bool = False
+    """Whether new connections are dropped, as those of a server that is not running."""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -32,12 +34,24 @@ class Proxy:
             writer.transport.abort()
         return len(clients)
 
+    def stop(self) -> None:
+        """Drop every connection, and each new one until `resume`."""
+        self.is_down = True
+        self.cut()
+
+    def resume(self) -> None:
+        """Accept connections again."""
+        self.is_down = False
+
     async def has_sent(self, size_bytes: int, *, timeout_s: float = 30) -> None:
         """Wait until clients have sent this many bytes in total."""
         async with asyncio.timeout(timeout_s), self._moved:
             await self._moved.wait_for(lambda: self.sent_bytes >= size_bytes)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_down:
+            writer.transport.abort()
+            return
         serving = asyncio.create_task(self._serve(reader, writer))
         self._serving.add(serving)
         serving.add_done_callback(self._serving.discard)

@@ -7,11 +7,15 @@ never touches the system's broker: it has its own node name, ports, cookie and e
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import secrets
 import socket
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from tools.servers.process import (
     ServerError,
@@ -21,6 +25,9 @@ from tools.servers.process import (
     remove_scratch,
     scratch_folder,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _USER = "keyturn"
@@ -51,6 +58,12 @@ def definitions(user: str, vhosts: list[str]) -> dict[str, object]:
             for vhost in vhosts
         ],
     }
+
+
+def password_hash(password: str) -> str:
+    """A password as definitions hold it: salted SHA-256, RabbitMQ's default."""
+    salt = secrets.token_bytes(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 class RabbitMQ:
@@ -173,6 +186,32 @@ class RabbitMQ:
             self._process.kill()
             self._process = None
         remove_scratch(self._folder)
+
+    def add_user(
+        self, name: str, vhost_url: str, permissions: Mapping[str, str], topics: Mapping[str, str]
+    ) -> str:
+        """Add a user of one vhost, and return its URL there.
+
+        Args:
+            name: The user, which may exist already: it gets another password.
+            vhost_url: A URL of the vhost.
+            permissions: Patterns by `configure`, `write` and `read`.
+            topics: The same by `write` and `read`, for the exchange `keyturn`.
+
+        Raises:
+            ServerError: the node refused the definitions.
+        """
+        parts = urlsplit(vhost_url)
+        vhost, password = unquote(parts.path[1:]), secrets.token_hex(16)
+        of = {"user": name, "vhost": vhost}
+        self._import(
+            {
+                "users": [{"name": name, "password_hash": password_hash(password), "tags": []}],
+                "permissions": [{**of, **permissions}],
+                "topic_permissions": [{**of, "exchange": "keyturn", **topics}],
+            }
+        )
+        return parts._replace(netloc=f"{name}:{password}@127.0.0.1:{self._port}").geturl()
 
     def _vhost_url(self, vhost: str) -> str:
         path = "%2F" if vhost == "/" else vhost

@@ -1,0 +1,86 @@
+"""A deployment with a console (SPEC 16): its publisher, its broker user, its people.
+
+The console gets what the specification gives it and nothing more: a publisher's key, the public
+event key, and a broker user that reads streams and moves dead letters.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from keyturn.crypto import SigningKey, to_base64
+from keyturn.topology import CONTROL_REQUESTS
+from tools.harness.deployment import Deployment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tools.servers import RabbitMQ
+
+PUBLISHER: Final = "console"
+REQUESTS: Final = tuple(each for each in CONTROL_REQUESTS if each != "enroll.requested")
+"""What the console may ask for: all that control workers serve, but to enroll projects."""
+
+_DEAD: Final = r"keyturn\.(upload|control|sweep|plan|unsigned)\.dead"
+_PERMISSIONS: Final = {
+    "configure": r"^keyturn\.dead\.lock$",
+    "write": r"^(keyturn|amq\.default)$",
+    "read": rf"^(keyturn\.(events|events\.console|audit|workers|dead\.lock)|{_DEAD})$",
+}
+_TOPICS: Final = {
+    "write": rf"^({'|'.join(REQUESTS)})$".replace(".requested", r"\.requested"),
+    "read": "^$",
+}
+
+
+@dataclass(frozen=True)
+class ConsoleDeployment(Deployment):
+    """A deployment whose workers know the publisher `console`."""
+
+    console_seed: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+
+    @property
+    def console_key(self) -> SigningKey:
+        return SigningKey.from_seed(self.console_seed)
+
+    def publishers(self) -> dict[str, dict[str, list[str]]]:
+        """The value of the setting `PUBLISHERS`."""
+        console = {
+            "keys": [to_base64(self.console_key.public_bytes)],
+            "may": list(REQUESTS),
+            "projects": ["*"],
+        }
+        return super().publishers() | {PUBLISHER: console}
+
+    def console_env(self, passwords: Path, *, amqp_url: str = "", **more: str) -> dict[str, str]:
+        """The complete environment of a console on a free port.
+
+        Args:
+            passwords: The file of passwords.
+            amqp_url: Another address of the broker, such as that of the console's own user.
+            more: Further settings, without the prefix.
+        """
+        env = {
+            "KEYTURN_DEPLOYMENT": self.name,
+            "KEYTURN_AMQP_URL": amqp_url or self.amqp_url,
+            "KEYTURN_PUBLISHER_NAME": PUBLISHER,
+            "KEYTURN_PUBLISHER_KEY": to_base64(self.console_seed),
+            "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{to_base64(self.intake.public_bytes)}",
+            "KEYTURN_EVENT_PUBLIC_KEY": to_base64(self.event_key.public_bytes),
+            "KEYTURN_CONSOLE_PORT": "0",
+            "KEYTURN_CONSOLE_PASSWORDS": str(passwords),
+            "KEYTURN_LOG_FORMAT": "json",
+        }
+        return env | {f"KEYTURN_{name}": value for name, value in more.items()}
+
+
+def console_user(rabbitmq: RabbitMQ | None, vhost_url: str) -> str:
+    """The URL of a broker user with the console's permissions in this vhost.
+
+    Of a broker that the environment gives, the given URL.
+    """
+    if rabbitmq is None:
+        return vhost_url
+    return rabbitmq.add_user(PUBLISHER, vhost_url, _PERMISSIONS, _TOPICS)
