@@ -12,6 +12,7 @@ import pytest
 from keyturn.crypto import Secret, SigningKey
 from keyturn.errors import SettingsError
 from keyturn.settings import PublisherSettings, S3Settings, Settings
+from keyturn_workers.console.settings import ConsoleSettings
 from keyturn_workers.settings import GatewaySettings, LogSettings, OperatorSettings, WorkerSettings
 from keyturn_workers.worker.grants import GrantsFile
 from tools.harness.deployment import Deployment
@@ -29,14 +30,24 @@ def _set(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [PublisherSettings, S3Settings, OperatorSettings, WorkerSettings, GatewaySettings]
+    "cls",
+    [
+        PublisherSettings,
+        S3Settings,
+        OperatorSettings,
+        WorkerSettings,
+        GatewaySettings,
+        ConsoleSettings,
+    ],
 )
 def test_every_setting_is_in_the_documentation(cls: type[Settings]) -> None:
     missing = [name for name in cls.model_fields if f"`KEYTURN_{name.upper()}`" not in _DOCS]
     assert missing == []
 
 
-@pytest.mark.parametrize("cls", [PublisherSettings, S3Settings, WorkerSettings, GatewaySettings])
+@pytest.mark.parametrize(
+    "cls", [PublisherSettings, S3Settings, WorkerSettings, GatewaySettings, ConsoleSettings]
+)
 def test_the_documentation_has_the_defaults(cls: type[Settings]) -> None:
     """Of each number, and of each word that is no secret."""
     documented: dict[str, set[str]] = {}

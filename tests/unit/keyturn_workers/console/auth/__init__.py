@@ -1,0 +1,1 @@
+"""Tests of sign-in, sessions and the protection of requests, without a server."""

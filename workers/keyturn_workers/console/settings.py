@@ -1,0 +1,145 @@
+"""Settings of the operator's console (SPEC 11, 16).
+
+It is a publisher, so it reads what publishers read, with its own name, key and grant. It reads
+neither the bucket's settings nor a master key.
+"""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SecretStr,
+    model_validator,
+)
+from pydantic_settings import NoDecode
+
+from keyturn.crypto import Secret
+from keyturn.settings import PublisherSettings, seed_from_b64
+from keyturn_workers.settings import LogSettings, PublicUrl
+
+_OPENID: Final = "openid"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine for every browser."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def url_of(host: str, port: int) -> str:
+    """The origin of a plain HTTP server."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the network can read what a browser sends to the URL."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
+
+
+def _origin(url: str) -> str:
+    if urlsplit(url).path:
+        raise ValueError("must be an origin, such as https://console.example.com, without a path")
+    if not _is_private(url):
+        raise ValueError("must be an https:// URL; http:// works only on a loopback address")
+    return url
+
+
+def _issuer(url: str) -> str:
+    # Compared with what the provider says as it is, so a slash at its end counts.
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("not an https:// URL")
+    if not _is_private(url):
+        raise ValueError("must be an https:// URL; http:// works only on a loopback address")
+    return url
+
+
+def _session_key(value: object) -> Secret:
+    return value if isinstance(value, Secret) else Secret(seed_from_b64(value))
+
+
+def _names(value: object) -> tuple[str, ...]:
+    try:
+        names = orjson.loads(value) if isinstance(value, str) else value
+    except orjson.JSONDecodeError:
+        names = None
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+        raise ValueError('not a JSON list of names, such as ["operators"]')
+    return tuple(names)
+
+
+def _scopes(value: str) -> str:
+    if _OPENID not in value.split():
+        raise ValueError(f"must contain {_OPENID}")
+    return " ".join(value.split())
+
+
+PublicOrigin = Annotated[PublicUrl, AfterValidator(_origin)]
+Issuer = Annotated[str, AfterValidator(_issuer)]
+SessionKey = Annotated[Secret, NoDecode, BeforeValidator(_session_key)]
+Names = Annotated[tuple[str, ...], NoDecode, PlainValidator(_names)]
+ClaimName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class ConsoleSettings(PublisherSettings, LogSettings):
+    """What the console reads: it is a publisher that people sign in to."""
+
+    console_host: str = "127.0.0.1"
+    console_port: Annotated[int, Field(ge=0, le=65535)] = 8090
+    # The origin as browsers see it; needed behind a proxy.
+    console_public_url: PublicOrigin | None = None
+    # Signs the cookies. Another one signs everybody out.
+    console_session_key: SessionKey
+    # How long a session lasts at most, and how long without a person's action.
+    console_session_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 8 * 3600
+    console_idle_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 3600
+    # Where sessions that were signed out are noted, so that a restart does not revive them.
+    console_signed_out_file: Path | None = None
+    console_password_file: Path | None = None
+    console_oidc_issuer: Issuer | None = None
+    console_oidc_client_id: Annotated[str, Field(min_length=1)] | None = None
+    console_oidc_client_secret: SecretStr | None = None
+    console_oidc_scopes: Annotated[str, AfterValidator(_scopes)] = "openid profile email"
+    # The claim with the roles: a string or a list; of nested ones the path, with dots.
+    console_oidc_role_claim: ClaimName = "roles"
+    console_oidc_view_roles: Names = ("view",)
+    console_oidc_operate_roles: Names = ("operate",)
+    console_oidc_name_claim: ClaimName = "preferred_username"
+    console_oidc_ca_file: Path | None = None
+    # How far back events are read at the start.
+    console_history_s: Annotated[int, Field(ge=0)] = 86400
+    # How often all projects are asked for.
+    console_refresh_s: Annotated[float, Field(gt=0)] = 300
+    shutdown_grace_s: Annotated[float, Field(gt=0)] = 60
+
+    @model_validator(mode="after")
+    def _check_sign_in(self) -> Self:
+        if (self.console_oidc_issuer is None) != (self.console_oidc_client_id is None):
+            raise ValueError("CONSOLE_OIDC_ISSUER and CONSOLE_OIDC_CLIENT_ID are set together")
+        if self.console_oidc_issuer is None and self.console_password_file is None:
+            raise ValueError(
+                "CONSOLE_OIDC_ISSUER or CONSOLE_PASSWORD_FILE is missing: "
+                "one of them says who may sign in"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_public_url(self) -> Self:
+        if self.console_public_url is None and not is_loopback(self.console_host):
+            raise ValueError(
+                "CONSOLE_PUBLIC_URL is missing: it is needed where CONSOLE_HOST is not a "
+                "loopback address"
+            )
+        return self
