@@ -1,7 +1,6 @@
 """`keyturn dead`: list, show, replay and discard dead letters (SPEC 12, 14)."""
 
 import asyncio
-import hashlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,26 +15,20 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError
 
 from keyturn.errors import CodedError
-from keyturn.identifiers import is_project, is_uuid
 from keyturn.settings import DeploymentSettings
-from keyturn.topology import DEAD_QUEUES, REQUESTS
+from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.cli.arguments import AsJson, Reason
 from keyturn_workers.cli.command_audit import command_audit
-from keyturn_workers.cli.dead_letters import (
-    DeadLetter,
-    DeadLetterReader,
-    check_body_kept,
-    dead_queue,
-    describe,
-    exclusive,
-    json_headers,
-    redacted_body,
-    work_queue,
-)
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_rows
 from keyturn_workers.cli.secret_files import write_secret
 from keyturn_workers.cli.settings import ResignSettings
+from keyturn_workers.dead_letters.description import DeadLetter, audit_fields, describe
+from keyturn_workers.dead_letters.lock import exclusive
+from keyturn_workers.dead_letters.queues import dead_queue, work_queue
+from keyturn_workers.dead_letters.reader import DeadLetterReader
+from keyturn_workers.dead_letters.redaction import json_headers, redacted_body
+from keyturn_workers.dead_letters.replay import check_body_kept, original, send_back
 from keyturn_workers.settings import AuditSettings
 
 app = typer.Typer(name="dead", help="Inspect, replay or discard dead letters.")
@@ -209,7 +202,7 @@ async def _replay(
     reason: str | None,
 ) -> list[dict[str, Any]]:
     # It imports FastStream, which takes a second.
-    from keyturn_workers.cli.replay import Resigner, original, send_back  # noqa: PLC0415
+    from keyturn_workers.cli.replay import Resigner  # noqa: PLC0415
 
     async with AsyncExitStack() as stack:
         audit = await stack.enter_async_context(
@@ -227,7 +220,7 @@ async def _replay(
                 copy = original(message)
             else:
                 copy = await resigner.resign(message, queue, named=bool(ids))
-            async with audit.act("dead_letter.replayed", **_audit_fields(message, dead)):
+            async with audit.act("dead_letter.replayed", **audit_fields(message, dead)):
                 await send_back(reader.channel, message, copy, queue)
 
         if ids:
@@ -239,19 +232,6 @@ async def _replay(
             for name in queues
             async for message in reader.read(name, limit)
         ]
-
-
-def _audit_fields(message: AbstractIncomingMessage, queue: str) -> dict[str, Any]:
-    """Which letter it is, by its own claim: who signed it is not checked here."""
-    letter = describe(message, queue)
-    is_known = letter.type in REQUESTS
-    return {
-        "queue": queue,
-        "request": hashlib.sha256(message.body).hexdigest(),
-        "request_type": letter.type if is_known else None,
-        "request_id": letter.message_id if is_uuid(letter.message_id or "") else None,
-        "project": letter.project if is_project(letter.project or "") else None,
-    }
 
 
 async def _apply(action: Action, match: _Match, status: str) -> dict[str, Any]:
@@ -296,7 +276,7 @@ async def _discard(
     settings: AuditSettings, ids: list[str], queues: list[str], reason: str | None
 ) -> list[dict[str, Any]]:
     async def acknowledge(message: AbstractIncomingMessage, queue: str) -> None:
-        async with audit.act("dead_letter.discarded", **_audit_fields(message, queue)):
+        async with audit.act("dead_letter.discarded", **audit_fields(message, queue)):
             await message.ack()
             # Wait for each: the broker forgets acknowledgments that are still on their way when
             # the channel closes, and the letters would come back.

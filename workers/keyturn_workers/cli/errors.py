@@ -23,6 +23,7 @@ from keyturn.errors import (
 )
 from keyturn_workers.cli.endpoints import broker_endpoint, first_error
 from keyturn_workers.cli.output import printable
+from keyturn_workers.dead_letters.errors import DeadLetterError
 from keyturn_workers.errors import StorageAnswerError, UnsafeStorageError
 
 DONE: Final = 0
@@ -38,7 +39,14 @@ class CommandError(Exception):
     """A command failed; the text is one line for the user."""
 
 
-_OWN: Final = (CommandError, GatewayError, CodedError, PublisherError, UnsafeStorageError)
+_OWN: Final = (
+    CommandError,
+    GatewayError,
+    CodedError,
+    PublisherError,
+    UnsafeStorageError,
+    DeadLetterError,
+)
 
 
 def run(command: Callable[[], Any]) -> int:

@@ -1,7 +1,4 @@
-"""Replaying dead letters: as they were sent, or signed again (SPEC 12).
-
-The broker confirms the copy before the letter is acknowledged. So a crash in between leaves
-two of them (which is harmless, SPEC 5.3), never none.
+"""Replaying dead letters that are signed again (SPEC 12).
 
 Never sign a letter again that its publisher did not sign or was not permitted to send: an attacker
 with write access to the broker could put anything into a dead-letter queue and wait for the
@@ -14,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 
 from keyturn.errors import (
     GenerationMismatchError,
@@ -35,7 +32,6 @@ from keyturn.messages import (
 from keyturn.publisher.connection import persistent_json
 from keyturn.settings import S3Settings
 from keyturn.topology import CODE_HEADER, PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
-from keyturn_workers.amqp.retry import copy_of
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.cli.settings import ResignSettings
@@ -45,22 +41,8 @@ from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers, Storage
 from keyturn_workers.worker.authorization import Arrival, Rules, authorize, verify
 
-_CONFIRM_TIMEOUT_S: Final = 30
 _COPY_BYTES: Final = 1024 * 1024
 _LEASE_S: Final = 15
-
-
-async def send_back(
-    channel: AbstractChannel, message: AbstractIncomingMessage, copy: Message, queue: str
-) -> None:
-    """Publish a copy to its work queue, wait for the confirmation, acknowledge the letter."""
-    await channel.default_exchange.publish(copy, queue, mandatory=True, timeout=_CONFIRM_TIMEOUT_S)
-    await message.ack()
-
-
-def original(message: AbstractIncomingMessage) -> Message:
-    """A copy of the letter without the headers that workers and the broker added."""
-    return copy_of(message, {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name
 from keyturn_workers.cli import dead
 from keyturn_workers.cli.app import app
 from tests.unit.keyturn_workers.cli.fake_audit import FakeAudit
-from tests.unit.keyturn_workers.cli.letters import (
+from tests.unit.keyturn_workers.dead_letters.letters import (
     DEPLOYMENT,
     LONG_AGO,
     FakeReader,

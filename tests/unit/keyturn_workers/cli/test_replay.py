@@ -22,13 +22,13 @@ from keyturn.identifiers import staging_s3_key
 from keyturn.messages import parse_request
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.cli import replay
-from keyturn_workers.cli.replay import Resigner, original
+from keyturn_workers.cli.replay import Resigner
 from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.cli.letters import (
+from tests.unit.keyturn_workers.dead_letters.letters import (
     DEPLOYMENT,
     LONG_AGO,
     Letter,
@@ -75,13 +75,6 @@ def _verified(message: Message) -> Any:
     assert message.headers["keyturn-publisher"] == "gateway"
     key.verify_request("test", "gateway", message.body, str(message.headers["keyturn-signature"]))
     return parse_request(message.body)
-
-
-def test_a_letter_goes_back_without_what_workers_added() -> None:
-    dead = letter(upload())
-    copy = original(dead.message)
-    assert (copy.body, copy.message_id) == (dead.body, dead.message_id)
-    assert set(copy.headers) == {"keyturn-publisher", "keyturn-signature", "own"}
 
 
 @pytest.mark.usefixtures("storage")
