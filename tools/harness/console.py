@@ -40,6 +40,7 @@ class ConsoleDeployment(Deployment):
     """A deployment whose workers know the publisher `console`."""
 
     console_seed: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+    session_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
 
     @property
     def console_key(self) -> SigningKey:
@@ -70,7 +71,8 @@ class ConsoleDeployment(Deployment):
             "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{to_base64(self.intake.public_bytes)}",
             "KEYTURN_EVENT_PUBLIC_KEY": to_base64(self.event_key.public_bytes),
             "KEYTURN_CONSOLE_PORT": "0",
-            "KEYTURN_CONSOLE_PASSWORDS": str(passwords),
+            "KEYTURN_CONSOLE_SESSION_KEY": to_base64(self.session_key),
+            "KEYTURN_CONSOLE_PASSWORD_FILE": str(passwords),
             "KEYTURN_LOG_FORMAT": "json",
         }
         return env | {f"KEYTURN_{name}": value for name, value in more.items()}
