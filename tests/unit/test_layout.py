@@ -20,6 +20,7 @@ _PACKAGES = {"keyturn": _ROOT / "contracts", "keyturn_workers": _ROOT / "workers
 DECLARATIONS: Final = {
     "keyturn_workers/__main__.py": "calls main() of the command line",
     "keyturn_workers/dead_letters/errors.py": "classes of errors",
+    "keyturn_workers/console/web/context.py": "classes of data, and what the pages need of sign-in",
     "keyturn_workers/errors.py": "the classes of the workers' errors",
     "keyturn_workers/storage/capabilities.py": "flags and their defaults",
     "keyturn_workers/storage/port.py": "the protocol of a storage and its classes of data",

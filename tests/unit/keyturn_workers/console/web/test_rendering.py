@@ -1,0 +1,36 @@
+"""The shell of the pages (SPEC 16.2, 16.3), through the whole application or by itself."""
+
+from __future__ import annotations
+
+import pytest
+from jinja2 import UndefinedError
+
+from keyturn_workers.console.web.rendering import environment, see_other
+from tests.unit.keyturn_workers.console.web.fakes import FakePerson, client, make_app
+
+
+def test_what_a_template_does_not_know_is_an_error() -> None:
+    with pytest.raises(UndefinedError):
+        environment().from_string("{{ nothing }}").render()
+
+
+def test_values_are_escaped() -> None:
+    page = environment().from_string("{{ key|visible }} {{ key }}").render(key="<script>")
+    assert "<script>" not in page
+
+
+def test_a_name_is_escaped_wherever_the_shell_shows_it() -> None:
+    hostile = FakePerson(name='"><script>alert(1)</script>')
+    page = client(make_app(hostile)).get("/nothing").text
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_post_is_answered_by_another_page() -> None:
+    answer = see_other("/sweeps")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sweeps")
+
+
+def test_templates_are_compiled_once() -> None:
+    assert environment() is environment()
+    assert environment().get_template("base.html") is environment().get_template("base.html")

@@ -1,0 +1,52 @@
+// What htmx does not do by itself: ages that go on, open details that stay open, and a word about
+// the connection. Pages are complete without this file (SPEC 16.3).
+(() => {
+  "use strict";
+  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+
+  const age = (at) => {
+    const seconds = (Date.now() - Date.parse(at)) / 1000;
+    const size = Math.abs(seconds);
+    for (const [unit, name] of units) {
+      if (size >= unit) {
+        const count = `${Math.floor(size / unit)} ${name}`;
+        return seconds > 0 ? `${count} ago` : `in ${count}`;
+      }
+    }
+    return "now";
+  };
+
+  const renewAges = () => {
+    if (document.hidden) return;
+    for (const element of document.querySelectorAll("[data-at]")) {
+      const text = age(element.dataset.at);
+      if (element.textContent !== text) element.textContent = text;
+    }
+  };
+
+  // A refreshed page has no `open`: it was opened here, and stays so.
+  htmx.registerExtension("console", {
+    htmx_before_morph_attr: (element, detail) =>
+      !(element.tagName === "DETAILS" && detail.attrName === "open" && detail.newValue === null),
+  });
+
+  const say = (text) => {
+    const place = document.getElementById("connection");
+    if (place && place.textContent !== text) place.textContent = text;
+    document.documentElement.classList.toggle("stale", text !== "");
+  };
+
+  const live = document.getElementById("live");
+  if (live) {
+    live.addEventListener("htmx:sse:after:connection", () => say(""));
+    live.addEventListener("htmx:sse:error", (event) => {
+      if (event.detail.status === 401) location.reload();
+      else say("Not live: the console does not answer");
+    });
+    document.body.addEventListener("htmx:response:error", (event) => {
+      say(`Not live: the console answered ${event.detail.ctx.response.status}`);
+    });
+    document.body.addEventListener("htmx:after:swap", () => say(""));
+  }
+  setInterval(renewAges, 1000);
+})();
