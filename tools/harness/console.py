@@ -7,8 +7,9 @@ event key, and a broker user that reads streams and moves dead letters.
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from keyturn.crypto import SigningKey, to_base64
 from keyturn.topology import CONTROL_REQUESTS
@@ -33,6 +34,15 @@ _TOPICS: Final = {
     "write": rf"^({'|'.join(REQUESTS)})$".replace(".requested", r"\.requested"),
     "read": "^$",
 }
+
+
+@dataclass(frozen=True)
+class Account:
+    """A person in the file of passwords."""
+
+    name: str
+    role: Literal["view", "operate"]
+    password: str = field(default_factory=lambda: secrets.token_urlsafe(16), repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""Projects by the thousand, as years of enrollments and rotations leave them (SPEC 5.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from keyturn.crypto import Secret, kek_id
+from keyturn.identifiers import format_time
+from keyturn_workers.keyring import Generation, Keyring, create_keyring
+from tools.bench.rotation.world import MASTER_KEY, open_world
+from tools.harness.requests import new_id
+
+if TYPE_CHECKING:
+    from tools.bench.rotation.world import World
+    from tools.harness.deployment import Deployment
+
+_AT_ONCE: Final = 64
+_OLDEST_DAYS: Final = 900
+_BETWEEN_ROTATIONS_DAYS: Final = 180
+_NAMES: Final = ("north", "south", "harbor", "meadow", "granite", "cedar", "delta", "ember")
+
+
+def names(count: int) -> list[str]:
+    """The ids of `count` projects, in no order of their numbers."""
+    return [f"{_NAMES[number % len(_NAMES)]}-{number:05}" for number in range(count)]
+
+
+def keyring(project: str, number: int, now: datetime) -> Keyring:
+    """A keyring whose age and number of rotations follow from the project's number."""
+    age_days = number * 7919 % _OLDEST_DAYS
+    generations = [
+        _generation(rank + 1, now - timedelta(days=days, hours=number % 24))
+        for rank, days in enumerate(range(age_days, -1, -_BETWEEN_ROTATIONS_DAYS))
+    ]
+    return Keyring(
+        project,
+        MASTER_KEY,
+        generations[-1],
+        plaintext_allowed=number % 50 == 7,
+        v0_allowed=number % 50 == 11,
+        history=tuple(_retired(each) for each in generations[:-1]),
+    )
+
+
+async def put_keyrings(
+    deployment: Deployment, projects: list[str], *, now: datetime | None = None
+) -> None:
+    """Put the projects' keyrings, a few at once."""
+    now = now or datetime.now(UTC)
+    remaining = enumerate(projects)
+    async with open_world(deployment) as world, asyncio.TaskGroup() as group:
+        for _ in range(_AT_ONCE):
+            group.create_task(_put_each(world, remaining, now))
+
+
+async def _put_each(world: World, remaining: enumerate[str], now: datetime) -> None:
+    for number, project in remaining:
+        made = keyring(project, number, now)
+        # The shortest lease: a proof waits for the longest that a keyring names.
+        if not await create_keyring(world.storage, made, world.keys, lease_s=1):
+            raise ValueError(f"the project {project} exists already")
+
+
+def _generation(number: int, at: datetime) -> Generation:
+    kek = Secret(os.urandom(32))
+    time = format_time(at)
+    return Generation(number, kek_id(kek), kek, new_id(), time, time)
+
+
+def _retired(generation: Generation) -> Generation:
+    return Generation(
+        generation.generation,
+        generation.kek_id,
+        None,
+        generation.rotation_id,
+        generation.requested_at,
+        generation.at,
+    )
