@@ -132,4 +132,3 @@ def _stripped(made: HandmadeObject) -> None:
 
 
 _DAMAGES: Final = (_unwrappable, _unknown_algorithm, _stripped)
-
