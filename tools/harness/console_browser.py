@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from axe_playwright_python.base import AXE_SCRIPT
 from playwright.async_api import async_playwright
 
 from tools.servers import chromium
@@ -85,7 +86,7 @@ class ConsoleVisit:
     async def findings(self) -> list[str]:
         """What axe objects to on the page as it is now: rule, element, and why."""
         # The policy lets no page load the script, so the debugger's protocol runs it.
-        await self.page.evaluate(AXE_SCRIPT)
+        await self.page.evaluate(_axe())
         results: dict[str, Any] = await self.page.evaluate("rules => axe.run(rules)", _RULES)
         return [
             f"{violation['id']}: {node['target']} {node['failureSummary']}"
@@ -113,6 +114,11 @@ class ConsoleVisit:
         """Check, and close the page."""
         await self.check()
         await self.page.close()
+
+
+@cache
+def _axe() -> str:
+    return files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 
 
 @asynccontextmanager

@@ -1,0 +1,113 @@
+"""The console over HTTP without a browser: its pages, its forms and its events (SPEC 16.3)."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin
+
+import aiohttp
+from yarl import URL
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from tools.harness.console import Account
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response that was read to its end."""
+
+    status: int
+    path: str
+    headers: Mapping[str, str]
+    text: str = field(repr=False)
+
+
+@dataclass
+class Form:
+    """A form of a page: where it goes, and what its fields hold."""
+
+    action: str
+    method: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+class _Forms(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forms: list[Form] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "form":
+            self.forms.append(Form(given.get("action", ""), given.get("method", "get").lower()))
+        elif tag == "input" and "name" in given and self.forms:
+            checkable = given.get("type") in ("checkbox", "radio")
+            if not checkable or "checked" in given:
+                self.forms[-1].fields[given["name"]] = given.get("value", "")
+
+
+def forms_of(page: str) -> list[Form]:
+    """The forms of a page, in their order."""
+    parser = _Forms()
+    parser.feed(page)
+    return parser.forms
+
+
+@dataclass(frozen=True)
+class ConsoleClient:
+    """One session with the console at this URL."""
+
+    url: str
+    session: aiohttp.ClientSession
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        """Read a page, following redirects."""
+        async with self.session.get(self.url + path, headers=headers) as response:
+            text = await response.text()
+            return Answer(response.status, response.url.path_qs, response.headers, text)
+
+    async def post(self, path: str, fields: Mapping[str, str], **headers: str) -> Answer:
+        """Send a form as a page of the console would, unless other headers are given."""
+        sent = {"Origin": self.url, "Referer": self.url + path, **headers}
+        async with self.session.post(self.url + path, data=dict(fields), headers=sent) as response:
+            text = await response.text()
+            return Answer(response.status, response.url.path_qs, response.headers, text)
+
+    async def submit(self, page: Answer, action: str, **fields: str) -> Answer:
+        """Send the page's form whose action ends like this, with these fields filled in."""
+        form = next(each for each in forms_of(page.text) if each.action.endswith(action))
+        return await self.post(urljoin(page.path, form.action), form.fields | fields)
+
+    async def sign_in(self, account: Account) -> Answer:
+        """Sign in with a password."""
+        page = await self.get("/sign-in")
+        form = next(each for each in forms_of(page.text) if "password" in each.fields)
+        filled = form.fields | {"name": account.name, "password": account.password}
+        answer = await self.post(urljoin(page.path, form.action), filled)
+        assert answer.status == 200, answer
+        return answer
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[aiohttp.StreamReader]:
+        """The stream of events, as a page that is looked at holds it."""
+        unlimited = aiohttp.ClientTimeout(total=None)
+        async with self.session.get(f"{self.url}/events", timeout=unlimited) as response:
+            assert response.status == 200
+            yield response.content
+
+
+@asynccontextmanager
+async def console_client(url: str, account: Account | None = None) -> AsyncIterator[ConsoleClient]:
+    """A client without cookies, signed in if an account is given."""
+    # Browsers take loopback for as safe as TLS, and send cookies that are `Secure` there.
+    jar = aiohttp.CookieJar(unsafe=True, treat_as_secure_origin=URL(url))
+    async with aiohttp.ClientSession(cookie_jar=jar) as session:
+        client = ConsoleClient(url, session)
+        if account is not None:
+            await client.sign_in(account)
+        yield client
