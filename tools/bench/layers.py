@@ -55,7 +55,7 @@ _OWNERS = (
     ("/workers/keyturn_workers/worker/logging", "logs"),
     ("/uvicorn/", "HTTP server"),
     ("/starlette/", "HTTP server"),
-    ("/workers/keyturn_workers/gateway/http_protocol", "HTTP server"),
+    ("/workers/keyturn_workers/http_server/", "HTTP server"),
     ("/keyturn_workers/gateway/", "gateway logic"),
     ("/uvloop/", "event loop"),
     ("/asyncio/", "event loop"),

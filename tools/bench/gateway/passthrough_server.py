@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 import uvloop
 
-from keyturn_workers.gateway.client_connection import run_while_connected, with_send_timeout
 from keyturn_workers.gateway.server import serve
+from keyturn_workers.http_server.client_connection import run_while_connected, with_send_timeout
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.worker.logging import configure

@@ -2,7 +2,7 @@
 
 | module | what it holds |
 | --- | --- |
-| `server`, `listener`, `http_protocol` | one process: uvicorn, signals, limits of a connection |
+| `server` | one process: its parts, on `http_server` |
 | `app` | routes, error handlers, metrics of each request |
 | `auth`, `keyring_lookups`, `listing_check` | who may read: only the keyring decides |
 | `fair_shares`, `upload_limits`, `staging_quota` | what one project may use at once |
@@ -11,7 +11,6 @@
 | `object_opener` | opens one object with the right key |
 | `object_reader`, `encrypted_reader`, `legacy_reader`, `plaintext_reader` | read its plaintext |
 | `upload_routes`, `rotation_routes` | what is published on a caller's behalf |
-| `client_connection` | the client's side of a connection: slow, silent or gone |
 | `openapi`, `docs_page`, `metrics` | what the gateway says about itself |
 
 It never sends a byte that is not authenticated, and never ends an incomplete response normally.

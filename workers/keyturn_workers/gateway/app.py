@@ -23,14 +23,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from keyturn.errors import CodedError
 from keyturn_workers.gateway import docs_page
 from keyturn_workers.gateway.auth import AuthenticationError
-from keyturn_workers.gateway.client_connection import (
-    ClientGoneError,
-    ClientSlowError,
-    TrackedReceive,
-    abort,
-    drain_body,
-    with_send_timeout,
-)
 from keyturn_workers.gateway.cors import with_cors
 from keyturn_workers.gateway.fair_shares import GatewayBusyError
 from keyturn_workers.gateway.link_routes import LinkRoutes
@@ -41,6 +33,14 @@ from keyturn_workers.gateway.openapi import document
 from keyturn_workers.gateway.paths import parse_object_path, parse_project
 from keyturn_workers.gateway.problems import problem, problem_from_error, status_for_code
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
+from keyturn_workers.http_server.client_connection import (
+    ClientGoneError,
+    ClientSlowError,
+    TrackedReceive,
+    abort,
+    drain_body,
+    with_send_timeout,
+)
 from keyturn_workers.worker.health import Check, run_checks
 
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:any_text}"

@@ -31,7 +31,6 @@ from keyturn.publisher import (
 from keyturn.publisher.requests import new_id
 from keyturn_workers.gateway import conditions
 from keyturn_workers.gateway.auth import Caller
-from keyturn_workers.gateway.client_connection import run_while_connected
 from keyturn_workers.gateway.fair_shares import GatewayBusyError
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.problems import problem
@@ -40,6 +39,7 @@ from keyturn_workers.gateway.upload_routes import (
     rejection_response,
     requested_wait_s,
 )
+from keyturn_workers.http_server.client_connection import run_while_connected
 
 _ACCEPTED: Final = 202
 _NO_CONTENT: Final = 204

@@ -7,7 +7,7 @@ from starlette.types import Receive
 
 from keyturn.errors import BodyTooLargeError, MalformedRequestError
 from keyturn.messages import load_json, problems
-from keyturn_workers.gateway.client_connection import read_body
+from keyturn_workers.http_server.client_connection import read_body
 
 JSON_BODY_TIMEOUT_S: Final = 10.0
 """How long a client may send nothing of a JSON body, which is small."""

@@ -5,11 +5,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from keyturn_workers.gateway.auth import Authenticator
-from keyturn_workers.gateway.client_connection import run_while_connected
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.listing_query import ListingQuery
 from keyturn_workers.gateway.object_lister import ObjectLister, Page
 from keyturn_workers.gateway.paths import parse_project
+from keyturn_workers.http_server.client_connection import run_while_connected
 
 
 class ListingRoutes:

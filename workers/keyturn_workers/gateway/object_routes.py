@@ -24,12 +24,6 @@ from keyturn.crypto import HEADER_BYTES
 from keyturn.errors import CodedError, NotFoundError, RangeNotSatisfiableError
 from keyturn_workers.gateway import conditions
 from keyturn_workers.gateway.auth import Authenticator, Caller
-from keyturn_workers.gateway.client_connection import (
-    ClientGoneError,
-    ClientSlowError,
-    abort,
-    run_while_connected,
-)
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.legacy_reader import LegacyReader
 from keyturn_workers.gateway.link_parameters import Query
@@ -52,6 +46,12 @@ from keyturn_workers.gateway.response_headers import (
     delivery_by_link,
     object_headers,
     validator_headers,
+)
+from keyturn_workers.http_server.client_connection import (
+    ClientGoneError,
+    ClientSlowError,
+    abort,
+    run_while_connected,
 )
 
 PRESIGNED_S: Final = 60

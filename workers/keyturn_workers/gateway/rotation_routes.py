@@ -36,7 +36,6 @@ from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError, Wa
 from keyturn.publisher.requests import new_id
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.gateway.auth import Authenticator, Caller
-from keyturn_workers.gateway.client_connection import run_while_connected
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.json_body import JSON_BODY_TIMEOUT_S, read_json_body
 from keyturn_workers.gateway.paths import parse_project
@@ -45,6 +44,7 @@ from keyturn_workers.gateway.upload_routes import (
     rejection_response,
     requested_wait_s,
 )
+from keyturn_workers.http_server.client_connection import run_while_connected
 from keyturn_workers.keyring import find_generation_number
 from keyturn_workers.sweep import SweepStore
 

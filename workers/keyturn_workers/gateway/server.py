@@ -6,16 +6,12 @@ within `SHUTDOWN_GRACE_S`, and exits with status 0.
 """
 
 import asyncio
-import logging
-import signal
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
-import uvicorn
 from starlette.types import ASGIApp
 
 from keyturn.crypto import Secret
@@ -27,10 +23,8 @@ from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.delete_routes import DeleteRoutes
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
-from keyturn_workers.gateway.http_protocol import make_protocol_class
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.link_routes import LinkRoutes
-from keyturn_workers.gateway.listener import open_listeners
 from keyturn_workers.gateway.listing_check import listing_detection
 from keyturn_workers.gateway.listing_routes import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
@@ -41,6 +35,8 @@ from keyturn_workers.gateway.rotation_routes import RotationRoutes
 from keyturn_workers.gateway.staging_quota import StagingQuota
 from keyturn_workers.gateway.upload_limits import UploadLimits, UploadSlots
 from keyturn_workers.gateway.upload_routes import UploadRoutes
+from keyturn_workers.http_server import server as http_server
+from keyturn_workers.http_server.listener import open_listeners
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -57,10 +53,7 @@ _SPARE_CONNECTIONS: Final = 16
 # The gateway writes nothing that relies on a keyring: this limits only how far response dates may
 # differ.
 _LEASE_S: Final = 15
-_KEEP_ALIVE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4
-_BACKLOG: Final = 1024
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _log = structlog.get_logger()
 
@@ -218,57 +211,23 @@ def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
     return {"broker": broker_answers, "storage": storage_answers}
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which logs its address once it listens and ends normally on a signal."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop on a signal. uvicorn's own would raise the signal again after the shutdown."""
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and log the address."""
-        await super().startup(sockets)
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        _log.info("gateway started", host=host, port=port)
-
-
 async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
     """Serve an application with the gateway's limits until a signal stops the process.
 
     Raises:
         AddressError: the address is in use or does not exist.
     """
-    # uvicorn's messages contain paths, and so object keys. The gateway logs what is needed.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     reduce_garbage_collection()
-    config = uvicorn.Config(
-        app,
-        http=make_protocol_class(
-            head_timeout_s=settings.gateway_head_timeout_s,
-            max_connections=settings.gateway_concurrency * _CONNECTIONS_PER_REQUEST,
-        ),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.shutdown_grace_s),
-    )
     listeners = await open_listeners(
         settings.gateway_host,
         settings.gateway_port,
         idle_timeout_s=settings.gateway_idle_timeout_s,
     )
-    await _Server(config).serve(listeners)
+    await http_server.serve(
+        app,
+        listeners,
+        name="gateway",
+        head_timeout_s=settings.gateway_head_timeout_s,
+        max_connections=settings.gateway_concurrency * _CONNECTIONS_PER_REQUEST,
+        grace_s=settings.shutdown_grace_s,
+    )

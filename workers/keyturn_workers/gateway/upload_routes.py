@@ -29,13 +29,13 @@ from keyturn.publisher import (
 )
 from keyturn.publisher.requests import new_id
 from keyturn_workers.gateway.auth import Caller
-from keyturn_workers.gateway.client_connection import read_body, run_while_connected
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.problems import problem, status_for_code
 from keyturn_workers.gateway.response_headers import META_PREFIX
 from keyturn_workers.gateway.upload_limits import UploadClaim, UploadLimits
+from keyturn_workers.http_server.client_connection import read_body, run_while_connected
 
 _CREATED: Final = 201
 _ACCEPTED: Final = 202

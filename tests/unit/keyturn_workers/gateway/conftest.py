@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from keyturn_workers.gateway import client_connection
+from keyturn_workers.http_server import client_connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,10 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.gateway import client_connection, docs_page
+from keyturn_workers.gateway import docs_page
 from keyturn_workers.gateway.openapi import document
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.problems import MEDIA_TYPE
+from keyturn_workers.http_server import client_connection
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection, ask

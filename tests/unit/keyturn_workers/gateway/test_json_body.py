@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from keyturn.errors import BodyTooLargeError, MalformedRequestError
-from keyturn_workers.gateway.client_connection import ClientGoneError
 from keyturn_workers.gateway.json_body import read_json_body
+from keyturn_workers.http_server.client_connection import ClientGoneError
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn_workers.gateway.client_connection import (
+from keyturn_workers.http_server.client_connection import (
     ClientGoneError,
     ClientSlowError,
     abort,

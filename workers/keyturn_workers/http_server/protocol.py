@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with the limits that uvicorn has no setting for (SPEC 9.2, ADR 0014).
 
-`GatewayProtocol` subclasses uvicorn's public httptools protocol (`Config(http=...)` accepts a
+`LimitedProtocol` subclasses uvicorn's public httptools protocol (`Config(http=...)` accepts a
 class) and overrides public methods only. An ASGI application cannot do any of this: it is
 called once a request's head is complete, and it has no access to the connection. Everything
 else is a uvicorn setting (`server`) or an option of the listening socket (`listener`).
@@ -32,13 +32,13 @@ from typing import Final
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from keyturn_workers.gateway.client_connection import IS_CLOSED, RESET_CONNECTION
+from keyturn_workers.http_server.client_connection import IS_CLOSED, RESET_CONNECTION
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""More than the head of any request that this gateway serves."""
+"""More than the head of any request that is served."""
 
 MAX_PIPELINED: Final = 4
-"""How many requests may wait on a connection. No client of a gateway needs to pipeline more."""
+"""How many requests may wait on a connection. No client needs to pipeline more."""
 
 _BAD_REQUEST_BODY: Final = orjson.dumps(
     {
@@ -57,7 +57,7 @@ _BAD_REQUEST: Final = (
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
-class GatewayProtocol(HttpToolsProtocol):
+class LimitedProtocol(HttpToolsProtocol):
     """One connection. `make_protocol_class` sets the limits."""
 
     head_timeout_s = 15.0
@@ -78,7 +78,7 @@ class GatewayProtocol(HttpToolsProtocol):
         }
         self._start_head_timer()
         if len(self.connections) > self.max_connections:
-            others = (each for each in self.connections if isinstance(each, GatewayProtocol))
+            others = (each for each in self.connections if isinstance(each, LimitedProtocol))
             idle = (other for other in others if other is not self and other.is_idle)
             next(idle, self).reset()
 
@@ -162,7 +162,7 @@ class _TooManyPipelinedError(Exception):
     """The client sent more requests than may wait on a connection."""
 
 
-def make_protocol_class(*, head_timeout_s: float, max_connections: int) -> type[GatewayProtocol]:
+def make_protocol_class(*, head_timeout_s: float, max_connections: int) -> type[LimitedProtocol]:
     """Return the protocol class with these limits.
 
     Args:
@@ -170,4 +170,4 @@ def make_protocol_class(*, head_timeout_s: float, max_connections: int) -> type[
         max_connections: How many connections may be open at once.
     """
     limits = {"head_timeout_s": head_timeout_s, "max_connections": max_connections}
-    return type("GatewayProtocol", (GatewayProtocol,), limits)
+    return type("LimitedProtocol", (LimitedProtocol,), limits)

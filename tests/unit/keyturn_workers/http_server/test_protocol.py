@@ -11,10 +11,10 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from keyturn_workers.gateway.client_connection import abort
-from keyturn_workers.gateway.http_protocol import (
+from keyturn_workers.http_server.client_connection import abort
+from keyturn_workers.http_server.protocol import (
     MAX_PIPELINED,
-    GatewayProtocol,
+    LimitedProtocol,
     make_protocol_class,
 )
 
@@ -41,12 +41,12 @@ async def _connected(
 
     lost: asyncio.Future[None] = loop.create_future()
 
-    class Observed(GatewayProtocol):
+    class Observed(LimitedProtocol):
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             lost.set_result(None)
 
-    def made() -> GatewayProtocol:
+    def made() -> LimitedProtocol:
         return Observed(config=config, server_state=state, app_state={})
 
     server = await loop.create_server(made, "127.0.0.1", 0)
@@ -81,7 +81,7 @@ async def _ends_without_response(reader: asyncio.StreamReader) -> bool:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GatewayProtocol, "head_timeout_s", _SHORT_S)
+    monkeypatch.setattr(LimitedProtocol, "head_timeout_s", _SHORT_S)
 
 
 @pytest.mark.usefixtures("short")
@@ -118,7 +118,7 @@ async def test_a_later_request_has_the_same_timeout() -> None:
 
 
 async def test_the_head_timeout_does_not_apply_to_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GatewayProtocol, "head_timeout_s", _SHORT_S)
+    monkeypatch.setattr(LimitedProtocol, "head_timeout_s", _SHORT_S)
     headed = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,7 +176,7 @@ async def test_each_request_has_a_state_of_its_own_with_the_connections_calls() 
 async def test_a_head_without_an_end_is_reset_before_it_fills_the_memory(
     begun: bytes, more: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GatewayProtocol, "head_timeout_s", 60.0)
+    monkeypatch.setattr(LimitedProtocol, "head_timeout_s", 60.0)
     async with _connected(_respond_ok) as (reader, writer):
         cut = asyncio.create_task(_ends_without_response(reader))
         writer.write(b"GET /" + begun)

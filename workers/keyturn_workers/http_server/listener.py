@@ -1,4 +1,4 @@
-"""The gateway's listening sockets, and what the kernel limits on each connection (SPEC 9.2).
+"""Listening sockets, and what the kernel limits on each connection (SPEC 9.2).
 
 uvicorn serves on sockets that it is given. Linux copies the options of a listening socket to
 the connections that it accepts, so these limits need no code in the HTTP protocol:
@@ -20,7 +20,7 @@ _UNSENT_BYTES: Final = 128 * 1024
 
 
 class AddressError(SettingsError):
-    """The gateway cannot listen on its address. The text is one line for a person."""
+    """The process cannot listen on its address. The text is one line for a person."""
 
 
 async def open_listeners(host: str, port: int, *, idle_timeout_s: float) -> list[socket.socket]:

@@ -1,0 +1,1 @@
+"""What the HTTP servers share, over loopback: limits of a connection, signals."""

@@ -1,0 +1,156 @@
+"""An HTTP server ends in order on a signal, and logs no request (SPEC 9, 16)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import structlog
+
+from keyturn_workers.http_server.listener import open_listeners
+from keyturn_workers.http_server.server import serve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+_HEAD: Final = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
+_LOGGERS: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """What a server changes in its process is changed back."""
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+class _App:
+    """Responds to `/slow` once the test lets it."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del receive
+        self.requested.set()
+        if scope["path"] == "/slow":
+            await self.go_on.wait()
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+class _Started:
+    """Waits for the log line of a server that listens."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.fields: dict[str, Any] = {}
+
+    def __call__(self, _: Any, __: str, fields: Any) -> Any:
+        if fields["event"] == "test started":
+            self.fields = dict(fields)
+            self.event.set()
+        raise structlog.DropEvent
+
+
+@asynccontextmanager
+async def _connected(
+    port: int,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@asynccontextmanager
+async def _serving(
+    app: ASGIApp, on_stop: Callable[[], None] | None = None
+) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
+    started = _Started()
+    before = structlog.get_config()["processors"]
+    structlog.configure(processors=[started])
+    listeners = await open_listeners("127.0.0.1", 0, idle_timeout_s=60)
+    task = asyncio.create_task(
+        serve(
+            app,
+            listeners,
+            name="test",
+            head_timeout_s=10,
+            max_connections=10,
+            grace_s=30,
+            on_stop=on_stop,
+        )
+    )
+    async with asyncio.timeout(10):
+        await started.event.wait()
+    try:
+        async with asyncio.timeout(10):
+            yield started.fields["port"], task
+    finally:
+        structlog.configure(processors=before)
+        if not task.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+        await task
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_in_order_once_its_responses_are_complete(
+    number: signal.Signals,
+) -> None:
+    app, stopped = _App(), asyncio.Event()
+    async with _serving(app, stopped.set) as (port, task):
+        async with _connected(port) as (reader, writer):
+            writer.write(_HEAD % b"slow")
+            await app.requested.wait()
+            os.kill(os.getpid(), number)
+            await _until_refused(port)
+            assert not task.done()
+            assert stopped.is_set()
+            app.go_on.set()
+            response = await reader.read()
+        assert response.startswith(b"HTTP/1.1 200")
+        assert response.endswith(b"ok")
+        await task
+    # The process's own handlers are back: uvicorn would have raised the signal again.
+    assert not asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def _until_refused(port: int) -> None:
+    """New connections are no longer accepted."""
+    while True:
+        try:
+            async with _connected(port):
+                await asyncio.sleep(0.01)
+        except ConnectionRefusedError:
+            return
+        except ConnectionResetError:
+            continue  # it waited to be accepted when the listener was closed
+
+
+async def test_no_response_names_the_server_and_no_request_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A path has an object key, and what uvicorn logs has paths."""
+    caplog.set_level(logging.DEBUG)
+    async with _serving(_App()) as (port, _):
+        async with _connected(port) as (reader, writer):
+            writer.write(_HEAD % b"a-secret-name")
+            head = await reader.readuntil(b"\r\n\r\n")
+        assert b"server:" not in head.lower()
+    assert "a-secret-name" not in caplog.text
+    assert [r.name for r in caplog.records if r.name.startswith("uvicorn")] == []
