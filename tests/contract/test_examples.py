@@ -25,12 +25,15 @@ from keyturn.messages import (
     AUDIT_MODELS,
     EVENT_MODELS,
     REQUEST_MODELS,
+    WORKER_REPORT_MODELS,
     UploadRequested,
     encode,
     encode_audit,
+    encode_worker_report,
     parse_audit,
     parse_event,
     parse_request,
+    parse_worker_report,
 )
 from tools import generate
 from tools.generate.examples import compact
@@ -45,16 +48,20 @@ def _name(path: Path) -> str:
     return f"{path.parent.parent.name}-{path.stem}"
 
 
-TYPES = [*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS]
+TYPES = [*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS]
 
 
 def _parse(message_type: str, body: bytes) -> Any:
     if message_type in AUDIT_MODELS:
         return parse_audit(body)
+    if message_type in WORKER_REPORT_MODELS:
+        return parse_worker_report(body)
     return parse_request(body) if message_type in REQUEST_MODELS else parse_event(body)
 
 
 def _encode(message: Any) -> bytes:
+    if message.type in WORKER_REPORT_MODELS:
+        return encode_worker_report(message)
     return encode_audit(message) if message.type in AUDIT_MODELS else encode(message)
 
 

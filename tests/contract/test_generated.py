@@ -4,8 +4,15 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS
-from keyturn.topology import AUDIT_RECORDED, EVENTS, REQUESTS, audit_queue, queues
+from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS, WORKER_REPORT_MODELS
+from keyturn.topology import (
+    AUDIT_RECORDED,
+    PUBLISHER_EVENTS,
+    REQUESTS,
+    WORKER_REPORTED,
+    audit_queue,
+    queues,
+)
 from tools import generate
 
 _BY_HAND = {PurePosixPath("examples/sealed.json")}
@@ -29,10 +36,11 @@ def test_there_is_nothing_besides_the_generated_files() -> None:
 
 def test_every_message_has_a_model_and_every_model_a_schema() -> None:
     assert set(REQUEST_MODELS) == set(REQUESTS)
-    assert set(EVENT_MODELS) == set(EVENTS)
+    assert set(EVENT_MODELS) == set(PUBLISHER_EVENTS)
     assert set(AUDIT_MODELS) == {AUDIT_RECORDED}
+    assert set(WORKER_REPORT_MODELS) == {WORKER_REPORTED}
     schemas = {p.stem for p in generate.files() if p.parts[0] == "schemas"}
-    assert schemas == {*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS}
+    assert schemas == {*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS}
 
 
 def test_asyncapi_names_the_topology() -> None:
@@ -46,7 +54,7 @@ def test_asyncapi_names_the_topology() -> None:
     actions = {name: o["action"] for name, o in document["operations"].items()}
     assert {n for n, action in actions.items() if action == "receive"} == set(REQUEST_MODELS)
     sent = {n for n, action in actions.items() if action == "send"}
-    assert sent == {*EVENT_MODELS, *AUDIT_MODELS}
+    assert sent == {*EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS}
 
 
 def test_asyncapi_references_resolve() -> None:

@@ -1,4 +1,4 @@
-"""The AsyncAPI 3.0 document: exchange, routing keys, queues, headers (SPEC 6.1 to 6.3, 6.7, 15.3).
+"""The AsyncAPI 3.0 document: exchange, routing keys, queues, headers (SPEC 6, 15.3, 16).
 
 It describes the workers: they receive requests and send events. Queues and their
 arguments are in `x-queues`, because AsyncAPI's own bindings have no place for them.
@@ -7,16 +7,17 @@ It must never say what `keyturn.topology` does not.
 
 from typing import Any, Final
 
-from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS
+from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS, WORKER_REPORT_MODELS
 from keyturn.topology import (
     AUDIT_STREAM,
     EVENT_KEY_HEADER,
-    EVENTS,
     EVENTS_STREAM,
     EXCHANGE,
+    PUBLISHER_EVENTS,
     PUBLISHER_EVENTS_EXCHANGE,
     PUBLISHER_HEADER,
     SIGNATURE_HEADER,
+    WORKERS_STREAM,
     audit_queue,
     publisher_binding,
     publisher_queue,
@@ -58,7 +59,8 @@ _EVENT_HEADERS: Final[dict[str, Any]] = {
         },
     },
 }
-_AUDIT_HEADERS: Final = _EVENT_HEADERS | {
+# Of what no request begins.
+_OWN_HEADERS: Final = _EVENT_HEADERS | {
     "required": [SIGNATURE_HEADER, EVENT_KEY_HEADER],
     "properties": {
         name: schema
@@ -66,7 +68,7 @@ _AUDIT_HEADERS: Final = _EVENT_HEADERS | {
         if name != PUBLISHER_HEADER
     },
 }
-_MODELS: Final = {**REQUEST_MODELS, **EVENT_MODELS, **AUDIT_MODELS}
+_MODELS: Final = {**REQUEST_MODELS, **EVENT_MODELS, **AUDIT_MODELS, **WORKER_REPORT_MODELS}
 
 
 def asyncapi() -> dict[str, Any]:
@@ -89,7 +91,7 @@ def asyncapi() -> dict[str, Any]:
         "x-queues": [_queue(queue) for queue in (*queues(), audit_queue())],
         "x-publisher-events": {
             "exchange": {"name": PUBLISHER_EVENTS_EXCHANGE, "type": "headers", "internal": True},
-            "boundTo": {"exchange": EXCHANGE, "routingKeys": list(EVENTS)},
+            "boundTo": {"exchange": EXCHANGE, "routingKeys": list(PUBLISHER_EVENTS)},
             "queue": _queue(publisher_queue("{publisher}")),
             "binding": publisher_binding("{publisher}"),
         },
@@ -133,7 +135,7 @@ def _message(name: str) -> dict[str, Any]:
 def _headers(name: str) -> dict[str, Any]:
     if name in REQUEST_MODELS:
         return _REQUEST_HEADERS
-    return _AUDIT_HEADERS if name in AUDIT_MODELS else _EVENT_HEADERS
+    return _EVENT_HEADERS if name in EVENT_MODELS else _OWN_HEADERS
 
 
 def _queue(queue: Any) -> dict[str, Any]:
@@ -141,6 +143,8 @@ def _queue(queue: Any) -> dict[str, Any]:
     description["bindings"] = list(queue.bindings)
     if queue.name == AUDIT_STREAM:
         description["description"] = "Its bounds of age and size are settings of the workers"
+    if queue.name == WORKERS_STREAM:
+        description["description"] = "What workers report about themselves; for consoles"
     if queue.name == EVENTS_STREAM:
         description["description"] = (
             "Read with the consumer argument x-stream-offset, prefetch and acks"

@@ -13,29 +13,31 @@ from typing import Any, Final
 
 from keyturn.crypto import sealed_size
 from keyturn.messages import COUNT_FIELDS, EVENT_MODELS, REQUEST_MODELS
-from tools.generate import invalid_examples
+from tools.generate import console_examples, invalid_examples
 from tools.generate.sealed_secrets import (
+    AT,
+    AUDIT_ID,
     DELETE_ID,
     ENROLL_ID,
     INTAKE_KEY_ID,
     KEY,
     PLAINTEXT,
     PROJECT,
+    REQUESTED_AT,
     ROTATION_ID,
+    STATUS_ID,
     SWEEP_ID,
     UPLOAD_ID,
     headers,
 )
 
-_REQUESTED_AT: Final = "2026-11-24T10:00:00.000000Z"
-_AT: Final = "2026-11-24T10:00:00.731000Z"
 _STAGED_PLAINTEXT_BYTES: Final = 64 * 1024 * 1024
 Document = dict[str, Any]
 
 
 def examples(sealed: Document) -> dict[PurePosixPath, str]:
     """Every file below `examples/` but `sealed.json`, by its path."""
-    valid = requests(sealed) | events() | audit_records()
+    valid = requests(sealed) | events() | audit_records() | console_examples.worker_reports()
     made: dict[PurePosixPath, str] = {}
     for name, documents in valid.items():
         for title, document in documents.items():
@@ -60,7 +62,7 @@ def requests(sealed: Document) -> dict[str, dict[str, Document]]:
         "upload_id": UPLOAD_ID,
         "project": PROJECT,
         "key": KEY,
-        "requested_at": _REQUESTED_AT,
+        "requested_at": REQUESTED_AT,
         "sealed_key": secret("upload_sealed_key"),
         "body": {"inline": sealed["inline"]},
     }
@@ -73,7 +75,7 @@ def requests(sealed: Document) -> dict[str, dict[str, Document]]:
         "type": "enroll.requested",
         "request_id": ENROLL_ID,
         "project": PROJECT,
-        "requested_at": _REQUESTED_AT,
+        "requested_at": REQUESTED_AT,
         "sealed_kek": secret("enroll_sealed_kek"),
     }
     adopting = {
@@ -98,14 +100,14 @@ def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
         "type": "rotation.requested",
         "rotation_id": ROTATION_ID,
         "project": PROJECT,
-        "requested_at": _REQUESTED_AT,
+        "requested_at": REQUESTED_AT,
         "sealed_kek": rotation_kek,
     }
     sweep: Document = {
         "type": "sweep.requested",
         "sweep_id": SWEEP_ID,
         "project": PROJECT,
-        "requested_at": _REQUESTED_AT,
+        "requested_at": REQUESTED_AT,
     }
     all_projects = {"project": "*", "master_key": "2027", "repair": True}
     delete: Document = {
@@ -113,7 +115,7 @@ def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
         "request_id": DELETE_ID,
         "project": PROJECT,
         "key": KEY,
-        "requested_at": _REQUESTED_AT,
+        "requested_at": REQUESTED_AT,
     }
     return {
         "rotation.requested": {
@@ -122,6 +124,7 @@ def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
         },
         "sweep.requested": {"minimal": sweep, "all-projects": sweep | all_projects},
         "delete.requested": {"minimal": delete, "for-a-person": delete | {"actor": "Kim Doe"}},
+        **console_examples.requests(),
     }
 
 
@@ -132,14 +135,14 @@ _ORIGIN: Final[Document] = {"publisher": _PUBLISHER, "request": _REQUEST}
 
 def events() -> dict[str, dict[str, Document]]:
     """Valid events by type and title."""
-    enrolled: Document = {"request_id": ENROLL_ID, "project": PROJECT, "generation": 1, "at": _AT}
+    enrolled: Document = {"request_id": ENROLL_ID, "project": PROJECT, "generation": 1, "at": AT}
     stored: Document = {
         "upload_id": UPLOAD_ID,
         "project": PROJECT,
         "key": KEY,
         "size": len(PLAINTEXT),
         "generation": 1,
-        "at": _AT,
+        "at": AT,
     }
     examples: dict[str, dict[str, Document]] = {
         "project.enrolled": {"enrolled": enrolled},
@@ -165,9 +168,9 @@ _EVIDENCE: Final = hashlib.sha256(b"the file of evidence").hexdigest()
 
 
 def _control_events() -> dict[str, dict[str, Document]]:
-    rotation: Document = {"rotation_id": ROTATION_ID, "project": PROJECT, "at": _AT}
-    sweep: Document = {"sweep_id": SWEEP_ID, "project": PROJECT, "at": _AT}
-    deleted: Document = {"request_id": DELETE_ID, "project": PROJECT, "key": KEY, "at": _AT}
+    rotation: Document = {"rotation_id": ROTATION_ID, "project": PROJECT, "at": AT}
+    sweep: Document = {"sweep_id": SWEEP_ID, "project": PROJECT, "at": AT}
+    deleted: Document = {"request_id": DELETE_ID, "project": PROJECT, "key": KEY, "at": AT}
     under_way = _counts(objects=1500, rewrapped=1480, current=20, clean=True)
     clean = _counts(objects=1502, rewrapped=1495, current=1500, deleted=2, clean=True)
     failing = clean | {"current": 1499, "failed": 1, "clean": False}
@@ -197,6 +200,9 @@ def _control_events() -> dict[str, dict[str, Document]]:
         "sweep.rejected": _rejected("sweep_id", SWEEP_ID, "unknown_project"),
         "object.deleted": {"deleted": deleted},
         "delete.rejected": _rejected("request_id", DELETE_ID, "not_permitted"),
+        **console_examples.events(),
+        "status.rejected": _rejected("request_id", STATUS_ID, "not_permitted"),
+        "audit.rejected": _rejected("request_id", AUDIT_ID, "not_permitted"),
     }
 
 
@@ -206,7 +212,7 @@ def audit_records() -> dict[str, dict[str, Document]]:
     first: Document = {
         "type": name,
         "audit_id": "0d5f3a8e-4b1c-4e7a-9c62-8f1d2b7e6a53",
-        "at": _AT,
+        "at": AT,
         "process": "5e8a1c70-36d4-4f0b-8b9e-7c2d1f4a6e95",
         "role": "worker control",
         "host": "control-1",
@@ -256,7 +262,7 @@ def _failed(code: str) -> Document:
 
 
 def _rejected(id_field: str, request_id: str, code: str) -> dict[str, Document]:
-    refused = {id_field: request_id, "at": _AT}
+    refused = {id_field: request_id, "at": AT}
     return {
         "refused": refused | {"project": PROJECT, "code": code, "detail": "see the code"},
         "project-unreadable": refused

@@ -7,12 +7,24 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS, CountedEvent, id_field
+from keyturn.messages import (
+    AUDIT_MODELS,
+    EVENT_MODELS,
+    REQUEST_MODELS,
+    WORKER_REPORT_MODELS,
+    CountedEvent,
+    id_field,
+)
+from tools.generate.sealed_secrets import SWEEP_ID
 
 Document = dict[str, Any]
 Case = tuple[str, str, str]
 """Title, text of the file, reason."""
 
+# What identifies a message that no request begins.
+_OWN_IDS: Final = dict.fromkeys(AUDIT_MODELS, "audit_id") | dict.fromkeys(
+    WORKER_REPORT_MODELS, "worker_id"
+)
 _LONE_SURROGATE: Final = '"\\ud800"'
 
 
@@ -24,6 +36,8 @@ def cases(name: str, valid: Document) -> Iterator[Case]:
         yield from _of_one_request(name, valid)
     elif name in AUDIT_MODELS:
         yield from _of_audit_records(valid)
+    elif name in WORKER_REPORT_MODELS:
+        yield from _of_worker_reports(valid)
     else:
         yield from _of_one_event(name, valid)
 
@@ -39,6 +53,37 @@ def _of_one_request(name: str, valid: Document) -> Iterator[Case]:
         yield _changed(valid, "generation-as-text", "a number", expected_generation="3")
     elif name == "sweep.requested":
         yield _changed(valid, "dry-run-as-number", "a boolean, not a number", dry_run=1)
+    elif name == "status.requested":
+        yield from _of_status_requests(valid)
+    elif name == "audit.requested":
+        yield from _of_audit_requests(valid)
+
+
+def _of_status_requests(valid: Document) -> Iterator[Case]:
+    yield _changed(valid, "view-unknown", "not in the list", view="objects_opened")
+    yield _changed(valid, "sweep-without-id", "sweep_id is missing", view="sweep")
+    yield _changed(valid, "id-without-sweep", "no sweep is requested", sweep_id=SWEEP_ID)
+    evidence = {"view": "evidence", "project": "*"}
+    yield _changed(valid, "evidence-of-all", "evidence is that of one project", **evidence)
+    yield _changed(valid, "keys-of-one", "the master keys are those of all", view="master_keys")
+    yield _changed(valid, "limit-zero", "at least one row", limit=0)
+    yield _changed(valid, "limit-too-high", "at most 1000 rows", limit=1001)
+    yield _changed(valid, "after-too-long", "at most 2048 characters", after="a" * 2049)
+    yield _changed(valid, "known-upper-case", "hex in lower case", known="A" * 64)
+    yield _without(valid, "view")
+
+
+def _of_audit_requests(valid: Document) -> Iterator[Case]:
+    letter = valid["letters"][0]
+    yield _changed(valid, "one-project", "dead letters belong to no project", project="acme")
+    yield _changed(valid, "action-unknown", "not in the list", action="dead_letter.opened")
+    yield _changed(valid, "no-letters", "at least one letter", letters=[])
+    body = letter | {"body": "e30="}
+    yield _changed(valid, "letter-with-its-body", "a record holds no body", letters=[body])
+    yield _changed(valid, "letter-without-digest", "the digest is missing", letters=[{}])
+    yield _changed(valid, "reason-two-lines", "one line", reason="a\nb")
+    yield _changed(valid, "queue-control", "a control character", queue="keyturn\n")
+    yield _without(valid, "actor")
 
 
 def _of_one_event(name: str, valid: Document) -> Iterator[Case]:
@@ -50,6 +95,10 @@ def _of_one_event(name: str, valid: Document) -> Iterator[Case]:
     elif name == "object.deleted":
         yield _changed(valid, "key-dots", "a '..' segment", key="reports/../q3.pdf")
         yield _without(valid, "key")
+    elif name == "status.reported":
+        yield from _of_status_reports(valid)
+    elif name == "audit.accepted":
+        yield _changed(valid, "one-project", "dead letters belong to no project", project="acme")
     elif issubclass(EVENT_MODELS[name], CountedEvent):
         yield from _of_counts(name, valid)
 
@@ -68,6 +117,30 @@ def _of_audit_records(valid: Document) -> Iterator[Case]:
     yield _without(valid, "outcome")
 
 
+def _of_status_reports(valid: Document) -> Iterator[Case]:
+    row = valid["projects"][0]
+    yield _changed(valid, "view-unknown", "not in the list", view="objects_opened")
+    yield _changed(valid, "digest-upper-case", "hex in lower case", digest="A" * 64)
+    yield _changed(valid, "unchanged-as-number", "a boolean, not a number", unchanged=1)
+    yield _changed(valid, "generation-zero", "begins at 1", projects=[row | {"generation": 0}])
+    yield _changed(valid, "row-without-project", "project is missing", projects=[{}])
+    yield _changed(valid, "rows-as-object", "a list", projects=row)
+    yield _without(valid, "view")
+
+
+def _of_worker_reports(valid: Document) -> Iterator[Case]:
+    queue = valid["queues"][0]
+    yield _changed(valid, "served-negative", "a count", queues=[queue | {"served": -1}])
+    yield _changed(valid, "waited-negative", "seconds", queues=[queue | {"waited_s": -0.1}])
+    yield _changed(valid, "queue-upper-case", "not a queue", queues=[queue | {"queue": "Upload"}])
+    yield _changed(valid, "lease-zero", "at least a second", lease_s=0)
+    yield _changed(valid, "host-control", "a control character", host="worker\u001b[2J")
+    yield _changed(valid, "stopping-as-number", "a boolean, not a number", is_stopping=1)
+    yield _without(valid, "started_at")
+    yield _without(valid, "queues")
+    yield _without(valid, "type")
+
+
 def _of_counts(name: str, valid: Document) -> Iterator[Case]:
     yield _changed(valid, "failed-negative", "a count", failed=-1)
     yield _changed(valid, "objects-as-text", "a number", objects="1500")
@@ -81,16 +154,20 @@ def _of_counts(name: str, valid: Document) -> Iterator[Case]:
 
 
 def _of_every_message(name: str, valid: Document) -> Iterator[Case]:
-    request_id = "audit_id" if name in AUDIT_MODELS else id_field(name)
+    request_id = _OWN_IDS.get(name) or id_field(name)
+    # Of a worker, which belongs to no project.
+    field = "project" if "project" in valid else "host"
     text = json.dumps(valid, indent=2, ensure_ascii=False)
     yield _changed(valid, "id-upper-case", "ids are in lower case", **{request_id: "A" * 36})
     yield _without(valid, request_id)
-    yield _changed(valid, "project-as-number", "a number where text belongs", project=7)
-    twice = text.replace("{", '{\n  "project": "other",', 1)
+    yield _changed(valid, f"{field}-as-number", "a number where text belongs", **{field: 7})
+    twice = text.replace("{", f'{{\n  "{field}": "other",', 1)
     yield "name-twice", twice, "duplicate name in an object"
     yield "cut", text[: len(text) // 2], "not JSON"
     yield "no-object", json.dumps([valid]), "not a JSON object"
-    yield "lone-surrogate", text.replace('"acme"', _LONE_SURROGATE, 1), "not text"
+    named = f'"{field}": '
+    surrogate = text.replace(f"{named}{json.dumps(valid[field])}", named + _LONE_SURROGATE, 1)
+    yield "lone-surrogate", surrogate, "not text"
 
 
 def _of_every_request(valid: Document) -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""JSON Schemas (2020-12) of every request, event and audit record, out of the models (SPEC 6).
+"""JSON Schemas (2020-12) of every message, out of the models (SPEC 6, 15.3, 16).
 
 A schema is what a validator in any language can check; what it cannot say (a key's
 segments, base64's one spelling, a real date) the models check in addition, so a schema
@@ -8,14 +8,14 @@ It must never refuse what a model accepts.
 
 from typing import Any, Final
 
-from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS
+from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS, WORKER_REPORT_MODELS
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Every message type with its schema."""
-    models = {**REQUEST_MODELS, **EVENT_MODELS, **AUDIT_MODELS}
+    models = {**REQUEST_MODELS, **EVENT_MODELS, **AUDIT_MODELS, **WORKER_REPORT_MODELS}
     return {name: _schema(name, model) for name, model in models.items()}
 
 

@@ -254,7 +254,7 @@ class AuditAccepted(EventModel):
 
     type: Literal["audit.accepted"] = "audit.accepted"
     request_id: RequestId
-    project: Literal["*"] = "*"
+    project: Literal["*"]
 
 
 class AuditRejected(RejectedModel):

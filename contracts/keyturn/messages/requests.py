@@ -200,7 +200,7 @@ class AuditRequested(ControlRequestModel):
 
     type: Literal["audit.requested"] = "audit.requested"
     request_id: RequestId
-    project: Literal["*"] = "*"
+    project: Literal["*"]
     actor: Actor
     action: DeadLetterAction
     queue: Annotated[str, Field(pattern=QUEUE_PATTERN)]

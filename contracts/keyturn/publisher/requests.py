@@ -25,7 +25,7 @@ from keyturn.crypto import (
 )
 from keyturn.crypto import to_base64 as to_b64
 from keyturn.errors import MalformedRequestError
-from keyturn.identifiers import format_time
+from keyturn.identifiers import ALL_PROJECTS, format_time
 from keyturn.messages import (
     AuditedLetter,
     AuditRequested,
@@ -286,6 +286,7 @@ def build_audit(
     return _checked(
         AuditRequested,
         request_id=request_id,
+        project=ALL_PROJECTS,
         requested_at=format_time(datetime.now(UTC)),
         action=action,
         queue=queue,

@@ -16,13 +16,17 @@ from keyturn.topology import (
     EVENTS,
     EVENTS_STREAM,
     PLAN_QUEUE,
+    PUBLISHER_EVENTS,
     PUBLISHER_HEADER,
     REJECTED_EVENTS,
     REQUEST_ID_FIELDS,
     REQUESTS,
     RETRY_DELAYS_S,
+    STATUS_REPORTED,
     SWEEP_QUEUE,
     UPLOAD_QUEUE,
+    WORKER_REPORTED,
+    WORKERS_STREAM,
     audit_queue,
     dead_letter_name,
     publisher_binding,
@@ -37,7 +41,7 @@ QUEUES: Final = {queue.name: queue for queue in queues()}
 
 def test_each_request_goes_to_one_queue_and_each_event_to_the_stream() -> None:
     bound = list(chain.from_iterable(queue.bindings for queue in queues()))
-    assert sorted(bound) == sorted((*REQUESTS, *EVENTS))
+    assert sorted(bound) == sorted((*REQUESTS, *EVENTS, WORKER_REPORTED))
     assert QUEUES[EVENTS_STREAM].bindings == EVENTS
     assert QUEUES[UPLOAD_QUEUE].bindings == ("upload.requested",)
 
@@ -81,7 +85,7 @@ def test_no_dead_letter_is_dropped_for_being_looked_at(name: str) -> None:
 
 def test_every_request_has_an_id_and_a_refusal() -> None:
     assert set(REQUESTS) == set(REQUEST_ID_FIELDS) == set(REQUEST_MODELS)
-    assert set(EVENTS) == set(EVENT_MODELS)
+    assert set(PUBLISHER_EVENTS) == set(EVENT_MODELS)
     for request in REQUESTS:
         assert REQUEST_ID_FIELDS[request] in REQUEST_MODELS[request].model_fields
         refusal = EVENT_MODELS[REJECTED_EVENTS[request]]
@@ -94,6 +98,23 @@ def test_a_publishers_stream_takes_its_own_events_alone() -> None:
     assert stream.arguments["x-queue-type"] == "stream"
     assert stream.bindings == ()
     assert publisher_binding("billing") == {"x-match": "all", PUBLISHER_HEADER: "billing"}
+
+
+def test_reports_of_status_go_to_streams_of_single_publishers_alone() -> None:
+    """Nothing else may bind them: they would enter a stream that all operators read."""
+    bound = chain.from_iterable(queue.bindings for queue in (*queues(), audit_queue()))
+    assert STATUS_REPORTED not in bound
+    assert {*PUBLISHER_EVENTS} - {*EVENTS} == {STATUS_REPORTED}
+
+
+def test_reports_of_workers_go_to_their_stream_alone() -> None:
+    stream = QUEUES[WORKERS_STREAM]
+    assert stream.bindings == (WORKER_REPORTED,)
+    assert stream.arguments["x-queue-type"] == "stream"
+    # Each worker reports all the time: what they said a day ago must not fill a disk.
+    assert stream.arguments["x-max-age"] == "1D"
+    assert stream.arguments["x-max-length-bytes"] == 64 * 1024**2
+    assert WORKER_REPORTED not in {*PUBLISHER_EVENTS, *REQUESTS, AUDIT_RECORDED}
 
 
 def test_records_of_the_audit_trail_go_to_its_stream_alone() -> None:

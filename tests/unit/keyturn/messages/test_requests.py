@@ -1,14 +1,21 @@
-"""A request has the fields of its type and no others (SPEC 6.3 to 6.6)."""
+"""A request has the fields of its type and no others (SPEC 6.3 to 6.6, 16.1)."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from keyturn.messages import REQUEST_MODELS
+from keyturn.messages import (
+    AUDITED_LETTERS,
+    REASON_MAX_CHARACTERS,
+    REQUEST_MODELS,
+    StatusView,
+    encode,
+)
 from tests.unit.keyturn.messages.examples import REQUESTS
 
 
@@ -60,11 +67,55 @@ def test_a_body_is_inline_or_staged_and_of_a_size_that_can_be(body: dict[str, An
         )
 
 
-def test_only_a_sweep_may_be_of_all_projects() -> None:
+_OF_ALL = ("sweep.requested", "status.requested", "audit.requested")
+
+
+def test_only_sweeps_and_what_operators_request_may_be_of_all_projects() -> None:
     for request_type, model in REQUEST_MODELS.items():
         document = _example(request_type) | {"project": "*"}
-        if request_type == "sweep.requested":
+        if request_type in _OF_ALL:
             model.model_validate(document)
         else:
             with pytest.raises(ValidationError, match="project"):
                 model.model_validate(document)
+
+
+def _letters(count: int) -> list[dict[str, Any]]:
+    return [{"request": f"{number:064x}"} for number in range(count)]
+
+
+def test_one_request_has_a_bounded_number_of_letters_recorded() -> None:
+    model, valid = REQUEST_MODELS["audit.requested"], _example("audit.requested")
+    model.model_validate(valid | {"letters": _letters(AUDITED_LETTERS)})
+    for count in (0, AUDITED_LETTERS + 1):
+        with pytest.raises(ValidationError, match="letters"):
+            model.model_validate(valid | {"letters": _letters(count)})
+
+
+def test_the_largest_request_for_records_fits_in_a_message() -> None:
+    """RabbitMQ's own limit is 16 MiB; and every retry is a copy of it."""
+    letter = {
+        "request": "f" * 64,
+        "request_type": f"{'a' * 32}.requested",
+        "request_id": "f" * 8 + "-ffff" * 3 + "-" + "f" * 12,
+        "project": "a" * 63,
+    }
+    more = {"letters": [letter] * AUDITED_LETTERS, "reason": "\U0001f511" * REASON_MAX_CHARACTERS}
+    request: Any = REQUEST_MODELS["audit.requested"].model_validate(
+        _example("audit.requested") | more
+    )
+    assert len(encode(request)) < 256 * 1024
+
+
+@pytest.mark.parametrize("sweep_id", [None, "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"])
+@pytest.mark.parametrize("project", ["acme", "*"])
+@pytest.mark.parametrize("view", get_args(StatusView))
+def test_a_report_has_a_sweep_and_projects_where_its_view_does(
+    view: str, project: str, sweep_id: str | None
+) -> None:
+    document = _example("status.requested") | {"view": view, "project": project}
+    document |= {} if sweep_id is None else {"sweep_id": sweep_id}
+    is_valid = (view in ("sweep", "failures")) == (sweep_id is not None)
+    is_valid &= {"evidence": project != "*", "master_keys": project == "*"}.get(view, True)
+    with nullcontext() if is_valid else pytest.raises(ValidationError):
+        REQUEST_MODELS["status.requested"].model_validate(document)

@@ -16,7 +16,13 @@ from keyturn.errors import (
     StorageUnavailableError,
 )
 from keyturn.identifiers import staging_s3_key
-from keyturn.messages import INLINE_MAX_BYTES, InlineBody, StagedBody, parse_request
+from keyturn.messages import (
+    INLINE_MAX_BYTES,
+    AuditedLetter,
+    InlineBody,
+    StagedBody,
+    parse_request,
+)
 from keyturn.publisher import Publisher
 from tests.unit.keyturn.publisher.test_requests import API_KEY, INTAKE, SETTINGS
 
@@ -182,6 +188,7 @@ CALLS: dict[str, Callable[[Publisher, str], Coroutine[Any, Any, str]]] = {
     "rotation.requested": lambda publisher, project: publisher.rotate(project, api_key=API_KEY),
     "sweep.requested": lambda publisher, project: publisher.sweep(project),
     "delete.requested": lambda publisher, project: publisher.delete(project, "a"),
+    "status.requested": lambda publisher, project: publisher.status("projects", project),
 }
 _ID_FIELDS = {
     "enroll.requested": "request_id",
@@ -189,6 +196,7 @@ _ID_FIELDS = {
     "rotation.requested": "rotation_id",
     "sweep.requested": "sweep_id",
     "delete.requested": "request_id",
+    "status.requested": "request_id",
 }
 
 
@@ -209,3 +217,59 @@ async def test_a_request_for_a_project_that_cannot_be_is_not_sent(request_type: 
     with pytest.raises(MalformedRequestError):
         await CALLS[request_type](scene.publisher, "No Project")
     assert scene.connection.sent == []
+
+
+LETTER = AuditedLetter(request="0" * 64, request_type="upload.requested", project="acme")
+FOR_A_PERSON: list[Callable[[Publisher, str], Coroutine[Any, Any, str]]] = [
+    lambda publisher, actor: publisher.enroll("acme", api_key=API_KEY, actor=actor),
+    lambda publisher, actor: publisher.rotate("acme", api_key=API_KEY, actor=actor),
+    lambda publisher, actor: publisher.sweep("acme", actor=actor),
+    lambda publisher, actor: publisher.delete("acme", "a", actor=actor),
+    lambda publisher, actor: publisher.status("master_keys", actor=actor),
+    lambda publisher, actor: publisher.record_audit(
+        "dead_letter.replayed", "keyturn.upload.dead", [LETTER], actor=actor
+    ),
+]
+
+
+@pytest.mark.parametrize("call", FOR_A_PERSON)
+async def test_a_request_names_the_person_if_its_name_is_one(
+    call: Callable[[Publisher, str], Coroutine[Any, Any, str]],
+) -> None:
+    scene = _scene()
+    await call(scene.publisher, "Kim Grün")
+    ((_, request),) = scene.connection.sent
+    assert request.type != "upload.requested"
+    assert request.actor == "Kim Grün"
+    for wrong in ("Kim\n", "\x1b[2J", "x" * 201, ""):
+        with pytest.raises(MalformedRequestError, match="actor"):
+            await call(scene.publisher, wrong)
+    assert len(scene.connection.sent) == 1
+
+
+async def test_a_page_of_a_report_is_requested_as_it_is_asked_for() -> None:
+    scene = _scene()
+    known = "a" * 64
+    await scene.publisher.status("projects", after="cursor", limit=1000, known=known)
+    ((_, request),) = scene.connection.sent
+    assert request.type == "status.requested"
+    assert (request.project, request.view, request.sweep_id) == ("*", "projects", None)
+    assert (request.after, request.limit, request.known) == ("cursor", 1000, known)
+    with pytest.raises(MalformedRequestError, match="sweep_id"):
+        await scene.publisher.status("failures", "acme")
+    assert len(scene.connection.sent) == 1
+
+
+async def test_an_action_on_letters_is_to_be_recorded_as_started_with_its_reason() -> None:
+    scene = _scene()
+    request_id = await scene.publisher.record_audit(
+        "dead_letter.discarded", "keyturn.unsigned.dead", [LETTER], actor="Kim", reason="a flood"
+    )
+    ((routing_key, request),) = scene.connection.sent
+    assert routing_key == request.type == "audit.requested"
+    assert (request.request_id, request.project) == (request_id, "*")
+    assert (request.action, request.queue) == ("dead_letter.discarded", "keyturn.unsigned.dead")
+    assert (request.letters, request.outcome, request.reason) == ((LETTER,), "started", "a flood")
+    with pytest.raises(MalformedRequestError, match="letters"):
+        await scene.publisher.record_audit("dead_letter.replayed", "keyturn.dead", [], actor="Kim")
+    assert len(scene.connection.sent) == 1

@@ -17,7 +17,7 @@ from keyturn.messages import (
     id_field,
 )
 from keyturn.publisher.event_matcher import EventMatcher, is_answer, is_end
-from keyturn.topology import EVENTS, REQUESTS
+from keyturn.topology import PUBLISHER_EVENTS, REQUESTS
 from tools.generate.sealed_secrets import PUBLISHER
 
 _ID = "c4d9b7aa-1f0e-4a57-b1d2-93e86a7f4c33"
@@ -38,7 +38,11 @@ _ANSWERS = {
     "rotation.requested": ("rotation.accepted", "rotation.rejected"),
     "sweep.requested": ("sweep.rejected",),
     "delete.requested": ("object.deleted", "delete.rejected"),
+    "status.requested": ("status.reported", "status.rejected"),
+    "audit.requested": ("audit.accepted", "audit.rejected"),
 }
+# Of all projects, always.
+_OF_ALL = ("audit.requested", "audit.accepted", "audit.rejected")
 _REPORTS = {
     "rotation.requested": ("sweep.progressed", "rotation.completed", "rotation.failed"),
     "sweep.requested": ("sweep.progressed", "sweep.completed", "sweep.failed"),
@@ -51,20 +55,24 @@ def _event(event_type: str, **fields: Any) -> Event:
     """An event of this type, as the answer to the request of `_matcher`."""
     model = EVENT_MODELS[event_type]
     values: dict[str, Any] = {
-        name: {"clean": True, "code": "bad_seal", "detail": "", "key": "a"}.get(name, 1)
+        name: {"clean": True, "code": "bad_seal", "detail": "", "key": "a", "view": "projects"}.get(
+            name, 1
+        )
         for name, of in model.model_fields.items()
         if of.is_required()
     }
-    values |= {id_field(event_type): _ID, "project": "acme", "at": _AFTER}
+    project = "*" if event_type in _OF_ALL else "acme"
+    values |= {id_field(event_type): _ID, "project": project, "at": _AFTER}
     values |= {"publisher": PUBLISHER, "request": _DIGEST}
-    event: Any = model(**values | fields)
-    made: Event = event
+    event: Any = model(**values)
+    made: Event = event.model_copy(update=fields)
     return made
 
 
 def _matcher(request_type: str, **fields: Any) -> EventMatcher:
     signed_at = _ROTATION.requested_at_instant
-    given: dict[str, Any] = {"publisher": PUBLISHER, "project": "acme", "digest": _DIGEST}
+    project = "*" if request_type in _OF_ALL else "acme"
+    given: dict[str, Any] = {"publisher": PUBLISHER, "project": project, "digest": _DIGEST}
     given["signed_at"] = signed_at
     return EventMatcher(request_type=request_type, request_id=_ID, **given | fields)
 
@@ -84,7 +92,7 @@ def test_the_matcher_of_a_request_is_made_of_what_was_signed() -> None:
 
 
 @pytest.mark.parametrize("request_type", REQUESTS)
-@pytest.mark.parametrize("event_type", EVENTS)
+@pytest.mark.parametrize("event_type", PUBLISHER_EVENTS)
 def test_only_events_of_a_requests_own_types_belong_to_it(
     request_type: str, event_type: str
 ) -> None:
@@ -95,7 +103,7 @@ def test_only_events_of_a_requests_own_types_belong_to_it(
 
 
 def test_every_event_belongs_to_a_request_of_some_type() -> None:
-    assert {event for _, event in (*_OF_ANSWERS, *_OF_SWEEPS)} == set(EVENTS)
+    assert {event for _, event in (*_OF_ANSWERS, *_OF_SWEEPS)} == set(PUBLISHER_EVENTS)
     assert set(_ANSWERS) == set(REQUEST_MODELS)
 
 
@@ -196,7 +204,7 @@ def test_an_operator_follows_a_sweep_of_any_publisher(event_type: str) -> None:
     assert not matcher.matches(_event(event_type, project="bob"))
 
 
-@pytest.mark.parametrize("event_type", EVENTS)
+@pytest.mark.parametrize("event_type", PUBLISHER_EVENTS)
 def test_every_event_but_two_ends_its_request(event_type: str) -> None:
     event = _event(event_type)
     assert is_end(event) is (event_type not in ("sweep.progressed", "rotation.accepted"))

@@ -17,7 +17,8 @@ from keyturn.errors import EventsUnavailableError
 from keyturn.publisher import event_stream
 from keyturn.publisher.event_stream import StreamRecord, Verifier
 from tools.generate import pretty
-from tools.generate.examples import events
+from tools.generate.console_examples import worker_reports
+from tools.generate.examples import audit_records, events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -285,6 +286,27 @@ def test_any_listed_key_may_have_signed_whatever_the_header_names(
         Verifier("elsewhere", _public(_OLD, _NEW)).event(_told(key, named)),
     ):
         assert believed_nothing is None
+    assert verifier.refused == 1
+
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "event": next(iter(events()["upload.stored"].values())),
+    "worker_report": next(iter(worker_reports()["worker.reported"].values())),
+    "audit_record": next(iter(audit_records()["audit.recorded"].values())),
+}
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_each_kind_of_message_is_read_as_itself_alone_and_only_if_it_is_signed(kind: str) -> None:
+    body = pretty(_KINDS[kind]).encode()
+    verifier = Verifier("test", _public(_OLD, _NEW))
+    signed = StreamRecord(0, body, _NEW.sign_event("test", body), _NEW.id)
+    read = {name: getattr(verifier, name)(signed) for name in _KINDS}
+    assert {name for name, message in read.items() if message is not None} == {kind}
+    assert read[kind].type == _KINDS[kind]["type"]
+    assert verifier.refused == 0
+    forged = StreamRecord(0, body, _FORGED.sign_event("test", body), _NEW.id)
+    assert getattr(verifier, kind)(forged) is None
     assert verifier.refused == 1
 
 

@@ -22,6 +22,8 @@ from keyturn.messages import (
     RotationRejected,
     RotationRequested,
     SealedSecret,
+    StatusReported,
+    StatusRequested,
     SweepCompleted,
     SweepProgressed,
     SweepRequested,
@@ -36,6 +38,7 @@ from keyturn.publisher import (
 )
 from keyturn.publisher.event_stream import StreamRecord, Verifier
 from keyturn.publisher.event_waiter import EventWaiter, _claimed_id
+from keyturn.publisher.requests import new_id
 from tools.generate.sealed_secrets import PUBLISHER, ROTATION_ID
 
 if TYPE_CHECKING:
@@ -92,6 +95,17 @@ class _Reading(EventWaiter):
             if raises is not None:
                 raise raises
         return one
+
+    def request_status(self) -> StatusReported:
+        """Request a report; return the one that answers it."""
+        request = StatusRequested(
+            request_id=new_id(), project="*", requested_at=_AT, view="projects"
+        )
+        body = encode(request)
+        with self.sending(request, body):
+            pass
+        report = StatusReported(request_id=request.request_id, project="*", at=_AT, view="projects")
+        return with_origin(report, RequestOrigin.of(PUBLISHER, body))
 
     def publish(self, *events: Event) -> None:
         for event in events:
@@ -477,3 +491,55 @@ def test_memory_of_what_was_sent_is_bounded() -> None:
         with waiter.sending(request, encode(request)):
             pass
     assert list(waiter._sent) == ids[900:]
+
+
+async def test_many_reports_are_awaited_at_once_and_each_wait_gets_its_own(
+    waiter: _Reading,
+) -> None:
+    reports = [waiter.request_status() for _ in range(50)]
+    waits = [
+        asyncio.create_task(waiter.wait(report.request_id, timeout_s=20)) for report in reports
+    ]
+    await asyncio.sleep(0)
+    waiter.publish(*reversed(reports))
+    assert await asyncio.gather(*waits) == reports
+
+
+async def test_a_report_that_comes_before_its_wait_is_kept_until_then(waiter: _Reading) -> None:
+    report = waiter.request_status()
+    waiter.publish(report)
+    assert await waiter.wait(report.request_id, timeout_s=20) == report
+    with pytest.raises(NotSentHereError):
+        await waiter.wait(report.request_id, timeout_s=20)
+
+
+async def test_no_report_stays_in_memory_after_its_wait(waiter: _Reading) -> None:
+    """A console requests them for months; each can be as large as a page of 1,000 rows."""
+    answered, late = waiter.request_status(), waiter.request_status()
+    both = [asyncio.create_task(waiter.wait(answered.request_id, timeout_s=20)) for _ in "ab"]
+    await asyncio.sleep(0)
+    waiter.publish(answered)
+    assert await asyncio.gather(*both) == [answered, answered]
+    with pytest.raises(WaitTimeoutError):
+        await waiter.wait(late.request_id, timeout_s=0.01)
+    waiter.publish(late)
+    assert not waiter._sent
+
+
+async def test_a_request_for_a_report_that_was_sent_again_is_not_forgotten(
+    waiter: _Reading,
+) -> None:
+    report = waiter.request_status()
+    wait = asyncio.create_task(waiter.wait(report.request_id, timeout_s=20))
+    await asyncio.sleep(0)
+    again = StatusRequested(
+        request_id=report.request_id, project="*", requested_at=_AT, view="projects", limit=7
+    )
+    body = encode(again)
+    with waiter.sending(again, body):
+        pass
+    waiter.publish(report)
+    assert await wait == report
+    second = with_origin(report, RequestOrigin.of(PUBLISHER, body))
+    waiter.publish(second)
+    assert await waiter.wait(report.request_id, timeout_s=20) == second

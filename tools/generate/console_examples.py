@@ -1,0 +1,205 @@
+"""Valid examples of the messages that exist for consoles (SPEC 16). Pure."""
+
+import hashlib
+from typing import Any, Final
+
+from tools.generate.sealed_secrets import (
+    AT,
+    AUDIT_ID,
+    KEY,
+    PROJECT,
+    REQUESTED_AT,
+    ROTATION_ID,
+    STATUS_ID,
+    SWEEP_ID,
+    UPLOAD_ID,
+)
+
+Document = dict[str, Any]
+
+_DIGEST: Final = hashlib.sha256(b"the rows of a page").hexdigest()
+_EVIDENCE: Final = hashlib.sha256(b"the file of evidence").hexdigest()
+_LETTER: Final = hashlib.sha256(b"the body of a dead letter").hexdigest()
+_NEXT: Final = "eyJhZnRlciI6ImFjbWUifQ"
+_COUNTS: Final = {"objects": 1502, "rewrapped": 1495, "current": 1500, "deleted": 2}
+
+
+def requests() -> dict[str, dict[str, Document]]:
+    """Requests for reports and for records, by type and title."""
+    common = {"requested_at": REQUESTED_AT}
+    status = common | {"type": "status.requested", "request_id": STATUS_ID, "project": PROJECT}
+    everything = status | {"project": "*", "actor": "Kim Doe"}
+    letter = {
+        "request": _LETTER,
+        "request_type": "upload.requested",
+        "request_id": UPLOAD_ID,
+        "project": PROJECT,
+    }
+    audit = common | {
+        "type": "audit.requested",
+        "request_id": AUDIT_ID,
+        "project": "*",
+        "actor": "Kim Doe",
+        "action": "dead_letter.replayed",
+        "queue": "keyturn.upload.dead",
+        "letters": [letter],
+    }
+    return {
+        "status.requested": {
+            "one-project": status | {"view": "projects"},
+            "next-page": everything
+            | {"view": "projects", "after": _NEXT, "limit": 1000, "known": _DIGEST},
+            "one-sweep": status | {"view": "sweep", "sweep_id": SWEEP_ID},
+            "evidence": status | {"view": "evidence"},
+            "master-keys": everything | {"view": "master_keys"},
+        },
+        "audit.requested": {
+            "replay": audit | {"reason": "ticket 4711: the bucket was full"},
+            "unreadable-letter": audit
+            | {"action": "dead_letter.discarded", "letters": [{"request": _LETTER}]},
+            "failed": audit | {"outcome": "request_expired"},
+        },
+    }
+
+
+def events() -> dict[str, dict[str, Document]]:
+    """Reports and acceptances by type and title."""
+    report: Document = {"request_id": STATUS_ID, "project": PROJECT, "at": AT}
+    everything = report | {"project": "*"}
+    return {
+        "status.reported": {
+            "one-project": report
+            | {"view": "projects", "digest": _DIGEST, "projects": [_project()]},
+            "page": everything
+            | {
+                "view": "projects",
+                "next": _NEXT,
+                "digest": _DIGEST,
+                "projects": [
+                    _project(),
+                    {"project": "bob", "code": "unknown_master_key", "detail": "2025"},
+                ],
+            },
+            "unchanged": everything
+            | {"view": "projects", "after": _NEXT, "digest": _DIGEST, "unchanged": True},
+            "not-read": everything
+            | {"view": "sweeps", "code": "storage_unavailable", "detail": "no answer"},
+            "sweeps": everything | {"view": "sweeps", "digest": _DIGEST, "sweeps": [_sweep()]},
+            "failures": report
+            | {
+                "view": "failures",
+                "sweep_id": SWEEP_ID,
+                "digest": _DIGEST,
+                "failures": [{"project": PROJECT, "key": KEY, "code": "corrupt_object"}],
+            },
+            "evidence": report
+            | {"view": "evidence", "digest": _DIGEST, "evidence_files": [_evidence()]},
+            "master-keys": everything
+            | {"view": "master_keys", "digest": _DIGEST, "master_keys": _master_keys()},
+            "objects": everything
+            | {"view": "objects", "next": _NEXT, "digest": _DIGEST, "objects": _objects()},
+        },
+        "audit.accepted": {
+            "recorded": {"request_id": AUDIT_ID, "project": "*", "at": AT},
+        },
+    }
+
+
+def _project() -> Document:
+    return {
+        "project": PROJECT,
+        "generation": 4,
+        "kek_id": "9f86d081884c7d65",
+        "master_key": "2027",
+        "plaintext": False,
+        "v0": False,
+        "earlier_keks": 1,
+        "enrolled_at": "2026-01-12T08:30:00.000000Z",
+        "rotated_at": "2026-11-24T09:58:11.000000Z",
+        "evidence": _EVIDENCE,
+    }
+
+
+def _sweep() -> Document:
+    return {
+        "sweep_id": ROTATION_ID,
+        "project": PROJECT,
+        "kind": "rotation",
+        "status": "done",
+        "clean": True,
+        "counts": _COUNTS,
+        "requested_at": REQUESTED_AT,
+        "started_at": REQUESTED_AT,
+        "ended_at": AT,
+        "publisher": "api",
+        "generation": 4,
+        "evidence": _EVIDENCE,
+        "rate_per_s": 812.5,
+        "pages": 4,
+        "pages_open": 0,
+    }
+
+
+def _evidence() -> Document:
+    return {
+        "project": PROJECT,
+        "generation": 4,
+        "sweep_id": ROTATION_ID,
+        "at": AT,
+        "digest": _EVIDENCE,
+        "envelope": '{"payloadType":"application/vnd.in-toto+json","payload":"","signatures":[]}',
+    }
+
+
+def _master_keys() -> list[Document]:
+    return [
+        {"master_key": "2026", "provider": "local", "active": False},
+        {
+            "master_key": "2027",
+            "provider": "awskms",
+            "active": True,
+            "code": "kms_unavailable",
+        },
+    ]
+
+
+def _objects() -> list[Document]:
+    return [
+        {"kind": "encrypted", "count": 187, "generation": 4, "master_key": "2027"},
+        {"kind": "unreadable", "count": 1, "code": "no_usable_wrap"},
+        {"kind": "foreign", "count": 2},
+    ]
+
+
+def worker_reports() -> dict[str, dict[str, Document]]:
+    """Reports of workers about themselves, by title."""
+    name = "worker.reported"
+    idle = {"queue": "keyturn.plan", "served": 0, "refused": 0, "retried": 0, "in_flight": 0}
+    busy = idle | {
+        "queue": "keyturn.upload",
+        "served": 48210,
+        "refused": 3,
+        "retried": 12,
+        "in_flight": 17,
+        "oldest_s": 0.8,
+        "waited_s": 2.5,
+    }
+    report: Document = {
+        "type": name,
+        "at": AT,
+        "worker_id": "8b0d2f4a-6c8e-4a1b-9d3f-5e7a9c1b3d52",
+        "roles": ["sweep", "upload"],
+        "host": "worker-1",
+        "version": "0.9.0",
+        "started_at": "2026-11-24T06:00:00.000000Z",
+        "interval_s": 15,
+        "lease_s": 15,
+        "is_clock_known": True,
+        "active_master_key": "2027",
+        "master_keys": ["2026", "2027"],
+        "event_keys": ["1f3a5c7e9b0d2f4a"],
+        "intake_keys": ["main"],
+        "queues": [busy, idle],
+    }
+    stopping = {"is_stopping": True, "queues": [busy | {"is_consuming": False, "in_flight": 0}]}
+    return {name: {"running": report, "stopping": report | stopping}}
