@@ -11,11 +11,14 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
+from argon2 import PasswordHasher
+
 from keyturn.crypto import SigningKey, to_base64
 from keyturn.topology import CONTROL_REQUESTS
 from tools.harness.deployment import Deployment
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tools.servers import RabbitMQ
@@ -43,6 +46,12 @@ class Account:
     name: str
     role: Literal["view", "operate"]
     password: str = field(default_factory=lambda: secrets.token_urlsafe(16), repr=False)
+
+
+def write_passwords(path: Path, accounts: Sequence[Account]) -> None:
+    """Write the file of passwords, as `keyturn console add-user` does."""
+    lines = [f"{each.name}:{each.role}:{PasswordHasher().hash(each.password)}" for each in accounts]
+    path.write_text("\n".join([*lines, ""]))
 
 
 @dataclass(frozen=True)

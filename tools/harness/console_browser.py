@@ -20,7 +20,15 @@ from tools.servers import chromium
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, Request
+    from playwright.async_api import (
+        Browser,
+        BrowserContext,
+        ConsoleMessage,
+        Dialog,
+        Page,
+        Request,
+        StorageState,
+    )
 
     from tools.harness.console import Account
 
@@ -110,11 +118,6 @@ class ConsoleVisit:
         assert hosts <= {urlsplit(self.url).netloc}
         assert await self.page.evaluate("window.pwned") is None
 
-    async def close(self) -> None:
-        """Check, and close the page."""
-        await self.check()
-        await self.page.close()
-
 
 @cache
 def _axe() -> str:
@@ -132,20 +135,25 @@ async def launched() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@asynccontextmanager
-async def visiting(
-    browser: Browser, url: str, *, account: Account | None = None, **options: Any
-) -> AsyncIterator[ConsoleVisit]:
-    """A visit in a browser without cookies, signed in if an account is given.
+async def signed_in(browser: Browser, url: str, account: Account) -> StorageState:
+    """Sign in, and return the cookies for other visits: sign-ins are limited for each name."""
+    context = await browser.new_context()
+    visit = await ConsoleVisit.begin(url, context)
+    await visit.sign_in(account)
+    state = await context.storage_state()
+    await context.close()
+    return state
 
-    `options` are those of Playwright's `new_context`. Without JavaScript nothing can be evaluated,
-    so the page is not asked what ran in it.
+
+@asynccontextmanager
+async def visiting(browser: Browser, url: str, **options: Any) -> AsyncIterator[ConsoleVisit]:
+    """A visit in a browser of its own; `options` are those of Playwright's `new_context`.
+
+    `storage_state` is what `signed_in` returned; without it nobody is signed in.
     """
     options = {"locale": "en-US", "viewport": DESKTOP, **options}
     context = await browser.new_context(**options)
     visit = await ConsoleVisit.begin(url, context)
-    if account is not None:
-        await visit.sign_in(account)
     try:
         yield visit
         await visit.check()

@@ -1,0 +1,1 @@
+"""What the console takes, and what it costs the workers (SPEC 16)."""

@@ -1,0 +1,102 @@
+"""A real deployment with a console that people sign in to (SPEC 16).
+
+Workers, broker and storage are real, and `keyturn console` is a process of its own with a broker
+user of its own. It reaches the broker through a proxy that can be stopped, so that a console loses
+a broker that others go on using.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from tools.harness import console_history
+from tools.harness.console import Account, ConsoleDeployment, console_user, write_passwords
+from tools.harness.process import console, worker
+from tools.harness.tcp_proxy import proxy
+from tools.harness.wire import open_wire
+from tools.servers import new_bucket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tools.harness.console_history import History
+    from tools.harness.process import GatewayProcess, WorkerProcess
+    from tools.harness.tcp_proxy import Proxy
+    from tools.harness.wire import Wire
+    from tools.servers import S3Server, Servers
+
+SETTINGS: Final = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.3"}
+"""Of the workers: a proof waits for two leases."""
+
+OPERATOR: Final = Account("ada", "operate")
+VIEWER: Final = Account("vera", "view")
+
+
+@dataclass(repr=False)
+class ConsoleSite:
+    """The deployment, its workers and its console."""
+
+    deployment: ConsoleDeployment
+    wire: Wire
+    worker: WorkerProcess
+    broker: Proxy
+    console_url: str
+    """The broker as the console reaches it: its own user, through `broker`."""
+    passwords: Path
+    console: GatewayProcess = field(init=False)
+    history: History | None = None
+
+    @property
+    def url(self) -> str:
+        """The console's address."""
+        return self.console.url
+
+    @asynccontextmanager
+    async def another_console(
+        self, amqp_url: str = "", **settings: str
+    ) -> AsyncIterator[GatewayProcess]:
+        """A further console process of the same deployment, as after a restart."""
+        env = self.deployment.console_env(
+            self.passwords, amqp_url=amqp_url or self.console_url, **settings
+        )
+        async with console(env) as running:
+            yield running
+
+
+@asynccontextmanager
+async def console_site(
+    broker: Servers, s3: S3Server, folder: Path, *, lives: bool = True, **settings: str
+) -> AsyncIterator[ConsoleSite]:
+    """Run it all; `settings` are the console's, without the prefix.
+
+    Args:
+        broker: The broker, of which a vhost is used.
+        s3: The storage.
+        folder: For the file of passwords.
+        lives: Whether something has happened when the console starts.
+        settings: The console's, without the prefix.
+    """
+    private = broker.rabbitmq
+    amqp_url = private.next_vhost_url() if private is not None else broker.amqp_url
+    deployment = ConsoleDeployment(
+        amqp_url, s3, new_bucket(s3), more_master_keys={"m2": os.urandom(32)}
+    )
+    passwords = folder / "passwords"
+    write_passwords(passwords, [OPERATOR, VIEWER])
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(worker(deployment.worker_env(**SETTINGS)))
+        wire = await stack.enter_async_context(open_wire(deployment))
+        parts = urlsplit(console_user(private, amqp_url))
+        between = await stack.enter_async_context(proxy(parts.port or 5672))
+        login = parts.netloc.rpartition("@")[0]
+        url = parts._replace(netloc=f"{login}@127.0.0.1:{between.port}").geturl()
+        site = ConsoleSite(deployment, wire, running, between, url, passwords)
+        if lives:
+            site.history = await console_history.live(deployment, wire)
+        site.console = await stack.enter_async_context(site.another_console(**settings))
+        yield site
