@@ -77,8 +77,9 @@ class AuditRecorded(AuditLink):
         action: What was done.
         actor: Who did it: `user@host` of a command; of a request the person whom it names, by
             the word of its `publisher`, otherwise the publisher itself.
-        publisher: Who signed the request, if there was one.
-        request: Hex SHA-256 of the request's body as signed.
+        publisher: Who signed the request, if there was one; of a dead letter the console that
+            requested the record.
+        request: Hex SHA-256 of the request's body as signed; of a dead letter its body's.
         request_type: The request's type.
         request_id: The request's id.
         project: The project; `*` for all; None where there is none, or none can be read.

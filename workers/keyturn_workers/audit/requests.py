@@ -3,6 +3,9 @@
 Only for requests that a known publisher signed. Of others nothing is recorded: an attacker who can
 write to the broker could push the records of the stream out with a flood of them. They are logged
 and counted, and kept among the unsigned dead letters (SPEC 6.9).
+
+A served `audit.requested` gets no record of its own: it requests records, and each of them names
+its publisher and its person.
 """
 
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_project
 from keyturn.messages import (
+    AuditRequested,
     DeleteRequested,
     Request,
     RequestOrigin,
@@ -29,6 +33,8 @@ class RequestRecorder:
 
     async def served(self, request: Request, origin: RequestOrigin) -> None:
         """The request was served. To be called after the effect, before the acknowledgment."""
+        if isinstance(request, AuditRequested):
+            return
         await self._trail.record(
             "request.served", **_of_origin(origin, request), **_of_request(request)
         )

@@ -149,7 +149,13 @@ class AuditTrail:
         return len(self._queue)
 
     async def record(
-        self, action: AuditAction, *, actor: str | None = None, outcome: str = DONE, **fields: Any
+        self,
+        action: AuditAction,
+        *,
+        actor: str | None = None,
+        outcome: str = DONE,
+        audit_id: str | None = None,
+        **fields: Any,
     ) -> str:
         """Record one use; returns once the broker has it on disk.
 
@@ -159,12 +165,13 @@ class AuditTrail:
             action: What was done.
             actor: Who did it; the process's own if None.
             outcome: `done`, `started`, or the code of an error.
+            audit_id: The record's id, if it must be the same each time; a new one by default.
             fields: Further fields of `AuditRecorded`.
 
         Returns:
             The record's id.
         """
-        pending = self._append(action, actor, outcome, fields)
+        pending = self._append(action, actor, outcome, fields, audit_id)
         await asyncio.shield(pending.confirmed)
         return pending.audit_id
 
@@ -198,11 +205,16 @@ class AuditTrail:
             await self._changed.wait_for(lambda: not self._queue)
 
     def _append(
-        self, action: AuditAction, actor: str | None, outcome: str, fields: dict[str, Any]
+        self,
+        action: AuditAction,
+        actor: str | None,
+        outcome: str,
+        fields: dict[str, Any],
+        audit_id: str | None = None,
     ) -> _Pending:
         # Nothing here waits, so that the order of the chain is the order of the queue.
         record = AuditRecorded(
-            audit_id=str(uuid4()),
+            audit_id=audit_id or str(uuid4()),
             at=self._time(),
             process=self._process.id,
             role=self._process.role,

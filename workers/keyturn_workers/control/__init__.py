@@ -1,8 +1,12 @@
-"""The control worker: enrollments, rotations, sweeps and deletes (SPEC 5.4, 6, 8)."""
+"""The control worker: enrollments, rotations, sweeps, deletes, and what consoles request.
 
+See SPEC 5.4, 6, 8 and 16.
+"""
+
+from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.rotation import Rotator
 
-__all__ = ["ControlHandler", "Deleter", "Enroller", "Rotator"]
+__all__ = ["AuditRequests", "ControlHandler", "Deleter", "Enroller", "Rotator"]

@@ -6,6 +6,7 @@ from typing import Any, Final
 from keyturn.errors import CodedError, MalformedRequestError, PermanentError
 from keyturn.identifiers import format_time
 from keyturn.messages import (
+    AuditRequested,
     DeleteRequested,
     EnrollRequested,
     Event,
@@ -19,6 +20,7 @@ from keyturn.messages import (
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp import Handled
+from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.rotation import RotationResult, Rotator
@@ -32,12 +34,19 @@ class ControlHandler:
     served: Final = CONTROL_REQUESTS
 
     def __init__(
-        self, enroller: Enroller, rotator: Rotator, starter: SweepStarter, deleter: Deleter
+        self,
+        enroller: Enroller,
+        rotator: Rotator,
+        starter: SweepStarter,
+        deleter: Deleter,
+        *,
+        audit_requests: AuditRequests | None = None,
     ) -> None:
         self._enroller = enroller
         self._rotator = rotator
         self._starter = starter
         self._deleter = deleter
+        self._audit_requests = audit_requests
 
     async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
         """Serve one request; a repeated one changes nothing."""
@@ -51,6 +60,8 @@ class ControlHandler:
                 return await self._sweep(request, origin)
             case DeleteRequested():
                 return await self._delete(request)
+            case AuditRequested() if self._audit_requests is not None:
+                return await self._audit_requests.serve(request, origin)
         raise MalformedRequestError(f"{request.type} is not served here")
 
     async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:

@@ -19,7 +19,7 @@ from keyturn_workers.amqp import (
 from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.audit import AuditTrail, RequestRecorder
-from keyturn_workers.control import ControlHandler, Deleter, Enroller, Rotator
+from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
@@ -184,7 +184,10 @@ class Wiring:
         )
         rotator = Rotator(storage, keyrings, self._keys, settings.intake_keys, self._starter)
         deleter = Deleter(storage, keyrings, self._keys, settings.lease_s)
-        return ControlHandler(enroller, rotator, self._starter, deleter)
+        audit_requests = None if self._audit is None else AuditRequests(self._audit, self._now)
+        return ControlHandler(
+            enroller, rotator, self._starter, deleter, audit_requests=audit_requests
+        )
 
     @cached_property
     def _sweep(self) -> SweepHandler:

@@ -15,6 +15,9 @@ from keyturn.errors import (
     UnknownProjectError,
 )
 from keyturn.messages import (
+    AuditAccepted,
+    AuditedLetter,
+    AuditRequested,
     DeleteRequested,
     EnrollRequested,
     ObjectDeleted,
@@ -28,7 +31,8 @@ from keyturn.messages import (
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp import DeferError, Handled
-from keyturn_workers.control import ControlHandler, Deleter, Enroller, Rotator
+from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
+from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.sweep.sweeping import (
     AT,
@@ -109,6 +113,37 @@ async def test_an_upload_is_not_served_here() -> None:
     with pytest.raises(MalformedRequestError):
         await Control().serve(upload)
     assert await Control().find(upload) is None
+
+
+# Records for a console.
+
+
+def _audit() -> AuditRequested:
+    return AuditRequested(
+        request_id=SWEEP_ID,
+        project="*",
+        requested_at=AT,
+        actor="Kim Doe",
+        action="dead_letter.discarded",
+        queue="keyturn.upload.dead",
+        letters=(AuditedLetter(request="0" * 64),),
+    )
+
+
+async def test_a_request_for_records_is_accepted_once_they_are_made() -> None:
+    control, stream = Control(), Stream()
+    trail = trail_to(stream)
+    control.handler._audit_requests = AuditRequests(trail)
+    async with trail.running():
+        handled = await control.serve(_audit())
+    assert isinstance(handled.event, AuditAccepted)
+    assert [record.action for record in stream.records] == ["dead_letter.discarded"]
+    assert await control.find(_audit()) is None  # an expired one is refused: nothing was recorded
+
+
+async def test_a_worker_without_an_audit_trail_accepts_no_request_for_records() -> None:
+    with pytest.raises(MalformedRequestError, match="not served here"):
+        await Control().serve(_audit())
 
 
 # Enrollments.
