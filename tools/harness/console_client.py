@@ -36,14 +36,17 @@ class Form:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-class _Forms(HTMLParser):
+class _Parser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.forms: list[Form] = []
+        self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
-        if tag == "form":
+        if tag == "a":
+            self.links.append(given.get("href", ""))
+        elif tag == "form":
             self.forms.append(Form(given.get("action", ""), given.get("method", "get").lower()))
         elif tag == "input" and "name" in given and self.forms:
             checkable = given.get("type") in ("checkbox", "radio")
@@ -53,9 +56,16 @@ class _Forms(HTMLParser):
 
 def forms_of(page: str) -> list[Form]:
     """The forms of a page, in their order."""
-    parser = _Forms()
+    parser = _Parser()
     parser.feed(page)
     return parser.forms
+
+
+def links_of(page: str) -> list[str]:
+    """Where the links of a page lead, in their order."""
+    parser = _Parser()
+    parser.feed(page)
+    return parser.links
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The example of a web application, in a real browser against real servers."""
+"""The console in a real browser, against real workers, broker and storage."""
