@@ -18,7 +18,7 @@ COVERAGE := 78
 
 .PHONY: help
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(UV)  ## Make the locked environment in .venv
@@ -70,6 +70,10 @@ typescript: setup  ## Check, build and test the TypeScript client; ARGS=--write 
 .PHONY: demo
 demo: setup  ## Upload real files on private servers and show what came of them; FILES="a b dir"
 	@$(PYTHON) -m tools.demo $(FILES)
+
+.PHONY: screenshots
+screenshots: setup  ## Take a picture of each page of the console into .scratch/screenshots; ARGS=--readme
+	@$(PYTHON) -m tools.screenshots $(ARGS)
 
 .PHONY: doctor
 doctor: $(UV)  ## Probe every S3 server that can be started here; compares the table, ARGS=--write renews it

@@ -29,6 +29,8 @@ from tools.bench import (
     tenants,
     uploads,
 )
+from tools.bench.console import pages as console_pages
+from tools.bench.console import uploads as console_uploads
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.gateway import keyrings as gateway_keyrings
 from tools.bench.gateway import listings, opening, typescript
@@ -38,6 +40,7 @@ from tools.bench.kms.providers import PROVIDERS
 from tools.bench.processes import BenchError
 from tools.bench.rotation import pages, scaling, sizes, whole_rotation
 from tools.bench.rotation.world import LEASE_S, open_world
+from tools.harness.console import ConsoleDeployment
 from tools.harness.deployment import Deployment
 from tools.servers import Servers
 from tools.servers.process import ServerError
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 
 _ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
 _GATEWAY: Final = ("gateway-large", "gateway-first", "gateway-bodies", "gateway-small")
+_CONSOLE: Final = ("console-pages", "console-uploads")
 _PARTS: Final = (
     "uploads",
     "uploads-limited",
@@ -67,6 +71,7 @@ _PARTS: Final = (
     "open",
     "typescript",
     "kms",
+    *_CONSOLE,
 )
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _NO_BROKER: Final = "amqp://127.0.0.1:1/"
@@ -83,6 +88,12 @@ _LATENCY_S: Final = 10
 _QUICK_LATENCY_S: Final = 4
 _UPLOADS_A_PROJECT: Final = 5
 _QUICK_SCALING: Final = 100
+_LETTERS: Final = 100_000
+_QUICK_LETTERS: Final = 1000
+_REQUESTS: Final = 200
+_QUICK_REQUESTS: Final = 20
+# One per cent is less than what rounds differ by: it takes many of them.
+_CONSOLE_ROUNDS: Final = 10
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -91,7 +102,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--only",
         default=",".join(_PARTS),
         metavar="PART,PART",
-        help=f"some of {', '.join(_PARTS)}; rotation and gateway are all of their four",
+        help=f"some of {', '.join(_PARTS)}; rotation, gateway and console are all of theirs",
     )
     parser.add_argument("--server", choices=["ceph", "moto", "both"], default="both")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")
@@ -105,7 +116,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     given = parser.parse_args(argv)
     given.only = given.only.split(",")
-    for name, parts in (("rotation", _ROTATION), ("gateway", _GATEWAY)):
+    for name, parts in (("rotation", _ROTATION), ("gateway", _GATEWAY), ("console", _CONSOLE)):
         if name in given.only:
             given.only = [*(part for part in given.only if part != name), *parts]
     if unknown := set(given.only) - set(_PARTS):
@@ -347,6 +358,36 @@ def _kms(
         asyncio.run(measuring)
 
 
+@contextmanager
+def _with_console(kind: StorageKind) -> Iterator[tuple[ConsoleDeployment, Path]]:
+    with _served(kind) as (made, scratch):
+        yield ConsoleDeployment(made.amqp_url, made.s3, made.bucket), scratch
+
+
+def _console_pages(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _with_console(kind) as (deployment, scratch):
+        measuring = console_pages.measure(
+            deployment,
+            scratch,
+            projects=_QUICK_MANY if given.quick else _MANY,
+            letters=_QUICK_LETTERS if given.quick else _LETTERS,
+            requests=_QUICK_REQUESTS if given.quick else _REQUESTS,
+        )
+        results.rows += asyncio.run(measuring)
+
+
+def _console_uploads(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _with_console(kind) as (deployment, scratch):
+        measuring = console_uploads.measure(
+            deployment,
+            scratch,
+            count=_QUICK_COUNT if given.quick else _COUNTS[kind],
+            rounds=given.rounds or (1 if given.quick else _CONSOLE_ROUNDS),
+        )
+        results.rows += asyncio.run(measuring)
+
+
+_OF_CONSOLE: Final = {"console-pages": _console_pages, "console-uploads": _console_uploads}
 _OF_CLIENTS: Final = {
     "gateway-keyrings": _gateway_keyrings,
     "listing": _listing,
@@ -388,6 +429,7 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     if set(_GATEWAY) & set(given.only):
         yield f"the gateway on {kind}", partial(_gateway, kind, given)
     yield from _parts_of(_OF_CLIENTS, kind, given)
+    yield from _parts_of(_OF_CONSOLE, kind, given)
     if "kms" in given.only:
         for provider in PROVIDERS:
             yield f"derivations by {provider}", partial(_derivations, provider, given)

@@ -1,0 +1,170 @@
+"""`python -m tools.screenshots`: every page of the console as PNG, light, dark and narrow.
+
+The deployment is real: workers, broker, storage, and a console of which the pictures are taken in
+Chromium. With `--readme` only the two pictures of the README are written, into `docs/images/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tools.harness.console_browser import DESKTOP, NARROW, launched, signed_in, visiting
+from tools.harness.console_client import console_client
+from tools.harness.console_crawl import crawl
+from tools.harness.console_site import OPERATOR, console_site
+from tools.screenshots.scenery import furnish, rotate_long
+from tools.servers import Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from playwright.async_api import Browser, StorageState
+
+    from tools.harness.console_site import ConsoleSite
+
+_ROOT: Final = Path(__file__).parents[2]
+_INTO: Final = _ROOT / ".scratch" / "screenshots"
+_README: Final = _ROOT / "docs" / "images"
+_README_MAX_BYTES: Final = 200_000
+_CHART_S: Final = 8
+_MAX_HEIGHT: Final = 2400
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a page is shown."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+LOOKS: Final = (
+    Look("light", {"viewport": DESKTOP, "color_scheme": "light"}),
+    Look("dark", {"viewport": DESKTOP, "color_scheme": "dark"}),
+    Look("narrow", {"viewport": NARROW, "color_scheme": "light", "device_scale_factor": 2}),
+)
+
+
+async def take(
+    browser: Browser,
+    url: str,
+    state: StorageState | None,
+    pages: Mapping[str, str],
+    folder: Path,
+    looks: tuple[Look, ...] = LOOKS,
+    *,
+    whole: bool = True,
+) -> list[Path]:
+    """Take a picture of each page in each look; `pages` are paths by the names of the files."""
+    taken = []
+    for look in looks:
+        async with visiting(browser, url, storage_state=state, **look.options) as visit:
+            # Pages of errors are pages too.
+            visit.expected.append("Failed to load resource")
+            for name, path in pages.items():
+                await visit.goto(path)
+                await visit.page.locator("main").wait_for()
+                height = await visit.page.evaluate("document.documentElement.scrollHeight")
+                width = look.options["viewport"]["width"]
+                taken.append(folder / f"{name}-{look.name}.png")
+                if whole:
+                    shown = {"width": width, "height": min(height, _MAX_HEIGHT)}
+                    await visit.page.set_viewport_size(shown)  # type: ignore[arg-type]
+                await visit.page.screenshot(path=taken[-1])
+                await visit.page.set_viewport_size(look.options["viewport"])
+    return taken
+
+
+def file_name(kind: str) -> str:
+    """The name of a kind of page as that of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-") or "now"
+
+
+async def _pages(site: ConsoleSite) -> dict[str, str]:
+    """One page of each kind that a person who may operate can reach by links."""
+    async with console_client(site.url, OPERATOR) as client:
+        found = await crawl(client)
+    return {
+        file_name(kind): answer.path
+        for kind, answer in found.items()
+        if "text/html" in answer.headers.get("Content-Type", "")
+    }
+
+
+async def _all(site: ConsoleSite, browser: Browser, folder: Path) -> list[Path]:
+    state = await signed_in(browser, site.url, OPERATOR)
+    taken = await take(browser, site.url, None, {"sign-in": "/sign-in"}, folder)
+    rotation = await rotate_long(site)
+    await asyncio.sleep(_CHART_S)
+    live = {"now-live": "/", "sweep-live": f"/sweeps/umbrella/{rotation}", "sweeps-live": "/sweeps"}
+    taken += await take(browser, site.url, state, live, folder)
+    assert site.history is not None
+    more = {
+        "sweep-failures": f"/sweeps/globex/{site.history.failed_sweep_id}",
+        "project-rotated": "/projects/acme",
+        "not-found": "/projects/no-such-project",
+    }
+    taken += await take(browser, site.url, state, await _pages(site) | more, folder)
+    site.broker.stop()
+    await asyncio.sleep(_CHART_S)
+    away = {"now-broker-away": "/", "queues-broker-away": "/queues"}
+    taken += await take(browser, site.url, state, away, folder)
+    site.broker.resume()
+    return taken
+
+
+async def _readme(site: ConsoleSite, browser: Browser, folder: Path) -> list[Path]:
+    state = await signed_in(browser, site.url, OPERATOR)
+    rotation = await rotate_long(site)
+    await asyncio.sleep(_CHART_S)
+    small = {"width": 1200, "height": 760}
+    looks = {
+        "now": Look("light", {"viewport": small, "color_scheme": "light"}),
+        "sweep": Look("dark", {"viewport": small, "color_scheme": "dark"}),
+    }
+    paths = {"now": "/", "sweep": f"/sweeps/umbrella/{rotation}"}
+    taken = []
+    for name, look in looks.items():
+        pages = {f"console-{name}": paths[name]}
+        taken += await take(browser, site.url, state, pages, folder, (look,), whole=False)
+    too_large = [path.name for path in taken if path.stat().st_size > _README_MAX_BYTES]
+    if too_large:
+        raise SystemExit(f"larger than {_README_MAX_BYTES} bytes: {', '.join(too_large)}")
+    return taken
+
+
+async def _run(folder: Path, *, is_readme: bool) -> list[Path]:
+    with (
+        Servers("ceph", environ={}) as servers,
+        tempfile.TemporaryDirectory(prefix="keyturn-screenshots-") as scratch,
+    ):
+        async with (
+            console_site(servers, servers.s3, Path(scratch)) as site,
+            launched() as browser,
+        ):
+            await furnish(site)
+            return await (_readme if is_readme else _all)(site, browser, folder)
+
+
+def main(argv: list[str]) -> int:
+    """Take the pictures, and list them."""
+    parser = argparse.ArgumentParser(prog="python -m tools.screenshots", description=__doc__)
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help=f"{_INTO} by default")
+    parser.add_argument("--readme", action="store_true", help="only those of the README")
+    given = parser.parse_args(argv)
+    folder = given.into or (_README if given.readme else _INTO)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in asyncio.run(_run(folder, is_readme=given.readme)):
+        print(f"{path.stat().st_size / 1000:6.0f} kB  {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
