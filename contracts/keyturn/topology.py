@@ -133,6 +133,11 @@ class Queue:
     arguments: Mapping[str, str | int] = field(default_factory=dict)
     bindings: tuple[str, ...] = ()
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it keeps what was read, so that its messages are never gone."""
+        return self.arguments.get("x-queue-type") == "stream"
+
 
 def dead_letter_name(queue: str) -> str:
     """The name of a queue's dead-letter queue (SPEC 6.2)."""
@@ -254,9 +259,9 @@ def workers_queue() -> Queue:
 
 
 def queues() -> tuple[Queue, ...]:
-    """All queues but the audit trail's, in the order of their declaration: the stream last.
+    """All queues but the audit trail's, in the order of their declaration: the streams last.
 
-    The stream is bound only to the events' keys, never to `#`: a stream that takes
+    A stream is bound only to the keys of what it is for, never to `#`: a stream that takes
     requests would satisfy `mandatory` and lose them.
     """
     work = (

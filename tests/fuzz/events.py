@@ -1,17 +1,23 @@
-"""Mutated events through what readers of the stream use (SPEC 6.7).
+"""Mutated events, reports and records through what readers of the streams use (SPEC 6.7, 15.3, 16).
 
-A reader gets an event or nothing: whatever is on the stream, `Verifier.event` raises nothing,
-and what it gives is signed and comes back as it was read.
+A reader gets what it reads for or nothing: whatever is on the stream, `Verifier` raises nothing,
+and what it gives is signed, of one kind, and comes back as it was read.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from typing import Final
+from typing import Any, Final
 
 from keyturn.crypto import VerifyKey
-from keyturn.messages import Event, parse_event
+from keyturn.messages import (
+    AuditRecorded,
+    WorkerReported,
+    parse_audit,
+    parse_event,
+    parse_worker_report,
+)
 from keyturn.publisher.event_stream import StreamRecord, Verifier
 from tests.fuzz import documents, odd_values, valid_messages
 from tests.fuzz.harness import as_text
@@ -27,7 +33,7 @@ def run(seed: int, count: int) -> Report:
     """`count` mutated events from this seed."""
     rng = random.Random(seed)  # noqa: S311  # no secret
     watch, key, verifier = Watch("events", seed), _DEPLOYMENT.event_key, _verifier()
-    examples = valid_messages.events()
+    examples = valid_messages.on_streams()
     for number in range(count):
         if number == int(count * _WARM_SHARE):
             watch.warmed_up()
@@ -71,17 +77,26 @@ def _body(rng: random.Random, examples: list[valid_messages.Document], *, huge: 
 def _one(watch: Watch, verifier: Verifier, record: StreamRecord) -> None:
     clock = Clock()
     try:
-        event = verifier.event(record)
+        read = (verifier.event(record), verifier.worker_report(record))
+        found = [message for message in (*read, verifier.audit_record(record)) if message]
         cpu_s = clock.passed_s()
-        if event is not None and _again(event) != event:
-            watch.found("an event that does not come back as it was read", record.body)
+        if len(found) > 1:
+            watch.found("one message that is read as two kinds", record.body)
+        for message in found:
+            if _again(message) != message:
+                watch.found("a message that does not come back as it was read", record.body)
     except Exception as exc:  # noqa: BLE001  # whatever it is, it is the finding
         watch.found(f"raised {exc!r}"[:300], record.body)
         return
     if cpu_s > MAX_CPU_S:
         watch.found(f"{cpu_s * 1000:.0f} ms of CPU for one event", record.body)
-    watch.outcome("nothing" if event is None else event.type, cpu_s)
+    watch.outcome(found[0].type if found else "nothing", cpu_s)
 
 
-def _again(event: Event) -> Event:
-    return parse_event(as_text(event))
+def _again(message: Any) -> Any:
+    match message:
+        case WorkerReported():
+            return parse_worker_report(as_text(message))
+        case AuditRecorded():
+            return parse_audit(as_text(message))
+    return parse_event(as_text(message))

@@ -76,6 +76,8 @@ _SERVED: Final = (
     "rotation.accepted",
     "object.deleted",
     "sweep.requested",
+    "status.reported",
+    "audit.accepted",
 )
 
 

@@ -20,8 +20,10 @@ from pamqp.header import ContentHeader
 
 from keyturn.crypto import user_kek
 from keyturn.identifiers import keyring_s3_key
+from keyturn.messages import parse_audit
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.audit import AuditProcess, AuditTrail
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -34,6 +36,7 @@ from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from aio_pika import Message
     from aio_pika.abc import AbstractIncomingMessage
@@ -108,6 +111,12 @@ class ConfirmedPublisher:
         self.broker.keep(routing_key, body, properties)
 
 
+async def _confirmed(audit_id: str, body: bytes) -> None:
+    """A stream that takes every record."""
+    del audit_id
+    parse_audit(body)
+
+
 def received(
     header: bytes, body: bytes, routing_key: str, channel: Channel, *, redelivered: bool = False
 ) -> IncomingMessage:
@@ -147,7 +156,12 @@ class Worker:
         kek = user_kek(deployment.api_key, PROJECT)
         ring = self._rings[PROJECT]
         self._rings[PROJECT] = type(ring)(PROJECT, "m1", generation(1, kek=kek))
+        self._audit = AuditTrail(AuditProcess.start("worker control"), _confirmed)
         self.begin()
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """While the block runs, what is recorded in the audit trail is confirmed."""
+        return self._audit.running()
 
     def begin(self) -> None:
         """A bucket as new, and a new process on it."""
@@ -160,7 +174,9 @@ class Worker:
             self.storage.plant(key, body, Headers({}))
         keys = operator_keys(self._settings.master_keys)
         broker = cast("Any", self.broker)
-        process = Wiring(self._settings, self.storage, broker, keys, WorkerMetrics())
+        process = Wiring(
+            self._settings, self.storage, broker, keys, WorkerMetrics(), audit=self._audit
+        )
         process._worker_publisher._events = cast("Any", ConfirmedPublisher(self.broker))
         roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}

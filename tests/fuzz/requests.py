@@ -76,6 +76,10 @@ class Fuzzer:
 
     async def run(self, count: int) -> Report:
         """`count` deliveries; ends early if enough was found."""
+        async with self._worker.running():
+            return await self._run(count)
+
+    async def _run(self, count: int) -> Report:
         for number in range(count):
             if number % _ANEW_EVERY == 0:
                 self.begin()
@@ -86,6 +90,12 @@ class Fuzzer:
             if self.watch.over:
                 break
         return self.watch.finish()
+
+    async def replay(self, case: Case) -> None:
+        """One delivery to a new worker."""
+        self.begin()
+        async with self._worker.running():
+            await self.one(case)
 
     def begin(self) -> None:
         """A new worker, on a bucket as new."""
@@ -173,6 +183,5 @@ def run(seed: int, count: int) -> Report:
 async def replay(case: Case) -> Report:
     """One delivery again, by a new worker."""
     fuzzer = Fuzzer(0)
-    fuzzer.begin()
-    await fuzzer.one(case)
+    await fuzzer.replay(case)
     return fuzzer.watch.finish()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.messages import EVENT_MODELS
+from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, WORKER_REPORT_MODELS
 from keyturn.topology import REQUESTS
 from tests.fuzz.process import fuzzed
 
@@ -47,7 +47,12 @@ def test_requests(tmp_path: Path, shard: int) -> None:
 
 
 def test_events(tmp_path: Path) -> None:
-    """A reader gets an event that was signed and that it knows, or nothing."""
+    """A reader gets what was signed and what it knows, or nothing."""
     report = fuzzed(tmp_path, "--only", "events", "--seed", "1", "--count", str(_EVENTS))
     assert report.inputs == _EVENTS
-    assert set(report.outcomes) == {"nothing", *EVENT_MODELS}
+    assert set(report.outcomes) == {
+        "nothing",
+        *EVENT_MODELS,
+        *AUDIT_MODELS,
+        *WORKER_REPORT_MODELS,
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.crypto import new_api_key, to_base64
-from keyturn.messages import EVENT_MODELS
+from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, WORKER_REPORT_MODELS
 from keyturn.topology import CONTROL_REQUESTS, REQUESTS
 from tools.generate.sealed_secrets import API_KEY
 from tools.generate.sealed_secrets import PROJECT as EXAMPLES_PROJECT
@@ -114,10 +114,10 @@ def _add_controls(made: Pool, of: Deployment, number: int) -> None:
     ]
 
 
-def events() -> list[Document]:
-    """The committed examples of events."""
+def on_streams() -> list[Document]:
+    """The committed examples of all that readers of streams get."""
     return [
         json.loads(path.read_text("utf-8"))
-        for name in EVENT_MODELS
+        for name in (*EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS)
         for path in sorted((_EXAMPLES / name / "valid").glob("*.json"))
     ]

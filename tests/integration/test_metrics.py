@@ -11,7 +11,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from keyturn.errors import all_errors
-from keyturn.topology import EVENTS, REQUESTS, queues
+from keyturn.topology import PUBLISHER_EVENTS, REQUESTS, queues
 from keyturn_workers.worker.metrics import OTHER, OUTCOMES, WAITING
 from tests.support.scrape import rise, samples
 from tools.harness import requests
@@ -30,7 +30,7 @@ PORT = free_port()
 SECRET_KEY = "invoices/a-telling-name.pdf"  # an object's key
 _BOUNDED = {
     "queue": {queue.name for queue in queues()},
-    "type": {*EVENTS, *REQUESTS, OTHER},
+    "type": {*PUBLISHER_EVENTS, *REQUESTS, OTHER},
     "code": {*all_errors(), WAITING, OTHER},
     "outcome": {*OUTCOMES, OTHER},
     "reason": {"age", "bytes"},

@@ -27,7 +27,7 @@ class Broker:
     def wait_until_it_survives(self) -> None:
         """Wait until the metadata is on disk without which a killed node does not recover."""
         for queue in topology.queues():
-            if queue.name != topology.EVENTS_STREAM:
+            if not queue.is_stream:
                 self.rabbitmq.wait_until_registered(queue.name)
         self.rabbitmq.wait_until_streams_registered()
 

@@ -86,7 +86,7 @@ async def on_broker(deployment: Deployment) -> OnBroker:
     found = OnBroker()
     async with open_wire(deployment) as wire:
         for queue in topology.queues():
-            if queue.name != topology.EVENTS_STREAM:
+            if not queue.is_stream:
                 found.depths[queue.name] = await wire.depth(queue.name)
         for name in (queue.name for queue in topology.queues() if queue.name.endswith(".dead")):
             found.letters += await _letters(wire.channel, name)

@@ -124,7 +124,7 @@ async def check_queues_empty(wire: Wire, *but: str) -> None:
     depths = {
         queue.name: await wire.depth(queue.name)
         for queue in topology.queues()
-        if queue.name != topology.EVENTS_STREAM
+        if not queue.is_stream
     }
     left = {name: depth for name, depth in depths.items() if depth and name not in but}
     assert left == {}, left

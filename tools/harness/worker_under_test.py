@@ -30,13 +30,9 @@ if TYPE_CHECKING:
 
     from tools.servers import S3Server, Servers
 
-QUEUES = {
-    "upload.requested": "keyturn.upload",
-    "enroll.requested": "keyturn.control",
-    "rotation.requested": "keyturn.control",
-    "sweep.requested": "keyturn.control",
-    "delete.requested": "keyturn.control",
-}
+QUEUES = dict.fromkeys(topology.UPLOAD_REQUESTS, topology.UPLOAD_QUEUE) | dict.fromkeys(
+    topology.CONTROL_REQUESTS, topology.CONTROL_QUEUE
+)
 _WORKER_HEADERS = set(topology.WORKER_HEADERS)
 _ID_FIELDS = sorted(set(topology.REQUEST_ID_FIELDS.values()))
 

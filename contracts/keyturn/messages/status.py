@@ -44,6 +44,8 @@ SweepProject = Project | Literal["*"]
 
 
 _T = TypeVar("_T")
+# JSON has no infinity, but its readers take 1e999 for one.
+Number = Annotated[float, Field(allow_inf_nan=False)]
 # A list in JSON, which strict models would not take for a tuple.
 Rows = Annotated[tuple[_T, ...], Field(strict=False)]
 
@@ -129,8 +131,8 @@ class SweepStatus(StatusModel):
     taken_over_by: RequestId | None = None
     evidence: RequestDigest | None = None
     expected_objects: Count | None = None
-    rate_per_s: float | None = None
-    left_s: float | None = None
+    rate_per_s: Number | None = None
+    left_s: Number | None = None
     pages: Count | None = None
     pages_open: Count | None = None
     parts_ended: Count | None = None

@@ -17,7 +17,7 @@ from keyturn.messages.requests import QUEUE_PATTERN
 from keyturn.messages.status import Rows, StatusModel
 from keyturn.topology import WORKER_REPORTED
 
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class QueueReport(StatusModel):

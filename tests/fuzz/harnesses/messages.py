@@ -1,4 +1,4 @@
-"""Messages as bytes: requests, events, and a sweep's own hints (SPEC 6, 8.5)."""
+"""Messages as bytes: all that crosses the broker (SPEC 6, 8.5, 15.3, 16)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from typing import Any, Final
 
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import check_object_key, is_object_key, parse_time
-from keyturn.messages import encode, identity, parse_event, parse_request, rejection
+from keyturn.messages import (
+    encode,
+    identity,
+    parse_audit,
+    parse_event,
+    parse_request,
+    parse_worker_report,
+    rejection,
+)
 from keyturn_workers.sweep import messages as hints
 from tests.fuzz import documents, valid_messages
 from tests.fuzz.harness import Harness, as_text, check
 from tests.unit.keyturn_workers.factories import AT
 
 _ERROR: Final = MalformedRequestError("a reason")
+_PARSERS: Final = (parse_request, parse_event, parse_worker_report, parse_audit, hints.parse)
 
 
 def run(data: bytes) -> str:
@@ -23,7 +32,8 @@ def run(data: bytes) -> str:
         refusal = rejection(*claimed, _ERROR, AT)
         check(parse_event(encode(refusal)) == refusal, "a refusal that no reader can read")
     _check_names(data)
-    read = [*_read(data, parse_request), *_read(data, parse_event), *_read(data, hints.parse)]
+    read = [kind for parse in _PARSERS for kind in _read(data, parse)]
+    check(len(read) <= 1, "one message that is read as two kinds")
     return "+".join(read) or "malformed_request"
 
 
@@ -57,7 +67,7 @@ def _seeds() -> list[bytes]:
     valid_messages.add_examples(pool)
     step = {"type": "sweep.step", "sweep_id": "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"}
     page = step | {"type": "sweep.page", "round": 1, "page": 2, "take": 3}
-    found = [*pool.all, *valid_messages.events(), step | {"project": "*", "step": 7}]
+    found = [*pool.all, *valid_messages.on_streams(), step | {"project": "*", "step": 7}]
     found.append(page | {"project": "acme"})
     return [json.dumps(document).encode() for document in found] + [AT.encode(), b"a/b.pdf"]
 
@@ -83,5 +93,7 @@ HARNESS: Final = Harness(
         '"upload.requested"',
         '"enroll.requested"',
         '"rotation.requested"',
+        '"status.requested"',
+        '"audit.requested"',
     ),
 )

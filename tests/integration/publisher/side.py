@@ -108,7 +108,7 @@ class WorkerSide:
         by_publisher = await self._channel.declare_exchange(
             topology.PUBLISHER_EVENTS_EXCHANGE, kind, durable=True, internal=True
         )
-        for event in topology.EVENTS:
+        for event in topology.PUBLISHER_EVENTS:
             await by_publisher.bind(self.exchange, event)
         stream: Any = {"x-queue-type": "stream"}
         declared = await self._channel.declare_queue(

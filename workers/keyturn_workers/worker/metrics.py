@@ -26,7 +26,7 @@ from prometheus_client.exposition import choose_encoder
 
 from keyturn.errors import CodedError, all_errors
 from keyturn.identifiers import parse_time
-from keyturn.topology import DEAD_QUEUES, EVENTS, REQUESTS
+from keyturn.topology import DEAD_QUEUES, PUBLISHER_EVENTS, REQUESTS
 
 # The consumers': admit, serve, tell. The upload worker's: look, open, store, settle. The
 # sweep worker's: take, record.
@@ -276,7 +276,7 @@ class _Families:
         self.codes = frozenset(all_errors())
         self.consumed = counter("messages_consumed", "Deliveries received.", "queue")
         served = counter("requests_served", "Requests served, by the event published.", "type")
-        self.served = _LabeledCounter(served, frozenset((*EVENTS, *REQUESTS)))
+        self.served = _LabeledCounter(served, frozenset((*PUBLISHER_EVENTS, *REQUESTS)))
         self.refused = counter(
             "requests_refused", "Messages that became dead letters.", "queue", "code"
         )

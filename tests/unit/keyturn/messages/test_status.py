@@ -6,6 +6,7 @@ import json
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import (
@@ -13,10 +14,14 @@ from keyturn.messages import (
     StatusReported,
     StatusView,
     SweepCounts,
+    SweepStatus,
+    WorkerReported,
     encode,
     parse_event,
 )
 from tests.unit.keyturn.messages.examples import EVENTS
+from tools.generate.console_examples import worker_reports
+from tools.generate.sealed_secrets import SWEEP_ID
 
 REPORTS = [document for document in EVENTS if document["type"] == "status.reported"]
 ROWS = ("projects", "sweeps", "failures", "evidence_files", "master_keys", "objects")
@@ -63,3 +68,15 @@ def test_what_are_no_rows_is_refused(rows: Any) -> None:
     document = next(d for d in REPORTS if d["view"] == "projects")
     with pytest.raises(MalformedRequestError, match="projects"):
         parse_event(json.dumps(document | {"projects": rows}).encode())
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_no_number_is_one_that_json_cannot_hold(number: float) -> None:
+    """Readers take `1e999` for infinity; what was read must be what can be written."""
+    for name in ("rate_per_s", "left_s"):
+        with pytest.raises(ValidationError, match=name):
+            SweepStatus.model_validate({"sweep_id": SWEEP_ID, "project": "acme", name: number})
+    with pytest.raises(ValidationError, match="interval_s"):
+        WorkerReported.model_validate(
+            worker_reports()["worker.reported"]["running"] | {"interval_s": number}
+        )

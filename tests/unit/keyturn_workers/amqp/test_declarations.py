@@ -13,8 +13,8 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 from keyturn.topology import (
     AUDIT_RECORDED,
     AUDIT_STREAM,
-    EVENTS,
     EXCHANGE,
+    PUBLISHER_EVENTS,
     PUBLISHER_EVENTS_EXCHANGE,
     UPLOAD_QUEUE,
     audit_queue,
@@ -136,7 +136,7 @@ async def test_only_events_enter_the_publishers_streams_and_only_once_these_are_
         for number, (name, to, key) in enumerate(broker.bound)
         if (name, to) == (PUBLISHER_EVENTS_EXCHANGE, EXCHANGE)
     ]
-    assert [key for _, key in entering] == list(EVENTS)
+    assert [key for _, key in entering] == list(PUBLISHER_EVENTS)
     bound = [name for name, _, _ in broker.bound]
     assert bound.index("keyturn.events.api") < entering[0][0]
 

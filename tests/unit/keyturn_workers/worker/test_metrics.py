@@ -12,7 +12,7 @@ import yaml
 
 from keyturn.errors import AlreadyExistsError, CodedError, all_errors
 from keyturn.identifiers import format_time
-from keyturn.topology import EVENTS, PLAN_QUEUE, UPLOAD_QUEUE
+from keyturn.topology import PLAN_QUEUE, PUBLISHER_EVENTS, UPLOAD_QUEUE
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.sweep.counts import Counts
@@ -53,13 +53,13 @@ def test_what_is_of_no_known_set_makes_no_series() -> None:
 def test_every_event_and_code_is_known() -> None:
     metrics = WorkerMetrics()
     queue = metrics.queue(UPLOAD_QUEUE)
-    for event in EVENTS:
+    for event in PUBLISHER_EVENTS:
         queue.count_served(event)
     for error in all_errors().values():
         queue.count_refused(error())
         queue.count_retry(error())
     found = risen(metrics)
-    assert len(found) == len(EVENTS) + 2 * len(all_errors())
+    assert len(found) == len(PUBLISHER_EVENTS) + 2 * len(all_errors())
     assert not [name for name in found if "other" in name]
 
 
