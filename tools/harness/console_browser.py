@@ -91,11 +91,17 @@ class ConsoleVisit:
         if path != "/":
             await self.goto(path)
 
-    async def findings(self) -> list[str]:
-        """What axe objects to on the page as it is now: rule, element, and why."""
+    async def findings(self, rule: str = "") -> list[str]:
+        """What axe objects to on the page as it is now: rule, element, and why.
+
+        Args:
+            rule: The only rule to check; otherwise all of WCAG 2.2 AA and of good practice.
+        """
         # The policy lets no page load the script, so the debugger's protocol runs it.
-        await self.page.evaluate(_axe())
-        results: dict[str, Any] = await self.page.evaluate("rules => axe.run(rules)", _RULES)
+        if not await self.page.evaluate("'axe' in window"):
+            await self.page.evaluate(_axe())
+        rules = {"runOnly": [rule]} if rule else _RULES
+        results: dict[str, Any] = await self.page.evaluate("rules => axe.run(rules)", rules)
         return [
             f"{violation['id']}: {node['target']} {node['failureSummary']}"
             for violation in results["violations"]
