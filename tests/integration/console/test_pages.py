@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from playwright.async_api import Browser, StorageState
+    from playwright.async_api import Browser
 
     from tools.harness.console_browser import ConsoleVisit
     from tools.harness.console_client import Answer
@@ -85,7 +85,7 @@ async def test_each_page_is_accessible_in_both_themes_and_on_a_phone(
 async def test_hostile_text_is_shown_and_never_runs(
     operator: ConsoleVisit, site: ConsoleSite, pages: Mapping[str, Answer]
 ) -> None:
-    """Object keys in a list of failures and in details; what a policy refuses is a complaint too."""
+    """Object keys in a list of failures and in details; the policy has nothing to refuse."""
     assert site.history is not None
     await operator.goto(f"/sweeps/globex/{site.history.failed_sweep_id}")
     text = await operator.page.locator("main").inner_text()

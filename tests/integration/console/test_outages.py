@@ -1,0 +1,116 @@
+"""The console without its broker, and after a restart: it says so, and shows the same (SPEC 16)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from playwright.async_api import expect
+
+from tools.bench.rotation.world import open_world
+from tools.harness import requests as rq
+from tools.harness.console_browser import visiting
+from tools.harness.console_client import console_client
+from tools.harness.console_history import Publisher
+from tools.harness.console_site import OPERATOR, SETTINGS
+from tools.harness.process import worker
+from tools.servers.process import free_port
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, StorageState
+
+    from tools.harness.console_browser import ConsoleVisit
+    from tools.harness.console_client import ConsoleClient
+    from tools.harness.console_site import ConsoleSite
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="package"),
+]
+
+NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
+_AWAY: Final = re.compile("sources away")
+_MOMENT: Final = re.compile(
+    r"<time[^>]*>[^<]*</time>|<span class=\"ago\"[^>]*>[^<]*</span>|value=\"[^\"]*\"|since=\d+"
+)
+
+
+async def test_a_broker_that_goes_is_reported_on_a_page_that_is_open(
+    operator: ConsoleVisit, site: ConsoleSite
+) -> None:
+    """Pages keep what they know, with the time of it, and are complete again when it is back."""
+    page = operator.page
+    await operator.goto("/projects")
+    await expect(page.get_by_role("cell", name="globex")).to_be_visible()
+    site.broker.stop()
+    try:
+        await expect(page.locator("#feeds")).to_have_text(_AWAY, timeout=30_000)
+        for path in NAV:
+            assert await operator.goto(path) == 200
+            await expect(page.locator("#feeds")).to_have_text(_AWAY)
+        assert await operator.findings() == []
+        await operator.goto("/projects")
+        await expect(page.get_by_role("cell", name="globex")).to_be_visible()
+    finally:
+        site.broker.resume()
+    await expect(page.locator("#feeds")).to_have_text("All sources connected", timeout=60_000)
+
+
+async def test_a_console_that_starts_without_its_broker_serves_and_says_so(
+    site: ConsoleSite, browser: Browser, operator_state: StorageState
+) -> None:
+    nowhere = f"amqp://console:secret@127.0.0.1:{free_port()}/"
+    async with (
+        site.another_console(nowhere) as running,
+        visiting(browser, running.url, storage_state=operator_state) as visit,
+    ):
+        for path in NAV:
+            assert await visit.goto(path) == 200
+            await expect(visit.page.locator("#feeds")).to_have_text(_AWAY)
+        assert "secret" not in "\n".join(running.lines)
+
+
+async def _shown(client: ConsoleClient, path: str) -> str:
+    """A page's text without what differs from one moment, or one session, to the next."""
+    return _MOMENT.sub("", (await client.get(path)).text)
+
+
+async def test_a_worker_killed_within_a_sweep_and_a_restarted_console_show_the_same(
+    site: ConsoleSite,
+) -> None:
+    """A console that saw it all, and one that only read what the streams keep."""
+    deployment = site.deployment
+    publisher = Publisher(deployment, site.wire)
+    await publisher.publish_and_wait(rq.enroll(deployment, "hooli"))
+    async with open_world(deployment) as world:
+        await world.load("hooli", 1500, 16)
+    async with worker(deployment.worker_env(**SETTINGS), "sweep") as killed:
+        sweep = rq.sweep("hooli", master_key="m2")
+        await publisher.publish(sweep)
+        await site.wire.event(
+            lambda event: (
+                event["type"] == "sweep.progressed" and event["sweep_id"] == sweep["sweep_id"]
+            )
+        )
+        await killed.kill()
+    await site.wire.event(
+        lambda event: event["type"] == "sweep.completed" and event["sweep_id"] == sweep["sweep_id"],
+        timeout_s=120,
+    )
+    paths = ("/projects", f"/sweeps/hooli/{sweep['sweep_id']}", "/projects/hooli", "/sweeps")
+    async with (
+        site.another_console() as restarted,
+        console_client(site.url, OPERATOR) as before,
+        console_client(restarted.url, OPERATOR) as after,
+        before.events(),
+        after.events(),
+        asyncio.timeout(60),
+    ):
+        for path in paths:
+            while await _shown(before, path) != await _shown(after, path):
+                await asyncio.sleep(0.5)
+        shown = await _shown(after, paths[1])
+        assert "1,500" in shown
