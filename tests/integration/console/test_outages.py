@@ -78,6 +78,13 @@ async def _shown(client: ConsoleClient, path: str) -> str:
     return _MOMENT.sub("", (await client.get(path)).text)
 
 
+async def _become_equal(one: ConsoleClient, other: ConsoleClient, path: str) -> None:
+    while True:
+        if await _shown(one, path) == await _shown(other, path):
+            return
+        await asyncio.sleep(0.3)
+
+
 async def test_a_worker_killed_within_a_sweep_and_a_restarted_console_show_the_same(
     site: ConsoleSite,
 ) -> None:
@@ -110,7 +117,6 @@ async def test_a_worker_killed_within_a_sweep_and_a_restarted_console_show_the_s
         asyncio.timeout(60),
     ):
         for path in paths:
-            while await _shown(before, path) != await _shown(after, path):
-                await asyncio.sleep(0.5)
+            await _become_equal(before, after, path)
         shown = await _shown(after, paths[1])
         assert "1,500" in shown
