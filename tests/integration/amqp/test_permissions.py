@@ -19,12 +19,13 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, PublishError
 
 from keyturn import topology
 from keyturn.publisher import BrokerUnavailableError, NotDeliveredError, Publisher
 from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp.declarations import declare, declare_streams
+from keyturn_workers.amqp.locks import broker_lock
 from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "howto" / "deploy.md"
 _PASSWORD = secrets.token_hex(16)
-_USERS = ("worker", "billing", "gateway", "operator", "auditor", "audit")
+_USERS = ("worker", "billing", "gateway", "operator", "console", "auditor", "audit")
 _BILLING = "keyturn.events.billing"
 
 
@@ -78,7 +79,7 @@ def users() -> Iterator[Users]:
             if "billing" in command:
                 rabbitmq.control(*(part.replace("billing", "audit") for part in command))
         made = Users(rabbitmq)
-        asyncio.run(declare(made.url("worker"), ["billing", "audit", "gateway"]))
+        asyncio.run(declare(made.url("worker"), ["billing", "audit", "gateway", "console"]))
         yield made
 
 
@@ -228,10 +229,101 @@ async def test_a_worker_publishes_no_request(users: Users) -> None:
             await publish(channel, "upload.requested")
 
 
-@pytest.mark.parametrize("event", topology.EVENTS)
+@pytest.mark.parametrize("event", [*topology.EVENTS, topology.WORKER_REPORTED])
 async def test_a_worker_publishes_each_event(users: Users, event: str) -> None:
     async with channel_of(users, "worker") as channel:
         await publish(channel, event)
+
+
+async def test_a_workers_reports_of_status_reach_their_publisher_alone(users: Users) -> None:
+    headers = {topology.PUBLISHER_HEADER: "console"}
+    async with channel_of(users, "worker") as channel:
+        await publish(channel, topology.STATUS_REPORTED, **headers)
+        with pytest.raises(PublishError):  # on no queue without a publisher
+            await publish(channel, topology.STATUS_REPORTED)
+
+
+CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
+    "another publisher's stream": lambda c: read(c, _BILLING),
+    "a work queue": lambda c: get(c, topology.UPLOAD_QUEUE),
+    "the control queue": lambda c: get(c, topology.CONTROL_QUEUE),
+    "the workers' own hints": lambda c: get(c, topology.PLAN_QUEUE),
+    "a retry queue": lambda c: get(c, "keyturn.upload.retry.1s"),
+    "an upload": lambda c: publish(c, "upload.requested"),
+    "an enrollment": lambda c: publish(c, "enroll.requested"),
+    "an event": lambda c: publish(c, "upload.stored"),
+    "a report of status": lambda c: publish(c, topology.STATUS_REPORTED),
+    "a report of a worker": lambda c: publish(c, topology.WORKER_REPORTED),
+    "an audit record": lambda c: publish(c, topology.AUDIT_RECORDED),
+    "an acceptance": lambda c: publish(c, "audit.accepted"),
+    "a CC to another type": lambda c: publish(c, "status.requested", CC=["enroll.requested"]),
+    "a BCC to an event": lambda c: publish(c, "status.requested", BCC=["upload.stored"]),
+    "the exchange of publishers' events": lambda c: publish(
+        c, "", exchange="keyturn.publisher-events", **{"keyturn-publisher": "console"}
+    ),
+    "declaring a queue": lambda c: c.declare_queue("mine"),
+    "declaring a stream": lambda c: c.declare_queue("keyturn.events.mine", durable=True),
+    "declaring an exchange": lambda c: c.declare_exchange("mine"),
+    "binding its stream to requests": lambda c: bind(
+        c, "keyturn.events.console", "upload.requested"
+    ),
+    "binding dead letters": lambda c: bind(c, "keyturn.upload.dead", "#"),
+    "deleting its stream": lambda c: c.queue_delete("keyturn.events.console"),
+    "deleting the audit trail": lambda c: c.queue_delete(topology.AUDIT_STREAM),
+    "deleting the workers' reports": lambda c: c.queue_delete(topology.WORKERS_STREAM),
+    "deleting a work queue": lambda c: c.queue_delete(topology.UPLOAD_QUEUE),
+    "deleting dead letters": lambda c: c.queue_delete("keyturn.upload.dead"),
+    "deleting the exchange": lambda c: c.exchange_delete("keyturn"),
+    "purging a work queue": lambda c: purge(c, topology.UPLOAD_QUEUE),
+}
+
+
+@pytest.mark.parametrize("what", CONSOLE_REFUSED)
+async def test_a_console_is_refused(users: Users, what: str) -> None:
+    async with channel_of(users, "console") as channel:
+        with pytest.raises(ChannelAccessRefused):
+            await CONSOLE_REFUSED[what](channel)
+        assert channel.is_closed
+
+
+async def test_a_console_reads_its_streams_and_dead_letters_and_sees_how_long_queues_are(
+    users: Users,
+) -> None:
+    streams = (topology.EVENTS_STREAM, topology.AUDIT_STREAM, topology.WORKERS_STREAM)
+    async with channel_of(users, "console") as channel:
+        for stream in (*streams, topology.publisher_stream("console")):
+            await read(channel, stream)
+        for dead in topology.DEAD_QUEUES:
+            await get(channel, dead)
+        for queue in (topology.UPLOAD_QUEUE, topology.CONTROL_QUEUE, topology.SWEEP_QUEUE):
+            found = await channel.declare_queue(queue, passive=True)
+            assert found.declaration_result.message_count is not None
+            assert found.declaration_result.consumer_count is not None
+
+
+_OF_PAGES = [name for name in topology.CONTROL_REQUESTS if name != "enroll.requested"]
+
+
+@pytest.mark.parametrize("routing_key", _OF_PAGES)
+async def test_a_console_publishes_the_requests_of_its_pages(
+    users: Users, routing_key: str
+) -> None:
+    async with channel_of(users, "console") as channel:
+        await publish(channel, routing_key)
+
+
+async def test_a_console_moves_dead_letters_while_it_holds_their_lock(users: Users) -> None:
+    async with await aio_pika.connect(users.url("console")) as connection:
+        async with broker_lock(connection, topology.DEAD_LOCK) as acquired:
+            assert acquired
+        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        dead = await channel.get_queue("keyturn.sweep.dead", ensure=False)
+        await publish(channel, dead.name, exchange="")
+        async with asyncio.timeout(20):
+            while (letter := await dead.get(fail=False)) is None:
+                pass
+        await publish(channel, topology.SWEEP_QUEUE, exchange="")
+        await letter.ack()
 
 
 async def test_a_stream_for_a_new_publisher(users: Users) -> None:
