@@ -93,14 +93,18 @@ class ConsoleClient:
         form = next(each for each in forms_of(page.text) if each.action.endswith(action))
         return await self.post(urljoin(page.path, form.action), form.fields | fields)
 
-    async def sign_in(self, account: Account) -> Answer:
-        """Sign in with a password."""
+    async def try_password(self, name: str, password: str) -> Answer:
+        """Send the form of the sign-in page."""
         page = await self.get("/sign-in")
         form = next(each for each in forms_of(page.text) if "password" in each.fields)
-        filled = form.fields | {"name": account.name, "password": account.password}
-        answer = await self.post(urljoin(page.path, form.action), filled)
+        filled = form.fields | {"name": name, "password": password}
+        return await self.post(urljoin(page.path, form.action), filled)
+
+    async def sign_in(self, account: Account) -> None:
+        """Sign in with a password."""
+        answer = await self.try_password(account.name, account.password)
         assert answer.status == 200, answer
-        return answer
+        assert not answer.path.startswith("/sign-in"), answer
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[aiohttp.StreamReader]:
