@@ -1,0 +1,67 @@
+"""The console of a large deployment: 10,000 projects and 100,000 dead letters (SPEC 16)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import aio_pika
+import pytest
+from playwright.async_api import expect
+
+from tools.harness import console_letters, console_projects
+from tools.harness.console_browser import visiting
+from tools.harness.console_site import OPERATOR, console_site
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from playwright.async_api import Browser, Page
+
+    from tools.servers import S3Server, Servers
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.asyncio(loop_scope="package"),
+]
+
+_PROJECTS: Final = 10_000
+_LETTERS: Final = 100_000
+_COMPLETE_MS: Final = 120_000
+# Of the whole page as a person sees it, on a machine that does other things too.
+_SHOWN_S: Final = 3.0
+
+
+async def _open(page: Page, url: str) -> None:
+    began = time.monotonic()
+    await page.goto(url)
+    assert time.monotonic() - began < _SHOWN_S, url
+
+
+async def test_all_of_it_can_be_found_filtered_and_paged_through(
+    broker: Servers, ceph: S3Server, browser: Browser, tmp_path: Path
+) -> None:
+    async with (
+        console_site(broker, ceph, tmp_path, lives=False) as site,
+        visiting(browser, site.url) as visit,
+    ):
+        names = console_projects.names(_PROJECTS)
+        await console_projects.put_keyrings(site.deployment, names)
+        async with await aio_pika.connect(site.deployment.amqp_url) as connection:
+            letters = console_letters.refused_uploads(site.deployment, _LETTERS)
+            await console_letters.publish(await connection.channel(), letters)
+        page = visit.page
+        await visit.sign_in(OPERATOR, "/projects")
+        counts = page.locator(".pager .counts").first
+        await expect(counts).to_contain_text("10,000 projects", timeout=_COMPLETE_MS)
+        assert await page.locator("#projects tbody tr").count() == 100
+        await _open(page, f"{site.url}/projects?text=harbor-099")
+        await expect(page.locator("#projects tbody tr")).to_have_count(12)
+        await _open(page, f"{site.url}/projects?page=100")
+        await expect(counts).to_contain_text("9,901\N{EN DASH}10,000")
+        await _open(page, f"{site.url}/dead")
+        await expect(page.locator("main")).to_contain_text("100,000", timeout=_COMPLETE_MS)
+        await _open(page, f"{site.url}/")
+        assert await visit.findings() == []

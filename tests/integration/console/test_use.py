@@ -1,0 +1,103 @@
+"""How a person uses the console: live pages, the keyboard alone, no JavaScript (SPEC 16)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from playwright.async_api import expect
+
+from tools.harness import requests as rq
+from tools.harness.console_browser import visiting
+from tools.harness.console_history import Publisher
+from tools.harness.console_site import VIEWER
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, Locator, Page, StorageState
+
+    from tools.harness.console_browser import ConsoleVisit
+    from tools.harness.console_site import ConsoleSite
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="package"),
+]
+
+NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
+_TABS: Final = 60
+
+
+async def _focus_by_tab(page: Page, target: Locator) -> None:
+    """Press Tab until the element has the focus, which must be visible."""
+    for _ in range(_TABS):
+        await page.keyboard.press("Tab")
+        if await target.evaluate("element => element === document.activeElement"):
+            outline = await target.evaluate("element => getComputedStyle(element).outlineStyle")
+            assert outline != "none"
+            return
+    raise AssertionError(f"{target} is not reached by {_TABS} times Tab")
+
+
+async def test_a_page_refreshes_itself_and_keeps_what_a_person_is_doing(
+    operator: ConsoleVisit, site: ConsoleSite
+) -> None:
+    """The focus, a half-filled form, open details and the place of the cursor."""
+    page = operator.page
+    await operator.goto("/projects")
+    field = page.get_by_label("Project contains")
+    await field.press_sequentially("unfinished")
+    await field.press("ArrowLeft")
+    publisher = Publisher(site.deployment, site.wire)
+    await publisher.publish_and_wait(rq.enroll(site.deployment, "vandelay"))
+    await expect(page.get_by_role("link", name="vandelay")).to_be_visible()
+    await expect(field).to_have_value("unfinished")
+    await expect(field).to_be_focused()
+    assert await field.evaluate("element => element.selectionStart") == len("unfinished") - 1
+
+
+async def test_the_keyboard_alone_signs_in_filters_and_starts_a_dry_run(
+    site: ConsoleSite, browser: Browser, operator_state: StorageState
+) -> None:
+    async with visiting(browser, site.url) as visit:
+        page = visit.page
+        await visit.goto("/sign-in")
+        await expect(page.get_by_label("Name", exact=True)).to_be_focused()
+        await page.keyboard.type(VIEWER.name)
+        await _focus_by_tab(page, page.get_by_label("Password"))
+        await page.keyboard.type(VIEWER.password)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Now")
+    async with visiting(browser, site.url, storage_state=operator_state) as visit:
+        page = visit.page
+        await visit.goto("/")
+        await page.keyboard.press("Tab")
+        skip = page.get_by_role("link", name="Skip to the page")
+        await expect(skip).to_be_focused()
+        await expect(skip).to_be_in_viewport()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#page")).to_be_focused()
+        await visit.goto("/projects")
+        await _focus_by_tab(page, page.get_by_label("Project contains"))
+        await page.keyboard.type("glo")
+        await page.keyboard.press("Enter")
+        await expect(page).to_have_url(re.compile(r"text=glo"))
+        await _focus_by_tab(page, page.get_by_role("link", name="globex"))
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_contain_text("globex")
+
+
+async def test_without_javascript_each_page_is_complete_and_can_be_refreshed(
+    site: ConsoleSite, browser: Browser, operator_state: StorageState
+) -> None:
+    options = {"storage_state": operator_state, "java_script_enabled": False}
+    async with visiting(browser, site.url, **options) as visit:
+        for path in NAV:
+            assert await visit.goto(path) == 200
+            await expect(visit.page.get_by_role("link", name="Refresh")).to_be_visible()
+        await visit.goto("/projects")
+        await visit.page.get_by_label("Project contains").fill("glo")
+        await visit.page.get_by_role("button", name="Filter").click()
+        await expect(visit.page.get_by_role("link", name="globex")).to_be_visible()
+        await expect(visit.page.get_by_role("link", name="acme")).to_have_count(0)
