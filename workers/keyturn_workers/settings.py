@@ -227,6 +227,8 @@ class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings, AuditBou
     unsigned_dead_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
     dead_check_interval_s: Annotated[float, Field(gt=0)] = 60
     control_concurrency: Annotated[int, Field(ge=1, le=2000)] = 16
+    # How often a process reports what it does on the stream `keyturn.workers`.
+    worker_report_interval_s: Annotated[float, Field(gt=0, le=3600)] = 15
     part_size_bytes: Annotated[int, Field(ge=5 * _MIB, le=_GIB)] = 8 * _MIB
     copy_limit_bytes: Annotated[int, Field(ge=1)] = 5 * _GIB
     upload_max_bytes: Annotated[int, Field(ge=1, le=5 * _GIB)] = 5 * _GIB

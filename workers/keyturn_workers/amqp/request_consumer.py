@@ -183,6 +183,8 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
                 raise
             job = self._authorize(message)
         delivery.mark_admitted(job.request.requested_at)
+        if not job.seen_before:
+            self._metrics.note_wait(job.request.requested_at)
         return job
 
     def _authorize(self, message: AbstractIncomingMessage) -> RequestJob:

@@ -18,7 +18,7 @@ from pamqp import commands
 
 from keyturn.crypto import SigningKey
 from keyturn.errors import BadSignatureError, CodedError
-from keyturn.messages import Event, encode, request_id
+from keyturn.messages import Event, WorkerReported, encode, encode_worker_report, request_id
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import (
     ALL_DELAYS_S,
@@ -78,20 +78,33 @@ class WorkerPublisher:
         signed body (SPEC 6.8).
         """
         body = encode(event)
-        headers: dict[str, Any] = {
+        headers = self._signed(body)
+        if event.publisher is not None:
+            headers[PUBLISHER_HEADER] = event.publisher
+        await self._publish(event.type, body, headers, request_id(event))
+
+    async def publish_worker_report(self, report: WorkerReported) -> None:
+        """Publish what a worker reports about itself, signed like an event (SPEC 16.2)."""
+        body = encode_worker_report(report)
+        await self._publish(report.type, body, self._signed(body), report.worker_id)
+
+    def _signed(self, body: bytes) -> dict[str, Any]:
+        return {
             SIGNATURE_HEADER: self._event_key.sign_event(self._deployment, body),
             EVENT_KEY_HEADER: self._event_key_id,
         }
-        if event.publisher is not None:
-            headers[PUBLISHER_HEADER] = event.publisher
+
+    async def _publish(
+        self, routing_key: str, body: bytes, headers: dict[str, Any], correlation_id: str
+    ) -> None:
         properties = commands.Basic.Properties(
             content_type="application/json",
             headers=headers,
             delivery_mode=DeliveryMode.PERSISTENT,
-            correlation_id=request_id(event),
+            correlation_id=correlation_id,
         )
         with _confirmed():
-            await self._events.publish(event.type, body, properties)
+            await self._events.publish(routing_key, body, properties)
 
     def retry_of(
         self, message: AbstractIncomingMessage, queue: str, publisher: str = ""

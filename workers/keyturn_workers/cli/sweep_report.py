@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import Any, Final
 
 from keyturn_workers.cli.bucket import count_objects, open_bucket
-from keyturn_workers.cli.progress import SweepProgress
 from keyturn_workers.cli.record_index import RECORD_ERRORS, Row, sweep_row, to_seconds
 from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.errors import MissingError
 from keyturn_workers.settings import OperatorSettings
+from keyturn_workers.status.progress import SweepProgress
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan
 from keyturn_workers.sweep.sweep_store import SweepStore

@@ -23,8 +23,8 @@ from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import count_objects, open_bucket, optional_task
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_rows, printable
-from keyturn_workers.cli.progress import SweepProgress
 from keyturn_workers.cli.publishing import event_error
+from keyturn_workers.status.progress import SweepProgress
 
 LINE_INTERVAL_S: Final = 5.0
 _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")

@@ -16,6 +16,8 @@ from keyturn.messages import (
     RequestOrigin,
     RotationAccepted,
     RotationRequested,
+    StatusReported,
+    StatusRequested,
     SweepRequested,
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
@@ -24,11 +26,12 @@ from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.rotation import RotationResult, Rotator
+from keyturn_workers.status.reader import StatusReader
 from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, completed_event
 
 
 class ControlHandler:
-    """Serves `keyturn.control`: enrollments, rotations, sweeps and deletes."""
+    """Serves `keyturn.control`: enrollments, rotations, sweeps, deletes and status reports."""
 
     queue: Final = CONTROL_QUEUE
     served: Final = CONTROL_REQUESTS
@@ -41,12 +44,14 @@ class ControlHandler:
         deleter: Deleter,
         *,
         audit_requests: AuditRequests | None = None,
+        status_reader: StatusReader | None = None,
     ) -> None:
         self._enroller = enroller
         self._rotator = rotator
         self._starter = starter
         self._deleter = deleter
         self._audit_requests = audit_requests
+        self._status_reader = status_reader
 
     async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
         """Serve one request; a repeated one changes nothing."""
@@ -62,6 +67,8 @@ class ControlHandler:
                 return await self._delete(request)
             case AuditRequested() if self._audit_requests is not None:
                 return await self._audit_requests.serve(request, origin)
+            case StatusRequested() if self._status_reader is not None:
+                return _reported(request, await self._status_reader.report(request))
         raise MalformedRequestError(f"{request.type} is not served here")
 
     async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
@@ -155,13 +162,23 @@ def _deleted(request: DeleteRequested) -> Handled:
     return Handled(event, _logged(request, request_id=request.request_id, key=request.key))
 
 
+def _reported(request: StatusRequested, report: StatusReported) -> Handled:
+    logged = {"request_id": request.request_id, "view": request.view, "code": report.code}
+    return Handled(report, _logged(request, **logged))
+
+
 def _end(plan: Plan | AllPlan) -> tuple[Event, ...]:
     """The end of a sweep that was published before: it answers this request too."""
     return (completed_event(plan),) if plan.told and plan.status == "done" else ()
 
 
 def _logged(
-    request: EnrollRequested | RotationRequested | SweepRequested | DeleteRequested, **more: Any
+    request: EnrollRequested
+    | RotationRequested
+    | SweepRequested
+    | DeleteRequested
+    | StatusRequested,
+    **more: Any,
 ) -> dict[str, Any]:
     return {"project": request.project, **more}
 

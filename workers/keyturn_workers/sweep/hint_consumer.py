@@ -99,9 +99,9 @@ class HintConsumer(MessageConsumer[HintJob, None]):
             raise StorageUnavailableError(f"{type(exc).__name__}: {exc}") from exc
 
     async def _complete(self, job: HintJob, result: None, delivery: Delivery) -> Report:
-        """Nothing: the sweep published what there is."""
+        """Only count it: the sweep published what there is."""
         del job, result, delivery
-        return _nothing
+        return self._metrics.count_hint
 
     def _retry_delay_s(self, job: HintJob, error: CodedError, attempt: int) -> int | None:
         """Seconds until the next attempt, or None if the sweep ends here.
@@ -133,10 +133,6 @@ class HintConsumer(MessageConsumer[HintJob, None]):
             # Its record cannot be changed (by this process, perhaps because it lacks a master key):
             # then only the dead letter reports the failure.
             _log.error("failure not recorded", sweep_id=hint.sweep_id, problem=type(exc).__name__)
-
-
-def _nothing() -> None:
-    """Nothing is counted or logged."""
 
 
 def _waited_s(attempt: int) -> int:

@@ -7,6 +7,7 @@ would reveal names. A value outside its set is counted as `other`.
 """
 
 import time
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -26,6 +27,7 @@ from prometheus_client.exposition import choose_encoder
 
 from keyturn.errors import CodedError, all_errors
 from keyturn.identifiers import parse_time
+from keyturn.messages import QueueReport
 from keyturn.topology import DEAD_QUEUES, PUBLISHER_EVENTS, REQUESTS
 
 # The consumers': admit, serve, tell. The upload worker's: look, open, store, settle. The
@@ -121,6 +123,10 @@ class QueueMetrics:
         self._seconds = families.seconds
         self._stages: dict[Stage, Histogram] = {}
         self._consuming = families.consuming
+        self._is_active: Callable[[], bool] | None = None
+        # For the process's own reports: a counter of Prometheus cannot be read.
+        self._totals: Counts[str] = Counts()
+        self._newest: tuple[str, float] | None = None
         families.in_flight.labels(queue).set_function(lambda: len(self._in_flight))
         families.oldest.labels(queue).set_function(self._oldest_s)
 
@@ -144,14 +150,25 @@ class QueueMetrics:
     def count_served(self, message_type: str) -> None:
         """A request was served: by its event's type, or its own if it has no event."""
         self._served.inc(message_type)
+        self.count_hint()
+
+    def count_hint(self) -> None:
+        """A message was served that has no type of its own, such as a page of a sweep."""
+        self._totals["served"] += 1
+
+    def note_wait(self, requested_at: str) -> None:
+        """A request came for the first time: by its age, so far is the queue behind."""
+        self._newest = requested_at, time.time()
 
     def count_refused(self, error: CodedError) -> None:
         """A message became a dead letter."""
         self._refused.inc(error.code)
+        self._totals["refused"] += 1
 
     def count_retry(self, error: CodedError) -> None:
         """A message waits for its next attempt."""
         self._retries.inc(error.code)
+        self._totals["retried"] += 1
 
     def count_deferred(self) -> None:
         """A message waits without having failed."""
@@ -160,6 +177,29 @@ class QueueMetrics:
     def track_consumer(self, is_active: Callable[[], bool]) -> None:
         """Report at each scrape whether the broker has this process as the queue's consumer."""
         self._consuming.labels(self._queue).set_function(is_active)
+        self._is_active = is_active
+
+    def report(self) -> QueueReport | None:
+        """What this process did with the queue (SPEC 16.2); None if it does not consume it."""
+        if self._is_active is None:
+            return None
+        return QueueReport(
+            queue=self._queue,
+            served=self._totals["served"],
+            refused=self._totals["refused"],
+            retried=self._totals["retried"],
+            in_flight=self.in_flight,
+            oldest_s=round(self._oldest_s(), 3) if self._in_flight else None,
+            waited_s=self._waited_s(),
+            is_consuming=self._is_active(),
+        )
+
+    def _waited_s(self) -> float | None:
+        if self._newest is None:
+            return None
+        requested_at, received_s = self._newest
+        # The sender's clock may be ahead of this one.
+        return max(0.0, round(received_s - parse_time(requested_at).timestamp(), 3))
 
     def initialize(self) -> None:
         """Export every code at zero: Prometheus sees no increase in a series that is new."""
@@ -209,6 +249,11 @@ class WorkerMetrics:
         if metrics is None:
             metrics = self._queues[name] = QueueMetrics(self._families, name)
         return metrics
+
+    def report_queues(self) -> tuple[QueueReport, ...]:
+        """What this process did with each queue that it consumes."""
+        reports = (queue.report() for queue in self._queues.values())
+        return tuple(report for report in reports if report is not None)
 
     def count_stored_bytes(self, size_bytes: int) -> None:
         """A put of this process stored `size_bytes` of plaintext."""

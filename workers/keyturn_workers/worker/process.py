@@ -36,6 +36,7 @@ from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.grants import GrantsFile, GrantsKeeper
 from keyturn_workers.worker.health import Check, health_server
 from keyturn_workers.worker.metrics import WorkerMetrics
+from keyturn_workers.worker.reporter import WorkerReporter
 from keyturn_workers.worker.wiring import Wiring
 
 # Connections beyond one an object: keyring reads, records, the control role, health.
@@ -91,6 +92,7 @@ class _App(FastStream):
         self,
         broker: RabbitBroker,
         consumers: _Consumers,
+        reporter: WorkerReporter,
         log_start: Callable[[], None],
         grace_s: float,
     ) -> None:
@@ -102,13 +104,14 @@ class _App(FastStream):
             for consumer in consumers.values():
                 await consumer.attach()
             self.has_started = True
+            reporter.begin()
 
         super().__init__(
             broker,
             logger=None,
             on_startup=[started],
             after_startup=[attach],
-            on_shutdown=[partial(finish, consumers.values(), grace_s)],
+            on_shutdown=[partial(finish, consumers.values(), grace_s), reporter.stop],
         )
         self.has_started = False
         self.exit_requested = False
@@ -158,9 +161,10 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
     audit_stream = audit_queue(settings.audit_max_age_s, settings.audit_max_bytes)
     await _retry_start(settings, lambda: declare(amqp_url, settings.publishers, audit_stream))
     metrics = WorkerMetrics()
+    process = AuditProcess.start(" ".join(("worker", *sorted(roles))))
     async with (
         # Outermost: it publishes what the others recorded last.
-        _open_audit_trail(settings, roles, metrics) as audit,
+        _open_audit_trail(settings, process, metrics) as audit,
         open_storage(
             settings, capabilities=capabilities, max_connections=_max_connections(settings)
         ) as storage,
@@ -199,7 +203,8 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
             bucket=bucket,
             event_keys=[key.id for key in settings.event_key],  # the first one signs
         )
-        app = _App(broker, consumers, log_start, settings.shutdown_grace_s)
+        reporter = wiring.reporter(roles, process)
+        app = _App(broker, consumers, reporter, log_start, settings.shutdown_grace_s)
         checks = _checks(broker, consumers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
@@ -208,7 +213,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
             if grants is not None:
                 stack.enter_context(_on_hangup(grants.reload))
                 await stack.enter_async_context(_background(grants.watch()))
-            for work in wiring.background(roles):
+            for work in (reporter.run(), *wiring.background(roles)):
                 await stack.enter_async_context(_background(work))
             reduce_garbage_collection()
             await _run(app)
@@ -233,14 +238,13 @@ async def _check_master_keys(settings: WorkerSettings, keys: OperatorKeys) -> No
 
 @asynccontextmanager
 async def _open_audit_trail(
-    settings: WorkerSettings, roles: frozenset[str], metrics: WorkerMetrics
+    settings: WorkerSettings, process: AuditProcess, metrics: WorkerMetrics
 ) -> AsyncIterator[AuditTrail]:
     """The process's audit trail, such as that of a `worker control sweep` (SPEC 15.3)."""
     publisher = AuditPublisher(
         settings.amqp_url.get_secret_value(), settings.deployment, settings.event_key[0]
     )
-    role = " ".join(("worker", *sorted(roles)))
-    trail = AuditTrail(AuditProcess.start(role), publisher.publish)
+    trail = AuditTrail(process, publisher.publish)
     metrics.track_audit(lambda: trail.pending)
     try:
         async with trail.running():

@@ -1,7 +1,7 @@
 """Connects the parts of one worker process: its roles, and what they share (SPEC 6.2, 10)."""
 
 from collections.abc import Coroutine, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Final
 
@@ -18,11 +18,12 @@ from keyturn_workers.amqp import (
 )
 from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
-from keyturn_workers.audit import AuditTrail, RequestRecorder
+from keyturn_workers.audit import AuditProcess, AuditTrail, RequestRecorder
 from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.status.reader import StatusReader
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
@@ -40,6 +41,7 @@ from keyturn_workers.upload.staging_cleanup import clean_staging_periodically
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import GrantsKeeper
 from keyturn_workers.worker.metrics import WorkerMetrics
+from keyturn_workers.worker.reporter import WorkerFacts, WorkerReporter
 
 UPLOAD: Final = "upload"
 CONTROL: Final = "control"
@@ -124,6 +126,18 @@ class Wiring:
         if SWEEP in roles:
             yield self._recover_sweeps()
 
+    def reporter(self, roles: frozenset[str], process: AuditProcess) -> WorkerReporter:
+        """What publishes this process's own reports."""
+        facts = WorkerFacts(
+            process,
+            roles,
+            self._settings,
+            self._metrics,
+            lambda: self._keyrings.clock.is_known,
+            datetime.now(UTC),
+        )
+        return WorkerReporter(facts, self._worker_publisher.publish_worker_report)
+
     async def learn_time(self) -> None:
         """Request the storage's time, by which ages and retries are measured.
 
@@ -186,7 +200,12 @@ class Wiring:
         deleter = Deleter(storage, keyrings, self._keys, settings.lease_s)
         audit_requests = None if self._audit is None else AuditRequests(self._audit, self._now)
         return ControlHandler(
-            enroller, rotator, self._starter, deleter, audit_requests=audit_requests
+            enroller,
+            rotator,
+            self._starter,
+            deleter,
+            audit_requests=audit_requests,
+            status_reader=StatusReader(storage, self._keys),
         )
 
     @cached_property

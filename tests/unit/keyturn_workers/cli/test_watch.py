@@ -13,7 +13,7 @@ from rich.console import Console
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time
 from keyturn_workers.cli import watch
-from keyturn_workers.cli.progress import SweepProgress
+from keyturn_workers.status.progress import SweepProgress
 from tests.unit.keyturn_workers.cli.fake_publisher import event
 
 if TYPE_CHECKING:

@@ -26,12 +26,15 @@ from keyturn.messages import (
     RequestOrigin,
     RotationAccepted,
     RotationRequested,
+    StatusReported,
+    StatusRequested,
     SweepRequested,
     UploadRequested,
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp import DeferError, Handled
 from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
+from keyturn_workers.status.reader import StatusReader
 from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.sweep.sweeping import (
@@ -63,6 +66,7 @@ class Control:
             Rotator(on.storage, on.keyrings, operator_keys(MASTER_KEYS), intake, on.starter),
             on.starter,
             Deleter(on.storage, on.keyrings, KEYS, LEASE_S),
+            status_reader=StatusReader(on.storage, KEYS),
         )
 
     async def serve(self, request: Request, origin: RequestOrigin = ORIGIN) -> Handled:
@@ -288,6 +292,32 @@ async def test_an_expired_delete_is_completed_only_if_its_tombstone_is_there() -
     found = await control.find(delete(request_id=OTHER_ID))
     assert found is not None
     assert isinstance(found.event, ObjectDeleted)
+
+
+# Reports.
+
+
+def status(**more: Any) -> StatusRequested:
+    return StatusRequested.model_validate(
+        {"request_id": SWEEP_ID, "project": "*", "view": "projects", "requested_at": AT, **more}
+    )
+
+
+async def test_a_report_answers_even_if_the_storage_is_away_and_is_not_retried() -> None:
+    control = Control()
+    handled = await control.serve(status())
+    assert isinstance(handled.event, StatusReported)
+    assert [row.project for row in handled.event.projects or ()] == ["acme"]
+    control.on.storage.fail_next("list_entries", StorageUnavailableError("down"))
+    handled = await control.serve(status())
+    assert isinstance(handled.event, StatusReported)
+    assert handled.event.code == "storage_unavailable"
+    assert handled.logged["code"] == "storage_unavailable"
+
+
+async def test_an_expired_request_for_a_report_was_never_completed() -> None:
+    """Its refusal says so; a report that was read now would say so less clearly."""
+    assert await Control().find(status()) is None
 
 
 # Anything.

@@ -187,3 +187,28 @@ def test_the_documentation_lists_every_metric_and_stage() -> None:
     stages = re.search(r"\| stage \|.*?\n\n", text, re.DOTALL)
     assert stages is not None
     assert set(re.findall(r"^\| `(\w+)` \|", stages[0], re.MULTILINE)) == set(get_args(Stage))
+
+
+def test_a_report_has_what_became_of_the_messages_and_how_old_they_are() -> None:
+    metrics = WorkerMetrics()
+    queue = metrics.queue(UPLOAD_QUEUE)
+    assert metrics.report_queues() == ()  # nothing is consumed yet
+    queue.track_consumer(lambda: True)
+    metrics.queue(PLAN_QUEUE).track_consumer(lambda: False)
+    ago = format_time(datetime.now(UTC) - timedelta(seconds=90))
+    queue.note_wait(ago)
+    queue.count_served("upload.stored")
+    queue.count_hint()
+    queue.count_refused(AlreadyExistsError())
+    queue.count_retry(AlreadyExistsError())
+    with queue.delivery() as delivery:
+        delivery.mark_admitted(ago)
+        report, other = metrics.report_queues()
+    counts = (report.served, report.refused, report.retried, report.in_flight)
+    assert (report.queue, counts) == (UPLOAD_QUEUE, (2, 1, 1, 1))
+    assert 90 <= (report.oldest_s or 0) < 95
+    assert 90 <= (report.waited_s or 0) < 95
+    assert (report.is_consuming, other.is_consuming) == (True, False)
+    assert (other.oldest_s, other.waited_s) == (None, None)
+    queue.note_wait(format_time(datetime.now(UTC) + timedelta(hours=1)))
+    assert metrics.report_queues()[0].waited_s == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import aio_pika
 import pytest
@@ -11,6 +12,7 @@ from faststream.rabbit import RabbitBroker
 
 from keyturn_workers.worker import process
 from keyturn_workers.worker.process import _App, _background, _cancel_leftover_tasks
+from keyturn_workers.worker.reporter import WorkerReporter
 
 
 async def test_a_connection_that_is_just_being_made_again_ends() -> None:
@@ -118,7 +120,8 @@ async def test_a_broker_that_never_answers_does_not_keep_the_process(
 
     monkeypatch.setattr(RabbitBroker, "stop", never)
     monkeypatch.setattr(process, "_BROKER_TIMEOUT_S", 0.01)
-    app = _App(RabbitBroker("amqp://127.0.0.1:1/"), {}, lambda: None, 0.05)
+    reporter = WorkerReporter(cast("Any", None), cast("Any", never))
+    app = _App(RabbitBroker("amqp://127.0.0.1:1/"), {}, reporter, lambda: None, 0.05)
     async with asyncio.timeout(5):
         await app.stop()
     assert "the broker did not answer" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from keyturn.identifiers import format_time
-from keyturn_workers.cli.progress import SweepProgress
+from keyturn_workers.status.progress import SweepProgress
 from tests.unit.keyturn_workers.cli.fake_publisher import event
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Tests of what the records and the objects of a bucket say."""

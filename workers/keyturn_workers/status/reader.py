@@ -1,0 +1,134 @@
+"""The report that a `status.requested` asks for (SPEC 16.1).
+
+What cannot be read now is the report: its `code` says why, and the request is not tried again. A
+console asks again by itself, and a report of an hour ago is of no use to it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from keyturn.errors import CodedError, StorageUnavailableError, TooManyRequestsError
+from keyturn.identifiers import format_time
+from keyturn.messages import StatusReported, StatusRequested, StatusView
+from keyturn_workers.errors import StorageAnswerError
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.status.object_counter import ObjectCounter
+from keyturn_workers.status.page import Page, digest
+from keyturn_workers.status.record_views import RecordViews
+from keyturn_workers.status.rows import short_detail
+from keyturn_workers.status.summaries import Summaries
+from keyturn_workers.status.sweep_parts import SweepParts
+from keyturn_workers.status.sweep_view import SweepView
+from keyturn_workers.storage import Storage
+from keyturn_workers.sweep.sweep_store import SweepStore
+
+READ_AT_ONCE: Final = 2
+"""Reports that one process reads at once."""
+MAX_WAITING: Final = 6
+"""Reports that wait for that; further ones are answered with `too_many_requests`."""
+
+_FIELDS: Final[dict[StatusView, str]] = {
+    "projects": "projects",
+    "sweeps": "sweeps",
+    "sweep": "sweeps",
+    "failures": "failures",
+    "evidence": "evidence_files",
+    "master_keys": "master_keys",
+    "objects": "objects",
+}
+
+_log = structlog.get_logger()
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class StatusReader:
+    """Reads reports, a few at once.
+
+    A rotation must not wait for consoles. So a process reads few reports at a time, lets a few
+    wait, and answers the others at once with `too_many_requests`.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        keys: OperatorKeys,
+        *,
+        now: Callable[[], datetime] = _utc_now,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        self._now = now
+        self._max_waiting = max_waiting
+        self._reading = asyncio.Semaphore(READ_AT_ONCE)
+        self._in_hand = 0
+        store = SweepStore(storage, keys)
+        self._records = RecordViews(storage, Summaries(storage, keys))
+        parts = SweepParts(storage, keys, store)
+        self._sweep = SweepView(store, parts, ObjectCounter(storage))
+
+    async def report(self, request: StatusRequested) -> StatusReported:
+        """One page, or the reason why it cannot be read now. Raises nothing."""
+        if self._in_hand >= READ_AT_ONCE + self._max_waiting:
+            busy = TooManyRequestsError("this worker is reading other reports")
+            return self._reported(request, _of_error(busy))
+        self._in_hand += 1
+        try:
+            async with self._reading:
+                # What changes while it is read may be missing from it.
+                at = self._now()
+                page = await self._read(request)
+            return self._reported(request, _of_page(request, page), at)
+        except CodedError as exc:
+            return self._reported(request, _of_error(exc))
+        except StorageAnswerError as exc:
+            refused = StorageUnavailableError(f"the storage refuses: {type(exc).__name__}")
+            return self._reported(request, _of_error(refused))
+        except Exception as exc:  # noqa: BLE001  # a bug of ours must not be retried for a week
+            _log.exception("report failed", view=request.view, request_id=request.request_id)
+            failed = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
+            return self._reported(request, _of_error(failed))
+        finally:
+            self._in_hand -= 1
+
+    async def _read(self, request: StatusRequested) -> Page[Any]:
+        project, after, limit = request.project, request.after, request.limit
+        match request.view:
+            case "projects":
+                return await self._records.projects(project, after, limit)
+            case "sweeps":
+                return await self._records.sweeps(project, after, limit)
+            case "sweep":
+                return await self._sweep.read(str(request.sweep_id), project, after, limit)
+            case _:
+                raise StorageUnavailableError("not served yet")
+
+    def _reported(
+        self, request: StatusRequested, found: dict[str, Any], at: datetime | None = None
+    ) -> StatusReported:
+        return StatusReported(
+            request_id=request.request_id,
+            project=request.project,
+            at=format_time(at or self._now()),
+            view=request.view,
+            sweep_id=request.sweep_id,
+            after=request.after,
+            **found,
+        )
+
+
+def _of_page(request: StatusRequested, page: Page[Any]) -> dict[str, Any]:
+    of_rows = digest(page.rows)
+    found = {"next": page.next, "digest": of_rows}
+    if of_rows == request.known:
+        return found | {"unchanged": True}
+    return found | {_FIELDS[request.view]: page.rows}
+
+
+def _of_error(error: CodedError) -> dict[str, Any]:
+    return {"code": error.code, "detail": short_detail(error)}

@@ -1,0 +1,118 @@
+"""Rows of keyrings and sweeps, kept by the ETags of their records (SPEC 16.1).
+
+A console asks for the same thousands of rows again and again, and few of them change. A kept row
+is returned only where a listing that was just made shows the ETag that its record was read with.
+Rows hold no key. What does not open is never kept: the reason may pass.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Final, Generic, TypeVar
+
+from keyturn.errors import CodedError
+from keyturn.messages import ProjectStatus, SweepStatus
+from keyturn_workers.keyring import Keyring
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.status.records import Record, open_record
+from keyturn_workers.status.rows import (
+    project_status,
+    sweep_status,
+    unreadable_project,
+    unreadable_sweep,
+)
+from keyturn_workers.storage import Storage
+
+MAX_KEPT: Final = 30_000
+# Records are read whole, and some are large.
+_CONCURRENCY: Final = 16
+_MAX_BYTES_AT_ONCE: Final = 32 * 1024**2
+
+_T = TypeVar("_T")
+Summary = ProjectStatus | SweepStatus
+
+
+class EtagCache(Generic[_T]):
+    """Values by S3 key, each with the ETag that it was made from; the least used ones go."""
+
+    def __init__(self, max_kept: int) -> None:
+        self._max_kept = max_kept
+        self._kept: OrderedDict[str, tuple[str, _T]] = OrderedDict()
+
+    def get(self, s3_key: str, etag: str) -> _T | None:
+        """The value made from exactly this ETag."""
+        kept = self._kept.get(s3_key)
+        if kept is None or kept[0] != etag:
+            return None
+        self._kept.move_to_end(s3_key)
+        return kept[1]
+
+    def put(self, s3_key: str, etag: str, value: _T) -> None:
+        """Keep a value, in place of any other of this key."""
+        self._kept[s3_key] = (etag, value)
+        self._kept.move_to_end(s3_key)
+        while len(self._kept) > self._max_kept:
+            self._kept.popitem(last=False)
+
+
+class Summaries:
+    """Reads rows of records.
+
+    Args:
+        storage: The bucket.
+        keys: The operator's keys.
+        max_kept: How many rows are kept.
+    """
+
+    def __init__(self, storage: Storage, keys: OperatorKeys, max_kept: int = MAX_KEPT) -> None:
+        self._storage = storage
+        self._keys = keys
+        self._kept: EtagCache[Summary] = EtagCache(max_kept)
+
+    async def read_all(self, records: Sequence[Record]) -> list[Summary | None]:
+        """The rows of these records in order, a few read at a time; None for one that is gone.
+
+        The records are keyrings and plans, just listed.
+
+        Raises:
+            StorageUnavailableError, StorageAnswerError: not all of them can be read.
+        """
+        rows = [self._kept.get(each.listed.key, each.listed.etag) for each in records]
+        missing = [number for number, row in enumerate(rows) if row is None]
+        for batch in _batches(missing, records):
+            read = await asyncio.gather(*(self.read(records[number]) for number in batch))
+            for number, row in zip(batch, read, strict=True):
+                rows[number] = row
+        return rows
+
+    async def read(self, record: Record) -> Summary | None:
+        """The row of one record by a read now; None if it is gone. Errors as `read_all`."""
+        opened = await open_record(self._storage, self._keys, record)
+        if opened is None:
+            return None
+        if isinstance(opened, CodedError):
+            if record.sweep_path is None:
+                return unreadable_project(record.project, opened)
+            return unreadable_sweep(record.sweep_path.sweep_id, record.project, opened)
+        if isinstance(opened.content, Keyring):
+            row: Summary = project_status(opened.content)
+        elif opened.content.plan is not None:
+            row = sweep_status(opened.content.plan)
+        else:
+            raise TypeError("a record that is no plan")
+        self._kept.put(record.listed.key, opened.etag, row)
+        return row
+
+
+def _batches(numbers: Sequence[int], records: Sequence[Record]) -> Iterator[list[int]]:
+    """The numbers of records to read at once: few, and not too many bytes of them."""
+    batch: list[int] = []
+    size_bytes = 0
+    for number in numbers:
+        size_bytes += records[number].listed.size_bytes
+        if batch and (len(batch) == _CONCURRENCY or size_bytes > _MAX_BYTES_AT_ONCE):
+            yield batch
+            batch, size_bytes = [], records[number].listed.size_bytes
+        batch.append(number)
+    if batch:
+        yield batch
