@@ -1,0 +1,132 @@
+"""The audit trail, newest first, with what is wrong with its chains (SPEC 15.3, 16.2). Pure."""
+
+from bisect import insort
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from keyturn.identifiers import parse_time
+from keyturn.messages import AuditRecorded
+from keyturn_workers.console.model.paging import matches, page_of
+from keyturn_workers.console.model.rows import AuditQuery, AuditRow, Page
+
+MAX_RECORDS: Final = 20_000
+MAX_FINDINGS: Final = 100
+
+
+class AuditBook:
+    """The newest records.
+
+    Attributes:
+        findings: What is wrong with the chains, newest last.
+        has_older: Whether the stream holds earlier records that were not read.
+        as_of: When the newest record was written.
+        is_truncated: Whether records were dropped, to bound the memory.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, AuditRow] = {}
+        self._offsets: list[int] = []
+        self.findings: dict[int, tuple[str, ...]] = {}
+        self.has_older = False
+        self.as_of: datetime | None = None
+        self.is_truncated = False
+
+    def apply(self, record: AuditRecorded, offset: int, findings: Sequence[str] = ()) -> bool:
+        """Take over a record; False if it is known, or older than all that are kept."""
+        if findings:
+            self.note_findings(offset, findings)
+        if offset in self._rows:
+            return False
+        if len(self._offsets) >= MAX_RECORDS:
+            self.is_truncated = self.has_older = True
+            if offset < self._offsets[0]:
+                return False
+            del self._rows[self._offsets.pop(0)]
+        row = audit_row(record, offset, tuple(findings))
+        self._rows[offset] = row
+        insort(self._offsets, offset)
+        self.as_of = row.at if self.as_of is None else max(self.as_of, row.at)
+        return True
+
+    def note_findings(self, offset: int, findings: Sequence[str]) -> None:
+        """Note what is wrong at an offset, also of a record that cannot be read."""
+        self.findings[offset] = tuple(findings)
+        if len(self.findings) > MAX_FINDINGS:
+            del self.findings[min(self.findings)]
+
+    def query(self, query: AuditQuery) -> Page[AuditRow]:
+        """One page of the records that match, newest first."""
+        rows = (self._rows[offset] for offset in reversed(self._offsets))
+        matching = [row for row in rows if _matches(row, query)]
+        return page_of(
+            matching,
+            query.page,
+            query.size,
+            total=len(self._rows),
+            as_of=self.as_of,
+            is_complete=not self.has_older,
+            has_older=self.has_older,
+        )
+
+    def of_request(self, request_id: str) -> tuple[AuditRow, ...]:
+        """The records about one request, newest first."""
+        rows = (self._rows[offset] for offset in reversed(self._offsets))
+        return tuple(row for row in rows if row.request_id == request_id)
+
+    @property
+    def oldest(self) -> AuditRow | None:
+        """The oldest record that is kept."""
+        return self._rows[self._offsets[0]] if self._offsets else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def _matches(row: AuditRow, query: AuditQuery) -> bool:
+    if query.since is not None and row.at < query.since:
+        return False
+    if query.until is not None and row.at >= query.until:
+        return False
+    if query.action and row.action != query.action:
+        return False
+    if query.project and row.project != query.project:
+        return False
+    if query.outcome != "any" and row.is_ok != (query.outcome == "ok"):
+        return False
+    if not matches(query.actor, (row.actor,)):
+        return False
+    texts = (
+        *(row.actor, row.publisher, row.action, row.project, row.object_key, row.queue, row.host),
+        *(row.request_type, row.request_id, row.request, row.master_key, row.outcome, row.reason),
+    )
+    return matches(query.text, texts)
+
+
+def audit_row(record: AuditRecorded, offset: int, findings: tuple[str, ...] = ()) -> AuditRow:
+    """A record as a row."""
+    return AuditRow(
+        audit_id=record.audit_id,
+        at=parse_time(record.at),
+        process=record.process,
+        counter=record.counter,
+        role=record.role,
+        host=record.host,
+        action=record.action,
+        actor=record.actor,
+        publisher=record.publisher,
+        request=record.request,
+        request_type=record.request_type,
+        request_id=record.request_id,
+        project=record.project,
+        object_key=record.object_key,
+        queue=record.queue,
+        master_key=record.master_key,
+        kind=record.kind,
+        provider=record.provider,
+        provider_request_id=record.provider_request_id,
+        outcome=record.outcome,
+        reason=record.reason,
+        offset=offset,
+        findings=findings,
+    )

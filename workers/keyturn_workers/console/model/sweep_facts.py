@@ -1,0 +1,407 @@
+"""What is known of one sweep, and the row that follows from it (SPEC 6.7, 8.6, 16.2). Pure.
+
+Each source has its own fact, of which the newest counts: the last progress, the end, what a
+report said. The row is a function of the facts, so that the order in which they came is without
+meaning.
+"""
+
+from dataclasses import astuple, dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from keyturn.identifiers import ALL_PROJECTS, parse_time
+from keyturn.messages import (
+    COUNT_FIELDS,
+    CountedEvent,
+    RotationCompleted,
+    RotationFailed,
+    RotationRejected,
+    SweepCompleted,
+    SweepFailed,
+    SweepRejected,
+    SweepStatus,
+)
+from keyturn_workers.console.model.rows import SweepCounts, SweepRow, SweepState
+from keyturn_workers.console.model.samples import Samples
+
+# A report is dated after its records were read: one that still says "running" this shortly after
+# an end was read before it.
+REPORT_SLACK: Final = timedelta(seconds=10)
+
+EndEvent = (
+    RotationCompleted
+    | RotationFailed
+    | RotationRejected
+    | SweepCompleted
+    | SweepFailed
+    | SweepRejected
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The counts at a moment; `is_clean` is set at the clean end of a part of a sweep of all."""
+
+    at: datetime
+    counts: SweepCounts
+    is_clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How it ended; `is_proof` says that it was no dry run (None: not known)."""
+
+    at: datetime
+    status: Literal["done", "failed", "rejected"]
+    clean: bool
+    code: str | None = None
+    detail: str | None = None
+    counts: SweepCounts | None = None
+    evidence: str | None = None
+    is_proof: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """That this console requested it, and for whom."""
+
+    at: datetime
+    actor: str | None = None
+    publisher: str | None = None
+    kind: Literal["rotation", "sweep"] = "sweep"
+    master_key: str | None = None
+    encrypt_plaintext: bool | None = None
+    repair: bool | None = None
+    dry_run: bool | None = None
+
+
+@dataclass(slots=True, eq=False)
+class SweepFacts:
+    """The facts about one sweep.
+
+    Attributes:
+        report: What the newest report said, as a row of its own.
+        accepted: When a rotation was accepted, and the generation that it began.
+        first: The earliest event, and who had requested it.
+    """
+
+    project: str
+    sweep_id: str
+    samples: Samples = field(default_factory=Samples)
+    is_rotation: bool = False
+    report: SweepRow | None = None
+    accepted: tuple[datetime, int] | None = None
+    progress: Progress | None = None
+    end: End | None = None
+    ended_first_at: datetime | None = None
+    requested: Requested | None = None
+    first: tuple[datetime, str] | None = None
+    expected: tuple[datetime, int] | None = None
+
+    def add_report(self, said: SweepRow) -> bool:
+        """Take over what a report says; False if a newer one is known."""
+        if said.expected_objects is not None and said.as_of is not None:
+            # Only the report of a single sweep counts them.
+            counted = (said.as_of, said.expected_objects)
+            self.expected = counted if self.expected is None else max(self.expected, counted)
+        if self.report is not None and _rank(said) <= _rank(self.report):
+            return False
+        self.report = said
+        self.is_rotation |= said.kind == "rotation"
+        self._sample(said.as_of, said.counts)
+        return True
+
+    def add_accepted(self, at: datetime, generation: int) -> bool:
+        """A rotation was accepted; a repeated acceptance changes nothing."""
+        self.is_rotation = True
+        accepted = (at, generation)
+        if self.accepted is not None and self.accepted <= accepted:
+            return False
+        self.accepted = accepted
+        return True
+
+    def add_progress(self, progress: Progress) -> bool:
+        """Take over how far it is; False if a newer one is known."""
+        self._sample(progress.at, progress.counts)
+        if self.progress is not None and _order_of(progress) <= _order_of(self.progress):
+            return False
+        self.progress = progress
+        return True
+
+    def add_end(self, end: End) -> bool:
+        """Take over how it ended; False if a newer end is known."""
+        self._sample(end.at, end.counts)
+        if end.status == "done":
+            at = self.ended_first_at
+            self.ended_first_at = end.at if at is None else min(at, end.at)
+        if self.end is not None and _end_rank(end) <= _end_rank(self.end):
+            return False
+        self.end = end
+        return True
+
+    def add_requested(self, requested: Requested) -> bool:
+        """Note that this console requested it; what is known in detail counts."""
+        held = self.requested
+        if held is not None and _request_rank(requested) <= _request_rank(held):
+            return False
+        self.requested = requested
+        self.is_rotation |= requested.kind == "rotation"
+        return True
+
+    def _sample(self, at: datetime | None, counts: SweepCounts | None) -> None:
+        if at is not None and counts is not None:
+            self.samples.add(at, counts.done, counts.rewrapped)
+
+    def see(self, at: datetime, publisher: str | None) -> None:
+        """Note that an event named it."""
+        seen = (at, publisher or "")
+        self.first = seen if self.first is None else min(self.first, seen)
+
+    def row(self, whole: SweepRow | None) -> SweepRow:
+        """The row.
+
+        Args:
+            whole: The row of the sweep of all with this id, of which this is a part.
+        """
+        said = self.report or SweepRow(sweep_id=self.sweep_id, project=self.project)
+        asked = self.requested
+        counts, counted_at = self._counts()
+        status, end = self._state(whole)
+        is_part = said.part_of_all or (whole is not None and self.project != ALL_PROJECTS)
+        row = replace(
+            said,
+            kind="rotation" if self.is_rotation or said.kind == "rotation" else "sweep",
+            status=status,
+            code=said.code if end is None else end.code,
+            detail=said.detail if end is None else end.detail,
+            clean=None if status not in ("done", "failed") else bool(end and end.clean),
+            counts=counts,
+            requested_at=said.requested_at or (asked.at if asked else None),
+            started_at=said.started_at or self._started_at(),
+            ended_at=self._ended_at(status, end),
+            publisher=said.publisher or self._publisher(),
+            actor=asked.actor if asked else None,
+            part_of_all=is_part,
+            generation=said.generation or (self.accepted[1] if self.accepted else None),
+            evidence=said.evidence or (end.evidence if end else None),
+            expected_objects=None if self.expected is None else self.expected[1],
+            objects_done=None if counts is None else counts.done,
+            as_of=self.as_of,
+        )
+        row = _with_options(row, asked, whole if is_part else None, end)
+        return self._with_rate(row, counted_at)
+
+    @property
+    def as_of(self) -> datetime | None:
+        """The newest moment at which anything was known of it."""
+        times = (
+            self.report.as_of if self.report else None,
+            self.accepted[0] if self.accepted else None,
+            self.progress.at if self.progress else None,
+            self.end.at if self.end else None,
+            self.requested.at if self.requested else None,
+        )
+        return max((at for at in times if at is not None), default=None)
+
+    @property
+    def order(self) -> tuple[float, str, str]:
+        """By what sweeps are sorted: when it was requested, or began."""
+        said = self.report
+        at = (said and (said.requested_at or said.started_at)) or self._started_at() or self.as_of
+        return (at.timestamp() if at else 0.0, self.sweep_id, self.project)
+
+    def _started_at(self) -> datetime | None:
+        if self.accepted is not None:
+            return self.accepted[0]
+        return self.first[0] if self.first is not None else None
+
+    def _publisher(self) -> str | None:
+        if self.requested is not None and self.requested.publisher:
+            return self.requested.publisher
+        return (self.first[1] or None) if self.first is not None else None
+
+    def _counts(self) -> tuple[SweepCounts | None, datetime | None]:
+        known = [
+            (at, counts)
+            for at, counts in (
+                (self.report.as_of, self.report.counts) if self.report else (None, None),
+                (self.progress.at, self.progress.counts) if self.progress else (None, None),
+                (self.end.at, self.end.counts) if self.end else (None, None),
+            )
+            if at is not None and counts is not None
+        ]
+        if not known:
+            return None, None
+        at, counts = max(known, key=lambda each: each[0])
+        return counts, at
+
+    def _state(self, whole: SweepRow | None) -> tuple[SweepState, End | None]:
+        """The status, and the end that it rests on."""
+        end = self._newest_end(whole)
+        said = self.report
+        if said is not None and said.as_of is not None and (end is None or said.as_of > end.at):
+            if said.status != "running":
+                return said.status, _end_of(said)
+            if end is None or said.as_of > end.at + REPORT_SLACK:
+                return "running", None
+        if end is None:
+            is_begun = self.accepted or self.progress or said or self.requested is None
+            return ("running" if is_begun else "requested"), None
+        if end.status == "rejected":
+            # A refusal answers one request; the sweep itself may have begun by another one.
+            if self.accepted or self.progress or said:
+                return "running", None
+            return "rejected", end
+        # Its dead letter was replayed, or it was requested again: it goes on.
+        resumed = self.progress is not None and self.progress.at > end.at
+        if end.status == "failed" and resumed:
+            return "running", None
+        return end.status, end
+
+    def _newest_end(self, whole: SweepRow | None) -> End | None:
+        if self.end is not None and self.end.status != "rejected":
+            return self.end
+        progress = self.progress
+        if progress is not None and progress.is_clean:
+            return End(progress.at, "done", clean=True, counts=progress.counts)
+        if whole is not None and whole.status == "done" and whole.ended_at is not None:
+            # All parts ended before the sweep of all did; a clean one says so.
+            return End(whole.ended_at, "done", clean=False)
+        return self.end
+
+    def _ended_at(self, status: SweepState, end: End | None) -> datetime | None:
+        if status in ("requested", "running") or end is None:
+            return None
+        if self.report is not None and self.report.ended_at is not None:
+            return self.report.ended_at
+        # An end is published again where its request is repeated.
+        if self.ended_first_at is not None and status == "done":
+            return self.ended_first_at
+        return end.at
+
+    def _with_rate(self, row: SweepRow, counted_at: datetime | None) -> SweepRow:
+        if not row.is_running or row.counts is None:
+            return replace(row, rate_per_s=None, left_s=None)
+        said = self.report
+        is_newest = said is not None and said.as_of == counted_at
+        rate = self.samples.rate_per_s() or (said.rate_per_s if said else None)
+        left = said.left_s if said is not None and is_newest else None
+        if left is None and rate and row.expected_objects is not None:
+            total = max(row.expected_objects - row.counts.foreign, row.counts.objects)
+            left = max(0.0, total - row.counts.done) / rate
+        return replace(row, rate_per_s=rate, left_s=left)
+
+
+def _rank(said: SweepRow) -> tuple[float, str]:
+    # The text decides between two of the same moment, so that any order ends with the same.
+    return (said.as_of.timestamp() if said.as_of else 0.0, repr(said))
+
+
+def _order_of(progress: Progress) -> tuple[datetime, bool, tuple[int, ...]]:
+    return (progress.at, progress.is_clean, astuple(progress.counts))
+
+
+def _end_rank(end: End) -> tuple[bool, datetime, str]:
+    # A refusal answers one request, and never replaces an end.
+    return (end.status != "rejected", end.at, repr(end))
+
+
+def _request_rank(requested: Requested) -> tuple[bool, datetime, str]:
+    return (requested.dry_run is not None, requested.at, repr(requested))
+
+
+def _end_of(said: SweepRow) -> End | None:
+    if said.status not in ("done", "failed") or said.as_of is None:
+        return None
+    status: Literal["done", "failed"] = "done" if said.status == "done" else "failed"
+    at = said.ended_at or said.as_of
+    return End(at, status, bool(said.clean), said.code, said.detail, said.counts, said.evidence)
+
+
+def _with_options(
+    row: SweepRow, asked: Requested | None, whole: SweepRow | None, end: End | None
+) -> SweepRow:
+    """What was asked for: by a report, by this console's request, or by the sweep of all."""
+    if row.dry_run is not None:
+        return row
+    for source in (asked, whole):
+        if source is not None and source.dry_run is not None:
+            return replace(
+                row,
+                master_key=source.master_key,
+                encrypt_plaintext=source.encrypt_plaintext,
+                repair=source.repair,
+                dry_run=source.dry_run,
+            )
+    # Neither a rotation nor an end with evidence is that of a dry run.
+    if row.kind == "rotation" or row.evidence or (end is not None and end.is_proof):
+        return replace(row, dry_run=False)
+    return row
+
+
+def reported_row(status: SweepStatus, at: datetime) -> SweepRow:
+    """What a report says about a sweep."""
+    counts = status.counts
+    return SweepRow(
+        sweep_id=status.sweep_id,
+        project=status.project,
+        kind=status.kind or "sweep",
+        status=status.status or "running",
+        code=status.code,
+        detail=status.detail,
+        clean=status.clean,
+        counts=None if counts is None else _counts(counts),
+        requested_at=_time(status.requested_at),
+        started_at=_time(status.started_at),
+        ended_at=_time(status.ended_at),
+        publisher=status.publisher,
+        part_of_all=status.part_of_all,
+        master_key=status.master_key,
+        # A record that does not open says nothing about what was requested.
+        encrypt_plaintext=status.encrypt_plaintext if status.status else None,
+        repair=status.repair if status.status else None,
+        dry_run=status.dry_run if status.status else None,
+        generation=status.generation,
+        taken_over_by=status.taken_over_by,
+        evidence=status.evidence,
+        expected_objects=status.expected_objects,
+        rate_per_s=status.rate_per_s,
+        left_s=status.left_s,
+        pages=status.pages,
+        pages_open=status.pages_open,
+        parts_ended=status.parts_ended,
+        as_of=at,
+    )
+
+
+def event_counts(event: CountedEvent) -> SweepCounts:
+    """The counts of an event."""
+    return _counts(event)
+
+
+def end_of_event(event: EndEvent) -> End:
+    """The end that an event states."""
+    at = parse_time(event.at)
+    match event:
+        case RotationCompleted() | SweepCompleted():
+            is_proof = event.late_writes_refused is not None or event.evidence is not None
+            return End(
+                at,
+                "done",
+                event.clean,
+                counts=_counts(event),
+                evidence=event.evidence,
+                is_proof=is_proof or None,
+            )
+        case RotationRejected() | SweepRejected():
+            return End(at, "rejected", clean=False, code=event.code, detail=event.detail)
+        case _:
+            return End(at, "failed", clean=False, code=event.code, detail=event.detail)
+
+
+def _counts(source: object) -> SweepCounts:
+    return SweepCounts(*(getattr(source, name) for name in COUNT_FIELDS))
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else parse_time(text)

@@ -1,0 +1,397 @@
+"""All sweeps and rotations that the console knows, by events and by reports (SPEC 16.2). Pure.
+
+A sweep is named by its project and its id: publishers choose the ids. One of all projects has the
+project `*`, and its parts have its id. Memory is bounded: the oldest that ended are dropped, and
+the model says so.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+from keyturn.identifiers import ALL_PROJECTS, is_project, parse_time
+from keyturn.messages import (
+    Event,
+    RotationAccepted,
+    RotationCompleted,
+    RotationFailed,
+    RotationRejected,
+    RotationRequested,
+    StatusReported,
+    SweepCompleted,
+    SweepFailed,
+    SweepProgressed,
+    SweepRejected,
+    SweepRequested,
+    SweepStatus,
+    request_id,
+)
+from keyturn_workers.console.model.failures import FailureBook
+from keyturn_workers.console.model.paging import matches, page_of
+from keyturn_workers.console.model.pages import PagedReport
+from keyturn_workers.console.model.rows import (
+    Page,
+    SweepQuery,
+    SweepRef,
+    SweepRow,
+    SweepView,
+)
+from keyturn_workers.console.model.samples import Samples
+from keyturn_workers.console.model.sweep_facts import (
+    EndEvent,
+    Progress,
+    Requested,
+    SweepFacts,
+    end_of_event,
+    event_counts,
+    reported_row,
+)
+
+KEPT: Final = timedelta(days=14)
+MAX_SWEEPS: Final = 20_000
+MAX_PARTS: Final = 40_000
+MAX_SAMPLES_OF_ALL: Final = 200_000
+_SAMPLES_OF_OLD: Final = 32
+_DROPPED_AT_ONCE: Final = 0.05
+
+_SWEEP_EVENTS: Final = (
+    RotationAccepted,
+    RotationCompleted,
+    RotationFailed,
+    RotationRejected,
+    SweepProgressed,
+    SweepCompleted,
+    SweepFailed,
+    SweepRejected,
+)
+
+
+class SweepBook:
+    """The sweeps.
+
+    Args:
+        now: The clock.
+        changed: Is called with the project of each sweep that changed.
+        dropped: Is called with the row of each sweep that is dropped for the bounds.
+
+    Attributes:
+        is_truncated: Whether sweeps were dropped before their time, for the bounds.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], datetime],
+        changed: Callable[[str], None],
+        dropped: Callable[[SweepRow], None],
+    ) -> None:
+        self._now = now
+        self._changed = changed
+        self._dropped = dropped
+        self._facts: dict[SweepRef, SweepFacts] = {}
+        self._by_project: dict[str, dict[str, None]] = defaultdict(dict)
+        self._parts: dict[str, dict[str, None]] = defaultdict(dict)  # of each id, its projects
+        self._rows: dict[SweepRef, SweepRow] = {}
+        self._ordered: list[SweepRef] | None = None
+        self._running: dict[SweepRef, None] = {}
+        self._samples = 0
+        self.inventory = PagedReport[SweepRef](MAX_SWEEPS + MAX_PARTS)
+        self.failures = FailureBook()
+        self.is_truncated = False
+
+    # What comes in.
+
+    def apply_event(self, event: Event) -> bool:
+        """Take an event over; False if it says nothing new about sweeps."""
+        if not isinstance(event, _SWEEP_EVENTS):
+            return False
+        project = event.project
+        if project is None or not (project == ALL_PROJECTS or is_project(project)):
+            return False
+        facts, at = self._find(SweepRef(project, request_id(event))), parse_time(event.at)
+        order = facts.order
+        facts.see(at, event.publisher)
+        changed = self._apply(facts, event, at)
+        if facts.order != order:
+            self._ordered = None
+        self._touch(facts)
+        return changed
+
+    def _apply(self, facts: SweepFacts, event: object, at: datetime) -> bool:
+        match event:
+            case RotationAccepted():
+                return facts.add_accepted(at, event.generation)
+            case SweepProgressed():
+                return facts.add_progress(Progress(at, event_counts(event), event.clean))
+            case RotationRejected() | RotationCompleted() | RotationFailed():
+                facts.is_rotation = True
+                return facts.add_end(end_of_event(event))
+            case SweepRejected() | SweepCompleted() | SweepFailed():
+                end: EndEvent = event
+                return facts.add_end(end_of_event(end))
+            case _:
+                return False
+
+    def apply_request(
+        self, request: SweepRequested | RotationRequested, actor: str | None, publisher: str
+    ) -> None:
+        """Note a request that this console has sent."""
+        at, is_sweep = request.requested_at_instant, isinstance(request, SweepRequested)
+        requested = Requested(
+            at,
+            actor,
+            publisher,
+            "sweep" if is_sweep else "rotation",
+            master_key=request.master_key if isinstance(request, SweepRequested) else None,
+            encrypt_plaintext=isinstance(request, SweepRequested) and request.encrypt_plaintext,
+            repair=isinstance(request, SweepRequested) and request.repair,
+            dry_run=isinstance(request, SweepRequested) and request.dry_run,
+        )
+        self.note_requested(SweepRef(request.project, request_id(request)), requested)
+
+    def note_requested(self, ref: SweepRef, requested: Requested) -> None:
+        """Note that this console requested a sweep, perhaps in an earlier run."""
+        facts = self._find(ref)
+        if facts.add_requested(requested):
+            self._ordered = None
+            self._touch(facts)
+
+    def apply_report(self, report: StatusReported) -> bool:
+        """Take over a report of the views `sweeps`, `sweep` and `failures`."""
+        at = parse_time(report.at)
+        if report.view == "failures":
+            return self.failures.apply(report)
+        changed = False
+        for status in report.sweeps or ():
+            changed |= self._apply_status(status, at)
+        if report.view == "sweeps":
+            refs = report.sweeps and [SweepRef(s.project, s.sweep_id) for s in report.sweeps]
+            changed |= self.inventory.apply(report, refs)
+        return changed
+
+    def _apply_status(self, status: SweepStatus, at: datetime) -> bool:
+        facts = self._find(SweepRef(status.project, status.sweep_id))
+        order = facts.order
+        if not facts.add_report(reported_row(status, at)):
+            return False
+        if facts.order != order:
+            self._ordered = None
+        self._touch(facts)
+        return True
+
+    def _find(self, ref: SweepRef) -> SweepFacts:
+        facts = self._facts.get(ref)
+        if facts is None:
+            facts = SweepFacts(ref.project, ref.sweep_id, Samples(self._count_samples))
+            self._facts[ref] = facts
+            self._by_project[ref.project][ref.sweep_id] = None
+            if ref.project != ALL_PROJECTS:
+                self._parts[ref.sweep_id][ref.project] = None
+            self._ordered = None
+            self._bound()
+        return facts
+
+    def _count_samples(self, change: int) -> None:
+        self._samples += change
+
+    def _touch(self, facts: SweepFacts) -> None:
+        ref = SweepRef(facts.project, facts.sweep_id)
+        before = self._rows.pop(ref, None)
+        row = self.row(ref)
+        if row is not None and row.is_running:
+            self._running[ref] = None
+        else:
+            self._running.pop(ref, None)
+        if ref.project != ALL_PROJECTS:
+            self._changed(ref.project)
+        elif before is None or (before.dry_run, before.status) != (row and (row.dry_run, row.status)):
+            self._touch_parts(ref.sweep_id)
+
+    def _touch_parts(self, sweep_id: str) -> None:
+        """What is known of the whole says whether its parts were dry runs, and that they ended."""
+        for project in self._parts.get(sweep_id, ()):
+            part = self._facts[SweepRef(project, sweep_id)]
+            self._touch(part)
+
+    # Bounds.
+
+    def _bound(self) -> None:
+        if self._samples > MAX_SAMPLES_OF_ALL:
+            self._thin_samples()
+        if len(self._facts) > MAX_SWEEPS + MAX_PARTS:
+            self._drop(parts=True, most=MAX_PARTS)
+            self._drop(parts=False, most=MAX_SWEEPS)
+
+    def _thin_samples(self) -> None:
+        """Thin the samples of those that were touched longest ago."""
+        for ref in reversed(self.ordered()):
+            if ref not in self._running:
+                self._facts[ref].samples.thin(_SAMPLES_OF_OLD)
+            if self._samples <= MAX_SAMPLES_OF_ALL * (1 - _DROPPED_AT_ONCE):
+                return
+
+    def _drop(self, *, parts: bool, most: int) -> None:
+        refs = [ref for ref in self.ordered() if self.is_part(ref) == parts]
+        excess = len(refs) - int(most * (1 - _DROPPED_AT_ONCE))
+        if len(refs) <= most:
+            return
+        self.is_truncated = True
+        by_use = sorted(reversed(refs), key=self._is_wanted)  # stable: the oldest first
+        for ref in by_use[:excess]:
+            self._forget(ref)
+
+    def _is_wanted(self, ref: SweepRef) -> int:
+        row = self.row(ref)
+        if row is None or row.status == "rejected":
+            return 0
+        return 2 if row.is_running else 1
+
+    def expire(self) -> bool:
+        """Drop those that ended too long ago; whether any was."""
+        oldest = self._now() - KEPT
+        old = [
+            ref
+            for ref in tuple(self._facts)
+            if ref not in self._running
+            and (at := self._facts[ref].as_of) is not None
+            and at < oldest
+        ]
+        for ref in old:
+            self._forget(ref)
+        return bool(old)
+
+    def _forget(self, ref: SweepRef) -> None:
+        row = self.row(ref)
+        facts = self._facts.pop(ref)
+        self._samples -= len(facts.samples)
+        self._rows.pop(ref, None)
+        self._running.pop(ref, None)
+        self._ordered = None
+        for index, key, value in (
+            (self._by_project, ref.project, ref.sweep_id),
+            (self._parts, ref.sweep_id, ref.project),
+        ):
+            values = index.get(key, {})
+            values.pop(value, None)
+            if not values:
+                index.pop(key, None)
+        if row is not None:
+            self._dropped(row)
+
+    # What pages ask.
+
+    def row(self, ref: SweepRef) -> SweepRow | None:
+        """One sweep; None if it is not known."""
+        row = self._rows.get(ref)
+        if row is None:
+            facts = self._facts.get(ref)
+            if facts is None:
+                return None
+            row = self._rows[ref] = facts.row(self._whole(ref))
+        return row
+
+    def _whole(self, ref: SweepRef) -> SweepRow | None:
+        whole = SweepRef(ALL_PROJECTS, ref.sweep_id)
+        return None if ref == whole else self.row(whole)
+
+    def is_part(self, ref: SweepRef) -> bool:
+        """Whether it is a part of a sweep of all."""
+        row = self.row(ref)
+        return row is not None and row.part_of_all
+
+    def ordered(self) -> list[SweepRef]:
+        """All sweeps and parts, the newest first."""
+        if self._ordered is None:
+            self._ordered = sorted(
+                self._facts, key=lambda ref: self._facts[ref].order, reverse=True
+            )
+        return self._ordered
+
+    def rows(self) -> list[SweepRow]:
+        """All sweeps and parts, the newest first."""
+        return [row for ref in self.ordered() if (row := self.row(ref)) is not None]
+
+    def running(self) -> Iterator[SweepRow]:
+        """Those under way; parts too."""
+        for ref in self._running:
+            if (row := self.row(ref)) is not None:
+                yield row
+
+    def of_project(self, project: str) -> tuple[SweepRow, ...]:
+        """Those of one project, parts too, the newest first."""
+        refs = [SweepRef(project, each) for each in self._by_project.get(project, ())]
+        refs.sort(key=lambda ref: self._facts[ref].order, reverse=True)
+        return tuple(row for ref in refs if (row := self.row(ref)) is not None)
+
+    def samples_of(self, ref: SweepRef) -> Samples | None:
+        """The samples of one sweep."""
+        facts = self._facts.get(ref)
+        return None if facts is None else facts.samples
+
+    def all_samples(self) -> Iterator[Samples]:
+        """The samples of all sweeps but those of all, which count what their parts count."""
+        return (
+            facts.samples for ref, facts in self._facts.items() if ref.project != ALL_PROJECTS
+        )
+
+    def query(self, query: SweepQuery) -> Page[SweepRow]:
+        """One page of the sweeps that match."""
+        known = [row for row in self.rows() if query.parts or not row.part_of_all]
+        matching = [row for row in known if _matches(row, query)]
+        chain = self.inventory.chain()
+        return page_of(
+            matching,
+            query.page,
+            query.size,
+            total=len(known),
+            as_of=chain.as_of,
+            is_complete=chain.is_complete and not self.is_truncated,
+        )
+
+    def view(self, ref: SweepRef) -> SweepView | None:
+        """One sweep with its samples, parts and failures."""
+        row = self.row(ref)
+        if row is None:
+            return None
+        parts = self._part_rows(ref.sweep_id) if ref.project == ALL_PROJECTS else ()
+        failures = self.failures.of(ref)
+        chain = failures.chain() if failures is not None else None
+        return SweepView(
+            row,
+            samples=self._facts[ref].samples.rows(),
+            parts=parts,
+            failures=() if chain is None else chain.rows,
+            failures_as_of=None if chain is None else chain.as_of,
+            failures_complete=chain is not None and chain.is_complete,
+            failures_truncated=failures is not None and failures.is_truncated,
+        )
+
+    def _part_rows(self, sweep_id: str) -> tuple[SweepRow, ...]:
+        refs = [SweepRef(project, sweep_id) for project in self._parts.get(sweep_id, ())]
+        rows = [row for ref in refs if (row := self.row(ref)) is not None]
+        return tuple(sorted(rows, key=lambda row: (_urgency(row), row.project)))
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+
+def _urgency(row: SweepRow) -> int:
+    if row.status in ("failed", "rejected"):
+        return 0
+    if row.is_running:
+        return 2
+    return 3 if row.clean else 1
+
+
+def _matches(row: SweepRow, query: SweepQuery) -> bool:
+    if query.project is not None and row.project != query.project:
+        return False
+    if query.kind not in ("any", row.kind):
+        return False
+    if query.state == "not_clean":
+        if row.status != "failed" and not (row.status == "done" and not row.clean):
+            return False
+    elif query.state not in ("any", row.status):
+        return False
+    texts = (row.sweep_id, row.project, row.code, row.publisher, row.actor, row.master_key)
+    return matches(query.text, texts)
