@@ -19,6 +19,7 @@ _PACKAGES = {"keyturn": _ROOT / "contracts", "keyturn_workers": _ROOT / "workers
 # Nothing happens in these: they declare what others use.
 DECLARATIONS: Final = {
     "keyturn_workers/__main__.py": "calls main() of the command line",
+    "keyturn_workers/console/model/rows.py": "what pages show, as classes of data",
     "keyturn_workers/dead_letters/errors.py": "classes of errors",
     "keyturn_workers/console/web/context.py": "classes of data, and what the pages need of sign-in",
     "keyturn_workers/errors.py": "the classes of the workers' errors",

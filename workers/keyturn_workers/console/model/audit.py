@@ -20,7 +20,6 @@ class AuditBook:
     Attributes:
         findings: What is wrong with the chains, newest last.
         has_older: Whether the stream holds earlier records that were not read.
-        as_of: When the newest record was written.
         is_truncated: Whether records were dropped, to bound the memory.
     """
 
@@ -29,7 +28,6 @@ class AuditBook:
         self._offsets: list[int] = []
         self.findings: dict[int, tuple[str, ...]] = {}
         self.has_older = False
-        self.as_of: datetime | None = None
         self.is_truncated = False
 
     def apply(self, record: AuditRecorded, offset: int, findings: Sequence[str] = ()) -> bool:
@@ -46,7 +44,6 @@ class AuditBook:
         row = audit_row(record, offset, tuple(findings))
         self._rows[offset] = row
         insort(self._offsets, offset)
-        self.as_of = row.at if self.as_of is None else max(self.as_of, row.at)
         return True
 
     def note_findings(self, offset: int, findings: Sequence[str]) -> None:
@@ -75,6 +72,11 @@ class AuditBook:
         return tuple(row for row in rows if row.request_id == request_id)
 
     @property
+    def as_of(self) -> datetime | None:
+        """When the newest record was written; None if there is none."""
+        return self._rows[self._offsets[-1]].at if self._offsets else None
+
+    @property
     def oldest(self) -> AuditRow | None:
         """The oldest record that is kept."""
         return self._rows[self._offsets[0]] if self._offsets else None
@@ -84,23 +86,19 @@ class AuditBook:
 
 
 def _matches(row: AuditRow, query: AuditQuery) -> bool:
-    if query.since is not None and row.at < query.since:
-        return False
-    if query.until is not None and row.at >= query.until:
-        return False
-    if query.action and row.action != query.action:
-        return False
-    if query.project and row.project != query.project:
-        return False
-    if query.outcome != "any" and row.is_ok != (query.outcome == "ok"):
-        return False
-    if not matches(query.actor, (row.actor,)):
-        return False
+    is_wanted = (
+        (query.since is None or row.at >= query.since)
+        and (query.until is None or row.at < query.until)
+        and query.action in ("", row.action)
+        and query.project in ("", row.project)
+        and (query.outcome == "any" or row.is_ok == (query.outcome == "ok"))
+        and matches(query.actor, (row.actor,))
+    )
     texts = (
         *(row.actor, row.publisher, row.action, row.project, row.object_key, row.queue, row.host),
         *(row.request_type, row.request_id, row.request, row.master_key, row.outcome, row.reason),
     )
-    return matches(query.text, texts)
+    return is_wanted and matches(query.text, texts)
 
 
 def audit_row(record: AuditRecorded, offset: int, findings: tuple[str, ...] = ()) -> AuditRow:

@@ -71,9 +71,7 @@ class CensusBook:
         held.sort(key=lambda each: each.at)
         self._count += 1
         self._newest = None
-        if report.next is None or report.after is None:
-            self._find_complete()
-        elif self._is_end_known():
+        if report.next is None or report.after is None or self._is_end_known():
             self._find_complete()
         return True
 
@@ -115,9 +113,7 @@ class CensusBook:
             as_of=at,
         )
 
-    def _page(
-        self, after: str | None, at: datetime, until: datetime | None
-    ) -> _CountedPage | None:
+    def _page(self, after: str | None, at: datetime, until: datetime | None) -> _CountedPage | None:
         for page in self._pages.get(after, ()):
             if page.at >= at and (until is None or page.at < until):
                 return page

@@ -7,9 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Final, Literal
 
-Topic = Literal[
-    "now", "projects", "sweeps", "master_keys", "dead", "queues", "workers", "audit"
-]
+Topic = Literal["now", "projects", "sweeps", "master_keys", "dead", "queues", "workers", "audit"]
 TOPICS: Final[frozenset[Topic]] = frozenset(
     ("now", "projects", "sweeps", "master_keys", "dead", "queues", "workers", "audit")
 )

@@ -55,15 +55,15 @@ class History:
             case UploadStored():
                 self._count(event.at, "stored")
                 self._count(event.at, "stored_bytes", event.size)
-            case Rejected():
-                self._count(event.at, "rejected")
-                self._count(event.at, self._rejected(event.code))
             case ObjectDeleted():
                 self._count(event.at, "deleted")
             case RotationAccepted():
                 self._count(event.at, "rotations")
             case ProjectEnrolled():
                 self._count(event.at, "enrolled")
+            case _ if isinstance(event, Rejected):
+                self._count(event.at, "rejected")
+                self._count(event.at, self._rejected(event.code))
             case _:
                 pass
 

@@ -1,4 +1,4 @@
-"""The console's model: a fold over signed messages, from which every page is made (SPEC 16.2). Pure.
+"""The console's model: a fold over signed messages; every page is made of it (SPEC 16.2). Pure.
 
 Events, reports, worker reports, audit records and the broker's counts come in; rows go out. A
 message that is older than what is known changes nothing, and neither does a repeated one, so that
@@ -9,16 +9,12 @@ It is not thread-safe: one event loop owns it.
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
 from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages import (
     AuditRecorded,
-    CountedEvent,
     Event,
-    ProjectEnrolled,
-    Rejected,
-    RotationAccepted,
     RotationRequested,
     StatusReported,
     SweepRequested,
@@ -70,7 +66,10 @@ FEEDS: Final[tuple[FeedName, ...]] = (
     "status",
 )
 REWRAPPED: Final = "rewrapped"
-_SWEEP_REQUESTS: Final = {"sweep.requested": "sweep", "rotation.requested": "rotation"}
+_SWEEP_REQUESTS: Final[dict[str, Literal["rotation", "sweep"]]] = {
+    "sweep.requested": "sweep",
+    "rotation.requested": "rotation",
+}
 _VIEW_TOPICS: Final[dict[str, tuple[Topic, ...]]] = {
     "projects": ("projects", "master_keys"),
     "sweeps": ("sweeps", "projects"),
@@ -136,12 +135,10 @@ class Model:
         topics: list[Topic] = []
         if is_new:
             self.history.add(event)
-        if isinstance(event, CountedEvent | RotationAccepted | Rejected) or hasattr(event, "code"):
-            if self._sweeps.apply_event(event):
-                topics += ["sweeps", "projects"]
-        if isinstance(event, ProjectEnrolled | RotationAccepted):
-            if self._projects.apply_event(event):
-                topics.append("projects")
+        if self._sweeps.apply_event(event):
+            topics += ["sweeps", "projects"]
+        if self._projects.apply_event(event):
+            topics.append("projects")
         if topics or is_new:
             self.changes.publish(*topics)
 
@@ -184,19 +181,15 @@ class Model:
         """Take over a record of the audit trail, with what is wrong with its chain there."""
         if not self._audit.apply(record, offset, findings):
             return
-        topics: list[Topic] = ["audit"]
         kind = _SWEEP_REQUESTS.get(record.request_type or "")
-        if kind is not None and record.publisher == self.publisher and record.request_id:
-            if record.project is not None and record.action == "request.served":
-                requested = Requested(
-                    parse_time(record.at),
-                    record.actor if record.actor != record.publisher else None,
-                    record.publisher,
-                    "rotation" if kind == "rotation" else "sweep",
-                )
-                self._sweeps.note_requested(SweepRef(record.project, record.request_id), requested)
-                topics.append("sweeps")
-        self.changes.publish(*topics)
+        is_own = record.publisher == self.publisher and record.action == "request.served"
+        if kind is None or not is_own or record.request_id is None or record.project is None:
+            self.changes.publish("audit")
+            return
+        actor = record.actor if record.actor != record.publisher else None
+        requested = Requested(parse_time(record.at), actor, record.publisher, kind)
+        self._sweeps.note_requested(SweepRef(record.project, record.request_id), requested)
+        self.changes.publish("audit", "sweeps")
 
     def note_audit_finding(self, offset: int, findings: tuple[str, ...]) -> None:
         """Note what is wrong with the audit trail where no record can be read."""

@@ -18,9 +18,9 @@ from keyturn.messages import (
     RotationAccepted,
     StatusReported,
 )
-from keyturn_workers.console.model.pages import PagedReport
+from keyturn_workers.console.model.pages import HeldPage, PagedReport
 from keyturn_workers.console.model.paging import matches, page_of
-from keyturn_workers.console.model.rows import Page, ProjectQuery, ProjectRow, SweepRef, SweepRow
+from keyturn_workers.console.model.rows import Page, ProjectQuery, ProjectRow, SweepRow
 from keyturn_workers.console.model.sweep_facts import REPORT_SLACK
 
 MAX_PROJECTS: Final = 100_000
@@ -238,7 +238,7 @@ class ProjectBook:
             return None
         return page.at
 
-    def _page_of(self, project: str) -> Any:
+    def _page_of(self, project: str) -> HeldPage[str] | None:
         pages = self.inventory.chain().pages
         at = bisect_right([page.after or "" for page in pages], project) - 1
         return pages[at] if at >= 0 else None
@@ -344,23 +344,16 @@ def _sort_key(value: object) -> tuple[bool, Any]:
 
 
 def _is_in_state(row: ProjectRow, state: str, oldest: datetime) -> bool:
-    match state:
-        case "ok":
-            return row.code is None
-        case "attention":
-            return row.code is not None or row.is_last_end_clean is False
-        case "sweeping":
-            return bool(row.running_sweeps)
-        case "never_proven":
-            return row.last_proof_at is None
-        case "earlier_keks":
-            return bool(row.earlier_keks)
-        case "old_key":
-            return row.key_since is not None and row.key_since < oldest
-        case "plaintext":
-            return bool(row.plaintext or row.v0)
-        case _:
-            return True
+    is_in = {
+        "ok": row.code is None,
+        "attention": row.code is not None or row.is_last_end_clean is False,
+        "sweeping": bool(row.running_sweeps),
+        "never_proven": row.last_proof_at is None,
+        "earlier_keks": bool(row.earlier_keks),
+        "old_key": row.key_since is not None and row.key_since < oldest,
+        "plaintext": bool(row.plaintext or row.v0),
+    }
+    return is_in.get(state, True)
 
 
 def _reported_row(status: ProjectStatus, at: datetime) -> ProjectRow:

@@ -577,4 +577,3 @@ class AuditQuery:
     until: datetime | None = None
     page: int = 1
     size: int = PAGE_SIZE
-

@@ -237,26 +237,22 @@ class SweepFacts:
 
     def _state(self, whole: SweepRow | None) -> tuple[SweepState, End | None]:
         """The status, and the end that it rests on."""
-        end = self._newest_end(whole)
-        said = self.report
+        end, said = self._newest_end(whole), self.report
         if said is not None and said.as_of is not None and (end is None or said.as_of > end.at):
             if said.status != "running":
                 return said.status, _end_of(said)
             if end is None or said.as_of > end.at + REPORT_SLACK:
                 return "running", None
+        is_begun = bool(self.accepted or self.progress or said)
         if end is None:
-            is_begun = self.accepted or self.progress or said or self.requested is None
-            return ("running" if is_begun else "requested"), None
-        if end.status == "rejected":
-            # A refusal answers one request; the sweep itself may have begun by another one.
-            if self.accepted or self.progress or said:
-                return "running", None
-            return "rejected", end
+            return ("requested" if self.requested and not is_begun else "running"), None
+        # A refusal answers one request; the sweep itself may have begun by another one.
+        is_void = end.status == "rejected" and is_begun
         # Its dead letter was replayed, or it was requested again: it goes on.
-        resumed = self.progress is not None and self.progress.at > end.at
-        if end.status == "failed" and resumed:
-            return "running", None
-        return end.status, end
+        is_resumed = (
+            end.status == "failed" and self.progress is not None and self.progress.at > end.at
+        )
+        return ("running", None) if is_void or is_resumed else (end.status, end)
 
     def _newest_end(self, whole: SweepRow | None) -> End | None:
         if self.end is not None and self.end.status != "rejected":

@@ -28,8 +28,8 @@ from keyturn.messages import (
     request_id,
 )
 from keyturn_workers.console.model.failures import FailureBook
-from keyturn_workers.console.model.paging import matches, page_of
 from keyturn_workers.console.model.pages import PagedReport
+from keyturn_workers.console.model.paging import matches, page_of
 from keyturn_workers.console.model.rows import (
     Page,
     SweepQuery,
@@ -165,7 +165,8 @@ class SweepBook:
         for status in report.sweeps or ():
             changed |= self._apply_status(status, at)
         if report.view == "sweeps":
-            refs = report.sweeps and [SweepRef(s.project, s.sweep_id) for s in report.sweeps]
+            known = report.sweeps
+            refs = None if known is None else [SweepRef(s.project, s.sweep_id) for s in known]
             changed |= self.inventory.apply(report, refs)
         return changed
 
@@ -204,7 +205,9 @@ class SweepBook:
             self._running.pop(ref, None)
         if ref.project != ALL_PROJECTS:
             self._changed(ref.project)
-        elif before is None or (before.dry_run, before.status) != (row and (row.dry_run, row.status)):
+        elif before is None or (before.dry_run, before.status) != (
+            row and (row.dry_run, row.status)
+        ):
             self._touch_parts(ref.sweep_id)
 
     def _touch_parts(self, sweep_id: str) -> None:
@@ -236,8 +239,9 @@ class SweepBook:
         if len(refs) <= most:
             return
         self.is_truncated = True
-        by_use = sorted(reversed(refs), key=self._is_wanted)  # stable: the oldest first
-        for ref in by_use[:excess]:
+        refs.reverse()
+        refs.sort(key=self._is_wanted)  # stable: the oldest first
+        for ref in refs[:excess]:
             self._forget(ref)
 
     def _is_wanted(self, ref: SweepRef) -> int:
@@ -330,9 +334,7 @@ class SweepBook:
 
     def all_samples(self) -> Iterator[Samples]:
         """The samples of all sweeps but those of all, which count what their parts count."""
-        return (
-            facts.samples for ref, facts in self._facts.items() if ref.project != ALL_PROJECTS
-        )
+        return (facts.samples for ref, facts in self._facts.items() if ref.project != ALL_PROJECTS)
 
     def query(self, query: SweepQuery) -> Page[SweepRow]:
         """One page of the sweeps that match."""

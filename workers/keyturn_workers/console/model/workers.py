@@ -107,9 +107,7 @@ class WorkerBook:
     def expire(self) -> bool:
         """Forget workers that stopped or vanished a while ago; whether there were any."""
         oldest = self._now() - FORGOTTEN_AFTER
-        gone = [
-            worker_id for worker_id, held in self._workers.items() if held.row.as_of < oldest
-        ]
+        gone = [worker_id for worker_id, held in self._workers.items() if held.row.as_of < oldest]
         for worker_id in gone:
             del self._workers[worker_id]
         return bool(gone)

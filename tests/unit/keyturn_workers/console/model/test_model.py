@@ -1,0 +1,106 @@
+"""The fold as a whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keyturn.messages import SweepRequested
+from keyturn_workers.console.model import AuditQuery, ProjectQuery, SweepQuery
+from tests.unit.keyturn_workers.console.model.messages import (
+    CONSOLE,
+    Clock,
+    accepted,
+    at,
+    audit_record,
+    make_model,
+    progressed,
+    project_status,
+    projects_report,
+    report,
+    rotation_completed,
+    stored,
+    text,
+    uid,
+)
+
+if TYPE_CHECKING:
+    from keyturn.messages import Event
+
+
+def test_a_rotation_is_seen_from_its_events_alone() -> None:
+    model = make_model()
+    events: list[Event] = [accepted(1), progressed(2, objects=2), rotation_completed(3)]
+    for offset, event in enumerate(events):
+        model.apply_event(event, offset)
+    row = model.project("acme")
+    assert row is not None
+    assert (row.generation, row.key_since, row.last_proof_at) == (2, at(1), at(3))
+    assert (row.last_proof_sweep, row.running_sweeps) == (uid(3), ())
+
+
+def test_an_event_that_is_read_twice_counts_once() -> None:
+    model = make_model()
+    for offset in (5, 5, 6):
+        model.apply_event(stored(1), offset)
+    assert model.history.total("stored", at(0)) == 2
+
+
+def test_only_own_reports_count() -> None:
+    model = make_model()
+    model.apply_report(projects_report(1, project_status("acme"), publisher="shop"))
+    assert model.projects(ProjectQuery()).total == 0
+
+
+def test_a_request_of_this_console_is_shown_before_a_worker_begins() -> None:
+    model = make_model()
+    request = SweepRequested(requested_at=text(1), sweep_id=uid(8), project="acme", dry_run=True)
+    model.apply_request(request, "ada")
+    row = model.sweeps(SweepQuery()).rows[0]
+    assert (row.status, row.actor, row.dry_run) == ("requested", "ada", True)
+
+
+def test_after_a_restart_the_audit_trail_says_who_requested_a_sweep() -> None:
+    model = make_model()
+    record = audit_record(
+        1,
+        actor="ada",
+        publisher=CONSOLE,
+        request_type="sweep.requested",
+        request_id=uid(8),
+    )
+    model.apply_audit(record, 0)
+    row = model.sweeps(SweepQuery()).rows[0]
+    assert (row.status, row.actor, row.project) == ("requested", "ada", "acme")
+    assert model.audit(AuditQuery()).total == 1
+
+
+def test_the_series_of_rewrapped_objects_comes_from_progress() -> None:
+    model = make_model(Clock(200))
+    for offset, (seconds, number) in enumerate(((10, 5), (70, 9), (75, 12))):
+        model.apply_event(progressed(seconds, rewrapped=number, objects=20), offset)
+    assert [value for _, value in model.series("rewrapped", at(0), 10)] == [5, 7, 0, 0]
+
+
+def test_what_is_held_is_named_by_its_digest() -> None:
+    model = make_model()
+    model.apply_report(projects_report(1, project_status("acme"), digest="1" * 64))
+    assert model.digest_of_page("projects", "*", None) == "1" * 64
+    assert model.digest_of_page("projects", "acme", None) is None
+    model.apply_report(report(5, "projects", digest="1" * 64, unchanged=True))
+    assert model.projects(ProjectQuery()).as_of == at(5)
+
+
+def test_changes_name_the_topics() -> None:
+    model = make_model()
+    version = model.changes.version
+    model.apply_event(stored(1), 0)
+    model.apply_event(stored(1), 0)
+    assert model.changes.version == version + 1
+
+
+def test_the_overview_counts_what_is_known() -> None:
+    model = make_model()
+    model.apply_event(accepted(1), 0)
+    overview = model.overview()
+    assert (overview.projects, overview.sweeps_running, overview.backlog) == (1, 1, None)
+    assert overview.broker_lost_at == model.started_at
