@@ -42,7 +42,7 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _is_private(url: str) -> bool:
+def is_private(url: str) -> bool:
     """Whether nobody on the network can read what a browser sends to the URL."""
     parts = urlsplit(url)
     return parts.scheme == "https" or is_loopback(parts.hostname or "")
@@ -51,7 +51,7 @@ def _is_private(url: str) -> bool:
 def _origin(url: str) -> str:
     if urlsplit(url).path:
         raise ValueError("must be an origin, such as https://console.example.com, without a path")
-    if not _is_private(url):
+    if not is_private(url):
         raise ValueError("must be an https:// URL; http:// works only on a loopback address")
     return url
 
@@ -61,7 +61,7 @@ def _issuer(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("not an https:// URL")
-    if not _is_private(url):
+    if not is_private(url):
         raise ValueError("must be an https:// URL; http:// works only on a loopback address")
     return url
 

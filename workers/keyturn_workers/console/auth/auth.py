@@ -1,0 +1,115 @@
+"""Sign-in and protection as one value, made from the settings (SPEC 16.3).
+
+auth = Auth(settings, public_url)
+app = auth.protect(create_app(ConsoleContext(…, auth=auth, …)))
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from keyturn_workers.console.auth.access_log import AccessLog
+from keyturn_workers.console.auth.accounts import Accounts
+from keyturn_workers.console.auth.headers import SecurityHeaders
+from keyturn_workers.console.auth.password_file import PasswordFile
+from keyturn_workers.console.auth.passwords import Passwords
+from keyturn_workers.console.auth.person import SESSION_SCOPE, Person, csrf_token, person_of
+from keyturn_workers.console.auth.protection import ErrorPage, Protection
+from keyturn_workers.console.auth.provider import Provider
+from keyturn_workers.console.auth.requests import OwnOrigins
+from keyturn_workers.console.auth.sessions import Sessions
+from keyturn_workers.console.auth.sign_in import CALLBACK, OPEN_PATHS, Render, SignIn
+from keyturn_workers.console.auth.signed_out import SignedOut
+from keyturn_workers.console.settings import ConsoleSettings
+from keyturn_workers.console.web.errors import http_error_page
+from keyturn_workers.console.web.rendering import render as render_page
+
+
+class Auth:
+    """Who may use a console, and what protects its requests."""
+
+    def __init__(
+        self,
+        settings: ConsoleSettings,
+        public_url: str,
+        port: int,
+        *,
+        render: Render = render_page,
+        error_page: ErrorPage = http_error_page,
+    ) -> None:
+        """Read the files that the settings name.
+
+        Args:
+            settings: Of the console.
+            public_url: The origin as browsers see it.
+            port: Where the console listens.
+            render: Makes a page of a template.
+            error_page: Makes the page of an error.
+
+        Raises:
+            SettingsError: a file cannot be used.
+        """
+        path = settings.console_password_file
+        users = None if path is None else PasswordFile(path)
+        accounts = Accounts(settings, users)
+        self.sessions: Final = Sessions(
+            settings.console_session_key,
+            accounts.stamp_of,
+            SignedOut(settings.console_signed_out_file),
+            session_s=settings.console_session_s,
+            idle_s=settings.console_idle_s,
+        )
+        self._origins = OwnOrigins.of(public_url, port)
+        self._sign_in = SignIn(
+            settings.console_session_key,
+            self.sessions,
+            accounts,
+            None if users is None else Passwords(users),
+            None
+            if settings.console_oidc_issuer is None
+            else Provider(settings, accounts.rules, public_url + CALLBACK),
+            render,
+        )
+        self._error_page = error_page
+        self._stopping = asyncio.Event()
+
+    @property
+    def routes(self) -> Sequence[BaseRoute]:
+        """`/sign-in`, `/sign-out` and what belongs to them."""
+        return self._sign_in.routes
+
+    @property
+    def middleware(self) -> Sequence[Middleware]:
+        """What lets only people who are signed in through to the pages."""
+        return [
+            Middleware(
+                Protection,
+                sessions=self.sessions,
+                origins=self._origins,
+                open_paths=OPEN_PATHS,
+                error_page=self._error_page,
+                stopping=self._stopping,
+            )
+        ]
+
+    def protect(self, app: ASGIApp) -> ASGIApp:
+        """Add what every response needs, also those of errors: headers, and a line in the log."""
+        is_https = self._origins.public.startswith("https://")
+        return AccessLog(SecurityHeaders(app, is_https=is_https))
+
+    def stop(self) -> None:
+        """End the streams of events: the process is to end."""
+        self._stopping.set()
+
+    def person_of(self, request: Request) -> Person | None:
+        """The person; None on the pages that need no session."""
+        return person_of(request) if SESSION_SCOPE in request.scope else None
+
+    def csrf_token(self, request: Request) -> str:
+        """The value of the hidden field `csrf`; empty where there is no session."""
+        return csrf_token(request) if SESSION_SCOPE in request.scope else ""

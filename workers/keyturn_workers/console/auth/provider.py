@@ -1,0 +1,262 @@
+"""The OpenID Connect provider that people sign in with (SPEC 16.3).
+
+Authlib carries out the authorization code flow with PKCE (S256), state and nonce, and verifies the
+ID token. This module says what it may accept:
+
+- the provider's description names the configured issuer (OpenID Connect Discovery 4.3),
+- the response names the issuer where the provider says that it does (RFC 9207),
+- the token is signed by an asymmetric algorithm with one of the provider's keys, names the issuer
+  and this client, and has not ended by more than `_LEEWAY_S`.
+
+The description and the keys are read again after `_REFRESH_S`, and the keys also when a token names
+one that is not known: a provider changes them while it runs.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx2
+from authlib.integrations.starlette_client import (  # type: ignore[import-untyped]
+    OAuth,
+    OAuthError,
+)
+from joserfc.errors import BadSignatureError, JoseError
+from starlette.requests import Request
+
+from keyturn.errors import SettingsError
+from keyturn_workers.console.auth.claims import ClaimRules
+from keyturn_workers.console.settings import ConsoleSettings, is_private
+
+ALGORITHMS: Final = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+"""The signatures that are accepted: never `none`, and none by a secret that the client shares."""
+_DESCRIPTION: Final = "/.well-known/openid-configuration"
+_DEFAULT_ALGORITHMS: Final = ["RS256"]
+_LEEWAY_S: Final = 60
+# Of one read or write; a whole step may take twice that.
+_TIMEOUT_S: Final = 10.0
+_REFRESH_S: Final = 3600.0
+_CODE_MAX: Final = 64
+# What an answer can raise that is not what the protocols say.
+_UNUSABLE: Final = (
+    httpx2.InvalidURL,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+)
+
+
+class ProviderError(Exception):
+    """The provider does not answer, or its answer cannot be used. The text is for a person."""
+
+
+class RefusedError(Exception):
+    """This sign-in is refused. The text says why, for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """Authlib's client, made from the provider's description."""
+
+    client: Any
+    description: dict[str, Any]
+    read_at: float
+
+
+class Provider:
+    """The configured provider. Nothing is read from it before the first sign-in."""
+
+    def __init__(
+        self,
+        settings: ConsoleSettings,
+        rules: ClaimRules,
+        redirect_uri: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the settings.
+
+        Raises:
+            SettingsError: there is no provider, or the file of CA certificates cannot be used.
+        """
+        if settings.console_oidc_issuer is None:
+            raise SettingsError("KEYTURN_CONSOLE_OIDC_ISSUER is missing")
+        self.issuer: Final = settings.console_oidc_issuer
+        self._settings = settings
+        self._rules = rules
+        self._redirect_uri = redirect_uri
+        self._clock = clock
+        self._http: dict[str, Any] = {"timeout": _TIMEOUT_S, "verify": _tls(settings)}
+        self._connection: _Connection | None = None
+
+    async def begin(self, request: Request) -> str:
+        """Where to send the browser; `request.session` keeps the state of this sign-in.
+
+        Raises:
+            ProviderError: the provider does not answer.
+        """
+        client = (await self._connect()).client
+        fields: dict[str, Any] = await client.create_authorization_url(self._redirect_uri)
+        url = str(fields.pop("url"))
+        await client.save_authorize_data(request, redirect_uri=self._redirect_uri, **fields)
+        return url
+
+    async def finish(self, request: Request) -> Mapping[str, Any]:
+        """The claims of the person whom the provider sent back.
+
+        Raises:
+            ProviderError: the provider does not answer.
+            RefusedError: the response or its token is not acceptable.
+        """
+        connection = await self._connect()
+        self._check_issuer(request, connection)
+        try:
+            async with asyncio.timeout(2 * _TIMEOUT_S):
+                return await self._claims(request, connection)
+        except BadSignatureError as exc:
+            # A provider may put another key behind the same id, or use no ids.
+            self._connection = None
+            raise RefusedError("the signature of its ID token is wrong") from exc
+        except OAuthError as exc:
+            raise RefusedError(_oauth_reason(exc)) from exc
+        except JoseError as exc:
+            raise RefusedError(f"its ID token is not valid: {exc.error}") from exc
+        except (httpx2.HTTPError, TimeoutError, *_UNUSABLE) as exc:
+            raise _unusable(exc) from exc
+
+    async def end_session_url(self) -> str | None:
+        """Where a person can end the session at the provider; None if it has no such page."""
+        try:
+            connection = await self._connect()
+        except ProviderError:
+            return None
+        if "end_session_endpoint" not in connection.description:
+            return None
+        client_id = self._settings.console_oidc_client_id
+        fields: dict[str, str] = await connection.client.create_logout_url(client_id=client_id)
+        return fields["url"]
+
+    async def _claims(self, request: Request, connection: _Connection) -> Mapping[str, Any]:
+        client = connection.client
+        token: dict[str, Any] = await client.authorize_access_token(
+            request,
+            claims_options={
+                "iss": {"essential": True, "values": [self.issuer]},
+                "aud": {"essential": True, "values": [self._settings.console_oidc_client_id]},
+            },
+            leeway=_LEEWAY_S,
+        )
+        claims: dict[str, Any] | None = token.get("userinfo")
+        if claims is None or not isinstance(claims.get("sub"), str) or not claims["sub"]:
+            raise RefusedError("it sent no ID token that names a person")
+        if not self._rules.has_roles(claims) and "userinfo_endpoint" in connection.description:
+            more: dict[str, Any] = await client.userinfo(token=token)
+            if more.get("sub") != claims["sub"]:
+                raise RefusedError("its user info is about another person")
+            return more | claims
+        return claims
+
+    def _check_issuer(self, request: Request, connection: _Connection) -> None:
+        """RFC 9207: a response of another provider must not be used here."""
+        issuer = request.query_params.get("iss")
+        promised = connection.description.get("authorization_response_iss_parameter_supported")
+        if issuer != self.issuer and (issuer is not None or promised is True):
+            raise RefusedError("the response does not come from the configured provider")
+
+    async def _connect(self) -> _Connection:
+        known = self._connection
+        if known is not None and self._clock() - known.read_at < _REFRESH_S:
+            return known
+        try:
+            async with asyncio.timeout(2 * _TIMEOUT_S):
+                description = await self._describe()
+                connection = _Connection(self._client(description), description, self._clock())
+        except (httpx2.HTTPError, TimeoutError, *_UNUSABLE) as exc:
+            raise _unusable(exc) from exc
+        self._connection = connection
+        return connection
+
+    async def _describe(self) -> dict[str, Any]:
+        url = self.issuer.rstrip("/") + _DESCRIPTION
+        async with httpx2.AsyncClient(**self._http) as http:
+            response = await http.get(url)
+            response.raise_for_status()
+            description: dict[str, Any] = response.json()
+        if description["issuer"] != self.issuer:
+            raise ProviderError(
+                "The provider names another issuer than KEYTURN_CONSOLE_OIDC_ISSUER."
+            )
+        endpoints = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+        if not all(is_private(description[name]) for name in endpoints):
+            raise ProviderError("The provider's addresses are not https:// URLs.")
+        return description
+
+    def _client(self, description: dict[str, Any]) -> Any:
+        settings = self._settings
+        offered = description.get("id_token_signing_alg_values_supported") or _DEFAULT_ALGORITHMS
+        algorithms = [each for each in ALGORITHMS if each in offered]
+        if not algorithms:
+            raise ProviderError("The provider signs ID tokens by no algorithm that is accepted.")
+        secret = settings.console_oidc_client_secret
+        optional = ("userinfo_endpoint", "end_session_endpoint")
+        return OAuth().register(
+            "provider",
+            client_id=settings.console_oidc_client_id,
+            client_secret=None if secret is None else secret.get_secret_value(),
+            authorize_url=description["authorization_endpoint"],
+            access_token_url=description["token_endpoint"],
+            client_kwargs={
+                "scope": settings.console_oidc_scopes,
+                "code_challenge_method": "S256",
+                "token_endpoint_auth_method": _auth_method(description, has_secret=bool(secret)),
+                **self._http,
+            },
+            issuer=self.issuer,
+            jwks_uri=description["jwks_uri"],
+            id_token_signing_alg_values_supported=algorithms,
+            **{name: description[name] for name in optional if name in description},
+        )
+
+
+def _tls(settings: ConsoleSettings) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=settings.console_oidc_ca_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise SettingsError(
+            f"KEYTURN_CONSOLE_OIDC_CA_FILE cannot be used ({type(exc).__name__})"
+        ) from exc
+
+
+def _auth_method(description: dict[str, Any], *, has_secret: bool) -> str:
+    """How the client proves who it is: by HTTP Basic unless the provider takes only a form."""
+    if not has_secret:
+        return "none"
+    offered = description.get("token_endpoint_auth_methods_supported") or []
+    by_form_alone = "client_secret_post" in offered and "client_secret_basic" not in offered
+    return "client_secret_post" if by_form_alone else "client_secret_basic"
+
+
+def _oauth_reason(exc: Any) -> str:
+    code = exc.error if isinstance(exc.error, str) else ""
+    if code == "mismatching_state":
+        return "it was not begun in this browser, or more than 10 minutes ago"
+    # The description is the provider's text, or that of a page that sent the browser here.
+    is_word = code.isascii() and code.replace("_", "").isalnum() and len(code) <= _CODE_MAX
+    return f"the provider says {code}" if is_word else "the provider refused it"
+
+
+def _unusable(exc: BaseException) -> ProviderError:
+    if isinstance(exc, httpx2.HTTPStatusError):
+        return ProviderError(f"The provider answered with status {exc.response.status_code}.")
+    if isinstance(exc, (httpx2.TimeoutException, TimeoutError)):
+        return ProviderError("The provider did not answer in time.")
+    if isinstance(exc, httpx2.HTTPError):
+        return ProviderError("The provider cannot be reached.")
+    return ProviderError("The provider's answer cannot be used.")

@@ -1,0 +1,234 @@
+"""The pages that sign a person in and out (SPEC 16.3).
+
+Until somebody is signed in, a cookie of its own keeps what a sign-in needs: the token of the form,
+and the state, nonce and PKCE verifier of the provider's flow. It ends with the sign-in, or after
+ten minutes. A link, not a form, leads to the provider: browsers apply `form-action` to each
+redirect that follows a form, and the provider may redirect to others.
+"""
+
+import hmac
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from keyturn.crypto import Secret
+from keyturn_workers.console.auth.accounts import Accounts
+from keyturn_workers.console.auth.passwords import Passwords, TooManyAttemptsError
+from keyturn_workers.console.auth.person import CSRF_FIELD, SESSION_SCOPE, session_of
+from keyturn_workers.console.auth.protection import SIGN_IN, cookie_header
+from keyturn_workers.console.auth.provider import Provider, ProviderError, RefusedError
+from keyturn_workers.console.auth.requests import local_path
+from keyturn_workers.console.auth.sessions import COOKIE, Account, Sessions
+
+PRE_COOKIE: Final = "__Host-keyturn-console-sign-in"
+PROVIDER: Final = f"{SIGN_IN}/provider"
+CALLBACK: Final = f"{SIGN_IN}/callback"
+SIGN_OUT: Final = "/sign-out"
+SIGNED_OUT: Final = "/signed-out"
+OPEN_PATHS: Final = frozenset({SIGN_IN, PROVIDER, CALLBACK, SIGNED_OUT})
+_PRE_COOKIE_S: Final = 600
+_RETRY_AFTER: Final = {"Retry-After": "15"}
+_NEXT: Final = "next"
+Render = Callable[..., Response]
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """The routes, and what they need.
+
+    Attributes:
+        key: Signs the cookie of a sign-in.
+        sessions: Begins and ends sessions.
+        accounts: Who may sign in.
+        passwords: Checks passwords, if there is a file.
+        provider: The provider, if there is one.
+        render: Makes a page of a template.
+    """
+
+    key: Secret
+    sessions: Sessions
+    accounts: Accounts
+    passwords: Passwords | None
+    provider: Provider | None
+    render: Render
+
+    @property
+    def routes(self) -> list[Route]:
+        """All of them."""
+        key = hmac.digest(self.key.reveal(), b"keyturn/console/sign-in/v1", "sha256").hex()
+        kept = [
+            Middleware(
+                SessionMiddleware,
+                secret_key=key,
+                session_cookie=PRE_COOKIE,
+                max_age=_PRE_COOKIE_S,
+                https_only=True,
+            )
+        ]
+        routes = [
+            Route(SIGN_IN, self.page, methods=["GET"], middleware=kept),
+            Route(SIGN_OUT, self.sign_out, methods=["POST"]),
+            Route(SIGNED_OUT, self.signed_out, methods=["GET"]),
+        ]
+        if self.passwords is not None:
+            routes.append(Route(SIGN_IN, self.check_password, methods=["POST"], middleware=kept))
+        if self.provider is not None:
+            routes += [
+                Route(PROVIDER, self.go_to_provider, methods=["GET"], middleware=kept),
+                Route(CALLBACK, self.come_back, methods=["GET"], middleware=kept),
+            ]
+        return routes
+
+    async def page(self, request: Request) -> Response:
+        """The form, and the link to the provider."""
+        target = local_path(request.query_params.get(_NEXT))
+        if SESSION_SCOPE in request.scope:
+            return RedirectResponse(target, HTTPStatus.SEE_OTHER)
+        return self._form(request, target)
+
+    async def check_password(self, request: Request) -> Response:
+        """Sign in by name and password."""
+        form = await request.form()
+        name, password, target, token = (
+            str(form.get(field, "")) for field in ("name", "password", _NEXT, CSRF_FIELD)
+        )
+        target = local_path(target)
+        if not _is_own_form(request, token):
+            return self._form(request, target, name, "expired", HTTPStatus.FORBIDDEN)
+        if self.passwords is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        try:
+            user = await self.passwords.check(name, password)
+        except TooManyAttemptsError:
+            _refused("password", "too many attempts")
+            return self._form(request, target, name, "busy", HTTPStatus.TOO_MANY_REQUESTS)
+        if user is None:
+            # A name that the file does not have may be a password in the wrong field.
+            _refused("password", "wrong", name if self.accounts.is_user(name) else None)
+            return self._form(request, target, name, "wrong", HTTPStatus.FORBIDDEN)
+        return self._begin(request, self.accounts.of_user(user), target)
+
+    async def go_to_provider(self, request: Request) -> Response:
+        """Begin a sign-in at the provider."""
+        if self.provider is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        request.session[_NEXT] = local_path(request.query_params.get(_NEXT))
+        try:
+            url = await self.provider.begin(request)
+        except ProviderError as exc:
+            return self._provider_failed(request, exc)
+        return RedirectResponse(url, HTTPStatus.SEE_OTHER)
+
+    async def come_back(self, request: Request) -> Response:
+        """End a sign-in: the provider sent the browser back."""
+        if self.provider is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        target = local_path(request.session.get(_NEXT))
+        try:
+            claims = await self.provider.finish(request)
+        except ProviderError as exc:
+            return self._provider_failed(request, exc)
+        except RefusedError as exc:
+            _refused("oidc", str(exc))
+            return self._refuse(request, "refused", HTTPStatus.FORBIDDEN, reason=str(exc))
+        account = self.accounts.of_claims(claims)
+        if account is None:
+            name = self.accounts.rules.name_of(claims)
+            _refused("oidc", "no role", name)
+            return self._refuse(
+                request,
+                "no_role",
+                HTTPStatus.FORBIDDEN,
+                name=name,
+                rules=self.accounts.rules,
+                claims=sorted(claims),
+            )
+        return self._begin(request, account, target)
+
+    async def sign_out(self, request: Request) -> Response:
+        """End the session, here and in every copy of its cookie."""
+        session = session_of(request)
+        self.sessions.end(session)
+        _log.info("signed out", person=session.person.name, session=session.id)
+        response = RedirectResponse(SIGNED_OUT, HTTPStatus.SEE_OTHER)
+        response.headers.append("Set-Cookie", f"{cookie_header(COOKIE, '')}; Max-Age=0")
+        return response
+
+    async def signed_out(self, request: Request) -> Response:
+        """What remains to be done: the session at the provider."""
+        url = None if self.provider is None else await self.provider.end_session_url()
+        return self.render(request, "sign_in/signed_out.html", provider_url=url)
+
+    def _form(
+        self,
+        request: Request,
+        target: str,
+        name: str = "",
+        problem: str | None = None,
+        status: HTTPStatus = HTTPStatus.OK,
+    ) -> Response:
+        token = request.session.setdefault(CSRF_FIELD, secrets.token_urlsafe())
+        return self.render(
+            request,
+            "sign_in/form.html",
+            status_code=status,
+            headers=_RETRY_AFTER if status == HTTPStatus.TOO_MANY_REQUESTS else None,
+            csrf=token,
+            target=target,
+            name=name,
+            problem=problem,
+            has_passwords=self.passwords is not None,
+            has_provider=self.provider is not None,
+        )
+
+    def _begin(self, request: Request, account: Account, target: str) -> Response:
+        """Always a new session: what a cookie named before counts for nothing."""
+        if SESSION_SCOPE in request.scope:
+            self.sessions.end(session_of(request))
+        request.session.clear()
+        cookie = self.sessions.begin(account)
+        _log.info("signed in", person=account.name, role=account.role, method=account.kind)
+        response = RedirectResponse(target, HTTPStatus.SEE_OTHER)
+        response.headers.append("Set-Cookie", cookie_header(COOKIE, cookie))
+        return response
+
+    def _provider_failed(self, request: Request, exc: ProviderError) -> Response:
+        cause = exc.__cause__
+        _log.error("provider failed", reason=str(exc), error=type(cause).__name__)
+        return self._refuse(request, "provider", HTTPStatus.BAD_GATEWAY, reason=str(exc))
+
+    def _refuse(
+        self, request: Request, kind: str, status: HTTPStatus, **values: object
+    ) -> Response:
+        target = local_path(request.session.get(_NEXT))
+        shown = {"reason": "", "name": "", "rules": None, "claims": (), **values}
+        return self.render(
+            request,
+            "sign_in/refused.html",
+            status_code=status,
+            kind=kind,
+            target=target,
+            has_passwords=self.passwords is not None,
+            **shown,
+        )
+
+
+def _is_own_form(request: Request, token: str) -> bool:
+    expected = str(request.session.get(CSRF_FIELD, ""))
+    return bool(expected) and hmac.compare_digest(token.encode(), expected.encode())
+
+
+def _refused(method: str, reason: str, name: str | None = None) -> None:
+    _log.warning("sign-in refused", method=method, reason=reason, name=name)
