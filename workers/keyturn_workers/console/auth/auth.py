@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+import httpx2
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import BaseRoute
@@ -17,7 +18,7 @@ from keyturn_workers.console.auth.access_log import AccessLog
 from keyturn_workers.console.auth.accounts import Accounts
 from keyturn_workers.console.auth.headers import SecurityHeaders
 from keyturn_workers.console.auth.password_file import PasswordFile
-from keyturn_workers.console.auth.passwords import Passwords
+from keyturn_workers.console.auth.passwords import Hasher, Passwords
 from keyturn_workers.console.auth.person import SESSION_SCOPE, Person, csrf_token, person_of
 from keyturn_workers.console.auth.protection import ErrorPage, Protection
 from keyturn_workers.console.auth.provider import Provider
@@ -41,6 +42,8 @@ class Auth:
         *,
         render: Render = render_page,
         error_page: ErrorPage = http_error_page,
+        hasher: Hasher | None = None,
+        provider_transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """Read the files that the settings name.
 
@@ -50,6 +53,8 @@ class Auth:
             port: Where the console listens.
             render: Makes a page of a template.
             error_page: Makes the page of an error.
+            hasher: Checks passwords; argon2's by default.
+            provider_transport: How the provider is reached; over the network by default.
 
         Raises:
             SettingsError: a file cannot be used.
@@ -69,10 +74,12 @@ class Auth:
             settings.console_session_key,
             self.sessions,
             accounts,
-            None if users is None else Passwords(users),
+            None if users is None else Passwords(users, hasher),
             None
             if settings.console_oidc_issuer is None
-            else Provider(settings, accounts.rules, public_url + CALLBACK),
+            else Provider(
+                settings, accounts.rules, public_url + CALLBACK, transport=provider_transport
+            ),
             render,
         )
         self._error_page = error_page

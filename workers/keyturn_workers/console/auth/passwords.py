@@ -7,7 +7,7 @@ one that is: its password is compared with the hash of a random one.
 import asyncio
 import secrets
 from collections import OrderedDict
-from typing import Final
+from typing import Final, Protocol
 
 from aiolimiter import AsyncLimiter
 from argon2 import PasswordHasher
@@ -26,6 +26,18 @@ _NAMES_REMEMBERED: Final = 4096
 _AT_ONCE: Final = 2
 
 
+class Hasher(Protocol):
+    """What this module needs of `argon2.PasswordHasher`."""
+
+    def hash(self, password: str, /) -> str:
+        """The hash of a password."""
+        ...
+
+    def verify(self, expected: str, password: str, /) -> bool:
+        """Whether a password has this hash; `VerificationError` if not."""
+        ...
+
+
 class TooManyAttemptsError(Exception):
     """The password was not looked at: this name, or all together, had too many attempts."""
 
@@ -38,13 +50,18 @@ def hash_password(password: str) -> str:
 class Passwords:
     """Checks names and passwords against a file."""
 
-    def __init__(self, file: PasswordFile) -> None:
+    def __init__(self, file: PasswordFile, hasher: Hasher | None = None) -> None:
         self._file = file
-        self._hasher = PasswordHasher()
+        self._hasher = hasher or PasswordHasher()
         self._unknown = self._hasher.hash(secrets.token_urlsafe())
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._total = AsyncLimiter(ATTEMPTS_IN_TOTAL, ATTEMPTS_S)
         self._names: OrderedDict[str, AsyncLimiter] = OrderedDict()
+
+    @property
+    def names_remembered(self) -> int:
+        """How many names are counted now."""
+        return len(self._names)
 
     async def check(self, name: str, password: str) -> User | None:
         """The user with this name and password.

@@ -30,7 +30,8 @@ _STATIC: Final = "/static/"
 _EVENTS: Final = "/events"
 _FORM: Final = "application/x-www-form-urlencoded"
 _BODY_TIMEOUT_S: Final = 15.0
-_CHECK_S: Final = 1.0
+CHECK_S: Final = 1.0
+"""How often a stream of events looks whether its session has ended."""
 ErrorPage = Callable[[Request, Exception], Awaitable[Response]]
 
 
@@ -166,7 +167,7 @@ class Protection:
     async def _ended(self, cookie: str) -> None:
         while self._sessions.read(cookie) is not None:
             try:
-                async with asyncio.timeout(_CHECK_S):
+                async with asyncio.timeout(CHECK_S):
                     await self._stopping.wait()
             except TimeoutError:
                 continue

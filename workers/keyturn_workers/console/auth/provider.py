@@ -36,6 +36,7 @@ ALGORITHMS: Final = (
 )  # fmt: skip
 """The signatures that are accepted: never `none`, and none by a secret that the client shares."""
 _DESCRIPTION: Final = "/.well-known/openid-configuration"
+_OPTIONAL: Final = ("userinfo_endpoint", "end_session_endpoint")
 _DEFAULT_ALGORITHMS: Final = ["RS256"]
 _LEEWAY_S: Final = 60
 # Of one read or write; a whole step may take twice that.
@@ -80,6 +81,7 @@ class Provider:
         redirect_uri: str,
         *,
         clock: Callable[[], float] = time.monotonic,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """Take the settings.
 
@@ -93,7 +95,11 @@ class Provider:
         self._rules = rules
         self._redirect_uri = redirect_uri
         self._clock = clock
-        self._http: dict[str, Any] = {"timeout": _TIMEOUT_S, "verify": _tls(settings)}
+        self._http: dict[str, Any] = {
+            "timeout": _TIMEOUT_S,
+            "verify": _tls(settings),
+            "transport": transport,
+        }
         self._connection: _Connection | None = None
 
     async def begin(self, request: Request) -> str:
@@ -194,8 +200,11 @@ class Provider:
                 "The provider names another issuer than KEYTURN_CONSOLE_OIDC_ISSUER."
             )
         endpoints = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-        if not all(is_private(description[name]) for name in endpoints):
+        if not all(_is_usable(description.get(name)) for name in endpoints):
             raise ProviderError("The provider's addresses are not https:// URLs.")
+        unusable = (name for name in _OPTIONAL if not _is_usable(description.get(name)))
+        for name in unusable:
+            description.pop(name, None)
         return description
 
     def _client(self, description: dict[str, Any]) -> Any:
@@ -205,7 +214,6 @@ class Provider:
         if not algorithms:
             raise ProviderError("The provider signs ID tokens by no algorithm that is accepted.")
         secret = settings.console_oidc_client_secret
-        optional = ("userinfo_endpoint", "end_session_endpoint")
         return OAuth().register(
             "provider",
             client_id=settings.console_oidc_client_id,
@@ -221,8 +229,12 @@ class Provider:
             issuer=self.issuer,
             jwks_uri=description["jwks_uri"],
             id_token_signing_alg_values_supported=algorithms,
-            **{name: description[name] for name in optional if name in description},
+            **{name: description[name] for name in _OPTIONAL if name in description},
         )
+
+
+def _is_usable(url: object) -> bool:
+    return isinstance(url, str) and is_private(url)
 
 
 def _tls(settings: ConsoleSettings) -> ssl.SSLContext:
