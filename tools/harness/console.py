@@ -7,8 +7,10 @@ event key, and a broker user that reads streams and moves dead letters.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from argon2 import PasswordHasher
@@ -19,7 +21,6 @@ from tools.harness.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from tools.servers import RabbitMQ
 
@@ -27,16 +28,9 @@ PUBLISHER: Final = "console"
 REQUESTS: Final = tuple(each for each in CONTROL_REQUESTS if each != "enroll.requested")
 """What the console may ask for: all that control workers serve, but to enroll projects."""
 
-_DEAD: Final = r"keyturn\.(upload|control|sweep|plan|unsigned)\.dead"
-_PERMISSIONS: Final = {
-    "configure": r"^keyturn\.dead\.lock$",
-    "write": r"^(keyturn|amq\.default)$",
-    "read": rf"^(keyturn\.(events|events\.console|audit|workers|dead\.lock)|{_DEAD})$",
-}
-_TOPICS: Final = {
-    "write": rf"^({'|'.join(REQUESTS)})$".replace(".requested", r"\.requested"),
-    "read": "^$",
-}
+_DEPLOY: Final = Path(__file__).parents[2] / "docs" / "howto" / "deploy.md"
+_COMMAND: Final = r"^rabbitmqctl {} -p keyturn console {}$"
+_PATTERN: Final = r"'([^']+)'"
 
 
 @dataclass(frozen=True)
@@ -98,10 +92,21 @@ class ConsoleDeployment(Deployment):
 
 
 def console_user(rabbitmq: RabbitMQ | None, vhost_url: str) -> str:
-    """The URL of a broker user with the console's permissions in this vhost.
+    """The URL of a broker user that may what `docs/howto/deploy.md` gives a console.
 
     Of a broker that the environment gives, the given URL.
     """
     if rabbitmq is None:
         return vhost_url
-    return rabbitmq.add_user(PUBLISHER, vhost_url, _PERMISSIONS, _TOPICS)
+    permissions = _documented("set_permissions", ("configure", "write", "read"))
+    topics = _documented("set_topic_permissions", ("write", "read"))
+    return rabbitmq.add_user(PUBLISHER, vhost_url, permissions, topics)
+
+
+def _documented(command: str, names: tuple[str, ...]) -> dict[str, str]:
+    """The patterns of one of the document's commands, by what they permit."""
+    exchange = "keyturn " if "topic" in command else ""
+    patterns = exchange + " ".join([_PATTERN] * len(names))
+    found = re.search(_COMMAND.format(command, patterns), _DEPLOY.read_text(), re.MULTILINE)
+    assert found is not None, command
+    return dict(zip(names, found.groups(), strict=True))
