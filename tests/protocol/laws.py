@@ -32,6 +32,8 @@ _OPTIONS: Final = {
 }
 # What may be so by another request already: that it is so is judged in the bucket.
 _JOINED: Final = frozenset({"sweep.requested", "delete.requested"})
+# What changes nothing in the bucket, whatever its answer: `report_laws` judges that.
+_CHANGELESS: Final = frozenset({"status.requested", "audit.requested"})
 _ENDS_OF: Final = {"project": "enroll", "object": "delete"}
 
 
@@ -98,6 +100,8 @@ class Laws:
             self._violated(f"{s3_key} was written for a message without a valid signature")
         elif not _is_in_its_place(delivery.queued):
             self._violated(f"{s3_key} was written for a message on another queue than its own")
+        elif _type_of(delivery.queued) in _CHANGELESS:
+            self._violated(f"{s3_key} was written for a request that changes nothing")
 
     def planted(self, s3_key: str) -> None:
         if s3_key in self._holders:
@@ -177,6 +181,8 @@ class Laws:
         """The response to a hostile publisher's request must be true as well."""
         if request is None or request.honest or self._is_over(event) or self._is_open(request):
             return
+        if request.kind in _CHANGELESS:
+            return
         if request.kind in _JOINED and not event.type.endswith(".rejected"):
             return
         refused = event.type.endswith(".rejected")
@@ -189,13 +195,15 @@ class Laws:
 
     def generation(self, waiter: Waiter) -> int | None:
         """The generation that the request of a waiter brought."""
-        return next((g for a in self._tries(waiter) if (g := self._brought(a))), None)
+        return next((g for a in self.tries(waiter) if (g := self._brought(a))), None)
 
     def believed(self, waiter: Waiter, event: Any) -> None:
         """A waiter believed an event: then it must be what happened."""
         about = f"{event.type} believed by {waiter}"
-        tries = self._tries(waiter)
+        tries = self.tries(waiter)
         if any(map(self._is_open, tries)):
+            return
+        if waiter.request.kind in _CHANGELESS and not event.type.endswith(".rejected"):
             return
         if event.type.endswith(".rejected"):
             earlier = self.sent_requests.get((event.publisher, event.request))
@@ -237,7 +245,7 @@ class Laws:
         if not waiter.ended and not gone:
             self._violated(f"{waiter} waits forever")
 
-    def _tries(self, waiter: Waiter) -> list[SentRequest]:
+    def tries(self, waiter: Waiter) -> list[SentRequest]:
         """The requests that the waiter may mean: its own, or without its bytes every attempt."""
         mine = waiter.request
         if not waiter.restarted:
@@ -308,6 +316,8 @@ class Laws:
                 return self._generation(request) is not None
             case "delete.requested":
                 return (request.publisher, request.digest) in self._tombstoned
+            case "status.requested" | "audit.requested":
+                return False
         return (request.publisher, request.digest) in self._planned  # of a sweep
 
     def _is_open(self, request: SentRequest) -> bool:
@@ -335,12 +345,18 @@ def kind_of(event: Event) -> str:
     return f"{_ENDS_OF.get(first, first)}.requested"
 
 
-def _is_in_its_place(queued: QueuedMessage) -> bool:
-    """Whether a request came by the queue and the routing key that its type calls for."""
+def _type_of(queued: QueuedMessage) -> str | None:
+    """The type that the body of a message names."""
     try:
         kind = json.loads(queued.body)["type"]
     except (ValueError, KeyError, TypeError):
-        return True  # no type to hold it against
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def _is_in_its_place(queued: QueuedMessage) -> bool:
+    """Whether a request came by the queue and the routing key that its type calls for."""
+    kind = _type_of(queued)  # without one there is nothing to hold it against
     served = _SERVED[queued.queue]
     return kind not in (*UPLOAD_REQUESTS, *CONTROL_REQUESTS) or (
         kind in served and queued.routing_key in (kind, queued.queue)

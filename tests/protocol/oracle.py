@@ -29,6 +29,7 @@ from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX
 from keyturn_workers.testing.memory_bucket import etag_of
 from tests.protocol.evidence_laws import EvidenceLaws
 from tests.protocol.laws import Laws
+from tests.protocol.report_laws import ReportLaws
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -110,6 +111,7 @@ class Oracle:
         self._proofs_at_start: dict[str, dict[str, int]] = {}
         self.laws = Laws(self.violated, grants)
         self.evidence = EvidenceLaws(self.violated, self._current_objects)
+        self.reports = ReportLaws(self.violated, grants, self.projects, self.ended_sweeps)
 
     def _current_objects(self) -> Mapping[str, Stored]:
         assert self.server is not None
@@ -407,6 +409,7 @@ class Oracle:
         """An event is durable: what it says must be so."""
         self.events.append(event)
         self.laws.published(event, delivery)
+        self.reports.published(event, self.laws.request_of(delivery))
         name = str(event.type)
         judge: Callable[[Any], None] | None = getattr(self, f"_on_{name.replace('.', '_')}", None)
         if judge is not None:
@@ -470,6 +473,8 @@ class Oracle:
     def believed(self, waiter: Waiter, event: Any) -> None:
         """A waiter believed that an event answers its request."""
         self.laws.believed(waiter, event)
+        if event.type in ("status.reported", "audit.accepted"):
+            self.reports.believed(waiter, event, self.laws.tries(waiter))
         if event.type in ("rotation.completed", "sweep.completed"):
             self.laws.ended(waiter, self._ended_requests.get((waiter.request.id, event.project)))
         if event.type == "rotation.completed" and event.clean:

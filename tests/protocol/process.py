@@ -14,6 +14,8 @@ from keyturn.crypto import IntakeKey, Secret, SigningKey, VerifyKey
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.amqp import ConsumerContext, RequestConsumer, TimeSource
+from keyturn_workers.audit import AuditProcess, AuditTrail
+from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
@@ -35,6 +37,7 @@ from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.protocol.broker import Delivery, WorkerPublisher
+from tests.protocol.console import Console
 from tests.protocol.waiters import EVENT_KEY
 from tests.protocol.wire import Wire
 from tools.harness.local_keys import operator_keys
@@ -83,9 +86,11 @@ class Parts:
     planner: type[Planner] = Planner
     store: type[SweepStore] = SweepStore
     evidence_log: type[EvidenceLog] = EvidenceLog
+    trail: type[AuditTrail] = AuditTrail
     consumer: type[RequestConsumer] = RequestConsumer
     hint_consumer: type[HintConsumer] = HintConsumer
     wire: type[Wire] = Wire
+    console: type[Console] = Console
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,11 @@ class Process:
         worker_publisher: Any = WorkerPublisher(self)
         self._worker_publisher = worker_publisher
         now = self.keyrings.clock.now
+        self._trail = world.parts.trail(
+            AuditProcess.start("worker control"), worker_publisher.publish_record, now=now
+        )
+        # Not `running`, which publishes what is left when it ends: a process that is killed cannot.
+        self._recording = world.loop.create_task(self._trail._send())
         self._context = ConsumerContext(worker_publisher, WorkerMetrics(), now)
         self._sweep_context = SweepContext(
             storage,
@@ -149,6 +159,11 @@ class Process:
             UPLOAD_QUEUE: self._requests(self._upload()),
             CONTROL_QUEUE: self._requests(self._control()),
         }
+
+    def end(self) -> None:
+        """Kill it: it sends nothing any more."""
+        self.wire.dead = True
+        self._recording.cancel()
 
     async def recover_sweeps(self) -> None:
         """One recovery round."""
@@ -199,6 +214,7 @@ class Process:
             parts.rotator(storage, keyrings, self._keys, intake_keys, starter),
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
+            audit_requests=AuditRequests(self._trail, keyrings.clock.now),
         )
 
     def _sweep(self) -> SweepHandler:

@@ -27,6 +27,8 @@ RESPONSES: Final = {
     "rotation.requested": {"rotation.accepted", "rotation.rejected"},
     "sweep.requested": {"sweep.rejected"},
     "delete.requested": {"object.deleted", "delete.rejected"},
+    "status.requested": {"status.reported", "status.rejected"},
+    "audit.requested": {"audit.accepted", "audit.rejected"},
 }
 ENDS: Final = {
     **RESPONSES,

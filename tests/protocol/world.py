@@ -19,11 +19,13 @@ import structlog
 
 from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_info
 from keyturn.identifiers import format_time, object_s3_key, staging_s3_key
+from keyturn.messages import parse_audit
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.timekeeper import INTERVAL_S
 from tests.protocol.broker import Delivery, QueuedMessage
 from tests.protocol.clock import Clock, Loop
+from tests.protocol.console import ACTOR
 from tests.protocol.hostile import BrokerWriter, BucketWriter
 from tests.protocol.oracle import Oracle
 from tests.protocol.process import (
@@ -40,7 +42,7 @@ from tests.protocol.waiters import ENDS, Record, SentRequest, Waiter, verified
 from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from keyturn.errors import CodedError
     from keyturn.messages import Event
@@ -87,6 +89,7 @@ class World:
         self.waiters: list[Waiter] = []
         self.broker_writer = BrokerWriter(self)
         self.bucket_writer = BucketWriter(self)
+        self.console = self.parts.console(self)
         # By number: the leases of processes that have another one than the rest.
         self.leases = dict(self.options.leases)
         self.processes = [Process(self, n) for n in range(self.options.processes)]
@@ -97,7 +100,7 @@ class World:
     def close(self) -> None:
         """End every task, and put the clocks back."""
         for process in self.processes:
-            process.wire.dead = True
+            process.end()
         for call in self.network.calls:
             call.client.cancel()
             if call.resume is not None:
@@ -136,6 +139,11 @@ class World:
             for waiter in self.waiters:
                 if waiter.receive(event):
                     self.oracle.believed(waiter, event)
+                    self.console.believed(waiter, event)
+
+    def recorded(self, body: bytes) -> None:
+        """A worker's record of the audit trail is durable."""
+        self.oracle.reports.recorded(parse_audit(body))
 
     def acknowledged(self, delivery: Delivery) -> None:
         self.oracle.acknowledged(delivery)
@@ -174,6 +182,7 @@ class World:
         request = SentRequest(publisher, document, json.dumps(document).encode(), honest, secret)
         if (publisher, request.digest) not in self.sent_requests:
             self.sent_requests[publisher, request.digest] = request
+            self.oracle.reports.sent(request)
             if honest:
                 self.waiters += [Waiter(request), Waiter(request, restarted=True)]
         if honest:
@@ -248,6 +257,44 @@ class World:
         request_id = request_id or self._id()
         document = {"type": "delete.requested", "request_id": request_id, "project": project}
         return self._publish({**document, "key": key}, publisher, honest=honest)
+
+    def status(
+        self,
+        project: str,
+        *,
+        view: str = "projects",
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+        **more: Any,
+    ) -> str:
+        """Ask for a report."""
+        request_id = request_id or self._id()
+        document = {"type": "status.requested", "request_id": request_id, "project": project}
+        return self._publish({**document, "view": view, **more}, publisher, honest=honest)
+
+    def audit(
+        self,
+        letters: Sequence[str],
+        *,
+        publisher: str = "api",
+        action: str = "dead_letter.replayed",
+        queue: str = "keyturn.upload.dead",
+        request_id: str | None = None,
+        honest: bool = True,
+    ) -> str:
+        """Ask for records of what is done to the letters with these digests."""
+        request_id = request_id or self._id()
+        document = {
+            "type": "audit.requested",
+            "request_id": request_id,
+            "project": "*",
+            "actor": ACTOR,
+            "action": action,
+            "queue": queue,
+            "letters": [{"request": digest} for digest in letters],
+        }
+        return self._publish(document, publisher, honest=honest)
 
     def upload(
         self,
@@ -370,7 +417,7 @@ class World:
 
     def crash(self, process: Process, *, arriving: Callable[[Call], bool] = lambda _: True) -> None:
         """Kill a process; `arriving` says which of its requests that were sent still arrive."""
-        process.wire.dead = True
+        process.end()
         for delivery in list(process.deliveries):
             delivery.requeue()
             assert delivery.task is not None

@@ -1,0 +1,151 @@
+"""Checks what control workers report and record for consoles: it must be so (SPEC 15.3, 16.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from keyturn.messages import AuditRecorded
+    from keyturn_workers.worker.grants import Grant
+    from tests.protocol.oracle import Project
+    from tests.protocol.waiters import SentRequest, Waiter
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a person did to a dead letter, as the audit trail has it."""
+
+    publisher: str
+    actor: str
+    action: str
+    queue: str
+    letter: str
+
+
+class ReportLaws:
+    """Checks reports of status, records of letters, and what consoles do by them.
+
+    Args:
+        violated: Takes what is wrong.
+        grants: What each publisher may do.
+        projects: What is known of each project.
+        ended_sweeps: The sweeps that have ended, by id and project.
+    """
+
+    def __init__(
+        self,
+        violated: Callable[[str], None],
+        grants: Mapping[str, Grant],
+        projects: Mapping[str, Project],
+        ended_sweeps: set[tuple[str, str]],
+    ) -> None:
+        self._violated = violated
+        self._grants = grants
+        self._projects = projects
+        self._ended_sweeps = ended_sweeps
+        # How many states each project had when a request was signed.
+        self._states_at: dict[tuple[str, str], dict[str, int]] = {}
+        # Those that publishers may have recorded, and those that the broker has.
+        self._requested: set[Action] = set()
+        self._recorded: set[Action] = set()
+        self.records: list[AuditRecorded] = []
+
+    def sent(self, request: SentRequest) -> None:
+        """A publisher signed a request."""
+        at = {name: len(project.states) for name, project in self._projects.items()}
+        self._states_at.setdefault((request.publisher, request.digest), at)
+        is_allowed = self._grants[request.publisher].allows(request.kind, request.project)
+        if request.kind == "audit.requested" and is_allowed:
+            self._requested.update(actions_of(request))
+
+    # What workers publish.
+
+    def published(self, event: Any, request: SentRequest | None) -> None:
+        """A worker answered a request."""
+        if request is None:
+            return
+        if event.type == "status.reported":
+            self._check_rows(event, request, "published of")
+        elif event.type == "audit.accepted" and not self.is_recorded(request):
+            self._violated("audit.accepted was published, and not every letter was recorded")
+
+    def recorded(self, record: AuditRecorded) -> None:
+        """The broker has a record of a letter: its publisher must have requested it."""
+        action = Action(
+            str(record.publisher),
+            record.actor,
+            record.action,
+            str(record.queue),
+            str(record.request),
+        )
+        if action not in self._requested:
+            self._violated(f"{record.action} was recorded, and {record.publisher} may not do it")
+        self._recorded.add(action)
+        self.records.append(record)
+
+    def is_recorded(self, request: SentRequest) -> bool:
+        """Whether the broker has a record of each letter of a request."""
+        return self._recorded.issuperset(actions_of(request))
+
+    def _check_rows(self, event: Any, request: SentRequest, how: str) -> None:
+        about = f"status.reported {how} {request.publisher}'s request"
+        if (event.project, event.view) != (request.project, request.document["view"]):
+            self._violated(f"{about} reports something else")
+        for row in (*(event.projects or ()), *(event.sweeps or ()), *(event.failures or ())):
+            if request.project not in ("*", row.project):
+                self._violated(f"{about} has rows of {row.project}")
+        for row in event.projects or ():
+            if row.code is None and self._latest_state(row) is None:
+                self._violated(f"{about} has a state of {row.project} that never was")
+        for row in event.sweeps or ():
+            over = row.status in ("done", "failed")
+            if over and (row.sweep_id, row.project) not in self._ended_sweeps:
+                self._violated(f"{about} has the end of a sweep that runs")
+
+    def _latest_state(self, row: Any) -> int | None:
+        """The last place of a row among the states of its project."""
+        project = self._projects.get(row.project)
+        found = [] if project is None else [*enumerate(project.states)]
+        wraps = (row.generation, row.kek_id, row.master_key)
+        places = [n for n, each in found if (each.wraps, each.plaintext) == (wraps, row.plaintext)]
+        return places[-1] if places else None
+
+    # What is believed.
+
+    def believed(self, waiter: Waiter, event: Any, tries: Iterable[SentRequest]) -> None:
+        """A waiter believed an answer: to one of these attempts of its request."""
+        tries = [*tries]
+        about = f"{event.type} believed by {waiter}"
+        if event.type == "audit.accepted":
+            if not any(map(self.is_recorded, tries)):
+                self._violated(f"{about}, and not every letter was recorded")
+            return
+        if event.project != waiter.request.project:
+            self._violated(f"{about} is about another project")
+        if event.view not in {request.document["view"] for request in tries}:
+            self._violated(f"{about} is about something else")
+        states_at = [self._states_at[request.publisher, request.digest] for request in tries]
+        for row in event.projects or ():
+            at = self._latest_state(row)
+            earliest = min(of_try.get(row.project, 0) for of_try in states_at)
+            if at is not None and at + 1 < earliest:
+                self._violated(f"{about} has a state from before it was requested")
+
+    # What consoles do.
+
+    def moved(self, action: Action) -> None:
+        """A console moved a letter."""
+        if action not in self._recorded:
+            self._violated(f"{action.action} was done, and not recorded before")
+
+
+def actions_of(request: SentRequest) -> set[Action]:
+    """What the audit trail is to have of a request for records."""
+    named = request.document
+    return {
+        Action(request.publisher, named["actor"], named["action"], named["queue"], each["request"])
+        for each in named["letters"]
+    }
