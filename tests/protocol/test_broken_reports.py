@@ -16,17 +16,19 @@ from keyturn.messages import parse_request, request_id
 from keyturn.publisher.event_matcher import EventMatcher
 from keyturn_workers.amqp import request_consumer
 from keyturn_workers.audit import AuditTrail
+from keyturn_workers.status.reader import StatusReader
+from keyturn_workers.status.summaries import EtagCache
 from keyturn_workers.worker.authorization import authorize
 from tests.protocol.console import Console
 from tests.protocol.hostile import HostilePublisher
-from tests.protocol.process import Parts
+from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, stop_at, violations
 from tests.protocol.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keyturn.messages import Event, Request
+    from keyturn.messages import Event, Request, StatusReported, StatusRequested
     from keyturn_workers.worker.authorization import Signer
     from tests.protocol.broker import QueuedMessage
 
@@ -35,7 +37,7 @@ _authorize = authorize
 
 
 def _by_id_alone(matcher: EventMatcher, event: Event) -> bool:
-    return request_id(event) == matcher.request_id and event.type.endswith("ed")
+    return request_id(event) == matcher.request_id
 
 
 def _whatever_the_publisher(matcher: EventMatcher, event: Event) -> bool:
@@ -90,6 +92,50 @@ def test_what_concerns_all_projects_needs_the_grant_for_all(
     assert violations(story) == []
     monkeypatch.setattr(request_consumer, "authorize", _whatever_it_was_granted)
     assert caught in violations(story)
+
+
+def a_publisher_of_one_project_requests_it(world: World) -> None:
+    begin(world, "a")
+    world.enroll("beta")
+    world.run()
+    world.status("beta", publisher="other")
+
+
+class _ReaderOfAll(StatusReader):
+    """Reports every project, whichever was requested."""
+
+    async def report(self, request: StatusRequested) -> StatusReported:
+        found = await super().report(request.model_copy(update={"project": "*"}))
+        return found.model_copy(update={"project": request.project})
+
+
+def test_a_report_of_one_project_has_no_rows_of_others() -> None:
+    assert violations(a_publisher_of_one_project_requests_it) == []
+    found = violations(a_publisher_of_one_project_requests_it, Parts(status_reader=_ReaderOfAll))
+    assert "status.reported published of other's request has rows of acme" in found
+
+
+def a_report_after_a_rotation(world: World) -> None:
+    """The row of the first report is kept by the worker; it is no more so."""
+    begin(world, "a")
+    world.status("acme")
+    world.run()
+    world.rotate("acme")
+    world.run(seconds=3600)
+    world.status("acme")
+
+
+def test_a_report_has_no_row_from_before_it_was_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(processes=1)
+    assert violations(a_report_after_a_rotation, options=options) == []
+
+    def whatever_the_etag(cache: EtagCache[Any], s3_key: str, etag: str) -> Any:
+        del etag
+        return cache._kept.get(s3_key, (None, None))[1]
+
+    monkeypatch.setattr(EtagCache, "get", whatever_the_etag)
+    found = violations(a_report_after_a_rotation, options=options)
+    assert any("has a state from before it was requested" in what for what in found)
 
 
 # Which answer is whose.

@@ -84,6 +84,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a record's read": lambda call: call.op == "read" and call.key.startswith(SWEEPS_PREFIX),
     "a listing": lambda call: call.op.startswith("list"),
     "an event": lambda call: call.op.startswith("publish "),
+    "an audit record": lambda call: call.op == "publish audit.recorded",
     "a message": lambda call: call.op.startswith(("send", "put off")),
     "a removal": lambda call: call.op.startswith("delete"),
 }
@@ -181,6 +182,34 @@ class Protocol(RuleBasedStateMachine):
     def delete(self, project: str, key: str, publisher: str) -> None:
         self.on.delete(project, key, publisher=publisher)
 
+    @rule(
+        project=st.sampled_from(("acme", "beta", "*", "*")),
+        view=st.sampled_from(("projects", "projects", "projects", "sweeps", "sweep", "evidence")),
+        publisher=PUBLISHER,
+        pick=PICKS,
+    )
+    def status(self, project: str, view: str, publisher: str, pick: int) -> None:
+        """A publisher wants to know what is so, of its project or another."""
+        more: dict[str, Any] = {}
+        if view == "sweep":
+            names = list(self.on.requests)
+            more = {"sweep_id": names[pick % len(names)]}
+        elif view == "evidence" and project == "*":
+            project, view = "*", "master_keys"
+        self.on.status(project, view=view, publisher=publisher, **more)
+
+    @rule(pick=PICKS, discard=st.booleans())
+    def a_console_moves_a_letter(self, pick: int, *, discard: bool) -> None:
+        if self.on.dead:
+            letter, _ = self.on.dead[pick % len(self.on.dead)]
+            self.on.console.move(letter, discard=discard)
+
+    @rule(pick=PICKS, publisher=PUBLISHER)
+    def audit(self, pick: int, publisher: str) -> None:
+        """A publisher has something recorded, be it allowed to or not."""
+        sent = list(self.on.sent_requests.values())
+        self.on.audit([sent[pick % len(sent)].digest], publisher=publisher)
+
     @rule(pick=PICKS, signed_again=st.booleans())
     def request_again(self, pick: int, *, signed_again: bool) -> None:
         names = list(self.on.requests)
@@ -241,7 +270,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(
         pick=PICKS,
-        kind=st.sampled_from(("enroll", "upload", "rotate", "sweep", "delete")),
+        kind=st.sampled_from(("enroll", "upload", "rotate", "sweep", "delete", "status")),
         hostile=st.sampled_from(("other", "second")),
         key=KEYS,
         own=st.booleans(),
@@ -261,6 +290,8 @@ class Protocol(RuleBasedStateMachine):
                 more = {"kek": bytes([7]) * 32} if own else {}
             case "sweep":
                 more = {"dry_run": own}
+            case "status":
+                more = {"view": "projects" if own else "sweeps"}
         project = "beta" if hostile == "other" else "acme"
         publisher.reuse(taken.id, kind, project, **more)
 
