@@ -12,6 +12,8 @@ TOPICS: Final[frozenset[Topic]] = frozenset(
     ("now", "projects", "sweeps", "master_keys", "dead", "queues", "workers", "audit")
 )
 
+NOW: Final[Topic] = "now"
+
 
 class _Subscriber:
     """The topics that one subscriber has not seen yet."""
@@ -34,13 +36,20 @@ class Changes:
 
     def __init__(self) -> None:
         self._subscribers: set[_Subscriber] = set()
+        self._versions: dict[Topic, int] = {}
         self.version = 0
 
     def publish(self, *topics: Topic) -> None:
         """Note that something of these topics changed; *Now* shows a part of everything."""
         self.version += 1
+        for topic in (*topics, NOW):
+            self._versions[topic] = self.version
         for subscriber in self._subscribers:
-            subscriber.add((*topics, "now"))
+            subscriber.add((*topics, NOW))
+
+    def has_changed_since(self, version: int, topics: frozenset[Topic]) -> bool:
+        """Whether something of these topics changed after this version."""
+        return any(self._versions.get(topic, 0) > version for topic in topics)
 
     async def subscribe(self) -> AsyncGenerator[frozenset[Topic], None]:
         """The changed topics, for ever. Close it with `contextlib.aclosing`."""

@@ -293,6 +293,15 @@ class Model:
         """The queues of requests."""
         return self._workers.queues()
 
+    def queue_depths(self, queue: str) -> tuple[tuple[datetime, int], ...]:
+        """The depths of a queue that were seen lately, by time."""
+        return self._workers.depths(queue)
+
+    def audit_findings(self) -> tuple[str, ...]:
+        """What is wrong with the chains of the audit trail, the newest last."""
+        found = sorted(self._audit.findings.items())
+        return tuple(finding for _, findings in found for finding in findings)
+
     def audit(self, query: AuditQuery) -> Page[AuditRow]:
         """One page of the audit records that match, the newest first."""
         return self._audit.query(query)

@@ -8,7 +8,10 @@ from starlette.routing import Route
 
 from keyturn_workers.console.web.context import ConsoleContext
 from keyturn_workers.console.web.errors import http_error_page, server_error_page
+from keyturn_workers.console.web.pages import audit, now, project, projects, queues
 from keyturn_workers.console.web.rendering import static_files
+from keyturn_workers.console.web.reports import Reports
+from keyturn_workers.console.web.sse import Live
 
 
 async def _healthz(_request: Request) -> Response:
@@ -18,14 +21,23 @@ async def _healthz(_request: Request) -> Response:
 
 def create_app(context: ConsoleContext) -> Starlette:
     """Make the application."""
+    live = Live(context.model.changes, context.feeds.viewing)
     app = Starlette(
         routes=[
             Route("/healthz", _healthz),
             Route("/static/{name:path}", static_files().serve),
+            Route("/events", live.serve),
+            *now.routes,
+            *projects.routes,
+            *project.routes,
+            *queues.routes,
+            *audit.routes,
             *context.auth.routes,
         ],
         middleware=list(context.auth.middleware),
         exception_handlers={HTTPException: http_error_page, Exception: server_error_page},
     )
     app.state.console = context
+    app.state.live = live
+    app.state.reports = Reports()
     return app

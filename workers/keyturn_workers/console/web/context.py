@@ -5,35 +5,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 
-Role = Literal["view", "operate"]
-
-
-class Person(Protocol):
-    """Who is signed in."""
-
-    @property
-    def name(self) -> str:
-        """What requests name as `actor`."""
-        ...
-
-    @property
-    def role(self) -> Role:
-        """`view` reads; `operate` also acts."""
-        ...
+from keyturn_workers.console.model import Model
 
 
 class Auth(Protocol):
-    """Sign-in, sessions, CSRF and response headers, as the pages need them.
-
-    To an htmx request or a request for events without a session, the middleware answers 401 with
-    `HX-Refresh: true`: a redirect would be followed, and the sign-in page put into the page.
-    """
+    """Sign-in, as the pages need it; the session of a request is that of `auth.session_of`."""
 
     @property
     def routes(self) -> Sequence[BaseRoute]:
@@ -43,14 +25,6 @@ class Auth(Protocol):
     @property
     def middleware(self) -> Sequence[Middleware]:
         """From outermost to innermost."""
-        ...
-
-    def person_of(self, request: Request) -> Person | None:
-        """The person; None on the pages that need no session."""
-        ...
-
-    def csrf_token(self, request: Request) -> str:
-        """The value of the hidden field `csrf`; empty where there is no session."""
         ...
 
 
@@ -69,7 +43,7 @@ class ConsoleContext:
     """
 
     settings: Any
-    model: Any
+    model: Model
     feeds: Any
     publisher: Any
     auth: Auth

@@ -42,6 +42,16 @@ _TEXTS: Final = {
         "This address does not take that kind of request. Nothing was changed.",
         "Open the page again and use its form.",
     ),
+    413: _Text(
+        "This form is too large",
+        "The console does not read it. Nothing was changed.",
+        "Shorten what was entered.",
+    ),
+    415: _Text(
+        "This is no form",
+        "The console reads only the forms of its own pages. Nothing was changed.",
+        "Open the page again and use its form.",
+    ),
     503: _Text(
         "Not available now",
         "A part that this page needs does not answer.",

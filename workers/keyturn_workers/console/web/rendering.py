@@ -4,7 +4,6 @@ Autoescape is on for every template, and a name that a template does not know is
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from typing import Final
 
@@ -12,7 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from keyturn_workers.console.web import text
+from keyturn.identifiers import parse_time
+from keyturn.messages.audit import AuditAction
+from keyturn_workers.console.auth import session_of
+from keyturn_workers.console.auth.person import SESSION_SCOPE
+from keyturn_workers.console.codes import code_help
+from keyturn_workers.console.model import Model
+from keyturn_workers.console.web import links, text
 from keyturn_workers.console.web.context import context_of
 from keyturn_workers.console.web.static_files import StaticFiles
 
@@ -28,15 +33,28 @@ class NavItem:
     is_urgent: bool = False
 
 
-NAV: Final = (
-    NavItem("/", "Now"),
-    NavItem("/projects", "Projects"),
-    NavItem("/sweeps", "Sweeps"),
-    NavItem("/keys", "Master keys"),
-    NavItem("/dead", "Dead letters"),
-    NavItem("/queues", "Queues and workers"),
-    NavItem("/audit", "Audit"),
+PAGES: Final = (
+    ("/", "Now"),
+    ("/projects", "Projects"),
+    ("/sweeps", "Sweeps"),
+    ("/keys", "Master keys"),
+    ("/dead", "Dead letters"),
+    ("/queues", "Queues and workers"),
+    ("/audit", "Audit"),
 )
+"""The pages of the navigation."""
+
+
+AUDIT_ACTIONS: Final[dict[AuditAction, str]] = {
+    "request.served": "Request served",
+    "request.refused": "Request refused",
+    "kek.derived": "Key derived from a master key",
+    "object.opened_as_operator": "Object opened with a master key",
+    "dead_letter.replayed": "Dead letter replayed",
+    "dead_letter.discarded": "Dead letter discarded",
+    "project_kek.exported": "Project's key exported",
+    "master_key.imported": "Master key imported",
+}
 
 
 @cache
@@ -60,6 +78,7 @@ def environment() -> Environment:
     for convert in (
         text.visible,
         text.plain,
+        text.sentence,
         text.number,
         text.rate,
         text.duration,
@@ -68,7 +87,14 @@ def environment() -> Environment:
         text.iso,
     ):
         made.filters[convert.__name__] = convert
+    made.filters["code_meaning"] = lambda code: code_help(code).meaning
+    made.filters["code_remedy"] = lambda code: code_help(code).remedy
+    made.filters["audit_action"] = lambda action: AUDIT_ACTIONS.get(action, action)
+    made.filters["moment"] = parse_time
+    made.filters["project_path"] = links.project_path
+    made.filters["sweep_path"] = links.sweep_path
     made.globals["static"] = static_files().url
+    made.globals["zip"] = zip
     return made
 
 
@@ -91,23 +117,35 @@ def render(
             below a person's hands, such as a confirmation.
         headers: Further response headers.
         values: What the template needs besides `person`, `may_operate`, `csrf`, `nav`, `path`,
-            `now`, `feeds` and `topics`.
+            `now`, `feeds`, `topics` and `state`.
     """
     context = context_of(request)
-    person = context.auth.person_of(request)
-    shown = {
-        "person": person,
-        "may_operate": person is not None and person.role == "operate",
-        "csrf": context.auth.csrf_token(request),
-        "nav": NAV if person is not None else (),
+    session = session_of(request) if SESSION_SCOPE in request.scope else None
+    shown: dict[str, object] = {
+        "person": session and session.person,
+        "may_operate": session is not None and session.person.may_operate,
+        "csrf": session.csrf if session is not None else "",
+        "nav": _nav(context.model) if session is not None else (),
         "path": request.url.path,
-        "feeds": context.model.feeds() if person is not None else (),
-        "now": datetime.now(UTC),
+        "feeds": context.model.feeds() if session is not None else (),
+        "now": context.model.now(),
         "topics": topics,
-        "since": 0,
+        "state": request.app.state.live.state(),
     }
     page = environment().get_template(template).render(shown | values)
     return HTMLResponse(page, status_code=status_code, headers=headers)
+
+
+def _nav(model: Model) -> list[NavItem]:
+    """The pages, with how much waits on them."""
+    overview = model.overview()
+    badges = {
+        "/": (overview.act, "need a person now", True),
+        "/sweeps": (overview.sweeps_running, "running", False),
+        "/dead": (overview.dead_letters or 0, "wait", False),
+    }
+    nothing = (0, "", False)
+    return [NavItem(path, title, *badges.get(path, nothing)) for path, title in PAGES]
 
 
 def see_other(url: str) -> Response:

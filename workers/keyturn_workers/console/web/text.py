@@ -47,6 +47,11 @@ def plain(text: object, limit: int = 200) -> str:
     return shown if len(str(text)) <= limit else f"{shown}…"
 
 
+def sentence(text: str) -> str:
+    """A text with a capital letter at its beginning and a period at its end, if it has any."""
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}." if text else ""
+
+
 def number(value: float | None, digits: int = 0) -> str:
     """`12,345`; a dash where nothing is known."""
     if value is None:

@@ -35,3 +35,13 @@ def test_each_change_has_a_version() -> None:
     changes.publish()
     changes.publish("dead")
     assert changes.version == 2
+
+
+def test_what_changed_since_a_version_is_known_by_topic() -> None:
+    changes = Changes()
+    changes.publish("audit")
+    seen = changes.version
+    changes.publish("dead")
+    assert changes.has_changed_since(seen, frozenset({"dead", "audit"}))
+    assert changes.has_changed_since(seen, frozenset({"now"}))
+    assert not changes.has_changed_since(seen, frozenset({"audit", "sweeps"}))

@@ -6,7 +6,8 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from tests.unit.keyturn_workers.console.web.fakes import client, make_app
+from tools.harness.console_data import empty_model
+from tools.harness.console_preview import client, preview_app
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_an_error_is_a_page_in_the_same_shell(status: int, title: str) -> None:
     async def fail(_request: object) -> None:
         raise HTTPException(status, detail="a <b>detail</b>")
 
-    app = make_app()
+    app = preview_app(empty_model())
     app.routes.append(Route("/fail", fail))
     answer = client(app).get("/fail")
     assert answer.status_code == status
@@ -37,7 +38,7 @@ def test_the_text_of_an_unexpected_error_stays_in_the_log() -> None:
     async def fail(_request: object) -> None:
         raise RuntimeError("secret-detail")
 
-    app = make_app()
+    app = preview_app(empty_model())
     app.routes.append(Route("/fail", fail))
     answer = client(app).get("/fail")
     assert answer.status_code == 500
@@ -46,14 +47,14 @@ def test_the_text_of_an_unexpected_error_stays_in_the_log() -> None:
 
 
 def test_a_method_that_a_page_does_not_take_is_a_page_too() -> None:
-    answer = client(make_app()).post("/healthz")
+    answer = client(preview_app(empty_model())).post("/healthz")
     assert answer.status_code == 405
     assert "Method not allowed" in answer.text
     assert answer.headers["allow"] == "GET, HEAD" or answer.headers["allow"] == "HEAD, GET"
 
 
 def test_without_a_session_an_error_page_has_no_navigation() -> None:
-    answer = client(make_app(signed_out=True)).get("/nothing")
+    answer = client(preview_app(empty_model(), signed_out=True)).get("/nothing")
     assert answer.status_code == 404
     assert 'aria-label="Pages"' not in answer.text
     assert "<script" not in answer.text

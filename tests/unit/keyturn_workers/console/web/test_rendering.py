@@ -6,7 +6,8 @@ import pytest
 from jinja2 import UndefinedError
 
 from keyturn_workers.console.web.rendering import environment, see_other
-from tests.unit.keyturn_workers.console.web.fakes import FakePerson, client, make_app
+from tools.harness.console_data import empty_model
+from tools.harness.console_preview import client, preview_app
 
 
 def test_what_a_template_does_not_know_is_an_error() -> None:
@@ -20,8 +21,8 @@ def test_values_are_escaped() -> None:
 
 
 def test_a_name_is_escaped_wherever_the_shell_shows_it() -> None:
-    hostile = FakePerson(name='"><script>alert(1)</script>')
-    page = client(make_app(hostile)).get("/nothing").text
+    hostile = '"><script>alert(1)</script>'
+    page = client(preview_app(empty_model(), name=hostile)).get("/nothing").text
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 

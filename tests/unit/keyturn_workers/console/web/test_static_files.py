@@ -9,7 +9,8 @@ from importlib.resources import files
 import pytest
 
 from keyturn_workers.console.web.static_files import StaticFiles
-from tests.unit.keyturn_workers.console.web.fakes import client, make_app
+from tools.harness.console_data import empty_model
+from tools.harness.console_preview import client, preview_app
 
 _VENDOR = files("keyturn_workers.console.web") / "static/vendor"
 _ROW = re.compile(r"^\| `(\S+\.js)` .* `([0-9a-f]{64})` \|$", re.MULTILINE)
@@ -36,16 +37,16 @@ def test_scripts_of_others_are_what_their_readme_names() -> None:
     ],
 )
 def test_a_file_is_cached_for_ever_under_its_versioned_address(name: str, media_type: str) -> None:
-    answer = client(make_app(signed_out=True)).get(StaticFiles().url(name))
+    answer = client(preview_app(empty_model(), signed_out=True)).get(StaticFiles().url(name))
     assert answer.status_code == 200
     assert answer.headers["content-type"] == media_type
     assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
 
 
 def test_another_version_is_not_cached_for_ever() -> None:
-    answer = client(make_app()).get("/static/console.css?v=0")
+    answer = client(preview_app(empty_model())).get("/static/console.css?v=0")
     assert answer.headers["cache-control"] == "no-cache"
-    again = client(make_app()).get(
+    again = client(preview_app(empty_model())).get(
         "/static/console.css", headers={"if-none-match": answer.headers["etag"]}
     )
     assert (again.status_code, again.content) == (304, b"")
@@ -55,4 +56,4 @@ def test_another_version_is_not_cached_for_ever() -> None:
     "path", ["none.css", "vendor/README.md", "../templates/base.html", "%2e%2e/app.py", ""]
 )
 def test_nothing_else_is_served(path: str) -> None:
-    assert client(make_app()).get(f"/static/{path}").status_code == 404
+    assert client(preview_app(empty_model())).get(f"/static/{path}").status_code == 404

@@ -35,6 +35,13 @@ def test_long_text_says_that_it_was_cut() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "shown"), [("", ""), ("add it to KEY_A", "Add it to KEY_A."), ("Wait.", "Wait.")]
+)
+def test_sentences(words: str, shown: str) -> None:
+    assert text.sentence(words) == shown
+
+
+@pytest.mark.parametrize(
     ("value", "shown"), [(None, "—"), (0, "0"), (12345, "12,345"), (1234567.8, "1,234,568")]
 )
 def test_numbers(value: float | None, shown: str) -> None:

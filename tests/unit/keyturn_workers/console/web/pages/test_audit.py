@@ -1,0 +1,75 @@
+"""*Audit*: filtered, with what is wrong with the trail (SPEC 15.3, 16.2)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from keyturn_workers.console.web.pages.audit import moment_of
+from tests.unit.keyturn_workers.console.web.shown import lived, shown
+from tools.harness.console_data import HOSTILE_KEY, empty_model, filled_model
+from tools.harness.console_preview import client, preview_app
+
+
+def test_records_are_shown_newest_first_with_gaps() -> None:
+    page = shown(lived(), "/audit?page=1")
+    assert "1 to 100 of 260 records" in page.text
+    assert "The trail is not whole record 118 of this process is missing" in page.text
+    assert "Chain record 118 of this process is missing" in page.text
+    assert HOSTILE_KEY not in page.html
+
+
+@pytest.mark.parametrize(
+    ("query", "all_have"),
+    [
+        ("actor=grace", "grace"),
+        ("project=globex", "globex"),
+        ("outcome=not_ok", "not_permitted"),
+        ("action=object.opened_as_operator", "Object opened with a master key"),
+        ("text=4711", "ticket 4711"),
+    ],
+)
+def test_records_are_filtered(query: str, all_have: str) -> None:
+    rows = shown(lived(), f"/audit?{query}").rows
+    assert rows
+    assert all(all_have in row for row in rows)
+
+
+def test_records_are_filtered_by_time() -> None:
+    page = shown(lived(), "/audit?since=2026-11-26T09:00&until=2026-11-26T09:20")
+    assert "5 records that match, 260 in all" in page.text
+    assert "Not a time" in shown(lived(), "/audit?since=tomorrow").text
+
+
+def test_older_records_are_read_on_demand() -> None:
+    model = filled_model()
+    model.set_audit_has_older(has_older=True)
+    assert 'href="/audit?actor=ada&amp;older=1"' in shown(model, "/audit?actor=ada").html
+    app = preview_app(model)
+    client(app).get("/audit?older=1")
+    assert app.state.console.feeds.asked == ["audit"]
+
+
+def test_without_records_it_says_what_is_needed() -> None:
+    assert "keyturn.audit" in shown(empty_model(), "/audit").text
+    assert "No record matches" in shown(lived(), "/audit?text=nothing").text
+
+
+@pytest.mark.parametrize(
+    ("typed", "at"),
+    [
+        ("2026-11-26", datetime(2026, 11, 26, tzinfo=UTC)),
+        (" 2026-11-26 08:30 ", datetime(2026, 11, 26, 8, 30, tzinfo=UTC)),
+        ("2026-11-26T09:30:00+01:00", datetime(2026, 11, 26, 8, 30, tzinfo=UTC)),
+        ("2h", datetime(2026, 11, 26, 10, 0, tzinfo=UTC)),
+        ("30 min", datetime(2026, 11, 26, 11, 30, tzinfo=UTC)),
+        ("", None),
+        ("tomorrow", None),
+        ("999999999d", None),
+        ("99999d", None),
+    ],
+)
+def test_moments_as_people_type_them(typed: str, at: datetime | None) -> None:
+    now = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+    assert moment_of(typed, now) == (at if typed != "99999d" else now - timedelta(days=99999))

@@ -1,0 +1,55 @@
+"""*Project*: its keyring, sweeps, evidence, and what may be done (SPEC 16.2)."""
+
+from __future__ import annotations
+
+from tests.unit.keyturn_workers.console.web.shown import lived, shown
+from tools.harness.console_data import HOSTILE, digest, empty_model
+from tools.harness.console_preview import client, preview_app
+
+
+def test_a_project_has_its_keyring_sweeps_evidence_and_records() -> None:
+    page = shown(lived(), "/projects/acme")
+    for words in ("Generation 1", "Master key m2", "Earlier keys held none", "Clean"):
+        assert words in page.text
+    assert f'href="/projects/acme/evidence/{digest("evidence acme 2")}"' in page.html
+    assert "Does not verify" in page.text
+    assert 'href="/audit?project=acme"' in page.html
+
+
+def test_only_who_may_act_sees_the_actions() -> None:
+    actions = ("/sweeps/new?project=acme", "/projects/acme/rotate", "/projects/acme/delete")
+    operate = shown(lived(), "/projects/acme", role="operate")
+    view = shown(lived(), "/projects/acme", role="view")
+    for action in actions:
+        assert f'href="{action}"' in operate.html
+        assert f'href="{action}"' not in view.html
+
+
+def test_a_keyring_that_cannot_be_read_says_why_and_what_to_do() -> None:
+    page = shown(lived(), "/projects/stark")
+    assert "Its keyring cannot be read" in page.text
+    assert "Add it to KEYTURN_MASTER_KEYS." in page.text
+    assert HOSTILE not in page.html
+    assert "/projects/stark/rotate" not in page.html
+
+
+def test_what_was_not_read_is_asked_for() -> None:
+    app = preview_app(lived())
+    answer = client(app).get("/projects/globex")
+    assert "The evidence has not been read yet" in answer.text
+    assert app.state.console.feeds.asked == ["evidence of globex"]
+
+
+def test_an_unknown_project_is_not_found() -> None:
+    app = preview_app(lived())
+    assert client(app).get("/projects/nothing").status_code == 404
+    assert app.state.console.feeds.asked == []
+
+
+def test_of_a_project_that_may_exist_the_keyring_is_asked_for() -> None:
+    app = preview_app(empty_model())
+    answer = client(app).get("/projects/acme")
+    assert answer.status_code == 404
+    assert "does not know the project “acme” yet" in answer.text
+    assert "project acme" in app.state.console.feeds.asked
+    assert client(app).get("/projects/%3Cb%3E").status_code == 404

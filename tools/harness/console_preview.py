@@ -1,0 +1,136 @@
+"""The console's pages with made-up data, without a broker.
+
+`python -m tools.harness.console_preview` serves them for developers who change a page; tests of
+pages use the same application. Every request is signed in.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+from starlette.middleware import Middleware
+from starlette.testclient import TestClient
+
+from keyturn_workers.console.auth import Person, Role, Session
+from keyturn_workers.console.auth.person import SESSION_SCOPE
+from keyturn_workers.console.web.app import create_app
+from keyturn_workers.console.web.context import ConsoleContext
+from tools.harness import console_data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.applications import Starlette
+    from starlette.routing import BaseRoute
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from keyturn_workers.console.model import Model
+
+CSRF: Final = "csrf-of-this-session"
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass
+class PreviewAuth:
+    """One person is signed in, or none."""
+
+    person: Person | None
+    routes: list[BaseRoute] = field(default_factory=list)
+
+    @property
+    def middleware(self) -> list[Middleware]:
+        return [Middleware(_SignedIn, auth=self)]
+
+
+class _SignedIn:
+    def __init__(self, app: ASGIApp, auth: PreviewAuth) -> None:
+        self._app = app
+        self._auth = auth
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        person = self._auth.person
+        if person is not None:
+            scope[SESSION_SCOPE] = Session("session", person, CSRF, 2**40)
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", _POLICY.encode())
+                message["headers"] = [*message["headers"], policy]
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
+
+
+class PreviewFeeds:
+    """Asks no one for anything, and notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.viewers = 0
+
+    @contextmanager
+    def viewing(self) -> Iterator[None]:
+        self.viewers += 1
+        try:
+            yield
+        finally:
+            self.viewers -= 1
+
+    async def read_older_audit(self) -> None:
+        self.asked.append("audit")
+
+    async def request_project(self, name: str) -> None:
+        self.asked.append(f"project {name}")
+
+    async def request_evidence(self, project: str) -> None:
+        self.asked.append(f"evidence of {project}")
+
+
+def preview_app(
+    model: Model, *, role: Role = "operate", name: str = "ada", signed_out: bool = False
+) -> Starlette:
+    """The application over a model, for a person with this name and role."""
+    person = None if signed_out else Person(name, role, name)
+    return create_app(
+        ConsoleContext(
+            settings=None,
+            model=model,
+            feeds=PreviewFeeds(),
+            publisher=None,
+            auth=PreviewAuth(person),
+            dead=None,
+            actions=None,
+        )
+    )
+
+
+def client(app: Starlette) -> TestClient:
+    """A browser without scripts."""
+    return TestClient(app, base_url="https://console.test", raise_server_exceptions=False)
+
+
+def main() -> None:
+    """Serve the pages until it is interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m tools.harness.console_preview")
+    parser.add_argument("--port", type=int, default=8099)
+    parser.add_argument("--projects", type=int, default=console_data.Scale.projects)
+    parser.add_argument("--role", choices=("view", "operate"), default="operate")
+    parser.add_argument("--empty", action="store_true", help="nothing was read yet")
+    given = parser.parse_args()
+    if given.empty:
+        model = console_data.empty_model(None)
+    else:
+        model = console_data.filled_model(console_data.Scale(projects=given.projects), now=None)
+        console_data.add_evidence(model, "acme", model.now())
+    uvicorn.run(preview_app(model, role=given.role), port=given.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()
