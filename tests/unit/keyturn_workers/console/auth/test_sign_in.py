@@ -20,8 +20,9 @@ from keyturn_workers.console.auth.sign_in import PRE_COOKIE
 from keyturn_workers.console.web.app import create_app
 from keyturn_workers.console.web.context import ConsoleContext
 from tests.unit.keyturn_workers.console.auth.settings import CLIENT_SECRET, console_settings
-from tests.unit.keyturn_workers.console.web.fakes import EmptyModel
 from tools.harness.console_client import forms_of
+from tools.harness.console_data import empty_model
+from tools.harness.console_preview import PreviewFeeds
 from tools.servers.oidc_provider_server import Faults, OidcProvider
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def browser(tmp_path: Path) -> Iterator[_Browser]:
     )
     context = ConsoleContext(
         settings=None,
-        model=EmptyModel(),
-        feeds=None,
+        model=empty_model(),
+        feeds=PreviewFeeds(),
         publisher=None,
         auth=auth,
         dead=None,
