@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import stamina
 import typer
@@ -16,6 +16,7 @@ from keyturn.settings import PREFIX
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.cli import (
     audit,
+    console,
     dead,
     delete,
     doctor,
@@ -37,6 +38,8 @@ from keyturn_workers.cli import (
     worker,
 )
 from keyturn_workers.worker.core_dumps import disable_core_dumps
+
+_PROCESSES: Final = ("worker", "gateway", "console")
 
 
 class RootGroup(TyperGroup):
@@ -116,7 +119,11 @@ def root(
     """Encrypt many customers' files in one S3 bucket, and rotate their keys."""
     _load_env_files(env_file or [])
     tolerate_odd_properties()
-    if context.invoked_subcommand not in ("worker", "gateway"):  # which configure their own logs
+    if context.invoked_subcommand not in (
+        "worker",
+        "gateway",
+        "console",
+    ):  # which configure their own logs
         _silence_libraries()
 
 
@@ -125,6 +132,7 @@ app.add_typer(keygen.app)
 app.add_typer(keys.app)
 app.add_typer(worker.app)
 app.command("gateway")(gateway.gateway)
+app.add_typer(console.app)
 app.command("enroll")(enroll.enroll)
 app.command("upload")(upload.upload)
 app.command("ls")(objects.ls)

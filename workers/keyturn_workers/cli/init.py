@@ -1,8 +1,10 @@
 """`keyturn init`: create development secrets and settings (SPEC 11, 14).
 
-Four files of mode 0600: `keyturn.env` for workers and the operator, `gateway.env` for the
-gateway, `publisher.env` for a service that publishes, `storage.env` for compose's development
-storage, which only needs the access keys. A shell (`set -a; . ./keyturn.env`), compose's
+Five files of mode 0600: `keyturn.env` for workers and the operator, `gateway.env` for the
+gateway, `console.env` for the console, `publisher.env` for a service that publishes, `storage.env`
+for compose's development storage, which only needs the access keys. And the console's password
+file, `console/passwords`, still empty: in a folder of its own, so that a container that mounts the
+folder sees the file change. A shell (`set -a; . ./keyturn.env`), compose's
 `env_file` and `keyturn --env-file` read them alike. It must never overwrite a secret without
 `--force`: everything sealed under it would be lost.
 """
@@ -14,6 +16,7 @@ from typing import Annotated, Final
 
 import typer
 
+from keyturn.topology import CONTROL_REQUESTS
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.held_keys import parse_uri
 from keyturn_workers.cli.init_master_key import held_key_settings
@@ -23,6 +26,7 @@ from keyturn_workers.cli.keygen import (
     intake_key_settings,
     master_key_settings,
     publisher_key_settings,
+    session_key_settings,
 )
 from keyturn_workers.cli.output import print_line
 from keyturn_workers.cli.secret_files import write_secret
@@ -31,11 +35,15 @@ from keyturn_workers.cli.settings import StorageKeySettings
 WORKER_FILE: Final = "keyturn.env"
 PUBLISHER_FILE: Final = "publisher.env"
 GATEWAY_FILE: Final = "gateway.env"
+CONSOLE_FILE: Final = "console.env"
+PASSWORD_FILE: Final = Path("console", "passwords")
 STORAGE_FILE: Final = "storage.env"
 _PUBLISHER: Final = "dev"
 _GATEWAY: Final = "gateway"
+_CONSOLE: Final = "console"
 _KEY_ID: Final = "main"
 GATEWAY_MAY: Final = ["upload.requested", "rotation.requested", "delete.requested"]
+CONSOLE_MAY: Final = [request for request in CONTROL_REQUESTS if request != "enroll.requested"]
 GATEWAY_READS_NOT: Final = ("KEYTURN_ACTIVE_MASTER_KEY",)
 PUBLISHERS: Final = "KEYTURN_PUBLISHERS"
 _Part = tuple[str, dict[str, str]]
@@ -45,7 +53,9 @@ def init(
     directory: Annotated[
         Path,
         typer.Option(
-            "--dir", help="Folder for keyturn.env, gateway.env, publisher.env and storage.env."
+            "--dir",
+            help="Folder for keyturn.env, gateway.env, console.env, publisher.env, storage.env and "
+            "console/passwords.",
         ),
     ] = Path(),
     force: Annotated[
@@ -75,7 +85,8 @@ def init(
 ) -> None:
     """Create development secrets and settings.
 
-    The publisher `dev` may do everything; `gateway` may upload and rotate. For production,
+    The publisher `dev` may do everything; `gateway` may upload, rotate and delete; `console` may
+    request what its pages offer. `keyturn console add-user` adds its users. For production,
     generate each key with `keyturn keygen` and give each process only its own.
 
     The region and access keys of the storage come from KEYTURN_S3_REGION, _S3_ACCESS_KEY_ID
@@ -91,15 +102,17 @@ def init(
         "KEYTURN_S3_BUCKET": s3_bucket,
         **_access_keys(storage),
     }
-    names = (WORKER_FILE, GATEWAY_FILE, PUBLISHER_FILE, STORAGE_FILE)
+    names = (WORKER_FILE, GATEWAY_FILE, CONSOLE_FILE, PUBLISHER_FILE, STORAGE_FILE)
     paths = [directory / name for name in names]
     if not force and (existing := [path for path in paths if path.exists()]):
         raise CommandError(f"{existing[0]} already exists; --force replaces it and its secrets")
     master_keys = master_key_settings(_KEY_ID) if held is None else held_key_settings(_KEY_ID, held)
-    worker, gateway, publisher = _settings(amqp_url, s3, master_keys)
+    passwords = (directory / PASSWORD_FILE).resolve()
+    worker, gateway, console, publisher = _settings(amqp_url, s3, master_keys, passwords)
     texts = (
         _text("Workers and operator", worker),
         _text("The HTTP gateway", gateway),
+        _text("The operator's console", console),
         _text("A service that publishes", publisher),
         _text("The development storage", [("Endpoint, bucket and access keys", s3)]),
     )
@@ -107,6 +120,10 @@ def init(
     for path, text in zip(paths, texts, strict=True):
         write_secret(path, text, force=force)
         print_line(f"wrote {path}")
+    if not passwords.exists():  # it holds no key of a deployment: --force keeps its users
+        passwords.parent.mkdir(exist_ok=True)
+        write_secret(passwords, "")
+        print_line(f"wrote {directory / PASSWORD_FILE}")
 
 
 def _access_keys(settings: StorageKeySettings) -> dict[str, str]:
@@ -120,16 +137,20 @@ def _access_keys(settings: StorageKeySettings) -> dict[str, str]:
 
 
 def _settings(
-    amqp_url: str, s3: dict[str, str], master_keys: dict[str, str]
-) -> tuple[list[_Part], list[_Part], list[_Part]]:
+    amqp_url: str, s3: dict[str, str], master_keys: dict[str, str], passwords: Path
+) -> tuple[list[_Part], list[_Part], list[_Part], list[_Part]]:
     """The parts of the files, each with its comment."""
     workers_intake, publishers_intake = intake_key_settings(_KEY_ID)
     workers_event, publishers_event = event_key_settings()
     grants, own = publisher_key_settings(_PUBLISHER, ["*"], ["*"])
     gateway_grants, gateway_own = publisher_key_settings(_GATEWAY, GATEWAY_MAY, ["*"])
-    shared: list[_Part] = [
+    console_grants, console_own = publisher_key_settings(_CONSOLE, CONSOLE_MAY, ["*"])
+    everywhere: list[_Part] = [
         ("The same in every process of a deployment", {"KEYTURN_DEPLOYMENT": "dev"}),
         ("The broker", {"KEYTURN_AMQP_URL": amqp_url}),
+    ]
+    shared: list[_Part] = [
+        *everywhere,
         ("The bucket; omit the access keys if the standard AWS chain provides them", s3),
     ]
     worker: list[_Part] = [
@@ -139,7 +160,7 @@ def _settings(
         ("Signs events", workers_event),
         (
             "The publishers: their keys, and what they may request for which projects",
-            _merge(grants, gateway_grants),
+            _merge(grants, gateway_grants, console_grants),
         ),
     ]
     gateway: list[_Part] = [
@@ -158,7 +179,18 @@ def _settings(
         ("Seals secrets to the workers", publishers_intake),
         ("Verifies events", publishers_event),
     ]
-    return worker, gateway, publisher
+    console: list[_Part] = [
+        *everywhere,
+        ("This publisher's name, and the key that signs its requests", console_own),
+        ("Seals secrets to the workers", publishers_intake),
+        ("Verifies events", publishers_event),
+        ("Signs the cookies of those who are signed in", session_key_settings()),
+        (
+            "Who may sign in: see `keyturn console add-user`",
+            {"KEYTURN_CONSOLE_PASSWORD_FILE": str(passwords)},
+        ),
+    ]
+    return worker, gateway, console, publisher
 
 
 def _merge(*grants: dict[str, str]) -> dict[str, str]:

@@ -89,6 +89,11 @@ def publisher_key_settings(
     return {"KEYTURN_PUBLISHERS": json.dumps(grant)}, own
 
 
+def session_key_settings() -> dict[str, str]:
+    """The key that signs the console's cookies: the console's setting."""
+    return {"KEYTURN_CONSOLE_SESSION_KEY": to_base64(new_seed())}
+
+
 def env_lines(settings: dict[str, str]) -> list[str]:
     """Settings as lines that a shell and compose's `env_file` read alike.
 
@@ -171,3 +176,9 @@ def event_key(output: Output = None, as_json: AsJson = False) -> None:
         f"publishers and other readers of events, key id {key_id}": publishers,
     }
     _output(parts, output, as_json=as_json)
+
+
+@app.command("session-key")
+def session_key(output: Output = None, as_json: AsJson = False) -> None:
+    """Generate the key that signs the cookies of the console."""
+    _output({"the console only": session_key_settings()}, output, as_json=as_json)

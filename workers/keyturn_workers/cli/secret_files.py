@@ -32,7 +32,7 @@ def read_secret(path: Path) -> str:
 
 
 def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> None:
-    """Write a file of mode 0600; `force` replaces an existing one atomically.
+    """Write a file of mode 0600; `force` replaces an existing one atomically, with its owner.
 
     Raises:
         CommandError: the file exists.
@@ -46,6 +46,8 @@ def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> No
             file.write(data)
             file.flush()
             os.fchmod(descriptor, _OWNER_ONLY)
+            if force:
+                _keep_owner(descriptor, path)
             os.fsync(descriptor)
         if force:
             os.replace(temporary, path)  # noqa: PTH105  # a path as mkstemp gives it
@@ -56,3 +58,10 @@ def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> No
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)  # noqa: PTH108  # as above
+
+
+def _keep_owner(descriptor: int, path: Path) -> None:
+    """Root replaces a file that a process of another user must still read."""
+    if os.geteuid() == 0 and path.exists():
+        before = path.stat()
+        os.fchown(descriptor, before.st_uid, before.st_gid)

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import REQUESTS
 from keyturn_workers.cli.app import app
+from keyturn_workers.console.settings import ConsoleSettings
 from keyturn_workers.settings import GatewaySettings, WorkerSettings
 
 runner = CliRunner()
-_FILES = ("keyturn.env", "gateway.env", "publisher.env", "storage.env")
+_FILES = ("keyturn.env", "gateway.env", "console.env", "publisher.env", "storage.env")
 
 
 def _env(path: Path) -> dict[str, str]:
@@ -111,7 +112,39 @@ def test_secret_files_are_private_despite_the_umask(tmp_path: Path) -> None:
         os.umask(before)
     for name in _FILES:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(_FILES)
+    passwords = tmp_path / "console" / "passwords"
+    assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
+    written = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {passwords, *(tmp_path / name for name in _FILES)}
+
+
+def test_the_console_of_init_holds_little_and_may_request_what_its_pages_offer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_env, _ = _init(tmp_path)
+    console_env = _env(tmp_path / "console.env")
+    assert not [name for name in console_env if "S3" in name or "MASTER" in name]
+    with monkeypatch.context() as patch:
+        for name, value in console_env.items():
+            patch.setenv(name, value)
+        console = ConsoleSettings.read()
+    assert console.console_password_file == tmp_path / "console" / "passwords"
+    with monkeypatch.context() as patch:
+        for name, value in worker_env.items():
+            patch.setenv(name, value)
+        grant = WorkerSettings.read().publishers[console.publisher_name]
+    assert [key.public_bytes for key in grant.keys] == [console.publisher_key.public_bytes]
+    allowed = {request for request in REQUESTS if grant.allows(request, "*")}
+    assert allowed == set(REQUESTS) - {"upload.requested", "enroll.requested"}
+
+
+def test_the_people_of_a_console_are_kept(tmp_path: Path) -> None:
+    """Even with --force: their file holds no key of the deployment."""
+    _init(tmp_path)
+    passwords = tmp_path / "console" / "passwords"
+    passwords.write_text("precious")
+    _init(tmp_path, "--force")
+    assert passwords.read_text() == "precious"
 
 
 @pytest.mark.parametrize("existing", _FILES)

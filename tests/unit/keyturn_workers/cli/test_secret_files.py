@@ -85,3 +85,14 @@ def test_a_secret_is_read_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_bytes("é\n".encode() + b"x" * 4093)
     assert read_secret(file) == "é\n" + "x" * 4093
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
+    """A process of that user still reads it."""
+    file = tmp_path / "passwords"
+    file.write_text("old")
+    os.chown(file, 10001, 10002)
+    write_secret(file, "new", force=True)
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (10001, 10002, 0o600)

@@ -15,8 +15,8 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from keyturn_workers.console.auth.password_file import PasswordFile, User
 
-PASSWORD_MAX_CHARACTERS: Final = 1024
-PASSWORD_MIN_CHARACTERS: Final = 12
+MAX_CHARACTERS: Final = 1024
+MIN_CHARACTERS: Final = 12
 ATTEMPTS_PER_NAME: Final = 5
 """At once; then one more every `ATTEMPTS_S / ATTEMPTS_PER_NAME` seconds."""
 ATTEMPTS_IN_TOTAL: Final = 60
@@ -78,7 +78,7 @@ class Passwords:
 
     def _verify(self, expected: str, password: str) -> bool:
         try:
-            return self._hasher.verify(expected, password[:PASSWORD_MAX_CHARACTERS])
+            return self._hasher.verify(expected, password[:MAX_CHARACTERS])
         except (VerificationError, InvalidHashError):
             return False
 

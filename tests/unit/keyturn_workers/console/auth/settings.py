@@ -15,11 +15,16 @@ _DEPLOYMENT = ConsoleDeployment("amqp://127.0.0.1:1/", _S3, "bucket")
 CLIENT_SECRET = "of the client at its provider, long enough"
 
 
+def console_env(passwords: Path, **more: str) -> dict[str, str]:
+    """The environment of a console; `more` without the prefix."""
+    return _DEPLOYMENT.console_env(passwords, **more)
+
+
 def console_settings(
     passwords: Path | None, issuer: str | None = None, **more: str
 ) -> ConsoleSettings:
     """Settings with a password file, a provider, or both; `more` without the prefix."""
-    env = _DEPLOYMENT.console_env(passwords or Path(), **more)
+    env = console_env(passwords or Path(), **more)
     if passwords is None:
         del env["KEYTURN_CONSOLE_PASSWORD_FILE"]
     if issuer is not None:

@@ -1,0 +1,132 @@
+"""`keyturn console`: the operator's console, and the people in its password file (SPEC 14, 16).
+
+A password comes from a prompt or from standard input, never from an argument, which every process
+list would show.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+import uvloop
+
+from keyturn.errors import SettingsError
+from keyturn_workers.cli.errors import CommandError
+from keyturn_workers.cli.output import print_line
+from keyturn_workers.cli.secret_files import write_secret
+from keyturn_workers.console.settings import ConsoleSettings
+from keyturn_workers.worker.logging import configure
+
+if TYPE_CHECKING:
+    from keyturn_workers.console.auth.password_file import User
+
+_EXTRA: Final = "keyturn console needs its extra: pip install 'keyturn-workers[console]'"
+# Of the extra; one that is missing says that all of them are.
+_PACKAGES: Final = frozenset(
+    {
+        "argon2",
+        "authlib",
+        "httpx2",
+        "itsdangerous",
+        "jinja2",
+        "joserfc",
+        "python_multipart",
+        "sse_starlette",
+    }
+)
+_FileOption = Annotated[
+    Path, typer.Option("--file", help="The password file, as in KEYTURN_CONSOLE_PASSWORD_FILE.")
+]
+
+app = typer.Typer(name="console", help="Run the operator's console, or change its password file.")
+
+
+@contextmanager
+def _needs_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] in _PACKAGES:
+            raise SettingsError(_EXTRA) from exc
+        raise
+
+
+@app.callback(invoke_without_command=True)
+def console(context: typer.Context) -> None:
+    """Run the operator's console: a web page to see a deployment and steer it."""
+    if context.invoked_subcommand is not None:
+        return
+    settings = ConsoleSettings.read()
+    configure(settings.log_format, settings.log_level)
+    # Starlette, Jinja and Authlib are slow to import, and no other command needs them.
+    with _needs_extra():
+        from keyturn_workers.console.server import run_console  # noqa: PLC0415
+    uvloop.run(run_console(settings))
+
+
+@app.command("add-user")
+def add_user(
+    name: Annotated[str, typer.Argument(help="The name to sign in with.")],
+    role: Annotated[
+        Literal["view", "operate"],
+        typer.Option("--role", help="`view` changes nothing; `operate` may do all."),
+    ],
+    file: _FileOption,
+) -> None:
+    """Add a person to the password file, or change their password and role.
+
+    Asks for the password twice, or reads it from standard input if that is no terminal. A running
+    console reads the file again, and ends the sessions of a person whose line changed.
+    """
+    with _needs_extra():
+        from keyturn_workers.console.auth import password_file, passwords  # noqa: PLC0415
+    if not password_file.is_user_name(name):
+        raise typer.BadParameter("a name has 1 to 64 characters of a-z, A-Z, 0-9 and . _ @ + -")
+    users = _read(file)
+    password = _read_password()
+    if not passwords.MIN_CHARACTERS <= len(password) <= passwords.MAX_CHARACTERS:
+        raise typer.BadParameter(
+            f"a password has {passwords.MIN_CHARACTERS} to {passwords.MAX_CHARACTERS} characters"
+        )
+    action = "changed" if name in users else "added"
+    users[name] = password_file.User(name, role, passwords.hash_password(password))
+    write_secret(file, password_file.format_users(users), force=True)
+    print_line(f"{action} {name} with the role {role} in {file}")
+
+
+@app.command("remove-user")
+def remove_user(
+    name: Annotated[str, typer.Argument(help="The name to remove.")], file: _FileOption
+) -> None:
+    """Remove a person from the password file. A running console ends their sessions."""
+    with _needs_extra():
+        from keyturn_workers.console.auth import password_file  # noqa: PLC0415
+    users = _read(file)
+    if name not in users:
+        raise CommandError(f"{file} has no user of this name")
+    del users[name]
+    write_secret(file, password_file.format_users(users), force=True)
+    print_line(f"removed {name} from {file}")
+
+
+def _read(file: Path) -> "dict[str, User]":
+    from keyturn_workers.console.auth.password_file import parse_users  # noqa: PLC0415
+
+    try:
+        return parse_users(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except UnicodeError as exc:
+        raise CommandError(f"{file}: not UTF-8 text") from exc
+    except ValueError as exc:
+        raise CommandError(f"{file}: {exc}") from exc
+
+
+def _read_password() -> str:
+    if sys.stdin.isatty():
+        answer: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+        return answer
+    return sys.stdin.readline().rstrip("\r\n")
