@@ -1,61 +1,37 @@
 """Which master keys are in use, for `keyturn status`: a census of the objects (SPEC 8.1, 8.7).
 
-Each admin wrap and each tombstone is opened; labels are never believed. The census covers
-the whole bucket, not only enrolled projects: an object without a keyring still needs its
-master key. Memory grows with the number of groups, not of objects.
+`keyturn_workers.status.census` finds what one object depends on. Memory grows with the number of
+groups, not of objects.
 
 Whether a master key may be dropped is decided in `keyturn_workers.key_usage_rules`.
 """
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from keyturn.errors import (
-    ArchivedObjectError,
-    KeyringRolledBackError,
-    PermanentError,
-    UnknownMasterKeyError,
-)
-from keyturn.identifiers import OWN_PREFIX, is_object_key, is_project, keyring_s3_key
+from keyturn.errors import KeyringRolledBackError
 from keyturn_workers.cli.bucket import batched, count, optional_task
 from keyturn_workers.cli.output import printable, progress_display
-from keyturn_workers.cli.record_index import RECORD_ERRORS, RecordIndex, Row
+from keyturn_workers.cli.record_index import RecordIndex, Row
 from keyturn_workers.cli.settings import StatusSettings
-from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.key_usage_rules import KeyUsage, Surroundings, judge_drop, missing_key
-from keyturn_workers.keyring.store import parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.key_usage import find_key_usage
+from keyturn_workers.status.census import (
+    NONCURRENT,
+    UNREADABLE,
+    Census,
+    ObjectInspector,
+    find_rolled_back,
+    list_objects,
+)
 from keyturn_workers.storage import Storage
 
 CONCURRENCY: Final = 64
-_NONCURRENT: Final = "noncurrent"
-_UNREADABLE: Final = "unreadable"
-_FOREIGN: Final = "foreign"
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectGroup:
-    """What the census groups objects by.
-
-    `kind` is that of `keyturn_workers.objects.key_usage`, or `noncurrent` for an older version,
-    `foreign`, or `unreadable` with the reason in `code`. `project` is empty for a key outside
-    of projects.
-    """
-
-    project: str
-    kind: str
-    generation: int | None = None
-    master_key: str | None = None
-    code: str | None = None
-
-
-Census = Counter[ObjectGroup]
 
 
 async def take_census(
@@ -73,7 +49,12 @@ async def take_census(
         StorageUnavailableError, StorageAnswerError, KmsUnavailableError: the census would be
             incomplete.
     """
+
+    async def of_project(project: str) -> Sequence[int]:
+        return generations.get(project, ())
+
     census: Census = Counter()
+    inspector = ObjectInspector(storage, keys, of_project)
     prefix = "" if project is None else f"{project}/"
     text = TextColumn("census: {task.description}", markup=False)
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -81,82 +62,27 @@ async def take_census(
         bar = progress.add_task("", total=None)
 
         async def show_total() -> None:
-            progress.update(bar, total=await count(_objects(storage, prefix)))
+            progress.update(bar, total=await count(list_objects(storage, prefix)))
 
         # A second listing is only worth it if the total is displayed.
         async with optional_task(None if progress.disable else show_total):
-            async for batch in batched(_objects(storage, prefix), CONCURRENCY):
-                groups = await asyncio.gather(
-                    *(_inspect(storage, keys, generations, *listed) for listed in batch)
-                )
+            async for batch in batched(list_objects(storage, prefix), CONCURRENCY):
+                groups = await asyncio.gather(*(inspector.inspect(*listed) for listed in batch))
                 census.update(group for group in groups if group is not None)
                 name = batch[-1][0].partition("/")[0]
                 progress.update(bar, advance=len(batch), description=printable(name))
     return census
 
 
-async def _objects(storage: Storage, prefix: str) -> AsyncIterator[tuple[str, str | None]]:
-    """S3 key and version of everything but Keyturn's own; None is the current version."""
-    if not await storage.versioning():
-        async for listed in storage.list(prefix):
-            if not listed.key.startswith(OWN_PREFIX):
-                yield listed.key, None
-        return
-    async for version in storage.list_versions(prefix):
-        if not version.is_delete_marker and not version.key.startswith(OWN_PREFIX):
-            yield version.key, None if version.is_latest else version.version_id
-
-
-async def _inspect(
-    storage: Storage,
-    keys: OperatorKeys,
-    generations: Mapping[str, Sequence[int]],
-    s3_key: str,
-    version_id: str | None,
-) -> ObjectGroup | None:
-    """The group of one object; None if it was deleted since it was listed."""
-    project, _, object_key = s3_key.partition("/")
-    if not is_project(project) or not is_object_key(object_key):
-        return ObjectGroup(project if is_project(project) else "", _FOREIGN)
-    try:
-        if version_id is None:
-            head = await storage.head(s3_key)
-        else:
-            head, _ = await storage.read_start(s3_key, 1, version_id=version_id)
-        keks = await keys.admin_keks(project)
-        usage = find_key_usage(
-            head.metadata, project, object_key, keks, generations.get(project, ())
-        )
-    except MissingError:
-        return None
-    except ArchivedError:  # an older version: its metadata comes with its bytes
-        return ObjectGroup(project, _UNREADABLE, code=ArchivedObjectError.code)
-    except (PermanentError, UnknownMasterKeyError) as exc:
-        return ObjectGroup(project, _UNREADABLE, code=exc.code)
-    kind = usage.kind if version_id is None else _NONCURRENT
-    return ObjectGroup(project, kind, usage.generation, usage.master_key)
-
-
 async def mark_rolled_back(
     storage: Storage, keys: OperatorKeys, keyrings: Sequence[Row], census: Census
 ) -> None:
     """Mark keyrings older than what opens among their project's objects (SPEC 5.4)."""
-    highest: defaultdict[str, int] = defaultdict(int)
-    for group in census:
-        if group.kind != _NONCURRENT:
-            highest[group.project] = max(highest[group.project], group.generation or 0)
+    opened = {row["project"]: row["generation"] for row in keyrings if row["generation"]}
+    newest = await find_rolled_back(storage, keys, opened, census)
     for row in keyrings:
-        project, newest = row["project"], highest[row["project"]]
-        if row["generation"] is None or newest <= row["generation"]:
-            continue
-        # The project may have been rotated since: only a keyring read after the objects counts.
-        try:
-            _, body = await storage.read(keyring_s3_key(project))
-            now = (await parse_keyring(body, project, keys)).current.generation
-        except (MissingError, *RECORD_ERRORS):
-            continue
-        if newest > now:
-            detail = f"an object is at generation {newest}"
+        if row["project"] in newest:
+            detail = f"an object is at generation {newest[row['project']]}"
             row.update(code=KeyringRolledBackError.code, detail=detail)
 
 
@@ -179,7 +105,7 @@ def master_key_rows(
     objects: Counter[str | None] = Counter()
     noncurrent: Counter[str | None] = Counter()
     for group, number in (census or Census()).items():
-        (noncurrent if group.kind == _NONCURRENT else objects)[group.master_key] += number
+        (noncurrent if group.kind == NONCURRENT else objects)[group.master_key] += number
     rows = []
     around = _surroundings(index, census, project)
     active = settings.active_master_key
@@ -211,7 +137,7 @@ def _surroundings(index: RecordIndex, census: Census | None, project: str | None
     groups = (census or Census()).items()
     return Surroundings(
         running_sweeps=sum(sweep["status"] == "running" for sweep in index.sweeps),
-        unreadable_objects=sum(number for group, number in groups if group.kind == _UNREADABLE),
+        unreadable_objects=sum(number for group, number in groups if group.kind == UNREADABLE),
         unreadable_records=index.unreadable,
         project=project,
     )

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 from keyturn_workers.cli.bucket import count_objects, open_bucket
-from keyturn_workers.cli.record_index import RECORD_ERRORS, Row, sweep_row, to_seconds
+from keyturn_workers.cli.record_index import Row, sweep_row, to_seconds
 from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.errors import MissingError
 from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.status.progress import SweepProgress
+from keyturn_workers.status.failures_view import last_successor
+from keyturn_workers.status.records import RECORD_ERRORS
+from keyturn_workers.status.rows import left_s, progress_of, proof_not_before
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan
 from keyturn_workers.sweep.sweep_store import SweepStore
@@ -21,7 +22,6 @@ _FIELDS: Final = (
     *("requested_at", "started_at", "ended_at"),
     *("master_key", "encrypt_plaintext", "repair", "dry_run"),
 )
-_MAX_SUCCESSORS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,7 @@ def _part_row(**values: object) -> Row:
 def _document(plan: Plan | AllPlan, counts: Counts, expected: int | None) -> dict[str, Any]:
     values = asdict(plan.ask) | sweep_row(plan)
     document = {name: values[name] for name in _FIELDS}
-    begun, proof_not_before = plan.started_at, None
     if isinstance(plan, Plan):
-        begun = plan.turned_at
-        # What was observed earlier proves nothing (SPEC 8.4).
-        proof_not_before = max(filter(None, (page.not_before for page in plan.live)), default=None)
         document |= {
             "taken_over_by": plan.successor,
             "proves_generation": plan.state.generation,
@@ -140,20 +136,14 @@ def _document(plan: Plan | AllPlan, counts: Counts, expected: int | None) -> dic
             "ranges_planned": sum(keys.planned for keys in plan.ranges),
             "pages": plan.next_page,
             "pages_not_proven": len(plan.live),
-            "proof_not_before": to_seconds(proof_not_before),
+            "proof_not_before": to_seconds(proof_not_before(plan)),
         }
     document |= {"counts": counts.to_json(), "rate_per_s": None, "left_s": None}
-    if plan.status == "running" and plan.stepped_at is not None:
-        # The rate since the desired state last changed, and the time left at that rate.
-        progress = SweepProgress(expected)
-        progress.add(begun, plan.ask.project, Counts())
-        progress.add(plan.stepped_at, plan.ask.project, counts)
-        rate, left = progress.rate_per_s, progress.left
-        if rate is not None:
-            document["rate_per_s"] = round(rate, 1)
-        if left is not None:
-            wait = (proof_not_before or plan.stepped_at) - plan.stepped_at
-            document["left_s"] = max(left, wait, timedelta()).total_seconds()
+    progress = progress_of(plan, counts, expected)
+    if progress is not None:
+        rate = progress.rate_per_s
+        document["rate_per_s"] = None if rate is None else round(rate, 1)
+        document["left_s"] = left_s(plan, progress)
     return document
 
 
@@ -166,7 +156,7 @@ async def _failures(store: SweepStore, plans: Sequence[Plan], limit: int | None)
     for plan in plans:
         row: Row = {"project": plan.ask.project}
         try:
-            async for failure in store.failures(await _last_successor(store, plan)):
+            async for failure in store.failures(await last_successor(store, plan)):
                 rows.append(row | {"key": failure.key, "code": failure.code})
                 if limit is not None and len(rows) > limit:
                     return rows
@@ -175,12 +165,3 @@ async def _failures(store: SweepStore, plans: Sequence[Plan], limit: int | None)
         except RECORD_ERRORS as exc:
             rows.append(row | {"key": None, "code": exc.code})
     return rows
-
-
-async def _last_successor(store: SweepStore, plan: Plan) -> Plan:
-    """The sweep that ends this one: itself, or the last one that took it over."""
-    for _ in range(_MAX_SUCCESSORS):
-        if plan.successor is None:
-            break
-        plan = (await store.read(plan.successor, plan.ask.project)).plan
-    return plan

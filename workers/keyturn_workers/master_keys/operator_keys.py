@@ -148,6 +148,10 @@ class OperatorKeys:
         """The ids of the master keys of this process, in the order of the settings."""
         return tuple(self._master_keys)
 
+    def provider_of(self, master_key: str) -> str:
+        """What holds a master key of this process: `local`, `pkcs11`, `awskms` or `vault`."""
+        return self._master_keys[master_key].provider
+
     @property
     def cached_keks(self) -> int:
         """How many derived KEKs are in memory."""

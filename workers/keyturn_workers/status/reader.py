@@ -5,18 +5,24 @@ console asks again by itself, and a report of an hour ago is of no use to it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 
+from keyturn.crypto import VerifyKey
 from keyturn.errors import CodedError, StorageUnavailableError, TooManyRequestsError
 from keyturn.identifiers import format_time
 from keyturn.messages import StatusReported, StatusRequested, StatusView
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.status.evidence_view import EvidenceView
+from keyturn_workers.status.failures_view import FailuresView
+from keyturn_workers.status.master_keys_view import read_master_keys
 from keyturn_workers.status.object_counter import ObjectCounter
+from keyturn_workers.status.objects_view import ObjectsView
 from keyturn_workers.status.page import Page, digest
 from keyturn_workers.status.record_views import RecordViews
 from keyturn_workers.status.rows import short_detail
@@ -48,6 +54,21 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a report says about the process that reads it.
+
+    Attributes:
+        deployment: Its deployment.
+        active_master_key: The id of the master key that it enrolls projects under.
+        event_keys: The public event keys that it knows.
+    """
+
+    deployment: str
+    active_master_key: str
+    event_keys: Collection[VerifyKey]
+
+
 class StatusReader:
     """Reads reports, a few at once.
 
@@ -59,6 +80,7 @@ class StatusReader:
         self,
         storage: Storage,
         keys: OperatorKeys,
+        identity: Identity,
         *,
         now: Callable[[], datetime] = _utc_now,
         max_waiting: int = MAX_WAITING,
@@ -67,10 +89,15 @@ class StatusReader:
         self._max_waiting = max_waiting
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
         self._in_hand = 0
+        self._keys = keys
+        self._active_master_key = identity.active_master_key
         store = SweepStore(storage, keys)
-        self._records = RecordViews(storage, Summaries(storage, keys))
         parts = SweepParts(storage, keys, store)
+        self._records = RecordViews(storage, Summaries(storage, keys))
         self._sweep = SweepView(store, parts, ObjectCounter(storage))
+        self._failures = FailuresView(store, parts)
+        self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys)
+        self._objects = ObjectsView(storage, keys)
 
     async def report(self, request: StatusRequested) -> StatusReported:
         """One page, or the reason why it cannot be read now. Raises nothing."""
@@ -98,15 +125,23 @@ class StatusReader:
 
     async def _read(self, request: StatusRequested) -> Page[Any]:
         project, after, limit = request.project, request.after, request.limit
+        page: Page[Any]
         match request.view:
             case "projects":
-                return await self._records.projects(project, after, limit)
+                page = await self._records.projects(project, after, limit)
             case "sweeps":
-                return await self._records.sweeps(project, after, limit)
+                page = await self._records.sweeps(project, after, limit)
             case "sweep":
-                return await self._sweep.read(str(request.sweep_id), project, after, limit)
-            case _:
-                raise StorageUnavailableError("not served yet")
+                page = await self._sweep.read(str(request.sweep_id), project, after, limit)
+            case "failures":
+                page = await self._failures.read(str(request.sweep_id), project, after, limit)
+            case "evidence":
+                page = await self._evidence.read(project, after, limit)
+            case "master_keys":
+                page = Page(await read_master_keys(self._keys, self._active_master_key), None)
+            case "objects":
+                page = await self._objects.read(project, after, limit)
+        return page
 
     def _reported(
         self, request: StatusRequested, found: dict[str, Any], at: datetime | None = None

@@ -79,7 +79,7 @@ class Summaries:
         """
         rows = [self._kept.get(each.listed.key, each.listed.etag) for each in records]
         missing = [number for number, row in enumerate(rows) if row is None]
-        for batch in _batches(missing, records):
+        for batch in read_batches(missing, records):
             read = await asyncio.gather(*(self.read(records[number]) for number in batch))
             for number, row in zip(batch, read, strict=True):
                 rows[number] = row
@@ -104,7 +104,7 @@ class Summaries:
         return row
 
 
-def _batches(numbers: Sequence[int], records: Sequence[Record]) -> Iterator[list[int]]:
+def read_batches(numbers: Sequence[int], records: Sequence[Record]) -> Iterator[list[int]]:
     """The numbers of records to read at once: few, and not too many bytes of them."""
     batch: list[int] = []
     size_bytes = 0

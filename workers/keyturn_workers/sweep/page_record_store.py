@@ -101,11 +101,22 @@ class PageRecordStore(RecordStore):
 
     async def failures(self, plan: Plan) -> AsyncIterator[Failure]:
         """All failures of the last round, in the order of pages."""
-        prefix = record_paths.failures_prefix(plan.ask.sweep_id, plan.ask.project, plan.round)
-        async for row in self._storage.list(prefix):
-            page, _, _ = await self._read_record(row.key, plan.ask.project, _Failures)
-            for failure in page.failures:
+        async for s3_key in self.failure_records(plan):
+            for failure in await self.read_failures(plan, s3_key):
                 yield failure
+
+    async def failure_records(self, plan: Plan, *, since: str = "") -> AsyncIterator[str]:
+        """The S3 keys of the failures of the last round, a page each, from `since` on."""
+        prefix = record_paths.failures_prefix(plan.ask.sweep_id, plan.ask.project, plan.round)
+        # A key without its last letter sorts before the key itself.
+        async for row in self._storage.list(prefix, after=since[:-1]):
+            if row.key >= since:
+                yield row.key
+
+    async def read_failures(self, plan: Plan, s3_key: str) -> tuple[Failure, ...]:
+        """The failures of one page; `MissingError` if another round has begun."""
+        page, _, _ = await self._read_record(s3_key, plan.ask.project, _Failures)
+        return page.failures
 
     # Tags that a copy drops.
 

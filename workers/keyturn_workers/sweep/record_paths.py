@@ -34,6 +34,7 @@ _RESULTS: Final = "results/"
 _FAILURES: Final = "failures/"
 _TAGS: Final = "tags/"
 _PARTS: Final = "done/"
+_FAILURES_NAME: Final = re.compile(r"failures/\d{6}-\d{8}\.json")
 _RESULT_NAME: Final = re.compile(r"results/(?P<round>\d{6})-(?P<page>\d{8})-(?P<take>\d{6})\.json")
 
 
@@ -60,6 +61,11 @@ class RecordPath:
     def is_result(self) -> bool:
         """Whether it is in the folder of page results."""
         return self.name.startswith(_RESULTS)
+
+    @property
+    def is_failures(self) -> bool:
+        """Whether it is the path of a page's failures."""
+        return _FAILURES_NAME.fullmatch(self.name) is not None
 
     @property
     def attempt(self) -> tuple[int, int, int] | None:

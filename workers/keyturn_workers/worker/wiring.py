@@ -23,7 +23,7 @@ from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enro
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.status.reader import StatusReader
+from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
@@ -205,8 +205,13 @@ class Wiring:
             self._starter,
             deleter,
             audit_requests=audit_requests,
-            status_reader=StatusReader(storage, self._keys),
+            status_reader=StatusReader(storage, self._keys, self._identity()),
         )
+
+    def _identity(self) -> Identity:
+        settings = self._settings
+        event_keys = [key.verify_key() for key in settings.event_key]
+        return Identity(settings.deployment, settings.active_master_key, event_keys)
 
     @cached_property
     def _sweep(self) -> SweepHandler:

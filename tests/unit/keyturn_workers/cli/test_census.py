@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.errors import StorageUnavailableError, UnknownMasterKeyError
-from keyturn_workers.cli.census import CONCURRENCY, ObjectGroup, object_rows, take_census
+from keyturn_workers.cli.census import CONCURRENCY, object_rows, take_census
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.status.census import ObjectGroup
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,

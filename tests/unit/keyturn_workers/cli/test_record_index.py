@@ -11,6 +11,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.cli import record_index
 from keyturn_workers.cli.record_index import RecordIndex, read_records, to_seconds
+from keyturn_workers.status import records
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, all_plan, done, plan, sweep_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
@@ -89,7 +90,7 @@ def test_a_planted_record_is_a_row_or_counted_and_a_huge_one_is_not_read(
     held: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record_index, "_MAX_FAILING", 2)
-    monkeypatch.setattr(record_index, "_MAX_BYTES", 100)
+    monkeypatch.setattr(records, "MAX_BYTES", 100)
     held.plant(".keyturn/keyrings/acme.json", {}, bytes(101))
     for number in range(3):
         held.plant(f".keyturn/sweeps/{sweep_id(1)}/acme/failures/{number}.json", {}, bytes(101))

@@ -34,7 +34,7 @@ from keyturn.messages import (
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp import DeferError, Handled
 from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
-from keyturn_workers.status.reader import StatusReader
+from keyturn_workers.status.reader import Identity, StatusReader
 from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.sweep.sweeping import (
@@ -66,7 +66,7 @@ class Control:
             Rotator(on.storage, on.keyrings, operator_keys(MASTER_KEYS), intake, on.starter),
             on.starter,
             Deleter(on.storage, on.keyrings, KEYS, LEASE_S),
-            status_reader=StatusReader(on.storage, KEYS),
+            status_reader=StatusReader(on.storage, KEYS, Identity("test", "m1", ())),
         )
 
     async def serve(self, request: Request, origin: RequestOrigin = ORIGIN) -> Handled:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from keyturn.crypto import SigningKey
 from keyturn.messages import StatusRequested
 from keyturn_workers.keyring import create_keyring
-from keyturn_workers.status.reader import StatusReader
+from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from keyturn_workers.sweep.plan import AllPlan, Plan
 
 REQUEST_ID = "2f6c9a0e-3333-4333-8333-333333333333"
+DEPLOYMENT = "test"
+EVENT_KEY = SigningKey.from_seed(bytes(range(32)))
 KEYS = operator_keys(MASTER_KEYS)
 
 
@@ -37,7 +40,8 @@ class Bucket:
     def new_reader(self, **more: Any) -> StatusReader:
         """A reader of another process, which remembers nothing."""
         keys = operator_keys({name: MASTER_KEYS[name] for name in self.known})
-        return StatusReader(self.storage, keys, **more)
+        identity = Identity(DEPLOYMENT, "m1", [EVENT_KEY.verify_key()])
+        return StatusReader(self.storage, keys, identity, **more)
 
     async def report(self, view: StatusView, project: str = "*", **more: Any) -> StatusReported:
         return await self.reader.report(request(view, project, **more))

@@ -10,7 +10,7 @@ import pytest
 from keyturn.messages import ProjectStatus, SweepStatus
 from keyturn_workers.status import summaries as summaries_module
 from keyturn_workers.status.records import list_records
-from keyturn_workers.status.summaries import EtagCache, Summaries
+from keyturn_workers.status.summaries import EtagCache, Summaries, read_batches
 from keyturn_workers.sweep.plan import Failure
 from tests.unit.keyturn_workers.cli.status_bucket import done
 from tests.unit.keyturn_workers.factories import keyring, rotated
@@ -90,11 +90,11 @@ async def test_few_bytes_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     await bucket.enroll(*(keyring(f"p{n}") for n in range(5)))
     records = await _records(bucket)
     assert 350 < records[0].listed.size_bytes < 700
-    batches = list(summaries_module._batches(range(5), records))
+    batches = list(read_batches(range(5), records))
     assert batches == [[0], [1], [2], [3], [4]]
     small = [replace(each, listed=replace(each.listed, size_bytes=9)) for each in records]
-    assert list(summaries_module._batches([1, 4], small)) == [[1, 4]]
-    assert [len(batch) for batch in summaries_module._batches(range(20), small * 4)] == [16, 4]
+    assert list(read_batches([1, 4], small)) == [[1, 4]]
+    assert [len(batch) for batch in read_batches(range(20), small * 4)] == [16, 4]
 
 
 async def test_a_record_that_is_no_plan_has_no_row() -> None:

@@ -1,0 +1,91 @@
+"""The view of one project's evidence, with its envelopes (SPEC 15.1, 16.1).
+
+An envelope is in a report only if an event key of this process signed it, for this deployment and
+project. Others are rows with a code: forged, damaged, or signed by an event key that this process
+no longer holds. Whether the files form a chain is for its reader to verify.
+"""
+
+import asyncio
+from collections.abc import Collection
+from typing import Final
+
+from keyturn.crypto import VerifyKey
+from keyturn.errors import EvidenceError, ForeignEvidenceError, MalformedEvidenceError
+from keyturn.evidence import MAX_EVIDENCE_BYTES, Evidence, digest, parse
+from keyturn.identifiers import evidence_prefix, format_time, parse_evidence_name
+from keyturn.messages import EvidenceStatus
+from keyturn_workers.errors import ArchivedError, MissingError
+from keyturn_workers.status.page import MAX_BYTES, Entry, Page, cut
+from keyturn_workers.storage import ObjectSummary, Storage
+
+_CONCURRENCY: Final = 8
+
+
+class EvidenceView:
+    """Reads evidence.
+
+    Args:
+        storage: The bucket.
+        deployment: Whose evidence it must be.
+        keys: The public event keys of this process.
+    """
+
+    def __init__(self, storage: Storage, deployment: str, keys: Collection[VerifyKey]) -> None:
+        self._storage = storage
+        self._deployment = deployment
+        self._keys = keys
+
+    async def read(self, project: str, after: str | None, limit: int) -> Page[EvidenceStatus]:
+        """A page, in the order of the files' names.
+
+        Raises:
+            StorageUnavailableError, StorageAnswerError: not all of it can be read.
+        """
+        prefix = evidence_prefix(project)
+        listing = await self._storage.list_entries(prefix, after=after or "", limit=limit)
+        entries: list[Entry[EvidenceStatus]] = []
+        size_bytes = 0
+        for begin in range(0, len(listing.objects), _CONCURRENCY):
+            batch = listing.objects[begin : begin + _CONCURRENCY]
+            rows = await asyncio.gather(*(self._row(project, prefix, each) for each in batch))
+            entries += [Entry(each.key, row) for each, row in zip(batch, rows, strict=True)]
+            size_bytes += sum(each.size_bytes for each in batch)
+            if size_bytes > MAX_BYTES and begin + _CONCURRENCY < len(listing.objects):
+                return cut(entries, entries[-1].position, limit)
+        return cut(entries, listing.next_after, limit)
+
+    async def _row(self, project: str, prefix: str, listed: ObjectSummary) -> EvidenceStatus | None:
+        """The row of one file; None for what cannot be evidence by its name, or is gone."""
+        named = parse_evidence_name(listed.key.removeprefix(prefix))
+        if named is None:
+            return None
+        body, code, at = b"", None, format_time(listed.last_modified)
+        try:
+            _, body = await self._storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
+            evidence = self._verified(body, project, named)
+            at = evidence.predicate.proven_to
+        except MissingError:
+            return None
+        except ArchivedError:
+            code = "archived_object"
+        except EvidenceError as exc:
+            code = exc.kind
+        return EvidenceStatus(
+            project=project,
+            generation=named[0],
+            sweep_id=named[1],
+            at=at,
+            digest=digest(body),
+            envelope=body.decode() if code is None else None,
+            code=code,
+        )
+
+    def _verified(self, envelope: bytes, project: str, named: tuple[int, str]) -> Evidence:
+        evidence = parse(envelope)
+        evidence.verify(self._keys)
+        statement, predicate = evidence.statement, evidence.predicate
+        if (statement.deployment, statement.project) != (self._deployment, project):
+            raise ForeignEvidenceError("from another deployment or project")
+        if (predicate.generation, predicate.sweep_id) != named:
+            raise MalformedEvidenceError("at the path of another file")
+        return evidence
