@@ -21,7 +21,7 @@ from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.status.reader import StatusReader
+from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
 from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
@@ -217,7 +217,9 @@ class Process:
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
             audit_requests=AuditRequests(self._trail, keyrings.clock.now),
-            status_reader=parts.status_reader(storage, self._keys, now=keyrings.clock.now),
+            status_reader=parts.status_reader(
+                storage, self._keys, Identity("test", "m1", ()), now=keyrings.clock.now
+            ),
         )
 
     def _sweep(self) -> SweepHandler:
