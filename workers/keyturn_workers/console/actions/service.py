@@ -21,11 +21,12 @@ from typing import Final, Protocol
 from pydantic import SecretStr
 
 from keyturn.errors import CodedError, PublisherError, WaitTimeoutError
-from keyturn.messages import Event
+from keyturn.identifiers import format_time
+from keyturn.messages import Event, SweepRequested
 from keyturn.publisher.event_matcher import RequestType
 from keyturn_workers.console.actions import outcome
-from keyturn_workers.console.actions.form_tokens import FORM_LIFE_S
-from keyturn_workers.console.actions.fresh_keys import KEY_LIFE_S
+from keyturn_workers.console.actions.form_tokens import FORM_LIFE_S, FormTokens
+from keyturn_workers.console.actions.fresh_keys import KEY_LIFE_S, FreshKeys
 from keyturn_workers.console.actions.outcome import Action, ActionKind, ActionState, SweepOptions
 from keyturn_workers.console.auth.person import Person
 
@@ -128,10 +129,15 @@ class Actions:
     Args:
         publisher: Signs and publishes; connected or not.
         on_change: Called after each change of an action.
+        on_sweep: Called with each sweep that the broker has confirmed, and its person.
         max_kept: How many are remembered.
         publish_wait_s: How long a call waits for the broker's confirmation.
         answer_wait_s: How long an answer is waited for.
         read_again_s: The pause before a stream that cannot be read is read again.
+
+    Attributes:
+        forms: The tokens of the forms that lead here.
+        fresh_keys: API keys that were shown and are not published yet.
     """
 
     def __init__(
@@ -139,6 +145,7 @@ class Actions:
         publisher: RequestPublisher,
         *,
         on_change: Callable[[], None] = lambda: None,
+        on_sweep: Callable[[SweepRequested, str], None] = lambda _request, _person: None,
         max_kept: int = MAX_KEPT,
         publish_wait_s: float = PUBLISH_WAIT_S,
         answer_wait_s: float = ANSWER_WAIT_S,
@@ -146,11 +153,14 @@ class Actions:
     ) -> None:
         self._publisher = publisher
         self._on_change = on_change
+        self._on_sweep = on_sweep
         self._max_kept = max_kept
         self._publish_wait_s = publish_wait_s
         self._answer_wait_s = answer_wait_s
         self._read_again_s = read_again_s
         self._entries: dict[str, _Entry] = {}
+        self.forms = FormTokens()
+        self.fresh_keys = FreshKeys()
 
     async def start_sweep(
         self, person: Person, request_id: str, project: str, options: SweepOptions, *, dry_run: bool
@@ -310,6 +320,7 @@ class Actions:
         else:
             self._set(entry, outcome.published(entry.action, datetime.now(UTC)))
             entry.publish = None
+            self._note_sweep(entry.action)
         finally:
             # The task's own frame would keep the key while it waits for the answer.
             del publish
@@ -318,6 +329,21 @@ class Actions:
         _log.info("console request %s: %s %s", action.state.value, action.kind, action.request_id)
         if action.state is not ActionState.NOT_SENT:
             await self._wait(entry)
+
+    def _note_sweep(self, action: Action) -> None:
+        if action.options is None:
+            return
+        request = SweepRequested(
+            sweep_id=action.request_id,
+            project=action.project,
+            requested_at=format_time(action.at),
+            master_key=action.options.master_key,
+            encrypt_plaintext=action.options.encrypt_plaintext,
+            repair=action.options.repair,
+            dry_run=action.dry_run,
+            actor=action.person,
+        )
+        self._on_sweep(request, action.person)
 
     async def _wait(self, entry: _Entry) -> None:
         self._set(entry, replace(entry.action, is_waiting=True))

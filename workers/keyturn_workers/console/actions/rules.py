@@ -1,0 +1,68 @@
+"""What must be confirmed, and when a sweep for real is allowed (SPEC 8.6, 16.2). Pure."""
+
+from datetime import datetime, timedelta
+from typing import Final
+from urllib.parse import urlencode
+
+from keyturn.identifiers import ALL_PROJECTS
+from keyturn_workers.console.actions.outcome import SweepOptions
+from keyturn_workers.console.model.rows import SweepRow
+
+DRY_RUN_MAX_AGE: Final = timedelta(hours=24)
+ALL_PROJECTS_PHRASE: Final = "all projects"
+
+
+def needs_confirmation(project: str, options: SweepOptions) -> bool:
+    """Whether a sweep for real does something that no later sweep takes back, or to everything."""
+    return (
+        project == ALL_PROJECTS
+        or options.encrypt_plaintext
+        or options.repair
+        or options.master_key is not None
+    )
+
+
+def confirmation_phrase(project: str) -> str:
+    """What a person types to confirm: the project's id, or `all projects`."""
+    return ALL_PROJECTS_PHRASE if project == ALL_PROJECTS else project
+
+
+def is_confirmed(typed: str, phrase: str) -> bool:
+    """Whether the phrase was typed; blanks around it do not count, case does."""
+    return typed.strip() == phrase.strip() and bool(phrase.strip())
+
+
+def options_of(row: SweepRow) -> SweepOptions | None:
+    """The options of a sweep; None while its record was not read."""
+    if row.encrypt_plaintext is None or row.repair is None:
+        return None
+    return SweepOptions(row.master_key, row.encrypt_plaintext, row.repair)
+
+
+def again_query(row: SweepRow) -> str:
+    """The query of the form that starts the same sweep again, with its dry run first."""
+    fields = {"scope": "all"} if row.project == ALL_PROJECTS else {"project": row.project}
+    options = options_of(row)
+    if options is not None:
+        fields |= {"encrypt_plaintext": "yes"} if options.encrypt_plaintext else {}
+        fields |= {"repair": "yes"} if options.repair else {}
+        fields |= {"master_key": options.master_key} if options.master_key else {}
+    return urlencode(fields)
+
+
+def dry_run_problem(row: SweepRow, now: datetime) -> str | None:
+    """Why a sweep for real may not be started from this sweep; None if it may.
+
+    The sweep for real takes project and options from the dry run, so that they are the same.
+    """
+    if row.dry_run is None or options_of(row) is None:
+        return "The options of this sweep are not known yet. Reload the page in a moment."
+    if not row.dry_run or row.kind != "sweep" or row.part_of_all:
+        return "This is not a dry run. Start one first."
+    if row.status in ("requested", "running"):
+        return "The dry run has not ended yet."
+    if row.status != "done" or row.ended_at is None:
+        return "The dry run did not end. Start another one."
+    if now - row.ended_at > DRY_RUN_MAX_AGE:
+        return "The dry run ended more than 24 hours ago. Start another one."
+    return None

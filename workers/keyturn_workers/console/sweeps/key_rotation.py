@@ -1,0 +1,165 @@
+"""The steps of a master key rotation, and where this deployment is (SPEC 8.1, 16.2). Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from keyturn_workers.console.model.rows import Census, MasterKeyRow, SweepRow, WorkerRow
+
+StepState = Literal["done", "next", "later"]
+_RECORDS: Final = ("keyring", "sweep_record")
+_DROP_TEXT: Final = (
+    "Remove it from KEYTURN_MASTER_KEYS of every worker and gateway, and restart them. Keep it "
+    "for as long as you keep backups that it opens."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: what to do, whether it is done, and what shows that."""
+
+    title: str
+    state: StepState
+    detail: str
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRotation:
+    """A rotation to the active master key: the keys to leave, and the steps.
+
+    Attributes:
+        old: The other keys that are held.
+    """
+
+    active: str | None
+    old: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether more than one master key is held."""
+        return bool(self.old)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What a complete count found under one master key; None before there is one."""
+
+    objects: int | None
+    noncurrent: int | None
+    records: int | None
+
+
+def key_use(counts: Mapping[str, int] | None) -> KeyUse:
+    """The sums of the counts by kind."""
+    if counts is None:
+        return KeyUse(None, None, None)
+    records = sum(counts.get(kind, 0) for kind in _RECORDS)
+    noncurrent = counts.get("noncurrent", 0)
+    return KeyUse(sum(counts.values()) - records - noncurrent, noncurrent, records)
+
+
+def key_rotation(
+    keys: Sequence[MasterKeyRow],
+    workers: Sequence[WorkerRow],
+    sweeps: Sequence[SweepRow],
+    census: Census | None,
+) -> KeyRotation:
+    """Where this deployment is.
+
+    Args:
+        keys: What is known of master keys.
+        workers: All processes that report.
+        sweeps: Sweeps of all projects, newest first.
+        census: The newest complete count.
+    """
+    held = [row for row in keys if row.is_held]
+    active = next((row.master_key for row in held if row.active), None)
+    old = tuple(row.master_key for row in held if not row.active)
+    swept = _clean_sweep(sweeps, active)
+    unused = {row.master_key for row in held if row.safe_to_drop}
+    done = (
+        bool(old),
+        active is not None and bool(old) and _all_agree(workers, active),
+        swept is not None and not any(row.projects for row in held if not row.active),
+        bool(old) and unused.issuperset(old),
+        False,
+    )
+    texts = (
+        _held_text(held, workers),
+        _active_text(active, workers),
+        _sweep_text(swept, active),
+        _census_text(old, unused, census),
+        _DROP_TEXT,
+    )
+    titles = (
+        "Give every worker and gateway a second master key",
+        "Make the new one active, so that new projects begin under it",
+        "Sweep all projects to it: dry run first, then for real, to a clean end",
+        "Count again: no object, no older version and no record uses the old one",
+        "Drop the old one",
+    )
+    commands = ("keyturn keygen master-key --id m2 -o m2.env", None, None, None, None)
+    first_open = next(index for index, each in enumerate(done) if not each)
+    steps = tuple(
+        Step(
+            title,
+            "done" if is_done else "next" if index == first_open else "later",
+            text,
+            command if index == first_open else None,
+        )
+        for index, (title, is_done, text, command) in enumerate(
+            zip(titles, done, texts, commands, strict=True)
+        )
+    )
+    return KeyRotation(active, old, steps)
+
+
+def _present(workers: Sequence[WorkerRow]) -> list[WorkerRow]:
+    return [worker for worker in workers if worker.is_present]
+
+
+def _all_agree(workers: Sequence[WorkerRow], active: str) -> bool:
+    present = _present(workers)
+    return bool(present) and all(each.active_master_key == active for each in present)
+
+
+def _clean_sweep(sweeps: Sequence[SweepRow], active: str | None) -> SweepRow | None:
+    """The newest clean sweep of all projects to the active key."""
+    return next(
+        (row for row in sweeps if row.clean and not row.dry_run and row.master_key == active), None
+    )
+
+
+def _held_text(held: Sequence[MasterKeyRow], workers: Sequence[WorkerRow]) -> str:
+    names = {row.master_key for row in held}
+    lacking = [each for each in _present(workers) if not names <= set(each.master_keys)]
+    words = f"Held: {', '.join(sorted(names)) or 'not known yet'}."
+    if lacking:
+        hosts = ", ".join(sorted({each.host for each in lacking}))
+        words += f" Not all workers have all of them yet: {hosts}."
+    return f"{words} Gateways do not report what they hold: check theirs yourself."
+
+
+def _active_text(active: str | None, workers: Sequence[WorkerRow]) -> str:
+    reported = sorted({each.active_master_key for each in _present(workers)})
+    if len(reported) > 1:
+        return f"Workers disagree: {', '.join(reported)}. Restart those with the earlier setting."
+    return f"Active: {active or 'not known yet'}."
+
+
+def _sweep_text(swept: SweepRow | None, active: str | None) -> str:
+    if swept is None or swept.ended_at is None:
+        return f"No clean sweep of all projects to {active or 'the active key'} is known."
+    return f"The last one ended clean at {swept.ended_at:%Y-%m-%d %H:%M} UTC."
+
+
+def _census_text(old: Sequence[str], unused: set[str], census: Census | None) -> str:
+    if census is None or census.ended_at is None:
+        return "The bucket was not counted yet."
+    still = [name for name in old if name not in unused]
+    counted = f"Counted at {census.ended_at:%Y-%m-%d %H:%M} UTC"
+    return (
+        f"{counted}; still in use or not certain: {', '.join(still)}." if still else f"{counted}."
+    )

@@ -1,0 +1,197 @@
+"""*Sweeps* and *Sweep*: progress, counts, failures and what to do about them (SPEC 8.6, 16.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Final, Literal
+from urllib.parse import urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from keyturn import evidence
+from keyturn.errors import EvidenceError
+from keyturn_workers.console.actions.rules import again_query, dry_run_problem
+from keyturn_workers.console.model.rows import (
+    EvidenceView,
+    FailureRow,
+    RateSample,
+    SweepQuery,
+    SweepView,
+)
+from keyturn_workers.console.sweeps import display, failures
+from keyturn_workers.console.sweeps.forms import (
+    actions_of,
+    id_of_path,
+    outcome_values,
+    page_number,
+    project_of_path,
+)
+from keyturn_workers.console.sweeps.reports import want_sweep
+from keyturn_workers.console.web import charts
+from keyturn_workers.console.web.context import context_of
+from keyturn_workers.console.web.links import address, choice_of, page_of, text_of
+from keyturn_workers.console.web.rendering import render
+
+State = Literal["any", "requested", "running", "done", "failed", "rejected", "not_clean"]
+Kind = Literal["any", "rotation", "sweep"]
+_STATES: Final[dict[State, str]] = {
+    "any": "Any",
+    "running": "Running",
+    "not_clean": "Ended, not clean",
+    "done": "Ended",
+    "failed": "Stopped",
+    "rejected": "Refused",
+    "requested": "Requested",
+}
+_KINDS: Final[dict[Kind, str]] = {"any": "Any", "rotation": "Rotations", "sweep": "Sweeps"}
+_MIN_SAMPLES: Final = 3
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The dates of a proof, as its evidence says them, by the storage's clock."""
+
+    turned_at: str
+    proven_from: str
+    proven_to: str
+    late_writes_refused: bool
+    digest: str
+
+
+async def show_all(request: Request) -> Response:
+    """Answer `GET /sweeps`: those that are under way first."""
+    params = request.query_params
+    query = SweepQuery(
+        text=text_of(params, "text"),
+        project=text_of(params, "project") or None,
+        state=choice_of(params, "state", State, "any"),
+        kind=choice_of(params, "kind", Kind, "any"),
+        page=page_of(params),
+        parts=params.get("parts") == "yes",
+    )
+    is_filtered = query != SweepQuery(page=query.page)
+    return render(
+        request,
+        "sweeps/sweeps.html",
+        topics=("sweeps",),
+        query=query,
+        page=context_of(request).model.sweeps(query),
+        states=list(_STATES.items()),
+        kinds=list(_KINDS.items()),
+        is_filtered=is_filtered,
+        display=display,
+        url=lambda number: address("/sweeps", params, page=number),
+    )
+
+
+async def show(request: Request) -> Response:
+    """Answer `GET /sweeps/{project}/{sweep_id}`; also of one that no worker has begun yet."""
+    context = context_of(request)
+    project = project_of_path(request, all_allowed=True)
+    sweep_id = id_of_path(request, "sweep_id")
+    view: SweepView | None = context.model.sweep(sweep_id, project)
+    action = actions_of(request).get(sweep_id)
+    if action is not None and action.project != project:
+        action = None
+    want_sweep(request, project, sweep_id, view)
+    if view is None and action is None:
+        raise HTTPException(404, "The console knows no such sweep. Its record may be gone.")
+    params = request.query_params
+    return render(
+        request,
+        "sweeps/sweep.html",
+        topics=("sweeps",),
+        project=project,
+        sweep_id=sweep_id,
+        view=view,
+        display=display,
+        path=display.sweep_path(project, sweep_id),
+        chart=_chart(view.samples) if view is not None else None,
+        proof=_proof(context.model.evidence(project), view) if view is not None else None,
+        failed=_failures(view, params.get("code", ""), text_of(params, "text"), request),
+        code=params.get("code", ""),
+        text=text_of(params, "text"),
+        url=lambda number: address(request.url.path, params, page=number) + "#failures",
+        obstacle=dry_run_problem(view.row, datetime.now(UTC)) if view is not None else None,
+        again=again_query(view.row) if view is not None else "",
+        taken=urlencode({"code": params.get("code", ""), "text": text_of(params, "text")}),
+        **outcome_values(request, action),
+    )
+
+
+async def failures_text(request: Request) -> Response:
+    """The failures that match, a line each, to copy."""
+    rows = _matching(request)
+    return PlainTextResponse(failures.as_text(rows), media_type=_TEXT)
+
+
+async def failures_csv(request: Request) -> Response:
+    """The failures that match, for a spreadsheet."""
+    name = f"failures-{id_of_path(request, 'sweep_id')}.csv"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    rows = _matching(request)
+    return PlainTextResponse(failures.as_csv(rows), headers=headers, media_type="text/csv")
+
+
+def _matching(request: Request) -> tuple[FailureRow, ...]:
+    project = project_of_path(request, all_allowed=True)
+    view: SweepView | None = context_of(request).model.sweep(
+        id_of_path(request, "sweep_id"), project
+    )
+    if view is None:
+        raise HTTPException(404)
+    params = request.query_params
+    return failures.matching(view.failures, params.get("code", ""), text_of(params, "text"))
+
+
+def _failures(
+    view: SweepView | None, code: str, text: str, request: Request
+) -> failures.FailurePage | None:
+    if view is None or not view.failures:
+        return None
+    return failures.page_of(view.failures, code, text, page_number(request))
+
+
+def _chart(samples: Sequence[RateSample]) -> charts.Chart | None:
+    """The rate between each two samples; None while there are too few."""
+    rates = [
+        (later.at, max(0.0, later.objects_done - earlier.objects_done) / seconds)
+        for earlier, later in pairwise(samples)
+        if (seconds := (later.at - earlier.at).total_seconds()) > 0
+    ]
+    if len(rates) < _MIN_SAMPLES:
+        return None
+    return charts.line("Objects per second", rates)
+
+
+def _proof(held: EvidenceView, view: SweepView) -> Proof | None:
+    """The dates in the evidence of this sweep, if the console holds it."""
+    digest = view.row.evidence
+    for file in held.files:
+        if digest is None or file.digest != digest or file.envelope is None:
+            continue
+        try:
+            read = evidence.parse(file.envelope.encode())
+        except EvidenceError:
+            return None
+        # The digest is that of the signed event or record of the end.
+        if read.digest != digest:
+            return None
+        said = read.statement.predicate
+        return Proof(
+            said.turned_at, said.proven_from, said.proven_to, said.late_writes_refused, digest
+        )
+    return None
+
+
+routes = [
+    Route("/sweeps", show_all),
+    Route("/sweeps/{project}/{sweep_id}", show),
+    Route("/sweeps/{project}/{sweep_id}/failures.txt", failures_text),
+    Route("/sweeps/{project}/{sweep_id}/failures.csv", failures_csv),
+]
