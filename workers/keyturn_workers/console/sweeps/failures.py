@@ -6,34 +6,14 @@ Names are untrusted: those that failed as foreign may hold any character.
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Final
 
 from keyturn_workers.console.codes import CodeHelp, code_help
-from keyturn_workers.console.model.rows import FailureRow
+from keyturn_workers.console.model.rows import PAGE_SIZE, FailureRow, Page, SweepView
 
-PAGE_SIZE: Final = 100
 # A spreadsheet takes a cell that begins so for a formula.
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
-
-
-@dataclass(frozen=True, slots=True)
-class FailurePage:
-    """One page of the failures that match.
-
-    Attributes:
-        codes: How many failures each code has, of all, with its help.
-        size: Rows of a full page.
-    """
-
-    rows: tuple[FailureRow, ...]
-    total: int
-    matching: int
-    page: int
-    pages: int
-    codes: tuple[tuple[str, int, CodeHelp], ...]
-    size: int = PAGE_SIZE
 
 
 def matching(rows: Iterable[FailureRow], code: str, text: str) -> tuple[FailureRow, ...]:
@@ -47,21 +27,27 @@ def matching(rows: Iterable[FailureRow], code: str, text: str) -> tuple[FailureR
     )
 
 
-def page_of(rows: Sequence[FailureRow], code: str, text: str, page: int) -> FailurePage:
+def page_of(view: SweepView, code: str, text: str, page: int) -> Page[FailureRow]:
     """One page of the failures that match; a page beyond the last one is the last."""
-    found = matching(rows, code, text)
+    found = matching(view.failures, code, text)
     pages = max(1, -(-len(found) // PAGE_SIZE))
     page = min(max(page, 1), pages)
     start = (page - 1) * PAGE_SIZE
-    codes = Counter(row.code for row in rows).most_common()
-    return FailurePage(
-        found[start : start + PAGE_SIZE],
-        len(rows),
-        len(found),
-        page,
-        pages,
-        tuple((name, number, code_help(name)) for name, number in codes),
+    return Page(
+        rows=found[start : start + PAGE_SIZE],
+        total=len(view.failures),
+        matching=len(found),
+        page=page,
+        pages=pages,
+        as_of=view.failures_as_of,
+        is_complete=view.failures_complete,
     )
+
+
+def by_code(rows: Iterable[FailureRow]) -> tuple[tuple[str, int, CodeHelp], ...]:
+    """How many failures each code has, with its help; the most frequent first."""
+    codes = Counter(row.code for row in rows).most_common()
+    return tuple((code, number, code_help(code)) for code, number in codes)
 
 
 def as_text(rows: Iterable[FailureRow]) -> str:

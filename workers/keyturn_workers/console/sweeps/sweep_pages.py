@@ -18,6 +18,7 @@ from keyturn_workers.console.actions.rules import again_query, dry_run_problem
 from keyturn_workers.console.model.rows import (
     EvidenceView,
     FailureRow,
+    Page,
     RateSample,
     SweepQuery,
     SweepView,
@@ -114,6 +115,7 @@ async def show(request: Request) -> Response:
         chart=_chart(view.samples) if view is not None else None,
         proof=_proof(context.model.evidence(project), view) if view is not None else None,
         failed=_failures(view, params.get("code", ""), text_of(params, "text"), request),
+        codes=failures.by_code(view.failures) if view is not None else (),
         code=params.get("code", ""),
         text=text_of(params, "text"),
         url=lambda number: address(request.url.path, params, page=number) + "#failures",
@@ -151,10 +153,10 @@ def _matching(request: Request) -> tuple[FailureRow, ...]:
 
 def _failures(
     view: SweepView | None, code: str, text: str, request: Request
-) -> failures.FailurePage | None:
+) -> Page[FailureRow] | None:
     if view is None or not view.failures:
         return None
-    return failures.page_of(view.failures, code, text, page_number(request))
+    return failures.page_of(view, code, text, page_number(request))
 
 
 def _chart(samples: Sequence[RateSample]) -> charts.Chart | None:

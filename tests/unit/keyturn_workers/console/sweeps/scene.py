@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from httpx import Response
+    from httpx2 import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 DRY_ID = "2f6c9a0e-0000-4000-8000-000000000001"
@@ -116,7 +116,7 @@ class Scene:
             model=self.model,
             feeds=self.feeds,
             publisher=self.publisher,
-            auth=self.auth,  # type: ignore[arg-type]
+            auth=self.auth,
             dead=None,
             actions=self.actions,
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
-from keyturn_workers.console.model.rows import FailureRow
+from keyturn_workers.console.model.rows import FailureRow, SweepRow, SweepView
 from keyturn_workers.console.sweeps import failures
 
 _ROWS = (
@@ -14,6 +15,8 @@ _ROWS = (
     FailureRow(project="zoo", key="=HYPERLINK(1)", code="corrupt_object"),
     FailureRow(project="zoo", key=None, code="unknown_master_key"),
 )
+
+_VIEW = SweepView(SweepRow(sweep_id="id", project="acme"))
 
 
 def test_a_filter_matches_code_and_text() -> None:
@@ -27,15 +30,16 @@ def test_pages_are_counted_and_a_page_too_far_is_the_last() -> None:
     many = [
         FailureRow(project="acme", key=f"k{number}", code="locked_object") for number in range(250)
     ]
-    page = failures.page_of(many, "", "", 9)
+    view = replace(_VIEW, failures=tuple(many))
+    page = failures.page_of(view, "", "", 9)
     assert (page.page, page.pages, page.matching, page.total) == (3, 3, 250, 250)
     assert [row.key for row in page.rows] == [f"k{number}" for number in range(200, 250)]
-    empty = failures.page_of(many, "", "nothing", 1)
+    empty = failures.page_of(view, "", "nothing", 1)
     assert (empty.rows, empty.pages, empty.matching) == ((), 1, 0)
 
 
 def test_each_code_is_counted_over_all_with_its_help() -> None:
-    codes = failures.page_of(_ROWS, "no_usable_wrap", "", 1).codes
+    codes = failures.by_code(_ROWS)
     assert next((name, number) for name, number, _ in codes) == ("corrupt_object", 2)
     assert all(help_.meaning for _, _, help_ in codes)
 
