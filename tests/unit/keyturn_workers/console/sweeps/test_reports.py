@@ -1,35 +1,39 @@
-"""A report is asked for once while pages are looked at, and its failure shows no error."""
+"""The page of a sweep asks for what it lacks, and for nothing that it has."""
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
+from typing import TYPE_CHECKING
 
-from keyturn.errors import NotPermittedError, WaitTimeoutError
-from keyturn_workers.console.sweeps.reports import Reports
+from keyturn.messages import SweepCounts
+from tests.unit.keyturn_workers.console.sweeps.scene import DRY_ID, SWEEP_ID
 
+if TYPE_CHECKING:
+    from tests.unit.keyturn_workers.console.sweeps.scene import Scene
 
-async def test_the_same_report_is_asked_for_once() -> None:
-    asked: list[str] = []
-
-    async def ask(name: str) -> None:
-        asked.append(name)
-
-    reports = Reports()
-    for name in ("a", "b", "a"):
-        reports.want((name,), partial(ask, name))
-    await asyncio.sleep(0)
-    assert asked == ["a", "b"]
+_PAGE = f"/sweeps/acme/{DRY_ID}"
 
 
-async def test_it_is_asked_for_again_after_a_while_also_where_it_failed() -> None:
-    errors = [WaitTimeoutError("10 s"), NotPermittedError("no grant")]
+def test_the_failures_of_a_sweep_are_asked_for_once(console: Scene) -> None:
+    console.add_sweep()
+    for _ in range(3):
+        console.get(_PAGE)
+    assert console.feeds.asked == [("failures", "acme", DRY_ID)]
 
-    async def ask() -> None:
-        raise errors.pop()
 
-    reports = Reports(again_after_s=0)
-    reports.want(("a",), ask)
-    reports.want(("a",), ask)
-    await asyncio.sleep(0)
-    assert not errors
+def test_what_is_there_is_not_asked_for(console: Scene) -> None:
+    console.add_sweep()
+    console.add_failures(("a", "corrupt_object"))
+    console.get(_PAGE)
+    assert console.feeds.asked == []
+
+
+def test_the_evidence_of_a_clean_end_is_asked_for(console: Scene) -> None:
+    counts = SweepCounts(objects=1, current=1)
+    console.add_sweep(dry_run=False, clean=True, evidence="a" * 64, counts=counts)
+    console.get(_PAGE)
+    assert console.feeds.asked == [("evidence", "acme")]
+
+
+def test_the_record_of_a_sweep_that_is_not_known_is_asked_for(console: Scene) -> None:
+    console.get(f"/sweeps/acme/{SWEEP_ID}", 404)
+    assert console.feeds.asked == [("sweep", "acme", SWEEP_ID)]
