@@ -1,0 +1,197 @@
+"""What people do by the console, on real workers, broker and storage (SPEC 16.2).
+
+A dry run and the sweep after it, failures that are fixed and swept again, a rotation to a key that
+was shown once, a delete: each in the name of the person, in the audit trail too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import pytest
+
+from tools.harness import requests as rq
+from tools.harness.bucket import Bucket
+from tools.harness.console_client import console_client
+from tools.harness.console_history import Publisher
+from tools.harness.console_site import OPERATOR, VIEWER
+from tools.harness.process import gateway
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tools.harness.console_client import Answer, ConsoleClient
+    from tools.harness.console_site import ConsoleSite
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="package"),
+]
+
+PROJECT: Final = "hooli"
+_TIMEOUT_S: Final = 60
+
+
+@asynccontextmanager
+async def _signed_in(site: ConsoleSite) -> AsyncIterator[ConsoleClient]:
+    async with console_client(site.url, OPERATOR) as client:
+        yield client
+
+
+async def _until(client: ConsoleClient, path: str, *words: str) -> Answer:
+    """The page at this path, once it says one of these."""
+    async with asyncio.timeout(_TIMEOUT_S):
+        while True:
+            page = await client.get(path)
+            if page.status == 200 and any(each in page.text for each in words):
+                return page
+            await asyncio.sleep(0.2)
+
+
+async def _dry_run(client: ConsoleClient, project: str) -> Answer:
+    """The page of a dry run that has ended, started by its form."""
+    form = await client.get(f"/sweeps/new?project={project}")
+    begun = await client.submit(form, "/sweeps/new", scope="project", project=project)
+    assert begun.status == 200
+    return await _until(client, begun.path, "A sweep for real would change")
+
+
+async def _run(client: ConsoleClient, dry_run: Answer) -> Answer:
+    """The page of the sweep for real after a dry run, once it has ended."""
+    assert f'href="{dry_run.path}/run"' in dry_run.text
+    form = await client.get(f"{dry_run.path}/run")
+    begun = await client.submit(form, f"{dry_run.path}/run")
+    assert begun.path != dry_run.path
+    return await _until(client, begun.path, ">clean<", "Not clean")
+
+
+async def _audited(client: ConsoleClient, request_id: str) -> None:
+    """Wait until the audit trail names the person beside this request."""
+    page = await _until(client, f"/audit?text={request_id}", f"{request_id}</span>")
+    assert OPERATOR.name in page.text
+
+
+async def test_a_sweep_begins_with_a_dry_run_and_its_failures_are_swept_again(
+    site: ConsoleSite,
+) -> None:
+    publisher = Publisher(site.deployment, site.wire)
+    await publisher.publish_and_wait(rq.enroll(site.deployment, PROJECT))
+    await publisher.upload(PROJECT, [f"sheets/{number}" for number in range(5)])
+    bucket = Bucket(site.deployment)
+    made = bucket.made(PROJECT, "sheets/damaged")
+    made.metadata["enc-dek-user"] = made.metadata["enc-dek-admin"] = "AAAA" * 40
+    bucket.put_made(PROJECT, made)
+    async with _signed_in(site) as client:
+        dry = await _dry_run(client, PROJECT)
+        assert "would change 0 of 6 objects" in dry.text
+        assert "1 object cannot be brought" in dry.text
+
+        first = await _run(client, dry)
+        assert "Not clean" in first.text
+        shown = await _until(client, first.path, "sheets/damaged")
+        assert "no_usable_wrap" in shown.text
+        listed = await client.get(f"{first.path}/failures.txt")
+        assert listed.text == f"no_usable_wrap\t{PROJECT}\tsheets/damaged\n"
+
+        # The cause is fixed by the console, too: what cannot be opened is deleted.
+        form = await client.get(f"/projects/{PROJECT}/delete?key=sheets/damaged")
+        key = {"key": "sheets/damaged", "typed": "sheets/damaged"}
+        deleted = await client.submit(form, "/delete", **key)
+        await _until(client, deleted.path, "A tombstone has taken")
+        await _audited(client, deleted.path.rpartition("/")[2])
+
+        again = await client.get(first.path)
+        assert f"/sweeps/new?project={PROJECT}" in again.text
+        second = await _run(client, await _dry_run(client, PROJECT))
+        assert ">clean<" in second.text
+        proven = await _until(client, second.path, "First look that counted")
+        assert "/evidence/" in proven.text
+        await _audited(client, second.path.rpartition("/")[2])
+
+
+async def test_a_rotation_to_a_key_that_is_shown_once(site: ConsoleSite) -> None:
+    project = "aviato"
+    publisher = Publisher(site.deployment, site.wire)
+    enrolled = rq.enroll(site.deployment, project)
+    await publisher.publish_and_wait(enrolled)
+    await publisher.upload(project, ["flights"])
+    old_key = site.deployment.api_key
+    path = f"/projects/{project}/rotate"
+    async with (
+        gateway(site.deployment.gateway_env(KEYRING_CACHE_S="0.3")) as door,
+        aiohttp.ClientSession() as http,
+        _signed_in(site) as client,
+    ):
+
+        async def status(api_key: str) -> int:
+            url = f"{door.url}/v1/projects/{project}/objects/flights"
+            headers = {"Authorization": f"Bearer {api_key}"}
+            async with http.get(url, headers=headers) as response:
+                return response.status
+
+        assert await status(old_key) == 200
+        await _until(client, f"/projects/{project}", "Rotate key")
+        page = await client.submit(await client.get(path), "/rotate/key")
+        found = re.search(r'<pre class="secret"[^>]*>([^<]*)</pre>', page.text)
+        assert found is not None
+        assert page.headers["Cache-Control"] == "no-store"
+        assert await status(found[1]) == 401
+
+        confirmed = {"saved": "yes", "typed": project}
+        sent = await client.submit(page, "/rotate", **confirmed)
+        twice = await client.submit(page, "/rotate", **confirmed)
+        assert twice.path == sent.path
+        outcome = await _until(client, sent.path, "is at generation")
+        assert "generation 2" in outcome.text
+        assert found[1] not in outcome.text
+        rotation_id = sent.path.rpartition("/")[2]
+        ended = await _until(client, f"/sweeps/{project}/{rotation_id}", ">clean<")
+        assert "Rotation of" in ended.text
+        await asyncio.sleep(0.5)  # the gateway's cache of keyrings
+        assert await status(found[1]) == 200
+        assert await status(old_key) == 401
+        await _audited(client, rotation_id)
+
+
+async def test_a_rotation_from_a_page_that_is_too_old_is_refused(site: ConsoleSite) -> None:
+    project = "bachmanity"
+    publisher = Publisher(site.deployment, site.wire)
+    await publisher.publish_and_wait(rq.enroll(site.deployment, project))
+    path = f"/projects/{project}/rotate"
+    async with _signed_in(site) as client, _signed_in(site) as other:
+        await _until(client, f"/projects/{project}", "Rotate key")
+        pages = [await each.submit(await each.get(path), "/rotate/key") for each in (client, other)]
+        first = await client.submit(pages[0], "/rotate", saved="yes", typed=project)
+        await _until(client, first.path, "is at generation")
+        second = await other.submit(pages[1], "/rotate", saved="yes", typed=project)
+        refused = await _until(other, second.path, "Refused")
+        assert "generation_mismatch" in refused.text
+
+
+async def test_the_master_keys_are_counted(site: ConsoleSite) -> None:
+    async with _signed_in(site) as client:
+        page = await _until(client, "/keys", "Move all projects to it")
+        await client.submit(page, "/keys/count")
+        counted = await _until(client, "/keys", "The numbers above are of the count")
+        assert "in use by" in counted.text
+        assert "m2" in counted.text
+
+
+async def test_the_role_view_is_refused_by_the_server(site: ConsoleSite) -> None:
+    async with console_client(site.url, VIEWER) as client, _signed_in(site) as operator:
+        for path in ("/sweeps/new", "/projects/acme/rotate", "/projects/acme/delete"):
+            assert (await client.get(path)).status == 403
+            # With a token of its own session, and the form of a person who may.
+            form = await operator.get(path)
+            assert form.status == 200
+        page = await client.get("/keys")
+        assert "/keys/count" not in page.text
+        csrf = re.search(r'name="csrf" value="([^"]*)"', page.text)
+        assert csrf is not None
+        for path in ("/keys/count", "/sweeps/new", "/projects/acme/rotate/key"):
+            assert (await client.post(path, {"csrf": csrf[1]})).status == 403
