@@ -67,7 +67,7 @@ async def _run(client: ConsoleClient, dry_run: Answer) -> Answer:
     form = await client.get(f"{dry_run.path}/run")
     begun = await client.submit(form, f"{dry_run.path}/run")
     assert begun.path != dry_run.path
-    return await _until(client, begun.path, ">clean<", "Not clean")
+    return await _until(client, begun.path, ">Clean<", "Not clean")
 
 
 async def _audited(client: ConsoleClient, request_id: str) -> None:
@@ -108,7 +108,7 @@ async def test_a_sweep_begins_with_a_dry_run_and_its_failures_are_swept_again(
         again = await client.get(first.path)
         assert f"/sweeps/new?project={PROJECT}" in again.text
         second = await _run(client, await _dry_run(client, PROJECT))
-        assert ">clean<" in second.text
+        assert ">Clean<" in second.text
         proven = await _until(client, second.path, "First look that counted")
         assert "/evidence/" in proven.text
         await _audited(client, second.path.rpartition("/")[2])
@@ -150,7 +150,7 @@ async def test_a_rotation_to_a_key_that_is_shown_once(site: ConsoleSite) -> None
         assert "generation 2" in outcome.text
         assert found[1] not in outcome.text
         rotation_id = sent.path.rpartition("/")[2]
-        ended = await _until(client, f"/sweeps/{project}/{rotation_id}", ">clean<")
+        ended = await _until(client, f"/sweeps/{project}/{rotation_id}", ">Clean<")
         assert "Rotation of" in ended.text
         await asyncio.sleep(0.5)  # the gateway's cache of keyrings
         assert await status(found[1]) == 200

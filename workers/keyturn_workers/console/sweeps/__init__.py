@@ -9,7 +9,7 @@
 | `delete_pages` | the delete of an object |
 | `action_pages` | what became of a request |
 | `forms` | what these have in common |
-| `display`, `failures`, `key_rotation` | what they show; pure |
+| `failures`, `key_rotation` | what they show; pure |
 """
 
 from keyturn_workers.console.sweeps import (

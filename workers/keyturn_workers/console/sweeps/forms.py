@@ -13,9 +13,9 @@ from keyturn_workers.console.actions import Action, Actions, TooManyActionsError
 from keyturn_workers.console.actions.form_tokens import FORM_LIFE_S, FormExpiredError, FormToken
 from keyturn_workers.console.auth.person import Person, require_operate, session_of
 from keyturn_workers.console.codes import code_help
-from keyturn_workers.console.sweeps.display import project_of_segment, sweep_path
 from keyturn_workers.console.web.context import ConsoleContext, context_of
 from keyturn_workers.console.web.rendering import render, see_other
+from keyturn_workers.console.web.sweep_words import project_of_segment, sweep_path
 
 TOKEN_FIELD: Final = "form"  # noqa: S105 - the name of a field
 MAX_PAGE: Final = 10**6

@@ -22,7 +22,6 @@ from keyturn_workers.console.actions.rules import (
     options_of,
 )
 from keyturn_workers.console.model.rows import MasterKeyRow, SweepRow, SweepView
-from keyturn_workers.console.sweeps import display
 from keyturn_workers.console.sweeps.forms import (
     TooManyActionsError,
     actions_of,
@@ -36,6 +35,7 @@ from keyturn_workers.console.sweeps.forms import (
     read_token,
     too_many,
 )
+from keyturn_workers.console.web import sweep_words
 from keyturn_workers.console.web.context import context_of
 from keyturn_workers.console.web.rendering import render
 
@@ -88,7 +88,7 @@ async def run(request: Request) -> Response:
     form = await read_form(request)
     token = read_token(request, form, _RUN)
     if token is None or token.subject != (row.project, row.sweep_id):
-        return expired_page(request, f"{display.sweep_path(row.project, row.sweep_id)}/run")
+        return expired_page(request, f"{sweep_words.sweep_path(row.project, row.sweep_id)}/run")
     if (known := actions_of(request).get(token.request_id)) is not None:
         return outcome_page(known)
     options = options_of(row)
@@ -152,10 +152,10 @@ def _run_form(request: Request, row: SweepRow, problem: str) -> Response:
         "actions/run_sweep.html",
         status_code=409 if obstacle else 422 if problem else 200,
         row=row,
-        path=display.sweep_path(row.project, row.sweep_id),
-        project=display.project_words(row.project),
+        path=sweep_words.sweep_path(row.project, row.sweep_id),
+        project=sweep_words.project_words(row.project),
         options=options,
-        change=display.change(row),
+        change=sweep_words.change(row),
         obstacle=obstacle,
         again=again_query(row),
         problem=problem,

@@ -23,7 +23,7 @@ from keyturn_workers.console.model.rows import (
     SweepQuery,
     SweepView,
 )
-from keyturn_workers.console.sweeps import display, failures
+from keyturn_workers.console.sweeps import failures
 from keyturn_workers.console.sweeps.forms import (
     actions_of,
     id_of_path,
@@ -32,7 +32,7 @@ from keyturn_workers.console.sweeps.forms import (
     project_of_path,
 )
 from keyturn_workers.console.sweeps.reports import want_sweep
-from keyturn_workers.console.web import charts
+from keyturn_workers.console.web import charts, sweep_words
 from keyturn_workers.console.web.context import context_of
 from keyturn_workers.console.web.links import address, choice_of, page_of, text_of
 from keyturn_workers.console.web.rendering import render
@@ -85,7 +85,7 @@ async def show_all(request: Request) -> Response:
         states=list(_STATES.items()),
         kinds=list(_KINDS.items()),
         is_filtered=is_filtered,
-        display=display,
+        words=sweep_words,
         url=lambda number: address("/sweeps", params, page=number),
     )
 
@@ -110,8 +110,8 @@ async def show(request: Request) -> Response:
         project=project,
         sweep_id=sweep_id,
         view=view,
-        display=display,
-        path=display.sweep_path(project, sweep_id),
+        words=sweep_words,
+        path=sweep_words.sweep_path(project, sweep_id),
         chart=_chart(view.samples) if view is not None else None,
         proof=_proof(context.model.evidence(project), view) if view is not None else None,
         failed=_failures(view, params.get("code", ""), text_of(params, "text"), request),

@@ -17,7 +17,7 @@ from keyturn_workers.console.auth import session_of
 from keyturn_workers.console.auth.person import SESSION_SCOPE
 from keyturn_workers.console.codes import code_help
 from keyturn_workers.console.model import Model
-from keyturn_workers.console.web import links, text
+from keyturn_workers.console.web import links, sweep_words, text
 from keyturn_workers.console.web.context import context_of
 from keyturn_workers.console.web.static_files import StaticFiles
 
@@ -93,6 +93,8 @@ def environment() -> Environment:
     made.filters["moment"] = parse_time
     made.filters["project_path"] = links.project_path
     made.filters["sweep_path"] = links.sweep_path
+    made.filters["sweep_badge"] = sweep_words.state_badge
+    made.filters["sweep_kind"] = sweep_words.kind_words
     made.globals["static"] = static_files().url
     made.globals["zip"] = zip
     return made

@@ -32,7 +32,7 @@ def test_the_list_says_progress_in_words_and_links_to_each(console: Scene) -> No
     )
     page = console.get("/sweeps")
     assert _PAGE in page
-    assert "counted, 1 failing" in page
+    assert "Counted, 1 failing" in page
     assert "of 40 objects" in page
     assert "<progress" in page
     running, ended = page.index(SWEEP_ID), page.index(DRY_ID)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project
-from keyturn_workers.console.model.rows import SweepRow
+from keyturn_workers.console.model.rows import SweepRef, SweepRow
+from keyturn_workers.console.web import links
 from keyturn_workers.console.web.text import duration, number, rate
 
 _COUNT_WORDS: Final = {
@@ -42,10 +43,10 @@ class Badge:
 
 
 _BADGES: Final = {
-    "requested": Badge("off", "requested"),
-    "running": Badge("busy", "running"),
-    "rejected": Badge("bad", "refused"),
-    "failed": Badge("bad", "stopped"),
+    "requested": Badge("off", "Requested"),
+    "running": Badge("busy", "Running"),
+    "rejected": Badge("bad", "Refused"),
+    "failed": Badge("bad", "Stopped"),
 }
 
 
@@ -73,11 +74,6 @@ class Change:
     stale_versions: int
 
 
-def project_segment(project: str) -> str:
-    """A project in a path; `*` is written `_all`, since no project's id begins with `_`."""
-    return ALL_PROJECTS_FOLDER if project == ALL_PROJECTS else project
-
-
 def project_of_segment(segment: str) -> str | None:
     """The project, or `*`, that a segment of a path names; None if it names none."""
     if segment == ALL_PROJECTS_FOLDER:
@@ -87,7 +83,7 @@ def project_of_segment(segment: str) -> str | None:
 
 def sweep_path(project: str, sweep_id: str) -> str:
     """The page of one sweep."""
-    return f"/sweeps/{project_segment(project)}/{sweep_id}"
+    return links.sweep_path(SweepRef(project, sweep_id))
 
 
 def project_words(project: str) -> str:
@@ -111,13 +107,13 @@ def state_badge(row: SweepRow) -> Badge:
     failed = row.counts.failed if row.counts is not None else 0
     if row.dry_run:
         return (
-            Badge("warn", f"counted, {number(failed)} failing")
+            Badge("warn", f"Counted, {number(failed)} failing")
             if failed
-            else Badge("ok", "counted")
+            else Badge("ok", "Counted")
         )
     if row.clean:
-        return Badge("ok", "clean")
-    return Badge("warn", f"{number(failed)} failed" if failed else "not clean")
+        return Badge("ok", "Clean")
+    return Badge("warn", f"Not clean, {number(failed)} failed" if failed else "Not clean")
 
 
 def progress(row: SweepRow) -> Progress:
