@@ -96,7 +96,11 @@ async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[Co
             settings.publisher_name, history=timedelta(seconds=settings.console_history_s)
         )
         feeds = Feeds(settings, model, publisher)
-        actions = Actions(publisher, on_change=lambda: model.changes.publish("sweeps"))
+        actions = Actions(
+            publisher,
+            on_change=lambda: model.changes.publish("sweeps"),
+            on_sweep=model.apply_request,
+        )
         context = ConsoleContext(
             settings=settings,
             model=model,
