@@ -13,9 +13,11 @@ import pytest
 
 from keyturn.identifiers import format_time
 from keyturn.topology import DEAD_KEEPER_LOCK, DEAD_LOCK, DEAD_QUEUES, UNSIGNED_DEAD_QUEUE
-from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper, receive_batch
+from keyturn_workers.amqp import dead_letters
+from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.locks import broker_lock
+from keyturn_workers.amqp.queue_browser import QueueBrowser
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.scrape import risen
 
@@ -47,14 +49,10 @@ async def _bury(channel: AbstractChannel, queue: str, name: str, days: float = 0
 
 async def _names(channel: AbstractChannel, queue: str) -> list[str | None]:
     """What is there, in order; the next look waits until the broker has taken it back."""
-    found = await channel.get_queue(queue, ensure=False)
-    names, last = [], None
-    async for message in receive_batch(channel, found, await _count(channel, queue)):
-        names.append(message.message_id)
-        last = message
-    if last is not None:
-        await last.nack(multiple=True, requeue=True)
-        await _until(lambda: _count(channel, queue), len(names))
+    browser = QueueBrowser(channel, await channel.get_queue(queue, ensure=False))
+    batches = [batch async for batch in browser.batches(lambda message: message.message_id)]
+    names = [name for batch in batches for name in batch]
+    await browser.requeue(len(names))
     return names
 
 
@@ -112,7 +110,7 @@ async def test_a_keeper_that_dies_at_its_letters_loses_none(
         for number in range(20):
             await _bury(channel, _DEAD, str(number))
         keeper = _keeper(vhost_url, WorkerMetrics(), upload=Bounds(timedelta(days=30), 1))
-        monkeypatch.setattr(keeper, "_settle", dies)
+        monkeypatch.setattr(dead_letters, "_drop", dies)
         async with await aio_pika.connect(vhost_url) as its_own:
             with pytest.raises(ConnectionError):
                 await keeper.enforce(its_own)

@@ -119,6 +119,8 @@ async def test_hundreds_of_letters_keep_their_order(cli: Cli) -> None:
             await _bury(channel, b"{}", {}, message_id=name)
         result = await cli.arun("dead", "list", "--limit", "1000", "--json")
         assert [row["id"] for row in document(result)] == expected
+        few = await cli.arun("dead", "list", "--limit", "10", "--json")
+        assert [row["id"] for row in document(few)] == expected[:10]
         assert (await cli.arun("dead", "show", expected[200])).exit_code == 0
         assert await _ids(channel, _DEAD) == expected
 

@@ -8,14 +8,14 @@ nor reordered.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import structlog
 from aio_pika import connect
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
 from keyturn.errors import MalformedRequestError
@@ -31,14 +31,12 @@ from keyturn.topology import (
     UNSIGNED_DEAD_QUEUE,
 )
 from keyturn_workers.amqp.locks import broker_lock
+from keyturn_workers.amqp.queue_browser import QueueBrowser, ready_count
 from keyturn_workers.amqp.retry import utc_now
 from keyturn_workers.worker.metrics import WorkerMetrics
 
 # What the broker stores of a letter besides its body: headers, and its own notes.
 _OVERHEAD_BYTES: Final = 4096
-# The prefetch is a number of 16 bits.
-MAX_BATCH: Final = 65_535
-_IDLE_S: Final = 5
 # Measured again once a queue has grown by this part: reading all letters for each new one would
 # cost more than the bound saves.
 _GROWTH: Final = 0.1
@@ -47,8 +45,6 @@ _GROWTH_AT_LEAST: Final = 20
 _DOWN_TO: Final = 0.9
 _MEASURED_FOR_S: Final = 900
 _LOGGED_AT_MOST: Final = 100
-_REQUEUE_TIMEOUT_S: Final = 10
-_POLL_S: Final = 0.02
 
 Reason = Literal["age", "bytes"]
 
@@ -127,37 +123,6 @@ def _instant(text: object) -> datetime | None:
         return None
 
 
-async def receive_batch(
-    channel: AbstractChannel, queue: AbstractQueue, count: int
-) -> AsyncIterator[AbstractIncomingMessage]:
-    """Up to `count` messages of a queue, the oldest first, unacknowledged.
-
-    One consumer receives them, and is cancelled at the end. Each `basic.get` would count as a
-    consumer of its own, and the broker requeues the messages of several consumers in the order of
-    the consumers' names: letters would change their order.
-    """
-    count = min(count, MAX_BATCH)
-    arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-    await channel.set_qos(count)
-    tag = await queue.consume(arrived.put)
-    try:
-        for _ in range(count):
-            try:
-                async with asyncio.timeout(_IDLE_S):
-                    message = await arrived.get()
-            except TimeoutError:
-                return  # other consumers received some meanwhile
-            yield message
-    finally:
-        await queue.cancel(tag)
-
-
-async def ready_count(queue: AbstractQueue) -> int:
-    """How many of a queue's messages no consumer has."""
-    declared = await queue.channel.declare_queue(queue.name, passive=True)
-    return declared.declaration_result.message_count or 0
-
-
 @dataclass(slots=True)
 class _State:
     """What was known of a queue when all its letters were last read."""
@@ -229,15 +194,19 @@ class DeadLetterKeeper:
         letters: list[MeasuredLetter] = []
         tags: list[int] = []
         log_fields: list[dict[str, object]] = []
-        async for message in receive_batch(channel, declared, count):
-            # Not the message itself: all bodies together may be as large as the bound.
-            letters.append(measure(message))
-            tags.append(message.delivery_tag or 0)
-            log_fields.append(_log_fields(message))
+        browser = QueueBrowser(channel, declared)
+        # Not the messages themselves: all bodies together may be as large as the bound.
+        async for batch in browser.batches(_noted):
+            for letter, tag, fields in batch:
+                letters.append(letter)
+                tags.append(tag)
+                log_fields.append(fields)
         # What was not read has at least this size.
         unread_bytes = (count - len(letters)) * _OVERHEAD_BYTES
         dropped = select_surplus(letters, bounds, self._now(), unread_bytes)
-        await self._settle(declared, tags, dropped)
+        await _drop(channel, tags, dropped)
+        # An operator who reads next must not find too few.
+        await browser.requeue(len(tags) - len(dropped))
         left = [letter for position, letter in enumerate(letters) if position not in dropped]
         oldest = min((e.dead_at for e in left if e.dead_at is not None), default=None)
         self._states[queue] = _State(count - len(dropped), time.monotonic(), oldest)
@@ -256,33 +225,6 @@ class DeadLetterKeeper:
         if grown > max(_GROWTH_AT_LEAST, state.count * _GROWTH):
             return True
         return grown != 0 and time.monotonic() - state.at_s >= _MEASURED_FOR_S
-
-    async def _settle(
-        self, declared: AbstractQueue, tags: Sequence[int], dropped: Mapping[int, Reason]
-    ) -> None:
-        """Acknowledge what is dropped, requeue the rest, and wait until it is back."""
-        if not tags:
-            return
-        underlay = await declared.channel.get_underlay_channel()
-        prefix = next((i for i in range(len(tags)) if i not in dropped), len(tags))
-        if prefix:
-            await underlay.basic_ack(tags[prefix - 1], multiple=True)
-        for position in dropped:
-            if position >= prefix:
-                await underlay.basic_ack(tags[position])
-        left = len(tags) - len(dropped)
-        if left:
-            # All of the rest at once, in its order.
-            await underlay.basic_nack(tags[-1], multiple=True, requeue=True)
-            await self._wait_until_requeued(declared, left)
-
-    async def _wait_until_requeued(self, declared: AbstractQueue, count: int) -> None:
-        # When a channel is closed, the broker forgets what it has not yet passed on to the queue:
-        # dropped letters would be there again, and an operator who reads next would find too few.
-        for _ in range(round(_REQUEUE_TIMEOUT_S / _POLL_S)):
-            if await ready_count(declared) >= count:
-                return
-            await asyncio.sleep(_POLL_S)
 
     def _report(
         self,
@@ -304,6 +246,25 @@ class DeadLetterKeeper:
                 bytes=sum(letters[position].size_bytes for position in dropped),
                 left=len(letters) - len(dropped),
             )
+
+
+async def _drop(
+    channel: AbstractChannel, tags: Sequence[int], dropped: Mapping[int, Reason]
+) -> None:
+    """Acknowledge what is dropped."""
+    if not dropped:
+        return
+    underlay = await channel.get_underlay_channel()
+    prefix = next((i for i in range(len(tags)) if i not in dropped), len(tags))
+    if prefix:
+        await underlay.basic_ack(tags[prefix - 1], multiple=True)
+    for position in dropped:
+        if position >= prefix:
+            await underlay.basic_ack(tags[position])
+
+
+def _noted(message: AbstractIncomingMessage) -> tuple[MeasuredLetter, int, dict[str, object]]:
+    return measure(message), message.delivery_tag or 0, _log_fields(message)
 
 
 def _log_fields(message: AbstractIncomingMessage) -> dict[str, object]:

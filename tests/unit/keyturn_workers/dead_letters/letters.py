@@ -37,14 +37,24 @@ class Letter:
     timestamp: Any = None
     type: str | None = None
     app_id: str | None = None
+    delivery_tag: int | None = None
+    channel: Any = None
 
     @property
     def message(self) -> AbstractIncomingMessage:
         """The letter as aio-pika hands it out."""
         return cast("AbstractIncomingMessage", self)
 
+    @property
+    def processed(self) -> bool:
+        """Whether it was acknowledged."""
+        return self.acknowledged
+
     async def ack(self) -> None:
-        self.acknowledged = True
+        if self.channel is None:
+            self.acknowledged = True
+        else:
+            await self.channel.basic_ack(self.delivery_tag)
 
 
 def letter(document: dict[str, Any], code: str = "request_expired", **headers: Any) -> Letter:

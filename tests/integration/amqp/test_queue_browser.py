@@ -1,0 +1,178 @@
+"""A quorum queue is read without a message removed, and keeps its order (SPEC 6.9, 12)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+
+from keyturn_workers.amqp import queue_browser
+from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.amqp.queue_browser import QueueBrowser, ready_count, requeue_all
+from tests.support.cuttable_proxy import proxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+
+pytestmark = pytest.mark.servers
+_DEAD, _OTHER = "keyturn.upload.dead", "keyturn.control.dead"
+_COUNT = 5000  # three batches
+_ORDER = list(range(_COUNT))
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[tuple[AbstractConnection, AbstractChannel]]:
+    async with await aio_pika.connect(url) as connection:
+        yield connection, await connection.channel()
+
+
+async def _fill(url: str, queue: str = _DEAD, count: int = _COUNT) -> None:
+    await declare(url)
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel(publisher_confirms=False)
+        for number in range(count):
+            message = aio_pika.Message(b"x" * 100, message_id=str(number))
+            await channel.default_exchange.publish(message, queue)
+        await _until_ready(channel, queue, count)
+
+
+async def _until_ready(channel: AbstractChannel, queue: str, count: int) -> None:
+    declared = await channel.get_queue(queue, ensure=False)
+    async with asyncio.timeout(30):
+        while await ready_count(declared) != count:  # noqa: ASYNC110  # the broker has no event
+            await asyncio.sleep(0.05)
+
+
+def _through(broker_url: str, proxy_url: str) -> str:
+    """The broker's address, reached by a proxy."""
+    target = urlsplit(broker_url)
+    credentials = target.netloc.rpartition("@")[0]
+    return target._replace(netloc=f"{credentials}@{urlsplit(proxy_url).netloc}").geturl()
+
+
+def _number(message: AbstractIncomingMessage) -> int:
+    return int(message.message_id or "-1")
+
+
+async def _browser(channel: AbstractChannel, queue: str = _DEAD) -> QueueBrowser:
+    return QueueBrowser(channel, await channel.get_queue(queue, ensure=False))
+
+
+async def _browse(browser: QueueBrowser) -> list[int]:
+    batches = [batch async for batch in browser.batches(_number)]
+    return [number for batch in batches for number in batch]
+
+
+async def _order(url: str, queue: str = _DEAD) -> list[int]:
+    """The order in which the messages are there."""
+    async with _connected(url) as (_, channel):
+        browser = await _browser(channel, queue)
+        order = await _browse(browser)
+        await browser.requeue(len(order))
+        return order
+
+
+async def test_messages_of_several_batches_go_back_in_their_order(vhost_url: str) -> None:
+    await _fill(vhost_url)
+    for _ in range(3):
+        assert await _order(vhost_url) == _ORDER
+
+
+async def test_names_that_do_not_follow_each_other_would_change_the_order(
+    vhost_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken variant: the broker returns batches in the order of their consumers' names."""
+    await _fill(vhost_url)
+    monkeypatch.setattr(queue_browser, "_numbers", itertools.count(10**6, -1))
+    assert await _order(vhost_url) == _ORDER
+    assert await _order(vhost_url) != _ORDER
+
+
+async def test_what_was_acknowledged_is_gone_and_the_rest_keeps_its_order(vhost_url: str) -> None:
+    await _fill(vhost_url)
+    async with _connected(vhost_url) as (_, channel):
+        browser = await _browser(channel)
+        async for batch in browser.batches(lambda message: message):
+            for message in batch:
+                if _number(message) % 10 == 0 or _number(message) == _COUNT - 1:
+                    await message.ack()
+        left = [number for number in _ORDER[:-1] if number % 10]
+        await browser.requeue(len(left))
+    assert await _order(vhost_url) == left
+
+
+async def test_all_acknowledged_messages_are_gone_although_the_channel_closes(
+    vhost_url: str,
+) -> None:
+    await _fill(vhost_url, count=300)
+    async with _connected(vhost_url) as (_, channel):
+        browser = await _browser(channel)
+        async for batch in browser.batches(lambda message: message):
+            for message in batch:
+                await message.ack()
+        await browser.requeue(0)
+    assert await _order(vhost_url) == []
+
+
+async def test_a_lost_connection_changes_nothing(vhost_url: str) -> None:
+    await _fill(vhost_url)
+    async with proxy(vhost_url) as cuttable:
+        connection = await aio_pika.connect(_through(vhost_url, cuttable.url))
+        channel = await connection.channel()
+        assert await _browse(await _browser(channel)) == _ORDER
+        await cuttable.cut()
+    async with _connected(vhost_url) as (_, other):
+        await _until_ready(other, _DEAD, _COUNT)
+    assert await _order(vhost_url) == _ORDER
+
+
+async def test_two_queues_are_read_on_one_channel(vhost_url: str) -> None:
+    await _fill(vhost_url)
+    await _fill(vhost_url, _OTHER, 100)
+    async with _connected(vhost_url) as (_, channel):
+        first, second = await _browser(channel), await _browser(channel, _OTHER)
+        assert await _browse(first) == _ORDER
+        assert await _browse(second) == list(range(100))
+        await requeue_all(channel, [(first, _COUNT), (second, 100)])
+    assert await _order(vhost_url) == _ORDER
+    assert await _order(vhost_url, _OTHER) == list(range(100))
+
+
+async def test_a_message_that_comes_back_is_not_read_twice(vhost_url: str) -> None:
+    await _fill(vhost_url, count=100)
+    async with _connected(vhost_url) as (_, channel):
+        browser = await _browser(channel)
+        read = []
+        async for batch in browser.batches(lambda message: message):
+            for message in batch:
+                read.append(_number(message))
+                copy = aio_pika.Message(message.body, message_id=message.message_id)
+                await channel.default_exchange.publish(copy, _DEAD)
+                await message.ack()
+        assert read == list(range(100))
+        await browser.requeue(0)
+    # To flush acknowledgments, the browser may receive the first message that came meanwhile.
+    assert sorted(await _order(vhost_url)) == read
+
+
+async def test_an_error_while_a_message_is_read_ends_the_reading(vhost_url: str) -> None:
+    await _fill(vhost_url, count=10)
+    async with _connected(vhost_url) as (_, channel):
+        browser = await _browser(channel)
+
+        def fails(message: AbstractIncomingMessage) -> int:
+            if message.message_id == "4":
+                raise LookupError
+            return _number(message)
+
+        with pytest.raises(LookupError):
+            assert [batch async for batch in browser.batches(fails)]
+        await browser.requeue(10)
+    assert await _order(vhost_url) == list(range(10))

@@ -1,0 +1,122 @@
+"""Queues in memory, and channels on which they are browsed, published to and acknowledged."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aio_pika import Message
+    from aio_pika.abc import AbstractChannel, AbstractQueue
+
+    from tests.unit.keyturn_workers.dead_letters.letters import Letter
+
+
+@dataclass
+class MemoryBroker:
+    """Holds letters by queue.
+
+    Attributes:
+        queues: The letters that no consumer has, oldest first.
+        sent: Copies that were published, with their queues.
+        refuses: Message ids that are returned to their publisher.
+        on_publish: Called before a copy is accepted.
+    """
+
+    queues: dict[str, deque[Letter]] = field(default_factory=dict)
+    sent: list[tuple[str, Message]] = field(default_factory=list)
+    refuses: set[str | None] = field(default_factory=set)
+    on_publish: Callable[[], None] = lambda: None
+
+    def fill(self, queue: str, *letters: Letter) -> None:
+        """Put letters into a queue, which is declared by it."""
+        self.queues.setdefault(queue, deque()).extend(letters)
+
+    def channel(self) -> AbstractChannel:
+        """A new channel."""
+        return cast("AbstractChannel", MemoryChannel(self))
+
+
+@dataclass
+class MemoryChannel:
+    """A channel; also its own exchange and its own underlay."""
+
+    broker: MemoryBroker
+    prefetch: int = 0
+    is_closed: bool = False
+    unacknowledged: dict[int, tuple[str, Letter]] = field(default_factory=dict)
+    tags: int = 0
+    consumers: dict[str, str] = field(default_factory=lambda: defaultdict(str))
+
+    @property
+    def default_exchange(self) -> MemoryChannel:
+        return self
+
+    async def get_underlay_channel(self) -> MemoryChannel:
+        return self
+
+    async def set_qos(self, count: int) -> None:
+        self.prefetch = count
+
+    async def declare_queue(self, name: str, *, passive: bool) -> AbstractQueue:
+        assert passive
+        if name not in self.broker.queues:
+            raise ChannelNotFoundEntity(name)
+        return cast("AbstractQueue", MemoryQueue(self, name))
+
+    async def publish(self, message: Message, routing_key: str, **options: Any) -> None:
+        assert options["mandatory"]
+        self.broker.on_publish()
+        if message.message_id in self.broker.refuses:
+            raise DeliveryError(None, None)  # type: ignore[arg-type]
+        self.broker.sent.append((routing_key, message))
+
+    async def basic_nack(self, tag: int, *, multiple: bool, requeue: bool) -> None:
+        assert (tag, multiple, requeue) == (0, True, True)
+        for name, letter in self.unacknowledged.values():
+            self.broker.queues[name].append(letter)
+        self.unacknowledged.clear()
+
+    async def basic_ack(self, tag: int) -> None:
+        _, letter = self.unacknowledged.pop(tag)
+        letter.acknowledged = True
+
+    async def close(self) -> None:
+        self.is_closed = True
+        for name, letter in reversed(self.unacknowledged.values()):
+            self.broker.queues[name].appendleft(letter)
+        self.unacknowledged.clear()
+
+
+@dataclass
+class MemoryQueue:
+    """A queue as a channel sees it."""
+
+    channel: MemoryChannel
+    name: str
+
+    @property
+    def declaration_result(self) -> Any:
+        return SimpleNamespace(message_count=len(self.channel.broker.queues[self.name]))
+
+    async def consume(
+        self, callback: Callable[[Any], Awaitable[None]], *, consumer_tag: str
+    ) -> str:
+        letters = self.channel.broker.queues[self.name]
+        for _ in range(min(self.channel.prefetch, len(letters))):
+            letter = letters.popleft()
+            self.channel.tags += 1
+            self.channel.unacknowledged[self.channel.tags] = (self.name, letter)
+            letter.delivery_tag = self.channel.tags
+            letter.channel = self.channel
+            await callback(letter)
+        return consumer_tag
+
+    async def cancel(self, consumer_tag: str) -> None:
+        assert consumer_tag
