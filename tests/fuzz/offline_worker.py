@@ -177,7 +177,8 @@ class Worker:
         process = Wiring(
             self._settings, self.storage, broker, keys, WorkerMetrics(), audit=self._audit
         )
-        process._worker_publisher._events = cast("Any", ConfirmedPublisher(self.broker))
+        publisher, confirmed = process._worker_publisher, ConfirmedPublisher(self.broker)
+        publisher._events = publisher._reports = cast("Any", confirmed)
         roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
 

@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import shlex
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,27 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 from aiormq.exceptions import ChannelAccessRefused, PublishError
+from faststream.rabbit import RabbitBroker
 
 from keyturn import topology
+from keyturn.crypto import SigningKey
+from keyturn.messages import (
+    AuditedLetter,
+    EnrollRejected,
+    StatusReported,
+    parse_event,
+    parse_worker_report,
+)
 from keyturn.publisher import BrokerUnavailableError, NotDeliveredError, Publisher
 from keyturn.settings import PublisherSettings
+from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.locks import broker_lock
+from tools.generate.console_examples import worker_reports
+from tools.generate.examples import compact
+from tools.generate.examples import events as event_examples
 from tools.harness import requests
+from tools.harness.console import ConsoleDeployment
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.servers import Servers, new_bucket
@@ -243,6 +257,39 @@ async def test_a_workers_reports_of_status_reach_their_publisher_alone(users: Us
             await publish(channel, topology.STATUS_REPORTED)
 
 
+def _is_closed(publisher: WorkerPublisher) -> bool:
+    channel = publisher._reports._channel
+    return channel is None or channel.is_closed
+
+
+async def test_reports_that_the_broker_refuses_keep_no_event_from_its_stream(users: Users) -> None:
+    """As after an upgrade from 0.8 without the permissions of 0.9: a refusal closes a channel."""
+    name = "older-worker"
+    users.rabbitmq.control("add_user", name, _PASSWORD)
+    for command in commands():
+        if "worker" in command:
+            older = (part.replace(r"|worker\.reported", "") for part in command)
+            users.rabbitmq.control(*(name if part == "worker" else part for part in older))
+    report = parse_worker_report(compact(worker_reports()["worker.reported"]["running"]))
+    stored = parse_event(compact(event_examples()["upload.stored"]["stored"]))
+    broker = RabbitBroker(users.url(name), logger=None)
+    try:
+        publisher = WorkerPublisher(broker, "default", [SigningKey.from_seed(bytes(32))])
+        for _ in range(3):
+            refused, *confirmed = await asyncio.gather(
+                publisher.publish_worker_report(report),
+                *(publisher.publish_event(stored) for _ in range(20)),
+                return_exceptions=True,
+            )
+            assert isinstance(refused, NotConfirmedError)
+            assert confirmed == [None] * 20
+            async with asyncio.timeout(20):
+                while _is_closed(publisher):  # noqa: ASYNC110  # the client library opens it again
+                    await asyncio.sleep(0.01)
+    finally:
+        await broker.stop()
+
+
 CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "another publisher's stream": lambda c: read(c, _BILLING),
     "a work queue": lambda c: get(c, topology.UPLOAD_QUEUE),
@@ -403,3 +450,66 @@ async def test_what_is_allowed_works_from_end_to_end(
     )
     every = [event async for event in events(users, "operator", "keyturn.events", 3)]
     assert every == [*mine, its]
+
+
+async def test_what_a_console_is_allowed_works_from_end_to_end(
+    users: Users, moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports reach it alone, letters are recorded, and its grant holds whatever it writes to."""
+    deployment = ConsoleDeployment(users.url("worker"), moto, new_bucket(moto))
+    console_env = deployment.console_env(tmp_path / "passwords", amqp_url=users.url("console"))
+    for name, value in console_env.items():
+        monkeypatch.setenv(name, value)
+    forged = requests.enroll(deployment, "globex")
+    async with (
+        worker(deployment.worker_env()) as process,
+        Publisher.open(PublisherSettings.read()) as console,
+    ):
+        enrollment = requests.enroll(deployment, "acme")
+        body = requests.encode(enrollment)
+        async with channel_of(users, "operator") as channel:
+            exchange = await channel.get_exchange("keyturn", ensure=False)
+            headers: Any = requests.headers(body, deployment.publisher_key)
+            await exchange.publish(aio_pika.Message(body, headers=headers), enrollment["type"])
+        await process.logged(enrollment["request_id"])
+        # Signed by the console, past its topic permission.
+        async with channel_of(users, "console") as channel:
+            body = requests.encode(forged)
+            headers = requests.headers(body, deployment.console_key, publisher="console")
+            message = aio_pika.Message(body, headers=headers, message_id=forged["request_id"])
+            await channel.default_exchange.publish(message, topology.CONTROL_QUEUE, timeout=20)
+        refused = await console.wait(
+            forged["request_id"], project="globex", request_type="enroll.requested", timeout_s=60
+        )
+        assert isinstance(refused, EnrollRejected)
+        assert (refused.code, refused.project) == ("not_permitted", None)
+        asked = [await console.status("projects", actor="Kim Doe") for _ in range(5)]
+        waits = (console.wait(each, timeout_s=60) for each in asked)
+        for report in await asyncio.gather(*waits):
+            assert isinstance(report, StatusReported)
+            assert [row.project for row in report.projects or ()] == ["acme"]
+        letter = AuditedLetter(request="0" * 64)
+        moved = await console.record_audit(
+            "dead_letter.discarded", "keyturn.upload.dead", [letter], actor="Kim Doe"
+        )
+        assert (await console.wait(moved, timeout_s=60)).type == "audit.accepted"
+        async with asyncio.timeout(60), aclosing(console.worker_reports()) as workers:
+            running = await anext(workers)
+        assert running.roles == ("control", "sweep", "upload")
+        assert await process.terminate() == 0
+    seen = []
+    async for event in events(users, "console", topology.EVENTS_STREAM, 1000):
+        seen.append(event["type"])
+        if event.get("request_id") == moved:
+            break
+    assert {"project.enrolled", "audit.accepted"} <= set(seen)
+    assert topology.STATUS_REPORTED not in seen
+    records = []
+    async for record in events(users, "console", topology.AUDIT_STREAM, 1000):
+        records.append(record)
+        if record["action"] == "dead_letter.discarded":
+            break
+    assert (records[-1]["actor"], records[-1]["publisher"]) == ("Kim Doe", "console")
+    by_request = {record.get("request_id"): record for record in records}
+    assert {by_request[each]["actor"] for each in asked} == {"Kim Doe"}
+    assert moved not in by_request

@@ -16,12 +16,22 @@ from pamqp import commands
 
 
 class ConfirmedPublisher:
-    """Publishes to one exchange on a separate channel, opened when it is first used."""
+    """Publishes to one exchange on a separate channel, opened when it is first used.
 
-    def __init__(self, broker: RabbitBroker, exchange: str, *, timeout_s: float) -> None:
+    Args:
+        broker: The connection.
+        exchange: Where to publish.
+        timeout_s: How long the broker's confirmation may take.
+        is_mandatory: Whether a message that no queue takes is an error.
+    """
+
+    def __init__(
+        self, broker: RabbitBroker, exchange: str, *, timeout_s: float, is_mandatory: bool = True
+    ) -> None:
         self._broker = broker
         self._exchange = exchange
         self._timeout_s = timeout_s
+        self._is_mandatory = is_mandatory
         self._opening = asyncio.Lock()
         self._channel: aiormq.Channel | None = None
         self._is_open = False
@@ -29,12 +39,13 @@ class ConfirmedPublisher:
     async def publish(
         self, routing_key: str, body: bytes, properties: commands.Basic.Properties
     ) -> None:
-        """Publish, mandatory; returns once the broker confirmed the message.
+        """Publish; returns once the broker confirmed the message.
 
         `properties` gets a new message id.
 
         Raises:
-            DeliveryError, PublishError: the broker refused the message, or no queue takes it.
+            DeliveryError, PublishError: the broker refused the message, or no queue takes it
+                although it is mandatory.
             ChannelInvalidStateError, AMQPConnectionError: there is no connection, or it was
                 lost meanwhile.
             TimeoutError: the broker did not confirm in time.
@@ -50,7 +61,7 @@ class ConfirmedPublisher:
             exchange=self._exchange,
             routing_key=routing_key,
             properties=properties,
-            mandatory=True,
+            mandatory=self._is_mandatory,
             timeout=self._timeout_s,
             wait=False,
         )

@@ -1,6 +1,8 @@
-"""Everything that a worker publishes: events, retries, dead letters (SPEC 6.2, 6.7).
+"""Everything that a worker publishes: events, reports, retries, dead letters (SPEC 6.2, 6.7, 16).
 
 Persistent, confirmed and mandatory: when a method returns, the broker has the message on disk.
+Reports alone are not mandatory, and have a channel of their own: they state nothing that happened,
+and a broker that refuses or returns them must not keep an event from its stream.
 """
 
 import asyncio
@@ -26,7 +28,9 @@ from keyturn.topology import (
     EXCHANGE,
     PUBLISHER_HEADER,
     SIGNATURE_HEADER,
+    STATUS_REPORTED,
     UNSIGNED_DEAD_QUEUE,
+    WORKER_REPORTED,
     dead_letter_name,
     retry_name,
 )
@@ -42,6 +46,7 @@ from keyturn_workers.amqp.retry import (
 from keyturn_workers.worker.metrics import WAITING
 
 _TIMEOUT_S: Final = 30
+_REPORTS: Final = (STATUS_REPORTED, WORKER_REPORTED)
 
 
 class NotConfirmedError(Exception):
@@ -69,6 +74,9 @@ class WorkerPublisher:
         self._notes = RetryNotes(deployment, event_keys)
         self._now = now
         self._events = ConfirmedPublisher(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
+        self._reports = ConfirmedPublisher(
+            broker, EXCHANGE, timeout_s=_TIMEOUT_S, is_mandatory=False
+        )
         self._in_flight: dict[str, asyncio.Event] = {}
 
     async def publish_event(self, event: Event) -> None:
@@ -103,8 +111,9 @@ class WorkerPublisher:
             delivery_mode=DeliveryMode.PERSISTENT,
             correlation_id=correlation_id,
         )
+        publisher = self._reports if routing_key in _REPORTS else self._events
         with _confirmed():
-            await self._events.publish(routing_key, body, properties)
+            await publisher.publish(routing_key, body, properties)
 
     def retry_of(
         self, message: AbstractIncomingMessage, queue: str, publisher: str = ""

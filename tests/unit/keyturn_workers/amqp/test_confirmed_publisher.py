@@ -45,6 +45,12 @@ async def test_a_message_is_mandatory_and_has_a_time_in_which_to_be_confirmed(
     assert (options["mandatory"], options["timeout"], options["wait"]) == (True, 3, False)
 
 
+async def test_what_no_queue_must_take_is_not_returned(connection: FakeConnection) -> None:
+    publisher = ConfirmedPublisher(connection.broker, "exchange", timeout_s=3, is_mandatory=False)
+    await _publish(publisher)
+    assert connection.underlay.basic_publish.await_args.kwargs["mandatory"] is False
+
+
 async def test_many_at_once_share_one_channel(
     connection: FakeConnection, publisher: ConfirmedPublisher
 ) -> None:

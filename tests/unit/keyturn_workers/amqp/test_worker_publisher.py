@@ -10,8 +10,13 @@ from aio_pika import Message
 from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
 from faststream.exceptions import IncorrectState
 
-from keyturn.crypto import SigningKey
+from keyturn.crypto import SigningKey, VerifyKey
+from keyturn.messages import parse_event, parse_worker_report
+from keyturn.topology import EVENTS
 from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
+from tools.generate.console_examples import worker_reports
+from tools.generate.examples import compact
+from tools.generate.examples import events as event_examples
 
 KEY = SigningKey.from_seed(bytes(32))
 
@@ -118,3 +123,39 @@ async def test_copies_of_one_message_are_published_one_after_the_other(end: str)
     outcomes = await asyncio.gather(*copies, return_exceptions=True)
     assert outcomes[1:] == [None] * 5
     assert publisher._in_flight == {}
+
+
+class _Publisher:
+    """Notes what is published on it, or refuses it."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.published: list[tuple[str, bytes, Any]] = []
+
+    async def publish(self, routing_key: str, body: bytes, properties: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.published.append((routing_key, body, properties))
+
+
+async def test_reports_do_not_share_a_channel_with_events() -> None:
+    """A broker that refuses a report closes its channel: to events that would look like a loss."""
+    publisher = WorkerPublisher(cast("Any", None), "test", [KEY])
+    assert publisher._events._is_mandatory
+    assert not publisher._reports._is_mandatory
+    events, reports = _Publisher(), _Publisher()
+    publisher._events, publisher._reports = cast("Any", events), cast("Any", reports)
+    for document in (*event_examples().values(), *worker_reports().values()):
+        body = compact(next(iter(document.values())))
+        if b'"worker.reported"' in body:
+            await publisher.publish_worker_report(parse_worker_report(body))
+        else:
+            await publisher.publish_event(parse_event(body))
+    assert {key for key, _, _ in reports.published} == {"status.reported", "worker.reported"}
+    assert {key for key, _, _ in events.published} == set(EVENTS)
+    for _, body, properties in reports.published:
+        signature = str(properties.headers["keyturn-signature"])
+        VerifyKey.from_bytes(KEY.public_bytes).verify_event("test", body, signature)
+    by_type = {key: properties.headers for key, _, properties in reports.published}
+    assert "keyturn-publisher" in by_type["status.reported"]
+    assert "keyturn-publisher" not in by_type["worker.reported"]
