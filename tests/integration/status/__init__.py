@@ -1,0 +1,1 @@
+"""Reports of workers, on a real broker and a real bucket."""

@@ -1,0 +1,203 @@
+"""What a console learns from the workers: every view, and each worker's own reports (SPEC 16.1)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+
+from keyturn.evidence import verify_chain
+from keyturn.messages import StatusReported, SweepCompleted
+from keyturn.publisher import Publisher
+from keyturn.settings import NamedIntakeKey, PublisherSettings
+from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name, retry_name
+from tools.harness import console_projects, stored_objects
+from tools.harness import requests as rq
+from tools.harness.console import PUBLISHER, ConsoleDeployment
+from tools.harness.process import worker
+from tools.harness.tcp_proxy import proxy
+from tools.harness.wire import open_wire
+from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url
+from tools.servers import new_bucket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keyturn.messages import StatusView
+    from tools.harness.tcp_proxy import Proxy
+    from tools.servers import S3Server, Servers
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+_PROJECTS = console_projects.names(2500)
+_SETTINGS = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.3", "WORKER_REPORT_INTERVAL_S": "1"}
+
+
+@dataclass
+class Site:
+    """A worker whose storage can be stopped, and a publisher that asks it like a console."""
+
+    running: WorkerUnderTest
+    storage: Proxy
+    publisher: Publisher
+
+    async def report(self, view: StatusView, project: str = "*", **more: Any) -> StatusReported:
+        request_id = await self.publisher.status(view, project, **more)
+        event = await self.publisher.wait(request_id, timeout_s=60)
+        assert isinstance(event, StatusReported)
+        return event
+
+    async def pages(
+        self, view: StatusView, project: str = "*", **more: Any
+    ) -> list[StatusReported]:
+        pages = [await self.report(view, project, **more)]
+        while pages[-1].next is not None:
+            pages.append(await self.report(view, project, after=pages[-1].next, **more))
+        assert [page.code for page in pages] == [None] * len(pages)
+        return pages
+
+    async def sweep(self, project: str) -> SweepCompleted:
+        sweep_id = await self.publisher.sweep(project)
+        event = await self.publisher.wait_completed(sweep_id, timeout_s=60)
+        assert isinstance(event, SweepCompleted)
+        return event
+
+
+def _settings(deployment: ConsoleDeployment) -> PublisherSettings:
+    return PublisherSettings(
+        deployment=deployment.name,
+        amqp_url=deployment.amqp_url,
+        publisher_name=PUBLISHER,
+        publisher_key=deployment.console_key,
+        intake_public_key=NamedIntakeKey("main", deployment.intake.public_key),
+        event_public_key=deployment.event_key.verify_key(),
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(broker: Servers, ceph: S3Server) -> AsyncIterator[Site]:
+    deployment = ConsoleDeployment(await fresh_amqp_url(broker), ceph, new_bucket(ceph))
+    await console_projects.put_keyrings(deployment, _PROJECTS)
+    stored_objects.s3_client(deployment).put_object(
+        Bucket=deployment.bucket, Key=".keyturn/keyrings/forged.json", Body=b"{}"
+    )
+    async with proxy(urlsplit(ceph.endpoint_url).port or 80) as storage:
+        url = f"http://127.0.0.1:{storage.port}"
+        async with (
+            worker(deployment.worker_env(S3_ENDPOINT_URL=url, **_SETTINGS)) as process,
+            open_wire(deployment) as wire,
+            Publisher.open(_settings(deployment)) as publisher,
+        ):
+            running = WorkerUnderTest(deployment, process, wire)
+            await running.enroll("acme")
+            yield Site(running, storage, publisher)
+
+
+async def test_an_inventory_of_thousands_comes_in_pages_and_unchanged_ones_without_rows(
+    site: Site,
+) -> None:
+    pages = await site.pages("projects", limit=1000)
+    rows = [row for page in pages for row in page.projects or ()]
+    assert len(pages) == 3
+    assert sorted(row.project for row in rows) == sorted([*_PROJECTS, "acme", "forged"])
+    assert {row.project: row.code for row in rows if row.code} == {"forged": "corrupt_object"}
+    assert {row.master_key for row in rows} == {"m1", None}
+    again = [
+        await site.report("projects", limit=1000, after=page.after, known=page.digest)
+        for page in pages
+    ]
+    assert [page.unchanged for page in again] == [True] * 3
+    assert [page.projects for page in again] == [None] * 3
+    assert [page.next for page in again] == [page.next for page in pages]
+
+
+async def test_a_sweep_its_failures_its_evidence_and_what_depends_on_each_key(site: Site) -> None:
+    running, deployment = site.running, site.running.deployment
+    for number in range(3):
+        upload = rq.upload(deployment, "acme", f"k{number}", b"hello")
+        assert (await running.publish_and_wait(upload.document))["type"] == "upload.stored"
+    clean = await site.sweep("acme")
+    assert clean.clean
+    running.put("acme/odd", b"x", {"enc-algo": "ROT13"})
+    failed = await site.sweep("acme")
+    assert not failed.clean
+    (page,) = await site.pages("sweeps")
+    ends = {row.sweep_id: (row.project, row.status, row.clean) for row in page.sweeps or ()}
+    assert ends[clean.sweep_id] == ("acme", "done", True)
+    assert ends[failed.sweep_id] == ("acme", "done", False)
+    (page,) = await site.pages("sweep", "acme", sweep_id=failed.sweep_id)
+    assert [row.counts.failed for row in page.sweeps or () if row.counts] == [1]
+    (page,) = await site.pages("failures", "acme", sweep_id=failed.sweep_id)
+    assert [(row.key, row.code) for row in page.failures or ()] == [("odd", "unknown_algorithm")]
+    (page,) = await site.pages("evidence", "acme")
+    (proof,) = page.evidence_files or ()
+    assert (proof.sweep_id, proof.digest, proof.code) == (clean.sweep_id, clean.evidence, None)
+    keys = [deployment.event_key.verify_key()]
+    assert proof.envelope is not None
+    verify_chain([proof.envelope.encode()], keys, project="acme", newest=clean.evidence)
+    (page,) = await site.pages("objects", "acme")
+    groups = {(row.kind, row.master_key, row.code): row.count for row in page.objects or ()}
+    assert groups == {("encrypted", "m1", None): 3, ("unreadable", None, "unknown_algorithm"): 1}
+    (page,) = await site.pages("master_keys")
+    rows = [(row.master_key, row.provider, row.active, row.code) for row in page.master_keys or ()]
+    assert rows == [("m1", "local", True, None)]
+
+
+async def test_a_census_counts_every_keyring_over_its_pages(site: Site) -> None:
+    kinds: Counter[str] = Counter()
+    for page in await site.pages("objects", limit=1000):
+        for row in page.objects or ():
+            kinds[row.kind] += row.count
+    assert kinds["keyring"] == len(_PROJECTS) + 1
+    assert kinds["unreadable"] >= 1
+
+
+async def test_a_storage_that_is_away_is_a_code_and_neither_a_retry_nor_a_dead_letter(
+    site: Site,
+) -> None:
+    site.storage.stop()
+    try:
+        reports = [await site.report("projects"), await site.report("objects")]
+    finally:
+        site.storage.resume()
+    assert [report.code for report in reports] == ["storage_unavailable"] * 2
+    assert (await site.report("projects", limit=1)).code is None
+    wire = site.running.wire
+    queues = (CONTROL_QUEUE, dead_letter_name(CONTROL_QUEUE), retry_name(CONTROL_QUEUE, 1))
+    assert [await wire.depth(queue) for queue in queues] == [0, 0, 0]
+
+
+async def test_a_worker_reports_what_it_does_and_when_it_ends(site: Site) -> None:
+    await site.report("projects", limit=1)
+    async with (
+        worker(site.running.deployment.worker_env(**_SETTINGS), "upload") as other,
+        aclosing(site.publisher.worker_reports()) as reports,
+    ):
+        ended, control, served = None, None, 0
+        async for report in reports:
+            queues = {queue.queue: queue for queue in report.queues}
+            if report.roles == ("upload",):
+                assert (report.lease_s, report.interval_s) == (1, 1)
+                if report.is_stopping:
+                    ended = report
+                elif other.process.returncode is None and ended is None:
+                    assert list(queues) == [UPLOAD_QUEUE]
+                    assert queues[UPLOAD_QUEUE].is_consuming
+                    other.process.terminate()
+            else:
+                control, served = report, queues[CONTROL_QUEUE].served
+            if ended is not None and served:
+                break
+        assert await other.ended() == 0
+    assert control is not None
+    assert (control.roles, control.master_keys) == (("control", "sweep", "upload"), ("m1",))
+    newest = {queue.queue: queue for queue in control.queues}[CONTROL_QUEUE]
+    assert newest.waited_s is not None
+    assert 0 <= newest.waited_s < 60
+    assert ended is not None
+    assert ended.worker_id != control.worker_id
