@@ -48,12 +48,12 @@ class CensusDriver:
         """Begin a census, or go on with the one that stopped; nothing if one is under way."""
         if self.is_running:
             return
-        self._model.set_census_running(True)
+        self._model.set_census_running(is_running=True)
         self._task = asyncio.create_task(self._walk(actor))
         self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._model.set_census_running(False)
+        self._model.set_census_running(is_running=False)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("the census ended: %s", error)
 

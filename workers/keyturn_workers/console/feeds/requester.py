@@ -6,19 +6,27 @@ same report. After a timeout, requests of that kind pause, longer and longer.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from keyturn.errors import CodedError, PublisherError, StorageUnavailableError, all_errors
+from keyturn.errors import (
+    CodedError,
+    PublisherError,
+    StorageUnavailableError,
+    TooManyRequestsError,
+    all_errors,
+)
 from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import STATUS_LIMIT, Event, StatusRejected, StatusReported, StatusView
 from keyturn_workers.console.model import Feed, Model
 
 TIMEOUT_S: Final = 30.0
 PAUSES_S: Final = (5.0, 15.0, 60.0, 300.0)
-MAX_UNDER_WAY: Final = 16
-"""Requests at once, of all kinds."""
+MAX_UNDER_WAY: Final = 4
+"""Requests at once, of all kinds: a control worker reads two at a time."""
+_BUSY: Final = (TooManyRequestsError.code, StorageUnavailableError.code)
 
 
 class StatusPublisher(Protocol):
@@ -54,11 +62,6 @@ class StatusArguments:
     limit: int = STATUS_LIMIT
     known: str | None = None
 
-    @property
-    def kind(self) -> tuple[str, str, str | None]:
-        """What pauses together after a timeout."""
-        return (self.view, self.project, self.sweep_id)
-
 
 class PausedError(PublisherError):
     """Control workers did not answer lately; the next request is sent after a pause."""
@@ -79,6 +82,7 @@ class StatusRequester:
         publisher: Publishes and waits.
         model: Takes the reports.
         timeout_s: Seconds for one answer.
+        pauses_s: How long to pause after the 1st, 2nd, … request without an answer.
         clock: A monotonic clock, in seconds.
     """
 
@@ -88,14 +92,17 @@ class StatusRequester:
         model: Model,
         *,
         timeout_s: float = TIMEOUT_S,
+        pauses_s: Sequence[float] = PAUSES_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._publisher = publisher
         self._model = model
         self._timeout_s = timeout_s
+        self._pauses_s = pauses_s
+        self._resumed = asyncio.Event()
         self._clock = clock
         self._under_way: dict[StatusArguments, asyncio.Task[StatusReported]] = {}
-        # All kinds share one pause: whoever does not answer one answers none.
+        # All kinds share one pause: workers that do not answer one answer none.
         self._pause = _Pause()
         self._slots = asyncio.Semaphore(MAX_UNDER_WAY)
 
@@ -108,6 +115,18 @@ class StatusRequester:
     def paused_s(self) -> float:
         """Seconds until the pause ends."""
         return max(0.0, self._pause.until - self._clock())
+
+    async def ready(self) -> None:
+        """Wait until the pause is over, or a person wants to know now."""
+        while (left_s := self.paused_s) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._resumed.wait()
+
+    def resume(self) -> None:
+        """End the pause: a person has opened a page. The next one is as long as it would be."""
+        self._pause.until = 0.0
+        self._resumed.set()
 
     async def request(
         self, arguments: StatusArguments, *, actor: str | None = None, eager: bool = False
@@ -164,14 +183,18 @@ class StatusRequester:
         return event
 
     def _note_failure(self, problem: str) -> None:
-        pause_s = PAUSES_S[min(self._pause.timeouts, len(PAUSES_S) - 1)]
+        pause_s = self._pauses_s[min(self._pause.timeouts, len(self._pauses_s) - 1)]
         self._pause = _Pause(self._pause.timeouts + 1, self._clock() + pause_s)
+        self._resumed.clear()
         held = self._model.feed("status")
         since = held.since if held.problem is not None else self._model.now()
         self._model.set_feed(Feed("status", problem=problem, since=since, as_of=held.as_of))
 
     def _note_success(self, report: StatusReported) -> None:
         self._pause = _Pause()
+        if report.code in _BUSY:  # it answers, but must not be asked again at once
+            self._pause.until = self._clock() + self._pauses_s[0]
+            self._resumed.clear()
         held = self._model.feed("status")
         since = held.since if held.is_connected else self._model.now()
         self._model.set_feed(

@@ -77,9 +77,9 @@ class AuditBook:
         return self._rows[self._offsets[-1]].at if self._offsets else None
 
     @property
-    def oldest(self) -> AuditRow | None:
-        """The oldest record that is kept."""
-        return self._rows[self._offsets[0]] if self._offsets else None
+    def offsets(self) -> tuple[int, int] | None:
+        """The offsets of the oldest and the newest record that are kept."""
+        return (self._offsets[0], self._offsets[-1]) if self._offsets else None
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -196,7 +196,11 @@ class Model:
         self._audit.note_findings(offset, findings)
         self.changes.publish("audit")
 
-    def set_audit_has_older(self, has_older: bool) -> None:  # noqa: FBT001 - a setter
+    def audit_offsets(self) -> tuple[int, int] | None:
+        """The offsets of the oldest and the newest audit record that are held."""
+        return self._audit.offsets
+
+    def set_audit_has_older(self, *, has_older: bool) -> None:
         """Note whether the stream of the audit trail holds earlier records."""
         self._audit.has_older = has_older
         self.changes.publish("audit")
@@ -223,7 +227,7 @@ class Model:
             self._dead = summary
             self.changes.publish("dead")
 
-    def set_census_running(self, is_running: bool) -> None:  # noqa: FBT001 - a setter
+    def set_census_running(self, *, is_running: bool) -> None:
         """Note whether this console reads the pages of a census now."""
         if self._census.is_running != is_running:
             self._census.is_running = is_running
@@ -257,6 +261,10 @@ class Model:
     def project_sweeps(self, name: str) -> tuple[SweepRow, ...]:
         """The sweeps and rotations of one project, and its parts of those of all; newest first."""
         return self._sweeps.of_project(name)
+
+    def is_sweep_known(self, ref: SweepRef) -> bool:
+        """Whether a report says what was requested of a sweep."""
+        return self._sweeps.is_reported(ref)
 
     def running_sweeps(self) -> tuple[SweepRow, ...]:
         """What is under way; parts of sweeps of all are left out."""
@@ -305,6 +313,10 @@ class Model:
     def audit(self, query: AuditQuery) -> Page[AuditRow]:
         """One page of the audit records that match, the newest first."""
         return self._audit.query(query)
+
+    def audit_findings(self) -> dict[int, tuple[str, ...]]:
+        """What is wrong with the audit trail, by the offset where it was noticed."""
+        return dict(self._audit.findings)
 
     def audit_of_request(self, request_id: str) -> tuple[AuditRow, ...]:
         """What the audit trail says about one request."""

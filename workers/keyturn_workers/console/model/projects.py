@@ -5,7 +5,7 @@ row of a project follows from what is known of its keyring and of its sweeps, an
 a page asks for it.
 """
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -77,6 +77,7 @@ class ProjectBook:
         self._names: list[str] = []
         self._rows: dict[str, ProjectRow] = {}
         self._sorted: dict[str, list[str]] = {}
+        self._pages: dict[str, HeldPage[str]] | None = None
         self._version = 0
         self._sorted_at = -1
         self.inventory = PagedReport[str](MAX_PROJECTS)
@@ -114,8 +115,9 @@ class ProjectBook:
         if report.project != "*":
             return changed
         names = None if report.projects is None else [row.project for row in report.projects]
+        held = self.inventory.page(report.after)
         if self.inventory.apply(report, names):
-            self._touch_page(report.after, report.next)
+            self._touch_page(held, self.inventory.page(report.after))
             changed = True
         if self.inventory.is_truncated:
             self.is_truncated = True
@@ -158,12 +160,21 @@ class ProjectBook:
         if self._rows.pop(project, None) is not None or project in self._facts:
             self._version += 1
 
-    def _touch_page(self, after: str | None, end: str | None) -> None:
-        first = 0 if after is None else bisect_left(self._names, after)
-        last = len(self._names) if end is None else bisect_right(self._names, end)
-        for project in self._names[first:last]:
+    def _touch_page(self, before: HeldPage[str] | None, now: HeldPage[str] | None) -> None:
+        """Compute the rows of one page anew, and those that no page lists any more."""
+        self._pages = None
+        pages = self._listed()
+        listed = [*(before.rows if before else ()), *(now.rows if now else ())]
+        for project in (*listed, *(self._facts.keys() - pages.keys())):
             self._rows.pop(project, None)
         self._version += 1
+
+    def _listed(self) -> dict[str, HeldPage[str]]:
+        """The page that lists each project."""
+        if self._pages is None:
+            chain = self.inventory.chain()
+            self._pages = {name: page for page in chain.pages for name in page.rows}
+        return self._pages
 
     # What pages ask.
 
@@ -231,23 +242,17 @@ class ProjectBook:
 
     def _confirmed_at(self, project: str, facts: _Facts) -> datetime | None:
         """When an inventory last said that the keyring is as it was reported."""
-        if facts.report is None or facts.report.as_of is None:
+        page = self._listed().get(project)
+        if facts.report is None or facts.report.as_of is None or page is None:
             return None
-        page = self._page_of(project)
-        if page is None or project not in page.rows or page.read_at > facts.report.as_of:
-            return None
-        return page.at
-
-    def _page_of(self, project: str) -> HeldPage[str] | None:
-        pages = self.inventory.chain().pages
-        at = bisect_right([page.after or "" for page in pages], project) - 1
-        return pages[at] if at >= 0 else None
+        return page.at if page.read_at <= facts.report.as_of else None
 
     def _is_gone(self, project: str, as_of: datetime | None) -> bool:
-        page = self._page_of(project)
-        if page is None or (page.next is not None and project > page.next):
+        """Whether a whole inventory that is newer than all that is known does not list it."""
+        chain = self.inventory.chain()
+        if not chain.is_complete or chain.as_of is None or project in self._listed():
             return False
-        return project not in page.rows and (as_of is None or page.read_at > as_of + REPORT_SLACK)
+        return as_of is None or chain.as_of > as_of + REPORT_SLACK
 
     def names(self) -> Sequence[str]:
         """All projects, in order."""

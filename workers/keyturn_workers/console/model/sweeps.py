@@ -298,6 +298,11 @@ class SweepBook:
         whole = SweepRef(ALL_PROJECTS, ref.sweep_id)
         return None if ref == whole else self.row(whole)
 
+    def is_reported(self, ref: SweepRef) -> bool:
+        """Whether a report says what was requested."""
+        facts = self._facts.get(ref)
+        return facts is not None and facts.report is not None
+
     def is_part(self, ref: SweepRef) -> bool:
         """Whether it is a part of a sweep of all."""
         row = self.row(ref)

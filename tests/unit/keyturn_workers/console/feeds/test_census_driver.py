@@ -23,7 +23,7 @@ class Scene:
         self.publisher = FakePublisher(self.page)
         self.silent_once: set[str | None] = set()
         self.time = 0
-        requester = StatusRequester(self.publisher, self.model)
+        requester = StatusRequester(self.publisher, self.model, pauses_s=(0.0,))
         self.driver = CensusDriver(requester, self.model, pause_s=0.0)
 
     def page(self, asked: dict[str, Any]) -> Event | None:

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
 
 from keyturn_workers.console.feeds import Feeds
 from tests.unit.keyturn_workers.console.feeds.publishers import FakePublisher
-from tests.unit.keyturn_workers.console.model.messages import failures_report, make_model, uid
+from tests.unit.keyturn_workers.console.feeds.streams import KEY
+from tests.unit.keyturn_workers.console.model.messages import (
+    CONSOLE,
+    failures_report,
+    make_model,
+    uid,
+)
 
 if TYPE_CHECKING:
+    from keyturn.crypto import VerifyKey
     from keyturn.messages import Event
+
+
+@dataclass(frozen=True)
+class Settings:
+    deployment: str = "test"
+    amqp_url: SecretStr = field(default_factory=lambda: SecretStr("amqp://127.0.0.1:1"))
+    publisher_name: str = CONSOLE
+    event_public_key: tuple[VerifyKey, ...] = (KEY.verify_key(),)
+    console_history_s: int = 3600
+    console_refresh_s: float = 300
 
 
 async def test_failures_are_read_page_by_page_up_to_a_bound() -> None:
@@ -19,14 +38,12 @@ async def test_failures_are_read_page_by_page_up_to_a_bound() -> None:
         return failures_report(number, f"k{number}", after=asked["after"], next=str(number + 1))
 
     publisher, model = FakePublisher(answer), make_model()
-    settings: Any = SimpleNamespace()
-    await Feeds(settings, model, publisher).request_failures("acme", uid(4))
+    await Feeds(Settings(), model, publisher).request_failures("acme", uid(4))
     assert [asked["after"] for asked in publisher.requests] == [None, "1", "2", "3", "4"]
 
 
 async def test_a_page_that_is_looked_at_is_counted() -> None:
-    settings: Any = SimpleNamespace()
-    feeds = Feeds(settings, make_model(), FakePublisher(lambda _: None))
+    feeds = Feeds(Settings(), make_model(), FakePublisher(lambda _: None))
     with feeds.viewing(), feeds.viewing():
         assert feeds.viewers == 2
     assert feeds.viewers == 0

@@ -1,0 +1,82 @@
+"""The state of one source, as pages show it: connected, caught up, or why not (SPEC 16.2).
+
+`follow` waits out lost connections by itself and says nothing about them. So whether a stream is
+read follows from two facts: its reader has attached once, and the broker can be reached now.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+
+from keyturn_workers.console.model import Feed, FeedName, Model
+
+
+class FeedState:
+    """Keeps the model's `Feed` of one source.
+
+    Args:
+        name: Of the source.
+        model: Holds the state.
+    """
+
+    def __init__(self, name: FeedName, model: Model) -> None:
+        self._model = model
+        self._feed = Feed(name, since=model.now())
+        self._is_attached = False
+        self._is_broker_up = False
+        self._own_problem: str | None = None
+        self._broker_problem: str | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it is being read."""
+        return self._feed.is_connected
+
+    @property
+    def behind(self) -> datetime | None:
+        """Of the history: how far back it was read."""
+        return self._feed.behind
+
+    def attached(self) -> None:
+        """Its reader reads."""
+        self._is_attached, self._own_problem = True, None
+        self._update()
+
+    def failed(self, problem: str) -> None:
+        """Its reader cannot read, and tries again."""
+        self._is_attached, self._own_problem = False, problem
+        self._update()
+
+    def broker(self, problem: str | None) -> None:
+        """The broker cannot be reached, or can (None)."""
+        self._is_broker_up, self._broker_problem = problem is None, problem
+        self._update()
+
+    def caught_up(self) -> None:
+        """It was read up to now."""
+        self._set(replace(self._feed, is_caught_up=True))
+
+    def seen(self, at: datetime | None, refused: int) -> None:
+        """A message was read; `at` is its time if it was signed."""
+        if at is not None and (self._feed.as_of is None or at > self._feed.as_of):
+            self._feed = replace(self._feed, as_of=at)
+        self._feed = replace(self._feed, refused=refused)
+
+    def reached(self, behind: datetime | None, progress: float | None) -> None:
+        """Of the history: how far it was read."""
+        self._set(replace(self._feed, behind=behind, progress=progress))
+
+    def publish(self) -> None:
+        """Let the model have what `seen` noted."""
+        self._model.set_feed(self._feed)
+
+    def _update(self) -> None:
+        is_connected = self._is_attached and self._is_broker_up
+        problem = None if is_connected else self._broker_problem or self._own_problem
+        since = self._feed.since
+        if is_connected != self._feed.is_connected:
+            since = self._model.now()
+        self._set(replace(self._feed, is_connected=is_connected, problem=problem, since=since))
+
+    def _set(self, feed: Feed) -> None:
+        self._feed = feed
+        self._model.set_feed(feed)
