@@ -314,10 +314,6 @@ class Model:
         """One page of the audit records that match, the newest first."""
         return self._audit.query(query)
 
-    def audit_findings(self) -> dict[int, tuple[str, ...]]:
-        """What is wrong with the audit trail, by the offset where it was noticed."""
-        return dict(self._audit.findings)
-
     def audit_of_request(self, request_id: str) -> tuple[AuditRow, ...]:
         """What the audit trail says about one request."""
         return self._audit.of_request(request_id)

@@ -86,4 +86,4 @@ async def test_a_gap_where_they_meet_is_found(monkeypatch: pytest.MonkeyPatch) -
     for each in records[20:]:
         fold(each)
     await read_older(CONNECTION, make_signatures(), model)
-    assert any("MISSING" in each for found in model.audit_findings().values() for each in found)
+    assert any("MISSING" in each for each in model.audit_findings())
