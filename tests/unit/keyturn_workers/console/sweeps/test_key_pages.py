@@ -36,7 +36,7 @@ def test_a_count_says_what_depends_on_each_key(console: Scene) -> None:
 
 def test_the_count_is_begun_and_stopped_in_the_name_of_the_person(console: Scene) -> None:
     assert console.post("/keys/count").headers["location"] == "/keys#census"
-    console.model.set_census_running(True)
+    console.model.set_census_running(is_running=True)
     assert "Stop counting" in console.get("/keys")
     console.post("/keys/count/cancel")
     assert console.feeds.asked == [("census", "kim"), ("cancel",)]
