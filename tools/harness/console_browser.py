@@ -61,11 +61,15 @@ class ConsoleVisit:
         """Open a page that watches itself."""
         visit = cls(url, await context.new_page())
         visit.page.set_default_timeout(_TIMEOUT_MS)
-        context.on("request", visit.requests.append)
+        context.on("request", visit._note)
         visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
         visit.page.on("console", visit._log)
         visit.page.on("dialog", visit._dismiss)
         return visit
+
+    def _note(self, request: Request) -> None:
+        # A bound method: Playwright sets an attribute on its handlers, which builtins refuse.
+        self.requests.append(request)
 
     def _log(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -118,7 +122,7 @@ class ConsoleVisit:
         unexpected = [
             each for each in self.complaints if not any(known in each for known in self.expected)
         ]
-        assert unexpected == []
+        assert unexpected == [], unexpected
         assert self.dialogs == []
         hosts = {urlsplit(request.url).netloc for request in self.requests} - {""}
         assert hosts <= {urlsplit(self.url).netloc}

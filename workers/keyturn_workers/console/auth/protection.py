@@ -1,8 +1,8 @@
 """What each request passes before a page serves it (SPEC 16.3).
 
-In this order: the host is the console's own; an unsafe request comes from a page of the console,
-is a small form and carries the token of its session; somebody is signed in. A route is open to
-everybody only if its path is in `open_paths`.
+In this order: the host is the console's own, except for probes and static files; an unsafe request
+comes from a page of the console, is a small form and carries the token of its session; a person is
+signed in. A route needs no session only if its path is in `open_paths`.
 """
 
 import asyncio
@@ -59,14 +59,14 @@ class Protection:
             app: The pages.
             sessions: Reads cookies.
             origins: Where the console may be used.
-            open_paths: Served to everybody, besides static files and `/healthz`.
+            open_paths: Served without a session, as are static files and `/healthz`.
             error_page: Makes the page of an `HTTPException`.
             stopping: Set once the process is to end: streams of events then do.
         """
         self._app = app
         self._sessions = sessions
         self._origins = origins
-        self._open_paths = open_paths | {_HEALTH}
+        self._open_paths = open_paths
         self._error_page = error_page
         self._stopping = stopping
 
@@ -100,9 +100,10 @@ class Protection:
     async def _check(self, request: Request, session: Session | None) -> Receive | Response:
         """What the application reads the body from, or the answer of who is not signed in."""
         path, headers = request.scope["path"], request.headers
-        if path != _HEALTH and not self._origins.is_own_host(headers.get("host")):
-            raise HTTPException(400, "The console is not used under this name.")
-        is_open = path in self._open_paths or path.startswith(_STATIC)
+        is_public = path == _HEALTH or path.startswith(_STATIC)
+        if not is_public and not self._origins.is_own_host(headers.get("host")):
+            raise HTTPException(400, f"The address of this console is {self._origins.public}.")
+        is_open = is_public or path in self._open_paths
         is_safe = request.method in SAFE_METHODS
         if not is_safe and not self._origins.is_own_page(headers):
             raise HTTPException(403, "This request does not come from a page of the console.")

@@ -184,8 +184,10 @@ def test_only_its_own_names_reach_a_page(console: _Console) -> None:
         ("127.0.0.1:9000", 400),
     ):
         assert console.request("GET", "/", headers={"Host": host}).status_code == status
-    # Probes ask by address.
-    assert console.request("GET", "/healthz", headers={"Host": "10.0.0.7:8090"}).text == "open"
+    assert _URL in console.request("GET", "/", headers={"Host": "evil.example"}).text
+    # Probes ask by address, and the page that says so has a style.
+    for path in ("/healthz", "/static/a.css"):
+        assert console.request("GET", path, headers={"Host": "10.0.0.7:8090"}).text == "open"
 
 
 def test_a_form_of_a_page_changes_something(console: _Console) -> None:
