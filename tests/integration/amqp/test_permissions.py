@@ -257,39 +257,6 @@ async def test_a_workers_reports_of_status_reach_their_publisher_alone(users: Us
             await publish(channel, topology.STATUS_REPORTED)
 
 
-def _is_closed(publisher: WorkerPublisher) -> bool:
-    channel = publisher._reports._channel
-    return channel is None or channel.is_closed
-
-
-async def test_reports_that_the_broker_refuses_keep_no_event_from_its_stream(users: Users) -> None:
-    """As after an upgrade from 0.8 without the permissions of 0.9: a refusal closes a channel."""
-    name = "older-worker"
-    users.rabbitmq.control("add_user", name, _PASSWORD)
-    for command in commands():
-        if "worker" in command:
-            older = (part.replace(r"|worker\.reported", "") for part in command)
-            users.rabbitmq.control(*(name if part == "worker" else part for part in older))
-    report = parse_worker_report(compact(worker_reports()["worker.reported"]["running"]))
-    stored = parse_event(compact(event_examples()["upload.stored"]["stored"]))
-    broker = RabbitBroker(users.url(name), logger=None)
-    try:
-        publisher = WorkerPublisher(broker, "default", [SigningKey.from_seed(bytes(32))])
-        for _ in range(3):
-            refused, *confirmed = await asyncio.gather(
-                publisher.publish_worker_report(report),
-                *(publisher.publish_event(stored) for _ in range(20)),
-                return_exceptions=True,
-            )
-            assert isinstance(refused, NotConfirmedError)
-            assert confirmed == [None] * 20
-            async with asyncio.timeout(20):
-                while _is_closed(publisher):  # noqa: ASYNC110  # the client library opens it again
-                    await asyncio.sleep(0.01)
-    finally:
-        await broker.stop()
-
-
 CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "another publisher's stream": lambda c: read(c, _BILLING),
     "a work queue": lambda c: get(c, topology.UPLOAD_QUEUE),
@@ -513,3 +480,36 @@ async def test_what_a_console_is_allowed_works_from_end_to_end(
     by_request = {record.get("request_id"): record for record in records}
     assert {by_request[each]["actor"] for each in asked} == {"Kim Doe"}
     assert moved not in by_request
+
+
+def _is_closed(publisher: WorkerPublisher) -> bool:
+    channel = publisher._reports._channel
+    return channel is None or channel.is_closed
+
+
+async def test_reports_that_the_broker_refuses_keep_no_event_from_its_stream(users: Users) -> None:
+    """As after an upgrade from 0.8 without the permissions of 0.9: a refusal closes a channel."""
+    name = "older-worker"
+    users.rabbitmq.control("add_user", name, _PASSWORD)
+    for command in commands():
+        if "worker" in command:
+            older = (part.replace(r"|worker\.reported", "") for part in command)
+            users.rabbitmq.control(*(name if part == "worker" else part for part in older))
+    report = parse_worker_report(compact(worker_reports()["worker.reported"]["running"]))
+    stored = parse_event(compact(event_examples()["upload.stored"]["stored"]))
+    broker = RabbitBroker(users.url(name), logger=None)
+    try:
+        publisher = WorkerPublisher(broker, "default", [SigningKey.from_seed(bytes(32))])
+        for _ in range(3):
+            refused, *confirmed = await asyncio.gather(
+                publisher.publish_worker_report(report),
+                *(publisher.publish_event(stored) for _ in range(20)),
+                return_exceptions=True,
+            )
+            assert isinstance(refused, NotConfirmedError)
+            assert confirmed == [None] * 20
+            async with asyncio.timeout(20):
+                while _is_closed(publisher):  # noqa: ASYNC110  # the client library opens it again
+                    await asyncio.sleep(0.01)
+    finally:
+        await broker.stop()
