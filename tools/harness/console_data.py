@@ -18,6 +18,7 @@ from keyturn.messages import (
     AuditRecorded,
     EvidenceStatus,
     MasterKeyStatus,
+    ProjectEnrolled,
     ProjectStatus,
     QueueReport,
     RotationAccepted,
@@ -121,6 +122,16 @@ def filled_model(scale: Scale = Scale(), *, now: datetime | None = NOW) -> Model
     maker.audit()
     maker.dead_letters()
     return model
+
+
+def go_on(model: Model, number: int) -> None:
+    """Let the next thing happen: a few uploads, an enrollment, and the queues are looked at."""
+    maker = _Maker(model, Scale(), model.now())
+    maker.offset = 10**6 + 10 * number
+    for each in range(5):
+        maker.upload(10**6 + 5 * number + each, maker.ago(seconds=0))
+    maker.enrollment(f"new-{number:05}")
+    model.apply_queues(maker.queues_at(0))
 
 
 def projects_report(
@@ -335,36 +346,39 @@ class _Maker:
             share = number / self.scale.uploads
             # More by day than by night.
             age_s = 86_000 * (1 - share) * (1 - 0.25 * math.sin(share * 9))
-            at = self.ago(seconds=max(1, age_s))
-            project = project_name(number % 50)
-            upload_id = made_up_id(f"upload {number}")
-            if number % 23 == 5:
-                self.model.apply_event(
-                    UploadRejected(
-                        at=at,
-                        publisher="api",
-                        request=digest(upload_id),
-                        upload_id=upload_id,
-                        project=project,
-                        code=_CODES[number % len(_CODES)],
-                        detail="the body does not open",
-                    ),
-                    self.next_offset(),
-                )
-                continue
-            self.model.apply_event(
-                UploadStored(
-                    at=at,
-                    publisher="api",
-                    request=digest(upload_id),
-                    upload_id=upload_id,
-                    project=project,
-                    key=f"2026/11/{number:06}.pdf",
-                    size=40_000 + number,
-                    generation=1 + number % 5,
-                ),
-                self.next_offset(),
-            )
+            self.upload(number, self.ago(seconds=max(1, age_s)))
+
+    def upload(self, number: int, at: str) -> None:
+        project = project_name(number % 50)
+        upload_id = made_up_id(f"upload {number}")
+        common: dict[str, Any] = {
+            "at": at,
+            "publisher": "api",
+            "request": digest(upload_id),
+            "upload_id": upload_id,
+            "project": project,
+        }
+        if number % 23 == 5:
+            code = _CODES[number % len(_CODES)]
+            event = UploadRejected(**common, code=code, detail="the body does not open")
+            self.model.apply_event(event, self.next_offset())
+            return
+        key = f"2026/11/{number:06}.pdf"
+        stored = UploadStored(**common, key=key, size=40_000, generation=1 + number % 5)
+        self.model.apply_event(stored, self.next_offset())
+
+    def enrollment(self, project: str) -> None:
+        self.model.apply_event(
+            ProjectEnrolled(
+                at=self.ago(seconds=0),
+                publisher="api",
+                request=digest(project),
+                request_id=made_up_id(project),
+                project=project,
+                generation=1,
+            ),
+            self.next_offset(),
+        )
 
     def workers(self) -> None:
         roles = (("upload",), ("upload",), ("control",), ("sweep",), ("upload", "control", "sweep"))
@@ -372,7 +386,7 @@ class _Maker:
             for age_s in (18, 3):
                 self.model.apply_worker(self._worker(number, roles[number % len(roles)], age_s))
         for age_s in range(300, -1, -10):
-            self.model.apply_queues(self._queues(age_s))
+            self.model.apply_queues(self.queues_at(age_s))
 
     def _worker(self, number: int, roles: tuple[str, ...], age_s: float) -> WorkerReported:
         is_old = number == self.scale.workers - 1
@@ -407,7 +421,7 @@ class _Maker:
             ),
         )
 
-    def _queues(self, age_s: float) -> QueueSnapshot:
+    def queues_at(self, age_s: float) -> QueueSnapshot:
         wave = 1 + math.sin(age_s / 40)
         depths = {
             "keyturn.upload": QueueDepth("keyturn.upload", int(40 * wave), 8),

@@ -7,6 +7,8 @@ pages use the same application. Every request is signed in.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -123,13 +125,30 @@ def main() -> None:
     parser.add_argument("--projects", type=int, default=console_data.Scale.projects)
     parser.add_argument("--role", choices=("view", "operate"), default="operate")
     parser.add_argument("--empty", action="store_true", help="nothing was read yet")
+    parser.add_argument("--live", action="store_true", help="something happens every second")
     given = parser.parse_args()
     if given.empty:
         model = console_data.empty_model(None)
     else:
         model = console_data.filled_model(console_data.Scale(projects=given.projects), now=None)
         console_data.add_evidence(model, "acme", model.now())
-    uvicorn.run(preview_app(model, role=given.role), port=given.port, log_level="warning")
+    asyncio.run(_serve(preview_app(model, role=given.role), model, given.port, is_live=given.live))
+
+
+async def _serve(app: Starlette, model: Model, port: int, *, is_live: bool) -> None:
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    async with asyncio.TaskGroup() as group:
+        living = group.create_task(_live(model)) if is_live else None
+        await server.serve()
+        if living is not None:
+            living.cancel()
+
+
+async def _live(model: Model) -> None:
+    """Let something happen every second."""
+    for number in itertools.count():
+        console_data.go_on(model, number)
+        await asyncio.sleep(1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from keyturn_workers.console.web.rendering import render
 
 SPANS_H: Final = (1, 6, 24)
 _BUCKETS: Final = 60
+_CHARTS: Final = (
+    ("Uploads stored per minute", "stored", "accent"),
+    ("Requests refused per minute", "rejected", "bad"),
+)
 _SWEEPS: Final = 10
 _CODES: Final = 8
 _SEVERITIES: Final[tuple[tuple[Severity, str], ...]] = (
@@ -38,12 +42,11 @@ async def show(request: Request) -> Response:
         hours=hours,
         spans=SPANS_H,
         charts=[
-            charts.bars("Uploads stored per minute", model.series("stored", since, _BUCKETS)),
-            charts.bars(
-                "Requests refused per minute",
-                model.series("rejected", since, _BUCKETS),
-                kind="bad",
-            ),
+            (
+                charts.bars(title, model.series(name, since, _BUCKETS), kind=kind),
+                model.history.total(name, since),
+            )
+            for title, name, kind in _CHARTS
         ],
         codes=list(model.history.codes(since).items())[:_CODES],
         sweeps=model.sweeps(SweepQuery(state="running", size=_SWEEPS)),

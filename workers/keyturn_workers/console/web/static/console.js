@@ -30,6 +30,22 @@
       !(element.tagName === "DETAILS" && detail.attrName === "open" && detail.newValue === null),
   });
 
+  // Empty fields are no part of an address.
+  document.addEventListener("htmx:config:request", (event) => {
+    const { request, sourceElement } = event.detail.ctx;
+    if (request.method !== "GET" || !sourceElement.matches("form")) return;
+    for (const name of [...request.body.keys()]) {
+      if (request.body.getAll(name).every((value) => value === "")) request.body.delete(name);
+    }
+  });
+
+  // The page asked for itself, and was filtered before the answer came.
+  document.addEventListener("htmx:before:swap", (event) => {
+    const { request, sourceElement } = event.detail.ctx;
+    const here = location.pathname + location.search;
+    if (sourceElement.id === "page" && request.action !== here) event.preventDefault();
+  });
+
   const say = (text) => {
     const place = document.getElementById("connection");
     if (place && place.textContent !== text) place.textContent = text;
