@@ -472,7 +472,7 @@ class _Maker:
             "request": digest(f"audit {number}"),
             "request_type": "sweep.requested" if is_sweep else "delete.requested",
             # A third of them is about the sweeps that have ended.
-            "request_id": made_up_id(f"sweep {number}" if is_sweep else f"audit {number}"),
+            "request_id": made_up_id(f"sweep {number % 120}" if is_sweep else f"audit {number}"),
         }
         if not is_sweep:
             document["object_key"] = f"2026/11/{number:06}.pdf"

@@ -13,7 +13,7 @@ from keyturn_workers.console.web.context import context_of
 from keyturn_workers.console.web.rendering import render
 
 SPANS_H: Final = (1, 6, 24)
-_BUCKETS: Final = 60
+_BUCKETS: Final = 61  # the minutes of an hour, and the one that is not over
 _CHARTS: Final = (
     ("Uploads stored per minute", "stored", "accent"),
     ("Requests refused per minute", "rejected", "bad"),
