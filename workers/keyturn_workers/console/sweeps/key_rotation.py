@@ -26,20 +26,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class KeyRotation:
-    """A rotation to the active master key: the keys to leave, and the steps.
+    """A rotation to the active master key.
 
     Attributes:
-        old: The other keys that are held.
+        is_under_way: Whether something was, or still is, under another key that is held.
     """
 
     active: str | None
-    old: tuple[str, ...]
+    is_under_way: bool
     steps: tuple[Step, ...]
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether more than one master key is held."""
-        return bool(self.old)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +73,20 @@ def key_rotation(
     active = next((row.master_key for row in held if row.active), None)
     old = tuple(row.master_key for row in held if not row.active)
     swept = _clean_sweep(sweeps, active)
+    # A second key under which nothing is yet was only given to the processes so far.
+    used = any(row.projects or sum((row.counts or {}).values()) for row in held if not row.active)
+    is_under_way = bool(old) and (used or swept is not None)
     unused = {row.master_key for row in held if row.safe_to_drop}
     done = (
         bool(old),
-        active is not None and bool(old) and _all_agree(workers, active),
+        active is not None and is_under_way and _all_agree(workers, active),
         swept is not None and not any(row.projects for row in held if not row.active),
         bool(old) and unused.issuperset(old),
         False,
     )
     texts = (
         _held_text(held, workers),
-        _active_text(active, workers),
+        _active_text(active, workers, () if is_under_way else old),
         _sweep_text(swept, active),
         _census_text(old, unused, census),
         _DROP_TEXT,
@@ -113,7 +111,7 @@ def key_rotation(
             zip(titles, done, texts, commands, strict=True)
         )
     )
-    return KeyRotation(active, old, steps)
+    return KeyRotation(active, is_under_way, steps)
 
 
 def _present(workers: Sequence[WorkerRow]) -> list[WorkerRow]:
@@ -142,11 +140,12 @@ def _held_text(held: Sequence[MasterKeyRow], workers: Sequence[WorkerRow]) -> st
     return f"{words} Gateways do not report what they hold: check theirs yourself."
 
 
-def _active_text(active: str | None, workers: Sequence[WorkerRow]) -> str:
+def _active_text(active: str | None, workers: Sequence[WorkerRow], spare: Sequence[str]) -> str:
     reported = sorted({each.active_master_key for each in _present(workers)})
     if len(reported) > 1:
         return f"Workers disagree: {', '.join(reported)}. Restart those with the earlier setting."
-    return f"Active: {active or 'not known yet'}."
+    words = f"Active: {active or 'not known yet'}."
+    return f"{words} Held, with no project under it: {', '.join(spare)}." if spare else words
 
 
 def _sweep_text(swept: SweepRow | None, active: str | None) -> str:

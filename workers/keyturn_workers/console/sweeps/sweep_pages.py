@@ -103,17 +103,20 @@ async def show(request: Request) -> Response:
     if view is None and action is None:
         raise HTTPException(404, "The console knows no such sweep. Its record may be gone.")
     params = request.query_params
+    proof = _proof(context.model.evidence(project), view) if view is not None else None
+    lacks_proof = view is not None and view.row.evidence is not None and proof is None
     return render(
         request,
         "sweeps/sweep.html",
-        topics=("sweeps",),
+        # Evidence that arrives is news of its project.
+        topics=("sweeps", "projects") if lacks_proof else ("sweeps",),
         project=project,
         sweep_id=sweep_id,
         view=view,
         words=sweep_words,
         path=sweep_words.sweep_path(project, sweep_id),
         chart=_chart(view.samples) if view is not None else None,
-        proof=_proof(context.model.evidence(project), view) if view is not None else None,
+        proof=proof,
         failed=_failures(view, params.get("code", ""), text_of(params, "text"), request),
         codes=failures.by_code(view.failures) if view is not None else (),
         code=params.get("code", ""),

@@ -11,7 +11,7 @@ from keyturn_workers.console.web.text import duration, number, rate
 _COUNT_WORDS: Final = {
     "objects": ("Objects", "object keys of the last pass, other than foreign names"),
     "rewrapped": ("Rewrapped", "objects that got new wraps; their ciphertext did not change"),
-    "current": ("Current", "objects that were at the desired state already"),
+    "current": ("Current", "objects at the desired state, as the last pass saw them"),
     "plaintext": ("Plaintext", "objects without encryption, which the project allows"),
     "encrypted": ("Encrypted", "plaintext objects that were encrypted in place"),
     "deleted": ("Deleted", "tombstones: keys of deleted objects, which stay taken"),

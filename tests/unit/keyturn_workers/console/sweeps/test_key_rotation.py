@@ -56,12 +56,21 @@ def test_with_one_key_the_first_step_is_next() -> None:
 
 def test_the_steps_are_done_one_after_the_other() -> None:
     workers = [_worker()]
-    assert _states([_OLD, replace(_NEW, active=False)], workers, [], None)[:2] == ["done", "next"]
+    not_yet = [_OLD, replace(_NEW, active=False)]
+    assert _states(not_yet, workers, [], None)[:2] == ["done", "next"]
     assert _states([_OLD, _NEW], workers, [], None)[:3] == ["done", "done", "next"]
     moved = replace(_OLD, projects=0)
     assert _states([moved, _NEW], workers, [_SWEPT], None)[2:] == ["done", "next", "later"]
     unused = replace(moved, safe_to_drop=True)
     assert _states([unused, _NEW], workers, [_SWEPT], _COUNTED)[3:] == ["done", "next"]
+
+
+def test_a_second_key_that_nothing_is_under_yet_is_to_be_made_active() -> None:
+    active, spare = replace(_OLD, active=True), replace(_NEW, active=False)
+    rotation = key_rotation([active, spare], [_worker("m1")], [], _COUNTED)
+    assert [step.state for step in rotation.steps][:2] == ["done", "next"]
+    assert "no project under it: m2" in rotation.steps[1].detail
+    assert not rotation.is_under_way
 
 
 def test_workers_that_disagree_about_the_active_key_are_named() -> None:
@@ -72,7 +81,7 @@ def test_workers_that_disagree_about_the_active_key_are_named() -> None:
 
 
 def test_a_dry_run_or_a_sweep_to_another_key_moves_nothing() -> None:
-    moved = replace(_OLD, projects=0)
+    moved = replace(_OLD, projects=0, counts={"encrypted": 5})
     for sweep in (
         replace(_SWEPT, dry_run=True),
         replace(_SWEPT, clean=False),
