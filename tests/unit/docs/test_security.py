@@ -20,6 +20,7 @@ _ATTACKERS = {
     "the broker, to write",
     "a project's API key",
     "a publisher's key",
+    "a console's machine",
     "a link to an object",
     "an old API key",
     "the logs, metrics",
