@@ -76,6 +76,7 @@ class PreviewFeeds:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.viewers = 0
+        self.error: Exception | None = None
 
     @contextmanager
     def viewing(self) -> Iterator[None]:
@@ -85,7 +86,9 @@ class PreviewFeeds:
         finally:
             self.viewers -= 1
 
-    async def read_older_audit(self) -> None:
+    async def request_older_audit(self) -> None:
+        if self.error is not None:
+            raise self.error
         self.asked.append("audit")
 
     async def request_project(self, name: str) -> None:

@@ -3,14 +3,16 @@
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from keyturn.errors import PublisherError
 from keyturn_workers.console.model.rows import AuditQuery
-from keyturn_workers.console.web.context import context_of
+from keyturn_workers.console.web.context import ConsoleContext, context_of
 from keyturn_workers.console.web.links import address, choice_of, page_of, text_of
-from keyturn_workers.console.web.rendering import AUDIT_ACTIONS, render
+from keyturn_workers.console.web.rendering import AUDIT_ACTIONS, render, see_other
 
 PATH: Final = "/audit"
 Outcome = Literal["any", "ok", "not_ok"]
@@ -18,10 +20,12 @@ _OUTCOMES: Final[dict[Outcome, str]] = {"any": "Any", "ok": "Done", "not_ok": "R
 
 
 async def show(request: Request) -> Response:
-    """Answer `GET /audit`; with `older=1` more of the stream is read first."""
+    """Answer `GET /audit`; with `older=1` more of the stream is read, then the page is shown."""
     context, params = context_of(request), request.query_params
     if params.get("older") == "1":
-        await context.feeds.read_older_audit()
+        await _read_older(context)
+        # Without it: the page asks for itself again whenever something changes.
+        return see_other(address(PATH, params, older=None))
     since, until = (
         moment_of(params.get(name, ""), context.model.now()) for name in ("since", "until")
     )
@@ -55,6 +59,13 @@ async def show(request: Request) -> Response:
         url=lambda number: address(PATH, params, page=number, older=None),
         older=address(PATH, params, older=1, page=None),
     )
+
+
+async def _read_older(context: ConsoleContext) -> None:
+    try:
+        await context.feeds.request_older_audit()
+    except PublisherError as exc:
+        raise HTTPException(503, "The audit trail cannot be read now.") from exc
 
 
 def moment_of(typed: str, now: datetime) -> datetime | None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from keyturn.errors import PublisherError
 from keyturn_workers.console.web.pages.audit import moment_of
 from tests.unit.keyturn_workers.console.web.shown import lived, shown
 from tools.harness.console_data import HOSTILE_KEY, empty_model, filled_model
@@ -47,8 +48,17 @@ def test_older_records_are_read_on_demand() -> None:
     model.set_audit_has_older(has_older=True)
     assert 'href="/audit?actor=ada&amp;older=1"' in shown(model, "/audit?actor=ada").html
     app = preview_app(model)
-    client(app).get("/audit?older=1")
+    answer = client(app).get("/audit?actor=ada&older=1", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/audit?actor=ada")
     assert app.state.console.feeds.asked == ["audit"]
+
+
+def test_a_trail_that_cannot_be_read_is_an_error_page() -> None:
+    app = preview_app(lived())
+    app.state.console.feeds.error = PublisherError("no broker")
+    answer = client(app).get("/audit?older=1")
+    assert answer.status_code == 503
+    assert "The audit trail cannot be read now." in answer.text
 
 
 def test_without_records_it_says_what_is_needed() -> None:
