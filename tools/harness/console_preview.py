@@ -11,12 +11,13 @@ import asyncio
 import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvicorn
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
+from keyturn_workers.console.actions.service import Actions
 from keyturn_workers.console.auth import Person, Role, Session
 from keyturn_workers.console.auth.person import SESSION_SCOPE
 from keyturn_workers.console.web.app import create_app
@@ -70,6 +71,13 @@ class _SignedIn:
         await self._app(scope, receive, send_with_policy)
 
 
+@dataclass(frozen=True)
+class PreviewSettings:
+    """What pages show of the settings."""
+
+    publisher_name: str = console_data.PUBLISHER
+
+
 class PreviewFeeds:
     """Asks no one for anything, and notes what it was asked for."""
 
@@ -94,26 +102,34 @@ class PreviewFeeds:
     async def request_project(self, name: str) -> None:
         self.asked.append(f"project {name}")
 
+    async def request_sweep(self, project: str, sweep_id: str) -> None:
+        self.asked.append(f"sweep {sweep_id} of {project}")
+
+    async def request_failures(self, project: str, sweep_id: str) -> None:
+        self.asked.append(f"failures of {sweep_id} of {project}")
+
     async def request_evidence(self, project: str) -> None:
         self.asked.append(f"evidence of {project}")
+
+
+def preview_context(model: Model, person: Person | None = None) -> ConsoleContext:
+    """What the pages need, over a model."""
+    return ConsoleContext(
+        settings=PreviewSettings(),
+        model=model,
+        feeds=PreviewFeeds(),
+        publisher=None,
+        auth=PreviewAuth(person),
+        dead=None,
+        actions=Actions(cast("Any", None)),
+    )
 
 
 def preview_app(
     model: Model, *, role: Role = "operate", name: str = "ada", signed_out: bool = False
 ) -> Starlette:
     """The application over a model, for a person with this name and role."""
-    person = None if signed_out else Person(name, role, name)
-    return create_app(
-        ConsoleContext(
-            settings=None,
-            model=model,
-            feeds=PreviewFeeds(),
-            publisher=None,
-            auth=PreviewAuth(person),
-            dead=None,
-            actions=None,
-        )
-    )
+    return create_app(preview_context(model, None if signed_out else Person(name, role, name)))
 
 
 def client(app: Starlette) -> TestClient:
