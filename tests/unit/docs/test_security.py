@@ -26,6 +26,7 @@ _ATTACKERS = {
     "the logs, metrics",
     "the master key",
     "an operator's machine",
+    "a page in an operator's browser, or an account without a role",
 }
 
 

@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from keyturn_workers.cli.init import GATEWAY_FILE, PUBLISHER_FILE, STORAGE_FILE, WORKER_FILE, init
+from keyturn_workers.cli.init import (
+    CONSOLE_FILE,
+    GATEWAY_FILE,
+    PASSWORD_FILE,
+    PUBLISHER_FILE,
+    STORAGE_FILE,
+    WORKER_FILE,
+    init,
+)
 from tools.supply.lock import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-OURS = ("upload", "control", "sweep", "gateway")
+OURS = ("upload", "control", "sweep", "gateway", "console")
+FILES = {"gateway": GATEWAY_FILE, "console": CONSOLE_FILE}
 UID = "10001"
 _SECRET = re.compile(r"_KEY|SECRET|PASSWORD|TOKEN|PEPPER|SEED|AMQP_URL", re.IGNORECASE)
 
@@ -94,8 +103,9 @@ def test_no_secret_is_built_in() -> None:
                 assert not _SECRET.search(re.sub(r"=\S+", "", rest)), rest
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {"*.env", "*.key", "*.header", ".git"} <= set(ignored)
-    for file in (WORKER_FILE, GATEWAY_FILE, PUBLISHER_FILE, STORAGE_FILE):
+    for file in (WORKER_FILE, GATEWAY_FILE, CONSOLE_FILE, PUBLISHER_FILE, STORAGE_FILE):
         assert file.endswith(".env")
+    assert f"/{PASSWORD_FILE.parent}" in ignored
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -107,9 +117,12 @@ def test_every_process_has_a_read_only_root_and_no_privilege(
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    # Nothing is written, so there is nothing to mount: the integration test shows it.
-    assert not {"tmpfs", "volumes", "privileged", "cap_add", "user", "pid"} & set(service)
-    assert service["command"] == (["gateway"] if name == "gateway" else ["worker", name])
+    # Nothing is written, so there is nothing to mount: the integration test shows it. The console
+    # reads a file that changes.
+    mounted = ["./console:/etc/keyturn:ro"] if name == "console" else []
+    assert service.get("volumes", []) == mounted
+    assert not {"tmpfs", "privileged", "cap_add", "user", "pid"} & set(service)
+    assert service["command"] == ([name] if name in FILES else ["worker", name])
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -117,8 +130,9 @@ def test_secrets_come_from_files_beside_the_deployment(
     name: str, services: dict[str, dict[str, Any]]
 ) -> None:
     service = services[name]
-    assert service["env_file"] == [GATEWAY_FILE if name == "gateway" else WORKER_FILE]
-    assert not any(_SECRET.search(variable) for variable in service["environment"])
+    assert service["env_file"] == [FILES.get(name, WORKER_FILE)]
+    named = {name for name in service["environment"] if not name.endswith("_FILE")}
+    assert not any(_SECRET.search(variable) for variable in named)
 
 
 def test_no_other_service_is_ours(services: dict[str, dict[str, Any]]) -> None:
