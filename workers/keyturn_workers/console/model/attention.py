@@ -1,71 +1,27 @@
 """What needs a person now: pure rules over what the console knows (SPEC 16.2).
 
-Each rule is a function of the facts, and gives at most a few items; what there are many of becomes
-one item with their number and a link to the table.
+| module | rules about |
+| --- | --- |
+| `attention_sources` | the broker, the feeds, control workers, unsigned messages, the audit trail |
+| `attention_work` | queues, worker processes, dead letters |
+| `attention_projects` | keyrings, sweeps and rotations, API keys, master keys |
+
+Each rule is a function of the facts and gives a few items at most: of many rows of one kind it
+makes one item with their number and a link to the table.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
-from keyturn_workers.console.model.rows import (
-    AttentionItem,
-    DeadSummary,
-    Feed,
-    MasterKeyRow,
-    ProjectRow,
-    QueueRow,
-    SweepRow,
-    WorkerRow,
-)
-from keyturn_workers.console.model.samples import Samples
+from keyturn_workers.console.model.attention_facts import Facts, Rule
+from keyturn_workers.console.model.attention_projects import PROJECT_RULES
+from keyturn_workers.console.model.attention_sources import SOURCE_RULES
+from keyturn_workers.console.model.attention_work import WORK_RULES
+from keyturn_workers.console.model.rows import AttentionItem
 
+__all__ = ["RULES", "Facts", "find_attention"]
+
+RULES: Final[tuple[Rule, ...]] = (*SOURCE_RULES, *WORK_RULES, *PROJECT_RULES)
 _SEVERITIES: Final = ("act", "soon", "info")
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the rules judge by."""
-
-    now: datetime
-    started_at: datetime
-    feeds: Sequence[Feed]
-    queues: Sequence[QueueRow]
-    depths: Callable[[str], Sequence[tuple[datetime, int]]]
-    workers: Sequence[WorkerRow]
-    projects: Sequence[ProjectRow]
-    is_inventory_complete: bool
-    sweeps: Sequence[SweepRow]
-    samples_of: Callable[[SweepRow], Samples | None]
-    master_keys: Callable[[], Sequence[MasterKeyRow]]
-    dead: DeadSummary | None
-    audit_findings: Mapping[int, tuple[str, ...]]
-    notes: Sequence[str] = ()
-
-
-Rule = Callable[[Facts], Iterable[AttentionItem]]
-
-
-def broker_gone(facts: Facts) -> Iterable[AttentionItem]:
-    """Nothing can be read of the broker."""
-    events = next((feed for feed in facts.feeds if feed.name == "events"), None)
-    if events is None or events.is_connected:
-        return
-    since = events.since or facts.started_at
-    yield AttentionItem(
-        "broker_gone",
-        "act",
-        "The broker cannot be read",
-        events.problem or "not connected yet",
-        "/queues",
-        "Check that RabbitMQ runs and that this console can reach it. "
-        "What is shown is as of the last event.",
-        as_of=since,
-    )
-
-
-RULES: Final[tuple[Rule, ...]] = (broker_gone,)
 
 
 def find_attention(facts: Facts) -> tuple[AttentionItem, ...]:

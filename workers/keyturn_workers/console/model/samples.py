@@ -72,6 +72,18 @@ class Samples:
             for at, done, rewrapped in self.ordered()
         )
 
+    def moved_at(self) -> datetime | None:
+        """When the newest progress was made: the first sample with the last values."""
+        samples = self.ordered()
+        if not samples:
+            return None
+        at, done, rewrapped = samples[-1]
+        for earlier, *values in reversed(samples[:-1]):
+            if values != [done, rewrapped]:
+                break
+            at = earlier
+        return datetime.fromtimestamp(at, UTC)
+
     def rate_per_s(self) -> float | None:
         """Objects done a second during the last minute before the newest sample."""
         samples = self.ordered()

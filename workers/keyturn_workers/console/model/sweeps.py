@@ -332,10 +332,17 @@ class SweepBook:
         refs.sort(key=lambda ref: self._facts[ref].order, reverse=True)
         return tuple(row for ref in refs if (row := self.row(ref)) is not None)
 
-    def samples_of(self, ref: SweepRef) -> Samples | None:
-        """The samples of one sweep."""
-        facts = self._facts.get(ref)
-        return None if facts is None else facts.samples
+    def ended_of_all(self) -> tuple[SweepRow, ...]:
+        """Sweeps of all projects that ended and were no dry runs, the newest first."""
+        refs = [SweepRef(ALL_PROJECTS, each) for each in self._by_project.get(ALL_PROJECTS, ())]
+        rows = [row for ref in refs if (row := self.row(ref)) is not None]
+        ended = [row for row in rows if row.status in ("done", "failed") and not row.dry_run]
+        return tuple(sorted(ended, key=_ended_order, reverse=True))
+
+    def moved_at(self, row: SweepRow) -> datetime | None:
+        """When a sweep last made progress."""
+        facts = self._facts.get(row.ref)
+        return None if facts is None else facts.samples.moved_at()
 
     def all_samples(self) -> Iterator[Samples]:
         """The samples of all sweeps but those of all, which count what their parts count."""
@@ -380,6 +387,10 @@ class SweepBook:
 
     def __len__(self) -> int:
         return len(self._facts)
+
+
+def _ended_order(row: SweepRow) -> tuple[float, str]:
+    return (row.ended_at.timestamp() if row.ended_at else 0.0, row.sweep_id)
 
 
 def _urgency(row: SweepRow) -> int:

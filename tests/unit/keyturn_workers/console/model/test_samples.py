@@ -48,3 +48,11 @@ def test_the_owner_learns_how_many_there_are() -> None:
         samples.add(at(seconds), float(seconds), 0)
     samples.thin(10)
     assert number == len(samples) <= 10
+
+
+def test_the_last_progress_is_the_first_sample_with_the_last_values() -> None:
+    samples = Samples()
+    assert samples.moved_at() is None
+    for seconds, done in ((0, 1.0), (10, 5.0), (20, 5.0), (30, 5.0)):
+        samples.add(at(seconds), done, 0)
+    assert samples.moved_at() == at(10)
