@@ -169,7 +169,9 @@ async def test_while_the_broker_is_away_the_console_shows_what_it_knows(
         await until(model, lambda: (view := model.sweep(sweep_id, "initech")) and view.row.clean)
         assert model.overview().broker_lost_at is None
         await until(model, lambda: model.feed("queues").is_connected)
-        assert model.queues()[0].consumers == 1
+        row = model.queues()[0]
+        assert (row.consumers, row.retrying, row.depth) == (1, 0, 0)
+        assert row.dead_depth is not None
 
 
 async def test_a_console_starts_without_a_broker(site: ConsoleSite) -> None:
