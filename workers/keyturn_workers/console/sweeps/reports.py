@@ -15,11 +15,21 @@ def want_sweep(request: Request, project: str, sweep_id: str, view: SweepView | 
     if view is None:
         return
     row = view.row
-    has_failures = row.counts is not None and row.counts.failed > 0
-    if has_failures and not (view.failures_complete or view.failures_truncated):
+    if _lacks_failures(view):
         reports.want(
             ("failures", project, sweep_id), lambda: feeds.request_failures(project, sweep_id)
         )
     held = context_of(request).model.evidence(project).files
     if row.evidence is not None and not any(file.digest == row.evidence for file in held):
         reports.want(("evidence", project), lambda: feeds.request_evidence(project))
+
+
+def _lacks_failures(view: SweepView) -> bool:
+    """Whether failures are known to exist that were not read, or not since the sweep ended."""
+    row = view.row
+    if row.counts is None or not row.counts.failed or view.failures_truncated:
+        return False
+    if not view.failures_complete or len(view.failures) < row.counts.failed:
+        return True
+    read_at = view.failures_as_of
+    return row.ended_at is not None and (read_at is None or read_at < row.ended_at)

@@ -27,6 +27,22 @@ def test_what_is_there_is_not_asked_for(console: Scene) -> None:
     assert console.feeds.asked == []
 
 
+def test_failures_that_were_read_before_the_sweep_ended_are_read_again(console: Scene) -> None:
+    console.add_failures(("a", "corrupt_object"))
+    console.add_sweep(age_h=-1)
+    console.get(_PAGE)
+    assert console.feeds.asked == [("failures", "acme", DRY_ID)]
+
+
+def test_an_empty_list_of_failures_is_not_believed_where_some_were_counted(
+    console: Scene,
+) -> None:
+    console.add_failures()
+    console.add_sweep()
+    console.get(_PAGE)
+    assert console.feeds.asked == [("failures", "acme", DRY_ID)]
+
+
 def test_the_evidence_of_a_clean_end_is_asked_for(console: Scene) -> None:
     counts = SweepCounts(objects=1, current=1)
     console.add_sweep(dry_run=False, clean=True, evidence="a" * 64, counts=counts)
