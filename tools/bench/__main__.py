@@ -30,6 +30,7 @@ from tools.bench import (
     uploads,
 )
 from tools.bench.console import pages as console_pages
+from tools.bench.console import reports as console_reports
 from tools.bench.console import uploads as console_uploads
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.gateway import keyrings as gateway_keyrings
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 _ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
 _GATEWAY: Final = ("gateway-large", "gateway-first", "gateway-bodies", "gateway-small")
-_CONSOLE: Final = ("console-pages", "console-uploads")
+_CONSOLE: Final = ("console-pages", "console-reports", "console-uploads")
 _PARTS: Final = (
     "uploads",
     "uploads-limited",
@@ -376,6 +377,17 @@ def _console_pages(kind: StorageKind, given: argparse.Namespace, results: Result
         results.rows += asyncio.run(measuring)
 
 
+def _console_reports(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _with_console(kind) as (deployment, scratch):
+        measuring = console_reports.measure(
+            deployment,
+            scratch,
+            projects=_QUICK_MANY if given.quick else _MANY,
+            rounds=given.rounds or (1 if given.quick else 3),
+        )
+        results.rows += asyncio.run(measuring)
+
+
 def _console_uploads(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
     with _with_console(kind) as (deployment, scratch):
         measuring = console_uploads.measure(
@@ -387,7 +399,11 @@ def _console_uploads(kind: StorageKind, given: argparse.Namespace, results: Resu
         results.rows += asyncio.run(measuring)
 
 
-_OF_CONSOLE: Final = {"console-pages": _console_pages, "console-uploads": _console_uploads}
+_OF_CONSOLE: Final = {
+    "console-pages": _console_pages,
+    "console-reports": _console_reports,
+    "console-uploads": _console_uploads,
+}
 _OF_CLIENTS: Final = {
     "gateway-keyrings": _gateway_keyrings,
     "listing": _listing,

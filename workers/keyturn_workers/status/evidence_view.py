@@ -7,7 +7,6 @@ no longer holds. Whether the files form a chain is for its reader to verify.
 
 import asyncio
 from collections.abc import Collection
-from typing import Final
 
 from keyturn.crypto import VerifyKey
 from keyturn.errors import EvidenceError, ForeignEvidenceError, MalformedEvidenceError
@@ -15,10 +14,9 @@ from keyturn.evidence import MAX_EVIDENCE_BYTES, Evidence, digest, parse
 from keyturn.identifiers import evidence_prefix, format_time, parse_evidence_name
 from keyturn.messages import EvidenceStatus
 from keyturn_workers.errors import ArchivedError, MissingError
+from keyturn_workers.status.pace import BATCH, Pace
 from keyturn_workers.status.page import MAX_BYTES, Entry, Page, cut
 from keyturn_workers.storage import ObjectSummary, Storage
-
-_CONCURRENCY: Final = 8
 
 
 class EvidenceView:
@@ -28,12 +26,16 @@ class EvidenceView:
         storage: The bucket.
         deployment: Whose evidence it must be.
         keys: The public event keys of this process.
+        pace: Waits between batches.
     """
 
-    def __init__(self, storage: Storage, deployment: str, keys: Collection[VerifyKey]) -> None:
+    def __init__(
+        self, storage: Storage, deployment: str, keys: Collection[VerifyKey], pace: Pace
+    ) -> None:
         self._storage = storage
         self._deployment = deployment
         self._keys = keys
+        self._pace = pace
 
     async def read(self, project: str, after: str | None, limit: int) -> Page[EvidenceStatus]:
         """A page, in the order of the files' names.
@@ -45,12 +47,13 @@ class EvidenceView:
         listing = await self._storage.list_entries(prefix, after=after or "", limit=limit)
         entries: list[Entry[EvidenceStatus]] = []
         size_bytes = 0
-        for begin in range(0, len(listing.objects), _CONCURRENCY):
-            batch = listing.objects[begin : begin + _CONCURRENCY]
+        for begin in range(0, len(listing.objects), BATCH):
+            await self._pace.next_batch()
+            batch = listing.objects[begin : begin + BATCH]
             rows = await asyncio.gather(*(self._row(project, prefix, each) for each in batch))
             entries += [Entry(each.key, row) for each, row in zip(batch, rows, strict=True)]
             size_bytes += sum(each.size_bytes for each in batch)
-            if size_bytes > MAX_BYTES and begin + _CONCURRENCY < len(listing.objects):
+            if size_bytes > MAX_BYTES and begin + BATCH < len(listing.objects):
                 return cut(entries, entries[-1].position, limit)
         return cut(entries, listing.next_after, limit)
 

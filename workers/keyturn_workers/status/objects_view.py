@@ -27,13 +27,12 @@ from keyturn_workers.status.census import (
     ObjectInspector,
     read_generations,
 )
+from keyturn_workers.status.pace import BATCH, Pace
 from keyturn_workers.status.page import Page
 from keyturn_workers.status.records import Record, open_record, record_of
 from keyturn_workers.status.summaries import read_batches
 from keyturn_workers.storage import ObjectSummary, ObjectVersion, Storage
 
-# Two reports at once must leave connections for rotations and uploads.
-_CONCURRENCY: Final = 16
 _TAG_CHARACTERS: Final = 16
 
 
@@ -66,9 +65,10 @@ class _Position:
 class ObjectsView:
     """Inspects objects and records, some S3 keys a page."""
 
-    def __init__(self, storage: Storage, keys: OperatorKeys) -> None:
+    def __init__(self, storage: Storage, keys: OperatorKeys, pace: Pace) -> None:
         self._storage = storage
         self._keys = keys
+        self._pace = pace
 
     async def read(self, project: str, after: str | None, limit: int) -> Page[ObjectGroupStatus]:
         """The groups of at most `limit` listed objects: all, or those of one project.
@@ -153,11 +153,12 @@ class ObjectsView:
 
         inspector = ObjectInspector(self._storage, self._keys, generations)
         census: Census = Counter()
-        for begin in range(0, len(items), _CONCURRENCY):
+        for begin in range(0, len(items), BATCH):
+            await self._pace.next_batch()
             groups = await asyncio.gather(
                 *(
                     inspector.inspect(item.listed.key, item.version_id)
-                    for item in items[begin : begin + _CONCURRENCY]
+                    for item in items[begin : begin + BATCH]
                 )
             )
             census.update(group for group in groups if group is not None)
@@ -166,6 +167,7 @@ class ObjectsView:
     async def _open(self, records: Sequence[Record]) -> Census:
         census: Census = Counter()
         for batch in read_batches(range(len(records)), records):
+            await self._pace.next_batch()
             opened = await asyncio.gather(
                 *(open_record(self._storage, self._keys, records[number]) for number in batch)
             )

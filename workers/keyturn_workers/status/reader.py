@@ -23,6 +23,7 @@ from keyturn_workers.status.failures_view import FailuresView
 from keyturn_workers.status.master_keys_view import read_master_keys
 from keyturn_workers.status.object_counter import ObjectCounter
 from keyturn_workers.status.objects_view import ObjectsView
+from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.page import Page, digest
 from keyturn_workers.status.record_views import RecordViews
 from keyturn_workers.status.rows import short_detail
@@ -50,6 +51,10 @@ _FIELDS: Final[dict[StatusView, str]] = {
 _log = structlog.get_logger()
 
 
+def _nothing() -> int:
+    return 0
+
+
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -74,6 +79,14 @@ class StatusReader:
 
     A rotation must not wait for consoles. So a process reads few reports at a time, lets a few
     wait, and answers the others at once with `too_many_requests`.
+
+    Args:
+        storage: The bucket.
+        keys: The operator's keys.
+        identity: What reports say about this process.
+        in_hand: How many requests this process has in hand, those for reports included.
+        now: The time.
+        max_waiting: How many reports may wait for those that are read.
     """
 
     def __init__(
@@ -82,6 +95,7 @@ class StatusReader:
         keys: OperatorKeys,
         identity: Identity,
         *,
+        in_hand: Callable[[], int] = _nothing,
         now: Callable[[], datetime] = _utc_now,
         max_waiting: int = MAX_WAITING,
     ) -> None:
@@ -92,12 +106,13 @@ class StatusReader:
         self._keys = keys
         self._active_master_key = identity.active_master_key
         store = SweepStore(storage, keys)
-        parts = SweepParts(storage, keys, store)
-        self._records = RecordViews(storage, Summaries(storage, keys))
+        pace = Pace(lambda: in_hand() - self._in_hand)
+        parts = SweepParts(storage, keys, store, pace)
+        self._records = RecordViews(storage, Summaries(storage, keys, pace))
         self._sweep = SweepView(store, parts, ObjectCounter(storage))
         self._failures = FailuresView(store, parts)
-        self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys)
-        self._objects = ObjectsView(storage, keys)
+        self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys, pace)
+        self._objects = ObjectsView(storage, keys, pace)
 
     async def report(self, request: StatusRequested) -> StatusReported:
         """One page, or the reason why it cannot be read now. Raises nothing."""

@@ -14,6 +14,7 @@ from keyturn.errors import CodedError
 from keyturn.messages import ProjectStatus, SweepStatus
 from keyturn_workers.keyring import Keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.status.pace import BATCH, Pace
 from keyturn_workers.status.records import Record, open_record
 from keyturn_workers.status.rows import (
     project_status,
@@ -25,7 +26,6 @@ from keyturn_workers.storage import Storage
 
 MAX_KEPT: Final = 30_000
 # Records are read whole, and some are large.
-_CONCURRENCY: Final = 16
 _MAX_BYTES_AT_ONCE: Final = 32 * 1024**2
 
 _T = TypeVar("_T")
@@ -61,12 +61,16 @@ class Summaries:
     Args:
         storage: The bucket.
         keys: The operator's keys.
+        pace: Waits between batches.
         max_kept: How many rows are kept.
     """
 
-    def __init__(self, storage: Storage, keys: OperatorKeys, max_kept: int = MAX_KEPT) -> None:
+    def __init__(
+        self, storage: Storage, keys: OperatorKeys, pace: Pace, max_kept: int = MAX_KEPT
+    ) -> None:
         self._storage = storage
         self._keys = keys
+        self._pace = pace
         self._kept: EtagCache[Summary] = EtagCache(max_kept)
 
     async def read_all(self, records: Sequence[Record]) -> list[Summary | None]:
@@ -80,6 +84,7 @@ class Summaries:
         rows = [self._kept.get(each.listed.key, each.listed.etag) for each in records]
         missing = [number for number, row in enumerate(rows) if row is None]
         for batch in read_batches(missing, records):
+            await self._pace.next_batch()
             read = await asyncio.gather(*(self.read(records[number]) for number in batch))
             for number, row in zip(batch, read, strict=True):
                 rows[number] = row
@@ -110,7 +115,7 @@ def read_batches(numbers: Sequence[int], records: Sequence[Record]) -> Iterator[
     size_bytes = 0
     for number in numbers:
         size_bytes += records[number].listed.size_bytes
-        if batch and (len(batch) == _CONCURRENCY or size_bytes > _MAX_BYTES_AT_ONCE):
+        if batch and (len(batch) == BATCH or size_bytes > _MAX_BYTES_AT_ONCE):
             yield batch
             batch, size_bytes = [], records[number].listed.size_bytes
         batch.append(number)

@@ -16,6 +16,7 @@ from keyturn.identifiers import ALL_PROJECTS, is_project
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.status.pace import BATCH, Pace
 from keyturn_workers.status.records import RECORD_ERRORS
 from keyturn_workers.status.summaries import EtagCache
 from keyturn_workers.storage import PAGE_KEYS, ObjectSummary, Storage
@@ -26,7 +27,6 @@ from keyturn_workers.sweep.sweep_store import SweepStore
 _LIVE: Final = "live/"
 _DONE: Final = "done/"
 _MAX_RESULTS: Final = 50_000
-_CONCURRENCY: Final = 16
 # Up to 512 parts run at once; consoles ask about them several times a second.
 _LIVE_FOR_S: Final = 5.0
 _MAX_SWEEPS: Final = 8
@@ -59,6 +59,7 @@ class SweepParts:
         storage: The bucket.
         keys: The operator's keys.
         store: The records of sweeps.
+        pace: Waits between batches.
         clock_s: Seconds that only grow; for tests.
     """
 
@@ -67,11 +68,13 @@ class SweepParts:
         storage: Storage,
         keys: OperatorKeys,
         store: SweepStore,
+        pace: Pace,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage = storage
         self._keys = keys
         self._store = store
+        self._pace = pace
         self._clock_s = clock_s
         # Results are created once, and looked at for each report.
         self._clean: EtagCache[bool] = EtagCache(_MAX_RESULTS)
@@ -106,11 +109,12 @@ class SweepParts:
         listing = await self._storage.list_entries(
             folder, after=f"{folder}{name}.json" if name else "", limit=PAGE_KEYS
         )
-        for begin in range(0, len(listing.objects), _CONCURRENCY):
-            batch = listing.objects[begin : begin + _CONCURRENCY]
+        for begin in range(0, len(listing.objects), BATCH):
+            await self._pace.next_batch()
+            batch = listing.objects[begin : begin + BATCH]
             failed = [project async for project in self._not_clean(plan, batch)]
             parts += await self._read(_DONE, sweep_id, failed)
-            last = begin + _CONCURRENCY >= len(listing.objects)
+            last = begin + BATCH >= len(listing.objects)
             if len(parts) >= limit and not last:
                 return Parts(parts, _DONE + parse_part_name(sweep_id, batch[-1].key))
         following = listing.next_after
@@ -146,8 +150,9 @@ class SweepParts:
 
     async def _read(self, stage: str, sweep_id: str, projects: Sequence[str]) -> tuple[Part, ...]:
         parts: list[Part] = []
-        for begin in range(0, len(projects), _CONCURRENCY):
-            batch = projects[begin : begin + _CONCURRENCY]
+        for begin in range(0, len(projects), BATCH):
+            await self._pace.next_batch()
+            batch = projects[begin : begin + BATCH]
             plans = await asyncio.gather(*(self._plan(sweep_id, each) for each in batch))
             parts += [
                 Part(stage + project, project, plan)

@@ -8,7 +8,13 @@ from typing import Any, Final
 from faststream.rabbit import RabbitBroker
 
 from keyturn.identifiers import KEYRINGS_PREFIX
-from keyturn.topology import DEAD_QUEUES, PLAN_QUEUE, SWEEP_QUEUE, UNSIGNED_DEAD_QUEUE
+from keyturn.topology import (
+    CONTROL_QUEUE,
+    DEAD_QUEUES,
+    PLAN_QUEUE,
+    SWEEP_QUEUE,
+    UNSIGNED_DEAD_QUEUE,
+)
 from keyturn_workers.amqp import (
     ConsumerContext,
     RequestConsumer,
@@ -205,7 +211,12 @@ class Wiring:
             self._starter,
             deleter,
             audit_requests=audit_requests,
-            status_reader=StatusReader(storage, self._keys, self._identity()),
+            status_reader=StatusReader(
+                storage,
+                self._keys,
+                self._identity(),
+                in_hand=lambda: self._metrics.queue(CONTROL_QUEUE).in_flight,
+            ),
         )
 
     def _identity(self) -> Identity:

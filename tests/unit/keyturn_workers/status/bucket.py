@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from keyturn.crypto import SigningKey
 from keyturn.messages import StatusRequested
 from keyturn_workers.keyring import create_keyring
+from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.sweep_store import SweepStore
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 REQUEST_ID = "2f6c9a0e-3333-4333-8333-333333333333"
 DEPLOYMENT = "test"
 EVENT_KEY = SigningKey.from_seed(bytes(range(32)))
+AT_ONCE = Pace(lambda: 0)
 KEYS = operator_keys(MASTER_KEYS)
 
 

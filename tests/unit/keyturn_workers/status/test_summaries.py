@@ -14,7 +14,7 @@ from keyturn_workers.status.summaries import EtagCache, Summaries, read_batches
 from keyturn_workers.sweep.plan import Failure
 from tests.unit.keyturn_workers.cli.status_bucket import done
 from tests.unit.keyturn_workers.factories import keyring, rotated
-from tests.unit.keyturn_workers.status.bucket import KEYS, Bucket
+from tests.unit.keyturn_workers.status.bucket import AT_ONCE, KEYS, Bucket
 
 if TYPE_CHECKING:
     from keyturn_workers.status.records import Record
@@ -44,7 +44,7 @@ async def test_only_what_has_changed_is_read_again() -> None:
     bucket, rings = Bucket(), [keyring(f"p{n:03}") for n in range(20)]
     await bucket.enroll(*rings)
     await bucket.add(done(1))
-    summaries = Summaries(bucket.storage, KEYS)
+    summaries = Summaries(bucket.storage, KEYS, AT_ONCE)
     rows = await summaries.read_all(await _records(bucket))
     assert _generations(rows) == [1] * 20 + [None]
     assert isinstance(rows[-1], SweepStatus)
@@ -59,7 +59,7 @@ async def test_what_changes_between_the_listing_and_the_read_is_kept_by_what_was
     """The next listing shows the new ETag, or again another one; never a row that it denies."""
     bucket, ring = Bucket(), keyring()
     await bucket.enroll(ring)
-    summaries = Summaries(bucket.storage, KEYS)
+    summaries = Summaries(bucket.storage, KEYS, AT_ONCE)
     stale = await _records(bucket)
 
     async def rotate() -> None:
@@ -77,7 +77,7 @@ async def test_what_does_not_open_is_tried_again_each_time() -> None:
     bucket = Bucket()
     await bucket.enroll(keyring())
     bucket.plant(".keyturn/keyrings/forged.json", {})
-    summaries = Summaries(bucket.storage, KEYS)
+    summaries = Summaries(bucket.storage, KEYS, AT_ONCE)
     for reads in (2, 3):
         rows = await summaries.read_all(await _records(bucket))
         assert [row.code for row in rows if row] == [None, "corrupt_object"]
@@ -94,7 +94,7 @@ async def test_few_bytes_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert batches == [[0], [1], [2], [3], [4]]
     small = [replace(each, listed=replace(each.listed, size_bytes=9)) for each in records]
     assert list(read_batches([1, 4], small)) == [[1, 4]]
-    assert [len(batch) for batch in read_batches(range(20), small * 4)] == [16, 4]
+    assert [len(batch) for batch in read_batches(range(20), small * 4)] == [8, 8, 4]
 
 
 async def test_a_record_that_is_no_plan_has_no_row() -> None:
@@ -103,4 +103,4 @@ async def test_a_record_that_is_no_plan_has_no_row() -> None:
     await bucket.store.add_failures(done(1), 0, (Failure("k", "no_usable_wrap"),), "m1")
     failures = next(each for each in await _records(bucket) if "failures" in each.listed.key)
     with pytest.raises(TypeError):
-        await Summaries(bucket.storage, KEYS).read(failures)
+        await Summaries(bucket.storage, KEYS, AT_ONCE).read(failures)

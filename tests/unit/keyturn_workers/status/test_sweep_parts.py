@@ -10,7 +10,7 @@ from keyturn_workers.status.sweep_parts import SweepParts
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import AllPlan, PartResult
 from tests.unit.keyturn_workers.cli.status_bucket import all_plan, done, plan, sweep_id
-from tests.unit.keyturn_workers.status.bucket import KEYS, Bucket
+from tests.unit.keyturn_workers.status.bucket import AT_ONCE, KEYS, Bucket
 
 _ID = sweep_id(1)
 
@@ -21,7 +21,9 @@ class _Swept:
     def __init__(self, *live: str) -> None:
         self.bucket = Bucket()
         self.now_s = 0.0
-        self.parts = SweepParts(self.bucket.storage, KEYS, self.bucket.store, lambda: self.now_s)
+        self.parts = SweepParts(
+            self.bucket.storage, KEYS, self.bucket.store, AT_ONCE, lambda: self.now_s
+        )
         self.plan: AllPlan = all_plan(1, live=live)
 
     async def end(self, *projects: str, clean: bool = True) -> None:
@@ -53,7 +55,7 @@ async def test_results_of_clean_parts_are_read_once() -> None:
 async def test_many_parts_that_are_not_clean_come_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sweep_parts, "_CONCURRENCY", 4)
+    monkeypatch.setattr(sweep_parts, "BATCH", 4)
     monkeypatch.setattr(sweep_parts, "PAGE_KEYS", 6)
     swept = _Swept("b", "a")
     names = [f"p{n:02}" for n in range(13)]
