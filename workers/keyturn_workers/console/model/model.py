@@ -251,7 +251,7 @@ class Model:
         return self._projects.row(name)
 
     def sweeps(self, query: SweepQuery) -> Page[SweepRow]:
-        """One page of the sweeps and rotations that match, the newest first."""
+        """One page of the sweeps and rotations that match: those under way, then the newest."""
         return self._sweeps.query(query)
 
     def sweep(self, sweep_id: str, project: str) -> SweepView | None:

@@ -550,7 +550,7 @@ class ProjectQuery:
 
 @dataclass(frozen=True, slots=True)
 class SweepQuery:
-    """Which sweeps to show, newest first. Parts of sweeps of all are left out by default.
+    """Which sweeps to show: running ones, then the newest. Parts of sweeps of all only if asked.
 
     `state` may also be `not_clean`: ended, and not clean.
     """

@@ -349,9 +349,10 @@ class SweepBook:
         return (facts.samples for ref, facts in self._facts.items() if ref.project != ALL_PROJECTS)
 
     def query(self, query: SweepQuery) -> Page[SweepRow]:
-        """One page of the sweeps that match."""
+        """One page of the sweeps that match: those under way first, then the newest."""
         known = [row for row in self.rows() if query.parts or not row.part_of_all]
         matching = [row for row in known if _matches(row, query)]
+        matching.sort(key=lambda row: not row.is_running)
         chain = self.inventory.chain()
         return page_of(
             matching,

@@ -55,6 +55,11 @@ def test_a_rotation_begins_with_its_acceptance_and_ends_with_its_proof(scene: Sc
     assert scene.row("acme", 3).generation == 2
 
 
+def test_what_is_under_way_comes_before_what_is_newer(scene: Scene) -> None:
+    scene.events(progressed(1, "acme", 5), sweep_completed(3, "beta", 6))
+    assert [row.project for row in scene.book.query(SweepQuery()).rows] == ["acme", "beta"]
+
+
 def test_parts_belong_to_the_sweep_of_all(scene: Scene) -> None:
     scene.book.apply_report(sweeps_report(1, sweep_status("*", 5, dry_run=True)))
     scene.events(progressed(2, "acme", 5, objects=1), progressed(3, "beta", 5, clean=True))
