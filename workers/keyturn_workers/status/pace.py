@@ -31,5 +31,5 @@ class Pace:
         """Return once the next batch may begin."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._max_wait_s
-        while self._others() and loop.time() < until:  # noqa: ASYNC110  # a count has no event
+        while self._others() > 0 and loop.time() < until:  # noqa: ASYNC110  # a count has no event
             await asyncio.sleep(_LOOK_S)
