@@ -90,6 +90,16 @@ there is no wheel for a machine, these tests are skipped.
 """
 
 
+_SCRIPTS = """\
+The console serves two scripts of others, from the repository. They are no packages, so `make sbom`
+and `make audit` do not list them. A test compares their hashes with this table."""
+_VENDORED = ROOT / "workers/keyturn_workers/console/web/static/vendor/README.md"
+
+
+def _rows_of(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
+
 def license_of(name: str) -> str:
     """A package's license as an SPDX expression, if it declares one."""
     try:
@@ -133,6 +143,7 @@ def generate() -> str:
     return (
         f"{_HEAD}## Named by Keyturn: {len(named)}\n\n{table}\n\n"
         f"## Brought by these: {len(below)}\n\n{', '.join(below)}.\n"
+        f"\n## Scripts of the console\n\n{_SCRIPTS}\n\n{_rows_of(_VENDORED.read_text())}\n"
         f"\n{_TESTS_ONLY}"
     )
 
