@@ -41,7 +41,7 @@ async def _other_origin(page: str) -> AsyncIterator[int]:
         return web.Response(text=f"<!doctype html>{page}", content_type="text/html")
 
     app = web.Application()
-    app.router.add_get("/", answer)
+    app.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
