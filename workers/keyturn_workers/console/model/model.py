@@ -23,7 +23,7 @@ from keyturn.messages import (
 from keyturn_workers.console.model.attention import Facts, find_attention
 from keyturn_workers.console.model.audit import AuditBook
 from keyturn_workers.console.model.census import CensusBook
-from keyturn_workers.console.model.changes import Changes, Topic
+from keyturn_workers.console.model.changes import TOPICS, Changes, Topic
 from keyturn_workers.console.model.evidence import EvidenceBook
 from keyturn_workers.console.model.history import MINUTE_S, History, spread
 from keyturn_workers.console.model.master_keys import MasterKeyBook
@@ -217,9 +217,13 @@ class Model:
 
     def set_feed(self, feed: Feed) -> None:
         """Note the state of a source."""
-        if self._feeds.get(feed.name) != feed:
-            self._feeds[feed.name] = feed
-            self.changes.publish()
+        held = self._feeds.get(feed.name)
+        if held == feed:
+            return
+        self._feeds[feed.name] = feed
+        # Every page says whether its sources are read: one that is lost concerns them all.
+        is_news = held is None or held.is_connected != feed.is_connected
+        self.changes.publish(*(TOPICS if is_news else ()))
 
     def set_dead(self, summary: DeadSummary) -> None:
         """Take over the index of dead letters."""

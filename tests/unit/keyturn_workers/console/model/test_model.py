@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keyturn.messages import SweepRequested
-from keyturn_workers.console.model import AuditQuery, ProjectQuery, SweepQuery
+from keyturn_workers.console.model import AuditQuery, Feed, ProjectQuery, SweepQuery
 from tests.unit.keyturn_workers.console.model.messages import (
     CONSOLE,
     Clock,
@@ -25,6 +25,7 @@ from tests.unit.keyturn_workers.console.model.messages import (
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
+    from keyturn_workers.console.model.changes import Topic
 
 
 def test_a_rotation_is_seen_from_its_events_alone() -> None:
@@ -104,3 +105,15 @@ def test_the_overview_counts_what_is_known() -> None:
     overview = model.overview()
     assert (overview.projects, overview.sweeps_running, overview.backlog) == (1, 1, None)
     assert overview.broker_lost_at == model.started_at
+
+
+def test_a_source_that_is_lost_or_found_again_concerns_every_page() -> None:
+    model = make_model()
+    audit: frozenset[Topic] = frozenset({"audit"})
+    for is_connected in (True, False):
+        before = model.changes.version
+        model.set_feed(Feed("events", is_connected=is_connected))
+        assert model.changes.has_changed_since(before, audit)
+    before = model.changes.version
+    model.set_feed(Feed("events", is_connected=False, as_of=at(5)))
+    assert not model.changes.has_changed_since(before, audit)
