@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from markupsafe import escape
 
 from tests.unit.keyturn_workers.console.web.shown import lived, shown
 from tools.harness.console_data import NOW, Scale, empty_model, filled_model, lose_broker
@@ -17,7 +18,7 @@ def test_each_thing_that_needs_a_person_has_its_remedy_and_its_page() -> None:
     items = model.attention()
     assert items
     for item in items:
-        assert f'href="{item.link}"' in page.html
+        assert f'href="{escape(item.link)}"' in page.html
         assert item.title in page.text
         assert item.remedy in page.text
 
