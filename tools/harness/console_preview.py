@@ -22,7 +22,7 @@ from keyturn_workers.console.auth import Person, Role, Session
 from keyturn_workers.console.auth.person import SESSION_SCOPE
 from keyturn_workers.console.web.app import create_app
 from keyturn_workers.console.web.context import ConsoleContext
-from tools.harness import console_data
+from tools.harness import console_data, console_dead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from keyturn_workers.console.dead import DeadLetters
     from keyturn_workers.console.model import Model
 
 CSRF: Final = "csrf-of-this-session"
@@ -112,7 +113,9 @@ class PreviewFeeds:
         self.asked.append(f"evidence of {project}")
 
 
-def preview_context(model: Model, person: Person | None = None) -> ConsoleContext:
+def preview_context(
+    model: Model, person: Person | None = None, dead: DeadLetters | None = None
+) -> ConsoleContext:
     """What the pages need, over a model."""
     return ConsoleContext(
         settings=PreviewSettings(),
@@ -120,16 +123,22 @@ def preview_context(model: Model, person: Person | None = None) -> ConsoleContex
         feeds=PreviewFeeds(),
         publisher=None,
         auth=PreviewAuth(person),
-        dead=None,
+        dead=dead or console_dead.made_up(model, model.now()),
         actions=Actions(cast("Any", None)),
     )
 
 
 def preview_app(
-    model: Model, *, role: Role = "operate", name: str = "ada", signed_out: bool = False
+    model: Model,
+    *,
+    role: Role = "operate",
+    name: str = "ada",
+    signed_out: bool = False,
+    dead: DeadLetters | None = None,
 ) -> Starlette:
     """The application over a model, for a person with this name and role."""
-    return create_app(preview_context(model, None if signed_out else Person(name, role, name)))
+    person = None if signed_out else Person(name, role, name)
+    return create_app(preview_context(model, person, dead))
 
 
 def client(app: Starlette) -> TestClient:

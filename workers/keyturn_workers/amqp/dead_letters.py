@@ -97,10 +97,11 @@ def select_surplus(
 def measure(message: AbstractIncomingMessage) -> MeasuredLetter:
     """A letter's size with its headers, and its time by its own notes."""
     headers = sum(len(name) + len(str(value)) for name, value in message.headers.items())
-    return MeasuredLetter(len(message.body) + headers + _OVERHEAD_BYTES, _dead_at(message))
+    return MeasuredLetter(len(message.body) + headers + _OVERHEAD_BYTES, dead_at(message))
 
 
-def _dead_at(message: AbstractIncomingMessage) -> datetime | None:
+def dead_at(message: AbstractIncomingMessage) -> datetime | None:
+    """When a letter became one, by its own notes."""
     noted = message.headers.get(DEAD_AT_HEADER)
     if isinstance(noted, str):
         return _instant(noted)

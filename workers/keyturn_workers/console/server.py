@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from keyturn.publisher import Publisher
 from keyturn_workers.console.actions.service import Actions
 from keyturn_workers.console.auth.auth import Auth
+from keyturn_workers.console.dead import DeadLetters
 from keyturn_workers.console.feeds import Feeds
 from keyturn_workers.console.model import Model
 from keyturn_workers.console.settings import ConsoleSettings, url_of
@@ -42,11 +43,13 @@ class Console:
         app: All pages, protected.
         auth: Who may use them.
         feeds: What fills the model, for as long as the pages are served.
+        dead: Reads and moves dead letters, for as long as the pages are served.
     """
 
     app: ASGIApp
     auth: Auth
     feeds: Feeds
+    dead: DeadLetters
 
 
 async def run_console(settings: ConsoleSettings) -> None:
@@ -64,7 +67,10 @@ async def run_console(settings: ConsoleSettings) -> None:
             sockets.enter_context(listener)
         port = listeners[0].getsockname()[1]
         async with open_console(settings, port) as console, asyncio.TaskGroup() as tasks:
-            feeding = tasks.create_task(console.feeds.run())
+            background = [
+                tasks.create_task(console.feeds.run()),
+                tasks.create_task(console.dead.run()),
+            ]
             await serve(
                 console.app,
                 listeners,
@@ -74,7 +80,8 @@ async def run_console(settings: ConsoleSettings) -> None:
                 grace_s=settings.shutdown_grace_s,
                 on_stop=console.auth.stop,
             )
-            feeding.cancel()
+            for task in background:
+                task.cancel()
     _log.info("console stopped")
 
 
@@ -101,16 +108,17 @@ async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[Co
             on_change=lambda: model.changes.publish("sweeps"),
             on_sweep=model.apply_request,
         )
+        dead = DeadLetters(settings.amqp_url.get_secret_value(), model, publisher)
         context = ConsoleContext(
             settings=settings,
             model=model,
             feeds=feeds,
             publisher=publisher,
             auth=auth,
-            dead=None,
+            dead=dead,
             actions=actions,
         )
         try:
-            yield Console(auth.protect(create_app(context)), auth, feeds)
+            yield Console(auth.protect(create_app(context)), auth, feeds, dead)
         finally:
             await actions.close()

@@ -72,7 +72,7 @@ def describe(message: AbstractIncomingMessage, queue: str) -> DeadLetter:
     return DeadLetter(
         queue=queue,
         message_id=message_id if usable else None,
-        digest=_digest(message),
+        digest=digest_of(message),
         type=_text(document.get("type")),
         project=_text(document.get("project")),
         code=_text(headers.get(CODE_HEADER)) or _broker_reason(headers),
@@ -83,7 +83,8 @@ def describe(message: AbstractIncomingMessage, queue: str) -> DeadLetter:
     )
 
 
-def _digest(message: AbstractIncomingMessage) -> str:
+def digest_of(message: AbstractIncomingMessage) -> str:
+    """What tells a letter apart from all others: of its body, publisher, signature and code."""
     hashed = hashlib.sha256(message.body)
     for name in (PUBLISHER_HEADER, SIGNATURE_HEADER, CODE_HEADER):
         hashed.update(b"\0" + str(message.headers.get(name, "")).encode(errors="replace"))

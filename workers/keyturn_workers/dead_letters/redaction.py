@@ -27,6 +27,12 @@ _SAFE_FIELDS: Final = frozenset(
         "encrypt_plaintext",
         "repair",
         "dry_run",
+        "actor",
+        "view",
+        "limit",
+        "action",
+        "queue",
+        "outcome",
     }
 )
 _SAFE_NESTED_FIELDS: Final = {
@@ -43,7 +49,10 @@ def redacted_body(body: bytes) -> dict[str, Any]:
         document = load_json(body)
     except MalformedRequestError as exc:
         return {"unreadable": exc.detail, "bytes": len(body)}
-    return {name: _redact(name, value) for name, value in document.items()}
+    try:
+        return {name: _redact(name, value) for name, value in document.items()}
+    except RecursionError:
+        return {"unreadable": "nested too deep", "bytes": len(body)}
 
 
 def _redact(name: str, value: object) -> object:
@@ -64,6 +73,12 @@ def _elide(value: object) -> str:
 
 
 def json_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Headers as JSON values."""
-    converted: dict[str, Any] = json.loads(json.dumps(dict(headers), default=str))
-    return converted
+    """Headers as JSON values; of one that is nested too deep only its name."""
+    return {name: _json_value(value) for name, value in headers.items()}
+
+
+def _json_value(value: object) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except (ValueError, TypeError, RecursionError):
+        return "<not readable as JSON>"

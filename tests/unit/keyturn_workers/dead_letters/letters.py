@@ -37,6 +37,8 @@ class Letter:
     timestamp: Any = None
     type: str | None = None
     app_id: str | None = None
+    user_id: str | None = None
+    expiration: float | None = None
     delivery_tag: int | None = None
     channel: Any = None
 

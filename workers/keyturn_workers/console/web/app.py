@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from keyturn_workers.console import sweeps
+from keyturn_workers.console import dead, sweeps
 from keyturn_workers.console.web.context import ConsoleContext
 from keyturn_workers.console.web.errors import http_error_page, server_error_page
 from keyturn_workers.console.web.pages import audit, now, project, projects, queues
@@ -34,6 +34,7 @@ def create_app(context: ConsoleContext) -> Starlette:
             *queues.routes,
             *audit.routes,
             *sweeps.routes,
+            *dead.routes,
             *context.auth.routes,
         ],
         middleware=list(context.auth.middleware),
