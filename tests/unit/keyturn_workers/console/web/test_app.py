@@ -47,6 +47,11 @@ READ: Final = {
     "/sweeps/{project}/{sweep_id}/run",
     "/keys",
     "/actions/{request_id}",
+    "/dead",
+    "/dead/{queue}/{digest}",
+    "/dead/plans/{plan}",
+    "/dead/jobs",
+    "/dead/jobs/{job}",
     "/queues",
     "/audit",
 }
@@ -61,10 +66,14 @@ ACT: Final = {
     "/projects/{project}/rotate",
     "/projects/{project}/delete",
     "/actions/{request_id}/repeat",
+    "/dead/read",
+    "/dead/plans",
+    "/dead/plans/{plan}",
+    "/dead/jobs/{job}/stop",
 }
 """What changes something: POST, by a person who may operate, with the token of the session."""
 
-PAGES: Final = ("/", "/projects", "/projects/acme", "/queues", "/audit")
+PAGES: Final = ("/", "/projects", "/projects/acme", "/dead", "/queues", "/audit")
 _URL: Final = "https://console.test"
 _VALUES: Final = {
     "project": "acme",
@@ -72,6 +81,8 @@ _VALUES: Final = {
     "request_id": made_up_id("request"),
     "digest": digest("evidence acme 2"),
     "queue": "keyturn.upload.dead",
+    "plan": "a-plan",
+    "job": "a-job",
     "name": "console.css",
 }
 
