@@ -11,6 +11,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.cli import record_index
 from keyturn_workers.cli.record_index import RecordIndex, read_records, to_seconds
+from keyturn_workers.errors import ArchivedError
 from keyturn_workers.status import records
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, all_plan, done, plan, sweep_id
@@ -129,3 +130,10 @@ def test_a_time_is_shown_in_utc_to_the_second() -> None:
     assert to_seconds(instant) == "2026-11-24T10:00:00Z"
     assert to_seconds(datetime(999, 1, 1, tzinfo=UTC)) == "0999-01-01T00:00:00Z"
     assert to_seconds(None) is None
+
+
+def test_an_archived_record_is_a_row_and_hides_no_other(held: Bench) -> None:
+    held.enroll(_FIRST)
+    held.enroll(_OTHER)
+    held.storage.fail_next("read", ArchivedError("InvalidObjectState"))
+    assert [row["code"] for row in _read(held).keyrings] == ["archived_object", None]
