@@ -1,4 +1,4 @@
-"""A started worker and a started gateway leave no core dump (SPEC 13)."""
+"""A started worker, gateway or console leaves no core dump (SPEC 13)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.harness.deployment import Deployment
-from tools.harness.process import gateway, worker
+from tools.harness.console import ConsoleDeployment, write_passwords
+from tools.harness.process import console, gateway, worker
 from tools.harness.worker_under_test import fresh_amqp_url
 
 if TYPE_CHECKING:
@@ -25,12 +25,15 @@ def _core_limits(pid: int) -> list[str]:
 
 
 async def test_started_processes_have_a_core_limit_of_0(
-    broker: Servers, ceph: S3Server, ceph_bucket: str
+    broker: Servers, ceph: S3Server, ceph_bucket: str, tmp_path: Path
 ) -> None:
-    deployment = Deployment(await fresh_amqp_url(broker), ceph, ceph_bucket)
+    passwords = tmp_path / "passwords"
+    write_passwords(passwords, [])
+    deployment = ConsoleDeployment(await fresh_amqp_url(broker), ceph, ceph_bucket)
     async with (
         worker(deployment.worker_env()) as working,
         gateway(deployment.gateway_env()) as serving,
+        console(deployment.console_env(passwords)) as looking,
     ):
-        for process in (working, serving):
+        for process in (working, serving, looking):
             assert _core_limits(process.process.pid) == ["0", "0"]

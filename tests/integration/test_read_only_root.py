@@ -22,8 +22,9 @@ from keyturn.gateway import Client
 from keyturn.messages import ProjectEnrolled, RotationAccepted, RotationCompleted, UploadStored
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
-from tools.harness.deployment import Deployment
-from tools.harness.process import gateway, worker
+from tools.harness.console import Account, ConsoleDeployment, write_passwords
+from tools.harness.console_client import console_client
+from tools.harness.process import console, gateway, worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,7 @@ _SCRIPT = _ROOT / "tests" / "support" / "read_only.sh"
 _UID = "10001"
 _INTERPRETER = Path("/usr/bin/python3")
 _PROJECT = "acme"
+_PERSON = Account("kim", "view")
 # Above the inline limit, and more than one part.
 _LARGE = os.urandom(2**20) * 9
 _SMALL = b"a small body"
@@ -77,7 +79,7 @@ def keyturn() -> Iterator[tuple[str, ...]]:
         subprocess.run(
             [
                 *(uv, "sync", "--locked", "--package", "keyturn-workers", "--extra", "pkcs11"),
-                "--no-default-groups",
+                *("--extra", "console", "--no-default-groups"),
                 *("--reinstall-package", "keyturn", "--reinstall-package", "keyturn-workers"),
                 *("--no-editable", "--quiet", "--python", str(_INTERPRETER)),
             ],
@@ -128,8 +130,11 @@ async def test_everything_works_on_a_read_only_root(
     ceph_bucket: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each role in a separate process: enroll, store, rotate, read; and all end well."""
-    deployment = Deployment(vhost_url, ceph, ceph_bucket)
+    """Each role in a separate process: enroll, store, rotate, read, look; and all end well."""
+    deployment = ConsoleDeployment(vhost_url, ceph, ceph_bucket)
+    # Beside the installed environment, where that user may read.
+    passwords = Path(keyturn[-1]).parents[2] / "passwords"
+    write_passwords(passwords, [_PERSON])
     new_key = new_api_key()
     for name, value in deployment.publisher_env().items():
         monkeypatch.setenv(name, value)
@@ -141,6 +146,9 @@ async def test_everything_works_on_a_read_only_root(
         ]
         serving = await stack.enter_async_context(
             gateway(deployment.gateway_env(KEYRING_CACHE_S="0.5"), program=keyturn)
+        )
+        looking = await stack.enter_async_context(
+            console(deployment.console_env(passwords), program=keyturn)
         )
         publisher = await stack.enter_async_context(
             Publisher.open(PublisherSettings.read(), s3=S3Settings.read())
@@ -162,7 +170,9 @@ async def test_everything_works_on_a_read_only_root(
                     assert b"".join([chunk async for chunk in stream.chunks()]) == body
             with pytest.raises(UnauthorizedError):
                 await client.with_api_key(deployment.api_key).stat(_PROJECT, "small")
-        for process in (serving, *processes):
+        async with console_client(looking.url, _PERSON) as people:
+            assert (await people.get("/projects")).path == "/projects"
+        for process in (looking, serving, *processes):
             assert _uids(process.process.pid) == {_UID}
             assert await process.terminate() == 0
 

@@ -22,6 +22,7 @@ from keyturn_workers.console.dead import DeadLetters
 from keyturn_workers.console.feeds import Feeds
 from keyturn_workers.console.model import Model
 from keyturn_workers.console.settings import ConsoleSettings, url_of
+from keyturn_workers.console.source_log import log_sources
 from keyturn_workers.console.web.app import create_app
 from keyturn_workers.console.web.context import ConsoleContext
 from keyturn_workers.http_server.listener import open_listeners
@@ -42,12 +43,14 @@ class Console:
     Attributes:
         app: All pages, protected.
         auth: Who may use them.
+        model: What they show.
         feeds: What fills the model, for as long as the pages are served.
         dead: Reads and moves dead letters, for as long as the pages are served.
     """
 
     app: ASGIApp
     auth: Auth
+    model: Model
     feeds: Feeds
     dead: DeadLetters
 
@@ -70,6 +73,7 @@ async def run_console(settings: ConsoleSettings) -> None:
             background = [
                 tasks.create_task(console.feeds.run()),
                 tasks.create_task(console.dead.run()),
+                tasks.create_task(log_sources(console.model)),
             ]
             await serve(
                 console.app,
@@ -119,6 +123,6 @@ async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[Co
             actions=actions,
         )
         try:
-            yield Console(auth.protect(create_app(context)), auth, feeds, dead)
+            yield Console(auth.protect(create_app(context)), auth, model, feeds, dead)
         finally:
             await actions.close()
