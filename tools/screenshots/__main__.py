@@ -91,11 +91,12 @@ async def _pages(site: ConsoleSite) -> dict[str, str]:
     """One page of each kind that a person who may operate can reach by links."""
     async with console_client(site.url, OPERATOR) as client:
         found = await crawl(client)
-    return {
-        file_name(kind): answer.path
-        for kind, answer in found.items()
-        if "text/html" in answer.headers.get("Content-Type", "")
-    }
+    pages: dict[str, str] = {}
+    for kind, answer in found.items():
+        if "text/html" in answer.headers.get("Content-Type", ""):
+            # Lists that are sorted or filtered are the same page.
+            pages.setdefault(file_name(kind.partition("?")[0]), answer.path)
+    return pages
 
 
 async def _all(site: ConsoleSite, browser: Browser, folder: Path) -> list[Path]:
