@@ -5,9 +5,7 @@ come the parts that run, then those that ended.
 """
 
 import asyncio
-import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,9 +25,6 @@ from keyturn_workers.sweep.sweep_store import SweepStore
 _LIVE: Final = "live/"
 _DONE: Final = "done/"
 _MAX_RESULTS: Final = 50_000
-# Up to 512 parts run at once; consoles ask about them several times a second.
-_LIVE_FOR_S: Final = 5.0
-_MAX_SWEEPS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +55,6 @@ class SweepParts:
         keys: The operator's keys.
         store: The records of sweeps.
         pace: Waits between batches.
-        clock_s: Seconds that only grow; for tests.
     """
 
     def __init__(
@@ -69,34 +63,31 @@ class SweepParts:
         keys: OperatorKeys,
         store: SweepStore,
         pace: Pace,
-        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage = storage
         self._keys = keys
         self._store = store
         self._pace = pace
-        self._clock_s = clock_s
         # Results are created once, and looked at for each report.
         self._clean: EtagCache[bool] = EtagCache(_MAX_RESULTS)
-        self._live: OrderedDict[str, tuple[float, tuple[Part, ...]]] = OrderedDict()
 
     async def live(self, plan: AllPlan) -> tuple[Part, ...]:
-        """The parts that run, as they were some seconds ago at most."""
-        sweep_id = plan.ask.sweep_id
-        kept = self._live.pop(sweep_id, None)
-        if kept is None or self._clock_s() - kept[0] >= _LIVE_FOR_S:
-            began_s = self._clock_s()
-            kept = began_s, await self._read(_LIVE, sweep_id, sorted(plan.live))
-        self._live[sweep_id] = kept
-        while len(self._live) > _MAX_SWEEPS:
-            self._live.popitem(last=False)
-        return kept[1]
+        """The parts that run: up to 512."""
+        return await self._read(_LIVE, plan.ask.sweep_id, sorted(plan.live))
 
-    async def after(self, plan: AllPlan, position: str, limit: int) -> Parts:
-        """About `limit` parts after a position; the empty one is before all."""
+    async def after(
+        self, plan: AllPlan, position: str, limit: int, live: Sequence[Part] | None = None
+    ) -> Parts:
+        """About `limit` parts after a position; the empty one is before all.
+
+        `live` are the parts that run, if they were just read.
+        """
         parts: list[Part] = []
         if not position.startswith(_DONE):
-            parts += [part for part in await self.live(plan) if part.position > position]
+            if live is None:
+                names = [name for name in sorted(plan.live) if _LIVE + name > position]
+                live = await self._read(_LIVE, plan.ask.sweep_id, names[:limit])
+            parts += [part for part in live if part.position > position]
             if len(parts) >= limit:
                 return Parts(parts[:limit], parts[limit - 1].position)
         ended = await self._ended(plan, position, limit - len(parts))

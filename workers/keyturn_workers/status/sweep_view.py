@@ -46,13 +46,13 @@ class SweepView:
 
     async def _of_all(self, plan: AllPlan, after: str | None, limit: int) -> Page[SweepStatus]:
         entries: list[Entry[SweepStatus]] = []
+        live = None
         if after is None:
-            counts = plan.sums
-            for part in await self._parts.live(plan):
-                counts += part.plan.counts if isinstance(part.plan, Plan) else type(counts)()
-            entries.append(Entry(_MAIN, sweep_status(plan, counts)))
+            live = await self._parts.live(plan)
+            running = (part.plan.counts for part in live if isinstance(part.plan, Plan))
+            entries.append(Entry(_MAIN, sweep_status(plan, sum(running, plan.sums))))
         position = "" if after is None or after == _MAIN else after
-        parts = await self._parts.after(plan, position, limit)
+        parts = await self._parts.after(plan, position, limit, live)
         entries += [Entry(part.position, _part_row(plan, part)) for part in parts.parts]
         return cut(entries, parts.next, limit)
 

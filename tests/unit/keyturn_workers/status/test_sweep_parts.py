@@ -20,10 +20,8 @@ class _Swept:
 
     def __init__(self, *live: str) -> None:
         self.bucket = Bucket()
-        self.now_s = 0.0
-        self.parts = SweepParts(
-            self.bucket.storage, KEYS, self.bucket.store, AT_ONCE, lambda: self.now_s
-        )
+        storage, store = self.bucket.storage, self.bucket.store
+        self.parts = SweepParts(storage, KEYS, store, AT_ONCE)
         self.plan: AllPlan = all_plan(1, live=live)
 
     async def end(self, *projects: str, clean: bool = True) -> None:
@@ -72,13 +70,17 @@ async def test_a_part_that_runs_is_no_ended_one_too() -> None:
     assert await swept.projects() == ["acme"]
 
 
-async def test_parts_that_run_are_read_again_after_some_seconds() -> None:
-    swept = _Swept("acme")
-    await swept.bucket.add(done(1))
-    for now_s, reads in ((0.0, 1), (4.0, 1), (6.0, 2)):
-        swept.now_s = now_s
-        assert len(await swept.parts.live(swept.plan)) == 1
-        assert swept.bucket.storage.calls["read"] == reads
+async def test_of_the_parts_that_run_only_those_of_the_page_are_read() -> None:
+    names = [f"p{n:02}" for n in range(30)]
+    swept = _Swept(*names)
+    parts = await swept.parts.after(swept.plan, "live/p09", 5)
+    assert [part.project for part in parts.parts] == names[10:15]
+    assert swept.bucket.storage.calls["read"] == 5
+    live = await swept.parts.live(swept.plan)
+    assert [part.project for part in live] == names
+    reads = swept.bucket.storage.calls["read"]
+    assert (await swept.parts.after(swept.plan, "", 5, live)).next == "live/p04"
+    assert swept.bucket.storage.calls["read"] == reads
 
 
 async def test_a_forged_result_is_not_clean_and_a_foreign_name_is_passed() -> None:
