@@ -104,11 +104,11 @@ class SweepFacts:
             # Only the report of a single sweep counts them.
             counted = (said.as_of, said.expected_objects)
             self.expected = counted if self.expected is None else max(self.expected, counted)
+        self.is_rotation |= said.kind == "rotation"
+        self._sample(said.as_of, said.counts)
         if self.report is not None and _rank(said) <= _rank(self.report):
             return False
         self.report = said
-        self.is_rotation |= said.kind == "rotation"
-        self._sample(said.as_of, said.counts)
         return True
 
     def add_accepted(self, at: datetime, generation: int) -> bool:
@@ -142,10 +142,10 @@ class SweepFacts:
     def add_requested(self, requested: Requested) -> bool:
         """Note that this console requested it; what is known in detail counts."""
         held = self.requested
+        self.is_rotation |= requested.kind == "rotation"
         if held is not None and _request_rank(requested) <= _request_rank(held):
             return False
         self.requested = requested
-        self.is_rotation |= requested.kind == "rotation"
         return True
 
     def _sample(self, at: datetime | None, counts: SweepCounts | None) -> None:

@@ -152,9 +152,9 @@ class SweepBook:
     def note_requested(self, ref: SweepRef, requested: Requested) -> None:
         """Note that this console requested a sweep, perhaps in an earlier run."""
         facts = self._find(ref)
-        if facts.add_requested(requested):
-            self._ordered = None
-            self._touch(facts)
+        facts.add_requested(requested)
+        self._ordered = None
+        self._touch(facts)
 
     def apply_report(self, report: StatusReported) -> bool:
         """Take over a report of the views `sweeps`, `sweep` and `failures`."""
@@ -173,12 +173,11 @@ class SweepBook:
     def _apply_status(self, status: SweepStatus, at: datetime) -> bool:
         facts = self._find(SweepRef(status.project, status.sweep_id))
         order = facts.order
-        if not facts.add_report(reported_row(status, at)):
-            return False
+        changed = facts.add_report(reported_row(status, at))
         if facts.order != order:
             self._ordered = None
-        self._touch(facts)
-        return True
+        self._touch(facts)  # an older report may have counted the objects
+        return changed
 
     def _find(self, ref: SweepRef) -> SweepFacts:
         facts = self._facts.get(ref)
@@ -205,9 +204,7 @@ class SweepBook:
             self._running.pop(ref, None)
         if ref.project != ALL_PROJECTS:
             self._changed(ref.project)
-        elif before is None or (before.dry_run, before.status) != (
-            row and (row.dry_run, row.status)
-        ):
+        elif before is None or row is None or _of_parts(before) != _of_parts(row):
             self._touch_parts(ref.sweep_id)
 
     def _touch_parts(self, sweep_id: str) -> None:
@@ -388,6 +385,12 @@ class SweepBook:
 
     def __len__(self) -> int:
         return len(self._facts)
+
+
+def _of_parts(whole: SweepRow) -> tuple[object, ...]:
+    """What the rows of the parts of a sweep of all depend on."""
+    options = (whole.master_key, whole.encrypt_plaintext, whole.repair, whole.dry_run)
+    return (whole.status, whole.ended_at, options)
 
 
 def _ended_order(row: SweepRow) -> tuple[float, str]:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keyturn.messages import SweepRequested
-from keyturn_workers.console.model import AuditQuery, Feed, ProjectQuery, SweepQuery
+from keyturn_workers.console.model import AuditQuery, Feed, Model, ProjectQuery, SweepQuery
 from tests.unit.keyturn_workers.console.model.messages import (
     CONSOLE,
     Clock,
     accepted,
     at,
     audit_record,
+    enrolled,
+    failures_report,
+    keys_report,
     make_model,
     progressed,
     project_status,
     projects_report,
     report,
     rotation_completed,
+    rotation_failed,
     stored,
+    sweep_completed,
+    sweep_rejected,
+    sweep_status,
+    sweeps_report,
     text,
     uid,
+    worker,
 )
 
 if TYPE_CHECKING:
@@ -117,3 +129,110 @@ def test_a_source_that_is_lost_or_found_again_concerns_every_page() -> None:
     before = model.changes.version
     model.set_feed(Feed("events", is_connected=False, as_of=at(5)))
     assert not model.changes.has_changed_since(before, audit)
+
+
+_SECONDS = st.integers(0, 50)
+_PROJECTS = st.sampled_from(["acme", "beta"])
+_SWEEPS = st.integers(3, 5)
+_COUNTS = st.fixed_dictionaries(
+    {"objects": st.integers(0, 9), "rewrapped": st.integers(0, 9), "failed": st.integers(0, 1)}
+)
+
+
+def _event_strategy() -> st.SearchStrategy[Any]:
+    def counted(make: Any, *, whole: bool = False, **more: Any) -> st.SearchStrategy[Any]:
+        projects = st.sampled_from(["acme", "*"]) if whole else _PROJECTS
+        return st.builds(
+            lambda at_s, project, sweep, clean, counts: make(
+                at_s, project, sweep, clean=clean, **counts, **more
+            ),
+            *(_SECONDS, projects, _SWEEPS, st.booleans(), _COUNTS),
+        )
+
+    return st.one_of(
+        st.builds(stored, _SECONDS),
+        st.builds(enrolled, _SECONDS, _PROJECTS),
+        st.builds(accepted, _SECONDS, _PROJECTS, st.integers(2, 4), _SWEEPS),
+        st.builds(rotation_failed, _SECONDS, _PROJECTS, _SWEEPS),
+        st.builds(sweep_rejected, _SECONDS, _PROJECTS, _SWEEPS),
+        counted(progressed),
+        counted(rotation_completed),
+        counted(sweep_completed, whole=True),
+        counted(sweep_completed, whole=True, late_writes_refused=None),
+    )
+
+
+def _report_strategy() -> st.SearchStrategy[Any]:
+    statuses = st.builds(
+        sweep_status,
+        st.sampled_from(["acme", "*"]),
+        _SWEEPS,
+        st.sampled_from(["running", "done", "failed"]),
+        clean=st.booleans(),
+        dry_run=st.booleans(),
+        expected_objects=st.none() | st.integers(1, 9),
+    )
+    keyrings = st.builds(project_status, _PROJECTS, st.integers(1, 4))
+    digests = st.sampled_from(["1" * 64, "2" * 64])
+    return st.one_of(
+        st.builds(sweeps_report, _SECONDS, statuses),
+        st.builds(projects_report, _SECONDS, keyrings, digest=digests),
+        st.builds(
+            lambda at_s, digest: report(at_s, "projects", digest=digest, unchanged=True),
+            *(_SECONDS, digests),
+        ),
+        st.builds(failures_report, _SECONDS, st.text("ab", min_size=1, max_size=2)),
+        st.builds(keys_report, _SECONDS, st.sampled_from(["main", "old"])),
+    )
+
+
+_MESSAGES = st.lists(
+    st.one_of(
+        _event_strategy(),
+        _report_strategy(),
+        st.builds(worker, _SECONDS, st.integers(1, 2), served=st.integers(0, 99)),
+    ),
+    min_size=1,
+    max_size=14,
+    unique_by=lambda message: (message.at, message.type, getattr(message, "view", None)),
+)
+
+
+def _fold(messages: list[tuple[int, Any]]) -> Model:
+    model = make_model()
+    for offset, message in messages:
+        match message.type:
+            case "status.reported":
+                model.apply_report(message)
+            case "worker.reported":
+                model.apply_worker(message)
+            case _:
+                model.apply_event(message, offset)
+    return model
+
+
+def _shown(model: Model) -> dict[str, Any]:
+    sweeps = model.sweeps(SweepQuery(parts=True))
+    projects = model.projects(ProjectQuery(sort="last_proof_at"))
+    return {
+        "sweeps": {(row.project, row.sweep_id): row for row in sweeps.rows},
+        "sweep": {row.ref: model.sweep(row.sweep_id, row.project) for row in sweeps.rows},
+        "projects": {row.project: row for row in projects.rows},
+        "as_of": (sweeps.as_of, projects.as_of, projects.is_complete),
+        "stored": model.series("stored", at(0), 10),
+        "rewrapped": model.series("rewrapped", at(0), 10),
+        "keys": model.master_keys(),
+        "workers": model.workers(),
+        "queues": model.queues(),
+        "running": set(model.running_sweeps()),
+    }
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data(), messages=_MESSAGES)
+def test_any_order_and_repetition_of_messages_gives_the_same_model(
+    data: st.DataObject, messages: list[Any]
+) -> None:
+    numbered = list(enumerate(messages))
+    repeated = data.draw(st.permutations(numbered + numbered[::2]))
+    assert _shown(_fold(numbered)) == _shown(_fold(repeated))
