@@ -6,24 +6,30 @@ The counts come from the event stream, so that a console that restarts shows the
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from keyturn.identifiers import parse_time
 from keyturn.messages import (
     Event,
-    ObjectDeleted,
-    ProjectEnrolled,
     Rejected,
-    RotationAccepted,
     UploadStored,
 )
 
 MINUTE_S: Final = 60
 _SLACK: Final = 64
 """Minutes that are dropped at once."""
-_AHEAD: Final = timedelta(minutes=5)
+_AHEAD_MINUTES: Final = 5
+_MINUTE_CHARACTERS: Final = len("2026-11-24T10:00")
 _MAX_CODES: Final = 64
 OTHER_CODES: Final = "other"
+
+
+_NAMES: Final = {
+    "object.deleted": "deleted",
+    "rotation.accepted": "rotations",
+    "project.enrolled": "enrolled",
+}
 
 
 class History:
@@ -45,27 +51,20 @@ class History:
     """
 
     def __init__(self, length: timedelta, now: Callable[[], datetime]) -> None:
-        self._length = length
+        self._length_minutes = int(length.total_seconds()) // MINUTE_S
         self._now = now
         self._minutes: dict[str, dict[int, int]] = defaultdict(dict)
 
     def add(self, event: Event) -> None:
         """Count an event; the caller sees to it that each one counts once."""
-        match event:
-            case UploadStored():
-                self._count(event.at, "stored")
-                self._count(event.at, "stored_bytes", event.size)
-            case ObjectDeleted():
-                self._count(event.at, "deleted")
-            case RotationAccepted():
-                self._count(event.at, "rotations")
-            case ProjectEnrolled():
-                self._count(event.at, "enrolled")
-            case _ if isinstance(event, Rejected):
-                self._count(event.at, "rejected")
-                self._count(event.at, self._rejected(event.code))
-            case _:
-                pass
+        if isinstance(event, UploadStored):
+            self._count(event.at, "stored")
+            self._count(event.at, "stored_bytes", event.size)
+        elif isinstance(event, Rejected):
+            self._count(event.at, "rejected")
+            self._count(event.at, self._rejected(event.code))
+        elif (name := _NAMES.get(event.type)) is not None:
+            self._count(event.at, name)
 
     def _rejected(self, code: str) -> str:
         name = f"rejected:{code}"
@@ -75,17 +74,14 @@ class History:
         return name
 
     def _count(self, at: str, name: str, number: int = 1) -> None:
-        instant, now = parse_time(at), self._now()
-        if not now - self._length < instant < now + _AHEAD:
+        minute, now = _minute_of(at[:_MINUTE_CHARACTERS]), int(self._now().timestamp()) // MINUTE_S
+        if not now - self._length_minutes < minute <= now + _AHEAD_MINUTES:
             return
-        minutes, minute = self._minutes[name], int(instant.timestamp()) // MINUTE_S
+        minutes = self._minutes[name]
         minutes[minute] = minutes.get(minute, 0) + number
-        if len(minutes) > self._length.total_seconds() / MINUTE_S + _SLACK:
-            oldest = self._oldest_minute(now)
+        if len(minutes) > self._length_minutes + _SLACK:
+            oldest = now - self._length_minutes
             self._minutes[name] = {each: n for each, n in minutes.items() if each >= oldest}
-
-    def _oldest_minute(self, now: datetime) -> int:
-        return int((now - self._length).timestamp()) // MINUTE_S
 
     def codes(self, since: datetime) -> dict[str, int]:
         """How many refusals there were since then, by code, the most frequent first."""
@@ -139,3 +135,9 @@ def spread(
         )
         for index, number in enumerate(sums)
     ]
+
+
+@lru_cache(maxsize=256)
+def _minute_of(text: str) -> int:
+    """The minute of a time of SPEC 1, cut after its minutes."""
+    return int(parse_time(f"{text}:00Z").timestamp()) // MINUTE_S

@@ -8,6 +8,7 @@ It is not thread-safe: one event loop owns it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
@@ -18,12 +19,14 @@ from keyturn.messages import (
     RotationRequested,
     StatusReported,
     SweepRequested,
+    UploadRejected,
+    UploadStored,
     WorkerReported,
 )
 from keyturn_workers.console.model.attention import Facts, find_attention
 from keyturn_workers.console.model.audit import AuditBook
 from keyturn_workers.console.model.census import CensusBook
-from keyturn_workers.console.model.changes import TOPICS, Changes, Topic
+from keyturn_workers.console.model.changes import NOW, TOPICS, Changes, Topic
 from keyturn_workers.console.model.evidence import EvidenceBook
 from keyturn_workers.console.model.history import MINUTE_S, History, spread
 from keyturn_workers.console.model.master_keys import MasterKeyBook
@@ -81,6 +84,20 @@ _VIEW_TOPICS: Final[dict[str, tuple[Topic, ...]]] = {
 }
 
 
+_ATTENTION_TOPICS: Final = TOPICS - {NOW}
+_ATTENTION_S: Final = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """What was found, and of which version of the model."""
+
+    version: int
+    feed_changes: int
+    at: datetime
+    items: tuple[AttentionItem, ...]
+
+
 def utc_now() -> datetime:
     """The time now."""
     return datetime.now(UTC)
@@ -123,7 +140,8 @@ class Model:
         self._census = CensusBook()
         self._dead: DeadSummary | None = None
         self._feeds: dict[FeedName, Feed] = {name: Feed(name) for name in FEEDS}
-        self._attention: tuple[int, datetime, tuple[AttentionItem, ...]] | None = None
+        self._attention: _Attention | None = None
+        self._feed_changes = 0
         self._rewrapped: tuple[int, datetime, dict[int, int]] | None = None
         self._expired_at = now()
 
@@ -135,10 +153,11 @@ class Model:
         topics: list[Topic] = []
         if is_new:
             self.history.add(event)
-        if self._sweeps.apply_event(event):
-            topics += ["sweeps", "projects"]
-        if self._projects.apply_event(event):
-            topics.append("projects")
+        if not isinstance(event, UploadStored | UploadRejected):  # most events
+            if self._sweeps.apply_event(event):
+                topics += ["sweeps", "projects"]
+            if self._projects.apply_event(event):
+                topics.append("projects")
         if topics or is_new:
             self.changes.publish(*topics)
 
@@ -221,6 +240,7 @@ class Model:
         if held == feed:
             return
         self._feeds[feed.name] = feed
+        self._feed_changes += 1
         # Every page says whether its sources are read: one that is lost concerns them all.
         is_news = held is None or held.is_connected != feed.is_connected
         self.changes.publish(*(TOPICS if is_news else ()))
@@ -236,6 +256,13 @@ class Model:
         if self._census.is_running != is_running:
             self._census.is_running = is_running
             self.changes.publish("master_keys")
+
+    def renew(self, rows: int) -> bool:
+        """Compute so many rows of projects that changed; whether more are left.
+
+        They would be computed when a page asks for them: done before, the page is there sooner.
+        """
+        return self._projects.renew(rows)
 
     def expire(self) -> None:
         """Forget what is too old; to be called every minute or so."""
@@ -351,12 +378,18 @@ class Model:
 
     def attention(self) -> tuple[AttentionItem, ...]:
         """What needs a person, the most urgent first."""
-        now = self.now()
-        held = self._attention
-        if held is None or held[0] != self.changes.version or now - held[1] > timedelta(seconds=1):
+        now, held = self.now(), self._attention
+        # Uploads change nothing here, and there are many.
+        if (
+            held is None
+            or held.feed_changes != self._feed_changes
+            or now - held.at > _ATTENTION_S
+            or self.changes.has_changed_since(held.version, _ATTENTION_TOPICS)
+        ):
+            version, changes = self.changes.version, self._feed_changes
             items = find_attention(self._attention_facts(now))
-            held = self._attention = (self.changes.version, now, items)
-        return held[2]
+            held = self._attention = _Attention(version, changes, now, items)
+        return held.items
 
     def _attention_facts(self, now: datetime) -> Facts:
         return Facts(

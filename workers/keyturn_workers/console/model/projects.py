@@ -19,8 +19,9 @@ from keyturn.messages import (
     StatusReported,
 )
 from keyturn_workers.console.model.pages import HeldPage, PagedReport
-from keyturn_workers.console.model.paging import matches, page_of
+from keyturn_workers.console.model.paging import page_of
 from keyturn_workers.console.model.rows import Page, ProjectQuery, ProjectRow, SweepRow
+from keyturn_workers.console.model.sorted_index import SortedIndex
 from keyturn_workers.console.model.sweep_facts import REPORT_SLACK
 
 MAX_PROJECTS: Final = 100_000
@@ -76,10 +77,9 @@ class ProjectBook:
         self._facts: dict[str, _Facts] = {}
         self._names: list[str] = []
         self._rows: dict[str, ProjectRow] = {}
-        self._sorted: dict[str, list[str]] = {}
+        self._changed: dict[str, None] = {}  # whose rows are to be computed anew
+        self._indexes: dict[str, SortedIndex[str]] = {}
         self._pages: dict[str, HeldPage[str]] | None = None
-        self._version = 0
-        self._sorted_at = -1
         self.inventory = PagedReport[str](MAX_PROJECTS)
         self.is_truncated = False
 
@@ -127,9 +127,12 @@ class ProjectBook:
         facts = self._find(status.project)
         if facts is None:
             return False
-        row = _reported_row(status, at)
         held = facts.report
-        if held is not None and _rank(held) >= _rank(row):
+        if held is not None and held.as_of is not None and held.as_of > at:
+            return False
+        row = _reported_row(status, at)
+        # The text decides between two of the same moment, so that any order ends with the same.
+        if held is not None and held.as_of == at and repr(held) >= repr(row):
             return False
         facts.report = row
         self.touch(status.project)
@@ -143,7 +146,6 @@ class ProjectBook:
                 return None
             facts = self._facts[project] = _Facts()
             insort(self._names, project)
-            self._version += 1
         return facts
 
     def remember_proof(self, row: SweepRow) -> None:
@@ -157,17 +159,15 @@ class ProjectBook:
 
     def touch(self, project: str) -> None:
         """Note that something of a project changed: its row is computed anew."""
-        if self._rows.pop(project, None) is not None or project in self._facts:
-            self._version += 1
+        if project in self._facts:
+            self._changed[project] = None
 
     def _touch_page(self, before: HeldPage[str] | None, now: HeldPage[str] | None) -> None:
         """Compute the rows of one page anew, and those that no page lists any more."""
         self._pages = None
-        pages = self._listed()
-        listed = [*(before.rows if before else ()), *(now.rows if now else ())]
-        for project in (*listed, *(self._facts.keys() - pages.keys())):
-            self._rows.pop(project, None)
-        self._version += 1
+        listed = (*(before.rows if before else ()), *(now.rows if now else ()))
+        for project in (*listed, *(self._facts.keys() - self._listed().keys())):
+            self.touch(project)
 
     def _listed(self) -> dict[str, HeldPage[str]]:
         """The page that lists each project."""
@@ -180,16 +180,25 @@ class ProjectBook:
 
     def row(self, project: str) -> ProjectRow | None:
         """One project; None if it is not known."""
-        row = self._rows.get(project)
-        if row is None:
-            facts = self._facts.get(project)
-            if facts is None:
-                return None
-            row = self._rows[project] = self._build(project, facts)
-        return row
+        if project in self._changed:
+            self._renew(project)
+        return self._rows.get(project)
+
+    def renew(self, most: int | None = None) -> bool:
+        """Compute the rows anew that changed, or so many of them; whether more are left."""
+        while self._changed and most != 0:
+            self._renew(next(iter(self._changed)))
+            most = None if most is None else most - 1
+        return bool(self._changed)
+
+    def _renew(self, project: str) -> None:
+        del self._changed[project]
+        row = self._rows[project] = self._build(project, self._facts[project])
+        for sort, index in self._indexes.items():
+            index.put(project, _sort_key(getattr(row, sort)))
 
     def _build(self, project: str, facts: _Facts) -> ProjectRow:
-        row = self._keyring(project, facts)
+        values = self._keyring(project, facts)
         proof, last_end, running = facts.proof, None, []
         for sweep in self._sweeps_of(project):
             found = proof_of(sweep)
@@ -201,56 +210,57 @@ class ProjectBook:
                 last_end is None or _end_rank(sweep) > _end_rank(last_end)
             ):
                 last_end = sweep
-        return replace(
-            row,
-            key_since=row.rotated_at or row.enrolled_at,
-            last_proof_at=None if proof is None else proof.at,
-            last_proof_sweep=None if proof is None else proof.sweep_id,
-            last_proof_evidence=None if proof is None else proof.evidence,
-            last_end=None if last_end is None else last_end.ref,
-            is_last_end_clean=None if last_end is None else bool(last_end.clean),
-            running_sweeps=tuple(running),
-        )
-
-    def _keyring(self, project: str, facts: _Facts) -> ProjectRow:
-        """What is known of the keyring: by the newest report, or by newer events."""
+        if proof is not None:
+            values["last_proof_at"] = proof.at
+            values["last_proof_sweep"] = proof.sweep_id
+            values["last_proof_evidence"] = proof.evidence
+        if last_end is not None:
+            values["last_end"] = last_end.ref
+            values["is_last_end_clean"] = bool(last_end.clean)
+        if running:
+            values["running_sweeps"] = tuple(running)
         said = facts.report or ProjectRow(project)
-        confirmed = self._confirmed_at(project, facts)
-        at, enrolled_at = said.as_of, said.enrolled_at
-        if confirmed is not None and (at is None or confirmed > at):
-            said, at = replace(said, as_of=confirmed), confirmed
-        if enrolled_at is None and facts.enrolled is not None:
-            enrolled_at = facts.enrolled[0]
-        said = replace(said, enrolled_at=enrolled_at)
-        begun = facts.accepted or (facts.enrolled and (facts.enrolled[1], facts.enrolled[0]))
-        if begun is not None:
-            generation, began_at = begun
-            is_newer = at is None or began_at + REPORT_SLACK > at
-            if generation > (said.generation or 0) and is_newer:
-                said = replace(
-                    said,
-                    generation=generation,
-                    kek_id=None,
-                    rotated_at=began_at if facts.accepted else None,
-                    code=None,
-                    detail=None,
-                    as_of=max(began_at, at) if at else began_at,
-                )
-        if self._is_gone(project, said.as_of):
-            said = replace(said, code=NOT_FOUND, detail="an inventory no longer lists its keyring")
-        return said
+        return replace(said, **values) if values else said
 
-    def _confirmed_at(self, project: str, facts: _Facts) -> datetime | None:
+    def _keyring(self, project: str, facts: _Facts) -> dict[str, Any]:
+        """What differs from the newest report of the keyring: by newer events or inventories."""
+        said, values = facts.report, dict[str, Any]()
+        at = None if said is None else said.as_of
+        generation = 0 if said is None else said.generation or 0
+        rotated_at = None if said is None else said.rotated_at
+        enrolled_at = None if said is None else said.enrolled_at
+        confirmed = self._confirmed_at(project, said)
+        if confirmed is not None and (at is None or confirmed > at):
+            values["as_of"] = at = confirmed
+        if enrolled_at is None and facts.enrolled is not None:
+            values["enrolled_at"] = enrolled_at = facts.enrolled[0]
+        begun = facts.accepted or (facts.enrolled and (facts.enrolled[1], facts.enrolled[0]))
+        if begun is not None and begun[0] > generation:
+            began_at = begun[1]
+            if at is None or began_at + REPORT_SLACK > at:
+                rotated_at = began_at if facts.accepted else None
+                values |= {"generation": begun[0], "kek_id": None, "rotated_at": rotated_at}
+                values |= {"code": None, "detail": None}
+                values["as_of"] = at = max(began_at, at) if at else began_at
+        values["key_since"] = rotated_at or enrolled_at
+        if self._is_gone(project, at):
+            values["code"] = NOT_FOUND
+            values["detail"] = "an inventory no longer lists its keyring"
+        return values
+
+    def _confirmed_at(self, project: str, said: ProjectRow | None) -> datetime | None:
         """When an inventory last said that the keyring is as it was reported."""
         page = self._listed().get(project)
-        if facts.report is None or facts.report.as_of is None or page is None:
+        if said is None or said.as_of is None or page is None:
             return None
-        return page.at if page.read_at <= facts.report.as_of else None
+        return page.at if page.read_at <= said.as_of else None
 
     def _is_gone(self, project: str, as_of: datetime | None) -> bool:
         """Whether a whole inventory that is newer than all that is known does not list it."""
+        if project in self._listed():
+            return False
         chain = self.inventory.chain()
-        if not chain.is_complete or chain.as_of is None or project in self._listed():
+        if not chain.is_complete or chain.as_of is None:
             return False
         return as_of is None or chain.as_of > as_of + REPORT_SLACK
 
@@ -260,15 +270,13 @@ class ProjectBook:
 
     def rows(self) -> list[ProjectRow]:
         """All projects, in order of their names."""
-        return [row for name in self._names if (row := self.row(name)) is not None]
+        self.renew()
+        return [self._rows[name] for name in self._names]
 
     def query(self, query: ProjectQuery) -> Page[ProjectRow]:
         """One page of the projects that match."""
-        names = self._ordered(query.sort)
-        keep = self._filter(query)
-        matching = [name for name in names if keep(name)]
-        if query.descending:
-            matching.reverse()
+        self.renew()
+        matching = self._matching(query)
         chain = self.inventory.chain()
         page = page_of(
             matching,
@@ -278,42 +286,33 @@ class ProjectBook:
             as_of=chain.as_of,
             is_complete=chain.is_complete and not self.is_truncated,
         )
-        rows = tuple(row for name in page.rows if (row := self.row(name)) is not None)
+        rows = tuple(self._rows[name] for name in page.rows)
         return Page(
             rows, page.total, page.matching, page.page, page.pages, page.as_of, page.is_complete
         )
 
-    def _filter(self, query: ProjectQuery) -> Callable[[str], bool]:
-        text, state, key = query.text.strip().casefold(), query.state, query.master_key
-        if state == "any" and key is None:
-            words = text.split()
-            return lambda name: all(word in name for word in words)
-        oldest = self._now() - OLD_KEY
+    def _matching(self, query: ProjectQuery) -> list[str]:
+        """The names of all that match, in the order that is asked for."""
+        names = self._ordered(query.sort, descending=query.descending)
+        for word in query.text.casefold().split():
+            names = [name for name in names if word in name]
+        rows, key = self._rows, query.master_key
+        if key is not None:
+            names = [name for name in names if rows[name].master_key == key]
+        if query.state != "any":
+            keep, oldest = _STATES[query.state], self._now() - OLD_KEY
+            names = [name for name in names if keep(rows[name], oldest)]
+        return names
 
-        def keep(name: str) -> bool:
-            row = self.row(name)
-            return (
-                row is not None
-                and (key is None or row.master_key == key)
-                and matches(text, (name,))
-                and _is_in_state(row, state, oldest)
-            )
-
-        return keep
-
-    def _ordered(self, sort: str) -> list[str]:
-        """All names in this order; kept until something changes."""
+    def _ordered(self, sort: str, *, descending: bool) -> list[str]:
+        """All names in this order."""
         if sort == "project":
-            return self._names
-        if self._sorted_at != self._version:
-            self._sorted.clear()
-            self._sorted_at = self._version
-        ordered = self._sorted.get(sort)
-        if ordered is None:
-            rows = self.rows()
-            rows.sort(key=lambda row: _sort_key(getattr(row, sort)))
-            ordered = self._sorted[sort] = [row.project for row in rows]
-        return ordered
+            return self._names[::-1] if descending else self._names
+        index = self._indexes.get(sort)
+        if index is None:
+            keys = ((name, _sort_key(getattr(row, sort))) for name, row in self._rows.items())
+            index = self._indexes[sort] = SortedIndex(keys)
+        return index.names(descending=descending)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -339,26 +338,19 @@ def _end_rank(row: SweepRow) -> tuple[float, str]:
     return (row.ended_at.timestamp() if row.ended_at else 0.0, row.sweep_id)
 
 
-def _rank(row: ProjectRow) -> tuple[float, str]:
-    # The text decides between two of the same moment, so that any order ends with the same.
-    return (row.as_of.timestamp() if row.as_of else 0.0, repr(row))
-
-
 def _sort_key(value: object) -> tuple[bool, Any]:
     return (value is not None, value)
 
 
-def _is_in_state(row: ProjectRow, state: str, oldest: datetime) -> bool:
-    is_in = {
-        "ok": row.code is None,
-        "attention": row.code is not None or row.is_last_end_clean is False,
-        "sweeping": bool(row.running_sweeps),
-        "never_proven": row.last_proof_at is None,
-        "earlier_keks": bool(row.earlier_keks),
-        "old_key": row.key_since is not None and row.key_since < oldest,
-        "plaintext": bool(row.plaintext or row.v0),
-    }
-    return is_in.get(state, True)
+_STATES: Final[dict[str, Callable[[ProjectRow, datetime], bool]]] = {
+    "ok": lambda row, _: row.code is None,
+    "attention": lambda row, _: row.code is not None or row.is_last_end_clean is False,
+    "sweeping": lambda row, _: bool(row.running_sweeps),
+    "never_proven": lambda row, _: row.last_proof_at is None,
+    "earlier_keks": lambda row, _: bool(row.earlier_keks),
+    "old_key": lambda row, oldest: row.key_since is not None and row.key_since < oldest,
+    "plaintext": lambda row, _: bool(row.plaintext or row.v0),
+}
 
 
 def _reported_row(status: ProjectStatus, at: datetime) -> ProjectRow:

@@ -106,7 +106,7 @@ class SweepFacts:
             self.expected = counted if self.expected is None else max(self.expected, counted)
         self.is_rotation |= said.kind == "rotation"
         self._sample(said.as_of, said.counts)
-        if self.report is not None and _rank(said) <= _rank(self.report):
+        if self.report is not None and not _is_newer(said, self.report):
             return False
         self.report = said
         return True
@@ -288,9 +288,11 @@ class SweepFacts:
         return replace(row, rate_per_s=rate, left_s=left)
 
 
-def _rank(said: SweepRow) -> tuple[float, str]:
-    # The text decides between two of the same moment, so that any order ends with the same.
-    return (said.as_of.timestamp() if said.as_of else 0.0, repr(said))
+def _is_newer(said: SweepRow, held: SweepRow) -> bool:
+    if said.as_of == held.as_of:
+        # The text decides between two of the same moment, so that any order ends with the same.
+        return repr(said) > repr(held)
+    return held.as_of is None or (said.as_of is not None and said.as_of > held.as_of)
 
 
 def _order_of(progress: Progress) -> tuple[datetime, bool, tuple[int, ...]]:

@@ -30,6 +30,7 @@ from keyturn.messages import (
 from keyturn_workers.console.model.failures import FailureBook
 from keyturn_workers.console.model.pages import PagedReport
 from keyturn_workers.console.model.paging import matches, page_of
+from keyturn_workers.console.model.retention import Kind, Retention
 from keyturn_workers.console.model.rows import (
     Page,
     SweepQuery,
@@ -38,6 +39,7 @@ from keyturn_workers.console.model.rows import (
     SweepView,
 )
 from keyturn_workers.console.model.samples import Samples
+from keyturn_workers.console.model.sorted_index import SortedIndex
 from keyturn_workers.console.model.sweep_facts import (
     EndEvent,
     Progress,
@@ -49,11 +51,10 @@ from keyturn_workers.console.model.sweep_facts import (
 )
 
 KEPT: Final = timedelta(days=14)
-MAX_SWEEPS: Final = 20_000
-MAX_PARTS: Final = 40_000
+MAX_INVENTORY: Final = 60_000
 MAX_SAMPLES_OF_ALL: Final = 200_000
 _SAMPLES_OF_OLD: Final = 32
-_DROPPED_AT_ONCE: Final = 0.05
+_THINNED_TO: Final = 0.95
 
 _SWEEP_EVENTS: Final = (
     RotationAccepted,
@@ -74,9 +75,6 @@ class SweepBook:
         now: The clock.
         changed: Is called with the project of each sweep that changed.
         dropped: Is called with the row of each sweep that is dropped for the bounds.
-
-    Attributes:
-        is_truncated: Whether sweeps were dropped before their time, for the bounds.
     """
 
     def __init__(
@@ -92,12 +90,12 @@ class SweepBook:
         self._by_project: dict[str, dict[str, None]] = defaultdict(dict)
         self._parts: dict[str, dict[str, None]] = defaultdict(dict)  # of each id, its projects
         self._rows: dict[SweepRef, SweepRow] = {}
-        self._ordered: list[SweepRef] | None = None
+        self._ordered = SortedIndex[SweepRef]()
         self._running: dict[SweepRef, None] = {}
+        self._retention = Retention(self._is_droppable, self._forget)
         self._samples = 0
-        self.inventory = PagedReport[SweepRef](MAX_SWEEPS + MAX_PARTS)
+        self.inventory = PagedReport[SweepRef](MAX_INVENTORY)
         self.failures = FailureBook()
-        self.is_truncated = False
 
     # What comes in.
 
@@ -109,11 +107,8 @@ class SweepBook:
         if project is None or not (project == ALL_PROJECTS or is_project(project)):
             return False
         facts, at = self._find(SweepRef(project, request_id(event))), parse_time(event.at)
-        order = facts.order
         facts.see(at, event.publisher)
         changed = self._apply(facts, event, at)
-        if facts.order != order:
-            self._ordered = None
         self._touch(facts)
         return changed
 
@@ -153,7 +148,6 @@ class SweepBook:
         """Note that this console requested a sweep, perhaps in an earlier run."""
         facts = self._find(ref)
         facts.add_requested(requested)
-        self._ordered = None
         self._touch(facts)
 
     def apply_report(self, report: StatusReported) -> bool:
@@ -172,10 +166,7 @@ class SweepBook:
 
     def _apply_status(self, status: SweepStatus, at: datetime) -> bool:
         facts = self._find(SweepRef(status.project, status.sweep_id))
-        order = facts.order
         changed = facts.add_report(reported_row(status, at))
-        if facts.order != order:
-            self._ordered = None
         self._touch(facts)  # an older report may have counted the objects
         return changed
 
@@ -187,25 +178,28 @@ class SweepBook:
             self._by_project[ref.project][ref.sweep_id] = None
             if ref.project != ALL_PROJECTS:
                 self._parts[ref.sweep_id][ref.project] = None
-            self._ordered = None
-            self._bound()
         return facts
 
     def _count_samples(self, change: int) -> None:
         self._samples += change
 
     def _touch(self, facts: SweepFacts) -> None:
+        """Compute the row anew, and all that depends on it."""
         ref = SweepRef(facts.project, facts.sweep_id)
-        before = self._rows.pop(ref, None)
-        row = self.row(ref)
-        if row is not None and row.is_running:
+        before = self._rows.get(ref)
+        row = self._rows[ref] = facts.row(self._whole(ref))
+        self._ordered.put(ref, facts.order)
+        if row.is_running:
             self._running[ref] = None
         else:
             self._running.pop(ref, None)
         if ref.project != ALL_PROJECTS:
             self._changed(ref.project)
-        elif before is None or row is None or _of_parts(before) != _of_parts(row):
+        elif before is None or _of_parts(before) != _of_parts(row):
             self._touch_parts(ref.sweep_id)
+        self._retention.put(ref, _kind(row), facts.order)
+        if self._samples > MAX_SAMPLES_OF_ALL:
+            self._thin_samples()
 
     def _touch_parts(self, sweep_id: str) -> None:
         """What is known of the whole says whether its parts were dry runs, and that they ended."""
@@ -215,37 +209,21 @@ class SweepBook:
 
     # Bounds.
 
-    def _bound(self) -> None:
-        if self._samples > MAX_SAMPLES_OF_ALL:
-            self._thin_samples()
-        if len(self._facts) > MAX_SWEEPS + MAX_PARTS:
-            self._drop(parts=True, most=MAX_PARTS)
-            self._drop(parts=False, most=MAX_SWEEPS)
-
     def _thin_samples(self) -> None:
-        """Thin the samples of those that were touched longest ago."""
-        for ref in reversed(self.ordered()):
+        """Thin the samples of what is not under way, the oldest first."""
+        for ref in self._ordered.names():
             if ref not in self._running:
                 self._facts[ref].samples.thin(_SAMPLES_OF_OLD)
-            if self._samples <= MAX_SAMPLES_OF_ALL * (1 - _DROPPED_AT_ONCE):
+            if self._samples <= MAX_SAMPLES_OF_ALL * _THINNED_TO:
                 return
 
-    def _drop(self, *, parts: bool, most: int) -> None:
-        refs = [ref for ref in self.ordered() if self.is_part(ref) == parts]
-        excess = len(refs) - int(most * (1 - _DROPPED_AT_ONCE))
-        if len(refs) <= most:
-            return
-        self.is_truncated = True
-        refs.reverse()
-        refs.sort(key=self._is_wanted)  # stable: the oldest first
-        for ref in refs[:excess]:
-            self._forget(ref)
+    def _is_droppable(self, ref: SweepRef) -> bool:
+        return ref not in self._running
 
-    def _is_wanted(self, ref: SweepRef) -> int:
-        row = self.row(ref)
-        if row is None or row.status == "rejected":
-            return 0
-        return 2 if row.is_running else 1
+    @property
+    def is_truncated(self) -> bool:
+        """Whether sweeps were dropped before their time, for the bounds."""
+        return self._retention.is_truncated
 
     def expire(self) -> bool:
         """Drop those that ended too long ago; whether any was."""
@@ -258,16 +236,15 @@ class SweepBook:
             and at < oldest
         ]
         for ref in old:
+            self._retention.remove(ref)
             self._forget(ref)
         return bool(old)
 
     def _forget(self, ref: SweepRef) -> None:
-        row = self.row(ref)
-        facts = self._facts.pop(ref)
-        self._samples -= len(facts.samples)
-        self._rows.pop(ref, None)
+        row = self._rows.pop(ref)
+        self._samples -= len(self._facts.pop(ref).samples)
         self._running.pop(ref, None)
-        self._ordered = None
+        self._ordered.remove(ref)
         for index, key, value in (
             (self._by_project, ref.project, ref.sweep_id),
             (self._parts, ref.sweep_id, ref.project),
@@ -276,20 +253,13 @@ class SweepBook:
             values.pop(value, None)
             if not values:
                 index.pop(key, None)
-        if row is not None:
-            self._dropped(row)
+        self._dropped(row)
 
     # What pages ask.
 
     def row(self, ref: SweepRef) -> SweepRow | None:
         """One sweep; None if it is not known."""
-        row = self._rows.get(ref)
-        if row is None:
-            facts = self._facts.get(ref)
-            if facts is None:
-                return None
-            row = self._rows[ref] = facts.row(self._whole(ref))
-        return row
+        return self._rows.get(ref)
 
     def _whole(self, ref: SweepRef) -> SweepRow | None:
         whole = SweepRef(ALL_PROJECTS, ref.sweep_id)
@@ -305,34 +275,26 @@ class SweepBook:
         row = self.row(ref)
         return row is not None and row.part_of_all
 
-    def ordered(self) -> list[SweepRef]:
-        """All sweeps and parts, the newest first."""
-        if self._ordered is None:
-            self._ordered = sorted(
-                self._facts, key=lambda ref: self._facts[ref].order, reverse=True
-            )
-        return self._ordered
-
     def rows(self) -> list[SweepRow]:
         """All sweeps and parts, the newest first."""
-        return [row for ref in self.ordered() if (row := self.row(ref)) is not None]
+        rows = self._rows
+        return [rows[ref] for ref in self._ordered.names(descending=True)]
 
     def running(self) -> Iterator[SweepRow]:
         """Those under way; parts too."""
-        for ref in self._running:
-            if (row := self.row(ref)) is not None:
-                yield row
+        return (self._rows[ref] for ref in self._running)
 
     def of_project(self, project: str) -> tuple[SweepRow, ...]:
         """Those of one project, parts too, the newest first."""
         refs = [SweepRef(project, each) for each in self._by_project.get(project, ())]
-        refs.sort(key=lambda ref: self._facts[ref].order, reverse=True)
-        return tuple(row for ref in refs if (row := self.row(ref)) is not None)
+        if len(refs) > 1:
+            refs.sort(key=lambda ref: self._facts[ref].order, reverse=True)
+        return tuple(self._rows[ref] for ref in refs if ref in self._rows)
 
     def ended_of_all(self) -> tuple[SweepRow, ...]:
         """Sweeps of all projects that ended and were no dry runs, the newest first."""
         refs = [SweepRef(ALL_PROJECTS, each) for each in self._by_project.get(ALL_PROJECTS, ())]
-        rows = [row for ref in refs if (row := self.row(ref)) is not None]
+        rows = [self._rows[ref] for ref in refs if ref in self._rows]
         ended = [row for row in rows if row.status in ("done", "failed") and not row.dry_run]
         return tuple(sorted(ended, key=_ended_order, reverse=True))
 
@@ -348,7 +310,8 @@ class SweepBook:
     def query(self, query: SweepQuery) -> Page[SweepRow]:
         """One page of the sweeps that match: those under way first, then the newest."""
         known = [row for row in self.rows() if query.parts or not row.part_of_all]
-        matching = [row for row in known if _matches(row, query)]
+        is_filtered = query != SweepQuery(page=query.page, size=query.size, parts=query.parts)
+        matching = [row for row in known if _matches(row, query)] if is_filtered else known
         matching.sort(key=lambda row: not row.is_running)
         chain = self.inventory.chain()
         return page_of(
@@ -380,11 +343,17 @@ class SweepBook:
 
     def _part_rows(self, sweep_id: str) -> tuple[SweepRow, ...]:
         refs = [SweepRef(project, sweep_id) for project in self._parts.get(sweep_id, ())]
-        rows = [row for ref in refs if (row := self.row(ref)) is not None]
+        rows = [self._rows[ref] for ref in refs if ref in self._rows]
         return tuple(sorted(rows, key=lambda row: (_urgency(row), row.project)))
 
     def __len__(self) -> int:
         return len(self._facts)
+
+
+def _kind(row: SweepRow) -> Kind:
+    if row.status == "rejected":
+        return "rejected"
+    return "part" if row.part_of_all else "sweep"
 
 
 def _of_parts(whole: SweepRow) -> tuple[object, ...]:

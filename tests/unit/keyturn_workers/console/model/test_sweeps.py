@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn_workers.console.model import sweeps
+from keyturn_workers.console.model import retention, sweeps
 from keyturn_workers.console.model.rows import SweepQuery, SweepRef
 from keyturn_workers.console.model.sweeps import SweepBook
 from tests.unit.keyturn_workers.console.model.messages import (
@@ -100,20 +100,24 @@ def test_old_sweeps_are_dropped_and_handed_over(scene: Scene) -> None:
     assert scene.row("beta", 6).status == "running"
 
 
-def test_the_number_is_bounded_refusals_first(
+def test_the_number_is_bounded_and_refusals_push_out_no_sweep(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "MAX_SWEEPS", 20)
-    monkeypatch.setattr(sweeps, "MAX_PARTS", 0)
+    monkeypatch.setitem(retention.MOST, "sweep", 10)
+    monkeypatch.setitem(retention.MOST, "rejected", 5)
     scene.events(progressed(0, "run", 99))
-    for number in range(100, 110):
+    for number in range(100, 115):
         scene.events(sweep_completed(number, "done", number))
     for number in range(200, 215):
         scene.events(sweep_rejected(number, "no", number))
     assert scene.book.is_truncated
-    assert len(scene.book) <= 21
     assert scene.row("run", 99).is_running
-    assert scene.book.query(SweepQuery(project="done")).matching == 10
+    assert scene.book.query(SweepQuery(project="done")).matching == 9
+    assert scene.book.query(SweepQuery(project="no")).matching == 5
+    assert len(scene.book) == 15
+    assert {row.sweep_id for row in scene.dropped} == {
+        uid(number) for number in (*range(100, 106), *range(200, 210))
+    }
 
 
 def test_the_number_of_samples_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
