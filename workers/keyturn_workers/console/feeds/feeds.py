@@ -42,6 +42,9 @@ LIMIT: Final = 1000
 MAX_FAILURE_PAGES: Final = 5
 WORKERS_PAST: Final = timedelta(minutes=15)
 EXPIRE_EVERY_S: Final = 60.0
+RENEW_EVERY_S: Final = 0.25
+RENEWED_AT_ONCE: Final = 100
+"""Rows of projects: a few milliseconds."""
 REPORTS_WAIT_S: Final = 15.0
 """How long the first inventory waits for the reports of earlier runs."""
 _TIMEOUT_S: Final = 30.0
@@ -116,6 +119,7 @@ class Feeds:
                     self._broker.run(),
                     self._queues.run(lambda: self.viewers > 0),
                     self._expire(),
+                    self._renew(),
                 ):
                     tasks.create_task(coroutine)
                 self._start_events(tasks)
@@ -218,6 +222,12 @@ class Feeds:
         while True:
             await asyncio.sleep(EXPIRE_EVERY_S)
             self._model.expire()
+
+    async def _renew(self) -> None:
+        """Compute what changed before a page asks for it, a little at a time."""
+        while True:
+            is_more = self._model.renew(RENEWED_AT_ONCE)
+            await asyncio.sleep(0 if is_more else RENEW_EVERY_S)
 
     @contextmanager
     def viewing(self) -> Iterator[None]:

@@ -30,7 +30,8 @@ from keyturn_workers.console.model import Model, SweepRef
 
 _log = logging.getLogger(__name__)
 
-LIMIT: Final = 1000
+LIMIT: Final = 500
+"""Rows of a page: parsing and folding more of them at once would be felt by who opens a page."""
 INVENTORIES: Final[tuple[StatusView, ...]] = ("master_keys", "projects", "sweeps")
 UNVIEWED_REFRESH_S: Final = 1800.0
 AFTER_ALL_S: Final = 10.0

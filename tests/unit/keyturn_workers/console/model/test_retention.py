@@ -24,8 +24,7 @@ class Scene:
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
-    for kind, most in (("sweep", 3), ("part", 5), ("rejected", 2)):
-        monkeypatch.setitem(retention.MOST, kind, most)
+    monkeypatch.setattr(retention, "MOST", {"sweep": 3, "part": 5, "rejected": 2})
     return Scene()
 
 
