@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from tools.harness.console_history import Publisher
 from tools.harness.console_site import VIEWER
 
 if TYPE_CHECKING:
-    from playwright.async_api import Browser, Locator, Page, StorageState
+    from playwright.async_api import Browser, Locator, Page, Route, StorageState
 
     from tools.harness.console_browser import ConsoleVisit
     from tools.harness.console_site import ConsoleSite
@@ -43,18 +44,40 @@ async def _focus_by_tab(page: Page, target: Locator) -> None:
 async def test_a_page_refreshes_itself_and_keeps_what_a_person_is_doing(
     operator: ConsoleVisit, site: ConsoleSite
 ) -> None:
-    """The focus, a half-filled form, open details and the place of the cursor."""
+    """The filter that applies as one types, the focus, and the place of the cursor."""
     page = operator.page
     await operator.goto("/projects")
     field = page.get_by_label("Project contains")
-    await field.press_sequentially("unfinished")
+    await field.press_sequentially("vandel")
+    await expect(page.get_by_text("No project matches")).to_be_visible()
     await field.press("ArrowLeft")
     publisher = Publisher(site.deployment, site.wire)
     await publisher.publish_and_wait(rq.enroll(site.deployment, "vandelay"))
     await expect(page.get_by_role("link", name="vandelay")).to_be_visible()
-    await expect(field).to_have_value("unfinished")
+    await expect(field).to_have_value("vandel")
     await expect(field).to_be_focused()
-    assert await field.evaluate("element => element.selectionStart") == len("unfinished") - 1
+    assert await field.evaluate("element => element.selectionStart") == len("vandel") - 1
+
+
+async def test_a_refresh_that_crosses_a_filter_is_neither_shown_nor_lost(
+    operator: ConsoleVisit,
+) -> None:
+    """The answer of the page before comes late: the filtered page asks again."""
+    page, late = operator.page, asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await late.wait()
+        await route.continue_()
+
+    await operator.goto("/projects")
+    await page.route(re.compile(r"/projects$"), hold)
+    await page.evaluate("htmx.trigger('#live', 'refresh')")
+    await page.get_by_label("Project contains").press_sequentially("glo")
+    acme = page.get_by_role("link", name="acme")
+    await expect(acme).to_have_count(0)
+    async with page.expect_request(re.compile(r"text=glo")):
+        late.set()
+    await expect(acme).to_have_count(0)
 
 
 async def test_the_keyboard_alone_signs_in_filters_and_starts_a_dry_run(

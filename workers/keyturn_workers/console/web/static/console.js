@@ -30,20 +30,38 @@
       !(element.tagName === "DETAILS" && detail.attrName === "open" && detail.newValue === null),
   });
 
+  const live = document.getElementById("live");
+  let refreshes = 0;
+  live?.addEventListener("refresh", () => {
+    refreshes += 1;
+  });
+  const refresh = () => htmx.trigger(live, "refresh");
+
   // Empty fields are no part of an address.
+  const begun = new WeakMap();
   document.addEventListener("htmx:config:request", (event) => {
-    const { request, sourceElement } = event.detail.ctx;
+    const { ctx } = event.detail;
+    const { request, sourceElement } = ctx;
     if (request.method !== "GET" || !sourceElement.matches("form")) return;
+    begun.set(ctx, refreshes);
     for (const name of [...request.body.keys()]) {
       if (request.body.getAll(name).every((value) => value === "")) request.body.delete(name);
     }
   });
 
-  // The page asked for itself, and was filtered before the answer came.
+  // The page asked for itself, and was filtered before the answer came: the answer is of the page
+  // before, and the filtered page may lack what has changed.
   document.addEventListener("htmx:before:swap", (event) => {
     const { request, sourceElement } = event.detail.ctx;
-    const here = location.pathname + location.search;
-    if (sourceElement.id === "page" && request.action !== here) event.preventDefault();
+    if (sourceElement.id !== "page") return;
+    if (request.action !== location.pathname + location.search) {
+      event.preventDefault();
+      setTimeout(refresh);
+    }
+  });
+  document.addEventListener("htmx:after:swap", (event) => {
+    const { ctx } = event.detail;
+    if (live && begun.has(ctx) && begun.get(ctx) !== refreshes) refresh();
   });
 
   const say = (text) => {
@@ -52,13 +70,13 @@
     document.documentElement.classList.toggle("stale", text !== "");
   };
 
-  const live = document.getElementById("live");
   if (live) {
     live.addEventListener("htmx:sse:after:connection", () => say(""));
     live.addEventListener("htmx:sse:error", (event) => {
       if (event.detail.status === 401) location.reload();
       else say("Not live: the console does not answer");
     });
+    document.addEventListener("htmx:error", () => say("Not live: the console does not answer"));
     document.body.addEventListener("htmx:response:error", (event) => {
       say(`Not live: the console answered ${event.detail.ctx.response.status}`);
     });
