@@ -78,6 +78,7 @@ class WorkerReporter:
         self._facts = facts
         self._publish = publish
         self._begun = asyncio.Event()
+        self._is_stopping = False
         self._is_failing = False
 
     def begin(self) -> None:
@@ -85,9 +86,9 @@ class WorkerReporter:
         self._begun.set()
 
     async def run(self) -> None:
-        """Report for ever."""
+        """Report until the last report, which `stop` publishes."""
         await self._begun.wait()
-        while True:
+        while not self._is_stopping:
             await self._report(is_stopping=False)
             await asyncio.sleep(self._facts.settings.worker_report_interval_s)
 
@@ -95,6 +96,8 @@ class WorkerReporter:
         """Publish the last report, if the broker takes it at once."""
         if not self._begun.is_set():
             return
+        # Another report after the last one would say that the process goes on.
+        self._is_stopping = True
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._report(is_stopping=True)
