@@ -25,6 +25,7 @@ from keyturn_workers.console.settings import ConsoleSettings, url_of
 from keyturn_workers.console.source_log import log_sources
 from keyturn_workers.console.web.app import create_app
 from keyturn_workers.console.web.context import ConsoleContext
+from keyturn_workers.console.web.rendering import compile_templates
 from keyturn_workers.http_server.listener import open_listeners
 from keyturn_workers.http_server.server import serve
 
@@ -122,6 +123,7 @@ async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[Co
             dead=dead,
             actions=actions,
         )
+        compile_templates()
         try:
             yield Console(auth.protect(create_app(context)), auth, model, feeds, dead)
         finally:

@@ -100,6 +100,12 @@ def environment() -> Environment:
     return made
 
 
+def compile_templates() -> None:
+    """Compile all templates now, which takes a moment, and not when a person opens a page."""
+    for name in environment().list_templates():
+        environment().get_template(name)
+
+
 def render(
     request: Request,
     template: str,

@@ -23,7 +23,7 @@ REFRESH: Final = "refresh"
 """The name of the only event. Its id names the state that it is about."""
 MIN_INTERVAL_S: Final = 1.0
 HEARTBEAT_S: Final = 15
-MAX_STREAMS: Final = 500
+MAX_STREAMS: Final = 300  # below the connections that the server accepts
 MAX_STREAMS_OF_A_PERSON: Final = 30
 _SEND_TIMEOUT_S: Final = 30
 _MAX_DIGITS: Final = 18
