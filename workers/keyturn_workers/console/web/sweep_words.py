@@ -1,10 +1,11 @@
 """What pages say about one sweep: kind, state, progress and counts in words (SPEC 8.6). Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project
-from keyturn_workers.console.model.rows import SweepRef, SweepRow
+from keyturn.messages import COUNT_FIELDS
+from keyturn_workers.console.model.rows import SweepCounts, SweepRef, SweepRow, SweepView
 from keyturn_workers.console.web import links
 from keyturn_workers.console.web.text import duration, number, rate
 
@@ -98,6 +99,20 @@ def kind_words(row: SweepRow) -> str:
     if row.dry_run:
         return "Dry run"
     return "Master key sweep" if row.master_key is not None else "Sweep"
+
+
+def with_parts(view: SweepView) -> SweepRow:
+    """The sweep; while it is one of all, with what its parts have done so far.
+
+    Its own record is written only now and then, and counts nothing before the end.
+    """
+    row = view.row
+    if row.project != ALL_PROJECTS or not row.is_running or not view.parts:
+        return row
+    ended = sum(not part.is_running for part in view.parts)
+    counted = [part.counts for part in view.parts if part.counts is not None]
+    sums = {name: sum(getattr(each, name) for each in counted) for name in COUNT_FIELDS}
+    return replace(row, parts_ended=max(row.parts_ended or 0, ended), counts=SweepCounts(**sums))
 
 
 def state_badge(row: SweepRow) -> Badge:

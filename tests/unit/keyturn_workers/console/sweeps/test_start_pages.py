@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keyturn.messages import SweepCounts
 from tests.unit.keyturn_workers.console.sweeps.scene import DRY_ID, HOSTILE
 
 if TYPE_CHECKING:
@@ -120,6 +121,15 @@ def test_without_a_dry_run_of_the_last_day_nothing_is_sent(
     assert words in console.get(_RUN, 409)
     assert words in console.post(_RUN, 409, form=token).text
     assert not console.sent
+
+
+def test_a_dry_run_with_nothing_to_do_says_so(console: Scene) -> None:
+    console.add_sweep(counts=SweepCounts(objects=3, current=3))
+    assert "all 3 are at the desired state" in console.get(_RUN)
+    console.add_sweep(counts=SweepCounts(objects=3, current=2, failed=1))
+    page = console.get(_RUN)
+    assert "all 3 are" not in page
+    assert "leave 1 object alone" in page
 
 
 def test_a_form_of_another_dry_run_or_session_is_refused(console: Scene) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,6 +53,26 @@ def test_the_list_can_be_filtered(console: Scene) -> None:
 
 def test_an_empty_list_says_what_a_sweep_is(console: Scene) -> None:
     assert "No sweep is known" in console.get("/sweeps")
+
+
+def test_a_running_sweep_has_a_chart_of_its_rate(console: Scene) -> None:
+    for second in range(6):
+        at = (datetime.now(UTC) - timedelta(seconds=60 - 10 * second)).isoformat()
+        console.model.apply_event(
+            event(
+                "sweep.progressed",
+                at.replace("+00:00", "Z"),
+                sweep_id=SWEEP_ID,
+                objects=100 * second,
+                current=100 * second,
+                clean=False,
+            ),
+            second,
+        )
+    page = console.get(f"/sweeps/acme/{SWEEP_ID}")
+    assert "Objects per second" in page
+    assert "<svg" in page
+    assert "Running" in page
 
 
 def test_a_dry_run_says_what_a_sweep_for_real_would_change(console: Scene) -> None:

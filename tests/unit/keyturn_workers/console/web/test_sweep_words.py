@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keyturn.messages import COUNT_FIELDS
-from keyturn_workers.console.model.rows import SweepCounts, SweepRow
+from keyturn_workers.console.model.rows import SweepCounts, SweepRow, SweepView
 from keyturn_workers.console.web import sweep_words
 
 _ROW = SweepRow(sweep_id="2f6c9a0e-0000-4000-8000-000000000001", project="acme")
@@ -91,6 +91,19 @@ def test_a_dry_run_says_what_a_sweep_for_real_would_change() -> None:
     assert sweep_words.change(row) == sweep_words.Change(to_change=2, failing=1, stale_versions=3)
     assert sweep_words.change(replace(row, dry_run=False)) is None
     assert sweep_words.change(replace(row, status="running")) is None
+
+
+def test_a_sweep_of_all_shows_what_its_parts_have_done() -> None:
+    done = SweepRow(sweep_id="id", project="acme", status="done", counts=_COUNTS)
+    going = SweepRow(sweep_id="id", project="zoo", status="running", counts=_COUNTS)
+    whole = replace(_ROW, project="*", parts_ended=0, counts=SweepCounts())
+    row = sweep_words.with_parts(SweepView(whole, parts=(done, going)))
+    assert row.parts_ended == 1
+    assert row.counts is not None
+    assert (row.counts.objects, row.counts.failed) == (20, 2)
+    ended = replace(whole, status="done", counts=_COUNTS)
+    assert sweep_words.with_parts(SweepView(ended, parts=(done, going))) == ended
+    assert sweep_words.with_parts(SweepView(whole)) == whole
 
 
 def test_all_projects_have_a_segment_that_no_project_can_have() -> None:
