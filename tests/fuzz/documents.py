@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import random
 
 Document = dict[str, Any]
-# Echoed in a rejection, or an object's name: neither may contain a secret (SPEC 6.3).
-_REPEATED: Final = ("project", "key")
+# Echoed in a rejection, a report or the audit trail, or an object's name: none may contain a
+# secret (SPEC 6.3, 15.3, 16.1).
+_REPEATED: Final = ("project", "key", "actor", "reason", "after")
 NAMES: Final = (
     "type",
     "upload_id",
@@ -46,6 +47,17 @@ NAMES: Final = (
     "encrypt_plaintext",
     "repair",
     "dry_run",
+    "actor",
+    "view",
+    "after",
+    "limit",
+    "known",
+    "action",
+    "queue",
+    "letters",
+    "request",
+    "outcome",
+    "reason",
     "generation",
     "at",
     "code",
@@ -115,7 +127,9 @@ def mutated(rng: random.Random, document: Document, others: list[Document]) -> D
 
 
 def _place(rng: random.Random, document: Document) -> Document:
-    inner = [value for value in document.values() if isinstance(value, dict)]
+    lists = (value for value in document.values() if isinstance(value, list))
+    within = (*document.values(), *(each for value in lists for each in value))
+    inner = [value for value in within if isinstance(value, dict)]
     return rng.choice(inner) if inner and rng.random() < 0.4 else document
 
 
