@@ -29,6 +29,7 @@ from tools.bench import (
     tenants,
     uploads,
 )
+from tools.bench.console import memory as console_memory
 from tools.bench.console import pages as console_pages
 from tools.bench.console import reports as console_reports
 from tools.bench.console import uploads as console_uploads
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 _ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
 _GATEWAY: Final = ("gateway-large", "gateway-first", "gateway-bodies", "gateway-small")
-_CONSOLE: Final = ("console-pages", "console-reports", "console-uploads")
+_CONSOLE: Final = ("console-memory", "console-pages", "console-reports", "console-uploads")
 _PARTS: Final = (
     "uploads",
     "uploads-limited",
@@ -93,6 +94,8 @@ _LETTERS: Final = 100_000
 _QUICK_LETTERS: Final = 1000
 _REQUESTS: Final = 200
 _QUICK_REQUESTS: Final = 20
+_DAY: Final = 2_000_000  # events
+_QUICK_DAY: Final = 50_000
 # One per cent is less than what rounds differ by: it takes many of them.
 _CONSOLE_ROUNDS: Final = 10
 
@@ -399,7 +402,16 @@ def _console_uploads(kind: StorageKind, given: argparse.Namespace, results: Resu
         results.rows += asyncio.run(measuring)
 
 
+def _console_memory(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    del kind  # it needs no storage
+    results.rows += console_memory.measure(
+        events=_QUICK_DAY if given.quick else _DAY,
+        projects=_QUICK_MANY if given.quick else _MANY,
+    )
+
+
 _OF_CONSOLE: Final = {
+    "console-memory": _console_memory,
     "console-pages": _console_pages,
     "console-reports": _console_reports,
     "console-uploads": _console_uploads,

@@ -38,5 +38,9 @@ class SortedIndex(Generic[NameT]):
         order = reversed(self._order) if descending else iter(self._order)
         return [name for _, name in order]
 
+    def names_below(self, key: Any) -> list[NameT]:
+        """The names whose keys are smaller."""
+        return [name for _, name in self._order[: bisect_left(self._order, (key,))]]
+
     def __len__(self) -> int:
         return len(self._order)

@@ -228,9 +228,10 @@ class SweepBook:
     def expire(self) -> bool:
         """Drop those that ended too long ago; whether any was."""
         oldest = self._now() - KEPT
+        # None that began later can have ended before: only the oldest are looked at.
         old = [
             ref
-            for ref in tuple(self._facts)
+            for ref in self._ordered.names_below((oldest.timestamp(),))
             if ref not in self._running
             and (at := self._facts[ref].as_of) is not None
             and at < oldest

@@ -22,4 +22,5 @@ def test_the_order_is_that_of_the_keys_after_any_changes() -> None:
     expected = sorted(keys, key=lambda name: (keys[name], name))
     assert index.names() == expected
     assert index.names(descending=True) == expected[::-1]
+    assert index.names_below(7) == [name for name in expected if keys[name] < 7]
     assert len(index) == len(expected)
