@@ -20,7 +20,9 @@ from keyturn_workers.console.auth.password_file import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-_HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("a password")
+# With a fixed salt: parameters of tests are the same in every process.
+_HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("a password", salt=bytes(16))
+_OF_ANOTHER_TYPE = PasswordHasher(1, 8, 1, type=Type.I).hash("a password", salt=bytes(16))
 _KIM = User("kim", "operate", _HASH)
 _LEE = User("lee@example.com", "view", _HASH)
 
@@ -28,7 +30,7 @@ _LEE = User("lee@example.com", "view", _HASH)
 def test_what_is_written_is_read() -> None:
     users = {user.name: user for user in (_KIM, _LEE)}
     assert parse_users(format_users(users)) == users
-    assert parse_users("\n# nobody yet\n\n") == {}
+    assert parse_users("\n# no user yet\n\n") == {}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_what_is_written_is_read() -> None:
         f"kim::{_HASH}",
         f":view:{_HASH}",
         f"k im:view:{_HASH}",
-        f"kim:view:{PasswordHasher(1, 8, 1, type=Type.I).hash('p')}",
+        f"kim:view:{_OF_ANOTHER_TYPE}",
         f"kim:view:{_HASH.replace('m=8', 'm=99999999')}",
     ],
 )
