@@ -2,7 +2,7 @@
 
 1. A page says what a rotation does. It has the button that makes a key.
 2. The answer to that button shows the key. Nothing else ever does: not a reload, not the history
-   of the browser. Whoever presses it again gets another key, and the first one is dropped.
+   of the browser. Pressed again, it makes another key, and the first one is dropped.
 3. The form below the key publishes it, once it was saved and the project's id was typed. It names
    the generation that the page showed, so that of two rotations from two pages one is refused.
 
