@@ -30,13 +30,14 @@ from keyturn_workers.console.model import Model, SweepRef
 
 _log = logging.getLogger(__name__)
 
-LIMIT: Final = 500
-"""Rows of a page: parsing and folding more of them at once would be felt by who opens a page."""
+LIMIT: Final = 1000
 INVENTORIES: Final[tuple[StatusView, ...]] = ("master_keys", "projects", "sweeps")
 UNVIEWED_REFRESH_S: Final = 1800.0
 AFTER_ALL_S: Final = 10.0
 """After the end of a sweep of all, all keyrings may have changed: an inventory begins this soon."""
-RUNNING_S: Final = 10.0
+RUNNING_S: Final = 60.0
+"""Between reports of what is under way. Events say how far it is; and each request for a report
+leaves a record in the audit trail."""
 RUNNING_AT_ONCE: Final = 8
 SINGLE_PAUSE_S: Final = 0.5
 MAX_SINGLE: Final = 200

@@ -87,7 +87,8 @@ class AuditBook:
 
 def _matches(row: AuditRow, query: AuditQuery) -> bool:
     is_wanted = (
-        (query.since is None or row.at >= query.since)
+        (query.reports or not row.is_unattended_report)
+        and (query.since is None or row.at >= query.since)
         and (query.until is None or row.at < query.until)
         and query.action in ("", row.action)
         and query.project in ("", row.project)

@@ -429,6 +429,12 @@ class AuditRow:
         """Whether what it records was done, or begun."""
         return self.outcome in ("done", "started")
 
+    @property
+    def is_unattended_report(self) -> bool:
+        """Whether a console asked for a report by itself, and got it."""
+        is_report = self.request_type == "status.requested" and self.is_ok
+        return is_report and self.actor == self.publisher
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionItem:
@@ -566,13 +572,18 @@ class SweepQuery:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which audit records to show, newest first."""
+    """Which audit records to show, newest first.
+
+    `reports` says whether to show the requests for reports that consoles make by themselves: they
+    are most of all records, and no person asked for them.
+    """
 
     text: str = ""
     action: str = ""
     actor: str = ""
     project: str = ""
     outcome: Literal["any", "ok", "not_ok"] = "any"
+    reports: bool = False
     since: datetime | None = None
     until: datetime | None = None
     page: int = 1

@@ -55,3 +55,13 @@ def test_findings_stay_with_their_record() -> None:
     book.note_findings(6, ("FORGED: a record",))
     assert book.query(AuditQuery()).rows[0].findings == ("MISSING: record 2",)
     assert [*book.findings] == [5, 6]
+
+
+def test_what_a_console_asks_for_by_itself_is_shown_only_if_wanted() -> None:
+    book = AuditBook()
+    status: dict[str, Any] = {"publisher": "console", "request_type": "status.requested"}
+    book.apply(audit_record(1, actor="console", **status), 1)
+    book.apply(audit_record(2, 2, actor="ada", **status), 2)
+    book.apply(audit_record(3, 3, actor="console", outcome="not_permitted", **status), 3)
+    assert offsets(book) == [3, 2]
+    assert offsets(book, reports=True) == [3, 2, 1]

@@ -35,6 +35,7 @@ async def show(request: Request) -> Response:
         actor=text_of(params, "actor"),
         project=text_of(params, "project"),
         outcome=choice_of(params, "outcome", Outcome, "any"),
+        reports=params.get("reports") == "yes",
         since=since,
         until=until,
         page=page_of(params),
@@ -55,7 +56,9 @@ async def show(request: Request) -> Response:
             for name, value in (("since", since), ("until", until))
             if value is None and text_of(params, name)
         ],
-        is_filtered=query.outcome != "any" or any(text_of(params, name) for name in fields),
+        is_filtered=query.reports
+        or query.outcome != "any"
+        or any(text_of(params, name) for name in fields),
         url=lambda number: address(PATH, params, page=number, older=None),
         older=address(PATH, params, older=1, page=None),
     )
