@@ -1,13 +1,13 @@
 """All dead letters as of a time: counted, filtered, sorted and cut into pages (SPEC 16.2). Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Literal
 
 from keyturn.topology import DEAD_QUEUES
-from keyturn_workers.console.dead.letters import IndexedLetter, instant
+from keyturn_workers.console.dead.letters import IndexedLetter, digest_number, instant
 from keyturn_workers.console.model.paging import page_of
 from keyturn_workers.console.model.rows import DeadCount, DeadSummary, Page
 
@@ -48,8 +48,10 @@ class DeadFilter:
     age: Age = ""
     text: str = ""
 
-    def matching(self, letters: Iterable[IndexedLetter], now: datetime) -> list[IndexedLetter]:
-        """The letters that match, in their order."""
+    def matching(
+        self, letters: Iterable[IndexedLetter], now: datetime, texts: Collection[str]
+    ) -> list[IndexedLetter]:
+        """The letters that match, in their order; `texts` are those of `texts_of`."""
         code = "" if self.code == NO_CODE else self.code
         found = list(letters)
         if self.queue:
@@ -63,7 +65,7 @@ class DeadFilter:
         if self.publisher:
             found = [letter for letter in found if letter.publisher == self.publisher]
         for word in self.text.casefold().split():
-            found = _containing(found, word)
+            found = _containing(found, word, texts)
         return _of_age(found, self.age, now.timestamp())
 
 
@@ -75,14 +77,21 @@ def _of_age(letters: list[IndexedLetter], age: Age, now: float) -> list[IndexedL
     return letters
 
 
-def _containing(letters: list[IndexedLetter], word: str) -> list[IndexedLetter]:
-    """The letters with a word in one of their texts, each of which is searched once."""
-    texts = {
+def texts_of(letters: Iterable[IndexedLetter]) -> set[str]:
+    """What letters say of themselves besides their ids: few texts, which many of them share."""
+    return {
         text
         for letter in letters
         for text in (letter.detail, letter.project, letter.code, letter.type, letter.publisher)
     }
+
+
+def _containing(
+    letters: list[IndexedLetter], word: str, texts: Collection[str]
+) -> list[IndexedLetter]:
+    """The letters with a word in one of their texts, each of which is searched once."""
     hits = {text for text in texts if word in text.casefold()}
+    digest = _digest_in(word)
     return [
         letter
         for letter in letters
@@ -92,8 +101,15 @@ def _containing(letters: list[IndexedLetter], word: str) -> list[IndexedLetter]:
         or letter.type in hits
         or letter.publisher in hits
         or word in letter.message_id.casefold()
-        or word == letter.digest_text
+        or letter.digest == digest
     ]
+
+
+def _digest_in(word: str) -> int | None:
+    try:
+        return digest_number(word)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +145,7 @@ class DeadIndex:
         self.queues |= {queue.queue: queue for queue in queues}
         self.letters = [letter for queue in self.queues.values() for letter in queue.letters]
         self._sorted: dict[Sort, list[IndexedLetter]] = {}
+        self._texts: set[str] | None = None
         self._selections: dict[DeadQuery, list[IndexedLetter]] = {}
         times = [queue.as_of for queue in self.queues.values()]
         known = [at for at in times if at is not None]
@@ -162,8 +179,10 @@ class DeadIndex:
             while len(self._selections) >= _CACHED_SELECTIONS:
                 del self._selections[next(iter(self._selections))]
             ordered = self._order(query.sort)
+            if query.filter.text and self._texts is None:
+                self._texts = texts_of(self.letters)
             self._selections[key] = query.filter.matching(
-                reversed(ordered) if query.descending else ordered, now
+                reversed(ordered) if query.descending else ordered, now, self._texts or ()
             )
         return self._selections[key]
 
