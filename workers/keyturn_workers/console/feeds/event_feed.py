@@ -23,6 +23,7 @@ from keyturn_workers.console.feeds.stream_reader import (
     PAUSES_S,
     Handled,
     StreamReader,
+    handle_safely,
     read_until,
 )
 from keyturn_workers.console.model import Model
@@ -156,12 +157,13 @@ class HistoryReader:
         reading.result()
 
     async def _consume(self, start: datetime, end: int) -> None:
+        handled = Handled(None, 0)
         async with aclosing(read_until(self._connection, EVENTS_STREAM, start, end)) as records:
             async for record in records:
                 if self._first is None:
                     self._first = record.offset
                     self._state.attached()
-                handled = self._fold(record)
+                handled = handle_safely(self._fold, record, handled.refused)
                 self._state.seen(handled.at, handled.refused)
                 self._read_at = asyncio.get_running_loop().time()
                 await self._pacer.breathe()

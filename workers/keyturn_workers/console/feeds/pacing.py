@@ -6,6 +6,7 @@ event loop would be blocked for as long as a stream has records.
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 
 SLICE_S: Final = 0.005
@@ -16,20 +17,24 @@ class Pacer:
 
     Args:
         share: The share of the time that the work may take; 1 for all that is left.
+        clock: A monotonic clock, in seconds.
     """
 
-    def __init__(self, share: float = 1.0) -> None:
-        self._pause = (1 - share) / share
-        self._began = time.perf_counter()
+    def __init__(
+        self, share: float = 1.0, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._pauses_per_s = (1 - share) / share
+        self._clock = clock
+        self._began = clock()
 
     async def breathe(self) -> None:
         """To be called after each message: pauses if the slice is over."""
-        spent = time.perf_counter() - self._began
-        if spent < SLICE_S:
+        spent_s = self._clock() - self._began
+        if spent_s < SLICE_S:
             return
-        await asyncio.sleep(min(spent, 10 * SLICE_S) * self._pause)
-        self._began = time.perf_counter()
+        await asyncio.sleep(self.pause_s(spent_s))
+        self._began = self._clock()
 
-    def waited(self) -> None:
-        """To be called after a wait for a message: the slice begins anew."""
-        self._began = time.perf_counter()
+    def pause_s(self, spent_s: float) -> float:
+        """How long to pause after so much work; a wait for a message is no work."""
+        return min(spent_s, 10 * SLICE_S) * self._pauses_per_s

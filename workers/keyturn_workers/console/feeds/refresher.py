@@ -194,6 +194,9 @@ class Refresher:
         except (PublisherError, CodedError) as exc:
             _log.info("no report of %s (%s)", arguments.view, type(exc).__name__)
             return None
+        except Exception:  # noqa: BLE001  # a bug that one report meets must not end all feeds
+            _log.exception("a report of %s cannot be taken", arguments.view)
+            return None
 
 
 def _of_sweep(ref: SweepRef) -> StatusArguments:

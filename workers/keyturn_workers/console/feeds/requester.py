@@ -13,6 +13,9 @@ from typing import Final, Protocol
 
 from keyturn.errors import (
     CodedError,
+    KmsUnavailableError,
+    MalformedRequestError,
+    NotPermittedError,
     PublisherError,
     StorageUnavailableError,
     TooManyRequestsError,
@@ -27,6 +30,13 @@ PAUSES_S: Final = (5.0, 15.0, 60.0, 300.0)
 MAX_UNDER_WAY: Final = 4
 """Requests at once, of all kinds: a control worker reads two at a time."""
 _BUSY: Final = (TooManyRequestsError.code, StorageUnavailableError.code)
+# What concerns all reports; other codes say something about what was asked for.
+_PROBLEMS: Final = (
+    StorageUnavailableError.code,
+    KmsUnavailableError.code,
+    NotPermittedError.code,
+    MalformedRequestError.code,
+)
 
 
 class StatusPublisher(Protocol):
@@ -174,11 +184,11 @@ class StatusRequester:
                 self._note_failure(str(exc))
                 raise
         if isinstance(event, StatusRejected):
-            self._note_failure(f"{event.code}: {event.detail}")
+            self._note_answer(event.code, event.detail)
             raise _error_of(event)
         if not isinstance(event, StatusReported):  # the waiter matches types
             raise StorageUnavailableError(f"unexpected answer {event.type}")
-        self._note_success(event)
+        self._note_answer(event.code, event.detail)
         self._model.apply_report(event)
         return event
 
@@ -190,9 +200,10 @@ class StatusRequester:
         since = held.since if held.problem is not None else self._model.now()
         self._model.set_feed(Feed("status", problem=problem, since=since, as_of=held.as_of))
 
-    def _note_success(self, report: StatusReported) -> None:
+    def _note_answer(self, code: str | None, detail: str | None) -> None:
+        """A control worker answered, perhaps that it cannot read, or refuses."""
         self._pause = _Pause()
-        if report.code in _BUSY:  # it answers, but must not be asked again at once
+        if code in _BUSY:  # it must not be asked again at once
             self._pause.until = self._clock() + self._pauses_s[0]
             self._resumed.clear()
         held = self._model.feed("status")
@@ -202,7 +213,7 @@ class StatusRequester:
                 "status",
                 is_connected=True,
                 is_caught_up=True,
-                problem=None if report.code is None else f"{report.code}: {report.detail}",
+                problem=f"{code}: {detail}" if code in _PROBLEMS else None,
                 since=since,
                 as_of=self._model.now(),
             )

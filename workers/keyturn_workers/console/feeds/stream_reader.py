@@ -33,6 +33,25 @@ class Handled:
     refused: int
 
 
+def handle_safely(
+    handle: Callable[[StreamRecord], Handled], record: StreamRecord, refused: int
+) -> Handled:
+    """What became of a record; one that a bug of ours cannot take is passed over.
+
+    Otherwise a single signed message would end the console at each of its starts.
+
+    Args:
+        handle: Takes the record.
+        record: The record.
+        refused: How many were refused before.
+    """
+    try:
+        return handle(record)
+    except Exception:  # noqa: BLE001  # see above
+        _log.exception("passed over a message that cannot be taken, at offset %d", record.offset)
+        return Handled(None, refused)
+
+
 class StreamReader:
     """Reads one stream.
 
@@ -92,10 +111,11 @@ class StreamReader:
                 attempt += 1
 
     async def _read(self, start: Start) -> None:
+        handled = Handled(None, 0)
         async with aclosing(follow(self._connection, start, self._stream)) as records:
             async for record in records:
                 self.offset = record.offset
-                handled = self._handle(record)
+                handled = handle_safely(self._handle, record, handled.refused)
                 self._state.seen(handled.at, handled.refused)
                 self._read_at = asyncio.get_running_loop().time()
                 await self._pacer.breathe()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from keyturn_workers.console.feeds.pacing import SLICE_S, Pacer
 
 
-async def test_the_loop_is_not_blocked_for_longer_than_a_slice_and_a_message() -> None:
-    pacer, turns = Pacer(), 0
+async def test_others_have_their_turn_after_each_slice() -> None:
+    now, turns = 0.0, 0
 
     async def others() -> None:
         nonlocal turns
@@ -17,21 +16,17 @@ async def test_the_loop_is_not_blocked_for_longer_than_a_slice_and_a_message() -
             turns += 1
             await asyncio.sleep(0)
 
+    pacer = Pacer(clock=lambda: now)
     task = asyncio.create_task(others())
-    end = time.perf_counter() + 6 * SLICE_S
-    while time.perf_counter() < end:
+    for _ in range(100):
+        now += SLICE_S / 10
         await pacer.breathe()
     task.cancel()
-    assert turns >= 3
+    assert 9 <= turns <= 11
 
 
-async def test_a_share_leaves_the_rest_of_the_time_to_others() -> None:
-    pacer, began = Pacer(0.5), time.perf_counter()
-    worked = 0.0
-    while worked < 4 * SLICE_S:
-        before = time.perf_counter()
-        while time.perf_counter() - before < SLICE_S:
-            pass
-        worked += time.perf_counter() - before
-        await pacer.breathe()
-    assert time.perf_counter() - began > 1.8 * worked
+def test_a_share_leaves_the_rest_of_the_time_to_others() -> None:
+    assert Pacer().pause_s(SLICE_S) == 0
+    assert Pacer(0.5).pause_s(SLICE_S) == SLICE_S
+    assert Pacer(0.25).pause_s(SLICE_S) == 3 * SLICE_S
+    assert Pacer(0.5).pause_s(3600) == 10 * SLICE_S

@@ -148,3 +148,16 @@ async def test_nothing_is_asked_for_during_a_pause_until_a_page_is_opened() -> N
     scene.refresher.look()
     await scene.run(scene.refresher.run_inventories())
     assert scene.asked("projects") == ["*", "*", "*"]
+
+
+async def test_a_report_that_a_bug_cannot_take_ends_nothing() -> None:
+    scene = Scene()
+
+    def broken(_: dict[str, Any]) -> Event:
+        raise KeyError("a bug")
+
+    scene.publisher.answer = broken
+    await scene.refresher.read_all("projects")
+    scene.publisher.answer = scene.answer
+    await scene.refresher.read_all("projects")
+    assert scene.model.overview().projects == 2

@@ -14,6 +14,7 @@ from tests.unit.keyturn_workers.console.model.messages import (
     make_model,
     project_status,
     projects_report,
+    report,
     text,
     uid,
 )
@@ -73,9 +74,35 @@ async def test_a_refusal_is_raised_as_its_error() -> None:
     rejected = StatusRejected(
         at=text(1), request_id=uid(1), project="acme", code="unknown_project", detail="no keyring"
     )
-    requester = StatusRequester(FakePublisher(lambda _: rejected), make_model())
+    model = make_model()
+    requester = StatusRequester(FakePublisher(lambda _: rejected), model)
     with pytest.raises(UnknownProjectError):
         await requester.request(ALL)
+    # A control worker answered: others may ask at once.
+    assert not requester.is_paused
+    assert (model.feed("status").is_connected, model.feed("status").problem) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "is_problem", "pauses"),
+    [
+        ("storage_unavailable", True, True),
+        ("too_many_requests", False, True),
+        ("not_found", False, False),
+    ],
+)
+async def test_an_answer_without_rows_is_an_answer(
+    code: str,
+    is_problem: bool,
+    pauses: bool,
+) -> None:
+    model = make_model()
+    answer = report(1, "projects", code=code, detail="why")
+    requester = StatusRequester(FakePublisher(lambda _: answer), model)
+    await requester.request(ALL)
+    assert model.feed("status").is_connected
+    assert (model.feed("status").problem is not None) == is_problem
+    assert requester.is_paused == pauses
 
 
 async def test_who_gives_up_does_not_end_the_request_for_others() -> None:

@@ -104,3 +104,22 @@ async def test_reading_ends_before_an_offset(monkeypatch: pytest.MonkeyPatch) ->
     read = [each.offset async for each in read_until(CONNECTION, "s", "first", 3)]
     assert read == [0, 1, 2]
     assert [each.offset async for each in read_until(CONNECTION, "s", "first", 0)] == []
+
+
+async def test_a_message_that_a_bug_cannot_take_is_passed_over(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.stream.add(record(3, stored(3)))
+
+    def handle(each: StreamRecord) -> Handled:
+        if each.offset == 3:
+            raise KeyError(each.offset)
+        return scene.handle(each)
+
+    scene.reader._handle = handle
+    scene.start()
+    await scene.reader.caught_up.wait()
+    scene.stream.add(record(4, stored(4)))
+    while scene.read != [4]:  # noqa: ASYNC110 - the reader tells the model alone
+        await asyncio.sleep(0)
+    assert "at offset 3" in caplog.text
