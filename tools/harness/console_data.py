@@ -155,6 +155,27 @@ def projects_report(
     )
 
 
+def report_record() -> AuditRecorded:
+    """The record of a request for a report, as each console makes many."""
+    return AuditRecorded(
+        at=format_time(NOW),
+        process=made_up_id("process of reports"),
+        counter=1,
+        previous=None,
+        audit_id=made_up_id("record of a report"),
+        role="worker control",
+        host="worker-2.internal",
+        action="request.served",
+        actor=PUBLISHER,
+        publisher=PUBLISHER,
+        request=digest("report"),
+        request_type="status.requested",
+        request_id=made_up_id("report"),
+        project="*",
+        outcome="done",
+    )
+
+
 def lose_broker(model: Model, since: datetime) -> None:
     """Let all sources be away."""
     for feed in model.feeds():

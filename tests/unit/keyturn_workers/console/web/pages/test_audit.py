@@ -9,7 +9,7 @@ import pytest
 from keyturn.errors import PublisherError
 from keyturn_workers.console.web.pages.audit import moment_of
 from tests.unit.keyturn_workers.console.web.shown import lived, shown
-from tools.harness.console_data import HOSTILE_KEY, empty_model, filled_model
+from tools.harness.console_data import HOSTILE_KEY, empty_model, filled_model, report_record
 from tools.harness.console_preview import client, preview_app
 
 
@@ -41,6 +41,15 @@ def test_records_are_filtered_by_time() -> None:
     page = shown(lived(), "/audit?since=2026-11-26T09:00&until=2026-11-26T09:20")
     assert "5 records that match, 260 in all" in page.text
     assert "Not a time" in shown(lived(), "/audit?since=tomorrow").text
+
+
+def test_requests_for_reports_are_shown_only_if_they_are_asked_for() -> None:
+    model = empty_model()
+    model.apply_audit(report_record(), 1)
+    page = shown(model, "/audit")
+    assert "All of them are requests for reports." in page.text
+    (row,) = shown(model, "/audit?reports=yes").rows
+    assert "status.requested" in row
 
 
 def test_older_records_are_read_on_demand() -> None:
