@@ -8,7 +8,10 @@ A served `audit.requested` gets no record of its own: it requests records, and e
 its publisher and its person.
 """
 
-from typing import Any
+import time
+from collections.abc import Callable
+from math import inf
+from typing import Any, Final
 
 from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_project
@@ -17,6 +20,7 @@ from keyturn.messages import (
     DeleteRequested,
     Request,
     RequestOrigin,
+    StatusRequested,
     UploadRequested,
     identity,
     parse_request,
@@ -24,20 +28,46 @@ from keyturn.messages import (
 )
 from keyturn_workers.audit.trail import AuditTrail
 
+REFRESHES_RECORDED_EVERY_S: Final = 3600.0
+"""Of requests for reports that name no person, one is recorded in this time."""
+
 
 class RequestRecorder:
-    """Records requests that were served or refused."""
+    """Records requests that were served or refused.
 
-    def __init__(self, trail: AuditTrail) -> None:
+    A console refreshes what it shows all day. Recorded one by one, its requests for reports would
+    push what people did out of the stream. So of those that name no person, each process records
+    one an hour for each publisher and view. Those that a person asked for are all recorded.
+
+    Args:
+        trail: Where records go.
+        clock: A monotonic clock, in seconds.
+    """
+
+    def __init__(self, trail: AuditTrail, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._trail = trail
+        self._clock = clock
+        # Bounded: publishers are those of the settings, and views are few.
+        self._refreshed_at: dict[tuple[str, str], float] = {}
 
     async def served(self, request: Request, origin: RequestOrigin) -> None:
         """The request was served. To be called after the effect, before the acknowledgment."""
         if isinstance(request, AuditRequested):
             return
+        if isinstance(request, StatusRequested) and not self._is_due(request, origin.publisher):
+            return
         await self._trail.record(
             "request.served", **_of_origin(origin, request), **_of_request(request)
         )
+
+    def _is_due(self, request: StatusRequested, publisher: str) -> bool:
+        if request.actor is not None:
+            return True
+        refresh, now = (publisher, request.view), self._clock()
+        if now - self._refreshed_at.get(refresh, -inf) < REFRESHES_RECORDED_EVERY_S:
+            return False
+        self._refreshed_at[refresh] = now
+        return True
 
     async def refused(self, body: bytes, publisher: str, error: CodedError) -> None:
         """The request was refused for good.

@@ -11,6 +11,7 @@ import pytest
 from keyturn.errors import GenerationMismatchError, MalformedRequestError, NotPermittedError
 from keyturn.messages import RequestOrigin, parse_request
 from keyturn_workers.audit import RequestRecorder
+from keyturn_workers.audit.requests import REFRESHES_RECORDED_EVERY_S
 from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
 from tools.generate.examples import compact, requests
 
@@ -102,3 +103,29 @@ async def test_of_what_cannot_be_read_the_digest_is_recorded() -> None:
     record = await _refused(b"\xff\x00", NotPermittedError())
     assert (record.request, record.actor) == (hashlib.sha256(b"\xff\x00").hexdigest(), "billing")
     assert (record.request_type, record.request_id, record.project) == (None, None, None)
+
+
+async def test_refreshes_do_not_push_out_what_people_do() -> None:
+    stream, now = Stream(), [0.0]
+    trail = trail_to(stream)
+    recorder = RequestRecorder(trail, clock=lambda: now[0])
+    refresh = REQUESTS["status.requested"] | {"project": "acme"}
+    refresh.pop("actor", None)
+    other_view = "sweeps" if refresh["view"] != "sweeps" else "projects"
+    other = {k: v for k, v in refresh.items() if k != "sweep_id"} | {"view": other_view}
+
+    async def serve(document: dict[str, Any], publisher: str = "console") -> int:
+        body = compact(document)
+        await recorder.served(parse_request(body), RequestOrigin.of(publisher, body))
+        return len(stream.records)
+
+    async with trail.running():
+        assert await serve(refresh) == 1
+        assert await serve(refresh) == 1
+        assert await serve(other) == 2
+        assert await serve(refresh, "another") == 3
+        # What a person asks for is always recorded.
+        assert await serve(refresh | {"actor": "kim"}) == 4
+        assert await serve(refresh | {"actor": "kim"}) == 5
+        now[0] += REFRESHES_RECORDED_EVERY_S
+        assert await serve(refresh) == 6

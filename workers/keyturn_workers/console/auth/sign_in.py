@@ -124,7 +124,8 @@ class SignIn:
         """Begin a sign-in at the provider."""
         if self.provider is None:
             raise HTTPException(HTTPStatus.NOT_FOUND)
-        request.session[_NEXT] = local_path(request.query_params.get(_NEXT))
+        session = request.session
+        session[_NEXT] = local_path(request.query_params.get(_NEXT))
         try:
             url = await self.provider.begin(request)
         except ProviderError as exc:
