@@ -118,7 +118,7 @@ class StatusRequester:
 
     @property
     def is_paused(self) -> bool:
-        """Whether requests that nobody waits for should not be sent now."""
+        """Whether only requests that a person waits for should be sent now."""
         return self._clock() < self._pause.until
 
     @property

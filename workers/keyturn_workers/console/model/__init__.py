@@ -4,13 +4,15 @@
 | --- | --- |
 | `model` | `Model`: takes messages, answers pages |
 | `rows` | what pages show, and their queries |
-| `projects`, `sweeps`, `sweep_facts`, `samples`, `failures`, `evidence` | what is known of each |
+| `projects`, `sweeps`, `failures`, `evidence` | what is known of each |
+| `sweep_facts`, `sweep_messages`, `samples` | one sweep: what messages say about it, and its row |
+| `sorted_index`, `paging`, `retention` | the order of tables, their pages, what is kept |
 | `master_keys`, `census` | master keys, and what depends on them |
 | `workers` | worker processes and queues |
 | `audit` | the audit trail |
 | `history`, `offsets` | counts by minute, each message once |
 | `pages` | reports that come in pages |
-| `attention` | what needs a person now |
+| `attention`, `attention_sources`, `attention_work`, `attention_projects` | what needs a person |
 | `changes` | which topics changed |
 """
 

@@ -1,4 +1,4 @@
-"""Tells pages which part of the model changed, so that they refresh themselves (SPEC 16.3).
+"""Which parts of the model changed, so that pages refresh themselves (SPEC 16.3).
 
 A subscriber that is slow gets all topics since its last turn at once: nothing piles up.
 """

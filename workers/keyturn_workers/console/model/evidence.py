@@ -1,6 +1,6 @@
 """The files of evidence that were read, by project (SPEC 15.1, 16.2). Pure.
 
-They are asked for when somebody opens a project. Memory is bounded: those that were read longest
+They are requested when a person opens a project. Memory is bounded: those that were read longest
 ago are dropped.
 """
 

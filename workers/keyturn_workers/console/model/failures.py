@@ -1,7 +1,7 @@
 """What sweeps could not bring to the desired state, object by object (SPEC 8.6, 16.2). Pure.
 
-Lists are asked for one sweep at a time, when somebody opens its page. Memory is bounded: a list is
-cut, and the lists that were read longest ago are dropped.
+A list is requested when a person opens the page of its sweep. Memory is bounded: a list is cut, and
+the lists that were read longest ago are dropped.
 """
 
 from typing import Final

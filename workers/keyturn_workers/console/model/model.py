@@ -54,7 +54,7 @@ from keyturn_workers.console.model.rows import (
     SweepView,
     WorkerRow,
 )
-from keyturn_workers.console.model.sweep_facts import Requested
+from keyturn_workers.console.model.sweep_messages import Requested
 from keyturn_workers.console.model.sweeps import SweepBook
 from keyturn_workers.console.model.workers import WorkerBook
 
@@ -112,7 +112,7 @@ class Model:
         now: The clock.
 
     Attributes:
-        changes: Tells which topics changed.
+        changes: Which topics changed, for subscribers.
         history: Counts by minute; see also `series`.
         started_at: When this console began.
     """

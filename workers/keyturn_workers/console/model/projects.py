@@ -94,7 +94,7 @@ class ProjectBook:
             return False
         at = parse_time(event.at)
         if isinstance(event, ProjectEnrolled):
-            # Told again where the request is repeated: the earliest one counts.
+            # Published again where the request is repeated: the earliest one counts.
             enrolled = (at, event.generation)
             if facts.enrolled is not None and facts.enrolled <= enrolled:
                 return False

@@ -9,70 +9,14 @@ from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
-from keyturn.identifiers import ALL_PROJECTS, parse_time
-from keyturn.messages import (
-    COUNT_FIELDS,
-    CountedEvent,
-    RotationCompleted,
-    RotationFailed,
-    RotationRejected,
-    SweepCompleted,
-    SweepFailed,
-    SweepRejected,
-    SweepStatus,
-)
+from keyturn.identifiers import ALL_PROJECTS
 from keyturn_workers.console.model.rows import SweepCounts, SweepRow, SweepState
 from keyturn_workers.console.model.samples import Samples
+from keyturn_workers.console.model.sweep_messages import End, Progress, Requested
 
-# A report is dated after its records were read: one that still says "running" this shortly after
-# an end was read before it.
+# The clocks of workers differ: a report that still says "running" this shortly after an end may
+# have been read before it.
 REPORT_SLACK: Final = timedelta(seconds=10)
-
-EndEvent = (
-    RotationCompleted
-    | RotationFailed
-    | RotationRejected
-    | SweepCompleted
-    | SweepFailed
-    | SweepRejected
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The counts at a moment; `is_clean` is set at the clean end of a part of a sweep of all."""
-
-    at: datetime
-    counts: SweepCounts
-    is_clean: bool
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How it ended; `is_proof` says that it was no dry run (None: not known)."""
-
-    at: datetime
-    status: Literal["done", "failed", "rejected"]
-    clean: bool
-    code: str | None = None
-    detail: str | None = None
-    counts: SweepCounts | None = None
-    evidence: str | None = None
-    is_proof: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Requested:
-    """That this console requested it, and for whom."""
-
-    at: datetime
-    actor: str | None = None
-    publisher: str | None = None
-    kind: Literal["rotation", "sweep"] = "sweep"
-    master_key: str | None = None
-    encrypt_plaintext: bool | None = None
-    repair: bool | None = None
-    dry_run: bool | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -335,71 +279,3 @@ def _with_options(
     if row.kind == "rotation" or row.evidence or (end is not None and end.is_proof):
         return replace(row, dry_run=False)
     return row
-
-
-def reported_row(status: SweepStatus, at: datetime) -> SweepRow:
-    """What a report says about a sweep."""
-    counts = status.counts
-    return SweepRow(
-        sweep_id=status.sweep_id,
-        project=status.project,
-        kind=status.kind or "sweep",
-        status=status.status or "running",
-        code=status.code,
-        detail=status.detail,
-        clean=status.clean,
-        counts=None if counts is None else _counts(counts),
-        requested_at=_time(status.requested_at),
-        started_at=_time(status.started_at),
-        ended_at=_time(status.ended_at),
-        publisher=status.publisher,
-        part_of_all=status.part_of_all,
-        master_key=status.master_key,
-        # A record that does not open says nothing about what was requested.
-        encrypt_plaintext=status.encrypt_plaintext if status.status else None,
-        repair=status.repair if status.status else None,
-        dry_run=status.dry_run if status.status else None,
-        generation=status.generation,
-        taken_over_by=status.taken_over_by,
-        evidence=status.evidence,
-        expected_objects=status.expected_objects,
-        rate_per_s=status.rate_per_s,
-        left_s=status.left_s,
-        pages=status.pages,
-        pages_open=status.pages_open,
-        parts_ended=status.parts_ended,
-        as_of=at,
-    )
-
-
-def event_counts(event: CountedEvent) -> SweepCounts:
-    """The counts of an event."""
-    return _counts(event)
-
-
-def end_of_event(event: EndEvent) -> End:
-    """The end that an event states."""
-    at = parse_time(event.at)
-    match event:
-        case RotationCompleted() | SweepCompleted():
-            is_proof = event.late_writes_refused is not None or event.evidence is not None
-            return End(
-                at,
-                "done",
-                event.clean,
-                counts=_counts(event),
-                evidence=event.evidence,
-                is_proof=is_proof or None,
-            )
-        case RotationRejected() | SweepRejected():
-            return End(at, "rejected", clean=False, code=event.code, detail=event.detail)
-        case _:
-            return End(at, "failed", clean=False, code=event.code, detail=event.detail)
-
-
-def _counts(source: object) -> SweepCounts:
-    return SweepCounts(*(getattr(source, name) for name in COUNT_FIELDS))
-
-
-def _time(text: str | None) -> datetime | None:
-    return None if text is None else parse_time(text)

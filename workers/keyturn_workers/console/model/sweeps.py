@@ -40,11 +40,11 @@ from keyturn_workers.console.model.rows import (
 )
 from keyturn_workers.console.model.samples import Samples
 from keyturn_workers.console.model.sorted_index import SortedIndex
-from keyturn_workers.console.model.sweep_facts import (
+from keyturn_workers.console.model.sweep_facts import SweepFacts
+from keyturn_workers.console.model.sweep_messages import (
     EndEvent,
     Progress,
     Requested,
-    SweepFacts,
     end_of_event,
     event_counts,
     reported_row,

@@ -35,7 +35,7 @@ class Scene:
         return objects_report(self.time, ("encrypted", "main", 1), after=after, next=PAGES[after])
 
     async def ended(self) -> None:
-        while self.driver.is_running:  # noqa: ASYNC110 - the driver tells the model alone
+        while self.driver.is_running:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0)
 
 

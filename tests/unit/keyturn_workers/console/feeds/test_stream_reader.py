@@ -120,6 +120,6 @@ async def test_a_message_that_a_bug_cannot_take_is_passed_over(
     scene.start()
     await scene.reader.caught_up.wait()
     scene.stream.add(record(4, stored(4)))
-    while scene.read != [4]:  # noqa: ASYNC110 - the reader tells the model alone
+    while scene.read != [4]:  # noqa: ASYNC110 - it has no event
         await asyncio.sleep(0)
     assert "at offset 3" in caplog.text

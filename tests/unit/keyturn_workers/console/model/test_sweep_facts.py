@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
-from keyturn_workers.console.model.sweep_facts import (
+from keyturn_workers.console.model.sweep_facts import SweepFacts
+from keyturn_workers.console.model.sweep_messages import (
     Progress,
     Requested,
-    SweepFacts,
     end_of_event,
     event_counts,
     reported_row,
