@@ -118,7 +118,7 @@ async def test_a_console_that_restarts_shows_the_same(site: ConsoleSite) -> None
         before = seen(model)
     ids = {sweep_id for sweep_id, *_ in before["sweeps"]}
     assert ids >= {history.rotation_id, history.clean_sweep_id, history.failed_sweep_id}
-    assert [project for project, *_ in before["projects"]] == ["acme", "globex", "initech"]
+    assert {project for project, *_ in before["projects"]} >= {"acme", "globex", "initech"}
     assert before["rejected"]["already_exists"] > 0
     assert model.census().inspected >= 80
     async with running(site) as (again, _):
