@@ -9,6 +9,8 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 from tools.harness.console_client import links_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tools.harness.console_client import Answer, ConsoleClient
 
 _UUID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -51,3 +53,12 @@ async def crawl(client: ConsoleClient, *starts: str) -> dict[str, Answer]:
             if target.scheme == "http" and f"http://{target.netloc}" == client.url:
                 waiting.append(target._replace(scheme="", netloc="", fragment="").geturl())
     return found
+
+
+def pages_of(found: Mapping[str, Answer]) -> dict[str, str]:
+    """The paths of the pages by their kinds, whatever they are sorted or filtered by."""
+    pages: dict[str, str] = {}
+    for kind, answer in found.items():
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            pages.setdefault(kind.partition("?")[0], answer.path)
+    return pages

@@ -7,6 +7,7 @@ a broker that others go on using.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 from tools.harness import console_history
 from tools.harness.console import Account, ConsoleDeployment, console_user, write_passwords
+from tools.harness.console_client import console_client
 from tools.harness.process import console, worker
 from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 SETTINGS: Final = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.3"}
 """Of the workers: a proof waits for two leases."""
+
+_CAUGHT_UP_S: Final = 90
+_PAUSE_S: Final = 0.1
 
 OPERATOR: Final = Account("ada", "operate")
 VIEWER: Final = Account("vera", "view")
@@ -99,4 +104,27 @@ async def console_site(
         if lives:
             site.history = await console_history.live(deployment, wire)
         site.console = await stack.enter_async_context(site.another_console(**settings))
+        if site.history is not None:
+            await _caught_up(site.url, site.history)
         yield site
+
+
+async def _caught_up(url: str, history: History) -> None:
+    """Wait until the console shows what happened before it began."""
+    shown = {
+        "/projects/acme": history.rotation_id,
+        "/projects": "initech",
+        f"/sweeps/globex/{history.failed_sweep_id}": "ordinary/q3 report.pdf",
+        "/dead": 'href="/dead/',
+        "/audit": history.clean_sweep_id,
+    }
+    async with (
+        asyncio.timeout(_CAUGHT_UP_S),
+        console_client(url, VIEWER) as client,
+        client.events(),  # somebody looks: it asks for what is shown at once
+    ):
+        for path, text in shown.items():
+            while True:
+                if text in (await client.get(path)).text:
+                    break
+                await asyncio.sleep(_PAUSE_S)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tools.harness.console_browser import DESKTOP, NARROW, launched, signed_in, visiting
 from tools.harness.console_client import console_client
-from tools.harness.console_crawl import crawl
+from tools.harness.console_crawl import crawl, pages_of
 from tools.harness.console_site import OPERATOR, console_site
 from tools.screenshots.scenery import furnish, rotate_long
 from tools.servers import Servers
@@ -91,12 +91,7 @@ async def _pages(site: ConsoleSite) -> dict[str, str]:
     """One page of each kind that a person who may operate can reach by links."""
     async with console_client(site.url, OPERATOR) as client:
         found = await crawl(client)
-    pages: dict[str, str] = {}
-    for kind, answer in found.items():
-        if "text/html" in answer.headers.get("Content-Type", ""):
-            # Lists that are sorted or filtered are the same page.
-            pages.setdefault(file_name(kind.partition("?")[0]), answer.path)
-    return pages
+    return {file_name(kind): path for kind, path in pages_of(found).items()}
 
 
 async def _all(site: ConsoleSite, browser: Browser, folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import pytest_asyncio
 from tools.harness import hostile
 from tools.harness.console_browser import DESKTOP, NARROW, visiting
 from tools.harness.console_client import console_client, forms_of
-from tools.harness.console_crawl import crawl
+from tools.harness.console_crawl import crawl, pages_of
 from tools.harness.console_site import OPERATOR, VIEWER, console_site
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
-KINDS: Final = {*NAV, "/projects/{project}", "/sweeps/{project}/{id}", "/dead/{queue}/{digest}"}
+KINDS: Final = {*NAV, "/projects/{project}", "/sweeps/{project}/{id}", "/dead/{queue}/h-{digest}"}
 """Kinds of pages that must be reachable from the first one."""
 
 
@@ -44,15 +44,6 @@ async def pages(site: ConsoleSite) -> Mapping[str, Answer]:
     """One page of each kind that a person who may operate reaches by links."""
     async with console_client(site.url, OPERATOR) as client:
         return await crawl(client)
-
-
-def _html(pages: Mapping[str, Answer]) -> dict[str, str]:
-    """Paths of the pages, by their kinds."""
-    return {
-        kind: answer.path
-        for kind, answer in pages.items()
-        if answer.headers.get("Content-Type", "").startswith("text/html")
-    }
 
 
 async def test_each_link_leads_to_a_page(pages: Mapping[str, Answer]) -> None:
@@ -65,7 +56,7 @@ async def test_each_page_is_accessible_in_both_themes_and_on_a_phone(
 ) -> None:
     """WCAG 2.2 AA by axe, and no page scrolls sideways at 320 pixels."""
     page, found = operator.page, dict[str, list[str]]()
-    paths = _html(pages) | {"sign-in": "/sign-in", "not found": "/projects/no-such-project"}
+    paths = pages_of(pages) | {"sign-in": "/sign-in", "not found": "/projects/no-such-project"}
     operator.expected.append("404 (Not Found)")
     for kind, path in paths.items():
         await page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
@@ -95,7 +86,7 @@ async def test_hostile_text_is_shown_and_never_runs(
     assert hostile.BIDI not in text
     assert re.search(r"invoice\s*U\+202E\s*gpj\.exe", text)
     assert re.search(r"zero\s*U\+200B\s*width", text)
-    for path in _html(pages).values():
+    for path in pages_of(pages).values():
         await operator.goto(path)
         assert await operator.page.evaluate("window.pwned") is None, path
 
