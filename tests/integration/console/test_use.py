@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
+_LATE_S: Final = 0.5
 _TABS: Final = 60
 
 
@@ -78,6 +79,18 @@ async def test_a_refresh_that_crosses_a_filter_is_neither_shown_nor_lost(
     async with page.expect_request(re.compile(r"text=glo")):
         late.set()
     await expect(acme).to_have_count(0)
+
+
+async def test_a_page_is_live_although_a_script_comes_late(operator: ConsoleVisit) -> None:
+    """Then htmx must not have begun without it."""
+
+    async def later(route: Route) -> None:
+        await asyncio.sleep(_LATE_S)
+        await route.continue_()
+
+    await operator.page.route("**/hx-sse*", later)
+    async with operator.page.expect_request("**/events?*"):
+        await operator.goto("/projects")
 
 
 async def test_the_keyboard_alone_signs_in_filters_and_starts_a_dry_run(
