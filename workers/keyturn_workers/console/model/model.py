@@ -425,7 +425,12 @@ class Model:
         """The totals for the header and for *Now*."""
         items = self.attention()
         events, dead = self._feeds["events"], self._dead
-        depths = [row.depth for row in self.queues() if row.depth is not None]
+        queues = self.queues()
+        depths = [row.depth for row in queues if row.depth is not None]
+        # The broker's counts are more recent, but miss the letters that a reader holds just now.
+        dead_depths = sum(row.dead_depth or 0 for row in queues) + (
+            self._workers.unsigned_depth() or 0
+        )
         chain = self._projects.inventory.chain()
         return Overview(
             broker_lost_at=None if events.is_connected else events.since or self.started_at,
@@ -434,7 +439,7 @@ class Model:
             sweeps_running=len(self.running_sweeps()),
             workers=sum(row.is_present for row in self.workers()),
             backlog=sum(depths) if depths else None,
-            dead_letters=None if dead is None else dead.total,
+            dead_letters=None if dead is None else max(dead.total, dead_depths),
             act=sum(item.severity == "act" for item in items),
             soon=sum(item.severity == "soon" for item in items),
             history_from=self._feeds["history"].behind,

@@ -7,7 +7,7 @@ so that they keep their size on a phone. Colors come from the style sheet by cla
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
@@ -19,6 +19,7 @@ Point = tuple[datetime, float]
 WIDTH: Final = 600
 HEIGHT: Final = 100
 _TABLE_ROWS: Final = 24
+_MINUTE: Final = timedelta(minutes=1)
 _STEPS: Final = (1, 2, 2.5, 5, 10)
 
 
@@ -180,7 +181,8 @@ def _ticks(series: Sequence[Point], count: int = 4) -> tuple[str, ...]:
         return ()
     first, last = series[0][0], series[-1][0]
     part = (last - first) / (count - 1)
-    return tuple(_clock(first + part * index) for index in range(count))
+    form = "%H:%M:%S" if part < _MINUTE else "%H:%M"
+    return tuple(_clock(first + part * index, form) for index in range(count))
 
 
 def _condense(series: Sequence[Point]) -> tuple[Point, ...]:
@@ -189,5 +191,5 @@ def _condense(series: Sequence[Point]) -> tuple[Point, ...]:
     return tuple((part[0][0], sum(value for _, value in part) / len(part)) for part in parts)
 
 
-def _clock(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%H:%M")
+def _clock(at: datetime, form: str = "%H:%M") -> str:
+    return at.astimezone(UTC).strftime(form)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from keyturn.messages import SweepRequested
 from keyturn_workers.console.model import AuditQuery, Feed, Model, ProjectQuery, SweepQuery
+from keyturn_workers.console.model.rows import DeadSummary, QueueDepth, QueueSnapshot
 from tests.unit.keyturn_workers.console.model.messages import (
     CONSOLE,
     Clock,
@@ -117,6 +118,18 @@ def test_the_overview_counts_what_is_known() -> None:
     overview = model.overview()
     assert (overview.projects, overview.sweeps_running, overview.backlog) == (1, 1, None)
     assert overview.broker_lost_at == model.started_at
+
+
+def test_dead_letters_are_counted_by_what_saw_more_of_them() -> None:
+    """The broker's count is newer; while letters are read, it misses those that are held."""
+    model = make_model()
+    depths = (QueueDepth("keyturn.upload.dead", 5, 0), QueueDepth("keyturn.unsigned.dead", 2, 0))
+    model.apply_queues(QueueSnapshot(at(2), (QueueDepth("keyturn.upload", 0, 1), *depths)))
+    assert model.overview().dead_letters is None
+    model.set_dead(DeadSummary((), 3, at(1), is_complete=True))
+    assert model.overview().dead_letters == 7
+    model.set_dead(DeadSummary((), 9, at(1), is_complete=True))
+    assert model.overview().dead_letters == 9
 
 
 def test_a_source_that_is_lost_or_found_again_concerns_every_page() -> None:

@@ -42,7 +42,11 @@ def test_each_chart_says_the_same_as_text() -> None:
     assert chart.summary == said
     assert parsed(chart.svg).attrib["aria-label"] == said
     assert [value for _, value in chart.table] == [1, 40, 7]
-    assert chart.ticks == ("08:00", "08:00", "08:01", "08:02")
+    assert chart.ticks == ("08:00:00", "08:00:40", "08:01:20", "08:02:00")
+
+
+def test_a_long_time_is_marked_by_minutes() -> None:
+    assert charts.bars("Uploads", series(*range(10))).ticks == ("08:00", "08:03", "08:06", "08:09")
 
 
 def test_a_long_series_has_a_short_table() -> None:
