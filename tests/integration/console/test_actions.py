@@ -109,7 +109,7 @@ async def test_a_sweep_begins_with_a_dry_run_and_its_failures_are_swept_again(
         assert f"/sweeps/new?project={PROJECT}" in again.text
         second = await _run(client, await _dry_run(client, PROJECT))
         assert ">Clean<" in second.text
-        proven = await _until(client, second.path, "First look that counted")
+        proven = await _until(client, second.path, "First inspection that counted")
         assert "/evidence/" in proven.text
         await _audited(client, second.path.rpartition("/")[2])
 

@@ -34,7 +34,7 @@ pytestmark = [
 NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
 _TRIES: Final = 100
 _PAUSE_S: Final = 0.2
-_AWAY: Final = re.compile("sources away")
+_AWAY: Final = re.compile("sources disconnected")
 _MOMENT: Final = re.compile(
     r"<time[^>]*>[^<]*</time>|<span class=\"ago\"[^>]*>[^<]*</span>|value=\"[^\"]*\"|since=[^\"]+"
 )

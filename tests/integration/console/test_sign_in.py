@@ -198,12 +198,12 @@ async def test_who_is_refused_reads_why(
             ({"callback": {"code": None, "error": "access_denied"}}, "access_denied"),
         ):
             site.provider.set_faults(**faults)
-            await page.get_by_role("link", name="Back to the sign-in").click()
+            await page.get_by_role("link", name="Back to sign-in").click()
             await _by_provider(visit, "subject-1")
             await reads("This sign-in was refused.", text)
         site.provider.set_faults()
         site.provider.rotate()
-        await page.get_by_role("link", name="Back to the sign-in").click()
+        await page.get_by_role("link", name="Back to sign-in").click()
         await _by_provider(visit, "subject-1")
         await page.get_by_role("button", name="Sign out").wait_for()
 

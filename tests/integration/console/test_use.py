@@ -109,7 +109,7 @@ async def test_the_keyboard_alone_signs_in_filters_and_starts_a_dry_run(
         page = visit.page
         await visit.goto("/")
         await page.keyboard.press("Tab")
-        skip = page.get_by_role("link", name="Skip to the page")
+        skip = page.get_by_role("link", name="Skip to content")
         await expect(skip).to_be_focused()
         await expect(skip).to_be_in_viewport()
         await page.keyboard.press("Enter")

@@ -212,7 +212,7 @@ class Provider:
         offered = description.get("id_token_signing_alg_values_supported") or _DEFAULT_ALGORITHMS
         algorithms = [each for each in ALGORITHMS if each in offered]
         if not algorithms:
-            raise ProviderError("The provider signs ID tokens by no algorithm that is accepted.")
+            raise ProviderError("The provider offers no accepted algorithm for ID tokens.")
         secret = settings.console_oidc_client_secret
         return OAuth().register(
             "provider",

@@ -39,7 +39,7 @@ async def prepare(request: Request) -> Response:
     form = await request.form(max_fields=_SELECTED_MAX + 20)
     move = form.get("move")
     if move not in get_args(Move):
-        raise HTTPException(400, "Nothing says whether to replay or to discard.")
+        raise HTTPException(400, "The form says neither replay nor discard.")
     dead = dead_of(request)
     back = local_path(str(form.get("back") or PATH))
     selected, selection = _select(dead.index, form)
@@ -134,7 +134,7 @@ async def show_jobs(request: Request) -> Response:
 def _job(request: Request) -> Job:
     job = dead_of(request).job(request.path_params["job"])
     if job is None:
-        raise HTTPException(404, "There is no such job. The audit trail keeps what it did.")
+        raise HTTPException(404, "There is no such job. See the audit trail for what it did.")
     return job
 
 

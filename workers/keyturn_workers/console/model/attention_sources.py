@@ -50,8 +50,8 @@ def feed_lost(facts: Facts) -> Iterable[AttentionItem]:
             f"The console cannot read {what}",
             feed.problem,
             "/queues",
-            "Give the console's broker user the permissions of the documentation; "
-            "a stream that does not exist is declared by workers of 0.9.",
+            "Give the console's broker user the documented permissions. "
+            "Workers of 0.9 declare streams that do not exist.",
             as_of=feed.since,
         )
 
@@ -69,7 +69,7 @@ def feed_behind(facts: Facts) -> Iterable[AttentionItem]:
         "The console is behind with events",
         "It has not read all events that the broker holds.",
         "/queues",
-        "Wait; if it does not catch up, give it more processor time.",
+        "Wait. If it does not catch up, give it more CPU.",
         as_of=events.as_of,
     )
 
@@ -111,7 +111,7 @@ def unsigned_events(facts: Facts) -> Iterable[AttentionItem]:
     yield AttentionItem(
         "unsigned_events",
         "act",
-        f"{count_of(refused, 'event')} not signed by this deployment",
+        f"{count_of(refused, 'message')} not signed by this deployment",
         "Messages on its streams have no valid signature. They were ignored.",
         "/queues",
         "If workers have a new event key, add its public half to KEYTURN_EVENT_PUBLIC_KEY. "

@@ -31,7 +31,7 @@ def queue_unserved(facts: Facts) -> Iterable[AttentionItem]:
             f"Nothing consumes {row.queue}",
             f"{count_of(row.depth, 'message')} {'waits' if row.depth == 1 else 'wait'}.",
             "/queues",
-            "Start a worker of this role.",
+            "Start a worker with this role.",
             f"keyturn worker {role}",
             as_of=row.as_of,
         )
@@ -45,11 +45,11 @@ def backlog_grows(facts: Facts) -> Iterable[AttentionItem]:
         yield AttentionItem(
             "backlog_grows",
             "soon",
-            f"{row.queue} grows",
-            f"{count_of(row.depth or 0, 'message')}; the oldest waits for "
+            f"{row.queue} is growing",
+            f"{count_of(row.depth or 0, 'message')}; the oldest has waited "
             f"{ago(timedelta(seconds=row.oldest_s))}.",
             "/queues",
-            "Start more workers of this role, or find out why they are slow.",
+            "Start more workers with this role, or find out why they are slow.",
             as_of=row.as_of,
         )
 
@@ -78,7 +78,7 @@ def workers_missing(facts: Facts) -> Iterable[AttentionItem]:
         f"{count_of(len(missing), 'worker')} missing",
         f"No report for three intervals: {names}.{alone}",
         "/queues",
-        "Look at the process and its log. It is forgotten 15 minutes after its last report.",
+        "Look at the process and its log. This item goes away 15 minutes after its last report.",
         as_of=max(row.as_of for row in missing),
     )
 
@@ -129,7 +129,7 @@ _EQUAL: Final[Sequence[_Equal]] = (
     (
         "master keys",
         lambda row: ", ".join(sorted(row.master_keys)),
-        "Give all workers the same KEYTURN_MASTER_KEYS: one without a key puts projects off.",
+        "Give all workers the same KEYTURN_MASTER_KEYS: one that lacks a key defers projects.",
     ),
 )
 

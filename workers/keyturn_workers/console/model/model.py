@@ -417,7 +417,10 @@ class Model:
             (self._sweeps.is_truncated, "The oldest sweeps are not shown: there are too many."),
             (self._workers.is_truncated, "Not all workers are shown: there are too many."),
             (self._audit.is_truncated, "Only the newest audit records are held."),
-            (self._census.is_truncated, "The census is cut: there are too many objects."),
+            (
+                self._census.is_truncated,
+                "The count for master keys is incomplete: too many objects.",
+            ),
         )
         return tuple(text for is_so, text in known if is_so)
 

@@ -156,7 +156,7 @@ def _sweep_text(swept: SweepRow | None, active: str | None) -> str:
 
 def _census_text(old: Sequence[str], unused: set[str], census: Census | None) -> str:
     if census is None or census.ended_at is None:
-        return "The bucket was not counted yet."
+        return "The bucket has not been counted yet."
     still = [name for name in old if name not in unused]
     counted = f"Counted at {census.ended_at:%Y-%m-%d %H:%M} UTC"
     return (

@@ -29,13 +29,13 @@ _TEXTS: Final = {
     ),
     403: _Text(
         "Not allowed",
-        "Your role does not permit this, or the form is too old. Nothing was changed.",
-        "Reload the page and try again. If it stays, ask an administrator for the role “operate”.",
+        "Your role does not permit this, or the form has expired. Nothing was changed.",
+        "Reload the page and try again. If that fails, ask an administrator for “operate”.",
     ),
     404: _Text(
         "Not found",
         "There is no such page, or what it showed is gone.",
-        "Check the address, or begin at one of the pages in the navigation.",
+        "Check the address, or start from a page in the navigation.",
     ),
     405: _Text(
         "Method not allowed",
@@ -45,17 +45,17 @@ _TEXTS: Final = {
     413: _Text(
         "This form is too large",
         "The console does not read it. Nothing was changed.",
-        "Shorten what was entered.",
+        "Enter less text.",
     ),
     415: _Text(
-        "This is no form",
+        "This is not a form",
         "The console reads only the forms of its own pages. Nothing was changed.",
         "Open the page again and use its form.",
     ),
     503: _Text(
         "Not available now",
         "A part that this page needs does not answer.",
-        "Try again in a moment. The page “Now” shows what is away.",
+        "Try again in a moment. The page “Now” shows what is unavailable.",
     ),
 }
 _UNKNOWN: Final = _Text(

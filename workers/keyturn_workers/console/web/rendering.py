@@ -148,9 +148,9 @@ def _nav(model: Model) -> list[NavItem]:
     """The pages, with how much waits on them."""
     overview = model.overview()
     badges = {
-        "/": (overview.act, "need a person now", True),
+        "/": (overview.act, "need attention now", True),
         "/sweeps": (overview.sweeps_running, "running", False),
-        "/dead": (overview.dead_letters or 0, "wait", False),
+        "/dead": (overview.dead_letters or 0, "waiting", False),
     }
     nothing = (0, "", False)
     return [NavItem(path, title, *badges.get(path, nothing)) for path, title in PAGES]

@@ -179,7 +179,10 @@ async def test_a_response_that_is_not_right_is_refused(
         ({"description": {"token_endpoint": "http://sso.example.com/token"}}, "not https"),
         ({"description": {"jwks_uri": None}}, "not https"),
         ({"description": {"issuer": None}}, "another issuer"),
-        ({"description": {"id_token_signing_alg_values_supported": ["none"]}}, "no algorithm"),
+        (
+            {"description": {"id_token_signing_alg_values_supported": ["none"]}},
+            "accepted algorithm",
+        ),
     ],
 )
 async def test_a_provider_that_is_wrong_is_one_line(

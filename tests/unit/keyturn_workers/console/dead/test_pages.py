@@ -29,7 +29,7 @@ def test_letters_are_counted_by_code_with_a_remedy_and_come_in_pages(pages: Page
     assert 'href="/dead?page=2"' in page
     assert 'href="/dead?queue=keyturn.upload.dead&amp;code=bad_seal"' in page
     assert "sealed bytes do not open" in page
-    assert "no code: nothing says why" in page
+    assert "no code was recorded" in page
 
 
 def test_a_filter_stays_in_its_fields_and_in_what_is_done_to_all(pages: Pages) -> None:
@@ -72,11 +72,11 @@ def test_what_no_row_means(pages: Pages) -> None:
 
 def test_a_page_says_how_its_letters_were_read(pages: Pages) -> None:
     pages.dead.reading = Reading(UPLOADS)
-    assert "the queue looks empty to others" in pages.get("/dead").text
+    assert "the queue looks empty to other readers" in pages.get("/dead").text
     pages.dead.reading = Reading(None, "another command is reading", _NOW)
     page = pages.get("/dead").text
     assert "another command is reading" in page
-    assert "What is shown is as of" in page
+    assert "The letters shown are as of" in page
     pages.dead.reading = Reading()
     pages.dead.index = pages.dead.index.with_queue(QueueLetters(UPLOADS, (indexed(1),), 9, _NOW))
     assert "Not all letters are shown" in pages.get("/dead").text

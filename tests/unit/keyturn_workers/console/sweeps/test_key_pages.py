@@ -15,7 +15,7 @@ def test_without_a_count_no_key_is_called_safe_to_drop(console: Scene) -> None:
     console.add_project()
     page = console.get("/keys")
     assert "objects were not inspected" in page
-    assert "No count has reached its end yet" in page
+    assert "No count is complete yet" in page
     assert "safe to drop: no object" not in page
     assert 'href="/projects?master_key=m1"' in page
     assert 'href="/sweeps/new?scope=all&amp;master_key=m2"' in page

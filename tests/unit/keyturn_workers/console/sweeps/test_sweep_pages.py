@@ -119,7 +119,7 @@ def test_failures_are_explained_filtered_and_taken_away(console: Scene) -> None:
 def test_what_is_missing_is_asked_for_once(console: Scene) -> None:
     console.add_sweep()
     for _ in range(3):
-        assert "not read yet" in console.get(_PAGE)
+        assert "has not been read yet" in console.get(_PAGE)
     assert console.feeds.asked == [("failures", "acme", DRY_ID)]
 
 
@@ -129,7 +129,7 @@ def test_a_sweep_that_was_just_requested_has_a_page(console: Scene) -> None:
         "location"
     ]
     sweep_id = path.rpartition("/")[2]
-    assert "appears here once a worker begins it" in console.get(path)
+    assert "appears here once a worker starts it" in console.get(path)
     refusal = event(
         "sweep.rejected", sweep_id=sweep_id, code="unknown_project", detail="no keyring"
     )

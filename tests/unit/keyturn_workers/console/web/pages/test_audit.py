@@ -16,8 +16,11 @@ from tools.harness.console_preview import client, preview_app
 def test_records_are_shown_newest_first_with_gaps() -> None:
     page = shown(lived(), "/audit?page=1")
     assert "1 to 100 of 260 records" in page.text
-    assert "The trail is not whole record 118 of this process is missing" in page.text
-    assert "Chain record 118 of this process is missing" in page.text
+    assert (
+        "The audit trail has gaps or altered records record 118 of this process is missing"
+        in page.text
+    )
+    assert "Problem record 118 of this process is missing" in page.text
     assert HOSTILE_KEY not in page.html
 
 
@@ -47,7 +50,7 @@ def test_requests_for_reports_are_shown_only_if_they_are_asked_for() -> None:
     model = empty_model()
     model.apply_audit(report_record(), 1)
     page = shown(model, "/audit")
-    assert "All of them are requests for reports." in page.text
+    assert "All of them are automatic status requests." in page.text
     (row,) = shown(model, "/audit?reports=yes").rows
     assert "status.requested" in row
 

@@ -44,12 +44,12 @@ def test_another_span_is_the_default(hours: str) -> None:
 
 def test_without_any_data_it_says_what_happens() -> None:
     page = shown(empty_model(), "/")
-    assert "7 of 7 sources away" in page.text
-    assert "None in this time" in page.text
+    assert "7 of 7 sources disconnected" in page.text
+    assert "None in this period" in page.text
 
 
 def test_a_lost_broker_is_said_on_each_page() -> None:
     model = filled_model(Scale(uploads=0))
     lose_broker(model, NOW - timedelta(minutes=3))
     for path in ("/", "/audit"):
-        assert "7 of 7 sources away" in shown(model, path).text
+        assert "7 of 7 sources disconnected" in shown(model, path).text

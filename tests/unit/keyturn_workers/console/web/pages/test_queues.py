@@ -38,4 +38,4 @@ def test_many_workers_are_not_all_named() -> None:
 def test_without_workers_it_says_how_to_start_one() -> None:
     page = shown(empty_model(), "/queues")
     assert "keyturn worker" in page.text
-    assert "Away" in page.text
+    assert "Disconnected" in page.text
