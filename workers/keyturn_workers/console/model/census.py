@@ -2,20 +2,23 @@
 
 A census begins with a page without `after` and goes on where each page says. Pages of an earlier
 one are never mixed with those of a later one: each page is newer than the one before it, and older
-than the beginning of the next census. Once a census is complete, its sums are kept and its pages
+than the beginning of the next census. Pages are read by several workers, whose clocks differ a
+little: one may seem to be a little older than the one before it. Once a census is complete, its sums are kept and its pages
 are dropped.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
-from keyturn.identifiers import parse_time
+from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages import StatusReported
 from keyturn_workers.console.model.rows import Census, ObjectGroup
 
 MAX_PAGES: Final = 100_000
+CLOCK_SLACK: Final = timedelta(seconds=5)
+"""How far the clocks of two workers may be apart."""
 
 _Group = tuple[str, int | None, str | None, str | None]
 
@@ -47,6 +50,8 @@ class CensusBook:
 
     def apply(self, report: StatusReported) -> bool:
         """Take over a page; False if it says nothing new."""
+        if report.project != ALL_PROJECTS:  # of one project: it says nothing about the others
+            return False
         at = parse_time(report.at)
         if report.code is not None:
             problem = (at, report.code)
@@ -91,11 +96,18 @@ class CensusBook:
     def _run(self, start: datetime, until: datetime | None) -> Census:
         """The census that began then, as far as its pages are there."""
         sums: Counter[_Group] = Counter()
+        # What is older than its beginning is an earlier census's, if there was one.
+        is_first = start == self._starts()[0]
+        oldest = start - CLOCK_SLACK if is_first else start
         after: str | None = None
-        at, seen = start, 0
-        while (page := self._page(after, at, until)) is not None and seen <= self._count:
+        at = newest = start
+        seen = 0
+        while (
+            page := self._page(after, max(oldest, at - CLOCK_SLACK), at, until)
+        ) is not None and seen <= self._count:
             sums.update(dict(page.groups))
             after, at = page.next, page.at
+            newest = max(newest, at)
             seen += 1
             if after is None:
                 break
@@ -106,18 +118,26 @@ class CensusBook:
         )
         return Census(
             started_at=start,
-            ended_at=at if ended else None,
+            ended_at=newest if ended else None,
             inspected=sum(sums.values()),
             groups=groups,
             next=after,
-            as_of=at,
+            as_of=newest,
         )
 
-    def _page(self, after: str | None, at: datetime, until: datetime | None) -> _CountedPage | None:
+    def _page(
+        self, after: str | None, oldest: datetime, at: datetime, until: datetime | None
+    ) -> _CountedPage | None:
+        """The first page there since `at`; else the newest one that is hardly older."""
+        close: _CountedPage | None = None
         for page in self._pages.get(after, ()):
-            if page.at >= at and (until is None or page.at < until):
+            if until is not None and page.at >= until:
+                break
+            if page.at >= at:
                 return page
-        return None
+            if page.at >= oldest:
+                close = page
+        return close
 
     def _find_complete(self) -> None:
         starts = self._starts()

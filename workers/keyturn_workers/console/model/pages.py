@@ -104,7 +104,7 @@ class PagedReport(Generic[T]):
         page = HeldPage(report.after, report.next, report.digest, tuple(rows), at, at)
         if held is not None and (held.read_at, held.digest or "") >= (at, page.digest or ""):
             return False
-        if held is None and not self._has_room(page):
+        if held is None and not self._make_room(page):
             changed, self.is_truncated = not self.is_truncated, True
             return changed
         self._pages[report.after] = page
@@ -120,6 +120,27 @@ class PagedReport(Generic[T]):
         self._unchanged[report.after] = _Unchanged(at, report.digest, report.next)
         self._chain = None
         return report.after in self._pages
+
+    def _make_room(self, page: HeldPage[T]) -> bool:
+        """Whether there is room, if need be after the oldest pages outside the chain are dropped.
+
+        Each insertion moves the beginnings of all later pages, so that stale ones accumulate.
+        """
+        if self._has_room(page):
+            return True
+        kept = {each.after for each in self.chain().pages}
+        kept.add(self.chain().next)
+        stale = sorted(
+            (each for each in self._pages.values() if each.after not in kept),
+            key=lambda each: (each.at, each.after or ""),
+        )
+        for each in stale:
+            if each.at >= page.at:
+                break
+            del self._pages[each.after]
+            if self._has_room(page):
+                return True
+        return False
 
     def _has_room(self, page: HeldPage[T]) -> bool:
         held = sum(len(each.rows) for each in self._pages.values())
@@ -137,6 +158,7 @@ class PagedReport(Generic[T]):
         if self._chain is None:
             self._chain = self._follow()
             if self._chain.is_complete:
+                self.is_truncated = False
                 self._drop_others(self._chain)
         return self._chain
 
@@ -155,7 +177,8 @@ class PagedReport(Generic[T]):
 
     def _drop_others(self, chain: Chain[T]) -> None:
         kept = {page.after for page in chain.pages}
-        oldest = min(page.read_at for page in chain.pages)
+        # Not when its rows were read: a page that never changes would keep all the others.
+        oldest = min(page.at for page in chain.pages)
 
         def is_old(after: str | None, at: datetime) -> bool:
             return after not in kept and at < oldest

@@ -64,7 +64,6 @@ class ProjectBook:
 
     Attributes:
         inventory: The pages of the view `projects`: the names on each.
-        is_truncated: Whether projects were left out, to bound the memory.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class ProjectBook:
         self._indexes: dict[str, SortedIndex[str]] = {}
         self._pages: dict[str, HeldPage[str]] | None = None
         self.inventory = PagedReport[str](MAX_PROJECTS)
-        self.is_truncated = False
+        self._are_too_many = False
 
     # What comes in.
 
@@ -119,8 +118,6 @@ class ProjectBook:
         if self.inventory.apply(report, names):
             self._touch_page(held, self.inventory.page(report.after))
             changed = True
-        if self.inventory.is_truncated:
-            self.is_truncated = True
         return changed
 
     def _apply_status(self, status: ProjectStatus, at: datetime) -> bool:
@@ -142,11 +139,16 @@ class ProjectBook:
         facts = self._facts.get(project)
         if facts is None:
             if len(self._facts) >= MAX_PROJECTS:
-                self.is_truncated = True
+                self._are_too_many = True
                 return None
             facts = self._facts[project] = _Facts()
             insort(self._names, project)
         return facts
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether projects are left out, to bound the memory."""
+        return self._are_too_many or self.inventory.is_truncated
 
     def remember_proof(self, row: SweepRow) -> None:
         """Keep what a sweep proved that is about to be dropped."""

@@ -158,7 +158,8 @@ class SweepBook:
         changed = False
         for status in report.sweeps or ():
             changed |= self._apply_status(status, at)
-        if report.view == "sweeps":
+        # The sweeps of one project are no inventory: another program may have asked for them.
+        if report.view == "sweeps" and report.project == ALL_PROJECTS:
             known = report.sweeps
             refs = None if known is None else [SweepRef(s.project, s.sweep_id) for s in known]
             changed |= self.inventory.apply(report, refs)

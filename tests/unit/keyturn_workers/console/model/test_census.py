@@ -75,3 +75,24 @@ def test_pages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             )
         )
     assert (book.newest().inspected, book.newest().is_truncated) == (2, True)
+
+
+def test_workers_whose_clocks_differ_read_one_census() -> None:
+    pages = [
+        objects_report(5, ("encrypted", "main", 3), next="b"),
+        objects_report(3, ("encrypted", "main", 2), after="b", next="c"),
+        objects_report(4, ("encrypted", "main", 1), after="c"),
+    ]
+    for order in permutations(pages):
+        book = CensusBook()
+        for page in order:
+            book.apply(page)
+        assert book.complete is not None
+        assert (book.complete.inspected, book.complete.started_at) == (6, at(5))
+        assert book.newest().is_complete
+
+
+def test_pages_of_one_project_are_no_census() -> None:
+    book = CensusBook()
+    assert not book.apply(objects_report(1, ("encrypted", "main", 3), project="acme"))
+    assert book.complete is None

@@ -70,3 +70,27 @@ def test_pages_that_left_the_chain_are_dropped() -> None:
     paged.apply(report(3, "projects", digest="3" * 64), ["a", "b", "c"])
     assert paged.chain().is_complete
     assert paged.known("b") is None
+
+
+def test_pages_that_no_longer_belong_do_not_fill_the_room() -> None:
+    """With each project that is enrolled, the pages after its own begin elsewhere."""
+    paged = PagedReport[str](8)
+    paged.apply(report(0, "projects", digest="1" * 64, next="b"), ["a", "b"])
+    for day in range(1, 20):
+        now = 10 * day
+        cursor = f"c{day:03}"
+        paged.apply(report(now, "projects", digest="1" * 64, next="b", unchanged=True), None)
+        changed = report(now + 1, "projects", digest=f"{day:064}", after="b", next=cursor)
+        paged.apply(changed, [cursor, cursor])
+        paged.apply(report(now + 2, "projects", digest="3" * 64, after=cursor), ["y", "z"])
+        chain = paged.chain()
+        assert (chain.is_complete, paged.is_truncated) == (True, False)
+        assert chain.rows == ("a", "b", cursor, cursor, "y", "z")
+
+
+def test_pages_of_a_chain_that_was_never_complete_make_room() -> None:
+    paged = PagedReport[str](4)
+    paged.apply(report(0, "projects", digest="1" * 64, next="b"), ["a", "b"])
+    paged.apply(report(1, "projects", digest="2" * 64, after="stale", next="more"), ["c", "d"])
+    paged.apply(report(2, "projects", digest="3" * 64, after="b"), ["e", "f"])
+    assert (paged.chain().rows, paged.chain().is_complete) == (("a", "b", "e", "f"), True)

@@ -138,3 +138,10 @@ def test_a_view_has_samples_and_parts(scene: Scene) -> None:
     part = scene.book.view(SweepRef("acme", uid(5)))
     assert part is not None
     assert [sample.objects_done for sample in part.samples] == [2.0, 3.0]
+
+
+def test_the_sweeps_of_one_project_are_no_inventory(scene: Scene) -> None:
+    scene.book.apply_report(sweeps_report(1, sweep_status(), next="more"))
+    scene.book.apply_report(sweeps_report(2, sweep_status(status="done"), project="acme"))
+    assert scene.row("acme", 4).status == "done"
+    assert not scene.book.query(SweepQuery()).is_complete
