@@ -43,20 +43,28 @@ class EventFolder:
         verifier: Checks signatures.
         model: Takes the events.
         noticed: Is called with each event that was just published.
+        is_live: Whether it reads each record once, in order, so that a lower offset is that of a
+            stream that was declared anew. The history is read in parts, and again after a loss.
     """
 
     def __init__(
-        self, verifier: Verifier, model: Model, noticed: Callable[[Event], None] | None = None
+        self,
+        verifier: Verifier,
+        model: Model,
+        noticed: Callable[[Event], None] | None = None,
+        *,
+        is_live: bool = True,
     ) -> None:
         self._verifier = verifier
         self._model = model
         self._noticed = noticed
+        self._is_live = is_live
         self._last = -1
         self.newest_at: datetime | None = None
 
     def __call__(self, record: StreamRecord) -> Handled:
         """Fold one record."""
-        if record.offset < self._last:  # the stream was declared anew
+        if self._is_live and record.offset < self._last:  # the stream was declared anew
             self._model.restart_events()
         self._last = record.offset
         event = self._verifier.event(record)

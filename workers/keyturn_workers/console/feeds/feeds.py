@@ -146,7 +146,7 @@ class Feeds:
         history = HistoryReader(
             self._connection(),
             live,
-            EventFolder(self._verifier(), self._model),
+            EventFolder(self._verifier(), self._model, is_live=False),
             self._states["history"],
             self._broker,
             length=timedelta(seconds=self._settings.console_history_s),

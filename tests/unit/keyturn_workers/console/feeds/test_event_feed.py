@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from keyturn.errors import EventsUnavailableError
 from keyturn_workers.console.feeds import event_feed, stream_reader
 from keyturn_workers.console.feeds.broker_watch import BrokerWatch
 from keyturn_workers.console.feeds.event_feed import EventFolder, HistoryReader
@@ -65,7 +66,7 @@ class Scene:
         self.watch.is_up.set()
 
     def reader(self, length: timedelta) -> HistoryReader:
-        fold = EventFolder(make_verifier(), self.model, self.notice)
+        fold = EventFolder(make_verifier(), self.model, self.notice, is_live=False)
         return HistoryReader(
             CONNECTION,
             self.live,
@@ -91,6 +92,27 @@ async def test_each_event_of_the_past_counts_once(monkeypatch: pytest.MonkeyPatc
     assert scene.stream.starts == [at(2 * 3600), at(0)]
     feed = scene.model.feed("history")
     assert (feed.is_caught_up, feed.behind, feed.progress) == (True, at(0), 1.0)
+
+
+async def test_a_part_that_is_read_again_after_a_loss_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_feed, "SHARE", 1.0)
+    monkeypatch.setattr(event_feed, "PAUSES_S", (0.0,))
+    scene = Scene(monkeypatch, hours=3)
+    follow, losses = scene.stream.follow, [True]
+
+    async def lose(connection: object, start: Any, *streams: str) -> Any:
+        async for each in follow(connection, start, *streams):
+            yield each
+            if start == at(0) and each.offset == 5 and losses:
+                losses.clear()
+                raise EventsUnavailableError("lost")
+
+    monkeypatch.setattr(stream_reader, "follow", lose)
+    await scene.reader(timedelta(hours=3)).run(scene.clock)
+    assert not losses
+    assert scene.model.history.total("stored", at(0)) == 18
 
 
 async def test_without_events_lately_nothing_is_waited_for(
