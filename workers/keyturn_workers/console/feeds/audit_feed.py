@@ -42,10 +42,14 @@ class AuditFolder:
         self._chains = AuditChains(signatures)
         self._next = AuditChains(signatures)
         self._count = 0
+        self._last = -1
         self.refused = 0
 
     def __call__(self, record: StreamRecord) -> Handled:
         """Fold one record."""
+        if record.offset < self._last:  # the stream was declared anew
+            self._model.restart_audit()
+        self._last = record.offset
         checked = self._check(record)
         if checked.link is None:
             self.refused += 1

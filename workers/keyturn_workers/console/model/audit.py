@@ -12,6 +12,9 @@ from keyturn_workers.console.model.rows import AuditQuery, AuditRow, Page
 
 MAX_RECORDS: Final = 20_000
 MAX_FINDINGS: Final = 100
+DECLARED_ANEW: Final = (
+    "REPLACED: the stream of the audit trail was declared anew; what it held before is gone"
+)
 
 
 class AuditBook:
@@ -45,6 +48,13 @@ class AuditBook:
         self._rows[offset] = row
         insort(self._offsets, offset)
         return True
+
+    def restart(self) -> None:
+        """Forget all records: the stream was declared anew, and counts from 0 again."""
+        self._rows.clear()
+        self._offsets.clear()
+        self.findings = {-1: (DECLARED_ANEW,)}
+        self.has_older = False
 
     def note_findings(self, offset: int, findings: Sequence[str]) -> None:
         """Note what is wrong at an offset, also of a record that cannot be read."""

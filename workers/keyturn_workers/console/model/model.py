@@ -210,6 +210,11 @@ class Model:
         self._sweeps.note_requested(SweepRef(record.project, record.request_id), requested)
         self.changes.publish("audit", "sweeps")
 
+    def restart_audit(self) -> None:
+        """Note that `keyturn.audit` was declared anew: its offsets begin at 0 again."""
+        self._audit.restart()
+        self.changes.publish("audit")
+
     def note_audit_finding(self, offset: int, findings: tuple[str, ...]) -> None:
         """Note what is wrong with the audit trail where no record can be read."""
         self._audit.note_findings(offset, findings)

@@ -9,7 +9,7 @@ from keyturn_workers.console.feeds import audit_feed, stream_reader
 from keyturn_workers.console.feeds.audit_feed import AuditFolder, read_older
 from keyturn_workers.console.model import AuditQuery
 from tests.unit.keyturn_workers.console.feeds.streams import FakeStream, make_signatures, record
-from tests.unit.keyturn_workers.console.model.messages import audit_record, make_model
+from tests.unit.keyturn_workers.console.model.messages import audit_record, make_model, uid
 
 if TYPE_CHECKING:
     import pytest
@@ -47,6 +47,17 @@ def test_a_forged_record_is_a_finding_and_no_record() -> None:
     fold = AuditFolder(make_signatures(), model)
     handled = fold(record(0, audit_record(1), forged=True))
     assert (handled.at, handled.refused, model.audit(AuditQuery()).total) == (None, 1, 0)
+
+
+def test_a_stream_that_was_declared_anew_is_shown_and_is_a_finding() -> None:
+    model, records = make_model(), chain(4)
+    fold = AuditFolder(make_signatures(), model)
+    for each in records:
+        fold(each)
+    fold(record(0, audit_record(90, process=uid(8), audit_id=uid(90))))
+    rows = model.audit(AuditQuery()).rows
+    assert [row.audit_id for row in rows] == [uid(90)]
+    assert [each.split(":")[0] for each in model.audit_findings()] == ["REPLACED"]
 
 
 def test_chains_that_were_begun_anew_still_find_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
