@@ -58,7 +58,8 @@ class FeedState:
     def seen(self, at: datetime | None, refused: int) -> None:
         """A message was read; `at` is its time if it was signed."""
         if at is not None and (self._feed.as_of is None or at > self._feed.as_of):
-            self._feed = replace(self._feed, as_of=at)
+            # No clock that is ahead may make this look up to date for longer than it is.
+            self._feed = replace(self._feed, as_of=min(at, self._model.now()))
         self._feed = replace(self._feed, refused=refused)
 
     def reached(self, behind: datetime | None, progress: float | None) -> None:

@@ -10,9 +10,9 @@ It is not thread-safe: one event loop owns it.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
-from keyturn.identifiers import ALL_PROJECTS, parse_time
+from keyturn.identifiers import ALL_PROJECTS, format_time, parse_time
 from keyturn.messages import (
     AuditRecorded,
     Event,
@@ -58,7 +58,11 @@ from keyturn_workers.console.model.sweep_messages import Requested
 from keyturn_workers.console.model.sweeps import SweepBook
 from keyturn_workers.console.model.workers import WorkerBook
 
+_DatedT = TypeVar("_DatedT", Event, StatusReported, WorkerReported)
 HISTORY: Final = timedelta(days=1)
+AHEAD: Final = timedelta(minutes=5)
+"""How far ahead of this console's clock a worker's may be, as for requests (SPEC 6.3)."""
+_NOTED_FOR: Final = timedelta(minutes=15)
 FEEDS: Final[tuple[FeedName, ...]] = (
     "events",
     "history",
@@ -144,11 +148,13 @@ class Model:
         self._feed_changes = 0
         self._rewrapped: tuple[int, datetime, dict[int, int]] | None = None
         self._expired_at = now()
+        self._dated_ahead_at: datetime | None = None
 
     # What comes in: verified messages only.
 
     def apply_event(self, event: Event, offset: int) -> None:
         """Take over an event of `keyturn.events`, whose signature was checked."""
+        event = self._dated(event)
         is_new = self._offsets.add(offset)
         topics: list[Topic] = []
         if is_new:
@@ -160,6 +166,22 @@ class Model:
                 topics.append("projects")
         if topics or is_new:
             self.changes.publish(*topics)
+
+    def _dated(self, message: _DatedT) -> _DatedT:
+        """A message that is not dated in the future.
+
+        The newest counts: one of a worker whose clock is a year ahead would hide for a year what
+        follows it.
+        """
+        now = self.now()
+        if parse_time(message.at) <= now + AHEAD:
+            return message
+        self._dated_ahead_at = now
+        return message.model_copy(update={"at": format_time(now)})
+
+    def _is_dated_ahead(self) -> bool:
+        noted_at = self._dated_ahead_at
+        return noted_at is not None and self.now() - noted_at < _NOTED_FOR
 
     def pass_event(self, offset: int) -> None:
         """Note that a message of `keyturn.events` was passed over: it is not signed, say."""
@@ -173,6 +195,7 @@ class Model:
         """Take over a report that this console requested, in this run or an earlier one."""
         if report.publisher != self.publisher:
             return
+        report = self._dated(report)
         match report.view:
             case "projects":
                 changed = self._projects.apply_report(report)
@@ -231,7 +254,7 @@ class Model:
 
     def apply_worker(self, report: WorkerReported) -> None:
         """Take over what a worker reports about itself."""
-        if self._workers.apply(report):
+        if self._workers.apply(self._dated(report)):
             self.changes.publish("workers", "queues")
 
     def apply_queues(self, snapshot: QueueSnapshot) -> None:
@@ -416,7 +439,7 @@ class Model:
         )
 
     def notes(self) -> tuple[str, ...]:
-        """What was left out, to bound the memory."""
+        """What was left out, to bound the memory, or was not taken as it came."""
         known = (
             (self._projects.is_truncated, "Not all projects are shown: there are too many."),
             (self._sweeps.is_truncated, "The oldest sweeps are not shown: there are too many."),
@@ -426,6 +449,7 @@ class Model:
                 self._census.is_truncated,
                 "The count for master keys is incomplete: too many objects.",
             ),
+            (self._is_dated_ahead(), "A worker's clock is minutes ahead of this console's."),
         )
         return tuple(text for is_so, text in known if is_so)
 

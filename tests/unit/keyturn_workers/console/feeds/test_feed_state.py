@@ -37,3 +37,11 @@ def test_the_time_is_that_of_the_newest_signed_message() -> None:
         state.seen(moment, refused)
     state.publish()
     assert (model.feed("events").as_of, model.feed("events").refused) == (at(5), 2)
+
+
+def test_a_message_from_the_future_does_not_make_a_feed_newer_than_now() -> None:
+    model = make_model(Clock(60))
+    state = FeedState("events", model)
+    state.seen(at(86400), 0)
+    state.publish()
+    assert model.feed("events").as_of == at(60)

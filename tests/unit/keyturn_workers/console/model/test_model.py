@@ -249,3 +249,24 @@ def test_any_order_and_repetition_of_messages_gives_the_same_model(
     numbered = list(enumerate(messages))
     repeated = data.draw(st.permutations(numbered + numbered[::2]))
     assert _shown(_fold(numbered)) == _shown(_fold(repeated))
+
+
+def test_what_is_dated_in_the_future_hides_nothing_that_follows() -> None:
+    """A control worker's clock is a year ahead; after a minute, another one answers."""
+    clock = Clock(60)
+    model, year_s = make_model(clock), 365 * 86400
+    model.apply_report(projects_report(year_s, project_status("acme", 1)))
+    model.apply_event(accepted(year_s, generation=2), 1)
+    model.apply_worker(worker(year_s))
+    row = model.project("acme")
+    assert row is not None
+    assert (row.generation, row.as_of) == (2, at(60))
+    assert any("clock" in note for note in model.notes())
+    clock.set(120)
+    model.apply_report(projects_report(119, project_status("acme", 3)))
+    row = model.project("acme")
+    assert row is not None
+    assert (row.generation, row.as_of) == (3, at(119))
+    assert model.workers()[0].is_missing
+    clock.set(3600)
+    assert not model.notes()
