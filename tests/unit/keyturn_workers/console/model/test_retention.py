@@ -73,3 +73,29 @@ def test_entries_of_what_is_gone_do_not_pile_up(
         scene.put(number)
         scene.retention.remove(SweepRef("acme", str(number)))
     assert len(scene.retention._heaps["sweep"]) <= 20
+
+
+def test_a_flood_of_what_is_under_way_is_bounded_too(scene: Scene) -> None:
+    scene.running = {*range(100)}
+    for number in range(100):
+        scene.put(number)
+    assert len(scene.dropped) == 100 - 2 * 3
+    assert max(scene.dropped) < 97
+    assert scene.retention.is_truncated
+
+
+def test_what_is_under_way_is_not_looked_at_again_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retention, "MOST", {"sweep": 500, "part": 5, "rejected": 2})
+    looks, dropped = [], list[str]()
+
+    def is_droppable(ref: SweepRef) -> bool:
+        looks.append(ref)
+        return int(ref.sweep_id) >= 400
+
+    kept = Retention(is_droppable, lambda ref: dropped.append(ref.sweep_id))
+    for number in range(1500):
+        kept.put(SweepRef("acme", str(number)), "sweep", number)
+    assert dropped[:3] == ["400", "401", "402"]
+    assert len(looks) < 10_000
