@@ -75,6 +75,7 @@ class Refresher:
         self._looked_up: dict[SweepRef, None] = {}
         self._looked = asyncio.Event()
         self._looked_at_running = asyncio.Event()
+        self._running_from = 0
         self._is_over = asyncio.Event()  # a sweep of all
 
     # What events say.
@@ -173,11 +174,20 @@ class Refresher:
         while True:
             began = asyncio.get_running_loop().time()
             await self._requester.ready()
-            for row in self._model.running_sweeps()[:RUNNING_AT_ONCE]:
-                await self._ask(_of_sweep(row.ref))
+            for ref in self._running_refs():
+                await self._ask(_of_sweep(ref))
             while (left_s := began + self._running_s() - asyncio.get_running_loop().time()) > 0:
                 self._looked_at_running.clear()
                 await _wait(self._looked_at_running, left_s)
+
+    def _running_refs(self) -> list[SweepRef]:
+        """Some of what is under way; each has its turn."""
+        refs = [row.ref for row in self._model.running_sweeps()]
+        if len(refs) <= RUNNING_AT_ONCE:
+            return refs
+        first = self._running_from % len(refs)
+        self._running_from = first + RUNNING_AT_ONCE
+        return [*refs[first:], *refs[:first]][:RUNNING_AT_ONCE]
 
     def _running_s(self) -> float:
         return RUNNING_S if self._is_viewed() else max(RUNNING_S, self._refresh_s)

@@ -3,8 +3,8 @@
 A census begins with a page without `after` and goes on where each page says. Pages of an earlier
 one are never mixed with those of a later one: each page is newer than the one before it, and older
 than the beginning of the next census. Pages are read by several workers, whose clocks differ a
-little: one may seem to be a little older than the one before it. Once a census is complete, its sums are kept and its pages
-are dropped.
+little: one may seem to be a little older than the one before it. Once a census is complete, its
+sums are kept and its pages are dropped.
 """
 
 from collections import Counter
@@ -50,15 +50,11 @@ class CensusBook:
 
     def apply(self, report: StatusReported) -> bool:
         """Take over a page; False if it says nothing new."""
+        at = parse_time(report.at)
         if report.project != ALL_PROJECTS:  # of one project: it says nothing about the others
             return False
-        at = parse_time(report.at)
         if report.code is not None:
-            problem = (at, report.code)
-            if self._problem is not None and self._problem >= problem:
-                return False
-            self._problem, self._newest = problem, None
-            return True
+            return self._note_problem(at, report.code)
         if report.objects is None or self._is_over(at):
             return False
         if self._count >= MAX_PAGES:
@@ -78,6 +74,13 @@ class CensusBook:
         self._newest = None
         if report.next is None or report.after is None or self._is_end_known():
             self._find_complete()
+        return True
+
+    def _note_problem(self, at: datetime, code: str) -> bool:
+        problem = (at, code)
+        if self._problem is not None and self._problem >= problem:
+            return False
+        self._problem, self._newest = problem, None
         return True
 
     def _is_over(self, at: datetime) -> bool:

@@ -51,6 +51,8 @@ from keyturn_workers.console.model.sweep_messages import (
 )
 
 KEPT: Final = timedelta(days=14)
+SILENT: Final = timedelta(hours=1)
+"""After this long without a word, a sweep that an inventory does not list is not under way."""
 MAX_INVENTORY: Final = 60_000
 MAX_SAMPLES_OF_ALL: Final = 200_000
 _SAMPLES_OF_OLD: Final = 32
@@ -227,7 +229,7 @@ class SweepBook:
         return self._retention.is_truncated
 
     def expire(self) -> bool:
-        """Drop those that ended too long ago; whether any was."""
+        """Drop those that ended too long ago, or left no record; whether any was."""
         oldest = self._now() - KEPT
         # None that began later can have ended before: only the oldest are looked at.
         old = [
@@ -236,11 +238,31 @@ class SweepBook:
             if ref not in self._running
             and (at := self._facts[ref].as_of) is not None
             and at < oldest
-        ]
+        ] + self._without_record()
         for ref in old:
             self._retention.remove(ref)
             self._forget(ref)
         return bool(old)
+
+    def _without_record(self) -> list[SweepRef]:
+        """Those under way of which a whole inventory that is newer knows nothing.
+
+        An old event that was published again, by an attacker, would otherwise be under way for
+        ever.
+        """
+        chain = self.inventory.chain()
+        if not chain.is_complete or chain.as_of is None:
+            return []
+        listed, oldest = frozenset(chain.rows), chain.as_of - SILENT
+        return [
+            ref
+            for ref in self._running
+            if ref not in listed
+            and (row := self._rows[ref]).status == "running"
+            and not row.part_of_all
+            and row.as_of is not None
+            and row.as_of < oldest
+        ]
 
     def _forget(self, ref: SweepRef) -> None:
         row = self._rows.pop(ref)

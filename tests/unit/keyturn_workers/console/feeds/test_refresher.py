@@ -161,3 +161,13 @@ async def test_a_report_that_a_bug_cannot_take_ends_nothing() -> None:
     scene.publisher.answer = scene.answer
     await scene.refresher.read_all("projects")
     assert scene.model.overview().projects == 2
+
+
+async def test_each_of_many_that_are_under_way_has_its_turn() -> None:
+    scene = Scene()
+    for number in range(20):
+        scene.model.apply_event(progressed(1, f"p{number}", 5), number)
+    for _ in range(3):
+        scene.refresher._looked_at_running.set()
+        await scene.run(scene.refresher.run_running())
+    assert {*scene.asked("sweep")} == {f"p{number}" for number in range(20)}

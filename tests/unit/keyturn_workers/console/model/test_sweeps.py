@@ -145,3 +145,13 @@ def test_the_sweeps_of_one_project_are_no_inventory(scene: Scene) -> None:
     scene.book.apply_report(sweeps_report(2, sweep_status(status="done"), project="acme"))
     assert scene.row("acme", 4).status == "done"
     assert not scene.book.query(SweepQuery()).is_complete
+
+
+def test_what_left_no_record_is_not_under_way_for_ever(scene: Scene) -> None:
+    """An event of a sweep of last month was published again."""
+    scene.events(progressed(0, "acme", 4), progressed(0, "old", 5), progressed(7000, "new", 6))
+    scene.clock.set(7200)
+    assert not scene.book.expire()
+    scene.book.apply_report(sweeps_report(7200, sweep_status("acme", 4)))
+    assert scene.book.expire()
+    assert {row.project for row in scene.book.running()} == {"acme", "new"}
