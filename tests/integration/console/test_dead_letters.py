@@ -15,6 +15,7 @@ import aio_pika
 import pytest
 import pytest_asyncio
 from pamqp import encode
+from playwright.async_api import expect
 
 from keyturn.topology import CODE_HEADER, DEAD_AT_HEADER, DETAIL_HEADER
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractIncomingMessage
 
+    from tools.harness.console_browser import ConsoleVisit
     from tools.harness.console_client import Answer, ConsoleClient
     from tools.harness.console_site import ConsoleSite
 
@@ -296,6 +298,30 @@ async def test_a_job_is_stopped_and_a_viewer_sees_it(
     await _listed(client, f"project={project}", counts["Left"])
     rest = await _move(client, "discard", project, counts["Left"])
     assert (await _ended(client, rest))["Left"] == 0
+
+
+async def test_a_ticked_box_keeps_its_letter_while_others_arrive(
+    site: ConsoleSite, client: ConsoleClient, operator: ConsoleVisit
+) -> None:
+    project = "ticked"
+    await _bury(site, _many(site, project, 3))
+    await _listed(client, f"project={project}", 3)
+    page = operator.page
+    await page.goto(f"{site.url}/dead?project={project}")
+    boxes = page.locator("input[name=letter]")
+    ticked = await boxes.nth(1).get_attribute("value")
+    await boxes.nth(1).check()
+    await _bury(site, _many(site, project, 2))
+    await client.submit(await client.get("/dead"), "/dead/read")
+    await expect(boxes).to_have_count(5)
+    checked = page.locator("input[name=letter]:checked")
+    await expect(checked).to_have_count(1)
+    assert await checked.get_attribute("value") == ticked
+    await page.get_by_role("button", name="Discard selected").first.click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Discard 1 dead letter")
+    assert await operator.findings() == []
+    job = await _move(client, "discard", project, 5)
+    assert (await _ended(client, job))["Discarded"] == 5
 
 
 async def test_hostile_letters_are_shown_and_discarded(

@@ -17,6 +17,8 @@ JobState = Literal["waiting", "running", "stopping", "done", "stopped", "failed"
 
 TYPED_ABOVE: Final = 100
 """Letters above which a replay, too, is confirmed by typing their number."""
+EXAMPLES: Final = 10
+"""Letters that a confirmation lists."""
 FAILURES_MAX: Final = 1000
 """Letters that stayed in their queue and are listed for one job."""
 ENDED: Final[frozenset[JobState]] = frozenset(("done", "stopped", "failed"))
@@ -34,6 +36,7 @@ class Plan:
         selection: Which ones, in words.
         excluded: Selected letters that are not in it, by what keeps them from being replayed.
         targets: By work queue: how many letters a replay sends there.
+        examples: The first of them.
         as_of: When the index was read from which they were selected.
         back: The path of the page that they were selected on.
     """
@@ -46,6 +49,7 @@ class Plan:
     selection: str
     excluded: Mapping[Obstacle, int]
     targets: Mapping[str, int]
+    examples: tuple[IndexedLetter, ...]
     made_at: datetime
     as_of: datetime | None
     back: str
@@ -71,15 +75,29 @@ def make_plan(
     letters: dict[str, Counter[int]] = {}
     excluded: Counter[Obstacle] = Counter()
     targets: Counter[str] = Counter()
+    examples: list[IndexedLetter] = []
     for letter in selected:
         if move == "replay" and letter.obstacle:
             excluded[letter.obstacle] += 1
             continue
         letters.setdefault(letter.queue, Counter())[letter.digest] += 1
         targets[letter.work_queue] += 1
+        if len(examples) < EXAMPLES:
+            examples.append(letter)
     count = sum(counted.total() for counted in letters.values())
     return Plan(
-        plan_id, person, move, letters, count, selection, excluded, targets, made_at, as_of, back
+        plan_id=plan_id,
+        person=person,
+        move=move,
+        letters=letters,
+        count=count,
+        selection=selection,
+        excluded=excluded,
+        targets=targets,
+        examples=tuple(examples),
+        made_at=made_at,
+        as_of=as_of,
+        back=back,
     )
 
 

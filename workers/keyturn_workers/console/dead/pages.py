@@ -1,5 +1,7 @@
 """*Dead letters*: counted by code, filtered, and one by one (SPEC 16.2)."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, get_args
@@ -12,7 +14,7 @@ from starlette.routing import Route
 
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.console.dead.index import NO_CODE, Age, DeadFilter, DeadQuery, Sort
-from keyturn_workers.console.dead.letters import OBSTACLES, digest_number
+from keyturn_workers.console.dead.letters import OBSTACLES, IndexedLetter, digest_number
 from keyturn_workers.console.dead.service import DeadLetters
 from keyturn_workers.console.web.context import context_of
 from keyturn_workers.console.web.links import address, choice_of, page_of, text_of
@@ -88,13 +90,15 @@ async def show(request: Request) -> Response:
     dead = dead_of(request)
     index = dead.index
     now = datetime.now(UTC)
+    page = index.page(query, now)
     codes = sorted({row.code for row in index.counts})
     return render(
         request,
         "dead/letters.html",
         topics=("dead",),
         query=query,
-        page=index.page(query, now),
+        page=page,
+        keys=row_keys(page.rows),
         index=index,
         reading=dead.reading,
         counts=index.counts,
@@ -110,6 +114,17 @@ async def show(request: Request) -> Response:
         here=address(PATH, params),
         code_url=lambda row: address(PATH, QueryParams(), queue=row.queue, code=row.code),
     )
+
+
+def row_keys(letters: Iterable[IndexedLetter]) -> list[str]:
+    """Ids of rows. A letter keeps its id, and a ticked box its letter, when others come and go."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for letter in letters:
+        name = f"{letter.queue}-{letter.digest_text}"
+        seen[name] += 1
+        keys.append(f"{name}-{seen[name]}")
+    return keys
 
 
 def _sort_link(params: QueryParams, query: DeadQuery, name: Sort) -> SortLink:

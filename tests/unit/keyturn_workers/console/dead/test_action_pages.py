@@ -51,6 +51,7 @@ def test_a_few_letters_are_replayed_without_a_number_and_a_form_is_served_once(
     plan = pages.post("/dead/plans", move="replay", letter=_selected(*letters))
     assert "sends 2 dead letters" in plan.text
     assert "2 to <code>keyturn.upload</code>" in plan.text
+    assert letters[1].message_id in plan.text
     assert 'name="typed"' not in plan.text
     first, second = (pages.post(_path(plan)) for _ in range(2))
     assert _path(first) == _path(second) == _path(pages.get(_path(plan)))

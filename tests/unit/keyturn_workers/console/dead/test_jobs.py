@@ -47,6 +47,7 @@ def test_a_replay_leaves_out_what_cannot_be_replayed_and_says_why() -> None:
     assert plan.letters == {UPLOADS: Counter({1: 2}), CONTROL: Counter({2: 1})}
     assert (plan.count, plan.excluded) == (3, {"body": 1, "expired": 1})
     assert plan.targets == {"keyturn.upload": 2, "keyturn.control": 1}
+    assert plan.examples == letters[:3]
     assert _plan("discard", *letters).count == 5
 
 

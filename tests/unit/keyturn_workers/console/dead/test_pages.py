@@ -8,7 +8,7 @@ import pytest
 
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.console.dead.index import DeadFilter, DeadIndex, QueueLetters
-from keyturn_workers.console.dead.pages import filter_words
+from keyturn_workers.console.dead.pages import filter_words, row_keys
 from keyturn_workers.console.dead.reading import LetterDetails
 from keyturn_workers.console.dead.service import DetailsResult, Reading
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS, indexed
@@ -137,6 +137,14 @@ def test_a_letter_that_is_still_read_appears_by_itself(
 )
 def test_an_address_of_no_letter_is_not_found(pages: Pages, path: str) -> None:
     assert pages.get(path).status_code == 404
+
+
+def test_a_row_keeps_its_id_when_others_come_and_identical_letters_have_their_own() -> None:
+    """A page that refreshes itself keeps what was ticked by the ids."""
+    first, second = indexed(1), indexed(2)
+    before, after = row_keys([first, first]), row_keys([second, first, first])
+    assert before == after[1:]
+    assert len(set(after)) == 3
 
 
 def test_a_filter_is_described_in_words() -> None:
