@@ -19,7 +19,12 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keyturn_workers.console.auth.person import CSRF_FIELD, SESSION_SCOPE, Session
-from keyturn_workers.console.auth.requests import HOME, SAFE_METHODS, OwnOrigins
+from keyturn_workers.console.auth.requests import (
+    HOME,
+    SAFE_METHODS,
+    OwnOrigins,
+    without_odd_cookies,
+)
 from keyturn_workers.console.auth.sessions import COOKIE, Sessions
 from keyturn_workers.http_server.client_connection import ClientGoneError, read_body
 
@@ -75,6 +80,7 @@ class Protection:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["headers"] = without_odd_cookies(scope["headers"])
         request = Request(scope, receive)
         cookie = request.cookies.get(COOKIE)
         session = self._sessions.read(cookie)

@@ -7,7 +7,7 @@ unsafe request must come from a page of one of these origins.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 # A path of this site: no other host behind `//`, no backslash, which browsers take for a slash.
 _LOCAL: Final = re.compile(r"/(?:[^/\\\x00-\x20\x7f-\x9f][^\\\x00-\x20\x7f-\x9f]*)?")
 _LOCAL_MAX_CHARACTERS: Final = 1000
+_COOKIE_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HOME: Final = "/"
 
 
@@ -62,10 +63,29 @@ class OwnOrigins:
         """The path of the page that a request came from, if it is one of this console."""
         if referer is None:
             return HOME
-        parts = urlsplit(referer)
+        try:
+            parts = urlsplit(referer)
+        except ValueError:
+            return HOME
         if f"{parts.scheme}://{parts.netloc}" not in self.origins:
             return HOME
         return local_path(f"{parts.path}?{parts.query}" if parts.query else parts.path)
+
+
+def without_odd_cookies(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    r"""The headers without cookies whose names are not plain.
+
+    Browsers take a name with `__Host-` only from this host. Starlette removes blanks around names,
+    `\x85` and `\xa0` too: with one of these, another host of the domain could set such a name.
+    """
+    return [
+        (name, _plain_cookies(value) if name == b"cookie" else value) for name, value in headers
+    ]
+
+
+def _plain_cookies(value: bytes) -> bytes:
+    pairs = (pair.strip(b" ") for pair in value.split(b";"))
+    return b"; ".join(pair for pair in pairs if _COOKIE_NAME.fullmatch(pair.partition(b"=")[0]))
 
 
 def local_path(target: str | None) -> str:

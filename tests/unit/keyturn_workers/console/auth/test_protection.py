@@ -287,3 +287,14 @@ async def test_a_stream_of_events_ends_with_its_session(
                 console.stopping.set()
         await serving
     assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def test_a_cookie_that_another_host_can_set_is_none(console: _Console) -> None:
+    """Browsers protect `__Host-` names, but not those with a blank that Starlette removes."""
+    cookie = b"\x0b" + f"{COOKIE}={console.cookie}".encode()
+    for planted in (cookie, b"other=1; " + cookie):
+        response = console.request("GET", "/projects", signed_in=False, headers={"Cookie": planted})
+        assert response.headers["location"] == "/sign-in?next=/projects"
+    own = f"other=1;{COOKIE}={console.cookie}; ".encode()
+    both = console.request("GET", "/projects", signed_in=False, headers={"Cookie": own + cookie})
+    assert both.text == f"kim {console.csrf}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keyturn_workers.console.auth.requests import OwnOrigins, local_path
+from keyturn_workers.console.auth.requests import OwnOrigins, local_path, without_odd_cookies
 
 _PROXIED = OwnOrigins.of("https://console.example.com", 8090)
 
@@ -109,3 +109,10 @@ def test_after_a_form_one_goes_back_to_its_page() -> None:
     assert page_of("http://localhost:8090/keys") == "/keys"
     assert page_of("https://evil.example/projects") == "/"
     assert page_of(None) == "/"
+    assert page_of("http://[") == "/"
+
+
+@pytest.mark.parametrize("blank", [b"\xa0", b"\x85", b"\x0b", b"\t", b"\xe2\x80\x80"])
+def test_only_cookies_with_plain_names_are_read(blank: bytes) -> None:
+    headers = [(b"host", b"a"), (b"cookie", b"a=1;" + blank + b"__Host-b=2; __Host-b=3;c")]
+    assert without_odd_cookies(headers) == [(b"host", b"a"), (b"cookie", b"a=1; __Host-b=3; c")]
