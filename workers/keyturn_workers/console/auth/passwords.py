@@ -13,7 +13,7 @@ from aiolimiter import AsyncLimiter
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from keyturn_workers.console.auth.password_file import PasswordFile, User
+from keyturn_workers.console.auth.password_file import PasswordFile, User, is_user_name
 
 MAX_CHARACTERS: Final = 1024
 MIN_CHARACTERS: Final = 12
@@ -83,12 +83,17 @@ class Passwords:
             return False
 
     async def _count(self, name: str) -> None:
-        limiter = self._names.pop(name, None) or AsyncLimiter(ATTEMPTS_PER_NAME, ATTEMPTS_S)
+        # First: what is refused here must not push out a name that is counted.
+        if not self._total.has_capacity():
+            raise TooManyAttemptsError
+        # All that cannot be in the file is counted as one, so that no long text is remembered.
+        counted = name if is_user_name(name) else ""
+        limiter = self._names.pop(counted, None) or AsyncLimiter(ATTEMPTS_PER_NAME, ATTEMPTS_S)
         # The newest at the end: what is forgotten is the name that was tried longest ago.
-        self._names[name] = limiter
+        self._names[counted] = limiter
         if len(self._names) > _NAMES_REMEMBERED:
             self._names.popitem(last=False)
-        if not limiter.has_capacity() or not self._total.has_capacity():
+        if not limiter.has_capacity():
             raise TooManyAttemptsError
         await limiter.acquire()
         await self._total.acquire()

@@ -119,3 +119,23 @@ def test_a_new_hash_is_argon2id_of_the_recommended_size() -> None:
     parameters = extract_parameters(hash_password("a"))
     assert parameters.type.name == "ID"
     assert parameters.memory_cost >= 64 * 1024
+
+
+async def test_what_cannot_be_a_name_is_counted_as_one_and_not_remembered(
+    file: PasswordFile,
+) -> None:
+    passwords = Passwords(file, _CHEAP)
+    for number in range(ATTEMPTS_PER_NAME):
+        assert await passwords.check(f"{number} " + "x" * 100_000, "guess") is None
+    with pytest.raises(TooManyAttemptsError):
+        await passwords.check("another one", "guess")
+    assert passwords.names_remembered == 1
+
+
+async def test_an_attempt_that_is_refused_pushes_out_no_name(file: PasswordFile) -> None:
+    passwords = Passwords(file, _CHEAP)
+    for number in range(ATTEMPTS_IN_TOTAL):
+        await passwords.check(f"name{number}", "guess")
+    with pytest.raises(TooManyAttemptsError):
+        await passwords.check("one-more", "guess")
+    assert passwords.names_remembered == ATTEMPTS_IN_TOTAL
