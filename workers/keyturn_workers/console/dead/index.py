@@ -14,6 +14,8 @@ from keyturn_workers.console.model.rows import DeadCount, DeadSummary, Page
 LETTERS_MAX: Final = 200_000
 """Letters of one queue that are kept in memory."""
 PAGE_SIZE: Final = 100
+WORDS_MAX: Final = 20
+"""Words of a search; one with more of them finds nothing."""
 _CACHED_SELECTIONS: Final = 8
 _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400
@@ -64,7 +66,11 @@ class DeadFilter:
             found = [letter for letter in found if letter.project == self.project]
         if self.publisher:
             found = [letter for letter in found if letter.publisher == self.publisher]
-        for word in self.text.casefold().split():
+        words = dict.fromkeys(self.text.casefold().split())
+        # Each word takes a look at all letters. To leave some out would find more than was asked.
+        if len(words) > WORDS_MAX:
+            return []
+        for word in words:
             found = _containing(found, word, texts)
         return _of_age(found, self.age, now.timestamp())
 

@@ -135,3 +135,13 @@ def test_an_index_says_as_of_when_it_was_read_and_whether_wholly() -> None:
     assert summary is not None
     assert (summary.total, summary.is_complete, summary.as_of) == (3, False, _EARLIER)
     assert index.with_queue(QueueLetters(UPLOADS, (indexed(1),), 1, _NOW)).is_complete
+
+
+def test_a_search_of_very_many_words_finds_nothing() -> None:
+    """It would take long, and one that left words out would find too much."""
+    index = _index(indexed(1, code="corrupt_object"))
+    assert _digests(index, filter=DeadFilter(text="corrupt " * 500)) == [1]
+    words = " ".join("corrupt_object"[start:] for start in range(14))
+    more = " ".join("corrupt_object"[:end] for end in range(1, 14))
+    assert _digests(index, filter=DeadFilter(text=words)) == [1]
+    assert _digests(index, filter=DeadFilter(text=f"{words} {more}")) == []
