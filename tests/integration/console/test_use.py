@@ -93,6 +93,19 @@ async def test_a_page_is_live_although_a_script_comes_late(operator: ConsoleVisi
         await operator.goto("/projects")
 
 
+async def test_a_key_that_was_shown_is_gone_from_a_page_that_was_left(
+    operator: ConsoleVisit,
+) -> None:
+    """Browsers may keep a page that is left, as it was, for the button that goes back."""
+    page = operator.page
+    await operator.goto("/projects/acme/rotate")
+    await page.get_by_role("button", name="Make a new key").click()
+    key = page.locator("#api-key")
+    await expect(key).to_have_text(re.compile(r"\S{20,}"))
+    await page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
+    await expect(key).to_have_text("")
+
+
 async def test_the_keyboard_alone_signs_in_filters_and_starts_a_dry_run(
     site: ConsoleSite, browser: Browser, operator_state: StorageState
 ) -> None:

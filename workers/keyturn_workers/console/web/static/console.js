@@ -30,6 +30,11 @@
       !(element.tagName === "DETAILS" && detail.attrName === "open" && detail.newValue === null),
   });
 
+  // A key that is shown once: browsers may keep a page that is left, and show it again.
+  addEventListener("pagehide", () => {
+    for (const element of document.querySelectorAll(".secret")) element.textContent = "";
+  });
+
   const live = document.getElementById("live");
   let refreshes = 0;
   live?.addEventListener("refresh", () => {
