@@ -45,7 +45,8 @@ def url_of(host: str, port: int) -> str:
 def is_private(url: str) -> bool:
     """Whether nobody on the network can read what a browser sends to the URL."""
     parts = urlsplit(url)
-    return parts.scheme == "https" or is_loopback(parts.hostname or "")
+    is_local = parts.scheme == "http" and is_loopback(parts.hostname or "")
+    return is_local or parts.scheme == "https"
 
 
 def _origin(url: str) -> str:

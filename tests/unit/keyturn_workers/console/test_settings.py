@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from keyturn.errors import SettingsError
-from keyturn_workers.console.settings import ConsoleSettings, is_loopback, url_of
+from keyturn_workers.console.settings import ConsoleSettings, is_loopback, is_private, url_of
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 
@@ -101,3 +101,10 @@ def test_addresses_are_compared_as_addresses() -> None:
     assert not is_loopback("127.0.0.1.example.com")
     assert url_of("::1", 80) == "http://[::1]:80"
     assert url_of("127.0.0.1", 8090) == "http://127.0.0.1:8090"
+
+
+def test_only_web_addresses_are_private() -> None:
+    assert is_private("https://sso.example.com/end")
+    assert is_private("http://localhost/end")
+    assert not is_private("http://sso.example.com/end")
+    assert not is_private("javascript://localhost/%0aalert(1)")

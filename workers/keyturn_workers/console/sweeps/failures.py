@@ -12,8 +12,20 @@ from typing import Final
 from keyturn_workers.console.codes import CodeHelp, code_help
 from keyturn_workers.console.model.rows import PAGE_SIZE, FailureRow, Page, SweepView
 
-# A spreadsheet takes a cell that begins so for a formula.
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+# A spreadsheet takes a cell that begins so for a formula; some take full-width signs, too.
+_FORMULA_STARTS: Final = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "\uff1d",
+    "\uff0b",
+    "\uff0d",
+    "\uff20",
+)
 
 
 def matching(rows: Iterable[FailureRow], code: str, text: str) -> tuple[FailureRow, ...]:

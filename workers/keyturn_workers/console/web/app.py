@@ -40,6 +40,8 @@ def create_app(context: ConsoleContext) -> Starlette:
         middleware=list(context.auth.middleware),
         exception_handlers={HTTPException: http_error_page, Exception: server_error_page},
     )
+    # A redirect to the address without its slash would be to http://, also behind a proxy.
+    app.router.redirect_slashes = False
     app.state.console = context
     app.state.live = live
     app.state.reports = Reports()

@@ -86,4 +86,6 @@ async def http_error_page(request: Request, error: Exception) -> Response:
 
 async def server_error_page(request: Request, error: Exception) -> Response:
     """The page of an error that nothing expected. Its text stays in the log."""
+    # uvicorn would log it, but its messages are off: they contain paths.
+    _log.error("a request failed", exc_info=error)
     return await http_error_page(request, error)

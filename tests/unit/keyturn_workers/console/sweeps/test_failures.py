@@ -58,3 +58,5 @@ def test_csv_holds_no_formula_and_is_read_back() -> None:
     assert rows[2] == ["acme", "a\nb\t<script>\u202e", "no_usable_wrap"]
     assert rows[3] == ["zoo", "'=HYPERLINK(1)", "corrupt_object"]
     assert rows[4] == ["zoo", "", "unknown_master_key"]
+    wide = [FailureRow(project="zoo", key=f"{sign}1", code="locked_object") for sign in "＝＋－＠"]  # noqa: RUF001
+    assert [row[1][0] for row in csv.reader(io.StringIO(failures.as_csv(wide)))][1:] == ["'"] * 4

@@ -35,7 +35,7 @@ def _request(query: str = "", **path_params: Any) -> Request:
 @pytest.mark.parametrize(
     ("query", "number"),
     [("", 1), ("page=3", 3), ("page=0", 1), ("page=-1", 1), ("page=x", 1), ("page=²", 1),
-     ("page=" + "9" * 12, forms.MAX_PAGE)],
+     ("page=" + "9" * 12, forms.MAX_PAGE), ("page=" + "9" * 5000, forms.MAX_PAGE)],
 )  # fmt: skip
 def test_the_number_of_a_page_is_bounded(query: str, number: int) -> None:
     assert forms.page_number(_request(query)) == number

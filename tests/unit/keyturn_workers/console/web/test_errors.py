@@ -34,7 +34,9 @@ def test_an_error_is_a_page_in_the_same_shell(status: int, title: str) -> None:
     assert 'aria-label="Pages"' in answer.text
 
 
-def test_the_text_of_an_unexpected_error_stays_in_the_log() -> None:
+def test_the_text_of_an_unexpected_error_stays_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def fail(_request: object) -> None:
         raise RuntimeError("secret-detail")
 
@@ -44,6 +46,13 @@ def test_the_text_of_an_unexpected_error_stays_in_the_log() -> None:
     assert answer.status_code == 500
     assert "Something went wrong" in answer.text
     assert "secret-detail" not in answer.text
+    assert "RuntimeError: secret-detail" in caplog.text
+
+
+def test_no_address_is_corrected_to_plain_http() -> None:
+    """Behind a proxy, the console does not see that it is used by https."""
+    answer = client(preview_app(empty_model())).get("/projects/", follow_redirects=False)
+    assert answer.status_code == 404
 
 
 def test_a_method_that_a_page_does_not_take_is_a_page_too() -> None:

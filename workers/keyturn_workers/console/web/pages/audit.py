@@ -83,9 +83,9 @@ def moment_of(typed: str, now: datetime) -> datetime | None:
             return now - timedelta(seconds=int(count) * seconds)
     try:
         at = datetime.fromisoformat(typed)
-    except ValueError:
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):  # such as the year 1, east of UTC
         return None
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
 routes = [Route(PATH, show)]

@@ -88,6 +88,8 @@ def test_without_records_it_says_what_is_needed() -> None:
         ("30 min", datetime(2026, 11, 26, 11, 30, tzinfo=UTC)),
         ("", None),
         ("tomorrow", None),
+        ("0001-01-01T00:00+23:59", None),
+        ("9999-12-31T23:59-23:59", None),
         ("999999999d", None),
         ("99999d", None),
     ],
