@@ -26,12 +26,12 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import DEAD_QUEUES
+from keyturn_workers.console.dead.audit_recorder import AuditPublisher, NotRecordedError, Recorder
 from keyturn_workers.console.dead.index import DeadIndex
 from keyturn_workers.console.dead.jobs import Job, Move, Plan, make_plan
+from keyturn_workers.console.dead.letter_reader import LetterDetails, read_details, read_queue
 from keyturn_workers.console.dead.letters import IndexedLetter
-from keyturn_workers.console.dead.moving import LOST, Mover, Pace
-from keyturn_workers.console.dead.reading import LetterDetails, read_details, read_queue
-from keyturn_workers.console.dead.recording import AuditPublisher, NotRecordedError, Recorder
+from keyturn_workers.console.dead.mover import LOST, Mover, Pace
 from keyturn_workers.console.model import Model
 from keyturn_workers.dead_letters.errors import DeadLetterError
 

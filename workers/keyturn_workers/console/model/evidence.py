@@ -7,7 +7,7 @@ ago are dropped.
 from typing import Final
 
 from keyturn.messages import EvidenceStatus, StatusReported
-from keyturn_workers.console.model.pages import PagedReport
+from keyturn_workers.console.model.paged_reports import PagedReport
 from keyturn_workers.console.model.rows import EvidenceView
 
 MAX_FILES: Final = 2000

@@ -7,7 +7,7 @@ the lists that were read longest ago are dropped.
 from typing import Final
 
 from keyturn.messages import StatusReported
-from keyturn_workers.console.model.pages import PagedReport
+from keyturn_workers.console.model.paged_reports import PagedReport
 from keyturn_workers.console.model.rows import FailureRow, SweepRef
 
 MAX_FAILURES: Final = 5000

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from keyturn.messages import MasterKeyStatus, StatusReported
-from keyturn_workers.console.model.pages import PagedReport
+from keyturn_workers.console.model.paged_reports import PagedReport
 from keyturn_workers.console.model.rows import Census, MasterKeyRow, ProjectRow
 from keyturn_workers.key_usage_rules import (
     DropVerdict,

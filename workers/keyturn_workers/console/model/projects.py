@@ -18,7 +18,7 @@ from keyturn.messages import (
     RotationAccepted,
     StatusReported,
 )
-from keyturn_workers.console.model.pages import HeldPage, PagedReport
+from keyturn_workers.console.model.paged_reports import HeldPage, PagedReport
 from keyturn_workers.console.model.paging import page_of
 from keyturn_workers.console.model.rows import Page, ProjectQuery, ProjectRow, SweepRow
 from keyturn_workers.console.model.sorted_index import SortedIndex

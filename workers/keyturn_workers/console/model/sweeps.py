@@ -28,7 +28,7 @@ from keyturn.messages import (
     request_id,
 )
 from keyturn_workers.console.model.failures import FailureBook
-from keyturn_workers.console.model.pages import PagedReport
+from keyturn_workers.console.model.paged_reports import PagedReport
 from keyturn_workers.console.model.paging import matches, page_of
 from keyturn_workers.console.model.retention import Kind, Retention
 from keyturn_workers.console.model.rows import (

@@ -8,8 +8,8 @@ import pytest
 
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.console.dead.index import DeadFilter, DeadIndex, QueueLetters
+from keyturn_workers.console.dead.letter_reader import LetterDetails
 from keyturn_workers.console.dead.pages import filter_words, row_keys
-from keyturn_workers.console.dead.reading import LetterDetails
 from keyturn_workers.console.dead.service import DetailsResult, Reading
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS, indexed
 from tests.unit.keyturn_workers.console.dead.pages import Pages, address

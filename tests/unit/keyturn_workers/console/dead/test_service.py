@@ -12,8 +12,8 @@ import pytest
 from aio_pika.exceptions import AMQPConnectionError
 
 from keyturn.topology import DEAD_QUEUES
-from keyturn_workers.console.dead import moving, reading, service
-from keyturn_workers.console.dead.moving import Pace
+from keyturn_workers.console.dead import letter_reader, mover, service
+from keyturn_workers.console.dead.mover import Pace
 from keyturn_workers.console.dead.service import DeadLetters, PlanGoneError
 from keyturn_workers.console.model import Model
 from keyturn_workers.dead_letters.errors import LockedError
@@ -44,7 +44,7 @@ class _Scene:
         self.dead = DeadLetters(
             "amqp://", self.model, self.publisher, check_s=0.01, pace=Pace(yield_s=0), **options
         )
-        for module in (reading, moving):
+        for module in (letter_reader, mover):
             monkeypatch.setattr(module, "locked_channel", self._locked)
         monkeypatch.setattr(service, "connect", self._connect)
         monkeypatch.setattr(service, "_RETRY_S", 0.01)

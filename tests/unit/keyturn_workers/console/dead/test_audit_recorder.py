@@ -6,7 +6,7 @@ import pytest
 
 from keyturn.errors import NotDeliveredError, OutcomeUnknownError
 from keyturn.messages import AuditedLetter
-from keyturn_workers.console.dead.recording import NotRecordedError, Recorder
+from keyturn_workers.console.dead.audit_recorder import NotRecordedError, Recorder
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS
 from tests.unit.keyturn_workers.console.dead.publishers import FakePublisher
 

@@ -20,10 +20,10 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException, DeliveryEr
 
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import AUDITED_LETTERS, AuditedLetter
+from keyturn_workers.console.dead.audit_recorder import NotRecordedError, Recorder
 from keyturn_workers.console.dead.jobs import Failure, Job, Plan
+from keyturn_workers.console.dead.letter_reader import locked_channel
 from keyturn_workers.console.dead.letters import digest_number
-from keyturn_workers.console.dead.reading import locked_channel
-from keyturn_workers.console.dead.recording import NotRecordedError, Recorder
 from keyturn_workers.dead_letters.description import audit_fields, digest_of
 from keyturn_workers.dead_letters.queues import work_queue
 from keyturn_workers.dead_letters.reader import browse

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn_workers.console.dead import reading
+from keyturn_workers.console.dead import letter_reader
+from keyturn_workers.console.dead.letter_reader import read_details, read_queue
 from keyturn_workers.console.dead.letters import Compactor
-from keyturn_workers.console.dead.reading import read_details, read_queue
 from keyturn_workers.dead_letters.errors import UnknownQueueError
 from tests.unit.keyturn_workers.amqp.memory_broker import MemoryBroker
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS
@@ -29,7 +29,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
     async def opened(*_: Any) -> AsyncIterator[AbstractChannel]:
         yield made.channel()
 
-    monkeypatch.setattr(reading, "locked_channel", opened)
+    monkeypatch.setattr(letter_reader, "locked_channel", opened)
     return made
 
 
@@ -49,7 +49,7 @@ async def test_a_queue_is_read_and_every_letter_goes_back(broker: MemoryBroker) 
 async def test_of_very_many_letters_the_oldest_are_kept(
     broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "LETTERS_MAX", 3)
+    monkeypatch.setattr(letter_reader, "LETTERS_MAX", 3)
     letters = [letter(upload()) for _ in range(5)]
     broker.fill(UPLOADS, *letters)
     read = await read_queue("amqp://", UPLOADS, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from keyturn_workers.console.model.pages import PagedReport
+from keyturn_workers.console.model.paged_reports import PagedReport
 from tests.unit.keyturn_workers.console.model.messages import at, report
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn_workers.console.dead import moving
+from keyturn_workers.console.dead import mover
+from keyturn_workers.console.dead.audit_recorder import NotRecordedError, Recorder
 from keyturn_workers.console.dead.jobs import Job, Plan, make_plan
 from keyturn_workers.console.dead.letters import Compactor, digest_number
-from keyturn_workers.console.dead.moving import Mover, Pace
-from keyturn_workers.console.dead.recording import NotRecordedError, Recorder
+from keyturn_workers.console.dead.mover import Mover, Pace
 from keyturn_workers.dead_letters import reader
 from keyturn_workers.dead_letters.description import describe
 from tests.unit.keyturn_workers.amqp.memory_broker import MemoryBroker
@@ -40,7 +40,7 @@ class _Scene:
         self.publisher = FakePublisher()
         self.turns = 0
         self.loses: list[int] = []
-        monkeypatch.setattr(moving, "locked_channel", self._channel)
+        monkeypatch.setattr(mover, "locked_channel", self._channel)
 
     @asynccontextmanager
     async def _channel(self, *_: Any) -> AsyncIterator[AbstractChannel]:
@@ -110,7 +110,7 @@ async def test_a_discard_publishes_nothing(scene: _Scene) -> None:
 async def test_a_record_holds_so_many_letters_at_most_and_comes_first(
     scene: _Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moving, "AUDITED_LETTERS", 5)
+    monkeypatch.setattr(mover, "AUDITED_LETTERS", 5)
     letters = _letters(11)
     scene.fill(*letters)
     moved: list[int] = []
@@ -189,7 +189,7 @@ async def test_a_replayed_letter_that_dies_again_is_not_replayed_twice(scene: _S
 async def test_a_stopped_job_completes_its_batch_and_moves_no_more(
     scene: _Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moving, "AUDITED_LETTERS", 5)
+    monkeypatch.setattr(mover, "AUDITED_LETTERS", 5)
     letters = _letters(12)
     scene.fill(*letters)
     plan = scene.plan("discard", *letters)
@@ -203,7 +203,7 @@ async def test_a_stopped_job_completes_its_batch_and_moves_no_more(
 async def test_bodies_are_held_for_a_bounded_number_of_letters(
     scene: _Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moving, "_HELD_MAX_BYTES", 4000)
+    monkeypatch.setattr(mover, "_HELD_MAX_BYTES", 4000)
     letters = _letters(20)
     scene.fill(*letters)
     assert (await scene.run(scene.plan("replay", *letters))).done == 20
@@ -215,7 +215,7 @@ async def test_bodies_are_held_for_a_bounded_number_of_letters(
 async def test_a_turn_that_takes_long_gives_others_theirs(
     scene: _Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moving, "AUDITED_LETTERS", 2)
+    monkeypatch.setattr(mover, "AUDITED_LETTERS", 2)
     monkeypatch.setattr("keyturn_workers.amqp.queue_browser._BATCH", 2)
     letters = _letters(6)
     scene.fill(*letters)
@@ -275,7 +275,7 @@ async def test_what_was_acknowledged_when_the_broker_was_lost_counts_once_it_is_
     async def _lost(_left: int) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(moving, "browse", browse)
+    monkeypatch.setattr(mover, "browse", browse)
     job = await scene.run(scene.plan("discard", *letters))
     assert (_counts(job), scene.turns) == ((2, 0, 0, 0), 2)
 
