@@ -72,7 +72,7 @@ def add_user(
     name: Annotated[str, typer.Argument(help="The name to sign in with.")],
     role: Annotated[
         Literal["view", "operate"],
-        typer.Option("--role", help="`view` changes nothing; `operate` may do all."),
+        typer.Option("--role", help="`view` reads every page; `operate` also uses the actions."),
     ],
     file: _FileOption,
 ) -> None:
