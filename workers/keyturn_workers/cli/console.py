@@ -4,6 +4,8 @@ A password comes from a prompt or from standard input, never from an argument, w
 list would show.
 """
 
+import fcntl
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,15 +87,18 @@ def add_user(
         from keyturn_workers.console.auth import password_file, passwords  # noqa: PLC0415
     if not password_file.is_user_name(name):
         raise typer.BadParameter("a name has 1 to 64 characters of a-z, A-Z, 0-9 and . _ @ + -")
-    users = _read(file)
+    _read(file)  # one that cannot be used is said before anything is typed
     password = _read_password()
     if not passwords.MIN_CHARACTERS <= len(password) <= passwords.MAX_CHARACTERS:
         raise typer.BadParameter(
             f"a password has {passwords.MIN_CHARACTERS} to {passwords.MAX_CHARACTERS} characters"
         )
-    action = "changed" if name in users else "added"
-    users[name] = password_file.User(name, role, passwords.hash_password(password))
-    write_secret(file, password_file.format_users(users), force=True)
+    digest = passwords.hash_password(password)
+    with _locked(file):
+        users = _read(file)
+        action = "changed" if name in users else "added"
+        users[name] = password_file.User(name, role, digest)
+        write_secret(file, password_file.format_users(users), force=True)
     print_line(f"{action} {name} with the role {role} in {file}")
 
 
@@ -104,12 +109,30 @@ def remove_user(
     """Remove a person from the password file. A running console ends their sessions."""
     with _needs_extra():
         from keyturn_workers.console.auth import password_file  # noqa: PLC0415
-    users = _read(file)
-    if name not in users:
-        raise CommandError(f"{file} has no user of this name")
-    del users[name]
-    write_secret(file, password_file.format_users(users), force=True)
+    with _locked(file):
+        users = _read(file)
+        if name not in users:
+            raise CommandError(f"{file} has no user of this name")
+        del users[name]
+        write_secret(file, password_file.format_users(users), force=True)
     print_line(f"removed {name} from {file}")
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Keep other commands from changing the file meanwhile: a removed person would be back.
+
+    Locks its folder, since the file itself is replaced.
+    """
+    try:
+        folder = os.open(file.parent, os.O_RDONLY)
+    except OSError as exc:
+        raise CommandError(f"{file}: {exc.strerror}") from exc
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _read(file: Path) -> "dict[str, User]":

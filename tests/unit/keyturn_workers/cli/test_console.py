@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import stat
 import sys
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
 
+from keyturn_workers.cli import console, secret_files
 from keyturn_workers.cli.app import app
 from keyturn_workers.console import server
 from keyturn_workers.console.auth.password_file import PasswordFile
@@ -50,6 +52,45 @@ async def test_people_are_added_changed_and_removed(tmp_path: Path) -> None:
     assert (removed.exit_code, removed.stdout) == (0, f"removed kim from {file}\n")
     again = _run("remove-user", "kim", "--file", str(file))
     assert (again.exit_code, again.stderr) == (1, f"keyturn: {file} has no user of this name\n")
+
+
+def test_a_person_who_is_removed_while_a_password_is_typed_stays_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "passwords"
+    _add(file, "lee")
+
+    def type_slowly() -> str:
+        assert _run("remove-user", "lee", "--file", str(file)).exit_code == 0
+        return _PASSWORD
+
+    monkeypatch.setattr(console, "_read_password", type_slowly)
+    assert _add(file).exit_code == 0
+    assert PasswordFile(file).user("kim") is not None
+    assert PasswordFile(file).user("lee") is None
+
+
+def test_two_commands_at_once_do_not_undo_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "passwords"
+    _add(file, "lee")
+    real = secret_files.write_secret
+    removing: list[Thread] = []
+
+    def write_late(path: Path, content: str, *, force: bool) -> None:
+        monkeypatch.setattr(console, "write_secret", real)
+        remove = Thread(target=console.remove_user, args=("lee", file))
+        remove.start()
+        remove.join(0.05)
+        removing.append(remove)
+        real(path, content, force=force)
+
+    monkeypatch.setattr(console, "write_secret", write_late)
+    assert _add(file).exit_code == 0
+    removing[0].join()
+    assert PasswordFile(file).user("kim") is not None
+    assert PasswordFile(file).user("lee") is None
 
 
 @pytest.mark.parametrize(
