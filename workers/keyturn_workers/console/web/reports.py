@@ -16,6 +16,8 @@ from keyturn.errors import CodedError, PublisherError
 
 _AGAIN_AFTER_S: Final = 15.0
 _MAX_KEPT: Final = 1000
+MAX_UNDER_WAY: Final = 50
+"""Reports at once. A page that needs another one asks at its next refresh."""
 _log: Final = logging.getLogger(__name__)
 
 
@@ -39,7 +41,10 @@ class Reports:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def want(self, name: tuple[str, ...], ask: Callable[[], Awaitable[object]]) -> None:
-        """Ask in the background, unless this was asked for lately."""
+        """Ask in the background, unless this was asked for lately, or too much is asked for."""
+        # An address can name any sweep, so a person could have any number of them asked for.
+        if len(self._tasks) >= MAX_UNDER_WAY:
+            return
         now = self._clock()
         asked_at = self._asked.get(name)
         if asked_at is not None and now - asked_at < self._again_after_s:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keyturn.errors import PublisherError
-from keyturn_workers.console.web.reports import Reports
+from keyturn_workers.console.web.reports import MAX_UNDER_WAY, Reports
 
 
 class Asked:
@@ -36,3 +36,14 @@ async def test_control_workers_that_are_away_are_no_error_of_the_page() -> None:
     reports.want(("sweep", "a"), asked)
     await reports.settled()
     assert asked.times == 1
+
+
+async def test_only_so_many_are_asked_for_at_once() -> None:
+    reports, asked = Reports(), Asked()
+    for number in range(MAX_UNDER_WAY + 1):
+        reports.want(("sweep", str(number)), asked)
+    await reports.settled()
+    assert asked.times == MAX_UNDER_WAY
+    reports.want(("sweep", str(MAX_UNDER_WAY)), asked)
+    await reports.settled()
+    assert asked.times == MAX_UNDER_WAY + 1
