@@ -162,6 +162,12 @@ class DeadIndex:
         """The index after one queue was read again."""
         return DeadIndex((self.queues | {queue.queue: queue}).values())
 
+    def with_empty(self, queues: Iterable[str], at: datetime) -> "DeadIndex":
+        """The index after these queues, which were read as empty, were seen to be so still."""
+        return DeadIndex(
+            (self.queues | {name: QueueLetters(name, (), 0, at) for name in queues}).values()
+        )
+
     @property
     def total(self) -> int:
         """How many letters there were, also those that are not kept."""

@@ -149,11 +149,14 @@ class DeadLetters:
 
     async def _read_due(self, connection: AbstractConnection) -> None:
         is_asked = self._read_now.is_set()
-        if not is_asked and time.monotonic() < self._next_s:
+        # After an outage the queues are counted at once: until then pages say that it lasts.
+        if not is_asked and not self.reading.problem and time.monotonic() < self._next_s:
             return
         due = [queue for queue in DEAD_QUEUES if is_asked or await self._is_due(connection, queue)]
         self._read_now.clear()
+        self._confirm_empty(due)
         if not due:
+            self._set_reading(Reading())
             return
         began = time.monotonic()
         for queue in due:
@@ -168,6 +171,22 @@ class DeadLetters:
             self._model.set_dead(summary)
         self._set_reading(Reading())
         _log.debug("dead letters read", letters=self.index.total, seconds=round(took_s, 2))
+
+    def _confirm_empty(self, due: list[str]) -> None:
+        # All others were counted just now. Those with as many letters as before may hold different
+        # ones, but an empty queue is empty: it does not make the others look older than they are.
+        at, known_at = datetime.now(UTC), self.index.as_of
+        if known_at is None:
+            return
+        others = [queue for queue in self.index.queues.values() if queue.queue not in due]
+        read_at = min((queue.as_of or at for queue in others if queue.count), default=at)
+        if not due and (read_at - known_at).total_seconds() < self._interval_s:
+            return
+        empty = [queue.queue for queue in others if not queue.count]
+        self.index = self.index.with_empty(empty, at)
+        if not due and (summary := self.index.summary()) is not None:
+            self._model.set_dead(summary)
+            self._changed()
 
     async def _is_due(self, connection: AbstractConnection, queue: str) -> bool:
         known = self.index.queues[queue]

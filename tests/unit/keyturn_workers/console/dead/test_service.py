@@ -135,6 +135,39 @@ async def test_a_queue_whose_count_changed_is_read_again_by_itself(
         assert scene.reads == reads + 1
 
 
+async def test_an_outage_that_is_over_is_no_problem_any_more(
+    scene: _Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.broker.fill(UPLOADS, letter(upload()))
+    async with scene.running() as dead:
+        await _until(lambda: not dead.reading.queue)
+        channel = scene.broker.channel
+
+        def away() -> AbstractChannel:
+            raise AMQPConnectionError
+
+        monkeypatch.setattr(scene.broker, "channel", away)
+        dead.read_again()
+        await _until(lambda: bool(dead.reading.problem))
+        monkeypatch.setattr(scene.broker, "channel", channel)
+        await _until(lambda: not dead.reading.problem)
+        assert dead.index.total == 1
+
+
+async def test_an_empty_queue_does_not_make_new_letters_look_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = _Scene(monkeypatch, interval_s=0.05)
+    async with scene.running() as dead:
+        began = datetime.now(UTC)
+        await _until(lambda: dead.index.as_of is not None and dead.index.as_of > began)
+        arrived = datetime.now(UTC)
+        scene.broker.fill(UPLOADS, letter(upload()))
+        await _until(lambda: dead.index.total == 1)
+        assert dead.index.as_of is not None
+        assert dead.index.as_of > arrived
+
+
 async def test_it_is_read_at_most_once_a_minute_by_itself_and_at_once_if_asked(
     scene: _Scene,
 ) -> None:
