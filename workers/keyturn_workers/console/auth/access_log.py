@@ -55,7 +55,7 @@ def _write(scope: Scope, status: int, took_s: float) -> None:
         person=None if session is None else session.person.name,
         method=scope["method"],
         path=path.partition("?")[0][:_MAX_PATH_CHARACTERS],
-        status=status,
+        status=int(status),  # an `HTTPStatus` shows as more than its number
         took_ms=round(took_s * 1000, 1),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 async def _page(request: Request) -> Response:
     request.scope[SESSION_SCOPE] = Session("i", Person("kim", "view", "password:kim"), "c", 1)
-    return PlainTextResponse("x", 201)
+    return PlainTextResponse("x", HTTPStatus.CREATED)
 
 
 async def _fails(_: Request) -> Response:
@@ -55,6 +56,10 @@ def test_a_line_says_who_asked_for_what() -> None:
         "path": "/projects/acme",
         "status": 201,
     }
+
+
+def test_a_status_is_a_number() -> None:
+    assert f"{_logged('GET', '/acme')['status']!r}" == "201"
 
 
 def test_control_characters_stay_escaped() -> None:
