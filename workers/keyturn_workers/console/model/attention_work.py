@@ -70,7 +70,7 @@ def workers_missing(facts: Facts) -> Iterable[AttentionItem]:
         return
     present = {role for row in facts.workers if row.is_present for role in row.roles}
     lost = sorted({role for row in missing for role in row.roles} - present)
-    names = listed(f"{row.host} ({', '.join(row.roles)})" for row in missing)
+    names = listed(_run(row) for row in missing)
     alone = f" No {' or '.join(lost)} worker is left." if lost else ""
     yield AttentionItem(
         "workers_missing",
@@ -81,6 +81,11 @@ def workers_missing(facts: Facts) -> Iterable[AttentionItem]:
         "Look at the process and its log. This item goes away 15 minutes after its last report.",
         as_of=max(row.as_of for row in missing),
     )
+
+
+def _run(row: WorkerRow) -> str:
+    # A host may run several of a role: the start tells them apart.
+    return f"{row.host} ({', '.join(row.roles)}, started {row.started_at:%Y-%m-%d %H:%M:%S})"
 
 
 def workers_differ(facts: Facts) -> Iterable[AttentionItem]:

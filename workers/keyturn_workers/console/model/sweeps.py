@@ -7,6 +7,7 @@ the model says so.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -338,7 +339,7 @@ class SweepBook:
         matching = [row for row in known if _matches(row, query)] if is_filtered else known
         matching.sort(key=lambda row: not row.is_running)
         chain = self.inventory.chain()
-        return page_of(
+        page = page_of(
             matching,
             query.page,
             query.size,
@@ -346,6 +347,9 @@ class SweepBook:
             as_of=chain.as_of,
             is_complete=chain.is_complete and not self.is_truncated,
         )
+        # Events are newer than the inventory that they follow.
+        times = (at for at in (chain.as_of, *(row.as_of for row in page.rows)) if at is not None)
+        return replace(page, as_of=max(times, default=None))
 
     def view(self, ref: SweepRef) -> SweepView | None:
         """One sweep with its samples, parts and failures."""

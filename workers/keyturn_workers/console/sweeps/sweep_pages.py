@@ -174,6 +174,11 @@ def _chart(samples: Sequence[RateSample]) -> charts.Chart | None:
     return charts.line("Objects per second", rates)
 
 
+def _date(text: str) -> str:
+    """A date of the evidence in words of the pages; the fraction of a second if it has one."""
+    return text.replace("T", " ").removesuffix("Z").removesuffix(".000000")
+
+
 def _proof(held: EvidenceView, view: SweepView) -> Proof | None:
     """The dates in the evidence of this sweep, if the console holds it."""
     digest = view.row.evidence
@@ -188,9 +193,8 @@ def _proof(held: EvidenceView, view: SweepView) -> Proof | None:
         if read.digest != digest:
             return None
         said = read.statement.predicate
-        return Proof(
-            said.turned_at, said.proven_from, said.proven_to, said.late_writes_refused, digest
-        )
+        dates = (_date(at) for at in (said.turned_at, said.proven_from, said.proven_to))
+        return Proof(*dates, said.late_writes_refused, digest)
     return None
 
 

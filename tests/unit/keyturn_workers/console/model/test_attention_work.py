@@ -123,6 +123,12 @@ def test_without_any_worker_of_a_role_it_is_urgent() -> None:
     assert [item.severity for item in workers_missing(with_another)] == ["soon"]
 
 
+def test_a_missing_worker_is_named_by_its_start_too() -> None:
+    missing = worker(-60)
+    (item,) = workers_missing(Facts(now=at(0), feeds=UP, workers=rows(missing)))
+    assert f"started {at(-60):%Y-%m-%d}" in item.detail
+
+
 def test_a_rollout_is_no_problem_for_a_while() -> None:
     new = worker(0, 2, version="0.9.1")
     fresh = new.model_copy(update={"started_at": worker(-60).at})

@@ -60,6 +60,15 @@ def test_what_is_under_way_comes_before_what_is_newer(scene: Scene) -> None:
     assert [row.project for row in scene.book.query(SweepQuery()).rows] == ["acme", "beta"]
 
 
+def test_a_page_is_as_new_as_its_newest_row(scene: Scene) -> None:
+    scene.book.apply_report(sweeps_report(1, sweep_status("acme", 5)))
+    assert scene.book.query(SweepQuery()).as_of == scene.row("acme", 5).as_of
+    scene.events(progressed(9, "acme", 5))
+    as_of = scene.book.query(SweepQuery()).as_of
+    assert as_of == scene.row("acme", 5).as_of
+    assert as_of != scene.book.inventory.chain().as_of
+
+
 def test_parts_belong_to_the_sweep_of_all(scene: Scene) -> None:
     scene.book.apply_report(sweeps_report(1, sweep_status("*", 5, dry_run=True)))
     scene.events(progressed(2, "acme", 5, objects=1), progressed(3, "beta", 5, clean=True))
