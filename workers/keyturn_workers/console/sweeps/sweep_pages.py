@@ -193,8 +193,13 @@ def _proof(held: EvidenceView, view: SweepView) -> Proof | None:
         if read.digest != digest:
             return None
         said = read.statement.predicate
-        dates = (_date(at) for at in (said.turned_at, said.proven_from, said.proven_to))
-        return Proof(*dates, said.late_writes_refused, digest)
+        return Proof(
+            _date(said.turned_at),
+            _date(said.proven_from),
+            _date(said.proven_to),
+            said.late_writes_refused,
+            digest,
+        )
     return None
 
 
