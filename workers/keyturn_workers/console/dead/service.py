@@ -33,7 +33,7 @@ from keyturn_workers.console.dead.letter_reader import LetterDetails, read_detai
 from keyturn_workers.console.dead.letters import IndexedLetter
 from keyturn_workers.console.dead.mover import LOST, Mover, Pace
 from keyturn_workers.console.model import Model
-from keyturn_workers.dead_letters.errors import DeadLetterError
+from keyturn_workers.dead_letters.errors import DeadLetterError, UnknownQueueError
 
 _PLANS_MAX: Final = 20
 _PLAN_LIFE_S: Final = 900
@@ -140,7 +140,8 @@ class DeadLetters:
                             await self._pause(self._check_s)
             except Exception as exc:  # noqa: BLE001  # one reading must not end the console
                 self._set_reading(Reading(None, _problem(exc), datetime.now(UTC)))
-            await self._pause(_RETRY_S)
+            # Not cut short if a person asks: that stays set until the broker is back.
+            await asyncio.sleep(_RETRY_S)
 
     async def _pause(self, pause_s: float) -> None:
         with suppress(TimeoutError):
@@ -159,16 +160,23 @@ class DeadLetters:
             self._set_reading(Reading())
             return
         began = time.monotonic()
+        missing: UnknownQueueError | None = None
         for queue in due:
             self._set_reading(Reading(queue))
-            async with self._turn:
-                letters = await read_queue(self._amqp_url, queue, _LOCK_TIMEOUT_S)
+            try:
+                async with self._turn:
+                    letters = await read_queue(self._amqp_url, queue, _LOCK_TIMEOUT_S)
+            except UnknownQueueError as exc:  # which says nothing about the others
+                missing = missing or exc
+                continue
             self._read_at_s[queue] = time.monotonic()
             self.index = self.index.with_queue(letters)
         took_s = time.monotonic() - began
         self._next_s = time.monotonic() + max(self._interval_s, _READING_SHARE * took_s)
         if (summary := self.index.summary()) is not None:
             self._model.set_dead(summary)
+        if missing is not None:
+            raise missing
         self._set_reading(Reading())
         _log.debug("dead letters read", letters=self.index.total, seconds=round(took_s, 2))
 

@@ -16,7 +16,7 @@ from keyturn_workers.console.dead import letter_reader, mover, service
 from keyturn_workers.console.dead.mover import Pace
 from keyturn_workers.console.dead.service import DeadLetters, PlanGoneError
 from keyturn_workers.console.model import Model
-from keyturn_workers.dead_letters.errors import LockedError
+from keyturn_workers.dead_letters.errors import LockedError, UnknownQueueError
 from tests.unit.keyturn_workers.amqp.memory_broker import MemoryBroker
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS
 from tests.unit.keyturn_workers.console.dead.publishers import FakePublisher
@@ -196,6 +196,48 @@ async def test_a_failed_reading_says_why_and_is_tried_again(
         scene.error = None
         await _until(lambda: dead.index.as_of is not None)
         await _until(lambda: not dead.reading.problem)
+
+
+async def test_a_person_who_asks_while_the_broker_is_away_causes_no_storm(
+    scene: _Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connects = 0
+
+    async def connect(_url: str) -> Any:
+        nonlocal connects
+        connects += 1
+        await asyncio.sleep(0)
+        raise AMQPConnectionError
+
+    monkeypatch.setattr(service, "connect", connect)
+    monkeypatch.setattr(service, "_RETRY_S", 0.05)
+    scene.dead.read_again()
+    task = asyncio.create_task(scene.dead.run())
+    await asyncio.sleep(0.2)
+    task.cancel()
+    await asyncio.wait({task})
+    assert 1 <= connects <= 5
+
+
+async def test_a_queue_that_does_not_exist_keeps_no_other_from_being_read(
+    scene: _Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_queue, missing = letter_reader.read_queue, DEAD_QUEUES[0]
+
+    async def read(amqp_url: str, queue: str, lock_timeout_s: float) -> Any:
+        if queue == missing:
+            raise UnknownQueueError(f"{queue} does not exist")
+        return await read_queue(amqp_url, queue, lock_timeout_s)
+
+    monkeypatch.setattr(service, "read_queue", read)
+    task = asyncio.create_task(scene.dead.run())
+    try:
+        await _until(lambda: "does not exist" in scene.dead.reading.problem)
+        others = [scene.dead.index.queues[queue].as_of for queue in DEAD_QUEUES[1:]]
+        assert None not in others
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def test_while_letters_are_read_the_previous_index_is_shown(scene: _Scene) -> None:
