@@ -75,6 +75,21 @@ def test_a_running_sweep_has_a_chart_of_its_rate(console: Scene) -> None:
     assert "Running" in page
 
 
+def test_a_running_sweep_says_that_an_unproven_object_counts_as_half(console: Scene) -> None:
+    console.add_sweep(
+        SWEEP_ID,
+        status="running",
+        clean=None,
+        dry_run=False,
+        ended_at=None,
+        expected_objects=40,
+        counts=SweepCounts(objects=10, rewrapped=10, current=0),
+        rate_per_s=5.0,
+        left_s=6.0,
+    )
+    assert "counts as half until it is proven" in console.get(f"/sweeps/acme/{SWEEP_ID}")
+
+
 def test_a_dry_run_says_what_a_sweep_for_real_would_change(console: Scene) -> None:
     console.add_sweep()
     page = console.get(_PAGE)
