@@ -106,6 +106,10 @@ class ConsoleClient:
         assert answer.status == 200, answer
         assert not answer.path.startswith("/sign-in"), answer
 
+    async def is_signed_in(self) -> bool:
+        """Whether the client's session goes on."""
+        return not (await self.get("/sign-in")).path.startswith("/sign-in")
+
     @asynccontextmanager
     async def events(self) -> AsyncIterator[aiohttp.StreamReader]:
         """The stream of events, as a page that is looked at holds it."""
@@ -115,13 +119,29 @@ class ConsoleClient:
             yield response.content
 
 
+_COOKIES: dict[tuple[str, str, str], aiohttp.CookieJar] = {}
+"""Sessions by URL, name and password: sign-ins are limited for each name."""
+
+
 @asynccontextmanager
-async def console_client(url: str, account: Account | None = None) -> AsyncIterator[ConsoleClient]:
-    """A client without cookies, signed in if an account is given."""
-    # Browsers take loopback for as safe as TLS, and send cookies that are `Secure` there.
-    jar = aiohttp.CookieJar(unsafe=True, treat_as_secure_origin=URL(url))
+async def console_client(
+    url: str, account: Account | None = None, *, is_new: bool = False
+) -> AsyncIterator[ConsoleClient]:
+    """A client without cookies, signed in if an account is given.
+
+    Clients of one account share a session, unless one is to have a new one of its own.
+    """
+    if account is None or is_new:
+        jar = _new_jar(url)
+    else:
+        jar = _COOKIES.setdefault((url, account.name, account.password), _new_jar(url))
     async with aiohttp.ClientSession(cookie_jar=jar) as session:
         client = ConsoleClient(url, session)
-        if account is not None:
+        if account is not None and not await client.is_signed_in():
             await client.sign_in(account)
         yield client
+
+
+def _new_jar(url: str) -> aiohttp.CookieJar:
+    # Browsers take loopback for as safe as TLS, and send cookies that are `Secure` there.
+    return aiohttp.CookieJar(unsafe=True, treat_as_secure_origin=URL(url))

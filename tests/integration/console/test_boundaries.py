@@ -121,7 +121,7 @@ async def test_no_page_can_be_framed(
 
 async def test_a_change_needs_this_sessions_token_and_this_origin(site: ConsoleSite) -> None:
     """Each of the two is checked by itself: the right one does not replace the other."""
-    async with console_client(site.url, OPERATOR) as client:
+    async with console_client(site.url, OPERATOR, is_new=True) as client:
         page = await client.get("/")
         form = next(each for each in forms_of(page.text) if each.action == "/sign-out")
         token = form.fields["csrf"]
