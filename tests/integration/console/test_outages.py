@@ -76,8 +76,12 @@ async def test_a_console_that_starts_without_its_broker_serves_and_says_so(
 
 
 async def _shown(client: ConsoleClient, path: str) -> str:
-    """A page's text without what differs from one moment, or one session, to the next."""
-    return _MOMENT.sub("", (await client.get(path)).text)
+    """A page without what differs from one moment, or one session, to the next.
+
+    The navigation counts dead letters, which are read again once a minute.
+    """
+    text = (await client.get(path)).text
+    return _MOMENT.sub("", text[text.index("<main") :])
 
 
 async def _assert_same(one: ConsoleClient, other: ConsoleClient, path: str) -> None:
@@ -122,5 +126,5 @@ async def test_a_worker_killed_within_a_sweep_and_a_restarted_console_show_the_s
     ):
         for path in paths:
             await _assert_same(before, after, path)
-        counts = re.findall(r'class="num">([0-9,]+)<', await _shown(after, paths[1]))
-        assert counts[0] == "1,500", counts
+        shown = await _shown(after, paths[1])
+        assert re.findall(r'>Objects</th>.*?class="num">([0-9,]+)<', shown) == ["1,500"]
