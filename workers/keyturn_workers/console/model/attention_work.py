@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 from urllib.parse import urlencode
 
+from keyturn.errors import AlreadyExistsError, BodyTooLargeError, DeletedKeyError
 from keyturn_workers.console.codes import code_help
 from keyturn_workers.console.model.attention_facts import Facts, Rule, ago, count_of, listed
 from keyturn_workers.console.model.rows import AttentionItem, QueueRow, WorkerRow
@@ -17,6 +18,10 @@ ROLLOUT: Final = timedelta(minutes=15)
 """How long workers may differ while they are replaced one after the other."""
 CLOCK_UNKNOWN_AFTER: Final = timedelta(minutes=5)
 UNSIGNED: Final = "bad_signature"
+# Of letters with these codes the body is not kept, so they cannot be replayed (SPEC 6.9).
+CODES_WITHOUT_BODY: Final = frozenset(
+    error.code for error in (AlreadyExistsError, DeletedKeyError, BodyTooLargeError)
+)
 
 
 def queue_unserved(facts: Facts) -> Iterable[AttentionItem]:
@@ -177,13 +182,14 @@ def dead_letters(facts: Facts) -> Iterable[AttentionItem]:
         if len(queues[code]) == 1:
             filters["queue"] = next(iter(queues[code]))
         remedy = f"{found.remedy[:1].upper()}{found.remedy[1:]}".rstrip(".")
+        then = "discard them" if code in CODES_WITHOUT_BODY else "replay or discard them"
         yield AttentionItem(
             "dead_letters",
             "soon",
             f"{count_of(number, 'dead letter')}: {code}",
             f"{found.meaning[:1].upper()}{found.meaning[1:]}.",
             f"/dead?{urlencode(filters)}",
-            f"{remedy}. Then replay or discard them." if remedy else "Replay or discard them.",
+            f"{remedy}. Then {then}." if remedy else f"{then.capitalize()}.",
             as_of=facts.dead.as_of,
         )
 

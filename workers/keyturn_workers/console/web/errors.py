@@ -30,7 +30,7 @@ _TEXTS: Final = {
     403: _Text(
         "Not allowed",
         "Your role does not permit this, or the form has expired. Nothing was changed.",
-        "Reload the page and try again. If that fails, ask an administrator for “operate”.",
+        "If you changed a form, reload its page and send it again. To act, your role must be “operate”.",
     ),
     404: _Text(
         "Not found",

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from keyturn_workers.amqp import retry
 from keyturn_workers.console.model.attention_facts import Facts, Rule
 from keyturn_workers.console.model.attention_work import (
+    CODES_WITHOUT_BODY,
     backlog_grows,
     clock_unknown,
     dead_letters,
@@ -151,3 +153,14 @@ def test_dead_letters_are_items_by_code_with_a_filtered_page() -> None:
         "/dead?code=already_exists&queue=keyturn.upload.dead",
     ]
     assert items[0].remedy == "Enroll it. Then replay or discard them."
+
+
+def test_letters_without_a_body_are_not_to_be_replayed() -> None:
+    assert CODES_WITHOUT_BODY == retry.CODES_WITHOUT_BODY
+    counts = (
+        DeadCount("keyturn.upload.dead", "already_exists", 1),
+        DeadCount("keyturn.upload.dead", "bad_seal", 1),
+    )
+    kept, replayable = sorted(dead_letters(Facts(dead=dead(*counts))), key=lambda item: item.title)
+    assert kept.remedy.endswith("Then discard them.")
+    assert replayable.remedy.endswith("Then replay or discard them.")

@@ -48,6 +48,9 @@ async def show(request: Request) -> Response:
         query=query,
         page=context.model.audit(query),
         findings=context.model.audit_findings(),
+        is_connected=any(
+            feed.name == "audit" and feed.is_connected for feed in context.model.feeds()
+        ),
         actions=[("", "Any"), *AUDIT_ACTIONS.items()],
         outcomes=list(_OUTCOMES.items()),
         typed={name: text_of(params, name) for name in fields},

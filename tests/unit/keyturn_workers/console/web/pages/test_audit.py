@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from keyturn.errors import PublisherError
+from keyturn_workers.console.model import Feed
 from keyturn_workers.console.web.pages.audit import moment_of
 from tests.unit.keyturn_workers.console.web.shown import lived, shown
 from tools.harness.console_data import HOSTILE_KEY, empty_model, filled_model, report_record
@@ -74,8 +75,18 @@ def test_a_trail_that_cannot_be_read_is_an_error_page() -> None:
 
 
 def test_without_records_it_says_what_is_needed() -> None:
-    assert "keyturn.audit" in shown(empty_model(), "/audit").text
+    model = empty_model()
+    model.set_feed(Feed("audit", is_connected=True))
+    assert "keyturn.audit" in shown(model, "/audit").text
     assert "No record matches" in shown(lived(), "/audit?text=nothing").text
+
+
+def test_a_trail_that_is_not_read_is_not_called_empty() -> None:
+    model = empty_model()
+    model.set_feed(Feed("audit", is_connected=False))
+    text = shown(model, "/audit").text
+    assert "The audit trail cannot be read now" in text
+    assert "No audit records yet" not in text
 
 
 @pytest.mark.parametrize(
