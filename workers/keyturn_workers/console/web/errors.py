@@ -30,7 +30,7 @@ _TEXTS: Final = {
     403: _Text(
         "Not allowed",
         "Your role does not permit this, or the form has expired. Nothing was changed.",
-        "If you changed a form, reload its page and send it again. To act, your role must be “operate”.",
+        "If you sent a form, reload its page and send it again. Actions need the role “operate”.",
     ),
     404: _Text(
         "Not found",
