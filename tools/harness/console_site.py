@@ -23,7 +23,7 @@ from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from tools.harness.console_history import History
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from tools.harness.wire import Wire
     from tools.servers import S3Server, Servers
 
-SETTINGS: Final = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.3"}
-"""Of the workers: a proof waits for two leases."""
+SETTINGS: Final = {
+    "LEASE_S": "1",
+    "KEYRING_CACHE_S": "0.3",
+    "DEAD_MAX_BYTES": str(4 * 2**30),
+}
+"""Of the workers: a proof waits for two leases; 100,000 dead letters are not too many."""
 
 _CAUGHT_UP_S: Final = 90
 _PAUSE_S: Final = 0.1
@@ -75,7 +79,13 @@ class ConsoleSite:
 
 @asynccontextmanager
 async def console_site(
-    broker: Servers, s3: S3Server, folder: Path, *, lives: bool = True, **settings: str
+    broker: Servers,
+    s3: S3Server,
+    folder: Path,
+    *,
+    lives: bool = True,
+    furnish: Callable[[ConsoleSite], Awaitable[None]] | None = None,
+    **settings: str,
 ) -> AsyncIterator[ConsoleSite]:
     """Run it all; `settings` are the console's, without the prefix.
 
@@ -84,6 +94,7 @@ async def console_site(
         s3: The storage.
         folder: For the file of passwords.
         lives: Whether something has happened when the console starts.
+        furnish: What else is done before it starts.
         settings: The console's, without the prefix.
     """
     private = broker.rabbitmq
@@ -103,6 +114,8 @@ async def console_site(
         site = ConsoleSite(deployment, wire, running, between, url, passwords)
         if lives:
             site.history = await console_history.live(deployment, wire)
+        if furnish is not None:
+            await furnish(site)
         site.console = await stack.enter_async_context(site.another_console(**settings))
         if site.history is not None:
             await _caught_up(site.url, site.history)

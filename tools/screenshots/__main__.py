@@ -142,10 +142,9 @@ async def _run(folder: Path, *, is_readme: bool) -> list[Path]:
         tempfile.TemporaryDirectory(prefix="keyturn-screenshots-") as scratch,
     ):
         async with (
-            console_site(servers, servers.s3, Path(scratch)) as site,
+            console_site(servers, servers.s3, Path(scratch), furnish=furnish) as site,
             launched() as browser,
         ):
-            await furnish(site)
             return await (_readme if is_readme else _all)(site, browser, folder)
 
 
