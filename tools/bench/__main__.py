@@ -29,6 +29,7 @@ from tools.bench import (
     tenants,
     uploads,
 )
+from tools.bench.console import dead_letters as console_dead
 from tools.bench.console import memory as console_memory
 from tools.bench.console import pages as console_pages
 from tools.bench.console import reports as console_reports
@@ -56,7 +57,13 @@ if TYPE_CHECKING:
 
 _ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
 _GATEWAY: Final = ("gateway-large", "gateway-first", "gateway-bodies", "gateway-small")
-_CONSOLE: Final = ("console-memory", "console-pages", "console-reports", "console-uploads")
+_CONSOLE: Final = (
+    "console-dead",
+    "console-memory",
+    "console-pages",
+    "console-reports",
+    "console-uploads",
+)
 _PARTS: Final = (
     "uploads",
     "uploads-limited",
@@ -368,6 +375,14 @@ def _with_console(kind: StorageKind) -> Iterator[tuple[ConsoleDeployment, Path]]
         yield ConsoleDeployment(made.amqp_url, made.s3, made.bucket), scratch
 
 
+def _console_dead(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _with_console(kind) as (deployment, scratch):
+        measuring = console_dead.measure(
+            deployment, scratch, letters=_QUICK_LETTERS if given.quick else _LETTERS
+        )
+        results.rows += asyncio.run(measuring)
+
+
 def _console_pages(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
     with _with_console(kind) as (deployment, scratch):
         measuring = console_pages.measure(
@@ -412,6 +427,7 @@ def _console_memory(kind: StorageKind, given: argparse.Namespace, results: Resul
 
 _OF_CONSOLE: Final = {
     "console-memory": _console_memory,
+    "console-dead": _console_dead,
     "console-pages": _console_pages,
     "console-reports": _console_reports,
     "console-uploads": _console_uploads,
