@@ -85,6 +85,7 @@ async def run_console(settings: ConsoleSettings) -> None:
                 grace_s=settings.shutdown_grace_s,
                 on_stop=console.auth.stop,
             )
+            await console.dead.finish()
             for task in background:
                 task.cancel()
     _log.info("console stopped")

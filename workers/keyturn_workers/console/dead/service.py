@@ -45,6 +45,7 @@ _READING_SHARE: Final = 10
 _READ_ANYWAY_S: Final = 900
 _LOCK_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 5.0
+_FINISH_S: Final = 15.0
 
 _log = structlog.get_logger()
 
@@ -105,6 +106,7 @@ class DeadLetters:
         self._check_s = check_s
         self._pace = pace
         self._turn = asyncio.Lock()
+        self._carrying_out = asyncio.Lock()
         self._read_now = asyncio.Event()
         self._next_s = 0.0
         self._read_at_s: dict[str, float] = {}
@@ -346,11 +348,23 @@ class DeadLetters:
         job.stop()
         self._changed()
 
+    async def finish(self, timeout_s: float = _FINISH_S) -> None:
+        """Stop all jobs, and wait until the batch that is under way is completed.
+
+        Otherwise letters would be recorded that were not moved, or be moved twice.
+        """
+        for job in self._jobs.values():
+            job.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._carrying_out:
+                pass
+
     async def _serve_jobs(self) -> None:
         while True:
             plan, job = await self._queued.get()
-            if not job.has_ended:
-                await self._carry_out(plan, job)
+            async with self._carrying_out:
+                if not job.has_ended:
+                    await self._carry_out(plan, job)
             if plan.plan_id in self._plans:  # without its digests, which take memory
                 self._plans[plan.plan_id] = (replace(plan, letters={}), job)
 

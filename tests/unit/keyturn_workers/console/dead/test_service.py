@@ -335,6 +335,32 @@ async def test_an_error_that_nothing_expected_ends_one_job_alone(scene: _Scene) 
         assert (failed.state, failed.problem) == ("failed", "internal error (LookupError)")
 
 
+async def test_a_console_that_ends_completes_the_batch_that_is_under_way(
+    scene: _Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover, "AUDITED_LETTERS", 2)
+    scene.broker.fill(UPLOADS, *(letter(upload()) for _ in range(5)))
+    gate, recording = asyncio.Event(), asyncio.Event()
+    wait = scene.publisher.wait
+
+    async def gated(request_id: str, *, timeout_s: float = 60) -> Any:
+        recording.set()
+        await gate.wait()
+        return await wait(request_id, timeout_s=timeout_s)
+
+    monkeypatch.setattr(scene.publisher, "wait", gated)
+    async with scene.running() as dead:
+        job, waiting = dead.start(scene.plan(), None), dead.start(scene.plan(), None)
+        await recording.wait()
+        ending = asyncio.create_task(dead.finish())
+        await _until(lambda: waiting.has_ended)
+        assert not ending.done()
+        gate.set()
+        await ending
+        assert (job.state, job.done, job.left) == ("stopped", 2, 3)
+        assert len(scene.broker.queues[UPLOADS]) == 3
+
+
 async def test_a_job_that_is_stopped_before_it_begins_moves_nothing(scene: _Scene) -> None:
     scene.broker.fill(UPLOADS, letter(upload()))
     async with scene.running() as dead:
