@@ -91,7 +91,7 @@ async def _fill(deployment: ConsoleDeployment, names: list[str], letters: int) -
 async def _complete(client: ConsoleClient, projects: int, letters: int) -> None:
     """Wait until the pages show all projects and all dead letters."""
     until = time.monotonic() + _COMPLETE_S
-    wanted = {"/projects": f"{projects:,}", "/dead": f"{letters:,}"}
+    wanted = {"/projects": f"of {projects:,} projects", "/dead": f"{letters:,}"}
     async with client.events():
         while wanted:
             shown = {path: (await client.get(path)).text for path in wanted}
