@@ -1,10 +1,10 @@
-"""Where an attacker of SPEC 13 would look: bucket, the broker's disk, logs, metrics.
+"""Where an attacker of SPEC 13 would look: bucket, the broker's disk, logs, metrics, the console.
 
 One deployment lives through everything once, on a separate broker: uploads inline and staged, a
 refusal, reads through the gateway, links that are given away, a new master key, a new API key, an
 upload after that. Then
 all that it left is searched for every secret that it ever had, and the keys of before are tried on
-every object.
+every object. A console has watched from the beginning, and all of its pages are read at the end.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import asyncio
 import base64
 import json
 import os
-from contextlib import aclosing, suppress
+import re
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -35,9 +37,11 @@ from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_stream import follow, last_offset
 from tools.harness import stored_objects
 from tools.harness.canaries import Canaries, secrets_of_link
-from tools.harness.deployment import Deployment
+from tools.harness.console import Account, ConsoleDeployment, console_user, write_passwords
+from tools.harness.console_client import console_client
+from tools.harness.console_crawl import crawl
 from tools.harness.http import Client, object_target
-from tools.harness.process import gateway
+from tools.harness.process import console, gateway
 from tools.harness.scene import Scene, check_queues_empty
 from tools.harness.sweep_scenario import (
     all_projects_sweep,
@@ -51,9 +55,12 @@ from tools.servers import Servers, new_bucket
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
+    from tools.harness.console_client import Answer, ConsoleClient
+    from tools.harness.deployment import Deployment
+    from tools.harness.process import GatewayProcess
     from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
     from tools.servers import RabbitMQ, S3Server
@@ -65,6 +72,10 @@ pytestmark = [
 ]
 
 PROJECT = "searched"
+HANDED_OVER = "handed-over"
+"""The project whose key is rotated in the console, which shows the new one once."""
+PERSON = Account("ada", "operate")
+_MISTYPED = "not the password, but close to it"
 _STAGED_BYTES = 700_000
 _SETTINGS = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
 
@@ -82,6 +93,7 @@ class Left:
     logs: list[str]
     metrics: list[str]
     upload_ids: list[str]
+    console: Seen
 
     def secrets(self, *, sealed_bodies: bool) -> Canaries:
         """Every secret there was; in logs sealed bodies have no place either."""
@@ -95,20 +107,29 @@ class Left:
         )
 
 
+@dataclass(frozen=True)
+class Seen:
+    """All that the console answered and logged."""
+
+    pages: Mapping[str, Answer]
+    answers: list[str]
+    logs: list[str]
+
+
 def _texts(blobs: Iterator[bytes]) -> Iterator[str]:
     return (blob.decode("latin-1") for blob in blobs)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def left(ceph: S3Server) -> AsyncIterator[Left]:
+async def left(ceph: S3Server, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Left]:
     with Servers("none", environ={}) as servers:
         assert servers.rabbitmq is not None
-        yield await _lived(servers.rabbitmq, ceph)
+        yield await _lived(servers.rabbitmq, ceph, tmp_path_factory.mktemp("console"))
 
 
-async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
+async def _lived(rabbitmq: RabbitMQ, ceph: S3Server, folder: Path) -> Left:
     masters = {"m1": os.urandom(32), "m2": os.urandom(32)}
-    deployment = Deployment(
+    deployment = ConsoleDeployment(
         rabbitmq.url,
         ceph,
         new_bucket(ceph),
@@ -116,7 +137,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
         more_master_keys={"m2": masters["m2"]},
     )
     scene = Scene(deployment, PROJECT)
-    (tenant,) = await enroll_projects(scene, [PROJECT])
+    tenant, _ = await enroll_projects(scene, [PROJECT, HANDED_OVER])
     port = free_port()
     settings = {
         **_SETTINGS,
@@ -125,6 +146,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
     }
     async with (
         scene.worker(**settings),
+        _console(deployment, rabbitmq, folder, scene.canaries) as watching,
         gateway(deployment.gateway_env(KEYRING_CACHE_S="0.5", LOG_LEVEL="debug")) as serving,
         open_wire(deployment) as wire,
     ):
@@ -148,6 +170,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
                 answer = await Client(serving, api_key).request(PROJECT, key)
                 assert answer.status == status
         assert await _statuses(links) == {401}
+        console_seen = await _read_all(watching, scene)
         await wait_until_drained(wire)
         metrics = [await _scraped(at) for at in (port, serving.port)]
         audit = await _audit_trail(rabbitmq)
@@ -165,7 +188,72 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
         logs=[line for log in scene.logs for line in log],
         metrics=metrics,
         upload_ids=ids,
+        console=console_seen,
     )
+
+
+@asynccontextmanager
+async def _console(
+    deployment: ConsoleDeployment, rabbitmq: RabbitMQ, folder: Path, canaries: Canaries
+) -> AsyncIterator[GatewayProcess]:
+    """A console with its own broker user, at its most talkative."""
+    write_passwords(folder / "passwords", [PERSON])
+    url = console_user(rabbitmq, rabbitmq.url)
+    canaries.secrets |= {
+        "console's seed": deployment.console_seed,
+        "console's session key": deployment.session_key,
+        "console's password at the broker": (urlsplit(url).password or "").encode(),
+        "person's password": PERSON.password.encode(),
+        "mistyped password": _MISTYPED.encode(),
+    }
+    env = deployment.console_env(folder / "passwords", amqp_url=url, LOG_LEVEL="debug")
+    async with console(env) as running:
+        yield running
+
+
+async def _read_all(running: GatewayProcess, scene: Scene) -> Seen:
+    """Sign in, badly and well, and read every kind of page."""
+    async with console_client(running.url) as client:
+        await client.try_password(PERSON.name, _MISTYPED)
+        await client.sign_in(PERSON)
+        shown = await _until_shows(client, f"/projects/{PROJECT}", "<dd>2</dd>")
+        scene.canaries.secrets["API key that the console showed"] = await _rotated(client)
+        pages = await crawl(client)
+        cookies = {
+            f"cookie {cookie.key}": cookie.value.encode()
+            for cookie in client.session.cookie_jar
+            if cookie.value not in ("", "null")  # ended with the sign-in
+        }
+    assert cookies
+    scene.canaries.secrets |= cookies
+    # A page may renew the cookie of the one who asks for it.
+    answers = [
+        f"{[item for item in each.headers.items() if item[0] != 'Set-Cookie']}{each.text}"
+        for each in (*pages.values(), shown)
+    ]
+    return Seen(pages, answers, running.lines)
+
+
+async def _rotated(client: ConsoleClient) -> bytes:
+    """Rotate a project's key in the console; returns the key that a page showed once."""
+    path = f"/projects/{HANDED_OVER}/rotate"
+    await _until_shows(client, f"/projects/{HANDED_OVER}", "Rotate key")
+    page = await client.submit(await client.get(path), "/rotate/key")
+    found = re.search(r'id="api-key"[^>]*>([^<]+)<', page.text)
+    assert found is not None
+    sent = await client.submit(page, "/rotate", saved="yes", typed=HANDED_OVER)
+    await _until_shows(client, sent.path, "is at generation 2")
+    return found[1].encode()
+
+
+async def _until_shows(client: ConsoleClient, path: str, text: str) -> Answer:
+    """The page, once the console has learned of this."""
+    async with asyncio.timeout(60):
+        while True:
+            answer = await client.get(path)
+            if answer.status == 200 and text in answer.text:
+                return answer
+            await asyncio.sleep(0.3)
 
 
 async def _stored(scene: Scene, wire: Wire, key: str) -> str:
@@ -274,12 +362,15 @@ async def test_the_brokers_disk_and_dead_letters_show_no_plaintext_and_no_key(le
 
 
 async def test_the_audit_trail_shows_no_secret(left: Left) -> None:
-    """It says what was done, in three records; they are on the disk and in logs, searched too."""
+    """It says what was done, by whom; records are on the disk and in logs, searched too."""
     records = [json.loads(text) for text in left.audit]
-    assert [record["request_type"] for record in records] == [
-        "enroll.requested",
-        "sweep.requested",
-        "rotation.requested",
+    done = [record for record in records if record["request_type"] != "status.requested"]
+    assert [(record["request_type"], record["actor"]) for record in done] == [
+        ("enroll.requested", "api"),
+        ("enroll.requested", "api"),
+        ("sweep.requested", "api"),
+        ("rotation.requested", "api"),
+        ("rotation.requested", PERSON.name),
     ]
     assert left.secrets(sealed_bodies=True).found(left.audit) == []
     disk = list(_texts(iter(left.disk.values())))
@@ -297,6 +388,18 @@ async def test_logs_and_metrics_show_no_secret_and_no_body(left: Left) -> None:
     assert secrets.found(left.metrics) == []
     # Names of projects and objects are labels of no metric.
     assert not any(name in text for text in left.metrics for name in (PROJECT, "afterwards"))
+
+
+async def test_the_consoles_pages_and_logs_show_no_secret(left: Left) -> None:
+    """Every kind of page, at the console's most talkative; ids and codes do show."""
+    seen = left.console
+    assert "/projects/{project}" in seen.pages
+    assert any(PROJECT in answer for answer in seen.answers)
+    assert any("already_exists" in answer for answer in seen.answers)
+    everything = left.secrets(sealed_bodies=True)
+    assert everything.found(seen.answers) == []
+    assert any(json.loads(line)["level"] == "debug" for line in seen.logs)
+    assert everything.found(seen.logs) == []
 
 
 async def test_the_old_api_keys_kek_opens_no_wrap_after_the_sweep(left: Left) -> None:
