@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +34,7 @@ _ROOT: Final = Path(__file__).parents[2]
 _INTO: Final = _ROOT / ".scratch" / "screenshots"
 _README: Final = _ROOT / "docs" / "images"
 _README_MAX_BYTES: Final = 200_000
-_CHART_S: Final = 8
+_CHART_S: Final = 15
 _MAX_HEIGHT: Final = 2400
 
 
@@ -142,7 +143,12 @@ async def _run(folder: Path, *, is_readme: bool) -> list[Path]:
         tempfile.TemporaryDirectory(prefix="keyturn-screenshots-") as scratch,
     ):
         async with (
-            console_site(servers, servers.s3, Path(scratch), furnish=furnish) as site,
+            console_site(
+                servers,
+                servers.s3,
+                Path(scratch),
+                furnish=partial(furnish, is_hostile=not is_readme),
+            ) as site,
             launched() as browser,
         ):
             return await (_readme if is_readme else _all)(site, browser, folder)

@@ -20,20 +20,21 @@ LONG: Final = "umbrella"
 """The project whose rotation is under way while the pictures are taken."""
 
 _PROJECTS: Final = 240
-_LETTERS: Final = 400
-_OBJECTS: Final = 12_000
+_LETTERS: Final = 60
+_OBJECTS: Final = 20_000
 _SIZE_BYTES: Final = 64
 
 
-async def furnish(site: ConsoleSite) -> None:
-    """Add projects, dead letters and a large project."""
+async def furnish(site: ConsoleSite, *, is_hostile: bool = True) -> None:
+    """Add projects, dead letters (hostile ones too, unless not wanted) and a large project."""
     deployment = site.deployment
     await console_projects.put_keyrings(deployment, console_projects.names(_PROJECTS))
     async with await aio_pika.connect(deployment.amqp_url) as connection:
         channel = await connection.channel()
         letters = console_letters.refused_uploads(deployment, _LETTERS)
         await console_letters.publish(channel, letters)
-        await console_letters.publish(channel, console_letters.hostile_letters(deployment))
+        if is_hostile:
+            await console_letters.publish(channel, console_letters.hostile_letters(deployment))
     publisher = Publisher(deployment, site.wire)
     await publisher.publish_and_wait(rq.enroll(deployment, LONG))
     async with open_world(deployment) as world:

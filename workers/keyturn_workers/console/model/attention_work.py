@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from keyturn.errors import AlreadyExistsError, BodyTooLargeError, DeletedKeyError
-from keyturn_workers.console.codes import code_help
+from keyturn_workers.console.codes import CODES, code_help
 from keyturn_workers.console.model.attention_facts import Facts, Rule, ago, count_of, listed
 from keyturn_workers.console.model.rows import AttentionItem, QueueRow, WorkerRow
 from keyturn_workers.console.model.workers import ROLE_QUEUES
@@ -18,6 +18,7 @@ ROLLOUT: Final = timedelta(minutes=15)
 """How long workers may differ while they are replaced one after the other."""
 CLOCK_UNKNOWN_AFTER: Final = timedelta(minutes=5)
 UNSIGNED: Final = "bad_signature"
+_OTHER: Final = "other codes"
 # Of letters with these codes the body is not kept, so they cannot be replayed (SPEC 6.9).
 CODES_WITHOUT_BODY: Final = frozenset(
     error.code for error in (AlreadyExistsError, DeletedKeyError, BodyTooLargeError)
@@ -174,11 +175,13 @@ def dead_letters(facts: Facts) -> Iterable[AttentionItem]:
     queues: defaultdict[str, set[str]] = defaultdict(set)
     for count in facts.dead.counts:
         if count.code != UNSIGNED and count.count:
-            numbers[count.code] += count.count
-            queues[count.code].add(count.queue)
+            # Headers are nobody's word: invented codes must not fill the page.
+            code = count.code if count.code in CODES else _OTHER
+            numbers[code] += count.count
+            queues[code].add(count.queue)
     for code, number in sorted(numbers.items(), key=lambda each: (-each[1], each[0])):
         found = code_help(code)
-        filters = {"code": code}
+        filters = {} if code == _OTHER else {"code": code}
         if len(queues[code]) == 1:
             filters["queue"] = next(iter(queues[code]))
         remedy = f"{found.remedy[:1].upper()}{found.remedy[1:]}".rstrip(".")
@@ -188,7 +191,7 @@ def dead_letters(facts: Facts) -> Iterable[AttentionItem]:
             "soon",
             f"{count_of(number, 'dead letter')}: {code}",
             f"{found.meaning[:1].upper()}{found.meaning[1:]}.",
-            f"/dead?{urlencode(filters)}",
+            f"/dead?{urlencode(filters)}" if filters else "/dead",
             f"{remedy}. Then {then}." if remedy else f"{then.capitalize()}.",
             as_of=facts.dead.as_of,
         )

@@ -60,10 +60,10 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A rate with about three significant digits."""
+    """A rate with about three significant digits; a whole number without decimals."""
     if value is None:
         return "—"
-    digits = 0 if value >= 100 or value == 0 else 1 if value >= 10 else 2  # noqa: PLR2004
+    digits = 0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2  # noqa: PLR2004
     return f"{value:,.{digits}f}"
 
 

@@ -155,6 +155,13 @@ def test_dead_letters_are_items_by_code_with_a_filtered_page() -> None:
     assert items[0].remedy == "Enroll it. Then replay or discard them."
 
 
+def test_codes_that_were_invented_are_one_item() -> None:
+    counts = [DeadCount("keyturn.upload.dead", f"invented {number}", 1) for number in range(50)]
+    (item,) = dead_letters(Facts(dead=dead(*counts)))
+    assert item.title == "50 dead letters: other codes"
+    assert item.link == "/dead?queue=keyturn.upload.dead"
+
+
 def test_letters_without_a_body_are_not_to_be_replayed() -> None:
     assert CODES_WITHOUT_BODY == retry.CODES_WITHOUT_BODY
     counts = (

@@ -36,9 +36,7 @@ def test_bars_are_as_high_as_their_values() -> None:
 
 def test_each_chart_says_the_same_as_text() -> None:
     chart = charts.bars("Uploads <b>", series(1, 40, 7), unit="/min")
-    said = (
-        "Uploads <b>, from 08:00 to 08:02 UTC: lowest 1.00/min, highest 40.0/min, latest 7.00/min."
-    )
+    said = "Uploads <b>, from 08:00 to 08:02 UTC: lowest 1/min, highest 40/min, latest 7/min."
     assert chart.summary == said
     assert parsed(chart.svg).attrib["aria-label"] == said
     assert [value for _, value in chart.table] == [1, 40, 7]

@@ -50,7 +50,7 @@ def test_numbers(value: float | None, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(None, "—"), (0, "0"), (0.5, "0.50"), (12.34, "12.3"), (1234.5, "1,234")],
+    [(None, "—"), (0, "0"), (0.5, "0.50"), (5.0, "5"), (12.34, "12.3"), (1234.5, "1,234")],
 )
 def test_rates(value: float | None, shown: str) -> None:
     assert text.rate(value) == shown
