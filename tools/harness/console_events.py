@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,9 +75,11 @@ def ended_sweeps(projects: Sequence[str], count: int) -> Iterator[dict[str, Any]
 
 
 def stored_uploads(projects: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
-    """Uploads that were stored over the last hour; projects take turns."""
+    """Uploads that were stored over the last hour, in waves; projects take turns."""
     now = datetime.now(UTC)
     for number in range(count):
+        share = 1 - number / count
+        ago_s = max(0.0, 3600 * share + 200 * math.sin(15 * share))
         yield {
             "type": "upload.stored",
             "upload_id": new_id(),
@@ -84,7 +87,7 @@ def stored_uploads(projects: Sequence[str], count: int) -> Iterator[dict[str, An
             "key": f"incoming/{number:06}",
             "size": 4096,
             "generation": 1,
-            "at": format_time(now - timedelta(seconds=3600 * (count - number) / count)),
+            "at": format_time(now - timedelta(seconds=ago_s)),
             "publisher": "api",
             "request": _REQUEST,
         }

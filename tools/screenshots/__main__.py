@@ -147,7 +147,7 @@ async def _run(folder: Path, *, is_readme: bool) -> list[Path]:
                 servers,
                 servers.s3,
                 Path(scratch),
-                furnish=partial(furnish, is_hostile=not is_readme),
+                furnish=partial(furnish, is_calm=is_readme),
             ) as site,
             launched() as browser,
         ):

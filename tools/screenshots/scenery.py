@@ -9,7 +9,7 @@ import aio_pika
 
 from keyturn.crypto import new_api_key
 from tools.bench.rotation.world import open_world
-from tools.harness import console_letters, console_projects
+from tools.harness import console_events, console_letters, console_projects
 from tools.harness import requests as rq
 from tools.harness.console_history import Publisher
 
@@ -21,19 +21,27 @@ LONG: Final = "umbrella"
 
 _PROJECTS: Final = 240
 _LETTERS: Final = 60
+_FEW: Final = 3
+_UPLOADS: Final = 5000
 _OBJECTS: Final = 20_000
 _SIZE_BYTES: Final = 64
 
 
-async def furnish(site: ConsoleSite, *, is_hostile: bool = True) -> None:
-    """Add projects, dead letters (hostile ones too, unless not wanted) and a large project."""
+async def furnish(site: ConsoleSite, *, is_calm: bool = False) -> None:
+    """Add projects, dead letters, an hour of uploads (as events alone) and a large project.
+
+    Where it is calm there are few dead letters, and none is hostile.
+    """
     deployment = site.deployment
-    await console_projects.put_keyrings(deployment, console_projects.names(_PROJECTS))
+    names = console_projects.names(_PROJECTS)
+    await console_projects.put_keyrings(deployment, names)
     async with await aio_pika.connect(deployment.amqp_url) as connection:
         channel = await connection.channel()
-        letters = console_letters.refused_uploads(deployment, _LETTERS)
+        uploads = console_events.stored_uploads(names, _UPLOADS)
+        await console_events.publish(channel, deployment, uploads)
+        letters = console_letters.refused_uploads(deployment, _FEW if is_calm else _LETTERS)
         await console_letters.publish(channel, letters)
-        if is_hostile:
+        if not is_calm:
             await console_letters.publish(channel, console_letters.hostile_letters(deployment))
     publisher = Publisher(deployment, site.wire)
     await publisher.publish_and_wait(rq.enroll(deployment, LONG))
