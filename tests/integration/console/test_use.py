@@ -6,9 +6,11 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Final
 
+import aio_pika
 import pytest
 from playwright.async_api import expect
 
+from tools.harness import console_letters
 from tools.harness import requests as rq
 from tools.harness.console_browser import visiting
 from tools.harness.console_history import Publisher
@@ -28,6 +30,7 @@ pytestmark = [
 
 NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
 _LATE_S: Final = 0.5
+_REFRESHES: Final = 60
 _TABS: Final = 60
 
 
@@ -106,7 +109,7 @@ async def test_a_key_that_was_shown_is_gone_from_a_page_that_was_left(
     await expect(key).to_have_text("")
 
 
-async def test_the_keyboard_alone_signs_in_filters_and_starts_a_dry_run(
+async def test_the_keyboard_alone_signs_in_skips_and_filters(
     site: ConsoleSite, browser: Browser, operator_state: StorageState
 ) -> None:
     async with visiting(browser, site.url) as visit:
@@ -135,6 +138,72 @@ async def test_the_keyboard_alone_signs_in_filters_and_starts_a_dry_run(
         await _focus_by_tab(page, page.get_by_role("link", name="globex"))
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", level=1)).to_contain_text("globex")
+
+
+async def test_the_keyboard_alone_starts_a_dry_run(operator: ConsoleVisit) -> None:
+    page = operator.page
+    await operator.goto("/sweeps")
+    await _focus_by_tab(page, page.get_by_role("link", name="Start a sweep"))
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Start a sweep")
+    await _focus_by_tab(page, page.get_by_label("Project id"))
+    await page.keyboard.type("initech")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("Dry run of initech")
+    await expect(page.locator("main")).to_contain_text("Counted", timeout=30_000)
+
+
+async def test_the_keyboard_alone_discards_letters_by_their_number(
+    operator: ConsoleVisit, site: ConsoleSite
+) -> None:
+    """The confirmation is typed, and another number discards nothing."""
+    operator.expected.append("422 (Unprocessable Entity)")
+    async with await aio_pika.connect(site.deployment.amqp_url) as connection:
+        letters = console_letters.refused_uploads(site.deployment, 3, project="typed")
+        await console_letters.publish(await connection.channel(), letters)
+    page = operator.page
+    await operator.goto("/dead")
+    await _focus_by_tab(page, page.get_by_role("button", name="Read again"))
+    await page.keyboard.press("Enter")
+    discard = page.get_by_role("button", name="Discard all 3 that match")
+    await operator.goto("/dead?text=typed-0")
+    await expect(discard).to_be_visible(timeout=30_000)
+    await _focus_by_tab(page, discard)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Discard 3 dead letters")
+    typed = page.get_by_label("Type the number of letters")
+    for number, heading in (("4", "Discard 3 dead letters"), ("3", "Discard of 3 dead letters")):
+        await _focus_by_tab(page, typed)
+        await page.keyboard.type(number)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_have_text(heading)
+    await expect(page.locator("main")).to_contain_text("3 of 3", timeout=30_000)
+    await operator.goto("/dead?text=typed-0")
+    await expect(page.locator("main")).to_contain_text("No letter matches")
+
+
+async def test_without_javascript_a_sweep_begins_with_a_dry_run_and_ends(
+    site: ConsoleSite, browser: Browser, operator_state: StorageState
+) -> None:
+    """Plain forms and the link that refreshes; other actions are plain forms as well."""
+
+    async def until(page: Page, text: str) -> None:
+        for _ in range(_REFRESHES):
+            if text in await page.locator("main").inner_text():
+                return
+            await asyncio.sleep(_LATE_S)
+            await page.get_by_role("link", name="Refresh").click()
+        raise AssertionError(f"{text} is not shown")
+
+    options = {"storage_state": operator_state, "java_script_enabled": False}
+    async with visiting(browser, site.url, **options) as visit:
+        page = visit.page
+        await visit.goto("/sweeps/new?project=initech")
+        await page.get_by_role("button", name="Start the dry run").click()
+        await until(page, "Counted")
+        await page.get_by_role("link", name="Run it for real").first.click()
+        await page.get_by_role("button", name="Run the sweep").click()
+        await until(page, "Clean")
 
 
 async def test_without_javascript_each_page_is_complete_and_can_be_refreshed(
