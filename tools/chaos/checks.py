@@ -22,6 +22,7 @@ SECRETS = "no key and no plaintext on the broker's disk, in logs or in metrics"
 PROCESSES = "no process exited by itself, and each shut down cleanly on SIGTERM"
 BUGS = "no unexpected failure in any log"
 GATEWAY = "the gateway served the uploaded bytes, and only to current keys"
+CONSOLE = "the console shows the end of each rotation and sweep, although it was killed"
 
 TRESPASSES = "no event in a project for which its publisher has no grant"
 UNREQUESTED = "each event names the publisher and digest of a request that was sent"
@@ -46,6 +47,7 @@ def run_checks(evidence: Evidence) -> dict[str, list[str]]:
         PROCESSES: [*evidence.unexpected_exits, *evidence.statuses],
         BUGS: _bugs(evidence),
         GATEWAY: evidence.misread,
+        CONSOLE: evidence.misreported,
         TRESPASSES: attack_checks.trespasses(evidence),
         UNREQUESTED: attack_checks.unrequested(evidence),
         MISLED: attack_checks.misled_callers(evidence),

@@ -78,6 +78,7 @@ class Evidence:
     unexpected_exits: list[str] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     misread: list[str] = field(default_factory=list)
+    misreported: list[str] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from keyturn.crypto import SigningKey, new_api_key
+from tools.chaos import console_reports
 from tools.chaos.attackers import Attackers, publishers_with_rival
 from tools.chaos.broker import Broker
 from tools.chaos.bucket_checks import leftovers
@@ -27,9 +28,9 @@ from tools.chaos.load_sender import (
     staging_settings,
 )
 from tools.chaos.operator import Operator, new_masters
-from tools.chaos.schedule import GATEWAY, PUBLISHER, RIVAL
-from tools.chaos.supervisor import Supervisor, run_supervisor
-from tools.harness.deployment import Deployment
+from tools.chaos.schedule import CONSOLE, GATEWAY, PUBLISHER, RIVAL
+from tools.chaos.supervisor import VIEWER, Supervisor, run_supervisor
+from tools.harness.console import ConsoleDeployment
 from tools.harness.sweep_scenario import master_keys_setting, wait_until_drained
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
@@ -51,7 +52,7 @@ class Run:
     """A run in progress."""
 
     plan: Plan
-    deployment: Deployment
+    deployment: ConsoleDeployment
     folder: Path
     broker: Broker
     storage: FaultProxy
@@ -236,6 +237,9 @@ class Run:
         if self._broker_outage is not None:
             await self._broker_outage
         await self.supervisor.scrape()
+        self.say("asking the console what it has seen")
+        shown_at = f"http://127.0.0.1:{self.supervisor.processes[CONSOLE].port}"
+        misreported = await console_reports.misreported(shown_at, VIEWER, operator.requested)
         self.say("ending the processes")
         await self.supervisor.end()
         left = await asyncio.to_thread(leftovers, self.deployment)
@@ -262,6 +266,7 @@ class Run:
             unexpected_exits=self.supervisor.unexpected_exits,
             statuses=self.supervisor.statuses,
             misread=readers.wrong,
+            misreported=misreported,
             counts={
                 "done to processes": dict(self.supervisor.done),
                 "done to the broker": dict(self.broker.done),
@@ -310,7 +315,7 @@ async def run(
 
     The broker is stopped at the end: its disk is part of the evidence.
     """
-    deployment = Deployment(rabbitmq.url, s3, await asyncio.to_thread(new_bucket, s3))
+    deployment = ConsoleDeployment(rabbitmq.url, s3, await asyncio.to_thread(new_bucket, s3))
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(run_fault_proxy(s3.endpoint_url))
         supervisor = await stack.enter_async_context(run_supervisor(deployment, folder))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WORKERS = ("upload-1", "upload-2", "control-1", "sweep-1", "sweep-2")
 GATEWAY = "gateway-1"
+CONSOLE = "console-1"
 PUBLISHER = "publisher"
 EVERYBODY = "everybody"
 
@@ -169,6 +170,8 @@ def make_plan(seed: int, count: int) -> Plan:
     total = len(load.order)
     actions = [*_rotations(rng, total), *_deletions(rng, load)]
     actions += _losses(rng, total, amounts)
+    # Once early and once late: what it showed before, it must learn again.
+    actions += [Action(int(total * share), "kill", CONSOLE) for share in (0.35, 0.8)]
     actions += [_storm(rng, total, fault, kind) for fault, kind in _faults(rng, amounts.storms)]
     actions += _false_responses(rng_for(seed, "untruths"), total, amounts.false_responses)
     actions += _attacks(rng_for(seed, "attacks"), total, amounts.attacks)

@@ -1,4 +1,4 @@
-"""Supervises the processes of a run: workers and a gateway, each behind a breakable proxy.
+"""Supervises the processes of a run, each behind a breakable proxy: workers, gateway, console.
 
 Each process is the real command with debug logs. A process that was killed or stopped is restarted
 at once, whether the broker is available or not. One that exits by itself is restarted too, and
@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from tools.chaos.schedule import EVERYBODY, GATEWAY, PUBLISHER, WORKERS
-from tools.harness.process import gateway, worker
+from tools.chaos.schedule import CONSOLE, EVERYBODY, GATEWAY, PUBLISHER, WORKERS
+from tools.harness.console import Account, write_passwords
+from tools.harness.process import console, gateway, worker
 from tools.harness.tcp_proxy import Proxy, proxy
 from tools.servers.process import free_port
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from tools.harness.deployment import Deployment
+    from tools.harness.console import ConsoleDeployment
     from tools.harness.process import WorkerProcess
 
 LEASE_S = 3
@@ -42,6 +43,10 @@ SETTINGS = {
     "SHUTDOWN_GRACE_S": "20",
     "LOG_LEVEL": "debug",
 }
+SERVED = (*WORKERS, GATEWAY, CONSOLE)
+"""All processes that are started and ended."""
+VIEWER = Account("vera", "view")
+"""Who looks at the console."""
 _END_S = 40
 _SWEPT_UP_S = 5
 _SWEEPS = 4
@@ -63,7 +68,7 @@ class ManagedProcess:
 
     @property
     def role(self) -> str:
-        """`upload`, `control`, `sweep` or `gateway`."""
+        """`upload`, `control`, `sweep`, `gateway` or `console`."""
         return self.name.partition("-")[0]
 
 
@@ -74,7 +79,7 @@ class Supervisor:
     `done` counts the faults by kind; `unexpected_exits` describes exits without a request.
     """
 
-    deployment: Deployment
+    deployment: ConsoleDeployment
     folder: Path
     processes: dict[str, ManagedProcess] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
@@ -96,13 +101,16 @@ class Supervisor:
         broker_port = urlsplit(self.deployment.amqp_url).port
         assert broker_port is not None
         far = replace(self.deployment.s3, endpoint_url=storage_url)
-        for name in (*WORKERS, GATEWAY, PUBLISHER):
+        for name in (*SERVED, PUBLISHER):
             broker_proxy = await self._stack.enter_async_context(proxy(broker_port))
             through = replace(self.deployment, s3=far, amqp_url=self.url_of(broker_proxy))
             port = free_port()
             if name == GATEWAY:
                 more = {"GATEWAY_PORT": str(port), "KEYRING_CACHE_S": str(KEYRING_CACHE_S)}
                 env = through.gateway_env(MASTER_KEYS=master_keys, LOG_LEVEL="debug", **more)
+            elif name == CONSOLE:
+                more = {"CONSOLE_PORT": str(port), "LOG_LEVEL": "debug"}
+                env = through.console_env(self._passwords(), **more)
             else:
                 env = through.worker_env(
                     MASTER_KEYS=master_keys,
@@ -111,17 +119,24 @@ class Supervisor:
                     **SETTINGS,
                 )
             self.processes[name] = ManagedProcess(name, broker_proxy, env, port)
-        await asyncio.gather(*(self.start(name) for name in (*WORKERS, GATEWAY)))
-        for name in (*WORKERS, GATEWAY):
+        await asyncio.gather(*(self.start(name) for name in SERVED))
+        for name in SERVED:
             running = self.processes[name].running
             assert running is not None
             await running.logged(" started")
 
+    def _passwords(self) -> Path:
+        """The file of the only person who may sign in."""
+        path = self.folder / "passwords"
+        write_passwords(path, [VIEWER])
+        return path
+
     async def start(self, name: str) -> None:
         """Start a process, without waiting until it is ready."""
         process = self.processes[name]
-        if process.role == "gateway":
-            served = gateway(process.env, ready=False)
+        if process.role in ("gateway", "console"):
+            serve = gateway if process.role == "gateway" else console
+            served = serve(process.env, ready=False)
             running: WorkerProcess = await self._stack.enter_async_context(served)
         else:
             started = worker(process.env, process.role, ready=False)
@@ -193,7 +208,7 @@ class Supervisor:
 
     async def end(self) -> None:
         """Send SIGTERM to all processes, without successors."""
-        ends = [self.terminate(name, successor=False) for name in (*WORKERS, GATEWAY)]
+        ends = [self.terminate(name, successor=False) for name in SERVED]
         await asyncio.gather(*ends)
 
     async def clean_staging(self, is_clean: Callable[[], bool]) -> None:
@@ -248,7 +263,7 @@ def _handles_signals(lines: list[str]) -> bool:
 
 
 @asynccontextmanager
-async def run_supervisor(deployment: Deployment, folder: Path) -> AsyncIterator[Supervisor]:
+async def run_supervisor(deployment: ConsoleDeployment, folder: Path) -> AsyncIterator[Supervisor]:
     """A supervisor without processes; all that it starts are ended afterwards."""
     for name in ("logs", "metrics", "disk"):
         (folder / name).mkdir(parents=True)

@@ -10,11 +10,13 @@ import pytest
 from playwright.async_api import expect
 
 from tools.bench.rotation.world import open_world
+from tools.chaos.console_reports import misreported
+from tools.chaos.operator import OperatorRequest
 from tools.harness import requests as rq
 from tools.harness.console_browser import visiting
 from tools.harness.console_client import console_client
 from tools.harness.console_history import Publisher
-from tools.harness.console_site import OPERATOR, SETTINGS
+from tools.harness.console_site import OPERATOR, SETTINGS, VIEWER
 from tools.harness.process import worker
 from tools.servers.process import free_port
 
@@ -128,3 +130,12 @@ async def test_a_worker_killed_within_a_sweep_and_a_restarted_console_show_the_s
             await _assert_same(before, after, path)
         shown = await _shown(after, paths[1])
         assert re.findall(r'>Objects</th>.*?class="num">([0-9,]+)<', shown) == ["1,500"]
+
+
+async def test_an_end_that_a_console_does_not_show_is_found_after_chaos(site: ConsoleSite) -> None:
+    """The check of `make chaos`: it accepts what is shown, and nothing else."""
+    assert site.history is not None
+    ids = (site.history.failed_sweep_id, rq.new_id())
+    requests = [OperatorRequest(each, "sweep.completed", "globex") for each in ids]
+    found = await misreported(site.url, VIEWER, requests, timeout_s=1)
+    assert found == [f"/sweeps/globex/{ids[1]} is not shown as ended"]

@@ -26,6 +26,7 @@ from tools.chaos import secret_scan
 from tools.chaos.fault_proxy import FaultProxy, kind_of, run_fault_proxy
 from tools.chaos.load import FLAWS, STORED, make_load, plaintext
 from tools.chaos.schedule import (
+    CONSOLE,
     FALSE_RESPONSES,
     FAULTS,
     GATEWAY,
@@ -94,7 +95,7 @@ def test_a_large_plan_has_every_fault_and_kills_every_process() -> None:
     storms = [action for action in plan.actions if action.what == "storm"]
     assert {storm.to for storm in storms} == {*FAULTS, *FALSE_RESPONSES}
     assert {storm.kind for storm in storms} == set(KINDS)
-    assert {a.to for a in plan.actions if a.what == "kill"} == {*WORKERS, GATEWAY}
+    assert {a.to for a in plan.actions if a.what == "kill"} == {*WORKERS, GATEWAY, CONSOLE}
 
 
 @pytest.mark.parametrize("seed", range(5))

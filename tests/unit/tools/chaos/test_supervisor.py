@@ -14,7 +14,7 @@ import pytest
 
 from tools.chaos import supervisor as crews
 from tools.chaos.supervisor import ManagedProcess, Supervisor, run_supervisor
-from tools.harness.deployment import Deployment
+from tools.harness.console import ConsoleDeployment
 from tools.harness.process import worker
 from tools.harness.tcp_proxy import proxy
 from tools.servers import S3Server
@@ -36,7 +36,7 @@ async def _one_worker(
     """A supervisor with one worker, which waits for an unreachable broker and storage."""
     nowhere = free_port()
     s3 = S3Server(f"http://127.0.0.1:{nowhere}", "key", "secret", "us-east-1", "given")
-    deployment = Deployment(f"amqp://guest:guest@127.0.0.1:{nowhere}/", s3, "bucket")
+    deployment = ConsoleDeployment(f"amqp://guest:guest@127.0.0.1:{nowhere}/", s3, "bucket")
     async with proxy(nowhere) as broker_proxy, run_supervisor(deployment, folder) as supervisor:
         port = free_port()
         env = deployment.worker_env(HEALTH_PORT=str(port), LOG_LEVEL="debug", **more)
