@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tools.harness.deployment import Deployment
 
 _AT_ONCE: Final = 1000
+_TURNS_PER_S: Final = 10
 _REQUEST: Final = "0" * 64
 
 
@@ -80,14 +82,31 @@ def stored_uploads(projects: Sequence[str], count: int) -> Iterator[dict[str, An
     for number in range(count):
         share = 1 - number / count
         ago_s = max(0.0, 3600 * share + 200 * math.sin(15 * share))
-        yield {
-            "type": "upload.stored",
-            "upload_id": new_id(),
-            "project": projects[number % len(projects)],
-            "key": f"incoming/{number:06}",
-            "size": 4096,
-            "generation": 1,
-            "at": format_time(now - timedelta(seconds=ago_s)),
-            "publisher": "api",
-            "request": _REQUEST,
-        }
+        project = projects[number % len(projects)]
+        yield _stored(project, number, now - timedelta(seconds=ago_s))
+
+
+async def keep_storing(
+    channel: AbstractChannel, deployment: Deployment, projects: Sequence[str], per_s: int
+) -> None:
+    """Publish that uploads were stored just now, at this rate, until cancelled."""
+    numbers = itertools.count()
+    while True:
+        part = [next(numbers) for _ in range(max(1, per_s // _TURNS_PER_S))]
+        now = datetime.now(UTC)
+        stored = (_stored(projects[number % len(projects)], number, now) for number in part)
+        await asyncio.gather(publish(channel, deployment, stored), asyncio.sleep(1 / _TURNS_PER_S))
+
+
+def _stored(project: str, number: int, at: datetime) -> dict[str, Any]:
+    return {
+        "type": "upload.stored",
+        "upload_id": new_id(),
+        "project": project,
+        "key": f"incoming/{number:06}",
+        "size": 4096,
+        "generation": 1,
+        "at": format_time(at),
+        "publisher": "api",
+        "request": _REQUEST,
+    }

@@ -2,13 +2,15 @@
 
 10,000 projects with real keyrings, which a control worker reads and reports; the ends of thousands
 of sweeps; 100,000 dead letters. One client reads page after page, so a figure is the time from
-request to the last byte on loopback.
+request to the last byte on loopback. Meanwhile events arrive, so that what the console keeps for
+the next reader is out of date all the time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import aio_pika
@@ -20,11 +22,13 @@ from tools.harness import console_events, console_letters, console_projects
 from tools.harness.console_client import console_client
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tools.harness.console import ConsoleDeployment
     from tools.harness.console_client import ConsoleClient
 
+EVENTS_PER_S: Final = 100
 _AIM_MS: Final = 150.0
 _COMPLETE_S: Final = 180
 _WARM: Final = 5
@@ -73,11 +77,28 @@ async def measure(
         ):
             await _complete(client, projects, letters)
             await running.settled()
-            return [
-                row
-                for name, path in pages(names[0]).items()
-                for row in await _rows(client, name, path, requests, f"{projects:,} projects")
-            ]
+            async with _events_arrive(deployment, names):
+                return [
+                    row
+                    for name, path in pages(names[0]).items()
+                    for row in await _rows(client, name, path, requests, f"{projects:,} projects")
+                ]
+
+
+@asynccontextmanager
+async def _events_arrive(deployment: ConsoleDeployment, names: list[str]) -> AsyncIterator[None]:
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
+        channel = await connection.channel()
+        arriving = asyncio.create_task(
+            console_events.keep_storing(channel, deployment, names, EVENTS_PER_S)
+        )
+        try:
+            yield
+            if arriving.done():
+                arriving.result()
+        finally:
+            arriving.cancel()
+            await asyncio.gather(arriving, return_exceptions=True)
 
 
 async def _fill(deployment: ConsoleDeployment, names: list[str], letters: int) -> None:
@@ -112,7 +133,7 @@ async def _rows(client: ConsoleClient, name: str, path: str, requests: int, size
             raise BenchError(f"{path} answered {answer.status}")
     return [
         Row(
-            f"console, page “{name}” at {size}, {label}",
+            f"console, {name} at {size}, {label}",
             "-",
             "ms",
             Spread((percentile(times, per_cent),)),
