@@ -92,15 +92,17 @@ class ConsoleDeployment(Deployment):
 
 
 def console_user(rabbitmq: RabbitMQ | None, vhost_url: str) -> str:
-    """The URL of a broker user that may what `docs/howto/deploy.md` gives a console.
+    """The URL of a new broker user that may what `docs/howto/deploy.md` gives a console.
 
-    Of a broker that the environment gives, the given URL.
+    Of a broker that the environment gives, the given URL. Each call makes a user of its own: with
+    one name for all, a second deployment's console would change the password of the first.
     """
     if rabbitmq is None:
         return vhost_url
     permissions = _documented("set_permissions", ("configure", "write", "read"))
     topics = _documented("set_topic_permissions", ("write", "read"))
-    return rabbitmq.add_user(PUBLISHER, vhost_url, permissions, topics)
+    user = f"{PUBLISHER}-{secrets.token_hex(4)}"
+    return rabbitmq.add_user(user, vhost_url, permissions, topics)
 
 
 def _documented(command: str, names: tuple[str, ...]) -> dict[str, str]:

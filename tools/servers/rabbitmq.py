@@ -193,7 +193,7 @@ class RabbitMQ:
         """Add a user of one vhost, and return its URL there.
 
         Args:
-            name: The user, which may exist already: it gets another password.
+            name: The user; one that exists already gets another password.
             vhost_url: A URL of the vhost.
             permissions: Patterns by `configure`, `write` and `read`.
             topics: The same by `write` and `read`, for the exchange `keyturn`.
