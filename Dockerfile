@@ -12,12 +12,12 @@ ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON=/usr/bin/python3
 COPY pyproject.toml uv.lock ./
 COPY contracts/pyproject.toml contracts/
 COPY workers/pyproject.toml workers/
-RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --extra pkcs11 --extra console --no-default-groups \
+RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --extra pkcs11 --extra console --extra otel --no-default-groups \
       --no-install-workspace
 COPY contracts contracts
 COPY workers workers
-RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --extra pkcs11 --extra console --no-default-groups --no-editable \
- && /opt/uv/bin/uv export --locked --package keyturn-workers --extra pkcs11 --extra console --no-default-groups --quiet \
+RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --extra pkcs11 --extra console --extra otel --no-default-groups --no-editable \
+ && /opt/uv/bin/uv export --locked --package keyturn-workers --extra pkcs11 --extra console --extra otel --no-default-groups --quiet \
       --format cyclonedx1.5 --output-file .venv/keyturn.cdx.json
 
 # Ceph's own gateway from Debian's packages, all in memory: what the tests run against.

@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 SYNC := $(UV) sync --locked --all-packages --all-extras --quiet
 # The shipped set: what the image holds.
-EXPORT := $(UV) export --locked --package keyturn-workers --extra pkcs11 --extra console --no-default-groups --quiet
+EXPORT := $(UV) export --locked --package keyturn-workers --extra pkcs11 --extra console --extra otel --no-default-groups --quiet
 FILES ?=
 # Each process of the suite has servers of its own; given ones cannot be shared out.
 PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,4)
