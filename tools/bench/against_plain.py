@@ -91,7 +91,8 @@ def _plain_letters(prefix: str, count: int) -> list[Letter]:
     return letters
 
 
-def _our_letters(deployment: Deployment, prefix: str, count: int) -> list[Letter]:
+def our_letters(deployment: Deployment, prefix: str, count: int) -> list[Letter]:
+    """Good requests for Keyturn."""
     letters = []
     for number in range(count):
         made = requests.upload(deployment, uploads.PROJECT, f"{prefix}/{number}", uploads.BODY)
@@ -111,7 +112,8 @@ def _our_worker(deployment: Deployment, log: Path) -> AbstractAsyncContextManage
     return worker(env, log)
 
 
-def _message(letter: Letter) -> aio_pika.Message:
+def message_of(letter: Letter) -> aio_pika.Message:
+    """What is published of a request."""
     return aio_pika.Message(
         letter.body,
         headers=dict(letter.headers),
@@ -130,7 +132,7 @@ async def _drained(deployment: Deployment, scratch: Path, name: str, count: int)
         for first in range(0, count, _PUBLISHED_AT_ONCE):
             await asyncio.gather(
                 *(
-                    exchange.publish(_message(letter), plain.UPLOAD)
+                    exchange.publish(message_of(letter), plain.UPLOAD)
                     for letter in letters[first : first + _PUBLISHED_AT_ONCE]
                 )
             )
@@ -192,7 +194,7 @@ async def measure_latency(
         count = rate * (seconds + _WARM_S)
         for number in range(rounds):
             name = f"l{rate}-{number}"
-            letters = _our_letters(deployment, f"o{name}", count)
+            letters = our_letters(deployment, f"o{name}", count)
             async with _our_worker(deployment, scratch / f"o{name}.log"):
                 ours.add(await _steady(deployment, OURS, letters, rate))
             letters = _plain_letters(f"p{name}", count)
@@ -243,7 +245,7 @@ async def _steady(
                     complete.set()
             await message.ack()
 
-        await _follow(following, side, note)
+        await follow(following, side, note)
         sent = await _publish(publishing, side, letters, rate)
         try:
             async with asyncio.timeout(_LATE_S):
@@ -254,7 +256,8 @@ async def _steady(
     return [1000 * (arrived[each.upload_id] - sent[each.upload_id]) for each in counted]
 
 
-async def _follow(connection: AbstractConnection, side: Side, note: object) -> None:
+async def follow(connection: AbstractConnection, side: Side, note: object) -> None:
+    """Call `note` with each event from now on."""
     channel = await connection.channel()
     await channel.set_qos(prefetch_count=500)
     stream = await channel.get_queue(side.events, ensure=False)
@@ -270,17 +273,18 @@ async def _publish(
     sent: dict[str, float] = {}
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        async for number, letter in _paced(letters, rate, began):
+        async for number, letter in paced(letters, rate, began):
             del number
-            message = _message(letter)
+            message = message_of(letter)
             sent[letter.upload_id] = time.perf_counter()
             group.create_task(exchange.publish(message, plain.UPLOAD))
     return sent
 
 
-async def _paced(
+async def paced(
     letters: Sequence[Letter], rate: int, began: float
 ) -> AsyncIterator[tuple[int, Letter]]:
+    """The requests with their numbers, each at its time, or at once where that is over."""
     for number, letter in enumerate(letters):
         wait_s = began + number / rate - time.perf_counter()
         if wait_s > 0:

@@ -60,7 +60,7 @@ def test_a_slower_side_has_a_ratio_below_one() -> None:
 async def test_requests_are_published_at_the_requested_rate() -> None:
     letters = [against_plain.Letter(str(number), b"", {}) for number in range(20)]
     began = time.perf_counter()
-    sent = [letter async for _, letter in against_plain._paced(letters, 200, began)]
+    sent = [letter async for _, letter in against_plain.paced(letters, 200, began)]
     assert sent == letters
     assert time.perf_counter() - began >= 19 / 200
 
@@ -69,7 +69,7 @@ async def test_a_reader_that_lags_does_not_slow_the_publisher() -> None:
     letters = [against_plain.Letter(str(number), b"", {}) for number in range(10)]
     began = time.perf_counter() - 1
     async with asyncio.timeout(5):
-        assert len([each async for each in against_plain._paced(letters, 10, began)]) == 10
+        assert len([each async for each in against_plain.paced(letters, 10, began)]) == 10
 
 
 def test_tenants_have_ids_of_their_own() -> None:
