@@ -1,29 +1,40 @@
-"""A console process of the bench, and a person who looks at it."""
+"""A console process of the bench, and a process that looks at its page."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from tools.bench.processes import BenchError, Running, serving
+from tools.bench.console import viewer
+from tools.bench.processes import BenchError, Running, serving, stand_aside
 from tools.harness.console import Account, write_passwords
-from tools.harness.console_client import ConsoleClient, console_client
+from tools.harness.console_client import console_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tools.harness.console import ConsoleDeployment
+    from tools.harness.console_client import ConsoleClient
 
 PERSON: Final = Account("bench", "operate")
 _STARTED: Final = "console started"
 _SETTLED_S: Final = 60
 _WINDOW_S: Final = 1.0
 _BUSY: Final = 0.1
+_LAG_S: Final = 3.0
+_LOOK_S: Final = 0.2
+_NEWEST_EVENT: Final = re.compile(
+    r'>Events, as they happen<(?:(?!</tr>).)*data-label="Newest"><div><time datetime="([^"]+)"',
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -57,29 +68,63 @@ async def console(
     write_passwords(passwords, [PERSON])
     env = deployment.console_env(passwords, **more)
     log = scratch / f"{name}.log"
-    async with serving(env, log, ["keyturn_workers", "console"], ready=_STARTED) as running:
+    module = ["keyturn_workers", "console"]
+    async with serving(env, log, module, ready=_STARTED, own_session=True) as running:
         line = next(line for line in log.read_text().splitlines() if _STARTED in line)
         started = json.loads(line)
         yield RunningConsole(running, f"http://{started['host']}:{started['port']}")
 
 
+@dataclass(frozen=True)
+class WatchedConsole:
+    """A console whose page *Now* another process looks at; both stand aside."""
+
+    console: RunningConsole
+    viewer: Running
+    client: ConsoleClient
+
+    def pages(self) -> int:
+        """How often the page was read.
+
+        Raises:
+            BenchError: it is not looked at any more.
+        """
+        if self.viewer.process.returncode is not None:
+            raise BenchError(f"the viewer ended:\n{self.viewer.log.read_text()}")
+        return self.viewer.log.read_text().count(viewer.READ)
+
+    async def lag_s(self) -> float:
+        """How old the newest event is that the console has read, to about two seconds."""
+        page = await self.client.get("/queues")
+        found = _NEWEST_EVENT.search(page.text)
+        if found is None:
+            return math.inf
+        return (datetime.now(UTC) - datetime.fromisoformat(found[1])).total_seconds()
+
+
 @asynccontextmanager
-async def looked_at(console: RunningConsole, path: str = "/") -> AsyncIterator[None]:
-    """Somebody looks at a page: events come, and for each the page is read again."""
-    async with console_client(console.url, PERSON) as client:
-        watching = asyncio.create_task(_watch(client, path))
-        try:
-            yield
-            if watching.done():
-                raise BenchError(f"the stream of events ended: {watching.exception()!r}")
-        finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+async def watched_console(
+    deployment: ConsoleDeployment, scratch: Path, name: str
+) -> AsyncIterator[WatchedConsole]:
+    """Run a console and a viewer until the block ends, once it reads events as they come.
 
-
-async def _watch(client: ConsoleClient, path: str) -> None:
-    async with client.events() as stream:
-        async for line in stream:
-            if line.startswith(b"data:"):
-                await client.get(path)
+    Events of the past are not read: that is work of a console's start.
+    """
+    person = {viewer.NAME: PERSON.name, viewer.PASSWORD: PERSON.password}
+    async with console(deployment, scratch, name, CONSOLE_HISTORY_S="0") as shown:
+        module = [viewer.__name__, shown.url]
+        log = scratch / f"{name}-viewer.log"
+        async with (
+            serving(person, log, module, ready=viewer.READ, own_session=True) as looking,
+            console_client(shown.url, PERSON) as client,
+        ):
+            watched = WatchedConsole(shown, looking, client)
+            until = time.monotonic() + _SETTLED_S
+            while await watched.lag_s() > _LAG_S:
+                if time.monotonic() > until:
+                    raise BenchError(f"the console reads no events within {_SETTLED_S} s")
+                await asyncio.sleep(_LOOK_S)
+            for running in (shown.running, looking):
+                stand_aside(running)
+                await asyncio.sleep(_LOOK_S)  # the kernel takes one weight in a tenth of a second
+            yield watched
