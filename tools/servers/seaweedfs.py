@@ -134,7 +134,7 @@ class SeaweedFS:
         try:
             client.list_buckets()
             assign = f"http://127.0.0.1:{self._master_port}/dir/assign"
-            with urlopen(assign, timeout=5) as response:  # noqa: S310 - our own http address
+            with urlopen(assign, timeout=5) as response:
                 return "fid" in json.load(response)
         except (BotoCoreError, ClientError, OSError, ValueError):
             return False

@@ -21,6 +21,7 @@ from tools.servers.seaweedfs import SeaweedFS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Future
     from types import TracebackType
 
 StorageKind = Literal["ceph", "moto", "seaweedfs", "none"]
@@ -112,7 +113,7 @@ class Servers:
         self._s3 = self._given_s3
         self._amqp_url = self._given_url if self._broker else None
         with ThreadPoolExecutor(max_workers=2) as pool:
-            starting = []
+            starting: list[Future[object]] = []
             if own_broker:
                 self.rabbitmq = RabbitMQ()
                 self._stack.callback(self.rabbitmq.stop)

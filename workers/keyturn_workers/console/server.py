@@ -28,6 +28,7 @@ from keyturn_workers.console.web.context import ConsoleContext
 from keyturn_workers.console.web.rendering import compile_templates
 from keyturn_workers.http_server.listener import open_listeners
 from keyturn_workers.http_server.server import serve
+from keyturn_workers.worker.gc import reduce_garbage_collection
 
 # A browser that takes nothing, or whose request's head takes longer, is disconnected.
 _IDLE_TIMEOUT_S: Final = 60.0
@@ -76,6 +77,9 @@ async def run_console(settings: ConsoleSettings) -> None:
                 tasks.create_task(console.dead.run()),
                 tasks.create_task(log_sources(console.model)),
             ]
+            # A full collection visits all of the model: 90 ms with 10,000 projects, in which no
+            # page is served.
+            reduce_garbage_collection()
             await serve(
                 console.app,
                 listeners,

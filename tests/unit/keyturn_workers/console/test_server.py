@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from keyturn.errors import SettingsError
+from keyturn_workers.console import server
 from keyturn_workers.console.server import open_console, run_console
 from keyturn_workers.http_server.listener import AddressError
 from tests.unit.keyturn_workers.console.auth.settings import console_settings
@@ -63,13 +64,19 @@ async def test_without_a_broker_its_pages_are_served(passwords: Path) -> None:
     assert (away.status_code, away.headers["location"]) == (303, "/sign-in?next=/projects")
 
 
-async def test_a_signal_ends_it(passwords: Path, logged: asyncio.Queue[dict[str, Any]]) -> None:
+async def test_a_signal_ends_it(
+    passwords: Path, logged: asyncio.Queue[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reductions: list[None] = []
+    # It holds for the process, which is the tests' here.
+    monkeypatch.setattr(server, "reduce_garbage_collection", lambda: reductions.append(None))
     running = asyncio.create_task(run_console(console_settings(passwords)))
     async with asyncio.timeout(10):
         while (line := await logged.get())["event"] != "console started":
             pass
         async with httpx2.AsyncClient() as client:
             assert (await client.get(f"http://127.0.0.1:{line['port']}/healthz")).text == "ok\n"
+        assert len(reductions) == 1
         os.kill(os.getpid(), signal.SIGTERM)
         await running
     while (line := logged.get_nowait())["event"] != "console stopped":
