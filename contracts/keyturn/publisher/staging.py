@@ -2,12 +2,15 @@
 
 A body up to 8 MiB is one put, a larger one a multipart upload of 8 MiB parts, a few at a time.
 Memory is bounded whatever the body's length, which need not be known. A failed multipart
-upload is aborted, so that nothing of it is left behind.
+upload is aborted, so that nothing of it is left behind. Each body is sent with its MD5: some
+servers store what arrived before a connection was lost.
 It must never write a byte of plaintext.
 """
 
 import asyncio
+import hashlib
 import logging
+from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -25,6 +28,8 @@ PART_BYTES: Final = 8 * 1024 * 1024
 MAX_PARTS: Final = 10_000  # S3's own limit
 CONNECTIONS: Final = 16
 _PARTS_AT_ONCE: Final = 3
+# Some servers guess a missing one from the body, which is ciphertext.
+_CONTENT_TYPE: Final = "application/octet-stream"
 _Answer = TypeVar("_Answer")
 
 
@@ -54,7 +59,15 @@ class Staging:
             second = await anext(parts, None)
             if second is not None:
                 return await self._multipart(s3_key, (first, second), parts)
-            await _translated(self._client.put_object(Bucket=self._bucket, Key=s3_key, Body=first))
+            await _translated(
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=s3_key,
+                    Body=first,
+                    ContentMD5=await _md5(first),
+                    ContentType=_CONTENT_TYPE,
+                )
+            )
             return len(first)
 
     async def delete(self, s3_key: str) -> None:
@@ -68,7 +81,9 @@ class Staging:
         self, s3_key: str, first: Iterable[bytes], rest: AsyncIterator[bytes]
     ) -> int:
         created = await _translated(
-            self._client.create_multipart_upload(Bucket=self._bucket, Key=s3_key)
+            self._client.create_multipart_upload(
+                Bucket=self._bucket, Key=s3_key, ContentType=_CONTENT_TYPE
+            )
         )
         upload_id = created["UploadId"]
         try:
@@ -112,6 +127,7 @@ class Staging:
                         UploadId=upload_id,
                         PartNumber=part_number,
                         Body=part,
+                        ContentMD5=await _md5(part),
                     )
                 )
                 etags[part_number] = answer["ETag"]
@@ -131,6 +147,12 @@ class Staging:
         except BaseExceptionGroup as exc:
             raise exc.exceptions[0] from exc
         return size_bytes, [{"PartNumber": n, "ETag": etag} for n, etag in sorted(etags.items())]
+
+
+async def _md5(body: bytes) -> str:
+    """`Content-MD5`: by it a server notices a body that a lost connection cut short."""
+    digest = await asyncio.to_thread(hashlib.md5, body, usedforsecurity=False)
+    return b64encode(digest.digest()).decode()
 
 
 async def _chain(first: Iterable[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+from base64 import b64encode
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,6 +44,11 @@ class FakeS3:
     def _call(self, name: str, arguments: dict[str, Any]) -> None:
         assert arguments["Bucket"] == "bucket"
         assert arguments["Key"] == "staged"
+        if "Body" in arguments:  # so that the server notices a body that is cut
+            digest = hashlib.md5(arguments["Body"], usedforsecurity=False).digest()
+            assert arguments["ContentMD5"] == b64encode(digest).decode()
+        if name in {"put_object", "create_multipart_upload"}:
+            assert arguments["ContentType"] == "application/octet-stream"
         if name in self.failing:
             raise self.failing[name]
 

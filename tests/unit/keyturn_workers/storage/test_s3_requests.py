@@ -12,6 +12,7 @@ from keyturn_workers.storage.s3_responses import RESTATED
 from tests.unit.keyturn_workers.storage.scripted_server import ETAG, Reply
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from datetime import datetime
 
     from keyturn_workers.storage.s3 import S3Storage
@@ -156,3 +157,23 @@ async def test_a_delete_marker_is_missing(server: ScriptedServer, storage: S3Sto
     server.script = [Reply(405, refused, {"x-amz-delete-marker": "true"})]
     with pytest.raises(MissingError):
         await storage.read_start("a/k", 56, version_id="m")
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"), [(None, "binary/octet-stream"), ("text/html", "text/html")]
+)
+async def test_a_put_always_has_a_content_type(
+    server: ScriptedServer, storage: S3Storage, given: str | None, sent: str
+) -> None:
+    """Without one SeaweedFS stores an empty object when a connection is lost."""
+    stored = Reply(200, b"", {"ETag": f'"{ETAG}"'})
+    server.script = [stored, stored, Reply(200, BEGUN)]
+    headers = Headers({}, given)
+    await storage.put("a/k", b"body", headers)
+    await storage.put_stream("a/k", _body(), 4, headers)
+    await storage.create_multipart("a/k", headers)
+    assert [each.headers["content-type"] for each in server.requests] == [sent] * 3
+
+
+async def _body() -> AsyncIterator[bytes]:
+    yield b"body"
