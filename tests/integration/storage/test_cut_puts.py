@@ -138,7 +138,8 @@ async def test_a_staged_body_is_not_stored(bucket: tuple[S3Server, str]) -> None
 
 
 async def _nothing() -> AsyncIterator[memoryview]:
-    for piece in ():
+    pieces: list[memoryview] = []
+    for piece in pieces:
         yield piece
 
 
