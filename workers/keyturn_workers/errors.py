@@ -21,6 +21,14 @@ class PreconditionError(StorageAnswerError):
     """
 
 
+class UnstorableKeyError(StorageAnswerError):
+    """400 or 409: the storage cannot hold an object at this key, now or at all.
+
+    The key is too long for it, or it keeps objects as files, and one stands in another's way. The
+    text says which of these.
+    """
+
+
 class RefusedError(StorageAnswerError):
     """403: not allowed, or, of a leased request, sent after its lease (SPEC 8.4)."""
 

@@ -80,8 +80,9 @@ CODES: Final = {
         "remove the lock, or wait for its end, then sweep again",
     ),
     "malformed_request": CodeHelp(
-        "not the JSON that the schema asks for, or a name that is not allowed",
-        "fix the request; the detail names the field",
+        "not the JSON that the schema asks for, or a name that is not allowed, or that this "
+        "bucket's storage cannot hold",
+        "fix the request; the detail names the field, or what is wrong with the key",
     ),
     "no_usable_wrap": CodeHelp(
         "neither wrap opens under the keys at hand",

@@ -13,15 +13,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from keyturn.crypto import HEADER_BYTES, seal_tombstone
-from keyturn.errors import LockedObjectError, PermanentError, StorageUnavailableError
+from keyturn.errors import (
+    LockedObjectError,
+    MalformedRequestError,
+    PermanentError,
+    StorageUnavailableError,
+)
 from keyturn.identifiers import format_time, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn.metadata import ALGO, DELETED
 from keyturn_workers.amqp import DeferError
-from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
+from keyturn_workers.errors import ArchivedError, MissingError, RefusedError, UnstorableKeyError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_action
+from keyturn_workers.objects.storable_key import check_storable
 from keyturn_workers.objects.wrap import build_tombstone_metadata
 from keyturn_workers.storage import Headers, ObjectHead, Storage
 from keyturn_workers.storage.clock import DateTrust
@@ -60,10 +66,13 @@ class Deleter:
             DeferError: it was put, or put again, less than two leases ago, or the storage's clock
                 is not known well enough to say so.
             UnknownProjectError: no keyring exists.
+            MalformedRequestError: the bucket cannot hold an object at this key, or takes it for
+                another key, whose object would be deleted.
             LockedObjectError: a lock refuses the put, or keeps an older version.
             CorruptObjectError: the keyring was forged.
             StorageUnavailableError, UnknownMasterKeyError, KmsUnavailableError: try again later.
         """
+        check_storable(request.key, self._storage.capabilities)
         s3_key = object_s3_key(request.project, request.key)
         for _ in range(_MAX_ATTEMPTS):
             snapshot = await self._keyrings.read_fresh(request.project)
@@ -138,6 +147,8 @@ class Deleter:
             if await self._is_locked(s3_key):
                 raise LockedObjectError("the storage refuses to write a locked object") from exc
             # It came after its lease: the caller tries again with a new keyring read.
+        except UnstorableKeyError as exc:
+            raise MalformedRequestError(str(exc)) from exc
 
     async def _is_locked(self, s3_key: str) -> bool:
         try:

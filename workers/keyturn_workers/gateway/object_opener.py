@@ -38,6 +38,7 @@ from keyturn_workers.gateway.plaintext_reader import PlaintextReader
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.body_stream import read_first_bytes
 from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
+from keyturn_workers.objects.storable_key import check_storable, is_alias
 from keyturn_workers.storage import Lease, ObjectHead, Storage
 
 START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
@@ -103,6 +104,8 @@ class ObjectOpener:
             ArchivedObjectError, BodyTooLargeError, StorageUnavailableError: the object cannot
                 be read.
         """
+        if is_alias(object_key, self._storage.capabilities):
+            raise NotFoundError("no object has this key")
         s3_key = object_s3_key(caller.project, object_key)
         try:
             async with AsyncExitStack() as stack:
@@ -136,8 +139,10 @@ class ObjectOpener:
         Raises:
             AlreadyExistsError: the key has an object.
             DeletedKeyError: the key has a tombstone.
+            MalformedRequestError: the storage takes the key for another one.
             StorageUnavailableError: the storage failed.
         """
+        check_storable(object_key, self._storage.capabilities)
         stored = await self.find_stored(caller, object_key)
         if stored is None:
             return
@@ -151,6 +156,8 @@ class ObjectOpener:
         Raises:
             StorageUnavailableError: the storage failed.
         """
+        if is_alias(object_key, self._storage.capabilities):
+            return None
         s3_key = object_s3_key(caller.project, object_key)
         try:
             head, start = await self._storage.read_start(s3_key, HEADER_BYTES)

@@ -29,5 +29,12 @@ class Capabilities:
     # says so.
     late_writes_refused: bool = False
 
+    # Keys are paths: `a\b` is `a/b`, or no object can exist beside those below its key. Then
+    # uploads to keys with a backslash are refused.
+    keys_are_paths: bool = False
+    # Listings leave out some names (of the server's own folders). Then uploads to such keys are
+    # refused, since a rotation could not find them.
+    unlisted_names: bool = False
+
 
 BASELINE = Capabilities()

@@ -27,7 +27,12 @@ from yarl import URL
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.storage.port import Lease
-from keyturn_workers.storage.s3_responses import UnconfirmedNotFoundError, error_code, error_for
+from keyturn_workers.storage.s3_responses import (
+    UnconfirmedNotFoundError,
+    error_code,
+    error_for,
+    read_error_for,
+)
 from keyturn_workers.storage.s3_session import abort_on_failure
 from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, SignedRequest, Signer, lease_from_now
 from keyturn_workers.storage.streaming_body import KnownLengthBody
@@ -46,6 +51,7 @@ _UNRESERVED: Final = "/-_.~"
 _ERROR_BODY_BYTES: Final = 64 * 2**10
 # Hashing more than this would block the event loop, and aiohttp wants a file.
 _LARGE_BODY_BYTES: Final = 2**20
+_READS: Final = frozenset({"GET", "HEAD"})
 _EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
 # The whole request is bounded by `asyncio.timeout`: aiohttp would round the end of a lease up to
 # a whole second, and has no timer for the silence after an interim response.
@@ -161,7 +167,7 @@ class S3HttpClient:
             if response.status >= 300:  # noqa: PLR2004  # as above
                 with translate_errors(operation):
                     error_body = await response.content.read(_ERROR_BODY_BYTES)
-                raise error_for(operation, response.status, error_code(error_body))
+                raise read_error_for(operation, response.status, error_code(error_body))
             yield response
         finally:
             # After a complete body this does nothing: the connection is back in the pool.
@@ -283,6 +289,8 @@ def _refusal(
     if is_marker and code == "MethodNotAllowed":
         # 405: a delete marker was read by its version id.
         return error_for(operation, 404, "NoSuchKey")
+    if method in _READS:
+        return read_error_for(operation, response.status, code)
     return error_for(operation, response.status, code)
 
 

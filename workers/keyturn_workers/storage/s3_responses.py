@@ -6,6 +6,9 @@
         NoSuchUpload                     MissingError
     404 to a HEAD, which has no body     UnconfirmedNotFoundError, internal to the storage
     412, 409 ConditionalRequestConflict  PreconditionError
+    400 KeyTooLongError,
+        409 ExistingObjectIsFile,
+        ExistingObjectIsDirectory        UnstorableKeyError; to a read, MissingError
     416                                  RangeNotSatisfiableError, internal to the storage
     everything else, also NoSuchBucket
         and the 404 of a proxy           StorageUnavailableError
@@ -29,6 +32,7 @@ from keyturn_workers.errors import (
     PreconditionError,
     RefusedError,
     StorageAnswerError,
+    UnstorableKeyError,
 )
 from keyturn_workers.storage.port import Headers, ObjectHead
 
@@ -67,13 +71,26 @@ _ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 # Only these mean that an object does not exist. If a missing bucket or the 404 of a misconfigured
 # proxy counted too, a sweep would skip an object that an old key opens.
 _NOT_FOUND_CODES: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload"})
+# What a storage cannot hold. The first is S3's own; SeaweedFS keeps objects as files in folders.
+_UNSTORABLE: Final = {
+    "KeyTooLongError": "the key, or a part of it between slashes, is too long for this storage",
+    "ExistingObjectIsFile": (
+        "the storage keeps objects as files, and an object has the name of a folder in this key"
+    ),
+    "ExistingObjectIsDirectory": (
+        "the storage keeps objects as files, and this key is the folder of other objects"
+    ),
+}
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9_.-]{1,64})</Code>")
 _ETAG: Final = re.compile(rb"<ETag>([^<]{1,200})</ETag>")
 # S3 starts its 200 response to a long copy or completion before it knows the outcome.
 _STATUS_OF_EMBEDDED_CODE: Final = {
     "AccessDenied": 403,
     "ConditionalRequestConflict": 409,
+    "ExistingObjectIsDirectory": 409,
+    "ExistingObjectIsFile": 409,
     "InvalidObjectState": 403,
+    "KeyTooLongError": 400,
     "NoSuchKey": 404,
     "NoSuchUpload": 404,
     "PreconditionFailed": 412,
@@ -95,12 +112,24 @@ def error_for(
         return MissingError(detail)
     if status == 412 or (status == 409 and code == "ConditionalRequestConflict"):  # noqa: PLR2004
         return PreconditionError(detail)
+    if status in {400, 409} and code in _UNSTORABLE:
+        return UnstorableKeyError(_UNSTORABLE[code])
     # `rclone serve s3` sends AccessDenied with status 400.
     if status == 403 or (400 <= status < 500 and code == "AccessDenied"):  # noqa: PLR2004
         return ArchivedError(detail) if code == "InvalidObjectState" else RefusedError(detail)
     if status == 416:  # noqa: PLR2004
         return RangeNotSatisfiableError(detail)
     return StorageUnavailableError(detail)
+
+
+def read_error_for(
+    operation: str, status: int, code: str
+) -> StorageAnswerError | StorageUnavailableError:
+    """As `error_for`, for a read: nothing exists at a key that the storage cannot hold."""
+    error = error_for(operation, status, code)
+    if isinstance(error, UnstorableKeyError):
+        return MissingError(f"{operation}: {code}")
+    return error
 
 
 def check_embedded_error(operation: str, body: bytes, success: bytes) -> None:

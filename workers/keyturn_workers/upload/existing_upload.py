@@ -151,6 +151,10 @@ async def _check_wrapped(
     snapshot: KeyringSnapshot,
 ) -> ExistingUpload:
     object_key = upload.request.key
+    if not header:
+        raise CorruptObjectError(
+            "its object is empty: a connection to the storage was cut, or another program wrote it"
+        )
     verified = await context.operator_keys.open_with(
         upload.request.project,
         lambda keks: verify_upload(wraps, header, object_key, snapshot.keyring, keks),

@@ -11,11 +11,23 @@ from typing import Final
 
 import structlog
 
-from keyturn.errors import PermanentError, StagedBodyMissingError, StorageUnavailableError
+from keyturn.errors import (
+    MalformedRequestError,
+    PermanentError,
+    StagedBodyMissingError,
+    StorageUnavailableError,
+)
 from keyturn.messages import UploadRequested
 from keyturn.topology import UPLOAD_QUEUE
-from keyturn_workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
+from keyturn_workers.errors import (
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    StorageAnswerError,
+    UnstorableKeyError,
+)
 from keyturn_workers.objects.reconcile import reconcile_object
+from keyturn_workers.objects.storable_key import check_storable
 from keyturn_workers.storage import Condition, IfAbsent, IfMatch
 from keyturn_workers.upload.attempt import Attempt
 from keyturn_workers.upload.context import Upload, UploadContext
@@ -59,6 +71,7 @@ class Uploader:
         Raises:
             CodedError: the refusal of SPEC 12 that the request meets.
         """
+        check_storable(request.key, self._context.storage.capabilities)
         upload = Upload(request, publisher)
         existing: ExistingUpload | None = None
         # A staged body is deleted once its upload is stored, so a staged request that was
@@ -172,6 +185,8 @@ class Uploader:
             except PreconditionError as exc:
                 refused = StorageUnavailableError("a put was refused, but no object exists")
                 return await self._require_existing(upload, refused, exc)
+            except UnstorableKeyError as exc:
+                raise MalformedRequestError(str(exc)) from exc
             except StagedBodyMissingError as exc:
                 # Another delivery of this very upload may have stored it since the target was
                 # read, and deleted the staged body.
@@ -187,11 +202,29 @@ class Uploader:
     async def _require_existing(
         self, upload: Upload, otherwise: Exception, cause: Exception | None
     ) -> ExistingUpload:
-        """The upload's own object, after a put failed in a way that says that one exists."""
+        """The upload's own object, after a put failed in a way that says that one exists.
+
+        Raises:
+            MalformedRequestError: none does, but the key is the folder of others, and the storage
+                takes a folder for an object. That does not pass: they stay (SPEC 4.4).
+        """
         existing = await self._find_own_object(upload)
-        if existing is None:
-            raise otherwise from cause
-        return existing
+        if existing is not None:
+            return existing
+        if isinstance(cause, PreconditionError) and await self._is_folder(upload):
+            raise MalformedRequestError(
+                "other objects' keys begin with this key and a slash: this bucket's storage "
+                "takes that for an object, and cannot create one safely"
+            ) from cause
+        raise otherwise from cause
+
+    async def _is_folder(self, upload: Upload) -> bool:
+        storage = self._context.storage
+        if not storage.capabilities.keys_are_paths:
+            return False
+        async for _ in storage.list(f"{upload.s3_key}/", limit=1):
+            return True
+        return False
 
     async def _finish_stored(self, upload: Upload, stored: PutResult) -> UploadResult | None:
         """The result of a put; None if plaintext was stored and is forbidden by now."""

@@ -7,12 +7,14 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn_workers.amqp import DeferError
 from keyturn_workers.control import Deleter
+from keyturn_workers.errors import UnstorableKeyError
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.storage import Headers, StorageClock
+from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
 from tools.harness.local_keys import build_keyring, operator_keys
@@ -126,3 +128,19 @@ async def test_a_fast_front_end_puts_no_tombstone() -> None:
     deleter = _deleter(storage)
     assert await _deferred_s(deleter) <= 2 * _LEASE_S + 1
     assert storage.calls["put"] == 2
+
+
+async def test_a_delete_of_a_key_that_the_storage_cannot_hold_is_refused() -> None:
+    """Nothing can have been stored there, and no tombstone either."""
+    storage = _Storage()
+    storage.fail_next("put", UnstorableKeyError("too long"))
+    with pytest.raises(MalformedRequestError, match="too long"):
+        await _deleter(storage).delete(_REQUEST)
+
+
+async def test_a_delete_of_an_alias_leaves_the_other_keys_object_alone() -> None:
+    storage = _Storage()
+    storage.capabilities = Capabilities(keys_are_paths=True)
+    with pytest.raises(MalformedRequestError, match="backslash"):
+        await _deleter(storage).delete(_REQUEST.model_copy(update={"key": "a\\b"}))
+    assert not storage.calls

@@ -12,6 +12,7 @@ from keyturn.errors import (
     ArchivedObjectError,
     CorruptObjectError,
     KeyringRolledBackError,
+    MalformedRequestError,
     NotFoundError,
     NoUsableWrapError,
     UnauthorizedError,
@@ -20,6 +21,7 @@ from keyturn.errors import (
 from keyturn_workers.gateway.object_opener import StoredObject
 from keyturn_workers.gateway.object_reader import content_modified_at
 from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.storage import Capabilities
 from tests.unit.keyturn_workers.factories import (
     deleted,
     enc,
@@ -203,6 +205,21 @@ async def test_what_one_read_shows_of_a_key() -> None:
     assert await bench.opener.find_stored(caller, KEY) == StoredObject()
     bench.plant(deleted(bench.desired, KEY), b"")
     assert await bench.opener.find_stored(caller, KEY) == StoredObject(is_tombstone=True)
+
+
+async def test_a_key_that_the_storage_takes_for_another_holds_nothing() -> None:
+    """The other key's object is not read, and the key is refused before a body is taken."""
+    bench = Bench()
+    caller = await bench.authenticate()
+    calls = bench.storage.calls.copy()
+    bench.storage.capabilities = Capabilities(keys_are_paths=True)
+    with pytest.raises(NotFoundError):
+        async with bench.opener.open(caller, "a\\b", start_bytes=None):
+            pass
+    assert await bench.opener.find_stored(caller, "a\\b") is None
+    with pytest.raises(MalformedRequestError):
+        await bench.opener.require_unused_key(caller, "a\\b")
+    assert bench.storage.calls == calls
 
 
 @pytest.mark.parametrize("kind", ["plaintext", "v0"])

@@ -7,7 +7,13 @@ from datetime import UTC, datetime
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
+from keyturn_workers.errors import (
+    ArchivedError,
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    UnstorableKeyError,
+)
 from keyturn_workers.storage.s3_responses import (
     RESTATED,
     RangeNotSatisfiableError,
@@ -16,6 +22,7 @@ from keyturn_workers.storage.s3_responses import (
     error_for,
     etag_element,
     parse_head,
+    read_error_for,
     text_element,
 )
 
@@ -60,6 +67,32 @@ def test_every_status_has_its_error(status: int, code: str, error: type[Exceptio
     found = error_for("put", status, code)
     assert type(found) is error
     assert str(found).endswith(f"put: {code or status}")
+
+
+UNSTORABLE = [
+    (400, "KeyTooLongError", "too long"),
+    (409, "ExistingObjectIsFile", "the name of a folder"),
+    (409, "ExistingObjectIsDirectory", "the folder of other objects"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "reason"), UNSTORABLE)
+def test_a_key_that_the_storage_cannot_hold(status: int, code: str, reason: str) -> None:
+    """Its reason is told in words, since it ends in the refusal of a request."""
+    found = error_for("put", status, code)
+    assert type(found) is UnstorableKeyError
+    assert reason in str(found)
+    assert type(error_for("put", 500, code)) is StorageUnavailableError
+    body = f"<Error><Code>{code}</Code></Error>".encode()
+    with pytest.raises(UnstorableKeyError):
+        check_embedded_error("complete multipart", body, b"<CompleteMultipartUploadResult")
+
+
+@pytest.mark.parametrize(("status", "code", "reason"), UNSTORABLE)
+def test_nothing_is_read_at_such_a_key(status: int, code: str, reason: str) -> None:
+    assert reason
+    assert type(read_error_for("read", status, code)) is MissingError
+    assert type(read_error_for("read", 500, code)) is StorageUnavailableError
 
 
 def test_a_head_has_everything_that_a_copy_restates() -> None:

@@ -211,3 +211,14 @@ async def test_own_plaintext_without_a_staged_body_stays() -> None:
     with pytest.raises(StagedBodyMissingError):
         await on.serve(sent, seen_before=True)
     assert (await on.storage.read(TARGET))[1] == DATA
+
+
+async def test_its_own_empty_object_is_not_reported_as_stored() -> None:
+    """A put of an old release that was cut off left the metadata without the body."""
+    on = bench()
+    sent = request(on)
+    await on.serve(sent)
+    head, _ = await on.storage.read(TARGET)
+    on.storage.plant(TARGET, b"", head.headers)
+    with pytest.raises(CorruptObjectError, match="is empty"):
+        await on.serve(sent, seen_before=True)

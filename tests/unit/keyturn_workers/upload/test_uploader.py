@@ -16,12 +16,18 @@ from keyturn.errors import (
     CodedError,
     CorruptObjectError,
     DeletedKeyError,
+    MalformedRequestError,
     StorageUnavailableError,
     UnknownProjectError,
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage import Headers
+from keyturn_workers.errors import (
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    UnstorableKeyError,
+)
+from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.upload import UploadResult
 from tests.support.scrape import risen, shown
 from tests.unit.keyturn_workers.factories import keyring
@@ -172,6 +178,47 @@ async def test_a_key_taken_during_the_put_refuses_the_upload(
         await on.serve(sent)
     assert (await on.storage.read(TARGET))[1] == b"first"
     assert await on.open_uploads() == []
+
+
+@BY_ALL_WAYS
+async def test_a_key_that_the_storage_cannot_hold_is_refused_for_good(way: str) -> None:
+    """A retry would end the same way: the request is refused at once, with the reason."""
+    on = bench(way)
+    on.storage.fail_next(way, UnstorableKeyError("the key is too long"))
+    with pytest.raises(MalformedRequestError, match="the key is too long"):
+        await on.serve(request(on, way))
+    assert await on.open_uploads() == []
+
+
+@pytest.mark.parametrize(
+    ("are_paths", "below", "error"),
+    [
+        (True, "acme/k/child", MalformedRequestError),
+        (True, "acme/kk", StorageUnavailableError),
+        (False, "acme/k/child", StorageUnavailableError),
+    ],
+)
+@BY_ALL_WAYS
+async def test_a_put_is_refused_although_no_object_exists(
+    way: str, below: str, error: type[CodedError], *, are_paths: bool
+) -> None:
+    """For good where keys are paths and this one is a folder; elsewhere it may pass."""
+    on = bench(way)
+    on.storage.capabilities = replace(on.storage.capabilities, keys_are_paths=are_paths)
+    on.storage.plant(below, b"", Headers({}))
+    on.storage.fail_next(way, PreconditionError("put: PreconditionFailed"), times=4)
+    with pytest.raises(error):
+        await on.serve(request(on, way))
+    assert await on.open_uploads() == []
+
+
+async def test_a_key_that_means_another_object_is_refused_before_anything_is_read() -> None:
+    on = bench()
+    on.storage.capabilities = Capabilities(keys_are_paths=True)
+    sent = request(on).model_copy(update={"key": "a\\b"})
+    with pytest.raises(MalformedRequestError):
+        await on.serve(sent)
+    assert not on.storage.calls
 
 
 @pytest.mark.parametrize("seen_before", [False, True])
