@@ -188,7 +188,17 @@ class S3Settings(Settings):
         return self
 
 
-class PublisherSettings(DeploymentSettings):
+class TracingSettings(Settings):
+    """Whether a process records traces (SPEC 6.11).
+
+    Attributes:
+        tracing: Needs the extra `otel`. OpenTelemetry's own variables configure the rest.
+    """
+
+    tracing: bool = False
+
+
+class PublisherSettings(DeploymentSettings, TracingSettings):
     """What a publishing service needs (SPEC 11). To stage bodies it also needs `S3Settings`.
 
     Attributes:

@@ -82,6 +82,7 @@ REJECTED_EVENTS: Final[Mapping[str, str]] = MappingProxyType(
 PUBLISHER_HEADER: Final = "keyturn-publisher"
 SIGNATURE_HEADER: Final = "keyturn-signature"
 EVENT_KEY_HEADER: Final = "keyturn-event-key"  # the id of the key that signed an event
+TRACEPARENT_HEADER: Final = "traceparent"  # unsigned: a link for traces at most (SPEC 6.11)
 # Put on by workers; taken off again when a dead letter is replayed.
 CODE_HEADER: Final = "keyturn-code"
 DETAIL_HEADER: Final = "keyturn-detail"

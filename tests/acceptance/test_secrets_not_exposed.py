@@ -1,4 +1,4 @@
-"""Where an attacker of SPEC 13 would look: bucket, the broker's disk, logs, metrics, the console.
+"""Where an attacker of SPEC 13 would look: bucket, broker's disk, logs, metrics, traces, console.
 
 One deployment lives through everything once, on a separate broker: uploads inline and staged, a
 refusal, reads through the gateway, links that are given away, a new master key, a new API key, an
@@ -41,6 +41,7 @@ from tools.harness.console import Account, ConsoleDeployment, console_user, writ
 from tools.harness.console_client import console_client
 from tools.harness.console_crawl import crawl
 from tools.harness.http import Client, object_target
+from tools.harness.otlp_receiver import otlp_receiver
 from tools.harness.process import console, gateway
 from tools.harness.scene import Scene, check_queues_empty
 from tools.harness.sweep_scenario import (
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from tools.harness.console_client import Answer, ConsoleClient
     from tools.harness.deployment import Deployment
+    from tools.harness.otlp_receiver import Received
     from tools.harness.process import GatewayProcess
     from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
@@ -94,6 +96,7 @@ class Left:
     metrics: list[str]
     upload_ids: list[str]
     console: Seen
+    traces: list[bytes]
 
     def secrets(self, *, sealed_bodies: bool) -> Canaries:
         """Every secret there was; in logs sealed bodies have no place either."""
@@ -122,12 +125,13 @@ def _texts(blobs: Iterator[bytes]) -> Iterator[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def left(ceph: S3Server, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Left]:
-    with Servers("none", environ={}) as servers:
+    with Servers("none", environ={}) as servers, otlp_receiver() as received:
         assert servers.rabbitmq is not None
-        yield await _lived(servers.rabbitmq, ceph, tmp_path_factory.mktemp("console"))
+        folder = tmp_path_factory.mktemp("console")
+        yield await _lived(servers.rabbitmq, ceph, folder, received)
 
 
-async def _lived(rabbitmq: RabbitMQ, ceph: S3Server, folder: Path) -> Left:
+async def _lived(rabbitmq: RabbitMQ, ceph: S3Server, folder: Path, received: Received) -> Left:
     masters = {"m1": os.urandom(32), "m2": os.urandom(32)}
     deployment = ConsoleDeployment(
         rabbitmq.url,
@@ -136,7 +140,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server, folder: Path) -> Left:
         master_key=masters["m1"],
         more_master_keys={"m2": masters["m2"]},
     )
-    scene = Scene(deployment, PROJECT)
+    scene = Scene(deployment, PROJECT, environ=received.env())
     tenant, _ = await enroll_projects(scene, [PROJECT, HANDED_OVER])
     port = free_port()
     settings = {
@@ -147,7 +151,9 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server, folder: Path) -> Left:
     async with (
         scene.worker(**settings),
         _console(deployment, rabbitmq, folder, scene.canaries) as watching,
-        gateway(deployment.gateway_env(KEYRING_CACHE_S="0.5", LOG_LEVEL="debug")) as serving,
+        gateway(
+            deployment.gateway_env(KEYRING_CACHE_S="0.5", LOG_LEVEL="debug") | received.env()
+        ) as serving,
         open_wire(deployment) as wire,
     ):
         scene.logs.append(serving.lines)
@@ -189,6 +195,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server, folder: Path) -> Left:
         metrics=metrics,
         upload_ids=ids,
         console=console_seen,
+        traces=received.bodies,
     )
 
 
@@ -388,6 +395,16 @@ async def test_logs_and_metrics_show_no_secret_and_no_body(left: Left) -> None:
     assert secrets.found(left.metrics) == []
     # Names of projects and objects are labels of no metric.
     assert not any(name in text for text in left.metrics for name in (PROJECT, "afterwards"))
+
+
+async def test_traces_show_no_secret_and_no_name(left: Left) -> None:
+    """In the bytes that a receiver got from workers and gateway; ids of requests do show."""
+    texts = list(_texts(iter(left.traces)))
+    for upload_id in left.upload_ids:
+        assert any(upload_id in text for text in texts)
+    assert left.secrets(sealed_bodies=True).found(texts) == []
+    names = (PROJECT, HANDED_OVER, "afterwards", "missing", "X-Amz-Signature", "token=")
+    assert [name for name in names if any(name in text for text in texts)] == []
 
 
 async def test_the_consoles_pages_and_logs_show_no_secret(left: Left) -> None:

@@ -27,6 +27,7 @@ from tools.bench import (
     profiles,
     sealing,
     tenants,
+    tracing,
     uploads,
 )
 from tools.bench.console import dead_letters as console_dead
@@ -80,6 +81,7 @@ _PARTS: Final = (
     "open",
     "typescript",
     "kms",
+    "tracing",
     *_CONSOLE,
 )
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
@@ -123,6 +125,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         type=_numbers,
         metavar="N,N",
         help=f"objects of rotation-many, one rotation each ({_MANY} where not given)",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of an earlier commit, for tracing: what does the code cost without it?",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     given = parser.parse_args(argv)
@@ -207,6 +215,18 @@ def _projects(kind: StorageKind, given: argparse.Namespace, results: Results) ->
             uploads_a_project=_UPLOADS_A_PROJECT,
             least=_QUICK_COUNT if given.quick else _COUNTS[kind],
             rounds=given.rounds or (1 if given.quick else 2),
+        )
+        results.rows += asyncio.run(measuring)
+
+
+def _tracing(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _served(kind) as (deployment, scratch):
+        measuring = tracing.measure(
+            deployment,
+            scratch,
+            count=_QUICK_COUNT if given.quick else _COUNTS[kind],
+            rounds=given.rounds or (1 if given.quick else _CONSOLE_ROUNDS),
+            before=given.before,
         )
         results.rows += asyncio.run(measuring)
 
@@ -438,7 +458,12 @@ _OF_CLIENTS: Final = {
     "open": _open,
     "typescript": _typescript,
 }
-_OF_UPLOADS: Final = {"plain": _plain, "latency": _latency, "projects": _projects}
+_OF_UPLOADS: Final = {
+    "plain": _plain,
+    "latency": _latency,
+    "projects": _projects,
+    "tracing": _tracing,
+}
 
 
 def _parts_of(

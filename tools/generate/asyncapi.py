@@ -17,6 +17,7 @@ from keyturn.topology import (
     PUBLISHER_EVENTS_EXCHANGE,
     PUBLISHER_HEADER,
     SIGNATURE_HEADER,
+    TRACEPARENT_HEADER,
     WORKERS_STREAM,
     audit_queue,
     publisher_binding,
@@ -25,6 +26,11 @@ from keyturn.topology import (
 )
 
 _B64_ED25519: Final = {"type": "string", "contentEncoding": "base64", "minLength": 88}
+_TRACEPARENT: Final = {
+    "type": "string",
+    "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+    "description": "The span that sent the message, for traces: unsigned, and ignored by all else",
+}
 _REQUEST_HEADERS: Final[dict[str, Any]] = {
     "type": "object",
     "required": [PUBLISHER_HEADER, SIGNATURE_HEADER],
@@ -35,6 +41,7 @@ _REQUEST_HEADERS: Final[dict[str, Any]] = {
             "description": "Ed25519 over 'keyturn/v1/request', the deployment, the publisher "
             "and the body's bytes, joined by one zero byte each"
         },
+        TRACEPARENT_HEADER: _TRACEPARENT,
     },
 }
 _EVENT_HEADERS: Final[dict[str, Any]] = {
@@ -57,6 +64,7 @@ _EVENT_HEADERS: Final[dict[str, Any]] = {
             "description": "Whose request it answers: the broker feeds the publisher's stream by "
             "it. Unsigned; readers trust only the body",
         },
+        TRACEPARENT_HEADER: _TRACEPARENT,
     },
 }
 # Of what no request begins.
@@ -65,7 +73,7 @@ _OWN_HEADERS: Final = _EVENT_HEADERS | {
     "properties": {
         name: schema
         for name, schema in _EVENT_HEADERS["properties"].items()
-        if name != PUBLISHER_HEADER
+        if name not in (PUBLISHER_HEADER, TRACEPARENT_HEADER)
     },
 }
 _MODELS: Final = {**REQUEST_MODELS, **EVENT_MODELS, **AUDIT_MODELS, **WORKER_REPORT_MODELS}

@@ -27,13 +27,17 @@ CRASHING = "tests.acceptance.crash_worker"
 
 @dataclass
 class Scene:
-    """A deployment with an enrolled project, on a test's own broker."""
+    """A deployment with an enrolled project, on a test's own broker.
+
+    `environ` are further variables of its workers, such as those of OpenTelemetry.
+    """
 
     deployment: Deployment
     project: str
     plaintexts: dict[str, bytes] = field(default_factory=dict, repr=False)
     logs: list[list[str]] = field(default_factory=list, repr=False)
     canaries: Canaries = field(init=False, repr=False)
+    environ: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.canaries = Canaries.of(self.deployment, self.project)
@@ -44,10 +48,14 @@ class Scene:
 
     @asynccontextmanager
     async def worker(
-        self, role: str = "all", *, point: str | None = None, **settings: str
+        self,
+        role: str = "all",
+        *,
+        point: str | None = None,
+        **settings: str,
     ) -> AsyncIterator[WorkerProcess]:
         """A worker with debug logs; with `point`, one that kills itself there."""
-        env = self.deployment.worker_env(**{"LOG_LEVEL": "debug", **settings})
+        env = self.deployment.worker_env(**{"LOG_LEVEL": "debug", **settings}) | self.environ
         arguments: tuple[str, ...] = ()
         module = "keyturn_workers"
         if point is not None:

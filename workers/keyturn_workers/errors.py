@@ -37,5 +37,9 @@ class ArchivedError(StorageAnswerError):
     """403 InvalidObjectState: the object's bytes are archived; its head can be read."""
 
 
+class MissingExtraError(Exception):
+    """A setting needs an extra that is not installed; the text names both."""
+
+
 class UnsafeStorageError(Exception):
     """The bucket lacks something that SPEC 10 requires; the worker does not start."""

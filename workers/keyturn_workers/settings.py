@@ -32,6 +32,7 @@ from keyturn.settings import (
     S3Settings,
     Settings,
     SigningKeysSetting,
+    TracingSettings,
     Url,
     seed_from_b64,
 )
@@ -194,7 +195,9 @@ class AuditSettings(DeploymentSettings, AuditBounds):
     event_key: SigningKeysSetting
 
 
-class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings, AuditBounds):
+class WorkerSettings(
+    DeploymentSettings, OperatorSettings, LogSettings, AuditBounds, TracingSettings
+):
     """What workers read, whatever their roles."""
 
     active_master_key: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]

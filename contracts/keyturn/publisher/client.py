@@ -9,8 +9,9 @@ It must never log or raise a secret, a plaintext or a sealed body.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from keyturn.crypto import Sealer, seal, to_base64
 from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError
@@ -35,6 +36,7 @@ from keyturn.publisher.connection import BrokerConnection, persistent_json
 from keyturn.publisher.event_matcher import RequestType
 from keyturn.publisher.event_stream import Verifier, follow
 from keyturn.publisher.event_waiter import EventWaiter
+from keyturn.publisher.optional_tracing import publisher_tracing
 from keyturn.publisher.pending_uploads import PendingUploads
 from keyturn.publisher.requests import (
     ApiKey,
@@ -55,6 +57,9 @@ from keyturn.publisher.staging import CONNECTIONS, Staging
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import EVENTS_STREAM, WORKERS_STREAM
 
+if TYPE_CHECKING:
+    from keyturn.tracing import PublisherTracing
+
 PUBLISH_TIMEOUT_S: Final = 30.0
 _STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
 
@@ -72,13 +77,20 @@ class Publisher:
         connection: BrokerConnection,
         events_connection: BrokerConnection,
         staging: Staging | None,
+        tracing: "PublisherTracing | None" = None,
     ) -> None:
         self._settings = settings
         self._connection = connection
         self._events_connection = events_connection
         self._staging = staging
         self._verifier = Verifier(settings.deployment, settings.event_public_key)
-        self._waiter = EventWaiter(events_connection, self._verifier, settings.publisher_name)
+        self._tracing = tracing
+        self._waiter = EventWaiter(
+            events_connection,
+            self._verifier,
+            settings.publisher_name,
+            on_answer=None if tracing is None else tracing.received,
+        )
         self._pending_uploads = PendingUploads()
 
     @classmethod
@@ -102,8 +114,10 @@ class Publisher:
 
         Raises:
             BrokerUnavailableError: the broker refuses, or does not respond in time.
-            SettingsError: `s3` is given and aioboto3 is not installed (`keyturn[staging]`).
+            SettingsError: `s3` is given and aioboto3 is not installed (`keyturn[staging]`), or
+                traces are on and OpenTelemetry is not (`keyturn[otel]`).
         """
+        tracing = publisher_tracing(settings)
         async with AsyncExitStack() as stack:
             staging = None
             if s3 is not None:
@@ -125,7 +139,7 @@ class Publisher:
             # cannot be decoded breaks the connection that reads it.
             events_connection = connection.separate()
             stack.push_async_callback(events_connection.close)
-            publisher = cls(settings, connection, events_connection, staging)
+            publisher = cls(settings, connection, events_connection, staging, tracing)
             stack.push_async_callback(publisher._waiter.close)
             yield publisher
 
@@ -565,7 +579,11 @@ class Publisher:
     async def _publish(self, request: Request) -> None:
         signed = sign(self._settings, request)
         with self._waiter.sending(request, signed.body):
-            await self._send(signed)
+            if self._tracing is None:
+                await self._send(signed)
+                return
+            with self._tracing.sending(request, len(signed.body)) as more:
+                await self._send(replace(signed, headers={**signed.headers, **more}))
 
     async def _send(self, signed: SignedRequest) -> None:
         message = persistent_json(signed.body, signed.request_id, signed.headers)
@@ -584,7 +602,10 @@ class Publisher:
             )
         sealer = Sealer(draft.transport_key.reveal(), draft.context)
         s3_key = self._staging_key(draft.request.upload_id)
-        return await self._staging.put(s3_key, sealer, first, rest)
+        if self._tracing is None:
+            return await self._staging.put(s3_key, sealer, first, rest)
+        with self._tracing.staging():
+            return await self._staging.put(s3_key, sealer, first, rest)
 
     async def _publish_staged(self, request: UploadRequested, *, fresh: bool) -> None:
         try:

@@ -66,6 +66,7 @@ from keyturn.topology import (
     EVENT_KEY_HEADER,
     EVENTS_STREAM,
     SIGNATURE_HEADER,
+    TRACEPARENT_HEADER,
     WORKERS_STREAM,
 )
 
@@ -80,6 +81,7 @@ _LOSSES_OF_PROOF: Final = 2
 _KNOWN_AGAIN_S: Final = 5.0
 _NEWEST_S: Final = 1.0
 _OFFSET_HEADER: Final = "x-stream-offset"
+_HEADERS: Final = (SIGNATURE_HEADER, EVENT_KEY_HEADER, TRACEPARENT_HEADER)
 _NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
 _START_A_WORKER: Final = "; start one"
 _OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM, WORKERS_STREAM)
@@ -99,12 +101,14 @@ class StreamRecord:
         body: The event's bytes as signed.
         signature: The header `keyturn-signature`, base64; empty where it is missing.
         key_id: The header `keyturn-event-key`: which key signed it. Not signed itself.
+        traceparent: The header of that name (SPEC 6.11). Not signed either.
     """
 
     offset: int
     body: bytes
     signature: str
     key_id: str = ""
+    traceparent: str = ""
 
 
 _Message = TypeVar("_Message")
@@ -563,8 +567,8 @@ def _delivery(message: DeliveredMessage) -> _Delivery | _Loss:
         # that of a gateway or a command does, has lost it.
         _log.debug("a message without an offset was delivered")
         return _Loss.UNDECODABLE
-    signature, key_id = (_text(headers, name) for name in (SIGNATURE_HEADER, EVENT_KEY_HEADER))
-    record = StreamRecord(offset, message.body, signature, key_id)
+    texts = (_text(headers, name) for name in _HEADERS)
+    record = StreamRecord(offset, message.body, *texts)
     return _Delivery(record, partial(message.channel.basic_ack, tag, multiple=True))
 
 

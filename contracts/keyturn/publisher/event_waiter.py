@@ -24,7 +24,7 @@ import asyncio
 import enum
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -171,6 +171,8 @@ class EventWaiter:
         verifier: Decides which events are believed.
         publisher: The name under which requests are signed here.
         max_tracked: How many requests are remembered with their answers.
+        on_answer: Called with each answer to a request of this publisher, and the header
+            `traceparent` that came with it.
     """
 
     def __init__(
@@ -180,11 +182,13 @@ class EventWaiter:
         publisher: str,
         *,
         max_tracked: int = MAX_TRACKED,
+        on_answer: Callable[[Event, str], None] | None = None,
     ) -> None:
         self._connection = connection
         self._verifier = verifier
         self._publisher = publisher
         self._max_tracked = max_tracked
+        self._on_answer = on_answer
         self._opened_at = datetime.now(UTC)
         self._sent: OrderedDict[str, _Attempt] = OrderedDict()
         self._waiting: dict[str, set[_Wait]] = {}
@@ -405,6 +409,12 @@ class EventWaiter:
             attempts.update(newest.all)
         if not attempts or (event := self._verifier.event(record)) is None:
             return
+        if (
+            self._on_answer is not None
+            and is_answer(event)
+            and any(attempt.is_answered_by(event, record.body) for attempt in attempts)
+        ):
+            self._on_answer(event, record.traceparent)
         for attempt in attempts:
             attempt.record(event, record.body)
         for wait in waiting:

@@ -23,7 +23,7 @@ _ATTACKERS = {
     "a console's machine",
     "a link to an object",
     "an old API key",
-    "the logs, metrics",
+    "the logs, metrics, traces",
     "the master key",
     "an operator's machine",
     "a page in an operator's browser, or an account without a role",

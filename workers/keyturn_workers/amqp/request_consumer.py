@@ -183,6 +183,7 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
                 raise
             job = self._authorize(message)
         delivery.mark_admitted(job.request.requested_at)
+        delivery.identify("request", request_id(job.request))
         if not job.seen_before:
             self._metrics.note_wait(job.request.requested_at)
         return job

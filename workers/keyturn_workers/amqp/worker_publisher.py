@@ -100,7 +100,12 @@ class WorkerPublisher:
         return {
             SIGNATURE_HEADER: self._event_key.sign_event(self._deployment, body),
             EVENT_KEY_HEADER: self._event_key_id,
+            **self._trace_headers(),
         }
+
+    def _trace_headers(self) -> dict[str, Any]:
+        """What traces add to the worker's own messages (`keyturn_workers.tracing`)."""
+        return {}
 
     async def _publish(
         self, routing_key: str, body: bytes, headers: dict[str, Any], correlation_id: str
@@ -176,9 +181,14 @@ class WorkerPublisher:
 
         Unsigned messages have a separate queue: a flood of them displaces nothing signed.
         """
+        letter = dead_letter_of(message, error, self._now())
+        await self._to_queue(letter, self.dead_queue(queue, error))
+
+    @staticmethod
+    def dead_queue(queue: str, error: CodedError) -> str:
+        """The queue of the dead letters of a message that met this error."""
         unsigned = isinstance(error, BadSignatureError)
-        dead_queue = UNSIGNED_DEAD_QUEUE if unsigned else dead_letter_name(queue)
-        await self._to_queue(dead_letter_of(message, error, self._now()), dead_queue)
+        return UNSIGNED_DEAD_QUEUE if unsigned else dead_letter_name(queue)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         """Publish one of the workers' own messages to a queue, now or after `delay_s` seconds.
@@ -186,7 +196,10 @@ class WorkerPublisher:
         `delay_s` is 0 or one of `keyturn.topology.ALL_DELAYS_S`.
         """
         message = Message(
-            body, content_type="application/json", delivery_mode=DeliveryMode.PERSISTENT
+            body,
+            headers=self._trace_headers(),
+            content_type="application/json",
+            delivery_mode=DeliveryMode.PERSISTENT,
         )
         await self._to_queue(message, retry_name(queue, delay_s) if delay_s else queue)
 

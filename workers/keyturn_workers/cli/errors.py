@@ -24,7 +24,7 @@ from keyturn.errors import (
 from keyturn_workers.cli.endpoints import broker_endpoint, first_error
 from keyturn_workers.cli.output import printable
 from keyturn_workers.dead_letters.errors import DeadLetterError
-from keyturn_workers.errors import StorageAnswerError, UnsafeStorageError
+from keyturn_workers.errors import MissingExtraError, StorageAnswerError, UnsafeStorageError
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -45,6 +45,7 @@ _OWN: Final = (
     CodedError,
     PublisherError,
     UnsafeStorageError,
+    MissingExtraError,
     DeadLetterError,
 )
 

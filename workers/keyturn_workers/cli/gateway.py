@@ -12,5 +12,7 @@ def gateway() -> None:
     configure(settings.log_format, settings.log_level)
     # uvicorn and Starlette are slow to import, and no other command needs them.
     from keyturn_workers.gateway.server import run_gateway  # noqa: PLC0415
+    from keyturn_workers.tracing import open_tracing  # noqa: PLC0415
 
-    uvloop.run(run_gateway(settings))
+    with open_tracing(settings, "keyturn-gateway") as instrumentation:
+        uvloop.run(run_gateway(settings, instrumentation))

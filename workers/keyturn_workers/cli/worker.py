@@ -20,10 +20,12 @@ def _run(*roles: str) -> None:
     settings = WorkerSettings.read()
     configure(settings.log_format, settings.log_level)
     # FastStream alone takes a second to import, and no other command needs it.
+    from keyturn_workers.tracing import open_tracing  # noqa: PLC0415
     from keyturn_workers.worker.process import run_worker  # noqa: PLC0415
 
-    with naming_storage(settings):
-        uvloop.run(run_worker(settings, frozenset(roles)))
+    service = "keyturn-worker" if len(roles) > 1 else f"keyturn-worker-{roles[0]}"
+    with naming_storage(settings), open_tracing(settings, service) as instrumentation:
+        uvloop.run(run_worker(settings, frozenset(roles), instrumentation))
 
 
 @app.command("upload")

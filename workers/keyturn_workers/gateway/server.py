@@ -43,8 +43,8 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Storage
-from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.sweep import SweepStore
+from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.health import Check
 
@@ -58,8 +58,14 @@ _CONNECTIONS_PER_REQUEST: Final = 4
 _log = structlog.get_logger()
 
 
-async def run_gateway(settings: GatewaySettings) -> None:
+async def run_gateway(
+    settings: GatewaySettings, instrumentation: Instrumentation | None = None
+) -> None:
     """Serve until a signal stops the process.
+
+    Args:
+        settings: Of the gateway.
+        instrumentation: Makes the parts that traces concern; by default, without traces.
 
     Raises:
         SettingsError: no S3 credentials are configured.
@@ -68,7 +74,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     tolerate_odd_properties()
     metrics = GatewayMetrics()
     metrics.registry.add_process()
-    async with open_app(settings, metrics) as app:
+    async with open_app(settings, metrics, instrumentation) as app:
         await serve(settings, app)
     _log.info("gateway stopped")
 
@@ -83,11 +89,16 @@ class _Routes:
 
 
 @asynccontextmanager
-async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[ASGIApp]:
+async def open_app(
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    instrumentation: Instrumentation | None = None,
+) -> AsyncIterator[ASGIApp]:
     """Yield the application, with its storage and its publisher open."""
+    parts = instrumentation or Instrumentation()
     connections = settings.gateway_concurrency + HEADS_AT_ONCE + _SPARE_CONNECTIONS
     async with (
-        open_storage(settings, max_connections=connections) as storage,
+        parts.open_storage(settings, max_connections=connections) as storage,
         Publisher.open(
             settings,
             s3=settings,
@@ -107,7 +118,7 @@ async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
         routes = _routes(settings, storage, publisher, keys, metrics)
         purging = asyncio.create_task(keys.purge_periodically())
         try:
-            yield application(
+            app = application(
                 routes.objects,
                 routes.listing,
                 routes.links,
@@ -117,6 +128,7 @@ async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncI
                 idle_timeout_s=settings.gateway_idle_timeout_s,
                 cors_origins=settings.gateway_cors_origins,
             )
+            yield parts.application(app)
         finally:
             purging.cancel()
             await routes.rotations.close()

@@ -17,6 +17,9 @@ MIN_BYTES_PER_S: Final = 8 * 1024
 RESET_CONNECTION: Final = "keyturn.abort"
 """In a request's state: a function that resets its connection."""
 
+ERROR_CODE: Final = "keyturn.code"
+"""In a request's scope: the code of SPEC 12 that ended it, for traces."""
+
 IS_CLOSED: Final = "keyturn.gone"
 """In a request's state: a function that returns whether its connection is closed."""
 

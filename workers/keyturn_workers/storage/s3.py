@@ -429,6 +429,8 @@ async def open_storage(
     *,
     capabilities: Capabilities = BASELINE,
     max_connections: int = 128,
+    http_client: type[S3HttpClient] = S3HttpClient,
+    on_client: Callable[["S3Client"], None] | None = None,
 ) -> AsyncIterator[S3Storage]:
     """Open the configured bucket for the life of the process.
 
@@ -436,6 +438,8 @@ async def open_storage(
         settings: The bucket and its credentials.
         capabilities: As measured by `keyturn_workers.storage.probe.runner`.
         max_connections: The size of the pool; at least the intended concurrency.
+        http_client: Sends what runs for each object.
+        on_client: Called with the client that sends the rest.
 
     Raises:
         SettingsError: the standard AWS chain has no credentials.
@@ -451,7 +455,9 @@ async def open_storage(
         open_client(settings, max_connections=max_connections) as client,
         open_session(max_connections) as session,
     ):
-        http = S3HttpClient(
+        if on_client is not None:
+            on_client(client)
+        http = http_client(
             session,
             base_url=await _bucket_url(client, settings.s3_bucket),
             bucket=settings.s3_bucket,

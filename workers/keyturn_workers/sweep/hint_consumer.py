@@ -61,13 +61,13 @@ class HintConsumer(MessageConsumer[HintJob, None]):
         self._max_age = max_age
 
     async def _admit(self, message: AbstractIncomingMessage, delivery: Delivery) -> HintJob:
-        del delivery  # a hint does not state its age
         try:
             hint = parse(message.body)
         except MalformedRequestError as exc:
             raise NotAdmittedError(exc) from exc
         if queue_of(hint) != self._queue:
             raise NotAdmittedError(MalformedRequestError("this hint belongs on another queue"))
+        delivery.identify("sweep", hint.sweep_id)
         retry = self._worker_publisher.retry_of(message, self._queue)
         return HintJob(message, retry, "", hint)
 

@@ -15,6 +15,8 @@ from keyturn_workers.settings import LogFormat
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRINTABLE = (str, int, float, OSError, type(None))
 # These log every message or request, some with complete headers and URLs.
+# It logs each batch that it cannot send: `keyturn_workers.tracing.exporter` reports that once.
+_SILENT = "opentelemetry"
 _QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")
 
 
@@ -60,6 +62,7 @@ def _configure_libraries(
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger(_SILENT).setLevel(logging.CRITICAL)
 
 
 def _without_messages(record: logging.LogRecord) -> bool:

@@ -9,6 +9,7 @@ would reveal names. A value outside its set is counted as `other`.
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -98,6 +99,12 @@ class Delivery:
         # Parsed only when a scrape asks for the age.
         self._requested_at = requested_at
 
+    def identify(self, kind: Literal["request", "sweep"], identity: str) -> None:
+        """Name what the message is about, for traces: a label of a metric it is not.
+
+        `identity` is the verified id of a request, or the well-formed one of a sweep.
+        """
+
     def held_s(self) -> float:
         """Seconds that this process has had it."""
         return time.perf_counter() - self._began
@@ -112,6 +119,8 @@ class Delivery:
 
 class QueueMetrics:
     """The metrics of one queue. Created by `WorkerMetrics.queue`."""
+
+    delivery_type: type[Delivery] = Delivery
 
     def __init__(self, families: "_Families", queue: str) -> None:
         self._queue = queue
@@ -138,9 +147,9 @@ class QueueMetrics:
     def delivery(self) -> Delivery:
         """Count a delivery: in flight while its block runs."""
         self._consumed.inc()
-        return Delivery(self._in_flight)
+        return self.delivery_type(self._in_flight)
 
-    def stage(self, name: Stage) -> StageTimer:
+    def stage(self, name: Stage) -> AbstractContextManager[None]:
         """Measures its block."""
         seconds = self._stages.get(name)
         if seconds is None:
@@ -238,6 +247,8 @@ class Registry(CollectorRegistry):
 class WorkerMetrics:
     """All metrics of one process, on its own registry."""
 
+    queue_type: type[QueueMetrics] = QueueMetrics
+
     def __init__(self) -> None:
         self.registry = Registry()
         self._families = _Families(self.registry)
@@ -247,7 +258,7 @@ class WorkerMetrics:
         """The metrics of one queue, always the same instance."""
         metrics = self._queues.get(name)
         if metrics is None:
-            metrics = self._queues[name] = QueueMetrics(self._families, name)
+            metrics = self._queues[name] = self.queue_type(self._families, name)
         return metrics
 
     def report_queues(self) -> tuple[QueueReport, ...]:

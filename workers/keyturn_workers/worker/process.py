@@ -32,6 +32,7 @@ from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import open_storage
+from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.grants import GrantsFile, GrantsKeeper
 from keyturn_workers.worker.health import Check, health_server
@@ -52,7 +53,11 @@ _Consumers = Mapping[str, QueueConsumer]
 _log = structlog.get_logger()
 
 
-async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
+async def run_worker(
+    settings: WorkerSettings,
+    roles: frozenset[str],
+    instrumentation: Instrumentation | None = None,
+) -> None:
     """Serve the roles until a signal stops the process.
 
     If the broker is lost while the consumers start, the start is repeated, as if the broker had
@@ -71,7 +76,7 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
         ):
             with attempt:
                 async with _cancel_leftover_tasks():
-                    await _serve(settings, roles)
+                    await _serve(settings, roles, instrumentation or Instrumentation())
     except _StartFailedError as exc:
         raise exc.cause from None
     _log.info("worker stopped", roles=sorted(roles))
@@ -155,17 +160,17 @@ async def _cancel_leftover_tasks() -> AsyncIterator[None]:
             await asyncio.wait(left, timeout=_CANCELLATION_S)
 
 
-async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
+async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrumentation) -> None:
     amqp_url = settings.amqp_url.get_secret_value()
     capabilities = await _retry_start(settings, lambda: _check_storage(settings))
     audit_stream = audit_queue(settings.audit_max_age_s, settings.audit_max_bytes)
     await _retry_start(settings, lambda: declare(amqp_url, settings.publishers, audit_stream))
-    metrics = WorkerMetrics()
+    metrics = parts.metrics()
     process = AuditProcess.start(" ".join(("worker", *sorted(roles))))
     async with (
         # Outermost: it publishes what the others recorded last.
         _open_audit_trail(settings, process, metrics) as audit,
-        open_storage(
+        parts.open_storage(
             settings, capabilities=capabilities, max_connections=_max_connections(settings)
         ) as storage,
         open_operator_keys(
@@ -188,7 +193,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
         )
         metrics.add_process()
         grants = _grants_keeper(settings)
-        wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit)
+        wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit, parts)
         await _retry_start(settings, wiring.learn_time)
         consumers = {
             queue: _consumer_type(queue)(broker, queue, prefetch, handle)

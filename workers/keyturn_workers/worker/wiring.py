@@ -20,7 +20,6 @@ from keyturn_workers.amqp import (
     RequestConsumer,
     RequestHandler,
     TimeSource,
-    WorkerPublisher,
 )
 from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
@@ -42,6 +41,7 @@ from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import recover_periodically
+from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.upload.staging_cleanup import clean_staging_periodically
 from keyturn_workers.worker.authorization import Rules
@@ -71,7 +71,9 @@ class Wiring:
         metrics: WorkerMetrics,
         grants: GrantsKeeper | None = None,
         audit: AuditTrail | None = None,
+        instrumentation: Instrumentation | None = None,
     ) -> None:
+        self._parts = instrumentation or Instrumentation()
         self._grants = grants
         self._audit = audit
         self._settings = settings
@@ -84,7 +86,7 @@ class Wiring:
             cache_s=settings.keyring_cache_s,
         )
         self._now = self._keyrings.clock.now
-        self._worker_publisher = WorkerPublisher(
+        self._worker_publisher = self._parts.worker_publisher(
             broker, settings.deployment, settings.event_key, self._now
         )
         self._context = ConsumerContext(self._worker_publisher, metrics, self._now)
@@ -107,6 +109,10 @@ class Wiring:
 
         The prefetch bounds how many messages of a queue are handled at once.
         """
+        for queue, prefetch, handle in self._consumers(roles):
+            yield queue, prefetch, self._parts.handle(queue, handle)
+
+    def _consumers(self, roles: frozenset[str]) -> Iterator[tuple[str, int, Handle]]:
         settings = self._settings
         if UPLOAD in roles:
             handler: RequestHandler = self._upload()

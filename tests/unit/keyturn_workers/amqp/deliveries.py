@@ -123,6 +123,7 @@ class FakeMessage:
     routing_key: str = "upload.requested"
     redelivered: bool = False
     message_id: str = UPLOAD_ID
+    delivery_tag: int = 7
 
     async def ack(self) -> None:
         self.scene.step("ack")

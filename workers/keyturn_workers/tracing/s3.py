@@ -1,0 +1,174 @@
+"""Requests to the storage, as spans of kind CLIENT by the conventions for S3 (SPEC 8.2, 13).
+
+Of a request its operation, the kind of what it is for and its status are recorded; never its S3
+key, its URL or its headers, which hold names and signatures.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind
+
+from keyturn.identifiers import (
+    EVIDENCE_PREFIX,
+    KEYRINGS_PREFIX,
+    KEYS_PREFIX,
+    STAGING_PREFIX,
+)
+from keyturn_workers.storage.port import Lease
+from keyturn_workers.storage.s3_http import READ_TIMEOUT_S, S3HttpClient, S3Response
+from keyturn_workers.storage.streaming_body import KnownLengthBody
+from keyturn_workers.tracing.scope import Scope, Value, current_scope, ended, fail
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+
+_OPERATIONS: Final = {
+    "read": "GetObject",
+    "stream": "GetObject",
+    "head": "HeadObject",
+    "put": "PutObject",
+    "copy": "CopyObject",
+    "create multipart": "CreateMultipartUpload",
+    "upload part": "UploadPart",
+    "copy part": "UploadPartCopy",
+    "complete multipart": "CompleteMultipartUpload",
+    "list": "ListObjectsV2",
+    "delete": "DeleteObject",
+}
+_RECORDS: Final = ".keyturn/"
+_KINDS: Final = (
+    (KEYRINGS_PREFIX, "keyring"),
+    (STAGING_PREFIX, "staged body"),
+    (EVIDENCE_PREFIX, "evidence"),
+    (KEYS_PREFIX, "known text"),
+    (_RECORDS, "record"),
+)
+_STATUS: Final = "http.response.status_code"
+# In botocore's own context of one request.
+_SPAN: Final = "keyturn_span"
+
+
+def kind_of(s3_key: str) -> str:
+    """What an S3 key is for: one of a closed set."""
+    if not s3_key:
+        return "bucket"
+    if not s3_key.startswith(_RECORDS):
+        return "object"
+    return next(kind for prefix, kind in _KINDS if s3_key.startswith(prefix))
+
+
+def _attributes(operation: str, s3_key: str) -> dict[str, Value]:
+    return {
+        "rpc.system.name": "aws-api",
+        "rpc.method": operation,
+        "keyturn.storage.kind": kind_of(s3_key),
+    }
+
+
+class TracedS3HttpClient(S3HttpClient):
+    """Sends signed requests; in a recorded trace, each is a span."""
+
+    async def call(
+        self,
+        operation: str,
+        method: str,
+        key: str,
+        headers: dict[str, str],
+        *,
+        query: str = "",
+        body: bytes = b"",
+        lease: Lease | None = None,
+        timeout_s: float = READ_TIMEOUT_S,
+    ) -> S3Response:
+        """See `S3HttpClient.call`."""
+        sending = super().call(
+            operation, method, key, headers, query=query, body=body, lease=lease,
+            timeout_s=timeout_s,
+        )  # fmt: skip
+        scope = current_scope()
+        if scope is None:
+            return await sending
+        span = _start(scope, operation, key)
+        if body:
+            span.set_attribute("http.request.body.size", len(body))
+        with ended(span):
+            response = await sending
+            span.set_attribute(_STATUS, response.status)
+        return response
+
+    @asynccontextmanager
+    async def open_get(
+        self, operation: str, key: str, headers: dict[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """See `S3HttpClient.open_get`. The span lasts until the body was read."""
+        scope = current_scope()
+        span = trace.INVALID_SPAN if scope is None else _start(scope, operation, key)
+        with ended(span):
+            async with super().open_get(operation, key, headers) as response:
+                span.set_attribute(_STATUS, response.status)
+                yield response
+
+    async def put_stream(
+        self,
+        operation: str,
+        key: str,
+        headers: dict[str, str],
+        body: KnownLengthBody,
+        *,
+        lease: Lease | None,
+    ) -> S3Response:
+        """See `S3HttpClient.put_stream`."""
+        sending = super().put_stream(operation, key, headers, body, lease=lease)
+        scope = current_scope()
+        if scope is None:
+            return await sending
+        span = _start(scope, operation, key)
+        span.set_attribute("http.request.body.size", body.size_bytes)
+        with ended(span):
+            response = await sending
+            span.set_attribute(_STATUS, response.status)
+        return response
+
+
+def _start(scope: Scope, operation: str, key: str) -> Span:
+    method = _OPERATIONS.get(operation, "other")
+    return scope.start(f"S3.{method}", SpanKind.CLIENT, _attributes(method, key))
+
+
+def watch_client(client: "S3Client") -> None:
+    """Make spans of what goes through botocore's client: listings, tags, versions, deletes."""
+    events = client.meta.events
+    events.register("before-call.s3", _before)
+    events.register("after-call.s3", _after)
+    events.register("after-call-error.s3", _after_error)
+
+
+def _before(model: Any, context: dict[str, Any], **_: Any) -> None:
+    scope = current_scope()
+    if scope is not None:
+        attributes: dict[str, Value] = {
+            "rpc.system.name": "aws-api",
+            "rpc.method": str(model.name),
+        }
+        context[_SPAN] = scope.start(f"S3.{model.name}", SpanKind.CLIENT, attributes)
+
+
+def _after(http_response: Any, parsed: Any, context: dict[str, Any], **_: Any) -> None:
+    span: Span | None = context.pop(_SPAN, None)
+    if span is not None:
+        status = int(http_response.status_code)
+        span.set_attribute(_STATUS, status)
+        if "Error" in parsed:
+            fail(span, str(status))
+        span.end()
+
+
+def _after_error(exception: BaseException, context: dict[str, Any], **_: Any) -> None:
+    span: Span | None = context.pop(_SPAN, None)
+    if span is not None:
+        fail(span, exception)
+        span.end()
