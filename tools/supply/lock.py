@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PUBLISHERS = "keyturn"
 SHIPPED = "keyturn-workers"
 # Of these, what the image holds.
-EXTRAS = frozenset({"console", "pkcs11"})
+EXTRAS = frozenset({"console", "otel", "pkcs11"})
 OURS = frozenset({PUBLISHERS, SHIPPED})
 
 

@@ -103,7 +103,7 @@ def test_the_parser_finds_citations() -> None:
         ("Backwards: SPEC 4.7 to 4.5.", ["4.7 to 4.5"]),
         ("In the next line (SPEC 4.5,\n    # 4.9).", ["4.9"]),
         (r'{"description": "In JSON: SPEC\n4.9."}', ["4.9"]),
-        ("Two of them: SPEC 6.11 and 6.12.", ["6.11", "6.12"]),
+        ("Two of them: SPEC 6.12 and 6.13.", ["6.12", "6.13"]),
         ("SPEC 4.5 to 4.7, 5.4; SPEC 8.2, 8.4; SPEC 2 to 6; SPEC 12's codes; SPEC 7.5.", []),
         ("What SPEC v1 says of RFC 9110, and a _SPEC 99.", []),
     ],

@@ -34,12 +34,12 @@ from keyturn_workers.gateway.paths import parse_object_path, parse_project
 from keyturn_workers.gateway.problems import problem, problem_from_error, status_for_code
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
 from keyturn_workers.http_server.client_connection import (
-    ERROR_CODE,
     ClientGoneError,
     ClientSlowError,
     TrackedReceive,
     abort,
     drain_body,
+    note_error,
     with_send_timeout,
 )
 from keyturn_workers.worker.health import Check, run_checks
@@ -197,7 +197,7 @@ class ErrorHandler:
 
     async def handle(self, request: Request, error: CodedError) -> Response:
         """Return the problem document."""
-        request.scope[ERROR_CODE] = error.code
+        note_error(request.scope, error.code)
         if status_for_code(error.code) >= _INTERNAL:
             raw_path = request.scope["raw_path"]
             fields = {"project": parse_project(raw_path), "key": parse_object_path(raw_path)[1]}

@@ -48,10 +48,10 @@ from keyturn_workers.gateway.response_headers import (
     validator_headers,
 )
 from keyturn_workers.http_server.client_connection import (
-    ERROR_CODE,
     ClientGoneError,
     ClientSlowError,
     abort,
+    note_error,
     run_while_connected,
 )
 
@@ -203,7 +203,7 @@ class ObjectRoutes:
     def _abort(self, scope: Scope, reason: str) -> None:
         abort(scope)
         self._metrics.aborted.labels(reason).inc()
-        scope[ERROR_CODE] = reason
+        note_error(scope, reason)
         project, object_key = parse_object_path(scope["raw_path"])
         _log.warning("response aborted", reason=reason, project=project, key=object_key)
 

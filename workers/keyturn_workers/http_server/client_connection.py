@@ -18,7 +18,7 @@ RESET_CONNECTION: Final = "keyturn.abort"
 """In a request's state: a function that resets its connection."""
 
 ERROR_CODE: Final = "keyturn.code"
-"""In a request's scope: the code of SPEC 12 that ended it, for traces."""
+"""In a request's scope: why it failed, for traces (`note_error`)."""
 
 IS_CLOSED: Final = "keyturn.gone"
 """In a request's state: a function that returns whether its connection is closed."""
@@ -42,6 +42,11 @@ def abort(scope: Scope) -> None:
     if reset is None:
         raise RuntimeError("the server offers no way to reset a connection")
     reset()
+
+
+def note_error(scope: Scope, code: str) -> None:
+    """Note in a request's scope why it failed: a code of SPEC 12, or of this module's errors."""
+    scope[ERROR_CODE] = code
 
 
 def with_send_timeout(send: Send, scope: Scope, idle_timeout_s: float) -> Send:

@@ -11,6 +11,7 @@ from keyturn.errors import SettingsError
 from keyturn_workers.cli import gateway
 from keyturn_workers.cli.app import app
 from keyturn_workers.gateway import server
+from keyturn_workers.tracing import Instrumentation
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 
@@ -34,7 +35,8 @@ def test_the_gateway_runs_on_its_settings(
 ) -> None:
     buckets: list[str] = []
 
-    async def run_gateway(settings: GatewaySettings) -> None:
+    async def run_gateway(settings: GatewaySettings, instrumentation: object) -> None:
+        assert type(instrumentation) is Instrumentation  # no traces
         buckets.append(settings.s3_bucket)
 
     monkeypatch.setattr(server, "run_gateway", run_gateway)
@@ -49,7 +51,7 @@ def test_the_gateway_runs_on_its_settings(
 
 
 def test_a_gateway_that_cannot_start_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run_gateway(_: GatewaySettings) -> None:
+    async def run_gateway(*_: object) -> None:
         raise SettingsError("KEYTURN_GATEWAY_LISTEN is in use")
 
     monkeypatch.setattr(server, "run_gateway", run_gateway)

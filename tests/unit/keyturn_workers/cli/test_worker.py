@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.cli import worker
 from keyturn_workers.cli.app import app
+from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.worker import process
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
@@ -34,8 +35,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
     """The roles of each worker that was run."""
     runs: list[frozenset[str]] = []
 
-    async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
+    async def run_worker(
+        settings: WorkerSettings, roles: frozenset[str], instrumentation: object
+    ) -> None:
         assert settings.s3_bucket == "bucket"
+        assert type(instrumentation) is Instrumentation  # no traces
         runs.append(roles)
 
     monkeypatch.setattr(process, "run_worker", run_worker)

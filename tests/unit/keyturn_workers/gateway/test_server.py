@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,6 +14,7 @@ from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.http_server.listener import AddressError
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from keyturn_workers.tracing import Instrumentation
 from tests.unit.keyturn_workers.gateway.asgi import ask
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
@@ -61,17 +62,22 @@ async def test_without_a_broker_it_starts_and_says_that_it_is_not_ready(
 ) -> None:
     calls: list[int] = []
 
-    @asynccontextmanager
-    async def in_memory(_: object, *, max_connections: int) -> AsyncIterator[MemoryStorage]:
-        calls.append(max_connections)
-        yield MemoryStorage()
+    class InMemory(Instrumentation):
+        @asynccontextmanager
+        async def open_storage(
+            self, *_: object, max_connections: int = 0, **__: object
+        ) -> AsyncIterator[Any]:
+            calls.append(max_connections)
+            yield MemoryStorage()
 
-    monkeypatch.setattr(server, "open_storage", in_memory)
     settings = _settings(
         monkeypatch, GATEWAY_CONCURRENCY="7", AMQP_URL=f"amqp://127.0.0.1:{free_port()}/"
     )
     with capture_logs():
-        async with server.open_app(settings, GatewayMetrics()) as app, asyncio.timeout(30):
+        async with (
+            server.open_app(settings, GatewayMetrics(), InMemory()) as app,
+            asyncio.timeout(30),
+        ):
             alive, ready = await ask(app, "GET", "/healthz"), await ask(app, "GET", "/readyz")
     assert alive.status == 200
     assert (ready.status, ready.document()["checks"]) == (503, {"broker": False, "storage": True})
