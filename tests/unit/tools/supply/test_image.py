@@ -88,8 +88,8 @@ def test_the_build_is_locked_and_leaves_its_sbom() -> None:
     assert len(syncs) == 2
     for sync in syncs:
         assert (
-            "--locked --package keyturn-workers --extra pkcs11 --extra console --no-default-groups"
-            in sync
+            "--locked --package keyturn-workers --extra pkcs11 --extra console --extra otel "
+            "--no-default-groups" in sync
         )
     assert "--no-editable" in syncs[-1]
     assert "--format cyclonedx1.5" in runs[-1]

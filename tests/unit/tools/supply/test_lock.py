@@ -28,7 +28,7 @@ _ALLOWED = {
     "MPL-2.0",
     "PSF-2.0",
 }
-_FEW = 34
+_FEW = 37
 _UV = r"(?:\buv|\$\(UV\))"
 
 
