@@ -1,0 +1,1 @@
+"""deploy/: manifests for Kubernetes and units for systemd."""

@@ -1,0 +1,44 @@
+"""What kubectl renders, once a session. No cluster runs here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tools.manifests.render import KUBERNETES, render
+from tools.servers.packages import MissingPackagesError
+
+if TYPE_CHECKING:
+    from tools.manifests.documents import Manifests
+
+
+@pytest.fixture(scope="session")
+def small() -> Manifests:
+    """One worker for all roles."""
+    return _rendered("overlays/small")
+
+
+@pytest.fixture(scope="session")
+def production() -> Manifests:
+    """Every role by itself, with TLS, KEDA and monitors."""
+    return _rendered("overlays/production")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Manifests:
+    """The example for RabbitMQ's operators."""
+    return _rendered("examples/rabbitmq")
+
+
+@pytest.fixture(scope="session")
+def cert_manager() -> Manifests:
+    """The example for cert-manager."""
+    return _rendered("examples/cert-manager")
+
+
+def _rendered(folder: str) -> Manifests:
+    try:
+        return render(KUBERNETES / folder)
+    except MissingPackagesError as error:
+        pytest.skip(f"kubectl cannot be installed: {error}")

@@ -1,0 +1,162 @@
+"""What is rendered conforms to its schemas, and schemas refuse what does not exist."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn_workers.worker.grants import parse_grants
+from tools.manifests.documents import Manifests, container_of
+from tools.manifests.render import KUBERNETES, RenderError, render
+from tools.manifests.schemas import invalid
+from tools.supply.lock import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FOLDERS = ("overlays/small", "overlays/production", "examples/rabbitmq", "examples/cert-manager")
+_FIXTURES = {folder: folder.rpartition("/")[2].replace("-", "_") for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_rendered_conforms_to_its_schemas(
+    folder: str, request: pytest.FixtureRequest
+) -> None:
+    manifests: Manifests = request.getfixturevalue(_FIXTURES[folder])
+    assert manifests.documents
+    assert list(invalid(manifests)) == []
+
+
+@pytest.mark.parametrize("component", ["keda", "monitoring"])
+def test_each_component_fits_the_small_overlay(component: str, tmp_path: Path) -> None:
+    """But for KEDA, which scales roles that the small overlay does not have."""
+    overlay = "production" if component == "keda" else "small"
+    relative = {
+        name: KUBERNETES / name for name in (f"overlays/{overlay}", f"components/{component}")
+    }
+    if component == "keda":
+        relative["overlays/production"] = KUBERNETES / "base"
+    lines = [
+        "apiVersion: kustomize.config.k8s.io/v1beta1",
+        "kind: Kustomization",
+        "resources:",
+        f"  - {_from(tmp_path, next(iter(relative.values())))}",
+        "components:",
+        f"  - {_from(tmp_path, relative[f'components/{component}'])}",
+    ]
+    (tmp_path / "kustomization.yaml").write_text("\n".join(lines))
+    assert list(invalid(render(tmp_path))) == []
+
+
+def _from(folder: Path, target: Path) -> str:
+    """A relative path, which is what kustomize takes."""
+    up = "/".join(".." for _ in folder.resolve().parts[1:])
+    return f"{up}{target.resolve()}"
+
+
+def _spec(manifests: Manifests, kind: str, name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = manifests.find(kind, name)["spec"]
+    return spec
+
+
+_REFUSED: dict[str, tuple[str, Callable[[Manifests], object], str]] = {
+    "a field of Kubernetes that does not exist": (
+        "production",
+        lambda m: _spec(m, "Deployment", "gateway").update(replica=3),
+        "replica",
+    ),
+    "a field of Kubernetes of another type": (
+        "production",
+        lambda m: container_of(m.find("Deployment", "gateway"))["ports"][0].update(
+            containerPort="api"
+        ),
+        "api",
+    ),
+    "a kind of Kubernetes that does not exist": (
+        "production",
+        lambda m: m.find("Service", "gateway").update(apiVersion="v2"),
+        "v2 Service",
+    ),
+    "a field of KEDA that does not exist": (
+        "production",
+        lambda m: _spec(m, "ScaledObject", "gateway").update(minReplicas=2),
+        "minReplicas",
+    ),
+    "a field of KEDA that is missing": (
+        "production",
+        lambda m: _spec(m, "ScaledObject", "gateway").pop("triggers"),
+        "triggers",
+    ),
+    "a number of KEDA's scaler": (
+        "production",
+        lambda m: _spec(m, "ScaledObject", "gateway")["triggers"][0]["metadata"].update(
+            threshold=100
+        ),
+        "100",
+    ),
+    "a field of a monitor that does not exist": (
+        "production",
+        lambda m: _spec(m, "PodMonitor", "workers")["podMetricsEndpoints"][0].update(url="/"),
+        "url",
+    ),
+    "a field of cert-manager that does not exist": (
+        "cert_manager",
+        lambda m: _spec(m, "Certificate", "gateway-tls").update(hosts=["a"]),
+        "hosts",
+    ),
+    "a usage that cert-manager does not know": (
+        "cert_manager",
+        lambda m: _spec(m, "Certificate", "gateway-tls").update(usages=["serving"]),
+        "serving",
+    ),
+    "a field of RabbitMQ's that does not exist": (
+        "rabbitmq",
+        lambda m: _spec(m, "RabbitmqCluster", "keyturn").update(nodes=3),
+        "nodes",
+    ),
+    "a permission of RabbitMQ's that does not exist": (
+        "rabbitmq",
+        lambda m: _spec(m, "TopicPermission", "worker")["permissions"].update(configure=""),
+        "configure",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", _REFUSED)
+def test_a_schema_refuses(what: str, request: pytest.FixtureRequest) -> None:
+    fixture, change, says = _REFUSED[what]
+    manifests: Manifests = request.getfixturevalue(fixture)
+    broken = Manifests(copy.deepcopy(manifests.documents))
+    change(broken)
+    found = list(invalid(broken))
+    assert any(says in line for line in found), found
+
+
+def test_a_kustomization_with_a_mistake_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: [missing.yaml]")
+    with pytest.raises(RenderError, match=r"missing\.yaml"):
+        render(tmp_path)
+
+
+@pytest.mark.parametrize("overlay", ["small", "production"])
+def test_the_image_is_that_of_this_release(overlay: str, request: pytest.FixtureRequest) -> None:
+    manifests: Manifests = request.getfixturevalue(overlay)
+    version = next(
+        line.split('"')[1]
+        for line in (ROOT / "workers/pyproject.toml").read_text().splitlines()
+        if line.startswith("version = ")
+    )
+    images = {container_of(one)["image"] for one in manifests.deployments}
+    assert images == {f"registry.example.com/keyturn:{version}"}
+
+
+@pytest.mark.parametrize("overlay", ["small", "production"])
+def test_no_publisher_is_granted_anything_yet(overlay: str, request: pytest.FixtureRequest) -> None:
+    """Workers start with it; an example key that nobody replaces would be a way in."""
+    manifests: Manifests = request.getfixturevalue(overlay)
+    # Without a hash: a change needs no restart.
+    data = manifests.find("ConfigMap", "keyturn-publishers")["data"]
+    assert parse_grants(data["publishers.json"]) == {}

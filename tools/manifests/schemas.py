@@ -1,0 +1,80 @@
+"""Validates manifests: fields that exist, with values of their type.
+
+Kubernetes' own kinds against its published schemas (`kubernetes-validate`); those of KEDA,
+cert-manager and the Prometheus Operator against the definitions that `cloudcoil` generates its
+models from; those of RabbitMQ's operators, for which there is no package, against the fields of
+their documentation that are used here (`rabbitmq_schemas`). An unknown field is an error: a cluster
+would drop it without a word.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import jsonschema
+import kubernetes_validate  # type: ignore[import-untyped]
+
+from tools.manifests.rabbitmq_schemas import RABBITMQ_SCHEMAS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tools.manifests.documents import Document, Manifests
+
+VERSIONS: Final = ("1.31", "1.37")
+"""The oldest and the newest version of Kubernetes that is checked."""
+_MODULES: Final = {
+    "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",
+    "cert-manager.io/v1": "cloudcoil.models.cert_manager.v1",
+    "monitoring.coreos.com/v1": "cloudcoil.models.prometheus_operator.v1",
+}
+
+
+def invalid(manifests: Manifests) -> Iterator[str]:
+    """What does not conform, with the object and the place."""
+    for document in manifests.documents:
+        where = f"{document['kind']} {document['metadata']['name']}"
+        text = json.dumps(document, sort_keys=True)
+        yield from (f"{where}: {line}" for line in _problems(text))
+
+
+@cache  # the same object is in several overlays, and a schema takes longer to load than to ask
+def _problems(text: str) -> tuple[str, ...]:
+    document: Document = json.loads(text)
+    group, kind = document["apiVersion"], document["kind"]
+    if (group, kind) in RABBITMQ_SCHEMAS:
+        return tuple(_jsonschema_problems(document, RABBITMQ_SCHEMAS[group, kind]))
+    if group in _MODULES:
+        return tuple(_jsonschema_problems(document, _model_schema(group, kind)))
+    return tuple(_kubernetes_problems(document))
+
+
+def _kubernetes_problems(document: Document) -> Iterator[str]:
+    for version in VERSIONS:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            place = "/".join(map(str, error.path))
+            yield f"{place}: {error.message} (Kubernetes {version})"
+        except kubernetes_validate.SchemaNotFoundError:
+            kind = f"{document['apiVersion']} {document['kind']}"
+            yield f"there is no {kind} in Kubernetes {version}"
+
+
+def _jsonschema_problems(document: Document, schema: dict[str, Any]) -> Iterator[str]:
+    validator = jsonschema.Draft202012Validator(schema)
+    for error in validator.iter_errors(document):
+        yield f"{'/'.join(map(str, error.path))}: {error.message}"
+
+
+@cache
+def _model_schema(group: str, kind: str) -> dict[str, Any]:
+    model = getattr(importlib.import_module(_MODULES[group]), kind)
+    schema: dict[str, Any] = model.model_json_schema(by_alias=True)
+    for part in (schema, *schema.get("$defs", {}).values()):
+        if "properties" in part:
+            part["additionalProperties"] = False
+    return schema
