@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -34,6 +35,7 @@ _BOUNDED = {
     "code": {*all_errors(), WAITING, OTHER},
     "outcome": {*OUTCOMES, OTHER},
     "reason": {"age", "bytes"},
+    "version": {version("keyturn-workers")},
     "stage": {"admit", "serve", "tell", "look", "open", "store", "settle", "take", "record"},
 }
 
@@ -70,6 +72,7 @@ async def test_an_upload_stored(served: WorkerUnderTest) -> None:
     stage = 'keyturn_stage_seconds_count{queue="keyturn.upload",stage="%s"}'
     assert await _rise(before) == {
         'keyturn_messages_consumed_total{queue="keyturn.upload"}': 1,
+        'keyturn_queue_wait_seconds_count{queue="keyturn.upload"}': 1,
         'keyturn_requests_served_total{type="upload.stored"}': 1,
         "keyturn_stored_bytes_total": 1000,
         **{stage % name: 1 for name in ("admit", "serve", "open", "store", "settle", "tell")},

@@ -8,6 +8,8 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from keyturn.errors import all_errors
+from keyturn_workers.gateway.problems import status_for_code
 from keyturn_workers.worker.metrics import Registry
 
 _FIRST_BYTE_BUCKETS_S: Final = (
@@ -26,6 +28,7 @@ _FIRST_BYTE_BUCKETS_S: Final = (
     10.0,
     30.0,
 )
+_SERVER_ERROR: Final = 500
 
 
 class GatewayMetrics:
@@ -73,6 +76,16 @@ class GatewayMetrics:
             ("reason",),
             registry=self.registry,
         )
+
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Export every code at zero: Prometheus sees no increase in a series that is new."""
+        codes = [code for code in sorted(all_errors()) if status_for_code(code) >= _SERVER_ERROR]
+        for code in codes:
+            self.failures.labels(code)
+        for reason in ("client_gone", "client_slow", *codes):
+            self.aborted.labels(reason)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return all metrics in the format that `Accept` requests, and its content type."""

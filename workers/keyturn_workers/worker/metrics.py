@@ -11,6 +11,7 @@ from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -29,7 +30,14 @@ from prometheus_client.exposition import choose_encoder
 from keyturn.errors import CodedError, all_errors
 from keyturn.identifiers import parse_time
 from keyturn.messages import QueueReport
-from keyturn.topology import DEAD_QUEUES, PUBLISHER_EVENTS, REQUESTS
+from keyturn.topology import (
+    CONTROL_QUEUE,
+    DEAD_QUEUES,
+    PUBLISHER_EVENTS,
+    REQUESTS,
+    SWEEP_QUEUE,
+    UPLOAD_QUEUE,
+)
 
 # The consumers': admit, serve, tell. The upload worker's: look, open, store, settle. The
 # sweep worker's: take, record.
@@ -37,6 +45,8 @@ Stage = Literal["admit", "serve", "tell", "look", "open", "store", "settle", "ta
 
 # From a signature's check to a page of large copies.
 _BUCKETS_S: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30, 120, 600)
+# From an idle queue to a backlog of a day.
+_WAIT_BUCKETS_S: Final = (0.005, 0.02, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600, 3600, 21600, 86400)
 # A request that was deferred without an error, so without a code of SPEC 12.
 WAITING: Final = "waiting"
 OTHER: Final = "other"
@@ -128,14 +138,16 @@ class QueueMetrics:
         self._consumed = families.consumed.labels(queue)
         self._refused = _LabeledCounter(families.refused, families.codes, queue)
         self._retries = _LabeledCounter(families.retries, families.codes | {WAITING}, queue)
+        self._families = families
         self._served = families.served
         self._seconds = families.seconds
+        self._waits: Histogram | None = None
         self._stages: dict[Stage, Histogram] = {}
         self._consuming = families.consuming
         self._is_active: Callable[[], bool] | None = None
         # For the process's own reports: a counter of Prometheus cannot be read.
         self._totals: Counts[str] = Counts()
-        self._newest: tuple[str, float] | None = None
+        self._waited_s: float | None = None
         families.in_flight.labels(queue).set_function(lambda: len(self._in_flight))
         families.oldest.labels(queue).set_function(self._oldest_s)
 
@@ -167,7 +179,12 @@ class QueueMetrics:
 
     def note_wait(self, requested_at: str) -> None:
         """A request came for the first time: by its age, so far is the queue behind."""
-        self._newest = requested_at, time.time()
+        # The sender's clock may be ahead of this one.
+        waited_s = max(0.0, time.time() - parse_time(requested_at).timestamp())
+        self._waited_s = waited_s
+        if self._waits is None:
+            self._waits = self._families.waits.labels(self._queue)
+        self._waits.observe(waited_s)
 
     def count_refused(self, error: CodedError) -> None:
         """A message became a dead letter."""
@@ -199,21 +216,15 @@ class QueueMetrics:
             retried=self._totals["retried"],
             in_flight=self.in_flight,
             oldest_s=round(self._oldest_s(), 3) if self._in_flight else None,
-            waited_s=self._waited_s(),
+            waited_s=None if self._waited_s is None else round(self._waited_s, 3),
             is_consuming=self._is_active(),
         )
-
-    def _waited_s(self) -> float | None:
-        if self._newest is None:
-            return None
-        requested_at, received_s = self._newest
-        # The sender's clock may be ahead of this one.
-        return max(0.0, round(received_s - parse_time(requested_at).timestamp(), 3))
 
     def initialize(self) -> None:
         """Export every code at zero: Prometheus sees no increase in a series that is new."""
         self._refused.initialize()
         self._retries.initialize()
+        self._families.initialize(self._queue)
 
     def _oldest_s(self) -> float:
         now = datetime.now(UTC)
@@ -227,7 +238,11 @@ class Registry(CollectorRegistry):
         super().__init__(auto_describe=False)
 
     def add_process(self) -> None:
-        """Export the process's own metrics too: memory, CPU, open files, collections, Python."""
+        """Export the process's own metrics too: version, memory, CPU, open files, Python."""
+        build = Gauge(
+            "keyturn_build_info", "1, with the version of Keyturn.", ["version"], registry=self
+        )
+        build.labels(version("keyturn-workers")).set(1)
         ProcessCollector(registry=self)
         PlatformCollector(registry=self)
         GCCollector(registry=self)
@@ -287,7 +302,7 @@ class WorkerMetrics:
             self._families.failures.inc(code)
 
     def add_process(self) -> None:
-        """Export the process's own metrics too: memory, CPU, open files, collections, Python."""
+        """Export the process's own metrics too: version, memory, CPU, open files, Python."""
         self.registry.add_process()
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
@@ -359,6 +374,13 @@ class _Families:
             buckets=_BUCKETS_S,
             registry=registry,
         )
+        self.waits = Histogram(
+            "keyturn_queue_wait_seconds",
+            "From a request's requested_at to its first delivery, in seconds.",
+            ["queue"],
+            buckets=_WAIT_BUCKETS_S,
+            registry=registry,
+        )
         self.audit_pending = Gauge(
             "keyturn_audit_records_pending",
             "Audit records that the broker has not confirmed.",
@@ -370,3 +392,14 @@ class _Families:
         self.objects = _LabeledCounter(objects, frozenset(OUTCOMES))
         failures = counter("sweep_failures", "Failures of single objects.", "code")
         self.failures = _LabeledCounter(failures, self.codes)
+
+    def initialize(self, queue: str) -> None:
+        """Export at zero what a consumer of this queue counts without the queue as a label."""
+        if queue in (UPLOAD_QUEUE, CONTROL_QUEUE):
+            self.waits.labels(queue)
+            for event in sorted((*PUBLISHER_EVENTS, *REQUESTS)):
+                if event.startswith("upload.") is (queue == UPLOAD_QUEUE):
+                    self.served.inc(event, 0)
+        elif queue == SWEEP_QUEUE:
+            self.objects.initialize()
+            self.failures.initialize()

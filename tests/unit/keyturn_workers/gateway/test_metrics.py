@@ -20,6 +20,17 @@ def test_two_processes_share_nothing() -> None:
     assert other.registry.get_sample_value(name) == 0
 
 
+def test_failures_are_shown_before_they_happen() -> None:
+    """An alert on a rise would miss the first one otherwise."""
+    shown = GatewayMetrics().registry.get_sample_value
+    for code in ("corrupt_object", "no_usable_wrap", "storage_unavailable", "kms_unavailable"):
+        assert shown("keyturn_gateway_failures_total", {"code": code}) == 0
+    # A caller's own errors are no failures.
+    assert shown("keyturn_gateway_failures_total", {"code": "not_found"}) is None
+    for reason in ("client_gone", "client_slow", "corrupt_object"):
+        assert shown("keyturn_gateway_aborted_total", {"reason": reason}) == 0
+
+
 def test_no_label_is_chosen_by_a_caller() -> None:
     """A project, a key or an id would reveal customers, and grow without a limit."""
     metrics = GatewayMetrics()
