@@ -1,4 +1,4 @@
-"""Private, throwaway servers for tests, demo and bench: a broker, S3 servers, keepers of keys.
+"""Private servers for tests, demo and bench: a broker, S3 servers, keepers of keys, Prometheus.
 
 They listen on loopback only, keep all data in a scratch folder, and end with the process that
 started them, even if that is killed. Nothing here touches a server that it did not start.
@@ -8,6 +8,7 @@ from tools.servers.ceph import CephRgw
 from tools.servers.moto import MotoServer
 from tools.servers.moto_kms import MotoKms
 from tools.servers.openbao import OpenBao
+from tools.servers.prometheus import Prometheus
 from tools.servers.rabbitmq import RabbitMQ
 from tools.servers.s3 import S3Server, new_bucket
 from tools.servers.seaweedfs import SeaweedFS
@@ -19,6 +20,7 @@ __all__ = [
     "MotoKms",
     "MotoServer",
     "OpenBao",
+    "Prometheus",
     "RabbitMQ",
     "S3Server",
     "SeaweedFS",

@@ -37,6 +37,11 @@ _READY_TIMEOUT_S = 90.0
 # Each vhost costs the node about 20 ms at each start, so a few are created at a time.
 _VHOST_BATCH = 24
 
+# The plugin renews its numbers every 5 s.
+_METRICS_CONFIG = """\
+prometheus.tcp.ip = 127.0.0.1
+prometheus.tcp.port = {port}
+"""
 _CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 default_user = {user}
@@ -67,10 +72,15 @@ def password_hash(password: str) -> str:
 
 
 class RabbitMQ:
-    """One throwaway node."""
+    """One throwaway node.
 
-    def __init__(self) -> None:
+    Args:
+        metrics: Whether its plugin for Prometheus serves on `metrics_port`.
+    """
+
+    def __init__(self, *, metrics: bool = False) -> None:
         self._folder = scratch_folder("rabbitmq")
+        self._metrics_port = free_port() if metrics else None
         self._port = free_port()
         self._dist_port = free_port()
         self._epmd_port = free_port()
@@ -86,6 +96,17 @@ class RabbitMQ:
     def url(self) -> str:
         """AMQP URL of the default vhost, including the password."""
         return self._vhost_url("/")
+
+    @property
+    def metrics_port(self) -> int:
+        """The port of `/metrics` and `/metrics/detailed`.
+
+        Raises:
+            RuntimeError: it has none.
+        """
+        if self._metrics_port is None:
+            raise RuntimeError("the node has no metrics")
+        return self._metrics_port
 
     @property
     def data_folder(self) -> Path:
@@ -245,8 +266,12 @@ class RabbitMQ:
 
     def _write_files(self) -> None:
         config = _CONFIG.format(port=self._port, user=_USER, password=self._password)
+        plugins = ""
+        if self._metrics_port is not None:
+            config += _METRICS_CONFIG.format(port=self._metrics_port)
+            plugins = "rabbitmq_prometheus"
         (self._folder / "rabbitmq.conf").write_text(config)
-        (self._folder / "enabled_plugins").write_text("[].\n")
+        (self._folder / "enabled_plugins").write_text(f"[{plugins}].\n")
         (self._folder / "home").mkdir()
 
     def _environment(self) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Rules and dashboards of `deploy/` on a real Prometheus."""
