@@ -17,7 +17,7 @@ import stamina
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.s3_client import new_session, open_client
 from keyturn.settings import S3Settings
-from keyturn_workers.errors import ArchivedError
+from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.storage.capabilities import BASELINE, Capabilities
 from keyturn_workers.storage.entries import (
     entries_query,
@@ -161,7 +161,33 @@ class S3Storage(S3Admin):
             response = await self._get("read", key, ranged, query)
         except RangeNotSatisfiableError:
             return await self._head(key, {}, query), b""
+        except MissingError:
+            if not self.capabilities.keys_are_paths:
+                raise
+            return await self._head_of_empty(key, query), b""
         return parse_head("read", response.headers), response.body
+
+    async def _head_of_empty(self, key: str, query: str) -> ObjectHead:
+        """The head of an empty object that a ranged read did not find.
+
+        SeaweedFS answers such a read 404 instead of 416 if other keys are below this one. Without
+        this, a tombstone there would look like an object that is gone.
+
+        Raises:
+            MissingError: HEAD does not find it either.
+            StorageUnavailableError: it finds one that is not empty.
+        """
+
+        async def once() -> S3Response:
+            return await self._http.call("read", "HEAD", key, {}, query=query)
+
+        try:
+            head = parse_head("read", (await _with_retries(once)).headers)
+        except UnconfirmedNotFoundError as exc:
+            raise MissingError("read: NoSuchKey") from exc
+        if head.size_bytes:
+            raise StorageUnavailableError("read: 404, but an object exists")
+        return head
 
     async def head(self, key: str) -> ObjectHead:
         """Read only the head."""

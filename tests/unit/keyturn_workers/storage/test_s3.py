@@ -15,7 +15,15 @@ import pytest
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, Part, s3_session
+from keyturn_workers.storage import (
+    Capabilities,
+    Headers,
+    IfAbsent,
+    IfMatch,
+    Lease,
+    Part,
+    s3_session,
+)
 from keyturn_workers.storage.port import RECORD_MAX_BYTES
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from tests.unit.keyturn_workers.storage.scripted_server import (
@@ -497,3 +505,37 @@ async def test_without_the_guard_a_put_would_be_sent_twice(
         with pytest.raises(PreconditionError):
             await WRITES[name](storage)
     assert len(server.requests) == 3
+
+
+EMPTY_HEAD = {
+    "ETag": f'"{ETAG}"',
+    "Date": "Tue, 24 Nov 2026 10:00:00 GMT",
+    "Last-Modified": "Tue, 24 Nov 2026 09:00:00 GMT",
+    "x-amz-meta-enc-algo": "deleted",
+}
+
+
+async def test_an_empty_object_above_other_keys_is_read(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """SeaweedFS answers a ranged read of it 404; HEAD shows it."""
+    storage.capabilities = Capabilities(keys_are_paths=True)
+    missing = Reply(404, error("NoSuchKey"))
+    server.script = [missing, Reply(200, b"", EMPTY_HEAD)]
+    head, start = await storage.read_start("a/k", 56)
+    assert (head.size_bytes, head.metadata, start) == (0, {"enc-algo": "deleted"}, b"")
+    server.script = [missing, Reply(404, b"")]
+    with pytest.raises(MissingError):
+        await storage.read_start("a/k", 56)
+    server.script = [missing, Reply(200, b"", EMPTY_HEAD | {"Content-Length": "3"})]
+    with pytest.raises(StorageUnavailableError):
+        await storage.read_start("a/k", 56)
+
+
+async def test_elsewhere_a_404_needs_no_second_look(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    server.script = [Reply(404, error("NoSuchKey"))]
+    with pytest.raises(MissingError):
+        await storage.read_start("a/k", 56)
+    assert [request.method for request in server.requests] == ["GET"]
