@@ -9,6 +9,8 @@ whose one line names it and never shows its value.
 """
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -24,6 +26,8 @@ PREFIX: Final = "KEYTURN_"
 SECRETS_DIR_VARIABLE: Final = "KEYTURN_SECRETS_DIR"
 SEED_BYTES: Final = 32
 _DEFAULT_SECRETS_DIR: Final = Path("/run/secrets")
+_QUOTED_JSON: Final = re.compile(r"'([{\[].*)'", re.DOTALL)
+_QUOTED: Final = re.compile(r"""'[^{\[].*'|".*\"""", re.DOTALL)
 
 
 class Settings(BaseSettings):
@@ -48,7 +52,8 @@ class Settings(BaseSettings):
         try:
             return cls(_secrets_dir=secrets_dir())
         except ValidationError as exc:
-            raise SettingsError(_one_line(exc)) from None  # the cause repeats values
+            # The cause repeats values.
+            raise SettingsError(_one_line(exc) + _in_quotes(cls.model_fields)) from None
 
 
 def secrets_dir() -> Path | None:
@@ -77,6 +82,26 @@ def _one_line(error: ValidationError) -> str:
         missing = problem["type"] == "missing"
         lines.append(f"{name} is missing" if missing else f"{name} is malformed: {message}")
     return "; ".join(dict.fromkeys(lines))
+
+
+def _in_quotes(fields: Iterable[str]) -> str:
+    """Which settings came with quotes around them: a likely cause of what is malformed."""
+    names = [PREFIX + field.upper() for field in fields]
+    quoted = [name for name in names if _QUOTED.fullmatch(os.environ.get(name, ""))]
+    if not quoted:
+        return ""
+    verb = "is" if len(quoted) == 1 else "are"
+    return f"; {', '.join(quoted)} {verb} in quotes, which `docker run --env-file` does not remove"
+
+
+def json_text(value: str) -> str:
+    """The text of a JSON setting, without the single quotes that a line of an env file has.
+
+    A shell and compose remove them; `docker run --env-file` and podman pass them on. No JSON
+    begins with one, so nothing else can be meant.
+    """
+    quoted = _QUOTED_JSON.fullmatch(value.strip())
+    return quoted[1] if quoted else value
 
 
 def seed_from_b64(value: object) -> bytes:

@@ -34,6 +34,7 @@ from keyturn.settings import (
     SigningKeysSetting,
     TracingSettings,
     Url,
+    json_text,
     seed_from_b64,
 )
 from keyturn.topology import AUDIT_MAX_AGE_S, AUDIT_MAX_BYTES
@@ -70,7 +71,7 @@ def _intake_keys(value: object) -> dict[str, IntakeKey]:
 
 
 def _publishers(value: object) -> Mapping[str, Grant]:
-    if isinstance(value, str) and not value.lstrip().startswith("{"):
+    if isinstance(value, str) and not json_text(value).lstrip().startswith("{"):
         return GrantsFile(Path(value.strip()))
     return parse_grants(value)
 
@@ -95,7 +96,7 @@ PublicUrl = Annotated[str, AfterValidator(_public_url)]
 
 def _cors_origins(value: object) -> tuple[str, ...]:
     try:
-        origins = orjson.loads(value) if isinstance(value, str) else value
+        origins = orjson.loads(json_text(value)) if isinstance(value, str) else value
     except orjson.JSONDecodeError:
         origins = None
     if not isinstance(origins, list | tuple) or not all(isinstance(one, str) for one in origins):

@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.crypto import IntakeKey, SigningKey
 from keyturn.errors import SettingsError
-from keyturn.settings import PublisherSettings, S3Settings, secrets_dir, seed_from_b64
+from keyturn.settings import PublisherSettings, S3Settings, json_text, secrets_dir, seed_from_b64
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,3 +123,29 @@ def test_what_is_not_the_base64_of_32_bytes_is_no_seed(value: Any) -> None:
     assert seed_from_b64(f" {SEED}\n") == b"p" * 32
     with pytest.raises(ValueError, match=r"^not the base64 of 32 bytes$"):
         seed_from_b64(value)
+
+
+def test_json_is_read_with_the_quotes_of_an_env_file() -> None:
+    assert json_text(""" '{"a": "it's"}' """) == """{"a": "it's"}"""
+    assert json_text("'[1]'") == "[1]"
+    for text in ('{"a": 1}', "'", "''", "'name'", '"{}"', "/etc/publishers.json"):
+        assert json_text(text) == text
+
+
+def test_a_value_in_quotes_is_named_if_settings_are_malformed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KEYTURN_PUBLISHER_KEY", f"'{SEED}'")
+    monkeypatch.setenv("KEYTURN_EVENT_PUBLIC_KEY", f'"{PUBLIC}"')
+    with pytest.raises(SettingsError, match="KEYTURN_PUBLISHER_KEY is malformed") as refused:
+        PublisherSettings.read()
+    assert str(refused.value).endswith(
+        "; KEYTURN_PUBLISHER_KEY, KEYTURN_EVENT_PUBLIC_KEY are in quotes, "
+        "which `docker run --env-file` does not remove"
+    )
+    assert SEED not in str(refused.value)
+
+
+def test_quotes_that_belong_to_a_secret_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYTURN_PEPPER", "'quoted'")
+    assert PublisherSettings.read().pepper.get_secret_value() == "'quoted'"

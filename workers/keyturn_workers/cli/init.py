@@ -4,9 +4,9 @@ Five files of mode 0600: `keyturn.env` for workers and the operator, `gateway.en
 gateway, `console.env` for the console, `publisher.env` for a service that publishes, `storage.env`
 for compose's development storage, which only needs the access keys. And the console's password
 file, `console/passwords`, still empty: in a folder of its own, so that a container that mounts the
-folder sees the file change. A shell (`set -a; . ./keyturn.env`), compose's
-`env_file` and `keyturn --env-file` read them alike. It must never overwrite a secret without
-`--force`: everything sealed under it would be lost.
+folder sees the file change. A shell (`set -a; . ./keyturn.env`), compose's `env_file`,
+`docker run --env-file` and `keyturn --env-file` read them alike. It must never overwrite a secret
+without `--force`: everything sealed under it would be lost.
 """
 
 import json

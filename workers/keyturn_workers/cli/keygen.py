@@ -6,6 +6,7 @@ seal to it or verify its signatures.
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -29,6 +30,8 @@ from keyturn_workers.cli.secret_files import write_secret
 app = typer.Typer(name="keygen", help="Generate a key.")
 
 _DEFAULT_ID: Final = "main"
+# What no shell changes in an assignment.
+_UNQUOTED: Final = re.compile(r"[A-Za-z0-9_@%+=:,./?*\[\]-]*")
 
 Output = Annotated[
     Path | None,
@@ -95,14 +98,20 @@ def session_key_settings() -> dict[str, str]:
 
 
 def env_lines(settings: dict[str, str]) -> list[str]:
-    """Settings as lines that a shell and compose's `env_file` read alike.
+    """Settings as lines that a shell, compose's `env_file` and `docker run --env-file` read alike.
+
+    Only what a shell would change is quoted. Of these values `docker run` and podman keep the
+    quotes, which Keyturn removes from JSON itself.
 
     Raises:
         ValueError: a value cannot be quoted.
     """
     if any("'" in value or "\n" in value for value in settings.values()):
         raise ValueError("a value cannot contain a single quote or a line break")
-    return [f"{name}='{value}'" for name, value in settings.items()]
+    return [
+        f"{name}={value}" if _UNQUOTED.fullmatch(value) else f"{name}='{value}'"
+        for name, value in settings.items()
+    ]
 
 
 def _output(parts: dict[str, dict[str, str]], output: Path | None, *, as_json: bool) -> None:

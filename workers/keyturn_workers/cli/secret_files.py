@@ -40,7 +40,11 @@ def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> No
     """
     data = content.encode() if isinstance(content, str) else content
     # The name appears only after everything is written: never half a file or a wider mode.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as exc:
+        # Names the file that was asked for.
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_settings import NoDecode
 
 from keyturn.crypto import Secret
-from keyturn.settings import PublisherSettings, seed_from_b64
+from keyturn.settings import PublisherSettings, json_text, seed_from_b64
 from keyturn_workers.settings import LogSettings, PublicUrl
 
 _OPENID: Final = "openid"
@@ -73,7 +73,7 @@ def _session_key(value: object) -> Secret:
 
 def _names(value: object) -> tuple[str, ...]:
     try:
-        names = orjson.loads(value) if isinstance(value, str) else value
+        names = orjson.loads(json_text(value)) if isinstance(value, str) else value
     except orjson.JSONDecodeError:
         names = None
     if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):

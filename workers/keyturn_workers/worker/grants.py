@@ -18,7 +18,7 @@ from keyturn.crypto import VerifyKey
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import is_project, is_short_name
 from keyturn.messages import load_json
-from keyturn.settings import seed_from_b64
+from keyturn.settings import json_text, seed_from_b64
 from keyturn.topology import REQUESTS
 
 _ALL: Final = "*"
@@ -51,7 +51,7 @@ def parse_named_settings(value: object) -> dict[str, Any]:
         ValueError: anything else, without repeating it.
     """
     try:
-        document = load_json(value.encode()) if isinstance(value, str) else value
+        document = load_json(json_text(value).encode()) if isinstance(value, str) else value
     except (MalformedRequestError, UnicodeEncodeError):
         raise ValueError("not a JSON object, or a name occurs twice") from None
     if not isinstance(document, dict):

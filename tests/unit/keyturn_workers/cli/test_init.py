@@ -96,6 +96,50 @@ def test_a_shell_reads_the_files_like_python(tmp_path: Path) -> None:
         assert {n: v for n, v in read.items() if n.startswith("KEYTURN_")} == expected
 
 
+def _docker_reads(path: Path) -> dict[str, str]:
+    """As `docker run --env-file` and podman read a file: each line as it is, but comments."""
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_docker_reads_the_files_like_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removes no quotes: only JSON has some, and JSON is read with them."""
+    worker_env, _ = _init(tmp_path)
+    given = _docker_reads(tmp_path / "keyturn.env")
+    quoted = {name for name, value in given.items() if value.startswith("'")}
+    assert quoted == {"KEYTURN_MASTER_KEYS", "KEYTURN_INTAKE_KEYS", "KEYTURN_PUBLISHERS"}
+    for name in ("gateway.env", "console.env", "publisher.env", "storage.env"):
+        read = _docker_reads(tmp_path / name)
+        assert {name for name, value in read.items() if value.startswith("'")} <= quoted
+    with monkeypatch.context() as patch:
+        for name, value in worker_env.items():
+            patch.setenv(name, value)
+        expected = WorkerSettings.read()
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    read_by_docker = WorkerSettings.read()
+    assert read_by_docker.master_keys == expected.master_keys
+    assert read_by_docker.publishers == expected.publishers
+    assert read_by_docker.intake_keys.keys() == expected.intake_keys.keys()
+    assert read_by_docker.amqp_url == expected.amqp_url
+
+
+def test_what_a_shell_would_change_is_quoted(tmp_path: Path) -> None:
+    url = "amqp://kim:a$b;c&d@broker/"
+    _init(tmp_path, "--amqp-url", url)
+    assert f"KEYTURN_AMQP_URL='{url}'" in (tmp_path / "keyturn.env").read_text().splitlines()
+    assert _env(tmp_path / "keyturn.env")["KEYTURN_AMQP_URL"] == url
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = runner.invoke(app, ["init", "--dir", str(tmp_path / "file")])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [f"keyturn: {tmp_path / 'file'}: File exists"]
+
+
 def test_the_publishers_file_holds_none_of_the_operators_secrets(tmp_path: Path) -> None:
     worker_env, publisher_env = _init(tmp_path)
     operators = {"KEYTURN_MASTER_KEYS", "KEYTURN_INTAKE_KEYS", "KEYTURN_EVENT_KEY"}
