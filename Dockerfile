@@ -1,7 +1,6 @@
-# syntax=docker/dockerfile:1
 # Targets: `keyturn` (every role; the default) and `storage` (development storage alone).
 
-FROM debian:13-slim AS build
+FROM debian:13-slim AS uv
 WORKDIR /app
 COPY .ci/uv.txt ./
 RUN apt-get update \
@@ -12,6 +11,8 @@ ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON=/usr/bin/python3
 COPY pyproject.toml uv.lock ./
 COPY contracts/pyproject.toml contracts/
 COPY workers/pyproject.toml workers/
+
+FROM uv AS build
 RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --extra pkcs11 --extra console --extra otel --no-default-groups \
       --no-install-workspace
 COPY contracts contracts
@@ -20,13 +21,20 @@ RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --extra pkcs11 --extr
  && /opt/uv/bin/uv export --locked --package keyturn-workers --extra pkcs11 --extra console --extra otel --no-default-groups --quiet \
       --format cyclonedx1.5 --output-file .venv/keyturn.cdx.json
 
+FROM uv AS storage-build
+RUN /opt/uv/bin/uv sync --locked --only-group storage
+
 # Ceph's own gateway from Debian's packages, all in memory: what the tests run against.
 # It needs root inside its container; nothing of Keyturn's runs in it.
-FROM build AS storage
-RUN apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common \
+FROM debian:13-slim AS storage
+WORKDIR /app
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3 radosgw ceph-mon ceph-osd ceph-common \
  && rm -rf /var/lib/apt/lists/*
-RUN /opt/uv/bin/uv sync --locked --no-install-workspace
-COPY tools tools
+COPY --from=storage-build /app/.venv /app/.venv
+# Only what its one program imports, without the package's own __init__.py, which imports all servers.
+COPY tools/servers/ceph.py tools/servers/development.py tools/servers/process.py tools/servers/reaper.py \
+     tools/servers/s3.py tools/servers/
 ENV PYTHONUNBUFFERED=1 PYTHONPATH=/app
 EXPOSE 8000
 CMD ["/app/.venv/bin/python", "-m", "tools.servers.development"]
@@ -35,10 +43,11 @@ FROM debian:13-slim AS keyturn
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 ca-certificates \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin keyturn
+ && groupadd --gid 10001 keyturn \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin keyturn
 COPY --from=build /app/.venv /app/.venv
 ENV PATH=/app/.venv/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     KEYTURN_LOG_FORMAT=json
-USER 10001
+USER 10001:10001
 ENTRYPOINT ["keyturn"]
 CMD ["worker", "all"]

@@ -18,7 +18,7 @@ COVERAGE := 78
 
 .PHONY: help
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(UV)  ## Make the locked environment in .venv
@@ -66,6 +66,18 @@ sbom: setup  ## Write dist/keyturn.cdx.json: what is shipped, as CycloneDX, chec
 .PHONY: typescript
 typescript: setup  ## Check, build and test the TypeScript client; ARGS=--write renews what is generated
 	@$(PYTHON) -m tools.typescript $(ARGS)
+
+.PHONY: image-test
+image-test: setup  ## Build the images and run every role from them; skipped where no engine can run
+	@$(PYTHON) -m tools.containers image $(ARGS)
+
+.PHONY: compose-test
+compose-test: setup  ## Run compose.yaml with several workers, and kill some; skipped likewise
+	@$(PYTHON) -m tools.containers compose $(ARGS)
+
+.PHONY: containers-test
+containers-test: setup  ## Both of them, on one engine with one build; ARGS=--require fails where none can run
+	@$(PYTHON) -m tools.containers image compose $(ARGS)
 
 .PHONY: demo
 demo: setup  ## Upload real files on private servers and show what came of them; FILES="a b dir"

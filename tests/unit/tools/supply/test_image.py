@@ -1,13 +1,15 @@
 """Dockerfile and compose.yaml: an unprivileged user, a read-only root, no secrets.
 
-There is no Docker engine where these tests run; `tests/integration/test_read_only_root.py` runs
-what the image would hold under the same limits.
+`make image-test` and `make compose-test` run both for real, where there can be an engine.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import yaml
@@ -23,13 +25,12 @@ from keyturn_workers.cli.init import (
 )
 from tools.supply.lock import ROOT
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 OURS = ("upload", "control", "sweep", "gateway", "console")
 FILES = {"gateway": GATEWAY_FILE, "console": CONSOLE_FILE}
 UID = "10001"
+# compose's own development broker: its address in this network, with the password beside it.
+_BROKER: Final = "amqp://keyturn:keyturn@broker:5672/"
 _SECRET = re.compile(r"_KEY|SECRET|PASSWORD|TOKEN|PEPPER|SEED|AMQP_URL", re.IGNORECASE)
 
 
@@ -61,7 +62,7 @@ def services() -> dict[str, dict[str, Any]]:
 def test_the_image_that_is_shipped_is_the_last_stage_and_runs_as_nobody() -> None:
     """By number, which Kubernetes' `runAsNonRoot` asks for."""
     assert list(_stages())[-1] == "keyturn"
-    assert _last("keyturn", "USER") == UID
+    assert _last("keyturn", "USER") == f"{UID}:{UID}"
     words = [word for word, _ in _stages()["keyturn"]]
     assert not {"RUN", "COPY", "ADD"} & set(words[words.index("USER") :])
     assert _last("keyturn", "ENTRYPOINT") == '["keyturn"]'
@@ -74,12 +75,48 @@ def test_what_is_shipped_comes_from_the_build_and_can_build_nothing() -> None:
     installed = re.search(r"--no-install-recommends ([a-z0-9 -]+)&&", run)
     assert installed is not None
     assert installed[1].split() == ["python3", "ca-certificates"]
-    assert f"--uid {UID}" in run
+    assert f"groupadd --gid {UID} " in run
+    assert f"useradd --uid {UID} --gid {UID} " in run
     assert not {word for stage in _stages().values() for word, _ in stage} & {
         "ADD",
         "ARG",
         "VOLUME",
     }
+
+
+def test_the_build_asks_no_registry_for_its_own_language() -> None:
+    """A line `# syntax=` has the builder fetch a frontend, even where the base image is there."""
+    assert "syntax=" not in DOCKERFILE.splitlines()[0]
+
+
+def test_the_storage_holds_what_its_program_imports_and_no_development_tool() -> None:
+    stage = _stages()["storage"]
+    (files,) = [rest.split() for word, rest in stage if word == "COPY" and "--from" not in rest]
+    assert files.pop() == "tools/servers/"
+    names = {Path(file).stem for file in files}
+    imported = {"development"}
+    for name in names:
+        text = (ROOT / "tools" / "servers" / f"{name}.py").read_text()
+        imported |= set(re.findall(r"^from tools\.servers\.(\w+) import", text, re.MULTILINE))
+        others = re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)
+        assert set(others) - set(sys.stdlib_module_names) <= {"tools", "botocore"}, name
+        # The package's own __init__.py is not copied: it imports all servers.
+        assert "from tools.servers import" not in text
+        if name == "process":
+            imported.add("reaper")  # run as a script
+    assert names == imported
+    syncs = [rest for word, rest in _stages()["storage-build"] if word == "RUN"]
+    assert syncs == ["/opt/uv/bin/uv sync --locked --only-group storage"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert len(project["dependency-groups"]["storage"]) == 1
+
+
+def test_each_stage_installs_from_an_index_of_its_own() -> None:
+    """The index of an earlier layer may be old, and then packages are gone."""
+    for name, stage in _stages().items():
+        for word, rest in stage:
+            if word == "RUN" and "apt-get install" in rest:
+                assert rest.split()[:3] == ["apt-get", "update", "&&"], name
 
 
 def test_the_build_is_locked_and_leaves_its_sbom() -> None:
@@ -131,8 +168,25 @@ def test_secrets_come_from_files_beside_the_deployment(
 ) -> None:
     service = services[name]
     assert service["env_file"] == [FILES.get(name, WORKER_FILE)]
-    named = {name for name in service["environment"] if not name.endswith("_FILE")}
+    given = service["environment"]
+    assert given["KEYTURN_AMQP_URL"] == _BROKER
+    named = {name for name in given if not name.endswith("_FILE")} - {"KEYTURN_AMQP_URL"}
     assert not any(_SECRET.search(variable) for variable in named)
+
+
+def test_the_names_of_this_network_are_in_compose_alone(
+    tmp_path: Path, services: dict[str, dict[str, Any]]
+) -> None:
+    """The files of `keyturn init` work on the host, through the published ports."""
+    init(tmp_path, force=False, amqp_url="amqp://k:k@127.0.0.1:5672/",
+         s3_endpoint_url="http://127.0.0.1:8000")  # fmt: skip
+    for file in tmp_path.glob("*.env"):
+        assert not re.search(r"@broker\b|//storage\b", file.read_text()), file
+    for name in OURS:
+        expected = None if name == "console" else "http://storage:8000"
+        assert services[name]["environment"].get("KEYTURN_S3_ENDPOINT_URL") == expected
+    broker = services["broker"]["environment"]
+    assert set(broker.values()) == {"keyturn"}
 
 
 def test_no_other_service_is_ours(services: dict[str, dict[str, Any]]) -> None:

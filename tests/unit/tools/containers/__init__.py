@@ -1,0 +1,1 @@
+"""The tests of the images themselves: what decides in them, without an engine."""

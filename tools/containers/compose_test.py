@@ -1,0 +1,267 @@
+"""compose.yaml as it is, scaled to several workers, two of them killed: `make compose-test`.
+
+The settings are made as docs/howto/deploy.md says. What sends and reads runs on the host, through
+the published ports, with the settings of a publisher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from dotenv import dotenv_values
+from typer.testing import CliRunner
+
+from keyturn.crypto import new_api_key
+from keyturn.errors import UnauthorizedError
+from keyturn.gateway import Client
+from keyturn.messages import ProjectEnrolled, RotationAccepted, RotationCompleted
+from keyturn.publisher import Publisher
+from keyturn.settings import PublisherSettings, S3Settings
+from keyturn_workers.cli.app import app
+from tools.containers.container import UID, Container
+from tools.containers.engine import CannotRunError
+from tools.containers.objects import PROJECT, burst, read_back, send
+from tools.containers.report import CheckFailedError, Report, require
+from tools.harness.console import Account
+from tools.harness.console_client import console_client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tools.containers.engine import Engine
+    from tools.containers.objects import TestObject
+
+SCALE: Final = {"upload": 4, "sweep": 2}
+PORTS: Final = {"broker": 5672, "storage": 8000, "gateway": 8080, "console": 8090}
+_UP_TIMEOUT_S: Final = 180
+_DOWN_TIMEOUT_S: Final = 180.0
+_ROTATION_TIMEOUT_S: Final = 120.0
+_HEALTHY_AGAIN_S: Final = 60.0
+_FIRST: Final = 1000
+_SECOND: Final = 300
+_OPERATOR: Final = Account("kim", "operate")
+_COUNTERS: Final = {
+    "upload": 'keyturn_requests_served_total{type="upload.stored"}',
+    "sweep": "keyturn_sweep_objects_total",
+}
+_METRICS_PROGRAM: Final = (
+    "import urllib.request as r; "
+    'print(r.urlopen("http://127.0.0.1:9000/metrics", timeout=5).read().decode())'
+)
+
+
+def counted(metrics: str, name: str) -> int:
+    """The sum of a counter's series whose names begin like this, in Prometheus' text format."""
+    lines = [line for line in metrics.splitlines() if line.startswith(name)]
+    return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+
+
+def taken_ports() -> list[int]:
+    """Which of compose.yaml's published ports are in use here."""
+    taken = []
+    for port in PORTS.values():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                taken.append(port)
+    return taken
+
+
+class ComposeTest:
+    """One run, as a project of its own.
+
+    Args:
+        engine: Where it runs.
+        project: The copy of the sources; the settings are written beside compose.yaml.
+        report: Where its checks are printed.
+    """
+
+    def __init__(self, engine: Engine, project: Path, report: Report) -> None:
+        self._engine = engine
+        self._project = project
+        self._report = report
+        self._name = f"keyturn-test-{secrets.token_hex(4)}"
+
+    def run(self) -> None:
+        """Run all checks.
+
+        Raises:
+            CannotRunError: there is no `docker compose`, or a port is in use.
+            CheckFailedError: one failed.
+            DockerError: a command failed.
+        """
+        if not self._engine.has_compose():
+            raise CannotRunError("there is no `docker compose`")
+        if taken := taken_ports():
+            raise CannotRunError(f"in use on 127.0.0.1: {', '.join(map(str, taken))}")
+        try:
+            self._settings()
+            self._up()
+            asyncio.run(self._use())
+            self._down()
+        finally:
+            self._compose_attempt("down", "--volumes", "--timeout", "1")
+
+    def _settings(self) -> None:
+        with self._report.check("settings for compose, by `keyturn init` and `console add-user`"):
+            self._keyturn(
+                *("init", "--amqp-url", "amqp://keyturn:keyturn@127.0.0.1:5672/"),
+                *("--s3-endpoint-url", f"http://127.0.0.1:{PORTS['storage']}"),
+            )
+            file = self._project / "console" / "passwords"
+            self._keyturn(
+                *("console", "add-user", _OPERATOR.name, "--role", _OPERATOR.role),
+                *("--file", str(file)),
+                stdin=f"{_OPERATOR.password}\n",
+            )
+            os.chown(file, UID, UID)
+
+    def _keyturn(self, *arguments: str, stdin: str | None = None) -> None:
+        given = ("--dir", str(self._project)) if arguments[0] == "init" else ()
+        done = CliRunner().invoke(app, [*arguments, *given], input=stdin)
+        require(done.exit_code == 0, f"keyturn {arguments[0]}: {done.output}")
+
+    def _up(self) -> None:
+        scale = [part for name, count in SCALE.items() for part in ("--scale", f"{name}={count}")]
+        with self._report.check("`docker compose up`: every replica is healthy") as seen:
+            self._compose(
+                *("up", "--detach", "--no-build", "--wait"),
+                *("--wait-timeout", str(_UP_TIMEOUT_S), *scale),
+                timeout_s=_UP_TIMEOUT_S + 30,
+            )
+            rows = self._rows()
+            healthy = [row for row in rows if row["Health"] == "healthy"]
+            services = sorted({row["Service"] for row in rows})
+            expected = len(services) + sum(SCALE.values()) - len(SCALE)
+            require(len(healthy) == len(rows) == expected, f"{len(healthy)} of {expected}: {rows}")
+            for name, count in SCALE.items():
+                require(len(self._containers(name)) == count, f"{name}: not {count} replicas")
+            seen.append(f"{len(healthy)} containers of {len(services)} services")
+        with self._report.check("each of ours has its limits") as seen:
+            ours = [one for name in ("upload", "control", "sweep", "gateway", "console")
+                    for one in self._containers(name)]  # fmt: skip
+            for container in ours:
+                container.check_limits()
+            seen.append(f"{len(ours)} containers")
+
+    async def _use(self) -> None:
+        for name, value in dotenv_values(self._project / "publisher.env").items():
+            os.environ[name] = str(value)
+        settings, s3 = PublisherSettings.read(), S3Settings.read()
+        first, second = burst("first", _FIRST), burst("second", _SECOND)
+        old, new = new_api_key(), new_api_key()
+        async with Publisher.open(settings, s3=s3) as publisher:
+            with self._report.check("a project is enrolled through the published ports"):
+                enrolled = await publisher.wait(await publisher.enroll(PROJECT, api_key=old))
+                require(isinstance(enrolled, ProjectEnrolled), str(enrolled))
+            await self._burst(publisher, first)
+            await self._rotate(publisher, new, second)
+        await self._read(old, new, [*first, *second])
+        with self._report.check("a person signs in at the console"):
+            url = f"http://127.0.0.1:{PORTS['console']}"
+            async with console_client(url, _OPERATOR) as person:
+                page = await person.get("/projects")
+                require(page.path == "/projects" and PROJECT in page.text, f"{page.path}")
+
+    async def _burst(self, publisher: Publisher, objects: list[TestObject]) -> None:
+        with self._report.check(f"a burst of {len(objects)} uploads, over all workers") as seen:
+            started = time.monotonic()
+            await send(publisher, objects)
+            seen.append(f"{len(objects) / (time.monotonic() - started):.0f} a second")
+            counts = self._counts("upload")
+            seen.append(" + ".join(map(str, counts)))
+            require(min(counts) > 0, f"a worker had none: {counts}")
+            require(sum(counts) >= len(objects), f"{counts} are less than {len(objects)}")
+
+    async def _rotate(self, publisher: Publisher, new: str, more: list[TestObject]) -> None:
+        with self._report.check(
+            f"a rotation and {len(more)} uploads, with an upload and a sweep worker killed"
+        ) as seen:
+            sending = asyncio.create_task(send(publisher, more))
+            rotation = await publisher.rotate(PROJECT, api_key=new)
+            accepted = await publisher.wait(rotation)
+            require(isinstance(accepted, RotationAccepted), str(accepted))
+            killed = [self._kill("sweep"), self._kill("upload")]
+            ended = await publisher.wait_completed(rotation, timeout_s=_ROTATION_TIMEOUT_S)
+            if not isinstance(ended, RotationCompleted) or not ended.clean:
+                raise CheckFailedError(str(ended))
+            await sending
+            seen.append(f"{ended.objects} objects are under the new key")
+            for container in killed:
+                restarts = self._wait_restarted(container)
+                seen.append(f"{container.name.removeprefix(self._name + '-')} {restarts}")
+
+    def _kill(self, service: str) -> Container:
+        """Kill a worker as a crash would, so that the engine restarts it."""
+        container = self._containers(service)[0]
+        os.kill(int(container.state()["Pid"]), signal.SIGKILL)
+        return container
+
+    def _wait_restarted(self, container: Container) -> str:
+        deadline = time.monotonic() + _HEALTHY_AGAIN_S
+        while not (count := container.inspect()["RestartCount"]):
+            require(time.monotonic() < deadline, f"{container.name} was not restarted")
+            time.sleep(0.2)
+        container.wait_healthy(timeout_s=_HEALTHY_AGAIN_S)
+        return f"restarted {count} time, healthy again"
+
+    async def _read(self, old: str, new: str, objects: list[TestObject]) -> None:
+        with self._report.check("every object is read through the gateway as it was sent") as seen:
+            url = f"http://127.0.0.1:{PORTS['gateway']}"
+            async with Client.connect(url, new) as client:
+                count = await read_back(client, objects)
+                seen.append(f"{count} of {len(objects)}")
+                try:
+                    await client.with_api_key(old).stat(PROJECT, objects[0].key)
+                except UnauthorizedError:
+                    return
+            raise AssertionError("the old API key still opens an object")
+
+    def _down(self) -> None:
+        ours = [row["Name"] for row in self._rows()]
+        with self._report.check("`docker compose stop` ends every process with status 0") as seen:
+            started = time.monotonic()
+            self._compose("stop", timeout_s=_DOWN_TIMEOUT_S)
+            seen.append(f"{time.monotonic() - started:.1f} s")
+            codes = {name: Container(self._engine, name).state()["ExitCode"] for name in ours}
+            require(not any(codes.values()), f"exit codes: {codes}")
+        with self._report.check("`docker compose down --volumes` leaves nothing"):
+            self._compose("down", "--volumes", timeout_s=_DOWN_TIMEOUT_S)
+            label = f"label=com.docker.compose.project={self._name}"
+            for kind in ("container", "network", "volume"):
+                every = ("--all",) if kind == "container" else ()
+                left = self._engine.run(kind, "ls", "--quiet", *every, "--filter", label)
+                require(not left.strip(), f"{kind}s are left: {left}")
+
+    def _counts(self, service: str) -> list[int]:
+        return [
+            counted(container.python(_METRICS_PROGRAM), _COUNTERS[service])
+            for container in self._containers(service)
+        ]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        output = self._compose("ps", "--all", "--format", "json")
+        return [json.loads(line) for line in output.splitlines() if line.strip()]
+
+    def _containers(self, service: str) -> list[Container]:
+        names = sorted(row["Name"] for row in self._rows() if row["Service"] == service)
+        return [Container(self._engine, name) for name in names]
+
+    def _compose(self, *arguments: str, timeout_s: float = 60.0) -> str:
+        return self._engine.run(*self._command(*arguments), timeout_s=timeout_s)
+
+    def _compose_attempt(self, *arguments: str) -> None:
+        self._engine.attempt(*self._command(*arguments))
+
+    def _command(self, *arguments: str) -> tuple[str, ...]:
+        folder, file = str(self._project), str(self._project / "compose.yaml")
+        return ("compose", "-p", self._name, "--project-directory", folder, "-f", file, *arguments)
