@@ -9,6 +9,7 @@ import pytest
 
 from keyturn_workers.worker.grants import parse_grants
 from tools.manifests.documents import Manifests, container_of
+from tools.manifests.policies import violations
 from tools.manifests.render import KUBERNETES, RenderError, render
 from tools.manifests.schemas import invalid
 from tools.supply.lock import ROOT
@@ -30,25 +31,19 @@ def test_what_is_rendered_conforms_to_its_schemas(
     assert list(invalid(manifests)) == []
 
 
-@pytest.mark.parametrize("component", ["keda", "monitoring"])
+@pytest.mark.parametrize("component", ["monitoring", "tracing"])
 def test_each_component_fits_the_small_overlay(component: str, tmp_path: Path) -> None:
-    """But for KEDA, which scales roles that the small overlay does not have."""
-    overlay = "production" if component == "keda" else "small"
-    relative = {
-        name: KUBERNETES / name for name in (f"overlays/{overlay}", f"components/{component}")
-    }
-    if component == "keda":
-        relative["overlays/production"] = KUBERNETES / "base"
+    """The others are in the overlay `production`."""
     lines = [
         "apiVersion: kustomize.config.k8s.io/v1beta1",
         "kind: Kustomization",
-        "resources:",
-        f"  - {_from(tmp_path, next(iter(relative.values())))}",
-        "components:",
-        f"  - {_from(tmp_path, relative[f'components/{component}'])}",
+        f"resources: [{_from(tmp_path, KUBERNETES / 'overlays/small')}]",
+        f"components: [{_from(tmp_path, KUBERNETES / 'components' / component)}]",
     ]
     (tmp_path / "kustomization.yaml").write_text("\n".join(lines))
-    assert list(invalid(render(tmp_path))) == []
+    manifests = render(tmp_path)
+    assert list(invalid(manifests)) == []
+    assert violations(manifests) == []
 
 
 def _from(folder: Path, target: Path) -> str:

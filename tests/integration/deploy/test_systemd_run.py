@@ -44,9 +44,15 @@ def systemd() -> Iterator[BootedSystemd]:
         pytest.skip(f"systemd cannot be booted here: {error}")
 
 
-def _file(path: str, content: str) -> str:
-    """A line of a script that writes a file."""
-    return f"cat >{path} <<'KEYTURN-END'\n{content}\nKEYTURN-END"
+def _file(path: str, content: str, *, operator: str = ">") -> str:
+    """A line of a script that writes a file, or adds to it."""
+    return f"cat {operator}{path} <<'KEYTURN-END'\n{content}\nKEYTURN-END"
+
+
+def _names(process: str) -> set[str]:
+    """What the example file of a process sets."""
+    text = (ROOT / f"deploy/systemd/etc/{process}.env").read_text()
+    return set(re.findall(r"^(KEYTURN_\w+)=", text, re.MULTILINE))
 
 
 class Site:
@@ -58,32 +64,23 @@ class Site:
         self.ports = {name: free_port() for name in names}
 
     def publishers(self) -> str:
+        """Grants the publishers of the test."""
         return _file("/etc/keyturn/publishers.json", json.dumps(self._keys.publishers()))
 
     def script(self) -> str:
-        """Writes settings and secrets."""
-        keys = self._keys
-        s3 = keys.s3_env()
-        common = {"KEYTURN_DEPLOYMENT": keys.name, "KEYTURN_ACTIVE_MASTER_KEY": "m1"}
-        for name in ("KEYTURN_S3_ENDPOINT_URL", "KEYTURN_S3_REGION", "KEYTURN_S3_BUCKET"):
-            common[name] = s3[name]
-        env = {
-            "worker": keys.worker_env(),
-            "gateway": keys.gateway_env(),
-            "console": keys.console_env(Path("/unused")),
-        }
-        own = {
-            "gateway": {"KEYTURN_GATEWAY_PORT": str(self.ports["gateway"])},
-            "console": {"KEYTURN_CONSOLE_PORT": str(self.ports["console"])},
+        """Writes settings and secrets; no publisher is granted anything yet."""
+        environments = {
+            "worker": self._keys.worker_env(),
+            "gateway": self._keys.gateway_env(),
+            "console": self._keys.console_env(Path("/unused")),
         }
         lines = [_file("/etc/keyturn/publishers.json", "{}")]
-        for process, variables in env.items():
-            settings = common | own.get(process, {})
+        for process, variables in environments.items():
+            settings = self._settings(process)
             text = "\n".join(f"{name}={value}" for name, value in settings.items())
-            lines.append(f"echo >>/etc/keyturn/{process}.env")
-            lines.append(_file(f"/etc/keyturn/{process}.more", text))
-            lines.append(f"cat /etc/keyturn/{process}.more >>/etc/keyturn/{process}.env")
-            for name in variables.keys() - settings.keys() - _IN_FILES[process]:
+            # The last line of a name counts.
+            lines.append(_file(f"/etc/keyturn/{process}.env", text, operator=">>"))
+            for name in sorted(variables.keys() - settings.keys() - _names(process)):
                 path = f"/etc/keyturn/{process}/{name.removeprefix('KEYTURN_')}"
                 lines.append(_file(path, variables[name]))
         for role in ("upload", "control", "sweep"):
@@ -91,16 +88,18 @@ class Site:
             lines.append(_file(f"/etc/keyturn/worker-{role}.env", port))
         return "\n".join(lines)
 
-
-# Set by the example files.
-_IN_FILES = {
-    process: set(
-        re.findall(
-            r"^(KEYTURN_\w+)=", (ROOT / f"deploy/systemd/etc/{process}.env").read_text(), re.MULTILINE
-        )
-    )
-    for process in ("worker", "gateway", "console")
-}
+    def _settings(self, process: str) -> dict[str, str]:
+        if process == "console":
+            own = {"KEYTURN_CONSOLE_PORT": str(self.ports["console"])}
+        else:
+            s3 = self._keys.s3_env()
+            names = ("KEYTURN_S3_ENDPOINT_URL", "KEYTURN_S3_REGION", "KEYTURN_S3_BUCKET")
+            own = {name: s3[name] for name in names}
+        if process == "worker":
+            own["KEYTURN_ACTIVE_MASTER_KEY"] = "m1"
+        if process == "gateway":
+            own["KEYTURN_GATEWAY_PORT"] = str(self.ports["gateway"])
+        return own | {"KEYTURN_DEPLOYMENT": self._keys.name}
 
 
 async def _is_up(session: aiohttp.ClientSession, url: str) -> bool:
