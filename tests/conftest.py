@@ -6,6 +6,7 @@ Unit tests that ask for none start none. Addresses in the environment are used a
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from tools.servers import (
 )
 from tools.servers import new_bucket as create_bucket
 from tools.servers.packages import MissingPackagesError
+from tools.servers.process import SCRATCH, memory_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,6 +40,9 @@ def pytest_configure() -> None:
     # processes, which are tested with Ctrl-C.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The brokers' fsyncs, and the removal of their data, take minutes on a disk.
+    if SCRATCH not in os.environ and (folder := memory_folder()) is not None:
+        os.environ[SCRATCH] = str(folder)
     # By default, an example that takes 0.2 seconds fails: on a busy machine any of them may.
     settings.register_profile(
         "keyturn", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -21,6 +21,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+SCRATCH = "KEYTURN_TEST_SCRATCH"
+"""The variable that names the folder of scratch folders."""
+
+# Four processes' servers take about 2 GiB; nothing else may run short of memory because of them.
+_MEMORY_BYTES = 8 * 2**30
 _REAPER = Path(__file__).with_name("reaper.py")
 _LOG_TAIL_BYTES = 4000
 
@@ -30,8 +35,30 @@ class ServerError(Exception):
 
 
 def scratch_folder(name: str) -> Path:
-    """A new private folder with a short path (unix sockets allow 107 bytes)."""
-    return Path(tempfile.mkdtemp(prefix=f"keyturn-{name}-"))
+    """A new private folder with a short path (unix sockets allow 107 bytes).
+
+    It is in the folder that `KEYTURN_TEST_SCRATCH` names, else in the system's for temporary files.
+    """
+    return Path(tempfile.mkdtemp(prefix=f"keyturn-{name}-", dir=os.environ.get(SCRATCH) or None))
+
+
+def memory_folder(
+    shared: Path = Path("/dev/shm"),  # noqa: S108 - a private folder is made in it
+    memory: Path = Path("/proc/meminfo"),
+) -> Path | None:
+    """A folder in memory for scratch folders: no fsync waits there; None without enough space.
+
+    Args:
+        shared: A file system in memory, which containers often make small.
+        memory: The kernel's figures, in KiB.
+    """
+    try:
+        free = shutil.disk_usage(shared).free
+        lines = memory.read_text().splitlines()
+    except OSError:
+        return None
+    available = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return shared if min(free, *available) >= _MEMORY_BYTES else None
 
 
 def remove_scratch(folder: Path) -> None:

@@ -42,6 +42,17 @@ _METRICS_CONFIG = """\
 prometheus.tcp.ip = 127.0.0.1
 prometheus.tcp.port = {port}
 """
+
+# Queues and streams that nothing uses do housekeeping every 5 s, and hundreds of them stay behind.
+# Of what can be read, only the numbers of the metrics come from it.
+_ADVANCED = """\
+[{rabbit, [
+  {quorum_tick_interval, 60000},
+  {stream_tick_interval, 60000},
+  {collect_statistics_interval, 60000}
+]}].
+"""
+
 _CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 default_user = {user}
@@ -266,11 +277,12 @@ class RabbitMQ:
 
     def _write_files(self) -> None:
         config = _CONFIG.format(port=self._port, user=_USER, password=self._password)
-        plugins = ""
+        plugins, advanced = "", _ADVANCED
         if self._metrics_port is not None:
             config += _METRICS_CONFIG.format(port=self._metrics_port)
-            plugins = "rabbitmq_prometheus"
+            plugins, advanced = "rabbitmq_prometheus", "[].\n"
         (self._folder / "rabbitmq.conf").write_text(config)
+        (self._folder / "advanced.config").write_text(advanced)
         (self._folder / "enabled_plugins").write_text(f"[{plugins}].\n")
         (self._folder / "home").mkdir()
 
@@ -287,6 +299,7 @@ class RabbitMQ:
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
             # The script then execs Erlang itself, which shuts down gracefully on SIGTERM.

@@ -6,6 +6,7 @@ import base64
 import fcntl
 import io
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -19,7 +20,14 @@ from tools.servers import OpenBao, S3Server, Servers, packages
 from tools.servers.ceph import cephx_key, keyring_text
 from tools.servers.moto_server import read_body
 from tools.servers.packages import missing_packages, needed
-from tools.servers.process import ServerError, ServerProcess, free_port
+from tools.servers.process import (
+    ServerError,
+    ServerProcess,
+    free_port,
+    memory_folder,
+    remove_scratch,
+    scratch_folder,
+)
 from tools.servers.rabbitmq import definitions
 
 # Detaches a grandchild as Erlang does with epmd, prints its id, and waits.
@@ -180,3 +188,25 @@ def test_read_body_reads_only_the_announced_length(size_bytes: int) -> None:
 def test_read_body_refuses_a_body_cut_short() -> None:
     with pytest.raises(ConnectionError):
         read_body({"wsgi.input": io.BytesIO(b"xx"), "CONTENT_LENGTH": "3"})
+
+
+def test_scratch_folders_are_in_the_folder_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYTURN_TEST_SCRATCH", str(tmp_path))
+    assert scratch_folder("some").parent == tmp_path
+    monkeypatch.setenv("KEYTURN_TEST_SCRATCH", "")
+    folder = scratch_folder("some")
+    assert folder.parent == Path(tempfile.gettempdir())
+    remove_scratch(folder)
+
+
+def test_memory_holds_scratch_folders_only_where_there_is_enough(tmp_path: Path) -> None:
+    figures = tmp_path / "meminfo"
+    figures.write_text("MemTotal: 9000000 kB\nMemAvailable: 1000000 kB\n")
+    assert memory_folder(tmp_path, figures) is None
+    assert memory_folder(tmp_path / "missing", figures) is None
+    assert memory_folder(tmp_path, tmp_path / "missing") is None
+    free = shutil.disk_usage(tmp_path).free
+    figures.write_text("MemTotal: 99000000 kB\nMemAvailable: 90000000 kB\n")
+    assert memory_folder(tmp_path, figures) == (tmp_path if free >= 8 * 2**30 else None)
