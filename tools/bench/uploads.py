@@ -27,7 +27,7 @@ from tools.harness import requests, stored_objects
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tools.bench.processes import Running
@@ -145,11 +145,8 @@ async def ours(
     samples: Path | None = None,
     url: str = "",
     projects: Sequence[str] = (PROJECT,),
-    environ: Mapping[str, str] | None = None,
 ) -> Rate:
     """One round of the worker, which finds the storage at `url` where one is given.
-
-    `environ` are further variables of its process.
 
     Raises:
         BenchError: an upload was not stored, not reported, or is a dead letter.
@@ -162,9 +159,7 @@ async def ours(
         began = datetime.now(UTC)
         await fill(wire, deployment, name, count, projects)
         more = {"S3_ENDPOINT_URL": url} if url else {}
-        env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY), **more) | dict(
-            environ or {}
-        )
+        env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY), **more)
         async with worker(env, scratch / f"{name}.log", samples=samples) as running:
             seen = await drain(wire, running)
             # The queue is empty before the last uploads are done: a worker that is stopped then

@@ -10,7 +10,7 @@ that make spans, so that the rest of the product knows nothing of traces.
 | `instrumentation` | the plain parts |
 | `traced` | those that make spans |
 | `environment` | checks OpenTelemetry's own variables. Pure |
-| `provider` | the tracer provider, and a bounded end |
+| `provider`, `sampling` | the tracer provider, and a bounded end; which traces it records |
 | `exporter` | reports once when the receiver is away |
 | `scope` | the trace of one delivery or request while it is served |
 | `deliveries`, `stages`, `publishing` | the spans of a worker |

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
-from opentelemetry.trace import SpanKind, Tracer
+from opentelemetry.trace import SpanKind
 
 from keyturn.topology import EXCHANGE, REQUESTS, TRACEPARENT_HEADER
 from keyturn.trace_context import TraceContext
 from keyturn.tracing import link_to
 from keyturn_workers.amqp.consumer import Handle
-from keyturn_workers.tracing.scope import Scope, Value, begin, recorded
+from keyturn_workers.tracing.sampling import RootSampling
+from keyturn_workers.tracing.scope import Scope, Value, recorded
 
 # An unsigned message may have any id; that of a request is a UUID.
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -28,16 +29,16 @@ class TracedHandle:
     Args:
         queue: The queue's name.
         handle: Handles the deliveries.
-        tracer: Makes the spans.
+        sampling: Begins the traces.
         server: Where the broker is, as attributes.
     """
 
     def __init__(
-        self, queue: str, handle: Handle, tracer: Tracer, server: Mapping[str, Value]
+        self, queue: str, handle: Handle, sampling: RootSampling, server: Mapping[str, Value]
     ) -> None:
         self._queue = queue
         self._handle = handle
-        self._tracer = tracer
+        self._sampling = sampling
         self._destinations = {
             queue: queue,  # by the default exchange: retries, replays, a sweep's own messages
             **{key: f"{EXCHANGE}:{key}:{queue}" for key in REQUESTS},
@@ -53,11 +54,11 @@ class TracedHandle:
     async def __call__(self, message: AbstractIncomingMessage) -> None:
         """Handle one delivery."""
         destination = self._destinations.get(message.routing_key or "", self._other)
-        root = begin(self._tracer, f"process {destination}", SpanKind.CONSUMER)
-        if not root.is_recording():
+        root = self._sampling.begin(f"process {destination}", SpanKind.CONSUMER)
+        if root is None:
             await self._handle(message)
             return
-        with recorded(self._tracer, root) as scope:
+        with recorded(self._sampling.tracer, root) as scope:
             self._describe(scope, message, destination)
             await self._handle(message)
 

@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 
@@ -16,6 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from keyturn_workers.tracing.environment import receiver
 from keyturn_workers.tracing.exporter import ReportingExporter
+from keyturn_workers.tracing.sampling import DecidedIds, RootSampling
 
 STOP_TIMEOUT_S: Final = 5.0
 
@@ -34,20 +36,33 @@ def resource_of(service: str, deployment: str) -> Resource:
     return Resource.create(own).merge(OTELResourceDetector().detect())
 
 
+@dataclass(frozen=True, slots=True)
+class RunningProvider:
+    """A provider, and what decides by the same ids which traces it records."""
+
+    provider: TracerProvider
+    sampling: RootSampling
+
+
 @contextmanager
-def running_provider(service: str, deployment: str) -> Iterator[TracerProvider]:
+def running_provider(service: str, deployment: str) -> Iterator[RunningProvider]:
     """A provider that exports by OTLP, and sends what it holds at the end, within a bound.
 
     Args:
         service: The process's name in traces.
         deployment: The deployment's name.
     """
-    # Its own handler at exit would wait for half a minute.
-    provider = TracerProvider(resource=resource_of(service, deployment), shutdown_on_exit=False)
+    ids = DecidedIds()
+    provider = TracerProvider(
+        resource=resource_of(service, deployment),
+        id_generator=ids,
+        shutdown_on_exit=False,  # its own handler would wait for half a minute
+    )
     exporter = ReportingExporter(OTLPSpanExporter(), receiver(os.environ))
     provider.add_span_processor(BatchSpanProcessor(exporter))
+    tracer = provider.get_tracer("keyturn-workers", version("keyturn-workers"))
     try:
-        yield provider
+        yield RunningProvider(provider, RootSampling(tracer, provider.sampler, ids))
     finally:
         stop(provider, exporter)
 

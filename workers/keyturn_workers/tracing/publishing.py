@@ -46,6 +46,9 @@ class TracedWorkerPublisher(WorkerPublisher):
 
     async def publish_event(self, event: Event) -> None:
         """See `WorkerPublisher.publish_event`."""
+        if current_scope() is None:
+            await super().publish_event(event)
+            return
         with self._sending(f"{EXCHANGE}:{event.type}", event.type, request_id(event)):
             await super().publish_event(event)
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Final, Protocol
 
 from pydantic import SecretStr
@@ -63,8 +62,7 @@ def open_tracing(settings: TracedSettings, service: str) -> Iterator[Instrumenta
             raise MissingExtraError(_MISSING) from exc
         raise
     check_environment(os.environ)
-    with running_provider(service, settings.deployment) as provider:
+    with running_provider(service, settings.deployment) as running:
         # The gateway's publisher uses it too.
-        trace.set_tracer_provider(provider)
-        tracer = provider.get_tracer("keyturn-workers", version("keyturn-workers"))
-        yield TracedInstrumentation(tracer, settings.amqp_url.get_secret_value())
+        trace.set_tracer_provider(running.provider)
+        yield TracedInstrumentation(running.sampling, settings.amqp_url.get_secret_value())

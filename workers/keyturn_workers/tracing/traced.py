@@ -7,7 +7,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from faststream.rabbit import RabbitBroker
-from opentelemetry.trace import Tracer
 from starlette.types import ASGIApp
 
 from keyturn.crypto import SigningKey
@@ -22,6 +21,7 @@ from keyturn_workers.tracing.http import TracedApplication
 from keyturn_workers.tracing.instrumentation import Instrumentation
 from keyturn_workers.tracing.publishing import TracedWorkerPublisher
 from keyturn_workers.tracing.s3 import TracedS3HttpClient, watch_client
+from keyturn_workers.tracing.sampling import RootSampling
 from keyturn_workers.tracing.scope import Value
 from keyturn_workers.tracing.stages import TracedMetrics
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -40,12 +40,12 @@ class TracedInstrumentation(Instrumentation):
     """Makes the parts of a process with traces.
 
     Args:
-        tracer: Makes the spans.
+        sampling: Begins the traces.
         amqp_url: The broker's address.
     """
 
-    def __init__(self, tracer: Tracer, amqp_url: str) -> None:
-        self._tracer = tracer
+    def __init__(self, sampling: RootSampling, amqp_url: str) -> None:
+        self._sampling = sampling
         self._broker = broker_attributes(amqp_url)
 
     def metrics(self) -> WorkerMetrics:
@@ -64,7 +64,7 @@ class TracedInstrumentation(Instrumentation):
 
     def handle(self, queue: str, handle: Handle) -> Handle:
         """See `Instrumentation.handle`."""
-        return TracedHandle(queue, handle, self._tracer, self._broker)
+        return TracedHandle(queue, handle, self._sampling, self._broker)
 
     def open_storage(
         self,
@@ -84,4 +84,4 @@ class TracedInstrumentation(Instrumentation):
 
     def application(self, app: ASGIApp) -> ASGIApp:
         """See `Instrumentation.application`."""
-        return TracedApplication(app, self._tracer)
+        return TracedApplication(app, self._sampling.tracer)

@@ -9,6 +9,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
+from keyturn_workers.tracing.sampling import DecidedIds, RootSampling
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
@@ -22,10 +24,12 @@ class Recorder:
 
     def __init__(self, *, sampled: bool = True) -> None:
         sampler = ALWAYS_ON if sampled else ALWAYS_OFF
-        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        ids = DecidedIds()
+        self.provider = TracerProvider(sampler=sampler, id_generator=ids, shutdown_on_exit=False)
         self._exporter = InMemorySpanExporter()
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer: Tracer = self.provider.get_tracer("test")
+        self.sampling = RootSampling(self.tracer, sampler, ids)
 
     @property
     def spans(self) -> tuple[ReadableSpan, ...]:

@@ -26,7 +26,7 @@ async def _delivered(recorder: Recorder, delivery: FakeMessage) -> list[bool]:
     async def handle(_: AbstractIncomingMessage) -> None:
         found.append(current_scope() is not None)
 
-    traced = TracedHandle("keyturn.upload", handle, recorder.tracer, SERVER)
+    traced = TracedHandle("keyturn.upload", handle, recorder.sampling, SERVER)
     await traced(cast("AbstractIncomingMessage", delivery))
     return found
 

@@ -42,8 +42,8 @@ def test_opentelemetrys_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_spans_arrive_when_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with otlp_receiver() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)
-        with running_provider("keyturn-gateway", "test") as provider:
-            provider.get_tracer("test").start_span("one").end()
+        with running_provider("keyturn-gateway", "test") as running:
+            running.provider.get_tracer("test").start_span("one").end()
         (span,) = received.spans
     assert (span.service, span.name) == ("keyturn-gateway", "one")
 

@@ -24,5 +24,5 @@ def test_the_broker_is_host_and_port(url: str, host: str, port: int) -> None:
 
 
 def test_the_metrics_are_metrics() -> None:
-    parts = TracedInstrumentation(Recorder().tracer, "amqp://broker")
+    parts = TracedInstrumentation(Recorder().sampling, "amqp://broker")
     assert isinstance(parts.metrics(), WorkerMetrics)
