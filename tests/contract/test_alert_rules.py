@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +12,10 @@ import yaml
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.worker.metrics import WorkerMetrics
+from tests.support.deployed_queries import DEPLOY, expressions
 from tools.dashboards.promql import metric_names
 
 _ROOT: Final = Path(__file__).parents[2]
-DEPLOY: Final = _ROOT / "deploy"
 PROMETHEUS: Final = DEPLOY / "prometheus"
 
 
@@ -34,16 +33,9 @@ RECORDED: Final = {rule["record"]: rule for rule in _rules("keyturn-recording.ym
 CASES: Final = _yaml(PROMETHEUS / "tests/alerts.yml")["tests"]
 
 
-def _panels() -> list[dict[str, Any]]:
-    files = (DEPLOY / "grafana/dashboards").glob("*.json")
-    return [panel for file in files for panel in json.loads(file.read_text())["panels"]]
-
-
-def _expressions() -> list[str]:
-    """Of all rules and all panels."""
-    panels = (target["expr"] for panel in _panels() for target in panel.get("targets", ()))
-    rules = (rule["expr"] for rule in (*ALERTS.values(), *RECORDED.values()))
-    return [*rules, *panels]
+def _named() -> set[str]:
+    """The metrics and recorded series that any file of `deploy/` names."""
+    return {name for file in expressions().values() for expr in file for name in metric_names(expr)}
 
 
 def _exported() -> set[str]:
@@ -93,17 +85,24 @@ def test_an_alert_has_a_case_that_fires_and_one_that_does_not(alert: str) -> Non
     assert {True, False} == set(expected)
 
 
-def test_every_metric_of_ours_that_rules_and_panels_name_exists() -> None:
+def test_queries_are_found_everywhere() -> None:
+    """In rules, in panels, and in autoscalers."""
+    files = expressions()
+    dashboards = {f"grafana/dashboards/{path.name}" for path in DEPLOY.rglob("dashboards/*.json")}
+    rules = {"prometheus/rules/keyturn-alerts.yml", "prometheus/rules/keyturn-recording.yml"}
+    assert {*dashboards, *rules, "kubernetes/components/keda/scaled-objects.yaml"} <= files.keys()
+    assert len(dashboards) == 4
+
+
+def test_every_metric_of_ours_that_is_named_exists() -> None:
     """Those of others are compared with what a real server exports."""
-    named = {name for expr in _expressions() for name in metric_names(expr)}
-    ours = {name for name in named if name.startswith("keyturn_")}
+    ours = {name.removesuffix("_bucket") for name in _named() if name.startswith("keyturn_")}
     assert ours
-    assert {name.removesuffix("_bucket") for name in ours} <= _exported()
+    assert ours <= _exported()
 
 
 def test_every_recorded_series_that_is_named_is_recorded_and_used() -> None:
-    named = {name for expr in _expressions() for name in metric_names(expr)}
-    assert {name for name in named if name.startswith("keyturn:")} == RECORDED.keys()
+    assert {name for name in _named() if name.startswith("keyturn:")} == RECORDED.keys()
 
 
 def test_no_document_repeats_a_rule() -> None:

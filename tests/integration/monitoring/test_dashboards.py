@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from keyturn.crypto import to_base64
 from tests.integration.monitoring.scene import Monitored, monitored
+from tests.support.deployed_queries import expressions
 from tools.dashboards.promql import metric_names, resolve
 from tools.harness.deployment import Deployment
 from tools.servers import RabbitMQ, new_bucket, packages
@@ -136,10 +137,11 @@ async def test_every_rule_is_evaluated(seen: Monitored) -> None:
     assert {rule["name"]: rule["lastError"] for rule in rules if rule["health"] != "ok"} == {}
 
 
-async def test_every_metric_that_rules_and_panels_name_is_exported(seen: Monitored) -> None:
-    exprs = [rule["query"] for rule in seen.prometheus.rules()]
-    exprs += [t["expr"] for panel in _PANELS.values() for t in panel["targets"]]
-    named = {name for expr in exprs for name in metric_names(expr)}
+async def test_every_metric_that_is_named_is_exported(seen: Monitored) -> None:
+    """Those of autoscalers too."""
+    named = {
+        name for file in expressions().values() for expr in file for name in metric_names(expr)
+    }
     assert named - seen.prometheus.label_values("__name__") == set()
 
 
