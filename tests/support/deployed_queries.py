@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
-_KEYS: Final = ("expr", "query")
+# `query` is KEDA's; in a dashboard it belongs to a variable.
+_KEYS: Final = {".yml": ("expr", "query"), ".yaml": ("expr", "query"), ".json": ("expr",)}
 # Cases of `promtool test rules` may ask for anything; provisioning has no queries.
 _LEFT_OUT: Final = ("prometheus/tests", "grafana/provisioning")
 
@@ -21,21 +22,22 @@ def expressions() -> dict[str, set[str]]:
     found = {}
     for path in sorted(DEPLOY.rglob("*")):
         name = str(path.relative_to(DEPLOY))
-        if path.suffix in (".yml", ".yaml", ".json") and not name.startswith(_LEFT_OUT):
+        keys = _KEYS.get(path.suffix, ())
+        if keys and not name.startswith(_LEFT_OUT):
             # JSON is YAML.
             documents = yaml.load_all(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
-            if each := {expr for document in documents for expr in _strings(document)}:
+            if each := {expr for document in documents for expr in _strings(document, keys)}:
                 found[name] = each
     return found
 
 
-def _strings(node: Any) -> Iterator[str]:
+def _strings(node: Any, keys: tuple[str, ...]) -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
-            if key in _KEYS and isinstance(value, str) and not value.startswith("label_values"):
+            if key in keys and isinstance(value, str):
                 yield value
             else:
-                yield from _strings(value)
+                yield from _strings(value, keys)
     elif isinstance(node, list):
         for value in node:
-            yield from _strings(value)
+            yield from _strings(value, keys)

@@ -120,7 +120,7 @@ async def _everything(
     await _use_gateway(client, bucket)
     await _fail_reads(client)
     await _until(prometheus, 'keyturn_gateway_requests_total{status="503"}')
-    await _rotate(running)
+    await _rotate_and_sweep(running)
     await _fail_reads(client)  # a first one is no increase: its series begins with it
     await _disturb_broker(running)
 
@@ -167,26 +167,20 @@ async def _fail(running: WorkerUnderTest, bucket: Bucket) -> None:
         "enc-dek-admin": made.metadata["enc-dek-user"],
     }
     bucket.put(object_s3_key("broken", "k"), made.body, {**made.metadata, **wraps})
+
+
+async def _rotate_and_sweep(running: WorkerUnderTest) -> None:
+    """Rotate one project, and sweep the one with the broken object."""
+    rotation = requests.rotation(running.deployment, "acme", new_api_key())
     sweep = requests.sweep("broken")
-    await running.publish(running.sign(sweep))
-    await _sweep_ended(running.wire, sweep["sweep_id"])
+    for document in (rotation, sweep):
+        await running.publish(running.sign(document))
+    await _ended(running.wire, rotation["rotation_id"], "rotation.completed")
+    await _ended(running.wire, sweep["sweep_id"], "sweep.completed")
 
 
-async def _rotate(running: WorkerUnderTest) -> None:
-    document = requests.rotation(running.deployment, "acme", new_api_key())
-    await running.publish(running.sign(document))
-    ids = document["rotation_id"]
-    await running.wire.event(
-        lambda event: event["type"] == "rotation.completed" and ids in event.values()
-    )
-
-
-async def _sweep_ended(wire: Wire, sweep_id: str) -> None:
-    await wire.event(
-        lambda event: (
-            event["type"] in ("sweep.completed", "sweep.failed") and sweep_id in event.values()
-        )
-    )
+async def _ended(wire: Wire, request_id: str, event_type: str) -> None:
+    await wire.event(lambda event: event["type"] == event_type and request_id in event.values())
 
 
 async def _use_gateway(client: Client, bucket: Bucket) -> None:
