@@ -1,8 +1,11 @@
-"""Two rotations and a master key sweep over 2,000 objects, under uploads and SIGKILL (SPEC 8).
+"""Two rotations and a master key sweep over many objects, under uploads and SIGKILL (SPEC 8).
 
 Most of the objects are sealed and put by the test itself, since what is tried here is what
 becomes of them; hundreds more come through the queue, before and all the while. One of four
 workers is always being killed: an upload worker, a control worker, two sweep workers.
+
+On Ceph, and with fewer objects on SeaweedFS, there on a versioned bucket too: after it, no version
+of any object has a wrap under an older key (SPEC 8.5).
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ import asyncio
 import os
 import random
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
+from keyturn.crypto import kek_id, user_kek
 from tools.harness.canaries import MARKER
 from tools.harness.deployment import Deployment
 from tools.harness.scene import Scene, check_queues_empty, events_of
@@ -37,12 +42,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
 
 _KIB = 1024
-_BY_HAND = 1700
-_UPLOADED_BEFORE = 300
-_KILLS = 8
 _EDGES = (0, 1, 16383, 16384, 16385)
-_HUNDREDS_OF_KIB = 40
-_MANY_MIB = 4
 _ROLES = ("upload", "control", "sweep", "sweep")
 _BETWEEN_UPLOADS_S = 0.2
 _CANARIES = 30
@@ -52,12 +52,42 @@ _TIMEOUT_S = 200
 _SETTINGS = {"LEASE_S": str(_LEASE_S), "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "100"}
 
 
-def _plaintexts(dice: random.Random) -> dict[str, bytes]:
+@dataclass(frozen=True)
+class _Load:
+    """How much there is, and where.
+
+    Attributes:
+        server: The fixture of the S3 server.
+        by_hand: Objects that the test puts itself.
+        uploaded_before: Objects that were uploaded before the first rotation.
+        kills: At least so many workers are killed.
+        hundreds_of_kib: How many of those put by hand have hundreds of KiB.
+        many_mib: How many of those put by hand have several MiB.
+        versioned: Whether the bucket keeps old versions.
+    """
+
+    server: str
+    by_hand: int
+    uploaded_before: int
+    kills: int
+    hundreds_of_kib: int
+    many_mib: int
+    versioned: bool = False
+
+
+_LOADS = {
+    "ceph": _Load("ceph", 1700, 300, 8, 40, 4),
+    "seaweedfs": _Load("seaweedfs", 90, 30, 3, 4, 1),
+    "seaweedfs-versioned": _Load("seaweedfs", 90, 30, 3, 4, 1, versioned=True),
+}
+
+
+def _plaintexts(load: _Load, dice: random.Random) -> dict[str, bytes]:
     """What is put by hand: mostly a few KiB, as the edges of the format have it, some large."""
     sizes = [*_EDGES]
-    sizes += [dice.randint(100 * _KIB, 900 * _KIB) for _ in range(_HUNDREDS_OF_KIB)]
-    sizes += [dice.randint(3 * _KIB**2, 9 * _KIB**2) for _ in range(_MANY_MIB)]
-    sizes += [dice.randint(0, 8 * _KIB) for _ in range(_BY_HAND - len(sizes))]
+    sizes += [dice.randint(100 * _KIB, 900 * _KIB) for _ in range(load.hundreds_of_kib)]
+    sizes += [dice.randint(3 * _KIB**2, 9 * _KIB**2) for _ in range(load.many_mib)]
+    sizes += [dice.randint(0, 8 * _KIB) for _ in range(load.by_hand - len(sizes))]
     dice.shuffle(sizes)
     return {
         f"by hand/{n:04}": (MARKER + dice.randbytes(size))[:size] for n, size in enumerate(sizes)
@@ -161,20 +191,24 @@ async def _rotate_twice(scene: Scene, wire: Wire, tenant: Tenant) -> None:
         assert event["clean"] is True, event
 
 
-async def test_rotations_survive_killed_workers(ceph: S3Server, vhost_url: str) -> None:
+@pytest.mark.parametrize("load", _LOADS.values(), ids=_LOADS)
+async def test_rotations_survive_killed_workers(
+    load: _Load, request: pytest.FixtureRequest, vhost_url: str
+) -> None:
     """Each object opens with both keys and no older one, unchanged; everything is reported."""
-    bucket = await asyncio.to_thread(new_bucket, ceph)
-    scene = Scene(Deployment(vhost_url, ceph, bucket), "fire")
+    server: S3Server = request.getfixturevalue(load.server)
+    bucket = await asyncio.to_thread(new_bucket, server, versioned=load.versioned)
+    scene = Scene(Deployment(vhost_url, server, bucket), "fire")
     (tenant,) = await enroll_projects(scene, ["fire"])
     masters = {"m1": scene.deployment.master_key, "m2": os.urandom(32)}
-    by_hand = _plaintexts(random.Random(3))  # noqa: S311  # plaintexts of a test
+    by_hand = _plaintexts(load, random.Random(3))  # noqa: S311  # plaintexts of a test
     await asyncio.to_thread(tenant.put_all, by_hand)
     async with AsyncExitStack() as stack:
         crew = _Crew(scene, stack, {**_SETTINGS, "MASTER_KEYS": master_keys_setting(masters)})
         await crew.start()
         wire = await stack.enter_async_context(open_wire(scene.deployment))
         uploads = _Uploads(scene, wire)
-        for _ in range(_UPLOADED_BEFORE):
+        for _ in range(load.uploaded_before):
             await uploads.publish()
         await uploads.wait_until_reported()
         await asyncio.to_thread(tenant.remember, dict(scene.plaintexts))
@@ -187,25 +221,27 @@ async def test_rotations_survive_killed_workers(ceph: S3Server, vhost_url: str) 
         tenant.masters = masters
         await wait_for_end(wire, sweep["sweep_id"], "sweep.completed", timeout_s=_TIMEOUT_S)
         async with asyncio.timeout(_TIMEOUT_S):
-            while len(crew.kills) < _KILLS:  # noqa: ASYNC110  # the crew has no event
+            while len(crew.kills) < load.kills:  # noqa: ASYNC110  # the crew has no event
                 await asyncio.sleep(0.2)
         await uploads.end(coming)
         await wait_until_drained(wire)
         await crew.end(killing)
-        assert len(uploads.ids) > _UPLOADED_BEFORE + 30
-        _check_told(wire, sweep["sweep_id"], uploads.ids)
+        assert len(uploads.ids) > load.uploaded_before + 30
+        _check_reported(wire, sweep["sweep_id"], uploads.ids, load.by_hand + load.uploaded_before)
         await check_queues_empty(wire)
     late = {key: plain for key, plain in scene.plaintexts.items() if key not in before}
     await asyncio.to_thread(_check, scene, tenant, late)
+    if load.versioned:
+        await asyncio.to_thread(_check_versions, scene, tenant)
 
 
-def _check_told(wire: Wire, sweep_id: str, upload_ids: list[str]) -> None:
+def _check_reported(wire: Wire, sweep_id: str, upload_ids: list[str], before: int) -> None:
     """Nothing is rejected; every completion event is clean."""
     assert not [event for event in wire.events if event["type"].endswith(".rejected")]
     ends = [event for event in wire.events if event["type"].endswith(".completed")]
     for event in ends:
         assert event["clean"] is True, event
-        assert event["objects"] == event["current"] >= _BY_HAND + _UPLOADED_BEFORE, event
+        assert event["objects"] == event["current"] >= before, event
     assert any(sweep_id in event.values() for event in ends)
     for upload_id in upload_ids:
         assert {event["type"] for event in events_of(wire, upload_id)} == {"upload.stored"}
@@ -220,3 +256,19 @@ def _check(scene: Scene, tenant: Tenant, late: dict[str, bytes]) -> None:
     scene.check_nothing_left()
     scene.canaries.secrets |= tenant.secrets()
     scene.check_logs()
+
+
+def _check_versions(scene: Scene, tenant: Tenant) -> None:
+    """No version of an object, old or current, has a label of an older key."""
+    paginator = tenant.client.get_paginator("list_object_versions")
+    pages = paginator.paginate(Bucket=scene.deployment.bucket, Prefix=f"{tenant.project}/")
+    labels = set[tuple[str, str]]()
+    for page in pages:
+        assert not page.get("DeleteMarkers")
+        for version in page["Versions"]:
+            metadata = tenant.client.head_object(
+                Bucket=scene.deployment.bucket, Key=version["Key"], VersionId=version["VersionId"]
+            )["Metadata"]
+            labels.add((metadata["enc-kek-user"], metadata["enc-kek-admin"]))
+    current = kek_id(user_kek(tenant.api_keys[-1], tenant.project))
+    assert labels == {(f"3:{current}", "m2")}

@@ -88,8 +88,13 @@ def sync_client(server: S3Server) -> S3Client:
     return cast("S3Client", client)
 
 
-def new_bucket(server: S3Server) -> str:
-    """Create an empty bucket with a random name, and return the name."""
+def new_bucket(server: S3Server, *, versioned: bool = False) -> str:
+    """Create an empty bucket with a random name, and return the name.
+
+    Args:
+        server: Where to create it.
+        versioned: Whether it keeps old versions.
+    """
     name = f"keyturn-{secrets.token_hex(8)}"
     client = sync_client(server)
     try:
@@ -99,6 +104,8 @@ def new_bucket(server: S3Server) -> str:
             # The type lists AWS's regions; a private server may have any other.
             where = {"LocationConstraint": server.region}
             client.create_bucket(Bucket=name, CreateBucketConfiguration=where)  # type: ignore[arg-type]
+        if versioned:
+            client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     finally:
         client.close()
     return name
