@@ -26,6 +26,7 @@ from tools.servers import (
     packages,
 )
 from tools.servers import new_bucket as create_bucket
+from tools.servers.certificates import Authority
 from tools.servers.packages import MissingPackagesError
 from tools.servers.process import SCRATCH, memory_folder
 
@@ -83,9 +84,11 @@ def own_rabbitmq() -> Iterator[RabbitMQ]:
 
 
 @pytest.fixture(scope="session")
-def ceph() -> Iterator[S3Server]:
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Ceph's S3 gateway, or the server that the environment gives."""
-    with Servers("ceph", broker=False) as servers:
+    # It listens for TLS as well: a second cluster for that would take longer than its tests.
+    certificate = Authority(tmp_path_factory.mktemp("ceph")).issue(to_h=24)
+    with Servers("ceph", broker=False, ceph_tls=certificate) as servers:
         yield servers.s3
 
 

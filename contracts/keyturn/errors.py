@@ -36,6 +36,7 @@
      ├── PublisherError                     publishing a request, or waiting for its events
      │    ├── NotDeliveredError             the request is on no queue
      │    │    └── BrokerUnavailableError   nothing was sent
+     │    │         └── BrokerTlsError      TLS failed (also a ConnectionError)
      │    ├── OutcomeUnknownError           sent, but the broker did not confirm it
      │    ├── EventsUnavailableError        the stream of events cannot be read
      │    ├── NotSentHereError              the request came from another process
@@ -295,6 +296,13 @@ class NotDeliveredError(PublisherError):
 
 class BrokerUnavailableError(NotDeliveredError):
     """The broker could not be reached in time; nothing was sent."""
+
+
+class BrokerTlsError(BrokerUnavailableError, ConnectionError):
+    """TLS with the broker failed: the text says why, and names the setting.
+
+    Trying again will not help, until a person changes a certificate or a setting.
+    """
 
 
 class OutcomeUnknownError(PublisherError):

@@ -9,13 +9,15 @@ headers: a process that sets its root logger to DEBUG should keep `botocore` and
 at WARNING.
 """
 
+import ssl
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.errors import SettingsError
 from keyturn.settings import S3Settings
+from keyturn.tls import STORAGE, client_context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -76,9 +78,23 @@ def _timestamp(value: str) -> datetime:
     return guessed
 
 
+def storage_context(settings: S3Settings) -> ssl.SSLContext | None:
+    """The context of TLS connections, where the settings name a file for it.
+
+    Raises:
+        SettingsError: names the setting whose file cannot be used.
+    """
+    files = (settings.s3_ca_file, settings.s3_cert_file, settings.s3_key_file)
+    return client_context(STORAGE, *files) if any(files) else None
+
+
 @asynccontextmanager
 async def open_client(
-    settings: S3Settings, *, max_connections: int, total_max_attempts: int = 1
+    settings: S3Settings,
+    *,
+    max_connections: int,
+    total_max_attempts: int = 1,
+    tls: ssl.SSLContext | None = None,
 ) -> "AsyncIterator[S3Client]":
     """An aiobotocore S3 client, open for the duration of the block.
 
@@ -87,13 +103,19 @@ async def open_client(
         max_connections: The size of the pool; at least the intended concurrency.
         total_max_attempts: 1 never resends after a response of 5xx; more is for writes that
             may be repeated safely.
+        tls: From `storage_context`, if the caller has it already.
 
     Raises:
-        SettingsError: aioboto3 is not installed.
+        SettingsError: aioboto3 is not installed, or a file of certificates cannot be used.
     """
     session = new_session(settings)
     from aiobotocore.config import AioConfig  # noqa: PLC0415  # comes with aioboto3
 
+    more: dict[str, Any] = {}
+    if not (settings.s3_endpoint_url or "").startswith("http://"):
+        from keyturn.botocore_http import verified_sessions  # noqa: PLC0415  # as above
+
+        more["http_session_cls"] = verified_sessions(tls or storage_context(settings))
     config = AioConfig(
         signature_version="s3v4",
         s3={
@@ -110,6 +132,7 @@ async def open_client(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         tcp_keepalive=True,
+        **more,
     )
     async with session.client("s3", endpoint_url=settings.s3_endpoint_url, config=config) as client:
         yield client

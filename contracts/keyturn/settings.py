@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import parse_qs
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -168,10 +169,39 @@ VerifyKeysSetting = Annotated[
 ]
 IntakePublicKeySetting = Annotated[NamedIntakeKey, NoDecode, BeforeValidator(_intake_public_key)]
 Url = Annotated[str, Field(pattern=r"^https?://")]
+# What the client library would read from the address.
+_TLS_OPTIONS: Final = {
+    "cafile": "set KEYTURN_AMQP_CA_FILE",
+    "capath": "set KEYTURN_AMQP_CA_FILE",
+    "cadata": "set KEYTURN_AMQP_CA_FILE",
+    "certfile": "set KEYTURN_AMQP_CERT_FILE",
+    "keyfile": "set KEYTURN_AMQP_KEY_FILE",
+    "no_verify_ssl": "certificates are always verified",
+}
 AmqpUrl = Annotated[SecretStr, Field(min_length=1)]  # it holds a password
 
 
-class DeploymentSettings(Settings):
+class BrokerTlsSettings(Settings):
+    """TLS with the broker, for an `amqps://` URL.
+
+    Attributes:
+        amqp_ca_file: PEM certificates that verify the broker's; the system's if unset.
+        amqp_cert_file: A client certificate in PEM, followed by its chain.
+        amqp_key_file: Its key in PEM, set together with it.
+    """
+
+    amqp_ca_file: Path | None = None
+    amqp_cert_file: Path | None = None
+    amqp_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_amqp_pair(self) -> Self:
+        if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
+            raise ValueError("AMQP_CERT_FILE and KEYTURN_AMQP_KEY_FILE are set together or not")
+        return self
+
+
+class DeploymentSettings(BrokerTlsSettings):
     """What every process has in common.
 
     Attributes:
@@ -184,9 +214,26 @@ class DeploymentSettings(Settings):
 
     @model_validator(mode="after")
     def _check_amqp_url(self) -> Self:
-        if not self.amqp_url.get_secret_value().startswith(("amqp://", "amqps://")):
-            raise ValueError("AMQP_URL must begin with amqp:// or amqps://")
+        check_amqp_url(self.amqp_url.get_secret_value(), self)
         return self
+
+
+def check_amqp_url(url: str, tls: BrokerTlsSettings) -> None:
+    """Check a broker's address against the settings of TLS.
+
+    Raises:
+        ValueError: it is none, or it contradicts them. The text does not repeat it.
+    """
+    if not url.startswith(("amqp://", "amqps://")):
+        raise ValueError("AMQP_URL must begin with amqp:// or amqps://")
+    named = {"AMQP_CA_FILE": tls.amqp_ca_file, "AMQP_CERT_FILE": tls.amqp_cert_file}
+    for name, path in named.items():
+        if path is not None and not url.startswith("amqps://"):
+            raise ValueError(f"{name} is for TLS: KEYTURN_AMQP_URL must then begin with amqps://")
+    options = parse_qs(url.partition("?")[2], keep_blank_values=True)
+    for option, name in _TLS_OPTIONS.items():
+        if option in options:
+            raise ValueError(f"AMQP_URL must not contain {option}: {name}")
 
 
 class S3Settings(Settings):
@@ -198,6 +245,9 @@ class S3Settings(Settings):
         s3_bucket: The bucket's name.
         s3_access_key_id: Without keys, the standard AWS chain provides credentials.
         s3_secret_access_key: Set together with `s3_access_key_id`.
+        s3_ca_file: PEM certificates that verify the server's; the system's if unset.
+        s3_cert_file: A client certificate in PEM, followed by its chain.
+        s3_key_file: Its key in PEM, set together with it.
     """
 
     s3_endpoint_url: Url | None = None
@@ -205,11 +255,26 @@ class S3Settings(Settings):
     s3_bucket: Annotated[str, Field(min_length=3)]
     s3_access_key_id: str | None = None
     s3_secret_access_key: SecretStr | None = None
+    s3_ca_file: Path | None = None
+    s3_cert_file: Path | None = None
+    s3_key_file: Path | None = None
 
     @model_validator(mode="after")
     def _check_pair(self) -> Self:
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are set together or not")
+        return self
+
+    @model_validator(mode="after")
+    def _check_s3_tls(self) -> Self:
+        if (self.s3_cert_file is None) != (self.s3_key_file is None):
+            raise ValueError("S3_CERT_FILE and KEYTURN_S3_KEY_FILE are set together or not")
+        named = {"S3_CA_FILE": self.s3_ca_file, "S3_CERT_FILE": self.s3_cert_file}
+        for name, path in named.items():
+            if path is not None and (self.s3_endpoint_url or "").startswith("http://"):
+                raise ValueError(
+                    f"{name} is for TLS: KEYTURN_S3_ENDPOINT_URL must then begin with https://"
+                )
         return self
 
 

@@ -87,11 +87,12 @@ class GatewayProcess(WorkerProcess):
 
     host: str = ""
     port: int = 0
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """The base URL."""
-        return f"http://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}"
 
 
 async def _start(env: dict[str, str], *command: str) -> asyncio.subprocess.Process:
@@ -172,6 +173,7 @@ async def _listening(
         if ready:
             line = json.loads(await running.logged(started))
             running.host, running.port = line["host"], line["port"]
+            running.scheme = line["scheme"]
         yield running
     finally:
         await _kill_if_running(running)

@@ -15,7 +15,9 @@ import struct
 import subprocess
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -28,6 +30,9 @@ from tools.servers.process import (
     scratch_folder,
 )
 from tools.servers.s3 import S3Server
+
+if TYPE_CHECKING:
+    from tools.servers.certificates import Certificate
 
 BINARIES = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool")
 _DEFAULT_DEVICE_BYTES = 6 * 2**30
@@ -134,6 +139,7 @@ class CephRgw:
         device_bytes: Capacity in bytes; memory is allocated only as it fills.
         server: The gateway's port and keys; a free port and fresh keys by default.
         listen: The gateway's address; everything else stays on loopback.
+        tls: With it, the gateway also listens for TLS on loopback.
     """
 
     def __init__(
@@ -142,6 +148,7 @@ class CephRgw:
         device_bytes: int = _DEFAULT_DEVICE_BYTES,
         server: S3Server | None = None,
         listen: str = "127.0.0.1",
+        tls: Certificate | None = None,
     ) -> None:
         self._folder = scratch_folder("ceph")
         self._device_bytes = device_bytes
@@ -150,6 +157,14 @@ class CephRgw:
         self._daemons: list[ServerProcess] = []
         self.server = server or S3Server.private(free_port(), "ceph")
         self._rgw_endpoint = f"{listen}:{urlsplit(self.server.endpoint_url).port}"
+        if tls is not None:
+            port = free_port()
+            self._rgw_endpoint += (
+                f" ssl_endpoint=127.0.0.1:{port} ssl_certificate={tls.certificate}"
+                f" ssl_private_key={tls.key}"
+            )
+            secured = f"https://localhost:{port}"
+            self.server = replace(self.server, tls_endpoint_url=secured, ca=tls.ca)
 
     def start(self) -> S3Server:
         """Start the cluster, create the S3 user, and wait until the gateway responds.

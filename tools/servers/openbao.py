@@ -14,7 +14,7 @@ import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tools.servers.process import (
     ServerError,
@@ -23,6 +23,9 @@ from tools.servers.process import (
     remove_scratch,
     scratch_folder,
 )
+
+if TYPE_CHECKING:
+    from tools.servers.certificates import Certificate
 
 _READY_TIMEOUT_S = 30.0
 _GRACE_S = 5.0
@@ -48,15 +51,6 @@ api_addr = "{url}"
 cluster_addr = "https://127.0.0.1:{cluster_port}"
 log_level = "warn"
 """
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What a server with TLS needs: files in PEM, and the CA that clients are given."""
-
-    certificate: Path
-    key: Path
-    ca: Path
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from tools.servers.process import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tools.servers.certificates import Certificate
+
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _USER = "keyturn"
 _CTL = SCRIPT.with_name("rabbitmqctl")
@@ -63,6 +65,15 @@ log.console = true
 log.console.level = warning
 log.file = false
 """
+# Beside the plain listener. Clients without a certificate of the same authority are refused.
+_TLS_CONFIG = """\
+listeners.ssl.1 = 127.0.0.1:{port}
+ssl_options.cacertfile = {tls.ca}
+ssl_options.certfile = {tls.certificate}
+ssl_options.keyfile = {tls.key}
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+"""
 
 
 def definitions(user: str, vhosts: list[str]) -> dict[str, object]:
@@ -86,10 +97,13 @@ class RabbitMQ:
     """One throwaway node.
 
     Args:
+        tls: With it, the node also listens for TLS, and requires client certificates.
         metrics: Whether its plugin for Prometheus serves on `metrics_port`.
     """
 
-    def __init__(self, *, metrics: bool = False) -> None:
+    def __init__(self, tls: Certificate | None = None, *, metrics: bool = False) -> None:
+        self._tls = tls
+        self._tls_port = free_port()
         self._folder = scratch_folder("rabbitmq")
         self._metrics_port = free_port() if metrics else None
         self._port = free_port()
@@ -118,6 +132,11 @@ class RabbitMQ:
         if self._metrics_port is None:
             raise RuntimeError("the node has no metrics")
         return self._metrics_port
+
+    @property
+    def tls_url(self) -> str:
+        """The same for TLS."""
+        return f"amqps://{_USER}:{self._password}@localhost:{self._tls_port}/%2F"
 
     @property
     def data_folder(self) -> Path:
@@ -211,6 +230,10 @@ class RabbitMQ:
         # Counted in blocks, because RabbitMQ preallocates files.
         return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
 
+    def read_certificates_again(self) -> None:
+        """Let new connections get what the certificate's files hold now."""
+        self.control("--silent", "eval", "ssl:clear_pem_cache().")
+
     def stop(self) -> None:
         """Stop the node and remove its data; does nothing if it never ran."""
         if self._process is not None:
@@ -277,6 +300,8 @@ class RabbitMQ:
 
     def _write_files(self) -> None:
         config = _CONFIG.format(port=self._port, user=_USER, password=self._password)
+        if self._tls is not None:
+            config += _TLS_CONFIG.format(port=self._tls_port, tls=self._tls)
         plugins, advanced = "", _ADVANCED
         if self._metrics_port is not None:
             config += _METRICS_CONFIG.format(port=self._metrics_port)

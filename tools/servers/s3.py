@@ -14,6 +14,7 @@ from botocore.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from mypy_boto3_s3.client import S3Client
 
@@ -22,13 +23,18 @@ _REGION = "us-east-1"
 
 @dataclass(frozen=True)
 class S3Server:
-    """An S3 server's address and credentials; `kind` is `ceph`, `moto` or `given`, among others."""
+    """An S3 server's address and credentials; `kind` is `ceph`, `moto` or `given`, among others.
+
+    `tls_endpoint_url` is its address for TLS, if it has one, and `ca` the authority of that.
+    """
 
     endpoint_url: str
     access_key_id: str
     secret_access_key: str = field(repr=False)
     region: str
     kind: str
+    tls_endpoint_url: str = ""
+    ca: Path | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> S3Server | None:

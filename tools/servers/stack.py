@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
 from tools.servers import packages
@@ -20,18 +21,13 @@ from tools.servers.s3 import S3Server, new_bucket
 from tools.servers.seaweedfs import SeaweedFS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Future
     from types import TracebackType
 
+    from tools.servers.certificates import Certificate
+
 StorageKind = Literal["ceph", "moto", "seaweedfs", "none"]
-
-
-_SERVERS: Mapping[StorageKind, type[CephRgw | MotoServer | SeaweedFS]] = {
-    "ceph": CephRgw,
-    "moto": MotoServer,
-    "seaweedfs": SeaweedFS,
-}
 
 
 class Servers:
@@ -40,6 +36,7 @@ class Servers:
     Args:
         storage: Which S3 server to start if none is given.
         broker: Whether a broker is needed.
+        ceph_tls: A certificate with which Ceph listens for TLS, too.
         environ: Where `KEYTURN_AMQP_URL` and `KEYTURN_S3_…` are looked up; the process's
             environment by default.
     """
@@ -49,6 +46,7 @@ class Servers:
         storage: StorageKind,
         *,
         broker: bool = True,
+        ceph_tls: Certificate | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
@@ -56,6 +54,7 @@ class Servers:
         self._given_s3 = S3Server.from_environment(environ)
         self._storage = storage
         self._broker = broker
+        self._ceph_tls = ceph_tls
         self._stack = ExitStack()
         self._s3: S3Server | None = None
         self._amqp_url: str | None = None
@@ -109,7 +108,12 @@ class Servers:
 
     def _start(self, storage: StorageKind, *, own_broker: bool) -> None:
         """Start both concurrently: each mostly waits for its own processes."""
-        server = _SERVERS.get(storage)
+        makers: dict[StorageKind, Callable[[], CephRgw | MotoServer | SeaweedFS]] = {
+            "ceph": partial(CephRgw, tls=self._ceph_tls),
+            "moto": MotoServer,
+            "seaweedfs": SeaweedFS,
+        }
+        server = makers.get(storage)
         self._s3 = self._given_s3
         self._amqp_url = self._given_url if self._broker else None
         with ThreadPoolExecutor(max_workers=2) as pool:

@@ -5,6 +5,15 @@ decides which code of SPEC 12 an answer means there. A missing object, for examp
 `staged_body_missing` in staging, and no error at an upload's target.
 """
 
+from keyturn.errors import StorageUnavailableError
+
+
+class StorageTlsError(StorageUnavailableError):
+    """TLS with the storage failed. Trying again will not help, until a person changes something.
+
+    To a requester it is `storage_unavailable`, like its parent.
+    """
+
 
 class StorageAnswerError(Exception):
     """A definite refusal by the storage. Nothing was written."""

@@ -258,6 +258,9 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     presign_plaintext: bool = True
     gateway_host: str = "127.0.0.1"
     gateway_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    # TLS on that port: PEM files, read again when they change. Neither: plain HTTP.
+    gateway_tls_cert: Path | None = None
+    gateway_tls_key: Path | None = None
     # Requests served at once; each download holds about 1 MiB.
     gateway_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 256
     # Bodies above 256 KiB taken in at once: about 4 parts of 8 MiB each.
@@ -290,3 +293,9 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_wait_max_s: Annotated[float, Field(gt=0)] = 60
     upload_max_bytes: Annotated[int, Field(ge=1, le=5 * _GIB)] = 5 * _GIB
     shutdown_grace_s: Annotated[float, Field(gt=0)] = 60
+
+    @model_validator(mode="after")
+    def _check_gateway_tls(self) -> Self:
+        if (self.gateway_tls_cert is None) != (self.gateway_tls_key is None):
+            raise ValueError("GATEWAY_TLS_CERT and KEYTURN_GATEWAY_TLS_KEY are set together or not")
+        return self

@@ -7,6 +7,7 @@ It must never log or raise an API key, a body or a link, and never send an uploa
 or a rotation twice.
 """
 
+import ssl
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -107,6 +108,7 @@ class Client:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         max_connections: int = MAX_CONNECTIONS,
+        tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
         """A client and its connections, open as long as the block lasts. Connects when needed.
 
@@ -116,6 +118,8 @@ class Client:
             connect_timeout_s: Seconds to make one connection.
             idle_timeout_s: Seconds without progress after which a request fails.
             max_connections: Connections at once; further requests wait for one.
+            tls: What the gateway's certificate is verified with; the system's authorities by
+                default.
 
         Warns:
             UnencryptedGatewayWarning: an `http://` address of another machine.
@@ -129,6 +133,7 @@ class Client:
             connect_timeout_s=connect_timeout_s,
             idle_timeout_s=idle_timeout_s,
             max_connections=max_connections,
+            tls=tls,
         ) as transport:
             if is_unencrypted(url):
                 text = "the API key goes to the gateway unencrypted: use https://"

@@ -11,6 +11,7 @@ request with its `Authorization`.
 import asyncio
 import errno
 import ipaddress
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from keyturn.errors import (
 )
 from keyturn.gateway.request_body import RequestBody, reset
 from keyturn.gateway.responses import redirect_target
+from keyturn.tls import GATEWAY
+from keyturn.tls_failures import describe_tls_failure
 
 if TYPE_CHECKING:
     import aiohttp
@@ -81,6 +84,7 @@ class Transport:
         connect_timeout_s: float,
         idle_timeout_s: float,
         max_connections: int,
+        tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
         """A pool for as long as the block lasts; connects to nothing yet.
 
@@ -89,6 +93,7 @@ class Transport:
             connect_timeout_s: Seconds to make one connection.
             idle_timeout_s: Seconds without progress after which a request fails.
             max_connections: Connections at once; further requests wait for one.
+            tls: What certificates are verified with; the system's authorities by default.
 
         Raises:
             SettingsError: not the URL of a gateway, or aiohttp is not installed.
@@ -101,7 +106,7 @@ class Transport:
                 "reading over HTTP needs aiohttp, which is not installed: install keyturn[gateway]"
             ) from exc
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=max_connections),
+            connector=aiohttp.TCPConnector(limit=max_connections, ssl=tls or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_AUTOMATIC_HEADERS,
             headers=_OWN_HEADERS,
@@ -378,6 +383,8 @@ async def _outcome(call: Awaitable[_Result]) -> _Result | _Failure:
 
 def _reason(exc: Exception) -> str:
     """The kind of a failure, and the system's name for it; never its text."""
+    if (problem := describe_tls_failure(exc, GATEWAY)) is not None:
+        return problem
     number = getattr(exc, "errno", None)
     name = errno.errorcode.get(number) if isinstance(number, int) else None
     return type(exc).__name__ if name is None else f"{type(exc).__name__}, {name}"

@@ -12,6 +12,7 @@
 | `requests`, `body_source`, `staging` | building requests; bodies as streams; bodies in S3 |
 | `pending_uploads` | staged uploads without a known outcome, kept for a retry with the same body |
 | `connection` | one connection to the broker, confirmed publishing |
+| `broker_address` | where the broker is, and its TLS |
 | `event_stream` | reading streams of events |
 | `event_matcher`, `event_waiter` | which events belong to a request; waiting for its answer |
 
@@ -21,6 +22,7 @@ aioboto3 (`pip install 'keyturn[staging]'`) only if it stages bodies.
 """
 
 from keyturn.errors import (
+    BrokerTlsError,
     BrokerUnavailableError,
     EventsUnavailableError,
     NotDeliveredError,
@@ -32,6 +34,7 @@ from keyturn.errors import (
 from keyturn.publisher.client import Publisher
 
 __all__ = [
+    "BrokerTlsError",
     "BrokerUnavailableError",
     "EventsUnavailableError",
     "NotDeliveredError",

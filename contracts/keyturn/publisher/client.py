@@ -32,6 +32,7 @@ from keyturn.messages import (
     WorkerReported,
 )
 from keyturn.publisher.body_source import Body, blocks, head
+from keyturn.publisher.broker_address import BrokerAddress
 from keyturn.publisher.connection import BrokerConnection, persistent_json
 from keyturn.publisher.event_matcher import RequestType
 from keyturn.publisher.event_stream import Verifier, follow
@@ -113,9 +114,11 @@ class Publisher:
                 first use.
 
         Raises:
+            BrokerTlsError: TLS with the broker failed.
             BrokerUnavailableError: the broker refuses, or does not respond in time.
-            SettingsError: `s3` is given and aioboto3 is not installed (`keyturn[staging]`), or
-                traces are on and OpenTelemetry is not (`keyturn[otel]`).
+            SettingsError: `s3` is given and aioboto3 is not installed (`keyturn[staging]`),
+                traces are on and OpenTelemetry is not (`keyturn[otel]`), or a file of certificates
+                cannot be used.
         """
         tracing = publisher_tracing(settings)
         async with AsyncExitStack() as stack:
@@ -130,7 +133,7 @@ class Publisher:
                 )
                 staging = Staging(client, s3.s3_bucket)
             connection = BrokerConnection(
-                settings.amqp_url.get_secret_value(), publish_timeout_s=publish_timeout_s
+                BrokerAddress.of(settings), publish_timeout_s=publish_timeout_s
             )
             stack.push_async_callback(connection.close)
             if connect:

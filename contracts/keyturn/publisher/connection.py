@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from typing import Final, Self, TypeGuard
 from weakref import WeakSet
 
-import aio_pika
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import (
@@ -27,10 +26,16 @@ from aio_pika.exceptions import (
 from aiormq.exceptions import ChannelAccessRefused
 
 from keyturn.errors import (
+    BrokerTlsError,
     BrokerUnavailableError,
     NotDeliveredError,
     OutcomeUnknownError,
     PublisherError,
+)
+from keyturn.publisher.broker_address import (
+    Broker,
+    connect_to_broker,
+    describe_broker_failure,
 )
 from keyturn.topology import EXCHANGE
 
@@ -44,12 +49,12 @@ class BrokerConnection:
     """A connection that is made again after a loss. Safe for concurrent use.
 
     Args:
-        url: The broker's address; it holds a password and is never logged or raised.
+        broker: The broker's address; it holds a password and is never logged or raised.
         publish_timeout_s: Seconds for one publish, connecting and confirmation included.
     """
 
-    def __init__(self, url: str, *, publish_timeout_s: float) -> None:
-        self._url = url
+    def __init__(self, broker: Broker, *, publish_timeout_s: float) -> None:
+        self._broker = broker
         self._timeout_s = publish_timeout_s
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
@@ -64,12 +69,13 @@ class BrokerConnection:
 
     def separate(self) -> Self:
         """Another connection to the same broker, not yet connected. Its owner closes it."""
-        return type(self)(self._url, publish_timeout_s=self._timeout_s)
+        return type(self)(self._broker, publish_timeout_s=self._timeout_s)
 
     async def connect(self) -> None:
         """Connect now, so that a wrong address fails here and not at the first use.
 
         Raises:
+            BrokerTlsError: TLS with the broker failed.
             BrokerUnavailableError: the broker refuses, or does not respond in time.
         """
         try:
@@ -237,7 +243,7 @@ class BrokerConnection:
                 _log.info("reconnecting to the broker")
                 self._connection = None
                 await close_quietly(connection.close())
-            self._connection = await aio_pika.connect(self._url)
+            self._connection = await connect_to_broker(self._broker)
             return self._connection
 
 
@@ -334,7 +340,11 @@ async def close_quietly(closing: Awaitable[object]) -> None:
 
 
 def _unavailable(cause: BaseException) -> BrokerUnavailableError:
-    return BrokerUnavailableError(f"the broker cannot be reached ({type(cause).__name__})")
+    if isinstance(cause, BrokerTlsError):
+        return BrokerTlsError(str(cause))
+    return BrokerUnavailableError(
+        f"the broker cannot be reached ({describe_broker_failure(cause)})"
+    )
 
 
 def _is_open(channel: AbstractChannel | None) -> TypeGuard[AbstractChannel]:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from keyturn.crypto import Sealer
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
+from keyturn.tls import STORAGE
+from keyturn.tls_failures import describe_tls_failure
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -194,4 +196,5 @@ async def _translated(call: Awaitable[_Answer]) -> _Answer:
         code = exc.response.get("Error", {}).get("Code", "no code")
         raise StorageUnavailableError(f"staging failed ({code})") from exc
     except (BotoCoreError, HttpError, TimeoutError) as exc:
-        raise StorageUnavailableError(f"staging failed ({type(exc).__name__})") from exc
+        problem = describe_tls_failure(exc, STORAGE) or type(exc).__name__
+        raise StorageUnavailableError(f"staging failed ({problem})") from exc

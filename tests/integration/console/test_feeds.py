@@ -66,7 +66,7 @@ async def running(site: ConsoleSite) -> AsyncIterator[tuple[Model, Feeds]]:
     settings = settings_of(site)
     async with Publisher.open(settings, connect=False) as publisher:
         model = Model(PUBLISHER)
-        feeds = Feeds(settings, model, publisher)
+        feeds = Feeds(settings, model, publisher, site.console_url)
         task = asyncio.create_task(feeds.run())
         try:
             with feeds.viewing():

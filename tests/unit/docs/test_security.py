@@ -21,6 +21,7 @@ _ATTACKERS = {
     "a project's API key",
     "a publisher's key",
     "a console's machine",
+    "the network, where TLS is on",
     "a link to an object",
     "an old API key",
     "the logs, metrics, traces",

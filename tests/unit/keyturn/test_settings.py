@@ -149,3 +149,56 @@ def test_a_value_in_quotes_is_named_if_settings_are_malformed(
 def test_quotes_that_belong_to_a_secret_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYTURN_PEPPER", "'quoted'")
     assert PublisherSettings.read().pepper.get_secret_value() == "'quoted'"
+
+
+@pytest.mark.parametrize("prefix", ["AMQP", "S3"])
+def test_a_certificate_and_its_key_are_set_together(
+    monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    monkeypatch.setenv("KEYTURN_S3_BUCKET", "bucket")
+    cls = PublisherSettings if prefix == "AMQP" else S3Settings
+    for part in ("CERT", "KEY"):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"KEYTURN_{prefix}_{part}_FILE", "/nowhere")
+            with pytest.raises(SettingsError) as refused:
+                cls.read()
+        assert str(refused.value) == (
+            f"KEYTURN_{prefix}_CERT_FILE and KEYTURN_{prefix}_KEY_FILE are set together or not"
+        )
+
+
+def test_files_of_tls_need_an_address_with_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person who names an authority means TLS: nothing may be sent without it."""
+    monkeypatch.setenv("KEYTURN_S3_BUCKET", "bucket")
+    monkeypatch.setenv("KEYTURN_AMQP_URL", "amqp://kim:canary@broker/")
+    monkeypatch.setenv("KEYTURN_AMQP_CA_FILE", "/nowhere")
+    with pytest.raises(SettingsError) as refused:
+        PublisherSettings.read()
+    assert str(refused.value) == (
+        "KEYTURN_AMQP_CA_FILE is for TLS: KEYTURN_AMQP_URL must then begin with amqps://"
+    )
+    monkeypatch.setenv("KEYTURN_S3_ENDPOINT_URL", "http://storage")
+    monkeypatch.setenv("KEYTURN_S3_CA_FILE", "/nowhere")
+    with pytest.raises(SettingsError) as refused:
+        S3Settings.read()
+    assert str(refused.value) == (
+        "KEYTURN_S3_CA_FILE is for TLS: KEYTURN_S3_ENDPOINT_URL must then begin with https://"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("no_verify_ssl=1", "certificates are always verified"),
+        ("cafile=/ca.pem", "set KEYTURN_AMQP_CA_FILE"),
+        ("heartbeat=5&keyfile=/k.pem", "set KEYTURN_AMQP_KEY_FILE"),
+    ],
+)
+def test_the_address_does_not_say_how_it_is_verified(
+    monkeypatch: pytest.MonkeyPatch, option: str, instead: str
+) -> None:
+    monkeypatch.setenv("KEYTURN_AMQP_URL", f"amqps://kim:canary@broker/?{option}")
+    with pytest.raises(SettingsError) as refused:
+        PublisherSettings.read()
+    name = option.rpartition("&")[2].partition("=")[0]
+    assert str(refused.value) == f"KEYTURN_AMQP_URL must not contain {name}: {instead}"

@@ -329,3 +329,23 @@ def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
         "secret-canary",
     ):
         assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), [(GatewaySettings, "GATEWAY_TLS"), (ConsoleSettings, "CONSOLE_TLS")]
+)
+def test_a_listeners_certificate_and_key_are_set_together(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Settings], name: str
+) -> None:
+    env = _DEPLOYMENT.gateway_env() | {
+        "KEYTURN_CONSOLE_SESSION_KEY": base64.b64encode(b"s" * 32).decode(),
+        "KEYTURN_CONSOLE_PASSWORD_FILE": "/nowhere",
+    }
+    _set(monkeypatch, env)
+    for part in ("CERT", "KEY"):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"KEYTURN_{name}_{part}", "/nowhere")
+            with pytest.raises(SettingsError) as refused:
+                cls.read()
+        problem = f"KEYTURN_{name}_CERT and KEYTURN_{name}_KEY are set together or not"
+        assert str(refused.value) == problem

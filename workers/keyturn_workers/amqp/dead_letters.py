@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import structlog
-from aio_pika import connect
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import has_control_characters, parse_time
 from keyturn.messages import load_json
+from keyturn.publisher.broker_address import Broker, connect_to_broker
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import (
     CODE_HEADER,
@@ -138,14 +138,14 @@ class DeadLetterKeeper:
 
     def __init__(
         self,
-        amqp_url: str,
+        broker: Broker,
         bounds: Mapping[str, Bounds],
         metrics: WorkerMetrics,
         *,
         interval_s: float,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._amqp_url = amqp_url
+        self._broker = broker
         self._bounds = bounds
         self._metrics = metrics
         self._interval_s = interval_s
@@ -164,7 +164,7 @@ class DeadLetterKeeper:
 
     async def _serve(self) -> None:
         async with (
-            await connect(self._amqp_url) as connection,
+            await connect_to_broker(self._broker) as connection,
             broker_lock(connection, DEAD_KEEPER_LOCK) as is_mine,
         ):
             while is_mine:

@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
-from aio_pika import ExchangeType, connect
+from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
 from keyturn import topology
+from keyturn.publisher.broker_address import Broker, connect_to_broker
 from keyturn.publisher.connection import normalize_connection_errors
 
 
@@ -16,12 +17,12 @@ class TopologyError(Exception):
 
 
 async def declare(
-    amqp_url: str, publishers: Collection[str] = (), audit: topology.Queue | None = None
+    broker: Broker, publishers: Collection[str] = (), audit: topology.Queue | None = None
 ) -> None:
     """Declare exchanges, queues and streams. What exists is not changed.
 
     Args:
-        amqp_url: The broker's address.
+        broker: The broker's address.
         publishers: Who gets a stream.
         audit: The stream of the audit trail; None for the default bounds.
 
@@ -30,17 +31,17 @@ async def declare(
         OSError, AMQPException: the broker is not reachable, or still restoring its queues.
     """
     with normalize_connection_errors():
-        async with await connect(amqp_url) as connection:
+        async with await connect_to_broker(broker) as connection:
             declarer = _Declarer(await connection.channel())
             with declarer.topology_errors():
                 await declarer.declare_queues((*topology.queues(), audit or topology.audit_queue()))
                 await declarer.declare_streams(publishers)
 
 
-async def declare_streams(amqp_url: str, publishers: Collection[str]) -> None:
+async def declare_streams(broker: Broker, publishers: Collection[str]) -> None:
     """Declare the streams of further publishers; errors as `declare`."""
     with normalize_connection_errors():
-        async with await connect(amqp_url) as connection:
+        async with await connect_to_broker(broker) as connection:
             declarer = _Declarer(await connection.channel())
             with declarer.topology_errors():
                 await declarer.declare_streams(publishers)

@@ -5,15 +5,16 @@ its bounds are the workers' settings, and the arguments of an existing queue can
 broker user that may not declare it also cannot delete it.
 """
 
-from aio_pika import ExchangeType, connect
+from aio_pika import ExchangeType
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from keyturn.errors import NotDeliveredError
+from keyturn.publisher.broker_address import Broker, connect_to_broker
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import AUDIT_STREAM, EXCHANGE, Queue
 
 
-async def declare_missing(amqp_url: str, stream: Queue) -> None:
+async def declare_missing(broker: Broker, stream: Queue) -> None:
     """Declare the stream, unless it exists.
 
     Raises:
@@ -21,7 +22,7 @@ async def declare_missing(amqp_url: str, stream: Queue) -> None:
         OSError, AMQPException: the broker is not reachable.
     """
     with normalize_connection_errors():
-        async with await connect(amqp_url) as connection:
+        async with await connect_to_broker(broker) as connection:
             channel = await connection.channel()
             try:
                 await channel.declare_queue(AUDIT_STREAM, passive=True)

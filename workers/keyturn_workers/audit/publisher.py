@@ -7,6 +7,7 @@ way as a worker.
 from typing import Final
 
 from keyturn.crypto import SigningKey
+from keyturn.publisher.broker_address import Broker
 from keyturn.publisher.connection import BrokerConnection, persistent_json
 from keyturn.topology import AUDIT_RECORDED, EVENT_KEY_HEADER, SIGNATURE_HEADER
 
@@ -17,7 +18,7 @@ class AuditPublisher:
     """Signs and publishes records.
 
     Args:
-        amqp_url: The broker's address.
+        broker: The broker's address.
         deployment: The installation that the records are signed for.
         event_key: Signs them, like events.
         timeout_s: How long one publish may take, connecting included.
@@ -25,12 +26,12 @@ class AuditPublisher:
 
     def __init__(
         self,
-        amqp_url: str,
+        broker: Broker,
         deployment: str,
         event_key: SigningKey,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
-        self._connection = BrokerConnection(amqp_url, publish_timeout_s=timeout_s)
+        self._connection = BrokerConnection(broker, publish_timeout_s=timeout_s)
         self._deployment = deployment
         self._event_key = event_key
 

@@ -21,6 +21,7 @@ from keyturn.audit import Finding
 from keyturn.crypto import EventVerifier
 from keyturn.identifiers import parse_time
 from keyturn.messages import AuditRecorded, load_json
+from keyturn.publisher.broker_address import BrokerAddress
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_stream import Start, StreamRecord, follow, last_offset
 from keyturn.topology import AUDIT_STREAM
@@ -81,7 +82,7 @@ async def _tail(settings: AuditReaderSettings, since: datetime | None, *, as_jso
 
 
 def _connection(settings: AuditReaderSettings) -> BrokerConnection:
-    return BrokerConnection(settings.amqp_url.get_secret_value(), publish_timeout_s=_TIMEOUT_S)
+    return BrokerConnection(BrokerAddress.of(settings), publish_timeout_s=_TIMEOUT_S)
 
 
 def _show_findings(findings: tuple[Finding, ...], *, as_json: bool) -> None:

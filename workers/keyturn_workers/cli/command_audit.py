@@ -17,6 +17,7 @@ from aio_pika.exceptions import AMQPException
 
 from keyturn.errors import CodedError, PublisherError
 from keyturn.messages import STARTED, AuditAction
+from keyturn.publisher.broker_address import BrokerAddress, describe_broker_failure
 from keyturn.topology import audit_queue
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, DerivedKek
 from keyturn_workers.audit.declaration import declare_missing
@@ -106,16 +107,16 @@ async def command_audit(
     Raises:
         CommandError: the broker is away, or the trail's stream is missing.
     """
-    url = settings.amqp_url.get_secret_value()
-    publisher = AuditPublisher(url, settings.deployment, settings.event_key[0], timeout_s)
+    broker = BrokerAddress.of(settings)
+    publisher = AuditPublisher(broker, settings.deployment, settings.event_key[0], timeout_s)
     stream = audit_queue(settings.audit_max_age_s, settings.audit_max_bytes)
     try:
         try:
             await publisher.connect()
             async with asyncio.timeout(timeout_s):
-                await declare_missing(url, stream)
+                await declare_missing(broker, stream)
         except (PublisherError, AMQPException, OSError) as exc:
-            problem = str(exc) if isinstance(exc, PublisherError) else type(exc).__name__
+            problem = str(exc) if isinstance(exc, PublisherError) else describe_broker_failure(exc)
             raise CommandError(
                 f"the audit trail cannot be written, so nothing was done: {problem}"
             ) from exc

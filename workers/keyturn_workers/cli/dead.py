@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from aio_pika import connect
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError
 
 from keyturn.errors import CodedError
+from keyturn.publisher.broker_address import BrokerAddress, connect_to_broker
 from keyturn.settings import DeploymentSettings
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.cli.arguments import AsJson, Reason
@@ -74,7 +74,7 @@ def _row(letter: DeadLetter, letters: list[DeadLetter]) -> dict[str, Any]:
 async def _open_reader(settings: DeploymentSettings) -> AsyncIterator[DeadLetterReader]:
     """A reader that returns the letters at the end; the broker does if the connection is lost."""
     async with (
-        await connect(settings.amqp_url.get_secret_value()) as connection,
+        await connect_to_broker(BrokerAddress.of(settings)) as connection,
         exclusive(connection),
     ):
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)

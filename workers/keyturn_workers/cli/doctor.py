@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import typer
-from aio_pika import connect
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPException, ChannelClosed
 
+from keyturn.publisher.broker_address import (
+    Broker,
+    BrokerAddress,
+    connect_to_broker,
+    describe_broker_failure,
+)
 from keyturn.settings import S3Settings
 from keyturn.topology import EXCHANGE, queues
 from keyturn_workers.cli.arguments import AsJson
@@ -78,18 +83,19 @@ async def _run_checks(storage: S3Settings, broker: BrokerSettings) -> list[Check
         Check(row.name, row.needed, row.ok, row.detail, row.consequence) for row in report.rows
     ]
     if broker.amqp_url is not None:
-        checks += await broker_checks(broker.amqp_url.get_secret_value())
+        address = BrokerAddress.parse(broker.amqp_url.get_secret_value(), broker)
+        checks += await broker_checks(address)
     return checks
 
 
-async def broker_checks(amqp_url: str) -> list[Check]:
+async def broker_checks(broker: Broker) -> list[Check]:
     """Whether the broker accepts a connection, and whether workers have declared their queues."""
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            connection = await connect(amqp_url)
+            connection = await connect_to_broker(broker)
     except (OSError, TimeoutError, AMQPException) as exc:
         # Only the type: a driver's text can contain the address with its password.
-        detail = type(exc).__name__
+        detail = describe_broker_failure(exc)
         return [Check("broker", "required", ok=False, said=detail, consequence="nothing works")]
     async with connection:
         missing = await _missing(connection)

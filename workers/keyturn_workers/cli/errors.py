@@ -21,6 +21,7 @@ from keyturn.errors import (
     PublisherError,
     SettingsError,
 )
+from keyturn.publisher.broker_address import describe_broker_failure
 from keyturn_workers.cli.endpoints import broker_endpoint, first_error
 from keyturn_workers.cli.output import printable
 from keyturn_workers.dead_letters.errors import DeadLetterError
@@ -89,7 +90,7 @@ def _failure(exc: BaseException) -> str:
         case StorageAnswerError():
             return f"the storage rejected the request: {exc}"
         case AMQPException() | ConnectionError():
-            return f"the broker cannot be reached ({type(exc).__name__}){_at_broker()}"
+            return f"the broker cannot be reached ({describe_broker_failure(exc)}){_at_broker()}"
         case OSError(strerror=reason, filename=name):
             return f"{name or type(exc).__name__}: {reason or 'unknown reason'}"
         case _:

@@ -1,5 +1,6 @@
 """Settings of single commands, in addition to those of the workers (SPEC 11)."""
 
+from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
@@ -8,7 +9,13 @@ from pydantic_settings import NoDecode
 from keyturn.gateway.transport import is_gateway_url
 from keyturn.identifiers import SHORT_NAME_PATTERN
 from keyturn.project_keks import ProjectKeks, parse_project_keks
-from keyturn.settings import DeploymentSettings, Settings, SigningKeySetting, VerifyKeysSetting
+from keyturn.settings import (
+    BrokerTlsSettings,
+    DeploymentSettings,
+    Settings,
+    SigningKeySetting,
+    VerifyKeysSetting,
+)
 from keyturn_workers.settings import KmsSettings, MasterKeys, OperatorSettings, Publishers
 
 GATEWAY_URL_FORM: Final = "must be http://host or https://host, optionally with a path"
@@ -64,7 +71,13 @@ class GatewayUrlSettings(Settings):
     gateway_url: GatewayUrl | None = None
 
 
-class BrokerSettings(Settings):
+class GatewayTlsSettings(Settings):
+    """PEM certificates that verify the gateway, beside the system's."""
+
+    gateway_ca_file: Path | None = None
+
+
+class BrokerSettings(BrokerTlsSettings):
     """The broker, for a command that can work without."""
 
     amqp_url: SecretStr | None = None

@@ -16,6 +16,9 @@ import structlog
 from starlette.types import ASGIApp
 
 from keyturn.publisher import Publisher
+from keyturn.publisher.broker_address import BrokerAddress
+from keyturn.tls import PairSettings
+from keyturn_workers.broker_tls import check_broker_tls
 from keyturn_workers.console.actions.service import Actions
 from keyturn_workers.console.auth.auth import Auth
 from keyturn_workers.console.dead import DeadLetters
@@ -26,6 +29,7 @@ from keyturn_workers.console.source_log import log_sources
 from keyturn_workers.console.web.app import create_app
 from keyturn_workers.console.web.context import ConsoleContext
 from keyturn_workers.console.web.rendering import compile_templates
+from keyturn_workers.http_server.certificate import open_certificate
 from keyturn_workers.http_server.listener import open_listeners
 from keyturn_workers.http_server.server import serve
 from keyturn_workers.worker.gc import reduce_garbage_collection
@@ -62,8 +66,14 @@ async def run_console(settings: ConsoleSettings) -> None:
 
     Raises:
         SettingsError: a file that the settings name cannot be used.
+        BrokerTlsError: TLS with the broker failed.
         AddressError: the address is in use or does not exist.
     """
+    certificate = open_certificate(
+        settings.console_tls_cert,
+        settings.console_tls_key,
+        PairSettings("KEYTURN_CONSOLE_TLS_CERT", "KEYTURN_CONSOLE_TLS_KEY"),
+    )
     with ExitStack() as sockets:
         listeners = await open_listeners(
             settings.console_host, settings.console_port, idle_timeout_s=_IDLE_TIMEOUT_S
@@ -87,6 +97,7 @@ async def run_console(settings: ConsoleSettings) -> None:
                 head_timeout_s=_HEAD_TIMEOUT_S,
                 max_connections=_MAX_CONNECTIONS,
                 grace_s=settings.shutdown_grace_s,
+                certificate=certificate,
                 on_stop=console.auth.stop,
             )
             await console.dead.finish()
@@ -106,19 +117,22 @@ async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[Co
     Raises:
         SettingsError: a file that the settings name cannot be used.
     """
-    public_url = settings.console_public_url or url_of(settings.console_host, port)
+    own_url = url_of(settings.console_host, port, settings.console_scheme)
+    public_url = settings.console_public_url or own_url
     auth = Auth(settings, public_url, port)
+    broker = BrokerAddress.of(settings)
     async with Publisher.open(settings, connect=False) as publisher:
+        await check_broker_tls(publisher)
         model = Model(
             settings.publisher_name, history=timedelta(seconds=settings.console_history_s)
         )
-        feeds = Feeds(settings, model, publisher)
+        feeds = Feeds(settings, model, publisher, broker)
         actions = Actions(
             publisher,
             on_change=lambda: model.changes.publish("sweeps"),
             on_sweep=model.apply_request,
         )
-        dead = DeadLetters(settings.amqp_url.get_secret_value(), model, publisher)
+        dead = DeadLetters(broker, model, publisher)
         context = ConsoleContext(
             settings=settings,
             model=model,

@@ -37,9 +37,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def url_of(host: str, port: int) -> str:
-    """The origin of a plain HTTP server."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def url_of(host: str, port: int, scheme: str = "http") -> str:
+    """The origin of a server that listens there."""
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def is_private(url: str) -> bool:
@@ -99,6 +99,9 @@ class ConsoleSettings(PublisherSettings, LogSettings):
 
     console_host: str = "127.0.0.1"
     console_port: Annotated[int, Field(ge=0, le=65535)] = 8090
+    # TLS on that port: PEM files, read again when they change. Neither: plain HTTP.
+    console_tls_cert: Path | None = None
+    console_tls_key: Path | None = None
     # The origin as browsers see it; needed behind a proxy.
     console_public_url: PublicOrigin | None = None
     # Signs the cookies. Another one signs everybody out.
@@ -125,6 +128,11 @@ class ConsoleSettings(PublisherSettings, LogSettings):
     console_refresh_s: Annotated[float, Field(gt=0)] = 300
     shutdown_grace_s: Annotated[float, Field(gt=0)] = 60
 
+    @property
+    def console_scheme(self) -> str:
+        """What the console speaks on its port."""
+        return "http" if self.console_tls_cert is None else "https"
+
     @model_validator(mode="after")
     def _check_sign_in(self) -> Self:
         if (self.console_oidc_issuer is None) != (self.console_oidc_client_id is None):
@@ -134,6 +142,12 @@ class ConsoleSettings(PublisherSettings, LogSettings):
                 "CONSOLE_OIDC_ISSUER or CONSOLE_PASSWORD_FILE is missing: "
                 "one of them says who may sign in"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_console_tls(self) -> Self:
+        if (self.console_tls_cert is None) != (self.console_tls_key is None):
+            raise ValueError("CONSOLE_TLS_CERT and KEYTURN_CONSOLE_TLS_KEY are set together or not")
         return self
 
     @model_validator(mode="after")

@@ -15,10 +15,14 @@ import structlog
 from starlette.types import ASGIApp
 
 from keyturn.crypto import Secret
+from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
+from keyturn.tls import PairSettings
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import log_kek_derived
+from keyturn_workers.broker_tls import check_broker_tls
+from keyturn_workers.errors import StorageAnswerError, StorageTlsError
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.delete_routes import DeleteRoutes
@@ -36,6 +40,7 @@ from keyturn_workers.gateway.staging_quota import StagingQuota
 from keyturn_workers.gateway.upload_limits import UploadLimits, UploadSlots
 from keyturn_workers.gateway.upload_routes import UploadRoutes
 from keyturn_workers.http_server import server as http_server
+from keyturn_workers.http_server.certificate import ServerCertificate, open_certificate
 from keyturn_workers.http_server.listener import open_listeners
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.metrics import KmsMetrics
@@ -54,6 +59,7 @@ _SPARE_CONNECTIONS: Final = 16
 # differ.
 _LEASE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4
+_TLS_CHECK_S: Final = 5.0
 
 _log = structlog.get_logger()
 
@@ -68,14 +74,20 @@ async def run_gateway(
         instrumentation: Makes the parts that traces concern; by default, without traces.
 
     Raises:
-        SettingsError: no S3 credentials are configured.
+        SettingsError: no S3 credentials are configured, or a file of certificates cannot be used.
+        BrokerTlsError, StorageTlsError: TLS with the broker or the storage failed.
         AddressError: the address is in use or does not exist.
     """
+    certificate = open_certificate(
+        settings.gateway_tls_cert,
+        settings.gateway_tls_key,
+        PairSettings("KEYTURN_GATEWAY_TLS_CERT", "KEYTURN_GATEWAY_TLS_KEY"),
+    )
     tolerate_odd_properties()
     metrics = GatewayMetrics()
     metrics.registry.add_process()
     async with open_app(settings, metrics, instrumentation) as app:
-        await serve(settings, app)
+        await serve(settings, app, certificate)
     _log.info("gateway stopped")
 
 
@@ -115,6 +127,7 @@ async def open_app(
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
     ):
+        await asyncio.gather(check_broker_tls(publisher), _check_storage_tls(storage))
         routes = _routes(settings, storage, publisher, keys, metrics)
         purging = asyncio.create_task(keys.purge_periodically())
         try:
@@ -210,6 +223,22 @@ def _routes(
     return _Routes(objects, listing, links, rotations, deletes)
 
 
+async def _check_storage_tls(storage: Storage) -> None:
+    """Do not start on a storage whose certificate will not do; one that is away may come back.
+
+    Raises:
+        StorageTlsError: TLS with the storage failed.
+    """
+    try:
+        async with asyncio.timeout(_TLS_CHECK_S):
+            async for _ in storage.list(KEYRINGS_PREFIX, limit=1):
+                break
+    except StorageTlsError:
+        raise
+    except (TimeoutError, StorageAnswerError, StorageUnavailableError):
+        return
+
+
 def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
     async def broker_answers() -> bool:
         await publisher.connect()
@@ -223,7 +252,9 @@ def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
     return {"broker": broker_answers, "storage": storage_answers}
 
 
-async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
+async def serve(
+    settings: GatewaySettings, app: ASGIApp, certificate: ServerCertificate | None = None
+) -> None:
     """Serve an application with the gateway's limits until a signal stops the process.
 
     Raises:
@@ -242,4 +273,5 @@ async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
         head_timeout_s=settings.gateway_head_timeout_s,
         max_connections=settings.gateway_concurrency * _CONNECTIONS_PER_REQUEST,
         grace_s=settings.shutdown_grace_s,
+        certificate=certificate,
     )

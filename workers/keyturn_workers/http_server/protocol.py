@@ -27,7 +27,8 @@ import asyncio
 import contextlib
 import socket
 import struct
-from typing import Final
+from collections.abc import Collection
+from typing import Final, Protocol, runtime_checkable
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -62,6 +63,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     head_timeout_s = 15.0
     max_connections = 1024
+    below_tls: asyncio.Transport | None = None
+    """The connection that carries TLS, if it does."""
     _head_timer: asyncio.TimerHandle | None = None
     _unfinished: tuple[RequestResponseCycle, ...] = ()
     # Bytes since the last complete head or piece of a body: head, trailers or chunk framing.
@@ -77,10 +80,7 @@ class LimitedProtocol(HttpToolsProtocol):
             IS_CLOSED: transport.is_closing,
         }
         self._start_head_timer()
-        if len(self.connections) > self.max_connections:
-            others = (each for each in self.connections if isinstance(each, LimitedProtocol))
-            idle = (other for other in others if other is not self and other.is_idle)
-            next(idle, self).reset()
+        close_idle(self.connections, self, self.max_connections)
 
     @property
     def is_idle(self) -> bool:
@@ -143,11 +143,18 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def reset(self) -> None:
         """Reset the connection, so that a partial response cannot look complete."""
-        sock = self.transport.get_extra_info("socket")
-        # The socket may be closed already.
-        with contextlib.suppress(OSError, ValueError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.transport.abort()
+        reset_transport(self.transport)
+
+    def shutdown(self) -> None:
+        """End the connection if it is idle, else after its response: the server stops.
+
+        With TLS, a client that is not looking would not answer the end of an idle connection.
+        """
+        # Asked first: of a transport that is closing there is nothing to learn.
+        is_flushed = not self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        super().shutdown()
+        if self.below_tls is not None and self.is_idle and is_flushed:
+            self.below_tls.close()
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self.reset)
@@ -156,6 +163,34 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+@runtime_checkable
+class Connection(Protocol):
+    """What counts as a connection, and can be closed for another one."""
+
+    @property
+    def is_idle(self) -> bool: ...  # noqa: D102
+
+    def reset(self) -> None: ...  # noqa: D102
+
+
+def close_idle(connections: Collection[object], newest: Connection, max_connections: int) -> None:
+    """If there are too many connections, reset an idle one, or else the newest."""
+    if len(connections) <= max_connections:
+        return
+    others = (each for each in connections if isinstance(each, Connection))
+    idle = (other for other in others if other is not newest and other.is_idle)
+    next(idle, newest).reset()
+
+
+def reset_transport(transport: asyncio.Transport) -> None:
+    """Close a connection by RST: what is unsent is dropped, and the client sees an error."""
+    sock = transport.get_extra_info("socket")
+    # The socket may be closed already.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
 
 
 class _TooManyPipelinedError(Exception):

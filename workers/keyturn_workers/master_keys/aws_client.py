@@ -16,6 +16,7 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import ConnectionClosedError
 from botocore.loaders import Loader, create_loader
 
+from keyturn.botocore_http import verified_sessions
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import AwsKmsUri
 from keyturn_workers.master_keys.aws_errors import AwsFailure, describe_failure
@@ -137,6 +138,7 @@ class AwsKmsClient:
             read_timeout=settings.kms_timeout_s,
             max_pool_connections=settings.kms_concurrency,
             tcp_keepalive=True,
+            **_session_class(settings),
         )
         session = AioSession()
         session.register_component("data_loader", await asyncio.to_thread(_data_loader))
@@ -150,6 +152,12 @@ class AwsKmsClient:
                 )
             )
             return _OpenClient(kms, closing.pop_all())
+
+
+def _session_class(settings: KmsSettings) -> dict[str, Any]:
+    if (settings.aws_kms_endpoint_url or "").startswith("http://"):
+        return {}
+    return {"http_session_cls": verified_sessions()}
 
 
 async def _close_if_idle(opened: _OpenClient) -> None:

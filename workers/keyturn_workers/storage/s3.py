@@ -15,7 +15,7 @@ import aiohttp
 import stamina
 
 from keyturn.errors import SettingsError, StorageUnavailableError
-from keyturn.s3_client import new_session, open_client
+from keyturn.s3_client import new_session, open_client, storage_context
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.storage.capabilities import BASELINE, Capabilities
@@ -468,8 +468,10 @@ async def open_storage(
         on_client: Called with the client that sends the rest.
 
     Raises:
-        SettingsError: the standard AWS chain has no credentials.
+        SettingsError: the standard AWS chain has no credentials, or a file of certificates cannot
+            be used.
     """
+    tls = storage_context(settings)
     # The stubs do not know that this is a coroutine.
     credentials: AioCredentials | None = await new_session(settings).get_credentials()  # type: ignore[misc]
     if credentials is None:
@@ -478,8 +480,8 @@ async def open_storage(
             "or provide credentials through the standard AWS chain"
         )
     async with (
-        open_client(settings, max_connections=max_connections) as client,
-        open_session(max_connections) as session,
+        open_client(settings, max_connections=max_connections, tls=tls) as client,
+        open_session(max_connections, tls=tls or True) as session,
     ):
         if on_client is not None:
             on_client(client)

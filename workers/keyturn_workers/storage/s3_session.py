@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
+from keyturn.tls import STORAGE
+from keyturn.tls_failures import describe_tls_failure
+
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
@@ -40,6 +43,10 @@ class ConnectionLostError(Exception):
     """The connection failed; the text is only the kind of failure."""
 
 
+class TlsFailedError(ConnectionLostError):
+    """TLS with the storage failed; the text says why, and names the setting."""
+
+
 async def surface_loss(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
@@ -48,6 +55,8 @@ async def surface_loss(
         return await handler(request)
     except aiohttp.ClientError as exc:
         # Some of aiohttp's errors repeat the URL with its signature: the chain ends here.
+        if (problem := describe_tls_failure(exc, STORAGE)) is not None:
+            raise TlsFailedError(problem) from None
         raise ConnectionLostError(type(exc).__name__) from None
 
 

@@ -11,8 +11,11 @@ import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
 
 from keyturn.errors import StorageUnavailableError
+from keyturn.tls import STORAGE
+from keyturn.tls_failures import describe_tls_failure
+from keyturn_workers.errors import StorageTlsError
 from keyturn_workers.storage.s3_responses import error_for
-from keyturn_workers.storage.s3_session import ConnectionLostError
+from keyturn_workers.storage.s3_session import ConnectionLostError, TlsFailedError
 
 
 @contextmanager
@@ -24,10 +27,13 @@ def translate_errors(operation: str) -> Iterator[None]:
 
     Raises:
         StorageAnswerError: botocore received a definite refusal.
+        StorageTlsError: TLS failed; nothing was sent.
         StorageUnavailableError: everything else; the outcome of a write is unknown.
     """
     try:
         yield
+    except TlsFailedError as exc:
+        raise StorageTlsError(f"{operation}: {exc}") from exc
     except ConnectionLostError as exc:
         raise StorageUnavailableError(f"{operation}: {exc}") from exc
     except ClientError as exc:
@@ -35,6 +41,8 @@ def translate_errors(operation: str) -> Iterator[None]:
         code = exc.response.get("Error", {}).get("Code", "")
         raise error_for(operation, status, code) from exc
     except (aiohttp.ClientError, BotoCoreError, OSError, EOFError) as exc:
+        if (problem := describe_tls_failure(exc, STORAGE)) is not None:
+            raise StorageTlsError(f"{operation}: {problem}") from exc
         raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
 
 

@@ -10,6 +10,8 @@ import sys
 import orjson
 import structlog
 
+from keyturn.tls import BROKER
+from keyturn.tls_failures import describe_tls_failure
 from keyturn_workers.settings import LogFormat
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -59,6 +61,7 @@ def _configure_libraries(
         )
     )
     handler.addFilter(_without_messages)
+    handler.addFilter(_with_tls_failure)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -75,6 +78,19 @@ def _without_messages(record: logging.LogRecord) -> bool:
         record.args = tuple(
             arg if isinstance(arg, _PRINTABLE) else type(arg).__name__ for arg in args
         )
+    return True
+
+
+def _with_tls_failure(record: logging.LogRecord) -> bool:
+    """Replace OpenSSL's words in what aiormq logs of a broker: they name no setting.
+
+    A worker connects again and again, and nothing else says why it fails.
+    """
+    if record.name.partition(".")[0] == "aiormq" and isinstance(record.args, tuple):
+        for arg in record.args:
+            if isinstance(arg, OSError) and (problem := describe_tls_failure(arg, BROKER)):
+                record.msg, record.args = "the broker cannot be reached (%s)", (problem,)
+                break
     return True
 
 

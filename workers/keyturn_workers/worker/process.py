@@ -16,15 +16,22 @@ import structlog
 from aio_pika.exceptions import AMQPException
 from faststream import FastStream
 from faststream.rabbit import Channel, RabbitBroker
+from faststream.security import BaseSecurity
 
-from keyturn.errors import SettingsError, StorageUnavailableError, UnknownMasterKeyError
+from keyturn.errors import (
+    BrokerTlsError,
+    SettingsError,
+    StorageUnavailableError,
+    UnknownMasterKeyError,
+)
 from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.publisher.broker_address import BrokerAddress
 from keyturn.topology import UPLOAD_QUEUE, audit_queue
 from keyturn_workers.amqp import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
-from keyturn_workers.errors import UnsafeStorageError
+from keyturn_workers.errors import StorageTlsError, UnsafeStorageError
 from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import open_operator_keys
@@ -66,6 +73,7 @@ async def run_worker(
     Raises:
         UnsafeStorageError: the bucket lacks something that SPEC 10 requires.
         TopologyError: a queue exists on the broker with other arguments.
+        BrokerTlsError, StorageTlsError: TLS failed.
         StorageUnavailableError, StorageAnswerError, OSError, AMQPException: storage or
             broker could not be reached within `START_TIMEOUT_S`.
     """
@@ -161,15 +169,15 @@ async def _cancel_leftover_tasks() -> AsyncIterator[None]:
 
 
 async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrumentation) -> None:
-    amqp_url = settings.amqp_url.get_secret_value()
+    address = BrokerAddress.of(settings)
     capabilities = await _retry_start(settings, lambda: _check_storage(settings))
     audit_stream = audit_queue(settings.audit_max_age_s, settings.audit_max_bytes)
-    await _retry_start(settings, lambda: declare(amqp_url, settings.publishers, audit_stream))
+    await _retry_start(settings, lambda: declare(address, settings.publishers, audit_stream))
     metrics = parts.metrics()
     process = AuditProcess.start(" ".join(("worker", *sorted(roles))))
     async with (
         # Outermost: it publishes what the others recorded last.
-        _open_audit_trail(settings, process, metrics) as audit,
+        _open_audit_trail(settings, address, process, metrics) as audit,
         parts.open_storage(
             settings, capabilities=capabilities, max_connections=_max_connections(settings)
         ) as storage,
@@ -184,7 +192,8 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
     ):
         await _check_master_keys(settings, keys)
         broker = RabbitBroker(
-            amqp_url,
+            address.url,
+            security=None if address.tls is None else BaseSecurity(ssl_context=address.tls),
             apply_types=False,
             default_channel=Channel(on_return_raises=True),
             graceful_timeout=None,  # `finish` waits, once for all consumers
@@ -192,7 +201,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
             reconnect_interval=_RECONNECT_S,
         )
         metrics.add_process()
-        grants = _grants_keeper(settings)
+        grants = _grants_keeper(settings, address)
         wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit, parts)
         await _retry_start(settings, wiring.learn_time)
         consumers = {
@@ -243,12 +252,10 @@ async def _check_master_keys(settings: WorkerSettings, keys: OperatorKeys) -> No
 
 @asynccontextmanager
 async def _open_audit_trail(
-    settings: WorkerSettings, process: AuditProcess, metrics: WorkerMetrics
+    settings: WorkerSettings, address: BrokerAddress, process: AuditProcess, metrics: WorkerMetrics
 ) -> AsyncIterator[AuditTrail]:
     """The process's audit trail, such as that of a `worker control sweep` (SPEC 15.3)."""
-    publisher = AuditPublisher(
-        settings.amqp_url.get_secret_value(), settings.deployment, settings.event_key[0]
-    )
+    publisher = AuditPublisher(address, settings.deployment, settings.event_key[0])
     trail = AuditTrail(process, publisher.publish)
     metrics.track_audit(lambda: trail.pending)
     try:
@@ -291,12 +298,12 @@ def _max_connections(settings: WorkerSettings) -> int:
     return roles + _SPARE_CONNECTIONS
 
 
-def _grants_keeper(settings: WorkerSettings) -> GrantsKeeper | None:
+def _grants_keeper(settings: WorkerSettings, address: BrokerAddress) -> GrantsKeeper | None:
     """Follows the file of publishers, if it is a file."""
-    grants, amqp_url = settings.publishers, settings.amqp_url.get_secret_value()
+    grants = settings.publishers
     if not isinstance(grants, GrantsFile):
         return None
-    return GrantsKeeper(grants, partial(declare_streams, amqp_url))
+    return GrantsKeeper(grants, partial(declare_streams, address))
 
 
 @contextmanager
@@ -317,9 +324,18 @@ def _reset_signals() -> None:
 
 
 async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_T]]) -> _T:
-    """Try for `START_TIMEOUT_S`: broker and storage may be starting along with this process."""
+    """Try for `START_TIMEOUT_S`: broker and storage may be starting along with this process.
+
+    Not where TLS failed: waiting does not change a certificate.
+    """
+
+    def may_pass(error: Exception) -> bool:
+        return isinstance(error, (StorageUnavailableError, OSError, AMQPException)) and not (
+            isinstance(error, (BrokerTlsError, StorageTlsError))
+        )
+
     async for attempt in stamina.retry_context(
-        on=(StorageUnavailableError, OSError, AMQPException),
+        on=may_pass,
         attempts=None,
         timeout=settings.start_timeout_s,
         wait_max=3,

@@ -8,6 +8,7 @@ from typing import Any, Final
 from faststream.rabbit import RabbitBroker
 
 from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.publisher.broker_address import BrokerAddress
 from keyturn.topology import (
     CONTROL_QUEUE,
     DEAD_QUEUES,
@@ -264,7 +265,7 @@ class Wiring:
             timedelta(seconds=settings.unsigned_dead_max_age_s), settings.unsigned_dead_max_bytes
         )
         keeper = DeadLetterKeeper(
-            settings.amqp_url.get_secret_value(),
+            BrokerAddress.of(settings),
             {queue: unsigned if queue == UNSIGNED_DEAD_QUEUE else signed for queue in DEAD_QUEUES},
             self._metrics,
             interval_s=settings.dead_check_interval_s,

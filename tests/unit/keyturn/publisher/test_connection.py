@@ -162,7 +162,7 @@ async def test_what_waits_for_the_broker_is_published_in_the_order_in_which_it_c
 ) -> None:
     """Records of an audit trail would otherwise seem to be missing, or to have been moved."""
     broker = _FakeBroker(refusals=10)
-    monkeypatch.setattr("keyturn.publisher.connection.aio_pika.connect", broker.connect)
+    monkeypatch.setattr("keyturn.publisher.broker_address.aio_pika.connect", broker.connect)
     monkeypatch.setattr("keyturn.publisher.connection._RECONNECT_PAUSES_S", (0.001, 0.002))
     connection = BrokerConnection("amqp://127.0.0.1:1/", publish_timeout_s=5)
     ids = [str(number) for number in range(8)]

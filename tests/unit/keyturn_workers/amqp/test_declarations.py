@@ -89,7 +89,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
         assert url == URL
         return connection()
 
-    monkeypatch.setattr(declarations, "connect", connect)
+    monkeypatch.setattr(declarations, "connect_to_broker", connect)
     return fake
 
 

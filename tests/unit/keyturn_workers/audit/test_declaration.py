@@ -58,7 +58,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     async def connect(_: str) -> Any:
         return connection()
 
-    monkeypatch.setattr(declaration, "connect", connect)
+    monkeypatch.setattr(declaration, "connect_to_broker", connect)
     return made
 
 

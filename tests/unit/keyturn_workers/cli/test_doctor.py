@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pytest
     from typer.testing import Result
 
+    from keyturn.publisher.broker_address import BrokerAddress
+
 _URL = "amqp://kim:sesame@127.0.0.1:5672/"
 
 
@@ -63,14 +65,14 @@ def _use(
     async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
         yield storage
 
-    async def connect(url: str) -> FakeBroker:
-        assert url == _URL
+    async def connect(address: BrokerAddress) -> FakeBroker:
+        assert address.url == _URL
         if isinstance(broker, Exception):
             raise broker
         return broker
 
     monkeypatch.setattr(doctor, "open_bucket", opened)
-    monkeypatch.setattr(doctor, "connect", connect)
+    monkeypatch.setattr(doctor, "connect_to_broker", connect)
 
 
 def _run(*arguments: str, amqp_url: str = _URL) -> Result:

@@ -73,3 +73,20 @@ def test_no_message_of_the_broker_is_logged() -> None:
         "nothing to format",
     ]
     assert "canary" not in "".join([*lines, *_lines("console", _LATE_RETURN)])
+
+
+_TLS_FAILURE = """
+import logging, ssl, sys
+from keyturn_workers.worker.logging import configure
+configure(sys.argv[1], "info")
+cause = ssl.SSLCertVerificationError(1, "certificate verify failed")
+cause.verify_code = 10
+lost = ConnectionError(1, "certificate verify failed: certificate has expired (_ssl.c:1006)")
+lost.__cause__ = cause
+logging.getLogger("aiormq.connection").error("error when creating transport: %r", lost)
+"""
+
+
+def test_a_broker_with_a_wrong_certificate_is_reported_in_our_words() -> None:
+    (line,) = [json.loads(line) for line in _lines("json", _TLS_FAILURE)]
+    assert line["event"] == "the broker cannot be reached (its certificate has expired)"

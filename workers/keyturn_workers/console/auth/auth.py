@@ -69,7 +69,7 @@ class Auth:
             session_s=settings.console_session_s,
             idle_s=settings.console_idle_s,
         )
-        self._origins = OwnOrigins.of(public_url, port)
+        self._origins = OwnOrigins.of(public_url, port, settings.console_scheme)
         self._sign_in = SignIn(
             settings.console_session_key,
             self.sessions,

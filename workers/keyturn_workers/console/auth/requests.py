@@ -36,13 +36,13 @@ class OwnOrigins:
     origins: frozenset[str]
 
     @classmethod
-    def of(cls, public_url: str, port: int) -> Self:
+    def of(cls, public_url: str, port: int, scheme: str = "http") -> Self:
         """Those of a public URL, and of this machine itself on the console's own port."""
         local = {f"{host}:{port}" for host in _LOOPBACK}
         return cls(
             public_url,
             frozenset(local | {urlsplit(public_url).netloc}),
-            frozenset({f"http://{host}" for host in local} | {public_url}),
+            frozenset({f"{scheme}://{host}" for host in local} | {public_url}),
         )
 
     def is_own_host(self, host: str | None) -> bool:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from aio_pika import connect
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+from keyturn.publisher.broker_address import Broker, connect_to_broker
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn_workers.console.dead.index import LETTERS_MAX, QueueLetters
 from keyturn_workers.console.dead.letters import Compactor, IndexedLetter, digest_text
@@ -46,7 +46,7 @@ class LetterDetails:
 
 
 @asynccontextmanager
-async def locked_channel(amqp_url: str, timeout_s: float) -> AsyncIterator[AbstractChannel]:
+async def locked_channel(broker: Broker, timeout_s: float) -> AsyncIterator[AbstractChannel]:
     """A channel of a connection that holds the lock.
 
     Raises:
@@ -55,7 +55,7 @@ async def locked_channel(amqp_url: str, timeout_s: float) -> AsyncIterator[Abstr
     """
     with normalize_connection_errors():
         async with (
-            await connect(amqp_url) as connection,
+            await connect_to_broker(broker) as connection,
             exclusive(connection, timeout_s),
         ):
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -63,7 +63,7 @@ async def locked_channel(amqp_url: str, timeout_s: float) -> AsyncIterator[Abstr
                 yield channel
 
 
-async def read_queue(amqp_url: str, queue: str, lock_timeout_s: float) -> QueueLetters:
+async def read_queue(broker: Broker, queue: str, lock_timeout_s: float) -> QueueLetters:
     """All letters of a queue, each compacted on arrival.
 
     Raises:
@@ -77,14 +77,14 @@ async def read_queue(amqp_url: str, queue: str, lock_timeout_s: float) -> QueueL
         if len(letters) < LETTERS_MAX:
             letters.append(compactor.compact(message, queue))
 
-    async with locked_channel(amqp_url, lock_timeout_s) as channel:
+    async with locked_channel(broker, lock_timeout_s) as channel:
         as_of = datetime.now(UTC)
         count = await _read_all(channel, queue, keep)
     return QueueLetters(queue, tuple(letters), count, as_of)
 
 
 async def read_details(
-    amqp_url: str, queue: str, digests: frozenset[int], lock_timeout_s: float
+    broker: Broker, queue: str, digests: frozenset[int], lock_timeout_s: float
 ) -> dict[int, LetterDetails]:
     """These letters of a queue; errors as `read_queue`. Those that are gone are missing."""
     compactor = Compactor()
@@ -97,7 +97,7 @@ async def read_details(
             copies = found[letter.digest].copies if letter.digest in found else 0
             found[letter.digest] = _details(message, letter, copies + 1)
 
-    async with locked_channel(amqp_url, lock_timeout_s) as channel:
+    async with locked_channel(broker, lock_timeout_s) as channel:
         await _read_all(channel, queue, keep)
     return found
 

@@ -20,6 +20,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException, DeliveryEr
 
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import AUDITED_LETTERS, AuditedLetter
+from keyturn.publisher.broker_address import Broker
 from keyturn_workers.console.dead.audit_recorder import NotRecordedError, Recorder
 from keyturn_workers.console.dead.jobs import Failure, Job, Plan
 from keyturn_workers.console.dead.letter_reader import locked_channel
@@ -111,7 +112,7 @@ class Mover:
     """Carries out one job.
 
     Args:
-        amqp_url: The broker.
+        broker: The broker's address.
         recorder: Writes the audit trail.
         job: Its counts go up.
         turn: Held while letters are read, so that the index is not read meanwhile.
@@ -120,14 +121,14 @@ class Mover:
 
     def __init__(
         self,
-        amqp_url: str,
+        broker: Broker,
         recorder: Recorder,
         job: Job,
         turn: asyncio.Lock,
         on_progress: Callable[[], None],
         pace: Pace | None = None,
     ) -> None:
-        self._amqp_url = amqp_url
+        self._broker = broker
         self._recorder = recorder
         self._job = job
         self._turn = turn
@@ -177,7 +178,7 @@ class Mover:
             self._job.gone += pending.total() - moved
 
     async def _take(self, turn: _Turn, pending: Counter[int]) -> None:
-        async with locked_channel(self._amqp_url, _LOCK_TIMEOUT_S) as channel:
+        async with locked_channel(self._broker, _LOCK_TIMEOUT_S) as channel:
             self._job.problem = ""
             browser = await browse(channel, turn.queue)
             async for batch in browser.batches(turn.claim):

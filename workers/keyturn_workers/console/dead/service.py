@@ -1,6 +1,6 @@
 """Dead letters for the pages: the index, whole letters, plans and jobs (SPEC 16.2).
 
-    dead = DeadLetters(amqp_url, model, publisher)
+    dead = DeadLetters(broker, model, publisher)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dead.run())
 
@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from typing import Final
 
 import structlog
-from aio_pika import connect
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
+from keyturn.publisher.broker_address import Broker, connect_to_broker
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.console.dead.audit_recorder import AuditPublisher, NotRecordedError, Recorder
@@ -82,7 +82,7 @@ class DeadLetters:
     """The dead letters of one deployment.
 
     Args:
-        amqp_url: The broker.
+        broker: The broker's address.
         model: Gets a summary, and notice of changes.
         publisher: Has the audit trail written.
         interval_s: The index is read at most so often, unless a person asks.
@@ -91,7 +91,7 @@ class DeadLetters:
 
     def __init__(
         self,
-        amqp_url: str,
+        broker: Broker,
         model: Model,
         publisher: AuditPublisher,
         *,
@@ -99,7 +99,7 @@ class DeadLetters:
         check_s: float = 5.0,
         pace: Pace | None = None,
     ) -> None:
-        self._amqp_url = amqp_url
+        self._broker = broker
         self._model = model
         self._publisher = publisher
         self._interval_s = interval_s
@@ -136,7 +136,7 @@ class DeadLetters:
         while True:
             try:
                 with normalize_connection_errors():
-                    async with await connect(self._amqp_url) as connection:
+                    async with await connect_to_broker(self._broker) as connection:
                         while True:
                             await self._read_due(connection)
                             await self._pause(self._check_s)
@@ -167,7 +167,7 @@ class DeadLetters:
             self._set_reading(Reading(queue))
             try:
                 async with self._turn:
-                    letters = await read_queue(self._amqp_url, queue, _LOCK_TIMEOUT_S)
+                    letters = await read_queue(self._broker, queue, _LOCK_TIMEOUT_S)
             except UnknownQueueError as exc:  # which says nothing about the others
                 missing = missing or exc
                 continue
@@ -254,7 +254,7 @@ class DeadLetters:
         problem = ""
         try:
             async with self._turn:
-                found = await read_details(self._amqp_url, queue, digests, _LOCK_TIMEOUT_S)
+                found = await read_details(self._broker, queue, digests, _LOCK_TIMEOUT_S)
         except Exception as exc:  # noqa: BLE001  # one reading must not end the console
             problem = _problem(exc)
         for key, waiting in asked.items():
@@ -372,7 +372,7 @@ class DeadLetters:
         job.state, job.started_at = "running", datetime.now(UTC)
         self._changed()
         recorder = Recorder(self._publisher, job.move, job.person, job.reason)
-        mover = Mover(self._amqp_url, recorder, job, self._turn, self._changed, self._pace)
+        mover = Mover(self._broker, recorder, job, self._turn, self._changed, self._pace)
         try:
             await mover.run(plan)
         except Exception as exc:  # noqa: BLE001  # one job must not end the console

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
-from pydantic import SecretStr
-
 from keyturn.crypto import EventVerifier, VerifyKey
 from keyturn.errors import EventsUnavailableError
 from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages import STATUS_LIMIT, StatusReported, StatusView
+from keyturn.publisher.broker_address import Broker
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier
 from keyturn.topology import AUDIT_STREAM, EVENTS_STREAM, WORKERS_STREAM, publisher_stream
@@ -57,8 +56,6 @@ class FeedSettings(Protocol):
     @property
     def deployment(self) -> str: ...  # noqa: D102 - as there
     @property
-    def amqp_url(self) -> SecretStr: ...  # noqa: D102
-    @property
     def publisher_name(self) -> str: ...  # noqa: D102
     @property
     def event_public_key(self) -> tuple[VerifyKey, ...]: ...  # noqa: D102
@@ -75,12 +72,15 @@ class Feeds:
         settings: Of the console.
         model: Takes all that is read.
         publisher: Publishes the console's requests.
+        broker: The broker's address.
 
     Attributes:
         viewers: How many pages are looked at.
     """
 
-    def __init__(self, settings: FeedSettings, model: Model, publisher: StatusPublisher) -> None:
+    def __init__(
+        self, settings: FeedSettings, model: Model, publisher: StatusPublisher, broker: Broker
+    ) -> None:
         self._settings = settings
         self._model = model
         self._requester = StatusRequester(publisher, model)
@@ -92,9 +92,7 @@ class Feeds:
             is_viewed=lambda: self.viewers > 0,
         )
         self._connections: list[BrokerConnection] = []
-        self._root = BrokerConnection(
-            settings.amqp_url.get_secret_value(), publish_timeout_s=_TIMEOUT_S
-        )
+        self._root = BrokerConnection(broker, publish_timeout_s=_TIMEOUT_S)
         names: tuple[FeedName, ...] = (*_STREAM_FEEDS, "queues")
         self._states = {name: FeedState(name, model) for name in names}
         self._broker = BrokerWatch(self._connection(), self._states.values())

@@ -46,7 +46,7 @@ class _Scene:
         )
         for module in (letter_reader, mover):
             monkeypatch.setattr(module, "locked_channel", self._locked)
-        monkeypatch.setattr(service, "connect", self._connect)
+        monkeypatch.setattr(service, "connect_to_broker", self._connect)
         monkeypatch.setattr(service, "_RETRY_S", 0.01)
 
     @asynccontextmanager
@@ -209,7 +209,7 @@ async def test_a_person_who_asks_while_the_broker_is_away_causes_no_storm(
         await asyncio.sleep(0)
         raise AMQPConnectionError
 
-    monkeypatch.setattr(service, "connect", connect)
+    monkeypatch.setattr(service, "connect_to_broker", connect)
     monkeypatch.setattr(service, "_RETRY_S", 0.05)
     scene.dead.read_again()
     task = asyncio.create_task(scene.dead.run())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from pydantic import SecretStr
 
 from keyturn_workers.console.feeds import Feeds
 from tests.unit.keyturn_workers.console.feeds.publishers import FakePublisher
@@ -22,10 +20,12 @@ if TYPE_CHECKING:
     from keyturn.messages import Event
 
 
+_NOWHERE = "amqp://127.0.0.1:1"
+
+
 @dataclass(frozen=True)
 class Settings:
     deployment: str = "test"
-    amqp_url: SecretStr = field(default_factory=lambda: SecretStr("amqp://127.0.0.1:1"))
     publisher_name: str = CONSOLE
     event_public_key: tuple[VerifyKey, ...] = (KEY.verify_key(),)
     console_history_s: int = 3600
@@ -38,12 +38,12 @@ async def test_failures_are_read_page_by_page_up_to_a_bound() -> None:
         return failures_report(number, f"k{number}", after=asked["after"], next=str(number + 1))
 
     publisher, model = FakePublisher(answer), make_model()
-    await Feeds(Settings(), model, publisher).request_failures("acme", uid(4))
+    await Feeds(Settings(), model, publisher, _NOWHERE).request_failures("acme", uid(4))
     assert [asked["after"] for asked in publisher.requests] == [None, "1", "2", "3", "4"]
 
 
 async def test_a_page_that_is_looked_at_is_counted() -> None:
-    feeds = Feeds(Settings(), make_model(), FakePublisher(lambda _: None))
+    feeds = Feeds(Settings(), make_model(), FakePublisher(lambda _: None), _NOWHERE)
     with feeds.viewing(), feeds.viewing():
         assert feeds.viewers == 2
     assert feeds.viewers == 0

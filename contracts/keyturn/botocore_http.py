@@ -1,0 +1,164 @@
+"""HTTP for clients of botocore, with the server's name verified (SPEC 11).
+
+aiobotocore's own session does not verify the name: botocore switches that off in its TLS context,
+since urllib3 compares the name itself, and aiohttp leaves it to the context. There, a certificate
+of any host from a trusted authority passes for the storage's.
+
+This is a session as `AioConfig(http_session_cls=...)` takes it, for `https` alone. It follows no
+redirect: botocore does, with another signature.
+"""
+
+import ssl
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self, cast
+
+import aiohttp
+from aiobotocore.awsrequest import AioAWSResponse
+from aiobotocore.httpsession import AIOHTTPSession
+from botocore.exceptions import (
+    BotoCoreError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+from botocore.httpsession import ProxyConfiguration, get_cert_path
+from yarl import URL
+
+_CHUNKED: Final = "chunked"
+
+
+def verified_sessions(tls: ssl.SSLContext | None = None) -> type[AIOHTTPSession]:
+    """A value for `AioConfig(http_session_cls=...)`.
+
+    Args:
+        tls: What servers are verified with, and the client certificate. By default the system's
+            authorities and botocore's own list, or what `AWS_CA_BUNDLE` names.
+    """
+    # Used as a function that makes a session.
+    return cast("type[AIOHTTPSession]", partial(VerifiedSession, tls=tls))
+
+
+class VerifiedSession:
+    """One client's connections. The parameters are those that aiobotocore passes."""
+
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext | None = None,
+        verify: bool | str = True,
+        proxies: Mapping[str, str] | None = None,
+        timeout: tuple[float, float] | None = None,
+        max_pool_connections: int = 10,
+        proxies_config: Mapping[str, Any] | None = None,
+        connector_args: Mapping[str, Any] | None = None,
+        **_: object,
+    ) -> None:
+        self._tls = tls or _default_context(verify)
+        self._proxies = ProxyConfiguration(proxies=proxies, proxies_settings=proxies_config)
+        connect_s, read_s = timeout or (None, None)
+        self._timeout = aiohttp.ClientTimeout(sock_connect=connect_s, sock_read=read_s)
+        self._make_connector: Callable[[], aiohttp.TCPConnector] = partial(
+            aiohttp.TCPConnector, limit=max_pool_connections, ssl=self._tls, **connector_args or {}
+        )
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=self._make_connector(),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers={"Content-Type"},
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(self, request: Any) -> AioAWSResponse:
+        """Send a prepared request of botocore.
+
+        Raises:
+            BotoCoreError: there is no response; of the kinds that botocore itself tells apart.
+        """
+        try:
+            return await self._send(request)
+        except Exception as exc:
+            raise _translated(exc, request) from exc
+
+    async def _send(self, request: Any) -> AioAWSResponse:
+        if self._session is None:
+            raise RuntimeError("the session is not open")
+        # botocore has names and values as bytes, too.
+        headers = {_text(name).title(): _text(value) for name, value in request.headers.items()}
+        headers["Accept-Encoding"] = "identity"
+        # aiohttp sets it by itself.
+        is_chunked = headers.pop("Transfer-Encoding", "").lower() == _CHUNKED
+        proxy = self._proxies.proxy_url_for(request.url)
+        response = await self._session.request(
+            request.method,
+            URL(request.url, encoded=True),
+            headers=headers,
+            data=request.body,
+            chunked=is_chunked or None,
+            allow_redirects=False,
+            proxy=proxy,
+            proxy_headers=None if proxy is None else self._proxies.proxy_headers_for(proxy),
+        )
+        fields: Any = {
+            name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape")
+            for name, value in response.raw_headers
+        }
+        answer = AioAWSResponse(str(response.url), response.status, fields, response)
+        if not request.stream_output:
+            content: Any = answer.content  # its types do not know that this is a coroutine
+            await content  # read now: the connection goes back to the pool
+        return answer
+
+
+def _default_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # botocore's
+    if isinstance(verify, str):
+        return ssl.create_default_context(cafile=verify)
+    context = ssl.create_default_context()
+    context.load_verify_locations(get_cert_path(verify=True))
+    return context
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8")
+
+
+def _translated(error: Exception, request: Any) -> BotoCoreError:
+    """The error of botocore that its retries know."""
+    url = request.url
+    found: BotoCoreError = HTTPClientError(error=error)
+    match error:
+        case aiohttp.ClientSSLError():
+            found = SSLError(endpoint_url=url, error=error)
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            found = ProxyConnectionError(proxy_url="a proxy of the environment", error=error)
+        case aiohttp.ConnectionTimeoutError():
+            found = ConnectTimeoutError(endpoint_url=url, error=error)
+        case TimeoutError():
+            found = ReadTimeoutError(endpoint_url=url, error=error)
+        case aiohttp.ClientConnectorError():
+            found = EndpointConnectionError(endpoint_url=url, error=error)
+        case aiohttp.ClientError():
+            found = ConnectionClosedError(endpoint_url=url, request=request, error=error)
+    return found

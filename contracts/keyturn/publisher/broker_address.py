@@ -1,0 +1,88 @@
+"""Where the broker is, and how it is verified; the one place that connects to it (SPEC 11)."""
+
+import asyncio
+import ssl
+from dataclasses import dataclass, field
+from typing import Self, TypeAlias
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+
+from keyturn.errors import BrokerTlsError
+from keyturn.settings import BrokerTlsSettings, DeploymentSettings
+from keyturn.tls import BROKER, client_context
+from keyturn.tls_failures import describe_tls_failure
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """A broker's URL, and the context of TLS connections to it.
+
+    Attributes:
+        url: It holds a password, and is never logged or raised.
+        tls: None where the URL begins with `amqp://`.
+    """
+
+    url: str = field(repr=False)
+    tls: ssl.SSLContext | None = None
+
+    @classmethod
+    def of(cls, settings: DeploymentSettings) -> Self:
+        """The address that the settings name. Reads the files of certificates.
+
+        Raises:
+            SettingsError: names the setting whose file cannot be used.
+        """
+        return cls.parse(settings.amqp_url.get_secret_value(), settings)
+
+    @classmethod
+    def parse(cls, url: str, tls: BrokerTlsSettings) -> Self:
+        """The address of a URL and the files of certificates; errors as `of`."""
+        if not url.startswith(BROKER.tls_scheme):
+            return cls(url)
+        files = (tls.amqp_ca_file, tls.amqp_cert_file, tls.amqp_key_file)
+        return cls(url, client_context(BROKER, *files))
+
+
+class _HungUpError(ConnectionError):
+    """The broker closed the connection before it said anything of AMQP."""
+
+
+Broker: TypeAlias = BrokerAddress | str
+"""A broker's address; as text, a URL that the system's authorities verify, if it has TLS."""
+
+
+async def connect_to_broker(broker: Broker) -> AbstractConnection:
+    """Open a connection.
+
+    Raises:
+        BrokerTlsError: TLS failed.
+        OSError, AMQPError, RuntimeError: the broker is away, refuses, or hangs up.
+    """
+    address = BrokerAddress(broker) if isinstance(broker, str) else broker
+    try:
+        return await aio_pika.connect(address.url, ssl_context=address.tls)
+    except CONNECTION_EXCEPTIONS as exc:
+        if (problem := describe_tls_failure(exc, BROKER)) is not None:
+            raise BrokerTlsError(f"the broker cannot be reached ({problem})") from exc
+        if address.tls is None and _is_hang_up(exc):
+            raise _HungUpError(
+                f"it hung up: if that port is for TLS, {BROKER.url} must begin with "
+                f"{BROKER.tls_scheme}"
+            ) from exc
+        raise
+
+
+def describe_broker_failure(error: BaseException) -> str:
+    """Why no connection to the broker was made: a clause about "it", or the kind of failure."""
+    if isinstance(error, _HungUpError):
+        return str(error)
+    return describe_tls_failure(error, BROKER) or type(error).__name__
+
+
+def _is_hang_up(error: BaseException) -> bool:
+    """Whether the other side closed the connection in place of an answer."""
+    return isinstance(error, StopAsyncIteration) or isinstance(
+        error.__cause__, asyncio.IncompleteReadError
+    )

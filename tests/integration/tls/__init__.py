@@ -1,0 +1,1 @@
+"""TLS with real certificates, on real servers (SPEC 9.7, 11)."""

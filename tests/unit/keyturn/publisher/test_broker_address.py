@@ -1,0 +1,94 @@
+"""Where the broker is: one context for TLS, and refusals of a type of their own (SPEC 11)."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from aio_pika.exceptions import AMQPException
+from pydantic import SecretStr
+
+from keyturn.errors import BrokerTlsError, BrokerUnavailableError, SettingsError
+from keyturn.publisher.broker_address import BrokerAddress, connect_to_broker
+from keyturn.publisher.connection import BrokerConnection
+from keyturn.settings import DeploymentSettings
+from tools.servers.certificates import Authority
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+_PASSWORD = "canary-password"
+
+
+def _settings(url: str, **files: Path) -> DeploymentSettings:
+    return DeploymentSettings(amqp_url=SecretStr(url), **files)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def _listening(context: ssl.SSLContext | None) -> AsyncIterator[int]:
+    """A server that hangs up on whatever it is told."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            await reader.read(8)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def _context(authority: Authority) -> ssl.SSLContext:
+    made = authority.issue()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    return context
+
+
+def test_no_context_without_tls(tmp_path: Path) -> None:
+    assert BrokerAddress.of(_settings("amqp://h/")).tls is None
+    ca = Authority(tmp_path).ca
+    found = BrokerAddress.of(_settings("amqps://h/", amqp_ca_file=ca))
+    assert found.tls is not None
+    assert len(found.tls.get_ca_certs()) == 1
+    assert _PASSWORD not in repr(BrokerAddress.of(_settings(f"amqp://u:{_PASSWORD}@h/")))
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    settings = _settings("amqps://h/", amqp_ca_file=tmp_path / "missing")
+    with pytest.raises(SettingsError, match=r"^KEYTURN_AMQP_CA_FILE cannot be read"):
+        BrokerAddress.of(settings)
+
+
+async def test_a_certificate_of_another_authority_has_a_type_and_a_line(tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path / "a"), Authority(tmp_path / "b")
+    async with _listening(_context(stranger)) as port:
+        url = f"amqps://u:{_PASSWORD}@localhost:{port}/"
+        address = BrokerAddress.of(_settings(url, amqp_ca_file=authority.ca))
+        with pytest.raises(BrokerTlsError, match="unknown authority") as refused:
+            await connect_to_broker(address)
+        assert isinstance(refused.value, ConnectionError), "what retries a loss retries this"
+        connection = BrokerConnection(address, publish_timeout_s=5)
+        with pytest.raises(BrokerTlsError) as again:
+            await connection.connect()
+    assert str(again.value) == (
+        "the broker cannot be reached (its certificate is from an unknown authority: check "
+        "KEYTURN_AMQP_CA_FILE)"
+    )
+
+
+async def test_a_broker_that_is_away_is_not_a_failure_of_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with _listening(_context(authority)) as port:
+        url = f"amqps://u:{_PASSWORD}@localhost:{port}/"
+        address = BrokerAddress.of(_settings(url, amqp_ca_file=authority.ca))
+        with pytest.raises((AMQPException, OSError)) as lost:
+            await connect_to_broker(address)
+        assert not isinstance(lost.value, BrokerTlsError)
+    connection = BrokerConnection("amqps://localhost:1/", publish_timeout_s=5)
+    with pytest.raises(BrokerUnavailableError) as away:
+        await connection.connect()
+    assert not isinstance(away.value, BrokerTlsError)

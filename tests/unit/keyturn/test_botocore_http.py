@@ -1,0 +1,148 @@
+"""Clients of botocore verify the server's name, which aiobotocore alone does not (SPEC 11)."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from keyturn.botocore_http import verified_sessions
+from keyturn.tls import STORAGE, client_context
+from keyturn.tls_failures import describe_tls_failure
+from tests.support.tls_proxy import server_context
+from tools.servers.certificates import Authority
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+_LISTING = b"<ListBucketResult><Name>b</Name><KeyCount>0</KeyCount></ListBucketResult>"
+_OK = b"HTTP/1.1 200 OK\r\nx-amz-request-id: 7\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(_LISTING),
+    _LISTING,
+)
+_REDIRECT = b"HTTP/1.1 307 x\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n"
+
+
+@asynccontextmanager
+async def _serving(
+    authority: Authority, hosts: tuple[str, ...], answer: bytes = _OK, *, first: bytes | None = None
+) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that gives one answer to everything; the port, and the heads that it got."""
+    heads: list[bytes] = []
+    context = server_context(authority.issue("server", hosts))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(first if first is not None and len(heads) == 1 else answer)
+                if not answer:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()[1], heads
+
+
+async def _list(url: str, tls: ssl.SSLContext | None = None, **more: Any) -> Any:
+    config = AioConfig(
+        retries={"total_max_attempts": 1},
+        s3={"addressing_style": "path"},
+        **{"http_session_cls": verified_sessions(tls)} | more,
+    )
+    async with AioSession().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=url,
+        config=config,
+        aws_access_key_id="id",
+        aws_secret_access_key="secret",
+    ) as client:
+        return await client.list_objects_v2(Bucket="b")
+
+
+async def test_a_server_of_the_right_name_is_spoken_to(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    trusting = client_context(STORAGE, authority.ca)
+    async with _serving(authority, ("localhost",)) as (port, heads):
+        found = await _list(f"https://localhost:{port}", trusting)
+        assert found["KeyCount"] == 0
+        assert found["ResponseMetadata"]["HTTPHeaders"]["x-amz-request-id"] == "7"
+    assert heads[0].startswith(b"GET /b?list-type=2")
+    assert b"\r\nAuthorization: AWS4-HMAC-SHA256 " in heads[0]
+
+
+async def test_a_server_of_another_name_is_not(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    trusting = client_context(STORAGE, authority.ca)
+    async with _serving(authority, ("other.example",)) as (port, heads):
+        with pytest.raises(SSLError) as refused:
+            await _list(f"https://localhost:{port}", trusting)
+    assert heads == []
+    assert describe_tls_failure(refused.value, STORAGE) == (
+        "its certificate is for another host than the one in KEYTURN_S3_ENDPOINT_URL"
+    )
+
+
+async def test_without_this_session_it_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken variant: aiobotocore's own session. If it refuses one day, ours may go."""
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.ca))
+    async with _serving(authority, ("other.example",)) as (port, heads):
+        await _list(f"https://localhost:{port}", http_session_cls=AIOHTTPSession)
+    assert len(heads) == 1
+
+
+async def test_an_authority_of_the_environment_still_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    async with _serving(authority, ("localhost",)) as (port, heads):
+        with pytest.raises(SSLError):
+            await _list(f"https://localhost:{port}")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.ca))
+        assert (await _list(f"https://localhost:{port}"))["KeyCount"] == 0
+    assert len(heads) == 1
+
+
+async def test_failures_are_those_that_botocore_tells_apart(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    trusting = client_context(STORAGE, authority.ca)
+    with pytest.raises(EndpointConnectionError):
+        await _list("https://localhost:1", trusting)
+    async with _serving(authority, ("localhost",), b"") as (port, _):
+        with pytest.raises(ConnectionClosedError):
+            await _list(f"https://localhost:{port}", trusting)
+    async with _serving(authority, ("localhost",), b"HTTP/1.1 200 OK\r\n") as (port, _):
+        with pytest.raises(ReadTimeoutError):
+            await _list(f"https://localhost:{port}", trusting, read_timeout=0.2)
+
+
+async def test_a_redirect_is_not_followed_with_the_same_signature(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    trusting = client_context(STORAGE, authority.ca)
+    async with _serving(authority, ("localhost",), first=_REDIRECT) as (port, heads):
+        with suppress(BotoCoreError, ClientError):
+            await _list(f"https://localhost:{port}", trusting)
+    # botocore itself asks where the bucket is, and signs that.
+    assert heads[1].startswith(b"HEAD /b ")
+    assert not [head for head in heads if b"/elsewhere" in head]

@@ -1,0 +1,127 @@
+"""The certificate of a listener, read again when its files change (SPEC 9.7).
+
+A program that renews a certificate replaces two files, one after the other, or writes them in
+place. So files are read once nothing has changed for an interval. A pair is used only if it loads,
+the key is the certificate's, and nothing changed meanwhile. Until then the pair before it stays.
+
+Connections take the context that is current when they begin; those that are open keep theirs.
+"""
+
+import asyncio
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import structlog
+
+from keyturn.errors import SettingsError
+from keyturn.tls import PairSettings, load_pair
+
+CHECK_INTERVAL_S: Final = 1.0
+# Of TLS 1.2; those of 1.3 are all good. Each has forward secrecy and is authenticated.
+_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+_FileState: TypeAlias = tuple[int, ...]
+_State: TypeAlias = tuple[_FileState | None, _FileState | None]
+
+_log = structlog.get_logger()
+
+
+class ServerCertificate:
+    """The current certificate. Safe for use from one event loop.
+
+    Args:
+        certificate: The PEM file of the certificate, followed by its chain.
+        key: The PEM file of its key, not encrypted.
+        names: Their settings, for errors.
+
+    Attributes:
+        context: What new connections use.
+        expires: When the certificate ends, as far as it can be read.
+
+    Raises:
+        SettingsError: a file cannot be used, or the two do not belong together.
+    """
+
+    def __init__(self, certificate: Path, key: Path, names: PairSettings) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._names = names
+        self._judged = self._seen = self._state()
+        self.context, self.expires = self._load()
+        if self.expires is not None and self.expires < datetime.now(UTC):
+            _log.warning(
+                "certificate expired", setting=names.certificate, expired=str(self.expires)
+            )
+
+    async def watch(self, interval_s: float = CHECK_INTERVAL_S) -> None:
+        """Look at the files forever, and take what they hold when they have changed."""
+        while True:
+            await asyncio.sleep(interval_s)
+            await asyncio.to_thread(self.check)
+
+    def check(self) -> None:
+        """Take the files if they have changed, and not since the last check."""
+        before, self._seen = self._seen, self._state()
+        if self._seen != before or self._seen == self._judged:
+            return
+        try:
+            context, expires = self._load()
+        except SettingsError as exc:
+            self._refuse(str(exc))
+            return
+        if self._state() != self._seen:
+            return  # looked at again when they have settled
+        if expires is not None and expires < datetime.now(UTC):
+            self._refuse(f"{self._names.certificate} has expired")
+            return
+        self._judged = self._seen
+        self.context, self.expires = context, expires
+        _log.info("certificate renewed", setting=self._names.certificate, expires=str(expires))
+
+    def _refuse(self, problem: str) -> None:
+        if self._state() != self._seen:
+            return  # it was read while it was written
+        self._judged = self._seen  # once for each state of the files
+        _log.error("certificate not renewed; the one before stays in use", problem=problem)
+
+    def _load(self) -> tuple[ssl.SSLContext, datetime | None]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(_CIPHERS)
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        context.set_alpn_protocols(["http/1.1"])
+        load_pair(context, self._certificate, self._key, self._names)
+        return context, _expiry(self._certificate)
+
+    def _state(self) -> _State:
+        return _file_state(self._certificate), _file_state(self._key)
+
+
+def open_certificate(
+    certificate: Path | None, key: Path | None, names: PairSettings
+) -> ServerCertificate | None:
+    """The certificate of two settings; None where they are not set. Errors as the class."""
+    if certificate is None or key is None:
+        return None
+    return ServerCertificate(certificate, key, names)
+
+
+def _file_state(path: Path) -> _FileState | None:
+    """What changes when a file is replaced or written; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _expiry(certificate: Path) -> datetime | None:
+    # Only where TLS is on: it takes a while to import.
+    from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415
+
+    try:
+        return load_pem_x509_certificates(certificate.read_bytes())[0].not_valid_after_utc
+    except (OSError, ValueError, IndexError):
+        return None  # OpenSSL reads what this library does not
