@@ -4,6 +4,7 @@ The libraries between pass OpenSSL's errors on as causes of their own. The text 
 makes of them holds nothing of a request, an address or a certificate.
 """
 
+import asyncio
 import ssl
 from collections.abc import Iterator
 from typing import Final
@@ -15,6 +16,8 @@ _NOT_YET_VALID: Final = 9
 _EXPIRED: Final = 10
 _UNKNOWN_ISSUER: Final = frozenset({2, 7, 18, 19, 20, 21})
 _OTHER_HOST: Final = frozenset({62, 64})
+
+_ALERT_AS_FRAME_BYTES: Final = range(0x00020201, 0x00020301)
 
 # Of a server that speaks something else than TLS on this port.
 _NOT_TLS: Final = frozenset(
@@ -52,9 +55,21 @@ def describe_tls_failure(error: BaseException, names: PeerSettings) -> str | Non
         names: The settings of that server.
     """
     for cause in _causes(error):
+        if _is_alert(cause):
+            return f"it speaks TLS on that port: {names.url} must begin with {names.tls_scheme}"
         if isinstance(cause, ssl.SSLError) and (text := _describe(cause, names)) is not None:
             return text
     return None
+
+
+def _is_alert(error: BaseException) -> bool:
+    """Whether a server answered what was sent without TLS by an alert of TLS."""
+    if isinstance(error, asyncio.IncompleteReadError):
+        # A fatal alert, 15 03 03 00 02 02 0a, is a frame of AMQP of this many bytes.
+        expected = error.expected or 0
+        return not error.partial and expected in _ALERT_AS_FRAME_BYTES
+    # aiohttp shows what it takes for a malformed status line.
+    return r"b'\x15\x03" in str(getattr(error, "message", ""))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -15,21 +16,29 @@ _LIMIT_BYTES = 2**16
 
 
 @asynccontextmanager
-async def loopback_server(serve: Serve, *, limit_bytes: int = _LIMIT_BYTES) -> AsyncIterator[str]:
+async def loopback_server(
+    serve: Serve, *, limit_bytes: int = _LIMIT_BYTES, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """Listen on loopback and yield the URL. Open connections are cancelled at the end."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await serve(reader, writer)
+        try:
+            await serve(reader, writer)
+        finally:
+            if tls is not None:  # nobody waits for the end of TLS
+                writer.transport.abort()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(served(reader, writer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=limit_bytes)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=limit_bytes, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        # A certificate is for a name.
+        yield f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
     finally:
         server.close()
         await asyncio.sleep(0)  # lets connections that were just accepted become tasks

@@ -1,6 +1,5 @@
 """Where the broker is, and how it is verified; the one place that connects to it (SPEC 11)."""
 
-import asyncio
 import ssl
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
@@ -45,10 +44,6 @@ class BrokerAddress:
         return cls(url, client_context(BROKER, *files))
 
 
-class _HungUpError(ConnectionError):
-    """The broker closed the connection before it said anything of AMQP."""
-
-
 Broker: TypeAlias = BrokerAddress | str
 """A broker's address; as text, a URL that the system's authorities verify, if it has TLS."""
 
@@ -66,23 +61,9 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
     except CONNECTION_EXCEPTIONS as exc:
         if (problem := describe_tls_failure(exc, BROKER)) is not None:
             raise BrokerTlsError(f"the broker cannot be reached ({problem})") from exc
-        if address.tls is None and _is_hang_up(exc):
-            raise _HungUpError(
-                f"it hung up: if that port is for TLS, {BROKER.url} must begin with "
-                f"{BROKER.tls_scheme}"
-            ) from exc
         raise
 
 
 def describe_broker_failure(error: BaseException) -> str:
     """Why no connection to the broker was made: a clause about "it", or the kind of failure."""
-    if isinstance(error, _HungUpError):
-        return str(error)
     return describe_tls_failure(error, BROKER) or type(error).__name__
-
-
-def _is_hang_up(error: BaseException) -> bool:
-    """Whether the other side closed the connection in place of an answer."""
-    return isinstance(error, StopAsyncIteration) or isinstance(
-        error.__cause__, asyncio.IncompleteReadError
-    )

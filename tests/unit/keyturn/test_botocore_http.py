@@ -23,6 +23,7 @@ from keyturn.botocore_http import verified_sessions
 from keyturn.tls import STORAGE, client_context
 from keyturn.tls_failures import describe_tls_failure
 from tests.support.tls_proxy import server_context
+from tools.harness.loopback_server import loopback_server
 from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ async def _serving(
             pass
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-        yield server.sockets[0].getsockname()[1], heads
+    async with loopback_server(serve, tls=context) as url:
+        yield int(url.rpartition(":")[2]), heads
 
 
 async def _list(url: str, tls: ssl.SSLContext | None = None, **more: Any) -> Any:

@@ -7,11 +7,15 @@ import ssl
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+import aio_pika
+import aiohttp
 import pytest
+from aio_pika.exceptions import AMQPException
 
-from keyturn.tls import BROKER, client_context
+from keyturn.tls import BROKER, STORAGE, client_context
 from keyturn.tls_failures import describe_tls_failure
 from tests.support.tls_proxy import server_context, tls_proxy
+from tools.harness.loopback_server import loopback_server
 from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
@@ -37,14 +41,16 @@ async def _listening(context: ssl.SSLContext | None) -> AsyncIterator[int]:
     """A server that greets and then says nothing; with a context behind TLS."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"AMQP\x00\x00\x09\x01")
-        with suppress(OSError):
-            await writer.drain()
-            await reader.read()
-        writer.close()
+        try:
+            writer.write(b"AMQP\x00\x00\x09\x01")
+            with suppress(OSError):
+                await writer.drain()
+                await reader.read()
+        finally:
+            writer.transport.abort()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with loopback_server(serve) as url:
+        port = int(url.rpartition(":")[2])
         if context is None:
             yield port
             return
@@ -154,3 +160,25 @@ def test_causes_that_go_round_in_circles_end() -> None:
     first, second = OSError("a"), OSError("b")
     first.__context__, second.__context__ = second, first
     assert describe_tls_failure(first, BROKER) is None
+
+
+async def test_a_server_with_tls_that_is_spoken_to_without() -> None:
+    """RabbitMQ, like Go's servers, sends an alert. One of OpenSSL says nothing."""
+    expected = "it speaks TLS on that port: KEYTURN_{} must begin with {}"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(b"\x15\x03\x01\x00\x02\x02\x0a")
+        writer.close()
+        await writer.wait_closed()
+
+    async with loopback_server(serve) as url:
+        with pytest.raises((AMQPException, OSError)) as by_amqp:
+            await aio_pika.connect(url.replace("http", "amqp"))
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ClientError) as by_http:
+                await session.get(url)
+    found = describe_tls_failure(by_amqp.value, BROKER)
+    assert found == expected.format("AMQP_URL", "amqps://")
+    found = describe_tls_failure(by_http.value, STORAGE)
+    assert found == expected.format("S3_ENDPOINT_URL", "https://")

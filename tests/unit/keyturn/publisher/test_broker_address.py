@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -15,9 +13,13 @@ from keyturn.errors import BrokerTlsError, BrokerUnavailableError, SettingsError
 from keyturn.publisher.broker_address import BrokerAddress, connect_to_broker
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import DeploymentSettings
+from tests.support.tls_proxy import server_context
+from tools.harness.loopback_server import loopback_server
 from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
+    import asyncio
+    import ssl
     from collections.abc import AsyncIterator
     from pathlib import Path
 
@@ -29,7 +31,7 @@ def _settings(url: str, **files: Path) -> DeploymentSettings:
 
 
 @asynccontextmanager
-async def _listening(context: ssl.SSLContext | None) -> AsyncIterator[int]:
+async def _listening(context: ssl.SSLContext) -> AsyncIterator[int]:
     """A server that hangs up on whatever it is told."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,15 +39,8 @@ async def _listening(context: ssl.SSLContext | None) -> AsyncIterator[int]:
             await reader.read(8)
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-        yield server.sockets[0].getsockname()[1]
-
-
-def _context(authority: Authority) -> ssl.SSLContext:
-    made = authority.issue()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(made.certificate, made.key)
-    return context
+    async with loopback_server(serve, tls=context) as url:
+        yield int(url.rpartition(":")[2])
 
 
 def test_no_context_without_tls(tmp_path: Path) -> None:
@@ -65,7 +60,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 async def test_a_certificate_of_another_authority_has_a_type_and_a_line(tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path / "a"), Authority(tmp_path / "b")
-    async with _listening(_context(stranger)) as port:
+    async with _listening(server_context(stranger.issue())) as port:
         url = f"amqps://u:{_PASSWORD}@localhost:{port}/"
         address = BrokerAddress.of(_settings(url, amqp_ca_file=authority.ca))
         with pytest.raises(BrokerTlsError, match="unknown authority") as refused:
@@ -82,7 +77,7 @@ async def test_a_certificate_of_another_authority_has_a_type_and_a_line(tmp_path
 
 async def test_a_broker_that_is_away_is_not_a_failure_of_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    async with _listening(_context(authority)) as port:
+    async with _listening(server_context(authority.issue())) as port:
         url = f"amqps://u:{_PASSWORD}@localhost:{port}/"
         address = BrokerAddress.of(_settings(url, amqp_ca_file=authority.ca))
         with pytest.raises((AMQPException, OSError)) as lost:
