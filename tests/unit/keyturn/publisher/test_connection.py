@@ -133,7 +133,7 @@ class _FakeBroker:
         self.connected.set()
         self.is_closed = False
 
-    async def connect(self, _url: str) -> Self:
+    async def connect(self, _url: str, **__: object) -> Self:
         await asyncio.sleep(0)
         if self.refusals:
             self.refusals -= 1
