@@ -199,7 +199,7 @@ async def test_tls_is_used_and_the_certificate_is_checked(tmp_path: Path) -> Non
                 response = await client.call("put", "PUT", "k", {}, body=body, timeout_s=9)
                 assert response.body == b"done"
         async with open_client(url) as client:
-            with pytest.raises(StorageUnavailableError, match="unknown authority: check KEYTURN_S3_CA_FILE"):
+            with pytest.raises(StorageUnavailableError, match="unknown authority"):
                 await client.call("put", "PUT", "k", {}, body=b"body", timeout_s=9)
     assert served.connections == 1
     assert OK.endswith(b"done")
