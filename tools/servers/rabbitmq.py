@@ -39,7 +39,6 @@ _READY_TIMEOUT_S = 90.0
 # Each vhost costs the node about 20 ms at each start, so a few are created at a time.
 _VHOST_BATCH = 24
 
-# The plugin renews its numbers every 5 s.
 _METRICS_CONFIG = """\
 prometheus.tcp.ip = 127.0.0.1
 prometheus.tcp.port = {port}
@@ -47,12 +46,15 @@ prometheus.tcp.port = {port}
 
 # Queues and streams that nothing uses do housekeeping every 5 s, and hundreds of them stay behind.
 # Of what can be read, only the numbers of the metrics come from it.
+_RENEW_S = 60
+METRICS_RENEW_S = 1
+"""How often a node with metrics renews the numbers of its queues."""
 _ADVANCED = """\
-[{rabbit, [
-  {quorum_tick_interval, 60000},
-  {stream_tick_interval, 60000},
-  {collect_statistics_interval, 60000}
-]}].
+[{{rabbit, [
+  {{quorum_tick_interval, {ms}}},
+  {{stream_tick_interval, {ms}}},
+  {{collect_statistics_interval, {ms}}}
+]}}].
 """
 
 _CONFIG = """\
@@ -302,12 +304,12 @@ class RabbitMQ:
         config = _CONFIG.format(port=self._port, user=_USER, password=self._password)
         if self._tls is not None:
             config += _TLS_CONFIG.format(port=self._tls_port, tls=self._tls)
-        plugins, advanced = "", _ADVANCED
+        plugins, renew_s = "", _RENEW_S
         if self._metrics_port is not None:
             config += _METRICS_CONFIG.format(port=self._metrics_port)
-            plugins, advanced = "rabbitmq_prometheus", "[].\n"
+            plugins, renew_s = "rabbitmq_prometheus", METRICS_RENEW_S
         (self._folder / "rabbitmq.conf").write_text(config)
-        (self._folder / "advanced.config").write_text(advanced)
+        (self._folder / "advanced.config").write_text(_ADVANCED.format(ms=renew_s * 1000))
         (self._folder / "enabled_plugins").write_text(f"[{plugins}].\n")
         (self._folder / "home").mkdir()
 

@@ -30,6 +30,7 @@ from tools.harness.wire import Wire, open_wire
 from tools.harness.worker_under_test import WorkerUnderTest
 from tools.servers.process import free_port
 from tools.servers.prometheus import Prometheus
+from tools.servers.rabbitmq import METRICS_RENEW_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -239,8 +240,8 @@ def _two_scrapes(prometheus: Prometheus) -> None:
     """Wait until every job was scraped twice from now on, so that the last changes are in."""
     now = time.time()
     deadline = now + _TIMEOUT_S
-    # `timestamp` of a sample is when its scrape began. The broker renews its numbers every 5 s.
-    wanted = f"count(timestamp(up) > {now + 5 + INTERVAL_S}) == count(up)"
+    # `timestamp` of a sample is when its scrape began.
+    wanted = f"count(timestamp(up) > {now + METRICS_RENEW_S + INTERVAL_S}) == count(up)"
     while not prometheus.query(wanted):
         assert time.time() < deadline, "Prometheus does not scrape"
         time.sleep(0.2)
