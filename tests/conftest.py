@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from keyturn import topology
+from tests import order
 from tools.servers import (
     MotoKms,
     OpenBao,
@@ -49,6 +50,14 @@ def pytest_configure() -> None:
         "keyturn", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("keyturn")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share long modules out among the processes of pytest-xdist."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        order.apply(items, processes)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,44 @@
+"""The order of the suite in several processes loses no test and keeps modules whole."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from tests import order
+
+_ROOT = Path(__file__).parents[2]
+_CONSOLE = "tests/integration/console/"
+_NAMES = [
+    *(f"tests/acceptance/test_{module}.py::test[{n}]" for module in "abc" for n in range(4)),
+    *(f"{_CONSOLE}test_{module}.py::test[{n}]" for module in "abc" for n in range(4)),
+    *(f"tests/integration/cli/test_{module}.py::test[{n}]" for module in "abc" for n in range(4)),
+    *(f"tests/unit/test_{module}.py::test[{n}]" for module in "abcdef" for n in range(30)),
+]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
+def test_each_test_is_there_once_and_long_modules_are_whole(processes: int) -> None:
+    found = [_NAMES[index] for index in order.spread(_NAMES, processes)]
+    assert sorted(found) == sorted(_NAMES)
+    modules = [name for name, _ in groupby(found, key=lambda name: name.partition("::")[0])]
+    long = [name for name in modules if "/unit/" not in name]
+    assert len(long) == len(set(long))
+    places = [index for index, name in enumerate(found) if name.startswith(_CONSOLE)]
+    assert places == list(range(places[0], places[0] + 12))
+
+
+def test_each_process_begins_with_long_modules_and_ends_with_short_tests() -> None:
+    found = [_NAMES[index] for index in order.spread(_NAMES, 4)]
+    share = len(_NAMES) // 4
+    assert found[0].startswith(_CONSOLE)
+    for begin in range(0, share * 4, share):
+        kinds = ["/unit/" in name for name in found[begin : begin + share]]
+        assert not kinds[0]
+        assert kinds == sorted(kinds)
+
+
+def test_what_is_named_exists() -> None:
+    assert [name for name in order.modules() if not (_ROOT / name).exists()] == []
