@@ -60,10 +60,11 @@ class _Session:
             return given
         install()
         namespaces.leave_mounts()
-        private = PrivateEngine(self._folder / "engine")
+        folder = self._folder / "engine"
+        private = PrivateEngine(folder)
         self._stack.callback(private.remove)
         private.start(bridge=False)
-        Images(private.engine, self.project, self._folder).provide()
+        Images(private.engine, self.project, folder).provide()
         # From here on nothing is fetched: what runs is alone in a network of its own.
         private.stop()
         namespaces.leave_network()

@@ -102,6 +102,7 @@ def _debootstrap(release: str, tar: Path, folder: Path) -> None:
     ]
     done = subprocess.run(
         command,
+        env={**os.environ, "TMPDIR": str(folder)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

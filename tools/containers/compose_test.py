@@ -27,7 +27,7 @@ from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.app import app
 from tools.containers.container import UID, Container
 from tools.containers.engine import CannotRunError
-from tools.containers.objects import PROJECT, burst, read_back, send
+from tools.containers.objects import PROJECT, burst, read_back, send, shorten_leases
 from tools.containers.report import CheckFailedError, Report, require
 from tools.harness.console import Account
 from tools.harness.console_client import console_client
@@ -107,6 +107,7 @@ class ComposeTest:
             self._settings()
             self._up()
             asyncio.run(self._use())
+            self._operate()
             self._down()
         finally:
             self._compose_attempt("down", "--volumes", "--timeout", "1")
@@ -124,6 +125,7 @@ class ComposeTest:
                 stdin=f"{_OPERATOR.password}\n",
             )
             os.chown(file, UID, UID)
+            shorten_leases(self._project)
 
     def _keyturn(self, *arguments: str, stdin: str | None = None) -> None:
         given = ("--dir", str(self._project)) if arguments[0] == "init" else ()
@@ -186,25 +188,26 @@ class ComposeTest:
         with self._report.check(
             f"a rotation and {len(more)} uploads, with an upload and a sweep worker killed"
         ) as seen:
-            sending = asyncio.create_task(send(publisher, more))
+            workers = [self._containers(service)[0] for service in SCALE]
+            pids = [int(worker.state()["Pid"]) for worker in workers]
+            stored = asyncio.Semaphore(0)
+            sending = asyncio.create_task(send(publisher, more, stored=stored))
             rotation = await publisher.rotate(PROJECT, api_key=new)
             accepted = await publisher.wait(rotation)
             require(isinstance(accepted, RotationAccepted), str(accepted))
-            killed = [self._kill("sweep"), self._kill("upload")]
+            for _ in range(len(more) // 4):
+                await stored.acquire()
+            for pid in pids:  # as a crash would, so that the engine restarts them
+                os.kill(pid, signal.SIGKILL)
+            require(not sending.done(), "all uploads were stored before a worker was killed")
             ended = await publisher.wait_completed(rotation, timeout_s=_ROTATION_TIMEOUT_S)
             if not isinstance(ended, RotationCompleted) or not ended.clean:
                 raise CheckFailedError(str(ended))
             await sending
             seen.append(f"{ended.objects} objects are under the new key")
-            for container in killed:
-                restarts = self._wait_restarted(container)
-                seen.append(f"{container.name.removeprefix(self._name + '-')} {restarts}")
-
-    def _kill(self, service: str) -> Container:
-        """Kill a worker as a crash would, so that the engine restarts it."""
-        container = self._containers(service)[0]
-        os.kill(int(container.state()["Pid"]), signal.SIGKILL)
-        return container
+            for worker in workers:
+                restarts = self._wait_restarted(worker)
+                seen.append(f"{worker.name.removeprefix(self._name + '-')} {restarts}")
 
     def _wait_restarted(self, container: Container) -> str:
         deadline = time.monotonic() + _HEALTHY_AGAIN_S
@@ -212,7 +215,8 @@ class ComposeTest:
             require(time.monotonic() < deadline, f"{container.name} was not restarted")
             time.sleep(0.2)
         container.wait_healthy(timeout_s=_HEALTHY_AGAIN_S)
-        return f"restarted {count} time, healthy again"
+        require(count == 1, f"{container.name} was restarted {count} times")
+        return "restarted and healthy again"
 
     async def _read(self, old: str, new: str, objects: list[TestObject]) -> None:
         with self._report.check("every object is read through the gateway as it was sent") as seen:
@@ -225,6 +229,11 @@ class ComposeTest:
                 except UnauthorizedError:
                     return
             raise AssertionError("the old API key still opens an object")
+
+    def _operate(self) -> None:
+        with self._report.check("an operator's command runs by `docker compose run`"):
+            output = self._compose("run", "--rm", "--no-deps", "-T", "control", "status")
+            require(PROJECT in output, output)
 
     def _down(self) -> None:
         ours = [row["Name"] for row in self._rows()]

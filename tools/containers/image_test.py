@@ -17,7 +17,14 @@ from keyturn.errors import UnauthorizedError
 from keyturn.gateway import Client
 from tools.containers.build import IMAGE, STORAGE, broker_reference
 from tools.containers.container import UID, Container, service_flags
-from tools.containers.objects import LARGE_BYTES, PROJECT, STAGED_BYTES, TestObject, read_back
+from tools.containers.objects import (
+    LARGE_BYTES,
+    PROJECT,
+    STAGED_BYTES,
+    TestObject,
+    read_back,
+    shorten_leases,
+)
 from tools.containers.report import Report, require
 
 if TYPE_CHECKING:
@@ -102,7 +109,7 @@ class ImageTest:
                 *("--s3-endpoint-url", "http://storage:8000"),
                 env_file=None,
             )
-            (self._settings / "console" / "passwords").write_text("")
+            shorten_leases(self._settings)
             seen.append(f"{len(list(self._settings.glob('*.env')))} files")
 
     def _amqp_url(self) -> str:

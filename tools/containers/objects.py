@@ -12,6 +12,7 @@ from tools.containers.report import CheckFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from keyturn.gateway import Client
     from keyturn.publisher import Publisher
@@ -44,8 +45,19 @@ def burst(name: str, count: int) -> list[TestObject]:
     return [TestObject(f"{name}/{number:04}", size) for number, size in enumerate(sizes)]
 
 
-async def send(publisher: Publisher, objects: Sequence[TestObject]) -> None:
-    """Upload all, many at once, and wait until each is stored.
+def shorten_leases(folder: Path) -> None:
+    """Have a rotation take seconds: its proof begins two leases after it."""
+    with (folder / "keyturn.env").open("a") as file:
+        file.write("KEYTURN_LEASE_S=5\n")
+
+
+async def send(
+    publisher: Publisher,
+    objects: Sequence[TestObject],
+    *,
+    stored: asyncio.Semaphore | None = None,
+) -> None:
+    """Upload all, many at once, and wait until each is stored; `stored` counts them.
 
     Raises:
         CheckFailedError: one was refused, or its event has another size.
@@ -58,6 +70,8 @@ async def send(publisher: Publisher, objects: Sequence[TestObject]) -> None:
         event = await publisher.wait(request, timeout_s=_WAIT_S)
         if not isinstance(event, UploadStored) or event.size != one.size_bytes:
             raise CheckFailedError(f"{one.key}: {event}")
+        if stored is not None:
+            stored.release()
 
     async with asyncio.TaskGroup() as group:
         for one in objects:

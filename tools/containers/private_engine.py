@@ -50,10 +50,14 @@ def install() -> None:
 
 
 class PrivateEngine:
-    """One dockerd; its images stay in the folder between `stop` and the next `start`."""
+    """One dockerd; its images stay in the folder between `stop` and the next `start`.
+
+    The folder is new. It is mounted in this process's own namespace, see `namespaces`.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700)
+        namespaces.keep_in_memory(folder)
         self._folder = folder
         self._starts = 0
         self._process: ServerProcess | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.containers.namespaces import mounts_below
+from tools.containers.namespaces import available_bytes, mounts_below
 
 _MOUNTS = """\
 21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -19,3 +19,8 @@ def test_the_deepest_goes_first_and_neighbors_stay() -> None:
         "/srv/k/engine/data/overlay2/x/merged",
         "/srv/k/engine/data",
     ]
+
+
+def test_the_memory_that_can_be_had_is_read_in_bytes() -> None:
+    assert available_bytes("MemTotal: 9 kB\nMemAvailable:   2048 kB\n") == 2**21
+    assert available_bytes("MemTotal: 9 kB\n") == 0
