@@ -51,10 +51,10 @@ def service_flags(service: Mapping[str, Any]) -> list[str]:
     kind, *test = service["healthcheck"]["test"]
     if kind != "CMD":
         raise ValueError("only health checks of the form CMD are known")
-    # Asked more often than in a deployment, so that the test does not wait.
-    flags += ["--health-cmd", shlex.join(test), "--health-interval=1s", "--health-start-period=90s"]
-    flags += ["--health-start-interval=1s", f"--health-timeout={service['healthcheck']['timeout']}"]
-    return flags
+    # Asked more often than in a deployment while it starts, so that the test does not wait.
+    flags += ["--health-cmd", shlex.join(test), "--health-start-interval=1s"]
+    flags += ["--health-interval=10s", "--health-start-period=120s"]
+    return [*flags, f"--health-timeout={service['healthcheck']['timeout']}"]
 
 
 @dataclass(frozen=True)
