@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from tools.servers.certificates import Authority
 
 from keyturn.gateway import Client
 from keyturn.messages import ProjectEnrolled
@@ -27,14 +28,14 @@ from tools.manifests.documents import Manifests, name_of
 from tools.manifests.pod_policies import PROBES
 from tools.manifests.pods import PodProcess, prepare, write_volume
 from tools.servers import RabbitMQ, packages
-from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tools.servers import S3Server
     from tools.servers.certificates import Certificate
+
+    from tools.servers import S3Server
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(300)]
 
