@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
-from tools.servers.certificates import Authority
 
 from keyturn.gateway import Client
 from keyturn.messages import ProjectEnrolled
@@ -28,14 +27,14 @@ from tools.manifests.documents import Manifests, name_of
 from tools.manifests.pod_policies import PROBES
 from tools.manifests.pods import PodProcess, prepare, write_volume
 from tools.servers import RabbitMQ, packages
+from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tools.servers.certificates import Certificate
-
     from tools.servers import S3Server
+    from tools.servers.certificates import Certificate
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -126,11 +125,15 @@ async def _is_up(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def _becomes_ready(pod: PodProcess, process: WorkerProcess) -> None:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(_READY_S):
+    async with aiohttp.ClientSession() as session:
         for kind in PROBES:
-            while not await _is_up(session, pod.probes[kind]):
-                assert process.process.returncode is None, (pod.name, process.lines[-20:])
-                await asyncio.sleep(0.1)
+            try:
+                async with asyncio.timeout(_READY_S):
+                    while not await _is_up(session, pod.probes[kind]):
+                        assert process.process.returncode is None, (pod.name, process.lines[-20:])
+                        await asyncio.sleep(0.1)
+            except TimeoutError:
+                raise AssertionError((pod.name, kind, process.lines[-20:])) from None
 
 
 async def _ends(pod: PodProcess, process: WorkerProcess) -> None:
