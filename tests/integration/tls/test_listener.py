@@ -102,7 +102,7 @@ async def listener(
         GATEWAY_TLS_KEY=str(folder / "tls.key"),
         GATEWAY_CONCURRENCY=str(_CONCURRENCY),
         GATEWAY_PROJECT_SHARE="1",
-        GATEWAY_HEAD_TIMEOUT_S="1",
+        GATEWAY_HEAD_TIMEOUT_S="4",
         GATEWAY_IDLE_TIMEOUT_S="2",
     )
     async with gateway(env) as process:
@@ -153,9 +153,10 @@ async def test_a_body_that_breaks_is_seen_to_break(listener: _Listener) -> None:
 
 async def test_half_open_handshakes_end_and_keep_nobody_out(listener: _Listener) -> None:
     async with AsyncExitStack() as stack:
-        ended = []
+        ended, writers = [], []
         for number in range(_CONCURRENCY * 4 * 3):
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.process.port)
+            writers.append(writer)
             stack.callback(writer.transport.abort)
             if number % 2:
                 writer.write(b"\x16\x03\x01\x02\x00\x01")

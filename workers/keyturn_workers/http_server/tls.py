@@ -13,6 +13,7 @@ uvicorn makes for each connection (`Config(http=...)`):
 """
 
 import asyncio
+from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvicorn.config import Config
@@ -45,6 +46,31 @@ class _Pending(asyncio.Protocol):
         self.is_lost = True
 
 
+class _Begun:
+    """An awaitable: a coroutine whose first step has been taken already.
+
+    uvloop reads from a new connection as soon as `connection_made` returns, paused or not. A task
+    would begin after that, and TLS would miss the client's first bytes.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, asyncio.Transport | None]) -> None:
+        self._coroutine = coroutine
+        self._first = coroutine.send(None)
+
+    def __await__(self) -> Generator[Any, Any, asyncio.Transport | None]:
+        step = self._first
+        try:
+            while True:
+                try:
+                    sent = yield step
+                except BaseException as exc:  # noqa: BLE001  # a cancellation is passed on, too
+                    step = self._coroutine.throw(exc)
+                else:
+                    step = self._coroutine.send(sent)
+        except StopIteration as end:
+            return cast("asyncio.Transport | None", end.value)
+
+
 class TlsProtocol(asyncio.Protocol):
     """One connection until its handshake is complete. `make_tls_protocol_class` sets the limits."""
 
@@ -72,15 +98,20 @@ class TlsProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake; close an idle connection if there are too many."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.pause_reading()  # until TLS reads
         self._connections.add(self)
-        self._handshake = self._loop.create_task(self._shake_hands(self._transport))
+        pending = _Pending()
+        begun = _Begun(
+            self._loop.start_tls(
+                self._transport,
+                pending,
+                self.certificate.context,
+                server_side=True,
+                ssl_handshake_timeout=self.http.head_timeout_s,
+                ssl_shutdown_timeout=_CLOSE_TIMEOUT_S,
+            )
+        )
+        self._handshake = self._loop.create_task(self._finish(self._transport, pending, begun))
         close_idle(self._connections, self, self.http.max_connections)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client went away before the handshake began."""
-        del exc
-        self._connections.discard(self)
 
     def reset(self) -> None:
         """Reset the connection."""
@@ -93,17 +124,9 @@ class TlsProtocol(asyncio.Protocol):
         """End: uvicorn calls this when the server stops."""
         self.reset()
 
-    async def _shake_hands(self, transport: asyncio.Transport) -> None:
-        pending = _Pending()
+    async def _finish(self, transport: asyncio.Transport, pending: _Pending, begun: _Begun) -> None:
         try:
-            secured = await self._loop.start_tls(
-                transport,
-                pending,
-                self.certificate.context,
-                server_side=True,
-                ssl_handshake_timeout=self.http.head_timeout_s,
-                ssl_shutdown_timeout=_CLOSE_TIMEOUT_S,
-            )
+            secured = await begun
         except OSError:  # of ssl, too: not TLS, no common version, or too slow
             reset_transport(transport)
             return

@@ -17,7 +17,7 @@ import stamina
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.s3_client import new_session, open_client, storage_context
 from keyturn.settings import S3Settings
-from keyturn_workers.errors import ArchivedError, MissingError
+from keyturn_workers.errors import ArchivedError, MissingError, StorageTlsError
 from keyturn_workers.storage.capabilities import BASELINE, Capabilities
 from keyturn_workers.storage.entries import (
     entries_query,
@@ -65,7 +65,7 @@ from keyturn_workers.storage.s3_responses import (
 )
 from keyturn_workers.storage.s3_session import open_session
 from keyturn_workers.storage.streaming_body import KnownLengthBody
-from keyturn_workers.storage.vendor_errors import translate_errors
+from keyturn_workers.storage.vendor_errors import may_pass, translate_errors
 
 if TYPE_CHECKING:
     from aiobotocore.credentials import AioCredentials
@@ -84,10 +84,12 @@ async def _with_retries(call: Callable[[], Awaitable[_T]]) -> _T:
     """Run a read with retries while the storage fails; the first attempt costs nothing extra."""
     try:
         return await call()
+    except StorageTlsError:
+        raise
     except StorageUnavailableError:
         pass
     async for attempt in stamina.retry_context(
-        on=StorageUnavailableError,
+        on=may_pass,
         attempts=_RETRIES,
         timeout=_RETRIES_S,
         wait_initial=0.05,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import stamina
 
-from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage.listing import (
     BEFORE_PARSING,
@@ -25,7 +24,7 @@ from keyturn_workers.storage.port import (
     ObjectVersion,
     Versioning,
 )
-from keyturn_workers.storage.vendor_errors import translate_errors
+from keyturn_workers.storage.vendor_errors import may_pass, translate_errors
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -44,7 +43,7 @@ async def _call(operation: str, call: Callable[..., Awaitable[_T]], **parameters
 
 
 @stamina.retry(
-    on=StorageUnavailableError,
+    on=may_pass,
     attempts=_READ_ATTEMPTS,
     timeout=_READ_TOTAL_S,
     wait_initial=0.05,

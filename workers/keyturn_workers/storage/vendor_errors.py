@@ -46,6 +46,11 @@ def translate_errors(operation: str) -> Iterator[None]:
         raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
 
 
+def may_pass(error: Exception) -> bool:
+    """Whether a read that failed is worth another attempt: a certificate does not change."""
+    return isinstance(error, StorageUnavailableError) and not isinstance(error, StorageTlsError)
+
+
 @contextmanager
 def translate_credential_errors() -> Iterator[None]:
     """The same around refreshing credentials: nothing was sent to the storage yet.

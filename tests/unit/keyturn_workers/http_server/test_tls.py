@@ -181,6 +181,27 @@ async def test_a_request_may_come_along_with_the_end_of_the_handshake(tmp_path: 
         assert (await asyncio.to_thread(ask)).startswith(b"HTTP/1.1 200 OK")
 
 
+async def test_a_client_that_has_sent_its_hello_already_is_heard(tmp_path: Path) -> None:
+    """Where the server is busy, it is there before the connection is accepted."""
+    async with _serving(tmp_path) as server:
+
+        def say_hello() -> tuple[socket.socket, ssl.MemoryBIO, ssl.MemoryBIO, ssl.SSLObject]:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = server.trusting().wrap_bio(incoming, outgoing, server_hostname="localhost")
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            sock = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+            sock.sendall(outgoing.read())
+            return sock, incoming, outgoing, tls
+
+        sock, incoming, _, tls = say_hello()  # the event loop is blocked meanwhile
+        with sock:
+            incoming.write(await asyncio.to_thread(sock.recv, 65536))
+        with suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+        assert tls.version() == "TLSv1.3"
+
+
 async def test_a_handshake_that_does_not_begin_is_ended(tmp_path: Path) -> None:
     async with _serving(tmp_path, handshake_s=_SHORT_S) as server, server.silent() as reader:
         assert await _end(reader) in ("reset", "clean")

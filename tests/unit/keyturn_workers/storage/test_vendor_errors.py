@@ -9,9 +9,13 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import MissingError, RefusedError
-from keyturn_workers.storage.s3_session import ConnectionLostError
-from keyturn_workers.storage.vendor_errors import translate_credential_errors, translate_errors
+from keyturn_workers.errors import MissingError, RefusedError, StorageTlsError
+from keyturn_workers.storage.s3_session import ConnectionLostError, TlsFailedError
+from keyturn_workers.storage.vendor_errors import (
+    may_pass,
+    translate_credential_errors,
+    translate_errors,
+)
 
 
 def _client_error(status: int, code: str) -> ClientError:
@@ -54,3 +58,12 @@ def test_a_refusal_of_the_credential_service_is_no_refusal_of_the_storage() -> N
     caught = pytest.raises(StorageUnavailableError, match="credentials")
     with caught, translate_errors("put"), translate_credential_errors():
         raise _client_error(403, "AccessDenied")
+
+
+def test_a_certificate_is_refused_once_and_a_lost_connection_is_tried_again() -> None:
+    with pytest.raises(StorageTlsError, match="list: its certificate has expired"):
+        with translate_errors("list"):
+            raise TlsFailedError("its certificate has expired")
+    assert not may_pass(StorageTlsError("list: its certificate has expired"))
+    assert may_pass(StorageUnavailableError("list: ServerDisconnectedError"))
+    assert not may_pass(MissingError("list: NoSuchKey"))
