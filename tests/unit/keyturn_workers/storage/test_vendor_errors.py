@@ -61,9 +61,11 @@ def test_a_refusal_of_the_credential_service_is_no_refusal_of_the_storage() -> N
 
 
 def test_a_certificate_is_refused_once_and_a_lost_connection_is_tried_again() -> None:
-    with pytest.raises(StorageTlsError, match="list: its certificate has expired"):
-        with translate_errors("list"):
-            raise TlsFailedError("its certificate has expired")
+    with (
+        pytest.raises(StorageTlsError, match="list: its certificate has expired"),
+        translate_errors("list"),
+    ):
+        raise TlsFailedError("its certificate has expired")
     assert not may_pass(StorageTlsError("list: its certificate has expired"))
     assert may_pass(StorageUnavailableError("list: ServerDisconnectedError"))
     assert not may_pass(MissingError("list: NoSuchKey"))
