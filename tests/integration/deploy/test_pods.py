@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from tools.servers import S3Server
     from tools.servers.certificates import Certificate
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(600)]
 
 _BODY = b"through the gateway of the overlay"
-_READY_S = 90
+_READY_S = 150
 
 
 @dataclass(frozen=True)
