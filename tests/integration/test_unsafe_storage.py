@@ -25,6 +25,8 @@ from tests.support.faulty_s3_proxy import (
     LosesParts,
     ReadsStale,
     RefusesLeases,
+    ResumesLate,
+    StoresCutPuts,
     broken,
 )
 from tools.doctor.server_kinds import make_bucket
@@ -43,6 +45,8 @@ REPLACE = "put If-Match"
 REPLACE_RACE = "put If-Match, many at once"
 SEEN = "read and list after write"
 MULTIPART = "multipart upload"
+LISTING = "listing resumes after each key"
+CUT = "put that is cut off stores nothing"
 COPY = "self-copy replaces metadata"
 
 BROKEN: dict[str, tuple[Honest, set[str]]] = {
@@ -50,7 +54,9 @@ BROKEN: dict[str, tuple[Honest, set[str]]] = {
     "ignores If-Match": (Ignores("if-match"), {REPLACE, REPLACE_RACE}),
     "lets two creators through": (ChecksThenStores("if-none-match"), {CREATE_RACE}),
     "lets two replacers through": (ChecksThenStores("if-match"), {REPLACE_RACE}),
-    "lists what was": (ListsStale(), {SEEN}),
+    "lists what was": (ListsStale(), {SEEN, LISTING}),
+    "resumes too late": (ResumesLate(), {LISTING}),
+    "stores cut puts": (StoresCutPuts(), {CUT}),
     "loses parts": (LosesParts(), {MULTIPART}),
     "copies nothing": (CopiesNothing(), {COPY}),
     "takes no lease": (RefusesLeases(), {CREATE, COPY}),

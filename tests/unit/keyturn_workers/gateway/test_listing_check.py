@@ -8,7 +8,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.gateway.listing_check import detect_listing_support
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.storage.probe.broken_storages import ListsLate
+from tests.unit.keyturn_workers.storage.probe.broken_storages import ListsBySegment, ListsLate
 
 if TYPE_CHECKING:
     from keyturn_workers.storage import Headers, WriteResult
@@ -34,6 +34,14 @@ async def test_late_listings_are_detected() -> None:
     storage = ListsLate()
     await detect_listing_support(storage, "gateway")
     assert not storage.capabilities.listings_show_overwrites
+
+
+async def test_listings_by_segment_are_detected() -> None:
+    storage = ListsBySegment()
+    await detect_listing_support(storage, "gateway")
+    assert storage.capabilities.listings_by_segment
+    assert storage.capabilities.listings_show_overwrites
+    assert storage.stored_keys() == []
 
 
 async def test_detection_is_retried_if_the_storage_is_unavailable() -> None:

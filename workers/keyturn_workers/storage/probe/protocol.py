@@ -32,6 +32,22 @@ class ProbeStorage(Storage, Protocol):
         """Copy an object onto itself with exactly these conditions, whatever `capabilities` is."""
         ...
 
+    async def put_cut_off(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        sent_bytes: int,
+        condition: Condition | None,
+        lease: Lease | None,
+    ) -> None:
+        """Send a put as `put` does, and close the connection after so many bytes of the body.
+
+        Returns once the server has had time to store what it has; its answer is ignored.
+        """
+        ...
+
     async def delete_if_match(self, key: str, etag: str) -> None:
         """Delete the object if it has this ETag."""
         ...

@@ -6,7 +6,8 @@ writer that got an error must not have overwritten it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import repeat
 from typing import Final
 
 from keyturn.errors import StorageUnavailableError
@@ -16,8 +17,12 @@ from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
 
 WRITERS: Final = 8
 ROUNDS: Final = 4
+# A completion takes a server several steps, between which others seldom fit.
+COMPLETION_ROUNDS: Final = 16
 # A round in which every writer got a server error proves nothing, and is repeated.
-_MAX_ROUNDS: Final = 12
+_MAX_TRIES: Final = 3
+# On some servers the losers of a round wait for a second.
+_AT_ONCE: Final = 2
 # Large enough for bodies to arrive while others are being stored.
 _BODY_BYTES: Final = 16 * 2**10
 _PLAIN: Final = Headers({})
@@ -45,12 +50,13 @@ async def concurrent_replaces(storage: ProbeStorage, key: str) -> Outcome:
 
 
 async def concurrent_completions(storage: ProbeStorage, key: str) -> Outcome:
-    """Run two completions with `If-None-Match: *` to one unused key."""
+    """Run many completions with `If-None-Match: *` to one unused key."""
 
     async def begin(round_key: str) -> list[_Writer]:
-        return [await _completer(storage, round_key, body) for body in map(_body, range(2))]
+        bodies = map(_body, range(WRITERS))
+        return await asyncio.gather(*(_completer(storage, round_key, body) for body in bodies))
 
-    return await _rounds(storage, key, begin)
+    return await _rounds(storage, key, begin, COMPLETION_ROUNDS)
 
 
 def _putter(storage: ProbeStorage, key: str, condition: Condition) -> _Writer:
@@ -68,29 +74,43 @@ def _body(number: int) -> bytes:
 
 
 async def _rounds(
-    storage: ProbeStorage, key: str, begin: Callable[[str], Awaitable[list[_Writer]]]
+    storage: ProbeStorage,
+    key: str,
+    begin: Callable[[str], Awaitable[list[_Writer]]],
+    wanted: int = ROUNDS,
 ) -> Outcome:
     """Run the writers concurrently, on a new key in each round."""
     decided = 0
-    for number in range(_MAX_ROUNDS):
-        round_key = f"{key}-{number}"
-        writers = await begin(round_key)
-        bodies = [_body(at) for at in range(len(writers))]
-        stored = await asyncio.gather(
-            *(_succeeds(writer(body)) for writer, body in zip(writers, bodies, strict=True))
-        )
-        winners = [body for body, won in zip(bodies, stored, strict=True) if won]
-        if len(winners) > 1:
-            detail = f"{len(winners)} of {len(writers)} writers succeeded"
-            return Outcome(ok=False, detail=detail)
-        if not winners:
-            continue
-        if (await storage.read(round_key))[1] != winners[0]:
-            return Outcome(ok=False, detail="the stored body is not the winner's")
-        decided += 1
-        if decided == ROUNDS:
-            return Outcome(ok=True, detail=f"one of {len(writers)} stored, {ROUNDS} rounds")
+    for first in range(0, _MAX_TRIES * wanted, _AT_ONCE):
+        keys = [f"{key}-{first + number}" for number in range(_AT_ONCE)]
+        rounds = await asyncio.gather(*map(begin, keys))
+        outcomes = await asyncio.gather(*map(_round, repeat(storage), keys, rounds))
+        for outcome in outcomes:
+            if outcome is not None and not outcome.ok:
+                return outcome
+            decided += outcome is not None
+        if decided >= wanted:
+            writers = len(rounds[0])
+            return Outcome(ok=True, detail=f"one of {writers} stored, {wanted} rounds")
     return Outcome(ok=False, detail="hardly any writer succeeded")
+
+
+async def _round(
+    storage: ProbeStorage, round_key: str, writers: Sequence[_Writer]
+) -> Outcome | None:
+    """One round; None if no writer succeeded, which decides nothing."""
+    bodies = [_body(at) for at in range(len(writers))]
+    stored = await asyncio.gather(
+        *(_succeeds(writer(body)) for writer, body in zip(writers, bodies, strict=True))
+    )
+    winners = [body for body, won in zip(bodies, stored, strict=True) if won]
+    if not winners:
+        return None
+    if len(winners) > 1:
+        return Outcome(ok=False, detail=f"{len(winners)} of {len(writers)} writers succeeded")
+    if (await storage.read(round_key))[1] != winners[0]:
+        return Outcome(ok=False, detail="the stored body is not the winner's")
+    return Outcome(ok=True, detail="one stored")
 
 
 async def _succeeds(write: Awaitable[object]) -> bool:

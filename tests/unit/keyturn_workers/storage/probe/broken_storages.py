@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import PreconditionError
 from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch
 from keyturn_workers.storage.port import RECORD_MAX_BYTES
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -170,6 +171,136 @@ class KeepsMetadata(MemoryStorage):
             key, old, source_etag=source_etag, destination=destination, lease=lease
         )
         assert headers is not None
+
+
+class StoresCutPuts(MemoryStorage):
+    """Stores what arrived of a body whose connection broke, as SeaweedFS may."""
+
+    def __init__(self, *, streamed: bool = False, from_bytes: int = 0) -> None:
+        super().__init__()
+        self._streamed = streamed
+        self._from_bytes = from_bytes
+
+    async def put_cut_off(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        sent_bytes: int,
+        condition: Condition | None,
+        lease: Lease | None,
+    ) -> None:
+        if not self._streamed and sent_bytes >= self._from_bytes:
+            await self.put(key, body[:sent_bytes], headers, condition=condition, lease=lease)
+
+    async def put_stream(
+        self,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        size_bytes: int,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> WriteResult:
+        arrived = b""
+        try:
+            async for chunk in chunks:
+                arrived += chunk
+            assert len(arrived) == size_bytes
+        except Exception:
+            if self._streamed and len(arrived) >= self._from_bytes:
+                await self.put(key, arrived, headers, condition=condition)
+            raise
+        return await self.put(key, arrived, headers, condition=condition, lease=lease)
+
+
+class KeysArePaths(MemoryStorage):
+    """Keeps objects as files: a backslash is a slash, and a name is a file or a folder."""
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> WriteResult:
+        path = _path(key)
+        folders = [path[:at] for at in range(len(path)) if path[at] == "/"]
+        stored = self.stored_keys()
+        if any(name in folders or name.startswith(f"{path}/") for name in stored):
+            raise PreconditionError("put: PreconditionFailed")
+        if any(len(segment) > _FILE_NAME for segment in path.split("/")):
+            raise StorageUnavailableError("put: InternalError")
+        return await super().put(path, body, headers, condition=condition, lease=lease)
+
+    async def read(
+        self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
+    ) -> tuple[ObjectHead, bytes]:
+        return await super().read(_path(key), max_bytes=max_bytes)
+
+
+_FILE_NAME = 255
+
+
+def _path(key: str) -> str:
+    return "/".join(filter(None, key.replace("\\", "/").split("/")))
+
+
+class HidesNames(MemoryStorage):
+    """Has folders of its own among the objects, which no listing shows."""
+
+    async def list(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[ObjectSummary]:
+        async for row in super().list(prefix, after=after, limit=limit):
+            if ".versions/" not in row.key:
+                yield row
+
+
+class ListsBySegment(MemoryStorage):
+    """Sorts keys by their segments, and resumes in that order."""
+
+    suffix = ""
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
+        page = await super().list_page(prefix)
+        places = {key: f"{key}{self.suffix}".split("/") for key in page.etags}
+        start = after.split("/") if after else []
+        keys = [key for key in places if places[key] > start and key != after]
+        return replace(page, etags={key: page.etags[key] for key in self.in_order(keys)})
+
+    def in_order(self, keys: Sequence[str]) -> Sequence[str]:
+        """The keys of a page."""
+        return sorted(keys, key=lambda key: key.split("/"))
+
+
+class ListsVersionsBySegment(ListsBySegment):
+    """Resumes by the names of the folders that hold the versions, and sorts each page by bytes."""
+
+    suffix = ".versions"
+
+    def in_order(self, keys: Sequence[str]) -> Sequence[str]:
+        return sorted(keys)
+
+
+class ResumesLate(MemoryStorage):
+    """Skips the key behind the one that it should resume after."""
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
+        page = await super().list_page(prefix, after=after)
+        return replace(page, etags=dict(list(page.etags.items())[1 if after else 0 :]))
+
+
+class ListsFew(MemoryStorage):
+    """Leaves out the last key of each listing."""
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
+        page = await super().list_page(prefix, after=after)
+        return replace(page, etags=dict(list(page.etags.items())[:-1]))
 
 
 class LosesParts(MemoryStorage):

@@ -9,6 +9,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.probe.race_checks import (
+    COMPLETION_ROUNDS,
     ROUNDS,
     WRITERS,
     concurrent_completions,
@@ -34,19 +35,19 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("check", "writers"),
+    ("check", "rounds"),
     [
-        (concurrent_creates, WRITERS),
-        (concurrent_replaces, WRITERS),
-        (concurrent_completions, 2),
+        (concurrent_creates, ROUNDS),
+        (concurrent_replaces, ROUNDS),
+        (concurrent_completions, COMPLETION_ROUNDS),
     ],
 )
 async def test_one_writer_in_each_round_is_what_a_storage_promises(
-    check: Check, writers: int
+    check: Check, rounds: int
 ) -> None:
     outcome = await check(MemoryStorage(capabilities=EVERYTHING), "probe")
     assert outcome.ok
-    assert outcome.detail == f"one of {writers} stored, {ROUNDS} rounds"
+    assert outcome.detail == f"one of {WRITERS} stored, {rounds} rounds"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ async def test_one_writer_in_each_round_is_what_a_storage_promises(
         (
             concurrent_completions,
             lambda: MemoryStorage(capabilities=Capabilities()),
-            "2 of 2 writers succeeded",
+            f"{WRITERS} of {WRITERS} writers succeeded",
         ),
     ],
 )

@@ -16,14 +16,19 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     ALWAYS,
     EVERYTHING,
     ChecksThenStores,
+    HidesNames,
     IgnoresIfAbsent,
     IgnoresIfMatch,
     KeepsMetadata,
+    KeysArePaths,
+    ListsBySegment,
     ListsLate,
     LosesParts,
     OverwritesOnFailure,
     ReadsStale,
+    ResumesLate,
     ShowsDeleted,
+    StoresCutPuts,
     TakesLateWrites,
 )
 
@@ -49,6 +54,8 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
         (ShowsDeleted, {"read and list after write"}),
         (KeepsMetadata, {"self-copy replaces metadata"}),
         (LosesParts, {"multipart upload"}),
+        (StoresCutPuts, {"put that is cut off stores nothing"}),
+        (ResumesLate, {"listing resumes after each key"}),
     ],
 )
 async def test_a_broken_promise_fails_its_row(broken: type[MemoryStorage], rows: set[str]) -> None:
@@ -102,6 +109,9 @@ async def test_a_storage_that_takes_late_writes_is_known_as_one(operations: Any)
     ("broken", "row", "capabilities"),
     [
         (ListsLate, "listing shows overwrites", replace(ALWAYS, listings_show_overwrites=False)),
+        (KeysArePaths, "backslashes kept in keys", replace(ALWAYS, keys_are_paths=True)),
+        (KeysArePaths, "key beside keys below it", replace(ALWAYS, keys_are_paths=True)),
+        (HidesNames, "listing shows every name", replace(ALWAYS, unlisted_names=True)),
     ],
 )
 async def test_what_cannot_be_relied_on_is_said(
@@ -111,6 +121,16 @@ async def test_what_cannot_be_relied_on_is_said(
     report = await probe(broken(), quick=quick)
     assert row in {each.name for each in report.rows if not each.ok}
     assert report.capabilities == capabilities
+    report.check()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+async def test_an_order_by_segments_is_known(*, quick: bool) -> None:
+    """And is no reason to refuse the bucket: the storage restores the order of bytes."""
+    report = await probe(ListsBySegment(), quick=quick)
+    assert report.capabilities == replace(ALWAYS, listings_by_segment=True)
+    rows = {row.name for row in report.rows if not row.ok}
+    assert ("listing in byte order" in rows) is not quick
     report.check()
 
 

@@ -1,0 +1,117 @@
+"""Versions come complete from a server whose pages of them lose keys (SPEC 8.5, 10)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.storage import ObjectVersion
+from keyturn_workers.storage.version_groups import VersionGroups
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_NOW = datetime(2026, 11, 26, tzinfo=UTC)
+
+
+def version(key: str, number: int) -> ObjectVersion:
+    return ObjectVersion(key, f"{number}", number == 0, False, 1, "e", _NOW)  # noqa: FBT003
+
+
+class Server:
+    """The model: a page is collected by folders, and continued by bytes."""
+
+    def __init__(self, counts: Mapping[str, int], most: int) -> None:
+        self.counts = counts
+        self.most = most
+        self.requests = 0
+
+    async def fetch(
+        self, prefix: str, after: str, delimiter: str
+    ) -> tuple[Sequence[ObjectVersion], bool]:
+        self.requests += 1
+        collected: list[tuple[str, int]] = []
+        for key in sorted(self.counts, key=_path):
+            if key.startswith(prefix) and key > after and not _is_left_out(key, after):
+                end = key.find(delimiter, len(prefix)) if delimiter else -1
+                name = key if end < 0 else key[: end + 1]
+                rows = range(self.counts[key]) if end < 0 else range(1)
+                collected += [(name, n) for n in rows if end < 0 or (name, n) not in collected]
+        collected = sorted(collected[: self.most + 1])
+        shown = [version(key, n) for key, n in collected[: self.most] if key in self.counts]
+        return shown, len(collected) > self.most
+
+    def groups(self) -> VersionGroups:
+        return VersionGroups(self.fetch)
+
+
+def _is_left_out(key: str, after: str) -> bool:
+    """A folder is skipped whole if its name sorts before the key to start after."""
+    folders = [key[:at] for at in range(len(key)) if key[at] == "/"]
+    return any(
+        folder < after and not after.startswith(f"{folder}/") and folder != after
+        for folder in folders
+    )
+
+
+def _path(key: str) -> list[str]:
+    return f"{key}.versions".split("/")
+
+
+_SEGMENTS = st.text("ab-.0", min_size=1, max_size=3)
+_KEYS = st.lists(_SEGMENTS, min_size=1, max_size=3).map(lambda parts: "p/" + "/".join(parts))
+
+
+@given(
+    counts=st.dictionaries(_KEYS, st.integers(1, 3), max_size=25),
+    after=st.one_of(st.just(""), _KEYS),
+    prefix=st.sampled_from(["p/", "p/a", "p/a/", "p"]),
+    most=st.sampled_from([4, 5, 7, 1000]),
+)
+async def test_every_version_once_in_byte_order(
+    counts: Mapping[str, int], after: str, prefix: str, most: int
+) -> None:
+    """Or an error that says that the server cannot show them; never a list with one missing."""
+    groups = Server(counts, most).groups()
+    wanted = [
+        version(key, n)
+        for key in sorted(counts)
+        if key.startswith(prefix) and key > after
+        for n in range(counts[key])
+    ]
+    try:
+        listed = [row async for row in groups.versions(prefix, after)]
+    except StorageUnavailableError:
+        assert most < 1000
+        return
+    assert listed == wanted
+
+
+async def test_what_the_servers_own_pages_lose() -> None:
+    """`p/a-b` comes behind the folder, and sorts before the last key of the first page."""
+    keys = [f"p/a/{n:03}" for n in range(30)]
+    server = Server(dict.fromkeys([*keys, "p/a-b"], 1), 20)
+    first, truncated = await server.fetch("p/", "", "")
+    rest, more = await server.fetch("p/", first[-1].key, "")
+    assert truncated
+    assert not more
+    assert "p/a-b" not in {row.key for row in [*first, *rest]}
+    listed = [row.key async for row in server.groups().versions("p/")]
+    assert listed == ["p/a-b", *keys]
+
+
+async def test_a_page_that_is_whole_costs_one_request() -> None:
+    server = Server({f"p/a/{n}": 2 for n in range(100)}, 1000)
+    assert len([row async for row in server.groups().versions("p/")]) == 200
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize("counts", [{"p/a": 9}, {"p/a": 1, "p/a/1": 9, "p/a-1": 9}])
+async def test_what_the_server_cannot_show_is_an_error(counts: Mapping[str, int]) -> None:
+    with pytest.raises(StorageUnavailableError):
+        [row async for row in Server(counts, 5).groups().versions("p/")]
