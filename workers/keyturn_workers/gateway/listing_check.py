@@ -1,6 +1,7 @@
 """Detects what the gateway must know of the bucket's listings (SPEC 8.4, 10).
 
-Whether they show overwrites, so that keyrings may be renewed by them; and their order.
+Whether they show overwrites, so that keyrings may be renewed by them; their order; and whether
+keys are paths, so that one with a backslash would be read as another.
 
 Workers know it from their probe. The gateway's credentials may write only to its own staging
 folder, so it tests that folder, in the background. Until the result is known, keyrings are read
@@ -18,8 +19,8 @@ import structlog
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import STAGING_PREFIX
-from keyturn_workers.errors import StorageAnswerError
-from keyturn_workers.storage import Storage
+from keyturn_workers.errors import PreconditionError, StorageAnswerError
+from keyturn_workers.storage import Headers, IfAbsent, Storage
 from keyturn_workers.storage.probe.listing_checks import BY_SEGMENT, resumed
 from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 
@@ -34,7 +35,7 @@ async def detect_listing_support(
     """Test until the storage responds, and set the result in its `capabilities`."""
     while True:
         try:
-            shown, by_segment = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
+            shown, by_segment, paths = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
         except StorageUnavailableError:
             await asyncio.sleep(retry_s)
             continue
@@ -45,22 +46,34 @@ async def detect_listing_support(
             storage.capabilities,
             listings_show_overwrites=shown,
             listings_by_segment=by_segment,
+            keys_are_paths=paths,
         )
         return
 
 
-async def _test(storage: Storage, prefix: str) -> tuple[bool, bool]:
-    """Whether listings show overwrites, and whether they sort keys by their segments."""
+async def _test(storage: Storage, prefix: str) -> tuple[bool, bool, bool]:
+    """Whether listings show overwrites, whether they sort by segments, whether keys are paths."""
     folder = f"{prefix}{secrets.token_hex(8)}"
     try:
         shown = await overwritten_in_listing(storage, f"{folder}/overwrites")
         order = await resumed(storage, f"{folder}/order")
-        return shown.ok, order.detail == BY_SEGMENT
+        paths = await _takes_backslash_for_slash(storage, f"{folder}/paths")
+        return shown.ok, order.detail == BY_SEGMENT, paths
     finally:
         # What cannot be deleted is swept with old staged bodies.
         with contextlib.suppress(StorageUnavailableError, StorageAnswerError):
             async for left in storage.list(f"{folder}/"):
                 await storage.delete(left.key)
+
+
+async def _takes_backslash_for_slash(storage: Storage, folder: str) -> bool:
+    """Whether an object is in the way of one with a backslash for a slash in its key."""
+    await storage.put(f"{folder}/a/b", b"", Headers({}))
+    try:
+        await storage.put(f"{folder}/a\\b", b"", Headers({}), condition=IfAbsent())
+    except PreconditionError:
+        return True
+    return False
 
 
 @contextlib.asynccontextmanager

@@ -55,3 +55,18 @@ async def test_a_gateway_without_write_permission_reads_keyrings_one_by_one() ->
     storage = Closed()
     await detect_listing_support(storage, "web")
     assert not storage.capabilities.listings_show_overwrites
+
+
+class KeysArePaths(MemoryStorage):
+    """Takes a backslash for a slash."""
+
+    async def put(self, key: str, body: bytes, headers: Headers, **how: Any) -> WriteResult:
+        return await super().put(key.replace("\\", "/"), body, headers, **how)
+
+
+async def test_keys_that_are_paths_are_detected() -> None:
+    """Then a key with a backslash is not read as another one."""
+    for storage, are_paths in ((KeysArePaths(), True), (Closed(), False)):
+        await detect_listing_support(storage, "gateway")
+        assert storage.capabilities.keys_are_paths is are_paths
+        assert storage.stored_keys() == []
