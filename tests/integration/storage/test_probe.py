@@ -70,14 +70,8 @@ async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "server", "bucket"),
-    [
-        (kind, kind.server, bucket)
-        for kind in KINDS
-        if kind.server in FIXTURES
-        for bucket in kind.buckets
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("server", "bucket"),
+    [(kind.server, bucket) for kind in KINDS if kind.server in FIXTURES for bucket in kind.buckets],
 )
 async def test_the_committed_table_is_what_servers_answer(
     server: str, bucket: Bucket, request: pytest.FixtureRequest
