@@ -7,10 +7,12 @@ It must never print what a file holds, or its path: a person may have put the ke
 must never ask for a password: a process has no terminal.
 """
 
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from keyturn.errors import SettingsError
 
@@ -112,6 +114,27 @@ def load_pair(context: ssl.SSLContext, certificate: Path, key: Path, names: Pair
         raise SettingsError(f"{names.key} is encrypted: store the key without a password") from None
     except OSError as exc:  # of ssl, too
         raise SettingsError(_pair_problem(certificate, key, names, exc)) from None
+
+
+def speaks_tls(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether the server at an `http://` address answers a TLS handshake.
+
+    For errors: many servers with TLS only hang up on what is not. Nothing else is sent, so it
+    does not matter who answers. Blocks for up to twice the time.
+    """
+    parts = urlsplit(url)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        address = (parts.hostname or "", parts.port or 80)
+        with (
+            socket.create_connection(address, timeout=timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=parts.hostname),
+        ):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _refuse_password() -> str:

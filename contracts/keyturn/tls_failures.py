@@ -56,10 +56,15 @@ def describe_tls_failure(error: BaseException, names: PeerSettings) -> str | Non
     """
     for cause in _causes(error):
         if _is_alert(cause):
-            return f"it speaks TLS on that port: {names.url} must begin with {names.tls_scheme}"
+            return needs_tls(names)
         if isinstance(cause, ssl.SSLError) and (text := _describe(cause, names)) is not None:
             return text
     return None
+
+
+def needs_tls(names: PeerSettings) -> str:
+    """What is wrong where a port of TLS was spoken to without."""
+    return f"it speaks TLS on that port: {names.url} must begin with {names.tls_scheme}"
 
 
 def _is_alert(error: BaseException) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
 import pytest
 
 from keyturn.errors import SettingsError
-from keyturn.tls import BROKER, GATEWAY, client_context
+from keyturn.tls import BROKER, GATEWAY, client_context, speaks_tls
+from tests.support.tls_proxy import server_context, tls_proxy
 from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
@@ -101,3 +103,14 @@ def test_a_key_in_place_of_its_path_is_not_shown(tmp_path: Path) -> None:
     text = _refusal(made.ca, made.certificate, pasted)
     assert text.startswith("KEYTURN_AMQP_KEY_FILE cannot be read (")
     assert "PRIVATE" not in text
+
+
+def test_a_port_of_tls_is_told_from_one_that_is_not(tmp_path: Path) -> None:
+    context = server_context(Authority(tmp_path).issue("any", ("other.example",)))
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        port = plain.getsockname()[1]
+        assert not speaks_tls(f"http://127.0.0.1:{port}", 0.1)
+        with tls_proxy(port, context) as secured:
+            assert speaks_tls(f"http://127.0.0.1:{secured}")
+    assert not speaks_tls("http://127.0.0.1:1")
+    assert not speaks_tls("http://127.0.0.1:none")

@@ -25,9 +25,13 @@ async def open_bucket(
     """
     # Half a second of imports that `keyturn keygen` and `keyturn --help` do without.
     from keyturn_workers.storage.s3 import open_storage  # noqa: PLC0415
+    from keyturn_workers.storage.vendor_errors import explaining_tls  # noqa: PLC0415  # as above
 
     with naming_storage(settings):
-        async with open_storage(settings, max_connections=max_connections) as storage:
+        async with (
+            explaining_tls(settings),
+            open_storage(settings, max_connections=max_connections) as storage,
+        ):
             yield storage
 
 

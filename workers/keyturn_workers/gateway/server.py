@@ -48,6 +48,7 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Storage
+from keyturn_workers.storage.vendor_errors import explaining_tls
 from keyturn_workers.sweep import SweepStore
 from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.worker.gc import reduce_garbage_collection
@@ -59,7 +60,8 @@ _SPARE_CONNECTIONS: Final = 16
 # differ.
 _LEASE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4
-_TLS_CHECK_S: Final = 5.0
+# A read is tried again for 5 seconds.
+_TLS_CHECK_S: Final = 10.0
 
 _log = structlog.get_logger()
 
@@ -127,7 +129,7 @@ async def open_app(
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
     ):
-        await asyncio.gather(check_broker_tls(publisher), _check_storage_tls(storage))
+        await asyncio.gather(check_broker_tls(publisher), _check_storage_tls(settings, storage))
         routes = _routes(settings, storage, publisher, keys, metrics)
         purging = asyncio.create_task(keys.purge_periodically())
         try:
@@ -223,14 +225,14 @@ def _routes(
     return _Routes(objects, listing, links, rotations, deletes)
 
 
-async def _check_storage_tls(storage: Storage) -> None:
+async def _check_storage_tls(settings: GatewaySettings, storage: Storage) -> None:
     """Do not start on a storage whose certificate will not do; one that is away may come back.
 
     Raises:
         StorageTlsError: TLS with the storage failed.
     """
     try:
-        async with asyncio.timeout(_TLS_CHECK_S):
+        async with asyncio.timeout(_TLS_CHECK_S), explaining_tls(settings):
             async for _ in storage.list(KEYRINGS_PREFIX, limit=1):
                 break
     except StorageTlsError:

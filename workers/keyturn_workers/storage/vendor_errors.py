@@ -4,15 +4,17 @@ The text of the new error is only the operation and the kind of failure: some of
 messages repeat the URL, which may contain a signature.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
 
 from keyturn.errors import StorageUnavailableError
-from keyturn.tls import STORAGE
-from keyturn.tls_failures import describe_tls_failure
+from keyturn.settings import S3Settings
+from keyturn.tls import STORAGE, speaks_tls
+from keyturn.tls_failures import describe_tls_failure, needs_tls
 from keyturn_workers.errors import StorageTlsError
 from keyturn_workers.storage.s3_responses import error_for
 from keyturn_workers.storage.s3_session import ConnectionLostError, TlsFailedError
@@ -44,6 +46,24 @@ def translate_errors(operation: str) -> Iterator[None]:
         if (problem := describe_tls_failure(exc, STORAGE)) is not None:
             raise StorageTlsError(f"{operation}: {problem}") from exc
         raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
+
+
+@asynccontextmanager
+async def explaining_tls(settings: S3Settings) -> AsyncIterator[None]:
+    """If the storage does not answer `http://`, find out whether its port is for TLS.
+
+    Raises:
+        StorageTlsError: it is.
+        StorageUnavailableError: as within.
+    """
+    url = settings.s3_endpoint_url or ""
+    try:
+        yield
+    except StorageUnavailableError as exc:
+        is_plain = url.startswith("http://") and not isinstance(exc, StorageTlsError)
+        if is_plain and await asyncio.to_thread(speaks_tls, url):
+            raise StorageTlsError(needs_tls(STORAGE)) from exc
+        raise
 
 
 def may_pass(error: Exception) -> bool:

@@ -39,6 +39,7 @@ from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import open_storage
+from keyturn_workers.storage.vendor_errors import explaining_tls
 from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.grants import GrantsFile, GrantsKeeper
@@ -346,7 +347,7 @@ async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_
 
 
 async def _check_storage(settings: WorkerSettings) -> Capabilities:
-    async with open_storage(settings) as storage:
+    async with explaining_tls(settings), open_storage(settings) as storage:
         report = await probe(storage, quick=True)
     if report.unsafe:
         missing = ", ".join(row.name for row in report.unsafe)
