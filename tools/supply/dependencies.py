@@ -53,6 +53,7 @@ PURPOSES = {
 
 # Licenses of packages that declare no SPDX expression, as they write them.
 _SPDX = {
+    "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
     "BSD": "BSD-2-Clause",
