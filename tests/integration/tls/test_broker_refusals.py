@@ -101,7 +101,8 @@ async def _all(
 
 async def test_by_a_worker(secured: Secured, ceph: S3Server, ceph_bucket: str) -> None:
     deployment = ConsoleDeployment(secured.rabbitmq.url, ceph, ceph_bucket)
-    await _all(secured, lambda _: ["worker", "upload"], deployment.worker_env())
+    cases = ("expired", "unknown issuer", "no client certificate", "plain on the TLS port")
+    await _all(secured, lambda _: ["worker", "upload"], deployment.worker_env(), cases)
 
 
 async def test_by_a_gateway(secured: Secured, ceph: S3Server, ceph_bucket: str) -> None:

@@ -92,7 +92,8 @@ async def _all(
 
 async def test_by_a_worker(secured: Secured, ceph: S3Server, ceph_bucket: str) -> None:
     deployment = Deployment(secured.rabbitmq.url, ceph, ceph_bucket)
-    await _all(secured, ceph, deployment.worker_env(), "worker", "upload")
+    cases = ("unknown issuer", "TLS on the plain port", _PLAIN)
+    await _all(secured, ceph, deployment.worker_env(), "worker", "upload", cases=cases)
 
 
 async def test_by_a_gateway(secured: Secured, ceph: S3Server, ceph_bucket: str) -> None:
@@ -112,8 +113,8 @@ async def test_by_a_publisher_that_stages(
 ) -> None:
     deployment = Deployment(secured.rabbitmq.url, ceph, ceph_bucket)
     with _environments(secured, ceph) as environments:
-        environments.pop(_PLAIN)  # a publisher only says that the connection was lost
-        for case, env in environments.items():
+        for case in ("wrong host", "no client certificate"):
+            env = environments[case]
             with monkeypatch.context() as patch:
                 for name, value in (deployment.publisher_env() | env).items():
                     patch.setenv(name, value)
