@@ -12,7 +12,7 @@ import importlib, pkgutil, sys
 
 class Refuse:
     barred = ("keyturn_workers", "faststream", "aioboto3", "aiobotocore", "botocore", "boto3",
-              "aiohttp", "structlog", "typer", "rich", "stamina", "uvloop", "yaml")
+              "aiohttp", "opentelemetry", "structlog", "typer", "rich", "stamina", "uvloop", "yaml")
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.barred:
             raise ModuleNotFoundError(f"barred: {name}", name=name)
@@ -20,7 +20,11 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import keyturn
-names = [m.name for m in pkgutil.walk_packages(keyturn.__path__, "keyturn.")]
+# Each is the part of an extra, and is imported only where that is used.
+of_extras = {"keyturn.botocore_http", "keyturn.tracing"}
+found = {m.name for m in pkgutil.walk_packages(keyturn.__path__, "keyturn.")}
+assert of_extras < found
+names = sorted(found - of_extras)
 for name in names:
     importlib.import_module(name)
 assert "keyturn.publisher.client" in sys.modules and "keyturn.s3_client" in sys.modules

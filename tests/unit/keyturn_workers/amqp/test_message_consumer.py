@@ -136,7 +136,7 @@ RETRIED_AS = 'retries_total{code="%s",queue="keyturn.upload"}'
 async def test_each_outcome_is_counted_once(
     error: Exception | None, body: bytes | None, stages: str, ends: list[str]
 ) -> None:
-    """By what became of it; and each stage that it came through was measured."""
+    """By what became of it; and its wait and each stage that it came through were measured."""
     metrics, scene = WorkerMetrics(), Scene()
     await consume(FakeHandler(scene, error), message(scene, body), metrics)
     names = [
@@ -144,6 +144,8 @@ async def test_each_outcome_is_counted_once(
         *(f'stage_seconds_count{{queue="keyturn.upload",stage="{s}"}}' for s in stages.split()),
         *ends,
     ]
+    if body is None:  # else it is unknown since when it waited
+        names.append('queue_wait_seconds_count{queue="keyturn.upload"}')
     assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
 
 
