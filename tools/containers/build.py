@@ -50,7 +50,7 @@ class Images:
 
     Attributes:
         made: Names of images that stand for what could not be pulled.
-        built: Names of the images of Dockerfile.
+        built: Names of the images of Dockerfile that did not exist before.
     """
 
     def __init__(self, engine: Engine, project: Path, scratch: Path) -> None:
@@ -78,7 +78,7 @@ class Images:
                 build.result()
 
     def remove(self) -> None:
-        """Remove what was built and what was made; what was pulled stays."""
+        """Remove what was built and what was made; what was pulled or was there before stays."""
         for name in (*self.built, *self.made):
             self._engine.attempt("image", "rm", "--force", name)
 
@@ -103,8 +103,11 @@ class Images:
             self.made.append(reference)
 
     def _build(self, target: str, name: str) -> None:
+        # The name may be in use here: compose.yaml has it too.
+        is_new = not self._engine.has_image(name)
         self._docker_build(name, "--target", target, str(self._project))
-        self.built.append(name)
+        if is_new:
+            self.built.append(name)
 
     def _docker_build(self, name: str, *arguments: str, stdin: str | None = None) -> None:
         # A private engine has no bridge while images are built.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.unit.tools.containers.fake_engine import FakeEngine
 from tools.containers.build import IMAGE, ROOT, STORAGE, Images, broker_reference, copy_sources
 
@@ -26,17 +28,25 @@ def test_the_broker_is_the_one_of_compose() -> None:
     assert broker_reference((ROOT / "compose.yaml").read_text()) == "rabbitmq:4"
 
 
-def test_what_is_there_is_built_upon_and_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "ours"),
+    [(("debian", "rabbitmq"), {IMAGE, STORAGE}), (("debian", "rabbitmq", "keyturn"), set())],
+    ids=["only what they are made from", "all of them"],
+)
+def test_what_is_there_is_built_upon_and_stays(
+    tmp_path: Path, before: tuple[str, ...], ours: set[str]
+) -> None:
     for name in ("Dockerfile", "compose.yaml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    engine = FakeEngine({"image inspect": "[]", "build": "", "image rm": ""})
+    held = {f"image inspect {name}": "[]" for name in before}
+    engine = FakeEngine({**held, "build": "", "image rm": ""})
     images = Images(engine, tmp_path, tmp_path)
     images.provide()
     assert images.made == []
-    assert sorted(images.built) == [IMAGE, STORAGE]
+    assert set(images.built) == ours
     builds = [command for command in engine.commands if command[0] == "build"]
     assert {build[build.index("--target") + 1] for build in builds} == {"keyturn", "storage"}
     assert not any("--network" in build for build in builds)
     images.remove()
     removed = {command[-1] for command in engine.commands if command[:2] == ("image", "rm")}
-    assert removed == {IMAGE, STORAGE}
+    assert removed == ours
