@@ -40,6 +40,7 @@ ACROSS_MODULES: Final[dict[str, str]] = {
     "keyturn/gateway/test_example.py": "runs the example of docs/howto/read.md",
     "keyturn/open/test_vectors.py": "objects made by another implementation",
     "keyturn_workers/gateway/test_links.py": "what a link opens, through the whole application",
+    "keyturn_workers/amqp/test_package.py": "what the package offers, imported late",
     "keyturn_workers/amqp/test_property_tolerance_upstream.py": "what the libraries still need",
     "keyturn_workers/cli/test_reference.py": "docs/reference/cli.md is the help of all commands",
     "keyturn_workers/status/test_no_secret.py": "every view, for what no report may hold",

@@ -49,6 +49,16 @@ def install() -> None:
         raise CannotRunError("no Docker engine, and starting one needs root")
 
 
+def remove_cgroups(group: Path) -> None:
+    """Remove a control group without processes, and those in it; does nothing if there is none."""
+    if group.is_dir():
+        for child in group.iterdir():
+            if child.is_dir():
+                remove_cgroups(child)
+        with suppress(OSError):  # a process is in it
+            group.rmdir()
+
+
 class PrivateEngine:
     """One dockerd; its images stay in the folder between `stop` and the next `start`.
 
@@ -97,9 +107,8 @@ class PrivateEngine:
         """End it, and remove what it left outside of its folder; the folder itself can go then."""
         self.stop()
         namespaces.unmount_below(self._folder)
-        for groups in (_CGROUPS, *_CGROUPS.glob("*")):
-            with suppress(OSError):  # most have none
-                (groups / self._folder.parent.name).rmdir()
+        for hierarchy in (_CGROUPS, *_CGROUPS.glob("*")):
+            remove_cgroups(hierarchy / self._folder.parent.name)
 
     def log_tail(self) -> str:
         """The end of its log, for a failure."""

@@ -9,12 +9,16 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from base64 import b64decode
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from keyturn_workers.cli.init import init
+from keyturn_workers.console.settings import ConsoleSettings
+from keyturn_workers.settings import GatewaySettings, WorkerSettings
+from tools.manifests.pods import write_volume
 from tools.manifests.render import KUBERNETES, kubectl, render
 from tools.servers.packages import MissingPackagesError
 from tools.supply.lock import ROOT
@@ -22,6 +26,7 @@ from tools.supply.lock import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from keyturn.settings import Settings
     from tools.manifests.documents import Document, Manifests
 
 _TEXT = (ROOT / "docs/howto/kubernetes.md").read_text()
@@ -110,3 +115,22 @@ def test_the_deployments_of_a_rollout_exist(small: Manifests) -> None:
         for word in command:
             if word.startswith("deployment/"):
                 small.find("Deployment", word.removeprefix("deployment/"))
+
+
+@pytest.mark.parametrize(
+    ("secret", "kind"),
+    [
+        ("keyturn-worker", WorkerSettings),
+        ("keyturn-gateway", GatewaySettings),
+        ("keyturn-console", ConsoleSettings),
+    ],
+)
+def test_a_process_reads_its_settings_from_the_files_of_its_secret(
+    site: Path, monkeypatch: pytest.MonkeyPatch, secret: str, kind: type[Settings]
+) -> None:
+    (command,) = _commands("create", secret)
+    folder = site / "mounted"
+    files = {name: b64decode(value).decode() for name, value in _created(command)["data"].items()}
+    write_volume(folder, files)
+    monkeypatch.setenv("KEYTURN_SECRETS_DIR", str(folder))
+    assert kind.read()

@@ -7,6 +7,7 @@ out as the kubelet lays them out. What an operator sets is set: the bucket, the 
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,12 +26,15 @@ from tools.harness.process import WorkerProcess, console, gateway, worker
 from tools.manifests.documents import Manifests, name_of
 from tools.manifests.pod_policies import PROBES
 from tools.manifests.pods import PodProcess, prepare, write_volume
+from tools.servers import RabbitMQ, packages
+from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tools.servers import S3Server
+    from tools.servers.certificates import Certificate
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -45,11 +49,8 @@ class Site:
     manifests: Manifests
     keys: ConsoleDeployment
     folder: Path
-
-    def set_publishers(self) -> None:
-        """Grant the publishers of the test, in place of the empty file."""
-        config = self.manifests.find("ConfigMap", "keyturn-publishers")
-        config["data"] = {"publishers.json": json.dumps(self.keys.publishers())}
+    certificates: Certificate | None = None
+    """Of servers and clients, where the overlay has TLS."""
 
     def secrets(self) -> dict[str, dict[str, str]]:
         """The files of each Secret: every setting that the manifests leave out."""
@@ -65,7 +66,16 @@ class Site:
             secret: {name: value for name, value in env.items() if name not in self.variables()}
             for secret, env in given.items()
         }
-        return files | {"keyturn-console-passwords": {"passwords": passwords.read_text()}}
+        files["keyturn-console-passwords"] = {"passwords": passwords.read_text()}
+        if self.certificates is not None:
+            parts = {
+                "tls.crt": self.certificates.certificate,
+                "tls.key": self.certificates.key,
+                "ca.crt": self.certificates.ca,
+            }
+            made = {name: path.read_text() for name, path in parts.items()}
+            files |= dict.fromkeys(("gateway-tls", "console-tls", "broker-client"), made)
+        return files
 
     def variables(self) -> dict[str, str]:
         """What differs from the placeholders in the manifests."""
@@ -115,11 +125,15 @@ async def _is_up(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def _becomes_ready(pod: PodProcess, process: WorkerProcess) -> None:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(_READY_S):
+    async with aiohttp.ClientSession() as session:
         for kind in PROBES:
-            while not await _is_up(session, pod.probes[kind]):
-                assert process.process.returncode is None, (pod.name, process.lines[-20:])
-                await asyncio.sleep(0.1)
+            try:
+                async with asyncio.timeout(_READY_S):
+                    while not await _is_up(session, pod.probes[kind]):
+                        assert process.process.returncode is None, (pod.name, process.lines[-20:])
+                        await asyncio.sleep(0.1)
+            except TimeoutError:
+                raise AssertionError((pod.name, kind, process.lines[-20:])) from None
 
 
 async def _ends(pod: PodProcess, process: WorkerProcess) -> None:
@@ -161,3 +175,30 @@ async def test_the_small_overlay_stores_and_reads(
                 assert b"".join([chunk async for chunk in stream.chunks()]) == _BODY
         for name, pod in pods.items():
             await _ends(pod, running[name])
+
+
+async def test_the_production_overlay_runs_with_tls(
+    production: Manifests, moto: S3Server, moto_bucket: str, tmp_path: Path
+) -> None:
+    """With a broker that refuses clients without a certificate, and HTTPS on the probes."""
+    certificates = Authority(tmp_path / "certificates").issue()
+    packages.ensure(packages.RABBITMQ_PACKAGES)
+    broker = RabbitMQ(tls=certificates)
+    broker.start()
+    try:
+        # An operator's file of publishers, from the start.
+        manifests = Manifests(copy.deepcopy(production.documents))
+        keys = ConsoleDeployment(broker.tls_url, moto, moto_bucket)
+        grants = manifests.find("ConfigMap", "keyturn-publishers")["data"]
+        grants["publishers.json"] = json.dumps(keys.publishers())
+        site = Site(manifests, keys, tmp_path, certificates)
+        async with AsyncExitStack() as stack:
+            running = [(pod, await stack.enter_async_context(_running(pod))) for pod in site.pods()]
+            for pod, process in running:
+                await _becomes_ready(pod, process)
+                is_plain = pod.probes["readinessProbe"].startswith("http:")
+                assert is_plain is pod.name.startswith("worker-")
+            for pod, process in running:
+                await _ends(pod, process)
+    finally:
+        broker.stop()

@@ -132,8 +132,8 @@ BROKEN: dict[str, list[tuple[Break, str]]] = {
             "another port than KEYTURN_HEALTH_PORT",
         ),
         (
-            lambda m: _container(m, "gateway")["readinessProbe"]["httpGet"].update(scheme="HTTPS"),
-            "does not speak HTTP",
+            lambda m: _container(m, "gateway")["readinessProbe"]["httpGet"].pop("scheme"),
+            "does not speak HTTPS",
         ),
         (
             lambda m: _container(m)["env"].remove(

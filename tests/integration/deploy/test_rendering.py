@@ -31,9 +31,9 @@ def test_what_is_rendered_conforms_to_its_schemas(
     assert list(invalid(manifests)) == []
 
 
-@pytest.mark.parametrize("component", ["monitoring", "tracing"])
+@pytest.mark.parametrize("component", ["monitoring", "tls", "tracing"])
 def test_each_component_fits_the_small_overlay(component: str, tmp_path: Path) -> None:
-    """The others are in the overlay `production`."""
+    """But for KEDA's, which scales what only the overlay `production` has."""
     lines = [
         "apiVersion: kustomize.config.k8s.io/v1beta1",
         "kind: Kustomization",
@@ -155,3 +155,22 @@ def test_no_publisher_is_granted_anything_yet(overlay: str, request: pytest.Fixt
     # Without a hash: a change needs no restart.
     data = manifests.find("ConfigMap", "keyturn-publishers")["data"]
     assert parse_grants(data["publishers.json"]) == {}
+
+
+def test_every_secret_of_tls_is_made_by_a_certificate(
+    production: Manifests, rabbitmq: Manifests, cert_manager: Manifests
+) -> None:
+    """In the namespace where a pod or the broker mounts it."""
+    made = {
+        (one["metadata"]["namespace"], one["spec"]["secretName"])
+        for one in cert_manager.of("Certificate")
+    }
+    mounted = {
+        ("keyturn", volume["secret"]["secretName"])
+        for one in production.deployments
+        for volume in one["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume and not volume["secret"]["secretName"].startswith("keyturn-")
+    }
+    broker = rabbitmq.find("RabbitmqCluster", "keyturn")
+    mounted.add((broker["metadata"]["namespace"], broker["spec"]["tls"]["secretName"]))
+    assert mounted == made - {("cert-manager", "keyturn-ca")}

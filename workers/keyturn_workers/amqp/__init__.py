@@ -19,20 +19,40 @@ here is always the service that signed a request; what a worker itself publishes
 its `worker_publisher`.
 """
 
-from keyturn_workers.amqp.consumer import (
-    DirectConsumer,
-    QueueConsumer,
-    SubscriberConsumer,
-    finish,
-)
-from keyturn_workers.amqp.message_consumer import ConsumerContext, DeferError
-from keyturn_workers.amqp.request_consumer import (
-    Handled,
-    RequestConsumer,
-    RequestHandler,
-    TimeSource,
-)
-from keyturn_workers.amqp.worker_publisher import NotConfirmedError, WorkerPublisher
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from keyturn_workers.amqp.consumer import (
+        DirectConsumer,
+        QueueConsumer,
+        SubscriberConsumer,
+        finish,
+    )
+    from keyturn_workers.amqp.message_consumer import ConsumerContext, DeferError
+    from keyturn_workers.amqp.request_consumer import (
+        Handled,
+        RequestConsumer,
+        RequestHandler,
+        TimeSource,
+    )
+    from keyturn_workers.amqp.worker_publisher import NotConfirmedError, WorkerPublisher
+
+# Imported when first used: FastStream takes long to import, and most commands do without it.
+_MODULES: Final = {
+    "ConsumerContext": "message_consumer",
+    "DeferError": "message_consumer",
+    "DirectConsumer": "consumer",
+    "Handled": "request_consumer",
+    "NotConfirmedError": "worker_publisher",
+    "QueueConsumer": "consumer",
+    "RequestConsumer": "request_consumer",
+    "RequestHandler": "request_consumer",
+    "SubscriberConsumer": "consumer",
+    "TimeSource": "request_consumer",
+    "WorkerPublisher": "worker_publisher",
+    "finish": "consumer",
+}
 
 __all__ = [
     "ConsumerContext",
@@ -48,3 +68,9 @@ __all__ = [
     "WorkerPublisher",
     "finish",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

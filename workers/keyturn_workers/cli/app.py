@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -11,39 +12,72 @@ import stamina
 import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
+from typer.main import get_group
 
 from keyturn.settings import PREFIX
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.cli import (
-    audit,
-    console,
-    dead,
-    delete,
-    doctor,
-    download,
-    enroll,
-    errors,
-    evidence,
-    gateway,
-    init,
-    keygen,
-    keys,
-    link,
-    objects,
-    rotate,
-    status,
-    sweep,
-    upload,
-    verify,
-    worker,
-)
+from keyturn_workers.cli import errors
 from keyturn_workers.worker.core_dumps import disable_core_dumps
 
 _PROCESSES: Final = ("worker", "gateway", "console")
 
 
+# Each command's module and what is in it: a function, or an app with commands of its own. Only the
+# module of the command that runs is imported, since all of them take most of a second.
+_COMMANDS: Final = {
+    "init": "init:init",
+    "gateway": "gateway:gateway",
+    "enroll": "enroll:enroll",
+    "upload": "upload:upload",
+    "ls": "objects:ls",
+    "download": "download:download",
+    "link": "link:link",
+    "rotate": "rotate:rotate",
+    "sweep": "sweep:sweep",
+    "delete": "delete:delete",
+    "inspect": "objects:inspect",
+    "status": "status:status",
+    "verify": "verify:verify",
+    "doctor": "doctor:doctor",
+    "keygen": "keygen:app",
+    "keys": "keys:app",
+    "worker": "worker:app",
+    "console": "console:app",
+    "evidence": "evidence:app",
+    "dead": "dead:app",
+    "audit": "audit:app",
+}
+
+
+def _load(name: str) -> Any:
+    """Import a command's module and build the command as part of `keyturn`."""
+    module, _, attribute = _COMMANDS[name].partition(":")
+    found = getattr(import_module(f"keyturn_workers.cli.{module}"), attribute)
+    part = typer.Typer(rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        part.add_typer(found)
+    else:
+        part.command(name)(found)
+    return get_group(part).commands[name]
+
+
 class RootGroup(TyperGroup):
     """Gives every command, from a shell or a test, the same errors and exit statuses."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order of `--help`."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, imported now."""
+        if cmd_name not in _COMMANDS:
+            # The error suggests similar names from among those that are there.
+            for name in _COMMANDS:
+                self.get_command(ctx, name)
+        elif cmd_name not in self.commands:
+            self.add_command(_load(cmd_name), cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def main(
         self,
@@ -125,29 +159,6 @@ def root(
         "console",
     ):  # which configure their own logs
         _silence_libraries()
-
-
-app.command("init")(init.init)
-app.add_typer(keygen.app)
-app.add_typer(keys.app)
-app.add_typer(worker.app)
-app.command("gateway")(gateway.gateway)
-app.add_typer(console.app)
-app.command("enroll")(enroll.enroll)
-app.command("upload")(upload.upload)
-app.command("ls")(objects.ls)
-app.command("download")(download.download)
-app.command("link")(link.link)
-app.command("rotate")(rotate.rotate)
-app.command("sweep")(sweep.sweep)
-app.command("delete")(delete.delete)
-app.command("inspect")(objects.inspect)
-app.command("status")(status.status)
-app.command("verify")(verify.verify)
-app.command("doctor")(doctor.doctor)
-app.add_typer(evidence.app)
-app.add_typer(dead.app)
-app.add_typer(audit.app)
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 from typer.testing import CliRunner
@@ -29,3 +31,28 @@ def test_an_env_file_never_overrides_the_environment(
     assert "KEYTURN_S3_BUCKET is malformed" in result.stderr
     assert os.environ["KEYTURN_DEPLOYMENT"] == "environment"
     assert os.environ["PATH"] == path
+
+
+_IMPORTED = """
+import sys
+from keyturn_workers.cli.app import app
+try:
+    app(["ls", "--help"])
+except SystemExit:
+    print(*sorted(sys.modules))
+"""
+
+
+def test_a_command_imports_nothing_of_the_others() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTED], capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "keyturn_workers.cli.objects" in imported
+    assert not imported & {"faststream", "keyturn_workers.cli.worker", "keyturn_workers.cli.sweep"}
+
+
+def test_a_wrong_name_is_answered_with_similar_ones() -> None:
+    result = runner.invoke(app, ["swep"])
+    assert result.exit_code == 2
+    assert "No such command 'swep'. Did you mean 'sweep'?" in result.stderr
