@@ -150,11 +150,18 @@ class LimitedProtocol(HttpToolsProtocol):
 
         With TLS, a client that is not looking would not answer the end of an idle connection.
         """
-        # Asked first: of a transport that is closing there is nothing to learn.
-        is_flushed = not self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        is_flushed = self._is_flushed()
         super().shutdown()
         if self.below_tls is not None and self.is_idle and is_flushed:
             self.below_tls.close()
+
+    def _is_flushed(self) -> bool:
+        """Whether the client's machine has all that was sent, or will have it without TLS."""
+        if not self.transport.is_closing():
+            return not self.transport.get_write_buffer_size()
+        # Of a transport of TLS that is closing there is nothing to learn.
+        below = self.below_tls
+        return below is not None and not below.is_closing() and not below.get_write_buffer_size()
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self.reset)

@@ -25,8 +25,9 @@ from keyturn_workers.http_server.protocol import LimitedProtocol, close_idle, re
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What is in flight then is the client's answer to our end of the connection.
-_CLOSE_TIMEOUT_S: Final = 30.0
+# From the end of a response that also ends its connection: within it the client receives what is
+# still in buffers, however slowly. Dead clients are ended by TCP_USER_TIMEOUT before.
+_CLOSE_TIMEOUT_S: Final = 600.0
 # asyncio would buffer 512 KiB of plain bytes for each connection.
 _WRITE_BUFFER_BYTES: Final = 64 * 1024
 
@@ -115,6 +116,8 @@ class TlsProtocol(asyncio.Protocol):
 
     def reset(self) -> None:
         """Reset the connection."""
+        # Here, too: a task that is cancelled before its first step never gets to its `finally`.
+        self._connections.discard(self)
         if self._handshake is not None:
             self._handshake.cancel()
         if self._transport is not None:

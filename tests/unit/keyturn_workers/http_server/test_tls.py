@@ -233,6 +233,20 @@ async def test_silent_clients_do_not_keep_others_out(tmp_path: Path) -> None:
             task.cancel()
 
 
+async def test_a_connection_beyond_the_limit_is_reset_and_forgotten(tmp_path: Path) -> None:
+    """All others are busy, so the newest one is ended, before its handshake has begun."""
+    async with _serving(tmp_path) as server, AsyncExitStack() as stack:
+        for _ in range(_MAX_CONNECTIONS):
+            reader, writer = await stack.enter_async_context(server.connected())
+            writer.write(_HEAD % b"/slow")
+            await reader.readuntil(b"ok")
+        for _ in range(4):
+            async with server.silent() as refused:
+                assert await _end(refused) in ("reset", "clean")
+            assert len(server.state.connections) == _MAX_CONNECTIONS
+        server.app.go_on.set()
+
+
 async def test_a_broken_answer_is_seen_as_broken(tmp_path: Path) -> None:
     """A close_notify after it would look like its end."""
     async with _serving(tmp_path) as server, server.connected() as (reader, writer):
