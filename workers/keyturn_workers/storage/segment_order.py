@@ -199,8 +199,13 @@ class SegmentOrder:
         for at, folder in _folders(last, shortest):
             if folder in progress.passed:
                 if last[at] < _SLASH:
-                    # The rest of them has been returned.
+                    # The rest of them has been returned, and what is a sibling of one of them.
                     progress.start = last_key_below(folder + _BEFORE_SLASH)
+                    progress.inserts = [
+                        insert
+                        for insert in progress.inserts
+                        if not _is_sibling(insert.folder, folder)
+                    ]
                 continue
             if folder + _SLASH <= progress.after:
                 out_of_place = False  # what would be is not due

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from keyturn.errors import StorageUnavailableError
@@ -134,6 +134,37 @@ async def test_pages_adjoin(keys: set[str], delimiter: str, limit: int, *, versi
         names += here
         after = page.next_after
     assert names == expected(keys, "p/", delimiter, "")
+
+
+# Short names of few characters before the slash: folders whose siblings are folders with siblings.
+_CROWDED: Final = st.lists(st.text("a-.0", min_size=1, max_size=2), min_size=1, max_size=3).map(
+    lambda parts: "p/" + "/".join(parts)
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    keys=st.sets(_CROWDED, min_size=4, max_size=10).map(without_conflicts),
+    prefix=st.sampled_from(["p/", "p/a"]),
+    versioned=st.booleans(),
+)
+async def test_pages_of_one_key(keys: set[str], prefix: str, *, versioned: bool) -> None:
+    """Every page ends between what is out of place and what it precedes."""
+    order = Server(keys, "", 1, versioned=versioned).order()
+    assert [row.key async for row in order.objects(prefix)] == expected(keys, prefix, "", "")
+
+
+@pytest.mark.parametrize(
+    ("keys", "prefix"),
+    [
+        (["p/a---", "p/a-/b", "p/a-0a.", "p/a.", "p/a/a/a."], "p/a"),
+        (["p/--./0aa/--", "p/--/a0-/-.", "p/-/a-.", "p/-00/-", "p/."], "p/"),
+    ],
+)
+async def test_siblings_of_siblings_are_listed_once(keys: list[str], prefix: str) -> None:
+    """A folder's siblings are listed before its keys, and theirs with them: not again later."""
+    order = Server(keys, "", 1).order()
+    assert [row.key async for row in order.objects(prefix)] == sorted(keys)
 
 
 async def test_what_a_filter_by_bytes_alone_would_miss() -> None:
