@@ -349,18 +349,20 @@ async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_
 async def _check_storage(settings: WorkerSettings) -> Capabilities:
     async with explaining_tls(settings), open_storage(settings) as storage:
         report = await probe(storage, quick=True)
-    if report.unsafe:
-        missing = ", ".join(row.name for row in report.unsafe)
-        if not settings.allow_unsafe_storage:
-            if all(row.undecided for row in report.unsafe):
-                # A failed request proves nothing about the bucket; the next one may succeed.
-                failures = "; ".join(f"{row.name} {row.detail}" for row in report.unsafe)
-                raise StorageUnavailableError(f"the bucket could not be tested: {failures}")
-            raise UnsafeStorageError(
-                f"the bucket lacks: {missing}; see `keyturn doctor`, or set "
-                "KEYTURN_ALLOW_UNSAFE_STORAGE=true to start anyway"
-            )
-        _log.warning("unsafe storage allowed", missing=missing)
+    missing = ", ".join(row.name for row in report.unsafe)
+    if settings.allow_unsafe_storage:
+        # Some servers never answer a row but with an error: nothing is waited for.
+        if missing:
+            _log.warning("unsafe storage allowed", missing=missing)
+    elif not all(row.undecided for row in report.unsafe):
+        raise UnsafeStorageError(
+            f"the bucket lacks: {missing}; see `keyturn doctor`, or set "
+            "KEYTURN_ALLOW_UNSAFE_STORAGE=true to start anyway"
+        )
+    elif report.unknown:
+        # A failed request proves nothing about the bucket; the next one may succeed.
+        failures = "; ".join(f"{row.name} {row.detail}" for row in report.unknown)
+        raise StorageUnavailableError(f"the bucket could not be tested: {failures}")
     return report.capabilities
 
 

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from contextlib import asynccontextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import aio_pika
 import pytest
+import stamina
 from aiormq.exceptions import ChannelInvalidStateError
 from faststream.rabbit import RabbitBroker
 
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import UnsafeStorageError
+from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.worker import process
 from keyturn_workers.worker.process import _App, _background, _cancel_leftover_tasks
 from keyturn_workers.worker.reporter import WorkerReporter
+from tests.unit.keyturn_workers.storage.probe.broken_storages import ResumesLate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keyturn_workers.settings import WorkerSettings
+    from keyturn_workers.storage import Headers
+    from keyturn_workers.storage.port import WriteResult
 
 
 async def test_a_connection_that_is_just_being_made_again_ends() -> None:
@@ -125,3 +140,74 @@ async def test_a_broker_that_never_answers_does_not_keep_the_process(
     async with asyncio.timeout(5):
         await app.stop()
     assert "the broker did not answer" in capsys.readouterr().out
+
+
+class _SlowDown(MemoryStorage):
+    """Answers the first put of one name with 503."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    async def put(self, key: str, body: bytes, headers: Headers, **how: Any) -> WriteResult:
+        if self.name and key.endswith(self.name):
+            self.name = ""
+            raise StorageUnavailableError("put: SlowDown")
+        return await super().put(key, body, headers, **how)
+
+
+def _use(monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage) -> None:
+    @asynccontextmanager
+    async def opened(_: object) -> AsyncIterator[MemoryStorage]:
+        yield storage
+
+    monkeypatch.setattr(process, "open_storage", opened)
+
+
+def _settings(*, allow_unsafe: bool = False) -> WorkerSettings:
+    fields = {"s3_endpoint_url": None, "allow_unsafe_storage": allow_unsafe, "start_timeout_s": 9}
+    return cast("WorkerSettings", SimpleNamespace(**fields))
+
+
+_DECISIVE = {
+    r"/a\b": "backslashes kept in keys",
+    "/d/c": "key beside keys below it",
+    "/.uploads/a": "listing shows every name",
+    "/b.d/1": "listing resumes after each key",
+}
+
+
+@pytest.mark.parametrize(("name", "row"), _DECISIVE.items())
+async def test_one_failed_request_does_not_decide_which_keys_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, row: str
+) -> None:
+    """A worker keeps what it learnt at its start: what failed then is asked again."""
+    _use(monkeypatch, _SlowDown(name))
+    with pytest.raises(StorageUnavailableError, match=f"not be tested: {row} failed: put: Slow"):
+        await process._check_storage(_settings())
+    _use(monkeypatch, _SlowDown(name))
+    start = partial(process._check_storage, _settings())
+    with stamina.set_testing(True, attempts=2):
+        found = await process._retry_start(_settings(), start)
+    refusing = (found.keys_are_paths, found.unlisted_names, found.listings_by_segment)
+    assert not any(refusing)
+
+
+async def test_an_unsafe_bucket_that_is_allowed_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some servers answer these requests with an error for ever: the cautious answer holds."""
+    _use(monkeypatch, _SlowDown("/d/c"))
+    found = await process._check_storage(_settings(allow_unsafe=True))
+    assert found.keys_are_paths
+
+
+async def test_what_an_unsafe_bucket_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else failed: a retry would not make it safe."""
+
+    class Unsafe(_SlowDown, ResumesLate):
+        pass
+
+    _use(monkeypatch, Unsafe("/d/c"))
+    with pytest.raises(UnsafeStorageError, match="lacks: listing resumes after each key;"):
+        await process._check_storage(_settings())

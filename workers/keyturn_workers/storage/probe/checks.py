@@ -25,6 +25,8 @@ LISTING: Final = "listing resumes after each key"
 BACKSLASHES: Final = "backslashes kept in keys"
 BESIDE_FOLDER: Final = "key beside keys below it"
 ALL_NAMES: Final = "listing shows every name"
+# Their outcomes decide which keys a worker refuses, and how it lists: no worker starts without.
+DECISIVE: Final = frozenset({LISTING, BACKSLASHES, BESIDE_FOLDER, ALL_NAMES})
 
 _OVERWRITTEN: Final = "two uploads to one object key could both be reported as stored"
 _LOST_UPDATE: Final = "two rotations could overwrite each other's keyring"

@@ -50,6 +50,15 @@ class Report:
         return [row for row in self.rows if row.needed == "required" and not row.ok]
 
     @property
+    def unknown(self) -> Sequence[Row]:
+        """The undecided rows that must be decided before a worker starts."""
+        return [
+            row
+            for row in self.rows
+            if row.undecided and (row.needed == "required" or row.name in checks.DECISIVE)
+        ]
+
+    @property
     def capabilities(self) -> Capabilities:
         """What workers may rely on beyond the requirements."""
         passed = {row.name for row in self.rows if row.ok}
