@@ -8,6 +8,7 @@ This is a session as `AioConfig(http_session_cls=...)` takes it, for `https` alo
 redirect: botocore does, with another signature.
 """
 
+import copy
 import ssl
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +17,10 @@ from typing import Any, Final, Self, cast
 
 import aiohttp
 from aiobotocore.awsrequest import AioAWSResponse
+from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ConnectionClosedError,
@@ -42,6 +46,21 @@ def verified_sessions(tls: ssl.SSLContext | None = None) -> type[AIOHTTPSession]
     """
     # Used as a function that makes a session.
     return cast("type[AIOHTTPSession]", partial(VerifiedSession, tls=tls))
+
+
+class VerifyingSession(AioSession):
+    """A session of aiobotocore whose clients all verify the server's name.
+
+    The chain of credentials makes clients of its own, for STS and SSO, and gives them no
+    configuration of ours. The session's default cannot: merging drops `http_session_cls`.
+    """
+
+    def create_client(self, *args: Any, config: Config | None = None, **kwargs: Any) -> Any:
+        """As aiobotocore's. A class of sessions in `config` stays, and so does a plain endpoint."""
+        if not (kwargs.get("endpoint_url") or "").startswith("http://"):
+            config = _verifying(config)
+        create: Any = super().create_client  # typed by a list of all services
+        return create(*args, config=config, **kwargs)
 
 
 class VerifiedSession:
@@ -130,6 +149,18 @@ class VerifiedSession:
             content: Any = answer.content  # its types do not know that this is a coroutine
             await content  # read now: the connection goes back to the pool
         return answer
+
+
+def _verifying(config: Config | None) -> AioConfig:
+    verifying: Any  # its types do not know `http_session_cls`
+    if isinstance(config, AioConfig):
+        verifying = copy.copy(config)
+    else:  # SSO's provider has one of botocore's own
+        verifying = AioConfig() if config is None else AioConfig().merge(cast("AioConfig", config))
+    if verifying.http_session_cls is AIOHTTPSession:
+        verifying.http_session_cls = verified_sessions()
+    made: AioConfig = verifying
+    return made
 
 
 def _default_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # botocore's

@@ -46,12 +46,13 @@ def new_session(settings: S3Settings) -> "aioboto3.Session":
     """
     try:
         import aioboto3  # noqa: PLC0415  # an optional extra
-        from aiobotocore.session import AioSession  # noqa: PLC0415  # comes with it
+
+        from keyturn.botocore_http import VerifyingSession  # noqa: PLC0415  # needs it
     except ImportError as exc:
         raise SettingsError(
             "S3 needs aioboto3, which is not installed: install keyturn[staging]"
         ) from exc
-    botocore_session = AioSession()
+    botocore_session = VerifyingSession()
     botocore_session.register_component("data_loader", _data_loader())
     factory = botocore_session.get_component("response_parser_factory")
     factory.set_parser_defaults(timestamp_parser=_timestamp)

@@ -4,6 +4,7 @@ An API key never leaves this process: it only derives the user KEK. The storage 
 URL, and nothing else.
 """
 
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -46,6 +47,7 @@ class Reader:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         max_connections: int = MAX_CONNECTIONS,
+        tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
         """A reader and its connections to the storage, open as long as the block lasts.
 
@@ -56,6 +58,8 @@ class Reader:
             connect_timeout_s: Seconds to make one connection.
             idle_timeout_s: Seconds without progress after which a request fails.
             max_connections: Connections at once; further requests wait for one.
+            tls: What the storage's certificate is verified with; the system's authorities by
+                default.
 
         Raises:
             MalformedRequestError: the project or the API key does not have the form of SPEC 1.
@@ -67,6 +71,7 @@ class Reader:
             connect_timeout_s=connect_timeout_s,
             idle_timeout_s=idle_timeout_s,
             max_connections=max_connections,
+            tls=tls,
         ) as transport:
             yield cls(transport, project, kek)
 

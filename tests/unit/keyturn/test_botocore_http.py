@@ -10,6 +10,8 @@ import pytest
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from botocore import UNSIGNED
+from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -19,9 +21,12 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from keyturn.botocore_http import verified_sessions
+from keyturn.botocore_http import VerifyingSession, verified_sessions
+from keyturn.s3_client import open_client
+from keyturn.settings import S3Settings
 from keyturn.tls import STORAGE, client_context
 from keyturn.tls_failures import describe_tls_failure
+from tests.support.aws_web_identity import use_web_identity
 from tests.support.tls_proxy import server_context
 from tools.harness.loopback_server import loopback_server
 from tools.servers.certificates import Authority
@@ -147,3 +152,96 @@ async def test_a_redirect_is_not_followed_with_the_same_signature(tmp_path: Path
     # botocore itself asks where the bucket is, and signs that.
     assert heads[1].startswith(b"HEAD /b ")
     assert not [head for head in heads if b"/elsewhere" in head]
+
+
+_CREDENTIALS = (
+    b"<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
+    b"<AccessKeyId>FROMSTS</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
+    b"<SessionToken>t</SessionToken><Expiration>2100-01-01T00:00:00Z</Expiration></Credentials>"
+    b"</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+)
+_STS = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(_CREDENTIALS),
+    _CREDENTIALS,
+)
+
+
+async def _credentials_of_storage() -> str:
+    """The access key that a client of the storage found by the chain of AWS."""
+    settings = S3Settings(s3_bucket="bucket", s3_region="us-east-1")
+    async with open_client(settings, max_connections=1) as client:
+        url = await client.generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "k"})
+    return url.partition("X-Amz-Credential=")[2].partition("%2F")[0]
+
+
+async def test_credentials_come_from_a_server_of_the_right_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    async with _serving(authority, ("localhost",), _STS) as (port, heads):
+        use_web_identity(monkeypatch, tmp_path, f"https://localhost:{port}", authority.ca)
+        assert await _credentials_of_storage() == "FROMSTS"
+    assert len(heads) == 1
+
+
+async def test_credentials_of_a_server_of_another_name_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    async with _serving(authority, ("other.example",), _STS) as (port, heads):
+        use_web_identity(monkeypatch, tmp_path, f"https://localhost:{port}", authority.ca)
+        with pytest.raises(SSLError):
+            await _credentials_of_storage()
+    assert heads == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, Config(signature_version=UNSIGNED), AioConfig(signature_version=UNSIGNED)],
+    ids=["none", "botocore", "aiobotocore"],
+)
+async def test_every_client_of_the_session_verifies_the_name(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain makes its clients with each of these; SSO's with a configuration of botocore."""
+    authority = Authority(tmp_path)
+    async with _serving(authority, ("other.example",)) as (port, heads):
+        url = f"https://localhost:{port}"
+        use_web_identity(monkeypatch, tmp_path, url, authority.ca)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SSO", url)
+        async with VerifyingSession().create_client(
+            "sso",
+            region_name="us-east-1",
+            config=config,
+            aws_access_key_id="id",
+            aws_secret_access_key="secret",
+        ) as client:
+            with pytest.raises(SSLError):
+                await client.get_role_credentials(
+                    roleName="r", accountId="000000000000", accessToken="t"
+                )
+    assert heads == []
+    # The caller's is left as it was.
+    assert getattr(config, "http_session_cls", AIOHTTPSession) is AIOHTTPSession
+
+
+async def test_what_the_caller_chose_stays() -> None:
+    """A class of sessions, and botocore's own one for an endpoint without TLS."""
+    chosen = verified_sessions()
+    async with VerifyingSession().create_client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url="http://127.0.0.1:1",
+        aws_access_key_id="id",
+        aws_secret_access_key="secret",
+    ) as plain:
+        assert isinstance(plain._endpoint.http_session, AIOHTTPSession)
+    async with VerifyingSession().create_client(
+        "s3",
+        region_name="us-east-1",
+        config=AioConfig(http_session_cls=chosen, connect_timeout=7),
+        aws_access_key_id="id",
+        aws_secret_access_key="secret",
+    ) as given:
+        assert not isinstance(given._endpoint.http_session, AIOHTTPSession)
+        assert given.meta.config.connect_timeout == 7

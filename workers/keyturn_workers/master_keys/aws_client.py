@@ -12,11 +12,10 @@ from functools import cache
 from typing import Any, Final, TypeAlias
 
 from aiobotocore.config import AioConfig
-from aiobotocore.session import AioSession
 from botocore.exceptions import ConnectionClosedError
 from botocore.loaders import Loader, create_loader
 
-from keyturn.botocore_http import verified_sessions
+from keyturn.botocore_http import VerifyingSession, verified_sessions
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import AwsKmsUri
 from keyturn_workers.master_keys.aws_errors import AwsFailure, describe_failure
@@ -140,7 +139,7 @@ class AwsKmsClient:
             tcp_keepalive=True,
             **_session_class(settings),
         )
-        session = AioSession()
+        session = VerifyingSession()
         session.register_component("data_loader", await asyncio.to_thread(_data_loader))
         async with AsyncExitStack() as closing:
             kms = await closing.enter_async_context(

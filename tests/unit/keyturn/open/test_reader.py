@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from keyturn.errors import MalformedRequestError
+from keyturn.errors import MalformedRequestError, StorageUnavailableError
 from keyturn.gateway import CiphertextLink
 from keyturn.open import Reader, open_object
+from keyturn.tls import STORAGE, client_context
+from tests.support.tls_proxy import server_context, tls_proxy
 from tests.unit.keyturn.gateway.gateway import object_of, serving
 from tests.unit.keyturn.open.storage import (
     API_KEY,
@@ -26,6 +28,10 @@ from tests.unit.keyturn.open.storage import (
     made,
     open_link,
 )
+from tools.servers.certificates import Authority
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OBJECT = made(40_000)
 ANSWER = object_of(OBJECT.body, HEADERS)
@@ -68,6 +74,23 @@ async def test_a_link_is_an_object_or_the_gateways_json() -> None:
         for link in (as_json, as_object):
             async with open_link(link) as opened:
                 assert await opened.read() == OBJECT.plaintext
+
+
+async def test_a_storage_with_a_certificate_of_an_own_authority(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    context = server_context(authority.issue("server", ("localhost",)))
+    async with serving(ANSWER) as storage:
+        with tls_proxy(int(storage.url.rpartition(":")[2]), context) as port:
+            link = {"url": f"https://localhost:{port}{PATH}", "metadata": OBJECT.metadata}
+            trusting = client_context(STORAGE, authority.ca)
+            async with (
+                Reader.connect(PROJECT, API_KEY, pepper=PEPPER, tls=trusting) as reader,
+                reader.open(link, KEY) as opened,
+            ):
+                assert await opened.read() == OBJECT.plaintext
+            with pytest.raises(StorageUnavailableError):
+                async with open_link(link):
+                    pass
 
 
 GOOD: dict[str, Any] = {

@@ -11,8 +11,12 @@ from keyturn.errors import KmsUnavailableError
 from keyturn_workers.master_keys.aws_client import AwsKmsClient, request_id
 from keyturn_workers.master_keys.backoff import RefusalBackoff
 from keyturn_workers.master_keys.port import KmsRefusedError
+from tests.support.aws_web_identity import use_web_identity
+from tests.support.tls_proxy import server_context
 from tests.unit.keyturn_workers.master_keys.conftest import credentials
 from tests.unit.keyturn_workers.master_keys.kms_stub import ARN, URI
+from tools.harness.loopback_server import loopback_server
+from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -204,3 +208,21 @@ async def test_a_closed_client_opens_again(stub: KmsStub, client: AwsKmsClient) 
 )  # fmt: skip
 def test_a_request_id_is_a_short_line_or_nothing(metadata: object) -> None:
     assert request_id({"ResponseMetadata": metadata}) is None
+
+
+async def test_credentials_of_a_server_of_another_name_are_not_asked_for(
+    client: AwsKmsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token of a web identity is not sent to whoever has some certificate."""
+    authority = Authority(tmp_path)
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.read(1))
+        writer.close()
+
+    context = server_context(authority.issue("server", ("other.example",)))
+    async with loopback_server(serve, tls=context) as url:
+        use_web_identity(monkeypatch, tmp_path, url, authority.ca)
+        assert "SSLError" in await _call(client)
+    assert heads == []
