@@ -28,7 +28,8 @@ _NOT_FETCHING: Final = (
 )
 _PIP_FILES: Final = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf")
 _PIP_USER_FILES: Final = ("~/.config/pip/pip.conf",)
-_PIP_OPTIONS: Final = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
+# With the underscores of its variables: pip reads them in files, too, in place of hyphens.
+_PIP_OPTIONS: Final = ("index_url", "extra_index_url", "trusted_host", "proxy", "timeout")
 _UV_FILES: Final = ("/etc/uv/uv.toml", "~/.config/uv/uv.toml")
 _UV_NAMES: Final = (
     *("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INSECURE_HOST"),
@@ -107,9 +108,10 @@ def pip_config(files: Iterable[Path], environ: Mapping[str, str]) -> str:
         parser.read(file, encoding="utf-8")
         for section in ("global", "install"):
             if parser.has_section(section):
-                options |= {n: v for n, v in parser.items(section) if n in _PIP_OPTIONS}
+                items = {n.replace("-", "_"): v for n, v in parser.items(section)}
+                options |= {n: v for n, v in items.items() if n in _PIP_OPTIONS}
     for name in _PIP_OPTIONS:
-        if value := environ.get(f"PIP_{name.upper().replace('-', '_')}"):
+        if value := environ.get(f"PIP_{name.upper()}"):
             options[name] = value
     lines = [f"{name} = {value}" for name, value in sorted(options.items())]
     return "\n".join(["[global]", *lines, ""])

@@ -69,15 +69,20 @@ Acquire::Check-Valid-Until "false";
 
 def test_pips_index_is_read_from_its_files_and_the_environment(tmp_path: Path) -> None:
     first, second = tmp_path / "machine.conf", tmp_path / "user.conf"
-    first.write_text("[global]\nindex-url = https://a.example/\ncert = /etc/a.pem\n")
-    second.write_text("[install]\nindex-url = https://b.example/\nfind-links = /opt/wheels\n")
-    assert pip_config([first], {}) == "[global]\nindex-url = https://a.example/\n"
-    assert pip_config([first, second], {}) == "[global]\nindex-url = https://b.example/\n"
+    first.write_text("[global]\nindex_url = https://a.example/\ncert = /etc/a.pem\n")
+    second.write_text(
+        "[install]\nindex_url = https://b.example/\ntrusted-host = b\nfind-links = /opt/wheels\n"
+    )
+    assert pip_config([first], {}) == "[global]\nindex_url = https://a.example/\n"
+    both = "[global]\nindex_url = https://b.example/\ntrusted_host = b\n"
+    assert pip_config([first, second], {}) == both
     given = {"PIP_INDEX_URL": "https://c.example/", "PIP_TRUSTED_HOST": "c.example", "OTHER": "x"}
+    given["PIP_TIMEOUT"] = "9"
     assert pip_config([first, second], given).splitlines() == [
         "[global]",
-        "index-url = https://c.example/",
-        "trusted-host = c.example",
+        "index_url = https://c.example/",
+        "timeout = 9",
+        "trusted_host = c.example",
     ]
 
 
