@@ -114,7 +114,7 @@ class VerifiedSession:
         """Send a prepared request of botocore.
 
         Raises:
-            BotoCoreError: there is no response; of the kinds that botocore itself tells apart.
+            BotoCoreError: there is no response; of the kinds that botocore itself distinguishes.
         """
         try:
             return await self._send(request)

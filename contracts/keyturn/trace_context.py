@@ -1,6 +1,6 @@
 """The trace context of a message: the header `traceparent` (SPEC 6.11). Pure; no I/O.
 
-Nobody signs it: anyone with write access to the broker can put any value into it. So it only ever
+It is not signed: anyone with write access to the broker can put any value into it. So it only ever
 becomes a *link* to another trace. It is never the parent of a span, and never decides whether one
 is recorded. Anything but the form that this module writes is ignored.
 """

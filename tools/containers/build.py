@@ -49,7 +49,7 @@ class Images:
     """The images of one run.
 
     Attributes:
-        made: Names of images that stand for what could not be pulled.
+        made: Names of images made in place of what could not be pulled.
         built: Names of the images of Dockerfile that did not exist before.
     """
 

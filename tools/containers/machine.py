@@ -20,7 +20,7 @@ CA_BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 LOCAL_CAS: Final = Path("/usr/local/share/ca-certificates")
 _INDEX_FORMAT: Final = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
 _SUITES: Final = ("", "-updates", "-security")
-# What apt is told about fetching; the rest describes the index files themselves.
+# apt's options for fetching; the rest describes the index files themselves.
 _NOT_FETCHING: Final = (
     *("Acquire::IndexTargets", "Acquire::Changelogs", "Acquire::cdrom"),
     # Programs of this machine.

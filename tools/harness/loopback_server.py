@@ -26,7 +26,7 @@ async def loopback_server(
         try:
             await serve(reader, writer)
         finally:
-            if tls is not None:  # nobody waits for the end of TLS
+            if tls is not None:  # nothing waits for the end of TLS
                 writer.transport.abort()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

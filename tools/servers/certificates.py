@@ -46,7 +46,7 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
-        # Named for itself: OpenSSL tells authorities of one name apart by their keys alone.
+        # Named for itself: OpenSSL distinguishes authorities of one name by their keys alone.
         self._name = _name(f"Keyturn test CA {x509.random_serial_number():x}"[:60])
         self._id = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
         now = datetime.now(UTC)

@@ -33,7 +33,7 @@ class PreconditionError(StorageAnswerError):
 class UnstorableKeyError(StorageAnswerError):
     """400 or 409: the storage cannot hold an object at this key, now or at all.
 
-    The key is too long for it, or it keeps objects as files, and one stands in another's way. The
+    The key is too long for it, or it keeps objects as files, and one is in another's way. The
     text says which of these.
     """
 

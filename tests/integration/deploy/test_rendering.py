@@ -150,7 +150,7 @@ def test_the_image_is_that_of_this_release(overlay: str, request: pytest.Fixture
 
 @pytest.mark.parametrize("overlay", ["small", "production"])
 def test_no_publisher_is_granted_anything_yet(overlay: str, request: pytest.FixtureRequest) -> None:
-    """Workers start with it; an example key that nobody replaces would be a way in."""
+    """Workers start with it; an example key that is never replaced would be a way in."""
     manifests: Manifests = request.getfixturevalue(overlay)
     # Without a hash: a change needs no restart.
     data = manifests.find("ConfigMap", "keyturn-publishers")["data"]

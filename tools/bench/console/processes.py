@@ -77,7 +77,7 @@ async def console(
 
 @dataclass(frozen=True)
 class WatchedConsole:
-    """A console whose page *Now* another process looks at; both stand aside."""
+    """A console whose page *Now* another process looks at; both have the lowest priority."""
 
     console: RunningConsole
     viewer: Running

@@ -9,10 +9,10 @@ windows around it, so that a slow drift of the broker or the storage does not co
 Cutting or stopping a console that goes on would be faster, but not the same: to one that is
 stopped the broker still delivers, and afterwards it reads what it missed.
 
-In production the console and the browser are on other machines. Here both stand aside: they get
-only the time of the cores that the worker, the broker and the storage leave. So these figures are
-about what a console causes elsewhere: the broker serves one more reader of each event, and control
-workers answer it. They do not say what it takes from a worker that shares its cores.
+In production the console and the browser are on other machines. Here both have the lowest
+priority: they get only the time that the worker, the broker and the storage leave. So these figures
+are about what a console causes elsewhere: the broker serves one more reader of each event, and
+control workers answer it. They do not say what it takes from a worker that shares its cores.
 
 | flow | what it is for |
 | --- | --- |
@@ -60,7 +60,7 @@ _QUIET_S: Final = 1.0
 _WARM_S: Final = 5.0
 # Two windows, and a start and a stop of the console on busy cores.
 _TURN_S: Final = 2 * _WINDOW_S + 6.0
-# A worker is faster in a long drain than in the short one that tells how many uploads it takes.
+# A worker is faster in a long drain than in the short one that measures how many it needs.
 _SPARE: Final = 1.6
 _WARM_UPLOADS: Final = 2000
 _LATE_S: Final = 30

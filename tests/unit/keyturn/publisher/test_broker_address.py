@@ -32,7 +32,7 @@ def _settings(url: str, **files: Path) -> DeploymentSettings:
 
 @asynccontextmanager
 async def _listening(context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A server that hangs up on whatever it is told."""
+    """A server that hangs up on every request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):

@@ -213,7 +213,7 @@ def test_a_request_id_is_a_short_line_or_nothing(metadata: object) -> None:
 async def test_credentials_of_a_server_of_another_name_are_not_asked_for(
     client: AwsKmsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The token of a web identity is not sent to whoever has some certificate."""
+    """The token of a web identity is not sent to a server with just any certificate."""
     authority = Authority(tmp_path)
     heads: list[bytes] = []
 

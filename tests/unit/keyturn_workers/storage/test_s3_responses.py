@@ -78,7 +78,7 @@ UNSTORABLE = [
 
 @pytest.mark.parametrize(("status", "code", "reason"), UNSTORABLE)
 def test_a_key_that_the_storage_cannot_hold(status: int, code: str, reason: str) -> None:
-    """Its reason is told in words, since it ends in the refusal of a request."""
+    """Its reason is in words, since it ends in the refusal of a request."""
     found = error_for("put", status, code)
     assert type(found) is UnstorableKeyError
     assert reason in str(found)
