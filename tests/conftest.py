@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from keyturn import topology
 from tests import order
+from tools.harness.process import forking
 from tools.servers import (
     MotoKms,
     OpenBao,
@@ -58,6 +59,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes > 1:
         order.apply(items, processes)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_processes() -> Iterator[None]:
+    """Processes of this checkout are forked: most of a worker's start is its imports."""
+    with forking():
+        yield
 
 
 @pytest.fixture(scope="session")

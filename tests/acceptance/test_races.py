@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from keyturn import topology
 from tools.harness.scene import check_queues_empty, events_of
 from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
@@ -34,6 +35,7 @@ async def test_the_same_upload_twice_is_stored_once(scene: Scene, *, staged: boo
         scene.worker("upload") as other,
         open_wire(scene.deployment) as wire,
     ):
+        await wire.consumed(topology.UPLOAD_QUEUE, by=2)
         uploads = {}
         for number in range(pairs):
             key = f"twice/{staged}/{number}"
@@ -100,7 +102,7 @@ async def test_a_late_put_is_refused(scene: Scene, *, staged: bool) -> None:
             open_wire(scene.deployment) as wire,
         ):
             made = await scene.upload(wire, key, os.urandom(200_000), staged=staged)
-            await asyncio.to_thread(_wait_until_stopped, stalled.process.pid)
+            await stalled.stopped()
             # The broker sees its connection break, and gives the message to another.
             way.cut()
             async with scene.worker("upload", **settings) as brisk:

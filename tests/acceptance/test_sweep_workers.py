@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -119,13 +118,6 @@ def _through(scene: Scene, way: Proxy) -> Scene:
     return Scene(through, scene.project, scene.plaintexts, scene.logs)
 
 
-def _wait_until_stopped(pid: int) -> None:
-    """Wait until this child is stopped by a signal."""
-    seen = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    assert seen is not None
-    assert seen.si_code == os.CLD_STOPPED
-
-
 async def _rotate(scene: Scene, wire: Wire, tenant: Tenant) -> str:
     request = tenant.rotation()
     await scene.publish(wire, request)
@@ -147,7 +139,7 @@ async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Sce
             open_wire(scene.deployment) as wire,
         ):
             first = await _rotate(scene, wire, tenant)
-            await asyncio.to_thread(_wait_until_stopped, stalled.process.pid)
+            await stalled.stopped()
             # The broker sees its connection break, and gives the page to another.
             way.cut()
             async with scene.worker("sweep", **_SETTINGS) as brisk:
@@ -191,7 +183,7 @@ async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: 
             open_wire(scene.deployment) as wire,
         ):
             first = await _rotate(scene, wire, tenant)
-            await asyncio.to_thread(_wait_until_stopped, stalled.process.pid)
+            await stalled.stopped()
             way.cut()
             second = await _rotate(scene, wire, tenant)
             await wait_for_end(wire, second, "rotation.accepted")

@@ -7,15 +7,18 @@ import json
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from keyturn.topology import AUDIT_RECORDED
+from tools.harness.fork_server import ForkedProcess, ForkServer, can_fork
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 _ROOT = Path(__file__).parents[2]
 _START_TIMEOUT_S = 60
@@ -26,7 +29,7 @@ _STOP_TIMEOUT_S = 30
 class WorkerProcess:
     """A running worker; `lines` is its log so far."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | ForkedProcess
     lines: list[str] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _reader: asyncio.Task[None] | None = None
@@ -56,6 +59,15 @@ class WorkerProcess:
             if self._reader is not None:
                 await self._reader
             return status
+
+    async def stopped(self, *, timeout_s: float = _START_TIMEOUT_S) -> None:
+        """Wait until a signal has stopped the process: it exists, but does not run."""
+        seen = psutil.Process(self.process.pid)
+        async with asyncio.timeout(timeout_s):
+            while True:
+                if seen.status() == psutil.STATUS_STOPPED:
+                    return
+                await asyncio.sleep(0.05)
 
     async def terminate(self) -> int:
         """Send SIGTERM, and wait for the exit status."""
@@ -95,11 +107,29 @@ class GatewayProcess(WorkerProcess):
         return f"{self.scheme}://{self.host}:{self.port}"
 
 
-async def _start(env: dict[str, str], *command: str) -> asyncio.subprocess.Process:
+_fork_server: ForkServer | None = None
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Fork this checkout's processes from one that has all their imports, while this is open."""
+    global _fork_server  # noqa: PLW0603  # of this process, as its children are
+    _fork_server = ForkServer()
+    try:
+        yield
+    finally:
+        _fork_server.close()
+        _fork_server = None
+
+
+async def _start(env: dict[str, str], *command: str) -> asyncio.subprocess.Process | ForkedProcess:
+    env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env}
+    if _fork_server is not None and command[:2] == (sys.executable, "-m") and can_fork(env):
+        return await _fork_server.start(command[2], command[3:], env, _ROOT)
     return await asyncio.create_subprocess_exec(
         *command,
         cwd=_ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
+        env=env,
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )

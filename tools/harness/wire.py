@@ -78,6 +78,15 @@ class Wire:
                     return message
                 await asyncio.sleep(0.05)
 
+    async def consumed(self, queue: str, by: int, *, timeout_s: float = 60) -> None:
+        """Wait until the queue has this many consumers: a worker logs its start before."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                declared = await self.channel.declare_queue(queue, passive=True)
+                if declared.declaration_result.consumer_count == by:
+                    return
+                await asyncio.sleep(0.05)
+
     async def depth(self, queue: str) -> int:
         """The number of ready messages in a queue."""
         declared = await self.channel.declare_queue(queue, passive=True)

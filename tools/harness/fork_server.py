@@ -1,0 +1,239 @@
+"""Processes of `keyturn` without the two seconds of CPU time that their imports cost.
+
+The server is a process that has imported all that a worker, a gateway and a console import, and
+forks one of them whenever it is asked. What it forks reads its own settings, arguments and
+environment, and ends by its own exit status or signal. A test of imports, of a start's time or of
+an installed program starts a real one instead.
+
+    python -m tools.harness.fork_server FILE_DESCRIPTOR
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_ROOT: Final = Path(__file__).parents[2]
+_REQUEST_BYTES: Final = 1 << 17
+_IMPORTED: Final = (
+    "keyturn_workers.cli.app",
+    "keyturn_workers.cli.console",
+    "keyturn_workers.cli.gateway",
+    "keyturn_workers.cli.worker",
+    "keyturn_workers.console.server",
+    "keyturn_workers.gateway.server",
+    "keyturn_workers.worker.process",
+    "keyturn_workers.worker.wiring",
+)
+# A process that is started with one of these has to begin at the beginning.
+_INTERPRETER_VARIABLES: Final = ("PYTHON", "LD_")
+
+
+def can_fork(env: Mapping[str, str]) -> bool:
+    """Whether an environment means the same to a process whose interpreter runs already."""
+    return hasattr(os, "pidfd_open") and not any(
+        name.startswith(_INTERPRETER_VARIABLES) for name in env
+    )
+
+
+@dataclass
+class ForkedProcess:
+    """What `asyncio.subprocess.Process` is to a child, for a child of the server.
+
+    Attributes:
+        pid: The process id.
+        stderr: What it writes to its standard error.
+        returncode: Its exit status, or the signal that ended it as a negative number; None until
+            it has ended.
+    """
+
+    pid: int
+    stderr: asyncio.StreamReader
+    _waiting: asyncio.Task[int]
+
+    @property
+    def returncode(self) -> int | None:
+        return self._waiting.result() if self._waiting.done() else None
+
+    async def wait(self) -> int:
+        """Wait for its end; returns `returncode`."""
+        return await asyncio.shield(self._waiting)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkServer:
+    """Starts the server with the first process that is asked for; `close` ends it and them."""
+
+    def __init__(self) -> None:
+        self._control: socket.socket | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+
+    async def start(
+        self, module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path
+    ) -> ForkedProcess:
+        """Run `python -m MODULE ARGUMENTS` with this environment in this folder."""
+        if self._control is None:
+            self._start_server()
+        assert self._control is not None
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(0)
+        reading, writing = os.pipe()
+        request = {
+            "module": module,
+            "arguments": list(arguments),
+            "env": dict(env),
+            "cwd": str(cwd),
+        }
+        try:
+            await asyncio.to_thread(
+                socket.send_fds,
+                self._control,
+                [json.dumps(request).encode()],
+                [1, writing, theirs.fileno()],
+            )
+        finally:
+            os.close(writing)
+            theirs.close()
+        stderr = asyncio.StreamReader(limit=_REQUEST_BYTES)
+        await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stderr), os.fdopen(reading, "rb", 0)
+        )
+        pid = int(await loop.sock_recv(ours, 32))
+        return ForkedProcess(pid, stderr, asyncio.create_task(_status(ours)))
+
+    def _start_server(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "tools.harness.fork_server", str(theirs.fileno())],
+                cwd=_ROOT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def close(self) -> None:
+        """End the server, and with it whatever it has started."""
+        if self._control is not None and self._server is not None:
+            self._control.close()
+            self._server.wait(timeout=30)
+            self._control = None
+
+
+async def _status(connection: socket.socket) -> int:
+    with connection:
+        return int(await asyncio.get_running_loop().sock_recv(connection, 32))
+
+
+class _Server:
+    """The parent of all that is forked; `serve` returns in each child, with what it is to run."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        # By a descriptor that becomes readable when the process ends.
+        self._running: dict[int, tuple[int, socket.socket]] = {}
+
+    def serve(self) -> dict[str, Any]:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    self._report(key.fd)
+                elif (request := self._receive()) is not None:
+                    return request
+
+    def _receive(self) -> dict[str, Any] | None:
+        body, descriptors, _, _ = socket.recv_fds(self._control, _REQUEST_BYTES, 3)
+        if not body:
+            self._end()
+        stdout, stderr, answer_fd = descriptors
+        answer = socket.socket(fileno=answer_fd)
+        pid = os.fork()
+        if pid == 0:
+            answer.close()
+            self._leave()
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+        os.close(stdout)
+        os.close(stderr)
+        if pid == 0:
+            request: dict[str, Any] = json.loads(body)
+            return request
+        ended = os.pidfd_open(pid)
+        self._running[ended] = (pid, answer)
+        self._selector.register(ended, selectors.EVENT_READ)
+        _send(answer, pid)
+        return None
+
+    def _report(self, ended: int) -> None:
+        pid, answer = self._running.pop(ended)
+        self._selector.unregister(ended)
+        os.close(ended)
+        _, status = os.waitpid(pid, 0)
+        with answer:
+            _send(answer, os.waitstatus_to_exitcode(status))
+
+    def _leave(self) -> None:
+        """Close what belongs to the server, in a child."""
+        self._selector.close()
+        self._control.close()
+        for ended, (_, answer) in self._running.items():
+            os.close(ended)
+            answer.close()
+
+    def _end(self) -> NoReturn:
+        for pid, _ in self._running.values():
+            os.kill(pid, signal.SIGKILL)
+        sys.exit(0)
+
+
+def _send(answer: socket.socket, number: int) -> None:
+    # A test that has ended waits for nothing.
+    with contextlib.suppress(BrokenPipeError):
+        answer.send(str(number).encode())
+
+
+def main() -> None:
+    """Serve until the other end is closed; in a child, run what was asked for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in _IMPORTED:
+        import_module(name)
+    request = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = [request["module"], *request["arguments"]]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
