@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tools.bench import spinner
 from tools.typescript import NODE
 
 if TYPE_CHECKING:
@@ -118,6 +119,24 @@ def stand_aside(running: Running) -> None:
     group = Path(f"/proc/{pid}/autogroup")
     if group.exists():
         group.write_text(_LOWEST)
+
+
+@asynccontextmanager
+async def busy_cores(scratch: Path) -> AsyncIterator[None]:
+    """Keep every core busy at the lowest priority until the block ends.
+
+    Two cores of a virtual machine are often two threads of one: what either does takes more time
+    while the other is busy, at whatever priority. Compared is then the same with the same.
+    """
+    async with AsyncExitStack() as stack:
+        for number in range(os.cpu_count() or 1):
+            log = scratch / f"spinner-{number}.log"
+            module = [spinner.__name__]
+            spinning = await stack.enter_async_context(
+                serving({}, log, module, ready=spinner.SPINNING, own_session=True)
+            )
+            stand_aside(spinning)
+        yield
 
 
 @asynccontextmanager

@@ -19,6 +19,10 @@ control workers answer it. They do not say what it takes from a worker that shar
 | a full queue | throughput. The cores are busy, so the console may fall behind: its lag is a row |
 | half of that rate | CPU time for each upload, and its latency: the cores have time |
 
+At half of the rate every core is kept busy at the lowest priority, with a console and without one:
+else a core that a console keeps busy would slow the one beside it, which is often a second thread
+of the same.
+
 CPU time is read from outside: the worker's for each upload, and the console's for each event, which
 includes its share of the pages.
 """
@@ -40,7 +44,7 @@ from keyturn.topology import EXCHANGE, UPLOAD_QUEUE, dead_letter_name
 from tools.bench import against_plain, uploads
 from tools.bench.console.processes import watched_console
 from tools.bench.figures import Row, Spread, higher_is_better, lower_is_better
-from tools.bench.processes import BenchError, worker
+from tools.bench.processes import BenchError, busy_cores, worker
 from tools.harness import stored_objects
 from tools.harness.wire import Wire
 
@@ -258,6 +262,7 @@ async def _even_rate(deployment: ConsoleDeployment, scratch: Path, rate: int, ro
         await aio_pika.connect(deployment.amqp_url) as publishing,
         await aio_pika.connect(deployment.amqp_url) as following,
         worker(env, scratch / "even.log") as running,
+        busy_cores(scratch),
     ):
         flow = EvenRate(running)
         await against_plain.follow(following, against_plain.OURS, flow.note)
