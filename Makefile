@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
+# Without them pytest rewrites the assertions of every test module each time, in each process.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON := .venv/bin/python
 # uv from PATH where there is one, else its own copy below .tools.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -30,7 +33,7 @@ test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to py
 
 .PHONY: unit
 unit: setup  ## Run the tests that need no server, within a minute
-	@$(PYTHON) -m pytest -n 3 --dist worksteal -q -m "not slow" tests/unit tests/contract $(ARGS)
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -q -m "not slow" tests/unit tests/contract $(ARGS)
 
 .PHONY: coverage
 coverage: setup  ## Run the tests that need no server, and fail below the floor of coverage
