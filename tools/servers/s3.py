@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, cast
 
 import botocore.session
@@ -73,24 +74,30 @@ class S3Server:
         return {name: value for name, value in found.items() if value}
 
 
+# A session reads AWS's descriptions of its services once; that takes it most of a second.
+_session = botocore.session.Session()
+_session_lock = Lock()
+
+
 def sync_client(server: S3Server) -> S3Client:
     """A plain botocore client, for setup and inspection."""
-    client = botocore.session.Session().create_client(
-        "s3",
-        endpoint_url=server.endpoint_url,
-        region_name=server.region,
-        # Empty means the standard AWS credential chain.
-        aws_access_key_id=server.access_key_id or None,
-        aws_secret_access_key=server.secret_access_key or None,
-        config=Config(
-            signature_version="s3v4",
-            s3={"addressing_style": "path"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            connect_timeout=5,
-            read_timeout=60,
-        ),
-    )
+    with _session_lock:
+        client = _session.create_client(
+            "s3",
+            endpoint_url=server.endpoint_url,
+            region_name=server.region,
+            # Empty means the standard AWS credential chain.
+            aws_access_key_id=server.access_key_id or None,
+            aws_secret_access_key=server.secret_access_key or None,
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "path"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                connect_timeout=5,
+                read_timeout=60,
+            ),
+        )
     return cast("S3Client", client)
 
 
