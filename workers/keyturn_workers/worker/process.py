@@ -5,8 +5,17 @@ On SIGTERM and SIGINT it asks for no further deliveries, finishes those under wa
 """
 
 import asyncio
+import itertools
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -37,7 +46,7 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities, Storage
-from keyturn_workers.storage.probe.runner import probe
+from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.storage.vendor_errors import explaining_tls
 from keyturn_workers.tracing import Instrumentation
@@ -52,6 +61,8 @@ from keyturn_workers.worker.wiring import Wiring
 _SPARE_CONNECTIONS: Final = 32
 _RECONNECT_S: Final = 1.0
 _BROKER_TIMEOUT_S: Final = 5
+# How often the checks of the bucket are tried for outcomes that a worker can do without.
+_PROBES: Final = 4
 _CANCELLATIONS: Final = 50
 _CANCELLATION_S: Final = 0.1
 
@@ -171,7 +182,7 @@ async def _cancel_leftover_tasks() -> AsyncIterator[None]:
 
 async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrumentation) -> None:
     address = BrokerAddress.of(settings)
-    capabilities = await _retry_start(settings, lambda: _check_storage(settings))
+    capabilities = await _measure_storage(settings)
     audit_stream = audit_queue(settings.audit_max_age_s, settings.audit_max_bytes)
     await _retry_start(settings, lambda: declare(address, settings.publishers, audit_stream))
     metrics = parts.metrics()
@@ -346,24 +357,72 @@ async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_
     raise AssertionError("unreachable")  # stamina raises or returns
 
 
-async def _check_storage(settings: WorkerSettings) -> Capabilities:
+class _UntestedError(StorageUnavailableError):
+    """Checks of the bucket failed at the storage. The next attempt may decide them."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"the bucket could not be tested: {_failures(report)}")
+        self.report = report
+
+
+async def _measure_storage(settings: WorkerSettings) -> Capabilities:
+    """Find out what the bucket does. Checks that failed at the storage are repeated.
+
+    A server may answer some requests with an error every time. So checks that a worker can do
+    without are repeated a few times only. The others are repeated for `START_TIMEOUT_S`; if
+    unsafe buckets are allowed, the worker then starts all the same, with the cautious answer.
+
+    Raises:
+        UnsafeStorageError: the bucket lacks something required, and this is not allowed.
+        StorageUnavailableError: the storage could not be reached, or what must be known before
+            a start could not be tested.
+    """
+    tries = itertools.count(1)
+    try:
+        report = await _retry_start(
+            settings, lambda: _probe_storage(settings, last=next(tries) >= _PROBES)
+        )
+    except _UntestedError as exc:
+        report = exc.report
+        if not settings.allow_unsafe_storage:
+            raise
+    if report.undecided:
+        _log.warning("storage not fully tested", failures=_failures(report))
+    if report.unsafe:
+        _log.warning("unsafe storage allowed", missing=_names(report.unsafe))
+    return report.capabilities
+
+
+async def _probe_storage(settings: WorkerSettings, *, last: bool) -> Report:
+    """Test the bucket once.
+
+    Args:
+        settings: The bucket, and whether it may be unsafe.
+        last: Be content without the outcomes that a worker can do without.
+
+    Raises:
+        UnsafeStorageError: the bucket lacks something required, and this is not allowed.
+        _UntestedError: checks failed at the storage.
+        StorageUnavailableError: the storage cannot be reached.
+    """
     async with explaining_tls(settings), open_storage(settings) as storage:
         report = await probe(storage, quick=True)
-    missing = ", ".join(row.name for row in report.unsafe)
-    if settings.allow_unsafe_storage:
-        # Some servers never answer a row but with an error: nothing is waited for.
-        if missing:
-            _log.warning("unsafe storage allowed", missing=missing)
-    elif not all(row.undecided for row in report.unsafe):
+    if not settings.allow_unsafe_storage and not all(row.undecided for row in report.unsafe):
         raise UnsafeStorageError(
-            f"the bucket lacks: {missing}; see `keyturn doctor`, or set "
+            f"the bucket lacks: {_names(report.unsafe)}; see `keyturn doctor`, or set "
             "KEYTURN_ALLOW_UNSAFE_STORAGE=true to start anyway"
         )
-    elif report.unknown:
-        # A failed request proves nothing about the bucket; the next one may succeed.
-        failures = "; ".join(f"{row.name} {row.detail}" for row in report.unknown)
-        raise StorageUnavailableError(f"the bucket could not be tested: {failures}")
-    return report.capabilities
+    if report.unknown or (report.undecided and not last):
+        raise _UntestedError(report)
+    return report
+
+
+def _failures(report: Report) -> str:
+    return "; ".join(f"{row.name} {row.detail}" for row in report.undecided)
+
+
+def _names(rows: Iterable[Row]) -> str:
+    return ", ".join(row.name for row in rows)
 
 
 def _register_consumers(metrics: WorkerMetrics, consumers: _Consumers) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
-from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,7 @@ from faststream.rabbit import RabbitBroker
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import UnsafeStorageError
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.worker import process
 from keyturn_workers.worker.process import _App, _background, _cancel_leftover_tasks
@@ -23,7 +24,7 @@ from keyturn_workers.worker.reporter import WorkerReporter
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ResumesLate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from keyturn_workers.settings import WorkerSettings
     from keyturn_workers.storage import Headers
@@ -143,15 +144,16 @@ async def test_a_broker_that_never_answers_does_not_keep_the_process(
 
 
 class _SlowDown(MemoryStorage):
-    """Answers the first put of one name with 503."""
+    """Answers the first `times` puts of one name with 503."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, times: float = 1) -> None:
         super().__init__()
         self.name = name
+        self.times = times
 
     async def put(self, key: str, body: bytes, headers: Headers, **how: Any) -> WriteResult:
-        if self.name and key.endswith(self.name):
-            self.name = ""
+        if key.endswith(self.name) and self.times:
+            self.times -= 1
             raise StorageUnavailableError("put: SlowDown")
         return await super().put(key, body, headers, **how)
 
@@ -177,29 +179,75 @@ _DECISIVE = {
 }
 
 
-@pytest.mark.parametrize(("name", "row"), _DECISIVE.items())
+@pytest.mark.parametrize("allow_unsafe", [False, True])
+@pytest.mark.parametrize("name", _DECISIVE)
 async def test_one_failed_request_does_not_decide_which_keys_are_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, row: str
+    monkeypatch: pytest.MonkeyPatch, name: str, *, allow_unsafe: bool
 ) -> None:
-    """A worker keeps what it learnt at its start: what failed then is asked again."""
+    """A worker keeps what it learns at its start: checks that failed then are repeated."""
     _use(monkeypatch, _SlowDown(name))
-    with pytest.raises(StorageUnavailableError, match=f"not be tested: {row} failed: put: Slow"):
-        await process._check_storage(_settings())
-    _use(monkeypatch, _SlowDown(name))
-    start = partial(process._check_storage, _settings())
     with stamina.set_testing(True, attempts=2):
-        found = await process._retry_start(_settings(), start)
+        found = await process._measure_storage(_settings(allow_unsafe=allow_unsafe))
     refusing = (found.keys_are_paths, found.unlisted_names, found.listings_by_segment)
     assert not any(refusing)
 
 
-async def test_an_unsafe_bucket_that_is_allowed_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("name", "row"), _DECISIVE.items())
+async def test_no_worker_starts_that_does_not_know_which_keys_to_refuse(
+    monkeypatch: pytest.MonkeyPatch, name: str, row: str
+) -> None:
+    _use(monkeypatch, _SlowDown(name, math.inf))
+    with (
+        stamina.set_testing(True, attempts=process._PROBES + 1),
+        pytest.raises(StorageUnavailableError, match=f"not be tested: {row} failed: put: Slow"),
+    ):
+        await process._measure_storage(_settings())
+
+
+async def test_a_bucket_that_may_be_unsafe_is_used_though_a_check_fails_every_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Some servers answer these requests with an error for ever: the cautious answer holds."""
-    _use(monkeypatch, _SlowDown("/d/c"))
-    found = await process._check_storage(_settings(allow_unsafe=True))
+    storage = _SlowDown("/d/c", math.inf)
+    _use(monkeypatch, storage)
+    with stamina.set_testing(True, attempts=process._PROBES + 1):
+        found = await process._measure_storage(_settings(allow_unsafe=True))
     assert found.keys_are_paths
+    output = capsys.readouterr().out
+    assert output.count("storage not fully tested") == 1
+    assert "key beside keys below it failed: put: SlowDown" in output
+
+
+class _FailingTags(MemoryStorage):
+    """Fails the first `failures` writes of tags."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(capabilities=Capabilities(copy_keeps_tags=True))
+        self.failures = failures
+        self.writes = 0
+
+    async def write_tags(self, key: str, tags: Mapping[str, str], **how: Any) -> None:
+        self.writes += 1
+        if self.failures:
+            self.failures -= 1
+            raise StorageUnavailableError("write tags: InternalError")
+        await super().write_tags(key, tags, **how)
+
+
+async def test_checks_that_a_worker_can_do_without_are_repeated_a_few_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server may fail them for ever, and is safe nevertheless."""
+    _use(monkeypatch, _FailingTags(process._PROBES - 1))
+    with stamina.set_testing(True, attempts=99):
+        assert (await process._measure_storage(_settings())).copy_keeps_tags
+    assert "storage not fully tested" not in capsys.readouterr().out
+    storage = _FailingTags(99)
+    _use(monkeypatch, storage)
+    with stamina.set_testing(True, attempts=99):
+        assert not (await process._measure_storage(_settings())).copy_keeps_tags
+    assert storage.writes == process._PROBES
+    assert "tags kept on self-copy failed: write tags: InternalE" in capsys.readouterr().out
 
 
 async def test_what_an_unsafe_bucket_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,4 +258,4 @@ async def test_what_an_unsafe_bucket_lacks_is_said_at_once(monkeypatch: pytest.M
 
     _use(monkeypatch, Unsafe("/d/c"))
     with pytest.raises(UnsafeStorageError, match="lacks: listing resumes after each key;"):
-        await process._check_storage(_settings())
+        await process._measure_storage(_settings())

@@ -6,6 +6,7 @@ Only `keyturn_workers.storage.probe.runner` and its checks may use this.
 from dataclasses import dataclass
 from typing import Protocol
 
+from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage.port import Condition, Headers, Lease, Storage
 
 
@@ -15,6 +16,13 @@ class Outcome:
 
     ok: bool
     detail: str
+    undecided: bool = False
+    """Not ok because requests failed at the storage: nothing is known, and a retry may differ."""
+
+
+def is_not_implemented(error: StorageUnavailableError) -> bool:
+    """Whether the server answered 501: unlike other failures, this one will not pass."""
+    return error.detail.endswith("NotImplemented")
 
 
 class ProbeStorage(Storage, Protocol):

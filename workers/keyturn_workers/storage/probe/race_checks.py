@@ -13,7 +13,7 @@ from typing import Final
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import PreconditionError
 from keyturn_workers.storage.port import Condition, Headers, IfAbsent, IfMatch
-from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
+from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage, is_not_implemented
 
 WRITERS: Final = 8
 ROUNDS: Final = 4
@@ -81,10 +81,13 @@ async def _rounds(
 ) -> Outcome:
     """Run the writers concurrently, on a new key in each round."""
     decided = 0
+    failures: list[StorageUnavailableError] = []
     for first in range(0, _MAX_TRIES * wanted, _AT_ONCE):
         keys = [f"{key}-{first + number}" for number in range(_AT_ONCE)]
         rounds = await asyncio.gather(*map(begin, keys))
-        outcomes = await asyncio.gather(*map(_round, repeat(storage), keys, rounds))
+        outcomes = await asyncio.gather(
+            *map(_round, repeat(storage), keys, rounds, repeat(failures))
+        )
         for outcome in outcomes:
             if outcome is not None and not outcome.ok:
                 return outcome
@@ -92,16 +95,27 @@ async def _rounds(
         if decided >= wanted:
             writers = len(rounds[0])
             return Outcome(ok=True, detail=f"one of {writers} stored, {wanted} rounds")
-    return Outcome(ok=False, detail="hardly any writer succeeded")
+    undecided = any(not is_not_implemented(failure) for failure in failures)
+    return Outcome(ok=False, detail="hardly any writer succeeded", undecided=undecided)
 
 
 async def _round(
-    storage: ProbeStorage, round_key: str, writers: Sequence[_Writer]
+    storage: ProbeStorage,
+    round_key: str,
+    writers: Sequence[_Writer],
+    failures: list[StorageUnavailableError],
 ) -> Outcome | None:
-    """One round; None if no writer succeeded, which decides nothing."""
+    """One round; None if no writer succeeded, which decides nothing.
+
+    Args:
+        storage: The configured bucket.
+        round_key: The key that all writers write.
+        writers: The concurrent writes.
+        failures: Receives the errors of the storage itself.
+    """
     bodies = [_body(at) for at in range(len(writers))]
     stored = await asyncio.gather(
-        *(_succeeds(writer(body)) for writer, body in zip(writers, bodies, strict=True))
+        *(_succeeds(writer(body), failures) for writer, body in zip(writers, bodies, strict=True))
     )
     winners = [body for body, won in zip(bodies, stored, strict=True) if won]
     if not winners:
@@ -113,9 +127,12 @@ async def _round(
     return Outcome(ok=True, detail="one stored")
 
 
-async def _succeeds(write: Awaitable[object]) -> bool:
+async def _succeeds(write: Awaitable[object], failures: list[StorageUnavailableError]) -> bool:
     try:
         await write
-    except (PreconditionError, StorageUnavailableError):
+    except PreconditionError:
+        return False
+    except StorageUnavailableError as exc:
+        failures.append(exc)
         return False
     return True

@@ -18,7 +18,7 @@ from keyturn_workers.storage.port import Headers
 from keyturn_workers.storage.probe import checks
 from keyturn_workers.storage.probe.checks import CHECKS, Check, Needed
 from keyturn_workers.storage.probe.listing_checks import BY_SEGMENT
-from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
+from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage, is_not_implemented
 
 PREFIX: Final = ".keyturn/doctor/"
 
@@ -33,7 +33,7 @@ class Row:
     detail: str
     consequence: str
     undecided: bool = False
-    """Not ok because a request failed at the storage: nothing is known, and a retry may differ."""
+    """Not ok because requests failed at the storage: nothing is known, and a retry may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,15 @@ class Report:
         return [row for row in self.rows if row.needed == "required" and not row.ok]
 
     @property
+    def undecided(self) -> Sequence[Row]:
+        """The undecided rows whose outcome matters to a worker."""
+        return [row for row in self.rows if row.undecided and row.needed != "info"]
+
+    @property
     def unknown(self) -> Sequence[Row]:
-        """The undecided rows that must be decided before a worker starts."""
+        """Those of them without which no worker starts on a bucket that must be safe."""
         return [
-            row
-            for row in self.rows
-            if row.undecided and (row.needed == "required" or row.name in checks.DECISIVE)
+            row for row in self.undecided if row.needed == "required" or row.name in checks.DECISIVE
         ]
 
     @property
@@ -128,18 +131,19 @@ async def _row(storage: ProbeStorage, check: Check, key: str) -> Row:
     try:
         outcome = await check.run(storage, key)
     except StorageUnavailableError as exc:
-        detail = f"failed: {exc.detail}"
-        return Row(
-            check.name,
-            check.needed,
-            ok=False,
-            detail=detail,
-            consequence=check.consequence,
-            undecided=True,
+        outcome = Outcome(
+            ok=False, detail=f"failed: {exc.detail}", undecided=not is_not_implemented(exc)
         )
     except StorageAnswerError as exc:
         outcome = Outcome(ok=False, detail=f"failed: {exc}")
-    return Row(check.name, check.needed, outcome.ok, outcome.detail, check.consequence)
+    return Row(
+        check.name,
+        check.needed,
+        outcome.ok,
+        outcome.detail,
+        check.consequence,
+        outcome.undecided,
+    )
 
 
 def as_json(report: Report) -> Sequence[Mapping[str, str | bool]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import PreconditionError
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.probe.race_checks import (
     COMPLETION_ROUNDS,
@@ -76,9 +77,10 @@ async def test_a_race_that_two_win_or_a_loser_overwrites_is_found(
 class Refusing(MemoryStorage):
     """Fails the first `failures` creates."""
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, code: str = "InternalError") -> None:
         super().__init__(capabilities=EVERYTHING)
         self.failures = failures
+        self.code = code
 
     async def put(
         self,
@@ -91,7 +93,7 @@ class Refusing(MemoryStorage):
     ) -> WriteResult:
         if self.failures:
             self.failures -= 1
-            raise StorageUnavailableError("put: InternalError")
+            raise StorageUnavailableError(f"put: {self.code}")
         return await super().put(key, body, headers, condition=condition, lease=lease)
 
 
@@ -100,3 +102,31 @@ async def test_a_round_in_which_every_writer_failed_decides_nothing() -> None:
     assert (await concurrent_creates(Refusing(3 * WRITERS), "probe")).ok
     outcome = await concurrent_creates(Refusing(9 * WRITERS), "probe")
     assert (outcome.ok, outcome.detail) == (False, "hardly any writer succeeded")
+    assert outcome.undecided
+
+
+class RefusingAll(MemoryStorage):
+    """Refuses every conditional put, as if the condition did not hold."""
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> WriteResult:
+        if condition is not None:
+            raise PreconditionError("put: PreconditionFailed")
+        return await super().put(key, body, headers, lease=lease)
+
+
+@pytest.mark.parametrize("storage", [lambda: Refusing(99 * WRITERS, "NotImplemented"), RefusingAll])
+async def test_a_storage_that_refuses_every_writer_fails_the_check(
+    storage: Callable[[], MemoryStorage],
+) -> None:
+    """Another try would end in the same way."""
+    outcome = await concurrent_creates(storage(), "probe")
+    assert (outcome.ok, outcome.detail) == (False, "hardly any writer succeeded")
+    assert not outcome.undecided

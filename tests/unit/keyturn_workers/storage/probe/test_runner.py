@@ -165,14 +165,18 @@ async def test_versions_are_reported(*, quick: bool) -> None:
 async def test_a_failing_request_fails_its_row_alone() -> None:
     """A row says with which code its requests failed; the others go on."""
     storage = MemoryStorage()
-    storage.fail_next("write_tags", StorageUnavailableError("write tags: NotImplemented"))
+    storage.fail_next("write_tags", StorageUnavailableError("write tags: SlowDown"))
     storage.fail_next("copy_part", RefusedError("copy part: AccessDenied"))
+    storage.fail_next("delete_if_match", StorageUnavailableError("delete: NotImplemented"))
     report = await probe(storage)
     details = {row.name: row.detail for row in report.rows if not row.ok}
-    assert details["tags kept on self-copy"] == "failed: write tags: NotImplemented"
+    assert details["tags kept on self-copy"] == "failed: write tags: SlowDown"
     assert details["multipart copy"] == "failed: copy part: AccessDenied"
-    # A failure of the storage may pass; a refusal is an answer.
+    assert details["delete If-Match"] == "failed: delete: NotImplemented"
+    # A failure of the storage may pass; a refusal is an answer, and so is 501.
     assert [row.name for row in report.rows if row.undecided] == ["tags kept on self-copy"]
+    assert [row.name for row in report.undecided] == ["tags kept on self-copy"]
+    assert report.unknown == []
     report.check()
 
 
