@@ -9,18 +9,23 @@ redirect: botocore does, with another signature.
 """
 
 import copy
+import os
 import ssl
 from collections.abc import Callable, Mapping
 from functools import partial
+from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Final, Self, cast
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
+from aiobotocore.credentials import AioCredentials
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.config import Config
+from botocore.credentials import ContainerProvider
 from botocore.exceptions import (
     BotoCoreError,
     ConnectionClosedError,
@@ -33,6 +38,8 @@ from botocore.exceptions import (
 )
 from botocore.httpsession import ProxyConfiguration, get_cert_path
 from yarl import URL
+
+from keyturn.errors import SettingsError
 
 _CHUNKED: Final = "chunked"
 
@@ -53,7 +60,30 @@ class VerifyingSession(AioSession):
 
     The chain of credentials makes clients of its own, for STS and SSO, and gives them no
     configuration of ours. The session's default cannot: merging drops `http_session_cls`.
+
+    For the credentials of a container and of an instance it makes no client, and nothing can
+    choose its HTTP session. So those are not taken over `https` from another machine. AWS's own
+    services for them speak plain HTTP, on addresses of the machine's own link.
     """
+
+    _has_keys = False
+
+    def set_credentials(self, *args: Any, **kwargs: Any) -> None:
+        """As aiobotocore's: with these, the chain is not used."""
+        self._has_keys = True
+        super().set_credentials(*args, **kwargs)
+
+    # Async, as aiobotocore's: its types say the same of botocore's.
+    async def get_credentials(self) -> AioCredentials | None:  # type: ignore[override]
+        """As aiobotocore's.
+
+        Raises:
+            SettingsError: credentials would come from a server whose name is not verified.
+            BotoCoreError: a part of the chain is set up, and yields none.
+        """
+        if not self._has_keys:
+            _check_metadata_servers(self.get_config_variable("ec2_metadata_service_endpoint"))
+        return await super().get_credentials()
 
     def create_client(self, *args: Any, config: Config | None = None, **kwargs: Any) -> Any:
         """As aiobotocore's. A class of sessions in `config` stays, and so does a plain endpoint."""
@@ -149,6 +179,39 @@ class VerifiedSession:
             content: Any = answer.content  # its types do not know that this is a coroutine
             await content  # read now: the connection goes back to the pool
         return answer
+
+
+def _check_metadata_servers(instance_url: str | None) -> None:
+    """Refuse servers of credentials whose name aiobotocore would not verify.
+
+    Args:
+        instance_url: The endpoint of the instance's metadata, if it is not AWS's own.
+
+    Raises:
+        SettingsError: names the variable.
+    """
+    urls: dict[str, str | None] = {}
+    # A relative address is one of AWS's own service. It comes first.
+    if ContainerProvider.ENV_VAR not in os.environ:
+        urls[ContainerProvider.ENV_VAR_FULL] = os.environ.get(ContainerProvider.ENV_VAR_FULL)
+    if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
+        urls["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = instance_url
+    for name, url in urls.items():
+        if url is not None and _is_remote_https(url):
+            raise SettingsError(
+                f"{name}: AWS credentials are not taken over https:// from another machine, "
+                "since the host name in its certificate would not be verified"
+            )
+
+
+def _is_remote_https(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme.lower() != "https" or parts.hostname == "localhost":
+        return False
+    try:
+        return not ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return True
 
 
 def _verifying(config: Config | None) -> AioConfig:

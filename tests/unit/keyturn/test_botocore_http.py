@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from botocore.exceptions import (
     SSLError,
 )
 
+from keyturn import botocore_http
 from keyturn.botocore_http import VerifyingSession, verified_sessions
+from keyturn.errors import SettingsError
 from keyturn.s3_client import open_client
 from keyturn.settings import S3Settings
 from keyturn.tls import STORAGE, client_context
@@ -166,9 +169,9 @@ _STS = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" %
 )
 
 
-async def _credentials_of_storage() -> str:
-    """The access key that a client of the storage found by the chain of AWS."""
-    settings = S3Settings(s3_bucket="bucket", s3_region="us-east-1")
+async def _credentials_of_storage(**keys: Any) -> str:
+    """The access key of a client of the storage: by the chain of AWS, or one of the settings."""
+    settings = S3Settings(s3_bucket="bucket", s3_region="us-east-1", **keys)
     async with open_client(settings, max_connections=1) as client:
         url = await client.generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "k"})
     return url.partition("X-Amz-Credential=")[2].partition("%2F")[0]
@@ -193,6 +196,98 @@ async def test_credentials_of_a_server_of_another_name_are_not_taken(
         with pytest.raises(SSLError):
             await _credentials_of_storage()
     assert heads == []
+
+
+_FULL = "AWS_CONTAINER_CREDENTIALS_FULL_URI"
+_RELATIVE = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"
+_INSTANCE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+_DISABLED = "AWS_EC2_METADATA_DISABLED"
+_CONTAINER = (
+    b'{"AccessKeyId": "FROMCONTAINER", "SecretAccessKey": "s", "Token": "t",'
+    b' "Expiration": "2100-01-01T00:00:00Z"}'
+)
+_METADATA = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(_CONTAINER),
+    _CONTAINER,
+)
+
+
+def _use_metadata(monkeypatch: pytest.MonkeyPatch, directory: Path, **given: str) -> None:
+    """Leave the chain of AWS nothing but a container's or an instance's credentials."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    files = {"AWS_CONFIG_FILE": "config", "AWS_SHARED_CREDENTIALS_FILE": "credentials"}
+    for name, file in files.items():
+        monkeypatch.setenv(name, str(directory / file))
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        (_FULL, "https://169.254.170.23/v1/credentials"),
+        (_FULL, "HTTPS://[fd00:ec2::23]/v1/credentials"),
+        (_INSTANCE, "https://metadata.example"),
+    ],
+)
+async def test_credentials_are_not_taken_where_the_name_is_not_verified(
+    name: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can choose the HTTP session in which aiobotocore gets these."""
+    _use_metadata(monkeypatch, tmp_path, **{name: url})
+    with pytest.raises(SettingsError, match=f"^{name}: .* name .* not be verified$"):
+        await _credentials_of_storage()
+    with pytest.raises(SettingsError, match=name):
+        await VerifyingSession().get_credentials()
+    # The settings' keys are taken without the chain.
+    keys = {"s3_access_key_id": "OWN", "s3_secret_access_key": "secret"}
+    assert await _credentials_of_storage(**keys) == "OWN"
+
+
+async def test_an_endpoint_of_instances_in_a_file_counts_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(
+        "[default]\nec2_metadata_service_endpoint = https://metadata.example\n"
+    )
+    _use_metadata(monkeypatch, tmp_path)
+    with pytest.raises(SettingsError, match=_INSTANCE):
+        await VerifyingSession().get_credentials()
+
+
+async def test_credentials_of_a_container_come_from_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_METADATA)
+        writer.close()
+
+    async with loopback_server(serve) as url:
+        _use_metadata(monkeypatch, tmp_path, **{_FULL: url, _DISABLED: "true"})
+        assert await _credentials_of_storage() == "FROMCONTAINER"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {_FULL: "http://169.254.170.23/v1/credentials"},
+        {_FULL: "https://127.0.0.1/credentials"},
+        {_FULL: "https://[::1]/credentials"},
+        {_FULL: "https://localhost/credentials"},
+        {_RELATIVE: "/credentials", _FULL: "https://169.254.170.23/not-used"},
+        {_INSTANCE: "http://metadata.example"},
+        {_INSTANCE: "https://metadata.example", _DISABLED: "true"},
+    ],
+    ids=str,
+)
+def test_other_servers_of_credentials_are_allowed(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS's own speak plain HTTP, and what runs on this machine can read its files anyway."""
+    _use_metadata(monkeypatch, tmp_path, **given)
+    botocore_http._check_metadata_servers(given.get(_INSTANCE))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
+from keyturn.errors import SettingsError
+
 _EXPIRED: Final = "the AWS credentials are expired"
 _UNKNOWN: Final = "AWS does not accept the credentials: unknown access key or token"
 _SIGNATURE: Final = (
@@ -107,11 +109,14 @@ def describe_failure(exc: Exception, operation: str) -> AwsFailure:
     """Say why an operation of AWS KMS failed.
 
     Args:
-        exc: What aiobotocore raised; `TimeoutError` for no answer in time.
+        exc: What aiobotocore raised; `TimeoutError` for no answer in time; `SettingsError` if
+            the credentials are not to be taken from where they would come.
         operation: As IAM names it, such as `GenerateMac`.
     """
     if isinstance(exc, ClientError):
         return _refusal(exc, operation)
+    if isinstance(exc, SettingsError):
+        return _credentials(str(exc), refused=False)
     if isinstance(exc, _NO_CREDENTIALS):
         # Where they come from may be out of reach: that revokes no access.
         return _credentials(f"no AWS credentials ({type(exc).__name__})", refused=False)

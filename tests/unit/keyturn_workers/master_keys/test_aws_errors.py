@@ -12,6 +12,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
+from keyturn.errors import SettingsError
 from keyturn_workers.master_keys.aws_errors import AwsFailure, describe_failure
 
 SECRET = "x-amz-security-token:IQoJb3JpZ2luX2VjE"
@@ -123,3 +124,9 @@ def test_an_error_of_the_wrong_shape_is_a_refusal() -> None:
     assert describe_failure(strange, "GenerateMac") == AwsFailure(
         "AWS KMS refused the request (status ?)"
     )
+
+
+def test_credentials_that_are_not_to_be_taken_are_named() -> None:
+    """The session refuses where they come from: no access was revoked, and an operator must act."""
+    failure = describe_failure(SettingsError("AWS_X: not from there"), "GenerateMac")
+    assert failure == AwsFailure("AWS_X: not from there", backs_off=True, credentials=True)
