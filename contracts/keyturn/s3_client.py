@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.errors import SettingsError
 from keyturn.settings import S3Settings
-from keyturn.tls import STORAGE, client_context
+from keyturn.tls import STORAGE
+from keyturn.tls_renewal import renewing_context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -82,11 +83,13 @@ def _timestamp(value: str) -> datetime:
 def storage_context(settings: S3Settings) -> ssl.SSLContext | None:
     """The context of TLS connections, where the settings name a file for it.
 
+    A connection that is made later reads the files again if they have changed.
+
     Raises:
         SettingsError: names the setting whose file cannot be used.
     """
     files = (settings.s3_ca_file, settings.s3_cert_file, settings.s3_key_file)
-    return client_context(STORAGE, *files) if any(files) else None
+    return renewing_context(STORAGE, *files) if any(files) else None
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ must never ask for a password: a process has no terminal.
 import socket
 import ssl
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -59,6 +60,17 @@ STORAGE: Final = PeerSettings(
     "KEYTURN_S3_KEY_FILE",
 )
 GATEWAY: Final = PeerSettings("KEYTURN_GATEWAY_URL", "https://", "KEYTURN_GATEWAY_CA_FILE")
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What differs once a file has been replaced or written."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
 
 
 class _EncryptedKeyError(Exception):
@@ -114,6 +126,28 @@ def load_pair(context: ssl.SSLContext, certificate: Path, key: Path, names: Pair
         raise SettingsError(f"{names.key} is encrypted: store the key without a password") from None
     except OSError as exc:  # of ssl, too
         raise SettingsError(_pair_problem(certificate, key, names, exc)) from None
+
+
+def file_state(path: Path) -> FileState | None:
+    """The state of a file, or of what a link leads to; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return FileState(
+        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
+
+
+def expiry(certificate: Path) -> datetime | None:
+    """When the first certificate of a PEM file ends; None if that cannot be read."""
+    # Only where TLS is on: it takes a while to import.
+    from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415
+
+    try:
+        return load_pem_x509_certificates(certificate.read_bytes())[0].not_valid_after_utc
+    except (OSError, ValueError, IndexError):
+        return None  # OpenSSL reads what this library does not
 
 
 def speaks_tls(url: str, timeout_s: float = 2.0) -> bool:

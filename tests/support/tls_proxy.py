@@ -35,10 +35,10 @@ def server_context(certificate: Certificate, *, clients: Path | None = None) -> 
 
 
 @contextmanager
-def tls_proxy(target_port: int, context: ssl.SSLContext) -> Iterator[int]:
+def tls_proxy(target_port: int, context: ssl.SSLContext, *, port: int = 0) -> Iterator[int]:
     """Yield the port that leads to another one on loopback, which speaks without TLS."""
     ending = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         listener.settimeout(_TICK_S)
         serving: list[threading.Thread] = []
 

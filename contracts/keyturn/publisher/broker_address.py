@@ -10,8 +10,9 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from keyturn.errors import BrokerTlsError
 from keyturn.settings import BrokerTlsSettings, DeploymentSettings
-from keyturn.tls import BROKER, client_context
+from keyturn.tls import BROKER
 from keyturn.tls_failures import describe_tls_failure
+from keyturn.tls_renewal import renewing_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class BrokerAddress:
     def of(cls, settings: DeploymentSettings) -> Self:
         """The address that the settings name. Reads the files of certificates.
 
+        A connection that is made later reads them again if they have changed.
+
         Raises:
             SettingsError: names the setting whose file cannot be used.
         """
@@ -41,7 +44,7 @@ class BrokerAddress:
         if not url.startswith(BROKER.tls_scheme):
             return cls(url)
         files = (tls.amqp_ca_file, tls.amqp_cert_file, tls.amqp_key_file)
-        return cls(url, client_context(BROKER, *files))
+        return cls(url, renewing_context(BROKER, *files))
 
 
 Broker: TypeAlias = BrokerAddress | str

@@ -1,4 +1,4 @@
-"""Enroll, upload and read with TLS on every way; and a certificate that expires under a worker.
+"""Enroll, upload and read with TLS on every way; and certificates that change under a worker.
 
 The broker requires client certificates, and so does a proxy in front of Ceph. Ceph's own TLS is
 what the worker and the gateway use.
@@ -7,7 +7,7 @@ what the worker and the gateway use.
 from __future__ import annotations
 
 import shutil
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tests.integration.tls.conftest import Secured
     from tools.servers import S3Server
+    from tools.servers.certificates import Certificate
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
@@ -124,3 +125,46 @@ async def test_a_worker_waits_for_a_certificate_that_has_expired(
         async with Publisher.open(PublisherSettings.read()) as publisher:
             await publisher.wait(await publisher.enroll("later", api_key=deployment.api_key))
         assert await running.terminate() == 0
+
+
+async def test_a_worker_uses_renewed_client_certificates_without_a_restart(
+    secured: Secured,
+    ceph: S3Server,
+    ceph_bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """On its next connections: each server then requires what the worker did not start with."""
+    deployment = Deployment(secured.rabbitmq.tls_url, ceph, ceph_bucket)
+    rabbitmq, strangers = secured.rabbitmq, secured.stranger.ca
+    plain = urlsplit(ceph.endpoint_url).port
+    assert plain is not None
+
+    def write(name: str, pair: Certificate) -> dict[str, str]:
+        files = (tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+        shutil.copy(pair.certificate, files[0])
+        shutil.copy(pair.key, files[1])
+        return dict(zip((f"{name}_CERT_FILE", f"{name}_KEY_FILE"), map(str, files), strict=True))
+
+    for name, value in (deployment.publisher_env() | secured.broker_env()).items():
+        monkeypatch.setenv(name, value)
+    broker = secured.broker_env(**write("AMQP", secured.client))
+    of_storage = write("S3", secured.client)
+    with ExitStack() as first:
+        required = server_context(secured.server, clients=secured.authority.ca)
+        port = first.enter_context(tls_proxy(plain, required))
+        storage = secured.storage_env(port, **of_storage)
+        async with worker(deployment.worker_env() | broker | storage) as running:
+            write("AMQP", secured.authority.issue("renewed", ()))
+            write("S3", secured.stranger.issue("renewed", ()))
+            first.close()
+            required = server_context(secured.server, clients=strangers)
+            with tls_proxy(plain, required, port=port):
+                rabbitmq.control("--silent", "close_all_connections", "of a test")
+                async with Publisher.open(PublisherSettings.read()) as publisher:
+                    await publisher.wait(await publisher.enroll("acme", api_key=deployment.api_key))
+                subjects = rabbitmq.control("--silent", "list_connections", "peer_cert_subject")
+                assert "CN=renewed" in subjects
+                for name in ("AMQP", "S3"):
+                    await running.logged(f"certificate renewed: KEYTURN_{name}_CERT_FILE")
+                assert await running.terminate() == 0

@@ -16,14 +16,13 @@ from typing import Final, TypeAlias
 import structlog
 
 from keyturn.errors import SettingsError
-from keyturn.tls import PairSettings, load_pair
+from keyturn.tls import FileState, PairSettings, expiry, file_state, load_pair
 
 CHECK_INTERVAL_S: Final = 1.0
 # Of TLS 1.2; those of 1.3 are all good. Each has forward secrecy and is authenticated.
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
-_FileState: TypeAlias = tuple[int, ...]
-_State: TypeAlias = tuple[_FileState | None, _FileState | None]
+_State: TypeAlias = tuple[FileState | None, FileState | None]
 
 _log = structlog.get_logger()
 
@@ -93,10 +92,10 @@ class ServerCertificate:
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
         context.set_alpn_protocols(["http/1.1"])
         load_pair(context, self._certificate, self._key, self._names)
-        return context, _expiry(self._certificate)
+        return context, expiry(self._certificate)
 
     def _state(self) -> _State:
-        return _file_state(self._certificate), _file_state(self._key)
+        return file_state(self._certificate), file_state(self._key)
 
 
 def open_certificate(
@@ -106,22 +105,3 @@ def open_certificate(
     if certificate is None or key is None:
         return None
     return ServerCertificate(certificate, key, names)
-
-
-def _file_state(path: Path) -> _FileState | None:
-    """What changes when a file is replaced or written; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def _expiry(certificate: Path) -> datetime | None:
-    # Only where TLS is on: it takes a while to import.
-    from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415
-
-    try:
-        return load_pem_x509_certificates(certificate.read_bytes())[0].not_valid_after_utc
-    except (OSError, ValueError, IndexError):
-        return None  # OpenSSL reads what this library does not

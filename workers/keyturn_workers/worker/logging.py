@@ -19,6 +19,7 @@ _PRINTABLE = (str, int, float, OSError, type(None))
 # These log every message or request, some with complete headers and URLs.
 # It logs each batch that it cannot send: `keyturn_workers.tracing.exporter` reports that once.
 _SILENT = "opentelemetry"
+_RENEWALS = "keyturn.tls_renewal"
 _QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")
 
 
@@ -47,6 +48,8 @@ def configure(log_format: LogFormat, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     _configure_libraries([*shared, structlog.stdlib.add_logger_name], renderers)
+    # Of keyturn itself, which a library's user configures. Its other lines are not for operators.
+    logging.getLogger(_RENEWALS).setLevel(max(_LEVELS[level], logging.INFO))
 
 
 def _configure_libraries(
