@@ -92,16 +92,21 @@ async def test_with_tls_on_every_way(
         assert await process.terminate() == 0
 
 
-async def test_a_worker_waits_for_a_certificate_that_has_expired(
+async def test_a_worker_goes_on_after_certificates_have_changed(
     secured: Secured,
     ceph: S3Server,
     ceph_bucket: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """It says so, connects again and again, and goes on when the broker has a good one."""
+    """The broker's expires: the worker says so, and connects until the broker has a good one.
+
+    Its own are renewed meanwhile: it shows the new ones without a restart.
+    """
     deployment = Deployment(secured.rabbitmq.tls_url, ceph, ceph_bucket)
     rabbitmq, server = secured.rabbitmq, secured.server
+    plain = urlsplit(ceph.endpoint_url).port
+    assert plain is not None
     for path in (server.certificate, server.key):
         shutil.copy(path, tmp_path)
 
@@ -109,36 +114,6 @@ async def test_a_worker_waits_for_a_certificate_that_has_expired(
         shutil.copy(certificate, server.certificate)
         shutil.copy(key, server.key)
         rabbitmq.read_certificates_again()
-
-    for name, value in (deployment.publisher_env() | secured.broker_env()).items():
-        monkeypatch.setenv(name, value)
-    async with worker(deployment.worker_env() | secured.broker_env()) as running:
-        expired = secured.authority.issue("expired-broker", ("localhost",), from_h=-2, to_h=-1)
-        show(expired.certificate, expired.key)
-        try:
-            rabbitmq.control("--silent", "close_all_connections", "of a test")
-            line = "the broker cannot be reached (its certificate has expired)"
-            await running.logged(line)
-            await running.logged(line, after=len(running.lines))
-        finally:
-            show(tmp_path / server.certificate.name, tmp_path / server.key.name)
-        async with Publisher.open(PublisherSettings.read()) as publisher:
-            await publisher.wait(await publisher.enroll("later", api_key=deployment.api_key))
-        assert await running.terminate() == 0
-
-
-async def test_a_worker_uses_renewed_client_certificates_without_a_restart(
-    secured: Secured,
-    ceph: S3Server,
-    ceph_bucket: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """On its next connections: each server then requires what the worker did not start with."""
-    deployment = Deployment(secured.rabbitmq.tls_url, ceph, ceph_bucket)
-    rabbitmq, strangers = secured.rabbitmq, secured.stranger.ca
-    plain = urlsplit(ceph.endpoint_url).port
-    assert plain is not None
 
     def write(name: str, pair: Certificate) -> dict[str, str]:
         files = (tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
@@ -149,22 +124,30 @@ async def test_a_worker_uses_renewed_client_certificates_without_a_restart(
     for name, value in (deployment.publisher_env() | secured.broker_env()).items():
         monkeypatch.setenv(name, value)
     broker = secured.broker_env(**write("AMQP", secured.client))
-    of_storage = write("S3", secured.client)
-    with ExitStack() as first:
-        required = server_context(secured.server, clients=secured.authority.ca)
-        port = first.enter_context(tls_proxy(plain, required))
-        storage = secured.storage_env(port, **of_storage)
+    clients = secured.authority.ca
+    with ExitStack() as proxies:
+        port = proxies.enter_context(tls_proxy(plain, server_context(server, clients=clients)))
+        storage = secured.storage_env(port, **write("S3", secured.client))
         async with worker(deployment.worker_env() | broker | storage) as running:
-            write("AMQP", secured.authority.issue("renewed", ()))
-            write("S3", secured.stranger.issue("renewed", ()))
-            first.close()
-            required = server_context(secured.server, clients=strangers)
-            with tls_proxy(plain, required, port=port):
+            expired = secured.authority.issue("expired-broker", ("localhost",), from_h=-2, to_h=-1)
+            show(expired.certificate, expired.key)
+            try:
                 rabbitmq.control("--silent", "close_all_connections", "of a test")
-                async with Publisher.open(PublisherSettings.read()) as publisher:
-                    await publisher.wait(await publisher.enroll("acme", api_key=deployment.api_key))
-                subjects = rabbitmq.control("--silent", "list_connections", "peer_cert_subject")
-                assert "CN=renewed" in subjects
-                for name in ("AMQP", "S3"):
-                    await running.logged(f"certificate renewed: KEYTURN_{name}_CERT_FILE")
-                assert await running.terminate() == 0
+                line = "the broker cannot be reached (its certificate has expired)"
+                await running.logged(line)
+                await running.logged(line, after=len(running.lines))
+                write("AMQP", secured.authority.issue("renewed", ()))
+            finally:
+                show(tmp_path / server.certificate.name, tmp_path / server.key.name)
+            # The storage requires one that the worker did not start with.
+            write("S3", secured.stranger.issue("renewed", ()))
+            proxies.close()
+            required = server_context(server, clients=secured.stranger.ca)
+            proxies.enter_context(tls_proxy(plain, required, port=port))
+            async with Publisher.open(PublisherSettings.read()) as publisher:
+                await publisher.wait(await publisher.enroll("later", api_key=deployment.api_key))
+            for name in ("AMQP", "S3"):
+                await running.logged(f"certificate renewed: KEYTURN_{name}_CERT_FILE")
+            subjects = rabbitmq.control("--silent", "list_connections", "peer_cert_subject")
+            assert "CN=renewed" in subjects
+            assert await running.terminate() == 0
