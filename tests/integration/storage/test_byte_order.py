@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn_workers.storage import Capabilities, Headers, IfAbsent
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.s3 import open_storage
 from tests.integration.storage.conftest import settings_for
 from tools.doctor.server_kinds import make_bucket
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.servers
 
-BY_SEGMENT = Capabilities(listings_by_segment=True)
 PAGE = 25
 # Around the folders `a` and `a-`: names that the server has behind them and that sort before.
 KEYS = sorted(
@@ -39,14 +39,24 @@ def kind(request: pytest.FixtureRequest) -> str:
     return found
 
 
-@pytest.fixture
-async def storage(seaweedfs: S3Server, kind: str) -> AsyncIterator[S3Storage]:
-    bucket = make_bucket(seaweedfs, "versioned" if kind == "versioned" else "plain")
+@pytest.fixture(scope="module")
+def bucket(seaweedfs: S3Server, kind: str) -> str:
+    name = make_bucket(seaweedfs, "versioned" if kind == "versioned" else "plain")
+    with closing(sync_client(seaweedfs)) as client:
+        for key in KEYS:
+            client.put_object(Bucket=name, Key=key, Body=b"1")
+    return name
+
+
+@pytest.fixture(params=[True, None], ids=["measured", "unknown"])
+async def storage(
+    seaweedfs: S3Server, bucket: str, request: pytest.FixtureRequest
+) -> AsyncIterator[S3Storage]:
+    """As a worker opens it, and as a command or the gateway does."""
+    capabilities = Capabilities(listings_by_segment=request.param)
     async with open_storage(
-        settings_for(seaweedfs, bucket), capabilities=BY_SEGMENT, max_connections=64
+        settings_for(seaweedfs, bucket), capabilities=capabilities, max_connections=64
     ) as storage:
-        puts = (storage.put(key, b"1", Headers({}), condition=IfAbsent()) for key in KEYS)
-        await asyncio.gather(*puts)
         yield storage
 
 
@@ -54,7 +64,9 @@ async def test_every_object_once_from_any_key_on(
     storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("keyturn_workers.storage.s3.PAGE_KEYS", PAGE)
-    for after in ["", *KEYS, "p/a/~", "p/a-", "p/a."]:
+    opened = storage.capabilities
+    for after in ["", *KEYS, "p/a/~", "p/a-", "p/a.", "p/a"]:
+        storage.capabilities = opened
         listed = [row.key async for row in storage.list("p/", after=after)]
         assert listed == [key for key in KEYS if key > after], after
 
@@ -76,6 +88,8 @@ async def test_every_version_once_from_any_key_on(
 ) -> None:
     """The server's own pages leave out what its folders have later and what sorts earlier."""
     monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", PAGE)
-    for after in ["", *KEYS[::4], "p/a-1/x", "p/a.txt"]:
+    opened = storage.capabilities
+    for after in ["", *KEYS[::8], "p/a-1/x", "p/a.txt"]:
+        storage.capabilities = opened
         listed = [row.key async for row in storage.list_versions("p/", after=after)]
         assert listed == [key for key in KEYS if key > after], after

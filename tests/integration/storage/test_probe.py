@@ -55,7 +55,7 @@ async def test_ceph(on_ceph: S3Storage) -> None:
     assert report.unsafe == []
     report.check()
     assert report.capabilities == Capabilities(
-        listings_show_overwrites=True, late_writes_refused=True
+        listings_show_overwrites=True, late_writes_refused=True, listings_by_segment=False
     )
 
 
@@ -65,7 +65,10 @@ async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> No
         report = await probe(storage)
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_MOTO
     assert report.capabilities == Capabilities(
-        conditional_completion=True, copy_keeps_tags=True, listings_show_overwrites=True
+        conditional_completion=True,
+        copy_keeps_tags=True,
+        listings_show_overwrites=True,
+        listings_by_segment=False,
     )
 
 

@@ -1,11 +1,12 @@
 """Detects what the gateway must know of the bucket's listings (SPEC 8.4, 10).
 
-Whether they show overwrites, so that keyrings may be renewed by them; their order; and whether
-keys are paths, so that one with a backslash would be read as another.
+Whether they show overwrites, so that keyrings may be renewed by them; and whether keys are paths,
+so that one with a backslash would be read as another. Their order shows itself while the storage
+lists (`storage.listing_order`).
 
 Workers know it from their probe. The gateway's credentials may write only to its own staging
 folder, so it tests that folder, in the background. Until the result is known, keyrings are read
-one by one, and listings are taken to be in byte order.
+one by one.
 """
 
 import asyncio
@@ -21,7 +22,6 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import STAGING_PREFIX
 from keyturn_workers.errors import PreconditionError, StorageAnswerError
 from keyturn_workers.storage import Headers, IfAbsent, Storage
-from keyturn_workers.storage.probe.listing_checks import BY_SEGMENT, resumed
 from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 
 _RETRY_S: Final = 30.0
@@ -35,7 +35,7 @@ async def detect_listing_support(
     """Test until the storage responds, and set the result in its `capabilities`."""
     while True:
         try:
-            shown, by_segment, paths = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
+            shown, paths = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
         except StorageUnavailableError:
             await asyncio.sleep(retry_s)
             continue
@@ -45,20 +45,18 @@ async def detect_listing_support(
         storage.capabilities = replace(
             storage.capabilities,
             listings_show_overwrites=shown,
-            listings_by_segment=by_segment,
             keys_are_paths=paths,
         )
         return
 
 
-async def _test(storage: Storage, prefix: str) -> tuple[bool, bool, bool]:
-    """Whether listings show overwrites, whether they sort by segments, whether keys are paths."""
+async def _test(storage: Storage, prefix: str) -> tuple[bool, bool]:
+    """Whether listings show overwrites, and whether keys are paths."""
     folder = f"{prefix}{secrets.token_hex(8)}"
     try:
         shown = await overwritten_in_listing(storage, f"{folder}/overwrites")
-        order = await resumed(storage, f"{folder}/order")
         paths = await _takes_backslash_for_slash(storage, f"{folder}/paths")
-        return shown.ok, order.detail == BY_SEGMENT, paths
+        return shown.ok, paths
     finally:
         # What cannot be deleted is swept with old staged bodies.
         with contextlib.suppress(StorageUnavailableError, StorageAnswerError):

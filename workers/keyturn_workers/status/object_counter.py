@@ -55,10 +55,10 @@ class ObjectCounter:
 
     async def _continue(self, project: str, count: _Count) -> None:
         for _ in range(_LISTINGS_AT_ONCE):
-            page = await self._storage.list_page(f"{project}/", after=count.after)
-            count.number += len(page.etags)
-            count.after = max(page.etags, default=count.after)
-            if page.is_last or not page.etags:
+            page = await self._storage.list_entries(f"{project}/", after=count.after)
+            count.number += len(page.objects)
+            if page.next_after is None:
                 count.known, count.number, count.after = count.number, 0, ""
                 count.begun_s = self._clock_s()
                 return
+            count.after = page.next_after

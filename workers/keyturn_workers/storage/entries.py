@@ -39,8 +39,8 @@ def start_after(prefix: str, delimiter: str, after: str) -> str:
 
     It is empty if the server must start at the prefix.
     """
-    if not after.startswith(prefix):
-        return ""
+    if not after.startswith(prefix) or after == prefix:
+        return ""  # an object of the prefix's own name is dropped by `without_early`
     end = after.find(delimiter, len(prefix)) if delimiter else -1
     if end >= 0:
         return last_key_below(after[: end + len(delimiter)])

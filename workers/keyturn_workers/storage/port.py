@@ -96,7 +96,7 @@ class ObjectSummary:
 
 @dataclass(frozen=True, slots=True)
 class ListingPage:
-    """One page of a listing: the ETags of up to 1,000 keys, in the byte order of the keys.
+    """One page of a listing: the ETags of up to 1,000 keys, in the server's order.
 
     `is_last`: no key follows under the prefix. `date` is as in `WriteResult`.
     """
@@ -331,8 +331,10 @@ class Storage(Protocol):
         ...
 
     async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
-        """Read one page of a listing, with the `Date` of the response.
+        """Read one page of a listing as the server has it, with the `Date` of the response.
 
+        A server that lists by segments has another order, and starts in it: what needs every key
+        uses `list` or `list_entries`.
         Keys that XML cannot represent may be missing.
         """
         ...

@@ -9,6 +9,7 @@ business.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from keyturn_workers.storage.entries import (
     without_early,
 )
 from keyturn_workers.storage.listing import page_query, parse_page, rows_after
+from keyturn_workers.storage.listing_order import Rows, find_order, page_or_order
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
     RECORD_MAX_BYTES,
@@ -67,7 +69,7 @@ from keyturn_workers.storage.s3_responses import (
     text_element,
 )
 from keyturn_workers.storage.s3_session import open_session
-from keyturn_workers.storage.segment_order import Entries, SegmentOrder
+from keyturn_workers.storage.segment_order import Entries, Fetch, SegmentOrder
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from keyturn_workers.storage.vendor_errors import may_pass, translate_errors
 from keyturn_workers.storage.version_groups import VersionGroups
@@ -446,19 +448,89 @@ class S3Storage(S3Admin):
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectSummary]:
         """List the objects under a prefix, in the byte order of their keys."""
-        if self.capabilities.listings_by_segment:
+        match self.capabilities.listings_by_segment:
+            case None:
+                return self._list_in_unknown_order(prefix, after, limit)
+            case True:
+                size = PAGE_KEYS if limit is None else min(limit, PAGE_KEYS)
+                return self._objects_in_byte_order(prefix, after, limit, size)
+            case False:
+                return super().list(prefix, after=after, limit=limit)
+
+    async def _list_in_unknown_order(
+        self, prefix: str, after: str, limit: int | None
+    ) -> AsyncIterator[ObjectSummary]:
+        """List pages that are right in either order, and the rest in the one that shows itself."""
+        start: str | None = None if is_after_all(prefix, after) else after
+        while start is not None and (limit is None or limit > 0):
             size = PAGE_KEYS if limit is None else min(limit, PAGE_KEYS)
-            return self._objects_in_byte_order(prefix, after, limit, size)
-        return super().list(prefix, after=after, limit=limit)
+            page = await self._page_in_unknown_order(prefix, "", start, size)
+            if page is None:
+                async for row in self.list(prefix, after=start, limit=limit):
+                    yield row
+                return
+            for row in page.objects:
+                yield row
+            start = page.next_after
+            limit = None if limit is None else limit - len(page.objects)
+
+    async def _page_in_unknown_order(
+        self, prefix: str, delimiter: str, after: str, limit: int
+    ) -> EntriesPage | None:
+        """Read a page that is right in either order; None if the order is known now."""
+        if self.capabilities.listings_by_segment is not None:
+            return None
+        start = start_after(prefix, delimiter, after)
+
+        async def read() -> EntriesPage:
+            return (await self._read_entries(prefix, delimiter, start, limit, after))[0]
+
+        fetch = self._fetch_in_segments("")
+        found = await page_or_order(read, fetch, prefix, after if start else "")
+        if isinstance(found, EntriesPage):
+            return found
+        self._set_order(by_segment=found)
+        return None
 
     def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectVersion]:
         """List the versions and delete markers under a prefix; for one key the newest first."""
-        if self.capabilities.listings_by_segment:
-            rows = VersionGroups(self.versions_page).versions(prefix, after)
-            return rows_after(rows, after, limit)
-        return super().list_versions(prefix, after=after, limit=limit)
+        match self.capabilities.listings_by_segment:
+            case None:
+                return self._list_versions_in_unknown_order(prefix, after, limit)
+            case True:
+                rows = VersionGroups(self.versions_page).versions(prefix, after)
+                return rows_after(rows, after, limit)
+            case False:
+                return super().list_versions(prefix, after=after, limit=limit)
+
+    async def _list_versions_in_unknown_order(
+        self, prefix: str, after: str, limit: int | None
+    ) -> AsyncIterator[ObjectVersion]:
+        """List one complete page, or find out the order by the objects that exist on the page."""
+        page, truncated = await self.versions_page(prefix, after, "")
+        if truncated or after:
+
+            async def read_again() -> Rows:
+                return _existing((await self.versions_page(prefix, after, ""))[0])
+
+            fetch = self._fetch_in_segments("")
+            order = await find_order(_existing(page), read_again, fetch, prefix)
+            if order is not None:
+                self._set_order(by_segment=order)
+                rows = self.list_versions(prefix, after=after, limit=limit)
+            else:  # this lists every version whatever the order
+                groups = VersionGroups(self.versions_page).versions(prefix, after)
+                rows = rows_after(groups, after, limit)
+            async for row in rows:
+                yield row
+            return
+        for row in page[:limit]:
+            yield row
+
+    def _set_order(self, *, by_segment: bool) -> None:
+        self.capabilities = replace(self.capabilities, listings_by_segment=by_segment)
 
     async def _objects_in_byte_order(
         self, prefix: str, after: str, limit: int | None, page_size: int
@@ -468,19 +540,23 @@ class S3Storage(S3Admin):
             yield row
 
     async def _segment_order(self, delimiter: str, page_size: int) -> SegmentOrder:
+        if self._versioned is None:
+            self._versioned = bool(await self.versioning())
+        return SegmentOrder(
+            self._fetch_in_segments(delimiter),
+            delimiter=delimiter,
+            page_size=page_size,
+            versioned=self._versioned,
+        )
+
+    def _fetch_in_segments(self, delimiter: str) -> Fetch:
         async def fetch(prefix: str, start: str, limit: int) -> tuple[Entries, str]:
-            query = entries_query(prefix, delimiter, limit, start=start, token="")
-            response = await self._get("list", "", {}, query)
-            page, marker = parse_entries(response.body, prefix)
+            page, marker = await self._read_entries(prefix, delimiter, start, limit)
             objects: dict[str, ObjectSummary | None] = {row.key: row for row in page.objects}
             following = "" if page.next_after is None else marker or page.next_after
             return objects | dict.fromkeys(page.prefixes), following
 
-        if self._versioned is None:
-            self._versioned = bool(await self.versioning())
-        return SegmentOrder(
-            fetch, delimiter=delimiter, page_size=page_size, versioned=self._versioned
-        )
+        return fetch
 
     async def list_entries(
         self, prefix: str, *, delimiter: str = "", after: str = "", limit: int = PAGE_KEYS
@@ -488,18 +564,28 @@ class S3Storage(S3Admin):
         """Read one page of entries, or the first of several that is not empty."""
         if is_after_all(prefix, after):
             return EntriesPage((), (), None)
+        page = await self._page_in_unknown_order(prefix, delimiter, after, limit)
+        if page is not None:
+            return page
         if self.capabilities.listings_by_segment:
             size = min(limit + 1, PAGE_KEYS)  # one more shows whether any follow
             order = await self._segment_order(delimiter, size)
             return await order.page(prefix, after, limit)
-        start, token = start_after(prefix, delimiter, after), ""
+        start = start_after(prefix, delimiter, after)
+        return (await self._read_entries(prefix, delimiter, start, limit, after))[0]
+
+    async def _read_entries(
+        self, prefix: str, delimiter: str, start: str, limit: int, after: str = ""
+    ) -> tuple[EntriesPage, str]:
+        """Read one page as the server has it, without entries up to `after`, and its marker."""
+        token = ""
         for _ in range(_EMPTY_PAGES):
             query = entries_query(prefix, delimiter, limit, start=start, token=token)
             response = await self._get("list", "", {}, query)
             listed, token = parse_entries(response.body, prefix)
             page = without_early(listed, after)
             if page.objects or page.prefixes or page.next_after is None:
-                return page
+                return page, token
             if not token:
                 break
         raise StorageUnavailableError("list: no progress")
@@ -509,6 +595,11 @@ class S3Storage(S3Admin):
         await self._http.call(
             "delete", "DELETE", key, {"if-match": etag}, timeout_s=PLAIN_WRITE_TIMEOUT_S
         )
+
+
+def _existing(versions: Sequence[ObjectVersion]) -> Rows:
+    """The latest versions that are no delete markers: what a listing of objects shows."""
+    return {row.key: row for row in versions if row.is_latest and not row.is_delete_marker}
 
 
 _Closing = Callable[[None, None, None], Awaitable[bool | None]]

@@ -162,7 +162,7 @@ class SegmentOrder:
             # Its folder comes behind its siblings, and the server lists it before them.
             progress = _Progress(after=after, start=last_key_below(after + _SLASH))
             progress.inserts.append(_Insert(after + _SLASH, "folder", after))
-        for at, folder in _folders(after, len(prefix)):
+        for at, folder in folders_around(after, len(prefix)):
             if after[at] == _SLASH:
                 progress.passed.add(folder)
             else:
@@ -196,7 +196,7 @@ class SegmentOrder:
         """Find what the page leaves out of place, and where the next one starts."""
         progress.start = last
         shortest = len(prefix) if progress.siblings_of is None else len(progress.siblings_of) + 1
-        for at, folder in _folders(last, shortest):
+        for at, folder in folders_around(last, shortest):
             if folder in progress.passed:
                 if last[at] < _SLASH:
                     # The rest of them has been returned, and what is a sibling of one of them.
@@ -239,21 +239,21 @@ class SegmentOrder:
             if not follows or key in page or key in progress.looked_for:
                 continue
             progress.looked_for.add(key)
-            found, _ = await self._fetch(_parent(key), last_key_below(key + _BEFORE_VERSIONS), 1)
+            found, _ = await self._fetch(parent_of(key), last_key_below(key + _BEFORE_VERSIONS), 1)
             if key in found and progress.belongs(key):
                 late[key] = found[key]
         return late
 
     async def _has_siblings(self, folder: str) -> bool:
         # The first one may be an object of the folder's name.
-        page, _ = await self._fetch(_parent(folder), last_key_below(folder + _SLASH), 2)
+        page, _ = await self._fetch(parent_of(folder), last_key_below(folder + _SLASH), 2)
         return any(_is_sibling(name, folder) for name in page)
 
     async def _inserted(self, insert: _Insert, after: str) -> _Rows:
         below = insert.folder + _SLASH
         if insert.kind == "siblings":
             progress = _Progress(last_key_below(below), after, insert.folder)
-            rows = self._run(_parent(insert.folder), progress)
+            rows = self._run(parent_of(insert.folder), progress)
         elif self._delimiter:
             rows = self._folder(below)
         else:
@@ -268,8 +268,11 @@ class SegmentOrder:
             yield name, None
 
 
-def _parent(name: str) -> str:
-    """The folder that has this name: a server may not know prefixes that are no whole names."""
+def parent_of(name: str) -> str:
+    """The folder that has this name, with its slash.
+
+    For requests: a server may not know prefixes that are no whole names.
+    """
     return name[: name.rfind(_SLASH) + 1]
 
 
@@ -278,8 +281,15 @@ def _is_sibling(name: str, folder: str) -> bool:
     return name.startswith(folder) and len(name) > len(folder) and name[len(folder)] < _SLASH
 
 
-def _folders(name: str, shortest: int) -> Iterator[tuple[int, str]]:
-    """The folders that the name is in or is a sibling of, the longest first, and their lengths."""
+def folders_around(name: str, shortest: int) -> Iterator[tuple[int, str]]:
+    """The folders that the name is in or is a sibling of, the longest first, and their lengths.
+
+    Only these can make the order of segments put the name elsewhere than the order of bytes does.
+
+    Args:
+        name: A key, or a common prefix.
+        shortest: The least length of a folder; that of the listing's prefix.
+    """
     for at in range(len(name) - 1, max(shortest, 1) - 1, -1):
         if name[at] <= _SLASH and name[at - 1] != _SLASH:
             yield at, name[:at]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from keyturn_workers.status import object_counter
 from keyturn_workers.status.object_counter import ObjectCounter
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.storage.listed_bucket import ORDERS, ListedBucket
 
 if TYPE_CHECKING:
-    import pytest
+    from tests.unit.keyturn_workers.storage.listed_bucket import Order
 
 
 def _bucket(count: int) -> MemoryStorage:
@@ -29,9 +32,9 @@ async def test_a_large_project_is_counted_over_several_reports(
     storage = _bucket(45)
     counter = ObjectCounter(storage)
     assert [await counter.count("acme") for _ in range(3)] == [None, None, 45]
-    listings = storage.calls["list_page"]
+    listings = storage.calls["list_entries"]
     assert await counter.count("acme") == 45
-    assert storage.calls["list_page"] == listings == 5
+    assert storage.calls["list_entries"] == listings == 5
 
 
 async def test_a_count_that_is_old_is_made_anew_and_shown_meanwhile(
@@ -56,4 +59,12 @@ async def test_only_the_last_projects_are_remembered(monkeypatch: pytest.MonkeyP
     counter = ObjectCounter(storage)
     for project in ("acme", "acme-2", "acme"):
         assert await counter.count(project) == 1
-    assert storage.calls["list_page"] == 3
+    assert storage.calls["list_entries"] == 3
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_each_object_counts_once_whatever_the_order_of_the_server(order: Order) -> None:
+    keys = {f"acme/{name}" for name in ("a/1", "a/2", "a/3", "a-1", "a-2/x", "b/1", "b.txt")}
+    for known in (None, order != "bytes"):
+        storage = ListedBucket(keys, order, 2).storage(by_segment=known)
+        assert await ObjectCounter(storage).count("acme") == len(keys)

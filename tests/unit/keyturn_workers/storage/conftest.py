@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from tests.unit.keyturn_workers.storage.scripted_server import scripted_server
 
@@ -47,5 +48,7 @@ async def server() -> AsyncIterator[ScriptedServer]:
 
 @pytest.fixture
 async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
-    async with open_storage(server.settings(), max_connections=4) as storage:
+    """Its order of keys is known: a script contains no requests that find it out."""
+    by_bytes = Capabilities(listings_by_segment=False)
+    async with open_storage(server.settings(), capabilities=by_bytes, max_connections=4) as storage:
         yield storage

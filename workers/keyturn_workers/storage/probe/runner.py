@@ -65,7 +65,9 @@ class Report:
     def capabilities(self) -> Capabilities:
         """What workers may rely on beyond the requirements."""
         passed = {row.name for row in self.rows if row.ok}
-        details = {row.detail for row in self.rows if row.name == checks.LISTING}
+        order = next(
+            (row.detail for row in self.rows if row.name == checks.LISTING and row.ok), None
+        )
         late = {checks.LATE_PUT, checks.LATE_COPY, checks.LATE_COMPLETION}
         return Capabilities(
             conditional_completion={checks.COMPLETION, checks.COMPLETION_RACE} <= passed,
@@ -75,7 +77,7 @@ class Report:
             listings_show_overwrites=checks.OVERWRITES in passed,
             keys_are_paths=not {checks.BACKSLASHES, checks.BESIDE_FOLDER} <= passed,
             unlisted_names=checks.ALL_NAMES not in passed,
-            listings_by_segment=BY_SEGMENT in details,
+            listings_by_segment=None if order is None else order == BY_SEGMENT,
         )
 
     def check(self) -> None:

@@ -33,11 +33,14 @@ EVERYTHING = Capabilities(
     copy_keeps_tags=True,
     listings_show_overwrites=True,
     late_writes_refused=True,
+    listings_by_segment=False,
 )
 
 
 # What a bucket in memory does whatever its capabilities.
-ALWAYS = Capabilities(listings_show_overwrites=True, late_writes_refused=True)
+ALWAYS = Capabilities(
+    listings_show_overwrites=True, late_writes_refused=True, listings_by_segment=False
+)
 
 
 class ListsLate(MemoryStorage):
