@@ -2,17 +2,31 @@
 
 import ssl
 from dataclasses import dataclass, field
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aio_pika.exceptions import (
+    CONNECTION_EXCEPTIONS,
+    AuthenticationError,
+    ConnectionClosed,
+    ProbableAuthenticationError,
+)
 
 from keyturn.errors import BrokerTlsError
 from keyturn.settings import BrokerTlsSettings, DeploymentSettings
 from keyturn.tls import BROKER
 from keyturn.tls_failures import describe_tls_failure
 from keyturn.tls_renewal import renewing_context
+
+# Reply codes with which RabbitMQ refuses the vhost: not allowed, and internal error.
+_NOT_ALLOWED: Final = (530, 541)
+# How RabbitMQ 4 ends its reasons. A name is never last, so none can look like a reason.
+_CLOSINGS: Final = {
+    " not found": f"it has no vhost of the name in {BROKER.url}",
+    " is reached": "it allows no further connection: the limit of its user or vhost is reached",
+    " is down": f"the vhost of {BROKER.url} is down",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +83,33 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
 
 def describe_broker_failure(error: BaseException) -> str:
     """Why no connection to the broker was made: a clause about "it", or the kind of failure."""
-    return describe_tls_failure(error, BROKER) or type(error).__name__
+    return describe_tls_failure(error, BROKER) or _describe_refusal(error) or type(error).__name__
+
+
+def _describe_refusal(error: BaseException) -> str | None:
+    """What the broker refuses, and the setting to check; None if it refuses nothing.
+
+    Its own text is not repeated: that names the user and the vhost.
+    """
+    match error:
+        case ProbableAuthenticationError():
+            return f"it refuses the user or the password of {BROKER.url}"
+        case AuthenticationError():
+            return "it does not accept a user with a password"
+        case ConnectionClosed(args=(code, str(text), *_)) if code in _NOT_ALLOWED:
+            return _describe_closing(text)
+        case _:
+            return None
+
+
+def _describe_closing(text: str) -> str | None:
+    """What the broker, in its own words, does not allow."""
+    for end, meaning in _CLOSINGS.items():
+        if text.endswith(end):
+            return meaning
+    if " refused for user " in text:
+        return (
+            f"its user may not use the vhost of {BROKER.url}: grant it permissions there "
+            "(rabbitmqctl set_permissions)"
+        )
+    return None

@@ -56,6 +56,7 @@ from keyturn.messages import (
     parse_event,
     parse_worker_report,
 )
+from keyturn.publisher.broker_address import describe_broker_failure
 from keyturn.publisher.connection import (
     BrokerConnection,
     close_quietly,
@@ -199,9 +200,11 @@ class _Position:
             it is uncertain which message cannot be decoded.
         is_silent: Whether the last consumer waited in vain for `last`.
         retreats: How often the beginning was moved to an earlier moment.
+        note_problem: As of `follow`.
     """
 
     place: Start
+    note_problem: Callable[[str | None], None]
     last: StreamRecord | None = None
     skipped: int = 0
     suspect: int | None = None
@@ -230,6 +233,11 @@ class _Position:
         """The offset of what is delivered first, if it is known."""
         start = self.start
         return start if isinstance(start, int) and self.expected is None else None
+
+    def attached(self) -> None:
+        """Note that a consumer has attached."""
+        self.is_attached = True
+        self.note_problem(None)
 
     def advance(self, record: StreamRecord) -> None:
         """Note what was read; after one record, careful reading ends."""
@@ -289,8 +297,16 @@ class _Position:
             self.place = 0
 
 
+def ignore_problem(problem: str | None) -> None:
+    """Do nothing: for a reader that waits losses out."""
+    del problem
+
+
 async def follow(
-    connection: BrokerConnection, start: Start, *streams: str
+    connection: BrokerConnection,
+    start: Start,
+    *streams: str,
+    note_problem: Callable[[str | None], None] = ignore_problem,
 ) -> AsyncGenerator[StreamRecord, None]:
     """Every message of one stream from `start` on, for ever, each one once.
 
@@ -299,12 +315,14 @@ async def follow(
         start: Where to begin.
         streams: The stream to read, then its replacement if it does not exist (workers
             before 0.5 declare no stream for a publisher) or may not be read.
+        note_problem: Is called with the reason each time that a later attempt to read fails, and
+            with None each time that one succeeds.
 
     Raises:
         EventsUnavailableError: none of them can be read at the first attempt. Later losses
             are waited out.
     """
-    attempt, position = 0, _Position(start)
+    attempt, position = 0, _Position(start, note_problem)
     stream, *others = streams
     refusals: list[str] = []
     while True:
@@ -321,7 +339,7 @@ async def follow(
             pass
         except _OtherStreamError:
             _log.warning("the stream of events was declared anew; reading it from its start")
-            position = _Position(start, is_attached=True)
+            position = _Position(start, note_problem, is_attached=True)
             continue
         except _UndecodableError as exc:
             if (wait_s := position.pass_undecodable(exc)) is not None:
@@ -334,6 +352,7 @@ async def follow(
                 stream = _replacement(others, refusals, exc)
                 continue
             _log.debug("reading events failed (%s)", type(exc).__name__)
+            note_problem(_unreadable(stream, exc))
         position.forget_suspect()
         pause_s = _PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]
         attempt += 1
@@ -357,13 +376,13 @@ async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[Stream
     """The records that one consumer delivers; of a careful one, the first that is new."""
     if position.last is None and isinstance(position.place, datetime):
         async with attach(position.place, prefetch=1) as messages:
-            position.is_attached = True
+            position.attached()
             position.place = await _first_offset(attach, position.place, messages)
             _log.debug("the first event has offset %d", position.place)
     is_careful = position.is_careful
     prefetch = 1 if is_careful else PREFETCH
     async with attach(position.start, prefetch=prefetch) as messages:
-        position.is_attached = True
+        position.attached()
         # One acknowledgment for many messages; the others keep the stream flowing.
         drained = _drain(messages, position.first, ack_every=max(1, prefetch // 4))
         async with aclosing(_after(position, drained)) as records:
@@ -640,4 +659,4 @@ def _unreadable(stream: str, cause: BaseException) -> str:
             pattern = "^" + stream.replace(".", r"\.") + "$"
             return f"the broker's user may not read {stream}: it needs read permission {pattern}"
         case _:
-            return f"the broker cannot be reached ({type(cause).__name__})"
+            return f"the broker cannot be reached ({describe_broker_failure(cause)})"

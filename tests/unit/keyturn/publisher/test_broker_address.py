@@ -7,11 +7,20 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from aio_pika.exceptions import AMQPException
+from aio_pika.exceptions import (
+    AMQPException,
+    AuthenticationError,
+    ConnectionClosed,
+    ProbableAuthenticationError,
+)
 from pydantic import SecretStr
 
 from keyturn.errors import BrokerTlsError, BrokerUnavailableError, SettingsError
-from keyturn.publisher.broker_address import BrokerAddress, connect_to_broker
+from keyturn.publisher.broker_address import (
+    BrokerAddress,
+    connect_to_broker,
+    describe_broker_failure,
+)
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import DeploymentSettings
 from tests.support.tls_proxy import server_context
@@ -87,3 +96,55 @@ async def test_a_broker_that_is_away_is_not_a_failure_of_tls(tmp_path: Path) -> 
     with pytest.raises(BrokerUnavailableError) as away:
         await connection.connect()
     assert not isinstance(away.value, BrokerTlsError)
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (
+            ProbableAuthenticationError("ACCESS_REFUSED - Login was refused using …"),
+            "it refuses the user or the password of KEYTURN_AMQP_URL",
+        ),
+        (
+            AuthenticationError("EXTERNAL", ["PLAIN"]),
+            "it does not accept a user with a password",
+        ),
+        (
+            ConnectionClosed(530, "NOT_ALLOWED - vhost canary is down not found"),
+            "it has no vhost of the name in KEYTURN_AMQP_URL",
+        ),
+        (
+            ConnectionClosed(
+                530, "NOT_ALLOWED - access to vhost 'canary' refused for user 'canary'"
+            ),
+            (
+                "its user may not use the vhost of KEYTURN_AMQP_URL: grant it permissions there "
+                "(rabbitmqctl set_permissions)"
+            ),
+        ),
+        (
+            ConnectionClosed(
+                530,
+                "NOT_ALLOWED - access to vhost 'canary' refused for user 'canary': "
+                "connection limit (1) is reached",
+            ),
+            "it allows no further connection: the limit of its user or vhost is reached",
+        ),
+        (
+            ConnectionClosed(
+                541,
+                "INTERNAL_ERROR - access to vhost 'canary' refused for user 'canary': "
+                "vhost 'canary' is down",
+            ),
+            "the vhost of KEYTURN_AMQP_URL is down",
+        ),
+        (ConnectionClosed(320, "CONNECTION_FORCED - canary not found"), "ConnectionClosed"),
+        (ConnectionClosed(530, "NOT_ALLOWED - canary"), "ConnectionClosed"),
+        (ConnectionClosed(None), "ConnectionClosed"),
+        (ConnectionRefusedError(111, "canary"), "ConnectionRefusedError"),
+    ],
+)
+def test_a_refusal_is_described_with_the_setting_and_without_names(
+    error: Exception, meaning: str
+) -> None:
+    assert describe_broker_failure(error) == meaning

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.exceptions import ChannelNotFoundEntity, ProbableAuthenticationError
+from aiormq.exceptions import ChannelAccessRefused
 
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.errors import EventsUnavailableError
@@ -187,6 +188,35 @@ async def test_a_connection_lost_while_nothing_is_published_is_waited_out(broker
     await broker.attached[4].wait()
     broker.write()
     assert await reading == [0]
+
+
+async def test_a_later_attempt_that_fails_is_reported_until_one_succeeds(broker: _Broker) -> None:
+    broker.write()
+    broker.refused = {
+        3: ChannelAccessRefused("canary"),
+        4: ProbableAuthenticationError("canary"),
+    }
+    noted: list[str | None] = []
+    following = event_stream.follow(_LINK, 0, "keyturn.events", note_problem=noted.append)
+    async with asyncio.timeout(5), aclosing(following) as records:
+        assert (await anext(records)).offset == 0
+        reading = asyncio.ensure_future(anext(records))
+        broker.lose()
+        await broker.attachment(2)
+        broker.lose()
+        await broker.attachment(5)
+        broker.write()
+        assert (await reading).offset == 1
+    assert noted == [
+        None,
+        None,
+        (
+            "the broker's user may not read keyturn.events: "
+            r"it needs read permission ^keyturn\.events$"
+        ),
+        "the broker cannot be reached (it refuses the user or the password of KEYTURN_AMQP_URL)",
+        None,
+    ]
 
 
 async def test_a_stream_that_is_declared_again_is_read_from_where_its_reader_began(

@@ -20,7 +20,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException, DeliveryEr
 
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import AUDITED_LETTERS, AuditedLetter
-from keyturn.publisher.broker_address import Broker
+from keyturn.publisher.broker_address import Broker, describe_broker_failure
 from keyturn_workers.console.dead.audit_recorder import NotRecordedError, Recorder
 from keyturn_workers.console.dead.jobs import Failure, Job, Plan
 from keyturn_workers.console.dead.letter_reader import locked_channel
@@ -285,7 +285,8 @@ class Mover:
             await self._record_failure(turn, turn.started)
 
     async def _wait_for_broker(self, error: BaseException, lost: int) -> None:
-        self._job.problem = f"the broker was lost ({type(error).__name__}); trying again"
+        problem = describe_broker_failure(error)
+        self._job.problem = f"the broker was lost ({problem}); trying again"
         self._on_progress()
         await asyncio.sleep(self._pace.retry_s * 2.0 ** (lost - 1))
 

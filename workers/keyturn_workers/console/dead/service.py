@@ -23,7 +23,11 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
-from keyturn.publisher.broker_address import Broker, connect_to_broker
+from keyturn.publisher.broker_address import (
+    Broker,
+    connect_to_broker,
+    describe_broker_failure,
+)
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.console.dead.audit_recorder import AuditPublisher, NotRecordedError, Recorder
@@ -402,6 +406,6 @@ def _problem(error: Exception) -> str:
         case ChannelAccessRefused():
             return "the broker refuses it: see the permissions of the console's broker user"
         case _ if isinstance(error, LOST):
-            return f"the broker cannot be reached ({type(error).__name__})"
+            return f"the broker cannot be reached ({describe_broker_failure(error)})"
     _log.error("dead letters not served", exc_info=error)
     return f"internal error ({type(error).__name__})"

@@ -166,7 +166,10 @@ class HistoryReader:
 
     async def _consume(self, start: datetime, end: int) -> None:
         handled = Handled(None, 0)
-        async with aclosing(read_until(self._connection, EVENTS_STREAM, start, end)) as records:
+        reading = read_until(
+            self._connection, EVENTS_STREAM, start, end, note_problem=self._state.note_problem
+        )
+        async with aclosing(reading) as records:
             async for record in records:
                 if self._first is None:
                     self._first = record.offset

@@ -1,7 +1,8 @@
 """The state of one source, as pages show it: connected, caught up, or why not (SPEC 16.2).
 
-`follow` waits out lost connections by itself and says nothing about them. So whether a stream is
-read follows from two facts: its reader has attached once, and the broker can be reached now.
+A stream is read if its reader has attached, and the broker can be reached now. `follow` waits out
+lost connections by itself, so a loss is known from the broker first, and then from each attempt
+that fails: the broker may be there and refuse this reader alone.
 """
 
 from dataclasses import replace
@@ -45,6 +46,13 @@ class FeedState:
         """Its reader cannot read, and tries again."""
         self._is_attached, self._own_problem = False, problem
         self._update()
+
+    def note_problem(self, problem: str | None) -> None:
+        """Its reader could not read, or reads again (None)."""
+        if problem is None:
+            self.attached()
+        else:
+            self.failed(problem)
 
     def broker(self, problem: str | None) -> None:
         """The broker cannot be reached, or can (None)."""

@@ -14,6 +14,7 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
+from keyturn.publisher.broker_address import describe_broker_failure
 from keyturn.publisher.connection import (
     BrokerConnection,
     close_quietly,
@@ -69,7 +70,9 @@ class QueueWatcher:
                     snapshot = await self._snapshot()
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
                 self._channel = None
-                self._state.failed(f"the broker does not say what is queued ({_name(exc)})")
+                self._state.failed(
+                    f"the broker does not say what is queued ({describe_broker_failure(exc)})"
+                )
             else:
                 self._state.attached()
                 self._state.caught_up()
@@ -104,7 +107,3 @@ class QueueWatcher:
             self._channel = None
             return None
         return QueueDepth(name, declared.message_count or 0, declared.consumer_count or 0)
-
-
-def _name(exc: BaseException) -> str:
-    return type(exc).__name__

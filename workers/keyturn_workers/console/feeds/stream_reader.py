@@ -14,7 +14,13 @@ from typing import Final
 
 from keyturn.errors import EventsUnavailableError
 from keyturn.publisher.connection import BrokerConnection
-from keyturn.publisher.event_stream import Start, StreamRecord, follow, last_offset
+from keyturn.publisher.event_stream import (
+    Start,
+    StreamRecord,
+    follow,
+    ignore_problem,
+    last_offset,
+)
 from keyturn_workers.console.feeds.feed_state import FeedState
 from keyturn_workers.console.feeds.pacing import Pacer
 
@@ -112,7 +118,10 @@ class StreamReader:
 
     async def _read(self, start: Start) -> None:
         handled = Handled(None, 0)
-        async with aclosing(follow(self._connection, start, self._stream)) as records:
+        following = follow(
+            self._connection, start, self._stream, note_problem=self._state.note_problem
+        )
+        async with aclosing(following) as records:
             async for record in records:
                 self.offset = record.offset
                 handled = handle_safely(self._handle, record, handled.refused)
@@ -139,14 +148,27 @@ class StreamReader:
 
 
 async def read_until(
-    connection: BrokerConnection, stream: str, start: Start, end: int
+    connection: BrokerConnection,
+    stream: str,
+    start: Start,
+    end: int,
+    *,
+    note_problem: Callable[[str | None], None] = ignore_problem,
 ) -> AsyncGenerator[StreamRecord, None]:
     """The records of a stream from `start` on, before the offset `end`.
+
+    Args:
+        connection: The broker.
+        stream: The stream's name.
+        start: Where to begin.
+        end: The offset before which it ends.
+        note_problem: As of `follow`.
 
     Raises:
         EventsUnavailableError: the stream cannot be read at the first attempt.
     """
-    async with aclosing(follow(connection, start, stream)) as records:
+    following = follow(connection, start, stream, note_problem=note_problem)
+    async with aclosing(following) as records:
         async for record in records:
             if record.offset >= end:
                 return

@@ -102,6 +102,10 @@ class _Attention:
     items: tuple[AttentionItem, ...]
 
 
+def _is_read(feed: Feed) -> tuple[bool, str | None]:
+    return feed.is_connected, feed.problem
+
+
 def utc_now() -> datetime:
     """The time now."""
     return datetime.now(UTC)
@@ -269,8 +273,8 @@ class Model:
             return
         self._feeds[feed.name] = feed
         self._feed_changes += 1
-        # Every page says whether its sources are read: one that is lost concerns them all.
-        is_news = held is None or held.is_connected != feed.is_connected
+        # Every page says whether its sources are read, and why not.
+        is_news = held is None or _is_read(held) != _is_read(feed)
         self.changes.publish(*(TOPICS if is_news else ()))
 
     def set_dead(self, summary: DeadSummary) -> None:

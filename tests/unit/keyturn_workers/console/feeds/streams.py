@@ -21,7 +21,7 @@ from keyturn.messages import (
 from keyturn.publisher.event_stream import StreamRecord, Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     import pytest
 
@@ -74,6 +74,7 @@ class FakeStream:
         self.records = [*records]
         self.problem: str | None = None
         self.starts: list[Any] = []
+        self.note_problem: Callable[[str | None], None] | None = None
         self.more = asyncio.Event()
 
     def install(self, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
@@ -90,9 +91,15 @@ class FakeStream:
         return self.records[-1].offset if self.records else None
 
     async def follow(
-        self, _connection: object, start: Any, *_streams: str
+        self,
+        _connection: object,
+        start: Any,
+        *_streams: str,
+        note_problem: Callable[[str | None], None],
     ) -> AsyncGenerator[StreamRecord, None]:
         self.starts.append(start)
+        self.note_problem = note_problem
+        note_problem(None)
         first = start if isinstance(start, int) else 0
         index = 0
         while True:

@@ -102,8 +102,8 @@ async def test_a_part_that_is_read_again_after_a_loss_counts_once(
     scene = Scene(monkeypatch, hours=3)
     follow, losses = scene.stream.follow, [True]
 
-    async def lose(connection: object, start: Any, *streams: str) -> Any:
-        async for each in follow(connection, start, *streams):
+    async def lose(connection: object, start: Any, *streams: str, **options: Any) -> Any:
+        async for each in follow(connection, start, *streams, **options):
             yield each
             if start == at(0) and each.offset == 5 and losses:
                 losses.clear()

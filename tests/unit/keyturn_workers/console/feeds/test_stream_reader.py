@@ -98,6 +98,24 @@ async def test_what_cannot_be_read_is_tried_again(scene: Scene) -> None:
     assert scene.model.feed("events").problem is None
 
 
+async def test_a_reader_that_is_refused_later_is_disconnected_until_it_reads_again(
+    scene: Scene,
+) -> None:
+    scene.start()
+    await scene.reader.caught_up.wait()
+    note_problem = scene.stream.note_problem
+    assert note_problem is not None
+    note_problem("the broker's user may not read keyturn.events")
+    feed = scene.model.feed("events")
+    assert (feed.is_connected, feed.problem) == (
+        False,
+        "the broker's user may not read keyturn.events",
+    )
+    note_problem(None)
+    feed = scene.model.feed("events")
+    assert (feed.is_connected, feed.problem) == (True, None)
+
+
 async def test_reading_ends_before_an_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = FakeStream(*(record(offset, stored(offset)) for offset in range(5)))
     stream.install(monkeypatch, stream_reader)

@@ -140,7 +140,10 @@ def test_a_source_that_is_lost_or_found_again_concerns_every_page() -> None:
         model.set_feed(Feed("events", is_connected=is_connected))
         assert model.changes.has_changed_since(before, audit)
     before = model.changes.version
-    model.set_feed(Feed("events", is_connected=False, as_of=at(5)))
+    model.set_feed(Feed("events", problem="the broker cannot be reached"))
+    assert model.changes.has_changed_since(before, audit)
+    before = model.changes.version
+    model.set_feed(Feed("events", problem="the broker cannot be reached", as_of=at(5)))
     assert not model.changes.has_changed_since(before, audit)
 
 

@@ -48,8 +48,11 @@ def test_without_any_data_it_says_what_happens() -> None:
     assert "None in this period" in page.text
 
 
-def test_a_lost_broker_is_said_on_each_page() -> None:
+def test_a_lost_broker_is_said_on_each_page_with_the_reason() -> None:
     model = filled_model(Scale(uploads=0))
     lose_broker(model, NOW - timedelta(minutes=3))
+    problem = model.feed("events").problem
+    assert problem
     for path in ("/", "/audit"):
-        assert "7 of 7 sources disconnected" in shown(model, path).text
+        text = shown(model, path).text
+        assert f"7 of 7 sources disconnected {problem[0].upper()}{problem[1:]}." in text
