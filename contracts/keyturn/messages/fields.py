@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -85,13 +85,16 @@ class StrictModel(BaseModel):
 class RequestOrigin:
     """Who signed a request, and which bytes: what its events name (SPEC 6.7).
 
-    `request` is the SHA-256 of the request's body as signed, in 64 hex digits.
+    `request` is the SHA-256 of the request's body as signed, in 64 hex digits. `actor` is the
+    person whom the request names, if any (SPEC 15.3). It is a part of these bytes, so two origins
+    that differ in nothing else are the same: a record that lacks it is of a worker before 0.10.
     """
 
     publisher: str
     request: str
+    actor: str | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, publisher: str, body: bytes) -> "RequestOrigin":
+    def of(cls, publisher: str, body: bytes, actor: str | None = None) -> "RequestOrigin":
         """The origin of a request with these bytes."""
-        return cls(publisher, hashlib.sha256(body).hexdigest())
+        return cls(publisher, hashlib.sha256(body).hexdigest(), actor)

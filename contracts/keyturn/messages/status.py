@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from keyturn.messages.fields import (
+    Actor,
     Count,
     Generation,
     Project,
@@ -100,6 +101,7 @@ class SweepStatus(StatusModel):
 
     Attributes:
         publisher: Who requested it first.
+        actor: The person whom that request names, by the publisher's word (SPEC 15.3).
         part_of_all: Whether this is one project's part of a sweep of `*`.
         taken_over_by: The id of the later sweep that proves this one (SPEC 8.6).
         expected_objects: How many objects there are, where that was counted.
@@ -121,6 +123,7 @@ class SweepStatus(StatusModel):
     started_at: Time | None = None
     ended_at: Time | None = None
     publisher: ShortName | None = None
+    actor: Actor | None = None
     part_of_all: bool = False
     master_key: ShortName | None = None
     encrypt_plaintext: bool = False

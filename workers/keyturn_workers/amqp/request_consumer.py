@@ -22,6 +22,7 @@ from keyturn.messages import (
     Event,
     Request,
     RequestOrigin,
+    UploadRequested,
     request_id,
     with_origin,
 )
@@ -202,7 +203,8 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         except PermanentError as exc:
             raise NotAdmittedError(exc, signer) from exc
         retry = self._worker_publisher.retry_of(message, self._queue, publisher=signer.name)
-        origin = RequestOrigin.of(signer.name, message.body)
+        actor = None if isinstance(request, UploadRequested) else request.actor
+        origin = RequestOrigin.of(signer.name, message.body, actor)
         return RequestJob(message, retry, signer.name, request, signer, origin)
 
     async def _grants_changed(self, message: AbstractIncomingMessage) -> bool:

@@ -63,6 +63,7 @@ def sweep_status(
     counts = counts or counts_of(plan)
     progress = progress_of(plan, counts, expected)
     has_ended = plan.status != "running"
+    first = next((origin for origin in plan.origins if origin is not None), None)
     row = SweepStatus(
         sweep_id=ask.sweep_id,
         project=ask.project,
@@ -73,7 +74,8 @@ def sweep_status(
         requested_at=ask.requested_at,
         started_at=format_time(plan.started_at),
         ended_at=_time(plan.ended_at) if has_ended else None,
-        publisher=next((origin.publisher for origin in plan.origins if origin is not None), None),
+        publisher=None if first is None else first.publisher,
+        actor=None if first is None else first.actor,
         part_of_all=ask.of_all,
         master_key=ask.master_key,
         encrypt_plaintext=ask.encrypt_plaintext,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -16,11 +17,8 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin
-from keyturn_workers.amqp import (
-    RequestConsumer,
-    TimeSource,
-)
-from keyturn_workers.amqp.retry import Retry
+from keyturn_workers.amqp import Handled, RequestConsumer, TimeSource
+from keyturn_workers.amqp.retry import Retry, utc_now
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -29,6 +27,7 @@ from tests.unit.keyturn_workers.amqp.deliveries import (
     ALL,
     NOTES,
     RULES,
+    UPLOAD_ID,
     FakeAudit,
     FakeHandler,
     FakeMessage,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractIncomingMessage
 
+    from keyturn.messages import Request
     from keyturn_workers.worker.grants import GrantsKeeper
 
 
@@ -362,6 +362,28 @@ async def test_a_refusal_names_its_request() -> None:
     await consume(FakeHandler(scene, AlreadyExistsError("k")), delivery)
     (event,) = scene.events
     assert event.origin == RequestOrigin.of("api", delivery.body)
+
+
+class Sweeps(FakeHandler):
+    """Serves sweeps."""
+
+    origin: RequestOrigin | None = None
+
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
+        assert (request.type, seen_before) == ("sweep.requested", False)
+        self.origin = origin
+        return Handled(None, {})
+
+
+async def test_the_person_whom_a_request_names_comes_with_its_origin() -> None:
+    scene = Scene()
+    sweep = {"type": "sweep.requested", "sweep_id": UPLOAD_ID, "project": "acme", "actor": "ada"}
+    delivery = message(scene, json.dumps(sweep | {"requested_at": format_time(utc_now())}).encode())
+    delivery.routing_key = "sweep.requested"
+    handler = Sweeps(scene, queue="keyturn.control", served=("sweep.requested",))
+    assert await consume(handler, delivery) == ["ack"]
+    assert handler.origin == RequestOrigin.of("api", delivery.body)
+    assert handler.origin.actor == "ada"
 
 
 async def test_a_failed_cleanup_causes_no_second_dead_letter() -> None:

@@ -56,10 +56,11 @@ def test_a_running_sweep_has_a_rate_and_the_time_until_its_proof() -> None:
         next_page=3,
         live=(OpenPage(2, "a", "c", not_before=began + timedelta(seconds=45)),),
         proven=Counts(objects=40, current=40),
-        origins=(None, RequestOrigin("ops", "0" * 64)),
+        origins=(None, RequestOrigin("ops", "0" * 64, "ada"), RequestOrigin("api", "1" * 64)),
     )
     row = sweep_status(running, expected=60)
-    assert (row.status, row.clean, row.ended_at, row.publisher) == ("running", None, None, "ops")
+    assert (row.status, row.clean, row.ended_at) == ("running", None, None)
+    assert (row.publisher, row.actor) == ("ops", "ada")
     assert (row.pages, row.pages_open, row.expected_objects) == (3, 1, 60)
     assert (row.rate_per_s, row.left_s) == (4.0, 35.0)
     assert sweep_status(running).left_s is None

@@ -41,6 +41,17 @@ def test_a_record_is_read_as_it_was_written() -> None:
     assert from_json(Plan, to_json(plan)) == plan
 
 
+def test_a_record_keeps_the_person_and_that_makes_no_other_request_of_it() -> None:
+    named = RequestOrigin("one", "1" * 64, "ada")
+    document = to_json(replace(PLAN, origins=(named,)))
+    assert [each and each.actor for each in from_json(Plan, document).origins] == ["ada"]
+    # As workers before 0.10 write it.
+    del document["origins"][0]["actor"]
+    before = from_json(Plan, document)
+    assert [each and each.actor for each in before.origins] == [None]
+    assert merge_origins(before.origins, (named,)) == before.origins
+
+
 def test_a_document_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="fields"):
         from_json(Plan, {"ask": 1})

@@ -77,6 +77,7 @@ _SWEEP_REQUESTS: Final[dict[str, Literal["rotation", "sweep"]]] = {
     "sweep.requested": "sweep",
     "rotation.requested": "rotation",
 }
+_REQUEST_ACTIONS: Final = ("request.served", "request.refused")
 _VIEW_TOPICS: Final[dict[str, tuple[Topic, ...]]] = {
     "projects": ("projects", "master_keys"),
     "sweeps": ("sweeps", "projects"),
@@ -225,17 +226,26 @@ class Model:
         self, record: AuditRecorded, offset: int, findings: tuple[str, ...] = ()
     ) -> None:
         """Take over a record of the audit trail, with what is wrong with its chain there."""
-        if not self._audit.apply(record, offset, findings):
-            return
+        topics: list[Topic] = []
+        if self._audit.apply(record, offset, findings):
+            topics.append("audit")
+        # Also of a record that is too old to be kept.
+        if self._note_requested(record):
+            topics.append("sweeps")
+        if topics:
+            self.changes.publish(*topics)
+
+    def _note_requested(self, record: AuditRecorded) -> bool:
+        """Note who requested a sweep by this console; whether that is news."""
         kind = _SWEEP_REQUESTS.get(record.request_type or "")
-        is_own = record.publisher == self.publisher and record.action == "request.served"
+        is_own = record.publisher == self.publisher and record.action in _REQUEST_ACTIONS
         if kind is None or not is_own or record.request_id is None or record.project is None:
-            self.changes.publish("audit")
-            return
+            return False
         actor = record.actor if record.actor != record.publisher else None
-        requested = Requested(parse_time(record.at), actor, record.publisher, kind)
-        self._sweeps.note_requested(SweepRef(record.project, record.request_id), requested)
-        self.changes.publish("audit", "sweeps")
+        code = record.outcome if record.action == "request.refused" else None
+        requested = Requested(parse_time(record.at), actor, record.publisher, kind, code=code)
+        ref = SweepRef(record.project, record.request_id)
+        return self._sweeps.note_requested(ref, requested)
 
     def restart_audit(self) -> None:
         """Note that `keyturn.audit` was declared anew: its offsets begin at 0 again."""

@@ -124,7 +124,7 @@ class SweepFacts:
             started_at=said.started_at or self._started_at(),
             ended_at=self._ended_at(status, end),
             publisher=said.publisher or self._publisher(),
-            actor=asked.actor if asked else None,
+            actor=self._actor(said) or (whole.actor if whole is not None and is_part else None),
             part_of_all=is_part,
             generation=said.generation or (self.accepted[1] if self.accepted else None),
             evidence=said.evidence or (end.evidence if end else None),
@@ -163,6 +163,16 @@ class SweepFacts:
         if self.requested is not None and self.requested.publisher:
             return self.requested.publisher
         return (self.first[1] or None) if self.first is not None else None
+
+    def _actor(self, said: SweepRow) -> str | None:
+        """The person: by the sweep's record, or by this console's own request.
+
+        That counts only where no other publisher requested the sweep before.
+        """
+        asked = self.requested
+        if asked is None or said.publisher not in (None, asked.publisher):
+            return said.actor
+        return said.actor or asked.actor
 
     def _counts(self) -> tuple[SweepCounts | None, datetime | None]:
         known = [
@@ -207,7 +217,14 @@ class SweepFacts:
         if whole is not None and whole.status == "done" and whole.ended_at is not None:
             # All parts ended before the sweep of all did; a clean one says so.
             return End(whole.ended_at, "done", clean=False)
-        return self.end
+        return self.end or self._refusal()
+
+    def _refusal(self) -> End | None:
+        """What the audit trail says of a refused request whose event is not known."""
+        asked = self.requested
+        if asked is None or asked.code is None:
+            return None
+        return End(asked.at, "rejected", clean=False, code=asked.code)
 
     def _ended_at(self, status: SweepState, end: End | None) -> datetime | None:
         if status in ("requested", "running") or end is None:

@@ -56,7 +56,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """That this console requested it, and for whom."""
+    """That this console requested it, and for whom; `code` if that was refused."""
 
     at: datetime
     actor: str | None = None
@@ -66,6 +66,7 @@ class Requested:
     encrypt_plaintext: bool | None = None
     repair: bool | None = None
     dry_run: bool | None = None
+    code: str | None = None
 
 
 def reported_row(status: SweepStatus, at: datetime) -> SweepRow:
@@ -84,6 +85,7 @@ def reported_row(status: SweepStatus, at: datetime) -> SweepRow:
         started_at=_time(status.started_at),
         ended_at=_time(status.ended_at),
         publisher=status.publisher,
+        actor=status.actor,
         part_of_all=status.part_of_all,
         master_key=status.master_key,
         # A record that does not open says nothing about what was requested.

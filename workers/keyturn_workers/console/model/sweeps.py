@@ -147,11 +147,12 @@ class SweepBook:
         )
         self.note_requested(SweepRef(request.project, request_id(request)), requested)
 
-    def note_requested(self, ref: SweepRef, requested: Requested) -> None:
-        """Note that this console requested a sweep, perhaps in an earlier run."""
+    def note_requested(self, ref: SweepRef, requested: Requested) -> bool:
+        """Note that this console requested a sweep, perhaps in an earlier run; False if known."""
         facts = self._find(ref)
-        facts.add_requested(requested)
+        changed = facts.add_requested(requested)
         self._touch(facts)
+        return changed
 
     def apply_report(self, report: StatusReported) -> bool:
         """Take over a report of the views `sweeps`, `sweep` and `failures`."""
@@ -387,7 +388,7 @@ def _kind(row: SweepRow) -> Kind:
 def _of_parts(whole: SweepRow) -> tuple[object, ...]:
     """What the rows of the parts of a sweep of all depend on."""
     options = (whole.master_key, whole.encrypt_plaintext, whole.repair, whole.dry_run)
-    return (whole.status, whole.ended_at, options)
+    return (whole.status, whole.ended_at, whole.actor, options)
 
 
 def _ended_order(row: SweepRow) -> tuple[float, str]:

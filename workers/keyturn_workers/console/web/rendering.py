@@ -125,7 +125,7 @@ def render(
             below a person's hands, such as a confirmation.
         headers: Further response headers.
         values: What the template needs besides `person`, `may_operate`, `csrf`, `nav`, `path`,
-            `now`, `feeds`, `topics` and `state`.
+            `now`, `own_publisher`, `feeds`, `topics` and `state`.
     """
     context = context_of(request)
     session = session_of(request) if SESSION_SCOPE in request.scope else None
@@ -137,6 +137,7 @@ def render(
         "path": request.url.path,
         "feeds": context.model.feeds() if session is not None else (),
         "now": context.model.now(),
+        "own_publisher": context.model.publisher,
         "topics": topics,
         "state": request.app.state.live.state(),
     }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn.messages import SweepRequested
-from keyturn_workers.console.model import AuditQuery, Feed, Model, ProjectQuery, SweepQuery
+from keyturn_workers.console.model import AuditQuery, Feed, Model, ProjectQuery, SweepQuery, audit
 from keyturn_workers.console.model.rows import DeadSummary, QueueDepth, QueueSnapshot
 from tests.unit.keyturn_workers.console.model.messages import (
     CONSOLE,
@@ -37,6 +37,8 @@ from tests.unit.keyturn_workers.console.model.messages import (
 )
 
 if TYPE_CHECKING:
+    import pytest
+
     from keyturn.messages import Event
     from keyturn_workers.console.model.changes import Topic
 
@@ -85,6 +87,80 @@ def test_after_a_restart_the_audit_trail_says_who_requested_a_sweep() -> None:
     model.apply_audit(record, 0)
     row = model.sweeps(SweepQuery()).rows[0]
     assert (row.status, row.actor, row.project) == ("requested", "ada", "acme")
+    assert model.audit(AuditQuery()).total == 1
+
+
+def test_a_restarted_console_names_the_same_person_without_the_audit_trail() -> None:
+    """The trail may have grown by more records than a console that starts reads."""
+    request = SweepRequested(requested_at=text(0), sweep_id=uid(4), project="acme", actor="ada")
+    served = audit_record(1, actor="ada", publisher=CONSOLE, request_type="sweep.requested")
+    served = served.model_copy(update={"request_id": uid(4)})
+    ended = sweep_completed(3, clean=True).model_copy(update={"publisher": CONSOLE})
+    status = sweep_status(
+        "acme", 4, "done", publisher=CONSOLE, actor="ada", clean=True, requested_at=text(0)
+    )
+    live, restarted = make_model(), make_model()
+    live.apply_request(request, "ada")
+    live.apply_audit(served, 0)
+    for model in (live, restarted):
+        model.apply_event(ended, 0)
+        model.apply_report(sweeps_report(4, status))
+    row = restarted.sweep(uid(4), "acme")
+    assert row is not None
+    assert (row.row.publisher, row.row.actor) == (CONSOLE, "ada")
+    assert row == live.sweep(uid(4), "acme")
+
+
+def test_a_part_of_a_sweep_of_all_names_the_person_of_the_whole() -> None:
+    model = make_model()
+    model.apply_event(progressed(2, sweep=4, objects=1), 0)
+    whole = SweepRequested(requested_at=text(0), sweep_id=uid(4), project="*")
+    model.apply_request(whole, "ada")
+    view = model.sweep(uid(4), "acme")
+    assert view is not None
+    assert (view.row.part_of_all, view.row.actor) == (True, "ada")
+
+
+def test_another_publishers_sweep_is_not_given_this_consoles_person() -> None:
+    model = make_model()
+    model.apply_request(
+        SweepRequested(requested_at=text(5), sweep_id=uid(4), project="acme"), "ada"
+    )
+    model.apply_report(sweeps_report(6, sweep_status("acme", 4, publisher="shop")))
+    view = model.sweep(uid(4), "acme")
+    assert view is not None
+    assert (view.row.publisher, view.row.actor) == ("shop", None)
+
+
+def test_after_a_restart_the_audit_trail_says_who_was_refused() -> None:
+    refused = audit_record(
+        2,
+        action="request.refused",
+        actor="ada",
+        publisher=CONSOLE,
+        request_type="sweep.requested",
+        request_id=uid(4),
+        outcome="unknown_project",
+    )
+    for event_first in (True, False):
+        model = make_model()
+        if event_first:
+            model.apply_event(sweep_rejected(1), 0)
+        model.apply_audit(refused, 0)
+        row = model.sweeps(SweepQuery()).rows[0]
+        assert (row.status, row.code, row.actor) == ("rejected", "unknown_project", "ada")
+        assert row.detail == ("no keyring" if event_first else None)
+
+
+def test_a_record_that_is_too_old_to_be_kept_says_who_requested_a_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(audit, "MAX_RECORDS", 1)
+    model = make_model()
+    model.apply_audit(audit_record(2, 2), 9)
+    requested: dict[str, Any] = {"request_type": "sweep.requested", "request_id": uid(4)}
+    model.apply_audit(audit_record(1, actor="ada", publisher=CONSOLE, **requested), 8)
+    assert [row.actor for row in model.sweeps(SweepQuery()).rows] == ["ada"]
     assert model.audit(AuditQuery()).total == 1
 
 
@@ -187,6 +263,8 @@ def _report_strategy() -> st.SearchStrategy[Any]:
         clean=st.booleans(),
         dry_run=st.booleans(),
         expected_objects=st.none() | st.integers(1, 9),
+        publisher=st.sampled_from(["shop", CONSOLE]),
+        actor=st.none() | st.just("ada"),
     )
     keyrings = st.builds(project_status, _PROJECTS, st.integers(1, 4))
     digests = st.sampled_from(["1" * 64, "2" * 64])
@@ -202,10 +280,29 @@ def _report_strategy() -> st.SearchStrategy[Any]:
     )
 
 
+def _audit_strategy() -> st.SearchStrategy[Any]:
+    def make(at_s: int, project: str, sweep: int, action: str, actor: str) -> Any:
+        return audit_record(
+            at_s,
+            action=action,
+            outcome="unknown_project" if action == "request.refused" else "done",
+            actor=actor,
+            publisher=CONSOLE,
+            request_type="sweep.requested",
+            request_id=uid(sweep),
+            project=project,
+        )
+
+    actions = st.sampled_from(["request.served", "request.refused", "kek.derived"])
+    projects, actors = st.sampled_from(["acme", "*"]), st.sampled_from(["ada", "kim"])
+    return st.builds(make, _SECONDS, projects, _SWEEPS, actions, actors)
+
+
 _MESSAGES = st.lists(
     st.one_of(
         _event_strategy(),
         _report_strategy(),
+        _audit_strategy(),
         st.builds(worker, _SECONDS, st.integers(1, 2), served=st.integers(0, 99)),
     ),
     min_size=1,
@@ -222,6 +319,8 @@ def _fold(messages: list[tuple[int, Any]]) -> Model:
                 model.apply_report(message)
             case "worker.reported":
                 model.apply_worker(message)
+            case "audit.recorded":
+                model.apply_audit(message, offset)
             case _:
                 model.apply_event(message, offset)
     return model
@@ -239,6 +338,7 @@ def _shown(model: Model) -> dict[str, Any]:
         "rewrapped": model.series("rewrapped", at(0), 10),
         "keys": model.master_keys(),
         "workers": model.workers(),
+        "audit": model.audit(AuditQuery()).rows,
         "queues": model.queues(),
         "running": set(model.running_sweeps()),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from keyturn.identifiers import format_time
+from keyturn.messages import SweepRequested
 from tests.unit.keyturn_workers.console.web.shown import lived, shown
-from tools.harness.console_data import HOSTILE, digest, empty_model
+from tools.harness.console_data import HOSTILE, NOW, Scale, digest, empty_model, filled_model
 from tools.harness.console_preview import client, preview_app
 
 
@@ -38,6 +40,20 @@ def test_what_was_not_read_is_asked_for() -> None:
     answer = client(app).get("/projects/globex")
     assert "The evidence has not been read yet" in answer.text
     assert app.state.console.feeds.asked == ["evidence of globex"]
+
+
+def test_who_requested_a_sweep_is_the_person_or_said_to_be_unknown() -> None:
+    known, unknown = "2f6c9a0e-0000-4000-8000-000000000001", "2f6c9a0e-0000-4000-8000-000000000002"
+    model = filled_model(Scale(uploads=0))
+    for sweep_id, actor in ((known, "ada"), (unknown, None)):
+        request = SweepRequested(requested_at=format_time(NOW), sweep_id=sweep_id, project="acme")
+        model.apply_request(request, actor)
+    for path in ("/projects/acme", "/sweeps"):
+        rows = shown(model, path).rows
+        assert any(f"{model.publisher} (person not known)" in row for row in rows)
+        assert any("ada" in row and "not known" not in row for row in rows)
+    page = shown(model, f"/sweeps/acme/{known}")
+    assert f"Requested by ada by {model.publisher}" in page.text
 
 
 def test_an_unknown_project_is_not_found() -> None:
