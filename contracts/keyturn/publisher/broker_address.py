@@ -10,6 +10,7 @@ from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
     AuthenticationError,
     ConnectionClosed,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
 
@@ -19,14 +20,9 @@ from keyturn.tls import BROKER
 from keyturn.tls_failures import describe_tls_failure
 from keyturn.tls_renewal import renewing_context
 
-# Reply codes with which RabbitMQ refuses the vhost: not allowed, and internal error.
+# Reply codes with which RabbitMQ refuses a vhost: not allowed, and internal error.
 _NOT_ALLOWED: Final = (530, 541)
-# How RabbitMQ 4 ends its reasons. A name is never last, so none can look like a reason.
-_CLOSINGS: Final = {
-    " not found": f"it has no vhost of the name in {BROKER.url}",
-    " is reached": "it allows no further connection: the limit of its user or vhost is reached",
-    " is down": f"the vhost of {BROKER.url} is down",
-}
+_CLOSE: Final = "<Connection.Close "
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +74,9 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
     except CONNECTION_EXCEPTIONS as exc:
         if (problem := describe_tls_failure(exc, BROKER)) is not None:
             raise BrokerTlsError(f"the broker cannot be reached ({problem})") from exc
+        if _is_vhost_refused(exc):
+            # Readers of streams take an unexpected frame for a message that cannot be decoded.
+            raise ConnectionError("the broker refused the vhost") from exc
         raise
 
 
@@ -91,25 +90,23 @@ def _describe_refusal(error: BaseException) -> str | None:
 
     Its own text is not repeated: that names the user and the vhost.
     """
-    match error:
-        case ProbableAuthenticationError():
-            return f"it refuses the user or the password of {BROKER.url}"
-        case AuthenticationError():
-            return "it does not accept a user with a password"
-        case ConnectionClosed(args=(code, str(text), *_)) if code in _NOT_ALLOWED:
-            return _describe_closing(text)
-        case _:
-            return None
-
-
-def _describe_closing(text: str) -> str | None:
-    """What the broker, in its own words, does not allow."""
-    for end, meaning in _CLOSINGS.items():
-        if text.endswith(end):
-            return meaning
-    if " refused for user " in text:
+    if isinstance(error, ProbableAuthenticationError):
+        return f"it refuses the user or the password of {BROKER.url}"
+    if isinstance(error, AuthenticationError):
+        return "it does not accept a user with a password"
+    if _is_vhost_refused(error) or _is_vhost_refused(error.__cause__):
         return (
-            f"its user may not use the vhost of {BROKER.url}: grant it permissions there "
-            "(rabbitmqctl set_permissions)"
+            f"it refuses the vhost of {BROKER.url}: check its name, the user's permissions there, "
+            "and limits of connections"
         )
     return None
+
+
+def _is_vhost_refused(error: BaseException | None) -> bool:
+    """Whether the broker closed the connection instead of opening the vhost.
+
+    The client library takes that for an unexpected frame, and names it in its text alone.
+    """
+    if isinstance(error, ConnectionClosed):
+        return bool(error.args) and error.args[0] in _NOT_ALLOWED
+    return isinstance(error, InvalidFrameError) and _CLOSE in str(error)

@@ -32,6 +32,7 @@ from keyturn.messages import (
     parse_worker_report,
 )
 from keyturn.publisher import BrokerUnavailableError, NotDeliveredError, Publisher
+from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.declarations import declare, declare_streams
@@ -173,6 +174,13 @@ async def test_a_publisher_is_refused(users: Users, what: str) -> None:
         with pytest.raises(ChannelAccessRefused):
             await REFUSED[what](channel)
         assert channel.is_closed
+
+
+async def test_a_publisher_is_refused_another_vhost_with_the_setting_to_check(users: Users) -> None:
+    elsewhere = users.url("billing").removesuffix("/keyturn") + "/%2F"
+    connection = BrokerConnection(elsewhere, publish_timeout_s=5)
+    with pytest.raises(BrokerUnavailableError, match="refuses the vhost of KEYTURN_AMQP_URL"):
+        await connection.connect()
 
 
 @pytest.mark.parametrize("what", sorted(REFUSED.keys() - {"the audit trail"}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import expect
@@ -13,6 +14,7 @@ from tools.bench.rotation.world import open_world
 from tools.chaos.console_reports import misreported
 from tools.chaos.operator import OperatorRequest
 from tools.harness import requests as rq
+from tools.harness.console import console_user
 from tools.harness.console_browser import visiting
 from tools.harness.console_client import console_client
 from tools.harness.console_history import Publisher
@@ -21,11 +23,14 @@ from tools.harness.process import worker
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from playwright.async_api import Browser, StorageState
 
     from tools.harness.console_browser import ConsoleVisit
     from tools.harness.console_client import ConsoleClient
     from tools.harness.console_site import ConsoleSite
+    from tools.servers import Servers
 
 pytestmark = [
     pytest.mark.servers,
@@ -35,6 +40,8 @@ pytestmark = [
 
 NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
 _TRIES: Final = 100
+_SOON_S: Final = 5.0
+_BACK_S: Final = 30.0
 _PAUSE_S: Final = 0.2
 _AWAY: Final = re.compile("sources disconnected")
 _MOMENT: Final = re.compile(
@@ -75,6 +82,40 @@ async def test_a_console_that_starts_without_its_broker_serves_and_says_so(
             assert await visit.goto(path) == 200
             await expect(visit.page.locator("#feeds")).to_have_text(_AWAY)
         assert "secret" not in "\n".join(running.lines)
+
+
+async def _until(client: ConsoleClient, holds: Callable[[str], bool], timeout_s: float) -> None:
+    async with asyncio.timeout(timeout_s):
+        while True:
+            if holds((await client.get("/")).text):
+                return
+            await asyncio.sleep(_PAUSE_S)
+
+
+async def test_a_password_that_the_broker_refuses_is_named_until_it_is_right(
+    site: ConsoleSite, broker: Servers
+) -> None:
+    """Within seconds, on every page and in the log; the password is in neither."""
+    if broker.rabbitmq is None:
+        pytest.skip("needs to change a password of the broker")
+    parts = urlsplit(console_user(broker.rabbitmq, site.deployment.amqp_url))
+    password = "canary-password"
+    wrong = parts._replace(netloc=f"{parts.username}:{password}@127.0.0.1:{parts.port}").geturl()
+    reason = "it refuses the user or the password of KEYTURN_AMQP_URL"
+    async with (
+        site.another_console(wrong) as running,
+        console_client(running.url, VIEWER) as client,
+    ):
+        await _until(client, lambda text: reason in text, _SOON_S)
+        for path in NAV:
+            page = (await client.get(path)).text
+            assert "7 of 7 sources disconnected" in page
+            assert f"The broker cannot be reached ({reason})" in page
+            assert password not in page
+        assert any("source is away" in line and reason in line for line in running.lines)
+        assert password not in "\n".join(running.lines)
+        broker.rabbitmq.control("change_password", str(parts.username), password)
+        await _until(client, lambda text: "disconnected" not in text, _BACK_S)
 
 
 async def _shown(client: ConsoleClient, path: str) -> str:

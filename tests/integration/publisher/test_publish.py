@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
@@ -41,6 +42,29 @@ API_KEY = "kt_" + "k" * 43
 def _inline(request: UploadRequested) -> bytes:
     assert isinstance(request.body, InlineBody)
     return opened_body(request, from_base64(request.body.inline))
+
+
+@pytest.mark.parametrize(
+    ("login", "vhost", "reason"),
+    [
+        ("canary", "", "it refuses the user or the password of KEYTURN_AMQP_URL"),
+        ("", "canary", "it refuses the vhost of KEYTURN_AMQP_URL: "),
+    ],
+)
+async def test_a_connection_that_the_broker_refuses_names_the_setting(
+    vhost_url: str, login: str, vhost: str, reason: str
+) -> None:
+    parts = urlsplit(vhost_url)
+    changes = {}
+    if login:
+        changes["netloc"] = f"{parts.username}:{login}@{parts.hostname}:{parts.port}"
+    if vhost:
+        changes["path"] = f"/{vhost}"
+    async with asyncio.timeout(5):
+        with pytest.raises(BrokerUnavailableError) as refused:
+            async with Publisher.open(settings_for(parts._replace(**changes).geturl())):
+                pass
+    assert str(refused.value).startswith(f"the broker cannot be reached ({reason}")
 
 
 async def test_upload_is_sealed_signed_and_carries_what_was_given(

@@ -6,13 +6,16 @@ import ssl
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+import aio_pika
 import pytest
 from aio_pika.exceptions import (
     AMQPException,
     AuthenticationError,
     ConnectionClosed,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
+from pamqp.commands import Connection
 from pydantic import SecretStr
 
 from keyturn.errors import BrokerTlsError, BrokerUnavailableError, SettingsError
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PASSWORD = "canary-password"
+_VHOST_REFUSED = (
+    "it refuses the vhost of KEYTURN_AMQP_URL: check its name, the user's permissions there, "
+    "and limits of connections"
+)
 
 
 def _settings(url: str, **files: Path) -> DeploymentSettings:
@@ -109,38 +116,12 @@ async def test_a_broker_that_is_away_is_not_a_failure_of_tls(tmp_path: Path) -> 
             AuthenticationError("EXTERNAL", ["PLAIN"]),
             "it does not accept a user with a password",
         ),
-        (
-            ConnectionClosed(530, "NOT_ALLOWED - vhost canary is down not found"),
-            "it has no vhost of the name in KEYTURN_AMQP_URL",
-        ),
-        (
-            ConnectionClosed(
-                530, "NOT_ALLOWED - access to vhost 'canary' refused for user 'canary'"
-            ),
-            (
-                "its user may not use the vhost of KEYTURN_AMQP_URL: grant it permissions there "
-                "(rabbitmqctl set_permissions)"
-            ),
-        ),
-        (
-            ConnectionClosed(
-                530,
-                "NOT_ALLOWED - access to vhost 'canary' refused for user 'canary': "
-                "connection limit (1) is reached",
-            ),
-            "it allows no further connection: the limit of its user or vhost is reached",
-        ),
-        (
-            ConnectionClosed(
-                541,
-                "INTERNAL_ERROR - access to vhost 'canary' refused for user 'canary': "
-                "vhost 'canary' is down",
-            ),
-            "the vhost of KEYTURN_AMQP_URL is down",
-        ),
+        (ConnectionClosed(530, "NOT_ALLOWED - vhost canary not found"), _VHOST_REFUSED),
+        (ConnectionClosed(541, "INTERNAL_ERROR - vhost 'canary' is down"), _VHOST_REFUSED),
+        (InvalidFrameError(f"Expected OpenOk, got {Connection.Close()!r}"), _VHOST_REFUSED),
+        (InvalidFrameError("canary"), "InvalidFrameError"),
         (ConnectionClosed(320, "CONNECTION_FORCED - canary not found"), "ConnectionClosed"),
-        (ConnectionClosed(530, "NOT_ALLOWED - canary"), "ConnectionClosed"),
-        (ConnectionClosed(None), "ConnectionClosed"),
+        (ConnectionClosed(), "ConnectionClosed"),
         (ConnectionRefusedError(111, "canary"), "ConnectionRefusedError"),
     ],
 )
@@ -148,3 +129,18 @@ def test_a_refusal_is_described_with_the_setting_and_without_names(
     error: Exception, meaning: str
 ) -> None:
     assert describe_broker_failure(error) == meaning
+
+
+async def test_a_refused_vhost_is_not_an_undecodable_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reader of a stream would skip messages on account of it."""
+
+    async def connect(*_: object, **__: object) -> None:
+        raise InvalidFrameError(f"Expected OpenOk, got {Connection.Close()!r}")
+
+    monkeypatch.setattr(aio_pika, "connect", connect)
+    with pytest.raises(ConnectionError) as refused:
+        await connect_to_broker("amqp://localhost/")
+    assert not isinstance(refused.value, InvalidFrameError)
+    assert describe_broker_failure(refused.value) == _VHOST_REFUSED

@@ -62,24 +62,25 @@ class QueueWatcher:
         self._now_wanted.set()
 
     async def run(self, is_viewed: Callable[[], bool]) -> None:
-        """Ask for ever: every few seconds while a page is looked at."""
+        """Ask for ever: every few seconds while a page is looked at, and after a failure."""
         while True:
             self._now_wanted.clear()
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
                     snapshot = await self._snapshot()
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
-                self._channel = None
+                self._channel, has_failed = None, True
                 self._state.failed(
                     f"the broker does not say what is queued ({describe_broker_failure(exc)})"
                 )
             else:
+                has_failed = False
                 self._state.attached()
                 self._state.caught_up()
                 self._state.seen(snapshot.at, 0)
                 self._state.publish()
                 self._model.apply_queues(snapshot)
-            await self._pause(VIEWED_S if is_viewed() else UNVIEWED_S)
+            await self._pause(VIEWED_S if is_viewed() or has_failed else UNVIEWED_S)
 
     async def _pause(self, pause_s: float) -> None:
         with suppress(TimeoutError):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.exceptions import ChannelNotFoundEntity, ProbableAuthenticationError
 
+from keyturn_workers.console.feeds import queue_watcher
 from keyturn_workers.console.feeds.feed_state import FeedState
 from keyturn_workers.console.feeds.queue_watcher import QueueWatcher
 from tests.unit.keyturn_workers.console.model.messages import make_model
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class FakeBroker:
@@ -67,6 +71,31 @@ async def test_the_model_has_the_depth_of_each_queue_that_exists() -> None:
     assert depths["keyturn.control"] is None
     assert broker.channels == 2  # one was closed by the missing queue
     assert model.feed("queues").is_connected
+    task.cancel()
+
+
+async def test_after_a_failure_it_asks_soon_although_no_page_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue_watcher, "VIEWED_S", 0)
+    broker: Any = FakeBroker({"keyturn.upload": 7})
+    broker.problem = ProbableAuthenticationError("canary")
+    model = make_model()
+    state = FeedState("queues", model)
+    state.broker(None)
+    watcher = QueueWatcher(broker, model, state, queues=("keyturn.upload",))
+    task = asyncio.create_task(watcher.run(lambda: False))
+    async with asyncio.timeout(5):
+        while model.feed("queues").problem is None:  # noqa: ASYNC110 - the model has no event
+            await asyncio.sleep(0)
+    assert model.feed("queues").problem == (
+        "the broker does not say what is queued "
+        "(it refuses the user or the password of KEYTURN_AMQP_URL)"
+    )
+    broker.problem = None
+    async with asyncio.timeout(5):
+        while not model.feed("queues").is_connected:  # noqa: ASYNC110
+            await asyncio.sleep(0)
     task.cancel()
 
 
