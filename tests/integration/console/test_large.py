@@ -26,14 +26,16 @@ if TYPE_CHECKING:
     from tools.harness.console_site import ConsoleSite
     from tools.servers import S3Server, Servers
 
+_IS_FULL: Final = os.environ.get("KEYTURN_TEST_LARGE") == "1"
+
 pytestmark = [
     pytest.mark.servers,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(3600 if _IS_FULL else 400),
     pytest.mark.asyncio(loop_scope="package"),
 ]
 
-_PROJECTS: Final = 10_000 if os.environ.get("KEYTURN_TEST_LARGE") == "1" else 1_000
+_PROJECTS: Final = 10_000 if _IS_FULL else 1_000
 _LETTERS: Final = 10 * _PROJECTS
 _COMPLETE_MS: Final = 120_000
 # Of the whole page as a person sees it, on a machine that does other things too.
