@@ -22,6 +22,9 @@ class FeedState:
     def __init__(self, name: FeedName, model: Model) -> None:
         self._model = model
         self._feed = Feed(name, since=model.now())
+        # Of each message, so not in the feed at once: copying that takes longer than reading it.
+        self._as_of: datetime | None = None
+        self._refused = 0
         self._is_attached = False
         self._is_broker_up = False
         self._own_problem: str | None = None
@@ -65,10 +68,10 @@ class FeedState:
 
     def seen(self, at: datetime | None, refused: int) -> None:
         """A message was read; `at` is its time if it was signed."""
-        if at is not None and (self._feed.as_of is None or at > self._feed.as_of):
+        if at is not None and (self._as_of is None or at > self._as_of):
             # No clock that is ahead may make this look up to date for longer than it is.
-            self._feed = replace(self._feed, as_of=min(at, self._model.now()))
-        self._feed = replace(self._feed, refused=refused)
+            self._as_of = min(at, self._model.now())
+        self._refused = refused
 
     def reached(self, behind: datetime | None, progress: float | None) -> None:
         """Of the history: how far it was read."""
@@ -76,7 +79,7 @@ class FeedState:
 
     def publish(self) -> None:
         """Let the model have what `seen` noted."""
-        self._model.set_feed(self._feed)
+        self._set(self._feed)
 
     def _update(self) -> None:
         is_connected = self._is_attached and self._is_broker_up
@@ -87,5 +90,5 @@ class FeedState:
         self._set(replace(self._feed, is_connected=is_connected, problem=problem, since=since))
 
     def _set(self, feed: Feed) -> None:
-        self._feed = feed
-        self._model.set_feed(feed)
+        self._feed = replace(feed, as_of=self._as_of, refused=self._refused)
+        self._model.set_feed(self._feed)

@@ -335,16 +335,23 @@ class SweepBook:
 
     def query(self, query: SweepQuery) -> Page[SweepRow]:
         """One page of the sweeps that match: those under way first, then the newest."""
-        known = [row for row in self.rows() if query.parts or not row.part_of_all]
+        if query.state in ("running", "requested"):
+            # For *Now*, at each refresh: a few of thousands.
+            found = sorted(self._running, key=lambda ref: self._facts[ref].order, reverse=True)
+            rows = [self._rows[ref] for ref in found]
+        else:
+            rows = self.rows()
         is_filtered = query != SweepQuery(page=query.page, size=query.size, parts=query.parts)
+        known = [row for row in rows if query.parts or not row.part_of_all]
         matching = [row for row in known if _matches(row, query)] if is_filtered else known
         matching.sort(key=lambda row: not row.is_running)
+        total = sum(query.parts or not row.part_of_all for row in self._rows.values())
         chain = self.inventory.chain()
         page = page_of(
             matching,
             query.page,
             query.size,
-            total=len(known),
+            total=total,
             as_of=chain.as_of,
             is_complete=chain.is_complete and not self.is_truncated,
         )

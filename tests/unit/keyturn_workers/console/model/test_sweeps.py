@@ -96,6 +96,17 @@ def test_filters(scene: Scene) -> None:
     assert query(SweepQuery(text="nothing")).matching == 0
 
 
+def test_what_is_under_way_is_the_newest_first_and_counted_among_all(scene: Scene) -> None:
+    scene.events(progressed(4, "acme", 5), sweep_completed(5, "beta", 7), progressed(2, "beta", 6))
+    scene.book.apply_report(sweeps_report(3, sweep_status("*", 8)))
+    scene.events(progressed(6, "gamma", 8))
+    page = scene.book.query(SweepQuery(state="running"))
+    assert [row.project for row in page.rows] == ["acme", "beta", "*"]
+    assert (page.matching, page.total) == (3, 4)
+    assert scene.book.query(SweepQuery(state="running", parts=True)).matching == 4
+    assert scene.book.query(SweepQuery(state="requested")).matching == 0
+
+
 def test_a_refusal_without_a_project_is_not_a_sweep(scene: Scene) -> None:
     scene.events(sweep_rejected(1, None), sweep_rejected(1, "../x"))
     assert len(scene.book) == 0

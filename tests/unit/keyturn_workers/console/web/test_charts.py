@@ -43,6 +43,11 @@ def test_each_chart_says_the_same_as_text() -> None:
     assert chart.ticks == ("08:00:00", "08:00:40", "08:01:20", "08:02:00")
 
 
+def test_words_at_a_bar_are_escaped() -> None:
+    (title,) = parsed(charts.bars("Uploads", series(3), unit=" <b>&").svg).iter("title")
+    assert title.text == "08:00: 3 <b>&"
+
+
 def test_a_long_time_is_marked_by_minutes() -> None:
     assert charts.bars("Uploads", series(*range(10))).ticks == ("08:00", "08:03", "08:06", "08:09")
 
