@@ -146,7 +146,7 @@ async def test_a_worker_killed_within_a_sweep_and_a_restarted_console_show_the_s
     publisher = Publisher(deployment, site.wire)
     await publisher.publish_and_wait(rq.enroll(deployment, project))
     async with open_world(deployment) as world:
-        await world.load(project, 1500, 16)
+        await world.load(project, 500, 16)
     async with worker(deployment.worker_env(**SETTINGS), "sweep") as killed:
         sweep = rq.sweep(project, master_key="m2")
         await publisher.publish(sweep)
@@ -176,7 +176,7 @@ async def test_a_worker_killed_within_a_sweep_and_a_restarted_console_show_the_s
         for path in paths:
             await _assert_same(before, after, path)
         shown = await _shown(after, paths[1])
-        assert re.findall(r'>Objects</th>.*?class="num">([0-9,]+)<', shown) == ["1,500"]
+        assert re.findall(r'>Objects</th>.*?class="num">([0-9,]+)<', shown) == ["500"]
 
 
 async def test_an_end_that_a_console_does_not_show_is_found_after_chaos(site: ConsoleSite) -> None:
