@@ -150,6 +150,29 @@ def test_a_missing_event_is_found(evidence: Evidence, which: Callable[[Evidence]
     assert which(evidence).upload_id in "".join(message)
 
 
+def test_a_refusal_that_a_kill_cut_off_after_its_letter_is_repeated_with_its_event(
+    evidence: Evidence,
+) -> None:
+    """A worker was killed between letter and event; meanwhile the key was deleted."""
+    upload = next(
+        u for u in evidence.plan.load.uploads if u.may_end == {"deleted_key", "already_exists"}
+    )
+    event = next(e for e in evidence.broker.events if e.get("upload_id") == upload.upload_id)
+    queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
+    letters = _without_letter(evidence.broker, upload).letters
+    letters += [Letter(queue, upload.upload_id, code) for code in sorted(upload.may_end)]
+    others = _without_events(evidence.broker, upload).events
+
+    def found(code: str) -> str:
+        broker = replace(
+            evidence.broker, letters=letters, events=[*others, {**event, "code": code}]
+        )
+        return "".join(message_checks.events(replace(evidence, broker=broker)))
+
+    assert upload.upload_id not in found("deleted_key")
+    assert upload.upload_id in found("already_exists")
+
+
 def test_a_missing_completion_of_a_rotation_is_found(evidence: Evidence) -> None:
     kept = [e for e in evidence.broker.events if e["type"] != "rotation.completed"]
     message = message_checks.events(replace(evidence, broker=replace(evidence.broker, events=kept)))
