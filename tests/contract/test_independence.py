@@ -5,6 +5,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 _SCRIPT = """
@@ -54,6 +56,7 @@ asyncio.run(attempt(S3Settings(s3_bucket="bucket"), SettingsError))
 """
 
 
+@pytest.mark.slow
 def test_keyturn_works_without_the_workers_and_what_only_they_need() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(_SCRIPT)],

@@ -121,6 +121,7 @@ async def test_without_this_session_it_would_be(
     assert len(heads) == 1
 
 
+@pytest.mark.slow
 async def test_an_authority_of_the_environment_still_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +178,7 @@ async def _credentials_of_storage(**keys: Any) -> str:
     return url.partition("X-Amz-Credential=")[2].partition("%2F")[0]
 
 
+@pytest.mark.slow
 async def test_credentials_come_from_a_server_of_the_right_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_times_survive_a_round_trip(instant: datetime) -> None:
     assert parse_time(format_time(instant)) == instant
 
 
+@pytest.mark.slow
 @given(st.text(max_size=32) | st.from_regex(TIME_PATTERN))
 def test_a_time_is_read_or_refused_with_a_value_error(text: str) -> None:
     instant = None

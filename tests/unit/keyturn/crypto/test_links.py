@@ -87,6 +87,7 @@ def test_a_token_has_one_encoding(at: int) -> None:
         assert not is_link_token(changed, KEK, "default", CLAIMS)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60))
 def test_no_other_text_is_a_token(text: str) -> None:
     assert not is_link_token(text, KEK, "default", CLAIMS)

@@ -62,6 +62,7 @@ async def _run(name: str, answer: Answer, folder: Path) -> str:
     return output.decode()
 
 
+@pytest.mark.slow
 async def test_the_reading_example_prints_what_it_says(tmp_path: Path) -> None:
     stored: list[bytes] = []
 

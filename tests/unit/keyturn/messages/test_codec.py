@@ -52,6 +52,7 @@ def test_any_json_in_a_field_is_taken_or_refused_as_malformed(
     identity(body)
 
 
+@pytest.mark.slow
 @given(_json_values)
 def test_any_json_value_is_refused_as_malformed(value: Any) -> None:
     with pytest.raises(MalformedRequestError):

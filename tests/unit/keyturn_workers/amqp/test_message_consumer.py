@@ -149,6 +149,7 @@ async def test_each_outcome_is_counted_once(
     assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
 
 
+@pytest.mark.slow
 async def test_what_did_not_become_durable_is_not_counted_as_done() -> None:
     """It was taken, and comes again; its end is counted then."""
     for error, failing in (

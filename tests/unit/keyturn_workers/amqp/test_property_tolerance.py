@@ -106,6 +106,7 @@ def test_any_expiration_is_read(expiration: bytes) -> None:
     assert passed_on(read(SIGNED, expiration=expiration)).expiration is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", range(380, 520, 10))
 def test_headers_nested_so_deep_that_they_are_just_read(depth: int) -> None:
     """Read near the ground of the stack, written from further up: not deeper than both can."""

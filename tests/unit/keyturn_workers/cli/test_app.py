@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 from typer.testing import CliRunner
 
 from keyturn_workers.cli.app import app
@@ -14,7 +15,6 @@ from keyturn_workers.cli.app import app
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
 
 runner = CliRunner()
 
@@ -43,6 +43,7 @@ except SystemExit:
 """
 
 
+@pytest.mark.slow
 def test_a_command_imports_nothing_of_the_others() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _IMPORTED], capture_output=True, text=True, check=True

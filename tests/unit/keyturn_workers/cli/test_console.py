@@ -35,6 +35,7 @@ def _add(file: Path, name: str = "kim", role: str = "view", password: str = _PAS
     return _run("add-user", name, "--role", role, "--file", str(file), typed=f"{password}\n")
 
 
+@pytest.mark.slow
 async def test_people_are_added_changed_and_removed(tmp_path: Path) -> None:
     file = tmp_path / "passwords"
     added = _add(file)

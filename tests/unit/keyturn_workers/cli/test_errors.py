@@ -186,6 +186,7 @@ def test_an_aborted_prompt_exits_1_with_one_line(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "keyturn: aborted\n"
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_command_silently() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)

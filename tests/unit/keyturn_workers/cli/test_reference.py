@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _ROOT = Path(__file__).parents[4]
 _REFERENCE = _ROOT / "docs" / "reference" / "cli.md"
 
@@ -27,6 +29,7 @@ def generate() -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.slow
 def test_the_reference_matches_the_help_of_the_commands() -> None:
     assert _REFERENCE.read_text() == generate(), (
         "run `python -m tests.unit.keyturn_workers.cli.test_reference`"

@@ -334,6 +334,7 @@ async def test_the_memory_of_failures_is_bounded(monkeypatch: pytest.MonkeyPatch
     assert list(bench.auth._failures) == [f"bad-{number}" for number in range(20, 30)]
 
 
+@pytest.mark.slow
 async def test_nothing_is_kept_of_unknown_projects() -> None:
     bench = Bench()
     await bench.authenticate()

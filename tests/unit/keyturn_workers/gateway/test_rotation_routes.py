@@ -129,6 +129,7 @@ async def test_a_malformed_body_is_refused_without_repeating_the_key(
     assert not serving.publisher.rotations
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_malformed_body_is_a_400(body: bytes) -> None:

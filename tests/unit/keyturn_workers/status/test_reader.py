@@ -45,6 +45,7 @@ async def test_a_known_page_comes_without_rows_and_a_changed_one_with_them(bucke
     assert [row.generation for row in changed.projects or ()] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "detail"),
     [

@@ -355,6 +355,7 @@ async def test_a_stalled_stream_ends(
             await storage.put_stream("a/k", chunks(b"1"), 1, PLAIN)
 
 
+@pytest.mark.slow
 async def test_a_slow_source_does_not_count_as_a_stall(
     server: ScriptedServer, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ _CROWDED: Final = st.lists(st.text("a-.0", min_size=1, max_size=2), min_size=1, 
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     keys=st.sets(_CROWDED, min_size=4, max_size=10).map(without_conflicts),

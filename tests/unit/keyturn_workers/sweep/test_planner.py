@@ -94,6 +94,7 @@ async def test_an_empty_project_has_one_page() -> None:
     assert [(page.after, page.last) for page in pages] == [("", "")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [

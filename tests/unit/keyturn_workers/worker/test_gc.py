@@ -21,6 +21,7 @@ def _as_before() -> Iterator[None]:
     gc.set_threshold(*threshold)
 
 
+@pytest.mark.slow
 def test_what_was_loaded_at_the_start_is_left_out_of_collections() -> None:
     before = gc.get_freeze_count()
     reduce_garbage_collection()

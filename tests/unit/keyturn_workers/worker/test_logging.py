@@ -7,6 +7,8 @@ import subprocess
 import sys
 from functools import cache
 
+import pytest
+
 _SCRIPT = """
 import logging, structlog, sys
 from keyturn_workers.worker.logging import configure
@@ -62,6 +64,7 @@ def test_tracebacks_hold_no_local_variables() -> None:
     assert "local-canary" not in "".join(_lines("console"))
 
 
+@pytest.mark.slow
 def test_no_message_of_the_broker_is_logged() -> None:
     """The client library logs one as a whole that the broker returns after its publish ended."""
     lines = _lines("json", _LATE_RETURN)

@@ -67,6 +67,7 @@ def test_another_seed_makes_another_plan() -> None:
     assert plaintext(7, one.load.uploads[0]) != plaintext(8, one.load.uploads[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [60, 300, COUNT])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_plan_contains_every_kind_of_action(seed: int, count: int) -> None:
