@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from tools.containers import machine
 from tools.containers.engine import CannotRunError, Engine, last_line
-from tools.servers import packages
+from tools.servers import apt, packages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,11 +88,11 @@ def make_base(engine: Engine, reference: str, folder: Path) -> None:
 
 
 def _debootstrap(release: str, tar: Path, folder: Path) -> None:
-    sources = machine.apt_sources(release)
+    sources = apt.apt_sources(release)
     if not sources:
         raise CannotRunError(f"apt knows no archive of Debian {release} here")
     options = folder / "apt.conf"
-    options.write_text(machine.apt_options())
+    options.write_text(apt.apt_options())
     command = [
         *("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", f"--aptopt={options}"),
         "--dpkgopt=force-unsafe-io",

@@ -1,15 +1,13 @@
-"""How this machine reaches Debian's packages and PyPI, for a base image that is made here.
+"""How this machine reaches PyPI, for a base image that is made here.
 
-Read from where apt, pip and uv read it. An image that is pulled needs none of this: there the
-network is reached as the image's author expects.
+Read from where pip and uv read it; `tools.servers.apt` does the same for Debian's packages. An
+image that is pulled needs none of this: there the network is reached as the image's author expects.
 """
 
 from __future__ import annotations
 
 import configparser
 import os
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,14 +16,6 @@ if TYPE_CHECKING:
 
 CA_BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 LOCAL_CAS: Final = Path("/usr/local/share/ca-certificates")
-_INDEX_FORMAT: Final = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
-_SUITES: Final = ("", "-updates", "-security")
-# apt's options for fetching; the rest describes the index files themselves.
-_NOT_FETCHING: Final = (
-    *("Acquire::IndexTargets", "Acquire::Changelogs", "Acquire::cdrom"),
-    # Programs of this machine.
-    *("Acquire::http::Proxy-Auto-Detect", "Acquire::http::ProxyAutoDetect"),
-)
 _PIP_FILES: Final = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf")
 _PIP_USER_FILES: Final = ("~/.config/pip/pip.conf",)
 # With the underscores of its variables: pip reads them in files, too, in place of hyphens.
@@ -36,68 +26,6 @@ _UV_NAMES: Final = (
     *("UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_HTTP_TIMEOUT"),
 )
 PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
-
-
-@dataclass(frozen=True, order=True)
-class Source:
-    """One line of apt's sources."""
-
-    uri: str
-    suite: str
-    component: str
-
-    def __str__(self) -> str:
-        return f"deb {self.uri} {self.suite} {self.component}"
-
-
-def debian_sources(index_targets: str, release: str) -> list[Source]:
-    """Where apt gets one release of Debian from.
-
-    Args:
-        index_targets: Lines of `origin|uri|suite|component`, as apt knows its sources.
-        release: The release's code name. On a machine of another release of Debian it is looked
-            for in the same archives.
-
-    Returns:
-        The release itself, its updates and its security updates; empty without an archive of
-        Debian's that a container reaches too.
-    """
-    found = set()
-    for line in index_targets.splitlines():
-        origin, uri, suite, component = line.split("|")
-        if origin == "Debian" and component == "main" and uri.startswith(("http://", "https://")):
-            found.add(Source(uri, suite, component))
-    suites = {release + suffix for suffix in _SUITES}
-    same = sorted(source for source in found if source.suite in suites)
-    if any(source.suite == release for source in same):
-        return same
-    # A main archive holds every release, and no suite of it has a suffix.
-    return sorted(Source(s.uri, release, s.component) for s in found if "-" not in s.suite)[:1]
-
-
-def apt_sources(release: str) -> list[Source]:
-    """`debian_sources` of this machine; empty without apt."""
-    return debian_sources(
-        _output("apt-get", "indextargets", "--format", _INDEX_FORMAT, "Created-By: Packages"),
-        release,
-    )
-
-
-def fetch_options(dump: str) -> str:
-    """What `apt-config dump` says about fetching, as a file for another apt."""
-    kept = [
-        line
-        for line in dump.splitlines()
-        if line.startswith("Acquire::")
-        and not line.endswith('"";')
-        and not line.startswith(_NOT_FETCHING)
-    ]
-    return "".join(f"{line}\n" for line in kept)
-
-
-def apt_options() -> str:
-    """`fetch_options` of this machine."""
-    return fetch_options(_output("apt-config", "dump"))
 
 
 def pip_config(files: Iterable[Path], environ: Mapping[str, str]) -> str:
@@ -145,16 +73,6 @@ def image_environment(environ: Mapping[str, str], *, with_cas: bool) -> dict[str
     if with_cas:
         found |= {"SSL_CERT_FILE": str(CA_BUNDLE), "PIP_CERT": str(CA_BUNDLE)}
     return found
-
-
-def _output(*command: str) -> str:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return ""
-    return done.stdout if done.returncode == 0 else ""
 
 
 def process_environment() -> Mapping[str, str]:
