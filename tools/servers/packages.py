@@ -30,6 +30,8 @@ CEPH_PACKAGES = {
     "ceph-mon": "ceph-mon",
     "ceph-osd": "ceph-osd",
 }
+CACHE = Path(__file__).parents[2] / ".scratch" / "servers"
+"""What servers need and this machine does not install: kept until `make clean`."""
 _LOCK_TIMEOUT_S = 300
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

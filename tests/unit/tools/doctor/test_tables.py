@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tools.doctor.results import HOLDS, Column, ServerResults, cells, needs
+from tools.doctor.results import (
+    HOLDS,
+    Column,
+    ServerResults,
+    cells,
+    needs,
+    with_decided_rows,
+)
 from tools.doctor.tables import documents, placed, short, whole
 
 NEEDED = {"a": "required", "a, many at once": "required", "b": "wanted", "c": "info"}
@@ -48,6 +57,20 @@ def _cell(detail: str, *, ok: bool = False) -> str:
     return cells(Report([Row("a", "required", ok, detail, "")]))["a"]
 
 
+def test_a_row_whose_requests_failed_is_decided_by_a_second_probe() -> None:
+    failed = Row("a", "required", ok=False, detail="failed", consequence="", undecided=True)
+    yes, no = replace(failed, ok=True, undecided=False), replace(failed, undecided=False)
+
+    def decided(first: Row, again: Row) -> Row:
+        return with_decided_rows(Report([first]), Report([again])).rows[0]
+
+    assert decided(failed, yes) == yes
+    assert decided(failed, no) == no
+    assert decided(failed, failed) == failed
+    assert decided(no, yes) == no
+    assert decided(yes, failed) == yes
+
+
 def test_a_required_row_that_fails_is_a_refusal() -> None:
     seen = ServerResults(
         NEEDED, [column("good", c="changed"), column("bad", a="ignored", a_race="x", b="y")]
@@ -81,6 +104,21 @@ def test_a_column_measured_again_keeps_its_place() -> None:
     assert renewed.column("one", "plain").rows["a"] == "ignored"
     with pytest.raises(LookupError):
         renewed.column("one", "locked")
+
+
+def test_columns_are_in_the_order_of_the_servers() -> None:
+    seen = ServerResults(NEEDED, [column("z"), column("b"), column("a"), column("a", "locked")])
+    assert [each.name for each in seen.ordered(["a", "b"]).columns] == [
+        *("a 1.0", "a 1.0, object lock", "b 1.0", "z 1.0"),
+    ]
+
+
+def test_a_release_line_in_a_servers_name_is_not_repeated_in_its_heading() -> None:
+    newer = replace(column("Ceph RGW 20"), version="20.2.4")
+    assert newer.name == "Ceph RGW 20.2.4"
+    assert newer.place == ("Ceph RGW 20", "plain")
+    assert replace(newer, version="21.1.0").name == "Ceph RGW 20 21.1.0"
+    assert column("Swift s3api").name == "Swift s3api 1.0"
 
 
 @pytest.mark.parametrize("text", ["no place", "<!-- doctor: begin -->\n<!-- doctor: end -->" * 2])

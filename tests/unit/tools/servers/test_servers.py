@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from tools.servers import OpenBao, S3Server, Servers, packages
-from tools.servers.ceph import cephx_key, keyring_text
+from tools.servers.ceph import AES_128, AES_256, CephPrograms, KeyType, cephx_key, keyring_text
 from tools.servers.moto_server import read_body
+from tools.servers.other_release import OtherRelease
 from tools.servers.packages import missing_packages, needed
 from tools.servers.process import (
     ServerError,
@@ -108,14 +109,29 @@ def test_definitions_give_the_user_every_vhost() -> None:
     ]
 
 
-def test_cephx_key_has_cephs_layout() -> None:
-    raw = base64.b64decode(cephx_key())
+@pytest.mark.parametrize(("key_type", "size_bytes"), [(AES_128, 16), (AES_256, 32)])
+def test_cephx_key_has_cephs_layout(key_type: KeyType, size_bytes: int) -> None:
+    raw = base64.b64decode(cephx_key(key_type))
     kind, _seconds, _nanoseconds, length = struct.unpack("<HIIH", raw[:12])
-    assert (kind, length, len(raw)) == (1, 16, 28)
+    assert (kind, length, len(raw)) == (key_type.number, size_bytes, 12 + size_bytes)
+
+
+def test_ceph_of_another_release_runs_its_own_programs_and_plugins(tmp_path: Path) -> None:
+    release = OtherRelease("forky", ("radosgw",), cache=tmp_path)
+    programs = CephPrograms(AES_256, release)
+    with pytest.raises(ServerError, match="rados-classes"):
+        programs.rados_classes()
+    classes = release.root / "usr/lib/x86_64-linux-gnu/rados-classes"
+    classes.mkdir(parents=True)
+    assert programs.rados_classes() == Path("/usr/lib/x86_64-linux-gnu/rados-classes")
+    own = CephPrograms().command(tmp_path, "ceph-mon", "-f")
+    assert own == ["ceph-mon", "-c", f"{tmp_path}/ceph.conf", "-f"]
+    command = programs.command(tmp_path, "ceph-mon", "-f")
+    assert command == release.command(tmp_path, *own)
 
 
 def test_keyring_has_an_entry_and_a_key_of_its_own_for_each_daemon() -> None:
-    lines = keyring_text().splitlines()
+    lines = keyring_text(AES_128).splitlines()
     assert [line for line in lines if line.startswith("[")] == [
         "[mon.]",
         "[client.admin]",

@@ -1,0 +1,97 @@
+"""Programs of another Debian release: how they are fetched once, and how they are run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tools.servers import apt, packages
+from tools.servers.other_release import OtherRelease
+from tools.servers.packages import MissingPackagesError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_EXTRACTS = """\
+#!/bin/sh
+for argument; do case "$argument" in */root) mkdir -p "$argument/usr/bin";; esac; done
+echo "$@" >>"$CALLS"
+"""
+_FAILS = "#!/bin/sh\necho 'E: 404 Not Found' >&2; exit 25\n"
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the calls of `mmdebstrap`, of which this machine has one that extracts."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(packages, "ensure", lambda _programs: None)
+    monkeypatch.setattr(apt, "apt_sources", lambda name: [apt.Source("http://a/", name, "main")])
+    monkeypatch.setattr(apt, "apt_options", lambda: 'Acquire::Check-Valid-Until "false";\n')
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    _install(tmp_path, _EXTRACTS)
+    return tmp_path / "calls"
+
+
+def _install(folder: Path, script: str) -> None:
+    program = folder / "bin" / "mmdebstrap"
+    program.write_text(script)
+    program.chmod(0o755)
+
+
+def _release(folder: Path) -> OtherRelease:
+    return OtherRelease("forky", ("radosgw", "ceph-mon"), cache=folder / "cache")
+
+
+def test_packages_are_extracted_once(calls: Path, tmp_path: Path) -> None:
+    release = _release(tmp_path)
+    release.ensure()
+    assert (release.root / "usr" / "bin").is_dir()
+    release.ensure()
+    (call,) = calls.read_text().splitlines()
+    assert "--include=radosgw,ceph-mon forky" in call
+    assert call.endswith("deb http://a/ forky main")
+    assert list((tmp_path / "cache").iterdir()) == [release.root]
+
+
+def test_what_cannot_be_fetched_is_reported_and_leaves_nothing(calls: Path, tmp_path: Path) -> None:
+    _install(tmp_path, _FAILS)
+    with pytest.raises(MissingPackagesError, match="404 Not Found"):
+        _release(tmp_path).ensure()
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert not calls.exists()
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_machine_without_debians_archive_or_root_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apt, "apt_sources", lambda _name: [])
+    with pytest.raises(MissingPackagesError, match="no archive of Debian forky"):
+        _release(tmp_path).ensure()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(MissingPackagesError, match="root"):
+        _release(tmp_path).ensure()
+
+
+def test_another_choice_of_packages_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    release = _release(tmp_path)
+    assert release.root == OtherRelease("forky", ("ceph-mon", "radosgw"), release.cache).root
+    others = [OtherRelease("forky", ("radosgw",), release.cache),
+              OtherRelease("sid", release.packages, release.cache)]  # fmt: skip
+    assert len({release.root, *(other.root for other in others)}) == 3
+
+
+def test_a_program_gets_its_own_usr_and_one_folder_to_write_to(tmp_path: Path) -> None:
+    release = _release(tmp_path)
+    command = release.command(tmp_path / "data", "radosgw", "-f")
+    assert command[0] == "bwrap"
+    assert command[-3:] == ["--", "radosgw", "-f"]
+    bound = [command[at : at + 3] for at, word in enumerate(command) if word.endswith("bind")]
+    assert bound == [
+        ["--ro-bind", f"{release.root}/usr", "/usr"],
+        ["--bind", f"{tmp_path}/data", f"{tmp_path}/data"],
+    ]
