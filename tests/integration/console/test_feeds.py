@@ -16,6 +16,7 @@ from keyturn.publisher import Publisher
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import SIGNATURE_HEADER
 from keyturn_workers.console.feeds import Feeds
+from keyturn_workers.console.feeds import feeds as feeds_module
 from keyturn_workers.console.model import Model, ProjectQuery, SweepQuery
 from tests.unit.keyturn_workers.console.model.messages import accepted
 from tools.harness import hostile
@@ -128,6 +129,23 @@ async def test_a_console_that_restarts_shows_the_same(site: ConsoleSite) -> None
     async with running(site) as (again, _):
         await until(again, lambda: is_complete(again))
         assert seen(again) == before
+
+
+async def test_a_restarted_console_names_the_person_whose_audit_record_it_does_not_read(
+    site: ConsoleSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds_module, "NEWEST", 1)
+    async with Publisher.open(settings_of(site)) as publisher:
+        sweep_id = await publisher.sweep("initech", dry_run=True, actor="grace")
+        await publisher.wait(sweep_id)
+        later_id = await publisher.status("master_keys", actor="vera")
+        await publisher.wait(later_id)
+    async with running(site) as (model, _):
+        await until(model, lambda: is_complete(model))
+        assert model.audit_of_request(sweep_id) == ()
+        view = model.sweep(sweep_id, "initech")
+        assert view is not None
+        assert (view.row.publisher, view.row.actor) == (PUBLISHER, "grace")
 
 
 async def test_events_of_all_publishers_count_and_forged_ones_do_not(site: ConsoleSite) -> None:
