@@ -93,3 +93,35 @@ async def test_every_version_once_from_any_key_on(
         storage.capabilities = opened
         listed = [row.key async for row in storage.list_versions("p/", after=after)]
         assert listed == [key for key in KEYS if key > after], after
+
+
+async def test_more_than_a_page_of_versions_at_or_beside_one_key(
+    seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's own pages do not reach `v/k`, nor show whether there is a `v/n`."""
+    monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", 5)
+    beside = [f"v/{key}{middle}{n}" for key in "kn" for middle in ("-", "/", ".") for n in range(7)]
+    name = make_bucket(seaweedfs, "plain")
+    written: dict[str, set[str]] = {}
+    with closing(sync_client(seaweedfs)) as client:
+        client.put_object(Bucket=name, Key="v/old", Body=b"0")  # its version is `null`
+        written["v/old"] = {"null"}
+        client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        for key in [*["v/many"] * 6, *["v/k"] * 3, *["v/old"] * 7, *beside]:
+            response = client.put_object(Bucket=name, Key=key, Body=b"1")
+            written.setdefault(key, set()).add(response["VersionId"])
+        written["v/many"].add(client.delete_object(Bucket=name, Key="v/many")["VersionId"])
+        for _ in range(8):
+            response = client.put_object(Bucket=name, Key="v/many", Body=b"2")
+            written["v/many"].add(response["VersionId"])
+    for by_segment in (True, None):
+        async with open_storage(
+            settings_for(seaweedfs, name), capabilities=Capabilities(listings_by_segment=by_segment)
+        ) as storage:
+            rows = [row async for row in storage.list_versions("v/")]
+            own = len([row async for row in storage.list_versions("v/many")])
+        assert [row.key for row in rows] == sorted(row.key for row in rows)
+        ids = {key: {row.version_id for row in rows if row.key == key} for key in written}
+        assert ids == written
+        assert len(rows) == sum(map(len, written.values()))
+        assert own == len(written["v/many"])

@@ -215,6 +215,9 @@ def parse_versions(page: "ListObjectVersionsOutputTypeDef") -> Sequence[ObjectVe
         )
         for row in page.get("DeleteMarkers", ())
     ]
-    return sorted(
-        rows, key=lambda v: (v.key.encode(), not v.is_latest, -v.last_modified.timestamp())
-    )
+    return sorted(rows, key=order_of_version)
+
+
+def order_of_version(version: ObjectVersion) -> tuple[bytes, bool, float]:
+    """Where a listing has a version: by its key, the latest first, then the newest."""
+    return version.key.encode(), not version.is_latest, -version.last_modified.timestamp()

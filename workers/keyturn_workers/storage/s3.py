@@ -509,11 +509,11 @@ class S3Storage(S3Admin):
         self, prefix: str, after: str, limit: int | None
     ) -> AsyncIterator[ObjectVersion]:
         """List one complete page, or find out the order by the objects that exist on the page."""
-        page, truncated = await self.versions_page(prefix, after, "")
+        page, truncated = await self.versions_page(prefix, after, "", "")
         if truncated or after:
 
             async def read_again() -> Rows:
-                return _existing((await self.versions_page(prefix, after, ""))[0])
+                return _existing((await self.versions_page(prefix, after, "", ""))[0])
 
             fetch = self._fetch_in_segments("")
             order = await find_order(_existing(page), read_again, fetch, prefix)
@@ -526,7 +526,7 @@ class S3Storage(S3Admin):
             async for row in rows:
                 yield row
             return
-        for row in page[:limit]:
+        for row in [row for row in page if row.key.startswith(prefix)][:limit]:
             yield row
 
     def _set_order(self, *, by_segment: bool) -> None:

@@ -169,10 +169,15 @@ class S3Admin:
             }
 
     async def versions_page(
-        self, prefix: str, after: str, delimiter: str
+        self, prefix: str, after: str, delimiter: str, version: str
     ) -> tuple[Sequence[ObjectVersion], bool]:
-        """Read one page of versions, and whether the server says that more follow."""
+        """Read one page of versions, and whether the server says that more follow.
+
+        With a version, the page starts after that version of the key `after`.
+        """
         where: dict[str, Any] = {"KeyMarker": after} if after else {}
+        if version:
+            where["VersionIdMarker"] = version
         if delimiter:
             where["Delimiter"] = delimiter
         page = await _read(

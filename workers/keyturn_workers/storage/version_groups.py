@@ -8,6 +8,10 @@ that starts after `a-b` leaves out the folder `a/`, which sorts behind it.
 So a listing that is truncated is split by the next character, until no answer is; of a truncated
 one, only the groups that precede the last one are used. A folder that a start would leave out is
 listed by itself.
+
+Such a server keeps the versions of `a` in a folder `a.versions`, behind all of `a/` and `a-b`. If
+these fill a page, the versions of `a` are found by the folder's name, or by a listing in which a
+delimiter makes few rows of the others. More than a page of them are read page by page.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
@@ -15,12 +19,14 @@ from typing import Final
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage.entries import last_key_below
+from keyturn_workers.storage.listing import order_of_version
 from keyturn_workers.storage.port import ObjectVersion
 
-Fetch = Callable[[str, str, str], Awaitable[tuple[Sequence[ObjectVersion], bool]]]
-"""Requests one page: prefix, the key after which to start, and a delimiter.
+Fetch = Callable[[str, str, str, str], Awaitable[tuple[Sequence[ObjectVersion], bool]]]
+"""Requests one page: prefix, the key after which to start, a delimiter, and a version.
 
-Returns the versions in the order of the port, and whether the page is truncated."""
+With a version, the page starts after this version of the key. Returns the versions in the order of
+the port, and whether the page is truncated."""
 
 _SLASH: Final = "/"
 # The characters that sort before the slash.
@@ -28,6 +34,7 @@ _BEFORE_SLASH: Final = tuple(map(chr, range(1, ord(_SLASH))))
 # Any of these makes one row of the keys that could hide a key itself.
 _DELIMITERS: Final = ("/", "-", ".", " ", "_")
 _VERSIONS: Final = ".versions"
+_UNVERSIONED: Final = "null"
 
 _Versions = AsyncGenerator[ObjectVersion, None]
 
@@ -41,13 +48,15 @@ class VersionGroups:
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
+        self._known: ObjectVersion | None = None  # one that is in a folder
+        self._finds_folders: bool | None = None
 
     async def versions(self, prefix: str, after: str = "") -> _Versions:  # noqa: C901, PLR0912  # a merge
         """Yield the versions under a prefix whose keys sort after `after`, as the port orders them.
 
         Raises:
-            StorageUnavailableError: there are more versions at or beside one key than the server
-                shows at once.
+            StorageUnavailableError: one key has more versions than a page, and beside it are so
+                many others that the server shows only these.
         """
         if after and not after.startswith(prefix):
             if after > prefix:
@@ -56,10 +65,13 @@ class VersionGroups:
         # Listed by themselves, each before the first key that sorts behind it.
         folders = _left_out(prefix, after)
         taken = set(folders)
-        page, truncated = await self._fetch(prefix, after, "")
+        page, truncated = await self._page(prefix, after)
         if truncated and not after:
             for version in await self._own(prefix, page):
                 yield version
+            if all(version.key == prefix for version in page):
+                # Those, or of a key that the prefix finds by its folder, fill the page.
+                page, truncated = await self._page(prefix, prefix)
         start, more = after or prefix, True
         while more:
             rows = [row for row in page if not any(map(row.key.startswith, taken))]
@@ -83,22 +95,80 @@ class VersionGroups:
             more = truncated
             if more:
                 start = last_key_below(prefix + group)
-                page, truncated = await self._fetch(prefix, start, "")
+                page, truncated = await self._page(prefix, start)
         for folder in folders:
             async for version in self.versions(folder, after):
                 yield version
 
+    async def _page(
+        self, prefix: str, after: str, delimiter: str = "", version: str = ""
+    ) -> tuple[Sequence[ObjectVersion], bool]:
+        page, truncated = await self._fetch(prefix, after, delimiter, version)
+        if self._known is None:
+            self._known = next((row for row in page if row.version_id != _UNVERSIONED), None)
+        # By the prefix `a.` the server also finds `a`, in its folder `a.versions`.
+        return [row for row in page if row.key.startswith(prefix)], truncated
+
     async def _own(self, key: str, page: Sequence[ObjectVersion]) -> Sequence[ObjectVersion]:
-        """The versions of the key itself."""
-        truncated = True
-        for delimiter in ("", *_DELIMITERS):
-            if delimiter:
-                page, truncated = await self._fetch(key, "", delimiter)
-            behind = (version.key[len(key) :] for version in page)
-            passed = any(rest > _VERSIONS and rest[0] != _SLASH for rest in behind)
-            if passed or not truncated:
-                return [version for version in page if version.key == key]
-        raise StorageUnavailableError("list versions: too many at or beside one key")
+        """The versions of the key itself, given the first page of those that begin with it.
+
+        Raises:
+            StorageUnavailableError: there are too many at and beside this key.
+        """
+        own = await self._read_own(key, "", page)
+        if own is None:
+            own = await self._find_own_by_folder(key, page)
+        for delimiter in _DELIMITERS:
+            if own is not None:
+                break
+            first, truncated = await self._page(key, "", delimiter)
+            own = await self._read_own(key, delimiter, first, truncated=truncated)
+        if own is None:
+            raise StorageUnavailableError("list versions: too many at and beside one key")
+        by_id = {version.version_id: version for version in own}
+        return sorted(by_id.values(), key=order_of_version)
+
+    async def _read_own(
+        self, key: str, delimiter: str, page: Sequence[ObjectVersion], *, truncated: bool = True
+    ) -> Sequence[ObjectVersion] | None:
+        """The versions of the key, page by page; None if others keep them off the pages."""
+        own: list[ObjectVersion] = []
+        while truncated and not any(_is_behind(version.key[len(key) :]) for version in page):
+            found = [version for version in page if version.key == key]
+            if not found:
+                return None
+            own += found
+            # Where a delete marker is among versions of the same second is not known.
+            bodies = [version for version in found if not version.is_delete_marker]
+            last = (bodies or found)[-1].version_id
+            page, truncated = await self._page(key, key, delimiter, last)
+        return [*own, *(version for version in page if version.key == key)]
+
+    async def _find_own_by_folder(
+        self, key: str, page: Sequence[ObjectVersion]
+    ) -> Sequence[ObjectVersion] | None:
+        """The versions of the key by their folder's name; None if the server does not find them so.
+
+        `page` has what is no such version: one that was written before the bucket kept versions
+        precedes all others.
+        """
+        found, complete = await self._find_folder(key)
+        if not found and self._finds_folders is None and self._known is not None:
+            # Nothing is there, or nothing is found this way: a key that is there shows which.
+            self._finds_folders = bool((await self._find_folder(self._known.key))[0])
+        if not complete or not (found or self._finds_folders):
+            return None
+        return [*(version for version in page if version.key == key), *found]
+
+    async def _find_folder(self, key: str) -> tuple[Sequence[ObjectVersion], bool]:
+        page, truncated = await self._fetch(key + _VERSIONS, "", "", "")
+        found = [version for version in page if version.key == key]
+        return found, not truncated or len(found) < len(page)
+
+
+def _is_behind(rest: str) -> bool:
+    """Whether the server has such a key behind the folder with the versions of the key before."""
+    return rest > _VERSIONS and rest[0] != _SLASH
 
 
 def _left_out(prefix: str, after: str) -> list[str]:
@@ -114,11 +184,11 @@ def _last_group(rows: Sequence[ObjectVersion], prefix: str) -> str:
     """The next character of the keys that the server collected last.
 
     Raises:
-        StorageUnavailableError: there is none: all are versions of one key.
+        StorageUnavailableError: there is none, although more follow.
     """
     characters = {version.key[len(prefix)] for version in rows if version.key != prefix}
     if not characters:
-        raise StorageUnavailableError("list versions: too many of one key")
+        raise StorageUnavailableError("list versions: no progress")
     return max(characters, key=lambda character: (character != _SLASH, character))
 
 

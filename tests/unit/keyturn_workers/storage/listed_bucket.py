@@ -89,7 +89,9 @@ class ListedBucket:
         for key in sorted(self.keys, key=self._path if self.by_segment else None):
             is_marker = key == after and bool(version)
             hidden = self.by_segment and _is_left_out(key, after)
-            if not key.startswith(prefix) or hidden or not (key > after or is_marker):
+            # A key is found by the name of the folder with its versions.
+            path = f"{key}.versions" if self._order == "versions" else key
+            if not path.startswith(prefix) or hidden or not (key > after or is_marker):
                 continue
             end = key.find(delimiter, len(prefix)) if delimiter else -1
             if end >= 0:

@@ -26,21 +26,30 @@ def version(key: str, number: int) -> ObjectVersion:
 class Server:
     """The model: a page is collected by folders, and continued by bytes."""
 
+    suffix = ".versions"
+
     def __init__(self, counts: Mapping[str, int], most: int) -> None:
         self.counts = counts
         self.most = most
         self.requests = 0
 
     async def fetch(
-        self, prefix: str, after: str, delimiter: str
+        self, prefix: str, after: str, delimiter: str, version_id: str
     ) -> tuple[Sequence[ObjectVersion], bool]:
         self.requests += 1
         collected: list[tuple[str, int]] = []
         for key in sorted(self.counts, key=_path):
-            if key.startswith(prefix) and key > after and not _is_left_out(key, after):
+            first = int(version_id) + 1 if version_id and key == after else 0
+            follows = key > after or first > 0
+            # A key is found by its folder's name, and nothing if the page starts elsewhere.
+            found = f"{key}{self.suffix}".startswith(prefix) and after[: len(prefix)] in (
+                "",
+                prefix,
+            )
+            if found and follows and not _is_left_out(key, after):
                 end = key.find(delimiter, len(prefix)) if delimiter else -1
                 name = key if end < 0 else key[: end + 1]
-                rows = range(self.counts[key]) if end < 0 else range(1)
+                rows = range(first, self.counts[key]) if end < 0 else range(1)
                 collected += [(name, n) for n in rows if end < 0 or (name, n) not in collected]
         collected = sorted(collected[: self.most + 1])
         shown = [version(key, n) for key, n in collected[: self.most] if key in self.counts]
@@ -48,6 +57,12 @@ class Server:
 
     def groups(self) -> VersionGroups:
         return VersionGroups(self.fetch)
+
+
+class FindsNoFolders(Server):
+    """A server that looks for the prefix in the keys alone."""
+
+    suffix = ""
 
 
 def _is_left_out(key: str, after: str) -> bool:
@@ -68,16 +83,17 @@ _KEYS = st.lists(_SEGMENTS, min_size=1, max_size=3).map(lambda parts: "p/" + "/"
 
 
 @given(
-    counts=st.dictionaries(_KEYS, st.integers(1, 3), max_size=25),
+    counts=st.dictionaries(_KEYS, st.sampled_from([1, 2, 3, 16]), max_size=25),
     after=st.one_of(st.just(""), _KEYS),
-    prefix=st.sampled_from(["p/", "p/a", "p/a/", "p"]),
+    prefix=st.sampled_from(["p/", "p/a", "p/a/", "p", "p/a."]),
     most=st.sampled_from([4, 5, 7, 1000]),
+    kind=st.sampled_from([Server, FindsNoFolders]),
 )
 async def test_every_version_once_in_byte_order(
-    counts: Mapping[str, int], after: str, prefix: str, most: int
+    counts: Mapping[str, int], after: str, prefix: str, most: int, kind: type[Server]
 ) -> None:
     """Or an error that says that the server cannot show them; never a list with one missing."""
-    groups = Server(counts, most).groups()
+    groups = kind(counts, most).groups()
     wanted = [
         version(key, n)
         for key in sorted(counts)
@@ -87,7 +103,7 @@ async def test_every_version_once_in_byte_order(
     try:
         listed = [row async for row in groups.versions(prefix, after)]
     except StorageUnavailableError:
-        assert most < 1000
+        assert max(counts.values()) > most or (kind is FindsNoFolders and most < 1000)
         return
     assert listed == wanted
 
@@ -96,8 +112,8 @@ async def test_what_the_servers_own_pages_lose() -> None:
     """`p/a-b` comes behind the folder, and sorts before the last key of the first page."""
     keys = [f"p/a/{n:03}" for n in range(30)]
     server = Server(dict.fromkeys([*keys, "p/a-b"], 1), 20)
-    first, truncated = await server.fetch("p/", "", "")
-    rest, more = await server.fetch("p/", first[-1].key, "")
+    first, truncated = await server.fetch("p/", "", "", "")
+    rest, more = await server.fetch("p/", first[-1].key, "", "")
     assert truncated
     assert not more
     assert "p/a-b" not in {row.key for row in [*first, *rest]}
@@ -111,7 +127,34 @@ async def test_a_page_that_is_whole_costs_one_request() -> None:
     assert server.requests == 1
 
 
-@pytest.mark.parametrize("counts", [{"p/a": 9}, {"p/a": 1, "p/a/1": 9, "p/a-1": 9}])
-async def test_what_the_server_cannot_show_is_an_error(counts: Mapping[str, int]) -> None:
+@pytest.mark.parametrize(
+    "counts",
+    [
+        # More of one key than a page shows.
+        {"p/a": 23, "p/b": 2},
+        {"p/a": 2, "p/a-1": 3, "p/a/1": 3, "p/b": 17},
+        # The folder `p/a` and its siblings each fill a page, and hide whether there is a `p/a`.
+        {f"p/a{middle}{n}": 1 for middle in "/-." for n in range(9)},
+        {"p/a": 3} | {f"p/a{middle}{n}": 1 for middle in "/-." for n in range(9)},
+        # Found by the prefix `p/a.`, too.
+        {"p/a": 2} | {f"p/a.{n}": 1 for n in range(9)},
+        {"p/a": 9, "p/a.": 2} | {f"p/a.{n}": 1 for n in range(9)},
+    ],
+)
+async def test_more_than_a_page_at_or_beside_one_key(counts: Mapping[str, int]) -> None:
+    listed = [row async for row in Server(counts, 5).groups().versions("p/")]
+    assert listed == [version(key, n) for key in sorted(counts) for n in range(counts[key])]
+
+
+@pytest.mark.parametrize("own", [0, 3])
+async def test_without_folders_to_find_what_is_hidden_is_an_error(own: int) -> None:
+    """It is not taken for missing."""
+    counts = {"p/a": own} | {f"p/a{middle}{n}": 1 for middle in "/-" for n in range(9)}
+    with pytest.raises(StorageUnavailableError):
+        [row async for row in FindsNoFolders(counts, 5).groups().versions("p/")]
+
+
+async def test_more_than_a_page_at_and_beside_one_key_is_an_error() -> None:
+    counts = {"p/a": 9} | {f"p/a{middle}{n}": 1 for middle in "/-" for n in range(9)}
     with pytest.raises(StorageUnavailableError):
         [row async for row in Server(counts, 5).groups().versions("p/")]
