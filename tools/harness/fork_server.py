@@ -51,6 +51,10 @@ def can_fork(env: Mapping[str, str]) -> bool:
     )
 
 
+class ForkServerError(Exception):
+    """The server does not say what became of a process."""
+
+
 @dataclass
 class ForkedProcess:
     """What `asyncio.subprocess.Process` is to a child, for a child of the server.
@@ -149,7 +153,10 @@ class ForkServer:
 
 async def _status(connection: socket.socket) -> int:
     with connection:
-        return int(await asyncio.get_running_loop().sock_recv(connection, 32))
+        number = await asyncio.get_running_loop().sock_recv(connection, 32)
+    if not number:
+        raise ForkServerError("the server ended before what it had started")
+    return int(number)
 
 
 class _Server:
@@ -212,6 +219,7 @@ class _Server:
     def _end(self) -> NoReturn:
         for pid, _ in self._running.values():
             os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         sys.exit(0)
 
 
@@ -231,7 +239,8 @@ def main() -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.argv = [request["module"], *request["arguments"]]
+    sys.argv.clear()
+    sys.argv.extend([request["module"], *request["arguments"]])
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 

@@ -1,0 +1,64 @@
+"""What is forked behaves as what is started: its log, its exit status, its signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tools.harness.fork_server import ForkServer, ForkServerError, can_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+_ENV = {"PATH": os.environ["PATH"], "HOME": "/"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+async def test_a_command_reads_its_own_arguments_and_environment(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    failed = await server.start("keyturn_workers", ["worker", "upload"], _ENV, tmp_path)
+    printed = (await failed.stderr.read()).decode()
+    assert (await failed.wait(), failed.returncode) == (2, 2)
+    assert "KEYTURN_" in printed
+    wrong = await server.start("keyturn_workers", ["worker", "no-such-role"], _ENV, tmp_path)
+    assert b"no-such-role" in await wrong.stderr.read()
+    assert await wrong.wait() == 2
+
+
+async def test_a_signal_ends_one_and_leaves_the_others(server: ForkServer, tmp_path: Path) -> None:
+    first = await server.start("http.server", ["0"], _ENV, tmp_path)
+    second = await server.start("http.server", ["0"], _ENV, tmp_path)
+    assert psutil.Process(first.pid).cwd() == str(tmp_path)
+    first.kill()
+    assert await first.wait() == -signal.SIGKILL
+    assert second.returncode is None
+    second.terminate()
+    assert await second.wait() == -signal.SIGTERM
+
+
+async def test_nothing_outlives_the_server(tmp_path: Path) -> None:
+    server = ForkServer()
+    running = await server.start("http.server", ["0"], _ENV, tmp_path)
+    server.close()
+    with pytest.raises(ForkServerError):
+        await running.wait()
+    assert not psutil.pid_exists(running.pid)
+
+
+def test_what_the_interpreter_reads_at_its_start_cannot_be_given_later() -> None:
+    assert can_fork(_ENV)
+    assert not can_fork(_ENV | {"PYTHONPATH": "/"})
