@@ -82,7 +82,12 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
 
 def describe_broker_failure(error: BaseException) -> str:
     """Why no connection to the broker was made: a clause about "it", or the kind of failure."""
-    return describe_tls_failure(error, BROKER) or _describe_refusal(error) or type(error).__name__
+    return describe_broker_problem(error) or type(error).__name__
+
+
+def describe_broker_problem(error: BaseException) -> str | None:
+    """What a person has to change, as a clause about "it"; None if the broker may just be away."""
+    return describe_tls_failure(error, BROKER) or _describe_refusal(error)
 
 
 def _describe_refusal(error: BaseException) -> str | None:

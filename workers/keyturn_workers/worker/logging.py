@@ -10,8 +10,7 @@ import sys
 import orjson
 import structlog
 
-from keyturn.tls import BROKER
-from keyturn.tls_failures import describe_tls_failure
+from keyturn.publisher.broker_address import describe_broker_problem
 from keyturn_workers.settings import LogFormat
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -20,6 +19,8 @@ _PRINTABLE = (str, int, float, OSError, type(None))
 # It logs each batch that it cannot send: `keyturn_workers.tracing.exporter` reports that once.
 _SILENT = "opentelemetry"
 _RENEWALS = "keyturn.tls_renewal"
+# It connects again after a loss.
+_RECONNECTING = "aio_pika.robust_connection"
 _QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")
 
 
@@ -64,10 +65,11 @@ def _configure_libraries(
         )
     )
     handler.addFilter(_without_messages)
-    handler.addFilter(_with_tls_failure)
+    handler.addFilter(_with_broker_problem)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger(_RECONNECTING).setLevel(logging.WARNING)
     logging.getLogger(_SILENT).setLevel(logging.CRITICAL)
 
 
@@ -84,17 +86,21 @@ def _without_messages(record: logging.LogRecord) -> bool:
     return True
 
 
-def _with_tls_failure(record: logging.LogRecord) -> bool:
-    """Replace OpenSSL's words in what aiormq logs of a broker: they name no setting.
+def _with_broker_problem(record: logging.LogRecord) -> bool:
+    """Say in our words why a broker refuses a connection; theirs name no setting.
 
-    A worker connects again and again, and nothing else says why it fails.
+    A worker connects again and again, and nothing else says why it fails. That a broker is away is
+    logged by what needs it.
     """
-    if record.name.partition(".")[0] == "aiormq" and isinstance(record.args, tuple):
+    is_reconnecting = record.name == _RECONNECTING
+    if isinstance(record.args, tuple) and (
+        is_reconnecting or record.name.partition(".")[0] == "aiormq"
+    ):
         for arg in record.args:
-            if isinstance(arg, OSError) and (problem := describe_tls_failure(arg, BROKER)):
+            if isinstance(arg, Exception) and (problem := describe_broker_problem(arg)):
                 record.msg, record.args = "the broker cannot be reached (%s)", (problem,)
-                break
-    return True
+                return True
+    return not is_reconnecting or record.levelno >= logging.ERROR
 
 
 def _dumps(event: object, **_: object) -> str:

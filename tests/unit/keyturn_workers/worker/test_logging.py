@@ -93,3 +93,31 @@ logging.getLogger("aiormq.connection").error("error when creating transport: %r"
 def test_a_broker_with_a_wrong_certificate_is_reported_in_our_words() -> None:
     (line,) = [json.loads(line) for line in _lines("json", _TLS_FAILURE)]
     assert line["event"] == "the broker cannot be reached (its certificate has expired)"
+
+
+_REFUSALS = """
+import logging, sys
+from aio_pika.exceptions import ProbableAuthenticationError
+from keyturn_workers.worker.logging import configure
+configure(sys.argv[1], "info")
+log = logging.getLogger("aio_pika.robust_connection")
+failed = 'Connection attempt to "%s" failed: %s. Reconnecting after %r seconds.'
+log.warning(failed, "amqp://canary", ProbableAuthenticationError("canary"), 1)
+log.warning(failed, "amqp://canary", ConnectionRefusedError(111, "refused"), 1)
+log.error("Reconnect attempt failed")
+"""
+
+
+def test_a_broker_that_refuses_a_running_worker_is_reported_in_our_words() -> None:
+    """A broker that is away is not: a worker tries again each second."""
+    lines = [json.loads(line) for line in _lines("json", _REFUSALS)]
+    assert [(line["level"], line["event"]) for line in lines] == [
+        (
+            "warning",
+            (
+                "the broker cannot be reached "
+                "(it refuses the user or the password of KEYTURN_AMQP_URL)"
+            ),
+        ),
+        ("error", "Reconnect attempt failed"),
+    ]
