@@ -171,7 +171,10 @@ class SweepBook:
 
     def _apply_status(self, status: SweepStatus, at: datetime) -> bool:
         facts = self._find(SweepRef(status.project, status.sweep_id))
-        changed = facts.add_report(reported_row(status, at))
+        said = reported_row(status, at)
+        if facts.report == said:  # a report comes to who waits for it, and on the stream
+            return False
+        changed = facts.add_report(said)
         self._touch(facts)  # an older report may have counted the objects
         return changed
 
