@@ -26,7 +26,18 @@ PAGE = 25
 KEYS = sorted(
     [
         *(f"p/a/{number:02}" for number in range(PAGE + 5)),
-        *("p/a!", "p/a-/1", "p/a-/b.c", "p/a-1", "p/a-1/x", "p/a-b/c", "p/a.txt", "p/a0", "p/b"),
+        *(
+            "p/a!",
+            "p/a-/1",
+            "p/a-/b.c",
+            "p/a-1",
+            "p/a-1/x",
+            "p/a-b/c",
+            "p/a.txt",
+            "p/a0",
+            "p/b",
+            "p/b.c",
+        ),
     ]
     # The server has no place for an object and a folder of one name.
 )
@@ -81,6 +92,13 @@ async def test_folders_come_once_in_pages(storage: S3Storage, limit: int) -> Non
         after = page.next_after
     folders = {f"p/{name}/" for name in ("a", "a-", "a-1", "a-b")}
     assert names == sorted(folders | {key for key in KEYS if key.count("/") == 1})
+
+
+async def test_a_prefix_that_could_be_of_a_folder_with_versions(storage: S3Storage) -> None:
+    """By `p/b.` the server finds `p/b`, too, and with a delimiter a folder that is none."""
+    assert [row.key async for row in storage.list("p/b.")] == ["p/b.c"]
+    page = await storage.list_entries("p/b.", delimiter="/")
+    assert ([row.key for row in page.objects], page.prefixes) == (["p/b.c"], [])
 
 
 async def test_every_version_once_from_any_key_on(

@@ -19,6 +19,7 @@ from keyturn_workers.storage.listing import decode_keys, element, is_encoded, is
 from keyturn_workers.storage.port import EntriesPage, ObjectSummary
 
 _S3_KEY_MAX_BYTES: Final = 1024
+_VERSIONS: Final = ".versions"
 _UNRESERVED: Final = "-_.~"
 # The last characters of one, two, three and four bytes of UTF-8, in byte order.
 _LAST_CHARACTERS: Final = ("", "\x7f", "\u07ff", "\uffff", "\U0010ffff")
@@ -53,6 +54,24 @@ def last_key_below(folder: str) -> str:
     """The last key of S3's greatest length that begins with `folder`."""
     full, rest = divmod(max(0, _S3_KEY_MAX_BYTES - len(folder.encode())), 4)
     return folder + full * _LAST_CHARACTERS[4] + _LAST_CHARACTERS[rest]
+
+
+def last_key_before(name: str) -> str:
+    """The last key of S3's greatest length that sorts before `name` and all that begins with it.
+
+    The last character of `name` must not be the first of all.
+    """
+    return last_key_below(name[:-1] + chr(ord(name[-1]) - 1))
+
+
+def without_folder_ending(prefix: str) -> str:
+    """The prefix without an end that could be that of a folder `a.versions`.
+
+    A server with such folders lists `a` under the prefix `a.`, or a common prefix that is none.
+    """
+    key, dot, ending = prefix.rpartition(_VERSIONS[0])
+    ends_key = bool(key) and not key.endswith("/")
+    return key if ends_key and _VERSIONS.startswith(dot + ending) else prefix
 
 
 def entries_query(prefix: str, delimiter: str, limit: int, *, start: str, token: str) -> str:
@@ -129,6 +148,17 @@ def _decode_all(keys: Sequence[bytes], *, encoded: bool) -> list[str]:
     if len(decoded) == len(keys):
         return decoded
     return [decode_keys(key.decode(), encoded=encoded) for key in keys]
+
+
+def page_within(page: EntriesPage, prefix: str) -> EntriesPage:
+    """The entries with this prefix, of a page that begins with them.
+
+    If others follow on the page, no entry with this prefix does.
+    """
+    objects = [row for row in page.objects if row.key.startswith(prefix)]
+    prefixes = [folder for folder in page.prefixes if folder.startswith(prefix)]
+    passed = len(objects) + len(prefixes) < len(page.objects) + len(page.prefixes)
+    return EntriesPage(objects, prefixes, None if passed else page.next_after)
 
 
 def without_early(page: EntriesPage, after: str) -> EntriesPage:

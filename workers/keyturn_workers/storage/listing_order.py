@@ -30,7 +30,7 @@ from typing import Final
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage.entries import last_key_below
-from keyturn_workers.storage.port import EntriesPage
+from keyturn_workers.storage.port import PAGE_KEYS, EntriesPage
 from keyturn_workers.storage.segment_order import Fetch, folders_around, parent_of
 
 Rows = Mapping[str, object]
@@ -124,6 +124,23 @@ async def find_order(
         by_segment = False
     again = await read_again()
     return by_segment if name in again and again[name] == rows[name] else None
+
+
+async def find_order_by_listing(fetch: Fetch, prefix: str) -> bool | None:
+    """List the objects under a prefix until one shows the order; None if none does."""
+    start = ""
+    while True:
+        rows, following = await fetch(prefix, start, PAGE_KEYS)
+
+        async def read_again(start: str = start) -> Rows:
+            return (await fetch(prefix, start, PAGE_KEYS))[0]
+
+        order = await find_order(rows, read_again, fetch, prefix)
+        if order is not None or not following:
+            return order
+        if following == start:
+            raise StorageUnavailableError("list: no progress")
+        start = following
 
 
 def _witness(names: Iterable[str], prefix: str) -> tuple[str, int] | None:

@@ -7,7 +7,7 @@ business.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -17,19 +17,29 @@ import aiohttp
 import stamina
 
 from keyturn.errors import SettingsError, StorageUnavailableError
+from keyturn.identifiers import OWN_PREFIX
 from keyturn.s3_client import new_session, open_client, storage_context
 from keyturn.settings import S3Settings
-from keyturn_workers.errors import ArchivedError, MissingError, StorageTlsError
+from keyturn_workers.errors import ArchivedError, MissingError, RefusedError, StorageTlsError
 from keyturn_workers.storage.capabilities import BASELINE, Capabilities
 from keyturn_workers.storage.entries import (
     entries_query,
     is_after_all,
+    last_key_before,
+    page_within,
     parse_entries,
     start_after,
     without_early,
+    without_folder_ending,
 )
 from keyturn_workers.storage.listing import page_query, parse_page, rows_after
-from keyturn_workers.storage.listing_order import Rows, find_order, page_or_order
+from keyturn_workers.storage.listing_order import (
+    Rows,
+    find_order,
+    find_order_by_listing,
+    has_witness,
+    page_or_order,
+)
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
     RECORD_MAX_BYTES,
@@ -448,7 +458,10 @@ class S3Storage(S3Admin):
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectSummary]:
         """List the objects under a prefix, in the byte order of their keys."""
-        match self.capabilities.listings_by_segment:
+        by_segment = self.capabilities.listings_by_segment
+        if by_segment is not False and (wide := without_folder_ending(prefix)) != prefix:
+            return self._list_within(wide, prefix, after, limit)
+        match by_segment:
             case None:
                 return self._list_in_unknown_order(prefix, after, limit)
             case True:
@@ -456,6 +469,16 @@ class S3Storage(S3Admin):
                 return self._objects_in_byte_order(prefix, after, limit, size)
             case False:
                 return super().list(prefix, after=after, limit=limit)
+
+    async def _list_within(
+        self, wide: str, prefix: str, after: str, limit: int | None
+    ) -> AsyncIterator[ObjectSummary]:
+        """List what has this prefix among the keys that have a wider one."""
+        start = max(after, last_key_before(prefix))
+        async for row in self.list(wide, after=start, limit=limit):
+            if not row.key.startswith(prefix):
+                return
+            yield row
 
     async def _list_in_unknown_order(
         self, prefix: str, after: str, limit: int | None
@@ -508,7 +531,7 @@ class S3Storage(S3Admin):
     async def _list_versions_in_unknown_order(
         self, prefix: str, after: str, limit: int | None
     ) -> AsyncIterator[ObjectVersion]:
-        """List one complete page, or find out the order by the objects that exist on the page."""
+        """List one complete page, or find out the order by objects that exist."""
         page, truncated = await self.versions_page(prefix, after, "", "")
         if truncated or after:
 
@@ -517,17 +540,51 @@ class S3Storage(S3Admin):
 
             fetch = self._fetch_in_segments("")
             order = await find_order(_existing(page), read_again, fetch, prefix)
+            if order is None:
+                order = await self._find_order_elsewhere(prefix)
             if order is not None:
                 self._set_order(by_segment=order)
                 rows = self.list_versions(prefix, after=after, limit=limit)
-            else:  # this lists every version whatever the order
-                groups = VersionGroups(self.versions_page).versions(prefix, after)
-                rows = rows_after(groups, after, limit)
+            else:
+                rows = rows_after(self._list_versions_in_any_order(prefix, after), after, limit)
             async for row in rows:
                 yield row
             return
         for row in [row for row in page if row.key.startswith(prefix)][:limit]:
             yield row
+
+    async def _list_versions_in_any_order(
+        self, prefix: str, after: str
+    ) -> AsyncGenerator[ObjectVersion, None]:
+        """List versions although no object shows the order; a deleted key may depend on it."""
+        by_bytes = super().list_versions(prefix, after=after)
+        of_one_key: list[ObjectVersion] = []
+        if not has_witness([after], prefix):
+            async for row in by_bytes:
+                if has_witness([row.key], prefix):
+                    break
+                if of_one_key and row.key != of_one_key[0].key:
+                    for version in of_one_key:
+                        yield version
+                    after, of_one_key = of_one_key[0].key, []
+                if row.key.startswith(prefix):
+                    of_one_key.append(row)
+            else:
+                for version in of_one_key:
+                    yield version
+                return
+        async for row in VersionGroups(self.versions_page).versions(prefix, after):
+            yield row
+
+    async def _find_order_elsewhere(self, prefix: str) -> bool | None:
+        for listed in (OWN_PREFIX, prefix):
+            # Credentials for one project may not list Keyturn's own folder.
+            with suppress(RefusedError):
+                wide = without_folder_ending(listed)
+                order = await find_order_by_listing(self._fetch_in_segments(""), wide)
+                if order is not None:
+                    return order
+        return None
 
     def _set_order(self, *, by_segment: bool) -> None:
         self.capabilities = replace(self.capabilities, listings_by_segment=by_segment)
@@ -564,9 +621,14 @@ class S3Storage(S3Admin):
         """Read one page of entries, or the first of several that is not empty."""
         if is_after_all(prefix, after):
             return EntriesPage((), (), None)
-        page = await self._page_in_unknown_order(prefix, delimiter, after, limit)
-        if page is not None:
-            return page
+        wide = without_folder_ending(prefix)
+        if wide != prefix and self.capabilities.listings_by_segment is not False:
+            start = max(after, last_key_before(prefix))
+            page = await self.list_entries(wide, delimiter=delimiter, after=start, limit=limit)
+            return page_within(page, prefix)
+        right = await self._page_in_unknown_order(prefix, delimiter, after, limit)
+        if right is not None:
+            return right
         if self.capabilities.listings_by_segment:
             size = min(limit + 1, PAGE_KEYS)  # one more shows whether any follow
             order = await self._segment_order(delimiter, size)

@@ -106,8 +106,10 @@ class VersionGroups:
         page, truncated = await self._fetch(prefix, after, delimiter, version)
         if self._known is None:
             self._known = next((row for row in page if row.version_id != _UNVERSIONED), None)
-        # By the prefix `a.` the server also finds `a`, in its folder `a.versions`.
-        return [row for row in page if row.key.startswith(prefix)], truncated
+        # By the prefix `a.` the server also finds `a`, in its folder `a.versions`. Others start in
+        # the middle of the key that was to be skipped.
+        rows = [row for row in page if row.key.startswith(prefix)]
+        return [row for row in rows if version or row.key > after], truncated
 
     async def _own(self, key: str, page: Sequence[ObjectVersion]) -> Sequence[ObjectVersion]:
         """The versions of the key itself, given the first page of those that begin with it.

@@ -41,6 +41,7 @@ class ListedBucket:
 
     def __init__(self, keys: Iterable[str], order: Order, page_keys: int = 1000) -> None:
         self.keys = set(keys)
+        self.deleted: set[str] = set()  # the latest version of these is a delete marker
         self.versions_per_key = 1
         self.requests: Counter[str] = Counter()
         self.meta = SimpleNamespace(events=SimpleNamespace(register_first=lambda *_: None))
@@ -102,22 +103,20 @@ class ListedBucket:
                 rows += [(key, number) for number in range(first, self.versions_per_key)]
         most = min(fields["MaxKeys"], self._page_keys)
         page = sorted(rows[: most + 1])[:most]
-        versions = [
-            {
-                "Key": key,
-                "VersionId": f"{number}",
-                "IsLatest": number == 0,
-                "Size": 1,
-                "ETag": '"e"',
-                "LastModified": _TIME,
-            }
-            for key, number in page
-            if key in self.keys
-        ]
+        versions: list[object] = []
+        markers: list[object] = []
+        for key, number in page:
+            is_marker = number == 0 and key in self.deleted
+            if key in self.keys:
+                shown: dict[str, object] = {"Key": key, "VersionId": f"{number}", "Size": 1}
+                shown.update(IsLatest=number == 0, ETag='"e"', LastModified=_TIME)
+                (markers if is_marker else versions).append(shown)
+        found = {"Versions": versions, "DeleteMarkers": markers}
         if len(rows) <= most:
-            return {"Versions": versions, "IsTruncated": False}
-        marker = {"NextKeyMarker": page[-1][0], "NextVersionIdMarker": f"{page[-1][1]}"}
-        return {"Versions": versions, "IsTruncated": True} | marker
+            return {**found, "IsTruncated": False}
+        key, number = page[-1]
+        next_page = {"NextKeyMarker": key, "NextVersionIdMarker": f"{number}"}
+        return {**found, **next_page, "IsTruncated": True}
 
     async def get_bucket_versioning(self, **_: object) -> Mapping[str, str]:
         """Whether the bucket keeps versions."""
@@ -125,7 +124,13 @@ class ListedBucket:
 
     def _following(self, prefix: str, delimiter: str, start: str) -> list[str]:
         self.requests["objects"] += 1
-        names = entries_of(self.keys, prefix, delimiter)
+        keys = self.keys - self.deleted
+        names = entries_of(keys, prefix, delimiter)
+        if self._order == "versions":
+            # A key is found by its folder `….versions`; with a delimiter, as a folder that is none.
+            found = {key for key in keys if f"{key}.versions".startswith(prefix)}
+            found = {key for key in found if not key.startswith(prefix)}
+            names |= {prefix + key.partition("/")[0] + "/" for key in found} if delimiter else found
         if self._order == "bytes":
             return sorted(name for name in names if name > start)
         ordered = sorted(names, key=self._path)

@@ -17,8 +17,10 @@ from keyturn_workers.storage import s3
 from keyturn_workers.storage.entries import (
     entries_query,
     is_after_all,
+    last_key_before,
     parse_entries,
     start_after,
+    without_folder_ending,
 )
 from tests.unit.keyturn_workers.storage.scripted_server import Reply, listed, query_values
 
@@ -200,3 +202,30 @@ async def test_behind_all_keys_nothing_is_requested(
     page = await storage.list_entries("p/", after="p0")
     assert (page.objects, page.prefixes, page.next_after) == ((), (), None)
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wide"),
+    [
+        ("p/a.", "p/a"),
+        ("p/a.ver", "p/a"),
+        ("p/a.versions", "p/a"),
+        # None of these is the beginning of a folder's name with an object's name before it.
+        ("p/a.x", "p/a.x"),
+        ("p/a.versions/", "p/a.versions/"),
+        ("p/.", "p/."),
+        (".", "."),
+        ("p/a", "p/a"),
+        ("", ""),
+    ],
+)
+def test_a_prefix_without_what_could_be_the_end_of_a_folder(prefix: str, wide: str) -> None:
+    assert without_folder_ending(prefix) == wide
+
+
+@settings(max_examples=40)
+@given(_NAMES, st.text(st.sampled_from("./~"), min_size=1, max_size=1), _NAMES)
+def test_the_last_key_before_a_prefix(begin: str, end: str, behind: str) -> None:
+    before = last_key_before(begin + end)
+    assert before < begin + end + behind
+    assert not before.startswith(begin + end)

@@ -22,7 +22,7 @@ _SEGMENTS = st.text("ab-.0", min_size=1, max_size=3)
 _KEYS = st.lists(_SEGMENTS, min_size=1, max_size=3).map(lambda parts: "p/" + "/".join(parts))
 # Names alone: here a listing may go on for pages in which nothing shows the order.
 _FLAT = st.text("ab0", min_size=1, max_size=3).map(lambda name: f"p/{name}")
-_PREFIXES = st.sampled_from(["p/", "p/a", "p/a/", "p", ""])
+_PREFIXES = st.sampled_from(["p/", "p/a", "p/a/", "p", "", "p/a.", "p/0."])
 _PAGES = st.sampled_from([1, 2, 3, 7, 1000])
 
 
@@ -46,14 +46,22 @@ _AFTER = st.one_of(st.just(""), _KEYS, _FLAT, _KEYS.map(lambda key: f"{key}/"))
     prefix=_PREFIXES,
     page_keys=_PAGES,
     limit=st.sampled_from([None, 0, 1, 5]),
+    measured=st.booleans(),
 )
 async def test_every_object_once_in_byte_order(
-    keys: set[str], order: Order, after: str, prefix: str, page_keys: int, limit: int | None
+    keys: set[str],
+    order: Order,
+    after: str,
+    prefix: str,
+    page_keys: int,
+    limit: int | None,
+    *,
+    measured: bool,
 ) -> None:
     """From any key on, whatever the server's order and the size of a page."""
     assume(not is_after_all(prefix, after))
     bucket = ListedBucket(keys, order, page_keys)
-    storage = bucket.storage()
+    storage = bucket.storage(by_segment=bucket.by_segment if measured else None)
     listed = [row.key async for row in storage.list(prefix, after=after, limit=limit)]
     wanted = sorted(key for key in keys if key.startswith(prefix) and key > after)
     assert listed == wanted[:limit]
@@ -67,11 +75,20 @@ async def test_every_object_once_in_byte_order(
     page_keys=_PAGES,
     limit=st.integers(1, 4),
     delimiter=st.sampled_from(["", "/"]),
+    measured=st.booleans(),
 )
 async def test_pages_of_entries_adjoin(
-    keys: set[str], order: Order, prefix: str, page_keys: int, limit: int, delimiter: str
+    keys: set[str],
+    order: Order,
+    prefix: str,
+    page_keys: int,
+    limit: int,
+    delimiter: str,
+    *,
+    measured: bool,
 ) -> None:
-    storage = ListedBucket(keys, order, page_keys).storage()
+    bucket = ListedBucket(keys, order, page_keys)
+    storage = bucket.storage(by_segment=bucket.by_segment if measured else None)
     names: list[str] = []
     after: str | None = ""
     while after is not None:
@@ -82,24 +99,36 @@ async def test_pages_of_entries_adjoin(
 
 
 @given(
-    keys=_SETS,
+    keys=st.one_of(_SETS, st.sets(_FLAT, max_size=12)),
+    gone=st.sets(_KEYS, max_size=5),
     order=st.sampled_from(ORDERS),
     after=_AFTER,
     prefix=_PREFIXES,
-    page_keys=st.sampled_from([7, 20, 1000]),
+    page_keys=st.sampled_from([3, 7, 20, 1000]),
+    enrolled=st.booleans(),
 )
 async def test_every_version_once_in_byte_order(
-    keys: set[str], order: Order, after: str, prefix: str, page_keys: int
+    keys: set[str],
+    gone: set[str],
+    order: Order,
+    after: str,
+    prefix: str,
+    page_keys: int,
+    *,
+    enrolled: bool,
 ) -> None:
     """Or an error that says that the server cannot show them; never a list with one missing."""
     assume(not is_after_all(prefix, after))
-    bucket = ListedBucket(keys, order, page_keys)
+    bucket = ListedBucket(_without_conflicts(keys | gone), order, page_keys)
+    bucket.deleted = gone
+    bucket.keys |= {".keyturn/keyrings/p.json"} if enrolled else set()
     bucket.versions_per_key = 2
-    wanted = sorted(key for key in keys if key.startswith(prefix) and key > after)
+    wanted = sorted(key for key in bucket.keys if key.startswith(prefix) and key > after)
     try:
         rows = [row async for row in bucket.storage().list_versions(prefix, after=after)]
     except StorageUnavailableError:
         assert page_keys < 1000
+        assert bucket.by_segment or not enrolled
         return
     assert [(row.key, row.version_id) for row in rows] == [(k, v) for k in wanted for v in "01"]
 
@@ -113,6 +142,15 @@ async def test_what_the_order_of_bytes_alone_would_miss(after: str) -> None:
     storage = ListedBucket(keys, "segments").storage()
     assert [row.key async for row in storage.list("p/", after=after)] == ["p/a/1", "p/a/2", "p/b"]
     assert storage.capabilities.listings_by_segment
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_a_prefix_that_could_be_of_a_folder_with_versions(order: Order) -> None:
+    """By `p/a.` a server with such folders finds `p/a`, too, or a folder that is none."""
+    storage = ListedBucket({"p/a", "p/a.b", "p/a.v/1"}, order).storage()
+    assert [row.key async for row in storage.list("p/a.")] == ["p/a.b", "p/a.v/1"]
+    page = await storage.list_entries("p/a.", delimiter="/")
+    assert ([row.key for row in page.objects], page.prefixes) == (["p/a.b"], ["p/a.v/"])
 
 
 @pytest.mark.parametrize("order", ORDERS)
