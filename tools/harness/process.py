@@ -49,7 +49,8 @@ class WorkerProcess:
                     if text in line and not (skipped and skipped in line):
                         return line
                 if self.process.returncode is not None and self._reader and self._reader.done():
-                    raise AssertionError(f"worker ended: {self.lines[-20:]}")
+                    status = self.process.returncode
+                    raise AssertionError(f"worker ended as {status}: {self.lines[-20:]}")
                 await self._changed.wait()
 
     async def ended(self, *, timeout_s: float = _STOP_TIMEOUT_S) -> int:
