@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# Without them pytest rewrites the assertions of every test module each time, in each process.
+# Without .pyc files, pytest rewrites the assertions of all test modules in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON := .venv/bin/python

@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _forked_processes() -> Iterator[None]:
-    """Processes of this checkout are forked: most of a worker's start is its imports."""
+    """Fork this checkout's processes: most of the time that a worker's start takes is imports."""
     with forking():
         yield
 

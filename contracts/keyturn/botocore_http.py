@@ -61,25 +61,25 @@ class VerifyingSession(AioSession):
     The chain of credentials makes clients of its own, for STS and SSO, and gives them no
     configuration of ours. The session's default cannot: merging drops `http_session_cls`.
 
-    For the credentials of a container and of an instance it makes no client, and nothing can
-    choose its HTTP session. So those are not taken over `https` from another machine. AWS's own
-    services for them speak plain HTTP, on addresses of the machine's own link.
+    For container and instance credentials it makes no client, and its HTTP session cannot be
+    replaced. So those are not fetched over `https` from another machine. AWS's own services for
+    them speak plain HTTP, at link-local addresses.
     """
 
     _has_keys = False
 
     def set_credentials(self, *args: Any, **kwargs: Any) -> None:
-        """As aiobotocore's: with these, the chain is not used."""
+        """As aiobotocore's. With explicit credentials, the chain is not used."""
         self._has_keys = True
         super().set_credentials(*args, **kwargs)
 
-    # Async, as aiobotocore's: its types say the same of botocore's.
+    # Async, unlike botocore's method. aiobotocore's own types ignore this, too.
     async def get_credentials(self) -> AioCredentials | None:  # type: ignore[override]
         """As aiobotocore's.
 
         Raises:
             SettingsError: credentials would come from a server whose name is not verified.
-            BotoCoreError: a part of the chain is set up, and yields none.
+            BotoCoreError: a provider in the chain is configured, but yields no credentials.
         """
         if not self._has_keys:
             _check_metadata_servers(self.get_config_variable("ec2_metadata_service_endpoint"))
@@ -182,16 +182,16 @@ class VerifiedSession:
 
 
 def _check_metadata_servers(instance_url: str | None) -> None:
-    """Refuse servers of credentials whose name aiobotocore would not verify.
+    """Refuse credential servers whose host name aiobotocore would not verify.
 
     Args:
-        instance_url: The endpoint of the instance's metadata, if it is not AWS's own.
+        instance_url: The endpoint of the instance metadata service, if it is not AWS's own.
 
     Raises:
         SettingsError: names the variable.
     """
     urls: dict[str, str | None] = {}
-    # A relative address is one of AWS's own service. It comes first.
+    # A relative URI means AWS's own service, and takes precedence.
     if ContainerProvider.ENV_VAR not in os.environ:
         urls[ContainerProvider.ENV_VAR_FULL] = os.environ.get(ContainerProvider.ENV_VAR_FULL)
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
@@ -199,8 +199,8 @@ def _check_metadata_servers(instance_url: str | None) -> None:
     for name, url in urls.items():
         if url is not None and _is_remote_https(url):
             raise SettingsError(
-                f"{name}: AWS credentials are not taken over https:// from another machine, "
-                "since the host name in its certificate would not be verified"
+                f"{name}: AWS credentials are not fetched over https:// from another machine, "
+                "because its host name would not be verified"
             )
 
 

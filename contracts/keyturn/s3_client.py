@@ -83,7 +83,7 @@ def _timestamp(value: str) -> datetime:
 def storage_context(settings: S3Settings) -> ssl.SSLContext | None:
     """The context of TLS connections, where the settings name a file for it.
 
-    A connection that is made later reads the files again if they have changed.
+    Later connections read the files again if they have changed.
 
     Raises:
         SettingsError: names the setting whose file cannot be used.

@@ -64,7 +64,7 @@ GATEWAY: Final = PeerSettings("KEYTURN_GATEWAY_URL", "https://", "KEYTURN_GATEWA
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What differs once a file has been replaced or written."""
+    """Metadata of a file that changes when the file is replaced or written."""
 
     device: int
     inode: int
@@ -129,7 +129,7 @@ def load_pair(context: ssl.SSLContext, certificate: Path, key: Path, names: Pair
 
 
 def file_state(path: Path) -> FileState | None:
-    """The state of a file, or of what a link leads to; None where there is none."""
+    """The state of a file, following links; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -140,14 +140,14 @@ def file_state(path: Path) -> FileState | None:
 
 
 def expiry(certificate: Path) -> datetime | None:
-    """When the first certificate of a PEM file ends; None if that cannot be read."""
-    # Only where TLS is on: it takes a while to import.
+    """When the first certificate in a PEM file expires; None if that cannot be read."""
+    # Slow to import, so only where TLS is on.
     from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415
 
     try:
         return load_pem_x509_certificates(certificate.read_bytes())[0].not_valid_after_utc
     except (OSError, ValueError, IndexError):
-        return None  # OpenSSL reads what this library does not
+        return None  # OpenSSL reads some files that this library does not
 
 
 def speaks_tls(url: str, timeout_s: float = 2.0) -> bool:

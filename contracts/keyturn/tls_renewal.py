@@ -1,11 +1,11 @@
-"""The files of a client's TLS, read again when they change (SPEC 11).
+"""A client's TLS files, read again when they change (SPEC 11).
 
-Each new connection uses what the files hold when its handshake begins; open connections keep what
-they have. So no process has to be restarted for a renewed client certificate, or for another
-authority. Files that cannot be used change nothing: those before them stay in use.
+Each new connection uses what the files contain when its handshake begins; open connections keep
+what they have. So a renewed client certificate or a changed authority needs no restart. Files that
+cannot be used change nothing: the previous ones stay in use.
 
-There is no task that watches the files. A client library keeps one context for all its
-connections, so that context looks at the files itself, once for each handshake.
+No task watches the files. A client library keeps one context for all its connections, so the
+context itself checks the files, once for each handshake.
 """
 
 import logging
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 from keyturn.errors import SettingsError
 from keyturn.tls import FileState, PeerSettings, client_context, expiry, file_state
 
-# A program that renews writes one file after the other: no problem is reported in between.
+# A renewal writes one file after the other; until both are there, no problem is reported.
 _SETTLED_NS: Final = 10**9
 
 _States: TypeAlias = dict[str, FileState | None]
@@ -32,7 +32,7 @@ def renewing_context(
     certificate: Path | None = None,
     key: Path | None = None,
 ) -> ssl.SSLContext:
-    """As `client_context`, for all connections of a process that may run for long.
+    """As `client_context`, for all connections of a long-running process.
 
     Raises:
         SettingsError: names the setting whose file cannot be used.
@@ -43,7 +43,7 @@ def renewing_context(
 
 
 class _RenewingContext(ssl.SSLContext):
-    """A context for connections to a server. It trusts no authority of its own."""
+    """Wraps connections with a context made from the current files. It trusts no CA itself."""
 
     def __init__(
         self,
@@ -58,16 +58,16 @@ class _RenewingContext(ssl.SSLContext):
         self._files = (ca, certificate, key)
         self._used = self._states()
         self._current = client_context(names, *self._files)
-        # What could not be used, if that was reported.
+        # The files that were last reported as unusable.
         self._unusable: _States | None = None
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
-        """As in `ssl`, with what the files hold now. asyncio and uvloop call this."""
+        """As in `ssl`, with what the files contain now. asyncio and uvloop call this."""
         self._renew()
         return self._current.wrap_bio(*args, **kwargs)
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
-        """As in `ssl`, with what the files hold now."""
+        """As in `ssl`, with what the files contain now."""
         self._renew()
         return self._current.wrap_socket(*args, **kwargs)
 
@@ -83,7 +83,7 @@ class _RenewingContext(ssl.SSLContext):
             self._refuse(states, str(exc))
             return
         if self._states() != states:
-            return  # read while they were written: the next connection looks again
+            return  # they changed while they were read: the next connection checks again
         self._current, self._used, self._unusable = context, states, None
         until = "" if expires is None else f", expires {expires}"
         _log.info("certificate renewed: %s%s", ", ".join(changed), until)
@@ -93,7 +93,7 @@ class _RenewingContext(ssl.SSLContext):
         changed_ns = max((state.changed_ns for state in states.values() if state), default=0)
         if time.time_ns() - changed_ns >= _SETTLED_NS:
             self._unusable = states
-            _log.error("certificate not renewed; the one before stays in use: %s", problem)
+            _log.error("certificate not renewed; the old one stays in use: %s", problem)
 
     def _expiry(self) -> datetime | None:
         _, certificate, _ = self._files

@@ -38,7 +38,7 @@ def _skip_probe(*, conditional_completion: bool) -> None:
     async def known(_: WorkerSettings) -> Capabilities:
         return Capabilities(conditional_completion=conditional_completion)
 
-    # Fails if there is nothing of this name; a probe would strike many a point.
+    # Fails if the function is renamed. With a real probe, many crash points would strike too early.
     mock.patch.object(process, "_measure_storage", known).start()
 
 

@@ -150,10 +150,10 @@ def test_a_missing_event_is_found(evidence: Evidence, which: Callable[[Evidence]
     assert which(evidence).upload_id in "".join(message)
 
 
-def test_a_refusal_that_a_kill_cut_off_after_its_letter_is_repeated_with_its_event(
+def test_a_refusal_that_was_killed_after_its_dead_letter_needs_no_event_of_its_own(
     evidence: Evidence,
 ) -> None:
-    """A worker was killed between letter and event; meanwhile the key was deleted."""
+    """A worker was killed between the two, and the key was deleted meanwhile."""
     upload = next(
         u for u in evidence.plan.load.uploads if u.may_end == {"deleted_key", "already_exists"}
     )

@@ -77,10 +77,10 @@ asyncio.run(attempt(Publisher.open(settings, s3=S3Settings(s3_bucket="bucket")))
 
 
 def _uv(*arguments: str) -> None:
-    """Run uv, which takes from its cache what pip would fetch and compile each time."""
+    """Run uv, which caches what pip would fetch and compile each time."""
     program = shutil.which("uv", path=f"{os.environ['PATH']}:{ROOT / '.tools' / 'bin'}")
     if program is None:
-        pytest.skip("uv is not here: `make setup` brings it")
+        pytest.skip("uv is missing: `make setup` installs it")
     done = subprocess.run(
         [program, *arguments], capture_output=True, text=True, timeout=600, check=False
     )

@@ -80,7 +80,7 @@ class Counting:
         brought = 0
         with contextlib.suppress(OSError):
             while piece := await reader.read(_PIECE_BYTES):
-                # Counted first: with its last piece the answer is complete, and a test goes on.
+                # Count first: once the last piece is written, the test continues.
                 brought += len(piece)
                 async with self._moved:
                     self.received_bytes += len(piece)

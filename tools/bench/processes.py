@@ -125,8 +125,8 @@ def stand_aside(running: Running) -> None:
 async def busy_cores(scratch: Path) -> AsyncIterator[None]:
     """Keep every core busy at the lowest priority until the block ends.
 
-    Two cores of a virtual machine are often two threads of one: what either does takes more time
-    while the other is busy, at whatever priority. Compared is then the same with the same.
+    Two cores of a virtual machine are often two threads of one physical core: each is slower while
+    the other is busy, at any priority. If all are always busy, measurements are comparable.
     """
     async with AsyncExitStack() as stack:
         for number in range(os.cpu_count() or 1):

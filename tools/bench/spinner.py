@@ -1,4 +1,4 @@
-"""`python -m tools.bench.spinner`: takes all the CPU time that it is given, until it is ended."""
+"""`python -m tools.bench.spinner`: uses all the CPU time that it gets, until it is killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SPINNING: Final = "spinning"
 
 
 def spin() -> None:
-    """Take CPU time, and nothing else."""
+    """Use CPU time, and do nothing else."""
     print(SPINNING, file=sys.stderr, flush=True)
     while True:
         pass

@@ -102,7 +102,7 @@ def events(evidence: Evidence) -> list[str]:
         codes = letters.get(upload.upload_id, set())
         expected = {f"upload.rejected {code}" for code in codes}
         published = set(by_id.get(upload.upload_id, ()))
-        # A worker that is killed between the letter and its event refuses once more.
+        # If a worker is killed between the dead letter and its event, the request is refused again.
         certain = {"upload.rejected deleted_key"} if codes == _REFUSED_AGAIN else expected
         if not certain <= published or published - expected - {"upload.stored"} or not published:
             found.append(

@@ -1,7 +1,8 @@
 """How this machine reaches PyPI, for a base image that is made here.
 
-Read from where pip and uv read it; `tools.servers.apt` does the same for Debian's packages. An
-image that is pulled needs none of this: there the network is reached as the image's author expects.
+Taken from the files and variables that pip and uv read; `tools.servers.apt` does the same for
+Debian's packages. An image that is pulled needs none of this: it reaches the network as its author
+expects.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`make doctor`: start each server, probe it, and compare with the committed results.
 
 Exit status 1 if a cell differs from docs/storage-servers.json; `--write` updates that file and the
-tables of README.md and docs/operations/storage-servers.md. A server whose packages cannot be had
-here is skipped, and its columns stay; with `--only` that is an error.
+tables of README.md and docs/operations/storage-servers.md. A server whose packages cannot be
+installed here is skipped, and its columns stay as they are; with `--only`, that is an error.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _given(name: str, version: str) -> Iterator[Column]:
 def _probed(server: S3Server, bucket: Bucket) -> Mapping[str, str]:
     """The cells of a server; a row whose requests failed is probed again.
 
-    Some servers fail a request now and then while others are under way: rclone's, for one.
+    Some servers, such as rclone's, occasionally fail a request while others are in progress.
     """
     report = asyncio.run(probe_bucket(server, bucket))
     for _ in range(_MORE_PROBES):

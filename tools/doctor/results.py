@@ -53,8 +53,8 @@ class Column:
     def name(self) -> str:
         """The heading of the column.
 
-        A server's name ends with its release line where several are probed, and the version
-        repeats that: `Ceph RGW 20` is headed `Ceph RGW 20.2.4`.
+        If several releases of a server are probed, its name ends with the release line. The version
+        replaces that: the heading of `Ceph RGW 20` is `Ceph RGW 20.2.4`.
         """
         product, _, line = self.server.rpartition(" ")
         server = product if self.version.startswith(f"{line}.") else self.server
@@ -118,7 +118,7 @@ class ServerResults:
 
 
 def with_decided_rows(report: Report, again: Report) -> Report:
-    """The report, with rows of a second probe where only that one could decide them."""
+    """The report, with rows from a second probe where only the second probe decided them."""
     rows = {row.name: row for row in again.rows}
     return replace(
         report,

@@ -1,9 +1,9 @@
-"""Processes of `keyturn` without the two seconds of CPU time that their imports cost.
+"""Starts `keyturn` processes without the two seconds of CPU time that their imports cost.
 
 The server is a process that has imported all that a worker, a gateway and a console import, and
-forks one of them whenever it is asked. What it forks reads its own settings, arguments and
-environment, and ends by its own exit status or signal. A test of imports, of a start's time or of
-an installed program starts a real one instead.
+forks one of them on request. The forked process reads its own settings, arguments and environment,
+and ends with its own exit status or signal. Tests of imports, of startup times or of an installed
+program start a real process instead.
 
     python -m tools.harness.fork_server FILE_DESCRIPTOR
 """
@@ -40,24 +40,24 @@ _IMPORTED: Final = (
     "keyturn_workers.worker.process",
     "keyturn_workers.worker.wiring",
 )
-# A process that is started with one of these has to begin at the beginning.
+# The interpreter reads these when it starts, so a process with one of them cannot be forked.
 _INTERPRETER_VARIABLES: Final = ("PYTHON", "LD_")
 
 
 def can_fork(env: Mapping[str, str]) -> bool:
-    """Whether an environment means the same to a process whose interpreter runs already."""
+    """Whether a forked process behaves with this environment as one that is started with it."""
     return hasattr(os, "pidfd_open") and not any(
         name.startswith(_INTERPRETER_VARIABLES) for name in env
     )
 
 
 class ForkServerError(Exception):
-    """The server does not say what became of a process."""
+    """The server ended without reporting how a process ended."""
 
 
 @dataclass
 class ForkedProcess:
-    """What `asyncio.subprocess.Process` is to a child, for a child of the server.
+    """The counterpart of `asyncio.subprocess.Process` for a child of the server.
 
     Attributes:
         pid: The process id.
@@ -93,7 +93,7 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Starts the server with the first process that is asked for; `close` ends it and them."""
+    """Starts the server with the first process; `close` ends the server and all of them."""
 
     def __init__(self) -> None:
         self._control: socket.socket | None = None
@@ -144,7 +144,7 @@ class ForkServer:
             )
 
     def close(self) -> None:
-        """End the server, and with it whatever it has started."""
+        """End the server and all that it started."""
         if self._control is not None and self._server is not None:
             self._control.close()
             self._server.wait(timeout=30)
@@ -155,18 +155,18 @@ async def _status(connection: socket.socket) -> int:
     with connection:
         number = await asyncio.get_running_loop().sock_recv(connection, 32)
     if not number:
-        raise ForkServerError("the server ended before what it had started")
+        raise ForkServerError("the fork server ended before this process did")
     return int(number)
 
 
 class _Server:
-    """The parent of all that is forked; `serve` returns in each child, with what it is to run."""
+    """The parent of all forked processes. In each child, `serve` returns what to run."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
-        # By a descriptor that becomes readable when the process ends.
+        # Keyed by a descriptor that becomes readable when the process ends.
         self._running: dict[int, tuple[int, socket.socket]] = {}
 
     def serve(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class _Server:
             _send(answer, os.waitstatus_to_exitcode(status))
 
     def _leave(self) -> None:
-        """Close what belongs to the server, in a child."""
+        """In a child, close what belongs to the server."""
         self._selector.close()
         self._control.close()
         for ended, (_, answer) in self._running.items():
@@ -224,13 +224,13 @@ class _Server:
 
 
 def _send(answer: socket.socket, number: int) -> None:
-    # A test that has ended waits for nothing.
+    # The test may have ended, and no longer waits for this.
     with contextlib.suppress(BrokenPipeError):
         answer.send(str(number).encode())
 
 
 def main() -> None:
-    """Serve until the other end is closed; in a child, run what was asked for."""
+    """Serve until the other end is closed; in a child, run the requested module."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _IMPORTED:
         import_module(name)

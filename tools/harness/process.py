@@ -50,7 +50,7 @@ class WorkerProcess:
                         return line
                 if self.process.returncode is not None and self._reader and self._reader.done():
                     status = self.process.returncode
-                    raise AssertionError(f"worker ended as {status}: {self.lines[-20:]}")
+                    raise AssertionError(f"worker ended with status {status}: {self.lines[-20:]}")
                 await self._changed.wait()
 
     async def ended(self, *, timeout_s: float = _STOP_TIMEOUT_S) -> int:
@@ -113,8 +113,8 @@ _fork_server: ForkServer | None = None
 
 @contextmanager
 def forking() -> Iterator[None]:
-    """Fork this checkout's processes from one that has all their imports, while this is open."""
-    global _fork_server  # noqa: PLW0603  # of this process, as its children are
+    """While this is open, fork this checkout's processes from one that has imported everything."""
+    global _fork_server  # noqa: PLW0603  # one for this process
     _fork_server = ForkServer()
     try:
         yield

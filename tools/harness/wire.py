@@ -79,7 +79,7 @@ class Wire:
                 await asyncio.sleep(0.05)
 
     async def consumed(self, queue: str, by: int, *, timeout_s: float = 60) -> None:
-        """Wait until the queue has this many consumers: a worker logs its start before."""
+        """Wait until the queue has this many consumers: a worker logs its start earlier."""
         async with asyncio.timeout(timeout_s):
             while True:
                 declared = await self.channel.declare_queue(queue, passive=True)

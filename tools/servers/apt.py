@@ -1,6 +1,6 @@
 """How this machine's apt reaches Debian's packages: for base images and for other releases.
 
-Read from where apt reads it, so that no mirror, proxy or option has to be named again.
+Taken from apt's own configuration, so that no mirror, proxy or option has to be configured twice.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Final
 
 _INDEX_FORMAT: Final = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
 _SUITES: Final = ("", "-updates", "-security")
-# apt's options for fetching; the rest describes the index files themselves.
+# Options that do not affect fetching: these describe the index files themselves.
 _NOT_FETCHING: Final = (
     *("Acquire::IndexTargets", "Acquire::Changelogs", "Acquire::cdrom"),
-    # Programs of this machine.
+    # These run programs of this machine.
     *("Acquire::http::Proxy-Auto-Detect", "Acquire::http::ProxyAutoDetect"),
 )
 
@@ -32,16 +32,16 @@ class Source:
 
 
 def debian_sources(index_targets: str, release: str) -> list[Source]:
-    """Where apt gets one release of Debian from.
+    """The sources from which apt gets one release of Debian.
 
     Args:
         index_targets: Lines of `origin|uri|suite|component`, as apt knows its sources.
-        release: The release's code name. On a machine of another release of Debian it is looked
-            for in the same archives.
+        release: The release's code name. If this machine runs another release of Debian, the same
+            archives are used.
 
     Returns:
-        The release itself, its updates and its security updates; empty without an archive of
-        Debian's that a container reaches too.
+        The release itself, its updates and its security updates; empty if apt has no archive of
+        Debian over HTTP, which a container can also reach.
     """
     found = set()
     for line in index_targets.splitlines():
@@ -52,12 +52,12 @@ def debian_sources(index_targets: str, release: str) -> list[Source]:
     same = sorted(source for source in found if source.suite in suites)
     if any(source.suite == release for source in same):
         return same
-    # A main archive holds every release, and no suite of it has a suffix.
+    # A main archive has every release, and its suites have no suffix.
     return sorted(Source(s.uri, release, s.component) for s in found if "-" not in s.suite)[:1]
 
 
 def apt_sources(release: str) -> list[Source]:
-    """`debian_sources` of this machine; empty without apt."""
+    """`debian_sources` for this machine; empty without apt."""
     return debian_sources(
         _output("apt-get", "indextargets", "--format", _INDEX_FORMAT, "Created-By: Packages"),
         release,
@@ -65,7 +65,7 @@ def apt_sources(release: str) -> list[Source]:
 
 
 def fetch_options(dump: str) -> str:
-    """What `apt-config dump` says about fetching, as a file for another apt."""
+    """The options for fetching from `apt-config dump`, as a configuration file for another apt."""
     kept = [
         line
         for line in dump.splitlines()
@@ -77,7 +77,7 @@ def fetch_options(dump: str) -> str:
 
 
 def apt_options() -> str:
-    """`fetch_options` of this machine."""
+    """`fetch_options` for this machine."""
     return fetch_options(_output("apt-config", "dump"))
 
 

@@ -3,7 +3,8 @@
 Storage for tests and benchmarks (SPEC 10): real conditional puts under real races, which moto
 cannot reproduce. One monitor, one memory-backed OSD and one gateway; no manager, which only serves
 statistics and whose modules do not load on Debian 13. Needs root. It must never read or write the
-system's own Ceph configuration. `make doctor` also starts a newer Ceph, from another release.
+system's own Ceph configuration. `make doctor` also starts a newer Ceph from another
+Debian release.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ _CAPS = {
 
 @dataclass(frozen=True)
 class KeyType:
-    """A kind of cephx secrets: its number in their encoding, and how many random bytes it has."""
+    """A type of cephx key: its number in Ceph's encoding, and its number of random bytes."""
 
     number: int
     size_bytes: int
@@ -118,18 +119,18 @@ class KeyType:
 
 AES_128 = KeyType(1, 16)
 AES_256 = KeyType(2, 32)
-"""New in Ceph 20, which no longer takes the other one by default."""
+"""New in Ceph 20, which by default no longer accepts `AES_128`."""
 
 
 @dataclass(frozen=True)
 class CephPrograms:
-    """Which Ceph to run: this machine's own, unless another release has it."""
+    """Which Ceph to run: the one installed here, or that of another Debian release."""
 
     key_type: KeyType = AES_128
     release: OtherRelease | None = None
 
     def command(self, folder: Path, program: str, *arguments: str) -> list[str]:
-        """The command line of a program that reads and writes below this folder only."""
+        """The command line of a program that reads and writes only below this folder."""
         command = [program, "-c", str(folder / "ceph.conf"), *arguments]
         return self.release.command(folder, *command) if self.release else command
 
@@ -175,7 +176,7 @@ class CephRgw:
         server: The gateway's port and keys; a free port and fresh keys by default.
         listen: The gateway's address; everything else stays on loopback.
         tls: With it, the gateway also listens for TLS on loopback.
-        programs: Which Ceph runs; one of another release does not see the files of `tls`.
+        programs: Which Ceph to run; one of another release cannot read the files of `tls`.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """LocalStack's and MiniStack's S3 on loopback, from PyPI: for `make doctor`.
 
 They show how other S3 servers behave (SPEC 10); Keyturn's tests do not use them. Each runs in a
-locked environment of its own, with its default settings for S3. The other settings keep it on
-loopback, in its scratch folder, and away from a container engine.
+locked environment of its own, with its default settings for S3. Other settings keep it on loopback
+and in its scratch folder, and keep it from using a container engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _READY_TIMEOUT_S = 90.0
 
 
 class Emulator:
-    """A server of one process; its data is lost when it ends.
+    """A server in one process; its data is deleted when it is stopped.
 
     Args:
         name: Its environment below `environments/`.
@@ -50,7 +50,7 @@ class Emulator:
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "SERVICES": "s3",
-            # MiniStack removes the containers of an engine that it finds.
+            # MiniStack removes containers from any engine that it finds.
             "DOCKER_HOST": f"unix://{self._folder}/no-engine",
             **settings(self._folder, self._port, self.server),
         }
@@ -59,7 +59,7 @@ class Emulator:
         """Start it, and wait until it accepts connections.
 
         Raises:
-            MissingPackagesError: its environment cannot be made here.
+            MissingPackagesError: its environment cannot be created here.
             ServerError: it exited or was not ready in time.
         """
         self._process = ServerProcess(
@@ -83,12 +83,12 @@ class Emulator:
 
 
 def localstack() -> Emulator:
-    """LocalStack, which takes any credentials."""
+    """LocalStack, which accepts any credentials."""
     return Emulator("localstack", "localstack.runtime.main", _localstack_settings)
 
 
 def ministack() -> Emulator:
-    """MiniStack, which knows no other keys for query-signed requests than those of its owner."""
+    """MiniStack, which accepts query-signed requests only with the keys in its environment."""
     return Emulator("ministack", "ministack", _ministack_settings)
 
 
@@ -97,7 +97,7 @@ def _localstack_settings(folder: Path, port: int, _server: S3Server) -> Mapping[
         "GATEWAY_LISTEN": f"127.0.0.1:{port}",
         "FILESYSTEM_ROOT": str(folder / "root"),
         "EAGER_SERVICE_LOADING": "1",
-        # No name server on port 53, no statistics sent, nothing downloaded.
+        # No DNS server on port 53, no usage statistics, no downloads.
         "DNS_ADDRESS": "0",
         "DISABLE_EVENTS": "1",
         "SKIP_SSL_CERT_DOWNLOAD": "1",
@@ -112,7 +112,7 @@ def _ministack_settings(folder: Path, port: int, server: S3Server) -> Mapping[st
         "S3_DATA_DIR": str(folder / "objects"),
         "AWS_ACCESS_KEY_ID": server.access_key_id,
         "AWS_SECRET_ACCESS_KEY": server.secret_access_key,
-        # Listeners of other services.
+        # Other services would listen, too.
         "SFTP_ENABLED": "0",
         "IOT_MTLS_ENABLED": "0",
     }

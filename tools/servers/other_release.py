@@ -1,8 +1,8 @@
-"""Programs of another Debian release, for `make doctor`; none of it is installed on this machine.
+"""Programs of another Debian release, for `make doctor`, without installing them on this machine.
 
-The packages are extracted into a folder, which later runs use again. Each program runs under
-bubblewrap: with that folder's `/usr` in place of the machine's, with the machine's network, and
-with one folder that it may write to.
+The packages are extracted into a folder, which later runs reuse. Each program runs under
+bubblewrap, with that folder's `/usr` instead of the machine's, the machine's network, and one
+writable folder.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _PROGRAMS: Final = {"mmdebstrap": "mmdebstrap", "bwrap": "bubblewrap"}
 _TIMEOUT_S: Final = 900.0
-# Debian's root is merged: these are links into /usr.
+# Debian has a merged /usr: these are links into it.
 _LINKS: Final = ("bin", "lib", "lib64", "sbin")
 
 
 @dataclass(frozen=True)
 class OtherRelease:
-    """Packages of one release, with all that they depend on.
+    """Packages of one release, with all their dependencies.
 
     Args:
         release: Its code name, such as `forky`.
@@ -45,7 +45,7 @@ class OtherRelease:
 
     @property
     def root(self) -> Path:
-        """The folder of the extracted packages; another choice of packages has another one."""
+        """The folder of the extracted packages. Each set of packages has its own."""
         digest = hashlib.sha256(" ".join(sorted(self.packages)).encode()).hexdigest()[:8]
         return self.cache / f"debian-{self.release}-{digest}"
 
@@ -53,16 +53,16 @@ class OtherRelease:
         """Extract the packages, unless an earlier run did.
 
         Raises:
-            MissingPackagesError: they cannot be had here; the text says why.
+            MissingPackagesError: they cannot be installed here; the text says why.
         """
         if os.geteuid() != 0:
-            raise MissingPackagesError(f"packages of Debian {self.release} are run by root only")
+            raise MissingPackagesError(f"only root can run packages of Debian {self.release}")
         packages.ensure(_PROGRAMS)
         if self.root.is_dir():
             return
         sources = apt.apt_sources(self.release)
         if not sources:
-            raise MissingPackagesError(f"apt knows no archive of Debian {self.release} here")
+            raise MissingPackagesError(f"apt has no archive of Debian {self.release} here")
         with _scratch(self.cache) as folder:
             self._extract(sources, folder)
             (folder / "root").rename(self.root)
@@ -101,7 +101,7 @@ class OtherRelease:
         )
         if done.returncode != 0:
             raise MissingPackagesError(
-                f"packages of Debian {self.release} cannot be had:\n{done.stderr[-2000:]}"
+                f"packages of Debian {self.release} cannot be fetched:\n{done.stderr[-2000:]}"
             )
 
 

@@ -31,7 +31,7 @@ CEPH_PACKAGES = {
     "ceph-osd": "ceph-osd",
 }
 CACHE = Path(__file__).parents[2] / ".scratch" / "servers"
-"""What servers need and this machine does not install: kept until `make clean`."""
+"""Packages that servers need but that are not installed on the machine; `make clean` removes it."""
 _LOCK_TIMEOUT_S = 300
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

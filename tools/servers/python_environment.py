@@ -1,7 +1,7 @@
 """Python environments of servers that cannot share the project's, for `make doctor`.
 
-Each has a folder below `environments/` with its `pyproject.toml` and `uv.lock`. uv makes the
-environment below `.scratch`, where `make clean` removes it.
+Each has a folder below `environments/` with its `pyproject.toml` and `uv.lock`. uv creates the
+environment below `.scratch`, which `make clean` removes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ PROJECTS: Final = Path(__file__).with_name("environments")
 
 
 def locked_python(name: str) -> Path:
-    """The interpreter of an environment, which is made or renewed as its lock says.
+    """The interpreter of an environment, which is created or updated from its lock file.
 
     Args:
         name: Its folder below `environments/`.
 
     Raises:
-        MissingPackagesError: it cannot be made here; the text says why.
+        MissingPackagesError: it cannot be created here; the text says why.
     """
     own = _ROOT / ".tools" / "bin" / "uv"
     uv = shutil.which("uv") or (str(own) if own.is_file() else None)
     if uv is None:
-        raise MissingPackagesError("uv is missing: `make doctor` provides it")
+        raise MissingPackagesError("uv is missing: `make doctor` installs it")
     folder = CACHE / name
     done = subprocess.run(
         [uv, "sync", "--locked", "--quiet", "--project", str(PROJECTS / name)],
@@ -41,12 +41,14 @@ def locked_python(name: str) -> Path:
         check=False,
     )
     if done.returncode != 0:
-        raise MissingPackagesError(f"no environment for {name}:\n{done.stderr[-2000:]}")
+        raise MissingPackagesError(
+            f"cannot create the environment for {name}:\n{done.stderr[-2000:]}"
+        )
     return folder / "bin" / "python"
 
 
 def installed_version(name: str, package: str) -> str:
-    """The version of a package in an environment that `locked_python` made."""
+    """The version of a package in an environment that `locked_python` created."""
     script = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
     done = subprocess.run(
         [str(CACHE / name / "bin" / "python"), "-c", script, package],

@@ -74,7 +74,7 @@ class S3Server:
         return {name: value for name, value in found.items() if value}
 
 
-# A session reads AWS's descriptions of its services once; that takes it most of a second.
+# Shared, since each session reads AWS's service descriptions, which takes most of a second.
 _session = botocore.session.Session()
 _session_lock = Lock()
 

@@ -86,8 +86,8 @@ class RequestOrigin:
     """Who signed a request, and which bytes: what its events name (SPEC 6.7).
 
     `request` is the SHA-256 of the request's body as signed, in 64 hex digits. `actor` is the
-    person whom the request names, if any (SPEC 15.3). It is a part of these bytes, so two origins
-    that differ in nothing else are the same: a record that lacks it is of a worker before 0.10.
+    person whom the request names, if any (SPEC 15.3). The bytes contain it, so it takes no part in
+    comparisons: records that workers before 0.10 wrote lack it.
     """
 
     publisher: str

@@ -73,7 +73,7 @@ class RequestModel(StrictModel):
 class ControlRequestModel(RequestModel):
     """What requests to the control workers have in common.
 
-    `actor` is the person for whom the publisher asks, by the publisher's word (SPEC 15.3).
+    `actor` is the person for whom the publisher asks, as the publisher claims (SPEC 15.3).
     """
 
     actor: Actor | None = None

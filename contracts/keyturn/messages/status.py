@@ -101,7 +101,7 @@ class SweepStatus(StatusModel):
 
     Attributes:
         publisher: Who requested it first.
-        actor: The person whom that request names, by the publisher's word (SPEC 15.3).
+        actor: The person whom that request names, as the publisher claims (SPEC 15.3).
         part_of_all: Whether this is one project's part of a sweep of `*`.
         taken_over_by: The id of the later sweep that proves this one (SPEC 8.6).
         expected_objects: How many objects there are, where that was counted.

@@ -20,7 +20,7 @@ from keyturn.tls import BROKER
 from keyturn.tls_failures import describe_tls_failure
 from keyturn.tls_renewal import renewing_context
 
-# Reply codes with which RabbitMQ refuses a vhost: not allowed, and internal error.
+# RabbitMQ's reply codes for a refused vhost: not allowed, and internal error.
 _NOT_ALLOWED: Final = (530, 541)
 _CLOSE: Final = "<Connection.Close "
 
@@ -41,7 +41,7 @@ class BrokerAddress:
     def of(cls, settings: DeploymentSettings) -> Self:
         """The address that the settings name. Reads the files of certificates.
 
-        A connection that is made later reads them again if they have changed.
+        Later connections read them again if they have changed.
 
         Raises:
             SettingsError: names the setting whose file cannot be used.
@@ -75,7 +75,7 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
         if (problem := describe_tls_failure(exc, BROKER)) is not None:
             raise BrokerTlsError(f"the broker cannot be reached ({problem})") from exc
         if _is_vhost_refused(exc):
-            # Readers of streams take an unexpected frame for a message that cannot be decoded.
+            # Otherwise stream readers would take the unexpected frame for an undecodable message.
             raise ConnectionError("the broker refused the vhost") from exc
         raise
 
@@ -86,23 +86,23 @@ def describe_broker_failure(error: BaseException) -> str:
 
 
 def describe_broker_problem(error: BaseException) -> str | None:
-    """What a person has to change, as a clause about "it"; None if the broker may just be away."""
+    """What an operator must fix, as a clause about "it"; None if the broker may just be away."""
     return describe_tls_failure(error, BROKER) or _describe_refusal(error)
 
 
 def _describe_refusal(error: BaseException) -> str | None:
-    """What the broker refuses, and the setting to check; None if it refuses nothing.
+    """What the broker refuses, and the setting to check; None if it refused nothing.
 
-    Its own text is not repeated: that names the user and the vhost.
+    The broker's own text is not repeated, because it names the user and the vhost.
     """
     if isinstance(error, ProbableAuthenticationError):
-        return f"it refuses the user or the password of {BROKER.url}"
+        return f"it refuses the user name or password in {BROKER.url}"
     if isinstance(error, AuthenticationError):
-        return "it does not accept a user with a password"
+        return "it does not accept password logins"
     if _is_vhost_refused(error) or _is_vhost_refused(error.__cause__):
         return (
-            f"it refuses the vhost of {BROKER.url}: check its name, the user's permissions there, "
-            "and limits of connections"
+            f"it refuses the vhost in {BROKER.url}: check its name, the user's permissions there, "
+            "and its connection limits"
         )
     return None
 
@@ -110,7 +110,7 @@ def _describe_refusal(error: BaseException) -> str | None:
 def _is_vhost_refused(error: BaseException | None) -> bool:
     """Whether the broker closed the connection instead of opening the vhost.
 
-    The client library takes that for an unexpected frame, and names it in its text alone.
+    The client library reports that as an unexpected frame; only the error's text names the frame.
     """
     if isinstance(error, ConnectionClosed):
         return bool(error.args) and error.args[0] in _NOT_ALLOWED

@@ -298,7 +298,7 @@ class _Position:
 
 
 def ignore_problem(problem: str | None) -> None:
-    """Do nothing: for a reader that waits losses out."""
+    """Do nothing: for readers that only wait until the stream can be read again."""
     del problem
 
 
@@ -315,8 +315,8 @@ async def follow(
         start: Where to begin.
         streams: The stream to read, then its replacement if it does not exist (workers
             before 0.5 declare no stream for a publisher) or may not be read.
-        note_problem: Is called with the reason each time that a later attempt to read fails, and
-            with None each time that one succeeds.
+        note_problem: Called with the reason whenever a later attempt to read fails, and with None
+            whenever one succeeds.
 
     Raises:
         EventsUnavailableError: none of them can be read at the first attempt. Later losses

@@ -179,7 +179,7 @@ async def test_a_publisher_is_refused(users: Users, what: str) -> None:
 async def test_a_publisher_is_refused_another_vhost_with_the_setting_to_check(users: Users) -> None:
     elsewhere = users.url("billing").removesuffix("/keyturn") + "/%2F"
     connection = BrokerConnection(elsewhere, publish_timeout_s=5)
-    with pytest.raises(BrokerUnavailableError, match="refuses the vhost of KEYTURN_AMQP_URL"):
+    with pytest.raises(BrokerUnavailableError, match="refuses the vhost in KEYTURN_AMQP_URL"):
         await connection.connect()
 
 

@@ -1,4 +1,4 @@
-"""Commands on SeaweedFS, which lists by segments: nothing is missing, twice or out of order."""
+"""Commands on SeaweedFS, which lists by segments: no key is missing, repeated or out of order."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.servers
 
-_NO_BROKER = "amqp://nobody@127.0.0.1:1/"
+_NO_BROKER = "amqp://none@127.0.0.1:1/"
 _PAGE = 5
-# The server has the folders before their siblings: `a/…`, `a!b`, `a-1/x`, `a.txt`, `b/…`, `b-2/y`.
+# The server lists folders before their siblings: `a/…`, `a!b`, `a-1/x`, `a.txt`, `b/…`, `b-2/y`.
 KEYS = sorted(
     [
         *("a!b", "a-1/x", "a-1/y", "a.txt", "b-2/y", "b.", "c"),
@@ -42,7 +42,7 @@ def deployment(seaweedfs: S3Server, request: pytest.FixtureRequest) -> Deploymen
 
 @pytest.fixture
 def cli(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Pages are short, so that few objects are several pages."""
+    """Pages are short, so that a few objects fill several."""
     monkeypatch.setattr("keyturn_workers.storage.s3.PAGE_KEYS", _PAGE)
     monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", _PAGE)
     monkeypatch.setattr("keyturn_workers.cli.objects.PAGE_KEYS", _PAGE)

@@ -92,16 +92,16 @@ async def _until(client: ConsoleClient, holds: Callable[[str], bool], timeout_s:
             await asyncio.sleep(_PAUSE_S)
 
 
-async def test_a_password_that_the_broker_refuses_is_named_until_it_is_right(
+async def test_a_refused_password_is_shown_as_the_reason_until_it_is_right(
     site: ConsoleSite, broker: Servers
 ) -> None:
-    """Within seconds, on every page and in the log; the password is in neither."""
+    """Within seconds, on every page and in the log, neither of which shows the password."""
     if broker.rabbitmq is None:
-        pytest.skip("needs to change a password of the broker")
+        pytest.skip("needs to change a password on the broker")
     parts = urlsplit(console_user(broker.rabbitmq, site.deployment.amqp_url))
     password = "canary-password"
     wrong = parts._replace(netloc=f"{parts.username}:{password}@127.0.0.1:{parts.port}").geturl()
-    reason = "it refuses the user or the password of KEYTURN_AMQP_URL"
+    reason = "it refuses the user name or password in KEYTURN_AMQP_URL"
     async with (
         site.another_console(wrong) as running,
         console_client(running.url, VIEWER) as client,

@@ -51,7 +51,7 @@ async def test_each_link_leads_to_a_page(pages: Mapping[str, Answer]) -> None:
     assert pages.keys() >= KINDS
 
 
-@pytest.mark.timeout(400)  # some 45 runs of axe, while three other processes test as well
+@pytest.mark.timeout(400)  # some 45 runs of axe, beside three other test processes
 async def test_each_page_is_accessible_in_both_themes_and_on_a_phone(
     operator: ConsoleVisit, pages: Mapping[str, Answer]
 ) -> None:

@@ -47,8 +47,8 @@ def _inline(request: UploadRequested) -> bytes:
 @pytest.mark.parametrize(
     ("login", "vhost", "reason"),
     [
-        ("canary", "", "it refuses the user or the password of KEYTURN_AMQP_URL"),
-        ("", "canary", "it refuses the vhost of KEYTURN_AMQP_URL: "),
+        ("canary", "", "it refuses the user name or password in KEYTURN_AMQP_URL"),
+        ("", "canary", "it refuses the vhost in KEYTURN_AMQP_URL: "),
     ],
 )
 async def test_a_connection_that_the_broker_refuses_names_the_setting(

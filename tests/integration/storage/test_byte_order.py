@@ -94,8 +94,8 @@ async def test_folders_come_once_in_pages(storage: S3Storage, limit: int) -> Non
     assert names == sorted(folders | {key for key in KEYS if key.count("/") == 1})
 
 
-async def test_a_prefix_that_could_be_of_a_folder_with_versions(storage: S3Storage) -> None:
-    """By `p/b.` the server finds `p/b`, too, and with a delimiter a folder that is none."""
+async def test_a_prefix_that_also_matches_a_folder_of_versions(storage: S3Storage) -> None:
+    """For `p/b.`, the server also finds `p/b`, or with a delimiter a folder that does not exist."""
     assert [row.key async for row in storage.list("p/b.")] == ["p/b.c"]
     page = await storage.list_entries("p/b.", delimiter="/")
     assert ([row.key for row in page.objects], page.prefixes) == (["p/b.c"], [])
@@ -116,7 +116,7 @@ async def test_every_version_once_from_any_key_on(
 async def test_more_than_a_page_of_versions_at_or_beside_one_key(
     seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server's own pages do not reach `v/k`, nor show whether there is a `v/n`."""
+    """The server's own pages do not reach `v/k`, nor do they show whether `v/n` exists."""
     monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", 5)
     beside = [f"v/{key}{middle}{n}" for key in "kn" for middle in ("-", "/", ".") for n in range(7)]
     name = make_bucket(seaweedfs, "plain")

@@ -1,4 +1,4 @@
-"""Enroll, upload and read with TLS on every way; and certificates that change under a worker.
+"""Enroll, upload and read with TLS on every connection; and change a running worker's certificates.
 
 The broker requires client certificates, and so does a proxy in front of Ceph. Ceph's own TLS is
 what the worker and the gateway use.
@@ -99,9 +99,9 @@ async def test_a_worker_goes_on_after_certificates_have_changed(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """The broker's expires: the worker says so, and connects until the broker has a good one.
+    """The broker's expires: the worker says so, and tries again until the broker has a valid one.
 
-    Its own are renewed meanwhile: it shows the new ones without a restart.
+    The worker's own are renewed meanwhile, and it uses the new ones without a restart.
     """
     deployment = Deployment(secured.rabbitmq.tls_url, ceph, ceph_bucket)
     rabbitmq, server = secured.rabbitmq, secured.server
@@ -139,7 +139,7 @@ async def test_a_worker_goes_on_after_certificates_have_changed(
                 write("AMQP", secured.authority.issue("renewed", ()))
             finally:
                 show(tmp_path / server.certificate.name, tmp_path / server.key.name)
-            # The storage requires one that the worker did not start with.
+            # The storage now requires a certificate that the worker did not start with.
             write("S3", secured.stranger.issue("renewed", ()))
             proxies.close()
             required = server_context(server, clients=secured.stranger.ca)

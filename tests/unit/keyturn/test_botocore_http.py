@@ -171,7 +171,7 @@ _STS = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" %
 
 
 async def _credentials_of_storage(**keys: Any) -> str:
-    """The access key of a client of the storage: by the chain of AWS, or one of the settings."""
+    """The access key that a storage client uses: from AWS's chain, or from the settings."""
     settings = S3Settings(s3_bucket="bucket", s3_region="us-east-1", **keys)
     async with open_client(settings, max_connections=1) as client:
         url = await client.generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "k"})
@@ -215,7 +215,7 @@ _METADATA = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n
 
 
 def _use_metadata(monkeypatch: pytest.MonkeyPatch, directory: Path, **given: str) -> None:
-    """Leave the chain of AWS nothing but a container's or an instance's credentials."""
+    """Leave AWS's chain only container and instance credentials."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     files = {"AWS_CONFIG_FILE": "config", "AWS_SHARED_CREDENTIALS_FILE": "credentials"}
@@ -236,13 +236,13 @@ def _use_metadata(monkeypatch: pytest.MonkeyPatch, directory: Path, **given: str
 async def test_credentials_are_not_taken_where_the_name_is_not_verified(
     name: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing can choose the HTTP session in which aiobotocore gets these."""
+    """The HTTP session with which aiobotocore fetches these cannot be replaced."""
     _use_metadata(monkeypatch, tmp_path, **{name: url})
     with pytest.raises(SettingsError, match=f"^{name}: .* name .* not be verified$"):
         await _credentials_of_storage()
     with pytest.raises(SettingsError, match=name):
         await VerifyingSession().get_credentials()
-    # The settings' keys are taken without the chain.
+    # With keys in the settings, the chain is not used.
     keys = {"s3_access_key_id": "OWN", "s3_secret_access_key": "secret"}
     assert await _credentials_of_storage(**keys) == "OWN"
 
@@ -287,7 +287,7 @@ async def test_credentials_of_a_container_come_from_this_machine(
 def test_other_servers_of_credentials_are_allowed(
     given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AWS's own speak plain HTTP, and what runs on this machine can read its files anyway."""
+    """AWS's own speak plain HTTP, and a server on this machine could read its files anyway."""
     _use_metadata(monkeypatch, tmp_path, **given)
     botocore_http._check_metadata_servers(given.get(_INSTANCE))
 

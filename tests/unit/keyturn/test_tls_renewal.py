@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _RENEWED = "certificate renewed: "
-_STAYS = "certificate not renewed; the one before stays in use: "
+_STAYS = "certificate not renewed; the old one stays in use: "
 _CERTIFICATE, _KEY = "KEYTURN_AMQP_CERT_FILE", "KEYTURN_AMQP_KEY_FILE"
 
 
@@ -50,7 +50,7 @@ class _Files:
         return renewing_context(BROKER, self.ca, self.certificate, self.key)
 
     async def shown(self, context: ssl.SSLContext, *, server: Certificate | None = None) -> str:
-        """The name in the certificate that a new connection shows."""
+        """The name in the certificate that a new connection presents."""
         names: list[str] = []
         required = server_context(server or self.server, clients=self.authority.ca)
 
@@ -112,7 +112,7 @@ def test_so_does_one_without_an_event_loop(files: _Files) -> None:
 
 
 def test_the_context_itself_trusts_no_authority(files: _Files) -> None:
-    """A library that passes by what the files hold gets no connection."""
+    """A library that bypasses the current files cannot connect."""
     context = files.context()
     assert context.cert_store_stats() == {"x509": 0, "crl": 0, "x509_ca": 0}
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -122,7 +122,7 @@ def test_the_context_itself_trusts_no_authority(files: _Files) -> None:
 async def test_another_authority_counts_as_well(
     files: _Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And one that was removed no longer does."""
+    """And one that was removed no longer counts."""
     stranger = Authority(tmp_path / "stranger").issue("stranger", ("localhost",))
     context = files.context()
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -177,7 +177,7 @@ async def test_files_that_cannot_be_used_change_nothing(
 async def test_a_certificate_without_its_key_yet_is_not_reported(
     files: _Files, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A program that renews writes one file after the other."""
+    """A renewal writes one file after the other."""
     context, second = files.context(), files.authority.issue("second", ())
     shutil.copy(second.certificate, files.certificate)
     assert await files.shown(context) == "first"

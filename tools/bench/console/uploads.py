@@ -19,9 +19,9 @@ control workers answer it. They do not say what it takes from a worker that shar
 | a full queue | throughput. The cores are busy, so the console may fall behind: its lag is a row |
 | half of that rate | CPU time for each upload, and its latency: the cores have time |
 
-At half of the rate every core is kept busy at the lowest priority, with a console and without one:
-else a core that a console keeps busy would slow the one beside it, which is often a second thread
-of the same.
+At half of the rate, every core is kept busy at the lowest priority, with a console and without one.
+Otherwise a console would also slow the core next to its own, which is often the second thread of
+the same physical core.
 
 CPU time is read from outside: the worker's for each upload, and the console's for each event, which
 includes its share of the pages.

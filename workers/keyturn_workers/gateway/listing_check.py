@@ -1,8 +1,8 @@
-"""Detects what the gateway must know of the bucket's listings (SPEC 8.4, 10).
+"""Detects what the gateway must know about the bucket (SPEC 8.4, 10).
 
-Whether they show overwrites, so that keyrings may be renewed by them; and whether keys are paths,
-so that one with a backslash would be read as another. Their order shows itself while the storage
-lists (`storage.listing_order`).
+Whether listings show overwrites, so that they can be used to renew keyrings; and whether keys are
+paths, so that a key with a backslash would be read as another one. The storage itself finds out the
+order of listings (`storage.listing_order`).
 
 Workers know it from their probe. The gateway's credentials may write only to its own staging
 folder, so it tests that folder, in the background. Until the result is known, keyrings are read

@@ -83,7 +83,7 @@ class ServerCertificate:
         if self._state() != self._seen:
             return  # it was read while it was written
         self._judged = self._seen  # once for each state of the files
-        _log.error("certificate not renewed; the one before stays in use", problem=problem)
+        _log.error("certificate not renewed; the old one stays in use", problem=problem)
 
     def _load(self) -> tuple[ssl.SSLContext, datetime | None]:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

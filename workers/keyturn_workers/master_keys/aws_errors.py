@@ -110,7 +110,7 @@ def describe_failure(exc: Exception, operation: str) -> AwsFailure:
 
     Args:
         exc: What aiobotocore raised; `TimeoutError` for no answer in time; `SettingsError` if
-            the credentials are not to be taken from where they would come.
+            the credentials would come from a server that is not allowed.
         operation: As IAM names it, such as `GenerateMac`.
     """
     if isinstance(exc, ClientError):

@@ -9,7 +9,7 @@
 | `s3_requests`, `s3_responses` | what requests contain and responses mean. Pure |
 | `listing`, `entries` | the same for listings. Pure |
 | `listing_order` | finds out in which order a server lists, if no probe has measured it |
-| `segment_order`, `version_groups` | byte order from a server that lists by segments |
+| `segment_order`, `version_groups` | restore byte order if a server lists by segments |
 | `vendor_errors` | the one place that translates errors of aiohttp and botocore |
 | `capabilities` | differences between servers that code depends on |
 | `probe` | what the configured bucket does: `keyturn doctor`, and each worker's start |

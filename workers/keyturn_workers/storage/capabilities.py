@@ -37,8 +37,8 @@ class Capabilities:
     # refused, since a rotation could not find them.
     unlisted_names: bool = False
     # A listing sorts keys by their segments and not by their bytes: `a/b` before `a-b`. Then the
-    # storage itself restores the order of bytes. None: not measured; the storage then finds it out
-    # from what it lists, before the order matters.
+    # storage itself restores the order of bytes. None: not measured. The storage then finds
+    # it out from the keys that it lists, before the order matters.
     listings_by_segment: bool | None = None
 
 

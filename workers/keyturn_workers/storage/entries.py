@@ -41,7 +41,7 @@ def start_after(prefix: str, delimiter: str, after: str) -> str:
     It is empty if the server must start at the prefix.
     """
     if not after.startswith(prefix) or after == prefix:
-        return ""  # an object of the prefix's own name is dropped by `without_early`
+        return ""  # `without_early` drops an object whose key is the prefix itself
     end = after.find(delimiter, len(prefix)) if delimiter else -1
     if end >= 0:
         return last_key_below(after[: end + len(delimiter)])
@@ -57,17 +57,18 @@ def last_key_below(folder: str) -> str:
 
 
 def last_key_before(name: str) -> str:
-    """The last key of S3's greatest length that sorts before `name` and all that begins with it.
+    """The last key of S3's greatest length that sorts before `name` and all keys beginning with it.
 
-    The last character of `name` must not be the first of all.
+    The last character of `name` must not be U+0000.
     """
     return last_key_below(name[:-1] + chr(ord(name[-1]) - 1))
 
 
 def without_folder_ending(prefix: str) -> str:
-    """The prefix without an end that could be that of a folder `a.versions`.
+    """The prefix, without an ending that may match a folder name such as `a.versions`.
 
-    A server with such folders lists `a` under the prefix `a.`, or a common prefix that is none.
+    For the prefix `a.`, a server with such folders also lists `a`, or a common prefix that no key
+    has.
     """
     key, dot, ending = prefix.rpartition(_VERSIONS[0])
     ends_key = bool(key) and not key.endswith("/")
@@ -151,9 +152,9 @@ def _decode_all(keys: Sequence[bytes], *, encoded: bool) -> list[str]:
 
 
 def page_within(page: EntriesPage, prefix: str) -> EntriesPage:
-    """The entries with this prefix, of a page that begins with them.
+    """Only the entries with this prefix, from a page that begins with them.
 
-    If others follow on the page, no entry with this prefix does.
+    If other entries follow them on the page, no later page has this prefix.
     """
     objects = [row for row in page.objects if row.key.startswith(prefix)]
     prefixes = [folder for folder in page.prefixes if folder.startswith(prefix)]

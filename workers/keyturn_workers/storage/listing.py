@@ -219,5 +219,5 @@ def parse_versions(page: "ListObjectVersionsOutputTypeDef") -> Sequence[ObjectVe
 
 
 def order_of_version(version: ObjectVersion) -> tuple[bytes, bool, float]:
-    """Where a listing has a version: by its key, the latest first, then the newest."""
+    """A sort key: by object key, with the latest version first, then the newest."""
     return version.key.encode(), not version.is_latest, -version.last_modified.timestamp()

@@ -1,28 +1,28 @@
-"""Which order a server lists in, found by reading alone (SPEC 8.5, 10).
+"""Finds out in which order a server lists, without writing to it (SPEC 8.5, 10).
 
-Servers sort keys by their bytes or by their segments (`storage.segment_order`). Workers measure it
-when they start. Commands and the gateway may not write to the bucket as workers do, so there the
-storage finds it out from the keys that it lists, as soon as the order matters.
+Servers sort keys by their bytes or by their segments (`storage.segment_order`). Workers measure the
+order when they start. Commands and the gateway may not write to the bucket as workers do, so there
+the storage finds out the order from the keys that it lists, as soon as it matters.
 
-Two keys sort differently only if, where they part, one has a slash and the other a character before
-the slash (or, on a server that keeps versions in a folder `a.versions`, one ends and the other has
-such a character or a slash). A key that has neither behind the listing's prefix is therefore in its
-place: no key that sorts before it in bytes is still to come. Hence
+Two keys sort differently only if, at the first character where they differ, one has a slash and the
+other a character that sorts before the slash (or, on a server that keeps versions in a folder
+`a.versions`, one key ends there and the other has such a character or a slash). A key that has no
+such character after the listing's prefix is therefore in its place: no key with smaller bytes
+follows it. Hence
 
 - a listing that is not truncated is complete, and only has to be sorted;
-- a page whose names have no such character is right in either order;
+- a page whose names have no such character is correct in either order;
 - a page that starts after a key lacks at most the folders that this key is a sibling of, and the
   folder of its own name.
 
 Any other name shows the order:
 
-- `a/x`: sorted by bytes, it is among the names that follow all that begin with `a.`, and only names
-  below `a/` come first. Sorted by segments, the whole folder precedes them.
-- `a-x`: sorted by segments, it follows the whole of `a/`, as do its siblings. Sorted by bytes, no
-  such name does.
+- `a/x`: in byte order, a listing that starts after all names beginning with `a.` shows names below
+  `a/` first. In segment order, the whole folder `a/` comes before that start.
+- `a-x`: in segment order, `a-x` and its siblings come after all of `a/`. In byte order, none does.
 
-What such a request lists is a proof. What it does not list is one only if the name existed all the
-time, so the page is then read again.
+A name that such a request lists proves the order. A name that it does not list proves it only if
+the name existed all the time, so the page is then read again.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -44,10 +44,10 @@ _ATTEMPTS: Final = 5
 async def page_or_order(
     read: Callable[[], Awaitable[EntriesPage]], fetch: Fetch, prefix: str, after: str
 ) -> EntriesPage | bool:
-    """Read a page that is right in either order, or find out the order.
+    """Read a page that is correct in either order, or find out the order.
 
     Args:
-        read: Reads the page as a server that sorts by bytes has it.
+        read: Reads the page, for a server that sorts by bytes.
         fetch: Makes one request, without a delimiter.
         prefix: The prefix of the listing.
         after: The name that it starts after; empty, or longer than the prefix.
@@ -78,7 +78,7 @@ async def page_or_order(
             return _in_byte_order(page)
         if (order := await _find_order_by_folder(fetch, hidden)) is not None:
             return order
-    raise StorageUnavailableError("list: names disappear while their order is tested")
+    raise StorageUnavailableError("list: keys disappeared while their order was tested")
 
 
 def rows_of(page: EntriesPage) -> Rows:
@@ -97,13 +97,13 @@ async def find_order(
     """Find out whether the server lists by segments.
 
     Args:
-        rows: What was listed of the prefix.
-        read_again: Lists the same again.
+        rows: What a listing of the prefix showed.
+        read_again: Repeats that listing.
         fetch: Makes one request, without a delimiter.
         prefix: The prefix of the listing.
 
     Returns:
-        None if no name shows it, or if the one that was tested disappeared meanwhile.
+        None if no name shows the order, or if the tested name disappeared meanwhile.
     """
     witness = _witness(rows, prefix)
     if witness is None:
@@ -144,7 +144,10 @@ async def find_order_by_listing(fetch: Fetch, prefix: str) -> bool | None:
 
 
 def _witness(names: Iterable[str], prefix: str) -> tuple[str, int] | None:
-    """A name and where a folder of it, or beside it, ends; one within the folder if any is."""
+    """A name that shows the order, and where its folder ends, or the folder beside it.
+
+    Prefers a name within the folder.
+    """
     found: tuple[str, int] | None = None
     for name in names:
         for at, _ in folders_around(name, len(prefix)):
@@ -155,7 +158,7 @@ def _witness(names: Iterable[str], prefix: str) -> tuple[str, int] | None:
 
 
 async def _find_hidden(fetch: Fetch, prefix: str, after: str) -> str | None:
-    """A folder with keys that a listing by segments from `after` on would leave out."""
+    """A folder whose keys a listing by segments would leave out if it starts after `after`."""
     if not after:
         return None
     for at, folder in folders_around(after + _SLASH, len(prefix)):

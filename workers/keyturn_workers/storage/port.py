@@ -331,10 +331,10 @@ class Storage(Protocol):
         ...
 
     async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
-        """Read one page of a listing as the server has it, with the `Date` of the response.
+        """Read one page of a listing in the server's order, with the `Date` of the response.
 
-        A server that lists by segments has another order, and starts in it: what needs every key
-        uses `list` or `list_entries`.
+        A server that lists by segments also continues in that order. Callers that need every key
+        use `list` or `list_entries`.
         Keys that XML cannot represent may be missing.
         """
         ...

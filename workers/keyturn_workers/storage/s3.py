@@ -473,7 +473,7 @@ class S3Storage(S3Admin):
     async def _list_within(
         self, wide: str, prefix: str, after: str, limit: int | None
     ) -> AsyncIterator[ObjectSummary]:
-        """List what has this prefix among the keys that have a wider one."""
+        """List a wider prefix, and keep only the keys that have this one."""
         start = max(after, last_key_before(prefix))
         async for row in self.list(wide, after=start, limit=limit):
             if not row.key.startswith(prefix):
@@ -483,7 +483,7 @@ class S3Storage(S3Admin):
     async def _list_in_unknown_order(
         self, prefix: str, after: str, limit: int | None
     ) -> AsyncIterator[ObjectSummary]:
-        """List pages that are right in either order, and the rest in the one that shows itself."""
+        """List pages that are correct in either order, and the rest once the order is known."""
         start: str | None = None if is_after_all(prefix, after) else after
         while start is not None and (limit is None or limit > 0):
             size = PAGE_KEYS if limit is None else min(limit, PAGE_KEYS)
@@ -500,7 +500,7 @@ class S3Storage(S3Admin):
     async def _page_in_unknown_order(
         self, prefix: str, delimiter: str, after: str, limit: int
     ) -> EntriesPage | None:
-        """Read a page that is right in either order; None if the order is known now."""
+        """Read a page that is correct in either order; None if the order is known now."""
         if self.capabilities.listings_by_segment is not None:
             return None
         start = start_after(prefix, delimiter, after)
@@ -531,7 +531,7 @@ class S3Storage(S3Admin):
     async def _list_versions_in_unknown_order(
         self, prefix: str, after: str, limit: int | None
     ) -> AsyncIterator[ObjectVersion]:
-        """List one complete page, or find out the order by objects that exist."""
+        """List versions if one page has them all; otherwise find out the order from objects."""
         page, truncated = await self.versions_page(prefix, after, "", "")
         if truncated or after:
 
@@ -556,7 +556,7 @@ class S3Storage(S3Admin):
     async def _list_versions_in_any_order(
         self, prefix: str, after: str
     ) -> AsyncGenerator[ObjectVersion, None]:
-        """List versions although no object shows the order; a deleted key may depend on it."""
+        """List versions if no object shows the order; deleted keys may still depend on it."""
         by_bytes = super().list_versions(prefix, after=after)
         of_one_key: list[ObjectVersion] = []
         if not has_witness([after], prefix):
@@ -578,7 +578,7 @@ class S3Storage(S3Admin):
 
     async def _find_order_elsewhere(self, prefix: str) -> bool | None:
         for listed in (OWN_PREFIX, prefix):
-            # Credentials for one project may not list Keyturn's own folder.
+            # Credentials for one project may be refused a listing of Keyturn's own folder.
             with suppress(RefusedError):
                 wide = without_folder_ending(listed)
                 order = await find_order_by_listing(self._fetch_in_segments(""), wide)
@@ -639,7 +639,7 @@ class S3Storage(S3Admin):
     async def _read_entries(
         self, prefix: str, delimiter: str, start: str, limit: int, after: str = ""
     ) -> tuple[EntriesPage, str]:
-        """Read one page as the server has it, without entries up to `after`, and its marker."""
+        """Read one page in the server's order, without entries up to `after`, and its marker."""
         token = ""
         for _ in range(_EMPTY_PAGES):
             query = entries_query(prefix, delimiter, limit, start=start, token=token)
@@ -660,7 +660,7 @@ class S3Storage(S3Admin):
 
 
 def _existing(versions: Sequence[ObjectVersion]) -> Rows:
-    """The latest versions that are no delete markers: what a listing of objects shows."""
+    """The latest versions that are not delete markers: what a listing of objects shows."""
     return {row.key: row for row in versions if row.is_latest and not row.is_delete_marker}
 
 

@@ -269,9 +269,9 @@ class SegmentOrder:
 
 
 def parent_of(name: str) -> str:
-    """The folder that has this name, with its slash.
+    """The folder that contains this name, with its slash.
 
-    For requests: a server may not know prefixes that are no whole names.
+    Used as the prefix of requests: a server may not support prefixes that end within a name.
     """
     return name[: name.rfind(_SLASH) + 1]
 
@@ -284,7 +284,7 @@ def _is_sibling(name: str, folder: str) -> bool:
 def folders_around(name: str, shortest: int) -> Iterator[tuple[int, str]]:
     """The folders that the name is in or is a sibling of, the longest first, and their lengths.
 
-    Only these can make the order of segments put the name elsewhere than the order of bytes does.
+    Only these can give the name another place in the order of segments than in the order of bytes.
 
     Args:
         name: A key, or a common prefix.

@@ -9,9 +9,10 @@ So a listing that is truncated is split by the next character, until no answer i
 one, only the groups that precede the last one are used. A folder that a start would leave out is
 listed by itself.
 
-Such a server keeps the versions of `a` in a folder `a.versions`, behind all of `a/` and `a-b`. If
-these fill a page, the versions of `a` are found by the folder's name, or by a listing in which a
-delimiter makes few rows of the others. More than a page of them are read page by page.
+Such a server keeps the versions of `a` in a folder `a.versions`, which it lists after all of `a/`
+and `a-b`. If those fill a page, the versions of `a` are found by the folder's name, or by a listing
+with a delimiter that reduces the others to a few rows. If they do not fit into a page, they are
+read page by page.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
@@ -25,8 +26,8 @@ from keyturn_workers.storage.port import ObjectVersion
 Fetch = Callable[[str, str, str, str], Awaitable[tuple[Sequence[ObjectVersion], bool]]]
 """Requests one page: prefix, the key after which to start, a delimiter, and a version.
 
-With a version, the page starts after this version of the key. Returns the versions in the order of
-the port, and whether the page is truncated."""
+With a version, the page starts after that version of the key. Returns the versions, ordered as the
+port orders them, and whether the page is truncated."""
 
 _SLASH: Final = "/"
 # The characters that sort before the slash.
@@ -48,15 +49,15 @@ class VersionGroups:
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
-        self._known: ObjectVersion | None = None  # one that is in a folder
+        self._known: ObjectVersion | None = None  # any version that is in such a folder
         self._finds_folders: bool | None = None
 
     async def versions(self, prefix: str, after: str = "") -> _Versions:  # noqa: C901, PLR0912  # a merge
         """Yield the versions under a prefix whose keys sort after `after`, as the port orders them.
 
         Raises:
-            StorageUnavailableError: one key has more versions than a page, and beside it are so
-                many others that the server shows only these.
+            StorageUnavailableError: a key has more versions than fit into a page, and so many keys
+                are below and beside it that the server shows only those.
         """
         if after and not after.startswith(prefix):
             if after > prefix:
@@ -70,7 +71,7 @@ class VersionGroups:
             for version in await self._own(prefix, page):
                 yield version
             if all(version.key == prefix for version in page):
-                # Those, or of a key that the prefix finds by its folder, fill the page.
+                # Versions of this key, or of one that the prefix found by its folder, fill it.
                 page, truncated = await self._page(prefix, prefix)
         start, more = after or prefix, True
         while more:
@@ -106,16 +107,16 @@ class VersionGroups:
         page, truncated = await self._fetch(prefix, after, delimiter, version)
         if self._known is None:
             self._known = next((row for row in page if row.version_id != _UNVERSIONED), None)
-        # By the prefix `a.` the server also finds `a`, in its folder `a.versions`. Others start in
-        # the middle of the key that was to be skipped.
+        # For the prefix `a.`, the server also finds `a`, through its folder `a.versions`. Other
+        # servers start in the middle of the key that was to be skipped.
         rows = [row for row in page if row.key.startswith(prefix)]
         return [row for row in rows if version or row.key > after], truncated
 
     async def _own(self, key: str, page: Sequence[ObjectVersion]) -> Sequence[ObjectVersion]:
-        """The versions of the key itself, given the first page of those that begin with it.
+        """The versions of the key itself, given the first page of keys that begin with it.
 
         Raises:
-            StorageUnavailableError: there are too many at and beside this key.
+            StorageUnavailableError: too many versions of this key, and too many keys beside it.
         """
         own = await self._read_own(key, "", page)
         if own is None:
@@ -126,21 +127,23 @@ class VersionGroups:
             first, truncated = await self._page(key, "", delimiter)
             own = await self._read_own(key, delimiter, first, truncated=truncated)
         if own is None:
-            raise StorageUnavailableError("list versions: too many at and beside one key")
+            raise StorageUnavailableError(
+                "list versions: too many versions of a key and of keys beside it"
+            )
         by_id = {version.version_id: version for version in own}
         return sorted(by_id.values(), key=order_of_version)
 
     async def _read_own(
         self, key: str, delimiter: str, page: Sequence[ObjectVersion], *, truncated: bool = True
     ) -> Sequence[ObjectVersion] | None:
-        """The versions of the key, page by page; None if others keep them off the pages."""
+        """The versions of the key, page by page; None if other keys fill the pages."""
         own: list[ObjectVersion] = []
         while truncated and not any(_is_behind(version.key[len(key) :]) for version in page):
             found = [version for version in page if version.key == key]
             if not found:
                 return None
             own += found
-            # Where a delete marker is among versions of the same second is not known.
+            # The place of a delete marker among versions of the same second is not known.
             bodies = [version for version in found if not version.is_delete_marker]
             last = (bodies or found)[-1].version_id
             page, truncated = await self._page(key, key, delimiter, last)
@@ -149,14 +152,14 @@ class VersionGroups:
     async def _find_own_by_folder(
         self, key: str, page: Sequence[ObjectVersion]
     ) -> Sequence[ObjectVersion] | None:
-        """The versions of the key by their folder's name; None if the server does not find them so.
+        """The versions of the key, by their folder's name; None if the server cannot find them so.
 
-        `page` has what is no such version: one that was written before the bucket kept versions
-        precedes all others.
+        The folder lacks a version that was written before versioning was enabled. `page` has that
+        one, because it precedes all others.
         """
         found, complete = await self._find_folder(key)
         if not found and self._finds_folders is None and self._known is not None:
-            # Nothing is there, or nothing is found this way: a key that is there shows which.
+            # No versions exist, or the server finds none this way: a known key shows which.
             self._finds_folders = bool((await self._find_folder(self._known.key))[0])
         if not complete or not (found or self._finds_folders):
             return None
@@ -169,7 +172,7 @@ class VersionGroups:
 
 
 def _is_behind(rest: str) -> bool:
-    """Whether the server has such a key behind the folder with the versions of the key before."""
+    """Whether the server lists a key with this rest after the folder with the key's versions."""
     return rest > _VERSIONS and rest[0] != _SLASH
 
 
@@ -186,7 +189,7 @@ def _last_group(rows: Sequence[ObjectVersion], prefix: str) -> str:
     """The next character of the keys that the server collected last.
 
     Raises:
-        StorageUnavailableError: there is none, although more follow.
+        StorageUnavailableError: there is no group, although the page is truncated.
     """
     characters = {version.key[len(prefix)] for version in rows if version.key != prefix}
     if not characters:

@@ -19,7 +19,7 @@ _PRINTABLE = (str, int, float, OSError, type(None))
 # It logs each batch that it cannot send: `keyturn_workers.tracing.exporter` reports that once.
 _SILENT = "opentelemetry"
 _RENEWALS = "keyturn.tls_renewal"
-# It connects again after a loss.
+# Reconnects after a lost connection.
 _RECONNECTING = "aio_pika.robust_connection"
 _QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")
 
@@ -49,7 +49,7 @@ def configure(log_format: LogFormat, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     _configure_libraries([*shared, structlog.stdlib.add_logger_name], renderers)
-    # Of keyturn itself, which a library's user configures. Its other lines are not for operators.
+    # A logger of the package `keyturn`, whose other lines are for developers, not for operators.
     logging.getLogger(_RENEWALS).setLevel(max(_LEVELS[level], logging.INFO))
 
 
@@ -87,10 +87,10 @@ def _without_messages(record: logging.LogRecord) -> bool:
 
 
 def _with_broker_problem(record: logging.LogRecord) -> bool:
-    """Say in our words why a broker refuses a connection; theirs name no setting.
+    """Replace the libraries' text on why a broker refuses a connection: it names no setting.
 
-    A worker connects again and again, and nothing else says why it fails. That a broker is away is
-    logged by what needs it.
+    A worker keeps reconnecting, and nothing else logs the reason. If the broker is merely away,
+    the code that needs it logs that.
     """
     is_reconnecting = record.name == _RECONNECTING
     if isinstance(record.args, tuple) and (

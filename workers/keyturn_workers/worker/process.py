@@ -61,7 +61,7 @@ from keyturn_workers.worker.wiring import Wiring
 _SPARE_CONNECTIONS: Final = 32
 _RECONNECT_S: Final = 1.0
 _BROKER_TIMEOUT_S: Final = 5
-# How often the checks of the bucket are tried for outcomes that a worker can do without.
+# How often the bucket's checks run at most for the sake of outcomes that are not essential.
 _PROBES: Final = 4
 _CANCELLATIONS: Final = 50
 _CANCELLATION_S: Final = 0.1
@@ -358,7 +358,7 @@ async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_
 
 
 class _UntestedError(StorageUnavailableError):
-    """Checks of the bucket failed at the storage. The next attempt may decide them."""
+    """Requests of the bucket's checks failed. The next attempt may succeed."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(f"the bucket could not be tested: {_failures(report)}")
@@ -366,16 +366,17 @@ class _UntestedError(StorageUnavailableError):
 
 
 async def _measure_storage(settings: WorkerSettings) -> Capabilities:
-    """Find out what the bucket does. Checks that failed at the storage are repeated.
+    """Find out what the bucket supports. Checks whose requests failed are repeated.
 
     A server may answer some requests with an error every time. So checks that a worker can do
-    without are repeated a few times only. The others are repeated for `START_TIMEOUT_S`; if
-    unsafe buckets are allowed, the worker then starts all the same, with the cautious answer.
+    without are repeated only a few times. The others are repeated for `START_TIMEOUT_S`. If unsafe
+    buckets are allowed, the worker then starts anyway, and assumes that the bucket lacks what
+    could not be tested.
 
     Raises:
-        UnsafeStorageError: the bucket lacks something required, and this is not allowed.
-        StorageUnavailableError: the storage could not be reached, or what must be known before
-            a start could not be tested.
+        UnsafeStorageError: the bucket lacks something required, and unsafe buckets are not allowed.
+        StorageUnavailableError: the storage could not be reached, or an essential check could not
+            be decided.
     """
     tries = itertools.count(1)
     try:
@@ -398,11 +399,11 @@ async def _probe_storage(settings: WorkerSettings, *, last: bool) -> Report:
 
     Args:
         settings: The bucket, and whether it may be unsafe.
-        last: Be content without the outcomes that a worker can do without.
+        last: Accept that outcomes are missing which a worker can do without.
 
     Raises:
-        UnsafeStorageError: the bucket lacks something required, and this is not allowed.
-        _UntestedError: checks failed at the storage.
+        UnsafeStorageError: the bucket lacks something required, and unsafe buckets are not allowed.
+        _UntestedError: requests of checks failed.
         StorageUnavailableError: the storage cannot be reached.
     """
     async with explaining_tls(settings), open_storage(settings) as storage:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _PASSWORD = "canary-password"
 _VHOST_REFUSED = (
-    "it refuses the vhost of KEYTURN_AMQP_URL: check its name, the user's permissions there, "
-    "and limits of connections"
+    "it refuses the vhost in KEYTURN_AMQP_URL: check its name, the user's permissions there, "
+    "and its connection limits"
 )
 
 
@@ -110,11 +110,11 @@ async def test_a_broker_that_is_away_is_not_a_failure_of_tls(tmp_path: Path) -> 
     [
         (
             ProbableAuthenticationError("ACCESS_REFUSED - Login was refused using …"),
-            "it refuses the user or the password of KEYTURN_AMQP_URL",
+            "it refuses the user name or password in KEYTURN_AMQP_URL",
         ),
         (
             AuthenticationError("EXTERNAL", ["PLAIN"]),
-            "it does not accept a user with a password",
+            "it does not accept password logins",
         ),
         (ConnectionClosed(530, "NOT_ALLOWED - vhost canary not found"), _VHOST_REFUSED),
         (ConnectionClosed(541, "INTERNAL_ERROR - vhost 'canary' is down"), _VHOST_REFUSED),
@@ -134,7 +134,7 @@ def test_a_refusal_is_described_with_the_setting_and_without_names(
 async def test_a_refused_vhost_is_not_an_undecodable_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A reader of a stream would skip messages on account of it."""
+    """Otherwise a stream reader would skip messages because of it."""
 
     async def connect(*_: object, **__: object) -> None:
         raise InvalidFrameError(f"Expected OpenOk, got {Connection.Close()!r}")

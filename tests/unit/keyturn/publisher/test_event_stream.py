@@ -214,7 +214,7 @@ async def test_a_later_attempt_that_fails_is_reported_until_one_succeeds(broker:
             "the broker's user may not read keyturn.events: "
             r"it needs read permission ^keyturn\.events$"
         ),
-        "the broker cannot be reached (it refuses the user or the password of KEYTURN_AMQP_URL)",
+        "the broker cannot be reached (it refuses the user name or password in KEYTURN_AMQP_URL)",
         None,
     ]
 

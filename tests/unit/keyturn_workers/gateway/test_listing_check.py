@@ -38,7 +38,7 @@ async def test_late_listings_are_detected() -> None:
 
 
 async def test_what_the_storage_found_out_meanwhile_is_kept() -> None:
-    """The order of its listings shows itself while the gateway lists."""
+    """The storage finds out the order of its listings while the gateway lists."""
     storage = Closed(capabilities=Capabilities(listings_by_segment=True))
     await detect_listing_support(storage, "gateway")
     assert storage.capabilities.listings_by_segment

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NAMES = PairSettings("CERT", "KEY")
-_STAYS = "certificate not renewed; the one before stays in use"
+_STAYS = "certificate not renewed; the old one stays in use"
 
 
 class _Files:

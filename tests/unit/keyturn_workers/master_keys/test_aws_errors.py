@@ -127,6 +127,6 @@ def test_an_error_of_the_wrong_shape_is_a_refusal() -> None:
 
 
 def test_credentials_that_are_not_to_be_taken_are_named() -> None:
-    """The session refuses where they come from: no access was revoked, and an operator must act."""
+    """The session refuses their source: no access was revoked, but an operator must act."""
     failure = describe_failure(SettingsError("AWS_X: not from there"), "GenerateMac")
     assert failure == AwsFailure("AWS_X: not from there", backs_off=True, credentials=True)

@@ -48,7 +48,7 @@ async def server() -> AsyncIterator[ScriptedServer]:
 
 @pytest.fixture
 async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
-    """Its order of keys is known: a script contains no requests that find it out."""
+    """Its order of keys is known, so that scripts need no requests that find it out."""
     by_bytes = Capabilities(listings_by_segment=False)
     async with open_storage(server.settings(), capabilities=by_bytes, max_connections=4) as storage:
         yield storage

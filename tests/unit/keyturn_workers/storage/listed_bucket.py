@@ -1,7 +1,6 @@
-"""A bucket in memory that is only listed, in one of the orders that servers have.
+"""An in-memory bucket for listings only, in one of the orders that servers use.
 
-It takes the place of both clients of `S3Storage`: what they would send is answered as the server
-would answer it.
+It replaces both clients of `S3Storage`, and answers their requests as the server would.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ class ListedBucket:
         self._page_keys = page_keys
 
     def storage(self, *, by_segment: bool | None = None) -> S3Storage:
-        """The storage on this server."""
+        """A storage that uses this server."""
         http, client = cast("S3HttpClient", self), cast("S3Client", self)
         return S3Storage(http, client, "bucket", Capabilities(listings_by_segment=by_segment))
 
     @property
     def by_segment(self) -> bool:
-        """What there is to find out."""
+        """What the storage is to find out."""
         return self._order != "bytes"
 
     async def call(self, *_request: object, query: str, **_: object) -> S3Response:
@@ -82,7 +81,7 @@ class ListedBucket:
         return {"Contents": rows, "IsTruncated": len(page) < len(names)}
 
     async def list_object_versions(self, **fields: Any) -> Mapping[str, object]:
-        """A page of versions; a server with folders collects it by them, and goes on by bytes."""
+        """A page of versions: collected in the order of folders, but continued by bytes."""
         self.requests["versions"] += 1
         prefix, after = fields["Prefix"], fields.get("KeyMarker", "")
         delimiter, version = fields.get("Delimiter", ""), fields.get("VersionIdMarker", "")
@@ -127,7 +126,7 @@ class ListedBucket:
         keys = self.keys - self.deleted
         names = entries_of(keys, prefix, delimiter)
         if self._order == "versions":
-            # A key is found by its folder `….versions`; with a delimiter, as a folder that is none.
+            # A key is found by its folder `….versions`; with a delimiter, as a nonexistent folder.
             found = {key for key in keys if f"{key}.versions".startswith(prefix)}
             found = {key for key in found if not key.startswith(prefix)}
             names |= {prefix + key.partition("/")[0] + "/" for key in found} if delimiter else found
@@ -138,7 +137,7 @@ class ListedBucket:
             name
             for name in ordered
             if self._path(name) > segments(start)
-            # The folder of the marker's own name is left out as well.
+            # The folder with the marker's own name is also left out.
             and name != start
             and (not start or start.endswith("/") or not name.startswith(f"{start}/"))
         ]
@@ -152,7 +151,7 @@ class ListedBucket:
 
 
 def segments(name: str) -> list[str]:
-    """The names of the folders that a key is in, and its own."""
+    """The names of the folders that contain a key, and its own name."""
     return name.rstrip("/").split("/") if name else []
 
 
@@ -167,7 +166,7 @@ def entries_of(keys: Iterable[str], prefix: str, delimiter: str) -> set[str]:
 
 
 def _is_left_out(key: str, after: str) -> bool:
-    """A folder is skipped whole if its name sorts before the key to start after."""
+    """Whether a folder of the key is skipped, because it sorts before the key to start after."""
     folders = [key[:at] for at in range(len(key)) if key[at] == "/"]
     return any(
         folder < after and not after.startswith(f"{folder}/") and folder != after

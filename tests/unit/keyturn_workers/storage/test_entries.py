@@ -210,7 +210,7 @@ async def test_behind_all_keys_nothing_is_requested(
         ("p/a.", "p/a"),
         ("p/a.ver", "p/a"),
         ("p/a.versions", "p/a"),
-        # None of these is the beginning of a folder's name with an object's name before it.
+        # None of these can match the folder of an object's versions.
         ("p/a.x", "p/a.x"),
         ("p/a.versions/", "p/a.versions/"),
         ("p/.", "p/."),

@@ -1,4 +1,4 @@
-"""A storage whose order no probe has measured lists completely and in byte order (SPEC 8.5, 10)."""
+"""Listings are complete and in byte order, even if no probe measured the order (SPEC 8.5, 10)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _SEGMENTS = st.text("ab-.0", min_size=1, max_size=3)
 _KEYS = st.lists(_SEGMENTS, min_size=1, max_size=3).map(lambda parts: "p/" + "/".join(parts))
-# Names alone: here a listing may go on for pages in which nothing shows the order.
+# Only names without folders: a listing may then have many pages that do not show the order.
 _FLAT = st.text("ab0", min_size=1, max_size=3).map(lambda name: f"p/{name}")
 _PREFIXES = st.sampled_from(["p/", "p/a", "p/a/", "p", "", "p/a.", "p/0."])
 _PAGES = st.sampled_from([1, 2, 3, 7, 1000])
 
 
 def _without_conflicts(keys: set[str]) -> set[str]:
-    """No object is a folder as well: a server with folders has no place for both."""
+    """Drop objects that are also folders: a server with folders cannot store both."""
     return {key for key in keys if not any(other.startswith(f"{key}/") for other in keys)}
 
 
@@ -58,7 +58,7 @@ async def test_every_object_once_in_byte_order(
     *,
     measured: bool,
 ) -> None:
-    """From any key on, whatever the server's order and the size of a page."""
+    """From any key on, for any order of the server and any size of a page."""
     assume(not is_after_all(prefix, after))
     bucket = ListedBucket(keys, order, page_keys)
     storage = bucket.storage(by_segment=bucket.by_segment if measured else None)
@@ -119,7 +119,7 @@ async def test_every_version_once_in_byte_order(
     *,
     enrolled: bool,
 ) -> None:
-    """Or an error that says that the server cannot show them; never a list with one missing."""
+    """Or an error if the server cannot show them all, but never an incomplete list."""
     assume(not is_after_all(prefix, after))
     bucket = ListedBucket(_without_conflicts(keys | gone), order, page_keys)
     bucket.deleted = gone
@@ -147,8 +147,8 @@ async def test_what_the_order_of_bytes_alone_would_miss(after: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-async def test_a_prefix_that_could_be_of_a_folder_with_versions(order: Order) -> None:
-    """By `p/a.` a server with such folders finds `p/a`, too, or a folder that is none."""
+async def test_a_prefix_that_also_matches_a_folder_of_versions(order: Order) -> None:
+    """For `p/a.`, a server with such folders also finds `p/a`, or a folder that does not exist."""
     storage = ListedBucket({"p/a", "p/a.b", "p/a.v/1"}, order).storage()
     assert [row.key async for row in storage.list("p/a.")] == ["p/a.b", "p/a.v/1"]
     page = await storage.list_entries("p/a.", delimiter="/")
@@ -171,13 +171,13 @@ async def test_a_short_listing_costs_one_request(order: Order) -> None:
 @pytest.mark.parametrize(
     ("order", "more"),
     [
-        # A page whose names show the order, the test, and on a server with folders the page again.
+        # A page that shows the order, the test request, and with folders also that page again.
         ("bytes", {"p/a/{:04}": 2, "p/{:04}.txt": 3, "p/{:04}": 6}),
         ("segments", {"p/a/{:04}": 5}),
     ],
 )
 async def test_what_finding_out_costs(order: Order, more: Mapping[str, int]) -> None:
-    """A few requests, once; where no name shows the order, a small one for each page."""
+    """A few requests, once; if no name shows the order, one small request for each page."""
     for form, requests in more.items():
         bucket = ListedBucket(map(form.format, range(700)), order, 100)
         storage = bucket.storage()
@@ -192,7 +192,7 @@ async def test_what_finding_out_costs(order: Order, more: Mapping[str, int]) -> 
 @pytest.mark.parametrize("order", ["bytes", "segments"])
 @pytest.mark.parametrize("name", ["p/a/1", "p/a-1"])
 async def test_a_name_that_disappears_shows_nothing(order: Order, name: str) -> None:
-    """What the test does not list is no proof if the name is gone: another one is tested."""
+    """A name that the test does not list proves nothing if it is gone, so another is tested."""
     bucket = _Shrinking({name, "p/b/1", "p/c"}, order, 2)
     bucket.leaves = {2: name}
     storage = bucket.storage()

@@ -41,7 +41,7 @@ class Server:
         for key in sorted(self.counts, key=_path):
             first = int(version_id) + 1 if version_id and key == after else 0
             follows = key > after or first > 0
-            # A key is found by its folder's name, and nothing if the page starts elsewhere.
+            # A key is found by its folder's name. If the page starts elsewhere, nothing is found.
             found = f"{key}{self.suffix}".startswith(prefix) and after[: len(prefix)] in (
                 "",
                 prefix,
@@ -60,7 +60,7 @@ class Server:
 
 
 class FindsNoFolders(Server):
-    """A server that looks for the prefix in the keys alone."""
+    """A server that matches prefixes only with keys, not with folder names."""
 
     suffix = ""
 
@@ -130,13 +130,13 @@ async def test_a_page_that_is_whole_costs_one_request() -> None:
 @pytest.mark.parametrize(
     "counts",
     [
-        # More of one key than a page shows.
+        # More versions of one key than fit into a page.
         {"p/a": 23, "p/b": 2},
         {"p/a": 2, "p/a-1": 3, "p/a/1": 3, "p/b": 17},
-        # The folder `p/a` and its siblings each fill a page, and hide whether there is a `p/a`.
+        # The folder `p/a` and its siblings each fill a page, and hide whether `p/a` exists.
         {f"p/a{middle}{n}": 1 for middle in "/-." for n in range(9)},
         {"p/a": 3} | {f"p/a{middle}{n}": 1 for middle in "/-." for n in range(9)},
-        # Found by the prefix `p/a.`, too.
+        # Also found by the prefix `p/a.`.
         {"p/a": 2} | {f"p/a.{n}": 1 for n in range(9)},
         {"p/a": 9, "p/a.": 2} | {f"p/a.{n}": 1 for n in range(9)},
     ],
@@ -148,7 +148,7 @@ async def test_more_than_a_page_at_or_beside_one_key(counts: Mapping[str, int]) 
 
 @pytest.mark.parametrize("own", [0, 3])
 async def test_without_folders_to_find_what_is_hidden_is_an_error(own: int) -> None:
-    """It is not taken for missing."""
+    """The key is not taken to be missing."""
     counts = {"p/a": own} | {f"p/a{middle}{n}": 1 for middle in "/-" for n in range(9)}
     with pytest.raises(StorageUnavailableError):
         [row async for row in FindsNoFolders(counts, 5).groups().versions("p/")]

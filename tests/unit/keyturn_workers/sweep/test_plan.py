@@ -41,11 +41,11 @@ def test_a_record_is_read_as_it_was_written() -> None:
     assert from_json(Plan, to_json(plan)) == plan
 
 
-def test_a_record_keeps_the_person_and_that_makes_no_other_request_of_it() -> None:
+def test_a_record_keeps_the_person_who_is_not_compared() -> None:
     named = RequestOrigin("one", "1" * 64, "ada")
     document = to_json(replace(PLAN, origins=(named,)))
     assert [each and each.actor for each in from_json(Plan, document).origins] == ["ada"]
-    # As workers before 0.10 write it.
+    # As workers before 0.10 wrote it.
     del document["origins"][0]["actor"]
     before = from_json(Plan, document)
     assert [each and each.actor for each in before.origins] == [None]

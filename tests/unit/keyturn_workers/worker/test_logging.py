@@ -109,14 +109,14 @@ log.error("Reconnect attempt failed")
 
 
 def test_a_broker_that_refuses_a_running_worker_is_reported_in_our_words() -> None:
-    """A broker that is away is not: a worker tries again each second."""
+    """A broker that is merely away is not reported here: a worker tries again every second."""
     lines = [json.loads(line) for line in _lines("json", _REFUSALS)]
     assert [(line["level"], line["event"]) for line in lines] == [
         (
             "warning",
             (
                 "the broker cannot be reached "
-                "(it refuses the user or the password of KEYTURN_AMQP_URL)"
+                "(it refuses the user name or password in KEYTURN_AMQP_URL)"
             ),
         ),
         ("error", "Reconnect attempt failed"),

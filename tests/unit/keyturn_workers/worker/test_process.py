@@ -184,7 +184,7 @@ _DECISIVE = {
 async def test_one_failed_request_does_not_decide_which_keys_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, *, allow_unsafe: bool
 ) -> None:
-    """A worker keeps what it learns at its start: checks that failed then are repeated."""
+    """A worker keeps what it learns at its start, so checks whose requests failed are repeated."""
     _use(monkeypatch, _SlowDown(name))
     with stamina.set_testing(True, attempts=2):
         found = await process._measure_storage(_settings(allow_unsafe=allow_unsafe))
@@ -193,7 +193,7 @@ async def test_one_failed_request_does_not_decide_which_keys_are_refused(
 
 
 @pytest.mark.parametrize(("name", "row"), _DECISIVE.items())
-async def test_no_worker_starts_that_does_not_know_which_keys_to_refuse(
+async def test_a_worker_does_not_start_without_knowing_which_keys_to_refuse(
     monkeypatch: pytest.MonkeyPatch, name: str, row: str
 ) -> None:
     _use(monkeypatch, _SlowDown(name, math.inf))
@@ -204,7 +204,7 @@ async def test_no_worker_starts_that_does_not_know_which_keys_to_refuse(
         await process._measure_storage(_settings())
 
 
-async def test_a_bucket_that_may_be_unsafe_is_used_though_a_check_fails_every_time(
+async def test_a_bucket_that_may_be_unsafe_is_used_even_if_a_check_fails_every_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Some servers answer these requests with an error for ever: the cautious answer holds."""
@@ -237,7 +237,7 @@ class _FailingTags(MemoryStorage):
 async def test_checks_that_a_worker_can_do_without_are_repeated_a_few_times(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A server may fail them for ever, and is safe nevertheless."""
+    """A server may fail them every time and still be safe."""
     _use(monkeypatch, _FailingTags(process._PROBES - 1))
     with stamina.set_testing(True, attempts=99):
         assert (await process._measure_storage(_settings())).copy_keeps_tags

@@ -1,4 +1,4 @@
-"""`make doctor` where a server cannot be had, and where a column is new; no server is started."""
+"""`make doctor` if a server cannot be installed, and if a column is new. Starts no server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools.servers.packages import MissingPackagesError
 
 
 def _missing() -> None:
-    raise MissingPackagesError("apt knows no archive of it here")
+    raise MissingPackagesError("apt has no archive of it here")
 
 
 @pytest.fixture
@@ -21,20 +21,20 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("kinds")
-def test_a_server_that_cannot_be_had_is_skipped_with_its_reason(
+def test_a_server_that_cannot_be_installed_is_skipped_with_the_reason(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert list(doctor._started(["absent"], skip=True)) == []
-    assert "absent is skipped: apt knows no archive of it here" in capsys.readouterr().err
+    assert "absent is skipped: apt has no archive of it here" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("kinds")
-def test_a_server_that_is_asked_for_is_not_skipped(
+def test_a_server_that_was_asked_for_is_not_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["doctor", "--only", "absent"])
     assert doctor.main() == 1
-    assert "apt knows no archive of it here" in capsys.readouterr().err
+    assert "apt has no archive of it here" in capsys.readouterr().err
 
 
 def test_a_column_without_a_committed_one_differs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is forked behaves as what is started: its log, its exit status, its signals."""
+"""A forked process behaves like a started one: its log, its exit status, its signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where this machine gets Debian's packages from, as another root gets them."""
+"""The sources and options of this machine's apt, for use by another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of LocalStack and MiniStack, and their locked environments; none is started."""
+"""The settings of LocalStack and MiniStack, and their locked environments. Starts neither."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_environment_is_locked_at_the_version_that_it_names(name: str, pack
 
 @pytest.fixture
 def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in uv's place; environments are below the folder."""
+    """A stand-in for uv; environments are created below the folder."""
     program = tmp_path / "bin" / "uv"
     program.parent.mkdir()
     program.touch(mode=0o755)

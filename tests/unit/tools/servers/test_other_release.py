@@ -1,4 +1,4 @@
-"""Programs of another Debian release: how they are fetched once, and how they are run."""
+"""Programs of another Debian release: they are fetched once, and run with their own /usr."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FAILS = "#!/bin/sh\necho 'E: 404 Not Found' >&2; exit 25\n"
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of the calls of `mmdebstrap`, of which this machine has one that extracts."""
+    """The file that records the calls of a fake `mmdebstrap`, which extracts."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(packages, "ensure", lambda _programs: None)
     monkeypatch.setattr(apt, "apt_sources", lambda name: [apt.Source("http://a/", name, "main")])

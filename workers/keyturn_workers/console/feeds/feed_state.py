@@ -1,8 +1,8 @@
 """The state of one source, as pages show it: connected, caught up, or why not (SPEC 16.2).
 
-A stream is read if its reader has attached, and the broker can be reached now. `follow` waits out
-lost connections by itself, so a loss is known from the broker first, and then from each attempt
-that fails: the broker may be there and refuse this reader alone.
+A stream is being read if its reader has attached and the broker can be reached now. `follow` waits
+out lost connections by itself. So a loss shows first in the state of the broker's connection, and
+then in each failed attempt: the broker may be up, but refuse this reader.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ class FeedState:
     def __init__(self, name: FeedName, model: Model) -> None:
         self._model = model
         self._feed = Feed(name, since=model.now())
-        # Of each message, so not in the feed at once: copying that takes longer than reading it.
+        # Changes with each message. Copying the feed each time would cost more than reading it.
         self._as_of: datetime | None = None
         self._refused = 0
         self._is_attached = False
@@ -51,7 +51,7 @@ class FeedState:
         self._update()
 
     def note_problem(self, problem: str | None) -> None:
-        """Its reader could not read, or reads again (None)."""
+        """Note why the reader cannot read, or that it reads again (None)."""
         if problem is None:
             self.attached()
         else:

@@ -62,7 +62,7 @@ class QueueWatcher:
         self._now_wanted.set()
 
     async def run(self, is_viewed: Callable[[], bool]) -> None:
-        """Ask for ever: every few seconds while a page is looked at, and after a failure."""
+        """Ask forever: every few seconds while a page is viewed, and after a failure."""
         while True:
             self._now_wanted.clear()
             try:
@@ -71,7 +71,7 @@ class QueueWatcher:
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
                 self._channel, has_failed = None, True
                 self._state.failed(
-                    f"the broker does not say what is queued ({describe_broker_failure(exc)})"
+                    f"the broker does not report queue depths ({describe_broker_failure(exc)})"
                 )
             else:
                 has_failed = False

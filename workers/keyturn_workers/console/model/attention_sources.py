@@ -30,9 +30,9 @@ def broker_gone(facts: Facts) -> Iterable[AttentionItem]:
         "Events cannot be read",
         f"For {ago(facts.now - since)}: {events.problem or 'not connected yet'}.",
         "/queues",
-        "Check that RabbitMQ runs, that this console's KEYTURN_AMQP_URL is right, and that workers "
-        "have started once. The console connects as soon as it can. All pages show what was known "
-        "before.",
+        "Check that RabbitMQ is running, that this console's KEYTURN_AMQP_URL is correct, and that "
+        "workers have started at least once. The console connects as soon as it can. Until then, "
+        "all pages show what was known before.",
         as_of=since,
     )
 

@@ -229,14 +229,14 @@ class Model:
         topics: list[Topic] = []
         if self._audit.apply(record, offset, findings):
             topics.append("audit")
-        # Also of a record that is too old to be kept.
+        # Even if the record is too old to be kept.
         if self._note_requested(record):
             topics.append("sweeps")
         if topics:
             self.changes.publish(*topics)
 
     def _note_requested(self, record: AuditRecorded) -> bool:
-        """Note who requested a sweep by this console; whether that is news."""
+        """Note who requested a sweep through this console; returns whether that is news."""
         kind = _SWEEP_REQUESTS.get(record.request_type or "")
         is_own = record.publisher == self.publisher and record.action in _REQUEST_ACTIONS
         if kind is None or not is_own or record.request_id is None or record.project is None:

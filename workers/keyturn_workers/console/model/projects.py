@@ -128,7 +128,7 @@ class ProjectBook:
         if held is not None and held.as_of is not None and held.as_of > at:
             return False
         row = _reported_row(status, at)
-        if held == row:  # a report comes to who waits for it, and on the stream
+        if held == row:  # a report arrives twice: in answer to its request, and on the stream
             return False
         # The text decides between two of the same moment, so that any order ends with the same.
         if held is not None and held.as_of == at and repr(held) >= repr(row):

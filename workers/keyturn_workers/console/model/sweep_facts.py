@@ -165,9 +165,9 @@ class SweepFacts:
         return (self.first[1] or None) if self.first is not None else None
 
     def _actor(self, said: SweepRow) -> str | None:
-        """The person: by the sweep's record, or by this console's own request.
+        """The person, from the sweep's record or from this console's own request.
 
-        That counts only where no other publisher requested the sweep before.
+        The request counts only if no other publisher requested the sweep first.
         """
         asked = self.requested
         if asked is None or said.publisher not in (None, asked.publisher):
@@ -220,7 +220,7 @@ class SweepFacts:
         return self.end or self._refusal()
 
     def _refusal(self) -> End | None:
-        """What the audit trail says of a refused request whose event is not known."""
+        """The end of a refused request, from the audit trail if its event is not known."""
         asked = self.requested
         if asked is None or asked.code is None:
             return None

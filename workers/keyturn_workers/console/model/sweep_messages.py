@@ -56,7 +56,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """That this console requested it, and for whom; `code` if that was refused."""
+    """A request by this console, and for whom; `code` if it was refused."""
 
     at: datetime
     actor: str | None = None

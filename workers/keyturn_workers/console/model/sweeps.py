@@ -172,7 +172,7 @@ class SweepBook:
     def _apply_status(self, status: SweepStatus, at: datetime) -> bool:
         facts = self._find(SweepRef(status.project, status.sweep_id))
         said = reported_row(status, at)
-        if facts.report == said:  # a report comes to who waits for it, and on the stream
+        if facts.report == said:  # it arrives twice: in answer to its request, and on the stream
             return False
         changed = facts.add_report(said)
         self._touch(facts)  # an older report may have counted the objects
@@ -339,7 +339,7 @@ class SweepBook:
     def query(self, query: SweepQuery) -> Page[SweepRow]:
         """One page of the sweeps that match: those under way first, then the newest."""
         if query.state in ("running", "requested"):
-            # For *Now*, at each refresh: a few of thousands.
+            # *Now* asks at each refresh; few of thousands of sweeps are running.
             found = sorted(self._running, key=lambda ref: self._facts[ref].order, reverse=True)
             rows = [self._rows[ref] for ref in found]
         else:

@@ -73,8 +73,8 @@ def bars(title: str, series: Sequence[Point], *, kind: str = "accent", unit: str
             f'<rect class="bar" x="{left:.2f}" y="{HEIGHT - height:.2f}" width="{width:.2f}" '
             f'height="{height:.2f}"/></g>'
         )
-    # `Markup.format` for each would take half of the page's time.
-    drawn = Markup("".join(shapes))  # noqa: S704 - numbers, and words that are escaped
+    # `Markup.format` for each bar would take half of the page's time.
+    drawn = Markup("".join(shapes))  # noqa: S704 - numbers and escaped text
     return _chart(title, kind, series, top, drawn, unit)
 
 

@@ -25,8 +25,8 @@ LISTING: Final = "listing resumes after each key"
 BACKSLASHES: Final = "backslashes kept in keys"
 BESIDE_FOLDER: Final = "key beside keys below it"
 ALL_NAMES: Final = "listing shows every name"
-# Their outcomes decide which keys a worker refuses, and how it lists. Without the outcome of any
-# other row that is not required, a worker does what is right on every server.
+# Their outcomes decide which keys a worker refuses, and how it lists. If any other row that is not
+# required has no outcome, the worker does what is safe on every server.
 DECISIVE: Final = frozenset({LISTING, BACKSLASHES, BESIDE_FOLDER, ALL_NAMES})
 
 _OVERWRITTEN: Final = "two uploads to one object key could both be reported as stored"

@@ -56,7 +56,7 @@ class Report:
 
     @property
     def unknown(self) -> Sequence[Row]:
-        """Those of them without which no worker starts on a bucket that must be safe."""
+        """The undecided rows that stop a worker from starting if the bucket must be safe."""
         return [
             row for row in self.undecided if row.needed == "required" or row.name in checks.DECISIVE
         ]

@@ -74,7 +74,7 @@ async def test_the_model_has_the_depth_of_each_queue_that_exists() -> None:
     task.cancel()
 
 
-async def test_after_a_failure_it_asks_soon_although_no_page_is_looked_at(
+async def test_after_a_failure_it_asks_soon_although_no_page_is_viewed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(queue_watcher, "VIEWED_S", 0)
@@ -89,8 +89,8 @@ async def test_after_a_failure_it_asks_soon_although_no_page_is_looked_at(
         while model.feed("queues").problem is None:  # noqa: ASYNC110 - the model has no event
             await asyncio.sleep(0)
     assert model.feed("queues").problem == (
-        "the broker does not say what is queued "
-        "(it refuses the user or the password of KEYTURN_AMQP_URL)"
+        "the broker does not report queue depths "
+        "(it refuses the user name or password in KEYTURN_AMQP_URL)"
     )
     broker.problem = None
     async with asyncio.timeout(5):

@@ -91,7 +91,7 @@ def test_after_a_restart_the_audit_trail_says_who_requested_a_sweep() -> None:
 
 
 def test_a_restarted_console_names_the_same_person_without_the_audit_trail() -> None:
-    """The trail may have grown by more records than a console that starts reads."""
+    """The trail may have grown by more records than a starting console reads."""
     request = SweepRequested(requested_at=text(0), sweep_id=uid(4), project="acme", actor="ada")
     served = audit_record(1, actor="ada", publisher=CONSOLE, request_type="sweep.requested")
     served = served.model_copy(update={"request_id": uid(4)})

@@ -126,7 +126,7 @@ class RefusingAll(MemoryStorage):
 async def test_a_storage_that_refuses_every_writer_fails_the_check(
     storage: Callable[[], MemoryStorage],
 ) -> None:
-    """Another try would end in the same way."""
+    """Another attempt would fail in the same way."""
     outcome = await concurrent_creates(storage(), "probe")
     assert (outcome.ok, outcome.detail) == (False, "hardly any writer succeeded")
     assert not outcome.undecided
