@@ -380,12 +380,10 @@ async def _measure_storage(settings: WorkerSettings) -> Capabilities:
     """
     tries = itertools.count(1)
     try:
-        report = await _retry_start(
-            settings, lambda: _probe_storage(settings, last=next(tries) >= _PROBES)
-        )
+        report = await _retry_start(settings, lambda: _probe_storage(settings, tries))
     except _UntestedError as exc:
         report = exc.report
-        if not settings.allow_unsafe_storage:
+        if report.unknown and not settings.allow_unsafe_storage:
             raise
     if report.undecided:
         _log.warning("storage not fully tested", failures=_failures(report))
@@ -394,12 +392,13 @@ async def _measure_storage(settings: WorkerSettings) -> Capabilities:
     return report.capabilities
 
 
-async def _probe_storage(settings: WorkerSettings, *, last: bool) -> Report:
+async def _probe_storage(settings: WorkerSettings, tries: Iterator[int]) -> Report:
     """Test the bucket once.
 
     Args:
         settings: The bucket, and whether it may be unsafe.
-        last: Accept that outcomes are missing which a worker can do without.
+        tries: Counts the attempts that could make the checks. From `_PROBES` on, outcomes may be
+            missing which a worker can do without.
 
     Raises:
         UnsafeStorageError: the bucket lacks something required, and unsafe buckets are not allowed.
@@ -413,7 +412,7 @@ async def _probe_storage(settings: WorkerSettings, *, last: bool) -> Report:
             f"the bucket lacks: {_names(report.unsafe)}; see `keyturn doctor`, or set "
             "KEYTURN_ALLOW_UNSAFE_STORAGE=true to start anyway"
         )
-    if report.unknown or (report.undecided and not last):
+    if report.unknown or (report.undecided and next(tries) < _PROBES):
         raise _UntestedError(report)
     return report
 

@@ -250,6 +250,35 @@ async def test_checks_that_a_worker_can_do_without_are_repeated_a_few_times(
     assert "tags kept on self-copy failed: write tags: InternalE" in capsys.readouterr().out
 
 
+async def test_attempts_before_the_storage_answers_are_no_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A storage that has just started is the one that fails a request now and then."""
+
+    class Starting(_FailingTags):
+        away = process._PROBES
+
+        async def put(self, key: str, body: bytes, headers: Headers, **how: Any) -> WriteResult:
+            if self.away:
+                self.away -= 1
+                raise StorageUnavailableError("put: connection refused")
+            return await super().put(key, body, headers, **how)
+
+    _use(monkeypatch, Starting(1))
+    with stamina.set_testing(True, attempts=99):
+        assert (await process._measure_storage(_settings())).copy_keeps_tags
+
+
+async def test_no_start_fails_for_checks_that_a_worker_can_do_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the time to start is over before they were repeated often enough."""
+    _use(monkeypatch, _FailingTags(99))
+    with stamina.set_testing(True, attempts=process._PROBES - 1):
+        assert not (await process._measure_storage(_settings())).copy_keeps_tags
+    assert capsys.readouterr().out.count("storage not fully tested") == 1
+
+
 async def test_what_an_unsafe_bucket_lacks_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else failed: a retry would not make it safe."""
 
