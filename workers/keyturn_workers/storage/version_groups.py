@@ -136,8 +136,13 @@ class VersionGroups:
     async def _read_own(
         self, key: str, delimiter: str, page: Sequence[ObjectVersion], *, truncated: bool = True
     ) -> Sequence[ObjectVersion] | None:
-        """The versions of the key, page by page; None if other keys fill the pages."""
+        """The versions of the key, page by page; None if other keys fill the pages.
+
+        Raises:
+            StorageUnavailableError: the server lists the same versions again.
+        """
         own: list[ObjectVersion] = []
+        starts: set[str] = set()
         while truncated and not any(_is_behind(version.key[len(key) :]) for version in page):
             found = [version for version in page if version.key == key]
             if not found:
@@ -146,6 +151,9 @@ class VersionGroups:
             # The place of a delete marker among versions of the same second is not known.
             bodies = [version for version in found if not version.is_delete_marker]
             last = (bodies or found)[-1].version_id
+            if last in starts:
+                raise StorageUnavailableError("list versions: no progress")
+            starts.add(last)
             page, truncated = await self._page(key, key, delimiter, last)
         return [*own, *(version for version in page if version.key == key)]
 

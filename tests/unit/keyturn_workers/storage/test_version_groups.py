@@ -158,3 +158,17 @@ async def test_more_than_a_page_at_and_beside_one_key_is_an_error() -> None:
     counts = {"p/a": 9} | {f"p/a{middle}{n}": 1 for middle in "/-" for n in range(9)}
     with pytest.raises(StorageUnavailableError):
         [row async for row in Server(counts, 5).groups().versions("p/")]
+
+
+async def test_a_server_that_repeats_the_versions_of_a_key_is_an_error() -> None:
+    """It passes over the version to start after; asked again and again, it would never end."""
+
+    class Repeating(Server):
+        async def fetch(
+            self, prefix: str, after: str, delimiter: str, version_id: str
+        ) -> tuple[Sequence[ObjectVersion], bool]:
+            assert self.requests < 9
+            return await super().fetch(prefix, "" if version_id else after, delimiter, "")
+
+    with pytest.raises(StorageUnavailableError, match="no progress"):
+        [row async for row in Repeating({"p/a": 9}, 5).groups().versions("p/")]
