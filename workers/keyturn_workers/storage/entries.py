@@ -50,6 +50,11 @@ def start_after(prefix: str, delimiter: str, after: str) -> str:
     return after.encode()[:_S3_KEY_MAX_BYTES].decode(errors="ignore")
 
 
+def is_longer_than_keys(prefix: str) -> bool:
+    """Whether no key can begin with this. A server may refuse to list it."""
+    return len(prefix.encode()) > _S3_KEY_MAX_BYTES
+
+
 def last_key_below(folder: str) -> str:
     """The last key of S3's greatest length that begins with `folder`."""
     full, rest = divmod(max(0, _S3_KEY_MAX_BYTES - len(folder.encode())), 4)

@@ -25,6 +25,7 @@ from keyturn_workers.storage.capabilities import BASELINE, Capabilities
 from keyturn_workers.storage.entries import (
     entries_query,
     is_after_all,
+    is_longer_than_keys,
     last_key_before,
     page_within,
     parse_entries,
@@ -608,6 +609,9 @@ class S3Storage(S3Admin):
 
     def _fetch_in_segments(self, delimiter: str) -> Fetch:
         async def fetch(prefix: str, start: str, limit: int) -> tuple[Entries, str]:
+            if is_longer_than_keys(prefix):
+                # The folder of a name to start after, which is often the last possible one.
+                return {}, ""
             page, marker = await self._read_entries(prefix, delimiter, start, limit)
             objects: dict[str, ObjectSummary | None] = {row.key: row for row in page.objects}
             following = "" if page.next_after is None else marker or page.next_after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import pytest
 from hypothesis import assume, given
@@ -153,6 +154,23 @@ async def test_a_prefix_that_also_matches_a_folder_of_versions(order: Order) -> 
     assert [row.key async for row in storage.list("p/a.")] == ["p/a.b", "p/a.v/1"]
     page = await storage.list_entries("p/a.", delimiter="/")
     assert ([row.key for row in page.objects], page.prefixes) == (["p/a.b"], ["p/a.v/"])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+async def test_no_request_has_a_prefix_that_is_too_long_for_a_key(order: Order) -> None:
+    """A server may refuse one. Nothing is below the last possible key before `p/a.`."""
+    for keys in (["p/ab"], ["p/a.b", "p/a.v/1"]):
+        listed = [row.key async for row in _Strict(keys, order).storage().list("p/a.")]
+        assert listed == [key for key in keys if key.startswith("p/a.")]
+
+
+class _Strict(ListedBucket):
+    """Refuses prefixes that no key can have."""
+
+    async def call(self, *request: object, query: str, **fields: Any) -> S3Response:
+        (prefix,) = parse_qs(query).get("prefix", [""])
+        assert len(prefix.encode()) <= 1024
+        return await super().call(*request, query=query, **fields)
 
 
 @pytest.mark.parametrize("order", ORDERS)
