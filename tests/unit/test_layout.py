@@ -86,6 +86,7 @@ def _acts(source: str) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_each_module_has_its_test() -> None:
     untested = {module for module in _modules() if _test_of(module) not in _tests()}
     assert untested - DECLARATIONS.keys() == set()

@@ -31,6 +31,7 @@ def _ours() -> set[str]:
     return names_of_tree(_files())
 
 
+@pytest.mark.slow
 def test_only_public_names_of_others_are_used() -> None:
     found = {
         str(path.relative_to(_ROOT)): places

@@ -60,6 +60,7 @@ def test_a_row_names_tests_and_no_whole_files(attacker: str) -> None:
         assert node["test"], named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", sorted(set(_NAMED.findall(_TEXT))))
 def test_every_named_test_exists(named: str) -> None:
     """The file, the test in it, and the scenario that a case is named after; none is skipped."""

@@ -77,6 +77,7 @@ def test_the_specification_numbers_its_sections_in_order() -> None:
         assert after in {(before[0] + 1,), (*before[:1], sum(before[1:]) + 1)}
 
 
+@pytest.mark.slow
 def test_every_citation_is_a_section() -> None:
     sections = headings(_SPEC.read_text())
     wrong = [
@@ -87,6 +88,7 @@ def test_every_citation_is_a_section() -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 def test_the_parser_finds_citations() -> None:
     assert sum(len(_CITATION.findall(path.read_text())) for path in _citing_files()) > 300
 

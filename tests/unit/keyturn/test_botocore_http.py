@@ -134,6 +134,7 @@ async def test_an_authority_of_the_environment_still_counts(
     assert len(heads) == 1
 
 
+@pytest.mark.slow
 async def test_failures_are_those_that_botocore_tells_apart(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     trusting = client_context(STORAGE, authority.ca)

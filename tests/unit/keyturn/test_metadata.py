@@ -102,6 +102,7 @@ _caller = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(_caller)
 def test_callers_metadata_comes_back_from_the_wire_as_it_was(caller: dict[str, str]) -> None:
     wire = metadata.encode_caller_metadata(caller)

@@ -37,6 +37,7 @@ def test_any_bytes_are_refused_as_malformed_and_in_no_other_way(body: bytes) -> 
     assert identity(body) is None
 
 
+@pytest.mark.slow
 @given(st.sampled_from(REQUESTS + EVENTS), st.data())
 def test_any_json_in_a_field_is_taken_or_refused_as_malformed(
     valid: dict[str, Any], data: st.DataObject
@@ -75,6 +76,7 @@ def test_a_refusal_never_repeats_the_value(secret: str) -> None:
         assert "S3CR3T" not in str(refused.value)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(REQUESTS), st.data())
 def test_whatever_identity_reads_can_be_named_in_a_refusal(
     valid: dict[str, Any], data: st.DataObject

@@ -55,6 +55,7 @@ async def test_people_are_added_changed_and_removed(tmp_path: Path) -> None:
     assert (again.exit_code, again.stderr) == (1, f"keyturn: {file} has no user of this name\n")
 
 
+@pytest.mark.slow
 def test_a_person_who_is_removed_while_a_password_is_typed_stays_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_person_who_is_removed_while_a_password_is_typed_stays_removed(
     assert PasswordFile(file).user("lee") is None
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_do_not_undo_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

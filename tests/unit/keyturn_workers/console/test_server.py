@@ -50,6 +50,7 @@ def logged() -> Iterator[asyncio.Queue[dict[str, Any]]]:
         logging.getLogger(name).setLevel(level)
 
 
+@pytest.mark.slow
 async def test_without_a_broker_its_pages_are_served(passwords: Path) -> None:
     async with open_console(console_settings(passwords), 8090) as console:
         transport = httpx2.ASGITransport(app=console.app)
@@ -64,6 +65,7 @@ async def test_without_a_broker_its_pages_are_served(passwords: Path) -> None:
     assert (away.status_code, away.headers["location"]) == (303, "/sign-in?next=/projects")
 
 
+@pytest.mark.slow
 async def test_a_signal_ends_it(
     passwords: Path, logged: asyncio.Queue[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

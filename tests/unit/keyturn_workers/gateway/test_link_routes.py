@@ -201,6 +201,7 @@ async def test_a_malformed_body_is_a_400(body: bytes) -> None:
     assert "connection" not in refused.headers  # all of the body was read
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.binary(min_size=1, max_size=60).filter(lambda body: b"{" not in body))
 def test_what_is_no_object_of_json_is_a_400(body: bytes) -> None:

@@ -23,6 +23,7 @@ KEYS = st.lists(_SEGMENT.filter(lambda s: s not in ("", ".", "..")), min_size=1,
 PROJECTS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(PROJECTS, KEYS.filter(is_object_key))
 def test_every_built_path_parses_to_its_object(project: str, key: str) -> None:
     path = object_path(project, key)
@@ -31,6 +32,7 @@ def test_every_built_path_parses_to_its_object(project: str, key: str) -> None:
     assert parse_project(path.encode()) == project
 
 
+@pytest.mark.slow
 @given(PROJECTS, KEYS.filter(is_object_key))
 def test_the_path_of_an_objects_links_is_its_own_and_one_segment(project: str, key: str) -> None:
     path = object_path(project, key).encode()
@@ -58,6 +60,7 @@ def test_what_is_no_path_of_links_has_no_key(path: bytes) -> None:
     assert parse_links_path(b"/v1/projects/acme/objects/" + path) == ("acme", None)
 
 
+@pytest.mark.slow
 @given(PROJECTS, KEYS.filter(is_object_key))
 def test_a_key_may_be_fully_or_minimally_escaped(project: str, key: str) -> None:
     escaped = "".join(f"%{byte:02x}" for byte in key.encode())

@@ -160,6 +160,7 @@ def test_the_stored_encoding_is_sent_for_plaintext_only_and_stored_caching_never
     assert plain["content-encoding"] == "gzip"
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.text(max_size=20) | st.just("author"), _VALUES, max_size=4),
     _VALUES,

@@ -190,6 +190,7 @@ class Many:
         return made
 
 
+@pytest.mark.slow
 async def test_a_thousand_projects_cost_one_listing_a_cache_period() -> None:
     on = Many(1000)
     random.Random(1).shuffle(on.names)  # noqa: S311  # no secret

@@ -220,6 +220,7 @@ async def test_a_locked_object_is_not_copied_in_parts() -> None:
     assert await on.open_uploads() == []
 
 
+@pytest.mark.slow
 async def test_parts_are_copied_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     on = Scene(copy_limit_bytes=1)
     on.plant_sealed(bytes(60 * MIB))

@@ -94,6 +94,7 @@ def without_conflicts(keys: set[str]) -> set[str]:
     return {key for key in keys if not any(other.startswith(f"{key}/") for other in keys)}
 
 
+@pytest.mark.slow
 @given(
     keys=st.sets(_KEYS, max_size=25).map(without_conflicts),
     after=st.one_of(st.just(""), _KEYS, _KEYS.map(lambda key: f"{key}/")),
@@ -117,6 +118,7 @@ async def test_every_entry_once_in_byte_order(
         assert [row.key async for row in order.objects(prefix, after)] == wanted
 
 
+@pytest.mark.slow
 @given(
     keys=st.sets(_KEYS, max_size=25).map(without_conflicts),
     delimiter=st.sampled_from(["", "/"]),
@@ -184,6 +186,7 @@ async def test_a_limit(limit: int) -> None:
     assert listed == ["p/a-1", "p/a/1", "p/b"][:limit]
 
 
+@pytest.mark.slow
 async def test_a_large_listing_costs_few_requests_more() -> None:
     keys = [f"p/{folder}/{n:05}" for folder in ("docs", "images") for n in range(5000)]
     server = Server(keys, "")

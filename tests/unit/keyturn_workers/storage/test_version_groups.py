@@ -82,6 +82,7 @@ _SEGMENTS = st.text("ab-.0", min_size=1, max_size=3)
 _KEYS = st.lists(_SEGMENTS, min_size=1, max_size=3).map(lambda parts: "p/" + "/".join(parts))
 
 
+@pytest.mark.slow
 @given(
     counts=st.dictionaries(_KEYS, st.sampled_from([1, 2, 3, 16]), max_size=25),
     after=st.one_of(st.just(""), _KEYS),

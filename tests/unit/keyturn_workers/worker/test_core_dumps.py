@@ -45,6 +45,7 @@ def _afterwards(uid: int | None) -> list[str]:
     return shown.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_DUMPABLE is Linux's")
 @pytest.mark.parametrize("uid", [None, 65534], ids=["as it is", "as nobody"])
 def test_neither_the_kernel_nor_a_process_of_the_same_user_may_copy_the_memory(

@@ -51,6 +51,7 @@ def _lines(log_format: str, script: str = _SCRIPT) -> list[str]:
     return done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_json_lines_are_json_and_nothing_else() -> None:
     lines = [json.loads(line) for line in _lines("json")]
     assert [line["event"] for line in lines] == ["upload.stored", "a library's failure", "failed"]
@@ -59,6 +60,7 @@ def test_json_lines_are_json_and_nothing_else() -> None:
     assert "ValueError: logged" in lines[2]["exception"]
 
 
+@pytest.mark.slow
 def test_tracebacks_hold_no_local_variables() -> None:
     assert "local-canary" not in "".join(_lines("json"))
     assert "local-canary" not in "".join(_lines("console"))
@@ -90,6 +92,7 @@ logging.getLogger("aiormq.connection").error("error when creating transport: %r"
 """
 
 
+@pytest.mark.slow
 def test_a_broker_with_a_wrong_certificate_is_reported_in_our_words() -> None:
     (line,) = [json.loads(line) for line in _lines("json", _TLS_FAILURE)]
     assert line["event"] == "the broker cannot be reached (its certificate has expired)"

@@ -349,6 +349,7 @@ def test_a_secret_in_a_file_is_found(tmp_path: Path, encode: Callable[[bytes], b
     assert secret_scan.scan_folder(tmp_path, keys) == ["key 7 in below/segment.1"]
 
 
+@pytest.mark.slow
 def test_no_secret_is_found_in_unrelated_files(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(os.urandom(1_000_000))
     assert secret_scan.scan_folder(tmp_path, {str(n): os.urandom(32) for n in range(2000)}) == []

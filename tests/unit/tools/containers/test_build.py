@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.slow
 def test_the_sources_are_copied_without_secrets_and_caches(tmp_path: Path) -> None:
     copy_sources(tmp_path)
     copied = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}

@@ -73,6 +73,7 @@ def test_a_server_that_exits_while_starting_is_reported_with_its_log(tmp_path: P
     process.end()
 
 
+@pytest.mark.slow
 def test_a_killed_owner_leaves_nothing(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

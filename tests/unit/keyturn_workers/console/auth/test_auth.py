@@ -24,6 +24,7 @@ def _paths(routes: list[BaseRoute]) -> set[str]:
     return {route.path for route in routes if hasattr(route, "path")}
 
 
+@pytest.mark.slow
 def test_a_way_to_sign_in_that_is_not_set_has_no_route(tmp_path: Path) -> None:
     path = tmp_path / "passwords"
     path.write_text("")

@@ -327,6 +327,7 @@ async def test_a_job_that_fails_says_why_and_others_go_on(scene: _Scene) -> None
         assert (await _ended(dead.start(scene.plan(), None))).state == "done"
 
 
+@pytest.mark.slow
 async def test_an_error_that_nothing_expected_ends_one_job_alone(scene: _Scene) -> None:
     scene.broker.fill(UPLOADS, letter(upload()))
     async with scene.running() as dead:
