@@ -197,7 +197,11 @@ def _check_metadata_servers(instance_url: str | None) -> None:
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
         urls["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = instance_url
     for name, url in urls.items():
-        if url is not None and _is_remote_https(url):
+        try:
+            refused = url is not None and _is_remote_https(url)
+        except ValueError as exc:
+            raise SettingsError(f"{name}: this is not a URL") from exc
+        if refused:
             raise SettingsError(
                 f"{name}: AWS credentials are not fetched over https:// from another machine, "
                 "because its host name would not be verified"

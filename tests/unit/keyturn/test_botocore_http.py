@@ -248,6 +248,14 @@ async def test_credentials_are_not_taken_where_the_name_is_not_verified(
     assert await _credentials_of_storage(**keys) == "OWN"
 
 
+async def test_a_malformed_endpoint_of_credentials_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _use_metadata(monkeypatch, tmp_path, **{_FULL: "https://[fd00:ec2"})
+    with pytest.raises(SettingsError, match=f"^{_FULL}: this is not a URL$"):
+        await _credentials_of_storage()
+
+
 async def test_an_endpoint_of_instances_in_a_file_counts_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
