@@ -91,6 +91,8 @@ async def test_a_certificate_of_another_authority_has_a_type_and_a_line(tmp_path
     )
 
 
+# From aio-pika, if a connection is lost while it is being established.
+@pytest.mark.filterwarnings("ignore:coroutine 'Connection.close' was never awaited")
 async def test_a_broker_that_is_away_is_not_a_failure_of_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with _listening(server_context(authority.issue())) as port:
