@@ -16,7 +16,7 @@ import pytest_asyncio
 from keyturn import topology
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from tools.chaos import bucket_checks, checks, message_checks, secrecy_checks
-from tools.chaos.evidence import Evidence, Letter, OnBroker
+from tools.chaos.evidence import Evidence, Letter, OnBroker, honest
 from tools.chaos.load import FLAWS_WITHOUT_EVENT, LATE_PROJECT
 from tools.chaos.run import run
 from tools.chaos.schedule import HOSTILE, WRITER, make_plan
@@ -157,7 +157,7 @@ def test_a_refusal_that_was_killed_after_its_dead_letter_needs_no_event_of_its_o
     upload = next(
         u for u in evidence.plan.load.uploads if u.may_end == {"deleted_key", "already_exists"}
     )
-    event = next(e for e in evidence.broker.events if e.get("upload_id") == upload.upload_id)
+    event = next(e for e in honest(evidence.broker) if e.get("upload_id") == upload.upload_id)
     queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
     letters = _without_letter(evidence.broker, upload).letters
     letters += [Letter(queue, upload.upload_id, code) for code in sorted(upload.may_end)]
