@@ -5,7 +5,7 @@ unsigned, so it becomes a link.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Final
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -51,13 +51,15 @@ class TracedHandle:
             "messaging.operation.type": "process",
         }
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    def __call__(self, message: AbstractIncomingMessage) -> Awaitable[None]:
         """Handle one delivery."""
+        # Not a coroutine: one more would cost each delivery that is not recorded.
+        trace_id = self._sampling.choose()
+        return self._handle(message) if trace_id is None else self._recorded(message, trace_id)
+
+    async def _recorded(self, message: AbstractIncomingMessage, trace_id: int) -> None:
         destination = self._destinations.get(message.routing_key or "", self._other)
-        root = self._sampling.begin(f"process {destination}", SpanKind.CONSUMER)
-        if root is None:
-            await self._handle(message)
-            return
+        root = self._sampling.begin(trace_id, f"process {destination}", SpanKind.CONSUMER)
         with recorded(self._sampling.tracer, root) as scope:
             self._describe(scope, message, destination)
             await self._handle(message)

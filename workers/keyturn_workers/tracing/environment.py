@@ -41,6 +41,18 @@ def receiver(environ: Mapping[str, str]) -> str:
     return url.netloc.rpartition("@")[2]
 
 
+def root_ratio(environ: Mapping[str, str]) -> float:
+    """The share of traces without a parent that the sampler records, from 0 to 1.
+
+    Args:
+        environ: Checked by `check_environment`.
+    """
+    sampler = environ.get("OTEL_TRACES_SAMPLER", "").strip().lower()
+    if sampler.endswith("traceidratio"):
+        return float(environ["OTEL_TRACES_SAMPLER_ARG"])
+    return 0.0 if sampler.endswith("always_off") else 1.0
+
+
 def check_environment(environ: Mapping[str, str]) -> None:
     """Check what the SDK will read.
 

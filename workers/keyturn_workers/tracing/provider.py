@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from keyturn_workers.tracing.environment import receiver
+from keyturn_workers.tracing.environment import receiver, root_ratio
 from keyturn_workers.tracing.exporter import ReportingExporter
 from keyturn_workers.tracing.sampling import DecidedIds, RootSampling
 
@@ -62,7 +62,7 @@ def running_provider(service: str, deployment: str) -> Iterator[RunningProvider]
     provider.add_span_processor(BatchSpanProcessor(exporter))
     tracer = provider.get_tracer("keyturn-workers", version("keyturn-workers"))
     try:
-        yield RunningProvider(provider, RootSampling(tracer, provider.sampler, ids))
+        yield RunningProvider(provider, RootSampling(tracer, ids, root_ratio(os.environ)))
     finally:
         stop(provider, exporter)
 

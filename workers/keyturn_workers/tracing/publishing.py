@@ -4,7 +4,7 @@ Events and a sweep's own messages carry the context of the span that sent them. 
 or dead-letter queue keeps the header as it was sent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any
@@ -44,13 +44,15 @@ class TracedWorkerPublisher(WorkerPublisher):
         super().__init__(broker, deployment, event_keys, now)
         self._server = server
 
-    async def publish_event(self, event: Event) -> None:
+    def publish_event(self, event: Event) -> Coroutine[Any, Any, None]:
         """See `WorkerPublisher.publish_event`."""
-        if current_scope() is None:
-            await super().publish_event(event)
-            return
+        # Not a coroutine: one more would cost each event that is not recorded.
+        publishing = super().publish_event(event)
+        return publishing if current_scope() is None else self._recorded(event, publishing)
+
+    async def _recorded(self, event: Event, publishing: Coroutine[Any, Any, None]) -> None:
         with self._sending(f"{EXCHANGE}:{event.type}", event.type, request_id(event)):
-            await super().publish_event(event)
+            await publishing
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         """See `WorkerPublisher.send`."""

@@ -4,7 +4,7 @@ Of a request its operation, the kind of what it is for and its status are record
 key, its URL or its headers, which hold names and signatures.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,7 +72,7 @@ def _attributes(operation: str, s3_key: str) -> dict[str, Value]:
 class TracedS3HttpClient(S3HttpClient):
     """Sends signed requests; in a recorded trace, each is a span."""
 
-    async def call(
+    def call(
         self,
         operation: str,
         method: str,
@@ -83,22 +83,15 @@ class TracedS3HttpClient(S3HttpClient):
         body: bytes = b"",
         lease: Lease | None = None,
         timeout_s: float = READ_TIMEOUT_S,
-    ) -> S3Response:
+    ) -> Coroutine[Any, Any, S3Response]:
         """See `S3HttpClient.call`."""
+        # Not a coroutine: one more would cost each request that is not recorded.
         sending = super().call(
             operation, method, key, headers, query=query, body=body, lease=lease,
             timeout_s=timeout_s,
         )  # fmt: skip
         scope = current_scope()
-        if scope is None:
-            return await sending
-        span = _start(scope, operation, key)
-        if body:
-            span.set_attribute("http.request.body.size", len(body))
-        with ended(span):
-            response = await sending
-            span.set_attribute(_STATUS, response.status)
-        return response
+        return sending if scope is None else _recorded(scope, operation, key, len(body), sending)
 
     @asynccontextmanager
     async def open_get(
@@ -126,12 +119,23 @@ class TracedS3HttpClient(S3HttpClient):
         scope = current_scope()
         if scope is None:
             return await sending
-        span = _start(scope, operation, key)
-        span.set_attribute("http.request.body.size", body.size_bytes)
-        with ended(span):
-            response = await sending
-            span.set_attribute(_STATUS, response.status)
-        return response
+        return await _recorded(scope, operation, key, body.size_bytes, sending)
+
+
+async def _recorded(
+    scope: Scope,
+    operation: str,
+    key: str,
+    size_bytes: int,
+    sending: Coroutine[Any, Any, S3Response],
+) -> S3Response:
+    span = _start(scope, operation, key)
+    if size_bytes:
+        span.set_attribute("http.request.body.size", size_bytes)
+    with ended(span):
+        response = await sending
+        span.set_attribute(_STATUS, response.status)
+    return response
 
 
 def _start(scope: Scope, operation: str, key: str) -> Span:

@@ -29,7 +29,7 @@ class Recorder:
         self._exporter = InMemorySpanExporter()
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer: Tracer = self.provider.get_tracer("test")
-        self.sampling = RootSampling(self.tracer, sampler, ids)
+        self.sampling = RootSampling(self.tracer, ids, 1.0 if sampled else 0.0)
 
     @property
     def spans(self) -> tuple[ReadableSpan, ...]:

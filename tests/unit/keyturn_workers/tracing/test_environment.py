@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.errors import SettingsError
-from keyturn_workers.tracing.environment import check_environment, is_disabled, receiver
+from keyturn_workers.tracing.environment import (
+    check_environment,
+    is_disabled,
+    receiver,
+    root_ratio,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,3 +101,23 @@ def test_the_receiver_is_shown_without_a_password(environ: dict[str, str], expec
 def test_its_own_switch_turns_it_off(value: str, disabled: bool) -> None:
     assert is_disabled({"OTEL_SDK_DISABLED": value}) is disabled
     assert not is_disabled({})
+
+
+@pytest.mark.parametrize(
+    ("environ", "ratio"),
+    [
+        ({}, 1.0),
+        ({"OTEL_TRACES_SAMPLER": "always_on"}, 1.0),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_on", "OTEL_TRACES_SAMPLER_ARG": "0.5"}, 1.0),
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, 0.0),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}, 0.0),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"}, 0.25),
+        (
+            {"OTEL_TRACES_SAMPLER": "ParentBased_TraceIdRatio", "OTEL_TRACES_SAMPLER_ARG": "0.01"},
+            0.01,
+        ),
+    ],
+)
+def test_the_share_of_traces_without_a_parent(environ: dict[str, str], ratio: float) -> None:
+    check_environment(environ)
+    assert root_ratio(environ) == ratio

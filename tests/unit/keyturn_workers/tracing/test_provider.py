@@ -6,9 +6,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 import structlog
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanKind
 
 from keyturn_workers.tracing.exporter import ReportingExporter
 from keyturn_workers.tracing.provider import resource_of, running_provider, stop
@@ -17,7 +19,6 @@ from tools.harness.otlp_receiver import otlp_receiver
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pytest
     from opentelemetry.sdk.trace import ReadableSpan
 
 
@@ -46,6 +47,21 @@ def test_spans_arrive_when_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> 
             running.provider.get_tracer("test").start_span("one").end()
         (span,) = received.spans
     assert (span.service, span.name) == ("keyturn-gateway", "one")
+
+
+@pytest.mark.parametrize(("ratio", "recorded"), [("0", 0), ("1", 20)])
+def test_deliveries_are_recorded_as_the_variables_say(
+    monkeypatch: pytest.MonkeyPatch, ratio: str, recorded: int
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", ratio)
+    with otlp_receiver() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)
+        with running_provider("keyturn-worker", "test") as running:
+            for _ in range(20):
+                if (trace_id := running.sampling.choose()) is not None:
+                    running.sampling.begin(trace_id, "process", SpanKind.CONSUMER).end()
+        assert len(received.spans) == recorded
 
 
 class _Hanging(SpanExporter):

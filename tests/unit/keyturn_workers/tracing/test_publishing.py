@@ -108,13 +108,15 @@ async def test_outside_a_trace_nothing_is_added() -> None:
 async def test_of_a_lost_broker_only_the_type_is_recorded(sending: str) -> None:
     recorder, broker = Recorder(), _Broker(lost=True)
     publisher = _publisher(broker)
+
+    async def send() -> None:
+        if sending == "event":
+            await publisher.publish_event(STORED)
+        else:
+            await publisher.send(b"{}", "keyturn.plan", 0)
+
     with pytest.raises((NotConfirmedError, AttributeError)):
-        await _in_trace(
-            recorder,
-            publisher.publish_event(STORED)
-            if sending == "event"
-            else publisher.send(b"{}", "keyturn.plan", 0),
-        )
+        await _in_trace(recorder, send())
     name = "send keyturn:upload.stored" if sending == "event" else "send keyturn.plan"
     assert recorder.attributes(name)["error.type"] in ("NotConfirmedError", "AttributeError")
     assert "secret" not in recorder.shown()
