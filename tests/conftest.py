@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from keyturn import topology
 from tests import order
+from tools.harness.known_storage import known_storage
 from tools.harness.process import forking
 from tools.servers import (
     MotoKms,
@@ -105,7 +106,10 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Ceph's S3 gateway, or the server that the environment gives."""
     # It listens for TLS as well: a second cluster for that would take longer than its tests.
     certificate = Authority(tmp_path_factory.mktemp("ceph")).issue(to_h=24)
-    with Servers("ceph", broker=False, ceph_tls=certificate) as servers:
+    with (
+        Servers("ceph", broker=False, ceph_tls=certificate) as servers,
+        known_storage(servers.s3),
+    ):
         yield servers.s3
 
 

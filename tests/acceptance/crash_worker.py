@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from unittest import mock
 
 import uvloop
 
@@ -24,22 +23,13 @@ from keyturn_workers.worker.logging import configure
 from keyturn_workers.worker.wiring import ALL_ROLES
 from tests.acceptance import points
 from tests.acceptance.sweep_points import SWEEP_POINTS
+from tools.harness.known_storage import assume
 
 POINTS = points.POINTS | SWEEP_POINTS
 
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _skip_probe(*, conditional_completion: bool) -> None:
-    """Start at once on a server whose capabilities the test knows; others test the probe."""
-
-    async def known(_: WorkerSettings) -> Capabilities:
-        return Capabilities(conditional_completion=conditional_completion)
-
-    # Fails if the function is renamed. With a real probe, many crash points would strike too early.
-    mock.patch.object(process, "_measure_storage", known).start()
 
 
 def main() -> None:
@@ -52,7 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = WorkerSettings.read()
     configure(settings.log_format, settings.log_level)
-    _skip_probe(conditional_completion=arguments.conditional_completion)
+    # With a real measurement, many points would strike too early.
+    assume(Capabilities(conditional_completion=arguments.conditional_completion))
     POINTS[arguments.point].install(_die)
     roles = ALL_ROLES if arguments.role == "all" else frozenset({arguments.role})
     uvloop.run(process.run_worker(settings, roles))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -20,10 +21,17 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pydantic import SecretStr
+
+from keyturn.settings import S3Settings
+from keyturn_workers.storage import Capabilities
+from keyturn_workers.storage.s3 import open_storage
+from tools.harness.known_storage import assume
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,9 +108,18 @@ class ForkServer:
         self._server: subprocess.Popen[bytes] | None = None
 
     async def start(
-        self, module: str, arguments: Sequence[str], env: Mapping[str, str], cwd: Path
+        self,
+        module: str,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        *,
+        capabilities: Capabilities | None = None,
     ) -> ForkedProcess:
-        """Run `python -m MODULE ARGUMENTS` with this environment in this folder."""
+        """Run `python -m MODULE ARGUMENTS` with this environment in this folder.
+
+        With `capabilities`, a worker assumes them, and does not measure its storage.
+        """
         if self._control is None:
             self._start_server()
         assert self._control is not None
@@ -115,6 +132,7 @@ class ForkServer:
             "arguments": list(arguments),
             "env": dict(env),
             "cwd": str(cwd),
+            "capabilities": None if capabilities is None else asdict(capabilities),
         }
         try:
             await asyncio.to_thread(
@@ -229,11 +247,27 @@ def _send(answer: socket.socket, number: int) -> None:
         answer.send(str(number).encode())
 
 
+async def _read_descriptions() -> None:
+    """Let the storage client import what it imports late, and read AWS's descriptions of S3."""
+    settings = S3Settings(
+        s3_endpoint_url="http://127.0.0.1:9",
+        s3_access_key_id="none",
+        s3_secret_access_key=SecretStr("none"),
+        s3_bucket="none",
+    )
+    async with open_storage(settings):
+        pass
+
+
 def main() -> None:
     """Serve until the other end is closed; in a child, run the requested module."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _IMPORTED:
         import_module(name)
+    asyncio.run(_read_descriptions())
+    # A child's own collections would copy every page that these objects are on.
+    gc.collect()
+    gc.freeze()
     request = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
@@ -241,6 +275,8 @@ def main() -> None:
     os.environ.update(request["env"])
     sys.argv.clear()
     sys.argv.extend([request["module"], *request["arguments"]])
+    if request["capabilities"] is not None:
+        assume(Capabilities(**request["capabilities"]))
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 

@@ -16,6 +16,7 @@ import psutil
 
 from keyturn.topology import AUDIT_RECORDED
 from tools.harness.fork_server import ForkedProcess, ForkServer, can_fork
+from tools.harness.known_storage import known_capabilities
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -123,10 +124,15 @@ def forking() -> Iterator[None]:
         _fork_server = None
 
 
-async def _start(env: dict[str, str], *command: str) -> asyncio.subprocess.Process | ForkedProcess:
+async def _start(
+    env: dict[str, str], *command: str, measures: bool = True
+) -> asyncio.subprocess.Process | ForkedProcess:
     env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env}
     if _fork_server is not None and command[:2] == (sys.executable, "-m") and can_fork(env):
-        return await _fork_server.start(command[2], command[3:], env, _ROOT)
+        capabilities = None if measures else await known_capabilities(env)
+        return await _fork_server.start(
+            command[2], command[3:], env, _ROOT, capabilities=capabilities
+        )
     return await asyncio.create_subprocess_exec(
         *command,
         cwd=_ROOT,
@@ -151,13 +157,15 @@ async def worker(
     program: tuple[str, ...] | None = None,
     arguments: tuple[str, ...] = (),
     ready: bool = True,
+    measures: bool = False,
 ) -> AsyncIterator[WorkerProcess]:
     """Run `keyturn worker ROLE`, wait until it is ready, and kill it afterwards.
 
-    `program` replaces this checkout's `keyturn`.
+    `program` replaces this checkout's `keyturn`. With `measures`, or if it need not become ready,
+    the worker measures its storage even where that is known (see `known_storage`).
     """
-    command = program or (sys.executable, "-m", module)
-    running = WorkerProcess(await _start(env, *command, "worker", role, *arguments))
+    command = (*(program or (sys.executable, "-m", module)), "worker", role, *arguments)
+    running = WorkerProcess(await _start(env, *command, measures=measures or not ready))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:

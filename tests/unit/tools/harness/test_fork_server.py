@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from keyturn_workers.storage import Capabilities
 from tools.harness.fork_server import ForkServer, ForkServerError, can_fork
 
 if TYPE_CHECKING:
@@ -62,3 +63,14 @@ async def test_nothing_outlives_the_server(tmp_path: Path) -> None:
 def test_what_the_interpreter_reads_at_its_start_cannot_be_given_later() -> None:
     assert can_fork(_ENV)
     assert not can_fork(_ENV | {"PYTHONPATH": "/"})
+
+
+async def test_known_capabilities_reach_the_worker(server: ForkServer, tmp_path: Path) -> None:
+    """A worker that assumes them does not ask its storage; here it has none to ask."""
+    module = "tests.unit.tools.harness.print_capabilities"
+    known = Capabilities(copy_keeps_tags=True, listings_by_segment=False)
+    assuming = await server.start(module, [], _ENV, tmp_path, capabilities=known)
+    assert (await assuming.stderr.read()).decode().strip() == str(known)
+    measuring = await server.start(module, [], _ENV, tmp_path)
+    assert b"Traceback" in await measuring.stderr.read()
+    assert await measuring.wait() == 1

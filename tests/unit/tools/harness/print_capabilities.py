@@ -1,0 +1,13 @@
+"""Prints what a worker in this process would take its storage to be capable of."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.worker import process
+
+if __name__ == "__main__":
+    settings = WorkerSettings.model_construct()
+    print(asyncio.run(process._measure_storage(settings)), file=sys.stderr)
