@@ -6,8 +6,9 @@ One run serves all tests here: each breaks one thing that a check relies on, and
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,9 +24,12 @@ from tools.chaos.schedule import HOSTILE, WRITER, make_plan
 from tools.servers import Servers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
+    from mypy_boto3_s3 import S3Client
+
+    from tools.chaos.bucket_checks import BucketReport
     from tools.chaos.load import Upload
     from tools.servers import RabbitMQ, S3Server
 
@@ -61,15 +65,25 @@ async def evidence(
     yield await run(plan, own_servers.rabbitmq, ceph, folder, timeout_s=SETTLES_S)
 
 
-def _plain(evidence: Evidence) -> Upload:
-    """An upload that must be stored; without tags, which restoring it would lose."""
-    return next(
+@pytest.fixture(scope="module")
+def report(evidence: Evidence) -> BucketReport:
+    """The bucket as the run left it."""
+    return bucket_checks.inspect_bucket(evidence)
+
+
+def _plain_uploads(evidence: Evidence) -> Iterator[Upload]:
+    """Uploads that must be stored; without tags, which restoring them would lose."""
+    return (
         upload
         for upload in evidence.plan.load.uploads
         if upload.is_plain
         and upload.size_bytes > 100
         and object_s3_key(upload.project, upload.key) not in evidence.tagged
     )
+
+
+def _plain(evidence: Evidence) -> Upload:
+    return next(_plain_uploads(evidence))
 
 
 def _refused(evidence: Evidence) -> Upload:
@@ -218,53 +232,63 @@ def test_a_remaining_message_is_found(evidence: Evidence) -> None:
     ]
 
 
-@pytest.fixture
-def existing(evidence: Evidence) -> Iterator[tuple[Evidence, Upload, str]]:
-    """An object that a test may break; it is restored afterwards."""
-    upload = _plain(evidence)
-    tenant, s3_key = evidence.tenants[upload.project], object_s3_key(upload.project, upload.key)
-    before = tenant.client.get_object(Bucket=evidence.deployment.bucket, Key=s3_key)
-    body = before["Body"].read()
-    yield evidence, upload, s3_key
-    tenant.client.put_object(
-        Bucket=evidence.deployment.bucket,
-        Key=s3_key,
-        Body=body,
-        Metadata=before["Metadata"],
-        ContentType=before["ContentType"],
-    )
+@dataclass
+class _Existing:
+    """An object in the bucket, which a test may change."""
+
+    client: S3Client
+    bucket: str
+    s3_key: str
+    body: bytes
+    metadata: dict[str, str]
+    content_type: str
+
+    @classmethod
+    def of(cls, evidence: Evidence, upload: Upload) -> _Existing:
+        client, bucket = evidence.tenants[upload.project].client, evidence.deployment.bucket
+        s3_key = object_s3_key(upload.project, upload.key)
+        answer = client.get_object(Bucket=bucket, Key=s3_key)
+        body = answer["Body"].read()
+        return cls(client, bucket, s3_key, body, answer["Metadata"], answer["ContentType"])
+
+    def put(self, changes: Mapping[str, str] = {}, *, body: bytes | None = None) -> None:
+        """Put it with changed metadata or another body, or as it was."""
+        self.client.put_object(
+            Bucket=self.bucket,
+            Key=self.s3_key,
+            Body=self.body if body is None else body,
+            Metadata={**self.metadata, **changes},
+            ContentType=self.content_type,
+        )
 
 
-def test_a_deleted_object_is_found(existing: tuple[Evidence, Upload, str]) -> None:
-    evidence, upload, s3_key = existing
-    bucket = evidence.deployment.bucket
-    evidence.tenants[upload.project].client.delete_object(Bucket=bucket, Key=s3_key)
-    assert f"{s3_key}: missing" in bucket_checks.inspect_bucket(evidence).not_opened
+def _flip(data: bytes) -> bytes:
+    """The bytes with their last bit inverted."""
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
-@pytest.mark.parametrize("what", ["body", "user", "admin", "caller"])
-def test_a_changed_object_is_found(existing: tuple[Evidence, Upload, str], what: str) -> None:
+def _broken_wrap(existing: _Existing, role: str) -> dict[str, str]:
+    name = f"enc-dek-{role}"
+    return {name: base64.b64encode(_flip(base64.b64decode(existing.metadata[name]))).decode()}
+
+
+def test_changed_and_deleted_objects_are_found(evidence: Evidence) -> None:
     """One bit of the body or of a wrap, or caller metadata that was not sent."""
-    evidence, upload, s3_key = existing
-    client, bucket = evidence.tenants[upload.project].client, evidence.deployment.bucket
-    answer = client.get_object(Bucket=bucket, Key=s3_key)
-    body, metadata = bytearray(answer["Body"].read()), dict(answer["Metadata"])
-    if what == "body":
-        body[-1] ^= 1
-    elif what == "caller":
-        metadata["author"] = "another author"
-    else:
-        wrap = bytearray(base64.b64decode(metadata[f"enc-dek-{what}"]))
-        wrap[-1] ^= 1
-        metadata[f"enc-dek-{what}"] = base64.b64encode(wrap).decode()
-    client.put_object(
-        Bucket=bucket,
-        Key=s3_key,
-        Body=bytes(body),
-        Metadata=metadata,
-        ContentType=answer["ContentType"],
-    )
-    assert s3_key in "".join(bucket_checks.inspect_bucket(evidence).not_opened)
+    uploads = itertools.islice(_plain_uploads(evidence), 5)
+    changed = [_Existing.of(evidence, upload) for upload in uploads]
+    body, user, admin, caller, deleted = changed
+    body.put(body=_flip(body.body))
+    for existing, role in ((user, "user"), (admin, "admin")):
+        existing.put(_broken_wrap(existing, role))
+    caller.put({"author": "another author"})
+    deleted.client.delete_object(Bucket=deleted.bucket, Key=deleted.s3_key)
+    found = bucket_checks.inspect_bucket(evidence).not_opened
+    for existing in changed:
+        existing.put()
+    assert f"{deleted.s3_key}: missing" in found
+    for existing in changed:
+        assert any(line.startswith(existing.s3_key) for line in found), existing.s3_key
+    assert {line.split()[0].rstrip(":") for line in found} == {each.s3_key for each in changed}
 
 
 def test_an_object_that_an_old_key_opens_is_found(evidence: Evidence) -> None:
@@ -293,9 +317,8 @@ def test_an_unexpected_object_and_leftovers_are_found(evidence: Evidence) -> Non
 
 
 @pytest.mark.parametrize("place", ["logs", "metrics", "disk"])
-def test_a_planted_secret_is_found(evidence: Evidence, place: str) -> None:
+def test_a_planted_secret_is_found(evidence: Evidence, report: BucketReport, place: str) -> None:
     """A DEK, a transport key and a plaintext, each in a different encoding."""
-    report = bucket_checks.inspect_bucket(evidence)
     secrets_by_name = secrecy_checks.all_secrets(evidence, report)
     dek = next(name for name in secrets_by_name if name.startswith("DEK"))
     key = next(name for name in secrets_by_name if name.startswith("transport key"))
@@ -314,14 +337,12 @@ def test_a_planted_secret_is_found(evidence: Evidence, place: str) -> None:
     assert found == [f"{name} in planted of {place}" for name in sorted((dek, "plaintext", key))]
 
 
-def test_a_scan_that_finds_nothing_at_all_fails(evidence: Evidence) -> None:
+def test_a_scan_that_finds_nothing_at_all_fails(evidence: Evidence, report: BucketReport) -> None:
     """Without files to search the check fails: it would prove nothing."""
     empty = evidence.folder / "empty"
     for place in ("logs", "metrics", "disk"):
         (empty / place).mkdir(parents=True)
-    found = secrecy_checks.leaks(
-        replace(evidence, folder=empty), bucket_checks.inspect_bucket(evidence)
-    )
+    found = secrecy_checks.leaks(replace(evidence, folder=empty), report)
     assert [line.split(":")[0] for line in found] == ["the scan does not work"] * 4
 
 
