@@ -33,7 +33,7 @@ test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to py
 
 .PHONY: unit
 unit: setup  ## Run the tests that need no server, within a minute
-	@$(PYTHON) -m pytest -n 2 --dist worksteal -q -m "not slow" tests/unit tests/contract $(ARGS)
+	@$(PYTHON) -m pytest -n 3 --dist worksteal -q -p no:schemathesis -m "not slow" tests/unit tests/contract $(ARGS)
 
 .PHONY: coverage
 coverage: setup  ## Run the tests that need no server, and fail below the floor of coverage

@@ -76,6 +76,7 @@ async def test_a_link_is_an_object_or_the_gateways_json() -> None:
                 assert await opened.read() == OBJECT.plaintext
 
 
+@pytest.mark.slow
 async def test_a_storage_with_a_certificate_of_an_own_authority(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     context = server_context(authority.issue("server", ("localhost",)))

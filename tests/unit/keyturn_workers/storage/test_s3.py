@@ -174,6 +174,7 @@ async def test_reads_give_up_and_a_missing_object_is_not_retried(
     assert len(server.requests) == 1 + len(bodiless)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READS)
 @pytest.mark.parametrize(
     "page", [PROXY_PAGE, b"", error("NoSuchBucket")], ids=["html", "empty", "bucket"]

@@ -58,6 +58,7 @@ async def test_a_refused_delete_is_an_error_and_a_missing_version_is_not(
     assert query_values(server, "versionId") == ["v", "v"]
 
 
+@pytest.mark.slow
 async def test_a_404_of_a_proxy_to_an_administrative_request_is_no_missing_object(
     server: ScriptedServer, storage: S3Storage
 ) -> None:
