@@ -31,9 +31,25 @@ setup: $(UV)  ## Make the locked environment in .venv
 test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to pytest
 	@$(PYTHON) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
-.PHONY: unit
+# In four runs at once: each process of pytest-xdist would collect all of the tests.
+UNIT_OPTIONS := -q -p no:schemathesis -p no:xdist -m "not slow"
+# 5: ARGS chose no test of this run.
+unit_run = $(PYTHON) -m pytest $(UNIT_OPTIONS) $(1) $(ARGS) || [ $$? -eq 5 ]
+UNIT_WORKERS := tests/unit/keyturn_workers
+UNIT_SERVERS := $(addprefix $(UNIT_WORKERS)/,amqp http_server storage)
+UNIT_SERVICES := $(addprefix $(UNIT_WORKERS)/,console gateway sweep)
+
+.PHONY: unit unit-contracts unit-servers unit-services unit-workers
 unit: setup  ## Run the tests that need no server, within a minute
-	@$(PYTHON) -m pytest -n 3 --dist worksteal -q -p no:schemathesis -m "not slow" tests/unit tests/contract $(ARGS)
+	@$(MAKE) --jobs=4 --output-sync=target unit-contracts unit-servers unit-services unit-workers
+unit-contracts:
+	@$(call unit_run,tests/unit tests/contract --ignore=$(UNIT_WORKERS))
+unit-servers:
+	@$(call unit_run,$(UNIT_SERVERS))
+unit-services:
+	@$(call unit_run,$(UNIT_SERVICES))
+unit-workers:
+	@$(call unit_run,$(UNIT_WORKERS) $(UNIT_SERVERS:%=--ignore=%) $(UNIT_SERVICES:%=--ignore=%))
 
 .PHONY: coverage
 coverage: setup  ## Run the tests that need no server, and fail below the floor of coverage

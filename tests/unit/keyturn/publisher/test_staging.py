@@ -120,8 +120,14 @@ async def test_a_body_of_any_length_is_stored_sealed(size: int) -> None:
 
 
 async def test_few_parts_are_in_memory_at_once() -> None:
-    s3 = FakeS3()
-    await _put(s3, bytes(2_000_000))
+    s3 = FakeS3(hold=asyncio.Event())
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(_put(s3, bytes(2_000_000)))
+        while s3.at_once < 3:  # noqa: ASYNC110  # each part is hashed in a thread first
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # a fourth would begin now
+        assert s3.hold is not None
+        s3.hold.set()
     assert s3.most_at_once == 3
 
 
