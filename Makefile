@@ -31,10 +31,10 @@ setup: $(UV)  ## Make the locked environment in .venv
 test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to pytest
 	@$(PYTHON) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
-# In four runs at once: each process of pytest-xdist would collect all of the tests.
+# Four pytest processes in parallel; with pytest-xdist, each process would collect all tests.
 UNIT_OPTIONS := -q -p no:schemathesis -p no:xdist -m "not slow"
-# 5: ARGS chose no test of this run.
-unit_run = $(PYTHON) -m pytest $(UNIT_OPTIONS) $(1) $(ARGS) || [ $$? -eq 5 ]
+# Exit status 5: ARGS selected no test in this group.
+unit_run = $(PYTHON) -m pytest $(UNIT_OPTIONS) -o cache_dir=.pytest_cache/$@ $(1) $(ARGS) || $(if $(ARGS),[ $$? -eq 5 ],false)
 UNIT_WORKERS := tests/unit/keyturn_workers
 UNIT_SERVERS := $(addprefix $(UNIT_WORKERS)/,amqp http_server storage)
 UNIT_SERVICES := $(addprefix $(UNIT_WORKERS)/,console gateway sweep)

@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = WorkerSettings.read()
     configure(settings.log_format, settings.log_level)
-    # With a real measurement, many points would strike too early.
+    # A real measurement would already reach many of the crash points.
     assume(Capabilities(conditional_completion=arguments.conditional_completion))
     POINTS[arguments.point].install(_die)
     roles = ALL_ROLES if arguments.role == "all" else frozenset({arguments.role})

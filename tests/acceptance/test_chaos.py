@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import pytest
 import pytest_asyncio
@@ -72,14 +73,9 @@ def report(evidence: Evidence) -> BucketReport:
 
 
 def _plain_uploads(evidence: Evidence) -> Iterator[Upload]:
-    """Uploads that must be stored; without tags, which restoring them would lose."""
-    return (
-        upload
-        for upload in evidence.plan.load.uploads
-        if upload.is_plain
-        and upload.size_bytes > 100
-        and object_s3_key(upload.project, upload.key) not in evidence.tagged
-    )
+    """Uploads that must be stored."""
+    uploads = evidence.plan.load.uploads
+    return (upload for upload in uploads if upload.is_plain and upload.size_bytes > 100)
 
 
 def _plain(evidence: Evidence) -> Upload:
@@ -233,7 +229,7 @@ def test_a_remaining_message_is_found(evidence: Evidence) -> None:
 
 
 @dataclass
-class _Existing:
+class _StoredObject:
     """An object in the bucket, which a test may change."""
 
     client: S3Client
@@ -242,53 +238,64 @@ class _Existing:
     body: bytes
     metadata: dict[str, str]
     content_type: str
+    tags: dict[str, str]
 
     @classmethod
-    def of(cls, evidence: Evidence, upload: Upload) -> _Existing:
+    def of(cls, evidence: Evidence, upload: Upload) -> _StoredObject:
         client, bucket = evidence.tenants[upload.project].client, evidence.deployment.bucket
         s3_key = object_s3_key(upload.project, upload.key)
         answer = client.get_object(Bucket=bucket, Key=s3_key)
         body = answer["Body"].read()
-        return cls(client, bucket, s3_key, body, answer["Metadata"], answer["ContentType"])
+        tags = evidence.tagged.get(s3_key, {})
+        return cls(client, bucket, s3_key, body, answer["Metadata"], answer["ContentType"], tags)
 
     def put(self, changes: Mapping[str, str] = {}, *, body: bytes | None = None) -> None:
-        """Put it with changed metadata or another body, or as it was."""
+        """Store it again: unchanged, with other metadata, or with another body."""
         self.client.put_object(
             Bucket=self.bucket,
             Key=self.s3_key,
             Body=self.body if body is None else body,
             Metadata={**self.metadata, **changes},
             ContentType=self.content_type,
+            Tagging=urlencode(self.tags),
         )
 
 
-def _flip(data: bytes) -> bytes:
+def _flip_last_bit(data: bytes) -> bytes:
     """The bytes with their last bit inverted."""
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
-def _broken_wrap(existing: _Existing, role: str) -> dict[str, str]:
+def _broken_wrap(stored: _StoredObject, role: str) -> dict[str, str]:
     name = f"enc-dek-{role}"
-    return {name: base64.b64encode(_flip(base64.b64decode(existing.metadata[name]))).decode()}
+    return {
+        name: base64.b64encode(_flip_last_bit(base64.b64decode(stored.metadata[name]))).decode()
+    }
 
 
 def test_changed_and_deleted_objects_are_found(evidence: Evidence) -> None:
     """One bit of the body or of a wrap, or caller metadata that was not sent."""
-    uploads = itertools.islice(_plain_uploads(evidence), 5)
-    changed = [_Existing.of(evidence, upload) for upload in uploads]
+    uploads = list(itertools.islice(_plain_uploads(evidence), 5))
+    assert len(uploads) == 5
+    changed = [_StoredObject.of(evidence, upload) for upload in uploads]
     body, user, admin, caller, deleted = changed
-    body.put(body=_flip(body.body))
-    for existing, role in ((user, "user"), (admin, "admin")):
-        existing.put(_broken_wrap(existing, role))
-    caller.put({"author": "another author"})
-    deleted.client.delete_object(Bucket=deleted.bucket, Key=deleted.s3_key)
-    found = bucket_checks.inspect_bucket(evidence).not_opened
-    for existing in changed:
-        existing.put()
+    try:
+        body.put(body=_flip_last_bit(body.body))
+        for stored, role in ((user, "user"), (admin, "admin")):
+            stored.put(_broken_wrap(stored, role))
+        caller.put({"author": "another author"})
+        deleted.client.delete_object(Bucket=deleted.bucket, Key=deleted.s3_key)
+        found = bucket_checks.inspect_bucket(evidence).not_opened
+    finally:
+        for stored in changed:
+            stored.put()
     assert f"{deleted.s3_key}: missing" in found
-    for existing in changed:
-        assert any(line.startswith(existing.s3_key) for line in found), existing.s3_key
-    assert {line.split()[0].rstrip(":") for line in found} == {each.s3_key for each in changed}
+    for stored, upload in zip(changed, uploads, strict=True):
+        named = (f"{stored.s3_key}: missing", f"{stored.s3_key} (upload {upload.upload_id})")
+        lines = [line for line in found if line.startswith(named)]
+        assert lines, stored.s3_key
+        found = [line for line in found if line not in lines]
+    assert found == []
 
 
 def test_an_object_that_an_old_key_opens_is_found(evidence: Evidence) -> None:

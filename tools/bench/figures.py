@@ -1,6 +1,6 @@
 """Figures of the bench as values: spreads over rounds, rows with an aim, table and JSON. Pure.
 
-A ratio is taken within each round, and its median over the rounds is held against the aim.
+A ratio is taken within each round, and its median over the rounds is compared with the aim.
 It must never hide a miss.
 """
 
@@ -54,7 +54,7 @@ class Row:
     """One figure: ours, theirs, and how they compare.
 
     `ratios` are 1 where both are as good, and higher where ours is better; without `theirs`
-    the figure itself is held against the aim.
+    the figure itself is compared with the aim.
     """
 
     figure: str

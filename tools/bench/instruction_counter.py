@@ -1,9 +1,9 @@
 """An upload worker that counts its Python instructions.
 
-`python -m tools.bench.instruction_counter FILE` counts from SIGUSR1 to SIGUSR2, which is slow, and
-writes the number to FILE when it ends. The CPU time of an upload depends on everything else that
-the machine does; the number of instructions hardly does. Native code, such as cryptography, counts
-for nothing, nor does any other thread, such as the exporter's.
+`python -m tools.bench.instruction_counter FILE` counts from SIGUSR1 to SIGUSR2 (counting slows the
+worker down), and writes the number to FILE when it ends. The CPU time of an upload depends on
+everything else that the machine does; the number of instructions hardly does. Native code, such as
+cryptography, and other threads, such as the exporter's, are not counted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class InstructionCounter:
         sys.settrace(self._call)
 
     def end(self, *_: object) -> None:
-        """Count no more."""
+        """Stop counting."""
         sys.settrace(None)
 
     def _call(self, frame: FrameType, _event: str, _argument: object) -> Any:

@@ -3,15 +3,15 @@
 All sides serve one queue at the same time, each in a worker process of its own: whatever else the
 machine does, it does to all of them. What counts is each process's own CPU time for each upload
 that it stored, in the middle of the drain. Two processes of one kind differ by several per cent, so
-each round has fresh ones, and the side without traces is there twice. Sampled traces are held
-against the mean of those two; what the two differ by is the noise.
+each round has fresh ones, and the side without traces is there twice. Sampled traces are
+compared with the mean of those two; the difference between the two is the noise.
 
-The last row counts Python instructions for each upload. Their number repeats to about one per cent
-whatever else the machine does, but it is no CPU time: native code counts for nothing, and neither
-does the exporter's thread. So it has no aim. One recorded upload in a hundred is too few to count,
+The last row counts Python instructions for each upload. The count varies by about 1 % between runs,
+whatever the load, but it is not CPU time: native code and the exporter's thread are not counted. So
+it has no aim. One recorded upload in a hundred is too few to count,
 so the row is computed from workers that record no trace and every trace.
 
-With `--before`, one of the sides is the code of an earlier checkout, which knows no traces. The
+With `--before`, one of the sides is the code of an earlier checkout, which has no tracing. The
 receiver is in the bench's process.
 """
 
@@ -105,8 +105,8 @@ async def measure(
                 found.setdefault(side, []).append(cpu_ms)
         counts: dict[str, list[float]] = {}
         for turn in range(min(rounds, _COUNTED_ROUNDS)):
-            for side, environ in _counted_sides(receiver).items():
-                count_one = _count_instructions(deployment, scratch, f"i{turn}-{side[:3]}", environ)
+            for number, (side, environ) in enumerate(_counted_sides(receiver).items()):
+                count_one = _count_instructions(deployment, scratch, f"i{turn}-{number}", environ)
                 counts.setdefault(side, []).append(await count_one)
         if not receiver.spans:
             raise BenchError("no trace arrived: nothing was measured")
@@ -170,7 +170,7 @@ async def _round(
 async def _count_instructions(
     deployment: Deployment, scratch: Path, name: str, environ: Mapping[str, str]
 ) -> float:
-    """Python instructions of a fresh worker for each upload, once it is warm."""
+    """Python instructions per upload in a fresh, warmed-up worker."""
     env = {**deployment.worker_env(UPLOAD_CONCURRENCY=str(uploads.CONCURRENCY)), **environ}
     result = scratch / f"{name}.count"
     module = [instruction_counter.__name__, str(result)]
@@ -214,7 +214,7 @@ def cpu_ms(first: Mark, last: Mark) -> float:
 
 
 def rows(server: str, found: Mapping[str, Sequence[float]]) -> list[Row]:
-    """What the rounds gave, side by side; the last of these rows is the noise."""
+    """The results of all rounds; the last of these rows is the noise."""
     off = [statistics.fmean(pair) for pair in zip(found[OFF], found[AGAIN], strict=True)]
     pairs = [
         (SAMPLED, found[SAMPLED], f"{OFF}, two workers", off, _SAMPLED_AIM),
@@ -229,7 +229,7 @@ def rows(server: str, found: Mapping[str, Sequence[float]]) -> list[Row]:
 
 
 def instruction_row(server: str, counts: Mapping[str, Sequence[float]]) -> Row:
-    """Python instructions for each upload, if the share of them that is recorded is 1 %."""
+    """Python instructions per upload if 1 % are recorded."""
     sampled = [
         (1 - _SHARE) * none + _SHARE * all_of_them
         for none, all_of_them in zip(counts[NONE], counts[ALL], strict=True)

@@ -248,7 +248,7 @@ def _send(answer: socket.socket, number: int) -> None:
 
 
 async def _read_descriptions() -> None:
-    """Let the storage client import what it imports late, and read AWS's descriptions of S3."""
+    """Trigger the storage client's lazy imports, and load AWS's description of S3."""
     settings = S3Settings(
         s3_endpoint_url="http://127.0.0.1:9",
         s3_access_key_id="none",
@@ -265,7 +265,7 @@ def main() -> None:
     for name in _IMPORTED:
         import_module(name)
     asyncio.run(_read_descriptions())
-    # A child's own collections would copy every page that these objects are on.
+    # Otherwise a collection in a child would touch these objects, and copy their pages.
     gc.collect()
     gc.freeze()
     request = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()

@@ -1,80 +1,70 @@
-"""Measures the tests' own storage once, so that not every worker there measures it again.
+"""Spares the workers that tests start the measurement of a storage that is known.
 
-A worker measures its bucket when it starts (SPEC 10). That is half of the CPU time of a start, for
-the same answer each time. `known_storage` names a server whose buckets all behave alike; workers
-that tests fork then start with what was measured there. A worker that is started as a program, at
-another address (a proxy's, say) or with unsafe storage allowed, and one whose start is itself under
-test (`ready=False`, `measures=True`), still measures.
+A worker measures its bucket when it starts (SPEC 10). On the tests' own Ceph that takes half of the
+CPU time of a start, and always gives the same answer. A worker still measures if it is started as
+a separate program, uses another address (such as a proxy) or a versioned bucket, allows unsafe
+storage, or if its start is what the test is about (`ready=False`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from unittest import mock
 
-from pydantic import SecretStr
-
-from keyturn.settings import S3Settings
-from keyturn_workers.storage.probe.runner import probe
-from keyturn_workers.storage.s3 import open_storage
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.worker import process
-from tools.servers import new_bucket
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from keyturn_workers.settings import WorkerSettings
-    from keyturn_workers.storage import Capabilities
     from tools.servers import S3Server
 
+# What `tests/integration/storage/test_probe.py` measures.
+CEPH: Final = Capabilities(
+    listings_show_overwrites=True, late_writes_refused=True, listings_by_segment=False
+)
 
-@dataclass
-class _Measured:
-    server: S3Server
-    found: Capabilities | None = None
-
-
-_known: dict[str, _Measured] = {}
+_known: dict[str, S3Server] = {}
 
 
 @contextmanager
 def known_storage(server: S3Server) -> Iterator[None]:
-    """While this is open, this server is measured once, when the first worker starts on it."""
-    _known[server.endpoint_url] = _Measured(server)
+    """While this is open, workers do not measure this server, if it is a Ceph of our own."""
+    if server.kind == "ceph":
+        _known[server.endpoint_url] = server
     try:
         yield
     finally:
-        del _known[server.endpoint_url]
+        _known.pop(server.endpoint_url, None)
 
 
 async def known_capabilities(env: Mapping[str, str]) -> Capabilities | None:
-    """What a worker with this environment may take for granted; None if it has to measure."""
-    known = _known.get(env.get("KEYTURN_S3_ENDPOINT_URL", ""))
-    if known is None or "KEYTURN_ALLOW_UNSAFE_STORAGE" in env:
+    """The capabilities that a worker with this environment can assume, or None if it must measure.
+
+    Args:
+        env: With the address and the bucket.
+    """
+    server = _known.get(env.get("KEYTURN_S3_ENDPOINT_URL", ""))
+    if server is None or "KEYTURN_ALLOW_UNSAFE_STORAGE" in env:
         return None
-    if known.found is None:
-        known.found = await _measure(known.server)
-    return known.found
+    bucket = env["KEYTURN_S3_BUCKET"]
+    return None if await asyncio.to_thread(_is_versioned, server, bucket) else CEPH
 
 
-async def _measure(server: S3Server) -> Capabilities | None:
-    settings = S3Settings(
-        s3_endpoint_url=server.endpoint_url,
-        s3_access_key_id=server.access_key_id,
-        s3_secret_access_key=SecretStr(server.secret_access_key),
-        s3_region=server.region,
-        s3_bucket=await asyncio.to_thread(new_bucket, server),
-    )
-    async with open_storage(settings) as storage:
-        report = await probe(storage, quick=True)
-    return None if report.unsafe or report.undecided else report.capabilities
+def _is_versioned(server: S3Server, bucket: str) -> bool:
+    client = sync_client(server)
+    try:
+        return "Status" in client.get_bucket_versioning(Bucket=bucket)
+    finally:
+        client.close()
 
 
 def assume(capabilities: Capabilities) -> None:
-    """Let this process's worker take its storage's capabilities for granted."""
+    """Make this process's worker assume these capabilities instead of measuring."""
 
     async def known(_: WorkerSettings) -> Capabilities:
         return capabilities

@@ -157,15 +157,14 @@ async def worker(
     program: tuple[str, ...] | None = None,
     arguments: tuple[str, ...] = (),
     ready: bool = True,
-    measures: bool = False,
 ) -> AsyncIterator[WorkerProcess]:
     """Run `keyturn worker ROLE`, wait until it is ready, and kill it afterwards.
 
-    `program` replaces this checkout's `keyturn`. With `measures`, or if it need not become ready,
-    the worker measures its storage even where that is known (see `known_storage`).
+    `program` replaces this checkout's `keyturn`. With `ready=False`, the worker measures its
+    storage even if its capabilities are known (see `known_storage`).
     """
     command = (*(program or (sys.executable, "-m", module)), "worker", role, *arguments)
-    running = WorkerProcess(await _start(env, *command, measures=measures or not ready))
+    running = WorkerProcess(await _start(env, *command, measures=not ready))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:

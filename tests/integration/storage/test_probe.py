@@ -16,6 +16,7 @@ from keyturn_workers.storage.probe.runner import PREFIX, probe
 from tests.integration.storage.conftest import opened
 from tools.doctor.results import ServerResults, cells
 from tools.doctor.server_kinds import KINDS, probe_bucket
+from tools.harness.known_storage import CEPH
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
@@ -54,9 +55,8 @@ async def test_ceph(on_ceph: S3Storage) -> None:
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_CEPH
     assert report.unsafe == []
     report.check()
-    assert report.capabilities == Capabilities(
-        listings_show_overwrites=True, late_writes_refused=True, listings_by_segment=False
-    )
+    assert report.capabilities == CEPH
+    assert (await probe(on_ceph, quick=True)).capabilities == CEPH
 
 
 async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> None:

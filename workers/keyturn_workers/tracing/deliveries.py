@@ -53,7 +53,7 @@ class TracedHandle:
 
     def __call__(self, message: AbstractIncomingMessage) -> Awaitable[None]:
         """Handle one delivery."""
-        # Not a coroutine: one more would cost each delivery that is not recorded.
+        # Not `async`: an extra coroutine would slow down each delivery that is not recorded.
         trace_id = self._sampling.choose()
         return self._handle(message) if trace_id is None else self._recorded(message, trace_id)
 

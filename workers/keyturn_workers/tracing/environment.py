@@ -42,12 +42,12 @@ def receiver(environ: Mapping[str, str]) -> str:
 
 
 def root_ratio(environ: Mapping[str, str]) -> float:
-    """The share of traces without a parent that the sampler records, from 0 to 1.
+    """The fraction of root spans that the sampler records, from 0 to 1.
 
     Args:
         environ: Checked by `check_environment`.
     """
-    sampler = environ.get("OTEL_TRACES_SAMPLER", "").strip().lower()
+    sampler = environ.get("OTEL_TRACES_SAMPLER", "").lower()
     if sampler.endswith("traceidratio"):
         return float(environ["OTEL_TRACES_SAMPLER_ARG"])
     return 0.0 if sampler.endswith("always_off") else 1.0
@@ -60,7 +60,8 @@ def check_environment(environ: Mapping[str, str]) -> None:
         SettingsError: one line that names the variable, and not its value.
     """
     _check(environ, "OTEL_TRACES_EXPORTER", ("otlp",))
-    _check(environ, "OTEL_TRACES_SAMPLER", _SAMPLERS)
+    # The SDK takes a name with a space for an unknown one, and records everything.
+    _check(environ, "OTEL_TRACES_SAMPLER", _SAMPLERS, strip=False)
     _check_ratio(environ)
     for name in _NUMBERS:
         _check_with(environ, name, _is_positive, "not a positive number")
@@ -73,8 +74,12 @@ def check_environment(environ: Mapping[str, str]) -> None:
             _check_with(environ, f"{prefix}{file}", _is_readable, "not a file that can be read")
 
 
-def _check(environ: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> None:
-    value = environ.get(name, "").strip().lower()
+def _check(
+    environ: Mapping[str, str], name: str, allowed: tuple[str, ...], *, strip: bool = True
+) -> None:
+    value = environ.get(name, "").lower()
+    if strip:
+        value = value.strip()
     if value and value not in allowed:
         raise SettingsError(f"{name} must be {' or '.join(allowed)}")
 

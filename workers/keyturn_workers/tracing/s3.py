@@ -85,7 +85,7 @@ class TracedS3HttpClient(S3HttpClient):
         timeout_s: float = READ_TIMEOUT_S,
     ) -> Coroutine[Any, Any, S3Response]:
         """See `S3HttpClient.call`."""
-        # Not a coroutine: one more would cost each request that is not recorded.
+        # Not `async`: an extra coroutine would slow down each request that is not recorded.
         sending = super().call(
             operation, method, key, headers, query=query, body=body, lease=lease,
             timeout_s=timeout_s,

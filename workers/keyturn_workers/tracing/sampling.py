@@ -1,7 +1,7 @@
 """Decides whether a delivery is recorded, before anything else is made for it.
 
-The SDK decides too, but only after it has made a name, ids, a context and a span that records
-nothing. Of a hundred deliveries perhaps one is recorded, so the decision is what the other 99 cost.
+The SDK decides too, but only after it has created ids, a context and a non-recording span. Perhaps
+one delivery in a hundred is recorded, so for the other 99 this decision is the whole cost.
 """
 
 import random
@@ -18,7 +18,7 @@ _LIMIT: Final = TraceIdRatioBased.TRACE_ID_LIMIT
 
 
 class DecidedIds(RandomIdGenerator):
-    """Random ids; the next trace gets the id by which it was decided to record it."""
+    """Random ids; the next trace gets the id that the sampling decision was based on."""
 
     def __init__(self) -> None:
         self.decided = 0
@@ -32,14 +32,13 @@ class DecidedIds(RandomIdGenerator):
 class RootSampling:
     """Begins the traces that the sampler chooses.
 
-    The sampler itself would need six times as long to reject a trace: it looks for a parent, and
-    describes its decision. It is asked only about the traces that this class chooses, and by the
-    same id, so it decides alike.
+    Calling the SDK's sampler takes six times as long: it looks up a parent and builds a result. It
+    still runs for the traces chosen here and, given the same id, makes the same decision.
 
     Args:
-        tracer: Makes the spans, with ids of `ids`.
-        ids: Of the provider.
-        ratio: The share of traces without a parent that the provider's sampler records.
+        tracer: Creates the spans. Its provider uses `ids`.
+        ids: The provider's id generator.
+        ratio: The fraction of root spans that the provider's sampler records.
     """
 
     def __init__(self, tracer: Tracer, ids: DecidedIds, ratio: float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from keyturn.errors import SettingsError
 from keyturn_workers.tracing.environment import (
@@ -40,6 +42,7 @@ def test_good_values_pass(environ: dict[str, str]) -> None:
     [
         ("OTEL_TRACES_EXPORTER", "zipkin"),
         ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ("OTEL_TRACES_SAMPLER", "always_off "),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
@@ -118,6 +121,17 @@ def test_its_own_switch_turns_it_off(value: str, disabled: bool) -> None:
         ),
     ],
 )
-def test_the_share_of_traces_without_a_parent(environ: dict[str, str], ratio: float) -> None:
+def test_the_share_of_traces_without_a_parent(
+    environ: dict[str, str], ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK reads the same sampler from the same variables."""
     check_environment(environ)
     assert root_ratio(environ) == ratio
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    sampler = TracerProvider(shutdown_on_exit=False).sampler
+    bound = TraceIdRatioBased.get_bound_for_rate(ratio)
+    for trace_id in (0, bound - 1, bound, TraceIdRatioBased.TRACE_ID_LIMIT):
+        if trace_id >= 0:
+            decision = sampler.should_sample(None, trace_id, "process").decision
+            assert (decision is Decision.RECORD_AND_SAMPLE) is (trace_id < bound)

@@ -33,8 +33,8 @@ def test_all_or_none(ratio: float, recorded: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 0.5])
-def test_the_sampler_decides_alike(ratio: float) -> None:
-    """What is rejected here, the SDK's own sampler would reject by the same id, and no more."""
+def test_the_sdk_sampler_makes_the_same_decision(ratio: float) -> None:
+    """For each id, both reject or both accept."""
     sampling, sampler = _sampling(ratio), ParentBasedTraceIdRatio(ratio)
     bound = TraceIdRatioBased(ratio).bound
     for trace_id in (0, bound - 1, bound, bound + 1, TraceIdRatioBased.TRACE_ID_LIMIT, bound << 64):

@@ -1,4 +1,4 @@
-"""Prints what a worker in this process would take its storage to be capable of."""
+"""Prints the capabilities that a worker in this process would assume."""
 
 from __future__ import annotations
 
