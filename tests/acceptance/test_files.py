@@ -1,4 +1,4 @@
-"""Real files through the real client, while one of two workers is always being killed."""
+"""Real files through the real client, while one of two workers after the other is killed."""
 
 from __future__ import annotations
 

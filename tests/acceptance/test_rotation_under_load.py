@@ -1,8 +1,8 @@
 """Two rotations and a master key sweep over many objects, under uploads and SIGKILL (SPEC 8).
 
-Most of the objects are sealed and put by the test itself, since what is tried here is what
-becomes of them; hundreds more come through the queue, before and all the while. One of four
-workers is always being killed: an upload worker, a control worker, two sweep workers.
+Most of the objects are sealed and put by the test itself, since what matters here is what becomes
+of them; hundreds more come through the queue, before and all the while. Four workers serve them:
+for uploads, for control, and two for sweeps. One after another is killed.
 
 On Ceph, and with fewer objects on SeaweedFS, there on a versioned bucket too: after it, no version
 of any object has a wrap under an older key (SPEC 8.5). With `KEYTURN_TEST_LARGE=1`, Ceph has 2,000

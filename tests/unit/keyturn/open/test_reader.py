@@ -77,7 +77,7 @@ async def test_a_link_is_an_object_or_the_gateways_json() -> None:
 
 
 @pytest.mark.slow
-async def test_a_storage_with_a_certificate_of_an_own_authority(tmp_path: Path) -> None:
+async def test_a_storage_with_a_certificate_from_a_private_authority(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     context = server_context(authority.issue("server", ("localhost",)))
     async with serving(ANSWER) as storage:
