@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _OURS: Final = frozenset({"keyturn", "keyturn_workers", "tools", "tests", "examples"})
 # Documented in spite of their underscore: `collections.namedtuple`.
 _DOCUMENTED: Final = frozenset({"_replace", "_asdict", "_fields", "_make", "_field_defaults"})
-# Mappings of others that are made to be written to.
-# A filter may change the record that it is given, as the documentation of logging says.
-_WRITABLE: Final = frozenset({"os.environ", "sys.modules", "logging.LogRecord"})
+# Mappings that are made to be written to, and objects that their documentation lets others change:
+# a filter changes the record that it gets, and a trace function chooses the events of a frame.
+_WRITABLE: Final = frozenset({"os.environ", "sys.modules", "logging.LogRecord", "types.FrameType"})
 _OWN_RECEIVERS: Final = frozenset({"self", "cls", "this"})
 # For type checkers alone; it does not exist at run time.
 _TYPING: Final = frozenset({"_typeshed"})

@@ -90,6 +90,7 @@ def test_each_use_of_something_private_is_found(source: str, expected: str) -> N
         "class B:\n    def f(self):\n        return self._inherited",
         "from keyturn import a\ndef f(b: a.B):\n    return b.c._inherited, a._inherited",
         "import os\nos.environ['A'] = 'b'",
+        ("from types import FrameType\ndef f(frame: FrameType):\n    frame.f_trace_opcodes = True"),
         "from __future__ import annotations\nfrom keyturn import _private",
         "from aiormq import Channel\nclass A(Channel):\n    def f(self):\n        self.a = 1",
         "from aiormq import Channel\ndef f(own: dict, Channel: object):\n    own['a'] = 1",

@@ -19,7 +19,12 @@ from keyturn_workers.errors import ArchivedError, MissingError, PreconditionErro
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, ActionExecutor, tags_at_risk
+from keyturn_workers.objects.apply import (
+    COPY_LIMIT_BYTES,
+    ActionExecutor,
+    read_tags_at_risk,
+    tags_at_risk,
+)
 from keyturn_workers.objects.plan_action import (
     NoOp,
     ObjectView,
@@ -70,7 +75,7 @@ async def reconcile_object(
             return snapshot
         drops_tags = tags_at_risk(storage, view, action, copy_limit_bytes)
         try:
-            tags = await storage.read_tags(s3_key) if drops_tags else {}
+            tags = await read_tags_at_risk(storage, s3_key, view.head) if drops_tags else {}
             await executor.execute(project, object_key, view, action, snapshot)
             if tags:
                 await storage.write_tags(s3_key, tags)

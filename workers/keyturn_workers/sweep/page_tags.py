@@ -9,7 +9,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import ALGO, DELETED
 from keyturn_workers.errors import MissingError, RefusedError, StorageAnswerError
-from keyturn_workers.objects.apply import tags_at_risk
+from keyturn_workers.objects.apply import read_tags_at_risk, tags_at_risk
 from keyturn_workers.objects.plan_action import NoOp
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.page_context import PageContext, PlannedObject, gather_all
@@ -59,7 +59,7 @@ class PageTags:
         tags_by_key: dict[str, dict[str, str]] = {}
 
         async def read(planned: PlannedObject) -> PlannedObject:
-            tags_by_key[planned.key] = await self._read(planned.key)
+            tags_by_key[planned.key] = await self._read(planned)
             return planned
 
         await gather_all(self._context.guarded(each.key, read(each)) for each in at_risk)
@@ -70,7 +70,7 @@ class PageTags:
     async def note_before_write(self, planned: PlannedObject) -> None:
         """Note the tags of one object if its write drops them."""
         if self._drops_tags(planned):
-            await self._note({planned.key: await self._read(planned.key)}, planned)
+            await self._note({planned.key: await self._read(planned)}, planned)
 
     async def restore_after_write(self, key: str) -> None:
         """Put back the noted tags of an object that was just written."""
@@ -98,9 +98,10 @@ class PageTags:
             return False
         return tags_at_risk(self._storage, planned.view, planned.action, self._copy_limit_bytes)
 
-    async def _read(self, key: str) -> dict[str, str]:
+    async def _read(self, planned: PlannedObject) -> dict[str, str]:
+        s3_key = object_s3_key(self._context.project, planned.key)
         try:
-            return dict(await self._storage.read_tags(object_s3_key(self._context.project, key)))
+            return dict(await read_tags_at_risk(self._storage, s3_key, planned.view.head))
         except MissingError:
             return {}
 

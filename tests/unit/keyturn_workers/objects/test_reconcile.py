@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from keyturn.errors import (
     UnknownAlgorithmError,
 )
 from keyturn_workers.errors import RefusedError
+from keyturn_workers.objects import apply
 from keyturn_workers.objects.reconcile import reconcile_object
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -98,6 +100,37 @@ async def test_tags_survive(size: int, limit: int, *, keeps_tags: bool) -> None:
     assert await on.storage.read_tags(TARGET) == TAGS
     kept = keeps_tags and limit > 1
     assert on.storage.calls["write_tags"] == int(not kept)
+
+
+async def test_tags_that_another_worker_is_about_to_put_back_are_waited_for() -> None:
+    """It has copied the object, which dropped them, after this worker read the object."""
+    on = await behind(MemoryStorage(capabilities=Capabilities(copy_keeps_tags=False)))
+    async with asyncio.timeout(10), asyncio.TaskGroup() as other:
+
+        async def put_back() -> None:
+            while on.storage.calls["read_tags"] < 2:  # noqa: ASYNC110  # the storage has no event
+                await asyncio.sleep(0.001)
+            await on.storage.write_tags(TARGET, TAGS)
+
+        async def copied() -> None:
+            await on.storage.write_tags(TARGET, {})
+            other.create_task(put_back())
+
+        on.storage.before_next("read_tags", copied)
+        await run(on)
+    assert await on.is_current()
+    assert await on.storage.read_tags(TARGET) == TAGS
+
+
+async def test_tags_that_were_removed_meanwhile_are_not_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(apply, "_TAG_WAITS_S", (0.0, 0.0))
+    on = await behind(MemoryStorage(capabilities=Capabilities(copy_keeps_tags=False)))
+    on.storage.before_next("read_tags", lambda: on.storage.write_tags(TARGET, {}))
+    await run(on)
+    assert await on.is_current()
+    assert await on.storage.read_tags(TARGET) == {}
 
 
 async def test_an_object_without_tags_costs_no_request_for_them() -> None:

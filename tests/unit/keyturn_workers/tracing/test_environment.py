@@ -131,7 +131,7 @@ def test_the_share_of_traces_without_a_parent(
         monkeypatch.setenv(name, value)
     sampler = TracerProvider(shutdown_on_exit=False).sampler
     bound = TraceIdRatioBased.get_bound_for_rate(ratio)
-    for trace_id in (0, bound - 1, bound, TraceIdRatioBased.TRACE_ID_LIMIT):
-        if trace_id >= 0:
-            decision = sampler.should_sample(None, trace_id, "process").decision
-            assert (decision is Decision.RECORD_AND_SAMPLE) is (trace_id < bound)
+    limit = TraceIdRatioBased.TRACE_ID_LIMIT
+    for trace_id in {0, max(bound - 1, 0), min(bound, limit), limit}:
+        decision = sampler.should_sample(None, trace_id, "process").decision
+        assert (decision is Decision.RECORD_AND_SAMPLE) is (trace_id < bound)
