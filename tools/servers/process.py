@@ -149,6 +149,10 @@ class ServerProcess:
         """The end of the server's output."""
         return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
+    def has_logged(self, text: str) -> bool:
+        """Whether the server's output so far contains this text."""
+        return text.encode() in self._log.read_bytes()
+
     def end(self) -> None:
         """End the server gracefully; waits until it and its descendants are gone."""
         self._tell(b"end\n" if self._grace_s else b"kill\n")

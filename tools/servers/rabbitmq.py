@@ -342,9 +342,10 @@ class RabbitMQ:
     def _serves(self) -> bool:
         """Whether the node has booted completely and answers the AMQP handshake.
 
-        Its port opens a little earlier, and a SIGTERM in between makes it crash.
+        Its port opens a little earlier, and a SIGTERM in between makes it crash. Many warnings may
+        follow the line that says so.
         """
-        if "completed with" not in self.process.log_tail() or not accepts_tcp(self._port):
+        if not self.process.has_logged("completed with") or not accepts_tcp(self._port):
             return False
         try:
             with socket.create_connection(("127.0.0.1", self._port), timeout=2) as probe:
