@@ -32,6 +32,7 @@
      │         ├── UnknownMasterKeyError    unknown_master_key
      │         ├── StorageUnavailableError  storage_unavailable
      │         ├── KmsUnavailableError      kms_unavailable
+     │         ├── MarksUnavailableError    marks_unavailable
      │         └── LeaseMismatchError       lease_mismatch
      ├── PublisherError                     publishing a request, or waiting for its events
      │    ├── NotDeliveredError             the request is on no queue
@@ -194,7 +195,7 @@ class KekReusedError(PermanentError):
 
 
 class KeyringRolledBackError(TransientError):
-    """An object's admin wrap opens at a higher generation than the keyring's (SPEC 5.4)."""
+    """A keyring is older than its mark, or than an object that it wraps (SPEC 5.4, 5.5)."""
 
     code = "keyring_rolled_back"
 
@@ -251,6 +252,12 @@ class KmsUnavailableError(TransientError):
     """The provider of a master key did not respond, refused, or contradicted itself (SPEC 2.2)."""
 
     code = "kms_unavailable"
+
+
+class MarksUnavailableError(TransientError):
+    """This worker does not know the newest marks of keyrings, or cannot add one (SPEC 5.5)."""
+
+    code = "marks_unavailable"
 
 
 class LeaseMismatchError(TransientError):

@@ -21,6 +21,8 @@ AUDIT_STREAM: Final = "keyturn.audit"
 AUDIT_RECORDED: Final = "audit.recorded"
 WORKERS_STREAM: Final = "keyturn.workers"
 WORKER_REPORTED: Final = "worker.reported"
+MARKS_STREAM: Final = "keyturn.marks"
+KEYRING_MARKED: Final = "keyring.marked"
 # Between the exchange and the streams of single publishers, each bound by its header.
 PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
@@ -120,6 +122,7 @@ WORKERS_MAX_AGE: Final = "1D"
 _WORKERS_SEGMENT_BYTES: Final = 4 * 1024**2
 _PUBLISHER_SEGMENT_BYTES: Final = 16 * 1024**2
 _AUDIT_SEGMENT_BYTES: Final = 16 * 1024**2
+_MARKS_SEGMENT_BYTES: Final = 64 * 1024**2
 # Each crash of a worker costs a message one delivery. A series of failed deployments can use up
 # the broker's default of 20, and the message would be dead-lettered.
 _DELIVERY_LIMIT: Final = 100
@@ -259,6 +262,19 @@ def workers_queue() -> Queue:
     )
 
 
+def marks_queue() -> Queue:
+    """The stream of the marks of keyrings (SPEC 5.5).
+
+    It has no bound of age or size: the newest mark of a project may be years old, and without it
+    nothing shows that its keyring was set back.
+    """
+    return Queue(
+        MARKS_STREAM,
+        {"x-queue-type": "stream", "x-stream-max-segment-size-bytes": _MARKS_SEGMENT_BYTES},
+        (KEYRING_MARKED,),
+    )
+
+
 def queues() -> tuple[Queue, ...]:
     """All queues but the audit trail's, in the order of their declaration: the streams last.
 
@@ -284,4 +300,4 @@ def queues() -> tuple[Queue, ...]:
         EVENTS,
     )
     # Dead-letter and retry queues are declared before the work queues that refer to them.
-    return (*dead, *retry, *work, workers_queue(), events)
+    return (*dead, *retry, *work, workers_queue(), marks_queue(), events)

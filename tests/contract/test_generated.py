@@ -4,9 +4,16 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS, WORKER_REPORT_MODELS
+from keyturn.messages import (
+    AUDIT_MODELS,
+    EVENT_MODELS,
+    MARK_MODELS,
+    REQUEST_MODELS,
+    WORKER_REPORT_MODELS,
+)
 from keyturn.topology import (
     AUDIT_RECORDED,
+    KEYRING_MARKED,
     PUBLISHER_EVENTS,
     REQUESTS,
     WORKER_REPORTED,
@@ -39,8 +46,15 @@ def test_every_message_has_a_model_and_every_model_a_schema() -> None:
     assert set(EVENT_MODELS) == set(PUBLISHER_EVENTS)
     assert set(AUDIT_MODELS) == {AUDIT_RECORDED}
     assert set(WORKER_REPORT_MODELS) == {WORKER_REPORTED}
+    assert set(MARK_MODELS) == {KEYRING_MARKED}
     schemas = {p.stem for p in generate.files() if p.parts[0] == "schemas"}
-    assert schemas == {*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS}
+    assert schemas == {
+        *REQUEST_MODELS,
+        *EVENT_MODELS,
+        *AUDIT_MODELS,
+        *WORKER_REPORT_MODELS,
+        *MARK_MODELS,
+    }
 
 
 def test_asyncapi_names_the_topology() -> None:
@@ -54,7 +68,7 @@ def test_asyncapi_names_the_topology() -> None:
     actions = {name: o["action"] for name, o in document["operations"].items()}
     assert {n for n, action in actions.items() if action == "receive"} == set(REQUEST_MODELS)
     sent = {n for n, action in actions.items() if action == "send"}
-    assert sent == {*EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS}
+    assert sent == {*EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS, *MARK_MODELS}
 
 
 def test_asyncapi_references_resolve() -> None:

@@ -7,12 +7,19 @@ It must never say what `keyturn.topology` does not.
 
 from typing import Any, Final
 
-from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS, WORKER_REPORT_MODELS
+from keyturn.messages import (
+    AUDIT_MODELS,
+    EVENT_MODELS,
+    MARK_MODELS,
+    REQUEST_MODELS,
+    WORKER_REPORT_MODELS,
+)
 from keyturn.topology import (
     AUDIT_STREAM,
     EVENT_KEY_HEADER,
     EVENTS_STREAM,
     EXCHANGE,
+    MARKS_STREAM,
     PUBLISHER_EVENTS,
     PUBLISHER_EVENTS_EXCHANGE,
     PUBLISHER_HEADER,
@@ -76,7 +83,23 @@ _OWN_HEADERS: Final = _EVENT_HEADERS | {
         if name not in (PUBLISHER_HEADER, TRACEPARENT_HEADER)
     },
 }
-_MODELS: Final = {**REQUEST_MODELS, **EVENT_MODELS, **AUDIT_MODELS, **WORKER_REPORT_MODELS}
+_MARK_HEADERS: Final = _OWN_HEADERS | {
+    "properties": _OWN_HEADERS["properties"]
+    | {
+        SIGNATURE_HEADER: _B64_ED25519
+        | {
+            "description": "Ed25519 over 'keyturn/v1/mark', the deployment and the body's "
+            "bytes, joined by one zero byte each"
+        }
+    },
+}
+_MODELS: Final = {
+    **REQUEST_MODELS,
+    **EVENT_MODELS,
+    **AUDIT_MODELS,
+    **WORKER_REPORT_MODELS,
+    **MARK_MODELS,
+}
 
 
 def asyncapi() -> dict[str, Any]:
@@ -143,6 +166,8 @@ def _message(name: str) -> dict[str, Any]:
 def _headers(name: str) -> dict[str, Any]:
     if name in REQUEST_MODELS:
         return _REQUEST_HEADERS
+    if name in MARK_MODELS:
+        return _MARK_HEADERS
     return _EVENT_HEADERS if name in EVENT_MODELS else _OWN_HEADERS
 
 
@@ -153,6 +178,8 @@ def _queue(queue: Any) -> dict[str, Any]:
         description["description"] = "Its bounds of age and size are settings of the workers"
     if queue.name == WORKERS_STREAM:
         description["description"] = "What workers report about themselves; for consoles"
+    if queue.name == MARKS_STREAM:
+        description["description"] = "The marks of keyrings, without any bound; for workers"
     if queue.name == EVENTS_STREAM:
         description["description"] = (
             "Read with the consumer argument x-stream-offset, prefetch and acks"

@@ -38,6 +38,7 @@ Document = dict[str, Any]
 def examples(sealed: Document) -> dict[PurePosixPath, str]:
     """Every file below `examples/` but `sealed.json`, by its path."""
     valid = requests(sealed) | events() | audit_records() | console_examples.worker_reports()
+    valid |= marks()
     made: dict[PurePosixPath, str] = {}
     for name, documents in valid.items():
         for title, document in documents.items():
@@ -49,6 +50,23 @@ def examples(sealed: Document) -> dict[PurePosixPath, str]:
         made[PurePosixPath(name) / "invalid" / "index.json"] = _pretty(index)
     made[PurePosixPath("signed.json")] = _pretty(_signed(sealed, valid))
     return made
+
+
+def marks() -> dict[str, dict[str, Document]]:
+    """Marks of keyrings, by title."""
+    mark: Document = {
+        "type": "keyring.marked",
+        "project": PROJECT,
+        "serial": 7,
+        "digest": "5f" * 32,
+        "generation": 4,
+        "kek_id": "9f86d081884c7d65",
+        "master_key": "2027",
+        "at": REQUESTED_AT,
+    }
+    first = mark | {"serial": 0, "generation": 1}
+    recovered = mark | {"serial": 8, "recovery": SWEEP_ID}
+    return {"keyring.marked": {"changed": mark, "first-use": first, "recovered": recovered}}
 
 
 def requests(sealed: Document) -> dict[str, dict[str, Document]]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from keyturn.messages import (
     AUDIT_MODELS,
     EVENT_MODELS,
+    MARK_MODELS,
     REQUEST_MODELS,
     WORKER_REPORT_MODELS,
     CountedEvent,
@@ -38,6 +39,8 @@ def cases(name: str, valid: Document) -> Iterator[Case]:
         yield from _of_audit_records(valid)
     elif name in WORKER_REPORT_MODELS:
         yield from _of_worker_reports(valid)
+    elif name in MARK_MODELS:
+        yield from _of_marks(valid)
     else:
         yield from _of_one_event(name, valid)
 
@@ -128,6 +131,17 @@ def _of_status_reports(valid: Document) -> Iterator[Case]:
     yield _without(valid, "view")
 
 
+def _of_marks(valid: Document) -> Iterator[Case]:
+    yield _changed(valid, "serial-negative", "a count", serial=-1)
+    yield _changed(valid, "serial-as-text", "a number", serial="7")
+    yield _changed(valid, "generation-zero", "generations begin at 1", generation=0)
+    yield _changed(valid, "digest-upper-case", "hex in lower case", digest="A" * 64)
+    yield _changed(valid, "digest-short", "64 hex digits", digest="5f")
+    yield _changed(valid, "project-of-all", "one project", project="*")
+    yield _without(valid, "serial")
+    yield _without(valid, "digest")
+
+
 def _of_worker_reports(valid: Document) -> Iterator[Case]:
     queue = valid["queues"][0]
     yield _changed(valid, "served-negative", "a count", queues=[queue | {"served": -1}])
@@ -154,12 +168,13 @@ def _of_counts(name: str, valid: Document) -> Iterator[Case]:
 
 
 def _of_every_message(name: str, valid: Document) -> Iterator[Case]:
-    request_id = _OWN_IDS.get(name) or id_field(name)
+    request_id = None if name in MARK_MODELS else _OWN_IDS.get(name) or id_field(name)
     # Of a worker, which belongs to no project.
     field = "project" if "project" in valid else "host"
     text = json.dumps(valid, indent=2, ensure_ascii=False)
-    yield _changed(valid, "id-upper-case", "ids are in lower case", **{request_id: "A" * 36})
-    yield _without(valid, request_id)
+    if request_id is not None:
+        yield _changed(valid, "id-upper-case", "ids are in lower case", **{request_id: "A" * 36})
+        yield _without(valid, request_id)
     yield _changed(valid, f"{field}-as-number", "a number where text belongs", **{field: 7})
     twice = text.replace("{", f'{{\n  "{field}": "other",', 1)
     yield "name-twice", twice, "duplicate name in an object"

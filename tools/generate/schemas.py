@@ -8,14 +8,26 @@ It must never refuse what a model accepts.
 
 from typing import Any, Final
 
-from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, REQUEST_MODELS, WORKER_REPORT_MODELS
+from keyturn.messages import (
+    AUDIT_MODELS,
+    EVENT_MODELS,
+    MARK_MODELS,
+    REQUEST_MODELS,
+    WORKER_REPORT_MODELS,
+)
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Every message type with its schema."""
-    models = {**REQUEST_MODELS, **EVENT_MODELS, **AUDIT_MODELS, **WORKER_REPORT_MODELS}
+    models = {
+        **REQUEST_MODELS,
+        **EVENT_MODELS,
+        **AUDIT_MODELS,
+        **WORKER_REPORT_MODELS,
+        **MARK_MODELS,
+    }
     return {name: _schema(name, model) for name, model in models.items()}
 
 

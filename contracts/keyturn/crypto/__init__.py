@@ -6,7 +6,7 @@
 | `keys` | derivation of KEKs, and `Secret` (SPEC 2, 4.6, 5.1) |
 | `wraps` | DEK wraps, records, tombstones, v0 (SPEC 4, 5.1, 8.7) |
 | `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
-| `signatures` | Ed25519 on requests, events and evidence (SPEC 6.3, 6.7, 15.1) |
+| `signatures` | Ed25519 on requests, events, marks and evidence (SPEC 5.5, 6.3, 6.7, 15.1) |
 | `links` | tokens of links to one object (SPEC 9.3) |
 | `retry_mac` | the MAC on a worker's note about a retry (SPEC 6.3) |
 | `labels`, `base64` | helpers of these |
@@ -54,7 +54,7 @@ from keyturn.crypto.keys import (
 )
 from keyturn.crypto.links import LinkClaims, is_link_token, link_token
 from keyturn.crypto.retry_mac import RetryKey, RetryNote
-from keyturn.crypto.signatures import EventVerifier, SigningKey, VerifyKey
+from keyturn.crypto.signatures import EventVerifier, MarkVerifier, SigningKey, VerifyKey
 from keyturn.crypto.wraps import (
     BODY_CONTEXT,
     UPLOAD_TAG_BYTES,
@@ -95,6 +95,7 @@ __all__ = [
     "Kek",
     "KekPurpose",
     "LinkClaims",
+    "MarkVerifier",
     "Opener",
     "RetryKey",
     "RetryNote",

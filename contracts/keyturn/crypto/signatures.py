@@ -1,14 +1,15 @@
-"""Signatures of requests, events and evidence: Ed25519 (SPEC 6.3, 6.7, 15.1).
+"""Signatures of requests, events, marks and evidence: Ed25519 (SPEC 5.5, 6.3, 6.7, 15.1).
 
 A request's signature covers the publisher's name, an event's does not; their labels differ, so
-that neither is ever valid as the other, nor as the signature of a DSSE envelope. Requests and
-events are bound to one deployment by their labels, evidence by its subject. Verification raises,
-and never returns a bool that a caller could forget to check.
+that neither is ever valid as the other, as a mark, or as the signature of a DSSE envelope.
+Requests, events and marks are bound to one deployment by their labels, evidence by its subject.
+Verification raises, and never returns a bool that a caller could forget to check.
 It must never parse a body: the bytes are verified before anything interprets them.
 """
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -58,6 +59,10 @@ class SigningKey:
     def sign_event(self, deployment: str, body: bytes) -> str:
         """Return the header `keyturn-signature` of an event, in base64 (SPEC 6.7)."""
         return to_base64(self._key.sign(_event(deployment) + body))
+
+    def sign_mark(self, deployment: str, body: bytes) -> str:
+        """Return the header `keyturn-signature` of a keyring's mark, in base64 (SPEC 5.5)."""
+        return to_base64(self._key.sign(_mark(deployment) + body))
 
     def sign_dsse(self, payload_type: str, payload: bytes) -> bytes:
         """Return the signature of a DSSE envelope, 64 bytes (SPEC 15.1)."""
@@ -131,6 +136,17 @@ class VerifyKey:
         except (InvalidSignature, ValueError) as exc:
             raise SignatureError from exc
 
+    def verify_mark(self, deployment: str, body: bytes, signature_b64: str) -> None:
+        """Verify that this deployment signed `body` as a keyring's mark.
+
+        Raises:
+            SignatureError: it did not, or the signature is not 64 bytes in base64.
+        """
+        try:
+            self._key.verify(from_base64(signature_b64), _mark(deployment) + body)
+        except (InvalidSignature, ValueError) as exc:
+            raise SignatureError from exc
+
     def verify_dsse(self, payload_type: str, payload: bytes, signature: bytes) -> None:
         """Verify the signature of a DSSE envelope around this payload.
 
@@ -168,6 +184,30 @@ class EventVerifier:
         return True
 
 
+class MarkVerifier:
+    """Verifies marks of one deployment by any of its public event keys (SPEC 5.5, 6.10).
+
+    Args:
+        deployment: The installation that marks must be signed for.
+        keys: The deployment's public event keys.
+    """
+
+    def __init__(self, deployment: str, keys: Iterable[VerifyKey]) -> None:
+        self._deployment = deployment
+        self._keys = tuple((key.id, key) for key in keys)
+
+    def signer(self, body: bytes, signature_b64: str, key_id: str = "") -> str | None:
+        """The id of the key that signed `body`; the one that `key_id` names is tried first.
+
+        None if no key did.
+        """
+        for name, key in sorted(self._keys, key=lambda item: item[0] != key_id):
+            with suppress(SignatureError):
+                key.verify_mark(self._deployment, body, signature_b64)
+                return name
+        return None
+
+
 def _key_id(public_bytes: bytes) -> str:
     # A hint of which key to try first, and no more: it is not signed.
     return hashlib.sha256(public_bytes).digest()[:_KEY_ID_BYTES].hex()
@@ -179,6 +219,10 @@ def _request(deployment: str, publisher: str) -> bytes:
 
 def _event(deployment: str) -> bytes:
     return label("keyturn/v1/event", deployment) + b"\0"
+
+
+def _mark(deployment: str) -> bytes:
+    return label("keyturn/v1/mark", deployment) + b"\0"
 
 
 def _dsse(payload_type: str, payload: bytes) -> bytes:

@@ -6,6 +6,7 @@
 | `events` | `UploadStored`, `RotationCompleted` and all others; `Event`, `Rejected`, `Failed` |
 | `status` | what `StatusReported` holds |
 | `audit` | `AuditRecorded`, which no publisher reads, and its bytes |
+| `marks` | `KeyringMarked`, which no publisher reads, and its bytes |
 | `worker_reports` | `WorkerReported`, which no publisher reads, and its bytes |
 | `fields` | the types of fields, and `RequestOrigin` |
 | `codec` | `encode`, `parse_request`, `parse_event`, and the refusal that answers a request |
@@ -81,6 +82,7 @@ from keyturn.messages.fields import (
     Time,
 )
 from keyturn.messages.json_text import load_json, problems
+from keyturn.messages.marks import MARK_MODELS, KeyringMarked, encode_mark, parse_mark
 from keyturn.messages.requests import (
     AUDITED_LETTERS,
     INLINE_MAX_BYTES,
@@ -127,6 +129,7 @@ __all__ = [
     "DONE",
     "EVENT_MODELS",
     "INLINE_MAX_BYTES",
+    "MARK_MODELS",
     "REASON_MAX_CHARACTERS",
     "REQUEST_MODELS",
     "STARTED",
@@ -157,6 +160,7 @@ __all__ = [
     "Generation",
     "InlineBody",
     "Key",
+    "KeyringMarked",
     "MasterKeyStatus",
     "ObjectDeleted",
     "ObjectGroupStatus",
@@ -198,6 +202,7 @@ __all__ = [
     "claimed_type",
     "encode",
     "encode_audit",
+    "encode_mark",
     "encode_worker_report",
     "id_field",
     "identity",
@@ -205,6 +210,7 @@ __all__ = [
     "parse_audit",
     "parse_audit_link",
     "parse_event",
+    "parse_mark",
     "parse_request",
     "parse_worker_report",
     "problems",

@@ -37,7 +37,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
@@ -66,6 +66,7 @@ from keyturn.topology import (
     AUDIT_STREAM,
     EVENT_KEY_HEADER,
     EVENTS_STREAM,
+    MARKS_STREAM,
     SIGNATURE_HEADER,
     TRACEPARENT_HEADER,
     WORKERS_STREAM,
@@ -85,7 +86,7 @@ _OFFSET_HEADER: Final = "x-stream-offset"
 _HEADERS: Final = (SIGNATURE_HEADER, EVENT_KEY_HEADER, TRACEPARENT_HEADER)
 _NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
 _START_A_WORKER: Final = "; start one"
-_OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM, WORKERS_STREAM)
+_OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM, WORKERS_STREAM, MARKS_STREAM)
 _EARLIER: Final = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1))
 
 Start = datetime | int | Literal["first"]
@@ -103,6 +104,7 @@ class StreamRecord:
         signature: The header `keyturn-signature`, base64; empty where it is missing.
         key_id: The header `keyturn-event-key`: which key signed it. Not signed itself.
         traceparent: The header of that name (SPEC 6.11). Not signed either.
+        skipped: How many messages directly before it were skipped, since they cannot be decoded.
     """
 
     offset: int
@@ -110,6 +112,7 @@ class StreamRecord:
     signature: str
     key_id: str = ""
     traceparent: str = ""
+    skipped: int = field(default=0, compare=False)
 
 
 _Message = TypeVar("_Message")
@@ -387,8 +390,9 @@ async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[Stream
         drained = _drain(messages, position.first, ack_every=max(1, prefetch // 4))
         async with aclosing(_after(position, drained)) as records:
             async for record in records:
+                skipped = position.skipped
                 position.advance(record)
-                yield record
+                yield replace(record, skipped=skipped) if skipped else record
                 if is_careful:
                     _log.debug("read offset %d by itself", record.offset)
                     return
@@ -486,7 +490,13 @@ class _Delivery:
     ack: Callable[[], Awaitable[object]]
 
 
-async def last_offset(connection: BrokerConnection, stream: str) -> int | None:
+async def last_offset(
+    connection: BrokerConnection,
+    stream: str,
+    *,
+    silence_s: float = _KNOWN_AGAIN_S,
+    newest_s: float = _NEWEST_S,
+) -> int | None:
     """The offset of the newest message of a stream.
 
     The broker counts the messages of a stream late (seen with RabbitMQ 4.0), so the newest ones
@@ -495,6 +505,8 @@ async def last_offset(connection: BrokerConnection, stream: str) -> int | None:
     Args:
         connection: The broker.
         stream: The stream's name.
+        silence_s: A stream that delivers nothing for this long holds nothing.
+        newest_s: How long to read the newest messages, after the first of them.
 
     Returns:
         None if the stream holds no message, or none of the newest can be decoded.
@@ -508,10 +520,10 @@ async def last_offset(connection: BrokerConnection, stream: str) -> int | None:
             connection, stream, "last", prefetch=PREFETCH, isolated=False
         ) as messages:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_KNOWN_AGAIN_S) as waiting:
+                async with asyncio.timeout(silence_s) as waiting:
                     while isinstance(message := await messages.get(), _Delivery):
                         if last is None:
-                            waiting.reschedule(asyncio.get_running_loop().time() + _NEWEST_S)
+                            waiting.reschedule(asyncio.get_running_loop().time() + newest_s)
                         last = message.record.offset
                         await message.ack()
     except _UndecodableError:
@@ -586,8 +598,8 @@ def _delivery(message: DeliveredMessage) -> _Delivery | _Loss:
         # that of a gateway or a command does, has lost it.
         _log.debug("a message without an offset was delivered")
         return _Loss.UNDECODABLE
-    texts = (_text(headers, name) for name in _HEADERS)
-    record = StreamRecord(offset, message.body, *texts)
+    signature, key_id, traceparent = (_text(headers, name) for name in _HEADERS)
+    record = StreamRecord(offset, message.body, signature, key_id, traceparent)
     return _Delivery(record, partial(message.channel.basic_ack, tag, multiple=True))
 
 

@@ -15,6 +15,7 @@ from keyturn.topology import (
     DEAD_QUEUES,
     EVENTS,
     EVENTS_STREAM,
+    KEYRING_MARKED,
     PLAN_QUEUE,
     PUBLISHER_EVENTS,
     PUBLISHER_HEADER,
@@ -41,7 +42,7 @@ QUEUES: Final = {queue.name: queue for queue in queues()}
 
 def test_each_request_goes_to_one_queue_and_each_event_to_the_stream() -> None:
     bound = list(chain.from_iterable(queue.bindings for queue in queues()))
-    assert sorted(bound) == sorted((*REQUESTS, *EVENTS, WORKER_REPORTED))
+    assert sorted(bound) == sorted((*REQUESTS, *EVENTS, WORKER_REPORTED, KEYRING_MARKED))
     assert QUEUES[EVENTS_STREAM].bindings == EVENTS
     assert QUEUES[UPLOAD_QUEUE].bindings == ("upload.requested",)
 

@@ -100,6 +100,10 @@ class RequestHandler(Protocol):
         """
         ...
 
+    def gives_up(self, error: CodedError) -> bool:
+        """Whether a transient error is final for these requests all the same."""
+        ...
+
     async def after_refusal(
         self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:
@@ -282,6 +286,8 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         )
 
     def _retry_delay_s(self, job: RequestJob, error: CodedError, attempt: int) -> int | None:
+        if self._handler.gives_up(error):
+            return None
         requested_at = job.request.requested_at_instant
         return retry_delay_s(
             error,

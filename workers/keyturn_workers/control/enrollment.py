@@ -22,6 +22,8 @@ from keyturn_workers.keyring import (
     Generation,
     Keyring,
     KeyringReader,
+    KeyringRemovedError,
+    Mark,
     create_keyring,
     has_origin,
     is_same_request,
@@ -61,6 +63,7 @@ class Enroller:
 
         Raises:
             AlreadyEnrolledError: another enrollment's keyring, or objects, exist.
+            KeyringSetBackError: a mark contradicts the keyring, or says that one was removed.
             UnknownIntakeKeyError, BadSealError: a KEK in the request does not open.
             CorruptObjectError: a keyring exists that no worker wrote.
             StorageUnavailableError, UnknownMasterKeyError: try again later.
@@ -90,23 +93,46 @@ class Enroller:
         if (existing := await self._find(request, origin)) is not None:
             return existing
         keyring = self._keyring(request, origin)
-        keyring = replace(
-            keyring,
-            current=replace(keyring.current, generation=await self._first_generation(request)),
-        )
-        if await create_keyring(
+        first = await self._first_generation(request)
+        removed = await self._find_removed(request)
+        if removed is not None:
+            first = max(first, removed.generation + 1)
+            keyring = replace(keyring, serial=removed.serial)
+        keyring = replace(keyring, current=replace(keyring.current, generation=first))
+        await create_keyring(
             self._storage, keyring, self._operator_keys, lease_s=self._keyrings.lease_s
-        ):
-            return keyring.current.generation
-        # A lost race, or the response to an earlier attempt of this very request was lost.
+        )
+        # Won or lost, the keyring is read: this marks it, and says whose it is. The response to
+        # an earlier attempt of this very request may have been lost.
         if (existing := await self._find(request, origin)) is not None:
             return existing
-        raise StorageUnavailableError("a keyring was refused, but none exists")
+        raise StorageUnavailableError("a keyring was put or refused, but none exists")
+
+    async def _find_removed(self, request: EnrollRequested) -> Mark | None:
+        """The highest mark of a keyring that was removed, for an enrollment that adopts.
+
+        Raises:
+            KeyringRemovedError: there is one, and the enrollment does not adopt.
+        """
+        await self._keyrings.catch_up()
+        try:
+            await self._keyrings.read_fresh(request.project)
+        except UnknownProjectError:
+            return None
+        except KeyringRemovedError as exc:
+            if not request.adopt:
+                raise
+            return exc.mark
+        return None  # another enrollment was faster
 
     async def _find(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
         try:
-            snapshot = await self._keyrings.read_fresh(request.project)
+            snapshot = await self._keyrings.read_own(request.project, origin)
         except UnknownProjectError:
+            return None
+        except KeyringRemovedError:
+            if not request.adopt:
+                raise
             return None
         keyring = snapshot.keyring
         enrollment = keyring.enrollment

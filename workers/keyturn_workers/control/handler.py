@@ -1,10 +1,10 @@
 """The request handler of the control worker (SPEC 6.1, 6.7)."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from keyturn.errors import CodedError, MalformedRequestError, PermanentError
-from keyturn.identifiers import format_time
+from keyturn.identifiers import format_time, parse_time
 from keyturn.messages import (
     AuditRequested,
     DeleteRequested,
@@ -26,8 +26,12 @@ from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.rotation import RotationResult, Rotator
+from keyturn_workers.keyring import KeyringSetBackError, KeyringUnknownError
 from keyturn_workers.status.reader import StatusReader
 from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, completed_event
+
+# A worker that has put a project's first keyring marks it at once, or its request is redelivered.
+_MARKED_WITHIN: Final = timedelta(minutes=1)
 
 
 class ControlHandler:
@@ -112,6 +116,17 @@ class ControlHandler:
     async def _delete(self, request: DeleteRequested) -> Handled:
         await self._deleter.delete(request)
         return _deleted(request)
+
+    def gives_up(self, error: CodedError) -> bool:
+        """Whether a transient error ends a control request (SPEC 5.5).
+
+        No retry changes a keyring that a mark contradicts. But one without a mark may be another
+        enrollment's, whose worker is about to mark it.
+        """
+        if isinstance(error, KeyringUnknownError):
+            age = datetime.now(UTC) - parse_time(error.keyring.current.at)
+            return age > _MARKED_WITHIN
+        return isinstance(error, KeyringSetBackError)
 
     async def after_refusal(
         self, request: Request, origin: RequestOrigin, error: CodedError

@@ -80,15 +80,15 @@ class Rotator:
         sweep = _sweep_request(request)
         existing_sweep = await self._starter.find_existing(sweep)
         for _ in range(_MAX_ATTEMPTS):
-            snapshot = await self._keyrings.read_fresh(request.project)
+            snapshot = await self._keyrings.read_own(request.project, origin)
             entry = self._find_generation(snapshot.keyring, request, origin)
             if entry is not None:
                 return await self._start_sweep(entry, sweep, origin)
             if existing_sweep is not None:
                 raise KeyringRolledBackError("the keyring lacks a rotation that it accepted")
             after = self._rotate_keyring(snapshot.keyring, request, origin)
-            # After either outcome of the race, the keyring is read again: it says which request
-            # rotated it.
+            # After either outcome of the race, the keyring is read again: this marks it, and says
+            # which request rotated it.
             await replace_keyring(
                 self._storage,
                 after,
@@ -105,7 +105,7 @@ class Rotator:
 
         Raises: as `rotate`.
         """
-        snapshot = await self._keyrings.read_fresh(request.project)
+        snapshot = await self._keyrings.read_own(request.project, origin)
         entry = self._find_generation(snapshot.keyring, request, origin)
         if entry is None:
             return None

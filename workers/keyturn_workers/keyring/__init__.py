@@ -1,5 +1,13 @@
 """The keyring: what a project's objects must be wrapped under (SPEC 5)."""
 
+from keyturn_workers.keyring.marks import (
+    KeyringRemovedError,
+    KeyringSetBackError,
+    KeyringUnknownError,
+    Mark,
+    MarkTable,
+    Witness,
+)
 from keyturn_workers.keyring.model import DesiredState, Generation, Keyring
 from keyturn_workers.keyring.reader import KeyringReader
 from keyturn_workers.keyring.snapshot import KeyringSnapshot
@@ -22,7 +30,13 @@ __all__ = [
     "Generation",
     "Keyring",
     "KeyringReader",
+    "KeyringRemovedError",
+    "KeyringSetBackError",
     "KeyringSnapshot",
+    "KeyringUnknownError",
+    "Mark",
+    "MarkTable",
+    "Witness",
     "check_rotation",
     "create_keyring",
     "delete_older_versions",

@@ -20,6 +20,7 @@ _KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_LEASE_S: Final = 10**6
 _MAX_GENERATION: Final = 10**18
+_MAX_SERIAL: Final = 2**63
 _PERMISSIONS: Final = ("allowed", "forbidden")
 
 
@@ -65,6 +66,8 @@ class DesiredState:
 class Keyring:
     """The record of a project's keys; `current` is the desired generation.
 
+    `serial` counts the changes of the record; records written by 0.10 have none, which is 0.
+    `recovery` is the id of the request that accepted a restored record, if one did (SPEC 5.5).
     `lease_s` is the longest lease, in seconds, of any worker that wrote this record.
     `publisher` and `request` are the origin of the request that created the current generation;
     `evidence` is the digest of the newest evidence. Records written by 0.4 have none of these.
@@ -81,6 +84,8 @@ class Keyring:
     publisher: str | None = None
     request: str | None = None
     evidence: str | None = None
+    serial: int = 0
+    recovery: str | None = None
 
     @property
     def origin(self) -> RequestOrigin | None:
@@ -132,6 +137,7 @@ def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
         "v0": _permission(allowed=keyring.v0_allowed),
         "v0_kek": _kek_json(keyring.v0_kek),
         "history": [_entry_json(entry) for entry in keyring.history],
+        "serial": keyring.serial,
         **_added_json(keyring),
     }
 
@@ -154,6 +160,7 @@ def _added_json(keyring: Keyring) -> dict[str, Any]:
         "publisher": keyring.publisher,
         "request": keyring.request,
         "evidence": keyring.evidence,
+        "recovery": keyring.recovery,
     }
     return {name: value for name, value in added.items() if value is not None}
 
@@ -199,12 +206,26 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         publisher=_publisher(rest.get("publisher")),
         request=_digest(rest.get("request")),
         evidence=_digest(rest.get("evidence")),
+        serial=_serial(rest.get("serial", 0)),
+        recovery=_recovery(rest.get("recovery")),
     )
 
 
 def _lease_s(value: Any) -> int | None:
     if value is not None and (type(value) is not int or not 1 <= value <= _MAX_LEASE_S):
         raise ValueError("lease")
+    return value
+
+
+def _serial(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MAX_SERIAL:
+        raise ValueError("serial")
+    return value
+
+
+def _recovery(value: str | None) -> str | None:
+    if value is not None and not is_uuid(value):
+        raise ValueError("recovery")
     return value
 
 

@@ -4,6 +4,9 @@ Many uploads share one read. What matters is not the age of a response but when 
 only a read that began after a put was acknowledged shows that the desired state had not moved
 before the put. `read_fresh` gives exactly that.
 
+No keyring leaves this module before its mark is on the stream, and none that a mark contradicts
+(SPEC 5.5). Writers need nothing for it: after they have put a keyring they read it again.
+
 With many projects one listing replaces a read each: it shows, by their ETags, that the cached
 keyrings have not changed when it was sent (`keyturn_workers.keyring.listings`).
 """
@@ -17,9 +20,19 @@ from typing import Any, Final, TypeVar
 
 from keyturn.errors import CodedError, StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
+from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring.cache import CacheEntry, KeyringCache
 from keyturn_workers.keyring.listings import Listing, Listings
+from keyturn_workers.keyring.marks import (
+    Finding,
+    KeyringRemovedError,
+    KeyringSetBackError,
+    KeyringUnknownError,
+    Mark,
+    Witness,
+)
+from keyturn_workers.keyring.model import Keyring
 from keyturn_workers.keyring.snapshot import KeyringSnapshot
 from keyturn_workers.keyring.store import parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -36,6 +49,8 @@ _KEYRING_MAX_BYTES: Final = 2 * 1024**2
 # After this fraction of the cache time a keyring in use is renewed in the background, so that no
 # upload waits for it.
 _RENEW_AFTER: Final = 0.85
+# How often a read is repeated because a mark arrived while it was under way.
+_MAX_ATTEMPTS: Final = 8
 
 _T = TypeVar("_T")
 
@@ -51,8 +66,12 @@ class KeyringReader:
         lease_s: int,
         cache_s: float,
         clock: StorageClock | None = None,
+        witness: Witness | None = None,
     ) -> None:
-        """`cache_s` must stay well below `lease_s`: the lease fences writes by a cached read."""
+        """`cache_s` must stay well below `lease_s`: the lease fences writes by a cached read.
+
+        Without a `witness`, each keyring that opens is believed.
+        """
         self.clock = clock or StorageClock(lease_s)
         self._storage = storage
         self._keys = keys
@@ -62,7 +81,10 @@ class KeyringReader:
         self._listings = Listings()
         self._listings_in_flight: dict[str, asyncio.Task[None]] = {}
         self._renewing: set[str] = set()
+        self._witness = witness
         keys.when_forgotten(self._forget_keks)
+        if witness is not None:
+            witness.when_marked(self._forget_older)
 
     @property
     def lease_s(self) -> int:
@@ -75,10 +97,14 @@ class KeyringReader:
         Raises:
             UnknownProjectError: no keyring exists.
             CorruptObjectError: it was forged, moved or damaged.
-            UnknownMasterKeyError, KmsUnavailableError, StorageUnavailableError: try again later.
+            KeyringRolledBackError: it is older than its mark, or was removed, or has none.
+            MarksUnavailableError, UnknownMasterKeyError, KmsUnavailableError,
+            StorageUnavailableError: try again later.
         """
         snapshot = self.get_cached(project)
         if snapshot is not None:
+            if self._witness is not None:
+                self._witness.check_current(project)
             self._renew_in_background(project, snapshot)
             return snapshot
         if await self._renew_by_listing(project):
@@ -149,7 +175,48 @@ class KeyringReader:
                 entry.running = None
             self._cache.remove_empty(project, entry)
 
+    async def read_own(self, project: str, origin: RequestOrigin) -> KeyringSnapshot:
+        """As `read_fresh`, for a request that may have put the keyring itself.
+
+        A worker can die between the put of a project's first keyring and its mark. The request,
+        which is delivered again, shows that this keyring is no restored one.
+        """
+        try:
+            return await self.read_fresh(project)
+        except KeyringUnknownError as exc:
+            if self._witness is None or exc.keyring.origin != origin:
+                raise
+            await self._witness.publish(exc.keyring, exc.mark)
+        return await self.read_fresh(project)
+
+    async def catch_up(self) -> None:
+        """Return once all marks are known that were on the stream when it was called.
+
+        Raises:
+            MarksUnavailableError: the stream cannot be read.
+        """
+        if self._witness is not None:
+            await self._witness.catch_up()
+
+    async def sign_marks_anew(self) -> None:
+        """Have the marks that an earlier event key signed signed by the current one (SPEC 5.5).
+
+        Raises:
+            MarksUnavailableError: the broker is away.
+        """
+        if self._witness is not None:
+            await self._witness.sign_anew()
+
     async def _request(self, project: str, entry: CacheEntry) -> KeyringSnapshot:
+        for _ in range(_MAX_ATTEMPTS):
+            snapshot = await self._request_once(project, entry)
+            if snapshot is not None:
+                return snapshot
+        raise StorageUnavailableError("the keyring kept changing while it was read")
+
+    async def _request_once(self, project: str, entry: CacheEntry) -> KeyringSnapshot | None:
+        """One read; None if the keyring has changed meanwhile, by a mark that arrived."""
+        since = 0 if self._witness is None else self._witness.table.received
         sent_s = self.clock.local_s()
         try:
             head, body = await self._storage.read(
@@ -157,7 +224,9 @@ class KeyringReader:
             )
         except MissingError as exc:
             self._cache.invalidate(entry)
-            raise UnknownProjectError(project) from exc
+            if await self._is_missing(project, since):
+                raise UnknownProjectError(project) from exc
+            return None
         received_s = self.clock.local_s()
         trust = self.clock.observe(head.date, sent_s, received_s)
         digest = hashlib.sha256(body).digest()
@@ -168,6 +237,11 @@ class KeyringReader:
         else:
             keyring = await parse_keyring(body, project, self._keys)
             desired = keyring.desired(await self._keys.admin_kek(keyring.master_key, project))
+        if not await self._is_marked(
+            keyring, Mark(keyring.serial, digest, keyring.current.generation), since
+        ):
+            self._cache.invalidate(entry)
+            return None
         leased = trust.agrees and received_s - sent_s <= self.clock.max_read_s
         snapshot = KeyringSnapshot(
             keyring,
@@ -181,6 +255,78 @@ class KeyringReader:
         )
         self._cache.store(project, entry, snapshot, digest, len(body))
         return snapshot
+
+    async def _is_marked(self, keyring: Keyring, read: Mark, since: int) -> bool:
+        """Whether the state that was read is the one that its mark names; marks a newer one.
+
+        False if the read must be repeated. `since` is what the read noted before it began.
+
+        Raises:
+            KeyringRolledBackError: a mark contradicts it.
+            MarksUnavailableError: the marks are not known, or it cannot be marked now.
+        """
+        if self._witness is None:
+            return True
+        project, table = keyring.project, self._witness.table
+        self._witness.check_current(project)
+        finding = table.compare(project, read, since)
+        if finding is Finding.MARKED or self._witness.accepts(finding):
+            return True  # nothing is awaited before the caller keeps it: no mark can come between
+        if finding is Finding.UNMARKED:
+            # Then it is read again: a transition is dated by a read that began after its mark,
+            # and another worker may have changed the keyring meanwhile.
+            await self._witness.publish(keyring, read)
+            return False
+        if finding is Finding.UNKNOWN:
+            # Its mark may be on the way: the worker that put it has answered by now.
+            await self._witness.catch_up()
+            if table.find(project) is not None:
+                return False
+            raise KeyringUnknownError(
+                "the keyring has no mark: its broker was lost, or it was restored; "
+                "see `keyturn recover`",
+                keyring,
+                read,
+            )
+        if finding is Finding.ROLLED_BACK:
+            known = table.find(project)
+            raise KeyringSetBackError(
+                f"the keyring is at serial {read.serial}, and its mark at "
+                f"{known.serial if known else read.serial}: it was set back; "
+                "see `keyturn recover`"
+            )
+        return False
+
+    async def _is_missing(self, project: str, since: int) -> bool:
+        """Whether a keyring that a read did not find never existed; False to repeat the read.
+
+        Raises:
+            KeyringRemovedError: a mark says that one did.
+            StorageUnavailableError: a listing shows it: the read was wrong.
+        """
+        if self._witness is None:
+            return True
+        self._witness.check_current(project)
+        known = self._witness.table.find(project)
+        if known is None:
+            return True
+        if self._witness.table.has_received(project, since):
+            return False
+        s3_key = keyring_s3_key(project)
+        async for row in self._storage.list(s3_key, limit=1):
+            if row.key == s3_key:
+                raise StorageUnavailableError("the keyring is listed but was not found")
+        raise KeyringRemovedError(
+            f"the keyring was removed; its mark is at serial {known.serial}", known
+        )
+
+    def _forget_older(self, project: str, mark: Mark) -> None:
+        """Drop a snapshot below a mark that was received."""
+        entry = self._cache.get(project)
+        if entry is not None and entry.snapshot is not None:
+            keyring = entry.snapshot.keyring
+            if (keyring.serial, entry.digest) != (mark.serial, mark.digest):
+                self._cache.invalidate(entry)
 
     def _forget_keks(self, project: str) -> None:
         """Drop the snapshot, which holds copies of the project's KEKs."""

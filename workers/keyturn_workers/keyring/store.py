@@ -4,7 +4,7 @@ from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.keyring.model import Keyring, keyring_from_json, keyring_to_json
-from keyturn_workers.keyring.transitions import with_lease
+from keyturn_workers.keyring.transitions import next_serial, with_lease
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
@@ -45,14 +45,14 @@ async def create_keyring(
 ) -> bool:
     """Put a project's first keyring; False if one exists already.
 
-    `lease_s` is this worker's lease, in seconds.
+    Its serial is one above the given keyring's. `lease_s` is this worker's lease, in seconds.
 
     Raises:
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
         KmsUnavailableError: its provider is away.
     """
-    body = await build_keyring(with_lease(keyring, lease_s), keys)
+    body = await build_keyring(with_lease(next_serial(keyring), lease_s), keys)
     return await sealed_records.create(storage, keyring_s3_key(keyring.project), body)
 
 
@@ -66,14 +66,14 @@ async def replace_keyring(
 ) -> bool:
     """Replace the keyring that was read with this ETag; False if it changed meanwhile.
 
-    `lease_s` is this worker's lease, in seconds.
+    Its serial is one above the given keyring's. `lease_s` is this worker's lease, in seconds.
 
     Raises:
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
         KmsUnavailableError: its provider is away.
     """
-    body = await build_keyring(with_lease(keyring, lease_s), keys)
+    body = await build_keyring(with_lease(next_serial(keyring), lease_s), keys)
     return await sealed_records.replace(storage, keyring_s3_key(keyring.project), body, etag)
 
 

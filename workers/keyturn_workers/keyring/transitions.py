@@ -98,6 +98,11 @@ def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bo
     return entry is keyring.current and keyring.origin == origin
 
 
+def next_serial(keyring: Keyring) -> Keyring:
+    """The keyring as it is written: each change counts, whatever changes (SPEC 5.2)."""
+    return replace(keyring, serial=keyring.serial + 1)
+
+
 def with_lease(keyring: Keyring, lease_s: int) -> Keyring:
     """The keyring as a worker with this lease, in seconds, writes it (SPEC 5.2).
 

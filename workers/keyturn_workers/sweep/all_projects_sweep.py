@@ -28,6 +28,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key
 from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring import KeyringSetBackError
 from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import AllPlan, PartResult
@@ -82,9 +83,11 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         return self._storage.capabilities.late_writes_refused
 
     async def _step(self, stored: StoredPlan[AllPlan]) -> bool:
-        if stored.plan.step == 0 and not self._refuses_late_writes:
-            sweep_id = stored.plan.ask.sweep_id
-            _log.warning("the storage does not refuse late writes", sweep_id=sweep_id)
+        if stored.plan.step == 0:
+            await self._keyrings.sign_marks_anew()
+            if not self._refuses_late_writes:
+                sweep_id = stored.plan.ask.sweep_id
+                _log.warning("the storage does not refuse late writes", sweep_id=sweep_id)
         plan = await self._without_ended(stored.plan)
         if plan.step % _STEPS_PER_CHECK == 0:
             plan = await self._without_lost(plan, stored.master_key)
@@ -192,9 +195,9 @@ class AllProjectsSweep(StepRunner[AllPlan]):
             _log.warning("project put off", project=project, code=exc.code, detail=exc.detail)
             walk.deferred += 1
             return False
-        except (CorruptObjectError, MalformedRequestError) as exc:
-            # A forged keyring, by which nothing may be wrapped, or another sweep of the project
-            # with the same id. The others continue.
+        except (CorruptObjectError, MalformedRequestError, KeyringSetBackError) as exc:
+            # A keyring that was forged or set back, by which nothing may be wrapped, or another
+            # sweep of the project with the same id. The others continue.
             await self._record_failed_part(plan, project, exc, master_key)
             return False
         walk.started += 1
@@ -278,7 +281,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
                 if await self._is_listed(project):
                     return False
                 continue  # removed since it was listed
-            except (CorruptObjectError, UnknownMasterKeyError):
+            except (CorruptObjectError, UnknownMasterKeyError, KeyringSetBackError):
                 return False
             if snapshot.keyring.master_key != master_key:
                 return False

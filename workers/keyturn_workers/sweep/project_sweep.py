@@ -191,6 +191,7 @@ class ProjectSweep(StepRunner[Plan]):
             snapshot = await self._keyrings.read_fresh(plan.ask.project)
             if not await self._change(snapshot, snapshot.keyring):
                 raise StorageUnavailableError("the keyring changed while it was to name a lease")
+            await self._keyrings.read_fresh(plan.ask.project)  # which marks it
         _log.warning(
             "sweep's lease lengthened", **_log_fields(plan), lease_s=own_s, was_s=plan.lease_s
         )
@@ -304,6 +305,7 @@ class ProjectSweep(StepRunner[Plan]):
             if without_earlier == snapshot.keyring:
                 break
             if await self._change(snapshot, without_earlier):
+                await self._keyrings.read_fresh(plan.ask.project)  # which marks it
                 break
         else:
             raise StorageUnavailableError("the keyring kept changing")

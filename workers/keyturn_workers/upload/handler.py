@@ -41,6 +41,11 @@ class UploadHandler:
         result = await self._uploader.find_completed(request, origin.publisher)
         return None if result is None else self._handled(request, origin, result)
 
+    def gives_up(self, error: CodedError) -> bool:
+        """No transient error ends an upload: its keyring may be put right meanwhile."""
+        del error
+        return False
+
     async def after_refusal(
         self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:

@@ -29,6 +29,7 @@ from faststream.security import BaseSecurity
 
 from keyturn.errors import (
     BrokerTlsError,
+    EventsUnavailableError,
     SettingsError,
     StorageUnavailableError,
     UnknownMasterKeyError,
@@ -38,6 +39,7 @@ from keyturn.publisher.broker_address import BrokerAddress
 from keyturn.topology import UPLOAD_QUEUE, audit_queue
 from keyturn_workers.amqp import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
+from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
 from keyturn_workers.errors import StorageTlsError, UnsafeStorageError
@@ -187,8 +189,16 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
     await _retry_start(settings, lambda: declare(address, settings.publishers, audit_stream))
     metrics = parts.metrics()
     process = AuditProcess.start(" ".join(("worker", *sorted(roles))))
+    marks = MarkStream(
+        address,
+        settings.deployment,
+        [key.verify_key() for key in settings.event_key],
+        lease_s=settings.lease_s,
+        signing_key=settings.event_key[0],
+    )
     async with (
-        # Outermost: it publishes what the others recorded last.
+        following(marks),
+        # Outermost but one: it publishes what the others recorded last.
         _open_audit_trail(settings, address, process, metrics) as audit,
         parts.open_storage(
             settings, capabilities=capabilities, max_connections=_max_connections(settings)
@@ -203,6 +213,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
         ) as keys,
     ):
         await _check_master_keys(settings, keys)
+        await _retry_start(settings, marks.load)
         broker = RabbitBroker(
             address.url,
             security=None if address.tls is None else BaseSecurity(ssl_context=address.tls),
@@ -214,7 +225,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
         )
         metrics.add_process()
         grants = _grants_keeper(settings, address)
-        wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit, parts)
+        wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit, parts, marks)
         await _retry_start(settings, wiring.learn_time)
         consumers = {
             queue: _consumer_type(queue)(broker, queue, prefetch, handle)
@@ -231,7 +242,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
         )
         reporter = wiring.reporter(roles, process)
         app = _App(broker, consumers, reporter, log_start, settings.shutdown_grace_s)
-        checks = _checks(broker, consumers, storage)
+        checks = _checks(broker, consumers, storage, marks)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
                 health_server(settings.health_host, settings.health_port, checks, metrics)
@@ -342,7 +353,8 @@ async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_
     """
 
     def may_pass(error: Exception) -> bool:
-        return isinstance(error, (StorageUnavailableError, OSError, AMQPException)) and not (
+        away = (StorageUnavailableError, EventsUnavailableError, OSError, AMQPException)
+        return isinstance(error, away) and not (
             isinstance(error, (BrokerTlsError, StorageTlsError))
         )
 
@@ -432,7 +444,9 @@ def _register_consumers(metrics: WorkerMetrics, consumers: _Consumers) -> None:
         metrics.queue(queue).track_consumer(consumer.is_active)
 
 
-def _checks(broker: RabbitBroker, consumers: _Consumers, storage: Storage) -> dict[str, Check]:
+def _checks(
+    broker: RabbitBroker, consumers: _Consumers, storage: Storage, marks: MarkStream
+) -> dict[str, Check]:
     async def broker_responds() -> bool:
         return await broker.ping(_BROKER_TIMEOUT_S)
 
@@ -444,7 +458,15 @@ def _checks(broker: RabbitBroker, consumers: _Consumers, storage: Storage) -> di
             break
         return True
 
-    return {"broker": broker_responds, "consumers": is_consuming, "storage": storage_responds}
+    async def marks_are_current() -> bool:
+        return marks.is_current
+
+    return {
+        "broker": broker_responds,
+        "consumers": is_consuming,
+        "storage": storage_responds,
+        "marks": marks_are_current,
+    }
 
 
 @asynccontextmanager

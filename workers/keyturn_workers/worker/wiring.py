@@ -26,7 +26,7 @@ from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.audit import AuditProcess, AuditTrail, RequestRecorder
 from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
-from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.keyring import KeyringReader, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.status.reader import Identity, StatusReader
@@ -73,6 +73,7 @@ class Wiring:
         grants: GrantsKeeper | None = None,
         audit: AuditTrail | None = None,
         instrumentation: Instrumentation | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._parts = instrumentation or Instrumentation()
         self._grants = grants
@@ -85,6 +86,7 @@ class Wiring:
             keys,
             lease_s=settings.lease_s,
             cache_s=settings.keyring_cache_s,
+            witness=witness,
         )
         self._now = self._keyrings.clock.now
         self._worker_publisher = self._parts.worker_publisher(

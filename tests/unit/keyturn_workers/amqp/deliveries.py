@@ -168,6 +168,9 @@ class FakeHandler:
             raise self.error
         return Handled(STORED, {}) if self.completed else None
 
+    def gives_up(self, error: CodedError) -> bool:
+        return error.code in self.final_codes
+
     async def after_refusal(
         self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:

@@ -1,0 +1,215 @@
+"""Marks of keyrings: what the broker remembers, and how a keyring read compares with it (SPEC 5.5).
+
+A bucket writer cannot forge a keyring, but can set it back to an earlier state of its own. The
+bucket cannot testify against itself, so the broker does: each change of a keyring leaves a mark on
+a stream. Here is what a process knows of that stream, and the decision about one read. No I/O.
+"""
+
+import enum
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from keyturn.errors import KeyringRolledBackError
+from keyturn_workers.keyring.model import Keyring
+
+_PACKED: Final = struct.Struct("<QQQ32s")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A state of a keyring, as a mark names it.
+
+    Attributes:
+        serial: Of the keyring.
+        digest: SHA-256 of the record's bytes, 32 bytes.
+        generation: Of the current user KEK.
+    """
+
+    serial: int
+    digest: bytes
+    generation: int
+
+
+class Finding(enum.Enum):
+    """How a keyring read compares with the marks.
+
+    Attributes:
+        MARKED: It is the state that the highest mark names.
+        UNMARKED: It is newer than its mark, or it is the first use of a keyring of an earlier
+            release: it must be marked before anything rests on it.
+        UNKNOWN: It has a serial, and no mark: the broker was lost, or a worker died between the
+            put of a first keyring and its mark.
+        ROLLED_BACK: It is older than a mark that was received before the read began, or another
+            record of the same serial.
+        READ_AGAIN: The same, but the mark was received only after the read began.
+    """
+
+    MARKED = enum.auto()
+    UNMARKED = enum.auto()
+    UNKNOWN = enum.auto()
+    ROLLED_BACK = enum.auto()
+    READ_AGAIN = enum.auto()
+
+
+def compare(read: Mark, known: Mark | None, *, began_after: bool) -> Finding:
+    """Compare a keyring read with the highest mark of its project.
+
+    Args:
+        read: The state that the read showed.
+        known: The highest mark; None if there is none.
+        began_after: Whether the read began after that mark was received. A read that began
+            earlier may show the state before a rotation that landed meanwhile.
+    """
+    if known is None:
+        return Finding.UNMARKED if read.serial == 0 else Finding.UNKNOWN
+    if read.serial > known.serial:
+        return Finding.UNMARKED
+    if (read.serial, read.digest) == (known.serial, known.digest):
+        return Finding.MARKED
+    return Finding.ROLLED_BACK if began_after else Finding.READ_AGAIN
+
+
+class MarkTable:
+    """The highest mark of each project, in about 200 bytes a project.
+
+    Attributes:
+        received: How many marks were received: a read notes it before it begins.
+    """
+
+    def __init__(self) -> None:
+        self._marks: dict[str, bytes] = {}
+        # Of a stream that was replaced: what the new one does not show yet.
+        self._lost: dict[str, bytes] = {}
+        self.received = 0
+
+    def receive(self, project: str, mark: Mark, *, recovered: bool = False) -> bool:
+        """Take the next mark of the stream; returns whether it is the project's highest now.
+
+        Of several marks with one serial the first counts, and none lowers a serial: a mark that
+        is published again, or by a worker on another branch, changes nothing.
+
+        `recovered`: an operator accepted this state, so it replaces what a lost stream had.
+        """
+        self.received += 1
+        known = self.find(project)
+        if known is not None and mark.serial <= known.serial:
+            return mark.serial == known.serial and mark.digest == known.digest
+        self._marks[project] = _PACKED.pack(
+            mark.serial, mark.generation, self.received, mark.digest
+        )
+        lost = self.find_lost(project)
+        if lost is not None and (recovered or mark == lost or mark.serial > lost.serial):
+            del self._lost[project]
+        return True
+
+    def find(self, project: str) -> Mark | None:
+        """The project's highest mark."""
+        packed = self._marks.get(project)
+        return None if packed is None else _unpack(packed)[0]
+
+    def find_lost(self, project: str) -> Mark | None:
+        """The mark that a replaced stream had, if the new one does not show it yet."""
+        packed = self._lost.get(project)
+        return None if packed is None else _unpack(packed)[0]
+
+    def compare(self, project: str, read: Mark, since: int) -> Finding:
+        """Compare a read that noted `received` as `since` before it began."""
+        packed = self._marks.get(project)
+        if packed is None:
+            return compare(read, None, began_after=True)
+        known, received = _unpack(packed)
+        return compare(read, known, began_after=received <= since)
+
+    def has_received(self, project: str, since: int) -> bool:
+        """Whether the project's highest mark was received after `since`."""
+        packed = self._marks.get(project)
+        return packed is not None and _unpack(packed)[1] > since
+
+    def begin_again(self) -> None:
+        """Begin to read a stream that was put in the place of the one that was read before."""
+        self._lost.update(self._marks)
+        self._marks.clear()
+
+
+def _unpack(packed: bytes) -> tuple[Mark, int]:
+    serial, generation, received, digest = _PACKED.unpack(packed)
+    return Mark(serial, digest, generation), received
+
+
+class KeyringSetBackError(KeyringRolledBackError):
+    """A mark contradicts the keyring: only an operator can change that (SPEC 5.5)."""
+
+
+class KeyringRemovedError(KeyringSetBackError):
+    """No keyring exists, and a mark says that one did.
+
+    Attributes:
+        mark: The highest one: an enrollment that adopts begins above it.
+    """
+
+    def __init__(self, detail: str, mark: Mark) -> None:
+        super().__init__(detail)
+        self.mark = mark
+
+
+class KeyringUnknownError(KeyringSetBackError):
+    """A keyring has a serial, and no mark (SPEC 5.5).
+
+    Attributes:
+        keyring: What the record says.
+        mark: The mark that it lacks.
+    """
+
+    def __init__(self, detail: str, keyring: Keyring, mark: Mark) -> None:
+        super().__init__(detail)
+        self.keyring = keyring
+        self.mark = mark
+
+
+class Witness(Protocol):
+    """What a process knows of the marks, and how it adds one."""
+
+    @property
+    def table(self) -> MarkTable:
+        """The marks that were received."""
+
+    def check_current(self, project: str) -> None:
+        """Check that the process knows the newest marks.
+
+        Raises:
+            MarksUnavailableError: it does not, so nothing may be stored or changed.
+        """
+
+    def accepts(self, finding: Finding) -> bool:
+        """Whether a keyring with this finding may be used as it is.
+
+        `MARKED` is always accepted, and for a worker nothing else is.
+        """
+
+    async def catch_up(self) -> None:
+        """Return once all marks are received that were on the stream when it was called.
+
+        Raises:
+            MarksUnavailableError: the stream cannot be read.
+        """
+
+    async def sign_anew(self) -> None:
+        """Publish the marks that an earlier event key signed again, signed by the current key.
+
+        Raises:
+            MarksUnavailableError: the broker is away.
+        """
+
+    async def publish(self, keyring: Keyring, mark: Mark) -> None:
+        """Publish a keyring's mark; returns once it was read back from the stream.
+
+        Another mark may have come before it: read the keyring again.
+
+        Raises:
+            MarksUnavailableError: the broker is away, or the mark was not read back in time.
+        """
+
+    def when_marked(self, forget: Callable[[str, Mark], None]) -> None:
+        """Call `forget` with each project's new highest mark."""
