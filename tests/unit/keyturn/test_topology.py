@@ -16,6 +16,7 @@ from keyturn.topology import (
     EVENTS,
     EVENTS_STREAM,
     KEYRING_MARKED,
+    MARKS_STREAM,
     PLAN_QUEUE,
     PUBLISHER_EVENTS,
     PUBLISHER_HEADER,
@@ -116,6 +117,14 @@ def test_reports_of_workers_go_to_their_stream_alone() -> None:
     assert stream.arguments["x-max-age"] == "1D"
     assert stream.arguments["x-max-length-bytes"] == 64 * 1024**2
     assert WORKER_REPORTED not in {*PUBLISHER_EVENTS, *REQUESTS, AUDIT_RECORDED}
+
+
+def test_marks_are_kept_for_ever() -> None:
+    stream = QUEUES[MARKS_STREAM]
+    assert stream.bindings == (KEYRING_MARKED,)
+    assert stream.arguments["x-queue-type"] == "stream"
+    assert not {"x-max-age", "x-max-length-bytes"} & set(stream.arguments)
+    assert KEYRING_MARKED not in {*PUBLISHER_EVENTS, *REQUESTS, AUDIT_RECORDED}
 
 
 def test_records_of_the_audit_trail_go_to_its_stream_alone() -> None:

@@ -143,6 +143,7 @@ class FakeHandler:
     served: tuple[str, ...] = ("upload.requested",)
     seen_before: bool | None = None
     completed: bool = False
+    final_codes: frozenset[str] = frozenset()
     gate: asyncio.Event | None = None
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
