@@ -116,8 +116,9 @@ class MarkStream:
         if self._signing_key is None:
             return
         if not self.is_current:
+            problem = _GAP if self._has_gap else self._problem
             raise MarksUnavailableError(
-                self._problem or f"{MARKS_STREAM} was not read to its end lately"
+                problem or f"{MARKS_STREAM} was not read to its end within the last lease"
             )
         if self.table.find_lost(project) is not None:
             raise MarksUnavailableError(
@@ -365,9 +366,16 @@ class MarkStream:
 async def following(stream: MarkStream) -> AsyncIterator[None]:
     """Follow the stream during the block, and disconnect at its end."""
     task = asyncio.create_task(stream.run())
+    task.add_done_callback(_report_failure)
     try:
         yield
     finally:
         task.cancel()
         await asyncio.wait({task})
         await stream.close()
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    """Log why the stream is not followed any more: the process refuses to work from then on."""
+    if not task.cancelled() and (problem := task.exception()) is not None:
+        _log.error("the stream of marks is not followed any more", exc_info=problem)
