@@ -24,14 +24,17 @@ from keyturn.errors import MalformedRequestError
 from keyturn.messages import (
     AUDIT_MODELS,
     EVENT_MODELS,
+    MARK_MODELS,
     REQUEST_MODELS,
     WORKER_REPORT_MODELS,
     UploadRequested,
     encode,
     encode_audit,
+    encode_mark,
     encode_worker_report,
     parse_audit,
     parse_event,
+    parse_mark,
     parse_request,
     parse_worker_report,
 )
@@ -48,7 +51,7 @@ def _name(path: Path) -> str:
     return f"{path.parent.parent.name}-{path.stem}"
 
 
-TYPES = [*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS]
+TYPES = [*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS, *MARK_MODELS]
 
 
 def _parse(message_type: str, body: bytes) -> Any:
@@ -56,12 +59,16 @@ def _parse(message_type: str, body: bytes) -> Any:
         return parse_audit(body)
     if message_type in WORKER_REPORT_MODELS:
         return parse_worker_report(body)
+    if message_type in MARK_MODELS:
+        return parse_mark(body)
     return parse_request(body) if message_type in REQUEST_MODELS else parse_event(body)
 
 
 def _encode(message: Any) -> bytes:
     if message.type in WORKER_REPORT_MODELS:
         return encode_worker_report(message)
+    if message.type in MARK_MODELS:
+        return encode_mark(message)
     return encode_audit(message) if message.type in AUDIT_MODELS else encode(message)
 
 
@@ -102,9 +109,13 @@ def test_signed_example_verifies_for_its_deployment_and_no_other(message_type: s
         key.verify_request("default", signed["headers"]["keyturn-publisher"], body, signature)
     else:
         key = _public("event_seed")
-        key.verify_event("default", body, signature)
-    with pytest.raises(SignatureError):
-        key.verify_event("elsewhere", body, signature)
+        verify = key.verify_mark if message_type in MARK_MODELS else key.verify_event
+        verify("default", body, signature)
+        with pytest.raises(SignatureError):
+            verify("elsewhere", body, signature)
+    if message_type not in EVENT_MODELS | AUDIT_MODELS | WORKER_REPORT_MODELS:
+        with pytest.raises(SignatureError):
+            key.verify_event("default", body, signature)
 
 
 def test_sealed_examples_open_with_the_examples_keys() -> None:

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from keyturn.crypto import sealed_size
-from keyturn.messages import COUNT_FIELDS, EVENT_MODELS, REQUEST_MODELS
+from keyturn.messages import COUNT_FIELDS, EVENT_MODELS
 from tools.generate import console_examples, invalid_examples
 from tools.generate.sealed_secrets import (
     AT,
@@ -296,8 +296,7 @@ def compact(document: Document) -> bytes:
 def _signed(sealed: Document, valid: dict[str, dict[str, Document]]) -> Document:
     def signed(name: str, document: Document) -> Document:
         body = compact(document)
-        event = name not in REQUEST_MODELS
-        return {"body": body.decode(), "headers": headers(sealed, body, event=event)}
+        return {"body": body.decode(), "headers": headers(sealed, name, body)}
 
     return {name: signed(name, next(iter(documents.values()))) for name, documents in valid.items()}
 

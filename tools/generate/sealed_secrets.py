@@ -18,6 +18,7 @@ from keyturn.crypto import (
     user_kek,
     v0_user_kek,
 )
+from keyturn.messages import MARK_MODELS, REQUEST_MODELS
 
 DEPLOYMENT: Final = "default"
 PUBLISHER: Final = "billing"
@@ -80,11 +81,15 @@ def new_sealed() -> dict[str, Any]:
     }
 
 
-def headers(sealed: dict[str, Any], body: bytes, *, event: bool) -> dict[str, str]:
-    """The headers of an example as it would be sent; Ed25519 signs the same way each time."""
-    if event:
+def headers(sealed: dict[str, Any], name: str, body: bytes) -> dict[str, str]:
+    """The headers of an example as it would be sent; Ed25519 signs the same way each time.
+
+    `name` is the message's type.
+    """
+    if name not in REQUEST_MODELS:
         key = SigningKey.from_seed(from_base64(sealed["event_seed"]))
-        return {"keyturn-signature": key.sign_event(DEPLOYMENT, body)}
+        sign = key.sign_mark if name in MARK_MODELS else key.sign_event
+        return {"keyturn-signature": sign(DEPLOYMENT, body)}
     key = SigningKey.from_seed(from_base64(sealed["publisher_seed"]))
     return {
         "keyturn-publisher": PUBLISHER,
