@@ -40,6 +40,7 @@ CONTROL_REQUESTS: Final = (
     "delete.requested",
     "status.requested",
     "audit.requested",
+    "recover.requested",
 )
 REQUESTS: Final = UPLOAD_REQUESTS + CONTROL_REQUESTS
 EVENTS: Final = (
@@ -60,6 +61,8 @@ EVENTS: Final = (
     "status.rejected",
     "audit.accepted",
     "audit.rejected",
+    "project.recovered",
+    "recover.rejected",
 )
 STATUS_REPORTED: Final = "status.reported"
 # What the streams of single publishers take. Reports go to their own publisher alone, and not to
@@ -75,6 +78,7 @@ REQUEST_ID_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "delete.requested": "request_id",
         "status.requested": "request_id",
         "audit.requested": "request_id",
+        "recover.requested": "request_id",
     }
 )
 REJECTED_EVENTS: Final[Mapping[str, str]] = MappingProxyType(

@@ -29,6 +29,7 @@ RESPONSES: Final = {
     "delete.requested": {"object.deleted", "delete.rejected"},
     "status.requested": {"status.reported", "status.rejected"},
     "audit.requested": {"audit.accepted", "audit.rejected"},
+    "recover.requested": {"project.recovered", "recover.rejected"},
 }
 ENDS: Final = {
     **RESPONSES,

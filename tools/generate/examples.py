@@ -23,6 +23,7 @@ from tools.generate.sealed_secrets import (
     KEY,
     PLAINTEXT,
     PROJECT,
+    RECOVERY_ID,
     REQUESTED_AT,
     ROTATION_ID,
     STATUS_ID,
@@ -65,7 +66,7 @@ def marks() -> dict[str, dict[str, Document]]:
         "at": REQUESTED_AT,
     }
     first = mark | {"serial": 0, "generation": 1}
-    recovered = mark | {"serial": 8, "recovery": SWEEP_ID}
+    recovered = mark | {"serial": 8, "recovery": RECOVERY_ID}
     return {"keyring.marked": {"changed": mark, "first-use": first, "recovered": recovered}}
 
 
@@ -135,6 +136,14 @@ def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
         "key": KEY,
         "requested_at": REQUESTED_AT,
     }
+    recovery: Document = {
+        "type": "recover.requested",
+        "request_id": RECOVERY_ID,
+        "project": PROJECT,
+        "requested_at": REQUESTED_AT,
+        "reason": "ticket 4711: the bucket was restored from a backup",
+        "digest": "a8" * 32,
+    }
     return {
         "rotation.requested": {
             "minimal": rotation,
@@ -143,6 +152,10 @@ def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
         "sweep.requested": {"minimal": sweep, "all-projects": sweep | all_projects},
         "delete.requested": {"minimal": delete, "for-a-person": delete | {"actor": "Kim Doe"}},
         **console_examples.requests(),
+        "recover.requested": {
+            "set-back": recovery | {"serial": 7, "mark": "5f" * 32},
+            "without-a-mark": recovery | {"actor": "Kim Doe"},
+        },
     }
 
 
@@ -189,6 +202,13 @@ def _control_events() -> dict[str, dict[str, Document]]:
     rotation: Document = {"rotation_id": ROTATION_ID, "project": PROJECT, "at": AT}
     sweep: Document = {"sweep_id": SWEEP_ID, "project": PROJECT, "at": AT}
     deleted: Document = {"request_id": DELETE_ID, "project": PROJECT, "key": KEY, "at": AT}
+    recovered: Document = {
+        "request_id": RECOVERY_ID,
+        "project": PROJECT,
+        "generation": 3,
+        "serial": 8,
+        "at": AT,
+    }
     under_way = _counts(objects=1500, rewrapped=1480, current=20, clean=True)
     clean = _counts(objects=1502, rewrapped=1495, current=1500, deleted=2, clean=True)
     failing = clean | {"current": 1499, "failed": 1, "clean": False}
@@ -221,6 +241,8 @@ def _control_events() -> dict[str, dict[str, Document]]:
         **console_examples.events(),
         "status.rejected": _rejected("request_id", STATUS_ID, "not_permitted"),
         "audit.rejected": _rejected("request_id", AUDIT_ID, "not_permitted"),
+        "project.recovered": {"recovered": recovered},
+        "recover.rejected": _rejected("request_id", RECOVERY_ID, "generation_mismatch"),
     }
 
 

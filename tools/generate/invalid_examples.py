@@ -60,6 +60,8 @@ def _of_one_request(name: str, valid: Document) -> Iterator[Case]:
         yield from _of_status_requests(valid)
     elif name == "audit.requested":
         yield from _of_audit_requests(valid)
+    elif name == "recover.requested":
+        yield from _of_recoveries(valid)
 
 
 def _of_status_requests(valid: Document) -> Iterator[Case]:
@@ -89,6 +91,17 @@ def _of_audit_requests(valid: Document) -> Iterator[Case]:
     yield _without(valid, "actor")
 
 
+def _of_recoveries(valid: Document) -> Iterator[Case]:
+    yield _changed(valid, "project-of-all", "one project", project="*")
+    yield _changed(valid, "serial-negative", "a count", serial=-1)
+    yield _changed(valid, "digest-upper-case", "hex in lower case", digest="A" * 64)
+    yield _changed(valid, "reason-two-lines", "one line", reason="a\nb")
+    yield _without(valid, "mark")
+    yield _without(valid, "serial")
+    yield _without(valid, "digest")
+    yield _without(valid, "reason")
+
+
 def _of_one_event(name: str, valid: Document) -> Iterator[Case]:
     if name == "upload.stored":
         yield _changed(valid, "size-negative", "a count of bytes", size=-1)
@@ -100,6 +113,9 @@ def _of_one_event(name: str, valid: Document) -> Iterator[Case]:
         yield _without(valid, "key")
     elif name == "status.reported":
         yield from _of_status_reports(valid)
+    elif name == "project.recovered":
+        yield _changed(valid, "serial-negative", "a count", serial=-1)
+        yield _without(valid, "serial")
     elif name == "audit.accepted":
         yield _changed(valid, "one-project", "dead letters belong to no project", project="acme")
     elif issubclass(EVENT_MODELS[name], CountedEvent):

@@ -264,6 +264,23 @@ class AuditRejected(RejectedModel):
     request_id: RequestId
 
 
+class ProjectRecovered(EventModel):
+    """The project's keyring is in use again, at this generation and serial (SPEC 5.5)."""
+
+    type: Literal["project.recovered"] = "project.recovered"
+    request_id: RequestId
+    project: Project
+    generation: Generation
+    serial: Count
+
+
+class RecoverRejected(RejectedModel):
+    """The recovery was refused."""
+
+    type: Literal["recover.rejected"] = "recover.rejected"
+    request_id: RequestId
+
+
 Event = (
     ProjectEnrolled
     | EnrollRejected
@@ -283,6 +300,8 @@ Event = (
     | StatusRejected
     | AuditAccepted
     | AuditRejected
+    | ProjectRecovered
+    | RecoverRejected
 )
 Failed = RotationFailed | SweepFailed
 Rejected = (
@@ -293,6 +312,7 @@ Rejected = (
     | DeleteRejected
     | StatusRejected
     | AuditRejected
+    | RecoverRejected
 )
 EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
     "project.enrolled": ProjectEnrolled,
@@ -313,4 +333,6 @@ EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
     "status.rejected": StatusRejected,
     "audit.accepted": AuditAccepted,
     "audit.rejected": AuditRejected,
+    "project.recovered": ProjectRecovered,
+    "recover.rejected": RecoverRejected,
 }

@@ -11,6 +11,7 @@ from keyturn.messages.fields import (
     Base64,
     CallerMetadata,
     ContentType,
+    Count,
     Generation,
     Key,
     Project,
@@ -212,6 +213,33 @@ class AuditRequested(ControlRequestModel):
     reason: Reason | None = None
 
 
+class RecoverRequested(ControlRequestModel):
+    """Accept a keyring that a mark contradicts, or that has none, as it is now (SPEC 5.5, 6.6).
+
+    It names both halves of what the operator was shown, so that it changes nothing else.
+
+    Attributes:
+        reason: Why, in the words of the person.
+        serial: That of the project's highest mark; none if there is no mark.
+        mark: Hex digest that this mark names.
+        digest: Hex SHA-256 of the keyring's record as found.
+    """
+
+    type: Literal["recover.requested"] = "recover.requested"
+    request_id: RequestId
+    project: Project
+    reason: Reason
+    serial: Count | None = None
+    mark: RequestDigest | None = None
+    digest: RequestDigest
+
+    @model_validator(mode="after")
+    def _check_mark(self) -> Self:
+        if (self.serial is None) != (self.mark is None):
+            raise ValueError("serial and mark are named together")
+        return self
+
+
 Request = (
     UploadRequested
     | EnrollRequested
@@ -220,6 +248,7 @@ Request = (
     | DeleteRequested
     | StatusRequested
     | AuditRequested
+    | RecoverRequested
 )
 REQUEST_MODELS: Final[dict[str, type[RequestModel]]] = {
     "upload.requested": UploadRequested,
@@ -229,4 +258,5 @@ REQUEST_MODELS: Final[dict[str, type[RequestModel]]] = {
     "delete.requested": DeleteRequested,
     "status.requested": StatusRequested,
     "audit.requested": AuditRequested,
+    "recover.requested": RecoverRequested,
 }

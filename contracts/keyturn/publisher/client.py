@@ -46,6 +46,7 @@ from keyturn.publisher.requests import (
     build_audit,
     build_delete,
     build_enroll,
+    build_recovery,
     build_rotation,
     build_status,
     build_sweep,
@@ -443,6 +444,48 @@ class Publisher:
             actor=actor,
             outcome=outcome,
             reason=reason,
+            request_id=request_id or new_id(),
+        )
+        await self._publish(request)
+        return request.request_id
+
+    async def recover(
+        self,
+        project: str,
+        *,
+        digest: str,
+        serial: int | None,
+        mark: str | None,
+        reason: str,
+        actor: str | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Request that a keyring be accepted as it was found (SPEC 5.5); return the request's id.
+
+        For a keyring that was restored from a backup: `keyturn recover` shows what it found.
+        Workers act only if the record and the highest mark are still those that are named.
+
+        Args:
+            project: The project's id (SPEC 1).
+            digest: Hex SHA-256 of the keyring's record.
+            serial: That of the project's highest mark; None if it has no mark.
+            mark: The hex digest that this mark names; None if it has no mark.
+            reason: Why, on one line; the audit trail keeps it.
+            actor: The person for whom this is requested; the audit trail names them.
+            request_id: The id of an earlier attempt to repeat; a new one by default.
+
+        Raises:
+            MalformedRequestError: an argument is not valid.
+            NotDeliveredError: no worker serves recoveries, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        request = build_recovery(
+            project,
+            digest=digest,
+            serial=serial,
+            mark=mark,
+            reason=reason,
+            actor=actor,
             request_id=request_id or new_id(),
         )
         await self._publish(request)

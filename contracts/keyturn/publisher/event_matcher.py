@@ -32,6 +32,7 @@ RequestType = Literal[
     "delete.requested",
     "status.requested",
     "audit.requested",
+    "recover.requested",
 ]
 
 _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
@@ -43,6 +44,7 @@ _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "delete.requested": frozenset({"object.deleted", "delete.rejected"}),
         "status.requested": frozenset({"status.reported", "status.rejected"}),
         "audit.requested": frozenset({"audit.accepted", "audit.rejected"}),
+        "recover.requested": frozenset({"project.recovered", "recover.rejected"}),
     }
 )
 # Progress and ends: of the sweep, whichever of the requests for it they name.

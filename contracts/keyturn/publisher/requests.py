@@ -33,6 +33,7 @@ from keyturn.messages import (
     DeleteRequested,
     EnrollRequested,
     InlineBody,
+    RecoverRequested,
     Request,
     RotationRequested,
     SealedSecret,
@@ -293,6 +294,34 @@ def build_audit(
         letters=tuple(letters),
         outcome=outcome,
         reason=reason,
+        actor=actor,
+    )
+
+
+def build_recovery(
+    project: str,
+    *,
+    digest: str,
+    serial: int | None,
+    mark: str | None,
+    reason: str,
+    actor: str | None,
+    request_id: str,
+) -> RecoverRequested:
+    """A request to accept a project's keyring as it was found.
+
+    Raises:
+        MalformedRequestError: a name, a digest or the reason does not have its form.
+    """
+    return _checked(
+        RecoverRequested,
+        request_id=request_id,
+        project=project,
+        requested_at=format_time(datetime.now(UTC)),
+        reason=reason,
+        serial=serial,
+        mark=mark,
+        digest=digest,
         actor=actor,
     )
 

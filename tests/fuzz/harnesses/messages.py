@@ -95,5 +95,6 @@ HARNESS: Final = Harness(
         '"rotation.requested"',
         '"status.requested"',
         '"audit.requested"',
+        '"recover.requested"',
     ),
 )

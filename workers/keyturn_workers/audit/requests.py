@@ -18,6 +18,7 @@ from keyturn.identifiers import is_project
 from keyturn.messages import (
     AuditRequested,
     DeleteRequested,
+    RecoverRequested,
     Request,
     RequestOrigin,
     StatusRequested,
@@ -105,6 +106,8 @@ def _of_request(request: Request) -> dict[str, Any]:
     }
     if isinstance(request, DeleteRequested | UploadRequested):
         fields["object_key"] = request.key
+    if isinstance(request, RecoverRequested):
+        fields["reason"] = request.reason
     return fields
 
 

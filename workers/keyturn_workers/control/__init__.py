@@ -1,4 +1,4 @@
-"""The control worker: enrollments, rotations, sweeps, deletes, and what consoles request.
+"""The control worker: enrollments, rotations, recoveries, sweeps, deletes, and consoles' requests.
 
 See SPEC 5.4, 6, 8 and 16.
 """
@@ -7,6 +7,7 @@ from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
+from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import Rotator
 
-__all__ = ["AuditRequests", "ControlHandler", "Deleter", "Enroller", "Rotator"]
+__all__ = ["AuditRequests", "ControlHandler", "Deleter", "Enroller", "Recoverer", "Rotator"]

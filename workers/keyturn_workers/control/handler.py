@@ -12,6 +12,8 @@ from keyturn.messages import (
     Event,
     ObjectDeleted,
     ProjectEnrolled,
+    ProjectRecovered,
+    RecoverRequested,
     Request,
     RequestOrigin,
     RotationAccepted,
@@ -25,8 +27,9 @@ from keyturn_workers.amqp import Handled
 from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
+from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import RotationResult, Rotator
-from keyturn_workers.keyring import KeyringSetBackError, KeyringUnknownError
+from keyturn_workers.keyring import Keyring, KeyringSetBackError, KeyringUnknownError
 from keyturn_workers.status.reader import StatusReader
 from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, completed_event
 
@@ -35,7 +38,7 @@ _MARKED_WITHIN: Final = timedelta(minutes=1)
 
 
 class ControlHandler:
-    """Serves `keyturn.control`: enrollments, rotations, sweeps, deletes and status reports."""
+    """Serves `keyturn.control`: enrollments, rotations, recoveries, sweeps, deletes, reports."""
 
     queue: Final = CONTROL_QUEUE
     served: Final = CONTROL_REQUESTS
@@ -49,6 +52,7 @@ class ControlHandler:
         *,
         audit_requests: AuditRequests | None = None,
         status_reader: StatusReader | None = None,
+        recoverer: Recoverer | None = None,
     ) -> None:
         self._enroller = enroller
         self._rotator = rotator
@@ -56,24 +60,29 @@ class ControlHandler:
         self._deleter = deleter
         self._audit_requests = audit_requests
         self._status_reader = status_reader
+        self._recoverer = recoverer
 
     async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
         """Serve one request; a repeated one changes nothing."""
         del seen_before
         match request:
             case EnrollRequested():
-                return await self._enroll(request, origin)
+                handled = await self._enroll(request, origin)
             case RotationRequested():
-                return await self._rotate(request, origin)
+                handled = await self._rotate(request, origin)
             case SweepRequested():
-                return await self._sweep(request, origin)
+                handled = await self._sweep(request, origin)
             case DeleteRequested():
-                return await self._delete(request)
+                handled = await self._delete(request)
+            case RecoverRequested() if self._recoverer is not None:
+                handled = _recovered(request, await self._recoverer.recover(request))
             case AuditRequested() if self._audit_requests is not None:
-                return await self._audit_requests.serve(request, origin)
+                handled = await self._audit_requests.serve(request, origin)
             case StatusRequested() if self._status_reader is not None:
-                return _reported(request, await self._status_reader.report(request))
-        raise MalformedRequestError(f"{request.type} is not served here")
+                handled = _reported(request, await self._status_reader.report(request))
+            case _:
+                raise MalformedRequestError(f"{request.type} is not served here")
+        return handled
 
     async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
         """The result of an expired request that was completed before; else None (SPEC 6.3).
@@ -84,24 +93,28 @@ class ControlHandler:
             TransientError: try again later.
             DeferError: the delete is done except for the wait.
         """
+        handled: Handled | None = None
         try:
             match request:
                 case EnrollRequested():
                     enrolled = await self._enroller.find_enrolled(request, origin)
-                    return None if enrolled is None else _enrolled(request, enrolled)
+                    handled = None if enrolled is None else _enrolled(request, enrolled)
                 case RotationRequested():
                     rotated = await self._rotator.find_rotated(request, origin)
-                    return None if rotated is None else _rotated(request, rotated)
+                    handled = None if rotated is None else _rotated(request, rotated)
                 case SweepRequested():
-                    existing_sweep = await self._starter.find_existing(_sweep_request(request))
-                    return None if existing_sweep is None else await self._sweep(request, origin)
+                    if await self._starter.find_existing(_sweep_request(request)) is not None:
+                        handled = await self._sweep(request, origin)
                 case DeleteRequested():
-                    is_deleted = await self._deleter.find_deleted(request)
-                    return _deleted(request) if is_deleted else None
+                    if await self._deleter.find_deleted(request):
+                        handled = _deleted(request)
+                case RecoverRequested() if self._recoverer is not None:
+                    keyring = await self._recoverer.find_recovered(request)
+                    handled = None if keyring is None else _recovered(request, keyring)
         except PermanentError:
             # Another request's, or no keyring: nothing of this request was done.
             return None
-        return None
+        return handled
 
     async def _enroll(self, request: EnrollRequested, origin: RequestOrigin) -> Handled:
         return _enrolled(request, await self._enroller.enroll(request, origin))
@@ -177,6 +190,18 @@ def _deleted(request: DeleteRequested) -> Handled:
     return Handled(event, _logged(request, request_id=request.request_id, key=request.key))
 
 
+def _recovered(request: RecoverRequested, keyring: Keyring) -> Handled:
+    event = ProjectRecovered(
+        request_id=request.request_id,
+        project=request.project,
+        at=_now(),
+        generation=keyring.current.generation,
+        serial=keyring.serial,
+    )
+    logged = {"request_id": request.request_id, "serial": keyring.serial}
+    return Handled(event, _logged(request, **logged))
+
+
 def _reported(request: StatusRequested, report: StatusReported) -> Handled:
     logged = {"request_id": request.request_id, "view": request.view, "code": report.code}
     return Handled(report, _logged(request, **logged))
@@ -192,6 +217,7 @@ def _logged(
     | RotationRequested
     | SweepRequested
     | DeleteRequested
+    | RecoverRequested
     | StatusRequested,
     **more: Any,
 ) -> dict[str, Any]:

@@ -11,7 +11,13 @@ from keyturn_workers.keyring.marks import (
 from keyturn_workers.keyring.model import DesiredState, Generation, Keyring
 from keyturn_workers.keyring.reader import KeyringReader
 from keyturn_workers.keyring.snapshot import KeyringSnapshot
-from keyturn_workers.keyring.store import create_keyring, delete_older_versions, replace_keyring
+from keyturn_workers.keyring.store import (
+    KEYRING_MAX_BYTES,
+    create_keyring,
+    delete_older_versions,
+    parse_keyring,
+    replace_keyring,
+)
 from keyturn_workers.keyring.transitions import (
     check_rotation,
     find_generation,
@@ -26,6 +32,7 @@ from keyturn_workers.keyring.transitions import (
 )
 
 __all__ = [
+    "KEYRING_MAX_BYTES",
     "DesiredState",
     "Generation",
     "Keyring",
@@ -45,6 +52,7 @@ __all__ = [
     "forbid_plaintext",
     "has_origin",
     "is_same_request",
+    "parse_keyring",
     "replace_keyring",
     "retire_old_keys",
     "rotate",

@@ -34,7 +34,7 @@ from keyturn_workers.keyring.marks import (
 )
 from keyturn_workers.keyring.model import Keyring
 from keyturn_workers.keyring.snapshot import KeyringSnapshot
-from keyturn_workers.keyring.store import parse_keyring
+from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import PAGE_KEYS, Storage, StorageClock
 
@@ -44,8 +44,6 @@ BETWEEN_READS_S: Final = 0.03
 An upload that comes alone never waits for it.
 """
 
-# Some thousands of rotations. A larger record is not even read: a bucket writer put it there.
-_KEYRING_MAX_BYTES: Final = 2 * 1024**2
 # After this fraction of the cache time a keyring in use is renewed in the background, so that no
 # upload waits for it.
 _RENEW_AFTER: Final = 0.85
@@ -220,7 +218,7 @@ class KeyringReader:
         sent_s = self.clock.local_s()
         try:
             head, body = await self._storage.read(
-                keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
+                keyring_s3_key(project), max_bytes=KEYRING_MAX_BYTES
             )
         except MissingError as exc:
             self._cache.invalidate(entry)

@@ -1,5 +1,7 @@
 """Opening keyrings, and writing them, always by conditional put (SPEC 5.1)."""
 
+from typing import Final
+
 from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
@@ -7,6 +9,9 @@ from keyturn_workers.keyring.model import Keyring, keyring_from_json, keyring_to
 from keyturn_workers.keyring.transitions import next_serial, with_lease
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
+
+KEYRING_MAX_BYTES: Final = 2 * 1024**2
+"""Some thousands of rotations. A larger record is not even read: a bucket writer put it there."""
 
 
 async def parse_keyring(body: bytes, project: str, keys: OperatorKeys) -> Keyring:
@@ -63,17 +68,19 @@ async def replace_keyring(
     keys: OperatorKeys,
     *,
     lease_s: int,
+    recovery: str | None = None,
 ) -> bool:
     """Replace the keyring that was read with this ETag; False if it changed meanwhile.
 
-    Its serial is one above the given keyring's. `lease_s` is this worker's lease, in seconds.
+    Its serial is one above the given keyring's. `lease_s` is this worker's lease, in seconds;
+    `recovery` is the id of the request that accepts the keyring as it is, if one does (SPEC 5.5).
 
     Raises:
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
         KmsUnavailableError: its provider is away.
     """
-    body = await build_keyring(with_lease(next_serial(keyring), lease_s), keys)
+    body = await build_keyring(with_lease(next_serial(keyring, recovery), lease_s), keys)
     return await sealed_records.replace(storage, keyring_s3_key(keyring.project), body, etag)
 
 

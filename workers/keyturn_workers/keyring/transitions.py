@@ -98,9 +98,13 @@ def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bo
     return entry is keyring.current and keyring.origin == origin
 
 
-def next_serial(keyring: Keyring) -> Keyring:
-    """The keyring as it is written: each change counts, whatever changes (SPEC 5.2)."""
-    return replace(keyring, serial=keyring.serial + 1)
+def next_serial(keyring: Keyring, recovery: str | None = None) -> Keyring:
+    """The keyring as it is written: each change counts, whatever changes (SPEC 5.2).
+
+    `recovery` is the id of the request by which an operator accepted the keyring as it is. Any
+    other change ends that.
+    """
+    return replace(keyring, serial=keyring.serial + 1, recovery=recovery)
 
 
 def with_lease(keyring: Keyring, lease_s: int) -> Keyring:

@@ -32,7 +32,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring.store import parse_keyring
+from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.starter import SweepStarter
@@ -40,7 +40,6 @@ from keyturn_workers.sweep.sweep_store import SweepStore
 
 _READS_PER_ROUND: Final = 2000
 _CONCURRENCY: Final = 16
-_KEYRING_MAX_BYTES: Final = 2 * 1024**2
 
 _Name: TypeAlias = tuple[str, str]
 """A sweep's id and its project."""
@@ -117,9 +116,7 @@ class OpenRotations:
 
     async def _read(self, project: str, etag: str) -> None:
         try:
-            _, body = await self._storage.read(
-                keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
-            )
+            _, body = await self._storage.read(keyring_s3_key(project), max_bytes=KEYRING_MAX_BYTES)
             keyring = await parse_keyring(body, project, self._keys)
         except MissingError:
             return

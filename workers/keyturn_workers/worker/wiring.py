@@ -25,7 +25,14 @@ from keyturn_workers.amqp import (
 from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.audit import AuditProcess, AuditTrail, RequestRecorder
-from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
+from keyturn_workers.control import (
+    AuditRequests,
+    ControlHandler,
+    Deleter,
+    Enroller,
+    Recoverer,
+    Rotator,
+)
 from keyturn_workers.keyring import KeyringReader, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
@@ -81,6 +88,7 @@ class Wiring:
         self._settings = settings
         self._storage = storage
         self._metrics = metrics
+        self._witness = witness
         self._keyrings = KeyringReader(
             storage,
             keys,
@@ -213,6 +221,9 @@ class Wiring:
         )
         rotator = Rotator(storage, keyrings, self._keys, settings.intake_keys, self._starter)
         deleter = Deleter(storage, keyrings, self._keys, settings.lease_s)
+        recoverer = None
+        if self._witness is not None:
+            recoverer = Recoverer(storage, self._keys, self._witness, lease_s=settings.lease_s)
         audit_requests = None if self._audit is None else AuditRequests(self._audit, self._now)
         return ControlHandler(
             enroller,
@@ -220,6 +231,7 @@ class Wiring:
             self._starter,
             deleter,
             audit_requests=audit_requests,
+            recoverer=recoverer,
             status_reader=StatusReader(
                 storage,
                 self._keys,

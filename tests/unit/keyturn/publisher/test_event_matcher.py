@@ -40,6 +40,7 @@ _ANSWERS = {
     "delete.requested": ("object.deleted", "delete.rejected"),
     "status.requested": ("status.reported", "status.rejected"),
     "audit.requested": ("audit.accepted", "audit.rejected"),
+    "recover.requested": ("project.recovered", "recover.rejected"),
 }
 # Of all projects, always.
 _OF_ALL = ("audit.requested", "audit.accepted", "audit.rejected")

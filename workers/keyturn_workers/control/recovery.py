@@ -1,0 +1,169 @@
+"""Recovery: an operator accepts a keyring that a mark contradicts, or that has none (SPEC 5.5).
+
+The keyring stays what it is, but for its serial: above every mark, so that it is the newest state
+again. The request names the record and the mark that the operator was shown. If either has
+changed, nothing is done: a request that an attacker sends again finds the mark of its own effect.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Final
+
+from keyturn.errors import GenerationMismatchError, StorageUnavailableError
+from keyturn.identifiers import keyring_s3_key
+from keyturn.messages import RecoverRequested
+from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring import (
+    KEYRING_MAX_BYTES,
+    Keyring,
+    Mark,
+    Witness,
+    parse_keyring,
+    replace_keyring,
+)
+from keyturn_workers.keyring.marks import Finding, compare
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.storage import Storage
+
+_MAX_ATTEMPTS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A keyring as it was read, which no mark vouches for."""
+
+    keyring: Keyring
+    mark: Mark
+    etag: str
+
+
+class Recoverer:
+    """Serves recoveries against one bucket.
+
+    Args:
+        storage: The bucket.
+        keys: The operator's keys.
+        witness: The marks.
+        lease_s: This worker's lease, in seconds.
+    """
+
+    def __init__(
+        self, storage: Storage, keys: OperatorKeys, witness: Witness, *, lease_s: int
+    ) -> None:
+        self._storage = storage
+        self._keys = keys
+        self._witness = witness
+        self._lease_s = lease_s
+
+    async def recover(self, request: RecoverRequested) -> Keyring:
+        """Put the keyring that was found again, above its mark; returns it as it is now.
+
+        Raises:
+            GenerationMismatchError: the keyring or its mark is not the one that was named, or it
+                needs no recovery, or there is none.
+            CorruptObjectError: no worker wrote it.
+            MarksUnavailableError, StorageUnavailableError, UnknownMasterKeyError,
+            KmsUnavailableError: try again later.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            await self._witness.catch_up()
+            record = await self._read(request.project)
+            if await self._is_recovered(record, request):
+                return record.keyring
+            self._check(record, request)
+            known, lost = self._marks(request.project)
+            serials = [mark.serial for mark in (known, lost, record.mark) if mark is not None]
+            # Won or lost, it is read again: what was put must be marked.
+            await replace_keyring(
+                self._storage,
+                replace(record.keyring, serial=max(serials)),
+                record.etag,
+                self._keys,
+                lease_s=self._lease_s,
+                recovery=request.request_id,
+            )
+        raise StorageUnavailableError("the keyring kept changing")
+
+    async def find_recovered(self, request: RecoverRequested) -> Keyring | None:
+        """As `recover`, if this very request put the keyring before; else None.
+
+        Raises: as `recover`.
+        """
+        await self._witness.catch_up()
+        record = await self._read(request.project)
+        return record.keyring if await self._is_recovered(record, request) else None
+
+    async def _is_recovered(self, record: _Record, request: RecoverRequested) -> bool:
+        """Whether this request put the keyring; marks it, if the worker that did could not."""
+        if record.keyring.recovery != request.request_id:
+            return False
+        known, lost = self._marks(request.project)
+        newest = _highest(known, lost)
+        if newest is None or record.mark.serial > newest.serial:
+            await self._witness.publish(record.keyring, record.mark)
+            known, _ = self._marks(request.project)
+        return known == record.mark
+
+    async def _read(self, project: str) -> _Record:
+        s3_key = keyring_s3_key(project)
+        try:
+            head, body = await self._storage.read(s3_key, max_bytes=KEYRING_MAX_BYTES)
+        except MissingError as exc:
+            async for row in self._storage.list(s3_key, limit=1):
+                if row.key == s3_key:
+                    detail = "the keyring is listed but was not found"
+                    raise StorageUnavailableError(detail) from exc
+            raise GenerationMismatchError(
+                "the project has no keyring to recover: restore its newest record, or see "
+                "`keyturn enroll --adopt`"
+            ) from exc
+        keyring = await parse_keyring(body, project, self._keys)
+        digest = hashlib.sha256(body).digest()
+        return _Record(keyring, Mark(keyring.serial, digest, keyring.current.generation), head.etag)
+
+    def _marks(self, project: str) -> tuple[Mark | None, Mark | None]:
+        table = self._witness.table
+        return table.find(project), table.find_lost(project)
+
+    def _check(self, record: _Record, request: RecoverRequested) -> None:
+        """Check that the operator was shown what was read, and that it needs a recovery.
+
+        Raises:
+            GenerationMismatchError: one of them does not hold.
+        """
+        known, lost = self._marks(request.project)
+        if lost is None and compare(record.mark, known, began_after=True) in (
+            Finding.MARKED,
+            Finding.UNMARKED,
+        ):
+            raise GenerationMismatchError("the keyring was not set back: nothing to recover")
+        if record.mark.digest.hex() != request.digest:
+            raise GenerationMismatchError("the keyring's record is not the one that was found")
+        named = (request.serial, request.mark)
+        newest = _highest(known, lost)
+        if named == _names(newest):
+            return
+        # The stream was replaced, and the command did not see what it had. The keyring that the
+        # lost mark names, or a later one, was not set back.
+        if lost is not None and named == _names(known):
+            if record.mark == lost or record.mark.serial > lost.serial:
+                return
+            raise GenerationMismatchError(
+                f"the keyring is at serial {record.mark.serial}, and {request.project} had a mark "
+                f"at {lost.serial} before the stream of marks was replaced: restore the newest "
+                "record, or restart all workers, which forgets that mark"
+            )
+        raise GenerationMismatchError(
+            "the project's highest mark is not the one that was found: "
+            + ("it has none" if newest is None else f"it is at serial {newest.serial}")
+        )
+
+
+def _highest(known: Mark | None, lost: Mark | None) -> Mark | None:
+    marks = [mark for mark in (known, lost) if mark is not None]
+    return max(marks, key=lambda mark: mark.serial, default=None)
+
+
+def _names(mark: Mark | None) -> tuple[int | None, str | None]:
+    """What a request names this mark by."""
+    return (None, None) if mark is None else (mark.serial, mark.digest.hex())
