@@ -3,7 +3,7 @@
 A process knows the newest marks if it has reached the end of the stream a short time ago. The end
 is what a second consumer shows, which the broker places there. An empty stream shows nothing, so a
 worker that finds none publishes a first message, and reads it back: whatever was there before it,
-it has read by then.
+it has read by then. A gateway or a command, which adds no marks, takes silence for an empty stream.
 
 It must never take a mark that no event key signed.
 """
@@ -26,7 +26,7 @@ from keyturn.errors import (
     MarksUnavailableError,
     PublisherError,
 )
-from keyturn.identifiers import format_time
+from keyturn.identifiers import format_time, parse_time
 from keyturn.messages import KeyringMarked, encode_mark, parse_mark
 from keyturn.publisher.broker_address import Broker
 from keyturn.publisher.connection import BrokerConnection, persistent_json
@@ -37,8 +37,10 @@ from keyturn_workers.keyring.model import Keyring
 from keyturn_workers.storage.clock import boottime_s
 
 _TIMEOUT_S: Final = 10.0
-# A consumer at the end of the stream that shows nothing for this long shows nothing at all.
+# A consumer at the end of the stream that shows nothing for this long shows nothing at all. A
+# process that adds no marks cannot make sure by a message of its own, so it waits longer.
 _SILENCE_S: Final = 0.5
+_SILENCE_OF_READER_S: Final = 2.0
 _NEWEST_S: Final = 0.1
 _LOOK_AGAIN_S: Final = 0.5
 _OPENED: Final = "marks.opened"
@@ -62,8 +64,8 @@ class MarkStream:
         lease_s: Of this process, in seconds. It is current for one of them: a keyring that was
             set back just after that may be believed for one lease, and a write by it takes one
             more, which is what every proof waits for.
-        signing_key: Signs marks. None for a gateway, which adds none: it serves keyrings that
-            are not marked yet, and also while it cannot read the stream.
+        signing_key: Signs marks. None for a gateway or a command, which add none: a gateway
+            serves keyrings that are not marked yet, and also while it cannot read the stream.
 
     Attributes:
         table: The marks that were received.
@@ -280,7 +282,9 @@ class MarkStream:
         if signer is None:
             _log.warning("ignored a mark that is not signed", offset=record.offset)
             return
-        if self.table.receive(project, mark, recovered=message.recovery is not None):
+        if self.table.receive(
+            project, mark, recovered=message.recovery is not None, at=parse_time(message.at)
+        ):
             self._note_signer(project, signer, record.body)
             if known != mark:
                 for forget in self._callbacks:
@@ -323,10 +327,10 @@ class MarkStream:
     async def _look_now(self) -> None:
         sent_s, before = boottime_s(), self._offset
         last = await last_offset(
-            self._reading, MARKS_STREAM, silence_s=_SILENCE_S, newest_s=_NEWEST_S
+            self._reading, MARKS_STREAM, silence_s=self._silence_s, newest_s=_NEWEST_S
         )
         if last is None:
-            await self._look_without_messages()
+            await self._look_without_messages(sent_s)
             return
         if last < before:
             return  # another stream is in its place, which the follower is about to notice
@@ -342,13 +346,19 @@ class MarkStream:
                     ) from None
         self._current_s = sent_s
 
-    async def _look_without_messages(self) -> None:
+    @property
+    def _silence_s(self) -> float:
+        return _SILENCE_OF_READER_S if self._signing_key is None else _SILENCE_S
+
+    async def _look_without_messages(self, sent_s: float) -> None:
         """Put a message on a stream that shows none, so that the next look finds it.
 
         It is empty, or slow, or another one is in its place, or its last message cannot be
         decoded.
         """
         if self._signing_key is None:
+            if self._offset < 0:
+                self._current_s = sent_s
             return
         body = orjson.dumps({"type": _OPENED, "at": format_time(datetime.now(UTC))})
         try:

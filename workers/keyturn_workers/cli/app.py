@@ -34,6 +34,7 @@ _COMMANDS: Final = {
     "link": "link:link",
     "rotate": "rotate:rotate",
     "sweep": "sweep:sweep",
+    "recover": "recover:recover",
     "delete": "delete:delete",
     "inspect": "objects:inspect",
     "status": "status:status",

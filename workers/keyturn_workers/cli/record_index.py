@@ -82,11 +82,11 @@ async def read_records(
             match content:
                 case CodedError():
                     _add_unreadable(index, record, content)
-                case Opened(Keyring() as keyring):
+                case Opened(content=Keyring() as keyring):
                     index.keyrings.append(_keyring_row(keyring))
                     generations = (keyring.current.generation, *past_generations(keyring))
                     index.generations[record.project] = generations
-                case Opened(SweepRecord(master_key, plan)):
+                case Opened(content=SweepRecord(master_key, plan)):
                     index.sweep_records_under[master_key] += 1
                     if plan is not None and (project is not None or not plan.ask.of_all):
                         index.sweeps.append(sweep_row(plan))

@@ -5,6 +5,7 @@ from keyturn_workers.keyring.marks import (
     KeyringSetBackError,
     KeyringUnknownError,
     Mark,
+    MarkState,
     MarkTable,
     Witness,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "KeyringSnapshot",
     "KeyringUnknownError",
     "Mark",
+    "MarkState",
     "MarkTable",
     "Witness",
     "check_rotation",

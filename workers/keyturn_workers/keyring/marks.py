@@ -7,14 +7,16 @@ a stream. Here is what a process knows of that stream, and the decision about on
 
 import enum
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 from keyturn.errors import KeyringRolledBackError
 from keyturn_workers.keyring.model import Keyring
 
-_PACKED: Final = struct.Struct("<QQQ32s")
+_PACKED: Final = struct.Struct("<QQQQ32s")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,37 @@ def compare(read: Mark, known: Mark | None, *, began_after: bool) -> Finding:
     return Finding.ROLLED_BACK if began_after else Finding.READ_AGAIN
 
 
+class MarkState(enum.StrEnum):
+    """What an operator sees of a keyring, by its mark.
+
+    Attributes:
+        CURRENT: It is the state that its mark names.
+        UNMARKED: It is newer than its mark, or was never marked: the next read marks it.
+        SET_BACK: It is older than its mark, or another state of the same serial.
+        REMOVED: There is none, and a mark says that there was.
+        UNKNOWN: It has a serial and no mark.
+    """
+
+    CURRENT = enum.auto()
+    UNMARKED = enum.auto()
+    SET_BACK = enum.auto()
+    REMOVED = enum.auto()
+    UNKNOWN = enum.auto()
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether no worker uses the keyring until an operator acts."""
+        return self not in (MarkState.CURRENT, MarkState.UNMARKED)
+
+
+_STATES: Final = {
+    Finding.MARKED: MarkState.CURRENT,
+    Finding.UNMARKED: MarkState.UNMARKED,
+    Finding.UNKNOWN: MarkState.UNKNOWN,
+    Finding.ROLLED_BACK: MarkState.SET_BACK,
+}
+
+
 class MarkTable:
     """The highest mark of each project, in about 200 bytes a project.
 
@@ -84,20 +117,27 @@ class MarkTable:
         self._lost: dict[str, bytes] = {}
         self.received = 0
 
-    def receive(self, project: str, mark: Mark, *, recovered: bool = False) -> bool:
+    def receive(
+        self, project: str, mark: Mark, *, recovered: bool = False, at: datetime = _EPOCH
+    ) -> bool:
         """Take the next mark of the stream; returns whether it is the project's highest now.
 
         Of several marks with one serial the first counts, and none lowers a serial: a mark that
         is published again, or by a worker on another branch, changes nothing.
 
         `recovered`: an operator accepted this state, so it replaces what a lost stream had.
+        `at`: when the mark was published.
         """
         self.received += 1
         known = self.find(project)
         if known is not None and mark.serial <= known.serial:
             return mark.serial == known.serial and mark.digest == known.digest
         self._marks[project] = _PACKED.pack(
-            mark.serial, mark.generation, self.received, mark.digest
+            mark.serial,
+            mark.generation,
+            self.received,
+            (at - _EPOCH) // timedelta(microseconds=1),
+            mark.digest,
         )
         lost = self.find_lost(project)
         if lost is not None and (recovered or mark == lost or mark.serial > lost.serial):
@@ -108,6 +148,18 @@ class MarkTable:
         """The project's highest mark."""
         packed = self._marks.get(project)
         return None if packed is None else _unpack(packed)[0]
+
+    def find_date(self, project: str) -> datetime | None:
+        """When the project's highest mark was published."""
+        packed = self._marks.get(project)
+        if packed is None:
+            return None
+        _, _, _, micros, _ = _PACKED.unpack(packed)
+        return _EPOCH + timedelta(microseconds=micros)
+
+    def projects(self) -> Iterator[str]:
+        """The projects that have a mark, or had one on a stream that was replaced."""
+        return iter(self._marks.keys() | self._lost.keys())
 
     def find_lost(self, project: str) -> Mark | None:
         """The mark that a replaced stream had, if the new one does not show it yet."""
@@ -122,6 +174,27 @@ class MarkTable:
         known, received = _unpack(packed)
         return compare(read, known, began_after=received <= since)
 
+    def find_state(self, project: str, read: Mark | None, since: int) -> MarkState | None:
+        """What an operator sees of a keyring that a read found, or did not find.
+
+        Args:
+            project: The project.
+            read: What the read found; None if there was no keyring.
+            since: `received` before the read began.
+
+        Returns:
+            None if the read must be repeated, or if there is neither a keyring nor a mark.
+        """
+        lost = self.find_lost(project)
+        if read is None:
+            if self.has_received(project, since):
+                return None
+            return MarkState.REMOVED if lost or self.find(project) else None
+        if lost is not None:
+            is_newest = read == lost or read.serial > lost.serial
+            return MarkState.UNKNOWN if is_newest else MarkState.SET_BACK
+        return _STATES.get(self.compare(project, read, since))
+
     def has_received(self, project: str, since: int) -> bool:
         """Whether the project's highest mark was received after `since`."""
         packed = self._marks.get(project)
@@ -134,7 +207,7 @@ class MarkTable:
 
 
 def _unpack(packed: bytes) -> tuple[Mark, int]:
-    serial, generation, received, digest = _PACKED.unpack(packed)
+    serial, generation, received, _, digest = _PACKED.unpack(packed)
     return Mark(serial, digest, generation), received
 
 

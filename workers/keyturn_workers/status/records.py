@@ -4,8 +4,10 @@ Every record is opened: an attacker who writes the bucket can relabel a record, 
 it open under another master key.
 """
 
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from keyturn.errors import (
@@ -61,10 +63,19 @@ class SweepRecord:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A record that opened, and the ETag that it was read with."""
+    """A record that opened, as it was read.
+
+    Attributes:
+        content: What it holds.
+        etag: Its ETag.
+        digest: SHA-256 of its bytes, by which a mark names a keyring.
+        changed_at: When it was put, by the storage's clock.
+    """
 
     content: Keyring | SweepRecord
     etag: str
+    digest: bytes
+    changed_at: datetime
 
 
 def record_of(listed: ObjectSummary) -> Record | None:
@@ -102,7 +113,8 @@ async def open_record(
         return CorruptObjectError("too large for a record")
     try:
         head, body = await storage.read(s3_key, max_bytes=MAX_BYTES)
-        return Opened(await _parse(body, record, keys), head.etag)
+        content = await _parse(body, record, keys)
+        return Opened(content, head.etag, hashlib.sha256(body).digest(), head.last_modified)
     except MissingError:
         return None
     except ArchivedError:

@@ -30,6 +30,7 @@ _TYPES = {
     "rotate": "rotation.requested",
     "sweep": "sweep.requested",
     "delete": "delete.requested",
+    "recover": "recover.requested",
 }
 
 
@@ -84,6 +85,9 @@ class FakePublisher:
     async def delete(self, project: str, key: str, **given: Any) -> str:
         return self._publish("delete", "request_id", project=project, key=key, **given)
 
+    async def recover(self, project: str, **given: Any) -> str:
+        return self._publish("recover", "request_id", project=project, **given)
+
     async def wait(
         self, request_id: str, *, timeout_s: float, project: str, request_type: str
     ) -> Event:
@@ -131,6 +135,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     lines = env_file.read_text().splitlines(keepends=True)
     env_file.write_text("".join(line for line in lines if "KEYTURN_S3_" not in line))
     publisher = FakePublisher()
-    for module in ("enroll", "upload", "rotate", "sweep", "delete"):
+    for module in ("enroll", "upload", "rotate", "sweep", "delete", "recover"):
         monkeypatch.setattr(f"keyturn_workers.cli.{module}.Publisher", publisher)
     return Commands(publisher, env_file)
