@@ -43,6 +43,7 @@ ACROSS_MODULES: Final[dict[str, str]] = {
     "keyturn_workers/amqp/test_package.py": "what the package offers, imported late",
     "keyturn_workers/amqp/test_property_tolerance_upstream.py": "what the libraries still need",
     "keyturn_workers/cli/test_reference.py": "docs/reference/cli.md is the help of all commands",
+    "keyturn_workers/keyring/test_reader_marks.py": "what the marks decide of a reader's reads",
     "keyturn_workers/status/test_no_secret.py": "every view, for what no report may hold",
     "keyturn_workers/storage/probe/test_documentation.py": "docs/operations/storage-servers.md",
 }

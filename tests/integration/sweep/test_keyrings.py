@@ -1,9 +1,9 @@
 """Keyrings and records that an attacker changed are reported, and wrap nothing (SPEC 13).
 
-A keyring that was forged, or moved from another project, does not open. One that was
-rolled back opens, and is found by the objects that are newer than it. One that is gone is an
-unknown project. In the middle of a sweep each stops it; once the keyring is back, the
-sweep's dead letter, sent again, carries it on.
+A keyring that was forged, or moved from another project, does not open. In the middle of a sweep
+each stops it; once the keyring is back, the sweep's dead letter, sent again, carries it on. One
+that was set back or removed is contradicted by its mark: a sweep that is under way waits, and a
+new one is rejected.
 """
 
 from __future__ import annotations
@@ -163,17 +163,6 @@ async def moved_in_the_middle(scene: Scene) -> None:
     await _stopped(scene, project, lambda: project.put_keyring(record), "corrupt_object")
 
 
-async def deleted_in_the_middle(scene: Scene) -> None:
-    """And one that is gone, after the retries that an unknown project has."""
-    project = await scene.enrolled("deleted-mid")
-    await _stopped(
-        scene,
-        project,
-        lambda: project.bucket.delete(keyring_s3_key(project.name)),
-        "unknown_project",
-    )
-
-
 def put_offs(scene: Scene, project: Project) -> list[dict[str, Any]]:
     """The worker's log lines that this project waits for an operator."""
     rows = [json.loads(line) for line in scene.served.process.lines if "keyring_rolled" in line]
@@ -182,9 +171,11 @@ def put_offs(scene: Scene, project: Project) -> list[dict[str, Any]]:
     ]
 
 
-async def rolled_back_in_the_middle(scene: Scene) -> None:
-    """Everything waits, with an error in the log; nothing falls back to the old key."""
-    project = await scene.enrolled("rolled-mid")
+async def _waiting(scene: Scene, project: Project, touch: Callable[[bytes], None]) -> None:
+    """A sweep whose keyring is taken away waits, with an error in the log, and writes nothing.
+
+    `touch` gets the keyring of before the rotation.
+    """
     plaintexts = project.fill(20)
     before = project.keyring_bytes()
     document = project.rotation()
@@ -193,10 +184,10 @@ async def rolled_back_in_the_middle(scene: Scene) -> None:
     await scene.wire.event(
         lambda event: document["rotation_id"] in event.values() and event.get("rewrapped") == 20
     )
-    heads = project.bucket.heads("rolled-mid/")
-    project.put_keyring(before)
-    await scene.served.process.logged('"project":"rolled-mid","code":"keyring_rolled_back"')
-    assert project.bucket.heads("rolled-mid/") == heads
+    heads = project.bucket.heads(f"{project.name}/")
+    touch(before)
+    await scene.served.process.logged(f'"project":"{project.name}","code":"keyring_rolled_back"')
+    assert project.bucket.heads(f"{project.name}/") == heads
     project.put_keyring(right)
     end = await scene.ended(document["rotation_id"])
     assert counts(end) == {"objects": 20, "current": 20, "rewrapped": 20, "clean": True}
@@ -204,8 +195,22 @@ async def rolled_back_in_the_middle(scene: Scene) -> None:
     project.assert_opens_as(plaintexts)
 
 
+async def rolled_back_in_the_middle(scene: Scene) -> None:
+    """Nothing falls back to the old key."""
+    project = await scene.enrolled("rolled-mid")
+    await _waiting(scene, project, project.put_keyring)
+
+
+async def deleted_in_the_middle(scene: Scene) -> None:
+    """A keyring that is gone is no unknown project: its mark says that there was one."""
+    project = await scene.enrolled("deleted-mid")
+    await _waiting(
+        scene, project, lambda _before: project.bucket.delete(keyring_s3_key(project.name))
+    )
+
+
 async def rolled_back_before(scene: Scene) -> None:
-    """A sweep by a keyring below its objects writes nothing, and waits for an operator."""
+    """A sweep by a keyring below its mark is rejected, and writes nothing."""
     project = await scene.enrolled("rolled")
     plaintexts = project.fill(10)
     before = project.keyring_bytes()
@@ -213,11 +218,16 @@ async def rolled_back_before(scene: Scene) -> None:
     right, heads = project.keyring_bytes(), project.bucket.heads("rolled/")
     project.put_keyring(before)
     document = requests.sweep("rolled", repair=True)
-    await scene.send(document)
-    await scene.served.process.logged('"project":"rolled","code":"keyring_rolled_back"')
+    event = await scene.first_event(document)
+    assert (event["type"], event["code"]) == ("sweep.rejected", "keyring_rolled_back")
+    letter = await scene.dead("keyturn.control", document["sweep_id"])
+    assert letter.headers["keyturn-code"] == "keyring_rolled_back"
     assert project.bucket.heads("rolled/") == heads
     project.put_keyring(right)
-    end = await scene.ended(document["sweep_id"])
+    await scene.wire.channel.default_exchange.publish(replayed(letter), "keyturn.control")
+    end = await scene.wire.event(
+        lambda event: event["type"] == "sweep.completed" and document["sweep_id"] in event.values()
+    )
     assert counts(end) == {"objects": 10, "current": 10, "clean": True}
     project.assert_opens_as(plaintexts)
 

@@ -24,6 +24,7 @@ from tools.harness.worker_under_test import WorkerUnderTest, staging_s3_key
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keyturn_workers.keyring import Keyring
     from tools.harness.requests import Upload
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
@@ -251,18 +252,29 @@ async def test_a_deleted_object_does_not_come_back(served: WorkerUnderTest) -> N
     assert stored_objects.read_object(served.deployment, "acme", key).body == b""
 
 
-def turn(served: WorkerUnderTest, project: str) -> str:
-    """Rotate the project's keyring by hand; returns the new API key."""
+def read_keyring(served: WorkerUnderTest, project: str) -> Keyring:
     client, bucket = stored_objects.s3_client(served.deployment), served.deployment.bucket
     answer = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))
-    held = {"m1": Secret(served.deployment.master_key)}
-    ring = parse_keyring(answer["Body"].read(), project, held)
+    return parse_keyring(answer["Body"].read(), project, master_keys(served))
+
+
+def put_keyring(served: WorkerUnderTest, ring: Keyring) -> None:
+    served.put(keyring_s3_key(ring.project), build_keyring(ring, master_keys(served)))
+
+
+def master_keys(served: WorkerUnderTest) -> dict[str, Secret]:
+    return {"m1": Secret(served.deployment.master_key)}
+
+
+def turn(served: WorkerUnderTest, project: str) -> str:
+    """Rotate the project's keyring as a worker does; returns the new API key."""
+    ring = read_keyring(served, project)
     api_key = f"{served.deployment.api_key}~{ring.current.generation}"
     kek, now = user_kek(api_key, project), requests.now()
     number = ring.current.generation + 1
     current = Generation(number, kek_id(kek), kek, requests.new_id(), now, now)
-    turned = replace(ring, current=current, history=(*ring.history, ring.current))
-    served.put(keyring_s3_key(project), build_keyring(turned, held))
+    history = (*ring.history, ring.current)
+    put_keyring(served, replace(ring, serial=ring.serial + 1, current=current, history=history))
     return api_key
 
 
@@ -289,15 +301,17 @@ async def test_a_second_delivery_after_a_rotation_rewraps_the_object(
 
 
 async def test_an_object_above_its_keyring_stops_its_upload(served: WorkerUnderTest) -> None:
-    """Its upload waits until an operator inspects the keyring (SPEC 5.4)."""
+    """Its upload waits until an operator inspects the keyring (SPEC 5.4).
+
+    No mark contradicts this keyring: it was restored, and newer objects were not.
+    """
     project = "rolled"
     await served.enroll(project)
-    client, bucket = stored_objects.s3_client(served.deployment), served.deployment.bucket
-    earlier = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))["Body"].read()
+    earlier = read_keyring(served, project)
     turn(served, project)
     sent = upload(served, b"mine", staged=True, project=project)
     await served.publish_and_wait(sent.document)
-    served.put(keyring_s3_key(project), earlier)
+    put_keyring(served, replace(earlier, serial=earlier.serial + 2))
     served.stage(sent.upload_id, sent.sealed_body)
     await served.publish(served.sign(sent.document), message_id=sent.upload_id)
     waiting = await served.wire.take("keyturn.upload.retry.5s")

@@ -202,7 +202,8 @@ class MarkTable:
 
     def begin_again(self) -> None:
         """Begin to read a stream that was put in the place of the one that was read before."""
-        self._lost.update(self._marks)
+        # What is still lost is not below what was shown since.
+        self._lost = {**self._marks, **self._lost}
         self._marks.clear()
 
 

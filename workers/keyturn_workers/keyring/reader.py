@@ -101,13 +101,14 @@ class KeyringReader:
         """
         snapshot = self.get_cached(project)
         if snapshot is not None:
-            if self._witness is not None:
-                self._witness.check_current(project)
             self._renew_in_background(project, snapshot)
-            return snapshot
-        if await self._renew_by_listing(project):
+        elif await self._renew_by_listing(project):
             snapshot = self.get_cached(project)
-        return snapshot or await self.read_fresh(project)
+        if snapshot is None:
+            return await self.read_fresh(project)
+        if self._witness is not None:
+            self._witness.check_current(project)
+        return snapshot
 
     def get_cached(self, project: str) -> KeyringSnapshot | None:
         """What `read_recent` would return at once, without a request."""

@@ -5,7 +5,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.crypto import EventVerifier, SignatureError, SigningKey, VerifyKey, to_base64
+from keyturn.crypto import (
+    EventVerifier,
+    MarkVerifier,
+    SignatureError,
+    SigningKey,
+    VerifyKey,
+    from_base64,
+    to_base64,
+)
 
 SIGNING = SigningKey.from_seed(bytes(range(32)))
 VERIFY = VerifyKey.from_bytes(SIGNING.public_bytes)
@@ -31,6 +39,33 @@ def test_signatures_are_for_one_deployment_publisher_and_kind() -> None:
         VERIFY.verify_request("default", "api", body, event)
 
 
+def test_a_marks_signature_is_for_one_deployment_and_no_other_kind() -> None:
+    body = b'{"type":"keyring.marked"}'
+    signature = SIGNING.sign_mark("default", body)
+    VERIFY.verify_mark("default", body, signature)
+    label = b"keyturn/v1/mark\0default\0"
+    Ed25519PublicKey.from_public_bytes(VERIFY.public_bytes).verify(
+        from_base64(signature), label + body
+    )
+    for deployment, sent in (("other", body), ("default", body + b" "), ("default\0", body[1:])):
+        with pytest.raises(SignatureError):
+            VERIFY.verify_mark(deployment, sent, signature)
+    with pytest.raises(SignatureError):
+        VERIFY.verify_event("default", body, signature)
+    with pytest.raises(SignatureError):
+        VERIFY.verify_request("default", "", body, signature)
+    others = [
+        SIGNING.sign_event("default", body),
+        SIGNING.sign_request("default", "mark", body),
+        to_base64(SIGNING.sign_dsse("keyturn/v1/mark", body)),
+        signature[:-4],
+        "",
+    ]
+    for other in others:
+        with pytest.raises(SignatureError):
+            VERIFY.verify_mark("default", body, other)
+
+
 @given(
     st.text(max_size=90)
     | st.binary(max_size=70).map(to_base64)
@@ -41,6 +76,8 @@ def test_whatever_the_signature_only_signature_errors_come_out(signature: str) -
         VERIFY.verify_request("default", "api", b"{}", signature)
     with pytest.raises(SignatureError):
         VERIFY.verify_event("default", b"{}", signature)
+    with pytest.raises(SignatureError):
+        VERIFY.verify_mark("default", b"{}", signature)
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
@@ -93,3 +130,16 @@ def test_any_of_several_event_keys_verifies_an_event_of_its_deployment() -> None
     assert not verifier.is_signed(b"{}", "")
     assert not verifier.is_signed(b"{}", SIGNING.sign_event("elsewhere", b"{}"))
     assert not EventVerifier("default", []).is_signed(b"{}", signature)
+
+
+def test_the_key_that_signed_a_mark_is_found_whichever_key_it_names() -> None:
+    other = SigningKey.from_seed(bytes(32))
+    verifier = MarkVerifier("default", [other.verify_key(), VERIFY])
+    signature = SIGNING.sign_mark("default", b"{}")
+    for named in (SIGNING.id, other.id, "", "no id"):
+        assert verifier.signer(b"{}", signature, named) == SIGNING.id
+    assert verifier.signer(b"{}", other.sign_mark("default", b"{}"), SIGNING.id) == other.id
+    assert verifier.signer(b"{ }", signature) is None
+    assert verifier.signer(b"{}", SIGNING.sign_mark("elsewhere", b"{}")) is None
+    assert verifier.signer(b"{}", SIGNING.sign_event("default", b"{}")) is None
+    assert MarkVerifier("default", []).signer(b"{}", signature) is None

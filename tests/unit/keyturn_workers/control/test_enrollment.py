@@ -1,26 +1,58 @@
-"""A repeated enrollment while the storage denies that the keyring exists (SPEC 6.5, 8.6)."""
+"""Enrollments, and keyrings that the storage denies or a mark remembers (SPEC 5.5, 6.5, 8.6)."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import Secret
-from keyturn.errors import AlreadyEnrolledError, StorageUnavailableError, UnknownProjectError
+from keyturn.crypto import IntakeKey, Secret, kek_info, to_base64
+from keyturn.errors import (
+    AlreadyEnrolledError,
+    MarksUnavailableError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import EnrollRequested, RequestOrigin, parse_request
 from keyturn_workers.control.enrollment import Enroller
+from keyturn_workers.keyring import KeyringRemovedError, KeyringUnknownError, Mark
+from keyturn_workers.storage import Headers
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    enc,
+    generation,
+    keyring,
+    sealed_object,
+)
+from tests.unit.keyturn_workers.sweep.sweeping import (
+    AT,
+    KEYS,
+    ORIGIN,
+    OTHER_ID,
+    SWEEP_ID,
+    Sweeping,
+)
+from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness import requests as rq
 from tools.harness.deployment import Deployment
-from tools.harness.local_keys import operator_keys
+from tools.harness.local_keys import (
+    build_keyring,
+    desired_state,
+    operator_keys,
+    parse_keyring,
+)
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from keyturn_workers.keyring import Keyring
+
+INTAKE = IntakeKey.from_seed(bytes(32))
 KEYRING = keyring_s3_key("acme")
 
 
@@ -38,6 +70,12 @@ class _Bucket:
 
     async def read_fresh(self, project: str) -> Any:
         raise UnknownProjectError(project)
+
+    async def read_own(self, project: str, _origin: RequestOrigin) -> Any:
+        raise UnknownProjectError(project)
+
+    async def catch_up(self) -> None:
+        """Every mark is known."""
 
 
 async def _enroll(*keys: str) -> int:
@@ -64,3 +102,144 @@ async def test_a_keyring_that_is_listed_but_not_found_does_not_refuse_an_enrollm
 async def test_objects_without_a_keyring_refuse_an_enrollment(other: str) -> None:
     with pytest.raises(AlreadyEnrolledError):
         await _enroll("acme/a.bin", other)
+
+
+# Marks.
+
+
+class Marked:
+    """A control worker that knows the marks, and the project `bob` without a keyring."""
+
+    def __init__(self) -> None:
+        self.witness = FakeWitness()
+        self.on = Sweeping(witness=self.witness)
+        on, intake = self.on, {"main": INTAKE}
+        self.enroller = Enroller(on.storage, on.keyrings, KEYS, "m1", intake, on.starter)
+
+    async def enroll(self, request: EnrollRequested, origin: RequestOrigin = ORIGIN) -> int:
+        return await self.enroller.enroll(request, origin)
+
+    async def body(self) -> bytes:
+        return (await self.on.storage.read(keyring_s3_key("bob")))[1]
+
+    async def keyring(self) -> Keyring:
+        return parse_keyring(await self.body(), "bob", MASTER_KEYS)
+
+
+def request(request_id: str = SWEEP_ID, **more: Any) -> EnrollRequested:
+    sealed = INTAKE.public_key.seal(bytes([7]) * 32, kek_info("enroll", request_id, "bob"))
+    return EnrollRequested.model_validate(
+        {
+            "request_id": request_id,
+            "project": "bob",
+            "requested_at": AT,
+            "sealed_kek": {"intake_key": "main", "ciphertext": to_base64(sealed)},
+            **more,
+        }
+    )
+
+
+async def test_an_enrollment_is_answered_once_its_keyring_is_marked() -> None:
+    on = Marked()
+    assert await on.enroll(request()) == 1
+    assert (await on.keyring()).serial == 1
+    assert on.witness.table.find("bob") == mark_of(await on.body(), "bob")
+
+
+async def test_a_redelivered_enrollment_marks_the_keyring_that_it_put() -> None:
+    """Its worker died between the put and the mark."""
+    on = Marked()
+
+    async def lose_broker() -> None:
+        raise MarksUnavailableError("the broker is away")
+
+    on.witness.before_publish = lose_broker
+    with pytest.raises(MarksUnavailableError):
+        await on.enroll(request())
+    assert on.witness.table.find("bob") is None
+    body = await on.body()
+    on.witness.before_publish = None
+    assert await on.enroll(request()) == 1
+    assert await on.body() == body
+    assert on.witness.table.find("bob") == mark_of(body, "bob")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [RequestOrigin("api", "1" * 64), RequestOrigin("web", ORIGIN.request)],
+    ids=["other-request", "other-publisher"],
+)
+async def test_another_enrollment_does_not_mark_it(other: RequestOrigin) -> None:
+    on = Marked()
+
+    async def lose_broker() -> None:
+        raise MarksUnavailableError("the broker is away")
+
+    on.witness.before_publish = lose_broker
+    with pytest.raises(MarksUnavailableError):
+        await on.enroll(request())
+    on.witness.before_publish = None
+    with pytest.raises(KeyringUnknownError):
+        await on.enroll(request(OTHER_ID), other)
+    assert on.witness.published == []
+
+
+async def test_a_removed_keyring_refuses_an_enrollment() -> None:
+    """Otherwise it would begin at generation 1 again, which a thief may have a keyring of."""
+    on = Marked()
+    on.witness.receive("bob", Mark(7, bytes(32), 3))
+    with pytest.raises(KeyringRemovedError):
+        await on.enroll(request())
+    assert keyring_s3_key("bob") not in on.on.storage.stored_keys()
+
+
+async def test_an_enrollment_that_adopts_begins_above_a_removed_keyring() -> None:
+    on = Marked()
+    on.witness.receive("bob", Mark(7, bytes(32), 3))
+    assert await on.enroll(request(adopt=True)) == 4
+    ring = await on.keyring()
+    assert (ring.serial, ring.current.generation) == (8, 4)
+    assert on.witness.table.find("bob") == mark_of(await on.body(), "bob")
+    assert await on.enroll(request(adopt=True)) == 4
+
+
+@pytest.mark.parametrize(("of_mark", "of_objects", "first"), [(3, 5, 6), (5, 3, 6), (5, 5, 6)])
+async def test_it_begins_above_objects_and_mark(of_mark: int, of_objects: int, first: int) -> None:
+    on = Marked()
+    on.witness.receive("bob", Mark(7, bytes(32), of_mark))
+    desired = desired_state(replace(keyring("bob"), current=generation(of_objects)), MASTER_KEYS)
+    wraps, body = sealed_object(desired, "a")
+    on.on.storage.plant("bob/a", body, Headers(enc(wraps)))
+    assert await on.enroll(request(adopt=True)) == first
+
+
+async def test_a_mark_that_is_not_received_yet_counts_too() -> None:
+    """Before a first keyring is put, all marks that are on the stream are read."""
+    on = Marked()
+    on.witness.stream.append(("bob", Mark(7, bytes(32), 3)))
+    with pytest.raises(KeyringRemovedError):
+        await on.enroll(request())
+    assert keyring_s3_key("bob") not in on.on.storage.stored_keys()
+
+
+async def test_without_current_marks_no_keyring_is_put() -> None:
+    on = Marked()
+    on.witness.is_current = False
+    with pytest.raises(MarksUnavailableError):
+        await on.enroll(request())
+    assert keyring_s3_key("bob") not in on.on.storage.stored_keys()
+
+
+async def test_an_adopting_enrollment_that_loses_a_race_is_refused() -> None:
+    on = Marked()
+    on.witness.receive("bob", Mark(7, bytes(32), 3))
+
+    async def other_was_faster() -> None:
+        ring = replace(keyring("bob"), serial=8, current=generation(4))
+        body = build_keyring(ring, MASTER_KEYS)
+        on.on.storage.plant(keyring_s3_key("bob"), body, Headers({}))
+        on.witness.receive("bob", mark_of(body, "bob"))
+
+    on.on.storage.before_next("put", other_was_faster)
+    with pytest.raises(AlreadyEnrolledError):
+        await on.enroll(request(adopt=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import pytest
@@ -9,11 +11,15 @@ import pytest
 from keyturn.crypto import IntakeKey, kek_info, to_base64
 from keyturn.errors import (
     AlreadyEnrolledError,
+    CodedError,
     GenerationMismatchError,
+    KeyringRolledBackError,
     MalformedRequestError,
+    MarksUnavailableError,
     StorageUnavailableError,
     UnknownProjectError,
 )
+from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import (
     AuditAccepted,
     AuditedLetter,
@@ -34,9 +40,15 @@ from keyturn.messages import (
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp import DeferError, Handled
 from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
+from keyturn_workers.keyring import (
+    KeyringRemovedError,
+    KeyringSetBackError,
+    KeyringUnknownError,
+    Mark,
+)
 from keyturn_workers.status.reader import Identity, StatusReader
 from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
-from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.sweep.sweeping import (
     AT,
     KEYS,
@@ -49,6 +61,7 @@ from tests.unit.keyturn_workers.sweep.sweeping import (
 )
 from tests.unit.keyturn_workers.upload.bench import bench
 from tests.unit.keyturn_workers.upload.bench import request as upload_request
+from tests.unit.keyturn_workers.witness import FakeWitness
 from tools.harness.local_keys import operator_keys
 
 INTAKE: Final = IntakeKey.from_seed(bytes(32))
@@ -58,8 +71,8 @@ OTHER: Final = RequestOrigin("web", "1" * 64)
 class Control:
     """A control worker, and the project `acme` at generation 2."""
 
-    def __init__(self) -> None:
-        self.on = Sweeping()
+    def __init__(self, witness: FakeWitness | None = None) -> None:
+        self.on = Sweeping(witness=witness)
         on, intake = self.on, {"main": INTAKE}
         self.handler = ControlHandler(
             Enroller(on.storage, on.keyrings, KEYS, "m1", intake, on.starter),
@@ -318,6 +331,52 @@ async def test_a_report_answers_even_if_the_storage_is_away_and_is_not_retried()
 async def test_an_expired_request_for_a_report_was_never_completed() -> None:
     """Its refusal says so; a report that was read now would say so less clearly."""
     assert await Control().find(status()) is None
+
+
+# Keyrings that a mark contradicts.
+
+
+def _unknown(age: timedelta) -> KeyringUnknownError:
+    at = format_time(datetime.now(UTC) - age)
+    ring = keyring()
+    ring = replace(ring, serial=1, current=replace(ring.current, at=at))
+    return KeyringUnknownError("no mark", ring, Mark(1, bytes(32), 1))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        pytest.param(KeyringSetBackError("set back"), True, id="set-back"),
+        pytest.param(KeyringRemovedError("gone", Mark(1, bytes(32), 1)), True, id="removed"),
+        pytest.param(_unknown(timedelta(minutes=2)), True, id="no-mark"),
+        pytest.param(_unknown(timedelta(seconds=20)), False, id="no-mark-yet"),
+        pytest.param(KeyringRolledBackError("an object is above it"), False, id="object-above-it"),
+        pytest.param(MarksUnavailableError("no broker"), False, id="marks-unavailable"),
+        pytest.param(StorageUnavailableError("down"), False, id="storage-unavailable"),
+    ],
+)
+def test_no_retry_waits_for_a_keyring_that_a_mark_contradicts(
+    error: CodedError, *, is_final: bool
+) -> None:
+    """Only an operator can change that; but a mark may be on its way."""
+    assert Control().handler.gives_up(error) is is_final
+
+
+@pytest.mark.parametrize(
+    "request_", [enroll("acme"), rotation(), sweep(), delete()], ids=lambda r: r.type
+)
+async def test_every_request_about_a_keyring_that_was_set_back_ends(request_: Request) -> None:
+    """Nothing is written by it."""
+    witness = FakeWitness()
+    control = Control(witness)
+    _, body = await control.on.storage.read(keyring_s3_key("acme"))
+    witness.receive("acme", Mark(1, bytes(32), 3))
+    with pytest.raises(KeyringSetBackError) as caught:
+        await control.serve(request_)
+    assert control.handler.gives_up(caught.value)
+    assert (await control.on.storage.read(keyring_s3_key("acme")))[1] == body
+    assert "enc-algo" in (await control.on.storage.head("acme/a")).metadata
+    assert control.on.storage.calls["put"] == 0
 
 
 # Anything.

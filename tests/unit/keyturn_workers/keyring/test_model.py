@@ -69,6 +69,33 @@ def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
     assert old.origin is None
 
 
+def test_a_record_of_0_10_has_no_serial_which_is_0() -> None:
+    old = parse_keyring(_sealed(_payload(keyring())), "acme", MASTER_KEYS)
+    assert (old.serial, old.recovery) == (0, None)
+    request_id = "2f6c9a0e-1111-4111-8111-111111111111"
+    ring = replace(keyring(), serial=7, recovery=request_id)
+    assert parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"serial": -1},
+        {"serial": 2**63},
+        {"serial": 1.0},
+        {"serial": True},
+        {"serial": "1"},
+        {"serial": None},
+        {"recovery": ""},
+        {"recovery": "restored"},
+        {"recovery": 7},
+    ],
+)
+def test_odd_serials_and_recoveries_are_refused(more: dict[str, object]) -> None:
+    with pytest.raises(CorruptObjectError):
+        parse_keyring(_sealed(_payload(keyring()) | more), "acme", MASTER_KEYS)
+
+
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
     ring = replace(rotated(keyring()), lease_s=30, publisher="billing", request="a" * 64)
     _, rest = parse_record(

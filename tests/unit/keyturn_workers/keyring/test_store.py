@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,9 @@ from keyturn_workers.keyring import (
     create_keyring,
     delete_older_versions,
     replace_keyring,
+    retire_old_keys,
+    with_evidence,
+    with_master_key,
 )
 from keyturn_workers.keyring.transitions import with_lease
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -19,6 +23,8 @@ from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tools.harness.local_keys import operator_keys, parse_keyring
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keyturn_workers.keyring.model import Keyring
 
 
@@ -42,7 +48,7 @@ async def test_only_the_latest_version_remains(*, versioned: bool, left: int) ->
     assert await versions(storage) == (4 if versioned else 1)
     await delete_older_versions(storage, "acme")
     assert await versions(storage) == left
-    assert (await keyrings.read_fresh("acme")).keyring == ring
+    assert (await keyrings.read_fresh("acme")).keyring == replace(ring, serial=1)
 
 
 async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() -> None:
@@ -61,3 +67,33 @@ async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() 
     # A worker with a shorter lease does not lower it.
     assert await replace_keyring(storage, ring, etag, operator_keys(MASTER_KEYS), lease_s=6)
     assert (await read())[0].lease_s == 60
+
+
+async def test_each_change_of_a_keyring_counts() -> None:
+    """Whatever changes; and nothing else counts: a put that was refused changes nothing."""
+    storage, keys = MemoryStorage(), operator_keys(MASTER_KEYS)
+    keyrings = KeyringReader(storage, keys, lease_s=15, cache_s=0)
+    assert await create_keyring(storage, keyring(), keys, lease_s=15)
+    assert not await create_keyring(storage, keyring(), keys, lease_s=15)
+    changes: list[Callable[[Keyring], Keyring]] = [
+        rotated,
+        retire_old_keys,
+        lambda ring: ring,
+        lambda ring: replace(ring, plaintext_allowed=not ring.plaintext_allowed),
+        lambda ring: with_evidence(ring, "e" * 64),
+        lambda ring: with_master_key(ring, "m2"),
+    ]
+    for serial, change in enumerate(changes, start=1):
+        snapshot = await keyrings.read_fresh("acme")
+        assert snapshot.keyring.serial == serial
+        changed = change(snapshot.keyring)
+        assert not await replace_keyring(storage, changed, "other-etag", keys, lease_s=15)
+        assert await replace_keyring(storage, changed, snapshot.etag, keys, lease_s=15)
+    assert (await keyrings.read_fresh("acme")).keyring.serial == 1 + len(changes)
+
+
+async def test_the_first_keyring_after_a_removed_one_begins_above_its_serial() -> None:
+    storage, keys = MemoryStorage(), operator_keys(MASTER_KEYS)
+    assert await create_keyring(storage, replace(keyring(), serial=7), keys, lease_s=15)
+    _, body = await storage.read(keyring_s3_key("acme"))
+    assert parse_keyring(body, "acme", MASTER_KEYS).serial == 8

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from keyturn.messages import Event
     from keyturn_workers.sweep import AllPlan, Plan
     from keyturn_workers.sweep.sweep_store import StoredPlan
+    from tests.unit.keyturn_workers.witness import FakeWitness
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 OTHER_ID: Final = "2f6c9a0e-2222-4222-8222-222222222222"
@@ -87,6 +88,7 @@ class Sweeping:
     ring: Keyring = field(default_factory=keyring)
     keys: tuple[str, ...] = ("a", "b", "c")
     page_keys: int = 2
+    witness: FakeWitness | None = None
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
@@ -95,7 +97,12 @@ class Sweeping:
         self.messages = Messages(self.storage.elapsed_s)
         self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
         self.keyrings = KeyringReader(
-            self.storage, operator_keys(MASTER_KEYS), lease_s=LEASE_S, cache_s=0, clock=self.clock
+            self.storage,
+            operator_keys(MASTER_KEYS),
+            lease_s=LEASE_S,
+            cache_s=0,
+            clock=self.clock,
+            witness=self.witness,
         )
         self.store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
         self.context = SweepContext(

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import pytest
+
+from keyturn.errors import MarksUnavailableError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.keyring import KeyringReader, Mark
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import (
     ALL,
@@ -28,11 +31,10 @@ from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import PartResult
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
+from tests.unit.keyturn_workers.witness import FakeWitness
 from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
-    import pytest
-
     from keyturn.messages import Event
     from keyturn_workers.sweep.plan import Origins
 
@@ -62,6 +64,7 @@ class Scenario:
     projects: tuple[str, ...] = ("acme", "bob")
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     sender: Sender = field(default_factory=Sender)
+    witness: FakeWitness | None = None
 
     def __post_init__(self) -> None:
         for name in self.projects:
@@ -69,18 +72,20 @@ class Scenario:
             self.storage.plant(keyring_s3_key(name), body, Headers({}))
         self.store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
         self.keyrings = KeyringReader(
-            self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=0
+            self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=0, witness=self.witness
         )
         keys, starter = operator_keys(MASTER_KEYS), cast("Any", self)
         dispatcher = SweepDispatcher(cast("Any", self.sender))
         unused = cast("Any", None)
         context = SweepContext(self.storage, self.keyrings, keys, self.store, dispatcher, unused)
         self.all_projects_sweep = AllProjectsSweep(context, starter)
+        self.started: list[str] = []
 
     async def start(self, request: SweepRequest, origins: Origins) -> None:
         """Stands in for the starter."""
         del origins
         await self.keyrings.read_fresh(request.project)
+        self.started.append(request.project)
         result = PartResult(Counts(objects=1, current=1), clean=True)
         await self.store.add_part_result(SWEEP_ID, request.project, result, "m2")
 
@@ -184,6 +189,49 @@ async def test_each_of_many_keyrings_that_are_not_found_is_counted_in_the_end(
     await scenario.begin()
     plan = await scenario.finished()
     assert (plan.clean, plan.sums.failed) == (False, 3)
+
+
+async def test_a_keyring_that_was_set_back_fails_its_part_and_the_others_go_on() -> None:
+    witness = FakeWitness()
+    scenario = Scenario(("acme", "bob", "carol"), witness=witness)
+    witness.receive("bob", Mark(7, bytes(32), 2))
+    await scenario.begin()
+    plan = await scenario.finished()
+    assert scenario.started == ["acme", "carol"]
+    assert (plan.clean, plan.projects, plan.sums.failed, plan.sums.current) == (False, 3, 1, 2)
+    result = await scenario.store.read_part_result(SWEEP_ID, "bob")
+    assert result == PartResult(Counts(failed=1), clean=False)
+
+
+async def test_a_keyring_that_is_set_back_before_the_end_is_not_under_the_master_key() -> None:
+    witness = FakeWitness()
+    scenario = Scenario(witness=witness)
+    await scenario.begin()
+    await scenario.step()
+    witness.receive("bob", Mark(7, bytes(32), 2))
+    assert not (await scenario.finished()).clean
+
+
+async def test_a_keyring_that_cannot_be_compared_holds_the_sweep_up() -> None:
+    """While the marks are not known, nothing says which keyrings are the newest."""
+    witness = FakeWitness()
+    scenario = Scenario(witness=witness)
+    await scenario.begin()
+    witness.is_current = False
+    with pytest.raises(MarksUnavailableError):
+        await scenario.step()
+    witness.is_current = True
+    assert (await scenario.finished()).clean
+
+
+async def test_its_first_step_has_the_marks_signed_by_the_current_event_key() -> None:
+    witness = FakeWitness()
+    scenario = Scenario(witness=witness)
+    await scenario.begin()
+    plan = await scenario.step()
+    assert (plan.step, witness.signed_anew) == (1, 1)
+    assert (await scenario.finished()).clean
+    assert witness.signed_anew == 1
 
 
 def _hide(patch: pytest.MonkeyPatch, storage: MemoryStorage, *projects: str) -> None:

@@ -23,13 +23,14 @@ from keyturn.identifiers import (
     keyring_s3_key,
 )
 from keyturn_workers.errors import RefusedError
+from keyturn_workers.keyring import KeyringSetBackError
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.sweep import progress, record_paths
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import PartResult
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import keyring, rotated
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.sweep.records import RESULT
 from tests.unit.keyturn_workers.sweep.sweeping import (
     EVENT_KEY,
@@ -40,6 +41,8 @@ from tests.unit.keyturn_workers.sweep.sweeping import (
     Sweeping,
 )
 from tests.unit.keyturn_workers.sweep.test_clean_end import PLAN as EVIDENCE_PLAN
+from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
+from tools.harness.local_keys import parse_keyring
 
 if TYPE_CHECKING:
     from keyturn_workers.sweep import Plan
@@ -357,6 +360,37 @@ async def test_a_lease_is_not_lengthened_by_a_keyring_that_changed_meanwhile() -
     assert (await on.plan()).lease_s == LEASE_S
 
 
+async def test_a_keyring_that_names_a_longer_lease_is_marked_before_a_page_is_processed() -> None:
+    """Otherwise the next worker could find it unmarked, and its project set back."""
+    witness = FakeWitness()
+    on = Sweeping(witness=witness)
+    await on.start()
+    await on.deliver()
+    assert await on.process(60).extend_lease(await on.stored())
+    _, body = await on.storage.read(keyring_s3_key("acme"))
+    assert witness.table.find("acme") == mark_of(body)
+    assert mark_of(body).serial == 1
+
+
+async def test_a_sweep_waits_while_its_keyring_is_set_back() -> None:
+    witness = FakeWitness()
+    on = Sweeping(witness=witness)
+    await on.start()
+    _, older = await on.storage.read(keyring_s3_key("acme"))
+    on.write_keyring(replace(rotated(on.ring), serial=1))
+    await on.keyrings.read_fresh("acme")
+    _, newest = await on.storage.read(keyring_s3_key("acme"))
+    on.storage.plant(keyring_s3_key("acme"), older, Headers({}))
+    writes = on.storage.calls["copy_onto_itself"]
+    with pytest.raises(KeyringSetBackError):
+        await on.finish()
+    assert on.storage.calls["copy_onto_itself"] == writes
+    on.storage.plant(keyring_s3_key("acme"), newest, Headers({}))
+    on.messages.waiting.clear()
+    await on.handler.run_step(_step((await on.plan()).step), again=True)
+    assert (await on.finish()).clean
+
+
 # Takeovers.
 
 
@@ -664,6 +698,27 @@ async def test_a_sweep_that_lost_its_record_ends_with_the_evidence_that_it_left(
     again = await on.finish()
     assert (again.clean, again.evidence) == (True, first.evidence)
     assert [each.digest for each in await _chain(on)] == [first.evidence]
+
+
+@pytest.mark.parametrize("rotated_back", [False, True], ids=["ended", "old-keys-came-back"])
+async def test_no_end_is_published_before_the_keyring_that_names_its_evidence_is_marked(
+    *, rotated_back: bool
+) -> None:
+    """Also by the branch that finds the evidence of an earlier end, and retires keys."""
+    witness = FakeWitness()
+    on = Sweeping(witness=witness)
+    await on.start(ROTATION)
+    await on.finish()
+    if rotated_back:
+        ring = (await on.keyrings.read_fresh("acme")).keyring
+        on.write_keyring(replace(ring, serial=ring.serial + 1, history=on.ring.history))
+        await on.store.remove(SWEEP_ID, "acme")
+        await on.start(ROTATION)
+        await on.finish()
+    _, body = await on.storage.read(keyring_s3_key("acme"))
+    history = parse_keyring(body, "acme", MASTER_KEYS).history
+    assert [entry.kek for entry in history] == [None]
+    assert witness.table.find("acme") == mark_of(body)
 
 
 async def test_a_step_that_another_worker_makes_while_it_ends_is_left_to_that_one() -> None:

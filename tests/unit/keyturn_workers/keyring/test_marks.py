@@ -1,0 +1,182 @@
+"""What a process knows of the marks, and how a keyring read compares with it (SPEC 5.5)."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Final
+
+import pytest
+
+from keyturn_workers.keyring.marks import Finding, Mark, MarkTable, compare
+
+_A: Final = bytes([1]) * 32
+_B: Final = bytes([2]) * 32
+
+
+def _mark(serial: int, digest: bytes = _A, generation: int = 1) -> Mark:
+    return Mark(serial, digest, generation)
+
+
+@pytest.mark.parametrize(
+    ("read", "known", "finding"),
+    [
+        pytest.param(_mark(0), None, Finding.UNMARKED, id="first-use"),
+        pytest.param(_mark(1), None, Finding.UNKNOWN, id="a-serial-and-no-mark"),
+        pytest.param(_mark(3), _mark(2), Finding.UNMARKED, id="newer-than-its-mark"),
+        pytest.param(_mark(3), _mark(2, _B), Finding.UNMARKED, id="newer-whatever-its-bytes"),
+        pytest.param(_mark(2), _mark(2), Finding.MARKED, id="the-marked-state"),
+        pytest.param(_mark(0), _mark(0), Finding.MARKED, id="the-marked-state-at-0"),
+        pytest.param(_mark(1), _mark(2), Finding.ROLLED_BACK, id="set-back"),
+        pytest.param(_mark(2, _B), _mark(2), Finding.ROLLED_BACK, id="other-bytes-of-one-serial"),
+        pytest.param(_mark(0, _B), _mark(0), Finding.ROLLED_BACK, id="other-bytes-at-0"),
+        pytest.param(
+            _mark(0), _mark(1), Finding.ROLLED_BACK, id="set-back-to-an-earlier-release's"
+        ),
+    ],
+)
+def test_a_read_is_compared_with_the_highest_mark(
+    read: Mark, known: Mark | None, finding: Finding
+) -> None:
+    """A read that began before the mark was received may show the state before a rotation."""
+    assert compare(read, known, began_after=True) is finding
+    earlier = Finding.READ_AGAIN if finding is Finding.ROLLED_BACK else finding
+    assert compare(read, known, began_after=False) is earlier
+
+
+def test_the_generation_decides_nothing() -> None:
+    """It is in the digest: whoever changes it changes the bytes."""
+    assert compare(_mark(2, generation=7), _mark(2), began_after=True) is Finding.MARKED
+
+
+@pytest.mark.parametrize(
+    ("marks", "highest", "last_is_highest"),
+    [
+        pytest.param([_mark(0)], _mark(0), True, id="first"),
+        pytest.param([_mark(1), _mark(2, _B, 2)], _mark(2, _B, 2), True, id="higher"),
+        pytest.param([_mark(1), _mark(7)], _mark(7), True, id="serials-between-are-missing"),
+        pytest.param([_mark(2), _mark(1)], _mark(2), False, id="lower"),
+        pytest.param([_mark(2), _mark(2)], _mark(2), True, id="published-twice"),
+        pytest.param([_mark(2), _mark(2, _B)], _mark(2), False, id="first-of-a-serial"),
+        pytest.param(
+            [_mark(1), _mark(2), _mark(1), _mark(2)], _mark(2), True, id="all-of-it-replayed"
+        ),
+    ],
+)
+def test_the_first_mark_of_the_highest_serial_counts(
+    marks: list[Mark], highest: Mark, *, last_is_highest: bool
+) -> None:
+    table = MarkTable()
+    results = [table.receive("acme", mark) for mark in marks]
+    assert table.find("acme") == highest
+    assert results[-1] is last_is_highest
+    assert table.received == len(marks)
+
+
+def test_projects_are_apart() -> None:
+    table = MarkTable()
+    table.receive("acme", _mark(5))
+    table.receive("other", _mark(1, _B))
+    assert table.find("acme") == _mark(5)
+    assert table.find("other") == _mark(1, _B)
+    assert table.find("third") is None
+    assert table.compare("other", _mark(1, _B), table.received) is Finding.MARKED
+
+
+def test_only_a_mark_that_was_received_before_the_read_began_contradicts_it() -> None:
+    table = MarkTable()
+    table.receive("acme", _mark(1))
+    since = table.received
+    assert table.compare("acme", _mark(1), since) is Finding.MARKED
+    table.receive("acme", _mark(2))
+    assert table.has_received("acme", since)
+    assert table.compare("acme", _mark(1), since) is Finding.READ_AGAIN
+    assert table.compare("acme", _mark(1), table.received) is Finding.ROLLED_BACK
+
+
+@pytest.mark.parametrize(
+    "harmless", [_mark(2), _mark(1), _mark(2, _B)], ids=["again", "lower", "other-branch"]
+)
+def test_marks_that_change_nothing_do_not_excuse_a_read(harmless: Mark) -> None:
+    """Otherwise anyone who replays marks could keep a keyring that was set back from alarm."""
+    table = MarkTable()
+    table.receive("acme", _mark(2))
+    since = table.received
+    table.receive("acme", harmless)
+    assert not table.has_received("acme", since)
+    assert table.compare("acme", _mark(1), since) is Finding.ROLLED_BACK
+
+
+def test_marks_of_other_projects_do_not_excuse_a_read() -> None:
+    table = MarkTable()
+    table.receive("acme", _mark(2))
+    since = table.received
+    table.receive("other", _mark(9))
+    assert table.compare("acme", _mark(1), since) is Finding.ROLLED_BACK
+    assert not table.has_received("third", 0)
+
+
+@pytest.mark.parametrize(
+    ("shown", "recovered", "is_lost"),
+    [
+        pytest.param(_mark(5), False, False, id="the-same"),
+        pytest.param(_mark(6, _B), False, False, id="higher"),
+        pytest.param(_mark(4), False, True, id="lower"),
+        pytest.param(_mark(5, _B), False, True, id="another-branch"),
+        pytest.param(_mark(0), False, True, id="none-that-counts"),
+        pytest.param(_mark(2, _B), True, False, id="recovered"),
+    ],
+)
+def test_a_replaced_stream_must_show_what_the_earlier_one_had(
+    shown: Mark, *, recovered: bool, is_lost: bool
+) -> None:
+    table = MarkTable()
+    table.receive("acme", _mark(5))
+    table.begin_again()
+    assert table.find("acme") is None
+    assert table.find_lost("acme") == _mark(5)
+    table.receive("acme", shown, recovered=recovered)
+    assert table.find("acme") == shown
+    assert table.find_lost("acme") == (_mark(5) if is_lost else None)
+
+
+def test_a_stream_that_is_replaced_twice_loses_nothing() -> None:
+    """What the second one does not show is still known from the first one."""
+    table = MarkTable()
+    table.receive("acme", _mark(5))
+    table.receive("other", _mark(1))
+    table.begin_again()
+    table.receive("other", _mark(2))
+    table.begin_again()
+    assert (table.find_lost("acme"), table.find_lost("other")) == (_mark(5), _mark(2))
+
+
+def test_a_lower_mark_of_a_new_stream_does_not_lower_what_was_lost() -> None:
+    """A stream replaced twice, with a planted mark in between, forgets nothing."""
+    table = MarkTable()
+    table.receive("acme", _mark(5))
+    table.begin_again()
+    table.receive("acme", _mark(1))
+    table.begin_again()
+    assert table.find_lost("acme") == _mark(5)
+
+
+def test_the_largest_values_are_kept() -> None:
+    table = MarkTable()
+    largest = Mark(2**63 - 1, _B, 10**18 - 1)
+    table.receive("acme", largest)
+    assert table.find("acme") == largest
+
+
+def test_a_project_takes_few_bytes() -> None:
+    """What docs/operations/capacity.md says of a million projects."""
+    projects = 20_000
+    names = [f"tenant-{number:06}" for number in range(projects)]
+    tracemalloc.start()
+    try:
+        table = MarkTable()
+        for name in names:
+            table.receive(name, Mark(3, name.encode().ljust(32), 2))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used / projects < 200
