@@ -50,6 +50,7 @@ def test_which_codes_are_transient() -> None:
         "keyring_rolled_back",
         "kms_unavailable",
         "lease_mismatch",
+        "marks_unavailable",
         "storage_unavailable",
         "unknown_master_key",
     ]
