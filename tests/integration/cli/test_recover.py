@@ -8,7 +8,8 @@ import pytest
 
 from keyturn.identifiers import keyring_s3_key
 from tests.integration.cli.conftest import document
-from tools.harness.process import worker
+from tools.harness.http import Client
+from tools.harness.process import gateway, worker
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
@@ -26,7 +27,18 @@ async def test_a_restored_keyring_is_refused_shown_and_recovered(cli: Cli, tmp_p
     s3, bucket = sync_client(cli.deployment.s3), cli.deployment.bucket
     s3_key = keyring_s3_key("acme")
     keys = [tmp_path / name for name in ("first", "second", "third")]
-    async with worker(cli.deployment.worker_env(**_FAST)):
+    async with (
+        worker(cli.deployment.worker_env(**_FAST)),
+        gateway(cli.deployment.gateway_env(KEYRING_CACHE_S="0")) as process,
+    ):
+
+        def client(key: Path) -> Client:
+            return Client(process, key.read_text().strip())
+
+        async def status(key: Path) -> int:
+            """What the gateway answers to this key; 404 is the absence of an object."""
+            return (await client(key).request("acme", "x")).status
+
         for project in ("acme", "bob"):
             path = str(keys[0]) if project == "acme" else str(tmp_path / "bob")
             enrolled = await cli.arun("enroll", project, "--generate", "--save-to", path)
@@ -37,7 +49,9 @@ async def test_a_restored_keyring_is_refused_shown_and_recovered(cli: Cli, tmp_p
         backup = s3.get_object(Bucket=bucket, Key=s3_key)["Body"].read()
         rotated = await cli.arun("rotate", "acme", "--generate", "--save-to", str(keys[1]))
         assert rotated.exit_code == 0, rotated.stderr
+        assert [await status(key) for key in keys[:2]] == [401, 404]
         s3.put_object(Bucket=bucket, Key=s3_key, Body=backup)
+        assert [await status(key) for key in keys[:2]] == [503, 503]
 
         refused = await cli.arun("rotate", "acme", "--generate", "--save-to", str(keys[2]))
         assert refused.exit_code == 1
@@ -51,6 +65,7 @@ async def test_a_restored_keyring_is_refused_shown_and_recovered(cli: Cli, tmp_p
         assert shown.exit_code == 0, shown.stderr
         assert "set_back" in shown.stdout
         assert "bob" not in shown.stdout
+        assert [await status(key) for key in keys[:2]] == [404, 401]
         again = await cli.arun("recover", "*", *_ACCEPT, "--json")
         assert again.exit_code == 0
         assert document(again) == []

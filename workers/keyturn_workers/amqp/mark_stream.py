@@ -43,6 +43,7 @@ _SILENCE_S: Final = 0.5
 _SILENCE_OF_READER_S: Final = 2.0
 _NEWEST_S: Final = 0.1
 _LOOK_AGAIN_S: Final = 0.5
+_LOOK_AGAIN_MAX_S: Final = 5.0
 _OPENED: Final = "marks.opened"
 _GAP: Final = (
     f"{MARKS_STREAM} lost messages: delete it, restart the workers, and see `keyturn recover`"
@@ -237,6 +238,7 @@ class MarkStream:
             tasks.create_task(self._keep_current())
 
     async def _follow(self) -> None:
+        pause_s = _LOOK_AGAIN_S
         while True:
             following = follow(self._reading, "first", MARKS_STREAM, note_problem=self._note)
             try:
@@ -244,8 +246,10 @@ class MarkStream:
                     async for record in records:
                         self._take(record)
             except EventsUnavailableError as exc:
+                # Nothing was read. A gateway may lack the permission for as long as it runs.
                 self._note(str(exc))
-                await asyncio.sleep(_LOOK_AGAIN_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LOOK_AGAIN_MAX_S)
 
     def _note(self, problem: str | None) -> None:
         self._problem = problem
@@ -381,7 +385,8 @@ async def following(stream: MarkStream) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-        await asyncio.wait({task})
+        # The client library may raise the error of a lost connection instead of the cancellation.
+        await asyncio.wait({task}, timeout=_TIMEOUT_S)
         await stream.close()
 
 

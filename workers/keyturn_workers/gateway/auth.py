@@ -21,6 +21,7 @@ from keyturn.crypto import LinkClaims, Secret, is_link_token, user_kek
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
+    KeyringRolledBackError,
     StorageUnavailableError,
     UnauthorizedError,
     UnknownMasterKeyError,
@@ -30,7 +31,7 @@ from keyturn.identifiers import is_project
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.link_parameters import Link
-from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
+from keyturn_workers.keyring import KeyringReader, KeyringSetBackError, KeyringSnapshot
 
 REFUSAL_MIN_S: Final = 0.1
 """The minimum time of a 401: more than a keyring read, so that the time does not show one."""
@@ -138,6 +139,7 @@ class Authenticator:
         Raises:
             AuthenticationError: it is not, or there is no such project.
             CorruptObjectError: the keyring was forged, moved or damaged.
+            KeyringRolledBackError: a mark contradicts it.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
         began = time.monotonic()
@@ -260,6 +262,10 @@ class Authenticator:
         except (CorruptObjectError, UnknownMasterKeyError) as exc:
             self._remember_failure(project, exc)
             raise
+        except KeyringSetBackError as exc:
+            failure = KeyringRolledBackError(exc.detail)
+            self._remember_failure(project, failure)
+            raise failure from exc
 
     async def _recent(self, project: str, max_age_s: float) -> KeyringSnapshot | None:
         """Return the keyring by a read that started within this time, or None.

@@ -7,7 +7,7 @@ within `SHUTDOWN_GRACE_S`, and exits with status 0.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,9 @@ from keyturn.crypto import Secret
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
+from keyturn.publisher.broker_address import BrokerAddress
 from keyturn.tls import PairSettings
+from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.broker_tls import check_broker_tls
@@ -42,7 +44,7 @@ from keyturn_workers.gateway.upload_routes import UploadRoutes
 from keyturn_workers.http_server import server as http_server
 from keyturn_workers.http_server.certificate import ServerCertificate, open_certificate
 from keyturn_workers.http_server.listener import open_listeners
-from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.keyring import KeyringReader, Witness
 from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import open_operator_keys
@@ -111,6 +113,14 @@ async def open_app(
     """Yield the application, with its storage and its publisher open."""
     parts = instrumentation or Instrumentation()
     connections = settings.gateway_concurrency + HEADS_AT_ONCE + _SPARE_CONNECTIONS
+    # Without a broker, or without permission to read the stream, it only knows fewer marks.
+    marks = MarkStream(
+        BrokerAddress.of(settings),
+        settings.deployment,
+        settings.event_public_key,
+        lease_s=_LEASE_S,
+        signing_key=None,
+    )
     async with (
         parts.open_storage(settings, max_connections=connections) as storage,
         Publisher.open(
@@ -128,9 +138,11 @@ async def open_app(
             on_derived=log_kek_derived,  # it has no event key to sign an audit record with
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
+        AsyncExitStack() as stack,
     ):
         await asyncio.gather(check_broker_tls(publisher), _check_storage_tls(settings, storage))
-        routes = _routes(settings, storage, publisher, keys, metrics)
+        await stack.enter_async_context(following(marks))
+        routes = _routes(settings, storage, publisher, keys, metrics, marks)
         purging = asyncio.create_task(keys.purge_periodically())
         try:
             app = application(
@@ -156,8 +168,11 @@ def _routes(
     publisher: Publisher,
     keys: OperatorKeys,
     metrics: GatewayMetrics,
+    witness: Witness,
 ) -> _Routes:
-    keyrings = KeyringReader(storage, keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s)
+    keyrings = KeyringReader(
+        storage, keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s, witness=witness
+    )
     auth = Authenticator(
         keyrings,
         KeyringLookups(keyrings, storage),

@@ -15,7 +15,7 @@ from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.legacy_reader import LegacyReader
 from keyturn_workers.gateway.object_opener import ObjectOpener
-from keyturn_workers.keyring import Keyring, KeyringReader
+from keyturn_workers.keyring import Keyring, KeyringReader, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import Headers
@@ -158,11 +158,16 @@ class Bench:
     cache_s: float = 2.0
     refusal_min_s: float = 0.0
     v0_max_bytes: int = 10**6
+    witness: Witness | None = None
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
         self.keyrings = KeyringReader(
-            self.storage, operator_keys(MASTER_KEYS), lease_s=1, cache_s=self.cache_s
+            self.storage,
+            operator_keys(MASTER_KEYS),
+            lease_s=1,
+            cache_s=self.cache_s,
+            witness=self.witness,
         )
         pepper = Secret(PEPPER.encode())
         self.lookups = KeyringLookups(self.keyrings, self.storage)

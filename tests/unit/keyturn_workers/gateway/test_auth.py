@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from keyturn.crypto import LinkClaims, Secret, link_token
 from keyturn.errors import (
     CorruptObjectError,
+    KeyringRolledBackError,
     StorageUnavailableError,
     UnauthorizedError,
     UnknownMasterKeyError,
@@ -34,6 +36,7 @@ from tests.unit.keyturn_workers.gateway.bench import (
     ring_of,
     turned_to,
 )
+from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness.local_keys import build_keyring
 
 WRONG_KEY = "kt_" + "w" * 43
@@ -567,3 +570,38 @@ def _link(
 
 
 _LINK = _link(expires=10**9)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_a_key_that_a_set_back_keyring_would_accept_opens_nothing(*, removed: bool) -> None:
+    witness = FakeWitness()
+    witness.is_gateway = True
+    bench = Bench(witness=witness, cache_s=0)
+    s3_key = keyring_s3_key("acme")
+    await bench.auth.authenticate("acme", [f"Bearer {API_KEY}"])  # it was never marked
+    first = (await bench.storage.read(s3_key))[1]
+    bench.write_keyring(replace(turned_to(bench.ring, NEW_API_KEY), serial=1))
+    witness.receive("acme", mark_of((await bench.storage.read(s3_key))[1]))
+    await bench.auth.authenticate("acme", [f"Bearer {NEW_API_KEY}"])
+    if removed:
+        await bench.storage.delete(s3_key)
+    else:
+        bench.storage.plant(s3_key, first, Headers({}))
+    for key in (API_KEY, NEW_API_KEY, WRONG_KEY):
+        with pytest.raises(KeyringRolledBackError):
+            await bench.auth.authenticate("acme", [f"Bearer {key}"])
+    assert not witness.published
+
+
+async def test_a_set_back_keyring_costs_no_read_for_each_caller(clock: Clock) -> None:
+    witness = FakeWitness()
+    bench = Bench(witness=witness)
+    body = build_keyring(replace(bench.ring, serial=2), MASTER_KEYS)
+    witness.receive("acme", mark_of(body))
+    for _ in range(3):
+        with pytest.raises(KeyringRolledBackError):
+            await bench.auth.authenticate("acme", [f"Bearer {API_KEY}"])
+    assert bench.storage.calls["read"] == 1
+    clock.now += 3
+    bench.storage.plant(keyring_s3_key("acme"), body, Headers({}))
+    await bench.auth.authenticate("acme", [f"Bearer {API_KEY}"])
