@@ -17,6 +17,7 @@ rotation that the listing of sweeps does not show.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,9 +33,11 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring import Mark
 from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
+from keyturn_workers.sweep.mark_watch import MarkWatch
 from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.sweep_store import SweepStore
 
@@ -61,6 +64,7 @@ class _SeenKeyring:
     """A keyring as it was read; `rotation` is None if it was never rotated."""
 
     etag: str
+    mark: Mark
     rotation: _LastRotation | None
 
 
@@ -72,6 +76,7 @@ class OpenRotations:
         store: The records of sweeps.
         starter: Starts the sweep of a rotation.
         keys: The operator's keys.
+        watch: Compares the keyrings with their marks.
     """
 
     def __init__(
@@ -80,7 +85,9 @@ class OpenRotations:
         store: SweepStore,
         starter: SweepStarter,
         keys: OperatorKeys,
+        watch: MarkWatch | None = None,
     ) -> None:
+        self._watch = watch
         self._storage = storage
         self._store = store
         self._starter = starter
@@ -91,7 +98,10 @@ class OpenRotations:
         self._missing: set[_Name] = set()
 
     async def refresh(self) -> None:
-        """Read the keyrings that changed since the last round."""
+        """Read the keyrings that changed since the last round, and compare all with their marks."""
+        if self._watch is not None:
+            self._watch.begin()
+        listed = set[str]()
         changed: list[tuple[str, str]] = []
         seen, self._unread = self._seen, set()
         self._seen = {}
@@ -99,8 +109,9 @@ class OpenRotations:
             project = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
             if row.key != keyring_s3_key(project) or not is_project(project):
                 continue
+            listed.add(project)
             before = seen.get(project)
-            if before is not None and before.etag == row.etag:
+            if before is not None and before.etag == row.etag and self._is_settled(project, before):
                 self._seen[project] = before
             elif len(changed) < _READS_PER_ROUND:
                 changed.append((project, row.etag))
@@ -113,6 +124,11 @@ class OpenRotations:
                 await self._read(project, etag)
 
         await asyncio.gather(*(read(project, etag) for project, etag in changed))
+        if self._watch is not None:
+            self._watch.end(listed)
+
+    def _is_settled(self, project: str, seen: _SeenKeyring) -> bool:
+        return self._watch is None or self._watch.is_settled(project, seen.mark)
 
     async def _read(self, project: str, etag: str) -> None:
         try:
@@ -129,7 +145,10 @@ class OpenRotations:
             current.rotation_id, parse_time(current.at), is_open=keyring.has_old_keks
         )
         # The ETag of the listing: if the keyring changed since, the next round reads it again.
-        self._seen[project] = _SeenKeyring(etag, rotation if keyring.history else None)
+        mark = Mark(keyring.serial, hashlib.sha256(body).digest(), current.generation)
+        self._seen[project] = _SeenKeyring(etag, mark, rotation if keyring.history else None)
+        if self._watch is not None:
+            await self._watch.compare(keyring, mark)
 
     def needs_record(self, sweep_id: str, project: str) -> bool:
         """Whether the record of this sweep must be kept, or created again if it is gone.

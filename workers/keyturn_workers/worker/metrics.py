@@ -293,6 +293,10 @@ class WorkerMetrics:
         """Report at each scrape how many audit records the broker has not confirmed."""
         self._families.audit_pending.set_function(pending)
 
+    def report_rolled_back(self, keyrings: int) -> None:
+        """The last look at all keyrings found so many that a mark contradicts."""
+        self._families.rolled_back.set(keyrings)
+
     def count_page(self, counts: Mapping[str, int], failed_codes: Iterable[str]) -> None:
         """A page was processed: the outcomes of its objects, and the code of each failure."""
         self._families.pages.inc()
@@ -384,6 +388,11 @@ class _Families:
         self.audit_pending = Gauge(
             "keyturn_audit_records_pending",
             "Audit records that the broker has not confirmed.",
+            registry=registry,
+        )
+        self.rolled_back = Gauge(
+            "keyturn_worker_keyrings_rolled_back",
+            "Keyrings that no worker uses, by the last look at all of them.",
             registry=registry,
         )
         self.stored = counter("stored_bytes", "Bytes of plaintext stored by puts.")

@@ -45,6 +45,7 @@ from keyturn_workers.sweep.evidence_log import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
+from keyturn_workers.sweep.mark_watch import MarkWatch
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
@@ -291,10 +292,13 @@ class Wiring:
         """Resume sweeps whose messages were lost (SPEC 8.5)."""
         settings = self._settings
         keep_for = timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s)
+        watch = None
+        if self._witness is not None:
+            watch = MarkWatch(self._witness, self._metrics.report_rolled_back)
         await recover_periodically(
             self._store,
             self._sweep,
-            OpenRotations(self._storage, self._store, self._starter, self._keys),
+            OpenRotations(self._storage, self._store, self._starter, self._keys, watch),
             keep_for=keep_for,
             interval_s=settings.sweep_rescue_interval_s,
         )
