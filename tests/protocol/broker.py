@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,9 @@ class Delivery:
         self.message_id = ""
         self.lost = False
         self.task: asyncio.Task[None] | None = None
+        # Of each project, the first state of its keyring that may be used for this message.
+        world = process.world
+        self.known = world.oracle.marks.known(process, world.clock.seconds)
 
     async def ack(self) -> None:
         if self.lost:
@@ -141,6 +145,7 @@ class WorkerPublisher:
         if error.detail.startswith("internal failure"):
             self._world.oracle.violated(error.detail)
         self._world.retries[error.code] += 1
+        self._world.oracle.marks.put_off(error, str(json.loads(message.body)["project"]))
         await self._retry(message, queue, publisher, error.code, attempt + 1, delay_s)
 
     async def defer(

@@ -6,22 +6,26 @@ repetition, relabeling, junk, and requests of their own (SPEC 13).
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn.identifiers import SWEEPS_PREFIX
+from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key, object_s3_key
 from keyturn.messages import encode as encode_event
 from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
 from keyturn_workers.sweep.messages import SweepPage, SweepStep, encode
 from keyturn_workers.sweep.record_paths import PLAN_NAME
 from tests.protocol.broker import QueuedMessage
+from tests.protocol.mark_laws import project_of
 from tests.protocol.waiters import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyturn.messages import Event
+    from keyturn_workers.testing.memory_bucket import Stored
     from tests.protocol.waiters import SentRequest
     from tests.protocol.world import World
 
@@ -133,12 +137,15 @@ class BucketWriter:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._seen: dict[str, list[Stored]] = defaultdict(list)
 
     def remove(self, prefix: str) -> None:
         """Remove everything under a prefix, with all versions."""
         removed = [key for key in self._world.server.current_objects() if key.startswith(prefix)]
         self._world.server._bucket.purge(prefix)
         for key in removed:
+            if key.startswith(KEYRINGS_PREFIX):
+                self._world.oracle.marks.touched.add(project_of(key))
             if key.startswith(SWEEPS_PREFIX) and key.endswith(f"/{PLAN_NAME}"):
                 _, _, sweep_id, folder, _ = key.split("/")
                 self._world.oracle.laws.canceled.add((sweep_id, folder))
@@ -150,3 +157,46 @@ class BucketWriter:
         named = {name.replace("_", "-"): value for name, value in metadata.items()}
         changed = {**stored.headers.metadata, **named}
         self._world.server.plant(s3_key, stored.body, replace(stored.headers, metadata=changed))
+
+    def saw(self, s3_key: str, stored: Stored) -> None:
+        """Remember whatever was in the bucket at any time."""
+        if stored not in self._seen[s3_key]:
+            self._seen[s3_key].append(stored)
+
+    def states(self, project: str, key: str | None = None) -> int:
+        """How many states of a project's keyring, or of an object, were in the bucket."""
+        s3_key = keyring_s3_key(project) if key is None else object_s3_key(project, key)
+        return len(self._seen[s3_key])
+
+    def set_back(self, project: str, place: int = 0) -> None:
+        """Put an earlier state of a project's keyring back; by default the first one."""
+        self._plant(keyring_s3_key(project), place)
+
+    def remove_keyring(self, project: str) -> None:
+        """Remove a project's keyring, with all versions."""
+        self.remove(keyring_s3_key(project))
+
+    def put_right(self, project: str) -> None:
+        """Put the keyring that the project's highest mark names back, if it is not there."""
+        s3_key = keyring_s3_key(project)
+        states = self._world.oracle.marks.states[project]
+        for place, stored in enumerate(self._seen[s3_key]):
+            if states and hashlib.sha256(stored.body).hexdigest() == states[-1][1]:
+                current = self._world.server.current_objects().get(s3_key)
+                if current is None or current.body != stored.body:
+                    self._plant(s3_key, place)
+
+    def hide(self, s3_key: str) -> None:
+        """Remove an object, to put it back later."""
+        self._world.server._bucket.purge(s3_key)
+        self._world.oracle.hid(s3_key)
+
+    def show(self, s3_key: str, place: int) -> None:
+        """Put an earlier state of an object back."""
+        self._plant(s3_key, place)
+        self._world.oracle.hid(s3_key)
+
+    def _plant(self, s3_key: str, place: int) -> None:
+        seen = self._seen[s3_key]
+        stored = seen[place % len(seen)]
+        self._world.server.plant(s3_key, stored.body, stored.headers)

@@ -69,6 +69,8 @@ class Laws:
         self._holders: dict[str, Holder] = {}
         # Keys whose object was changed behind the workers: its own upload may find it or not.
         self._tampered: set[str] = set()
+        # Those that a bucket writer removed or put back: any upload may have found them free.
+        self._hidden: set[str] = set()
         # By publisher, project, id and KEK id: the generation that a request brought.
         self._rotated: dict[tuple[str, str, str, str], int] = {}
         self._latest: dict[str, int] = {}
@@ -107,6 +109,9 @@ class Laws:
         if s3_key in self._holders:
             self._tampered.add(s3_key)
         self._holders.setdefault(s3_key, Holder())
+
+    def hid(self, s3_key: str) -> None:
+        self._hidden.add(s3_key)
 
     def stored(
         self, s3_key: str, delivery: Delivery | None, plaintext: bytes | None, *, tagged: bool
@@ -322,12 +327,13 @@ class Laws:
 
     def _is_open(self, request: SentRequest) -> bool:
         """Whether either response is right: a bucket writer changed what this upload had put."""
-        if request.kind != "upload.requested":
+        if request.kind not in ("upload.requested", "delete.requested"):
             return False
         s3_key = object_s3_key(request.project, request.document["key"])
         held = self._holders.get(s3_key, Holder())
         mine = (held.publisher, held.upload_id) == (request.publisher, request.id)
-        return s3_key in self._tampered and mine
+        is_mine = request.kind == "upload.requested" and s3_key in self._tampered and mine
+        return is_mine or s3_key in self._hidden
 
     def _is_over(self, event: Any) -> bool:
         """Whether it refuses what was done, and is no more, or no more as it was."""

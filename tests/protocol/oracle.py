@@ -6,6 +6,7 @@ records, and records violations. It never changes anything.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from base64 import b64decode
 from dataclasses import dataclass, field
@@ -25,10 +26,11 @@ from keyturn.crypto import (
     record_kek,
     unwrap_dek,
 )
-from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX
+from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
 from keyturn_workers.testing.memory_bucket import etag_of
 from tests.protocol.evidence_laws import EvidenceLaws
 from tests.protocol.laws import Laws
+from tests.protocol.mark_laws import MarkLaws, project_of
 from tests.protocol.report_laws import ReportLaws
 
 if TYPE_CHECKING:
@@ -106,12 +108,20 @@ class Oracle:
         # What sealed bodies opened to, and the request of each sweep that ended.
         self._plaintexts_of: dict[bytes, bytes] = {}
         self._ended_requests: dict[tuple[str, str], dict[str, Any]] = {}
-        self._plans: set[str] = set()
+        # Each sweep's record, with how many there were before it.
+        self._plans: dict[str, int] = {}
+        # Objects that a bucket writer removed or put back, with how many sweeps there were by then:
+        # only those that began later can have dealt with them.
+        self._hidden: dict[str, int] = {}
+        self._judged = -1
         # How often each project was proven when a sweep began.
         self._proofs_at_start: dict[str, dict[str, int]] = {}
         self.laws = Laws(self.violated, grants)
         self.evidence = EvidenceLaws(self.violated, self._current_objects)
         self.reports = ReportLaws(self.violated, grants, self.projects, self.ended_sweeps)
+        self.marks = MarkLaws(self.violated, self._keyring_counts)
+        # By project and digest: keyrings that were put, and the delivery that had them put.
+        self._keyrings: dict[tuple[str, str], tuple[Stored, Delivery | None]] = {}
 
     def _current_objects(self) -> Mapping[str, Stored]:
         assert self.server is not None
@@ -126,10 +136,14 @@ class Oracle:
         """Called for every version that is put into the bucket, at that moment."""
         if call is None:
             self.laws.planted(s3_key)
+            if s3_key.startswith(KEYRINGS_PREFIX):
+                self.marks.touched.add(project_of(s3_key))
             return  # written by the test itself
         self.laws.wrote(s3_key, call.delivery)
         if s3_key.startswith(KEYRINGS_PREFIX):
-            self._keyring(s3_key, stored, call)
+            name = self._record(s3_key, stored.body)[0]
+            at = (name, hashlib.sha256(stored.body).hexdigest())
+            self._keyrings.setdefault(at, (stored, call.delivery))
         elif s3_key.startswith(SWEEPS_PREFIX):
             self._plan(s3_key, stored, call)
         elif s3_key.startswith(EVIDENCE_PREFIX):
@@ -140,6 +154,11 @@ class Oracle:
             else:
                 self._streamed.pop(s3_key, None)
             self._object(s3_key, stored, call)
+
+    def hid(self, s3_key: str) -> None:
+        """A bucket writer removed an object, or put an earlier state of one back."""
+        self._hidden[s3_key] = len(self._plans)
+        self.laws.hid(s3_key)
 
     def parts_lost(self, s3_key: str) -> None:
         """Parts were aborted that another delivery had uploaded, and their object does not exist.
@@ -154,8 +173,19 @@ class Oracle:
         rest = json.loads(open_record(kek, s3_key, b64decode(outer["sealed"])))
         return outer["project"], outer["master_key"], rest
 
-    def _keyring(self, s3_key: str, stored: Stored, call: Call) -> None:
-        name, master_key, rest = self._record(s3_key, stored.body)
+    def _keyring_counts(self, name: str, digest: str) -> None:
+        """A state of a keyring is marked: from now on it is what the project's keys are."""
+        now = self._current_objects().get(keyring_s3_key(name))
+        if (name, digest) in self._keyrings:
+            stored, delivery = self._keyrings[name, digest]
+        elif now is not None and hashlib.sha256(now.body).hexdigest() == digest:
+            stored, delivery = now, None  # a test put it, and no one could without the master key
+        else:
+            self.violated(f"a mark of {name} names a keyring that was never put")
+            return
+        _, master_key, rest = self._record(keyring_s3_key(name), stored.body)
+        if name in self.marks.touched and not rest["history"] and rest.get("evidence") is None:
+            self.evidence.chains[name].clear()  # it was removed, and enrolled once more
         self.evidence.rotated(name, rest, master_key)
         project = self.projects.setdefault(name, Project())
         entries = [*rest["history"], rest]
@@ -175,7 +205,7 @@ class Oracle:
             stored.etag,
         )
         if not project.states or state.generation > project.states[-1].generation:
-            self.laws.rotated(name, rest, call.delivery)
+            self.laws.rotated(name, rest, delivery)
         if project.states and state.generation < project.states[-1].generation:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
@@ -188,7 +218,7 @@ class Oracle:
         sweep_id = rest["ask"]["sweep_id"]
         self.evidence.planned(s3_key, name, rest)
         if s3_key not in self._plans:
-            self._plans.add(s3_key)
+            self._plans[s3_key] = len(self._plans)
             self.laws.planned(call.delivery)
             self._proofs_at_start[sweep_id] = {n: len(p.proofs) for n, p in self.projects.items()}
         if rest["status"] == "running" or (sweep_id, name) in self.ended_sweeps:
@@ -200,7 +230,9 @@ class Oracle:
             if name == "*":
                 self._claimed_of_all(rest["ask"])
             else:
+                self._judged = self._plans[s3_key]
                 self._claimed(name, rest)
+                self._judged = -1
 
     def _claimed(self, name: str, rest: dict[str, Any]) -> None:
         """A sweep says that it is clean: then it must be, at this moment."""
@@ -262,15 +294,18 @@ class Oracle:
                 self._plaintexts_of.get(stored.body, plaintext),
                 tagged="enc-upload-tag" in stored.headers.metadata,
             )
-        if s3_key in self.deleted and seen.kind != "tombstone":
+        is_hidden = s3_key in self._hidden
+        if s3_key in self.deleted and seen.kind != "tombstone" and not is_hidden:
             self.violated(f"{s3_key} came back after its delete was published")
-        if seen.kind == "sealed":
+        if seen.kind == "sealed" and not is_hidden:
             first = self.bodies.setdefault(s3_key, stored.body)
             if first != stored.body:
                 self.violated(f"the sealed body of {s3_key} changed")
         if seen.kind == "plaintext" and stored.body not in self.plaintexts.get(s3_key, ()):
             self.violated(f"{s3_key} holds plaintext that no request contained")
         self._check(s3_key, seen, "by a write")
+        if delivery is not None:
+            self._check_known(s3_key, seen, delivery)
 
     # Objects.
 
@@ -374,12 +409,23 @@ class Oracle:
         elif seen.kind == "plaintext" and not any(state.plaintext for state in since):
             self.violated(f"{s3_key} is plaintext {when}, after all was encrypted")
 
+    def _check_known(self, s3_key: str, seen: Seen, delivery: Delivery) -> None:
+        """No object is stored by a keyring that a mark contradicted when its message came."""
+        name = s3_key.partition("/")[0]
+        since = self.projects[name].states[delivery.known.get(name, 0) :]
+        if seen.wraps is not None and seen.wraps not in {state.wraps for state in since}:
+            self.violated(f"{s3_key} was wrapped under {seen.wraps}, against a mark")
+        if seen.kind == "plaintext" and not any(state.plaintext for state in since):
+            self.violated(f"{s3_key} was stored as plaintext, against a mark")
+
     def _excused(self, s3_key: str) -> bool:
         """A streamed put may end long after its lease: it counts once its message is done.
 
         SPEC 8.4. The worker that made it inspects the keyring again before it acknowledges; if that
         worker was lost, the one that does its work again.
         """
+        if self._hidden.get(s3_key, -1) > self._judged:
+            return True
         delivery = self._streamed.get(s3_key)
         if delivery is None:
             return False
@@ -410,6 +456,7 @@ class Oracle:
         self.events.append(event)
         self.laws.published(event, delivery)
         self.reports.published(event, self.laws.request_of(delivery))
+        self.marks.published(event)
         name = str(event.type)
         judge: Callable[[Any], None] | None = getattr(self, f"_on_{name.replace('.', '_')}", None)
         if judge is not None:
@@ -421,11 +468,15 @@ class Oracle:
         if delivery and json.loads(delivery.queued.body).get("upload_id") == event.upload_id:
             del self._streamed[s3_key]  # from here on nothing excuses it
         seen = self._check_current(s3_key, "once its upload was published")
+        if s3_key in self._hidden:
+            return
         if seen is None or (seen.kind == "tombstone" and s3_key not in self.delete_requested):
             self.violated(f"{s3_key} was reported as stored, and does not exist")
 
     def _on_object_deleted(self, event: Any) -> None:
         s3_key = f"{event.project}/{event.key}"
+        if s3_key in self._hidden:
+            return
         self.deleted.add(s3_key)
         assert self.server is not None
         stored = self.server.current_objects().get(s3_key)
@@ -513,7 +564,7 @@ class Oracle:
                 )
             if seen.kind == "plaintext" and not desired.plaintext:
                 self.violated(f"{s3_key} is plaintext at the end")
-            if s3_key in self.deleted and seen.kind != "tombstone":
+            if s3_key in self.deleted - self._hidden.keys() and seen.kind != "tombstone":
                 self.violated(f"{s3_key} exists at the end, after its delete was published")
 
 

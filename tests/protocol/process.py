@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.crypto import IntakeKey, Secret, SigningKey, VerifyKey
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.amqp import ConsumerContext, RequestConsumer, TimeSource
+from keyturn_workers.amqp.mark_stream import MarkStream
 from keyturn_workers.audit import AuditProcess, AuditTrail
 from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
@@ -39,11 +41,13 @@ from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.protocol.broker import Delivery, WorkerPublisher
 from tests.protocol.console import Console
+from tests.protocol.marks import Link
 from tests.protocol.waiters import EVENT_KEY
 from tests.protocol.wire import Wire
 from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
 
     from tests.protocol.world import World
@@ -92,6 +96,8 @@ class Parts:
     consumer: type[RequestConsumer] = RequestConsumer
     hint_consumer: type[HintConsumer] = HintConsumer
     wire: type[Wire] = Wire
+    keyrings: type[KeyringReader] = KeyringReader
+    mark_stream: type[MarkStream] = MarkStream
     console: type[Console] = Console
 
 
@@ -123,8 +129,21 @@ class Process:
         self.wire = world.parts.wire(self, world.network, world.server)
         storage: Any = self.wire
         self.lease_s = world.leases.get(number, LEASE_S)
-        self.keyrings = KeyringReader(
-            storage, operator_keys(MASTER_KEYS), lease_s=self.lease_s, cache_s=CACHE_S
+        self.link = Link(world.marks, self)
+        link: Any = self.link
+        self.marks = world.parts.mark_stream(
+            link, "test", [EVENT_KEY.verify_key()], lease_s=self.lease_s, signing_key=EVENT_KEY
+        )
+        # Not `run`, which looks for the end of the stream by a timer: `keep_current` does so.
+        self._following = world.loop.create_task(self.marks._follow())
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_s = -inf
+        self.keyrings = world.parts.keyrings(
+            storage,
+            operator_keys(MASTER_KEYS),
+            lease_s=self.lease_s,
+            cache_s=CACHE_S,
+            witness=self.marks,
         )
         self._storage = storage
         self._keys = operator_keys(MASTER_KEYS)
@@ -166,6 +185,20 @@ class Process:
         """Kill it: it sends nothing any more."""
         self.wire.dead = True
         self._recording.cancel()
+        self._following.cancel()
+
+    def keep_current(self) -> None:
+        """As the process does by itself: it reads marks, and looks whether it has read them all."""
+        now_s = self.world.clock.seconds
+        if self.stalled:
+            return
+        self.link.wake()
+        is_due = now_s - self._looked_s >= self.lease_s / 3
+        if is_due and (self._looking is None or self._looking.done()):
+            self._looked_s = now_s
+            self._looking = self.world.loop.create_task(self.marks._look())
+            # What it met, the next one meets or not.
+            self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def recover_sweeps(self) -> None:
         """One recovery round."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage import Lease
 from keyturn_workers.sweep.clean_end import statement_of
 from tests.protocol.process import LEASE_S
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 # `KeyringSnapshot.lease` of a worker that disregards the lease which the keyring names.
 OWN_LEASE: Final = property(lambda snapshot: Lease(snapshot.read_at, snapshot.lease_s))
+
+
+class BelievesA404(KeyringReader):
+    """Does not look whether a keyring that has a mark is listed."""
+
+    async def _is_missing(self, project: str, since: int) -> bool:
+        del project, since
+        return True
 
 
 def violations(

@@ -10,9 +10,9 @@ import pytest
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.keyring import forbid_plaintext
+from keyturn_workers.keyring.transitions import next_serial
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.clock import DateTrust
-from keyturn_workers.testing.memory_bucket import etag_of
 from tests.protocol.process import LEASE_S, MASTER_KEYS, Options, Parts
 from tests.protocol.stories import (
     begin,
@@ -234,10 +234,7 @@ def _forbid_plaintext(world: World) -> tuple[str, bytes]:
     """The keyring as a sweep leaves it once all plaintext is encrypted."""
     s3_key = keyring_s3_key("acme")
     ring = parse_keyring(world.server.current_objects()[s3_key].body, "acme", MASTER_KEYS)
-    now = world.oracle.projects["acme"].states
-    body = build_keyring(forbid_plaintext(ring), MASTER_KEYS)
-    now.append(replace(now[-1], plaintext=False, etag=etag_of(body)))
-    return s3_key, body
+    return s3_key, build_keyring(next_serial(forbid_plaintext(ring)), MASTER_KEYS)
 
 
 class _Streams(Wire):

@@ -145,6 +145,7 @@ class _KeepsNothing(ProjectSweep):
         )
         kept = KeptEnvelope(evidence.envelope.decode(), State.of(snapshot))
         await self._change(snapshot, with_evidence(snapshot.keyring, evidence.digest))
+        snapshot = await self._keyrings.read_fresh(plan.ask.project)
         await self._evidence.publish(evidence)
         return await self._end(stored, end_with(plan, kept, evidence), snapshot, proven, clean=True)
 

@@ -66,7 +66,7 @@ def a_rotation_dated_by_a_slow_first_date(world: World) -> None:
     rotation = world.rotate("acme")
 
     first_step = {"type": "sweep.step", "sweep_id": rotation, "project": "acme", "step": 0}
-    world.run(keep=lambda each: hint(each) not in ({}, first_step), seconds=0.5)
+    world.run(keep=lambda each: hint(each) not in ({}, first_step), seconds=1)
     plan = world.oracle.plan(rotation, "acme")
     assert plan is not None
     assert plan["step"] == 1

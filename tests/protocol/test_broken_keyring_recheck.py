@@ -7,6 +7,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
+from keyturn_workers.keyring import KeyringReader, Mark
 from keyturn_workers.keyring import reader as reader_module
 from keyturn_workers.keyring.listings import Listing
 from keyturn_workers.storage import Capabilities
@@ -117,6 +118,13 @@ def a_listing_whose_response_arrives_long_after_a_rotation(world: World) -> None
     assert world.ended(upload)
 
 
+class _KeepsWhatIsMarked(KeyringReader):
+    """Drops no keyring when a higher mark arrives."""
+
+    def _forget_older(self, project: str, mark: Mark) -> None:
+        pass
+
+
 def test_a_listing_counts_from_its_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         violations(a_listing_whose_response_arrives_long_after_a_rotation, options=BY_LISTINGS)
@@ -130,7 +138,9 @@ def test_a_listing_counts_from_its_sending(monkeypatch: pytest.MonkeyPatch) -> N
         return Listing(after, last, etags, moved, boottime_s(), leased=True, proves=True)
 
     monkeypatch.setattr(reader_module, "Listing", of_its_answer)
-    found = violations(a_listing_whose_response_arrives_long_after_a_rotation, options=BY_LISTINGS)
+    story = a_listing_whose_response_arrives_long_after_a_rotation
+    assert violations(story, options=BY_LISTINGS) == []  # the rotation's mark dropped the keyring
+    found = violations(story, Parts(keyrings=_KeepsWhatIsMarked), BY_LISTINGS)
     assert any("acme/late is wrapped under (1," in what for what in found)
 
 

@@ -12,6 +12,7 @@ import pytest
 from keyturn.identifiers import keyring_s3_key, sweep_prefix
 from keyturn.messages import SweepCompleted
 from keyturn_workers.keyring import with_master_key
+from keyturn_workers.keyring.transitions import next_serial
 from keyturn_workers.storage import Headers
 from tests.protocol.process import MASTER_KEYS
 from tests.protocol.stories import hint
@@ -124,8 +125,15 @@ def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> Non
     assert (event.clean, event.objects) == (True, 2)
 
 
-def test_a_project_enrolled_meanwhile_is_swept_whichever_sweep_resealed_it(world: World) -> None:
-    """Its keyring is under the new master key already; its object is not."""
+@pytest.mark.parametrize("is_next", [True, False])
+def test_a_project_enrolled_meanwhile_is_swept_whichever_sweep_resealed_it(
+    world: World, *, is_next: bool
+) -> None:
+    """Its keyring is under the new master key already, and has no mark yet; its object is not.
+
+    A worker that died leaves the next serial. A second record of a serial that is marked is none
+    that a worker left, so the project is a failure.
+    """
     sweep = world.sweep("*", master_key="m2")
     world.run(keep=lambda queued: hint(queued).get("sweep_id") == sweep)
     world.enroll("gamma")
@@ -136,6 +144,8 @@ def test_a_project_enrolled_meanwhile_is_swept_whichever_sweep_resealed_it(world
     key = keyring_s3_key("gamma")
     ring = parse_keyring(world.server._bucket.get(key).readable_body(), "gamma", MASTER_KEYS)
     assert (ring.master_key, ring.history) == ("m1", ())
+    ring = next_serial(ring) if is_next else ring
     plant(world, key, build_keyring(with_master_key(ring, "m2"), MASTER_KEYS))
     event = end(world, sweep)
-    assert (event.clean, event.objects, event.rewrapped) == (True, 3, 3)
+    assert (event.clean, event.failed) == (is_next, 0 if is_next else 1)
+    assert (event.objects, event.rewrapped) == ((3, 3) if is_next else (2, 2))

@@ -27,6 +27,7 @@ from tests.protocol.broker import Delivery, QueuedMessage
 from tests.protocol.clock import Clock, Loop
 from tests.protocol.console import ACTOR
 from tests.protocol.hostile import BrokerWriter, BucketWriter
+from tests.protocol.marks import Marks
 from tests.protocol.oracle import Oracle
 from tests.protocol.process import (
     GRANTS,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
     from keyturn.errors import CodedError
     from keyturn.messages import Event
+    from keyturn.publisher.event_stream import StreamRecord
+    from keyturn_workers.testing.memory_bucket import Stored
 
 TICK_S: Final = 0.01
 _STEPS: Final = 20_000
@@ -69,14 +72,17 @@ class World:
         self.loop = Loop(self.clock)
         self.network = Network(self.loop, self.clock)
         self.oracle = Oracle(MASTER_KEYS, GRANTS)
+        self.bucket_writer = BucketWriter(self)
         self.server = Server(
             self.network,
-            self.oracle.wrote,
+            self._wrote,
             parts_lost=self.oracle.parts_lost,
             capabilities=self.options.capabilities,
             versioned=self.options.versioned,
         )
         self.oracle.server = self.server
+        self.processes: list[Process] = []
+        self.marks = Marks(self._patch, self._marked)
         self.queue: list[QueuedMessage] = []
         # Every message that was ever in a queue, and every record of the stream of events.
         self.all_messages: list[QueuedMessage] = []
@@ -88,7 +94,6 @@ class World:
         self.sent_requests: dict[tuple[str, str], SentRequest] = self.oracle.laws.sent_requests
         self.waiters: list[Waiter] = []
         self.broker_writer = BrokerWriter(self)
-        self.bucket_writer = BucketWriter(self)
         self.console = self.parts.console(self)
         # By number: the leases of processes that have another one than the rest.
         self.leases = dict(self.options.leases)
@@ -96,6 +101,9 @@ class World:
         self._next_process = 0
         self._made = 0
         self._timed_at = 0.0
+        self.loop.run_until_idle()
+        self.keep_current()
+        self.loop.run_until_idle()
 
     def close(self) -> None:
         """End every task, and put the clocks back."""
@@ -140,6 +148,15 @@ class World:
                 if waiter.receive(event):
                     self.oracle.believed(waiter, event)
                     self.console.believed(waiter, event)
+
+    def _wrote(self, s3_key: str, stored: Stored, call: Call | None) -> None:
+        self.bucket_writer.saw(s3_key, stored)
+        self.oracle.wrote(s3_key, stored, call)
+
+    def _marked(self, record: StreamRecord) -> None:
+        self.oracle.marks.appended(record, self.clock.seconds)
+        for process in self.processes:
+            process.link.wake()
 
     def recorded(self, body: bytes) -> None:
         """A worker's record of the audit trail is durable."""
@@ -369,6 +386,8 @@ class World:
             self._next_process += 1
             process = awake[self._next_process % len(awake)]
         self.queue.remove(queued)
+        self.keep_current()
+        self.loop.run_until_idle()
         delivery = Delivery(queued, process)
         process.deliveries.append(delivery)
         consume = process.consumers[queued.queue]
@@ -384,6 +403,7 @@ class World:
     def step(self, call: Call, *, respond: bool = True) -> None:
         self.clock.seconds += TICK_S
         self._end_copies(self.clock.seconds)
+        self.keep_current()
         if call in self.calls and call.can_proceed:
             self.network.step(call, respond=respond)
         self.loop.run_until_idle()
@@ -398,7 +418,13 @@ class World:
                 self.clock.seconds = at
                 self._learn_time()
         self.clock.seconds = max(self.clock.seconds, until)
+        self.keep_current()
         self.loop.run_until_idle()
+
+    def keep_current(self) -> None:
+        """Let each process read the marks that it has not read yet."""
+        for process in self.processes:
+            process.keep_current()
 
     def _learn_time(self) -> None:
         """What each worker requests from the storage now and then, besides all else (SPEC 8.4)."""
@@ -541,6 +567,9 @@ class World:
         for process in self.processes:
             process.stalled = False
         self.server.mend()
+        self.marks.mend()
+        for name in self.oracle.marks.touched:
+            self.bucket_writer.put_right(name)
         self.run()
         for _ in range(_ROUNDS):
             if all(waiter.ended for waiter in self.waiters):

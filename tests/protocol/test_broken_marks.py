@@ -1,0 +1,606 @@
+"""Keyrings that are set back, and marks that come late or again, with a guard taken out (SPEC 5.5).
+
+The attacker writes to the bucket. What it puts there are earlier states of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from keyturn.errors import MalformedRequestError
+from keyturn.evidence import parse
+from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.messages import parse_mark
+from keyturn_workers.amqp.mark_stream import MarkStream
+from keyturn_workers.control.enrollment import Enroller
+from keyturn_workers.keyring import Keyring, KeyringReader, Mark, retire_old_keys, with_evidence
+from keyturn_workers.keyring.marks import Finding, MarkTable
+from keyturn_workers.sweep.clean_end import end_with
+from keyturn_workers.sweep.project_sweep import ProjectSweep
+from tests.protocol.marks import PUBLISH
+from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
+from tests.protocol.stories import begin, stop_at, violations, without
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keyturn.messages import RequestOrigin
+    from keyturn.publisher.event_stream import StreamRecord
+    from keyturn_workers.keyring import KeyringSnapshot
+    from keyturn_workers.sweep.plan import KeptEnvelope, OpenPage, Plan
+    from keyturn_workers.sweep.sweep_store import StoredPlan
+    from tests.protocol.process import Process
+    from tests.protocol.wire import Call
+    from tests.protocol.world import World
+
+ROLLED_BACK: Final = "keyring_rolled_back"
+UNENCRYPTED: Final = Options(unencrypted=frozenset(range(3)))
+ONE: Final = Options(processes=1)
+
+
+# What is set back.
+
+
+def _restart_all(world: World) -> None:
+    """Fresh processes, which remember nothing."""
+    for process in list(world.processes):
+        world.crash(process)
+
+
+def _refused(world: World, *requests: str) -> None:
+    """Each of these was refused because the keyring was set back."""
+    for request in requests:
+        codes = [getattr(end, "code", None) for end in world.ended(request)]
+        if codes != [ROLLED_BACK]:
+            world.oracle.violated("a request was not refused on a keyring that was set back")
+
+
+def _upload_meanwhile(world: World, key: str = "late") -> None:
+    """An upload comes while the keyring is set back, and is stored once it is put right."""
+    upload = world.upload("acme", key, b"x" * 300)
+    world.run(seconds=30)
+    assert not world.ended(upload) or not world.holds()
+    world.bucket_writer.put_right("acme")
+    world.run()
+    assert world.ended(upload)
+
+
+def set_back_and_rotated(world: World, *, fresh: bool = False) -> None:
+    """The holder of an API key that was rotated away sets the keyring back."""
+    begin(world, "a")
+    world.rotate("acme")
+    world.run()
+    world.bucket_writer.set_back("acme")
+    if fresh:
+        _restart_all(world)
+    world.advance(CACHE_S + 1)
+    rotation = world.rotate("acme")
+    world.run(seconds=30)
+    _refused(world, rotation)
+    _upload_meanwhile(world)
+
+
+def set_back_and_rotated_in_a_fresh_process(world: World) -> None:
+    set_back_and_rotated(world, fresh=True)
+
+
+def set_back_after_a_master_key_was_rotated(world: World) -> None:
+    """Within one generation."""
+    begin(world, "a")
+    world.sweep("acme", master_key="m2")
+    before = world.bucket_writer.states("acme") - 1
+    world.run()
+    world.bucket_writer.set_back("acme", before)
+    world.advance(CACHE_S + 1)
+    _upload_meanwhile(world)
+
+
+def set_back_after_plaintext_was_forbidden(world: World) -> None:
+    """Within one generation."""
+    begin(world, "a", plaintext="allowed")
+    world.sweep("acme", encrypt_plaintext=True)
+    world.run()
+    world.bucket_writer.set_back("acme")
+    world.advance(CACHE_S + 1)
+    _upload_meanwhile(world)
+
+
+def set_back_while_it_is_swept(world: World) -> None:
+    """No sweep proves anything by it."""
+    begin(world, "a")
+    world.sweep("acme", master_key="m2")
+    before = world.bucket_writer.states("acme") - 1
+    world.run()
+    sweep = world.sweep("acme")
+    stop_at(world, "read", KEYRINGS_PREFIX)
+    world.bucket_writer.set_back("acme", before)
+    world.run(seconds=60)
+    if any(getattr(end, "clean", False) for end in world.ended(sweep)):
+        world.oracle.violated("a sweep was clean by a keyring that was set back")
+    world.bucket_writer.put_right("acme")
+    world.run()
+
+
+def objects_hidden_until_history_is_cleared(world: World) -> None:
+    """No object shows that it was set back; after two rotations no history shows it either."""
+    begin(world, "a")
+    world.rotate("acme")
+    world.run()
+    newest = world.bucket_writer.states("acme", "a") - 1
+    world.bucket_writer.hide("acme/a")
+    world.bucket_writer.set_back("acme")
+    world.advance(CACHE_S + 1)
+    rotations = [world.rotate("acme")]
+    world.run(seconds=60)
+    rotations.append(world.rotate("acme"))
+    world.run(seconds=60)
+    _refused(world, *rotations)
+    world.bucket_writer.show("acme/a", newest)
+    world.bucket_writer.put_right("acme")
+    world.run()
+
+
+class _BelievesAll(KeyringReader):
+    """Compares no keyring with its mark, although it marks what it reads."""
+
+    async def _is_marked(self, keyring: Keyring, read: Mark, since: int) -> bool:
+        assert self._witness is not None
+        known = self._witness.table.find(keyring.project)
+        if known is not None and read.serial <= known.serial:
+            return True
+        return await super()._is_marked(keyring, read, since)
+
+
+@pytest.mark.parametrize(
+    ("story", "options"),
+    [
+        (set_back_and_rotated, ONE),
+        (set_back_and_rotated, None),
+        (set_back_and_rotated_in_a_fresh_process, None),
+        (set_back_after_a_master_key_was_rotated, None),
+        (set_back_after_plaintext_was_forbidden, UNENCRYPTED),
+        (set_back_while_it_is_swept, None),
+        (objects_hidden_until_history_is_cleared, None),
+    ],
+)
+def test_nothing_rests_on_a_keyring_that_was_set_back(
+    story: Callable[[World], None], options: Options | None
+) -> None:
+    assert violations(story, options=options) == []
+    assert violations(story, Parts(keyrings=_BelievesAll), options, settle=False)
+
+
+def removed_and_adopted(world: World) -> None:
+    """With the objects that would show its generation."""
+    begin(world, "a")
+    world.rotate("acme")
+    world.run()
+    newest = world.bucket_writer.states("acme", "a") - 1
+    world.bucket_writer.hide("acme/a")
+    world.bucket_writer.remove_keyring("acme")
+    world.advance(CACHE_S + 1)
+    enrollments = [world.enroll("acme"), world.enroll("acme", adopt=True)]
+    world.run(seconds=60)
+    refused, adopted = (world.ended(each)[0] for each in enrollments)
+    assert getattr(refused, "code", None) == ROLLED_BACK
+    if getattr(adopted, "generation", 0) <= 2:
+        world.oracle.violated(f"{adopted.type}, below the mark of a keyring that was removed")
+    world.bucket_writer.show("acme/a", newest)
+    world.run()
+
+
+class _BeginsAtOne(Enroller):
+    """Begins at the generation that the objects show."""
+
+    async def _find_removed(self, request: Any) -> None:
+        del request
+
+
+def test_a_removed_keyring_is_adopted_above_its_mark() -> None:
+    assert violations(removed_and_adopted) == []
+    found = violations(removed_and_adopted, Parts(enroller=_BeginsAtOne), settle=False)
+    assert any("below the mark of a keyring" in what for what in found), found
+
+
+# When a mark is published, and what it allows.
+
+
+def a_worker_that_dies_before_its_mark(world: World) -> None:
+    begin(world, "a")
+    rotation = world.rotate("acme")
+    mark = stop_at(world, PUBLISH)
+    without(world, mark, until=lambda: world.events_of_type("rotation.accepted"), seconds=1)
+    world.crash(mark.sender, arriving=lambda _: False)
+    world.run()
+    assert [event.type for event in world.ended(rotation)] == ["rotation.completed"]
+
+
+class _AnswersBeforeItsMark(KeyringReader):
+    """Publishes marks in the background."""
+
+    async def _is_marked(self, keyring: Keyring, read: Mark, since: int) -> bool:
+        assert self._witness is not None
+        finding = self._witness.table.compare(keyring.project, read, since)
+        if finding is Finding.UNMARKED:
+            self._marking = asyncio.create_task(self._witness.publish(keyring, read))
+            return True
+        return await super()._is_marked(keyring, read, since)
+
+
+def test_no_request_is_answered_before_its_mark() -> None:
+    assert violations(a_worker_that_dies_before_its_mark) == []
+    parts = Parts(keyrings=_AnswersBeforeItsMark)
+    found = violations(a_worker_that_dies_before_its_mark, parts, settle=False)
+    assert any("accepted, and had not rotated" in what for what in found), found
+
+
+@pytest.mark.parametrize("enrolls", [True, False], ids=["enrollment", "rotation"])
+@pytest.mark.parametrize(
+    "moment", ["before the put", "after the put", "before the mark", "in it", "after it"]
+)
+def test_a_worker_that_dies_between_put_and_mark_delays_its_request(
+    moment: str, *, enrolls: bool
+) -> None:
+    def story(world: World) -> None:
+        if enrolls:
+            request = world.enroll("acme")
+        else:
+            begin(world, "a")
+            request = world.rotate("acme")
+        op, key = (PUBLISH, "acme") if "put" not in moment else ("put", KEYRINGS_PREFIX)
+        call = stop_at(world, op, key)
+        if moment in ("after the put", "after it"):
+            world.step(call)
+        elif moment == "in it":
+            world.step(call, respond=False)
+        world.crash(call.sender, arriving=lambda _: False)
+        world.run()
+        end = "project.enrolled" if enrolls else "rotation.completed"
+        assert [event.type for event in world.ended(request)] == [end]
+        world.upload("acme", "b", b"b")
+        world.run()
+
+    assert violations(story) == []
+
+
+class _OwnsNothing(KeyringReader):
+    """Treats a first keyring without a mark as any other one."""
+
+    async def read_own(self, project: str, origin: RequestOrigin) -> KeyringSnapshot:
+        del origin
+        return await self.read_fresh(project)
+
+
+def a_first_keyring_without_a_mark(world: World) -> None:
+    enrollment = world.enroll("acme")
+    put = stop_at(world, "put", KEYRINGS_PREFIX)
+    world.crash(put.sender)
+    world.run(seconds=3600)
+    if [event.type for event in world.ended(enrollment)] != ["project.enrolled"]:
+        world.oracle.violated("an enrollment was not answered")
+
+
+def test_the_request_that_put_a_first_keyring_marks_it() -> None:
+    assert violations(a_first_keyring_without_a_mark) == []
+    parts = Parts(keyrings=_OwnsNothing)
+    found = violations(a_first_keyring_without_a_mark, parts, settle=False)
+    assert "an enrollment was not answered" in found
+
+
+class _EndsBeforeItsMark(ProjectSweep):
+    """Ends a sweep as soon as its put of the keyring has succeeded."""
+
+    async def _resume_clean_end(
+        self,
+        stored: StoredPlan[Plan],
+        plan: Plan,
+        kept: KeptEnvelope,
+        proven: tuple[OpenPage, ...],
+    ) -> bool | None:
+        evidence = parse(kept.text.encode())
+        snapshot = await self._keyrings.read_fresh(plan.ask.project)
+        after = with_evidence(retire_old_keys(snapshot.keyring), evidence.digest)
+        if snapshot.etag == kept.state.etag and await self._change(snapshot, after):
+            await self._evidence.publish(evidence)
+            ended = end_with(plan, kept, evidence)
+            return await self._end(stored, ended, snapshot, proven, clean=True)
+        return await super()._resume_clean_end(stored, plan, kept, proven)
+
+
+def test_evidence_is_published_after_the_mark_of_its_keyring() -> None:
+    def a_rotation_that_ends(world: World) -> None:
+        begin(world, "a")
+        world.rotate("acme")
+        world.run()
+
+    assert violations(a_rotation_that_ends) == []
+    parts = Parts(project_sweep=_EndsBeforeItsMark)
+    found = violations(a_rotation_that_ends, parts, settle=False)
+    assert "evidence of acme was put before its keyring named it" in found
+
+
+# Two branches with one serial.
+
+
+def _two_branches(world: World) -> tuple[str, Call, int]:
+    """A rotation whose mark is under way, the mark, and its keyring; another one was marked first.
+
+    The bucket writer sets the keyring back between the put and the mark of the first one.
+    """
+    begin(world, "a")
+    before = world.bucket_writer.states("acme") - 1
+    slow = world.rotate("acme")
+    mark = stop_at(world, PUBLISH)
+    own = world.bucket_writer.states("acme") - 1
+    world.bucket_writer.set_back("acme", before)
+    world.rotate("acme")
+    accepted = lambda: world.events_of_type("rotation.accepted")  # noqa: E731
+    assert without(world, mark, until=accepted, seconds=5)
+    return slow, mark, own
+
+
+def a_branch_that_is_marked_second(world: World) -> None:
+    """Its worker waits for its mark, and then finds which keyring counts."""
+    slow, _, _ = _two_branches(world)
+    world.run()
+    assert world.ended(slow)
+
+
+class _ReadsNothingBack(KeyringReader):
+    """Uses a keyring as soon as its mark is published."""
+
+    async def _is_marked(self, keyring: Keyring, read: Mark, since: int) -> bool:
+        assert self._witness is not None
+        finding = self._witness.table.compare(keyring.project, read, since)
+        if finding is Finding.UNMARKED:
+            await self._witness.publish(keyring, read)
+            return True
+        return await super()._is_marked(keyring, read, since)
+
+
+def test_a_keyring_is_used_after_its_mark_was_read_back() -> None:
+    assert violations(a_branch_that_is_marked_second) == []
+    parts = Parts(keyrings=_ReadsNothingBack)
+    found = violations(a_branch_that_is_marked_second, parts, settle=False)
+    assert any("accepted, and had not rotated" in what for what in found), found
+
+
+def a_branch_that_is_put_back(world: World) -> None:
+    """Its mark is on the stream too, behind that of the other one."""
+    slow, mark, own = _two_branches(world)
+    world.step(mark)
+    world.crash(mark.sender)
+    world.bucket_writer.set_back("acme", own)
+    world.run(seconds=60)
+    _refused(world, slow)
+    world.bucket_writer.put_right("acme")
+    world.run()
+
+
+def _receive_last(self: MarkTable, project: str, mark: Mark, *, recovered: bool = False) -> bool:
+    """The last mark of a serial counts."""
+    known = self.find(project)
+    if known is not None and mark.serial == known.serial:
+        del self._marks[project]
+    return _RECEIVE(self, project, mark, recovered=recovered)
+
+
+_RECEIVE: Final = MarkTable.receive
+
+
+def test_of_marks_with_one_serial_the_first_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_branch_that_is_put_back) == []
+    monkeypatch.setattr(MarkTable, "receive", _receive_last)
+    assert violations(a_branch_that_is_put_back, settle=False)
+
+
+def two_rotations_at_once(world: World) -> None:
+    """Each has read the keyring when the other one puts it."""
+    begin(world, "a")
+    rotations = [world.rotate("acme"), world.rotate("acme")]
+    put = stop_at(world, "put", KEYRINGS_PREFIX)
+    assert without(world, put, until=lambda: world.events_of_type("rotation.accepted"))
+    world.run()
+    assert all(world.ended(rotation) for rotation in rotations)
+
+
+def a_read_in_flight_while_a_rotation_lands(world: World) -> None:
+    """It shows the keyring as it was when it began."""
+    begin(world, "a")
+    world.rotate("acme")
+    read = stop_at(world, "read", KEYRINGS_PREFIX)
+    world.step(read, respond=False)
+    world.rotate("acme")
+    accepted = lambda: world.events_of_type("rotation.accepted")  # noqa: E731
+    assert without(world, read, until=accepted, seconds=60)
+    world.run()
+
+
+@pytest.mark.parametrize("story", [two_rotations_at_once, a_read_in_flight_while_a_rotation_lands])
+def test_a_read_is_compared_with_marks_from_before_it_began(
+    story: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert violations(story) == []
+    if story is two_rotations_at_once:
+        return  # its reads begin late enough
+    compare = MarkTable.compare
+
+    def with_any(self: MarkTable, project: str, read: Mark, since: float) -> Finding:
+        del since
+        return compare(self, project, read, inf)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MarkTable, "compare", with_any)
+    found = violations(story, settle=False)
+    assert any("a false alarm about the keyring of acme" in what for what in found), found
+
+
+# Readers that do not know the newest marks.
+
+
+def _deliver_upload(world: World, process: Process) -> str:
+    """A process gets an upload; all others stall for a while, so that none comes to its help."""
+    upload = world.upload("acme", "late", b"x" * 300)
+    for each in world.processes:
+        each.stalled = each is not process
+    world.run(seconds=20)
+    for each in world.processes:
+        each.stalled = False
+    world.marks.mend()
+    world.bucket_writer.put_right("acme")
+    world.run()
+    return upload
+
+
+def a_reader_that_lags(world: World) -> None:
+    """The broker delivers no marks to it any more."""
+    begin(world, "a")
+    process = world.processes[0]
+    world.marks.delay(process)
+    process.stalled = True
+    world.rotate("acme")
+    world.run()
+    world.bucket_writer.set_back("acme")
+    assert world.ended(_deliver_upload(world, process))
+
+
+def a_reader_that_is_cut_off(world: World) -> None:
+    """It cannot reach the broker of the marks."""
+    begin(world, "a")
+    process = world.processes[0]
+    world.marks.cut.add(process.number)
+    process.stalled = True
+    world.rotate("acme")
+    world.run()
+    world.bucket_writer.set_back("acme")
+    assert world.ended(_deliver_upload(world, process))
+
+
+def a_fresh_reader_that_has_read_half_of_the_stream(world: World) -> None:
+    begin(world, "a")
+    world.rotate("acme")
+    world.run()
+    world.bucket_writer.set_back("acme")
+    world.marks.delivered[0] = 2  # the first message, and the first mark
+    world.crash(world.processes[0])
+    world.advance(LEASE_S)
+    assert world.ended(_deliver_upload(world, world.processes[0]))
+
+
+class _AlwaysCurrent(MarkStream):
+    """Uses the marks that it has."""
+
+    def check_current(self, project: str) -> None:
+        del project
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        a_reader_that_lags,
+        a_reader_that_is_cut_off,
+        a_fresh_reader_that_has_read_half_of_the_stream,
+    ],
+)
+def test_a_reader_that_is_not_current_stores_nothing(story: Callable[[World], None]) -> None:
+    assert violations(story) == []
+    found = violations(story, Parts(mark_stream=_AlwaysCurrent), settle=False)
+    assert any("acme/late was wrapped" in what for what in found), found
+
+
+# What a broker writer, or a lost broker, can do.
+
+
+def an_old_mark_published_again(world: World) -> None:
+    begin(world, "a")
+    old = world.marks.of("acme")[0]
+    world.rotate("acme")
+    world.run()
+    world.marks.junk(old.body)
+    world.marks.add_again(old)
+    world.bucket_writer.set_back("acme")
+    world.advance(CACHE_S + 1)
+    _upload_meanwhile(world)
+
+
+class _TakesAny(MarkStream):
+    """The last mark counts, whatever its serial."""
+
+    def _receive(self, record: StreamRecord) -> None:
+        with suppress(MalformedRequestError):
+            self.table._marks.pop(parse_mark(record.body).project, None)
+        super()._receive(record)
+
+
+def test_no_mark_lowers_a_serial() -> None:
+    assert violations(an_old_mark_published_again) == []
+    found = violations(an_old_mark_published_again, Parts(mark_stream=_TakesAny), settle=False)
+    assert any("acme/late was wrapped" in what for what in found), found
+
+
+def a_stream_in_the_place_of_the_one_before(world: World) -> None:
+    """It is lost, and the bucket writer has kept an old mark, which the broker takes again."""
+    begin(world, "a")
+    old = world.marks.of("acme")[0]
+    world.rotate("acme")
+    world.run()
+    lost = world.marks.records
+    world.marks.lose()
+    world.marks.add_again(old)
+    world.bucket_writer.set_back("acme")
+    world.advance(LEASE_S + 1)
+    upload = world.upload("acme", "late", b"x" * 300)
+    world.run(seconds=30)
+    assert not world.ended(upload) or not world.holds()
+    for record in lost[1:]:
+        world.marks.add_again(record)
+    world.bucket_writer.put_right("acme")
+    world.run()
+
+
+def test_a_stream_that_was_replaced_lowers_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_stream_in_the_place_of_the_one_before) == []
+
+    def forgets(self: MarkTable) -> None:
+        self._marks.clear()
+
+    monkeypatch.setattr(MarkTable, "begin_again", forgets)
+    found = violations(a_stream_in_the_place_of_the_one_before, settle=False)
+    assert any("acme/late was wrapped" in what for what in found), found
+
+
+def a_broker_that_is_lost(world: World) -> None:
+    """With all marks, and with the memory of all processes."""
+    begin(world, "a")
+    world.rotate("acme")
+    world.run()
+    world.marks.lose()
+    world.bucket_writer.set_back("acme")
+    _restart_all(world)
+    world.advance(120)
+    rotation, upload = world.rotate("acme"), world.upload("acme", "late", b"x" * 300)
+    world.run(seconds=60)
+    _refused(world, rotation)
+    if world.ended(upload):
+        world.oracle.violated("an upload was stored by a keyring without a mark")
+
+
+class _TrustsFirstUse(KeyringReader):
+    """Marks any keyring that has no mark."""
+
+    async def _is_marked(self, keyring: Keyring, read: Mark, since: int) -> bool:
+        assert self._witness is not None
+        if self._witness.table.find(keyring.project) is None:
+            await self._witness.publish(keyring, read)
+            return False
+        return await super()._is_marked(keyring, read, since)
+
+
+def test_a_lost_broker_is_noticed() -> None:
+    assert violations(a_broker_that_is_lost, settle=False) == []
+    found = violations(a_broker_that_is_lost, Parts(keyrings=_TrustsFirstUse), settle=False)
+    assert "an upload was stored by a keyring without a mark" in found
