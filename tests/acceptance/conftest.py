@@ -42,12 +42,12 @@ async def moto_enrolled(broker: Servers, moto: S3Server) -> AsyncIterator[Scene]
 
 
 @pytest.fixture
-def scene(ceph_enrolled: Scene, vhost_url: str) -> Scene:
+async def scene(ceph_enrolled: Scene, vhost_url: str) -> Scene:
     """The project on Ceph, on a fresh broker."""
-    return ceph_enrolled.on(vhost_url)
+    return await ceph_enrolled.on(vhost_url)
 
 
 @pytest.fixture
-def moto_scene(moto_enrolled: Scene, vhost_url: str) -> Scene:
+async def moto_scene(moto_enrolled: Scene, vhost_url: str) -> Scene:
     """The project on moto, on a fresh broker."""
-    return moto_enrolled.on(vhost_url)
+    return await moto_enrolled.on(vhost_url)

@@ -61,7 +61,7 @@ async def test_uploads_survive_a_broker_restart(
     ceph_enrolled: Scene, own_rabbitmq: RabbitMQ, how: str
 ) -> None:
     """The worker reconnects by itself; every confirmed upload is stored and reported."""
-    scene = ceph_enrolled.on(own_rabbitmq.url)
+    scene = await ceph_enrolled.on(own_rabbitmq.url)
     async with scene.worker("upload", UPLOAD_CONCURRENCY="4") as running:
         async with open_wire(scene.deployment) as wire:
             uploads = [

@@ -26,7 +26,7 @@ async def test_it_publishes_again_once_the_broker_is_back(
     ceph_enrolled: Scene, own_rabbitmq: RabbitMQ
 ) -> None:
     """While it is away objects are read, uploads and deletes refused; no restart is needed."""
-    scene = ceph_enrolled.on(own_rabbitmq.url)
+    scene = await ceph_enrolled.on(own_rabbitmq.url)
     env = scene.deployment.gateway_env(GATEWAY_PUBLISH_TIMEOUT_S="2")
     async with scene.worker("upload") as worker, gateway(env) as process:
         scene.logs.append(process.lines)

@@ -132,11 +132,11 @@ async def test_a_rotation_survives_a_crash(
 ) -> None:
     """Accepted, completed and clean; every object opens by both new keys alone, else as before."""
     deaths = DEATHS[when]
-    scene = ceph_enrolled.on(vhosts())
+    scene = await ceph_enrolled.on(vhosts())
     names = [f"{when}-{number}-{death.point}" for number, death in enumerate(deaths)]
     tenants = await enroll_projects(scene, names)
     cases = {
-        name: partial(_rotation_survives, scene.on(vhosts()), tenant, death)
+        name: partial(_rotation_survives, await scene.on(vhosts(), tenant.project), tenant, death)
         for name, tenant, death in zip(names, tenants, deaths, strict=True)
     }
     await run_concurrently(_AT_ONCE, cases)
@@ -203,10 +203,12 @@ DELETES = {
 
 async def test_a_delete_survives_a_crash(ceph_enrolled: Scene, vhosts: Callable[[], str]) -> None:
     """Reported after two leases; the tombstone exists, and other objects are unchanged."""
-    scene = ceph_enrolled.on(vhosts())
+    scene = await ceph_enrolled.on(vhosts())
     tenants = await enroll_projects(scene, [f"delete-{point}" for point in DELETES])
     cases = {
-        tenant.project: partial(_delete_survives, scene.on(vhosts()), tenant, point)
+        tenant.project: partial(
+            _delete_survives, await scene.on(vhosts(), tenant.project), tenant, point
+        )
         for tenant, point in zip(tenants, DELETES, strict=True)
     }
     await run_concurrently(_AT_ONCE, cases)

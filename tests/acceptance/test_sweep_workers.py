@@ -82,7 +82,7 @@ async def test_the_broker_restarts_in_the_middle_of_a_sweep(
     ceph_enrolled: Scene, own_rabbitmq: RabbitMQ
 ) -> None:
     """The same workers find it again, and the sweep goes on to its clean end."""
-    scene = ceph_enrolled.on(own_rabbitmq.url)
+    scene = await ceph_enrolled.on(own_rabbitmq.url)
     (tenant,) = await enroll_projects(scene, ["restarted"])
     await asyncio.to_thread(tenant.put_all, small_plaintexts(60))
     async with scene.worker("sweep", **_SETTINGS) as one, scene.worker("all", **_SETTINGS) as other:

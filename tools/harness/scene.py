@@ -12,6 +12,7 @@ from keyturn import topology
 from tools.harness import requests as rq
 from tools.harness import stored_objects
 from tools.harness.canaries import MARKER, Canaries
+from tools.harness.marks import mark_keyrings
 from tools.harness.process import worker
 from tools.harness.wire import open_wire
 
@@ -42,9 +43,11 @@ class Scene:
     def __post_init__(self) -> None:
         self.canaries = Canaries.of(self.deployment, self.project)
 
-    def on(self, amqp_url: str) -> Scene:
-        """The same deployment on another broker."""
-        return Scene(replace(self.deployment, amqp_url=amqp_url), self.project)
+    async def on(self, amqp_url: str, *projects: str) -> Scene:
+        """The same deployment on another broker, which knows the keyrings of these projects too."""
+        deployment = replace(self.deployment, amqp_url=amqp_url)
+        await mark_keyrings(deployment, self.project, *projects)
+        return Scene(deployment, self.project)
 
     @asynccontextmanager
     async def worker(

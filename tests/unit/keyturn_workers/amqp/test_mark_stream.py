@@ -112,7 +112,7 @@ class Broker:
         self, connection: Any, stream: str, *, silence_s: float, newest_s: float
     ) -> int | None:
         assert (connection.broker, stream) == (self, MARKS_STREAM)
-        assert newest_s <= silence_s < 1
+        assert newest_s <= silence_s < 3
         self.looks += 1
         self.changed()
         await asyncio.sleep(0)
@@ -702,3 +702,22 @@ async def test_both_connections_are_closed_at_the_end(broker: Broker) -> None:
     async with loaded(stream_of()):
         assert broker.closed == 0
     assert broker.closed == 2
+
+
+async def test_a_process_that_adds_no_marks_takes_silence_for_an_empty_stream(
+    broker: Broker,
+) -> None:
+    async with loaded(stream_of(None)) as stream:
+        assert current(stream)
+        assert broker.records == []
+        broker.append_mark(3)
+        broker.now_s += 1
+        await stream.catch_up()
+        assert stream.table.find("acme") == mark(3)
+        # Once it has read a mark, silence at the end means something else.
+        broker.shows_end = False
+        broker.now_s += LEASE_S + 1
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await stream.catch_up()
+        assert not current(stream)
