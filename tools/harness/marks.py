@@ -42,13 +42,13 @@ def mark_of(deployment: Deployment, project: str, **changed: Any) -> KeyringMark
     return KeyringMarked.model_validate(fields | changed)
 
 
-def signed(deployment: Deployment, mark: KeyringMarked, key: SigningKey) -> aio_pika.Message:
+def sign_mark(deployment: str, mark: KeyringMarked, key: SigningKey) -> aio_pika.Message:
     """The message of a mark."""
     body = encode_mark(mark)
     return aio_pika.Message(
         body,
         headers={
-            topology.SIGNATURE_HEADER: key.sign_mark(deployment.name, body),
+            topology.SIGNATURE_HEADER: key.sign_mark(deployment, body),
             topology.EVENT_KEY_HEADER: key.id,
         },
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
@@ -64,7 +64,7 @@ async def publish_mark(
 ) -> None:
     """Publish a mark as a worker does, signed by the event key unless another is given."""
     exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
-    message = signed(deployment, mark, key or deployment.event_key)
+    message = sign_mark(deployment.name, mark, key or deployment.event_key)
     await exchange.publish(message, topology.KEYRING_MARKED, timeout=30)
 
 

@@ -37,9 +37,11 @@ from keyturn_workers.keyring.model import Keyring
 from keyturn_workers.storage.clock import boottime_s
 
 _TIMEOUT_S: Final = 10.0
-# A consumer at the end of the stream that shows nothing for this long shows nothing at all. A
-# process that adds no marks cannot make sure by a message of its own, so it waits longer.
+# A consumer at the end of the stream that shows nothing for this long shows nothing at all. At a
+# start the stream is probably empty, and a message too many does no harm. A process that adds no
+# marks cannot make sure by a message of its own, so it waits longer.
 _SILENCE_S: Final = 0.5
+_SILENCE_AT_START_S: Final = 0.1
 _SILENCE_OF_READER_S: Final = 2.0
 _NEWEST_S: Final = 0.1
 _LOOK_AGAIN_S: Final = 0.5
@@ -352,7 +354,9 @@ class MarkStream:
 
     @property
     def _silence_s(self) -> float:
-        return _SILENCE_OF_READER_S if self._signing_key is None else _SILENCE_S
+        if self._signing_key is None:
+            return _SILENCE_OF_READER_S
+        return _SILENCE_AT_START_S if self._offset < 0 else _SILENCE_S
 
     async def _look_without_messages(self, sent_s: float) -> None:
         """Put a message on a stream that shows none, so that the next look finds it.
