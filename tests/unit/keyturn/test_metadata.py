@@ -70,6 +70,13 @@ def test_plaintext_carries_no_tag() -> None:
         metadata.parse({"enc-upload": UPLOAD_ID, "enc-upload-tag": "A" * 24})
 
 
+def test_names_that_the_specification_does_not_list_are_unknown() -> None:
+    built = metadata.build(WRAPS, upload_id=UPLOAD_ID, tag="A" * 24, stored_at=LAST_MODIFIED)
+    assert metadata.unknown_names({**built, "author": "kim", "encoding": "x"}) == []
+    added = {"enc-dek-user-1": "x", "enc-": "", "enc-algo2": ""}
+    assert metadata.unknown_names({**built, **added}) == sorted(added)
+
+
 def test_the_time_of_storing_is_written_again() -> None:
     built = metadata.build(WRAPS, upload_id=None, stored_at=LAST_MODIFIED)
     assert built["enc-stored-at"] == "2026-11-24T10:00:00.000000Z"
