@@ -453,7 +453,10 @@ class UnknownEventKeyError(EvidenceError):
 
 
 class RetiredEventKeyError(EvidenceError):
-    """Signed by an event key that the chain says was retired before."""
+    """Signed by an event key that the chain says was retired before, or ends with another key.
+
+    Without the newest digest, the last file must be signed by the current event key.
+    """
 
     kind = "retired_key"
 
