@@ -19,7 +19,8 @@
      │    │    ├── KekReusedError           kek_reused
      │    │    ├── UnknownAlgorithmError    unknown_algorithm
      │    │    ├── NoUsableWrapError        no_usable_wrap
-     │    │    ├── CorruptObjectError       corrupt_object
+     │    │    ├── WrapsDisagreeError       wraps_disagree
+    │    │    ├── CorruptObjectError       corrupt_object
      │    │    ├── ForeignObjectError       foreign_object
      │    │    ├── LockedObjectError        locked_object
      │    │    ├── ArchivedObjectError      archived_object
@@ -215,6 +216,16 @@ class NoUsableWrapError(PermanentError):
     """Neither wrap opens with any available key."""
 
     code = "no_usable_wrap"
+
+
+class WrapsDisagreeError(PermanentError):
+    """The user wrap does not hold the admin wrap's DEK under the KEK of its generation (SPEC 8.2).
+
+    Someone changed the object, or an old keyring was put back and rotated. Only a sweep with
+    `repair` changes it.
+    """
+
+    code = "wraps_disagree"
 
 
 class CorruptObjectError(PermanentError):

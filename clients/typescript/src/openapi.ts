@@ -239,7 +239,7 @@ export interface components {
              * @description Keyturn's error code; absent if the HTTP status says it all
              * @enum {unknown}
              */
-            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project";
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "wraps_disagree";
             detail?: string;
             request_id?: string;
             rotation_id?: string;
@@ -404,7 +404,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -593,7 +593,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -746,7 +746,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -877,7 +877,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1139,7 +1139,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1274,7 +1274,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1364,7 +1364,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;

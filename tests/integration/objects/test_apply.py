@@ -23,7 +23,7 @@ from keyturn_workers.objects.plan_action import (
     plan_action,
 )
 from keyturn_workers.objects.reconcile import reconcile_object
-from keyturn_workers.objects.verify import verify
+from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import Headers
 from tests.integration.storage.conftest import opened
 from tests.unit.keyturn_workers.factories import (
@@ -123,8 +123,7 @@ class Place:
         assert isinstance(wraps, Wraps)
         if wraps.algorithm == V0_ALGORITHM:
             return body
-        desired = desired_state(self.ring, MASTER_KEYS)
-        examined = verify(wraps, body[:HEADER_BYTES], KEY, desired, KEKS)
+        examined = verify_upload(wraps, body[:HEADER_BYTES], KEY, self.ring, KEKS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 

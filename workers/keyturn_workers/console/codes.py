@@ -48,8 +48,8 @@ CODES: Final = {
         "above the limit for inline bodies or for objects", "stage the body, or split it"
     ),
     "corrupt_object": CodeHelp(
-        "the header does not commit to the DEK, the wraps disagree, a chunk does not "
-        "authenticate, or metadata was stripped",
+        "the header does not commit to the DEK, the wraps hold different DEKs, a chunk does "
+        "not authenticate, or metadata was stripped",
         "restore the object from a backup; find out who writes to the bucket",
     ),
     "deleted_key": CodeHelp("the object key was deleted, and stays taken", "use a new object key"),
@@ -129,5 +129,10 @@ CODES: Final = {
         "add it to KEYTURN_MASTER_KEYS",
     ),
     "unknown_project": CodeHelp("the project has no keyring", "enroll it"),
+    "wraps_disagree": CodeHelp(
+        "the user wrap is not of the keyring that the admin wrap is of: someone changed the "
+        "object, or put an old keyring back and rotated",
+        "check whose keyring it is; only then keyturn sweep --repair",
+    ),
 }
 """By code."""

@@ -45,6 +45,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "corrupt_object": 502,
     "no_usable_wrap": 502,
     "unknown_algorithm": 502,
+    "wraps_disagree": 502,
 }
 _DEFAULT_STATUS: Final = 503
 _RETRY_AFTER_S: Final = 1

@@ -14,7 +14,15 @@ from typing import Final
 from keyturn.crypto import new_dek
 from keyturn.errors import ArchivedObjectError, LockedObjectError
 from keyturn.identifiers import object_s3_key
-from keyturn.metadata import OWN_PREFIX, UPLOAD, UPLOAD_TAG, V0_ALGORITHM, Wraps, stored_at
+from keyturn.metadata import (
+    OWN_PREFIX,
+    UPLOAD,
+    UPLOAD_TAG,
+    V0_ALGORITHM,
+    Wraps,
+    stored_at,
+    unknown_names,
+)
 from keyturn_workers.errors import ArchivedError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.encrypt_in_place import check_v0_body, encrypt_plaintext
@@ -197,13 +205,15 @@ def _headers_with_wraps(head: ObjectHead, wraps: Wraps) -> Headers:
     wraps, so that no rotation makes a file look changed (SPEC 4.3).
     """
     caller = {n: v for n, v in head.metadata.items() if not n.startswith(OWN_PREFIX)}
-    # An object of the earlier system has no upload id (SPEC 4.6).
-    is_v0 = wraps.algorithm == V0_ALGORITHM
+    left_out = set(unknown_names(head.metadata))
+    if wraps.algorithm == V0_ALGORITHM:
+        left_out |= {UPLOAD, UPLOAD_TAG}  # an object of the earlier system has none (SPEC 4.6)
+    own = {n: v for n, v in head.metadata.items() if n not in left_out}
     metadata = build_object_metadata(
         wraps,
-        upload_id=None if is_v0 else head.metadata.get(UPLOAD),
+        upload_id=own.get(UPLOAD),
         caller_wire=caller,
-        tag=None if is_v0 else head.metadata.get(UPLOAD_TAG),
+        tag=own.get(UPLOAD_TAG),
         stored_at=stored_at(head.metadata, head.last_modified) or head.last_modified,
     )
     return replace(head.headers, metadata=metadata)

@@ -49,6 +49,7 @@ STATUSES = {
     "corrupt_object": 502,
     "no_usable_wrap": 502,
     "unknown_algorithm": 502,
+    "wraps_disagree": 502,
     "keyring_rolled_back": 503,
     "unknown_master_key": 503,
     "storage_unavailable": 503,
