@@ -5,8 +5,7 @@ keeps everything else that it had. No write goes without a lease, nor under a we
 than the backend supports. Tags are up to the caller: `tags_at_risk` says when to save them.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
@@ -48,10 +47,6 @@ COPY_LIMIT_BYTES: Final = 5 * 1024**3
 """The limit of a single copy on S3; larger objects are copied in parts (SPEC 8.2, 11)."""
 
 
-# Putting tags back is one request.
-_TAG_WAITS_S: Final = (0.1, 0.2, 0.4, 0.8)
-
-
 def tags_at_risk(
     storage: Storage, view: ObjectView, action: PlannedAction, copy_limit_bytes: int
 ) -> bool:
@@ -69,24 +64,6 @@ def tags_at_risk(
             return in_parts or not storage.capabilities.copy_keeps_tags
         case Encrypt() | ResealTombstone():
             return True
-
-
-async def read_tags_at_risk(storage: Storage, s3_key: str, head: ObjectHead) -> Mapping[str, str]:
-    """Read the tags of an object before a write that drops them.
-
-    If there are fewer than when the object was read, another worker may have copied it in the
-    meantime, and be about to put them back. This waits for that, for 1.5 seconds at most.
-
-    Raises:
-        MissingError: the object is gone.
-        StorageUnavailableError: the storage failed.
-    """
-    for wait_s in _TAG_WAITS_S:
-        tags = await storage.read_tags(s3_key)
-        if len(tags) >= head.tag_count:
-            return tags
-        await asyncio.sleep(wait_s)
-    return await storage.read_tags(s3_key)
 
 
 class ActionExecutor:
