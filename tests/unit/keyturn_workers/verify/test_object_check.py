@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -276,7 +277,7 @@ def test_a_tombstone_opens_under_the_operators_key_alone() -> None:
     ("metadata", "expected"),
     [
         ({}, ("plaintext", "unchecked", None)),
-        ({"author": "kim", "enc-upload": "x"}, ("plaintext", "unchecked", None)),
+        ({"author": "kim", "enc-upload": str(uuid.UUID(int=1))}, ("plaintext", "unchecked", None)),
         ({"enc-dek-user": "x"}, ("unreadable", "failed", "corrupt_object")),
         ({"enc-algo": "Cobblestone-256"}, ("unreadable", "failed", "corrupt_object")),
         ({"enc-algo": "ROT13"}, ("unreadable", "failed", "unknown_algorithm")),
