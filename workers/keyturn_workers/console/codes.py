@@ -49,8 +49,7 @@ CODES: Final = {
     ),
     "corrupt_object": CodeHelp(
         "the header does not commit to the DEK, the wraps hold different DEKs, a chunk does "
-        "not authenticate, or metadata was stripped. In keyturn verify also: metadata that "
-        "Keyturn does not write",
+        "not authenticate, or metadata was stripped",
         "restore the object from a backup; find out who writes to the bucket",
     ),
     "deleted_key": CodeHelp("the object key was deleted, and stays taken", "use a new object key"),
