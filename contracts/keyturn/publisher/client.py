@@ -102,6 +102,7 @@ class Publisher:
         *,
         s3: S3Settings | None = None,
         publish_timeout_s: float = PUBLISH_TIMEOUT_S,
+        alarm_timeout_s: float | None = None,
         connect: bool = True,
     ) -> AsyncIterator[Self]:
         """A publisher, connected for the duration of the block.
@@ -110,6 +111,8 @@ class Publisher:
             settings: `PublisherSettings.read()`, or made by hand.
             s3: The bucket where bodies above 256 KiB are staged; without it they are refused.
             publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
+            alarm_timeout_s: How many of them a publish waits while the broker is at its memory or
+                disk alarm; all by default.
             connect: Whether to connect now, so that a wrong address fails here, or at the
                 first use.
 
@@ -133,7 +136,9 @@ class Publisher:
                 )
                 staging = Staging(client, s3.s3_bucket)
             connection = BrokerConnection(
-                BrokerAddress.of(settings), publish_timeout_s=publish_timeout_s
+                BrokerAddress.of(settings),
+                publish_timeout_s=publish_timeout_s,
+                alarm_timeout_s=alarm_timeout_s,
             )
             stack.push_async_callback(connection.close)
             if connect:
