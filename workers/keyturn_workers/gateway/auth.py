@@ -256,7 +256,9 @@ class Authenticator:
             joined = await self._lookups.join(project, max_age_s)
             if joined is not None and credential.matches(joined.desired.user_kek):
                 return joined
-            return await self._lookups.look_up(project)
+            return await self._lookups.look_up(
+                project, lambda found: credential.matches(found.desired.user_kek)
+            )
         except (CorruptObjectError, UnknownMasterKeyError) as exc:
             self._remember_failure(project, exc)
             raise
