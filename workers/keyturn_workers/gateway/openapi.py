@@ -27,10 +27,12 @@ _DESCRIPTIONS: Final = {
     412: "The object does not meet the conditions",
     413: "The body or the object is too large",
     416: "The range lies outside the object",
-    429: "The project uses its share of the gateway: try again later",
+    429: "The project uses its share of the gateway, or has too many requests without an outcome: "
+    "try again later",
     500: "Internal error",
     502: "What is stored cannot be opened: it was changed, or is not Keyturn's",
-    503: "Try again later: storage or broker unavailable, or too many requests",
+    503: "Try again later: storage or broker unavailable, the broker at an alarm, or too many "
+    "requests",
 }
 _READ: Final = (400, 401, 404, 409, 412, 413, 429, 500, 502, 503)
 _WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 429, 500, 502, 503)

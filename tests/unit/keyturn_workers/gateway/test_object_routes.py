@@ -25,8 +25,9 @@ from keyturn.errors import CodedError, StorageUnavailableError, UnauthorizedErro
 from keyturn_workers.gateway import encrypted_reader
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.conditions import format_http_date
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
+from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, ProjectSlots
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.legacy_reader import LegacyDecrypter
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.object_routes import ObjectRoutes
@@ -495,7 +496,8 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
         cache_s=0,
         refusal_min_s=0,
     )
-    opener = ObjectOpener(storage, auth, operator_keys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
+    legacy = LegacyDecrypter(storage, ProjectSlots(1, 1.0, "reads", wait_s=0), max_bytes=1)
+    opener = ObjectOpener(storage, auth, operator_keys(_MASTER), legacy)
     limit = ConcurrencyLimit(4, 1.0, "requests")
     objects = ObjectRoutes(auth, limit, opener, {}, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]
