@@ -386,7 +386,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -413,7 +413,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -575,7 +575,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -602,7 +602,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -728,7 +728,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -755,7 +755,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -859,7 +859,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -886,7 +886,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -993,7 +993,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The project uses its share of the gateway: try again later */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1014,7 +1014,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1121,7 +1121,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1148,7 +1148,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1256,7 +1256,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1283,7 +1283,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1346,7 +1346,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1373,7 +1373,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
