@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from keyturn.tracing import PublisherTracing
 
 PUBLISH_TIMEOUT_S: Final = 30.0
+ALARM_TIMEOUT_S: Final = 5.0
 _STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
 
 
@@ -102,7 +103,7 @@ class Publisher:
         *,
         s3: S3Settings | None = None,
         publish_timeout_s: float = PUBLISH_TIMEOUT_S,
-        alarm_timeout_s: float | None = None,
+        alarm_timeout_s: float = ALARM_TIMEOUT_S,
         connect: bool = True,
     ) -> AsyncIterator[Self]:
         """A publisher, connected for the duration of the block.
@@ -112,7 +113,7 @@ class Publisher:
             s3: The bucket where bodies above 256 KiB are staged; without it they are refused.
             publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
             alarm_timeout_s: How many of them a publish waits while the broker is at its memory or
-                disk alarm; all by default.
+                disk alarm.
             connect: Whether to connect now, so that a wrong address fails here, or at the
                 first use.
 

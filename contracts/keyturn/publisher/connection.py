@@ -76,6 +76,7 @@ class BrokerConnection:
         self._sending: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._overlapping: WeakSet[asyncio.Task[None]] = WeakSet()
+        self._has_logged_alarm = False
         self._closed = False
 
     def separate(self) -> Self:
@@ -223,7 +224,11 @@ class BrokerConnection:
             async with asyncio.timeout(0):
                 await connection.transport.ready()
         except TimeoutError:
+            if not self._has_logged_alarm:
+                _log.warning("the broker accepts no messages: %s", _AT_ALARM)
+            self._has_logged_alarm = True
             return True
+        self._has_logged_alarm = False
         return False
 
     def _sent(self, sending: asyncio.Task[None]) -> None:

@@ -12,7 +12,12 @@ from typing import Any, Final
 from keyturn.errors import CodedError
 from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import Event, Failed, Rejected, RotationAccepted
-from keyturn.publisher import OutcomeUnknownError, PublisherError, WaitTimeoutError
+from keyturn.publisher import (
+    NotDeliveredError,
+    OutcomeUnknownError,
+    PublisherError,
+    WaitTimeoutError,
+)
 from keyturn.publisher.requests import new_id
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_rows
@@ -40,14 +45,20 @@ async def publish_with_retry(
     """Publish under one id, and again if the broker does not confirm.
 
     Raises:
-        OutcomeUnknownError: the last attempt was not confirmed either.
+        OutcomeUnknownError: an attempt was not confirmed, and no later one was either.
     """
+    unknown: OutcomeUnknownError | None = None
     for attempts_left in reversed(range(attempts)):
         try:
             await publish()
-        except OutcomeUnknownError:
+        except OutcomeUnknownError as exc:
+            unknown = exc
             if not attempts_left:
                 raise
+        except NotDeliveredError as exc:
+            if unknown is not None:
+                raise unknown from exc  # that attempt may still arrive
+            raise
         else:
             return
 

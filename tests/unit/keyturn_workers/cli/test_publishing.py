@@ -59,6 +59,14 @@ async def test_an_unconfirmed_request_is_sent_once_more() -> None:
     assert len(sent) == 2
 
 
+async def test_a_request_that_may_have_arrived_stays_unknown() -> None:
+    """Even if a second attempt did not leave: a broker at its alarm serves the first one later."""
+    sent, publish = _publishing(OutcomeUnknownError("first"), NotDeliveredError("alarm"))
+    with pytest.raises(OutcomeUnknownError, match="first"):
+        await publish_with_retry(publish)
+    assert len(sent) == 2
+
+
 async def test_what_cannot_be_sent_twice_is_sent_once() -> None:
     sent, publish = _publishing(OutcomeUnknownError("lost"))
     with pytest.raises(OutcomeUnknownError):
