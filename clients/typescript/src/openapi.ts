@@ -217,14 +217,14 @@ export interface components {
             url: string;
         };
         ListedObject: {
-            key: string;
-            /** @description Bytes of the plaintext, computed from the stored length; null if no read would open the object. Only reading the object, or HEAD, proves it */
-            size: number | null;
             /**
              * Format: date-time
              * @description The storage's time of the last write, in UTC. A rotation moves it
              */
-            stored_at: string;
+            changed_at: string;
+            key: string;
+            /** @description Bytes of the plaintext, computed from the stored length; null if no read would open the object. Only reading the object, or HEAD, proves it */
+            size: number | null;
         };
         Listing: {
             /** @description Pass it as `after` for the next page; null on the last page */
@@ -377,7 +377,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -521,7 +521,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -665,7 +665,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -814,7 +814,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -958,7 +958,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1076,7 +1076,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1202,7 +1202,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1328,7 +1328,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;

@@ -18,7 +18,8 @@ _Json = dict[str, Any]
 _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTIONS: Final = {
     400: "The request is malformed",
-    401: "Not the project's current API key, no such project, or a link that is not valid",
+    401: "No API key was sent, it is not the project's current one, no such project, or a link "
+    "that is not valid",
     403: "Forbidden at this gateway, or not in its grant",
     404: "There is no such object, rotation or path",
     405: "The path does not support this method",
@@ -414,7 +415,7 @@ def _listing_schema() -> _Json:
 def _listed_object_schema() -> _Json:
     return {
         "type": "object",
-        "required": ["key", "size", "stored_at"],
+        "required": ["key", "size", "changed_at"],
         "properties": {
             "key": {"type": "string", "minLength": 1},
             "size": {
@@ -423,7 +424,7 @@ def _listed_object_schema() -> _Json:
                 "description": "Bytes of the plaintext, computed from the stored length; null if "
                 "no read would open the object. Only reading the object, or HEAD, proves it",
             },
-            "stored_at": {
+            "changed_at": {
                 "type": "string",
                 "format": "date-time",
                 "description": "The storage's time of the last write, in UTC. A rotation moves it",

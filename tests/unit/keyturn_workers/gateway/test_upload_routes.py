@@ -196,7 +196,7 @@ async def test_the_body_of_an_unauthorized_put_is_not_read() -> None:
     for target, key, status in (
         (PATH, NEW_API_KEY, 401),
         (PATH, None, 401),
-        ("/v1/projects/acme/objects/a//b", "kt_" + "k" * 43, 404),
+        ("/v1/projects/acme/objects/a//b", "kt_" + "k" * 43, 400),
     ):
         got = await serving.ask("PUT", target, key=key, body=[None])
         assert got.status == status
