@@ -45,6 +45,7 @@
      ├── GatewayError                       talking to the HTTP gateway
      │    ├── GatewayUnavailableError       no connection, or no response to a read
      │    ├── ResponseLostError             an upload, a delete or a rotation got no response
+     │    ├── UploadPendingError            an upload was accepted, and its outcome is not known yet
      │    ├── UnexpectedResponseError       a response that SPEC 9 does not define
      │    ├── LinkExpiredError              the storage refuses a ciphertext link
      │    └── IncompleteBodyError           the body ended before its length
@@ -70,7 +71,7 @@ exception of this module may hold a secret, a plaintext or a sealed body. Except
 gateway's client have no cause: an exception of aiohttp can hold the request with its headers.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class KeyturnError(Exception):
@@ -138,6 +139,11 @@ class UnknownProjectError(PermanentError):
     """The project has no keyring. Retried after 1, 5 and 9 seconds all the same (SPEC 7.5)."""
 
     code = "unknown_project"
+
+    @classmethod
+    def of(cls, project: str) -> Self:
+        """The error about this project, with its remedy."""
+        return cls(f"{project} is not enrolled; to enroll it: keyturn enroll {project}")
 
 
 class AlreadyEnrolledError(PermanentError):
@@ -336,7 +342,10 @@ class NotSentHereError(PublisherError):
 
 
 class WaitTimeoutError(PublisherError, TimeoutError):
-    """No event of the request arrived in time. Nothing was lost; wait again."""
+    """No event of the request arrived in time. The text says what that can mean.
+
+    Nothing was lost: if the workers accept the publisher, wait again.
+    """
 
 
 class UnencryptedGatewayWarning(UserWarning):
@@ -358,6 +367,24 @@ class ResponseLostError(GatewayError):
     repeated upload is refused with `already_exists` if the first one was stored. A delete
     can be repeated. After a rotation, try the new API key.
     """
+
+
+class UploadPendingError(GatewayError):
+    """The gateway accepted an upload, and its outcome was not known when the wait ended.
+
+    The object may still be stored, or refused. Check with `stat`: a repeated upload is refused
+    with `already_exists` if the first one was stored.
+
+    Args:
+        upload_id: The id of the upload, which its event names too.
+    """
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(
+            f"upload {upload_id} was accepted, but its outcome is not known yet: the object may "
+            "still be stored, or refused"
+        )
+        self.upload_id = upload_id
 
 
 class UnexpectedResponseError(GatewayError):
