@@ -55,7 +55,7 @@ async def _enroll_and_upload(cli: Cli, folder: Path) -> None:
     for project in ("acme", "other"):
         key_file = str(folder / f"{project}.key")
         await _ok(cli, "enroll", project, "--generate", "--save-to", key_file)
-        await _ok(cli, "upload", project, *paths, "--wait")
+        await _ok(cli, "upload", project, *paths)
     await _ok(cli, "delete", "acme", "d")
 
 

@@ -112,8 +112,8 @@ CODES: Final = {
         "retry after Retry-After. In TypeScript, transient is true",
     ),
     "unauthorized": CodeHelp(
-        "not the project's current API key, or no such project; or a link that expired, "
-        "was changed, or was made before a rotation",
+        "no API key was sent, which the detail says; not the project's current API key, or no "
+        "such project; or a link that expired, was changed, or was made before a rotation",
         "use the current API key, or make a new link",
     ),
     "unknown_algorithm": CodeHelp(
@@ -128,7 +128,7 @@ CODES: Final = {
         "a record names a master key that this process does not have",
         "add it to KEYTURN_MASTER_KEYS",
     ),
-    "unknown_project": CodeHelp("the project has no keyring", "enroll it"),
+    "unknown_project": CodeHelp("the project has no keyring", "enroll it: keyturn enroll PROJECT"),
     "wraps_disagree": CodeHelp(
         "the user wrap is not of the keyring that the admin wrap is of: someone changed the "
         "object, or put an old keyring back and rotated",

@@ -157,7 +157,7 @@ class KeyringReader:
             )
         except MissingError as exc:
             self._cache.invalidate(entry)
-            raise UnknownProjectError(project) from exc
+            raise UnknownProjectError.of(project) from exc
         received_s = self.clock.local_s()
         trust = self.clock.observe(head.date, sent_s, received_s)
         digest = hashlib.sha256(body).digest()

@@ -97,7 +97,7 @@ def test_who_stops_waiting_learns_how_to_follow_the_request(
         resumable(PendingRequest(_ID, project, sent=True)),
     ):
         raise WaitTimeoutError("no event in 5 s")
-    assert str(raised.value) == f"no event in 5 s; it continues in the background; {hint}"
+    assert str(raised.value) == f"no event in 5 s. Otherwise it continues in the background; {hint}"
     for sent in (True, False):
         with (
             pytest.raises(KeyboardInterrupt),
