@@ -487,7 +487,7 @@ class Client:
 
 def _checked_api_key(api_key: ApiKey, name: str = "api_key") -> SecretStr:
     if not isinstance(api_key, str | SecretStr):  # a caller without types passes None
-        raise TypeError(f"{name} is a string, not {type(api_key).__name__}")
+        raise TypeError(f"{name} must be a string, not {type(api_key).__name__}")
     secret = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
     try:
         check_api_key(secret.get_secret_value())

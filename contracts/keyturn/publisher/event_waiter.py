@@ -289,11 +289,11 @@ class EventWaiter:
         """What silence can mean: no event answers a request that no publisher signed (SPEC 6.3)."""
         ignored = self._verifier.refused
         return (
-            f"no event of {request_id} in {timeout_s:g} s: no worker has served it yet, or the "
-            f"workers know no publisher {self._publisher!r} with this key in deployment "
-            f"{self._verifier.deployment!r}; then it is in {UNSIGNED_DEAD_QUEUE}, which "
-            "`keyturn dead list` shows"
-        ) + (f"; {ignored} events were ignored, as no event key verifies them" if ignored else "")
+            f"no event of {request_id} in {timeout_s:g} s: no worker has served the request yet, "
+            f"or the workers do not know publisher {self._publisher!r} with this key in deployment "
+            f"{self._verifier.deployment!r}. In that case it is in {UNSIGNED_DEAD_QUEUE}: see "
+            "`keyturn dead list`"
+        ) + (f". {ignored} events were ignored: no event key verifies them" if ignored else "")
 
     async def progress(
         self,

@@ -163,6 +163,13 @@ async def wait_for_row(row: dict[str, Any], event: Awaitable[Event], done: str) 
         row.update(status="rejected", code=outcome.code, detail=outcome.detail)
 
 
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """The row for a table: what silence can mean is the same for all, and in the error."""
+    if row["status"] != "pending":
+        return row
+    return row | {"detail": row["detail"].partition(": ")[0]}
+
+
 def print_request_rows(
     columns: Sequence[str], rows: Sequence[dict[str, Any]], label: str, done: str, *, as_json: bool
 ) -> None:
@@ -174,7 +181,7 @@ def print_request_rows(
         CommandError: the first failure, and how many there are.
     """
     used = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    print_rows(used, rows, as_json=as_json)
+    print_rows(used, rows if as_json else [_short(row) for row in rows], as_json=as_json)
     if failed := [row for row in rows if row["status"] not in ("queued", done)]:
         first = failed[0]
         reason = ": ".join(part for part in (first["code"], first["detail"]) if part)

@@ -21,7 +21,7 @@ from keyturn.errors import (
 from keyturn_workers.gateway.auth import NoApiKeyError
 
 MEDIA_TYPE: Final = "application/problem+json"
-UNAUTHORIZED: Final = "not the project's current API key"
+UNAUTHORIZED: Final = "not the project's current API key, or no such project"
 NO_MASTER_KEY: Final = "a master key is not available to this gateway now"
 _STATUS: Final[Mapping[str, int]] = {
     "malformed_request": 400,

@@ -77,7 +77,9 @@ async def test_no_api_key_is_a_type_error_that_names_it() -> None:
     unset: Any = os.environ.get("KEYTURN_NO_SUCH_KEY")
     values: list[Any] = [unset, b"k" * 40, 7]
     for given in values:
-        with pytest.raises(TypeError, match=f"^api_key is a string, not {type(given).__name__}$"):
+        with pytest.raises(
+            TypeError, match=f"^api_key must be a string, not {type(given).__name__}$"
+        ):
             async with Client.connect("http://127.0.0.1:1", given):
                 pass
     async with Client.connect("http://127.0.0.1:1", API_KEY) as client:

@@ -531,14 +531,14 @@ async def test_silence_names_what_it_can_mean(waiter: _Reading) -> None:
     sent = waiter.send()
     with pytest.raises(WaitTimeoutError) as raised:
         await waiter.wait(ROTATION_ID, timeout_s=0.01)
-    for said in (ROTATION_ID, "0.01 s", f"no publisher '{PUBLISHER}'", "deployment 'test'"):
+    for said in (ROTATION_ID, "0.01 s", f"publisher '{PUBLISHER}'", "deployment 'test'"):
         assert said in str(raised.value)
     assert "keyturn.unsigned.dead" in str(raised.value)
     assert "ignored" not in str(raised.value)
 
     body = encode(sent(_ACCEPTED))
     waiter._handle(StreamRecord(0, body, _KEY.sign_event("another", body)))
-    with pytest.raises(WaitTimeoutError, match="1 events were ignored, as no event key verifies"):
+    with pytest.raises(WaitTimeoutError, match="1 events were ignored: no event key verifies"):
         await waiter.wait(ROTATION_ID, timeout_s=0.01)
 
 

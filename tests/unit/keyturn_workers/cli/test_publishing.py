@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -202,3 +203,17 @@ def test_of_several_failures_the_first_is_shown(capsys: pytest.CaptureFixture[st
     assert str(raised.value) == "lost"
     done = [_unsent(status="deleted"), _unsent(status="queued")]
     print_request_rows(columns, done, "key", "deleted", as_json=True)
+
+
+def test_what_silence_can_mean_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "no event in 5 s: no worker has served it yet"
+    rows = [_unsent(status="pending", detail=text), _unsent(key="b", status="pending", detail=text)]
+    columns = ("key", "status", "detail")
+    with pytest.raises(CommandError, match=text):
+        print_request_rows(columns, rows, "key", "stored", as_json=False)
+    table = capsys.readouterr().out
+    assert table.count("no event in 5 s") == 2
+    assert "no worker" not in table
+    with pytest.raises(CommandError):
+        print_request_rows(columns, rows, "key", "stored", as_json=True)
+    assert [row["detail"] for row in json.loads(capsys.readouterr().out)] == [text, text]
