@@ -107,8 +107,8 @@ CODES: Final = {
         "the storage did not answer, or answered with its own error", "wait; look at the storage"
     ),
     "too_many_requests": CodeHelp(
-        "the project uses its share of the gateway. In a report of status: the worker is "
-        "reading other reports",
+        "the project uses its share of the gateway, or has too many uploads pending. In a report "
+        "of status: the worker is reading other reports",
         "retry after Retry-After. In TypeScript, transient is true",
     ),
     "unauthorized": CodeHelp(
