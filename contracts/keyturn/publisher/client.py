@@ -317,7 +317,8 @@ class Publisher:
             project: The project's id, or `*` for all.
             master_key: The id of the master key under which keyrings are sealed first.
             encrypt_plaintext: Encrypt unencrypted objects in place.
-            repair: Use earlier user KEKs for objects that no other key opens (SPEC 8.2).
+            repair: Use earlier user KEKs for objects that no other key opens, and the admin wrap
+                of those whose user wrap does not open (SPEC 8.2).
             dry_run: Only inspect and count.
             actor: The person for whom this is requested; the audit trail names them.
             sweep_id: The id of an earlier attempt to repeat; a new one by default.

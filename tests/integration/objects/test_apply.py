@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, open_sealed, v0_seal
+from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
 from keyturn_workers.errors import RefusedError
@@ -159,13 +160,23 @@ async def test_each_action_is_executed_as_planned(place: Place, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["rewrap", "rewrap large"])
-async def test_reconcile_puts_tags_back(place: Place, kind: str) -> None:
+async def test_reconcile_leaves_an_object_whose_tags_a_copy_drops_to_a_sweep(
+    place: Place, kind: str
+) -> None:
     plaintext = await place.make(kind)
-    await reconcile_object(
-        "acme", KEY, place.storage, place.keyrings, OPERATOR_KEYS, copy_limit_bytes=6 * MIB
-    )
-    assert await place.plaintext() == plaintext
+
+    async def reconcile() -> None:
+        await reconcile_object(
+            "acme", KEY, place.storage, place.keyrings, OPERATOR_KEYS, copy_limit_bytes=6 * MIB
+        )
+
+    with pytest.raises(StorageUnavailableError, match="a sweep does that"):
+        await reconcile()
     assert await place.storage.read_tags(TARGET) == TAGS
+    head, body = await place.storage.read(TARGET)
+    await place.storage.put(TARGET, body, head.headers)  # which drops the tags
+    await reconcile()
+    assert await place.plaintext() == plaintext
 
 
 @pytest.mark.parametrize("kind", ["rewrap", "encrypt", "encrypt large", "reseal"])
