@@ -10,15 +10,14 @@ from keyturn.gateway import Client
 async def main() -> None:
     url, api_key = os.environ["KEYTURN_GATEWAY_URL"], os.environ["KEYTURN_API_KEY"]
     async with Client.connect(url, api_key) as client:
-        uploaded = await client.upload(
+        await client.upload(
             "acme",
             "reports/q4.txt",
             b"the fourth quarter",
             content_type="text/plain",
             metadata={"author": "kim"},
-            wait_s=60,
         )
-        print("stored" if uploaded.stored else f"on its way: {uploaded.upload_id}")
+        print("stored")
 
         async with client.open("acme", "reports/q4.txt") as opened:
             print(f"{opened.size_bytes} bytes by {opened.metadata['author']}", flush=True)

@@ -19,6 +19,7 @@
      │    │    ├── KekReusedError           kek_reused
      │    │    ├── UnknownAlgorithmError    unknown_algorithm
      │    │    ├── NoUsableWrapError        no_usable_wrap
+     │    │    ├── WrapsDisagreeError       wraps_disagree
      │    │    ├── CorruptObjectError       corrupt_object
      │    │    ├── ForeignObjectError       foreign_object
      │    │    ├── LockedObjectError        locked_object
@@ -45,6 +46,7 @@
      ├── GatewayError                       talking to the HTTP gateway
      │    ├── GatewayUnavailableError       no connection, or no response to a read
      │    ├── ResponseLostError             an upload, a delete or a rotation got no response
+     │    ├── UploadPendingError            an upload was accepted, and its outcome is not known yet
      │    ├── UnexpectedResponseError       a response that SPEC 9 does not define
      │    ├── LinkExpiredError              the storage refuses a ciphertext link
      │    └── IncompleteBodyError           the body ended before its length
@@ -70,7 +72,7 @@ exception of this module may hold a secret, a plaintext or a sealed body. Except
 gateway's client have no cause: an exception of aiohttp can hold the request with its headers.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class KeyturnError(Exception):
@@ -138,6 +140,11 @@ class UnknownProjectError(PermanentError):
     """The project has no keyring. Retried after 1, 5 and 9 seconds all the same (SPEC 7.5)."""
 
     code = "unknown_project"
+
+    @classmethod
+    def of(cls, project: str) -> Self:
+        """The error about this project, with its remedy."""
+        return cls(f"{project} is not enrolled; to enroll it: keyturn enroll {project}")
 
 
 class AlreadyEnrolledError(PermanentError):
@@ -216,6 +223,16 @@ class NoUsableWrapError(PermanentError):
     """Neither wrap opens with any available key."""
 
     code = "no_usable_wrap"
+
+
+class WrapsDisagreeError(PermanentError):
+    """The user wrap does not hold the admin wrap's DEK under the KEK of its generation (SPEC 8.2).
+
+    Someone changed the object, or an old keyring was put back and rotated. Only a sweep with
+    `repair` changes it.
+    """
+
+    code = "wraps_disagree"
 
 
 class CorruptObjectError(PermanentError):
@@ -332,7 +349,10 @@ class NotSentHereError(PublisherError):
 
 
 class WaitTimeoutError(PublisherError, TimeoutError):
-    """No event of the request arrived in time. Nothing was lost; wait again."""
+    """No event of the request arrived in time. The text says what that can mean.
+
+    Nothing was lost: if the workers accept the publisher, wait again.
+    """
 
 
 class UnencryptedGatewayWarning(UserWarning):
@@ -354,6 +374,24 @@ class ResponseLostError(GatewayError):
     repeated upload is refused with `already_exists` if the first one was stored. A delete
     can be repeated. After a rotation, try the new API key.
     """
+
+
+class UploadPendingError(GatewayError):
+    """The gateway accepted an upload, and its outcome was not known when the wait ended.
+
+    The object may still be stored, or refused. Check with `stat`: a repeated upload is refused
+    with `already_exists` if the first one was stored.
+
+    Args:
+        upload_id: The id of the upload, which its event names too.
+    """
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(
+            f"upload {upload_id} was accepted, but its outcome is not known yet: the object may "
+            "still be stored, or refused"
+        )
+        self.upload_id = upload_id
 
 
 class UnexpectedResponseError(GatewayError):
@@ -460,7 +498,10 @@ class UnknownEventKeyError(EvidenceError):
 
 
 class RetiredEventKeyError(EvidenceError):
-    """Signed by an event key that the chain says was retired before."""
+    """Signed by an event key that the chain says was retired before, or ends with another key.
+
+    Without the newest digest, the last file must be signed by the current event key.
+    """
 
     kind = "retired_key"
 

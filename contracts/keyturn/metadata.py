@@ -5,8 +5,6 @@ the claim (`keyturn_workers.objects`); labels are hints.
 """
 
 import re
-from base64 import b64decode, b64encode
-from binascii import Error as BinasciiError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,9 +12,15 @@ from email.errors import MessageError
 from email.header import decode_header, make_header
 from typing import Final
 
-from keyturn.crypto import UPLOAD_TAG_BYTES
+from keyturn.crypto import UPLOAD_TAG_BYTES, from_base64, to_base64
 from keyturn.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
-from keyturn.identifiers import format_time, has_control_characters, is_short_name, parse_time
+from keyturn.identifiers import (
+    format_time,
+    has_control_characters,
+    is_short_name,
+    is_uuid,
+    parse_time,
+)
 
 COBBLESTONE: Final = "Cobblestone-256"
 V0_ALGORITHM: Final = "AES-256-GCM"
@@ -31,6 +35,12 @@ UPLOAD: Final = "enc-upload"
 UPLOAD_TAG: Final = "enc-upload-tag"
 STORED_AT: Final = "enc-stored-at"
 OWN_PREFIX: Final = "enc-"
+OWN_NAMES: Final = frozenset(
+    {ALGO, DEK_USER, DEK_ADMIN, KEK_USER, KEK_ADMIN, UPLOAD, UPLOAD_TAG, STORED_AT}
+)
+"""Every `enc-` name of SPEC 4.3."""
+
+_TOMBSTONE_NAMES: Final = frozenset({ALGO, DEK_ADMIN})
 
 METADATA_MAX_BYTES: Final = 2048
 """What S3 takes of names and values together, counted without `x-amz-meta-`."""
@@ -45,7 +55,10 @@ _PRINTABLE_ASCII = re.compile(r"[\x20-\x7e]*")
 
 @dataclass(frozen=True, slots=True)
 class Wraps:
-    """The two wraps of a DEK and their labels, as an object's metadata carries them."""
+    """The two wraps of a DEK and their labels, as an object's metadata carries them.
+
+    `unknown_names` are those of `unknown_names`, and are never written.
+    """
 
     algorithm: str
     user: bytes
@@ -53,6 +66,7 @@ class Wraps:
     generation: int
     kek_id: str
     master_key: str
+    unknown_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +79,10 @@ class V0Wraps:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """A deleted key (SPEC 8.7)."""
+    """A deleted key (SPEC 8.7). `unknown_names` as of `Wraps`."""
 
     sealed: bytes
+    unknown_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +106,7 @@ def parse(metadata: Mapping[str, str]) -> Envelope:
             raise CorruptObjectError("enc-algo is missing")
         return Plaintext()
     if algorithm == DELETED:
-        return Tombstone(_wrap(metadata, DEK_ADMIN))
+        return Tombstone(_wrap(metadata, DEK_ADMIN), tuple(unknown_names(metadata)))
     if algorithm == V0_ALGORITHM and KEK_USER not in metadata:
         return V0Wraps(_v0_wrap(metadata, DEK_USER), _v0_wrap(metadata, DEK_ADMIN))
     if algorithm in (COBBLESTONE, V0_ALGORITHM):
@@ -110,15 +125,38 @@ def _wraps(algorithm: str, metadata: Mapping[str, str]) -> Wraps:
         generation=int(label[1]),
         kek_id=label[2],
         master_key=metadata.get(KEK_ADMIN, ""),
+        unknown_names=tuple(unknown_names(metadata)),
     )
+
+
+def unknown_names(metadata: Mapping[str, str]) -> list[str]:
+    """The `enc-` names that SPEC 4.3, or 8.7 for a tombstone, does not list, sorted.
+
+    A name whose value cannot be what it says counts too: a bucket writer can keep a wrap of an
+    earlier KEK anywhere. A rewrap leaves them out.
+    """
+    known = _TOMBSTONE_NAMES if metadata.get(ALGO) == DELETED else OWN_NAMES
+    return sorted(
+        name
+        for name, value in metadata.items()
+        if name.startswith(OWN_PREFIX) and (name not in known or _is_impossible(name, value))
+    )
+
+
+def _is_impossible(name: str, value: str) -> bool:
+    if name == UPLOAD:
+        return not is_uuid(value)
+    if name == UPLOAD_TAG:
+        return _tag(value) is None
+    return name == STORED_AT and _time(value) is None
 
 
 def _wrap(metadata: Mapping[str, str], name: str) -> bytes:
     try:
-        return b64decode(metadata[name].encode("ascii"), validate=True)
+        return from_base64(metadata[name])
     except KeyError as exc:
         raise CorruptObjectError(f"{name} is missing") from exc
-    except (ValueError, BinasciiError) as exc:
+    except ValueError as exc:
         raise CorruptObjectError(f"{name} is not base64") from exc
 
 
@@ -145,8 +183,8 @@ def build(
         raise ValueError("a master key's id has 1 to 32 characters of a-z, 0-9 and -")
     built = {
         ALGO: wraps.algorithm,
-        DEK_USER: b64encode(wraps.user).decode(),
-        DEK_ADMIN: b64encode(wraps.admin).decode(),
+        DEK_USER: to_base64(wraps.user),
+        DEK_ADMIN: to_base64(wraps.admin),
         KEK_USER: f"{wraps.generation}:{wraps.kek_id}",
         KEK_ADMIN: wraps.master_key,
     }
@@ -166,7 +204,7 @@ def size_bytes(metadata: Mapping[str, str]) -> int:
 
 def format_upload_tag(tag: bytes) -> str:
     """The value of `enc-upload-tag` for the tag of `keyturn.crypto.upload_tag`."""
-    return b64encode(tag).decode()
+    return to_base64(tag)
 
 
 def upload_tag(metadata: Mapping[str, str]) -> bytes | None:
@@ -175,13 +213,15 @@ def upload_tag(metadata: Mapping[str, str]) -> bytes | None:
     A malformed value gives empty bytes, which equal no tag.
     """
     value = metadata.get(UPLOAD_TAG)
-    if value is None:
-        return None
+    return None if value is None else _tag(value) or b""
+
+
+def _tag(value: str) -> bytes | None:
     try:
-        tag = b64decode(value.encode("ascii"), validate=True)
-    except (ValueError, BinasciiError):
-        return b""
-    return tag if len(tag) == UPLOAD_TAG_BYTES and format_upload_tag(tag) == value else b""
+        tag = from_base64(value)
+    except ValueError:
+        return None
+    return tag if len(tag) == UPLOAD_TAG_BYTES else None
 
 
 def stored_at(metadata: Mapping[str, str], last_modified: datetime) -> datetime | None:
@@ -190,14 +230,15 @@ def stored_at(metadata: Mapping[str, str], last_modified: datetime) -> datetime 
     Not authenticated: a malformed time, or one later than the storage's own `last_modified`, is
     ignored.
     """
-    value = metadata.get(STORED_AT)
-    if value is None:
-        return None
+    instant = _time(metadata.get(STORED_AT, ""))
+    return instant if instant is not None and instant <= last_modified else None
+
+
+def _time(value: str) -> datetime | None:
     try:
-        instant = parse_time(value)
+        return parse_time(value)
     except ValueError:
         return None
-    return instant if instant <= last_modified else None
 
 
 def encode_caller_metadata(caller: Mapping[str, str]) -> dict[str, str]:
@@ -256,7 +297,7 @@ def _encode(value: str) -> str:
     if plain:
         return value
     try:
-        return f"=?utf-8?b?{b64encode(value.encode()).decode()}?="
+        return f"=?utf-8?b?{to_base64(value.encode())}?="
     except UnicodeEncodeError as exc:
         raise MalformedRequestError("metadata values must be valid UTF-8") from exc
 

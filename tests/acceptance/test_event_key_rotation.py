@@ -20,7 +20,7 @@ import aio_pika
 import pytest
 
 from keyturn.crypto import SigningKey, VerifyKey, new_api_key, to_base64
-from keyturn.errors import EvidenceError
+from keyturn.errors import EvidenceError, RetiredEventKeyError
 from keyturn.evidence import in_chain_order, verify_chain
 from keyturn.identifiers import evidence_prefix, format_time
 from keyturn.messages import (
@@ -254,8 +254,8 @@ async def _replace_seeds(
 
 
 def _check_evidence(deployment: Deployment, old: bytes, new: bytes) -> None:
-    """One chain: an auditor who has both public keys can verify it, and needs both."""
-    keys = [SigningKey.from_seed(seed).verify_key() for seed in (old, new)]
+    """One chain: an auditor who has both public keys, the current one first, can verify it."""
+    keys = [SigningKey.from_seed(seed).verify_key() for seed in (new, old)]  # the current one first
     client, bucket = stored_objects.s3_client(deployment), deployment.bucket
     files = in_chain_order(
         client.get_object(Bucket=bucket, Key=s3_key)["Body"].read()
@@ -263,9 +263,11 @@ def _check_evidence(deployment: Deployment, old: bytes, new: bytes) -> None:
     )
     chain = verify_chain(files, keys, deployment=deployment.name, project="acme")
     assert [each.predicate.kind for each in chain] == ["rotation", "sweep"]
-    assert chain[-1].key_id == keys[1].id
+    assert chain[-1].key_id == keys[0].id
+    with pytest.raises(RetiredEventKeyError):  # as if the old key were the current one still
+        verify_chain(files, keys[::-1], deployment=deployment.name, project="acme")
     with pytest.raises(EvidenceError):
-        verify_chain(files, keys[:1], deployment=deployment.name, project="acme")
+        verify_chain(files, keys[1:], deployment=deployment.name, project="acme")
 
 
 async def _check_forged(fleet: _Fleet, believer: Publisher) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _ALGORITHM: Final = "Cobblestone-256"
 _PLAN_PARTS: Final = 3
+_WRAP_CHARACTERS: Final = 140  # of 104 bytes in base64
 
 
 @dataclass(frozen=True)
@@ -540,12 +541,15 @@ class Oracle:
     def _opens_under_an_earlier(
         self, name: str, generation: int, s3_key: str, stored: Stored
     ) -> bool:
-        own = stored.headers.metadata
-        if "enc-dek-user" not in own:
-            return False
+        own = {n: v for n, v in stored.headers.metadata.items() if n.startswith("enc-")}
         keks = [row for row in self._user_keks(name) if row[2][0] < generation]
         key = s3_key.partition("/")[2]
-        return self._unwrap(iter(keks), "user", name, key, dict(own)) is not None
+        # Whatever a name says, its value may be a wrap.
+        return any(
+            self._unwrap(iter(keks), "user", name, key, {"enc-dek-user": value}) is not None
+            for value in own.values()
+            if len(value) == _WRAP_CHARACTERS
+        )
 
     # The end.
 

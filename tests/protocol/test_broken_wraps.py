@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from keyturn.crypto import BODY_CONTEXT, kek_id, seal, to_base64, wrap_dek
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import SweepStore
-from tests.protocol.process import Parts
-from tests.protocol.stories import begin, stop_at, violations
+from tests.protocol.process import CACHE_S, Parts
+from tests.protocol.stories import begin, hint, stop_at, violations
 
 if TYPE_CHECKING:
     import pytest
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 # The package gives the function of the same name.
 DECIDE = import_module("keyturn_workers.objects.plan_action")
+UNWRAP = import_module("keyturn_workers.objects.unwrap")
+RECONCILE = import_module("keyturn_workers.objects.reconcile")
+KEYRING = ".keyturn/keyrings/acme.json"
+TAGS = {"team": "legal"}
 
 
 def a_user_wrap_of_another_dek(world: World) -> None:
@@ -115,3 +119,125 @@ def test_tags_are_noted_before_a_copy_drops_them() -> None:
     assert violations(a_worker_that_dies_before_it_puts_tags_back) == []
     broken = Parts(store=_NotesNothing)
     assert violations(a_worker_that_dies_before_it_puts_tags_back, broken) == ["the tags are gone"]
+
+
+CLEAN_OVER_OTHERS = "a rotation was clean over objects of another keyring"
+WRAPPED_FOR_THIEF = "an object of the owner was wrapped for the thief"
+
+
+def an_old_keyring_that_is_put_back_and_rotated(world: World) -> None:
+    """The thief of a retired API key makes the owner's generation anew, under a key of their own.
+
+    No admin wrap of the owner is above that keyring.
+    """
+    begin(world, "a")
+    old = world.server.current_objects()[KEYRING]
+    world.rotate("acme")
+    world.run()
+    owners = world.server.current_objects()["acme/a"]
+    world.server.plant(KEYRING, old.body, old.headers)
+    world.advance(CACHE_S + 1)
+    rotation = world.rotate("acme", kek=b"t" * 32)
+    world.run()
+    ends: list[Any] = world.ended(rotation)
+    if any(end.type == "rotation.completed" and end.clean for end in ends):
+        world.oracle.violated(CLEAN_OVER_OTHERS)
+    if world.server.current_objects()["acme/a"].headers != owners.headers:
+        world.oracle.violated(WRAPPED_FOR_THIEF)
+
+
+def _open_wraps_one_by_one(*args: Any) -> Any:
+    return replace(UNWRAP.open_wraps(*args), disagree=False)
+
+
+def test_the_admin_wrap_vouches_for_no_object_of_another_keyring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Laws of the keyring itself notice that it went back; they are not what is tested here."""
+    story = an_old_keyring_that_is_put_back_and_rotated
+    lost = {CLEAN_OVER_OTHERS, WRAPPED_FOR_THIEF}
+    assert not lost & set(violations(story, settle=False))
+    monkeypatch.setattr(DECIDE, "open_wraps", _open_wraps_one_by_one)
+    assert lost <= set(violations(story, settle=False))
+
+
+def a_damaged_user_wrap(world: World) -> None:
+    begin(world, "a", "b")
+    stored = world.server.current_objects()["acme/a"]
+    world.bucket_writer.relabel("acme/a", enc_dek_user=to_base64(bytes(104)))
+    ends: list[Any] = []
+    for repair in (False, False, True, False):
+        sweep = world.sweep("acme", repair=repair)
+        world.run()
+        ends += world.ended(sweep)
+    if [(end.failed, end.rewrapped) for end in ends] != [(1, 0), (1, 0), (0, 1), (0, 0)]:
+        world.oracle.violated("a user wrap was repaired that no one asked to repair")
+    if world.server.current_objects()["acme/a"].body != stored.body:
+        world.oracle.violated("the body changed")
+
+
+def test_only_a_repair_replaces_a_user_wrap_that_does_not_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_damaged_user_wrap) == []
+    monkeypatch.setattr(DECIDE, "open_wraps", _open_wraps_one_by_one)
+    found = violations(a_damaged_user_wrap)
+    assert "a user wrap was repaired that no one asked to repair" in found
+
+
+def old_wraps_that_are_kept_beside_the_current_ones(world: World) -> None:
+    """The thief of a retired API key hides what it opens where no reader looks."""
+    begin(world, "a", "b", "c")
+    stored = world.server.current_objects()
+    old = {key: stored[f"acme/{key}"] for key in "abc"}
+    world.rotate("acme")
+    world.delete("acme", "c")
+    world.run()
+    hidden = {key: each.headers.metadata["enc-dek-user"] for key, each in old.items()}
+    world.bucket_writer.relabel("acme/a", enc_dek_user_1=hidden["a"])
+    world.bucket_writer.relabel("acme/b", enc_upload=hidden["b"])
+    world.bucket_writer.relabel("acme/c", enc_dek_user=hidden["c"])
+    tombstone = world.server.current_objects()["acme/c"]
+    world.server.plant("acme/c", old["c"].body, tombstone.headers)
+    world.sweep("acme")
+    world.run()
+    if world.server.current_objects()["acme/c"].body:
+        world.oracle.violated("a tombstone has a body")
+
+
+def test_a_clean_sweep_leaves_no_old_wrap_under_another_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = old_wraps_that_are_kept_beside_the_current_ones
+    assert violations(story) == []
+    monkeypatch.setattr("keyturn.metadata.unknown_names", lambda _: [])
+    found = violations(story, settle=False)
+    for key in "ab":
+        assert f"an earlier KEK opens acme/{key} at the end of a sweep of acme" in found
+
+
+def an_upload_that_is_delivered_again_after_a_rotation(world: World) -> None:
+    """Its object has tags, on a storage whose copies drop them."""
+    begin(world, "a")
+    (upload,) = [each.upload_id for each in world.events_of_type("upload.stored")]
+    world.server._bucket.change_tags("acme/a", TAGS)
+    world.rotate("acme")
+    states = world.oracle.projects["acme"].states
+    world.run(until=lambda: len(states) > 1, keep=hint)
+    world.advance(CACHE_S + 1)
+    world.send_again(upload)
+    world.run(keep=hint, seconds=3)
+    world.run()
+    if world.server.current_objects()["acme/a"].tags != TAGS:
+        world.oracle.violated("the tags are gone")
+    if {each.generation for each in world.events_of_type("upload.stored")} != {1, 2}:
+        world.oracle.violated("the upload was not finished")
+
+
+def test_an_upload_copies_no_object_whose_tags_a_copy_drops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(an_upload_that_is_delivered_again_after_a_rotation) == []
+    monkeypatch.setattr(RECONCILE, "tags_at_risk", lambda *_: False)
+    found = violations(an_upload_that_is_delivered_again_after_a_rotation)
+    assert "the tags are gone" in found

@@ -141,7 +141,7 @@ class ImageTest:
         with self._report.check("enroll, upload, ls and status from the image") as seen:
             self._cli("enroll", PROJECT, "--generate", "--save-to", "/out/key")
             paths = [f"/data/{one.key}" for one in _SENT]
-            self._cli("upload", PROJECT, *paths, "--wait")
+            self._cli("upload", PROJECT, *paths)
             listed = json.loads(self._cli("ls", PROJECT, "--json"))
             require(len(listed) == len(_SENT), f"{len(listed)} objects are listed")
             self._cli("status", env_file="keyturn.env")
@@ -189,7 +189,7 @@ class ImageTest:
             container = self._start("upload", IMAGE, env_file="keyturn.env", command=())
             container.wait_healthy()
             container.check_limits()
-            self._cli("upload", PROJECT, f"/data/{_LAST.key}", "--wait")
+            self._cli("upload", PROJECT, f"/data/{_LAST.key}")
             arguments = ("--api-key-file", "/out/new", "-o", "/out/last")
             self._cli("download", PROJECT, _LAST.key, *arguments)
             require((self._out / "last").read_bytes() == _LAST.body(), "it differs")

@@ -57,12 +57,14 @@ _ADVANCED = """\
 ]}}].
 """
 
+_MEMORY_LIMIT = "4GB"
+
 _CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 default_user = {user}
 default_pass = {password}
 disk_free_limit.absolute = 50MB
-vm_memory_high_watermark.absolute = 4GB
+vm_memory_high_watermark.absolute = {memory}
 log.console = true
 log.console.level = warning
 log.file = false
@@ -232,6 +234,11 @@ class RabbitMQ:
         # Counted in blocks, because RabbitMQ preallocates files.
         return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
 
+    def set_memory_alarm(self, *, on: bool) -> None:
+        """Let the node be at its memory alarm, in which it reads nothing more from publishers."""
+        limit = "1" if on else _MEMORY_LIMIT
+        self.control("set_vm_memory_high_watermark", "absolute", limit)
+
     def read_certificates_again(self) -> None:
         """Let new connections get what the certificate's files hold now."""
         self.control("--silent", "eval", "ssl:clear_pem_cache().")
@@ -301,7 +308,9 @@ class RabbitMQ:
         return done.stdout
 
     def _write_files(self) -> None:
-        config = _CONFIG.format(port=self._port, user=_USER, password=self._password)
+        config = _CONFIG.format(
+            port=self._port, user=_USER, password=self._password, memory=_MEMORY_LIMIT
+        )
         if self._tls is not None:
             config += _TLS_CONFIG.format(port=self._tls_port, tls=self._tls)
         plugins, renew_s = "", _RENEW_S

@@ -26,6 +26,7 @@ from pydantic_settings import NoDecode
 
 from keyturn.crypto import IntakeKey, Secret
 from keyturn.identifiers import SHORT_NAME_PATTERN
+from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.settings import (
     DeploymentSettings,
     PublisherSettings,
@@ -269,6 +270,10 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_staging_max_bytes: Annotated[int, Field(ge=1)] = 40 * _GIB
     # What one project may hold of the three above; never less than 1 of each.
     gateway_project_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    # Uploads of one project that are published and have no outcome yet: how many, and how many
+    # bytes of their bodies are on the broker. At least one body of the largest inline size.
+    gateway_pending: Annotated[int, Field(ge=1, le=10_000)] = 256
+    gateway_pending_bytes: Annotated[int, Field(ge=INLINE_MAX_BYTES)] = 64 * _MIB
     # Rotations of one project that are published or being swept.
     gateway_project_rotations: Annotated[int, Field(ge=1, le=100)] = 3
     # Whether the holder of a project's API key may rotate it here without the operator.

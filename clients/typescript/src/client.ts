@@ -26,6 +26,9 @@ export interface KeyturnOptions {
   /**
    * The project's current API key. It belongs on a server, never in a web page: there, leave it
    * out, and let `url` be your backend, which passes requests on and adds the API key.
+   *
+   * An `apiKey` that is given and is not a string, such as that of a variable that is not set, is a
+   * `TypeError`.
    */
   readonly apiKey?: string | undefined;
   /** Used for every request instead of the global `fetch`. */
@@ -66,7 +69,7 @@ export class Keyturn {
     this.#connection = {
       fetch: fetch ?? ((input, init) => globalThis.fetch(input, init)),
       url: `${url.replace(/\/+$/, "")}/v1/projects/${checkProject(project)}`,
-      apiKey: apiKey === undefined ? apiKey : checkApiKey(apiKey),
+      apiKey: "apiKey" in options ? checkApiKey(apiKey) : undefined,
       responseTimeoutMs: options.responseTimeoutMs ?? 30_000,
       idleTimeoutMs: options.idleTimeoutMs ?? 60_000,
       retries: options.retries ?? 3,
@@ -95,9 +98,10 @@ export class Keyturn {
   }
 
   /**
-   * Upload one object. It is sent once; objects are written once.
+   * Upload one object, and resolve once it is stored. It is sent once; objects are written once.
    *
-   * Without `waitSeconds`, it resolves once the upload is on its queue.
+   * If the outcome is not known after `waitSeconds`, it rejects with an `UploadPendingError`. With
+   * `wait: false`, it resolves once the upload is on its queue.
    */
   async put(key: string, body: UploadBody, options: PutOptions = {}): Promise<PutReceipt> {
     return (await import("./upload.ts")).putObject(this.#connection, this.#url(key), body, options);

@@ -11,6 +11,7 @@
  *      └── GatewayError                  anything else that fails between here and the gateway
  *           ├── GatewayUnavailableError  no connection, or no response to a read
  *           ├── ResponseLostError        a write got no response: it may have taken effect
+ *           ├── UploadPendingError       an upload was accepted, and its outcome is not known yet
  *           ├── UnexpectedResponseError  a response that SPEC 9 does not define
  *           ├── LinkExpiredError         of `keyturn/open`: the storage refuses a ciphertext link
  *           ├── IncompleteBodyError      a body ended before its length
@@ -31,6 +32,7 @@ export interface ErrorFields {
   readonly status?: number | undefined;
   readonly detail?: string | undefined;
   readonly retryAfterSeconds?: number | undefined;
+  readonly uploadId?: string | undefined;
 }
 
 /** Base class of all errors of this package. */
@@ -115,6 +117,18 @@ export class GatewayUnavailableError extends GatewayError {
  */
 export class ResponseLostError extends GatewayError {
   override readonly name: string = "ResponseLostError";
+}
+
+/**
+ * The gateway accepted an upload, and its outcome was not known when the wait ended.
+ *
+ * The object may still be stored, or refused. Check with `stat`: a second upload is refused with
+ * `already_exists` if the first was stored.
+ */
+export class UploadPendingError extends GatewayError {
+  override readonly name: string = "UploadPendingError";
+  /** The id of the upload, which its event names too. */
+  declare readonly uploadId: string;
 }
 
 /**

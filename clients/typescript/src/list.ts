@@ -25,7 +25,7 @@ export interface ListedObject {
   /** Length of the plaintext in bytes, not authenticated; null if no read would open the object. */
   readonly size: number | null;
   /** When the storage last wrote the object; a rotation counts. */
-  readonly storedAt: Date;
+  readonly changedAt: Date;
 }
 
 /** A folder: what the keys of one or more objects begin with. It may hold only deleted objects. */
@@ -103,12 +103,12 @@ function isAfter(next: unknown, after: string, last: string, prefix: string): bo
 }
 
 function objectOf(entry: unknown): ListedObject {
-  const { key, size, stored_at } = Object(entry) as Record<string, unknown>;
-  const storedAt = timeOf(stored_at);
-  if (!(size === null || (Number.isSafeInteger(size) && Number(size) >= 0)) || !storedAt) {
+  const { key, size, changed_at } = Object(entry) as Record<string, unknown>;
+  const changedAt = timeOf(changed_at);
+  if (!(size === null || (Number.isSafeInteger(size) && Number(size) >= 0)) || !changedAt) {
     throw unexpected();
   }
-  return { type: "object", key: keyOf(key), size: size as number | null, storedAt };
+  return { type: "object", key: keyOf(key), size: size as number | null, changedAt };
 }
 
 function prefixOf(prefix: unknown): ListedPrefix {

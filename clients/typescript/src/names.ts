@@ -19,8 +19,11 @@ export function checkProject(project: unknown): string {
   return matches(project, /^[a-z0-9][a-z0-9-]{0,62}$/, "a project is 1 to 63 of a-z, 0-9, -");
 }
 
-/** Return the API key if it has the form of SPEC 1. */
-export function checkApiKey(apiKey: unknown): string {
+/** Return the API key if it has the form of SPEC 1. A variable that is not set is a `TypeError`. */
+export function checkApiKey(apiKey: unknown, name = "apiKey"): string {
+  if (typeof apiKey !== "string") {
+    throw new TypeError(`${name} is ${typeof apiKey}, not a string`);
+  }
   const pattern = /^[A-Za-z0-9._~+/=-]{32,512}$/;
   return matches(apiKey, pattern, "an API key is 32 to 512 of A-Z, a-z, 0-9, ._~+/=-");
 }

@@ -217,14 +217,14 @@ export interface components {
             url: string;
         };
         ListedObject: {
-            key: string;
-            /** @description Bytes of the plaintext, computed from the stored length; null if no read would open the object. Only reading the object, or HEAD, proves it */
-            size: number | null;
             /**
              * Format: date-time
              * @description The storage's time of the last write, in UTC. A rotation moves it
              */
-            stored_at: string;
+            changed_at: string;
+            key: string;
+            /** @description Bytes of the plaintext, computed from the stored length; null if no read would open the object. Only reading the object, or HEAD, proves it */
+            size: number | null;
         };
         Listing: {
             /** @description Pass it as `after` for the next page; null on the last page */
@@ -239,7 +239,7 @@ export interface components {
              * @description Keyturn's error code; absent if the HTTP status says it all
              * @enum {unknown}
              */
-            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project";
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "wraps_disagree";
             detail?: string;
             request_id?: string;
             rotation_id?: string;
@@ -377,7 +377,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -386,7 +386,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -404,7 +404,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -413,7 +413,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -521,7 +521,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -575,7 +575,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -593,7 +593,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -602,7 +602,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -665,7 +665,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -728,7 +728,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -746,7 +746,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -755,7 +755,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -814,7 +814,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -859,7 +859,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -877,7 +877,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -886,7 +886,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -958,7 +958,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -993,7 +993,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The project uses its share of the gateway: try again later */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1014,7 +1014,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1076,7 +1076,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1121,7 +1121,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1139,7 +1139,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1148,7 +1148,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1202,7 +1202,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1256,7 +1256,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1274,7 +1274,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1283,7 +1283,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1328,7 +1328,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description Not the project's current API key, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1346,7 +1346,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The project uses its share of the gateway: try again later (too_many_requests) */
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1364,7 +1364,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm) */
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1373,7 +1373,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;

@@ -45,7 +45,7 @@ export async function requestRotation(
     method: "POST",
     url: `${connection.url}/rotations`,
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ api_key: checkApiKey(newApiKey) }),
+    body: JSON.stringify({ api_key: checkApiKey(newApiKey, "newApiKey") }),
   };
   const outcome = await write(connection, [202], request, options, undefined, newApiKey);
   return idOf(outcome, "rotation_id");

@@ -6,6 +6,7 @@
  */
 import { type Source, sourceOf } from "./body_source.ts";
 import { encodeMetadata } from "./encode_metadata.ts";
+import { UploadPendingError } from "./errors.ts";
 import { malformed } from "./names.ts";
 import { type Connection, Exchange, exchange, inBrowser, type Request } from "./transport.ts";
 import { idOf, write } from "./write.ts";
@@ -33,7 +34,9 @@ export interface PutOptions {
   readonly contentType?: string | undefined;
   /** The caller's own, at most 1 KiB; not authenticated. */
   readonly metadata?: Readonly<Record<string, string>> | undefined;
-  /** Seconds that the gateway may wait until the object is stored. */
+  /** Whether to wait until the object is stored; true by default. */
+  readonly wait?: boolean | undefined;
+  /** Seconds to wait at most; 50 by default. The gateway may grant less (60 by default). */
   readonly waitSeconds?: number | undefined;
   readonly onProgress?: ((progress: Progress) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -42,18 +45,22 @@ export interface PutOptions {
 /** An upload that the gateway has accepted. */
 export interface PutReceipt {
   readonly uploadId: string;
-  /** Whether the object is stored already. If not, it will be, or is refused by a worker. */
+  /** Whether the object is stored. With `wait: false` it is not known: a worker may refuse it. */
   readonly stored: boolean;
 }
+
+/** Less than the minute after which common proxies end a request without a response. */
+const WAIT_S = 50;
 
 /** Send a body once. */
 export async function putObject(
   connection: Connection,
   url: string,
   body: UploadBody,
-  options: PutOptions,
+  given: PutOptions,
 ): Promise<PutReceipt> {
-  const { contentType, metadata = {}, size, signal } = options;
+  const { contentType, metadata = {}, size, signal, wait = true } = given;
+  const options = { ...given, waitSeconds: wait ? (given.waitSeconds ?? WAIT_S) : undefined };
   if (contentType !== undefined && !/^[ -~]{1,1024}$/.test(contentType)) {
     throw malformed("a content type is printable ASCII");
   }
@@ -76,7 +83,13 @@ export async function putObject(
     source.stop();
     throw error;
   });
-  return { uploadId: idOf(outcome, "upload_id"), stored: outcome.status === 201 };
+  const uploadId = idOf(outcome, "upload_id");
+  const stored = outcome.status === 201;
+  if (wait && !stored) {
+    const message = `upload ${uploadId} was accepted; the object may still be stored, or refused`;
+    throw new UploadPendingError(message, { status: outcome.status, uploadId });
+  }
+  return { uploadId, stored };
 }
 
 /** Send a body of known length as a stream, read as fast as the gateway takes it. */

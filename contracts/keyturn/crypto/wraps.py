@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
-from keyturn.crypto.cobblestone import TAG_BYTES, BytesLike, open_sealed, seal
+from keyturn.crypto.cobblestone import TAG_BYTES, BytesLike, open_sealed, seal, sealed_size
 from keyturn.crypto.keys import DEK_BYTES, Kek
 from keyturn.crypto.labels import label
 from keyturn.errors import SealError
@@ -27,11 +27,16 @@ Role: TypeAlias = Literal["user", "admin"]
 BODY_CONTEXT: Final = b"keyturn/v1/body"
 """The context of an object's body (SPEC 4.2). It needs no more: a DEK has one body."""
 
+WRAP_BYTES: Final = sealed_size(DEK_BYTES)
+"""The length of a wrap: 104."""
+
 UPLOAD_TAG_BYTES: Final = 16
 
 _V0_NONCE_BYTES: Final = 12
 V0_OVERHEAD_BYTES: Final = _V0_NONCE_BYTES + TAG_BYTES
 """How many bytes longer a v0 body is than its plaintext."""
+V0_WRAP_BYTES: Final = V0_OVERHEAD_BYTES + DEK_BYTES
+"""The length of a v0 wrap: 60."""
 
 
 def transport_context(upload_id: str) -> bytes:

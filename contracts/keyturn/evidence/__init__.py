@@ -4,7 +4,7 @@ Each clean end of a rotation or a sweep leaves one file: a DSSE envelope around 
 Statement, signed by an event key of the deployment. Each file names the digest of the one before,
 so the files of a project form a chain that never forks.
 
-    keys = [VerifyKey.from_bytes(public_key)]
+    keys = [VerifyKey.from_bytes(public_key)]  # first the current one, then the retired ones
     evidence = verify_chain(in_chain_order(files), keys, deployment="default", project="acme")
     evidence[-1].predicate.proven_to
 
@@ -18,7 +18,7 @@ All errors are `keyturn.errors.EvidenceError`s, one class for each `kind`.
 
 What a verified chain shows: everything up to its last file. That this is the newest evidence is
 shown by the keyring, or by the event of the end, which both name its digest: `verify_chain`
-takes it as `newest`.
+takes it as `newest`. Without it, the last file must be signed by the current event key.
 """
 
 from keyturn.evidence.chain import in_chain_order, keys_before, verify_chain

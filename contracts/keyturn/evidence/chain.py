@@ -4,9 +4,13 @@ Each file names the digest of the one before. A chain begins with a file that na
 never forks. An event key may be replaced: each file lists the other keys that signed before it,
 with the last digest of each, and which of them are retired. A retired key, which may have been
 stolen since, signs nothing after the file that retires it.
+
+A thief of a retired key can leave that file out, and continue the chain before it. So unless the
+newest digest is known from elsewhere, a chain must end with a file of the current event key.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 from keyturn.crypto import VerifyKey
 from keyturn.errors import (
@@ -21,10 +25,16 @@ from keyturn.errors import (
 from keyturn.evidence.envelope import Evidence, parse
 from keyturn.evidence.statement import EventKeyUse
 
+_NOT_CURRENT: Final = (
+    "no file from here on is signed by the current event key, the first public key: verify with "
+    "the newest digest (--newest), which the keyring and the completion event name, or sweep the "
+    "project again"
+)
+
 
 def verify_chain(
     files: Sequence[bytes],
-    keys: Collection[VerifyKey],
+    keys: Sequence[VerifyKey],
     *,
     deployment: str | None = None,
     project: str | None = None,
@@ -34,10 +44,12 @@ def verify_chain(
 
     Args:
         files: The bytes of all files in the order of the chain (`in_chain_order`).
-        keys: The public event keys of the deployment, those that were retired too.
+        keys: The public event keys of the deployment: first the current one, then all that were
+            retired.
         deployment: The deployment that it must be of; by default that of the first file.
         project: The project that it must be of; by default that of the first file.
-        newest: The digest of the newest evidence, by the keyring or the event of the end.
+        newest: The digest of the newest evidence, by the keyring or the event of the end. Without
+            it, the last file must be signed by the current event key.
 
     Returns:
         What the files say, in the same order.
@@ -55,7 +67,9 @@ def verify_chain(
             raise ForeignEvidenceError("from another deployment or project", index=index)
     _verify_links(chain)
     _verify_history(chain)
-    if newest is not None and chain[-1].digest != newest:
+    if newest is None:
+        _verify_end(chain, keys[0].id)
+    elif chain[-1].digest != newest:
         raise CutEvidenceError("the chain does not end with the newest evidence")
     return tuple(chain)
 
@@ -105,6 +119,20 @@ def _verify_history(chain: Sequence[Evidence]) -> None:
         if before and evidence.predicate.generation < before.predicate.generation:
             raise MalformedEvidenceError("the generation is lower than before", index=index)
         before = evidence
+
+
+def _verify_end(chain: Sequence[Evidence], current: str) -> None:
+    """Verify that the last file is signed by the current event key: by no thief of an earlier one.
+
+    The error names the first of the files that no signature by the current key follows.
+    """
+    others = 0
+    for evidence in reversed(chain):
+        if evidence.key_id == current:
+            break
+        others += 1
+    if others:
+        raise RetiredEventKeyError(_NOT_CURRENT, index=len(chain) - others)
 
 
 def keys_before(previous: Evidence | None, key_id: str, held: Collection[str]) -> list[EventKeyUse]:

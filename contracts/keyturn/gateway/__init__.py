@@ -34,6 +34,7 @@ from keyturn.errors import (
     ResponseLostError,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
+    UploadPendingError,
 )
 from keyturn.gateway.client import Client, DeleteReceipt, UploadReceipt
 from keyturn.gateway.links import CiphertextLink, Link
@@ -56,5 +57,6 @@ __all__ = [
     "ResponseLostError",
     "UnencryptedGatewayWarning",
     "UnexpectedResponseError",
+    "UploadPendingError",
     "UploadReceipt",
 ]

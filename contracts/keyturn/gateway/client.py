@@ -22,6 +22,7 @@ from keyturn.errors import (
     MalformedRequestError,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
+    UploadPendingError,
 )
 from keyturn.gateway.authorized_requests import AuthorizedRequests
 from keyturn.gateway.links import (
@@ -61,6 +62,8 @@ from keyturn.publisher.requests import ApiKey
 _CALLER: Final = 3  # frames up to the caller of `connect`: its own, and contextlib's
 CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 60.0
+UPLOAD_WAIT_S: Final = 50
+"""Less than the 60 seconds after which common proxies end a request without a response."""
 _WHOLE: Final = ByteRange(0, None)
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT = 200, 201, 202, 204
 
@@ -71,7 +74,8 @@ class UploadReceipt:
 
     Attributes:
         upload_id: Its id, which its event names too.
-        stored: Whether the object is stored already. If not, it will be, or an event says why not.
+        stored: Whether the object is stored. If the call did not wait, it is not known: the
+            object will be stored, or an event says why not.
     """
 
     upload_id: str
@@ -125,6 +129,7 @@ class Client:
             UnencryptedGatewayWarning: an `http://` address of another machine.
 
         Raises:
+            TypeError: the API key is not text, such as the None of a variable that is not set.
             MalformedRequestError: the API key does not have the form of SPEC 1.
             SettingsError: the URL cannot be a gateway's, or aiohttp is not installed.
         """
@@ -147,6 +152,7 @@ class Client:
             api_key: Another project's, or the new one after a rotation.
 
         Raises:
+            TypeError: the API key is not text.
             MalformedRequestError: the API key does not have the form of SPEC 1.
         """
         return type(self)(self._transport, api_key)
@@ -284,9 +290,12 @@ class Client:
         *,
         content_type: str | None = None,
         metadata: Mapping[str, str] | None = None,
-        wait_s: int | None = None,
+        wait: bool = True,
+        wait_s: int = UPLOAD_WAIT_S,
     ) -> UploadReceipt:
-        """Upload one object. It is sent once: the gateway gives each request a new id.
+        """Upload one object, and return once it is stored.
+
+        It is sent once: the gateway gives each request a new id.
 
         Args:
             project: The project's id (SPEC 1).
@@ -294,22 +303,24 @@ class Client:
             body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
             content_type: As in HTTP; not authenticated.
             metadata: The caller's own, at most 1 KiB of names and values; not authenticated.
-            wait_s: Seconds, 1 or more, that the gateway may wait until the object is stored;
-                None responds once the request is on its queue.
+            wait: Whether to wait until the object is stored, or to return once the request is
+                on its queue. Then a later refusal is only in events.
+            wait_s: Seconds, 1 or more, to wait at most. The gateway may grant less (60 by default).
 
         Returns:
-            The upload's id, and whether the object is stored already.
+            The upload's id, and whether the object is stored.
 
         Raises:
             MalformedRequestError: a name, the content type or the metadata is not allowed.
             UnauthorizedError: not the project's current API key, or no such project.
-            AlreadyExistsError: the key holds another object; raised only while waiting.
-            CodedError: any other refusal of the gateway.
+            AlreadyExistsError: the key holds another object.
+            CodedError: any other refusal of the gateway or, while waiting, of a worker.
+            UploadPendingError: accepted, but the outcome is not known after `wait_s`.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
             ResponseLostError: the object may be stored, or not; check with `stat`.
             UnexpectedResponseError: likewise, if its status is 500 or more.
         """
-        headers = _preference(wait_s)
+        headers = _preference(wait_s if wait else None)
         if content_type:
             headers["Content-Type"] = check_content_type(content_type)
         for name, value in encode_caller_metadata(metadata or {}).items():
@@ -320,9 +331,12 @@ class Client:
             headers,
             RequestBody(body),
             (_CREATED, _ACCEPTED),
-            wait_s=wait_s or 0,
+            wait_s=wait_s if wait else 0,
         )
-        return UploadReceipt(_required_id(status, fields, "upload_id"), stored=status == _CREATED)
+        upload_id, stored = _required_id(status, fields, "upload_id"), status == _CREATED
+        if wait and not stored:
+            raise UploadPendingError(upload_id)
+        return UploadReceipt(upload_id, stored)
 
     async def delete(
         self, project: str, object_key: str, *, wait_s: int | None = None
@@ -439,7 +453,7 @@ class Client:
             ResponseLostError: the new API key may become valid, or not: keep both.
             UnexpectedResponseError: likewise, if its status is 500 or more.
         """
-        secret = _checked_api_key(new_api_key)
+        secret = _checked_api_key(new_api_key, "new_api_key")
         status, fields = await self._requests.send(
             "POST",
             rotations_path(project),
@@ -471,7 +485,9 @@ class Client:
         return fields
 
 
-def _checked_api_key(api_key: ApiKey) -> SecretStr:
+def _checked_api_key(api_key: ApiKey, name: str = "api_key") -> SecretStr:
+    if not isinstance(api_key, str | SecretStr):  # a caller without types passes None
+        raise TypeError(f"{name} must be a string, not {type(api_key).__name__}")
     secret = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
     try:
         check_api_key(secret.get_secret_value())

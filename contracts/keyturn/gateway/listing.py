@@ -35,12 +35,12 @@ class ListedObject:
         key: The object's key.
         size_bytes: Length of the plaintext, computed from the stored length; not authenticated.
             None if no read would open the object.
-        stored_at: When the storage last wrote the object; a rotation counts.
+        changed_at: When the storage last wrote the object; a rotation counts.
     """
 
     key: str
     size_bytes: int | None
-    stored_at: datetime
+    changed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def _name(entry: Entry) -> str:
 def _object(fields: object, request: PageRequest) -> ListedObject:
     if not isinstance(fields, dict):
         raise _unfit("holds an entry that is not an object")
-    key, size, stored_at = fields.get("key"), fields.get("size"), fields.get("stored_at")
+    key, size, changed_at = fields.get("key"), fields.get("size"), fields.get("changed_at")
     if not isinstance(key, str) or not is_object_key(key) or not key.startswith(request.prefix):
         raise _unfit("holds a key that was not requested")
     if request.delimiter and DELIMITER in key[len(request.prefix) :]:
@@ -157,7 +157,7 @@ def _object(fields: object, request: PageRequest) -> ListedObject:
     if "size" not in fields or not (size is None or (type(size) is int and size >= 0)):
         raise _unfit("holds an object without a size")
     try:
-        return ListedObject(key, size, parse_time(str(stored_at)))
+        return ListedObject(key, size, parse_time(str(changed_at)))
     except ValueError:
         raise _unfit("holds an object without a time") from None
 

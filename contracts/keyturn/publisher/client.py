@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from keyturn.tracing import PublisherTracing
 
 PUBLISH_TIMEOUT_S: Final = 30.0
+ALARM_TIMEOUT_S: Final = 5.0
 _STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
 
 
@@ -103,6 +104,7 @@ class Publisher:
         *,
         s3: S3Settings | None = None,
         publish_timeout_s: float = PUBLISH_TIMEOUT_S,
+        alarm_timeout_s: float = ALARM_TIMEOUT_S,
         connect: bool = True,
     ) -> AsyncIterator[Self]:
         """A publisher, connected for the duration of the block.
@@ -111,6 +113,8 @@ class Publisher:
             settings: `PublisherSettings.read()`, or made by hand.
             s3: The bucket where bodies above 256 KiB are staged; without it they are refused.
             publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
+            alarm_timeout_s: How many of them a publish waits while the broker is at its memory or
+                disk alarm.
             connect: Whether to connect now, so that a wrong address fails here, or at the
                 first use.
 
@@ -134,7 +138,9 @@ class Publisher:
                 )
                 staging = Staging(client, s3.s3_bucket)
             connection = BrokerConnection(
-                BrokerAddress.of(settings), publish_timeout_s=publish_timeout_s
+                BrokerAddress.of(settings),
+                publish_timeout_s=publish_timeout_s,
+                alarm_timeout_s=alarm_timeout_s,
             )
             stack.push_async_callback(connection.close)
             if connect:
@@ -312,7 +318,8 @@ class Publisher:
             project: The project's id, or `*` for all.
             master_key: The id of the master key under which keyrings are sealed first.
             encrypt_plaintext: Encrypt unencrypted objects in place.
-            repair: Use earlier user KEKs for objects that no other key opens (SPEC 8.2).
+            repair: Use earlier user KEKs for objects that no other key opens, and the admin wrap
+                of those whose user wrap does not open (SPEC 8.2).
             dry_run: Only inspect and count.
             actor: The person for whom this is requested; the audit trail names them.
             sweep_id: The id of an earlier attempt to repeat; a new one by default.

@@ -4,6 +4,9 @@ A lost connection or channel is opened again when it is next needed. Every messa
 persistent and `mandatory`, and its publish waits for the broker's confirmation; nothing is
 published twice.
 
+A broker at its memory or disk alarm reads nothing more from a connection that publishes, and says
+so to it. Until the alarm ends, nothing else is sent on it.
+
 It must never declare anything: a queue that no worker consumes would swallow requests. It
 changes nothing outside itself: no patch, no filter or level on another library's logger.
 """
@@ -42,7 +45,10 @@ from keyturn.topology import EXCHANGE
 _log = logging.getLogger(__name__)
 _RECONNECT_PAUSES_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
 _CLOSE_TIMEOUT_S: Final = 5.0
+# How often to check whether the broker is at an alarm, while a publish waits.
+_ALARM_POLL_S: Final = 0.1
 _START_A_WORKER: Final = "; start one, then publish again"
+_AT_ALARM: Final = "its memory or disk alarm is on"
 
 
 class BrokerConnection:
@@ -51,11 +57,16 @@ class BrokerConnection:
     Args:
         broker: The broker's address; it holds a password and is never logged or raised.
         publish_timeout_s: Seconds for one publish, connecting and confirmation included.
+        alarm_timeout_s: How many of them a publish waits while the broker is at its memory or
+            disk alarm; all by default.
     """
 
-    def __init__(self, broker: Broker, *, publish_timeout_s: float) -> None:
+    def __init__(
+        self, broker: Broker, *, publish_timeout_s: float, alarm_timeout_s: float | None = None
+    ) -> None:
         self._broker = broker
         self._timeout_s = publish_timeout_s
+        self._alarm_timeout_s = publish_timeout_s if alarm_timeout_s is None else alarm_timeout_s
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._connecting = asyncio.Lock()
@@ -65,11 +76,16 @@ class BrokerConnection:
         self._sending: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._overlapping: WeakSet[asyncio.Task[None]] = WeakSet()
+        self._has_logged_alarm = False
         self._closed = False
 
     def separate(self) -> Self:
         """Another connection to the same broker, not yet connected. Its owner closes it."""
-        return type(self)(self._broker, publish_timeout_s=self._timeout_s)
+        return type(self)(
+            self._broker,
+            publish_timeout_s=self._timeout_s,
+            alarm_timeout_s=self._alarm_timeout_s,
+        )
 
     async def connect(self) -> None:
         """Connect now, so that a wrong address fails here and not at the first use.
@@ -144,6 +160,7 @@ class BrokerConnection:
     async def _publish(self, routing_key: str, message: Message) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
+        await self._wait_for_alarm_to_end(deadline)
         channel = await self._publishing_channel(deadline)
         # Not cancelled at the deadline: the client library would forget the message's id, and
         # log the whole message should the broker return it late.
@@ -153,10 +170,9 @@ class BrokerConnection:
             self._overlapping.add(sending)
         self._sending.add(sending)
         sending.add_done_callback(self._sent)
-        done, _ = await asyncio.wait({sending}, timeout=max(0.0, deadline - loop.time()))
-        if not done:
+        if (overdue := await self._wait_for_confirmation(sending, deadline)) is not None:
             self._retire(channel)
-            raise _publish_error(TimeoutError(), routing_key, self._timeout_s)
+            raise overdue
         try:
             sending.result()
         except (ChannelAccessRefused, ChannelNotFoundEntity) as exc:
@@ -166,9 +182,54 @@ class BrokerConnection:
                 raise OutcomeUnknownError(
                     "the broker refused this publish, or another one at the same time"
                 ) from exc
-            raise _publish_error(exc, routing_key, self._timeout_s) from exc
+            raise _publish_error(exc, routing_key) from exc
         except CONNECTION_EXCEPTIONS as exc:
-            raise _publish_error(exc, routing_key, self._timeout_s) from exc
+            raise _publish_error(exc, routing_key) from exc
+
+    async def _wait_for_alarm_to_end(self, deadline: float) -> None:
+        """Wait while the broker accepts nothing.
+
+        Raises:
+            BrokerUnavailableError: the alarm lasts too long.
+        """
+        loop = asyncio.get_running_loop()
+        limit = min(deadline, loop.time() + self._alarm_timeout_s)
+        while await self._is_at_alarm():
+            if loop.time() >= limit:
+                raise BrokerUnavailableError(f"the broker accepts no messages: {_AT_ALARM}")
+            await asyncio.sleep(_ALARM_POLL_S)
+
+    async def _wait_for_confirmation(
+        self, sending: asyncio.Task[None], deadline: float
+    ) -> OutcomeUnknownError | None:
+        """Wait for a publish to end; return an error if it takes too long."""
+        loop = asyncio.get_running_loop()
+        error = OutcomeUnknownError(f"the broker did not confirm within {self._timeout_s:g} s")
+        while not sending.done() and loop.time() < deadline:
+            await asyncio.wait({sending}, timeout=min(_ALARM_POLL_S, deadline - loop.time()))
+            if not sending.done() and await self._is_at_alarm():
+                error = OutcomeUnknownError(f"the broker does not confirm now: {_AT_ALARM}")
+                deadline = min(deadline, loop.time() + self._alarm_timeout_s)
+        return None if sending.done() else error
+
+    async def _is_at_alarm(self) -> bool:
+        """Whether the broker has said that it reads nothing from the connection now."""
+        connection = self._connection
+        if connection is None or connection.transport is None:
+            return False
+        if not connection.connected.is_set():
+            return False  # a lost connection is replaced
+        try:
+            # It returns at once unless the connection is blocked.
+            async with asyncio.timeout(0):
+                await connection.transport.ready()
+        except TimeoutError:
+            if not self._has_logged_alarm:
+                _log.warning("the broker accepts no messages: %s", _AT_ALARM)
+            self._has_logged_alarm = True
+            return True
+        self._has_logged_alarm = False
+        return False
 
     def _sent(self, sending: asyncio.Task[None]) -> None:
         self._sending.discard(sending)
@@ -209,7 +270,7 @@ class BrokerConnection:
                     async with asyncio.timeout_at(deadline):
                         return await self._open_channel()
             except ChannelNotFoundEntity as exc:
-                raise _publish_error(exc, "", self._timeout_s) from exc
+                raise _publish_error(exc, "") from exc
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
                 pause_s = _RECONNECT_PAUSES_S[min(attempt, len(_RECONNECT_PAUSES_S) - 1)]
                 attempt += 1
@@ -311,7 +372,7 @@ def persistent_json(body: bytes, request_id: str, headers: Mapping[str, str]) ->
     )
 
 
-def _publish_error(exc: BaseException, routing_key: str, timeout_s: float) -> PublisherError:
+def _publish_error(exc: BaseException, routing_key: str) -> PublisherError:
     """What a failed publish means to its caller: not delivered, or unknown."""
     match exc:
         case PublishError():  # the broker returned it: no queue is bound
@@ -326,8 +387,6 @@ def _publish_error(exc: BaseException, routing_key: str, timeout_s: float) -> Pu
             return NotDeliveredError(f"the broker's user may not write to {EXCHANGE}")
         case DeliveryError():
             return OutcomeUnknownError("the broker could not promise to keep the message")
-        case TimeoutError():
-            return OutcomeUnknownError(f"the broker did not confirm within {timeout_s:g} s")
         case _:
             return OutcomeUnknownError("the connection was lost before the broker confirmed")
 

@@ -130,10 +130,12 @@ class Verifier:
             ones (SPEC 6.10).
 
     Attributes:
+        deployment: As given.
         refused: How many records were ignored because no key verified them.
     """
 
     def __init__(self, deployment: str, keys: Sequence[VerifyKey]) -> None:
+        self.deployment = deployment
         self._signatures = EventVerifier(deployment, keys)
         self.refused = 0
 

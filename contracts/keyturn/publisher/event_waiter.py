@@ -45,7 +45,12 @@ from keyturn.messages import (
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_matcher import EventMatcher, RequestType, is_answer, is_end
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow
-from keyturn.topology import EVENTS_STREAM, PUBLISHER_EVENTS, publisher_stream
+from keyturn.topology import (
+    EVENTS_STREAM,
+    PUBLISHER_EVENTS,
+    UNSIGNED_DEAD_QUEUE,
+    publisher_stream,
+)
 
 MAX_TRACKED: Final = 100_000
 # The stream's times are the broker's, to the second; ours may run ahead of them.
@@ -278,7 +283,17 @@ class EventWaiter:
         except TimeoutError as exc:
             if not timeout.expired():
                 raise
-            raise WaitTimeoutError(f"no event of {request_id} in {timeout_s:g} s") from exc
+            raise WaitTimeoutError(self._no_event(request_id, timeout_s)) from exc
+
+    def _no_event(self, request_id: str, timeout_s: float) -> str:
+        """What silence can mean: no event answers a request that no publisher signed (SPEC 6.3)."""
+        ignored = self._verifier.refused
+        return (
+            f"no event of {request_id} in {timeout_s:g} s: no worker has served the request yet, "
+            f"or the workers do not know publisher {self._publisher!r} with this key in deployment "
+            f"{self._verifier.deployment!r}. In that case it is in {UNSIGNED_DEAD_QUEUE}: see "
+            "`keyturn dead list`"
+        ) + (f". {ignored} events were ignored: no event key verifies them" if ignored else "")
 
     async def progress(
         self,

@@ -131,15 +131,15 @@ function folderRow(prefix) {
 }
 
 function fileRow(entry) {
-  const { key, size, storedAt } = entry;
+  const { key, size, changedAt } = entry;
   const made = $("file-row").content.firstElementChild.cloneNode(true);
   const name = lastSegment(key);
   made.querySelector(".open span").textContent = name;
   made.querySelector(".open use").setAttribute("href", `#${mediaKind(key) ?? "file"}`);
-  made.querySelector("small").textContent = `${sizeText(size)} · ${dateText(storedAt)}`;
+  made.querySelector("small").textContent = `${sizeText(size)} · ${dateText(changedAt)}`;
   made.querySelector(".size").textContent = sizeText(size);
-  made.querySelector("time").dateTime = storedAt.toISOString();
-  made.querySelector("time").textContent = timeText(storedAt);
+  made.querySelector("time").dateTime = changedAt.toISOString();
+  made.querySelector("time").textContent = timeText(changedAt);
   const remove = () => deleteFile(key, made);
   made.querySelector(".open").onclick = () => view(entry, remove);
   action(made.querySelector(".download"), `Download ${name}`, () => download(key));

@@ -45,6 +45,7 @@ const REASONS = {
 /** What went wrong, in one sentence for the user. */
 export function errorText(error) {
   if (error.code in REASONS) return REASONS[error.code];
+  if (error.name === "UploadPendingError") return "Accepted, but not stored yet. Look again later.";
   return error.transient
     ? "The file store does not respond. Try again."
     : error.detail || error.message;

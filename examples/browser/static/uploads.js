@@ -3,7 +3,6 @@ import { files } from "./session.js";
 import { errorText, sizeText } from "./text.js";
 
 const AT_ONCE = 2;
-const STORE_WAIT_S = 60; // how long the gateway may wait until a worker has stored the file
 const section = document.getElementById("uploads");
 const list = document.getElementById("upload-list");
 const waiting = [];
@@ -65,9 +64,8 @@ function button(item, label, act) {
 async function run({ file, prefix, say, item, state, bar, canceled }) {
   try {
     canceled.signal.throwIfAborted();
-    const { stored } = await files.put(prefix + file.name, file, {
+    await files.put(prefix + file.name, file, {
       contentType: file.type || undefined,
-      waitSeconds: STORE_WAIT_S,
       signal: canceled.signal,
       onProgress: ({ loaded }) => {
         bar.value = file.size ? loaded / file.size : 1;
@@ -78,12 +76,7 @@ async function run({ file, prefix, say, item, state, bar, canceled }) {
       },
     });
     bar.value = 1;
-    end(
-      item,
-      state,
-      "done",
-      stored ? `Stored, ${sizeText(file.size)}` : "Accepted, not stored yet",
-    );
+    end(item, state, "done", `Stored, ${sizeText(file.size)}`);
     say(`${file.name} is uploaded`);
     return true;
   } catch (error) {

@@ -105,10 +105,10 @@ async function play(key, from) {
   $("media").replaceChildren(media);
 }
 
-function showDetails({ size, storedAt }, stat) {
+function showDetails({ size }, stat) {
   const rows = [
     ["Size", sizeText(size)],
-    ["Stored", timeText(storedAt)],
+    ["Stored", timeText(stat.lastModified)],
     ["Type", stat.contentType],
     ...Object.entries(stat.metadata),
   ];

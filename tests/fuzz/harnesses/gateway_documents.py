@@ -97,11 +97,11 @@ def _seeds() -> list[bytes]:
     }
     documents: list[dict[str, Any]] = [
         {
-            "objects": [{"key": key, "size": 5, "stored_at": at} for key in ("a/c", "a/ü")],
+            "objects": [{"key": key, "size": 5, "changed_at": at} for key in ("a/c", "a/ü")],
             "prefixes": ["a/d/"],
             "next": "a/ü",
         },
-        {"objects": [{"key": "é", "size": None, "stored_at": at}], "prefixes": [], "next": None},
+        {"objects": [{"key": "é", "size": None, "changed_at": at}], "prefixes": [], "next": None},
         {"objects": [], "prefixes": ["é/"], "next": "é/"},
         {"objects": [], "prefixes": [], "next": "a/b\0"},
         link,

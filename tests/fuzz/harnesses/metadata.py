@@ -5,6 +5,7 @@ The input is lines of `name=value`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from keyturn import metadata
@@ -41,7 +42,11 @@ def run(data: bytes) -> str:
         return code_of(exc, "corrupt_object", "unknown_algorithm")
     if isinstance(envelope, Wraps) and is_short_name(envelope.master_key):
         again = metadata.parse(metadata.build(envelope, upload_id=None))
-        check(again == envelope, "wraps that do not come back as they were read")
+        # Names that Keyturn does not know are never written again.
+        check(
+            again == replace(envelope, unknown_names=()),
+            "wraps that do not come back as they were read",
+        )
     try:
         find_key_usage(stored, "acme", "k", _KEYS, range(1, 4))
     except CodedError as exc:

@@ -56,6 +56,7 @@ _CODES: Final = (
     "corrupt_object",
     "unknown_algorithm",
     "no_usable_wrap",
+    "wraps_disagree",
     "not_found",
     "keyring_rolled_back",
     "storage_unavailable",
@@ -109,7 +110,8 @@ def run(data: bytes) -> str:
         _read(lambda into: _download(world, operator, into), as_it_is),
         _read(lambda into: _gateway(world, None, into), as_it_is),
         _read(lambda into: _gateway(world, Span(16_000, 16_500), into), as_it_is, 16_000, 16_500),
-        _swept(world, metadata, body),
+        _swept(world, metadata, body, Options()),
+        _swept(world, metadata, body, Options(repair=True)),
     ]
     return " ".join(sorted(set(outcomes)))
 
@@ -155,13 +157,13 @@ async def _gateway(world: _World, span: Span | None, into: bytearray) -> None:
             into += piece
 
 
-def _swept(world: _World, metadata: dict[str, str], body: bytes) -> str:
+def _swept(world: _World, metadata: dict[str, str], body: bytes, options: Options) -> str:
     """A sweep makes new wraps for the DEK of this very body, or none."""
     ring = world.bench.ring
     desired = desired_state(ring, factories.MASTER_KEYS)
     view = factories.object_view(metadata, body)
     try:
-        decision = plan_action(view, KEY, ring, desired, _KEKS, Options(repair=True))
+        decision = plan_action(view, KEY, ring, desired, _KEKS, options)
     except CodedError as exc:
         return code_of(exc, *_CODES)
     if isinstance(decision, Rewrap):

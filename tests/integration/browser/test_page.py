@@ -90,9 +90,9 @@ async def test_folders_pages_sizes_and_times(visit: Visit, bucket: Bucket) -> No
     assert await visit.names() == ["many", "not ours.bin", "Übersicht.pdf"]
     overview = _row(page, "Übersicht.pdf")
     await expect(overview.locator(".size")).to_have_text("1.3 MB")
-    stored_at = await overview.locator("time").get_attribute("datetime")
-    assert stored_at is not None
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", stored_at)
+    changed_at = await overview.locator("time").get_attribute("datetime")
+    assert changed_at is not None
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", changed_at)
 
     await page.get_by_role("link", name="many").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("many")

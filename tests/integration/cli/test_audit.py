@@ -116,7 +116,7 @@ async def _live(cli: Cli, folder: Path) -> Life:
         await _run_all(
             cli,
             ("enroll", "acme", "--generate", "--save-to", str(folder / "old")),
-            ("upload", "acme", *(str(folder / name) for name in ("a", "b", "c")), "--wait"),
+            ("upload", "acme", *(str(folder / name) for name in ("a", "b", "c"))),
             ("rotate", "acme", "--generate", "--save-to", str(folder / "new"), "--watch"),
             ("delete", "acme", "a"),
             ("download", "acme", "c", "-o", "-", *_OPERATOR),
@@ -231,7 +231,7 @@ async def _store(cli: Cli, folder: Path) -> None:
         await _run_all(
             cli,
             ("enroll", "acme", "--generate", "--save-to", str(folder / "key")),
-            ("upload", "acme", str(folder / "c"), "--wait"),
+            ("upload", "acme", str(folder / "c")),
         )
 
 
@@ -326,7 +326,7 @@ async def test_keks_that_a_provider_derives_are_recorded(
         await _run_all(
             audited,
             ("enroll", "acme", "--generate", "--save-to", str(tmp_path / "key")),
-            ("upload", "acme", str(tmp_path / "c"), "--wait"),
+            ("upload", "acme", str(tmp_path / "c")),
         )
         assert await process.terminate() == 0
     opened = await audited.arun("download", "acme", "c", "-o", "-", *_OPERATOR)

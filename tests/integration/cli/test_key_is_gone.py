@@ -25,7 +25,7 @@ _FAST: Final = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.2"}
 _PREPARATION: Final = """
 keyturn enroll acme --generate --save-to acme.key
 for name in a b c; do echo "$name" > $name; done
-keyturn upload acme a b c --wait
+keyturn upload acme a b c
 keyturn delete acme c
 """
 

@@ -168,8 +168,10 @@ def test_inspect_shows_metadata_and_no_wrap(bucket_cli: Cli) -> None:
     result = bucket_cli.run("inspect", "acme", "k", "--json")
     assert result.exit_code == 0
     report = document(result)
-    modified, etag = report.pop("modified"), report.pop("etag")
-    assert modified.endswith("+00:00")
+    stored_at, changed_at = report.pop("stored_at"), report.pop("changed_at")
+    assert stored_at == changed_at  # nothing has rewrapped it
+    assert changed_at.endswith("+00:00")
+    etag = report.pop("etag")
     assert etag == hashlib.md5(body).hexdigest()  # noqa: S324  # what S3 calls a body
     assert report == {
         "project": "acme",
@@ -216,12 +218,43 @@ def test_inspect_recognizes_every_kind(
     assert row["kind"] == kind
 
 
+def test_a_rotation_moves_the_time_of_a_change_and_not_that_of_the_content(
+    bucket_cli: Cli,
+) -> None:
+    stored_at = "2026-11-02T03:04:05.600000Z"  # as the first rewrap records it
+    _put(bucket_cli, "acme/k", b"x" * 73, {"enc-algo": "ROT13", "enc-stored-at": stored_at})
+    report = document(bucket_cli.run("inspect", "acme", "k", "--json"))
+    assert report["stored_at"] == "2026-11-02T03:04:05+00:00"
+    (row,) = document(bucket_cli.run("ls", "acme", "--json"))
+    assert row["changed_at"] == report["changed_at"] > report["stored_at"]
+
+
 def test_a_short_list_explains_objects_without_bytes(bucket_cli: Cli) -> None:
     _put(bucket_cli, "acme/full", b"x", {})
     assert bucket_cli.run("ls", "acme").stderr == ""
     _put(bucket_cli, "acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
     assert "0 bytes are deleted or empty plaintext" in bucket_cli.run("ls", "acme").stderr
     assert bucket_cli.run("ls", "acme", "--long").stderr == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--long"], ["--folders"], ["--json"]])
+def test_ls_of_a_project_that_is_not_enrolled_is_an_error(
+    bucket_cli: Cli, options: list[str]
+) -> None:
+    unknown = bucket_cli.run("ls", "nosuch", *options)
+    assert (unknown.exit_code, unknown.stdout) == (1, "")
+    assert unknown.stderr == (
+        "keyturn: unknown_project: nosuch is not enrolled; to enroll it: keyturn enroll nosuch\n"
+    )
+    _put(bucket_cli, "nosuch/object", b"x")
+    assert bucket_cli.run("ls", "nosuch", *options).exit_code == 0
+
+
+def test_ls_of_an_enrolled_project_without_objects_is_empty(bucket_cli: Cli) -> None:
+    record = build_keyring(_keyring(bucket_cli), _masters(bucket_cli))
+    _put(bucket_cli, ".keyturn/keyrings/acme.json", record)
+    empty = bucket_cli.run("ls", "acme", "--json")
+    assert (empty.exit_code, document(empty)) == (0, [])
 
 
 def test_ls_lists_one_project_in_order_up_to_the_limit(bucket_cli: Cli) -> None:

@@ -44,7 +44,7 @@ async def test_enroll_upload_and_download_a_folder(cli: Cli, tmp_path: Path) -> 
         assert api_key not in enrolled.output
         assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
 
-        sent = await cli.arun("upload", "acme", str(folder), "--wait", "--json")
+        sent = await cli.arun("upload", "acme", str(folder), "--json")
         assert sent.exit_code == 1  # one of the names is no key
         rows = {row["key"]: row for row in document(sent)}
         assert rows["d/bad\nname"]["code"] == "malformed_request"
@@ -61,9 +61,7 @@ async def test_enroll_upload_and_download_a_folder(cli: Cli, tmp_path: Path) -> 
         report = document(await cli.arun("inspect", "acme", "d/a.txt", "--json"))
         assert report["content_type"] == "text/plain"
 
-        again = await cli.arun(
-            "upload", "acme", str(folder / "a.txt"), "--key", "d/a.txt", "--wait"
-        )
+        again = await cli.arun("upload", "acme", str(folder / "a.txt"), "--key", "d/a.txt")
         assert again.exit_code == 1
         assert again.stderr.startswith("keyturn: already_exists: ")
         piped = await cli.arun(
@@ -74,7 +72,6 @@ async def test_enroll_upload_and_download_a_folder(cli: Cli, tmp_path: Path) -> 
             "piped",
             "--metadata",
             "from=stdin",
-            "--wait",
             stdin=b"through a pipe",
         )
         assert piped.exit_code == 0, piped.stderr
@@ -131,15 +128,55 @@ async def test_enrollment_sends_the_key_of_legacy_objects(
 async def test_without_waiting_the_requests_are_queued(cli: Cli, tmp_path: Path) -> None:
     await declare(cli.deployment.amqp_url)
     (tmp_path / "a").write_bytes(b"a")
-    sent = await cli.arun("upload", "acme", str(tmp_path / "a"), "--json")
+    sent = await cli.arun("upload", "acme", str(tmp_path / "a"), "--no-wait", "--json")
     assert (sent.exit_code, document(sent)[0]["status"]) == (0, "queued")
     enrolled = await cli.arun(
         "enroll", "acme", "--no-wait", "--json", API_KEY=cli.deployment.api_key
     )
     assert (enrolled.exit_code, document(enrolled)["status"]) == (0, "queued")
-    pending = await cli.arun("upload", "acme", str(tmp_path / "a"), "--wait", "--timeout-s", "0.5")
+    pending = await cli.arun("upload", "acme", str(tmp_path / "a"), "--timeout-s", "0.5")
     assert pending.exit_code == 1
     assert "no event of" in pending.stderr
+
+
+async def test_a_publisher_that_the_workers_do_not_know_learns_where_to_look(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """Its requests get no event: they are in `keyturn.unsigned.dead`."""
+    (tmp_path / "a").write_bytes(b"a")
+    async with worker(cli.deployment.worker_env()):
+        sent = await cli.arun(
+            "upload", "acme", str(tmp_path / "a"), "--timeout-s", "3", PUBLISHER_NAME="stranger"
+        )
+        assert sent.exit_code == 1
+        deployment = cli.deployment.worker_env()["KEYTURN_DEPLOYMENT"]
+        named = f"do not know publisher 'stranger' with this key in deployment '{deployment}'"
+        assert named in sent.stderr
+        assert "it is in keyturn.unsigned.dead: see `keyturn dead list`" in sent.stderr
+        assert "stranger" not in sent.stdout  # once is enough
+        listed = document(await cli.arun("dead", "list", "--json"))
+    assert [(row["queue"], row["code"]) for row in listed] == [
+        ("keyturn.unsigned.dead", "bad_signature")
+    ]
+
+
+async def test_a_refused_enrollment_or_rotation_leaves_no_key_file(
+    cli: Cli, tmp_path: Path
+) -> None:
+    kept, refused = tmp_path / "kept", tmp_path / "refused"
+    async with worker(cli.deployment.worker_env()):
+        first = await cli.arun("enroll", "acme", "--generate", "--save-to", str(kept))
+        assert first.exit_code == 0, first.stderr
+        again = await cli.arun("enroll", "acme", "--generate", "--save-to", str(refused))
+        assert (again.exit_code, refused.exists()) == (1, False)
+        assert "already_enrolled" in again.stderr
+        rotated = await cli.arun(
+            *("rotate", "acme", "--expected-generation", "7"),
+            *("--generate", "--save-to", str(refused)),
+        )
+        assert (rotated.exit_code, refused.exists()) == (1, False)
+        assert "generation_mismatch" in rotated.stderr
+    assert kept.exists()
 
 
 async def test_doctor_reports_on_bucket_and_broker(cli: Cli) -> None:
@@ -174,7 +211,6 @@ async def test_an_interrupted_command_exits_130_silently(cli: Cli, tmp_path: Pat
         "upload",
         "acme",
         str(tmp_path / "a"),
-        "--wait",
         env={**os.environ, **cli.env},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

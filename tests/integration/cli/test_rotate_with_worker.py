@@ -27,7 +27,7 @@ async def test_rotate_sweep_and_delete(cli: Cli, tmp_path: Path) -> None:
     async with worker(cli.deployment.worker_env(**_FAST)):
         enrolled = await cli.arun("enroll", "acme", "--generate", "--save-to", str(old))
         assert enrolled.exit_code == 0, enrolled.stderr
-        uploaded = await cli.arun("upload", "acme", *paths, "--wait")
+        uploaded = await cli.arun("upload", "acme", *paths)
         assert uploaded.exit_code == 0, uploaded.stderr
 
         rotate = ("rotate", "acme", "--generate", "--save-to", str(new))
@@ -63,7 +63,7 @@ async def test_rotate_sweep_and_delete(cli: Cli, tmp_path: Path) -> None:
         )
         assert gone.exit_code == 1
         assert gone.stderr.startswith("keyturn: not_found")
-        again = await cli.arun("upload", "acme", paths[0], "--wait")
+        again = await cli.arun("upload", "acme", paths[0])
         assert again.stderr.startswith("keyturn: deleted_key")
         counted = document(await cli.arun("sweep", "acme", "--watch", "--json"))["event"]
         assert (counted["objects"], counted["deleted"]) == (4, 2)

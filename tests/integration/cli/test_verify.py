@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.crypto import from_base64, kek_id, user_kek
+from keyturn.crypto import from_base64, kek_id, new_dek, to_base64, user_kek, wrap_dek
 from tests.integration.cli.conftest import Cli, cli_for, document
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
@@ -55,7 +55,7 @@ async def _enroll_and_upload(cli: Cli, folder: Path) -> None:
     for project in ("acme", "other"):
         key_file = str(folder / f"{project}.key")
         await _ok(cli, "enroll", project, "--generate", "--save-to", key_file)
-        await _ok(cli, "upload", project, *paths, "--wait")
+        await _ok(cli, "upload", project, *paths)
     await _ok(cli, "delete", "acme", "d")
 
 
@@ -94,6 +94,56 @@ async def test_what_each_key_opens_after_a_rotation(cli: Cli, tmp_path: Path) ->
     _put(cli, "c", before["c"])  # the object as it was before the rotation
     shown = document(await _fails(cli, "it opens 1", *gone, "--json"))["findings"]
     assert [(row["s3_key"], row["state"]) for row in shown] == [("acme/c", "opened")]
+
+
+_HIDING_PLACES = ("algorithm", "deleted", "generation", "swapped", "beside")
+
+
+def _hide(cli: Cli, place: str, old: StoredObject, current: StoredObject, api_key: str) -> None:
+    """Write an object as a bucket writer can, who kept it as it was before the rotation."""
+    labels = {name: current.metadata[name] for name in ("enc-kek-user", "enc-kek-admin")}
+    user, admin = old.metadata["enc-dek-user"], old.metadata["enc-dek-admin"]
+    match place:
+        case "algorithm":
+            changed = {**labels, "enc-algo": "AES-256-GCM"}
+        case "deleted":
+            changed = {**labels, "enc-algo": "deleted"}
+        case "generation":
+            wrap = wrap_dek(
+                user_kek(api_key, "acme"), "user", algorithm="Cobblestone-256", project="acme",
+                object_key=place, generation=40, dek=new_dek(),
+            )  # fmt: skip
+            changed = {"enc-dek-user": to_base64(wrap), "enc-kek-user": f"41:{'0' * 16}"}
+        case "swapped":
+            changed = {**labels, "enc-dek-user": admin, "enc-dek-admin": user}
+        case "beside":
+            changed = {**current.metadata, "enc-dek-user-1": user}
+    _put(cli, place, old, **changed)
+
+
+async def test_the_five_hiding_places_of_an_old_wrap(cli: Cli, tmp_path: Path) -> None:
+    old, new = str(tmp_path / "acme.key"), str(tmp_path / "new.key")
+    paths = [str(tmp_path / name) for name in (*_HIDING_PLACES, "kept")]
+    async with worker(cli.deployment.worker_env(**_FAST)):
+        await _ok(cli, "enroll", "acme", "--generate", "--save-to", old)
+        for name in (*_HIDING_PLACES, "kept"):
+            (tmp_path / name).write_text(name)
+        await _ok(cli, "upload", "acme", *paths, "--wait")
+        before = {name: read_object(cli.deployment, "acme", name) for name in _HIDING_PLACES}
+        await _ok(cli, "rotate", "acme", "--generate", "--save-to", new, "--watch")
+    gone = ("verify", "acme", "--api-key-file", old, "--expect-gone")
+    assert (await _ok(cli, *gone)).stdout.splitlines()[-1] == "the key opens none of 6 wraps"
+    api_key = (tmp_path / "acme.key").read_text().strip()
+    for place in _HIDING_PLACES:
+        current = read_object(cli.deployment, "acme", place)
+        _hide(cli, place, before[place], current, api_key)
+        result = await _fails(cli, "it opens 1 of 6 wraps; 0 other findings", *gone, "--json")
+        (finding,) = document(result)["findings"]
+        assert (finding["s3_key"], finding["state"]) == (f"acme/{place}", "opened")
+        present = ("verify", "acme", "--api-key-file", new)
+        await _fails(cli, "not verified: 1 of 6", *present)
+        _put(cli, place, current)
+        await _ok(cli, *present)
 
 
 async def test_the_operators_view_by_one_projects_admin_kek(cli: Cli, tmp_path: Path) -> None:

@@ -49,27 +49,35 @@ async def _objects(scene: Scene) -> None:
         scene.bucket.put(s3_key, b"planted", {})
 
 
-# Values of Authorization in a request for an object that exists.
-_NOBODY: dict[str, Fields] = {
-    "no header": [],
+# Well-formed keys in a request for an object that exists.
+_WRONG: dict[str, Fields] = {
     "another project's key": _bearer(OTHER_KEY),
     "a key of no project": _bearer(_STRANGER),
-    "another scheme": [("Authorization", "Basic YWNtZTpwYXNzd29yZA==")],
-    "no scheme": [("Authorization", "KEY")],
-    "the scheme alone": [("Authorization", "Bearer")],
-    "an empty key": [("Authorization", "Bearer ")],
-    "an empty header": [("Authorization", "")],
-    "two headers, both right": [("Authorization", "Bearer KEY"), ("Authorization", "Bearer KEY")],
-    "two headers, one right": [("Authorization", "Bearer KEY"), ("Authorization", "Bearer x")],
-    "a tab after the scheme": [("Authorization", "Bearer\tKEY")],
-    "two keys in one": [("Authorization", "Bearer KEY, Bearer KEY")],
     "a key in upper case": [("Authorization", "Bearer UPPER")],
     "the key and one character": [("Authorization", "Bearer KEYx")],
-    "10 KB of it": _bearer("k" * 10_240),
-    "a key in Latin-1": _bearer("k" * 40 + "\xe9"),
-    "another header": [("X-Authorization", "Bearer KEY")],
-    "the proxy's header": [("Proxy-Authorization", "Bearer KEY")],
-    "a cookie": [("Cookie", "Authorization=Bearer KEY")],
+}
+_NONE = "no API key was sent"
+_FORM = "not of the form"
+_MALFORMED = "not an API key"
+_KEYLESS: dict[str, tuple[Fields, str]] = {
+    "no header": ([], _NONE),
+    "another header": ([("X-Authorization", "Bearer KEY")], _NONE),
+    "the proxy's header": ([("Proxy-Authorization", "Bearer KEY")], _NONE),
+    "a cookie": ([("Cookie", "Authorization=Bearer KEY")], _NONE),
+    "the scheme alone": ([("Authorization", "Bearer")], _NONE),
+    "an empty key": ([("Authorization", "Bearer ")], _NONE),
+    "an empty header": ([("Authorization", "")], _FORM),
+    "another scheme": ([("Authorization", "Basic YWNtZTpwYXNzd29yZA==")], _FORM),
+    "no scheme": ([("Authorization", "KEY")], _FORM),
+    "a tab after the scheme": ([("Authorization", "Bearer\tKEY")], _FORM),
+    "two headers, both right": ([("Authorization", "Bearer KEY")] * 2, "more than one"),
+    "two headers, one right": (
+        [("Authorization", "Bearer KEY"), ("Authorization", "Bearer x")],
+        "more than one",
+    ),
+    "two keys in one": ([("Authorization", "Bearer KEY, Bearer KEY")], _MALFORMED),
+    "10 KB of it": (_bearer("k" * 10_240), _MALFORMED),
+    "a key in Latin-1": (_bearer("k" * 40 + "\xe9"), _MALFORMED),
 }
 
 
@@ -97,11 +105,27 @@ def _is_the_refusal(answer: Response, refusal: Response) -> None:
     assert answer.headers["www-authenticate"] == 'Bearer realm="keyturn"'
 
 
-@pytest.mark.parametrize("who", _NOBODY)
+@pytest.mark.parametrize("who", _WRONG)
 async def test_only_the_current_key_is_accepted(scene: Scene, refusal: Response, who: str) -> None:
     """Whatever is wrong with a key, it is refused in the same bytes."""
-    answer = await _raw(scene, "GET", _PATH, _with_key(scene, _NOBODY[who]))
+    answer = await _raw(scene, "GET", _PATH, _with_key(scene, _WRONG[who]))
     _is_the_refusal(answer, refusal)
+
+
+@pytest.mark.parametrize("what", _KEYLESS)
+async def test_a_request_without_an_api_key_is_refused_in_other_words(
+    scene: Scene, what: str
+) -> None:
+    """They name what is missing, repeat nothing that was sent, and depend on no project."""
+    fields, detail = _KEYLESS[what]
+    sent = _with_key(scene, fields)
+    answer = await _raw(scene, "GET", _PATH, sent)
+    assert (answer.status, answer.code) == (401, "unauthorized")
+    assert detail in answer.problem["detail"]
+    assert scene.deployment.api_key.encode() not in answer.body
+    assert answer.headers["www-authenticate"] == 'Bearer realm="keyturn"'
+    unknown = await _raw(scene, "GET", object_target("nosuch", _KEY), sent)
+    assert unknown.body == answer.body
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
@@ -181,8 +205,8 @@ _KEYS = {
 
 
 @pytest.mark.parametrize("what", _KEYS)
-async def test_invalid_object_keys_are_not_found(scene: Scene, what: str) -> None:
-    """404 for the key's holder, 401 for all others: nothing is resolved or joined."""
+async def test_invalid_object_keys_are_refused(scene: Scene, what: str) -> None:
+    """404 for the API key's holder, 400 for an upload, 401 for all others: nothing is resolved."""
     target = f"/v1/projects/acme/objects/{_KEYS[what]}"
     methods = ("GET", "HEAD", "PUT")
     known = _bearer(scene.deployment.api_key)
@@ -190,8 +214,8 @@ async def test_invalid_object_keys_are_not_found(scene: Scene, what: str) -> Non
         *(_raw(scene, method, target, known) for method in methods),
         *(_raw(scene, method, target, _bearer(_STRANGER)) for method in methods),
     )
-    assert [answer.status for answer in responses] == [404] * 3 + [401] * 3
-    assert responses[0].code == responses[2].code == "not_found"
+    assert [answer.status for answer in responses] == [404, 404, 400] + [401] * 3
+    assert (responses[0].code, responses[2].code) == ("not_found", "malformed_request")
 
 
 _NOT_THERE = {

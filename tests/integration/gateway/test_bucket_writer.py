@@ -200,7 +200,17 @@ _METADATA: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], int, str]
         502,
         "no_usable_wrap",
     ),
-    "the admin wrap twice": (lambda m: m | {"enc-dek-user": m["enc-dek-admin"]}, 200, ""),
+    "the admin wrap twice": (
+        lambda m: m | {"enc-dek-user": m["enc-dek-admin"]},
+        502,
+        "wraps_disagree",
+    ),
+    "a damaged user wrap": (
+        lambda m: m | {"enc-dek-user": "A" * 138 + "=="},
+        502,
+        "wraps_disagree",
+    ),
+    "an unknown name": (lambda m: m | {"enc-dek-user-1": m["enc-dek-user"]}, 200, ""),
     "the user wrap twice": (lambda m: m | {"enc-dek-admin": m["enc-dek-user"]}, 200, ""),
     "a later generation claimed": (
         lambda m: m | {"enc-kek-user": m["enc-kek-user"].replace("1:", "2:", 1)},
@@ -360,6 +370,19 @@ async def test_a_keyring_that_an_attacker_changed(scene: Scene, what: str) -> No
                 assert answer.status == 401
             else:
                 assert (answer.status, answer.code) == (ring.status, ring.code)
+
+
+async def test_a_keyring_that_was_put_back_and_rotated_to_another_key(scene: Scene) -> None:
+    """Its new key reads nothing that the owner stored under the generation that it makes anew."""
+    owner = scene.deployment.api_key
+    scene.bucket.put_keyring("forked", _ATTACKER, owner)
+    scene.bucket.put_made("forked", scene.bucket.made("forked", "x", plain(100), generation=2))
+    thief = "thief-" + "k" * 40
+    scene.bucket.put_keyring("forked", _ATTACKER, thief)
+    for method, headers in (("GET", {}), ("GET", {"Range": "bytes=5-9"}), ("HEAD", {})):
+        answer = await scene.client.request("forked", "x", headers, method=method, token=thief)
+        assert answer.status == 502
+        assert method == "HEAD" or answer.code == "wraps_disagree"
 
 
 async def test_an_object_of_the_old_generation_opens_by_the_admin_wrap(scene: Scene) -> None:

@@ -145,8 +145,8 @@ async def test_sizes_and_times_are_those_of_the_objects(
         head = await scene.client.request("acme", each["key"], method="HEAD")
         assert head.headers["content-length"] == str(each["size"])
         stored = scene.bucket.head(object_s3_key("acme", each["key"]))["LastModified"]
-        assert each["stored_at"][:19] == stored.isoformat()[:19]
-        assert each["stored_at"].endswith("Z")
+        assert each["changed_at"][:19] == stored.isoformat()[:19]
+        assert each["changed_at"].endswith("Z")
 
 
 async def test_a_page_of_deleted_objects_is_empty_and_continues(

@@ -49,7 +49,7 @@ async def test_objects_are_listed_page_by_page(live: Live, client: Client) -> No
         assert {entry.key: entry.size_bytes for entry in listed} == expected
         assert [entry.key for entry in listed] == list(expected)
     soon = timedelta(minutes=10)
-    assert all(abs(entry.stored_at - datetime.now(UTC)) < soon for entry in listed)
+    assert all(abs(entry.changed_at - datetime.now(UTC)) < soon for entry in listed)
     behind = client.list("acme", prefix="list/", after="list/b/x")
     assert [entry.key async for entry in behind] == [key for key in expected if key > "list/b/x"]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, open_sealed, v0_seal
+from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
 from keyturn_workers.errors import RefusedError
@@ -23,7 +24,7 @@ from keyturn_workers.objects.plan_action import (
     plan_action,
 )
 from keyturn_workers.objects.reconcile import reconcile_object
-from keyturn_workers.objects.verify import verify
+from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import Headers
 from tests.integration.storage.conftest import opened
 from tests.unit.keyturn_workers.factories import (
@@ -123,8 +124,7 @@ class Place:
         assert isinstance(wraps, Wraps)
         if wraps.algorithm == V0_ALGORITHM:
             return body
-        desired = desired_state(self.ring, MASTER_KEYS)
-        examined = verify(wraps, body[:HEADER_BYTES], KEY, desired, KEKS)
+        examined = verify_upload(wraps, body[:HEADER_BYTES], KEY, self.ring, KEKS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 
@@ -160,13 +160,23 @@ async def test_each_action_is_executed_as_planned(place: Place, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["rewrap", "rewrap large"])
-async def test_reconcile_puts_tags_back(place: Place, kind: str) -> None:
+async def test_reconcile_leaves_an_object_whose_tags_a_copy_drops_to_a_sweep(
+    place: Place, kind: str
+) -> None:
     plaintext = await place.make(kind)
-    await reconcile_object(
-        "acme", KEY, place.storage, place.keyrings, OPERATOR_KEYS, copy_limit_bytes=6 * MIB
-    )
-    assert await place.plaintext() == plaintext
+
+    async def reconcile() -> None:
+        await reconcile_object(
+            "acme", KEY, place.storage, place.keyrings, OPERATOR_KEYS, copy_limit_bytes=6 * MIB
+        )
+
+    with pytest.raises(StorageUnavailableError, match="a sweep does that"):
+        await reconcile()
     assert await place.storage.read_tags(TARGET) == TAGS
+    head, body = await place.storage.read(TARGET)
+    await place.storage.put(TARGET, body, head.headers)  # which drops the tags
+    await reconcile()
+    assert await place.plaintext() == plaintext
 
 
 @pytest.mark.parametrize("kind", ["rewrap", "encrypt", "encrypt large", "reseal"])

@@ -147,6 +147,52 @@ async def a_repair(scene: Scene) -> None:
     assert project.keyring()["history"][0]["kek"] is None
 
 
+async def wraps_that_disagree(scene: Scene) -> None:
+    """Left alone until a repair is requested; names that Keyturn does not know are removed."""
+    project = await scene.enrolled("disagree")
+    plaintexts = project.fill(3)
+    hidden = project.made("k/000").metadata["enc-dek-user"]
+    document = project.rotation()
+    damaged, unknown = project.made("damaged"), project.made("unknown")
+    damaged.metadata["enc-dek-user"] = to_base64(os.urandom(104))
+    unknown.metadata |= {"enc-dek-user-1": hidden, "enc-upload": hidden}
+    sealed = seal_tombstone(project.admin_kek(), project.name, "deleted", requests.now())
+    deleted = project.made("deleted")
+    deleted.metadata = {
+        "enc-algo": "deleted",
+        "enc-dek-admin": to_base64(sealed),
+        "enc-dek-user": hidden,
+    }
+    for made in (damaged, unknown, deleted):
+        project.bucket.put_made("disagree", made)
+    before = project.bucket.get("disagree/damaged")
+    await scene.send(document)
+    end = await scene.ended(document["rotation_id"])
+    assert counts(end) == {
+        "objects": 6,
+        "current": 4,
+        "rewrapped": 4,
+        "deleted": 1,
+        "failed": 1,
+        "clean": False,
+    }
+    assert failures(scene, "disagree", document["rotation_id"]) == {"damaged": "wraps_disagree"}
+    assert project.bucket.get("disagree/damaged")[1]["Metadata"] == before[1]["Metadata"]
+    kept = project.bucket.get("disagree/unknown")[1]["Metadata"]
+    assert hidden not in kept.values()
+    body, tombstone = project.bucket.get("disagree/deleted")
+    assert (body, set(tombstone["Metadata"])) == (b"", {"enc-algo", "enc-dek-admin"})
+    end = await scene.swept("disagree", repair=True)
+    assert counts(end) == {
+        "objects": 6,
+        "current": 5,
+        "rewrapped": 1,
+        "deleted": 1,
+        "clean": True,
+    }
+    project.assert_opens_as({**plaintexts, "damaged": b"hello", "unknown": b"hello"})
+
+
 async def adopted(scene: Scene) -> None:
     """A keyring that was lost: enrolled again, above every existing generation, and swept."""
     project = await scene.enrolled("adopted")
@@ -281,6 +327,7 @@ SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
         bad_objects_hold_nothing_up,
         a_dry_run_writes_nothing,
         a_repair,
+        wraps_that_disagree,
         adopted,
         a_lost_master_key,
         plaintext_encrypted,

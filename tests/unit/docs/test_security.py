@@ -27,6 +27,7 @@ _ATTACKERS = {
     "the logs, metrics, traces",
     "the master key",
     "an operator's machine",
+    "no key: only the address of a gateway or of a console",
     "a page in an operator's browser, or an account without a role",
 }
 

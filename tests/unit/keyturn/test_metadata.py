@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -68,6 +69,35 @@ def test_plaintext_carries_no_tag() -> None:
     """Of `enc-` names a plaintext object has `enc-upload` alone: one with a tag was stripped."""
     with pytest.raises(CorruptObjectError):
         metadata.parse({"enc-upload": UPLOAD_ID, "enc-upload-tag": "A" * 24})
+
+
+def test_names_that_the_specification_does_not_list_are_unknown() -> None:
+    tag = metadata.format_upload_tag(bytes(16))
+    built = metadata.build(WRAPS, upload_id=UPLOAD_ID, tag=tag, stored_at=LAST_MODIFIED)
+    assert metadata.unknown_names({**built, "author": "kim", "encoding": "x"}) == []
+    added = {"enc-dek-user-1": "x", "enc-": "", "enc-algo2": ""}
+    assert metadata.unknown_names({**built, **added}) == sorted(added)
+    parsed = metadata.parse({**built, **added})
+    assert parsed == replace(WRAPS, unknown_names=tuple(sorted(added)))
+
+
+def test_a_name_whose_value_it_cannot_have_is_unknown() -> None:
+    """A wrap of an earlier KEK would be hidden there from every rewrap."""
+    built = metadata.build(WRAPS, upload_id=UPLOAD_ID)
+    for name in ("enc-upload", "enc-upload-tag", "enc-stored-at"):
+        for value in (built["enc-dek-user"], "", "x"):
+            assert metadata.unknown_names({**built, name: value}) == [name]
+
+
+def test_a_tombstone_has_two_names() -> None:
+    bare = {
+        "enc-algo": "deleted",
+        "enc-dek-admin": metadata.build(WRAPS, upload_id=None)["enc-dek-admin"],
+    }
+    assert metadata.unknown_names({**bare, "author": "kim"}) == []
+    for name in ("enc-dek-user", "enc-kek-user", "enc-upload", "enc-x"):
+        parsed = metadata.parse({**bare, name: UPLOAD_ID})
+        assert parsed == metadata.Tombstone(WRAPS.admin, (name,))
 
 
 def test_the_time_of_storing_is_written_again() -> None:

@@ -13,7 +13,6 @@ import typer
 
 from keyturn.messages import Event, Rejected
 from keyturn.publisher import Publisher
-from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.api_keys import read_or_generate_api_key, read_v0_api_key
 from keyturn_workers.cli.arguments import (
@@ -25,7 +24,7 @@ from keyturn_workers.cli.arguments import (
     TimeoutS,
 )
 from keyturn_workers.cli.output import print_json, print_table
-from keyturn_workers.cli.publishing import event_error, publish_with_retry, result_document
+from keyturn_workers.cli.publishing import PendingRequest, event_error, result_document
 
 
 def enroll(
@@ -63,7 +62,7 @@ def enroll(
     api_key = read_or_generate_api_key(
         project, api_key_file, save_to, generate=generate, as_json=as_json
     )
-    request_id = new_id()
+    request = PendingRequest(project=project)
 
     async def publish(publisher: Publisher) -> str:
         return await publisher.enroll(
@@ -73,28 +72,27 @@ def enroll(
             v0=v0,
             v0_api_key=v0_api_key,
             adopt=adopt,
-            request_id=request_id,
+            request_id=request.id,
         )
 
-    event = asyncio.run(
-        _enroll(settings, project, request_id, publish, timeout_s if wait else None)
-    )
-    _print_result(project, request_id, event, as_json=as_json)
+    event = asyncio.run(_enroll(settings, project, request, publish, timeout_s if wait else None))
+    request.discard_key_if_refused(event, save_to)
+    _print_result(project, request.id, event, as_json=as_json)
 
 
 async def _enroll(
     settings: PublisherSettings,
     project: str,
-    request_id: str,
+    request: PendingRequest,
     publish: Callable[[Publisher], Awaitable[str]],
     timeout_s: float | None,
 ) -> Event | None:
     async with Publisher.open(settings) as publisher:
-        await publish_with_retry(lambda: publish(publisher))
+        await request.send(lambda: publish(publisher))
         if timeout_s is None:
             return None
         return await publisher.wait(
-            request_id, timeout_s=timeout_s, project=project, request_type="enroll.requested"
+            request.id, timeout_s=timeout_s, project=project, request_type="enroll.requested"
         )
 
 

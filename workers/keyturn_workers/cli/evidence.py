@@ -55,8 +55,8 @@ PublicKeys = Annotated[
         "--public-key",
         metavar="BASE64",
         callback=_parse_keys,
-        help="A public event key, or several separated by commas; may be repeated. "
-        "Default: KEYTURN_EVENT_PUBLIC_KEY.",
+        help="A public event key, or several separated by commas; may be repeated. The current "
+        "key comes first. Default: KEYTURN_EVENT_PUBLIC_KEY.",
     ),
 ]
 
@@ -199,7 +199,11 @@ def verify(
     ] = None,
     newest: Annotated[
         str | None,
-        typer.Option(metavar="DIGEST", help="The newest digest, from the keyring or the event."),
+        typer.Option(
+            metavar="DIGEST",
+            help="The newest digest, from the keyring or the completion event. Without it, the "
+            "last file must be signed by the current event key.",
+        ),
     ] = None,
     any_order: Annotated[
         bool, typer.Option("--any-order", help="Put the files in the order of the chain first.")

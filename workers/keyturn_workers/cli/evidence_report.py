@@ -1,6 +1,6 @@
 """What files of evidence say and prove, for people and as JSON (SPEC 15.1, 15.2). Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from keyturn.crypto import VerifyKey
@@ -38,7 +38,7 @@ def evidence_row(file: EvidenceFile, state: str) -> dict[str, Any]:
 
 
 def chain_rows(
-    files: Sequence[EvidenceFile], keys: Collection[VerifyKey], project: str
+    files: Sequence[EvidenceFile], keys: Sequence[VerifyKey], project: str
 ) -> tuple[list[dict[str, Any]], EvidenceError | None]:
     """A row for each file in the order of the chain, and the first error in it.
 
@@ -56,7 +56,7 @@ def chain_rows(
 
 
 def _verified_part(
-    envelopes: Sequence[bytes], keys: Collection[VerifyKey], project: str
+    envelopes: Sequence[bytes], keys: Sequence[VerifyKey], project: str
 ) -> tuple[int, EvidenceError | None]:
     """How many files from the first one on verify, and the error of the next one."""
     error: EvidenceError | None = None

@@ -21,10 +21,11 @@ from keyturn.errors import (
     MalformedRequestError,
     NotFoundError,
     UnknownAlgorithmError,
+    UnknownProjectError,
 )
 from keyturn.gateway import ListedObject, ListedPrefix
 from keyturn.gateway.listing import PAGE_MAX_ENTRIES
-from keyturn.identifiers import object_s3_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.api_keys import read_api_key
@@ -37,8 +38,8 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import PAGE_KEYS, ObjectHead, ObjectSummary, Storage
 
 _CONCURRENCY: Final = 16
-_SHORT_COLUMNS: Final = ("key", "stored_bytes", "modified")
-_GATEWAY_COLUMNS: Final = ("key", "plaintext_bytes", "modified")
+_SHORT_COLUMNS: Final = ("key", "stored_bytes", "changed_at")
+_GATEWAY_COLUMNS: Final = ("key", "plaintext_bytes", "changed_at")
 _LONG_COLUMNS: Final = (
     *_SHORT_COLUMNS,
     "kind",
@@ -127,9 +128,9 @@ async def _ls_through_gateway(
 
 def _gateway_row(entry: ListedObject | ListedPrefix) -> dict[str, Any]:
     if isinstance(entry, ListedPrefix):
-        return {"key": entry.prefix, "plaintext_bytes": None, "modified": None}
-    modified = entry.stored_at.isoformat(timespec="seconds")
-    return {"key": entry.key, "plaintext_bytes": entry.size_bytes, "modified": modified}
+        return {"key": entry.prefix, "plaintext_bytes": None, "changed_at": None}
+    changed_at = entry.changed_at.isoformat(timespec="seconds")
+    return {"key": entry.key, "plaintext_bytes": entry.size_bytes, "changed_at": changed_at}
 
 
 async def _ls(
@@ -137,16 +138,18 @@ async def _ls(
 ) -> tuple[list[dict[str, Any]], bool]:
     async with open_bucket(settings, max_connections=_CONCURRENCY + 1) as storage:
         listed = await _list(storage, request)
+        if not listed:
+            await _require_enrolled(storage, request.project)
         slots = asyncio.Semaphore(_CONCURRENCY)
 
         async def describe(row: ObjectSummary | str) -> dict[str, Any]:
             if isinstance(row, str):
                 key = row.removeprefix(f"{request.project}/")
-                return {"key": key, "stored_bytes": None, "modified": None}
+                return {"key": key, "stored_bytes": None, "changed_at": None}
             short = {
                 "key": row.key.removeprefix(f"{request.project}/"),
                 "stored_bytes": row.size_bytes,
-                "modified": row.last_modified.isoformat(timespec="seconds"),
+                "changed_at": row.last_modified.isoformat(timespec="seconds"),
             }
             if not long:
                 return short
@@ -156,6 +159,14 @@ async def _ls(
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(describe(row)) for row in listed[: request.limit]]
         return [task.result() for task in tasks], len(listed) > request.limit
+
+
+async def _require_enrolled(storage: Storage, project: str) -> None:
+    """Distinguish a project without objects from one that does not exist."""
+    try:
+        await storage.head(keyring_s3_key(project))
+    except MissingError as exc:
+        raise UnknownProjectError.of(project) from exc
 
 
 async def _list(storage: Storage, request: _Request) -> list[ObjectSummary | str]:
@@ -260,7 +271,10 @@ def _report(head: ObjectHead, start: bytes) -> dict[str, Any]:
         "content_type": head.headers.content_type,
         "upload_id": head.metadata.get(object_metadata.UPLOAD),
         "etag": head.etag,
-        "modified": head.last_modified.isoformat(timespec="seconds"),
+        "stored_at": (
+            object_metadata.stored_at(head.metadata, head.last_modified) or head.last_modified
+        ).isoformat(timespec="seconds"),
+        "changed_at": head.last_modified.isoformat(timespec="seconds"),
         "tags": head.tag_count,
         "metadata": object_metadata.decode_caller_metadata(head.metadata),
     }

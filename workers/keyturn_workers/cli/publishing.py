@@ -7,12 +7,18 @@ user who stops waiting learns which id to follow.
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from keyturn.errors import CodedError
 from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import Event, Failed, Rejected, RotationAccepted
-from keyturn.publisher import OutcomeUnknownError, PublisherError, WaitTimeoutError
+from keyturn.publisher import (
+    NotDeliveredError,
+    OutcomeUnknownError,
+    PublisherError,
+    WaitTimeoutError,
+)
 from keyturn.publisher.requests import new_id
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_rows
@@ -22,34 +28,56 @@ PUBLISH_ATTEMPTS: Final = 2
 
 @dataclass(slots=True)
 class PendingRequest:
-    """One request: its id, its project, and whether the broker has confirmed it."""
+    """One request: its id, its project, and whether the broker has confirmed it.
+
+    Attributes:
+        sent: Whether it has.
+        repeated: Whether it took more than one attempt, each of which may have arrived.
+    """
 
     id: str = field(default_factory=new_id)
     project: str | None = None
     sent: bool = False
+    repeated: bool = False
 
     async def send(self, publish: Callable[[], Awaitable[str]]) -> None:
         """Publish it; errors as `publish_with_retry`."""
-        await publish_with_retry(publish)
+        self.repeated = await publish_with_retry(publish) > 1
         self.sent = True
+
+    def discard_key_if_refused(self, event: Event | None, saved_to: Path | None) -> None:
+        """Delete the file of an API key that was generated for this request, if it was refused.
+
+        Only for the refusal of the only attempt: after anything else, the project may have the key.
+        """
+        if saved_to is not None and isinstance(event, Rejected) and not self.repeated:
+            saved_to.unlink(missing_ok=True)
+            note(f"{saved_to} deleted: the request was refused, so its API key opens nothing")
 
 
 async def publish_with_retry(
     publish: Callable[[], Awaitable[str]], *, attempts: int = PUBLISH_ATTEMPTS
-) -> None:
-    """Publish under one id, and again if the broker does not confirm.
+) -> int:
+    """Publish under one id, and again if the broker does not confirm; the number of attempts.
 
     Raises:
-        OutcomeUnknownError: the last attempt was not confirmed either.
+        OutcomeUnknownError: an attempt was not confirmed, and no later one was either.
     """
-    for attempts_left in reversed(range(attempts)):
+    attempt = 1
+    unknown: OutcomeUnknownError | None = None
+    while True:
         try:
             await publish()
-        except OutcomeUnknownError:
-            if not attempts_left:
+        except OutcomeUnknownError as exc:
+            if attempt == attempts:
                 raise
+            attempt, unknown = attempt + 1, exc
+        except NotDeliveredError as exc:
+            if unknown is not None:
+                raise unknown from exc  # that attempt may still arrive
+            raise
         else:
-            return
+            return attempt
 
 
 @contextmanager
@@ -67,7 +95,7 @@ def resumable(request: PendingRequest) -> Iterator[None]:
             note(hint)
         raise
     except WaitTimeoutError as exc:
-        raise CommandError(f"{exc}; {hint}") from exc
+        raise CommandError(f"{exc}. Otherwise {hint}") from exc
 
 
 def request_status(event: Event | None) -> str:
@@ -135,6 +163,13 @@ async def wait_for_row(row: dict[str, Any], event: Awaitable[Event], done: str) 
         row.update(status="rejected", code=outcome.code, detail=outcome.detail)
 
 
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """The row for a table: what silence can mean is the same for all, and in the error."""
+    if row["status"] != "pending":
+        return row
+    return row | {"detail": row["detail"].partition(": ")[0]}
+
+
 def print_request_rows(
     columns: Sequence[str], rows: Sequence[dict[str, Any]], label: str, done: str, *, as_json: bool
 ) -> None:
@@ -146,7 +181,7 @@ def print_request_rows(
         CommandError: the first failure, and how many there are.
     """
     used = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    print_rows(used, rows, as_json=as_json)
+    print_rows(used, rows if as_json else [_short(row) for row in rows], as_json=as_json)
     if failed := [row for row in rows if row["status"] not in ("queued", done)]:
         first = failed[0]
         reason = ": ".join(part for part in (first["code"], first["detail"]) if part)

@@ -6,6 +6,7 @@ waits until none is left under the old key.
 """
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,6 +76,7 @@ def rotate(
                 project,
                 api_key,
                 request,
+                saved_to=save_to,
                 expected_generation=expected_generation,
                 timeout_s=timeout_s if wait else None,
                 watching=watching,
@@ -90,6 +92,7 @@ async def _rotate(
     api_key: SecretStr,
     request: PendingRequest,
     *,
+    saved_to: Path | None,
     expected_generation: int | None,
     timeout_s: float | None,
     watching: bool,
@@ -110,6 +113,7 @@ async def _rotate(
         event = await publisher.wait(
             request.id, timeout_s=timeout_s, project=project, request_type="rotation.requested"
         )
+        request.discard_key_if_refused(event, saved_to)
         if not watching or not isinstance(event, RotationAccepted):
             return event
         if not as_json:

@@ -62,6 +62,7 @@ class ReaderSettings(Settings):
     """What a KEK is derived with, in addition to the API key."""
 
     pepper: SecretStr = SecretStr("")
+    v0_pepper: SecretStr = SecretStr("")
     v0_master_key: SecretStr | None = None
 
 

@@ -138,7 +138,7 @@ async def _show_overview(
     else:
         _print_overview(document, project)
     if project is not None and not index.keyrings:
-        raise UnknownProjectError(project)
+        raise UnknownProjectError.of(project)
 
 
 def _print_overview(document: dict[str, Any], project: str | None) -> None:

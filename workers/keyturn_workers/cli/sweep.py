@@ -51,7 +51,8 @@ def sweep(
         bool,
         typer.Option(
             "--repair",
-            help="Accept a wrap under an earlier API key if nothing else opens the object.",
+            help="Accept a wrap under an earlier API key if nothing else opens the object, and "
+            "replace a user wrap that does not open (wraps_disagree).",
         ),
     ] = False,
     dry_run: Annotated[

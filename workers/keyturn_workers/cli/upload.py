@@ -1,7 +1,7 @@
 """`keyturn upload`: upload files and folders (SPEC 6.4, 14).
 
-Without `--wait`, success means that the broker has the requests. With it, every row comes
-from an event that the workers signed.
+Every row comes from an event that the workers signed. With `--no-wait`, success means only that
+the broker has the requests.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _COLUMNS: Final = ("path", "key", "status", "size", "generation", "upload_id", "
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What applies to every file of one command; `timeout_s` is None without `--wait`."""
+    """What applies to every file of one command; `timeout_s` is None with `--no-wait`."""
 
     project: str
     metadata: dict[str, str]
@@ -59,7 +59,7 @@ def upload(
     metadata: Annotated[
         list[str] | None, typer.Option(help="name=value, stored with the object, unencrypted.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait until each file is stored or rejected.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until each file is stored or rejected.")] = True,
     timeout_s: TimeoutS = 300,
     concurrency: Annotated[
         int, typer.Option(min=1, max=64, help="How many files to send at once.")

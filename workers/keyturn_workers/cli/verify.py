@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import SpinnerColumn, TextColumn
 
-from keyturn.crypto import kek_id, user_kek
+from keyturn.crypto import kek_id, user_kek, v0_user_kek
 from keyturn.identifiers import format_time
 from keyturn.project_keks import ProjectKeks, parse_project_keks
 from keyturn.settings import S3Settings
@@ -43,6 +43,15 @@ def verify(
         bool,
         typer.Option("--expect-gone", help="Exit with 0 only if the key opens nothing."),
     ] = False,
+    generation: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="A generation at which the key was in use, if above 32; may be repeated. Hidden "
+            "wraps are searched at this one too.",
+        ),
+    ] = None,
     kek_id_option: Annotated[
         str | None,
         typer.Option(
@@ -67,9 +76,12 @@ def verify(
     Lists the bucket, opens each wrap under the key, and compares it with the object's header.
     Changes nothing. Needs no keyring, no master key and no broker. Exits with 0 only if all
     objects open.
+
+    With --expect-gone, searches every enc- value for a wrap that the key opens, whatever its
+    labels say, and exits with 0 only if there is none.
     """
     settings = S3Settings.read()
-    keys = _read_keys(project, api_key_file, admin_kek_file)
+    keys = _read_keys(project, api_key_file, admin_kek_file, tuple(generation or ()))
     _check_kek_id(keys, kek_id_option)
     report = Report("gone" if expect_gone else "opens", allow_plaintext, limit)
     started_at = format_time(datetime.now(UTC))
@@ -88,7 +100,10 @@ def verify(
 
 
 def _read_keys(
-    project: str, api_key_file: Path | None, admin_kek_file: Path | None
+    project: str,
+    api_key_file: Path | None,
+    admin_kek_file: Path | None,
+    generations: tuple[int, ...],
 ) -> VerificationKeys:
     if api_key_file is not None and admin_kek_file is not None:
         raise typer.BadParameter("--api-key-file and --admin-kek-file cannot be used together")
@@ -101,12 +116,14 @@ def _read_keys(
     elif api_key_file is None:
         keks = ProjectKekSettings.read().project_kek
     if keks is None:
-        pepper = ReaderSettings.read().pepper.get_secret_value()
+        settings = ReaderSettings.read()
         api_key = read_api_key(api_key_file, project, confirm=False).get_secret_value()
-        return VerificationKeys(project, "user", {"": user_kek(api_key, project, pepper)})
+        kek = user_kek(api_key, project, settings.pepper.get_secret_value())
+        v0_kek = v0_user_kek(api_key, settings.v0_pepper.get_secret_value())
+        return VerificationKeys(project, "user", {"": kek}, v0_kek, generations)
     if keks.project != project:
         raise typer.BadParameter(f"the admin KEK is that of {keks.project}, not of {project}")
-    return VerificationKeys(project, "admin", keks.admin_keks)
+    return VerificationKeys(project, "admin", keks.admin_keks, generations=generations)
 
 
 def _check_kek_id(keys: VerificationKeys, expected: str | None) -> None:

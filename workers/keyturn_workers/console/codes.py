@@ -48,8 +48,8 @@ CODES: Final = {
         "above the limit for inline bodies or for objects", "stage the body, or split it"
     ),
     "corrupt_object": CodeHelp(
-        "the header does not commit to the DEK, the wraps disagree, a chunk does not "
-        "authenticate, or metadata was stripped",
+        "the header does not commit to the DEK, the wraps hold different DEKs, a chunk does "
+        "not authenticate, or metadata was stripped",
         "restore the object from a backup; find out who writes to the bucket",
     ),
     "deleted_key": CodeHelp("the object key was deleted, and stays taken", "use a new object key"),
@@ -107,13 +107,13 @@ CODES: Final = {
         "the storage did not answer, or answered with its own error", "wait; look at the storage"
     ),
     "too_many_requests": CodeHelp(
-        "the project uses its share of the gateway. In a report of status: the worker is "
-        "reading other reports",
+        "the project uses its share of the gateway, or has too many uploads pending. In a report "
+        "of status: the worker is reading other reports",
         "retry after Retry-After. In TypeScript, transient is true",
     ),
     "unauthorized": CodeHelp(
-        "not the project's current API key, or no such project; or a link that expired, "
-        "was changed, or was made before a rotation",
+        "no API key was sent, which the detail says; not the project's current API key, or no "
+        "such project; or a link that expired, was changed, or was made before a rotation",
         "use the current API key, or make a new link",
     ),
     "unknown_algorithm": CodeHelp(
@@ -128,6 +128,11 @@ CODES: Final = {
         "a record names a master key that this process does not have",
         "add it to KEYTURN_MASTER_KEYS",
     ),
-    "unknown_project": CodeHelp("the project has no keyring", "enroll it"),
+    "unknown_project": CodeHelp("the project has no keyring", "enroll it: keyturn enroll PROJECT"),
+    "wraps_disagree": CodeHelp(
+        "the user wrap is not of the keyring that the admin wrap is of: someone changed the "
+        "object, or put an old keyring back and rotated",
+        "check whose keyring it is; only then keyturn sweep --repair",
+    ),
 }
 """By code."""

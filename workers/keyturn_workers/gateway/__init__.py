@@ -6,6 +6,7 @@
 | `app` | routes, error handlers, metrics of each request |
 | `auth`, `keyring_lookups`, `listing_check` | who may read: only the keyring decides |
 | `fair_shares`, `upload_limits`, `staging_quota` | what one project may use at once |
+| `pending_requests` | what was published and has no outcome yet |
 | `paths`, `ranges`, `conditions`, `response_headers`, `problems` | HTTP as values; pure |
 | `object_routes` | GET, HEAD and PUT of an object |
 | `object_opener` | opens one object with the right key |

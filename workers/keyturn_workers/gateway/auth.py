@@ -3,8 +3,10 @@
 The KEK derived from the key must equal, in constant time, the KEK in the project's keyring; a
 link's token must be the MAC under that KEK. This is decided before anything about an object is
 read. A wrong key, an unknown project, a rotated key and a link that is wrong in any way get the
-same response, in the same words, and after about the same time: there is a minimum for it. API
-keys and tokens are never logged nor kept.
+same response, in the same words, and after about the same time: there is a minimum for it. A
+request without a well-formed API key is refused at once, in words of its own: no keyring is
+looked up for it, so they say nothing about a project. API keys and tokens are never logged nor
+kept.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from keyturn.crypto import LinkClaims, Secret, is_link_token, user_kek
+from keyturn.crypto import LinkClaims, Secret, check_api_key, is_link_token, user_kek
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
@@ -38,11 +40,10 @@ REFUSAL_MIN_S: Final = 0.1
 LINK_MAX_AGE_S: Final = 2.0
 """How old the keyring may be that decides about a link, however long keyrings are cached."""
 _MAX_FAILURES: Final = 10_000
-_BEARER: Final = "bearer "
+_SCHEME: Final = "bearer"
+_FORM: Final = "Authorization: Bearer <API key>"
 # The project to derive a key for, in place of what is not a project id.
 _PLACEHOLDER_PROJECT: Final = "nobody"
-# A well-formed key, so that a malformed one takes as long.
-_PLACEHOLDER_API_KEY: Final = "0" * 43
 _PLACEHOLDER_KEK: Final = Secret(os.urandom(32))
 
 _log = structlog.get_logger()
@@ -87,6 +88,10 @@ class LinkCredential:
     def matches(self, kek: Secret) -> bool:
         """Whether the link was made under this KEK."""
         return is_link_token(self.token, kek, self.deployment, self.claims)
+
+
+class NoApiKeyError(UnauthorizedError):
+    """The request holds no well-formed API key. The detail says why, whatever the project is."""
 
 
 class AuthenticationError(UnauthorizedError):
@@ -137,15 +142,17 @@ class Authenticator:
             authorization: The values of all `Authorization` headers.
 
         Raises:
+            NoApiKeyError: no well-formed API key was sent.
             AuthenticationError: it is not, or there is no such project.
             CorruptObjectError: the keyring was forged, moved or damaged.
             KeyringRolledBackError: a mark contradicts it.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
         began = time.monotonic()
+        api_key = _api_key(authorization)
         # An unknown project costs the same computation as a known one.
         name = project if is_project(project) else _PLACEHOLDER_PROJECT
-        credential = ApiKeyCredential(self._kek_of(_bearer(authorization), name))
+        credential = ApiKeyCredential(self.derive_kek(api_key, name))
         return await self._authenticate(project, credential, self._cache_s, began)
 
     async def authenticate_link(
@@ -228,14 +235,6 @@ class Authenticator:
         """
         return user_kek(api_key, project, self._pepper)
 
-    def _kek_of(self, api_key: str, project: str) -> Secret:
-        """Derive the KEK; return a random one for a malformed key."""
-        try:
-            return self.derive_kek(api_key, project)
-        except ValueError:
-            self.derive_kek(_PLACEHOLDER_API_KEY, project)
-            return Secret(os.urandom(32))
-
     async def _keyring_for(
         self, project: str, credential: Credential, max_age_s: float
     ) -> KeyringSnapshot | None:
@@ -258,7 +257,9 @@ class Authenticator:
             joined = await self._lookups.join(project, max_age_s)
             if joined is not None and credential.matches(joined.desired.user_kek):
                 return joined
-            return await self._lookups.look_up(project)
+            return await self._lookups.look_up(
+                project, lambda found: credential.matches(found.desired.user_kek)
+            )
         except (CorruptObjectError, UnknownMasterKeyError) as exc:
             self._remember_failure(project, exc)
             raise
@@ -314,11 +315,27 @@ class Authenticator:
             task.exception()  # retrieve it: the waiters may all have been cancelled
 
 
-def _bearer(authorization: list[str]) -> str:
-    """Return the API key of the only `Authorization` header; empty if there is none."""
-    if len(authorization) != 1 or authorization[0][: len(_BEARER)].lower() != _BEARER:
-        return ""
-    return authorization[0][len(_BEARER) :].strip(" ")
+def _api_key(authorization: list[str]) -> str:
+    """Return the API key of the only `Authorization` header.
+
+    Raises:
+        NoApiKeyError: there is none, or it is malformed. It repeats nothing of what was sent.
+    """
+    if not authorization:
+        raise NoApiKeyError(f"no API key was sent: use the header {_FORM}")
+    if len(authorization) > 1:
+        raise NoApiKeyError("more than one Authorization header was sent")
+    scheme, _, credentials = authorization[0].partition(" ")
+    if scheme.lower() != _SCHEME:
+        raise NoApiKeyError(f"the Authorization header is not of the form {_FORM}")
+    api_key = credentials.strip(" ")
+    if not api_key:
+        raise NoApiKeyError("no API key was sent: the Authorization header ends after Bearer")
+    try:
+        check_api_key(api_key)
+    except ValueError as exc:  # its text names the rule, never the key
+        raise NoApiKeyError(f"what was sent is not an API key: {exc}") from exc
+    return api_key
 
 
 def _equal(one: Secret, other: Secret) -> bool:

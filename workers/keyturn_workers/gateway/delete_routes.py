@@ -6,33 +6,33 @@ an object is refused after one read of the storage. A tombstone is deleted again
 request may have been lost.
 
 All deletes share `keyturn.control` with the enrollments, rotations and sweeps of every project.
-Each one served leaves a record in the audit trail, each one refused a dead letter. `PendingDeletes`
-limits how much of all three one API key can cause.
+Each one served leaves a record in the audit trail, each one refused a dead letter. The limit of
+pending deletes is what one API key can cause of all three: a request of another project waits
+behind at most that many deletes of this one from each gateway. A delete counts for at least as
+long as a real one takes. The outcome of deleting a tombstone or a locked object comes within
+milliseconds: without that minimum, repeating it would fill the audit trail or the dead letters.
 """
 
 import asyncio
-from collections import Counter
 from typing import Final
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from keyturn.errors import NotFoundError, NotPermittedError, TooManyRequestsError
+from keyturn.errors import NotFoundError, NotPermittedError
 from keyturn.messages import Event, ObjectDeleted, Rejected
 from keyturn.publisher import (
     BrokerUnavailableError,
     NotDeliveredError,
-    OutcomeUnknownError,
     Publisher,
     PublisherError,
-    WaitTimeoutError,
 )
 from keyturn.publisher.requests import new_id
 from keyturn_workers.gateway import conditions
 from keyturn_workers.gateway.auth import Caller
-from keyturn_workers.gateway.fair_shares import GatewayBusyError
 from keyturn_workers.gateway.object_opener import ObjectOpener
+from keyturn_workers.gateway.pending_requests import PendingRequests, event_of
 from keyturn_workers.gateway.problems import problem
 from keyturn_workers.gateway.upload_routes import (
     publish_failure_response,
@@ -53,67 +53,6 @@ _PAUSE_S: Final = 30.0
 _FORBIDDEN: Final = "this gateway does not delete objects: ask the operator"
 
 _log = structlog.get_logger()
-
-
-class PendingDeletes:
-    """Counts deletes from their publication until their outcome.
-
-    `keyturn.control` serves one message after another, so a request of another project waits
-    behind at most `per_project` deletes of this one from each gateway. Each takes a few requests
-    to the storage, and a deferred one waits on another queue.
-
-    A delete counts for at least as long as a real one takes. The outcome of deleting a tombstone
-    or a locked object comes within milliseconds: without that minimum, repeating it would fill the
-    audit trail or the dead letters.
-
-    Args:
-        per_project: How many deletes of one project may be pending.
-    """
-
-    def __init__(self, per_project: int) -> None:
-        self._per_project = per_project
-        self._by_project: Counter[str] = Counter()
-        self._in_all = 0
-
-    def acquire(self, project: str) -> None:
-        """Count one more, until `release`.
-
-        Raises:
-            TooManyRequestsError: the project has as many as it may.
-            GatewayBusyError: all projects together have too many.
-        """
-        if self._by_project[project] >= self._per_project:
-            raise TooManyRequestsError(
-                f"the project has {self._per_project} deletes pending: retry when some have ended"
-            )
-        if self._in_all >= _MAX_PENDING:
-            raise GatewayBusyError
-        self._by_project[project] += 1
-        self._in_all += 1
-
-    def release(self, project: str) -> None:
-        """Count one less."""
-        self._in_all -= 1
-        self._by_project[project] -= 1
-        if not self._by_project[project]:
-            del self._by_project[project]
-
-    def release_after(self, project: str, outcome: asyncio.Task[Event]) -> None:
-        """Count one less once the outcome is known, but not too soon.
-
-        If the wait itself fails, the delete may still be pending. Releasing it at once would let a
-        project publish without a limit while the stream of events cannot be read.
-        """
-        loop = outcome.get_loop()
-        published_at = loop.time()
-
-        def schedule(ended: asyncio.Task[Event]) -> None:
-            error = None if ended.cancelled() else ended.exception()
-            is_known = error is None or isinstance(error, WaitTimeoutError)
-            pending_s = _MIN_PENDING_S if is_known else _OUTCOME_WAIT_S
-            loop.call_at(published_at + pending_s, self.release, project)
-
-        outcome.add_done_callback(schedule)
 
 
 class DeleteRoutes:
@@ -139,17 +78,21 @@ class DeleteRoutes:
         self._publisher = publisher
         self._opener = opener
         self._allowed = allowed
-        self._pending = PendingDeletes(max_pending)
+        self._pending = PendingRequests(
+            publisher,
+            "delete.requested",
+            noun="deletes pending",
+            per_project=max_pending,
+            total=_MAX_PENDING,
+            outcome_wait_s=_OUTCOME_WAIT_S,
+            min_s=_MIN_PENDING_S,
+        )
         self._wait_max_s = wait_max_s
-        self._outcomes: set[asyncio.Task[Event]] = set()
         self._paused_until = 0.0
 
     async def close(self) -> None:
         """Stop waiting for outcomes."""
-        tasks = tuple(self._outcomes)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._pending.close()
 
     async def delete(self, request: Request, caller: Caller, key: str) -> Response:
         """Publish the delete of this key.
@@ -176,7 +119,7 @@ class DeleteRoutes:
         # If the client leaves, only this wait ends: the task still releases the pending delete.
         await run_while_connected(request.receive, asyncio.wait((outcome,), timeout=wait_s))
         applied = {"preference-applied": f"wait={wait_s}"}
-        event = _event_of(outcome)
+        event = event_of(outcome)
         if isinstance(event, Rejected):
             return rejection_response(event, {"request_id": request_id})
         if isinstance(event, ObjectDeleted):
@@ -188,22 +131,14 @@ class DeleteRoutes:
         self, request: Request, caller: Caller, key: str, request_id: str
     ) -> asyncio.Task[Event] | Response:
         """Publish the delete; return the task of its outcome, or a response if it failed."""
-        project = caller.project
-        self._pending.acquire(project)
-        try:
+        # It counts before the storage is read: concurrent requests cannot all pass.
+        with self._pending.hold(caller.project, request_id) as pending:
             if (failed := await self._check(request, caller, key)) is not None:
-                self._pending.release(project)
                 return failed
-            await self._send(project, key, request_id)
-        except BaseException as exc:
-            if isinstance(exc, OutcomeUnknownError):
-                self._wait_for_outcome(project, request_id)
-            else:
-                self._pending.release(project)
-            if isinstance(exc, PublisherError):
+            try:
+                return await pending.publish(self._send(caller.project, key, request_id))
+            except PublisherError as exc:
                 return publish_failure_response(exc, {"request_id": request_id})
-            raise
-        return self._wait_for_outcome(project, request_id)
 
     async def _send(self, project: str, key: str, request_id: str) -> None:
         """Publish, unless the broker has just refused a delete.
@@ -233,22 +168,3 @@ class DeleteRoutes:
         ):
             return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
         return None
-
-    def _wait_for_outcome(self, project: str, request_id: str) -> asyncio.Task[Event]:
-        event = self._publisher.wait(
-            request_id,
-            timeout_s=_OUTCOME_WAIT_S,
-            project=project,
-            request_type="delete.requested",
-        )
-        outcome = asyncio.create_task(event)
-        self._outcomes.add(outcome)
-        outcome.add_done_callback(self._outcomes.discard)
-        self._pending.release_after(project, outcome)
-        return outcome
-
-
-def _event_of(outcome: asyncio.Task[Event]) -> Event | None:
-    if not outcome.done() or outcome.cancelled() or outcome.exception() is not None:
-        return None
-    return outcome.result()

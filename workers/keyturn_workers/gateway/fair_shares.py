@@ -1,6 +1,8 @@
-"""How much of one gateway a single project may use at once (SPEC 9.3). Pure.
+"""How much of one gateway a single project may use at once (SPEC 9.3).
 
     ConcurrencyLimit   concurrent requests
+    ProjectSlots       larger bodies that are received, and v0 objects that are open: who comes
+                       while all are in use waits for a while
     StagingLedger      bytes in staging that are not stored yet
 
 Each has a total for the whole process, and a share of it that one project may use. A project at its
@@ -11,8 +13,9 @@ Each gateway counts its own requests: a project that spreads its requests over s
 has a share of each.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +23,8 @@ from keyturn.errors import TooManyRequestsError
 
 MIN_STAGED_BYTES: Final = 1024 * 1024
 """A staged body counts as at least this much, so that the total also limits their number."""
+
+_WAITERS_PER_SLOT: Final = 4
 
 
 class GatewayBusyError(Exception):
@@ -78,6 +83,71 @@ class ConcurrencyLimit:
             del self._by_project[project]
         else:
             self._by_project[project] -= 1
+
+
+class _OwnSlots:
+    """The slots of one project, and how many callers use one or wait for one."""
+
+    def __init__(self, count: int) -> None:
+        self.slots = asyncio.Semaphore(count)
+        self.callers = 0
+
+
+class ProjectSlots:
+    """Slots that callers wait for.
+
+    A project uses at most its share of them. How many of its callers wait for a slot is limited
+    as well, so that they do not delay other projects.
+
+    Args:
+        count: How many slots there are.
+        share: The part of them that one project may use, above 0 and at most 1.
+        noun: What holds a slot, in the plural, for the error's detail.
+        wait_s: How long a caller waits.
+    """
+
+    def __init__(self, count: int, share: float, noun: str, *, wait_s: float) -> None:
+        self._all = asyncio.Semaphore(count)
+        self._share = share_of(count, share)
+        self._noun = noun
+        self._wait_s = wait_s
+        self._projects: dict[str, _OwnSlots] = {}
+
+    @asynccontextmanager
+    async def hold(self, project: str) -> AsyncIterator[None]:
+        """Acquire a slot for the duration of the block.
+
+        Raises:
+            TooManyRequestsError: the project uses its share.
+            GatewayBusyError: no slot became free in time.
+        """
+        own = self._projects.setdefault(project, _OwnSlots(self._share))
+        if own.callers >= self._share * (1 + _WAITERS_PER_SLOT):
+            raise TooManyRequestsError(f"the project has {own.callers} {self._noun} in progress")
+        own.callers += 1
+        try:
+            async with AsyncExitStack() as stack:
+                await self._acquire(own, stack)
+                yield
+        finally:
+            own.callers -= 1
+            if not own.callers:
+                del self._projects[project]
+
+    async def _acquire(self, own: _OwnSlots, stack: AsyncExitStack) -> None:
+        has_own = False
+        try:
+            async with asyncio.timeout(self._wait_s):
+                # The project's own first: waiting for it must not hold one of all slots.
+                await stack.enter_async_context(own.slots)
+                has_own = True
+                await stack.enter_async_context(self._all)
+        except TimeoutError as exc:
+            if not has_own:
+                raise TooManyRequestsError(
+                    f"the project's other {self._noun} did not end in time"
+                ) from exc
+            raise GatewayBusyError from exc
 
 
 @dataclass(slots=True)

@@ -5,11 +5,16 @@ or rotated a moment ago. So a refusal is based on what the storage said after th
 But a client without a key must not cost one read for each request, be it for one project or for
 made-up ones. A few reads a second are made; beyond them, callers share a listing of all
 keyrings, whose ETags show which cached keyrings are current.
+
+With many projects, a listing takes seconds. So projects that exist have further reads, which
+made-up ones cannot use up, and of which one project gets one a second. Such a read only admits
+callers. A refusal waits for the listing all the same: otherwise its time would show which
+projects exist.
 """
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
@@ -20,11 +25,60 @@ from keyturn_workers.storage import Storage
 
 READS_PER_S: Final = 20.0
 _BURST: Final = 40
+RESERVED_READS_PER_S: Final = 100.0
+"""Reads that only projects that exist may use."""
+_RESERVED_BURST: Final = 200
+_RESERVED_PAUSE_S: Final = 1.0
 _LISTING_MIN_PAUSE_S: Final = 0.25
 # Many keyrings take long to list: at most half of the time is spent on listings.
 _PAUSE_PER_LISTING: Final = 1.0
 LOOKUP_TIMEOUT_S: Final = 10.0
+_FILTER_BITS: Final = 2**24
 _T = TypeVar("_T")
+_Lookup = asyncio.Task[KeyringSnapshot | None]
+
+
+class _Tokens:
+    """A token bucket."""
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._per_s = per_s
+        self._burst = float(burst)
+        self._left = self._burst
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Take a token, if there is one."""
+        now = time.monotonic()
+        refilled = self._left + (now - self._at) * self._per_s
+        self._left, self._at = min(self._burst, refilled), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class _KeyringFilter:
+    """Which keyrings exist, in 2 MiB: a Bloom filter.
+
+    Of a million projects' keyrings, all are found, and one in 70 of those that do not exist. The
+    hash has a random key in each process, so that callers cannot search for such names.
+    """
+
+    def __init__(self) -> None:
+        self._bits = bytearray(_FILTER_BITS // 8)
+
+    def add(self, s3_key: str) -> None:
+        """Remember a keyring, by its S3 key."""
+        for bit in self._bits_of(s3_key):
+            self._bits[bit // 8] |= 1 << bit % 8
+
+    def __contains__(self, s3_key: str) -> bool:
+        return all(self._bits[bit // 8] & 1 << bit % 8 for bit in self._bits_of(s3_key))
+
+    def _bits_of(self, s3_key: str) -> tuple[int, int]:
+        digest = hash(s3_key)
+        return digest % _FILTER_BITS, (digest // _FILTER_BITS) % _FILTER_BITS
 
 
 class _Listing:
@@ -48,18 +102,31 @@ class KeyringLookups:
     def __init__(self, keyrings: KeyringReader, storage: Storage) -> None:
         self._keyrings = keyrings
         self._storage = storage
-        self._tokens = float(_BURST)
-        self._tokens_at = time.monotonic()
+        self._tokens = _Tokens(READS_PER_S, _BURST)
+        self._reserved_tokens = _Tokens(RESERVED_READS_PER_S, _RESERVED_BURST)
+        self._existing = _KeyringFilter()
         # Lookups whose request has not been sent yet: new callers share them.
-        self._unsent: dict[str, asyncio.Task[KeyringSnapshot | None]] = {}
+        self._unsent: dict[str, _Lookup] = {}
+        # Those of them for which there was no token: they wait for a listing.
+        self._listed: set[_Lookup] = set()
         # Lookups whose request was sent, with the time (`time.monotonic`), and has no response yet.
-        self._in_progress: dict[str, tuple[float, asyncio.Task[KeyringSnapshot | None]]] = {}
+        self._in_progress: dict[str, tuple[float, _Lookup]] = {}
+        # The same for reserved reads, and when the next one of a project may be sent.
+        self._reserved: dict[str, _Lookup] = {}
+        self._reserved_at: dict[str, float] = {}
         self._next: tuple[_Listing, asyncio.Task[None]] | None = None
         self._listing: asyncio.Task[None] | None = None
         self._list_at = 0.0
 
-    async def look_up(self, project: str) -> KeyringSnapshot | None:
+    async def look_up(
+        self, project: str, accepts: Callable[[KeyringSnapshot], bool]
+    ) -> KeyringSnapshot | None:
         """Return the project's keyring by a request that is sent after this call, or None.
+
+        Args:
+            project: The project.
+            accepts: Whether the caller has the key of this keyring. If not, the response comes
+                no sooner than that for a project that does not exist.
 
         Raises:
             CorruptObjectError: it was forged, moved or damaged.
@@ -67,26 +134,36 @@ class KeyringLookups:
         """
         lookup = self._unsent.get(project)
         if lookup is None:
-            lookup = self._unsent[project] = _shared(self._run(project))
+            has_token = self._tokens.take()
+            lookup = self._unsent[project] = _shared(self._run(project, has_token=has_token))
+            if not has_token:
+                self._listed.add(lookup)
+                lookup.add_done_callback(self._listed.discard)
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                if lookup in self._listed and keyring_s3_key(project) in self._existing:
+                    read = self._read_reserved(project)
+                    await asyncio.wait((lookup, read), return_when=asyncio.FIRST_COMPLETED)
+                    snapshot = _result(read)
+                    if snapshot is not None and accepts(snapshot):
+                        return snapshot
                 return await asyncio.shield(lookup)
         except TimeoutError as exc:
             raise StorageUnavailableError("too many keyring lookups: try again later") from exc
 
     async def join(self, project: str, max_age_s: float) -> KeyringSnapshot | None:
-        """Return the result of a lookup in progress that was sent within `max_age_s`, or None.
+        """Return the result of a read in progress that was sent within `max_age_s`, or None.
 
         It may be used to accept a caller, not to refuse one. Errors as `look_up`.
         """
         sent, lookup = self._in_progress.get(project, (0.0, None))
-        if lookup is None or time.monotonic() - sent > max_age_s:
+        if lookup is None or lookup in self._listed or time.monotonic() - sent > max_age_s:
             return None
         return await asyncio.shield(lookup)
 
-    async def _run(self, project: str) -> KeyringSnapshot | None:
+    async def _run(self, project: str, *, has_token: bool) -> KeyringSnapshot | None:
         try:
-            if self._take_token():
+            if has_token:
                 self._mark_sent(project)
                 return await self._read(project)
             etag = await self._listed_etag(project)
@@ -108,25 +185,35 @@ class KeyringLookups:
 
     async def _read(self, project: str) -> KeyringSnapshot | None:
         try:
-            return await self._keyrings.read_fresh(project)
+            snapshot = await self._keyrings.read_fresh(project)
         except UnknownProjectError:
             return None
+        self._existing.add(keyring_s3_key(project))
+        return snapshot
+
+    def _read_reserved(self, project: str) -> _Lookup:
+        """A read that is sent after this call, or None if projects that exist sent too many."""
+        read = self._reserved.get(project)
+        if read is None:
+            read = self._reserved[project] = _shared(self._run_reserved(project))
+        return read
+
+    async def _run_reserved(self, project: str) -> KeyringSnapshot | None:
+        # Wrong keys of one project use up its own reads, and not those of others.
+        await asyncio.sleep(self._reserved_at.get(project, 0.0) - time.monotonic())
+        del self._reserved[project]  # the read is sent now: later callers need the next one
+        now = time.monotonic()
+        self._reserved_at = {name: at for name, at in self._reserved_at.items() if at > now}
+        if not self._reserved_tokens.take():
+            return None
+        self._reserved_at[project] = now + _RESERVED_PAUSE_S
+        return await self._read(project)
 
     def _mark_sent(self, project: str) -> None:
         """Record that the request is sent: later callers need a new one."""
         lookup = self._unsent.pop(project, None)
         if lookup is not None:
             self._in_progress[project] = time.monotonic(), lookup
-
-    def _take_token(self) -> bool:
-        """Take a token, if there is one: a token bucket with `READS_PER_S`."""
-        now = time.monotonic()
-        refilled = self._tokens + (now - self._tokens_at) * READS_PER_S
-        self._tokens, self._tokens_at = min(float(_BURST), refilled), now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
     async def _listed_etag(self, project: str) -> str | None:
         """Return the ETag of the project's keyring in a listing that is sent after this call."""
@@ -150,6 +237,7 @@ class KeyringLookups:
         last = max(batch.projects)
         try:
             async for listed in self._storage.list(KEYRINGS_PREFIX):
+                self._existing.add(listed.key)
                 if listed.key in batch.projects:
                     batch.etags[batch.projects[listed.key]] = listed.etag
                 if listed.key >= last:
@@ -157,6 +245,12 @@ class KeyringLookups:
         finally:
             now = time.monotonic()
             self._list_at = now + max(_LISTING_MIN_PAUSE_S, _PAUSE_PER_LISTING * (now - began))
+
+
+def _result(lookup: _Lookup) -> KeyringSnapshot | None:
+    """What it found; None if it found nothing, failed, or is not done."""
+    failed = not lookup.done() or lookup.cancelled() or lookup.exception() is not None
+    return None if failed else lookup.result()
 
 
 def _shared(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:

@@ -1,7 +1,7 @@
 """Reads an object of the earlier system (SPEC 4.6, 9.3).
 
 Its body is one AES-256-GCM message, so it is opened whole before its first byte is sent. How
-large such an object may be, and how many are open at once, is limited.
+large such an object may be, and how many are open at once, is limited: of one project, and in all.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from keyturn.crypto import V0_OVERHEAD_BYTES, v0_open
-from keyturn.errors import BodyTooLargeError, StorageUnavailableError
+from keyturn.errors import BodyTooLargeError
+from keyturn_workers.gateway.fair_shares import ProjectSlots
 from keyturn_workers.gateway.object_reader import PIECE_BYTES, Pieces, seal_errors_as_corrupt
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.storage import ObjectHead, Storage
 
 # Decrypting more than this would block the event loop.
 _IN_THREAD_BYTES: Final = 1024 * 1024
-_SLOT_WAIT_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -67,17 +67,17 @@ class LegacyDecrypter:
 
     Args:
         storage: The bucket.
+        slots: Limits how many are in memory at once.
         max_bytes: The largest stored body.
-        concurrency: How many are in memory at once.
     """
 
-    def __init__(self, storage: Storage, *, max_bytes: int, concurrency: int) -> None:
+    def __init__(self, storage: Storage, slots: ProjectSlots, *, max_bytes: int) -> None:
         self._storage = storage
+        self._slots = slots
         self._max_bytes = max_bytes
-        self._slots = asyncio.Semaphore(concurrency)
 
     async def decrypt(
-        self, s3_key: str, head: ObjectHead, dek: bytes, stack: AsyncExitStack
+        self, project: str, s3_key: str, head: ObjectHead, dek: bytes, stack: AsyncExitStack
     ) -> bytes:
         """Fetch the body and return its plaintext.
 
@@ -87,20 +87,16 @@ class LegacyDecrypter:
         Raises:
             BodyTooLargeError: the body is too large.
             CorruptObjectError: it does not authenticate.
-            StorageUnavailableError: no slot became free, or the storage failed.
+            TooManyRequestsError: the project has its share of them open.
+            GatewayBusyError: no slot became free.
+            StorageUnavailableError: the storage failed.
             PreconditionError: the object was replaced.
         """
         if head.size_bytes > self._max_bytes:
             raise BodyTooLargeError(
                 f"an object of the earlier system is opened whole, up to {self._max_bytes} bytes"
             )
-        try:
-            async with asyncio.timeout(_SLOT_WAIT_S):
-                await stack.enter_async_context(self._slots)
-        except TimeoutError as exc:
-            raise StorageUnavailableError(
-                "too many objects of the earlier system are open: try again later"
-            ) from exc
+        await stack.enter_async_context(self._slots.hold(project))
         async with self._storage.stream(s3_key, if_match=head.etag) as stream:
             sealed = b"".join([piece async for piece in stream.chunks(PIECE_BYTES)])
         with seal_errors_as_corrupt():

@@ -41,7 +41,7 @@ class ListingRoutes:
 
 def _document(page: Page) -> bytes:
     objects = [
-        {"key": each.key, "size": each.size_bytes, "stored_at": each.stored_at}
+        {"key": each.key, "size": each.size_bytes, "changed_at": each.changed_at}
         for each in page.objects
     ]
     document = {"objects": objects, "prefixes": page.prefixes, "next": page.next_after}

@@ -53,7 +53,7 @@ class ListedObject:
 
     key: str
     size_bytes: int | None
-    stored_at: datetime
+    changed_at: datetime
 
 
 @dataclass(slots=True)

@@ -67,8 +67,7 @@ class ObjectOpener:
         storage: The bucket.
         auth: Reads the keyring again if an object is newer than the caller's snapshot of it.
         keys: The operator's keys.
-        v0_max_bytes: The largest object of the earlier system that is opened.
-        v0_concurrency: How many objects of the earlier system are open at once.
+        legacy: Decrypts objects of the earlier system.
     """
 
     def __init__(
@@ -76,14 +75,12 @@ class ObjectOpener:
         storage: Storage,
         auth: Authenticator,
         keys: OperatorKeys,
-        *,
-        v0_max_bytes: int,
-        v0_concurrency: int,
+        legacy: LegacyDecrypter,
     ) -> None:
         self._storage = storage
         self._auth = auth
         self._keys = keys
-        self._legacy = LegacyDecrypter(storage, max_bytes=v0_max_bytes, concurrency=v0_concurrency)
+        self._legacy = legacy
 
     @asynccontextmanager
     async def open(
@@ -125,7 +122,7 @@ class ObjectOpener:
                     # These readers open their own connection. Holding this one meanwhile
                     # could exhaust the pool, with every reader waiting for another connection.
                     await stack.aclose()
-                yield self._reader(s3_key, head, start, opened, rest, stack)
+                yield self._reader(caller.project, s3_key, head, start, opened, rest, stack)
         except MissingError as exc:
             raise NotFoundError("no object has this key") from exc
         except ArchivedError as exc:
@@ -182,6 +179,7 @@ class ObjectOpener:
 
     def _reader(
         self,
+        project: str,
         s3_key: str,
         head: ObjectHead,
         start: bytes,
@@ -192,7 +190,7 @@ class ObjectOpener:
         if opened is None:
             return PlaintextReader(self._storage, s3_key, head)
         if opened.algorithm != COBBLESTONE:
-            decrypt = partial(self._legacy.decrypt, s3_key, head, opened.dek, stack)
+            decrypt = partial(self._legacy.decrypt, project, s3_key, head, opened.dek, stack)
             return LegacyReader(head, decrypt)
         with seal_errors_as_corrupt():
             chunks = ChunkReader(opened.dek, BODY_CONTEXT, start[:HEADER_BYTES])

@@ -21,7 +21,12 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from keyturn.crypto import HEADER_BYTES
-from keyturn.errors import CodedError, NotFoundError, RangeNotSatisfiableError
+from keyturn.errors import (
+    CodedError,
+    MalformedRequestError,
+    NotFoundError,
+    RangeNotSatisfiableError,
+)
 from keyturn_workers.gateway import conditions
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
@@ -60,6 +65,10 @@ PRESIGNED_S: Final = 60
 _UNWATCHED_BYTES: Final = 64 * 1024
 # Responses up to this size start after the whole body has authenticated: a 502 if it does not.
 _BUFFERED_BYTES: Final = 256 * 1024
+_KEY_RULE: Final = (
+    "an object key is 1 to 900 bytes of UTF-8, without control characters and without empty, "
+    ". or .. segments"
+)
 _READ_METHODS: Final = ("GET", "HEAD")
 _OK: Final = 200
 _PARTIAL: Final = 206
@@ -112,6 +121,8 @@ class ObjectRoutes:
             authorization = request.headers.getlist("authorization")
             caller = await self._auth.authenticate(project, authorization)
         if object_key is None:
+            if scope["method"] == "PUT":  # 404 would say that it might exist later
+                raise MalformedRequestError(_KEY_RULE)
             raise NotFoundError("this is not a valid object key")
         with self._limit.hold(project):
             if (handle := self._handlers.get(scope["method"])) is not None:

@@ -18,7 +18,8 @@ _Json = dict[str, Any]
 _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTIONS: Final = {
     400: "The request is malformed",
-    401: "Not the project's current API key, no such project, or a link that is not valid",
+    401: "No API key was sent, it is not the project's current one, no such project, or a link "
+    "that is not valid",
     403: "Forbidden at this gateway, or not in its grant",
     404: "There is no such object, rotation or path",
     405: "The path does not support this method",
@@ -27,10 +28,12 @@ _DESCRIPTIONS: Final = {
     412: "The object does not meet the conditions",
     413: "The body or the object is too large",
     416: "The range lies outside the object",
-    429: "The project uses its share of the gateway: try again later",
+    429: "The project uses its share of the gateway, or has too many requests without an outcome: "
+    "try again later",
     500: "Internal error",
     502: "What is stored cannot be opened: it was changed, or is not Keyturn's",
-    503: "Try again later: storage or broker unavailable, or too many requests",
+    503: "Try again later: storage or broker unavailable, the broker at an alarm, or too many "
+    "requests",
 }
 _READ: Final = (400, 401, 404, 409, 412, 413, 429, 500, 502, 503)
 _WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 429, 500, 502, 503)
@@ -412,7 +415,7 @@ def _listing_schema() -> _Json:
 def _listed_object_schema() -> _Json:
     return {
         "type": "object",
-        "required": ["key", "size", "stored_at"],
+        "required": ["key", "size", "changed_at"],
         "properties": {
             "key": {"type": "string", "minLength": 1},
             "size": {
@@ -421,7 +424,7 @@ def _listed_object_schema() -> _Json:
                 "description": "Bytes of the plaintext, computed from the stored length; null if "
                 "no read would open the object. Only reading the object, or HEAD, proves it",
             },
-            "stored_at": {
+            "changed_at": {
                 "type": "string",
                 "format": "date-time",
                 "description": "The storage's time of the last write, in UTC. A rotation moves it",

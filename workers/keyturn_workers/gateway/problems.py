@@ -1,7 +1,8 @@
 """Errors over HTTP: RFC 9457 problem documents with the codes of SPEC 12 (SPEC 9.6).
 
 Errors of HTTP itself (405, 412, 503 for too many requests) have no code. Every 401 has the same
-text. A response never contains a secret, a plaintext or the text of a foreign exception.
+text, unless no well-formed API key was sent. A response never contains a secret, a plaintext or
+the text of a foreign exception.
 """
 
 from collections.abc import Mapping
@@ -17,9 +18,10 @@ from keyturn.errors import (
     UnauthorizedError,
     UnknownMasterKeyError,
 )
+from keyturn_workers.gateway.auth import NoApiKeyError
 
 MEDIA_TYPE: Final = "application/problem+json"
-UNAUTHORIZED: Final = "not the project's current API key"
+UNAUTHORIZED: Final = "not the project's current API key, or no such project"
 NO_MASTER_KEY: Final = "a master key is not available to this gateway now"
 _STATUS: Final[Mapping[str, int]] = {
     "malformed_request": 400,
@@ -45,6 +47,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "corrupt_object": 502,
     "no_usable_wrap": 502,
     "unknown_algorithm": 502,
+    "wraps_disagree": 502,
 }
 _DEFAULT_STATUS: Final = 503
 _RETRY_AFTER_S: Final = 1
@@ -59,7 +62,7 @@ def status_for_code(code: str) -> int:
 def problem_from_error(error: CodedError, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response for an error of Keyturn."""
     detail = error.detail
-    if isinstance(error, UnauthorizedError):
+    if isinstance(error, UnauthorizedError) and not isinstance(error, NoApiKeyError):
         detail = UNAUTHORIZED
     elif isinstance(error, KmsUnavailableError | UnknownMasterKeyError):
         detail = NO_MASTER_KEY  # where the operator's keys are held is no customer's business

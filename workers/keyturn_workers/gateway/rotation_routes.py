@@ -11,7 +11,7 @@ the operator's own rotations have them too.
 """
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,18 +27,18 @@ from keyturn.errors import (
     NotFoundError,
     NotPermittedError,
     StorageUnavailableError,
-    TooManyRequestsError,
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import is_uuid
 from keyturn.messages import Event, Rejected
-from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError, WaitTimeoutError
+from keyturn.publisher import Publisher, PublisherError
 from keyturn.publisher.requests import new_id
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.json_body import JSON_BODY_TIMEOUT_S, read_json_body
 from keyturn_workers.gateway.paths import parse_project
+from keyturn_workers.gateway.pending_requests import PendingRequests, event_of
 from keyturn_workers.gateway.upload_routes import (
     publish_failure_response,
     rejection_response,
@@ -96,18 +96,21 @@ class RotationRoutes:
         self._store = store
         self._allowed = allowed
         self._max_in_progress = max_in_progress
-        # How many of each project were published here and have no outcome yet.
-        self._pending: Counter[str] = Counter()
+        self._pending = PendingRequests(
+            publisher,
+            "rotation.requested",
+            noun="rotations in progress",
+            per_project=max_in_progress,
+            total=_MAX_PUBLISHED,
+            outcome_wait_s=_OUTCOME_WAIT_S,
+        )
         self._idle_timeout_s = min(idle_timeout_s, JSON_BODY_TIMEOUT_S)
         self._wait_max_s = wait_max_s
         self._published: OrderedDict[str, _PublishedRotation] = OrderedDict()
 
     async def close(self) -> None:
         """Stop waiting for outcomes."""
-        tasks = [rotation.outcome for rotation in self._published.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._pending.close()
 
     async def post(self, request: Request) -> Response:
         """Publish a rotation to the API key in the body."""
@@ -123,53 +126,39 @@ class RotationRoutes:
             request.receive, RotationBody, max_bytes=_BODY_MAX_BYTES, timeout_s=self._idle_timeout_s
         )
         self._check_new_key(caller, body.api_key)
-        in_progress = await self._count_running(caller)
-        # No await between this check and the count in `_publish`: two requests cannot both pass.
-        if in_progress + self._pending[caller.project] >= self._max_in_progress:
-            raise TooManyRequestsError(
-                f"the project has {self._max_in_progress} rotations in progress: wait for their end"
-            )
+        running = await self._count_running(caller)
         rotation_id = new_id()
-        outcome = await self._publish(caller, body, rotation_id)
-        if isinstance(outcome, Response):
-            return outcome
+        try:
+            outcome = await self._publish(caller, body, rotation_id, running)
+        except PublisherError as exc:
+            return publish_failure_response(exc, {"rotation_id": rotation_id})
         wait_s = requested_wait_s(request.headers, self._wait_max_s)
         headers = {"location": f"{request.url.path}/{rotation_id}"}
         if wait_s is not None:
             headers["preference-applied"] = f"wait={wait_s}"
             waiting = asyncio.wait((outcome,), timeout=wait_s)
             await run_while_connected(request.receive, waiting)
-            if isinstance(event := _event_of(outcome), Rejected):
+            if isinstance(event := event_of(outcome), Rejected):
                 return rejection_response(event, {"rotation_id": rotation_id})
         return JSONResponse({"rotation_id": rotation_id}, _ACCEPTED, headers)
 
     async def _publish(
-        self, caller: Caller, body: RotationBody, rotation_id: str
-    ) -> asyncio.Task[Event] | Response:
-        """Publish the rotation; return its outcome to come, or the response if that failed."""
+        self, caller: Caller, body: RotationBody, rotation_id: str, running: int
+    ) -> asyncio.Task[Event]:
+        """Publish the rotation, and remember it; return the task of its outcome."""
         project = caller.project
-        self._pending[project] += 1
-        try:
-            await self._publisher.rotate(
+        with self._pending.hold(project, rotation_id, others=running) as pending:
+            publishing = self._publisher.rotate(
                 project,
                 api_key=body.api_key,
                 expected_generation=caller.snapshot.keyring.current.generation,
                 rotation_id=rotation_id,
             )
-        except BaseException as exc:
-            if isinstance(exc, OutcomeUnknownError):
-                self._wait_for_outcome(project, rotation_id)
-            else:
-                self._release(project)
-            if isinstance(exc, PublisherError):
-                return publish_failure_response(exc, {"rotation_id": rotation_id})
-            raise
-        return self._wait_for_outcome(project, rotation_id)
-
-    def _release(self, project: str) -> None:
-        self._pending[project] -= 1
-        if not self._pending[project]:
-            del self._pending[project]
+            try:
+                return await pending.publish(publishing)
+            finally:
+                if pending.outcome is not None:
+                    self._remember(project, rotation_id, pending.outcome)
 
     async def _count_running(self, caller: Caller) -> int:
         """Count the project's newest rotations that are being swept, by their records."""
@@ -216,34 +205,11 @@ class RotationRoutes:
         if label in {entry.kek_id for entry in (keyring.current, *keyring.history)}:
             raise KekReusedError("the project has or had this API key")
 
-    def _wait_for_outcome(self, project: str, rotation_id: str) -> asyncio.Task[Event]:
-        event = self._publisher.wait(
-            rotation_id,
-            timeout_s=_OUTCOME_WAIT_S,
-            project=project,
-            request_type="rotation.requested",
-        )
-        outcome = asyncio.create_task(event)
-        outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        until_s = asyncio.get_running_loop().time() + _OUTCOME_WAIT_S
-        outcome.add_done_callback(lambda ended: self._release_share(project, ended, until_s))
+    def _remember(self, project: str, rotation_id: str, outcome: asyncio.Task[Event]) -> None:
         self._published[rotation_id] = _PublishedRotation(project, outcome)
         while len(self._published) > _MAX_PUBLISHED:
             _, oldest = self._published.popitem(last=False)
             oldest.outcome.cancel()
-        return outcome
-
-    def _release_share(self, project: str, outcome: asyncio.Task[Event], until_s: float) -> None:
-        """Release the project's share; later, if the outcome could not be waited for.
-
-        The rotation may be in progress all the same. If the share were released at once, a
-        project could publish without a limit while the stream of events cannot be read.
-        """
-        error = None if outcome.cancelled() else outcome.exception()
-        if error is None or isinstance(error, WaitTimeoutError):
-            self._release(project)
-        else:
-            outcome.get_loop().call_at(until_s, self._release, project)
 
     async def _state(self, caller: Caller, rotation_id: str) -> dict[str, Any]:
         generation = find_generation_number(caller.snapshot.keyring, rotation_id)
@@ -273,7 +239,7 @@ class RotationRoutes:
         rotation = self._published.get(rotation_id)
         if rotation is None or rotation.project != project:
             raise NotFoundError("no rotation with this id was accepted")
-        event = _event_of(rotation.outcome)
+        event = event_of(rotation.outcome)
         if isinstance(event, Rejected):
             return {"state": "rejected", "code": event.code, "detail": event.detail}
         return {"state": "requested"}
@@ -285,9 +251,3 @@ class _PublishedRotation:
 
     project: str
     outcome: asyncio.Task[Event]
-
-
-def _event_of(outcome: asyncio.Task[Event]) -> Event | None:
-    if not outcome.done() or outcome.cancelled() or outcome.exception() is not None:
-        return None
-    return outcome.result()

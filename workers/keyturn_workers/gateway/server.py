@@ -28,8 +28,9 @@ from keyturn_workers.errors import StorageAnswerError, StorageTlsError
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.delete_routes import DeleteRoutes
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
+from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, ProjectSlots, StagingLedger
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.legacy_reader import LegacyDecrypter
 from keyturn_workers.gateway.link_routes import LinkRoutes
 from keyturn_workers.gateway.listing_check import listing_detection
 from keyturn_workers.gateway.listing_routes import ListingRoutes
@@ -39,7 +40,7 @@ from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
 from keyturn_workers.gateway.staging_quota import StagingQuota
-from keyturn_workers.gateway.upload_limits import UploadLimits, UploadSlots
+from keyturn_workers.gateway.upload_limits import UploadLimits
 from keyturn_workers.gateway.upload_routes import UploadRoutes
 from keyturn_workers.http_server import server as http_server
 from keyturn_workers.http_server.certificate import ServerCertificate, open_certificate
@@ -62,6 +63,10 @@ _SPARE_CONNECTIONS: Final = 16
 # differ.
 _LEASE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4
+_UPLOAD_SLOT_WAIT_S: Final = 30.0
+_V0_SLOT_WAIT_S: Final = 5.0
+# How long a request waits for a broker at its alarm, so that its 503 comes within a second.
+_ALARM_TIMEOUT_S: Final = 0.5
 # A read is tried again for 5 seconds.
 _TLS_CHECK_S: Final = 10.0
 
@@ -101,6 +106,7 @@ class _Routes:
     listing: ListingRoutes
     links: LinkRoutes
     rotations: RotationRoutes
+    uploads: UploadRoutes
     deletes: DeleteRoutes
 
 
@@ -128,6 +134,7 @@ async def open_app(
             s3=settings,
             connect=False,
             publish_timeout_s=settings.gateway_publish_timeout_s,
+            alarm_timeout_s=_ALARM_TIMEOUT_S,
         ) as publisher,
         listing_detection(storage, settings.publisher_name),
         open_operator_keys(
@@ -158,8 +165,8 @@ async def open_app(
             yield parts.application(app)
         finally:
             purging.cancel()
-            await routes.rotations.close()
-            await routes.deletes.close()
+            for publishing in (routes.rotations, routes.uploads, routes.deletes):
+                await publishing.close()
 
 
 def _routes(
@@ -180,18 +187,18 @@ def _routes(
         deployment=settings.deployment,
         cache_s=settings.keyring_cache_s,
     )
-    opener = ObjectOpener(
-        storage,
-        auth,
-        keys,
-        v0_max_bytes=settings.gateway_v0_max_bytes,
-        v0_concurrency=settings.gateway_v0_concurrency,
-    )
     share = settings.gateway_project_share
+    v0_slots = ProjectSlots(
+        settings.gateway_v0_concurrency, share, "reads of v0 objects", wait_s=_V0_SLOT_WAIT_S
+    )
+    legacy = LegacyDecrypter(storage, v0_slots, max_bytes=settings.gateway_v0_max_bytes)
+    opener = ObjectOpener(storage, auth, keys, legacy)
     limit = ConcurrencyLimit(settings.gateway_concurrency, share, "requests")
     ledger = StagingLedger(settings.gateway_staging_max_bytes, share)
     limits = UploadLimits(
-        UploadSlots(settings.gateway_upload_concurrency, share),
+        ProjectSlots(
+            settings.gateway_upload_concurrency, share, "uploads", wait_s=_UPLOAD_SLOT_WAIT_S
+        ),
         StagingQuota(storage, settings.publisher_name, ledger),
     )
     uploads = UploadRoutes(
@@ -200,6 +207,8 @@ def _routes(
         limits,
         metrics,
         max_bytes=settings.upload_max_bytes,
+        max_pending=settings.gateway_pending,
+        max_pending_bytes=settings.gateway_pending_bytes,
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,
     )
@@ -237,7 +246,7 @@ def _routes(
         wait_max_s=settings.gateway_wait_max_s,
     )
     listing = ListingRoutes(auth, limit, ObjectLister(storage))
-    return _Routes(objects, listing, links, rotations, deletes)
+    return _Routes(objects, listing, links, rotations, uploads, deletes)
 
 
 async def _check_storage_tls(settings: GatewaySettings, storage: Storage) -> None:

@@ -5,10 +5,11 @@ for a worker only on request (`Prefer: wait=N`, RFC 7240), and then responds wit
 outcome. It never writes plaintext anywhere.
 
 A key that is in use is refused before the body is read. A body up to 256 KiB is sent in the
-request message; a larger one needs an upload slot and room in staging, and each project has a
-share of both (SPEC 9.3).
+request message; a larger one needs an upload slot and room in staging. Each project has a share of
+both, and may have only so many uploads without an outcome (SPEC 9.3).
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
@@ -18,20 +19,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from keyturn.errors import BodyTooLargeError, MalformedRequestError
-from keyturn.messages import Rejected, UploadStored
+from keyturn.messages import Event, Rejected, UploadStored
 from keyturn.metadata import CALLER_MAX_BYTES, decode_caller_metadata
 from keyturn.publisher import (
     NotDeliveredError,
     OutcomeUnknownError,
     Publisher,
     PublisherError,
-    WaitTimeoutError,
 )
 from keyturn.publisher.requests import new_id
 from keyturn_workers.gateway.auth import Caller
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.paths import object_path
+from keyturn_workers.gateway.pending_requests import PendingRequests, event_of
 from keyturn_workers.gateway.problems import problem, status_for_code
 from keyturn_workers.gateway.response_headers import META_PREFIX
 from keyturn_workers.gateway.upload_limits import UploadClaim, UploadLimits
@@ -41,6 +42,9 @@ _CREATED: Final = 201
 _ACCEPTED: Final = 202
 _PRECONDITION_FAILED: Final = 412
 _UNAVAILABLE: Final = 503
+# An upload whose outcome is not known by then no longer counts as pending.
+_OUTCOME_WAIT_S: Final = 3600.0
+_MAX_PENDING: Final = 50_000
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 # RFC 7240: preferences with their parameters, either of which may be quoted.
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
@@ -62,6 +66,8 @@ class UploadRoutes:
         limits: Limits what larger bodies use, of one project and in all.
         metrics: The gateway's metrics.
         max_bytes: The largest body.
+        max_pending: How many uploads of one project may be without an outcome.
+        max_pending_bytes: How many bytes of their bodies may be in the requests themselves.
         idle_timeout_s: How long a client may send nothing.
         wait_max_s: The longest wait for `Prefer: wait=N`.
     """
@@ -74,6 +80,8 @@ class UploadRoutes:
         metrics: GatewayMetrics,
         *,
         max_bytes: int,
+        max_pending: int,
+        max_pending_bytes: int,
         idle_timeout_s: float,
         wait_max_s: float,
     ) -> None:
@@ -84,6 +92,19 @@ class UploadRoutes:
         self._max_bytes = max_bytes
         self._idle_timeout_s = idle_timeout_s
         self._wait_max_s = wait_max_s
+        self._pending = PendingRequests(
+            publisher,
+            "upload.requested",
+            noun="uploads pending",
+            per_project=max_pending,
+            total=_MAX_PENDING,
+            outcome_wait_s=_OUTCOME_WAIT_S,
+            project_bytes=max_pending_bytes,
+        )
+
+    async def close(self) -> None:
+        """Stop waiting for outcomes."""
+        await self._pending.close()
 
     async def put(self, request: Request, caller: Caller, key: str) -> Response:
         """Publish the request's body as an upload to this key.
@@ -92,8 +113,10 @@ class UploadRoutes:
             MalformedRequestError: the headers cannot be stored with an object.
             BodyTooLargeError: the body is too large.
             AlreadyExistsError, DeletedKeyError: the key has an object or a tombstone.
-            TooManyRequestsError: the project uses its share of slots or of staging.
-            GatewayBusyError: no slot became free, or staging is full.
+            TooManyRequestsError: the project uses its share of slots or of staging, or has too
+                many uploads pending.
+            GatewayBusyError: no slot became free, staging is full, or too many uploads of all
+                projects are pending.
             StorageUnavailableError: staging failed.
             ClientGoneError: the client disconnected or stopped sending.
         """
@@ -105,24 +128,27 @@ class UploadRoutes:
             )
         declared_bytes = self._declared_length(headers)
         metadata, upload_id = _metadata(headers), new_id()
-        # Before the body is read, so that an upload that will be refused fills neither staging
-        # nor the dead letters. If two requests pass at once, the workers refuse one.
-        await self._opener.require_unused_key(caller, key)
         try:
-            async with self._limits.hold(caller.project, upload_id) as claim:
-                # A declared length is claimed before the body is requested from the client.
-                await claim.grow(declared_bytes)
-                await self._publisher.upload(
-                    caller.project,
-                    key,
-                    self._body(request, claim),
-                    content_type=headers.get("content-type"),
-                    metadata=metadata,
-                    upload_id=upload_id,
-                )
+            with self._pending.hold(caller.project, upload_id) as pending:
+                # Before the body is read, so that an upload that will be refused fills neither
+                # staging nor the dead letters. If two requests pass at once, the workers refuse
+                # one.
+                await self._opener.require_unused_key(caller, key)
+                async with self._limits.hold(pending) as claim:
+                    # A declared length is claimed before the body is requested from the client.
+                    await claim.grow(declared_bytes)
+                    publishing = self._publisher.upload(
+                        caller.project,
+                        key,
+                        self._body(request, claim),
+                        content_type=headers.get("content-type"),
+                        metadata=metadata,
+                        upload_id=upload_id,
+                    )
+                    outcome = await pending.publish(publishing)
         except PublisherError as exc:
             return publish_failure_response(exc, {"upload_id": upload_id})
-        return await self._respond(request, caller.project, key, upload_id)
+        return await self._respond(request, caller.project, key, upload_id, outcome)
 
     def _declared_length(self, headers: Headers) -> int:
         """Return `Content-Length`, or 0 if there is none."""
@@ -145,25 +171,28 @@ class UploadRoutes:
             self._metrics.received_bytes.inc(len(piece))
             yield piece
 
-    async def _respond(self, request: Request, project: str, key: str, upload_id: str) -> Response:
+    async def _respond(
+        self,
+        request: Request,
+        project: str,
+        key: str,
+        upload_id: str,
+        outcome: asyncio.Task[Event],
+    ) -> Response:
         wait_s = requested_wait_s(request.headers, self._wait_max_s)
         accepted = JSONResponse({"upload_id": upload_id}, _ACCEPTED)
         if wait_s is None:
             return accepted
-        accepted.headers["preference-applied"] = f"wait={wait_s}"
-        try:
-            waiting = self._publisher.wait(
-                upload_id, timeout_s=wait_s, project=project, request_type="upload.requested"
-            )
-            event = await run_while_connected(request.receive, waiting)
-        except (WaitTimeoutError, PublisherError):
-            return accepted
+        applied = {"preference-applied": f"wait={wait_s}"}
+        await run_while_connected(request.receive, asyncio.wait((outcome,), timeout=wait_s))
+        event = event_of(outcome)
         if isinstance(event, Rejected):
             return rejection_response(event, {"upload_id": upload_id})
-        if not isinstance(event, UploadStored):
-            return accepted
-        created = {"location": object_path(project, key), "preference-applied": f"wait={wait_s}"}
-        return JSONResponse({"upload_id": upload_id}, _CREATED, created)
+        if isinstance(event, UploadStored):
+            created = {"location": object_path(project, key), **applied}
+            return JSONResponse({"upload_id": upload_id}, _CREATED, created)
+        accepted.headers.update(applied)
+        return accepted
 
 
 def _metadata(headers: Headers) -> dict[str, str]:
@@ -217,7 +246,9 @@ def publish_failure_response(error: PublisherError, more: Mapping[str, str]) -> 
             )
         case NotDeliveredError():
             return problem(
-                _UNAVAILABLE, "the broker cannot be reached, or no worker consumes from it"
+                _UNAVAILABLE,
+                "the broker cannot be reached or accepts no messages now, or no worker consumes "
+                "from it",
             )
         case _:
             return problem(_UNAVAILABLE, "the request could not be published")

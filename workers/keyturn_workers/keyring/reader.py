@@ -224,7 +224,7 @@ class KeyringReader:
         except MissingError as exc:
             self._cache.invalidate(entry)
             if await self._is_missing(project, since):
-                raise UnknownProjectError(project) from exc
+                raise UnknownProjectError.of(project) from exc
             return None
         received_s = self.clock.local_s()
         trust = self.clock.observe(head.date, sent_s, received_s)

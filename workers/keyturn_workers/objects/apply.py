@@ -5,8 +5,7 @@ keeps everything else that it had. No write goes without a lease, nor under a we
 than the backend supports. Tags are up to the caller: `tags_at_risk` says when to save them.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
@@ -14,7 +13,15 @@ from typing import Final
 from keyturn.crypto import new_dek
 from keyturn.errors import ArchivedObjectError, LockedObjectError
 from keyturn.identifiers import object_s3_key
-from keyturn.metadata import OWN_PREFIX, UPLOAD, UPLOAD_TAG, V0_ALGORITHM, Wraps, stored_at
+from keyturn.metadata import (
+    OWN_PREFIX,
+    UPLOAD,
+    UPLOAD_TAG,
+    V0_ALGORITHM,
+    Wraps,
+    stored_at,
+    unknown_names,
+)
 from keyturn_workers.errors import ArchivedError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.encrypt_in_place import check_v0_body, encrypt_plaintext
@@ -40,10 +47,6 @@ COPY_LIMIT_BYTES: Final = 5 * 1024**3
 """The limit of a single copy on S3; larger objects are copied in parts (SPEC 8.2, 11)."""
 
 
-# Putting tags back is one request.
-_TAG_WAITS_S: Final = (0.1, 0.2, 0.4, 0.8)
-
-
 def tags_at_risk(
     storage: Storage, view: ObjectView, action: PlannedAction, copy_limit_bytes: int
 ) -> bool:
@@ -61,24 +64,6 @@ def tags_at_risk(
             return in_parts or not storage.capabilities.copy_keeps_tags
         case Encrypt() | ResealTombstone():
             return True
-
-
-async def read_tags_at_risk(storage: Storage, s3_key: str, head: ObjectHead) -> Mapping[str, str]:
-    """Read the tags of an object before a write that drops them.
-
-    If there are fewer than when the object was read, another worker may have copied it in the
-    meantime, and be about to put them back. This waits for that, for 1.5 seconds at most.
-
-    Raises:
-        MissingError: the object is gone.
-        StorageUnavailableError: the storage failed.
-    """
-    for wait_s in _TAG_WAITS_S:
-        tags = await storage.read_tags(s3_key)
-        if len(tags) >= head.tag_count:
-            return tags
-        await asyncio.sleep(wait_s)
-    return await storage.read_tags(s3_key)
 
 
 class ActionExecutor:
@@ -197,13 +182,15 @@ def _headers_with_wraps(head: ObjectHead, wraps: Wraps) -> Headers:
     wraps, so that no rotation makes a file look changed (SPEC 4.3).
     """
     caller = {n: v for n, v in head.metadata.items() if not n.startswith(OWN_PREFIX)}
-    # An object of the earlier system has no upload id (SPEC 4.6).
-    is_v0 = wraps.algorithm == V0_ALGORITHM
+    left_out = set(unknown_names(head.metadata))
+    if wraps.algorithm == V0_ALGORITHM:
+        left_out |= {UPLOAD, UPLOAD_TAG}  # an object of the earlier system has none (SPEC 4.6)
+    own = {n: v for n, v in head.metadata.items() if n not in left_out}
     metadata = build_object_metadata(
         wraps,
-        upload_id=None if is_v0 else head.metadata.get(UPLOAD),
+        upload_id=own.get(UPLOAD),
         caller_wire=caller,
-        tag=None if is_v0 else head.metadata.get(UPLOAD_TAG),
+        tag=own.get(UPLOAD_TAG),
         stored_at=stored_at(head.metadata, head.last_modified) or head.last_modified,
     )
     return replace(head.headers, metadata=metadata)

@@ -143,7 +143,8 @@ async def open_object(
 
     Raises:
         NotFoundError: no object, or a tombstone.
-        NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: see SPEC 4.
+        NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError, WrapsDisagreeError: see
+            SPEC 4 and 8.2.
         KeyringRolledBackError: the operator's keyring is older than the object (SPEC 5.4).
         UnknownMasterKeyError: the keyring names a master key that is not available.
         KmsUnavailableError: the provider of a master key that is needed is away.

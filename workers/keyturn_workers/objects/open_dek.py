@@ -1,9 +1,11 @@
 """Which DEK a reader gets from an object (SPEC 4.5, 4.6, 9.1). Pure.
 
 The user wrap comes first: if it opens to a DEK to which the header does not commit, the object
-is `corrupt_object`. The admin wrap is used only if the user wrap does not open.
+is `corrupt_object`. The admin wrap is used only if the user wrap does not open, and the reader's
+keyring does not show that it should.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -13,6 +15,7 @@ from keyturn.errors import (
     KeyringRolledBackError,
     NotFoundError,
     NoUsableWrapError,
+    WrapsDisagreeError,
 )
 from keyturn.metadata import (
     COBBLESTONE,
@@ -33,11 +36,13 @@ from keyturn_workers.objects.verify import check_header
 class ReaderKeys:
     """The keys that a reader holds for one project, and what its keyring allows.
 
-    A reader that cannot read the keyring leaves `plaintext_allowed` and `v0_allowed` off.
+    A reader that cannot read the keyring leaves `plaintext_allowed` and `v0_allowed` off, and
+    knows only `user_kek`. `user_keks` are those that the keyring holds, by generation.
     """
 
     project: str
     user_kek: Secret | None = None
+    user_keks: Mapping[int, Secret] = field(default_factory=dict)
     admin_keks: AdminKeks = field(default_factory=lambda: AdminKeks(""))
     v0_user_kek: Secret | None = None
     plaintext_allowed: bool = False
@@ -62,6 +67,7 @@ class ReaderKeys:
         return cls(
             keyring.project,
             user_kek=user_kek,
+            user_keks=keyring.user_keks,
             admin_keks=admin_keks,
             v0_user_kek=keyring.v0_kek,
             plaintext_allowed=keyring.plaintext_allowed,
@@ -87,8 +93,9 @@ def open_dek(
 
     Raises:
         NoUsableWrapError: no wrap opens under the reader's keys.
-        CorruptObjectError: the header does not commit to the DEK, the wraps disagree, or the
-            object is plaintext, which is not allowed.
+        CorruptObjectError: the header does not commit to the DEK, the wraps of an object of the
+            earlier system hold different DEKs, or the object is plaintext, which is not allowed.
+        WrapsDisagreeError: the user wrap is not of the keyring that the admin wrap is of.
         NotFoundError: the object is a tombstone.
         KmsUnavailableError: no wrap opens, and a master key is away.
     """
@@ -133,13 +140,31 @@ def _open_v1(wraps: Wraps, header: bytes, object_key: str, reader: ReaderKeys) -
     if dek is None:
         raise NoUsableWrapError
     check_header(dek, header)
+    if role == "admin":
+        _check_user_wrap(wraps, object_key, reader, dek)
     return OpenedDek(dek, role, wraps.algorithm)
+
+
+def _check_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys, dek: bytes) -> None:
+    """The rule of `keyturn_workers.objects.unwrap.open_wraps`, for an admin wrap that opened.
+
+    Raises:
+        WrapsDisagreeError: the keyring shows that the user wrap should hold this DEK.
+    """
+    kek = reader.user_keks.get(wraps.generation)
+    if kek is None:
+        return
+    user = try_wrap(wraps, "user", object_key, reader.project, kek, (wraps.generation,))
+    if user is None or user.dek != dek:
+        raise WrapsDisagreeError("the wraps of this object are not of the same keyring")
 
 
 def _open_v0_body(wraps: Wraps, object_key: str, reader: ReaderKeys) -> OpenedDek:
     """A v0 body does not commit to its key, so both wraps must open, to the same DEK."""
     user = _open_user_wrap(wraps, object_key, reader)
     admin = _open_admin_wrap(wraps, object_key, reader)
+    if user is None and admin is not None:
+        _check_user_wrap(wraps, object_key, reader, admin)
     if user is None or admin is None:
         raise NoUsableWrapError("an object of the earlier system needs both keys to open")
     if user != admin:

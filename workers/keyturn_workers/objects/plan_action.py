@@ -4,10 +4,10 @@
 It never wraps a DEK that the body does not commit to, or, for a body of the earlier system, that
 does not open the body. It never chooses between two wraps that both open and differ:
 the holder of an API key could otherwise make the user's and the operator's view of an object
-differ.
+differ. And it never lets an admin wrap vouch for an object whose user wrap is not of the same
+keyring: whoever put an old keyring back would get the object wrapped for their own key.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -17,17 +17,15 @@ from keyturn.errors import (
     ArchivedObjectError,
     CorruptObjectError,
     NoUsableWrapError,
+    WrapsDisagreeError,
 )
 from keyturn.metadata import V0_ALGORITHM, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.objects.unwrap import (
-    OpenedWrap,
     is_current,
-    open_admin_wrap,
-    open_user_wrap,
     open_user_wrap_with_earlier_kek,
-    past_generations,
+    open_wraps,
     select_dek,
     try_tombstone,
     try_v0_wrap,
@@ -139,6 +137,8 @@ def plan_action(
         CorruptObjectError: metadata stripped or unreadable, a body cut short, wraps that
             disagree, a DEK that the header does not commit to, forbidden plaintext.
         NoUsableWrapError: no wrap opens; wraps of the earlier system where v0 is forbidden.
+        WrapsDisagreeError: the user wrap is not of the keyring that the admin wrap is of, and no
+            repair was requested.
         ArchivedObjectError: its body must be restored before it can be read or copied.
         KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
             Meaningless if the keyring was read before the object.
@@ -152,7 +152,7 @@ def plan_action(
         case Plaintext():
             return _plan_plaintext(view, target)
         case Tombstone():
-            return _plan_tombstone(envelope, target)
+            return _plan_tombstone(envelope, view, target)
         case V0Wraps():
             return _plan_v0(envelope, view, target)
 
@@ -161,33 +161,23 @@ def _plan_wrapped(wraps: Wraps, view: ObjectView, target: _Target) -> NoOp | Rew
     object_key, keyring, desired = target.object_key, target.keyring, target.desired
     is_v0_body = wraps.algorithm == V0_ALGORITHM
     _check_length(view.head, is_v0_body=is_v0_body)
-    past = past_generations(keyring)
-    admin = open_admin_wrap(wraps, object_key, desired, target.admin_keks, past)
-    user_generations = _generations_for_user_wrap(admin, past, is_v0_body=is_v0_body)
-    user = open_user_wrap(wraps, object_key, desired, user_generations)
+    opened = open_wraps(wraps, object_key, keyring, desired, target.admin_keks)
+    admin, user = opened.admin, opened.user
     if admin is None and user is None and target.options.repair:
         user = open_user_wrap_with_earlier_kek(wraps, object_key, keyring)
     dek = select_dek(admin, user)
     if not is_v0_body:
         check_header(dek, view.header)
+    if opened.disagree and not target.options.repair:
+        raise WrapsDisagreeError(
+            "the user wrap does not hold the admin wrap's DEK under the KEK of its generation"
+        )
     if is_current(wraps, admin, user, desired):
         return NoOp("current")
     # The admin wrap vouches for a v0 body. A DEK from only the user wrap proves nothing: the
     # holder of the API key could have wrapped any bytes.
     unproven = Secret(dek) if is_v0_body and admin is None else None
     return Rewrap(wrap(desired, object_key, dek, algorithm=wraps.algorithm), unproven)
-
-
-def _generations_for_user_wrap(
-    admin: OpenedWrap | None, past: Sequence[int], *, is_v0_body: bool
-) -> Sequence[int]:
-    """The generations at which a user wrap could still matter, besides the two likely ones.
-
-    Once the admin wrap gave the DEK and the header commits to it, a user wrap at a generation
-    that neither the label nor the admin wrap names serves no reader and is replaced. Searching
-    a long history for it, for each object, would be waste.
-    """
-    return past if admin is None or is_v0_body else (admin.generation,)
 
 
 def _check_length(head: ObjectHead, *, is_v0_body: bool) -> None:
@@ -216,12 +206,21 @@ def _plan_plaintext(view: ObjectView, target: _Target) -> NoOp | Encrypt:
     return Encrypt()
 
 
-def _plan_tombstone(tombstone: Tombstone, target: _Target) -> NoOp | ResealTombstone:
-    """A tombstone names no master key: the desired one is tried first, then each other."""
+def _plan_tombstone(
+    tombstone: Tombstone, view: ObjectView, target: _Target
+) -> NoOp | ResealTombstone:
+    """A tombstone names no master key: the desired one is tried first, then each other.
+
+    One with a body, or with a wrap beside it, hides what an earlier key may open.
+    """
     desired, object_key, sealed = target.desired, target.object_key, tombstone.sealed
-    if try_tombstone(desired.admin_kek, desired.project, object_key, sealed) is not None:
+    is_bare = not view.head.size_bytes and not tombstone.unknown_names
+    if (
+        is_bare
+        and try_tombstone(desired.admin_kek, desired.project, object_key, sealed) is not None
+    ):
         return NoOp("deleted")
-    for _, kek in target.admin_keks.in_order():
+    for _, kek in target.admin_keks.in_order(first=desired.master_key):
         time = try_tombstone(kek, desired.project, object_key, sealed)
         if time is not None:
             return ResealTombstone(

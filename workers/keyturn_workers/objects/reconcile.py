@@ -19,12 +19,7 @@ from keyturn_workers.errors import ArchivedError, MissingError, PreconditionErro
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.apply import (
-    COPY_LIMIT_BYTES,
-    ActionExecutor,
-    read_tags_at_risk,
-    tags_at_risk,
-)
+from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, ActionExecutor, tags_at_risk
 from keyturn_workers.objects.plan_action import (
     NoOp,
     ObjectView,
@@ -58,7 +53,8 @@ async def reconcile_object(
         CorruptObjectError, NoUsableWrapError, UnknownAlgorithmError: the object is left as it is.
         LockedObjectError, ArchivedObjectError: its lock or archive refuses the change.
         DeletedKeyError: it is a tombstone.
-        StorageUnavailableError: the storage failed, or the object kept changing.
+        StorageUnavailableError: the storage failed, the object kept changing, or it has tags that
+            its rewrap would drop, so that only a sweep may do it.
         KeyringRolledBackError, UnknownMasterKeyError, KmsUnavailableError: try again later.
     """
     executor = ActionExecutor(storage, keyrings, copy_limit_bytes)
@@ -73,12 +69,14 @@ async def reconcile_object(
         )
         if isinstance(action, NoOp):
             return snapshot
-        drops_tags = tags_at_risk(storage, view, action, copy_limit_bytes)
+        if tags_at_risk(storage, view, action, copy_limit_bytes):
+            # Nothing durable would say which tags to put back if this worker died. A sweep
+            # notes them first, and a transition always starts one.
+            raise StorageUnavailableError(
+                "this storage drops an object's tags when it is rewrapped: a sweep does that"
+            )
         try:
-            tags = await read_tags_at_risk(storage, s3_key, view.head) if drops_tags else {}
             await executor.execute(project, object_key, view, action, snapshot)
-            if tags:
-                await storage.write_tags(s3_key, tags)
         except (MissingError, PreconditionError, RefusedError):
             continue  # a lost race, or an expired lease: read again
         _log.info("object rewrapped", s3_key=s3_key, generation=snapshot.desired.generation)

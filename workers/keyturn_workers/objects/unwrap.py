@@ -27,9 +27,50 @@ class OpenedWrap:
     master_key: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedWraps:
+    """Both wraps of an object; None for one that does not open.
+
+    `disagree`: the keyring holds the KEK of the admin wrap's generation, and the user wrap does
+    not hold the same DEK under it. `user` may then be set all the same, under the current KEK.
+    """
+
+    admin: OpenedWrap | None
+    user: OpenedWrap | None
+    disagree: bool
+
+
 def past_generations(keyring: Keyring) -> Sequence[int]:
     """Every earlier generation of a project, the newest first."""
     return [entry.generation for entry in reversed(keyring.history)]
+
+
+def open_wraps(
+    wraps: Wraps, object_key: str, keyring: Keyring, desired: DesiredState, admin_keks: AdminKeks
+) -> OpenedWraps:
+    """Open both wraps, and compare them (SPEC 8.2).
+
+    Both were always written at once, under one keyring. Where this keyring has another KEK for
+    that generation than the user wrap, an old keyring was put back and rotated again, or someone
+    changed the object: the admin wrap must not vouch for it.
+
+    Raises:
+        KeyringRolledBackError, KmsUnavailableError: as `open_admin_wrap`.
+    """
+    past = past_generations(keyring)
+    admin = open_admin_wrap(wraps, object_key, desired, admin_keks, past)
+    if admin is None:
+        return OpenedWraps(None, open_user_wrap(wraps, object_key, desired, past), disagree=False)
+    # None once a clean sweep cleared it: then no keyring shows what the user wrap should be.
+    kek = keyring.user_keks.get(admin.generation)
+    if kek is not None:
+        user = try_wrap(wraps, "user", object_key, keyring.project, kek, (admin.generation,))
+        if user is not None and user.dek == admin.dek:
+            return OpenedWraps(admin, user, disagree=False)
+    # A user wrap at a generation that neither the label nor the admin wrap names serves no
+    # reader: searching a long history for it, for each object, would be waste.
+    user = open_user_wrap(wraps, object_key, desired, (admin.generation,))
+    return OpenedWraps(admin, user, disagree=kek is not None)
 
 
 def open_admin_wrap(
@@ -162,8 +203,8 @@ def select_dek(admin: OpenedWrap | None, user: OpenedWrap | None) -> bytes:
 def is_current(
     wraps: Wraps, admin: OpenedWrap | None, user: OpenedWrap | None, desired: DesiredState
 ) -> bool:
-    """Whether both wraps and their labels match the desired state."""
-    if admin is None or user is None:
+    """Whether both wraps, their labels and the names beside them match the desired state."""
+    if admin is None or user is None or wraps.unknown_names:
         return False
     opened = (admin.generation, user.generation, admin.master_key)
     labels = (wraps.generation, wraps.kek_id, wraps.master_key)

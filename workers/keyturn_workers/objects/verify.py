@@ -8,16 +8,12 @@ from dataclasses import dataclass, field
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, commits_to
 from keyturn.errors import CorruptObjectError
 from keyturn.metadata import Wraps
-from keyturn_workers.keyring import DesiredState, Keyring
+from keyturn_workers.keyring import Keyring
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.objects.unwrap import (
-    OpenedWrap,
     is_current,
-    open_admin_wrap,
-    open_user_wrap,
-    past_generations,
+    open_wraps,
     select_dek,
-    try_wrap,
 )
 
 
@@ -32,67 +28,32 @@ class Verification:
     current: bool
 
 
-def verify(
-    wraps: Wraps, header: bytes, object_key: str, desired: DesiredState, admin_keks: AdminKeks
-) -> Verification:
-    """Open both wraps, and compare the object with the desired state.
-
-    `header` is the first 56 bytes of the body.
-
-    Raises:
-        NoUsableWrapError: neither wrap opens.
-        CorruptObjectError: the wraps hold different DEKs, or the header commits to neither.
-        KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
-            Meaningful only if the keyring was read after the object.
-        KmsUnavailableError: as `verify_upload`.
-    """
-    admin = open_admin_wrap(wraps, object_key, desired, admin_keks, ())
-    user = open_user_wrap(wraps, object_key, desired, ())
-    return _verify_opened(wraps, header, admin, user, desired)
-
-
 def verify_upload(
     wraps: Wraps, header: bytes, object_key: str, keyring: Keyring, admin_keks: AdminKeks
 ) -> Verification:
     """Verify an object that carries an upload's id, which is not authenticated (SPEC 7.1).
 
-    Stricter than `verify`: the admin wrap must open, and so must the user wrap if the keyring
-    still holds the KEK of its generation. Otherwise a bucket writer could pass off another
-    object as the stored one.
+    The admin wrap must open, and so must the user wrap if the keyring still holds the KEK of
+    that generation. Otherwise a bucket writer could pass off another object as the stored one.
+    `header` is the first 56 bytes of the body.
 
     Raises:
-        CorruptObjectError: a wrap does not verify.
-        KeyringRolledBackError: as `verify`.
+        CorruptObjectError: a wrap does not verify, or the header commits to another DEK.
+        KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
+            Meaningful only if the keyring was read after the object.
         UnknownMasterKeyError: this process lacks the keyring's master key.
         KmsUnavailableError: a provider is away, and the admin wrap opens under no other key.
     """
-    desired, past = (
-        keyring.desired(admin_keks.require(keyring.master_key)),
-        past_generations(keyring),
-    )
-    admin = open_admin_wrap(wraps, object_key, desired, admin_keks, past)
-    if admin is None:
+    desired = keyring.desired(admin_keks.require(keyring.master_key))
+    opened = open_wraps(wraps, object_key, keyring, desired, admin_keks)
+    if opened.admin is None:
         raise CorruptObjectError("the admin wrap does not open")
-    kek = keyring.user_keks.get(wraps.generation)
-    if kek is not None:
-        labeled = try_wrap(wraps, "user", object_key, keyring.project, kek, (wraps.generation,))
-        if labeled is None:
-            raise CorruptObjectError("the user wrap does not open")
-        select_dek(admin, labeled)
-    user = open_user_wrap(wraps, object_key, desired, past)
-    return _verify_opened(wraps, header, admin, user, desired)
-
-
-def _verify_opened(
-    wraps: Wraps,
-    header: bytes,
-    admin: OpenedWrap | None,
-    user: OpenedWrap | None,
-    desired: DesiredState,
-) -> Verification:
-    dek = select_dek(admin, user)
+    dek = select_dek(opened.admin, opened.user)
+    if opened.disagree:
+        raise CorruptObjectError("the user wrap does not open")
     check_header(dek, header)
-    return Verification(dek, current=is_current(wraps, admin, user, desired))
+    current = is_current(wraps, opened.admin, opened.user, desired)
+    return Verification(dek, current=current)
 
 
 def check_header(dek: bytes, header: bytes) -> None:

@@ -1,6 +1,7 @@
 """Object tags that a rewrite drops: noted before it, put back after it (SPEC 8.2)."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -8,8 +9,13 @@ import structlog
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import ALGO, DELETED
-from keyturn_workers.errors import MissingError, RefusedError, StorageAnswerError
-from keyturn_workers.objects.apply import read_tags_at_risk, tags_at_risk
+from keyturn_workers.errors import (
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    StorageAnswerError,
+)
+from keyturn_workers.objects.apply import tags_at_risk
 from keyturn_workers.objects.plan_action import NoOp
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.page_context import PageContext, PlannedObject, gather_all
@@ -59,7 +65,10 @@ class PageTags:
         tags_by_key: dict[str, dict[str, str]] = {}
 
         async def read(planned: PlannedObject) -> PlannedObject:
-            tags_by_key[planned.key] = await self._read(planned)
+            tags_by_key[planned.key] = {}
+            # Of one that changed, `note_before_write` finds out by itself.
+            with suppress(MissingError, PreconditionError):
+                tags_by_key[planned.key] = await self._read(planned)
             return planned
 
         await gather_all(self._context.guarded(each.key, read(each)) for each in at_risk)
@@ -68,7 +77,11 @@ class PageTags:
         return [planned for planned in todo if planned.key not in failed]
 
     async def note_before_write(self, planned: PlannedObject) -> None:
-        """Note the tags of one object if its write drops them."""
+        """Note the tags of one object if its write drops them.
+
+        Raises:
+            MissingError, PreconditionError: the object or its tags changed: inspect it again.
+        """
         if self._drops_tags(planned):
             await self._note({planned.key: await self._read(planned)}, planned)
 
@@ -100,10 +113,12 @@ class PageTags:
 
     async def _read(self, planned: PlannedObject) -> dict[str, str]:
         s3_key = object_s3_key(self._context.project, planned.key)
-        try:
-            return dict(await read_tags_at_risk(self._storage, s3_key, planned.view.head))
-        except MissingError:
-            return {}
+        tags = dict(await self._storage.read_tags(s3_key))
+        if len(tags) < planned.view.head.tag_count:
+            # The copy of another sweep dropped them, and its worker is about to put them back. A
+            # copy that rests on the object as it was before would drop them for good.
+            raise PreconditionError("the object has lost tags since it was read")
+        return tags
 
     async def _put(self, key: str, tags: Mapping[str, str]) -> None:
         try:

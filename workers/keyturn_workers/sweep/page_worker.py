@@ -255,8 +255,8 @@ class _PageAttempt:
             if not snapshot.desired.same_state(planned.snapshot.desired):
                 planned = await context.inspect(planned.key)
                 continue
-            await self._tags.note_before_write(planned)
             try:
+                await self._tags.note_before_write(planned)
                 await self._execute(planned)
             except (MissingError, PreconditionError):
                 pass

@@ -1,20 +1,20 @@
 """What one key opens of one object: its wrap, and the DEK against the header (SPEC 4, 15.2). Pure.
 
-The key is a project's user KEK, or its admin KEKs by master key id. Only the wrap of that role
-is opened. Labels are hints: a wrap is tried at the generation of its label, then at others, so
-that a wrong label cannot hide what an old key still opens.
+The key is a project's user KEK, or its admin KEKs by master key id. An object is in order if the
+wrap of that role opens by its labels, and the metadata hold nothing that Keyturn does not write.
+Otherwise, and always where the key must be gone, every value is searched for what the key opens,
+because labels are hints (`wrap_search`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto import (
     BODY_CONTEXT,
-    Role,
+    WRAP_BYTES,
     SealError,
-    Secret,
     commits_to,
     open_tombstone,
     unwrap_dek,
@@ -27,34 +27,11 @@ from keyturn.errors import (
     PermanentError,
 )
 from keyturn.identifiers import is_object_key
-from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
+from keyturn.metadata import COBBLESTONE, Envelope, Plaintext, Tombstone, V0Wraps, Wraps
+from keyturn_workers.verify.wrap_search import VerificationKeys, find_wrap, is_wrap_sized
 
 Kind = Literal["encrypted", "v0", "plaintext", "tombstone", "foreign", "unreadable"]
 State = Literal["opened", "closed", "failed", "unchecked"]
-
-# A wrong label is the work of a bucket writer. Each try costs about 7 microseconds.
-_OTHER_GENERATIONS: Final = range(1, 33)
-
-
-@dataclass(frozen=True, slots=True)
-class VerificationKeys:
-    """The key to check with: one user KEK, or the admin KEKs by the ids of their master keys.
-
-    Attributes:
-        project: The project that the keys belong to.
-        role: Whose wrap they open.
-        keks: At least one. The id of a user KEK has no meaning.
-    """
-
-    project: str
-    role: Role
-    keks: Mapping[str, Secret]
-
-    def ordered(self, first: str) -> Iterator[Secret]:
-        """All KEKs, that of the master key `first` before the others."""
-        if first in self.keks:
-            yield self.keks[first]
-        yield from (kek for name, kek in self.keks.items() if name != first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +59,12 @@ class ObjectCheck:
 
 
 def check_object(
-    metadata: Mapping[str, str], header: bytes | None, object_key: str, keys: VerificationKeys
+    metadata: Mapping[str, str],
+    header: bytes | None,
+    object_key: str,
+    keys: VerificationKeys,
+    *,
+    must_be_gone: bool = False,
 ) -> ObjectCheck:
     """Open the wrap of the keys' role, and compare its DEK with the header.
 
@@ -92,23 +74,25 @@ def check_object(
             cannot be read.
         object_key: The key without the project; may be one that SPEC 1 forbids.
         keys: What to open it with.
+        must_be_gone: Whether to search for a hidden wrap even where the labels open nothing.
     """
     if not is_object_key(object_key):
         return _check_foreign(metadata)
     try:
         envelope = object_metadata.parse(metadata)
     except PermanentError as exc:
-        return ObjectCheck.refused("unreadable", exc)
-    match envelope:
-        case Plaintext():
-            return ObjectCheck("plaintext", "unchecked", detail="not encrypted")
-        case Tombstone(sealed):
-            return _check_tombstone(sealed, object_key, keys)
-        case V0Wraps():
-            reason = "its wraps are of the earlier system (v0) until a sweep replaces them"
-            return ObjectCheck.refused("v0", NoUsableWrapError(reason))
-        case Wraps():
-            return _check_wraps(envelope, header, object_key, keys)
+        check = ObjectCheck.refused("unreadable", exc)
+    else:
+        check = _check_envelope(envelope, metadata, header, object_key, keys)
+    if check.state == "opened" or not (must_be_gone or check.state == "closed"):
+        return check
+    found = find_wrap(metadata, object_key, keys)
+    if found is None:
+        return check
+    if must_be_gone:
+        return ObjectCheck(check.kind, "opened", detail=found)
+    reason = f"{found}, but the labels say otherwise"
+    return ObjectCheck.refused(check.kind, NoUsableWrapError(reason))
 
 
 def _check_foreign(metadata: Mapping[str, str]) -> ObjectCheck:
@@ -116,6 +100,61 @@ def _check_foreign(metadata: Mapping[str, str]) -> ObjectCheck:
     if any(name.startswith(object_metadata.OWN_PREFIX) for name in metadata):
         return ObjectCheck.refused("foreign", ForeignObjectError("it has an envelope"))
     return ObjectCheck("foreign", "unchecked", detail="not a valid object name")
+
+
+def _check_envelope(
+    envelope: Envelope,
+    metadata: Mapping[str, str],
+    header: bytes | None,
+    object_key: str,
+    keys: VerificationKeys,
+) -> ObjectCheck:
+    kind = _kind(envelope)
+    if reason := _unexpected(envelope, metadata, header):
+        return ObjectCheck.refused(kind, CorruptObjectError(reason))
+    match envelope:
+        case Plaintext():
+            return ObjectCheck(kind, "unchecked", detail="not encrypted")
+        case Tombstone(sealed):
+            return _check_tombstone(sealed, object_key, keys)
+        case V0Wraps():
+            reason = "its wraps are of the earlier system (v0) until a sweep replaces them"
+            return ObjectCheck.refused(kind, NoUsableWrapError(reason))
+        case Wraps():
+            return _check_wraps(envelope, kind, header, object_key, keys)
+
+
+def _kind(envelope: Envelope) -> Kind:
+    match envelope:
+        case Plaintext():
+            return "plaintext"
+        case Tombstone():
+            return "tombstone"
+        case Wraps(algorithm=algorithm) if algorithm == COBBLESTONE:
+            return "encrypted"
+        case Wraps() | V0Wraps():
+            return "v0"
+
+
+def _unexpected(
+    envelope: Envelope, metadata: Mapping[str, str], header: bytes | None
+) -> str | None:
+    """What no writer of Keyturn's leaves on an object, and a wrap can hide in; None if nothing."""
+    names = object_metadata.unknown_names(metadata)
+    if names:
+        return f"it has names that Keyturn does not write: {ascii(', '.join(names))[1:-1][:200]}"
+    wraps = (object_metadata.DEK_USER, object_metadata.DEK_ADMIN)
+    for name, value in metadata.items():
+        if name in object_metadata.OWN_NAMES.difference(wraps) and is_wrap_sized(value):
+            return f"{name} has the length of a wrap"
+    match envelope:
+        case Tombstone() if object_metadata.DEK_USER in metadata:
+            return "a tombstone with a user wrap"
+        case Tombstone() if header != b"":
+            return "a tombstone with a body"
+        case Wraps(user=user, admin=admin) if {len(user), len(admin)} != {WRAP_BYTES}:
+            return f"a wrap has {WRAP_BYTES} bytes, and one of its wraps does not"
+    return None
 
 
 def _check_tombstone(sealed: bytes, object_key: str, keys: VerificationKeys) -> ObjectCheck:
@@ -131,19 +170,12 @@ def _check_tombstone(sealed: bytes, object_key: str, keys: VerificationKeys) -> 
 
 
 def _check_wraps(
-    wraps: Wraps, header: bytes | None, object_key: str, keys: VerificationKeys
+    wraps: Wraps, kind: Kind, header: bytes | None, object_key: str, keys: VerificationKeys
 ) -> ObjectCheck:
-    is_v1_body = wraps.algorithm == COBBLESTONE
-    kind: Kind = "encrypted" if is_v1_body else "v0"
-    dek = _unwrap(wraps, object_key, keys, wraps.generation)
+    dek = _unwrap(wraps, object_key, keys)
     if dek is None:
-        for generation in _OTHER_GENERATIONS:
-            if _unwrap(wraps, object_key, keys, generation) is not None:
-                label = wraps.generation
-                reason = f"it opens at generation {generation}, but its label says {label}"
-                return ObjectCheck.refused(kind, NoUsableWrapError(reason))
         return ObjectCheck.refused(kind, _not_opened(), "closed")
-    if not is_v1_body:
+    if kind == "v0":
         return ObjectCheck(kind, "opened", detail="a v0 body commits to no key: not compared")
     if header is None:
         reason = "the wrap opens; the header cannot be read"
@@ -154,7 +186,8 @@ def _check_wraps(
     return ObjectCheck(kind, "opened")
 
 
-def _unwrap(wraps: Wraps, object_key: str, keys: VerificationKeys, generation: int) -> bytes | None:
+def _unwrap(wraps: Wraps, object_key: str, keys: VerificationKeys) -> bytes | None:
+    """The DEK in the wrap of the keys' role, as its labels say."""
     for kek in keys.ordered(wraps.master_key):
         try:
             return unwrap_dek(
@@ -163,7 +196,7 @@ def _unwrap(wraps: Wraps, object_key: str, keys: VerificationKeys, generation: i
                 algorithm=wraps.algorithm,
                 project=keys.project,
                 object_key=object_key,
-                generation=generation,
+                generation=wraps.generation,
                 wrap=wraps.user if keys.role == "user" else wraps.admin,
             )
         except SealError:

@@ -14,8 +14,9 @@ from keyturn.crypto import HEADER_BYTES
 from keyturn.errors import ArchivedObjectError, NotFoundError, StorageUnavailableError
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.storage import Storage
-from keyturn_workers.verify.object_check import ObjectCheck, VerificationKeys, check_object
+from keyturn_workers.verify.object_check import ObjectCheck, check_object
 from keyturn_workers.verify.report import Report
+from keyturn_workers.verify.wrap_search import VerificationKeys
 
 DEFAULT_CONCURRENCY: Final = 32
 
@@ -51,10 +52,12 @@ async def check_project(
     async with aclosing(_list(storage, f"{keys.project}/")) as listing:
         rows = aiter(listing)
         turn = asyncio.Lock()  # a generator runs one step at a time
+        must_be_gone = report.expectation == "gone"
 
         async def check_rows() -> None:
             while (row := await _next(rows, turn)) is not None:
-                report.add(row.s3_key, row.version_id, await _check(storage, keys, row))
+                check = await _check(storage, keys, row, must_be_gone=must_be_gone)
+                report.add(row.s3_key, row.version_id, check)
                 on_checked()
 
         try:
@@ -80,7 +83,10 @@ async def _list(storage: Storage, prefix: str) -> AsyncGenerator[Listed]:
             yield Listed(version.key, None if version.is_latest else version.version_id)
 
 
-async def _check(storage: Storage, keys: VerificationKeys, row: Listed) -> ObjectCheck:
+async def _check(
+    storage: Storage, keys: VerificationKeys, row: Listed, *, must_be_gone: bool
+) -> ObjectCheck:
+    header: bytes | None
     object_key = row.s3_key.removeprefix(f"{keys.project}/")
     try:
         head, header = await storage.read_start(row.s3_key, HEADER_BYTES, version_id=row.version_id)
@@ -92,7 +98,7 @@ async def _check(storage: Storage, keys: VerificationKeys, row: Listed) -> Objec
         if row.version_id is not None:  # its metadata comes only with its bytes
             return ObjectCheck.refused("unreadable", ArchivedObjectError(str(exc)))
         head = await storage.head(row.s3_key)
-        return check_object(head.metadata, None, object_key, keys)
+        header = None if head.size_bytes else b""
     except StorageAnswerError as exc:
         return ObjectCheck.refused("unreadable", StorageUnavailableError(str(exc)))
-    return check_object(head.metadata, header, object_key, keys)
+    return check_object(head.metadata, header, object_key, keys, must_be_gone=must_be_gone)

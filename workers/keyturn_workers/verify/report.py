@@ -1,7 +1,8 @@
 """What the check of a project counted and found, and its verdict (SPEC 15.2). Pure.
 
 With the key in use every wrap must open. With a key that is gone none may: then whatever opens,
-and whatever cannot be decided, is a finding. A check that tried nothing proves nothing.
+and whatever cannot be decided, is a finding. What Keyturn does not write is one in either case.
+A check that tried nothing proves nothing.
 """
 
 from collections import Counter
@@ -58,7 +59,7 @@ class Report:
     def _contradicts(self, check: ObjectCheck) -> bool:
         if self.expectation == "gone":
             return check.state in ("opened", "failed")
-        if check.kind == "plaintext":
+        if (check.kind, check.state) == ("plaintext", "unchecked"):
             return not self.allow_plaintext
         return check.state in ("closed", "failed")
 
@@ -115,11 +116,10 @@ class Report:
     def _gone_verdict(self) -> str:
         if self.verified:
             return f"the key opens none of {_wraps(self.tried)}"
-        undecided = self.found - self.opened
-        objects = "1 object is" if undecided == 1 else f"{undecided} objects are"
+        others = self.found - self.opened
         return (
             f"not verified that the key is gone: it opens {self.opened} of {_wraps(self.tried)}; "
-            f"{objects} undecided"
+            f"{others} other finding{'s' * (others != 1)}"
         )
 
     def _opens_verdict(self) -> str:

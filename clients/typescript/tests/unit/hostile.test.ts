@@ -298,7 +298,7 @@ test("a new API key that a response repeats is not in the error", async () => {
 });
 
 test("a listing that repeats, contradicts itself or is none is refused", async () => {
-  const stored_at = "2026-11-24T10:00:00Z";
+  const changed_at = "2026-11-24T10:00:00Z";
   const page = (fields: object) =>
     new Response(JSON.stringify({ objects: [], prefixes: [], next: null, ...fields }));
   for (const answers of [
@@ -309,16 +309,16 @@ test("a listing that repeats, contradicts itself or is none is refused", async (
     [page({ next: 7 })],
     [page({ objects: {} })],
     [page({ prefixes: [7] })],
-    [page({ objects: [{ key: 7, size: 1, stored_at }] })],
-    [page({ objects: [{ key: "c", size: -1, stored_at }] })],
-    [page({ objects: [{ key: "c", size: 1.5, stored_at }] })],
-    [page({ objects: [{ key: "c", size: 1, stored_at: "soon" }] })],
+    [page({ objects: [{ key: 7, size: 1, changed_at }] })],
+    [page({ objects: [{ key: "c", size: -1, changed_at }] })],
+    [page({ objects: [{ key: "c", size: 1.5, changed_at }] })],
+    [page({ objects: [{ key: "c", size: 1, changed_at: "soon" }] })],
     [new Response("[]")],
     [new Response("")],
   ]) {
     await failing(all(scripted(answers).keyturn.list({ after: "b" })), UnexpectedResponseError);
   }
-  const objects = [{ key: "\u{1f600}", size: null, stored_at }];
+  const objects = [{ key: "\u{1f600}", size: null, changed_at }];
   const { keyturn, sent } = scripted([
     page({ next: "\uffff" }),
     page({ next: "\u{1f600}", objects }),

@@ -8,7 +8,7 @@ import {
   UnexpectedResponseError,
 } from "../../src/index.ts";
 
-const stored_at = "2026-11-24T10:00:00Z";
+const changed_at = "2026-11-24T10:00:00Z";
 
 interface Page {
   readonly keys?: readonly string[];
@@ -19,7 +19,7 @@ interface Page {
 
 async function listed(page: Page, options: ListOptions = {}): Promise<ListEntry[]> {
   const { keys = [], prefixes = [], next = null, more } = page;
-  const objects = keys.map((key) => ({ key, size: 1, stored_at, ...more }));
+  const objects = keys.map((key) => ({ key, size: 1, changed_at, ...more }));
   const fetch = async () => new Response(JSON.stringify({ objects, prefixes, next }));
   const client = { url: "https://gateway.test", project: "acme", apiKey: "k".repeat(40), fetch };
   const entries: ListEntry[] = [];
@@ -61,8 +61,8 @@ for (const [name, page, options] of [
   ["a prefix without its end", { prefixes: ["a"] }, { delimiter: "/" }],
   ["a next page before its entries", { keys: ["b"], next: "a" }, {}],
   ["a next page elsewhere", { keys: ["a"], next: "b" }, { prefix: "a" }],
-  ["a time of no zone", { keys: ["a"], more: { stored_at: "2026-11-24T10:00:00" } }, {}],
-  ["a time of one digit", { keys: ["a"], more: { stored_at: "1" } }, {}],
+  ["a time of no zone", { keys: ["a"], more: { changed_at: "2026-11-24T10:00:00" } }, {}],
+  ["a time of one digit", { keys: ["a"], more: { changed_at: "1" } }, {}],
 ] as const) {
   test(`a page is refused: ${name}`, async () => {
     await assert.rejects(listed(page, options), UnexpectedResponseError);

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { Keyturn } from "../../src/client.ts";
 import { MalformedRequestError } from "../../src/errors.ts";
 import { checkApiKey, checkObjectKey, checkProject } from "../../src/names.ts";
 
@@ -27,6 +28,22 @@ test("other names are refused before anything is sent", () => {
     for (const name of names) {
       assert.throws(() => check(name), MalformedRequestError);
     }
+  }
+});
+
+test("an API key that is not a string is a type error that names it", async () => {
+  for (const [value, name] of [
+    [undefined, "undefined"],
+    [null, "object"],
+    [7, "number"],
+  ] as const) {
+    const apiKey = value as unknown as string;
+    const options = { url: "https://gateway.test", project: "acme", apiKey };
+    const expected = { name: "TypeError", message: `apiKey is ${name}, not a string` };
+    assert.throws(() => new Keyturn(options), expected);
+    const client = new Keyturn({ ...options, apiKey: "k".repeat(40) });
+    assert.throws(() => client.withApiKey(apiKey), expected);
+    await assert.rejects(client.rotate(apiKey), { message: `newApiKey is ${name}, not a string` });
   }
 });
 

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Keyturn, ResponseLostError } from "../../src/index.ts";
+import { Keyturn, ResponseLostError, UploadPendingError } from "../../src/index.ts";
 
 const ID = "2f6c9a0e-0000-4000-8000-000000000000";
 
@@ -13,9 +13,27 @@ function client(fetch: Fetch, more = {}): Keyturn {
   return new Keyturn({ ...options, ...more, fetch: fetch as typeof globalThis.fetch });
 }
 
-function stored(): Response {
-  return new Response(JSON.stringify({ upload_id: ID }), { status: 201 });
+function stored(status = 201): Response {
+  return new Response(JSON.stringify({ upload_id: ID }), { status });
 }
+
+test("an upload waits until it is stored, and without an outcome is an error", async () => {
+  const preferences: (string | null)[] = [];
+  const answers = [201, 201, 202, 202];
+  const keyturn = client(async (_url, { headers }) => {
+    preferences.push(new Headers(headers).get("prefer"));
+    return stored(answers.shift());
+  });
+  assert.deepEqual(await keyturn.put("k", "x"), { uploadId: ID, stored: true });
+  await keyturn.put("k", "x", { waitSeconds: 7 });
+  await assert.rejects(keyturn.put("k", "x"), (error: unknown) => {
+    assert(error instanceof UploadPendingError);
+    assert.deepEqual([error.uploadId, error.status, error.transient], [ID, 202, false]);
+    return error.message.includes(ID) && error.message.includes("may still be stored");
+  });
+  assert.deepEqual(await keyturn.put("k", "x", { wait: false }), { uploadId: ID, stored: false });
+  assert.deepEqual(preferences, ["wait=50", "wait=7", "wait=50", null]);
+});
 
 test("a runtime that closes the body of a lost upload does not hide the loss", async () => {
   // As Bun does.
@@ -57,8 +75,9 @@ test("in a browser, a body that shows no progress has the time that its size tak
     return stored();
   };
   const keyturn = client(slow, { responseTimeoutMs: 20 });
-  assert.equal((await keyturn.put("k", new Blob(["x".repeat(1000)]))).stored, true);
-  await assert.rejects(keyturn.put("k", new Blob(["x"])), ResponseLostError);
+  const options = { wait: false };
+  assert.equal((await keyturn.put("k", new Blob(["x".repeat(1000)]), options)).stored, true);
+  await assert.rejects(keyturn.put("k", new Blob(["x"]), options), ResponseLostError);
 });
 
 test("in a browser, an abort does not wait for the body's source", async (context) => {

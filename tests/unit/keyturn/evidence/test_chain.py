@@ -128,7 +128,7 @@ def test_a_lower_generation_is_refused() -> None:
 
 def test_event_keys_may_alternate_while_both_are_held() -> None:
     chain = chain_of(FIRST_KEY, SECOND_KEY, FIRST_KEY, SECOND_KEY)
-    verified = verify_chain(chain, PUBLIC_KEYS)
+    verified = verify_chain(chain, public(SECOND_KEY, FIRST_KEY))
     (use,) = verified[3].predicate.event_keys
     assert (use.keyid, use.last) == (FIRST_KEY.id, verified[2].digest)
     assert not use.retired
@@ -138,7 +138,7 @@ def test_a_retired_key_is_listed_with_its_last_evidence_from_then_on() -> None:
     chain = chain_of(FIRST_KEY, FIRST_KEY, SECOND_KEY)
     chain.append(follow(chain, SECOND_KEY, held=(SECOND_KEY,)))
     chain.append(follow(chain, SECOND_KEY, held=(SECOND_KEY, FIRST_KEY)))
-    verified = verify_chain(chain, PUBLIC_KEYS)
+    verified = verify_chain(chain, public(SECOND_KEY, FIRST_KEY))
     lasts = [[(use.last, use.retired) for use in each.predicate.event_keys] for each in verified]
     last = verified[1].digest
     assert lasts == [[], [], [(last, False)], [(last, True)], [(last, True)]]
@@ -148,6 +148,33 @@ def test_a_retired_key_signs_nothing_more() -> None:
     chain = chain_of(FIRST_KEY)
     chain.append(follow(chain, SECOND_KEY, held=(SECOND_KEY,)))
     refused([*chain, follow(chain, FIRST_KEY)], RetiredEventKeyError, 2)
+
+
+def test_a_thief_of_a_retired_key_continues_no_chain_by_leaving_out_what_retires_it() -> None:
+    """Every file of his verifies, and so does its place: only the end shows who signs now."""
+    honest = chain_of(FIRST_KEY, FIRST_KEY)
+    retiring = follow(honest, SECOND_KEY, held=(SECOND_KEY,))
+    forged = [*honest, follow(honest, FIRST_KEY, generation=4)]
+    current_first = public(SECOND_KEY, FIRST_KEY)
+    verify_chain([*honest, retiring], current_first)
+    for files in (honest, forged, [*forged, follow(forged, FIRST_KEY, generation=5)]):
+        with pytest.raises(RetiredEventKeyError) as caught:
+            verify_chain(files, current_first)
+        assert caught.value.index == 0
+        for way_out in ("--newest", "the keyring and the completion event", "sweep"):
+            assert way_out in str(caught.value)
+    with pytest.raises(CutEvidenceError):
+        verify_chain(forged, current_first, newest=parse(retiring).digest)
+
+
+def test_the_newest_digest_shows_that_an_earlier_keys_file_is_the_last() -> None:
+    """The event key was replaced, and nothing was rotated or swept since."""
+    chain = chain_of(FIRST_KEY, SECOND_KEY, FIRST_KEY)
+    current_first = public(SECOND_KEY, FIRST_KEY)
+    verify_chain(chain, current_first, newest=parse(chain[-1]).digest)
+    with pytest.raises(RetiredEventKeyError) as caught:
+        verify_chain(chain, current_first)
+    assert caught.value.index == 2
 
 
 def test_a_retired_key_cannot_be_made_good_again() -> None:
@@ -164,7 +191,7 @@ def test_the_list_of_keys_must_be_that_of_the_chain() -> None:
     chain = chain_of(FIRST_KEY)
     good = follow(chain, SECOND_KEY)
     (use,) = [use.model_dump() for use in parse(good).predicate.event_keys]
-    verify_chain([*chain, good], PUBLIC_KEYS)
+    verify_chain([*chain, good], public(SECOND_KEY, FIRST_KEY))
     for listed in ([], [{**use, "last": "0" * 64}], [use, {**use, "keyid": "f" * 16}]):
         wrong = follow(chain, SECOND_KEY, event_keys=listed)
         refused([*chain, wrong], MalformedEvidenceError, 1)

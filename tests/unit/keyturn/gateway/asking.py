@@ -48,7 +48,7 @@ async def ask(client: Client, how: str, *, project: str = "acme", key: str = "k"
     elif how == "stat":
         await client.stat(project, key)
     elif how == "upload":
-        await client.upload(project, key, b"the body")
+        await client.upload(project, key, b"the body", wait=False)
     elif how == "rotate":
         await client.rotate(project, SecretStr(NEW_API_KEY))
     elif how == "rotation":

@@ -188,7 +188,7 @@ def page_of(
     """A page of a listing; every object has 5 bytes."""
     return {
         "objects": [
-            {"key": key, "size": 5, "stored_at": "2026-11-24T10:00:00.000000Z"} for key in keys
+            {"key": key, "size": 5, "changed_at": "2026-11-24T10:00:00.000000Z"} for key in keys
         ],
         "prefixes": list(prefixes),
         "next": next_after,
@@ -215,7 +215,7 @@ def ciphertext_link_document() -> dict[str, Any]:
     }
 
 
-ACCEPTED = json_always(202, {"upload_id": AN_ID})
+UPLOADED = json_always(201, {"upload_id": AN_ID})
 
 
 async def after(seconds: float) -> None:

@@ -30,17 +30,18 @@ from keyturn.gateway import (
     ListedPrefix,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
+    UploadPendingError,
     UploadReceipt,
 )
 from keyturn.gateway.transport import is_unencrypted
 from tests.unit.keyturn.gateway.asking import CALLS, ask, own_frames, read
 from tests.unit.keyturn.gateway.gateway import (
-    ACCEPTED,
     AN_ID,
     API_KEY,
     EXPIRES_AT,
     NEW_API_KEY,
     TOKEN,
+    UPLOADED,
     always,
     ciphertext_link_document,
     json_always,
@@ -69,6 +70,23 @@ async def test_an_api_key_of_the_wrong_form_is_refused_and_not_shown(key: str) -
             async with Client.connect("http://127.0.0.1:1", given):
                 pass
         assert key == "" or key not in str(raised.value)
+
+
+async def test_no_api_key_is_a_type_error_that_names_it() -> None:
+    """What an environment variable that is not set gives, is not a wrong key."""
+    unset: Any = os.environ.get("KEYTURN_NO_SUCH_KEY")
+    values: list[Any] = [unset, b"k" * 40, 7]
+    for given in values:
+        with pytest.raises(
+            TypeError, match=f"^api_key must be a string, not {type(given).__name__}$"
+        ):
+            async with Client.connect("http://127.0.0.1:1", given):
+                pass
+    async with Client.connect("http://127.0.0.1:1", API_KEY) as client:
+        with pytest.raises(TypeError, match="api_key"):
+            client.with_api_key(unset)
+        with pytest.raises(TypeError, match="new_api_key"):
+            await client.rotate("acme", unset)
 
 
 async def test_a_client_does_not_print_its_key() -> None:
@@ -277,10 +295,10 @@ async def test_every_kind_of_body_arrives_as_it_is(size: int, tmp_path: Path) ->
         io.BytesIO(body),
         _stream(body, b""),
     ]
-    async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
         for kind in bodies:
             assert await client.upload("acme", "a b/%23#?&=é", kind) == UploadReceipt(
-                AN_ID, stored=False
+                AN_ID, stored=True
             )
     assert len(gateway.seen) == len(bodies)
     for number, seen in enumerate(gateway.seen):
@@ -290,7 +308,29 @@ async def test_every_kind_of_body_arrives_as_it_is(size: int, tmp_path: Path) ->
         known = seen.headers.get("Content-Length")
         assert known == (str(size) if number < 3 else None)
         assert seen.headers["Authorization"] == f"Bearer {API_KEY}"
-        assert not {"Content-Type", "Prefer"} & seen.headers.keys()
+        assert seen.headers["Prefer"] == "wait=50"
+        assert "Content-Type" not in seen.headers
+
+
+async def test_an_upload_that_does_not_wait_says_only_that_it_is_accepted() -> None:
+    async with (
+        serving(json_always(202, {"upload_id": AN_ID})) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        receipt = await client.upload("acme", "k", b"body", wait=False)
+    assert receipt == UploadReceipt(AN_ID, stored=False)
+    assert "Prefer" not in gateway.seen[0].headers
+
+
+async def test_an_upload_without_an_outcome_in_time_is_an_error_with_its_id() -> None:
+    async with (
+        serving(json_always(202, {"upload_id": AN_ID})) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        with pytest.raises(UploadPendingError, match="may still be stored, or refused") as raised:
+            await client.upload("acme", "k", b"body")
+    assert raised.value.upload_id == AN_ID
+    assert AN_ID in str(raised.value)
 
 
 async def test_what_belongs_to_an_upload_is_sent_with_it() -> None:
@@ -326,7 +366,7 @@ async def test_what_belongs_to_an_upload_is_sent_with_it() -> None:
     ],
 )
 async def test_an_upload_that_is_none_is_not_sent(more: dict[str, Any]) -> None:
-    async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
         with pytest.raises(MalformedRequestError):
             await client.upload("acme", "k", b"body", **more)
     assert gateway.seen == []

@@ -121,11 +121,11 @@ def test_prefixes_that_were_not_requested_are_not_taken() -> None:
         {"size": True},
         {"size": 5.0},
         {"size": "5"},
-        {"stored_at": None},
-        {"stored_at": 7},
-        {"stored_at": "yesterday"},
-        {"stored_at": "2026-11-24T10:00:00+01:00"},
-        {"stored_at": "2026-13-24T10:00:00Z"},
+        {"changed_at": None},
+        {"changed_at": 7},
+        {"changed_at": "yesterday"},
+        {"changed_at": "2026-11-24T10:00:00+01:00"},
+        {"changed_at": "2026-13-24T10:00:00Z"},
     ],
 )
 def test_an_object_without_its_fields_is_none(change: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ import pytest
 from keyturn.errors import UnauthorizedError
 from keyturn.gateway import Client
 from tests.unit.keyturn.gateway.gateway import (
-    ACCEPTED,
     AN_ID,
     API_KEY,
+    UPLOADED,
     after,
     problem_answer,
     serving,
@@ -34,7 +34,7 @@ async def test_of_a_refused_upload_no_body_is_sent_nor_read() -> None:
     async def refuse(_: web.Request) -> web.StreamResponse:
         return problem_answer(401, "unauthorized")
 
-    async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
         gateway.expect = refuse
         with pytest.raises(UnauthorizedError):
             await client.upload("acme", "k", body())
@@ -49,7 +49,7 @@ async def test_a_source_that_fails_fails_as_it_did_and_completes_nothing() -> No
         yield b"a beginning"
         raise MineError
 
-    async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
         with pytest.raises(MineError):
             await client.upload("acme", "k", body())
         assert (await client.upload("acme", "k", b"the next")).upload_id == AN_ID
@@ -57,7 +57,7 @@ async def test_a_source_that_fails_fails_as_it_did_and_completes_nothing() -> No
 
 
 async def test_a_missing_file_is_raised_and_completes_nothing(tmp_path: Path) -> None:
-    async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
         with pytest.raises(FileNotFoundError):
             await client.upload("acme", "k", tmp_path / "none")
         assert (await client.upload("acme", "k", b"the next")).upload_id == AN_ID
@@ -74,7 +74,7 @@ async def test_a_slow_source_is_no_fault_of_the_server() -> None:
         await after(0.5)
 
     async with (
-        serving(ACCEPTED) as gateway,
+        serving(UPLOADED) as gateway,
         Client.connect(gateway.url, API_KEY, idle_timeout_s=0.25) as client,
     ):
         await client.upload("acme", "k", body())

@@ -127,7 +127,7 @@ _STATUSES = {
     413: "body_too_large",
     416: "range_not_satisfiable",
     429: "too_many_requests",
-    502: "corrupt_object no_usable_wrap unknown_algorithm",
+    502: "corrupt_object no_usable_wrap unknown_algorithm wraps_disagree",
     503: "keyring_rolled_back unknown_master_key storage_unavailable foreign_object lease_mismatch "
     "kms_unavailable",
 }

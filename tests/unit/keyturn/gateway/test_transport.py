@@ -29,10 +29,10 @@ from keyturn.gateway import (
 )
 from tests.unit.keyturn.gateway.asking import CALLS, SENT_ONCE, failure, own_frames, read, refusal
 from tests.unit.keyturn.gateway.gateway import (
-    ACCEPTED,
     AN_ID,
     API_KEY,
     NEW_API_KEY,
+    UPLOADED,
     Answer,
     FakeGateway,
     after,
@@ -340,7 +340,7 @@ async def test_an_upload_is_not_sent_again_when_a_kept_connection_drops(body: by
         drop(request)
         return web.Response()
 
-    async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
         await client.upload("acme", "first", b"so that a connection is kept")
         gateway.expect = hang_up
         with pytest.raises(ResponseLostError):
@@ -386,7 +386,7 @@ async def test_a_server_that_stops_reading_ends_the_upload() -> None:
         return web.Response()
 
     async with (
-        serving(ACCEPTED) as gateway,
+        serving(UPLOADED) as gateway,
         Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
     ):
         gateway.expect = stand_still
@@ -407,7 +407,7 @@ async def test_a_server_that_never_answers_ends_the_upload() -> None:
         Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
     ):
         with pytest.raises(ResponseLostError, match="TimeoutError"):
-            await client.upload("acme", "k", b"body")
+            await client.upload("acme", "k", b"body", wait=False)
         over.set()
 
 
@@ -426,7 +426,7 @@ async def test_an_answer_may_take_as_long_as_the_requested_wait() -> None:
 async def test_waiting_for_a_connection_is_no_idleness() -> None:
     async def answer(_: web.Request) -> web.StreamResponse:
         await after(0.2)
-        return json_answer(202, {"upload_id": AN_ID})
+        return json_answer(201, {"upload_id": AN_ID})
 
     async with (
         serving(answer) as gateway,

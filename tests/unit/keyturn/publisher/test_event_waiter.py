@@ -526,6 +526,22 @@ async def test_no_report_stays_in_memory_after_its_wait(waiter: _Reading) -> Non
     assert not waiter._sent
 
 
+async def test_silence_names_what_it_can_mean(waiter: _Reading) -> None:
+    """Workers publish no event of a request whose publisher they do not know (SPEC 6.3)."""
+    sent = waiter.send()
+    with pytest.raises(WaitTimeoutError) as raised:
+        await waiter.wait(ROTATION_ID, timeout_s=0.01)
+    for said in (ROTATION_ID, "0.01 s", f"publisher '{PUBLISHER}'", "deployment 'test'"):
+        assert said in str(raised.value)
+    assert "keyturn.unsigned.dead" in str(raised.value)
+    assert "ignored" not in str(raised.value)
+
+    body = encode(sent(_ACCEPTED))
+    waiter._handle(StreamRecord(0, body, _KEY.sign_event("another", body)))
+    with pytest.raises(WaitTimeoutError, match="1 events were ignored: no event key verifies"):
+        await waiter.wait(ROTATION_ID, timeout_s=0.01)
+
+
 async def test_a_request_for_a_report_that_was_sent_again_is_not_forgotten(
     waiter: _Reading,
 ) -> None:

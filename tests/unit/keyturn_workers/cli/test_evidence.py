@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 CHAIN = chain_of(FIRST_KEY, FIRST_KEY, SECOND_KEY, SECOND_KEY)
-KEYS = tuple(to_base64(key.public_bytes) for key in (FIRST_KEY, SECOND_KEY))
+KEYS = tuple(to_base64(key.public_bytes) for key in (SECOND_KEY, FIRST_KEY))  # current first
 BOTH = {"EVENT_PUBLIC_KEY": ",".join(KEYS)}
 NEWEST = parse(CHAIN[-1]).digest
 
@@ -163,6 +164,31 @@ def test_evidence_of_another_subject_than_asked_for_is_foreign(
     assert _run("verify", *paths, *named, **BOTH, **env).exit_code == 0
 
 
+def test_a_chain_that_a_retired_key_continued_is_refused(tmp_path: Path) -> None:
+    """A thief of the old event key leaves out the file that retires it."""
+    forged = [*CHAIN[:2], follow(CHAIN[:2], FIRST_KEY, generation=4)]
+    paths = _write(tmp_path, *forged)
+    for arguments in (paths, [*paths, "--any-order"]):
+        result = _run("verify", *arguments, **BOTH)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"keyturn: evidence refused (retired key): {paths[0]}: ")
+        assert "(--newest), which the keyring and the completion event name, or sweep" in (
+            result.stderr
+        )
+    result = _run("verify", *paths, "--newest", NEWEST, **BOTH)
+    assert "evidence refused (cut)" in result.stderr
+
+
+def test_the_first_public_key_is_the_current_one(tmp_path: Path) -> None:
+    paths = _write(tmp_path, *CHAIN)
+    reversed_keys = ",".join(reversed(KEYS))
+    assert "(retired key)" in _run("verify", *paths, EVENT_PUBLIC_KEY=reversed_keys).stderr
+    options = ("--public-key", KEYS[0], "--public-key", KEYS[1])
+    assert _run("verify", *paths, *options, EVENT_PUBLIC_KEY=reversed_keys).exit_code == 0
+    newest = ("--newest", NEWEST)
+    assert _run("verify", *paths, *newest, EVENT_PUBLIC_KEY=reversed_keys).exit_code == 0
+
+
 def test_any_order_is_the_order_of_the_chain(tmp_path: Path) -> None:
     paths = _write(tmp_path, *reversed(CHAIN))
     assert _run("verify", *paths, **BOTH).exit_code == 1
@@ -231,6 +257,16 @@ def test_a_project_without_evidence_has_an_empty_list() -> None:
     result = _in_bucket("list", "other", "--json", **BOTH)
     assert (result.exit_code, json.loads(result.stdout)) == (0, [])
     assert "no evidence" in result.stderr
+
+
+def test_files_that_no_current_signature_follows_are_unproven(storage: MemoryStorage) -> None:
+    for number in (6, 7):  # those by the current key
+        asyncio.run(storage.delete(f".keyturn/evidence/acme/{number}.json"))
+    result = _in_bucket("list", "acme", "--json", **BOTH)
+    assert result.exit_code == 1
+    assert "evidence refused (retired key)" in result.stderr
+    states = [row["state"] for row in json.loads(result.stdout)]
+    assert states == ["retired_key", "unproven"]
 
 
 # show

@@ -171,15 +171,15 @@ async def test_through_a_gateway_the_plaintexts_sizes_are_listed() -> None:
         table = (await run("ls", "acme", "--gateway", gateway.url)).stdout
         gateway.answer = json_always(200, page_of(["pre fix/k"]))
         prefixed = (await run("ls", "acme", "pre fix", "--gateway", gateway.url)).stdout
-    modified = "2026-11-24T10:00:00+00:00"
+    changed_at = "2026-11-24T10:00:00+00:00"
     assert rows == [
-        {"key": "a", "plaintext_bytes": 5, "modified": modified},
-        {"key": "b/\u202ec", "plaintext_bytes": None, "modified": modified},
+        {"key": "a", "plaintext_bytes": 5, "changed_at": changed_at},
+        {"key": "b/\u202ec", "plaintext_bytes": None, "changed_at": changed_at},
     ]
     assert [line.split() for line in table.splitlines()] == [
-        ["key", "plaintext_bytes", "modified"],
-        ["a", "5", modified],
-        ["b/\\u202ec", "-", modified],
+        ["key", "plaintext_bytes", "changed_at"],
+        ["a", "5", changed_at],
+        ["b/\\u202ec", "-", changed_at],
     ]
     assert prefixed.splitlines()[1].startswith("pre fix/k  ")
     assert [seen.target.partition("?")[2] for seen in gateway.seen] == [
@@ -193,7 +193,7 @@ async def test_through_a_gateway_folders_are_rows_without_a_size() -> None:
     async with serving(json_always(200, page_of(["b"], ["a/", "c\u202e/"]))) as gateway:
         result = await run("ls", "acme", "--folders", "--gateway", gateway.url)
     assert [line.split() for line in result.stdout.splitlines()] == [
-        ["key", "plaintext_bytes", "modified"],
+        ["key", "plaintext_bytes", "changed_at"],
         ["a/", "-", "-"],
         ["b", "5", "2026-11-24T10:00:00+00:00"],
         ["c\\u202e/", "-", "-"],

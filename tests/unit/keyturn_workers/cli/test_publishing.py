@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,6 +60,14 @@ async def test_an_unconfirmed_request_is_sent_once_more() -> None:
     assert len(sent) == 2
 
 
+async def test_a_request_that_may_have_arrived_stays_unknown() -> None:
+    """Even if a second attempt did not leave: a broker at its alarm serves the first one later."""
+    sent, publish = _publishing(OutcomeUnknownError("first"), NotDeliveredError("alarm"))
+    with pytest.raises(OutcomeUnknownError, match="first"):
+        await publish_with_retry(publish)
+    assert len(sent) == 2
+
+
 async def test_what_cannot_be_sent_twice_is_sent_once() -> None:
     sent, publish = _publishing(OutcomeUnknownError("lost"))
     with pytest.raises(OutcomeUnknownError):
@@ -89,7 +98,7 @@ def test_who_stops_waiting_learns_how_to_follow_the_request(
         resumable(PendingRequest(_ID, project, sent=True)),
     ):
         raise WaitTimeoutError("no event in 5 s")
-    assert str(raised.value) == f"no event in 5 s; it continues in the background; {hint}"
+    assert str(raised.value) == f"no event in 5 s. Otherwise it continues in the background; {hint}"
     for sent in (True, False):
         with (
             pytest.raises(KeyboardInterrupt),
@@ -194,3 +203,17 @@ def test_of_several_failures_the_first_is_shown(capsys: pytest.CaptureFixture[st
     assert str(raised.value) == "lost"
     done = [_unsent(status="deleted"), _unsent(status="queued")]
     print_request_rows(columns, done, "key", "deleted", as_json=True)
+
+
+def test_what_silence_can_mean_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "no event in 5 s: no worker has served it yet"
+    rows = [_unsent(status="pending", detail=text), _unsent(key="b", status="pending", detail=text)]
+    columns = ("key", "status", "detail")
+    with pytest.raises(CommandError, match=text):
+        print_request_rows(columns, rows, "key", "stored", as_json=False)
+    table = capsys.readouterr().out
+    assert table.count("no event in 5 s") == 2
+    assert "no worker" not in table
+    with pytest.raises(CommandError):
+        print_request_rows(columns, rows, "key", "stored", as_json=True)
+    assert [row["detail"] for row in json.loads(capsys.readouterr().out)] == [text, text]

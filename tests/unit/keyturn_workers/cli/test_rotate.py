@@ -93,6 +93,61 @@ def test_a_generated_key_is_saved_before_anything_is_published(
     assert key not in result.output
 
 
+def test_a_refused_rotation_leaves_no_key_file(fake: Commands, tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    fake.publisher.script = _rejected
+    result = fake.run("rotate", "acme", "--generate", "--save-to", str(target))
+    assert result.exit_code == 1
+    assert not target.exists()
+    assert f"{target} deleted: the request was refused" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("errors", "rejected", "options"),
+    [
+        ([], False, []),  # no event in time
+        ([], False, ["--no-wait"]),
+        ([NotDeliveredError("no worker")], False, []),
+        ([OutcomeUnknownError("lost"), OutcomeUnknownError("lost")], False, []),
+        ([OutcomeUnknownError("lost")], True, []),  # only one of two attempts was refused
+    ],
+)
+def test_without_a_definite_refusal_the_key_file_stays(
+    fake: Commands,
+    tmp_path: Path,
+    errors: list[Exception],
+    *,
+    rejected: bool,
+    options: list[str],
+) -> None:
+    """The project may have the key, or may still get it."""
+    target = tmp_path / "new"
+    fake.publisher.errors = list(errors)
+    if rejected:
+        fake.publisher.script = _rejected
+    fake.run("rotate", "acme", "--generate", "--save-to", str(target), *options)
+    assert _sent_key(fake) == target.read_text().strip()
+
+
+def test_an_accepted_rotation_keeps_the_key_file_even_if_its_sweep_fails(
+    fake: Commands, tmp_path: Path
+) -> None:
+    target = tmp_path / "new"
+    fields = {"code": "keyring_rolled_back", "detail": ""}
+    fake.publisher.script = lambda rotation_id: [
+        _accepted(rotation_id),
+        event("rotation.failed", rotation_id=rotation_id, **fields),
+    ]
+    result = fake.run("rotate", "acme", "--generate", "--save-to", str(target), "--watch")
+    assert result.exit_code == 1
+    assert _sent_key(fake) == target.read_text().strip()
+
+
+def _sent_key(fake: Commands) -> str:
+    key: str = _rotations(fake)[-1]["api_key"].get_secret_value()
+    return key
+
+
 def test_nothing_is_published_if_the_key_cannot_be_saved(fake: Commands, tmp_path: Path) -> None:
     target = tmp_path / "new"
     target.write_text("precious")

@@ -34,6 +34,9 @@ from tools.harness.local_keys import desired_state, operator_keys
 _FIRST = keyring()
 _SECOND = rotated(_FIRST)
 _OTHER = keyring("other", master_key="m2")
+_NOT_ENROLLED = (
+    "keyturn: unknown_project: acme is not enrolled; to enroll it: keyturn enroll acme\n"
+)
 
 
 @pytest.fixture
@@ -173,7 +176,10 @@ def test_the_report_of_one_project_makes_no_claim_about_dropping_a_key(bucket: B
 def test_a_project_without_a_keyring_is_shown_and_exits_1(bucket: Bench) -> None:
     bucket.put(_FIRST, "a")
     result = bucket.run("acme")
-    assert (result.exit_code, result.stderr) == (1, "keyturn: unknown_project: acme\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        _NOT_ENROLLED,
+    )
     assert "m1: 1 object, 0 records in acme" in result.stdout
 
 

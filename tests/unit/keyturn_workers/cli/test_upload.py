@@ -45,7 +45,7 @@ def _rows(fake: Commands, *arguments: str, exit_code: int = 0, **more: Any) -> l
 
 
 def test_files_and_folders_are_queued_by_their_names(fake: Commands) -> None:
-    rows = _rows(fake, "a.txt", "reports", "--metadata", "author=Kim")
+    rows = _rows(fake, "a.txt", "reports", "--metadata", "author=Kim", "--no-wait")
     assert [(row["key"], row["status"]) for row in rows] == [
         ("a.txt", "queued"),
         ("reports/b.pdf", "queued"),
@@ -62,24 +62,26 @@ def test_files_and_folders_are_queued_by_their_names(fake: Commands) -> None:
 
 
 def test_keys_and_content_types_may_be_given(fake: Commands) -> None:
-    _rows(fake, "a.txt", "--key", "2026/x", "--content-type", "text/csv")
-    _rows(fake, "a.txt", "--key-prefix", "2027/")
+    _rows(fake, "a.txt", "--key", "2026/x", "--content-type", "text/csv", "--no-wait")
+    _rows(fake, "a.txt", "--key-prefix", "2027/", "--no-wait")
     assert set(_sent(fake)) == {"2026/x", "2027/a.txt"}
     assert _sent(fake)["2026/x"]["content_type"] == "text/csv"
 
 
-def test_only_its_event_says_that_a_file_is_stored(fake: Commands) -> None:
+def test_an_upload_waits_until_its_event_says_that_the_file_is_stored(fake: Commands) -> None:
     fake.publisher.script = _stored
-    (row,) = _rows(fake, "a.txt", "--wait")
+    (row,) = _rows(fake, "a.txt")
     assert (row["status"], row["size"], row["generation"]) == ("stored", 5, 2)
     assert row["event"]["upload_id"] == row["upload_id"]
     fake.publisher.script = lambda _: []
-    (row,) = _rows(fake, "a.txt", "--wait", exit_code=1)
+    (row,) = _rows(fake, "a.txt", exit_code=1)
     assert row["status"] == "pending"
+    assert row["upload_id"] in row["detail"]
 
 
 def test_a_file_that_fails_does_not_affect_the_others(fake: Commands, here: Path) -> None:
     (here / "reports" / "c\nd").write_bytes(b"third")
+    fake.publisher.script = _stored
     result = fake.run("upload", "acme", "reports", "a.txt", "--concurrency", "1")
     assert result.exit_code == 1
     assert "1 of 3 failed; the first was reports/c" in result.stderr
@@ -98,14 +100,14 @@ def test_a_file_that_could_not_be_sent_says_why(
     fake: Commands, error: Exception, status: str, code: str | None
 ) -> None:
     fake.publisher.errors = [error]
-    (row,) = _rows(fake, "a.txt", "--wait", exit_code=1)
+    (row,) = _rows(fake, "a.txt", exit_code=1)
     assert (row["status"], row["code"]) == (status, code)
     assert row["detail"]
 
 
 def test_a_file_is_read_again_for_its_second_attempt_and_a_pipe_is_not(fake: Commands) -> None:
     fake.publisher.errors = [OutcomeUnknownError("lost")]
-    (row,) = _rows(fake, "a.txt")
+    (row,) = _rows(fake, "a.txt", "--no-wait")
     assert row["status"] == "queued"
     first, second = (given for _, given in fake.publisher.sent)
     assert first == second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from keyturn.crypto import admin_kek, kek_id, new_api_key, user_kek
+from keyturn.crypto import (
+    admin_kek,
+    kek_id,
+    new_api_key,
+    new_dek,
+    to_base64,
+    user_kek,
+    v0_seal,
+    v0_user_kek,
+)
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.storage import Headers
@@ -57,6 +67,14 @@ class Bench:
     def put(self, api_key: str, number: int, key: str, **labels: Any) -> None:
         wraps, body = sealed_object(desired_state(_ring(api_key, number), MASTER_KEYS), key)
         self.storage.plant(f"acme/{key}", body, Headers(enc(replace(wraps, **labels))))
+
+    def metadata(self, key: str) -> dict[str, str]:
+        head = asyncio.run(self.storage.head(f"acme/{key}"))
+        return dict(head.metadata)
+
+    def relabel(self, key: str, metadata: dict[str, str]) -> None:
+        _, body = asyncio.run(self.storage.read(f"acme/{key}"))
+        self.storage.plant(f"acme/{key}", body, Headers(metadata))
 
     def run(self, *arguments: str, project: str = "acme", **env: str) -> Result:
         named = {"S3_BUCKET": "memory", "PEPPER": PEPPER} | env
@@ -129,10 +147,100 @@ def test_a_single_wrap_under_the_old_key_shows_that_it_is_not_gone(
     assert "not verified that the key is gone" in result.stderr
 
 
+def _hide(bucket: Bench, place: str) -> None:
+    """Do what a bucket writer can, who kept the wraps of generation 1."""
+    bucket.put(NEW, 2, "k")
+    current = bucket.metadata("k")
+    bucket.put(OLD, 1, "k")
+    old = bucket.metadata("k")
+    labels = {name: current[name] for name in ("enc-kek-user", "enc-kek-admin")}
+    match place:
+        case "enc-algo relabeled AES-256-GCM":
+            bucket.relabel("k", {**old, **labels, "enc-algo": "AES-256-GCM"})
+        case "enc-algo relabeled deleted":
+            bucket.relabel("k", {**old, **labels, "enc-algo": "deleted"})
+        case "made at generation 40 and labeled 41":
+            bucket.put(OLD, 40, "k", generation=41)
+        case "the two wraps swapped":
+            user, admin = old["enc-dek-user"], old["enc-dek-admin"]
+            bucket.relabel("k", {**old, **labels, "enc-dek-user": admin, "enc-dek-admin": user})
+        case "beside the current ones as enc-dek-user-1":
+            bucket.relabel("k", {**current, "enc-dek-user-1": old["enc-dek-user"]})
+
+
+HIDING_PLACES = (
+    "enc-algo relabeled AES-256-GCM",
+    "enc-algo relabeled deleted",
+    "made at generation 40 and labeled 41",
+    "the two wraps swapped",
+    "beside the current ones as enc-dek-user-1",
+)
+
+
+@pytest.mark.parametrize("place", HIDING_PLACES)
+def test_no_hiding_place_makes_an_old_key_seem_gone(bucket: Bench, place: str) -> None:
+    assert bucket.run("--expect-gone", API_KEY=OLD).exit_code == 0
+    _hide(bucket, place)
+    result = bucket.run("--expect-gone", "--json", API_KEY=OLD)
+    assert result.exit_code == 1
+    assert "not verified that the key is gone: it opens 1 of 3 wraps; 0 other" in result.stderr
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert (finding["s3_key"], finding["state"]) == ("acme/k", "opened")
+    # And whoever holds the current key sees that something is wrong.
+    result = bucket.run("--json", API_KEY=NEW)
+    assert result.exit_code == 1
+    assert [row["s3_key"] for row in json.loads(result.stdout)["findings"]] == ["acme/k"]
+
+
+@pytest.mark.parametrize("place", HIDING_PLACES)
+def test_no_hiding_place_makes_an_old_master_key_seem_gone(
+    bucket: Bench, tmp_path: Path, place: str
+) -> None:
+    """The same by its admin KEK; here all of the bucket is under it."""
+    _hide(bucket, place)
+    file = _kek_file(tmp_path)
+    result = bucket.run("--expect-gone", "--json", "--admin-kek-file", str(file))
+    assert result.exit_code == 1
+    opened = [row for row in json.loads(result.stdout)["findings"] if row["state"] == "opened"]
+    assert "acme/k" in [row["s3_key"] for row in opened]
+
+
+def test_a_noncurrent_version_is_searched_too(bucket: Bench) -> None:
+    bucket.storage = MemoryStorage(versioned=True)
+    _hide(bucket, "the two wraps swapped")
+    bucket.put(NEW, 2, "k")
+    result = bucket.run("--expect-gone", "--json", API_KEY=OLD)
+    findings = json.loads(result.stdout)["findings"]
+    assert findings
+    assert all(row["version"] for row in findings)
+    assert any("enc-dek-admin opens as the user wrap" in row["detail"] for row in findings)
+
+
+def test_further_generations_are_given(bucket: Bench) -> None:
+    """A wrap that was made far from its label."""
+    bucket.put(OLD, 100, "k", generation=500)
+    assert bucket.run("--expect-gone", API_KEY=OLD).exit_code == 0
+    for given in (("--generation", "100"), ("--generation", "7", "--generation", "100")):
+        result = bucket.run("--expect-gone", *given, API_KEY=OLD)
+        assert result.exit_code == 1
+        assert "it opens 1 of 3 wraps" in result.stderr
+
+
+def test_v0_wraps_are_tried_with_the_v0_pepper(bucket: Bench) -> None:
+    kek = v0_user_kek(OLD, "old pepper")
+    wrap = to_base64(v0_seal(kek.reveal(), new_dek()))
+    v0 = {"enc-algo": "AES-256-GCM", "enc-dek-user": wrap}
+    bucket.storage.plant("acme/v0", b"x" * 60, Headers(v0))
+    result = bucket.run("--expect-gone", API_KEY=OLD, V0_PEPPER="old pepper")
+    assert "it opens 1 of 3 wraps; 0 other" in result.stderr
+    result = bucket.run("--expect-gone", API_KEY=OLD)
+    assert "it opens 0 of 2 wraps; 1 other" in result.stderr  # undecided, never called gone
+
+
 def test_the_key_in_use_is_not_gone(bucket: Bench) -> None:
     result = bucket.run("--expect-gone", API_KEY=NEW)
     assert result.exit_code == 1
-    assert "it opens 2 of 2 wraps; 0 objects are undecided" in result.stderr
+    assert "it opens 2 of 2 wraps; 0 other findings" in result.stderr
 
 
 def test_a_project_without_objects_shows_nothing(bucket: Bench) -> None:
@@ -208,6 +316,7 @@ def test_an_old_master_keys_kek_opens_nothing(bucket: Bench, tmp_path: Path) -> 
         ((), {"API_KEY": "short"}, "an API key is 32 to 512 characters"),
         ((), {}, "no API key"),
         (("--limit", "0"), {"API_KEY": NEW}, "--limit"),
+        (("--generation", "0"), {"API_KEY": NEW}, "--generation"),
     ],
 )
 def test_wrong_usage(

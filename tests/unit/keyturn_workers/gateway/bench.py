@@ -12,8 +12,9 @@ from keyturn.crypto import HEADER_BYTES, Secret, user_kek, v0_seal
 from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.gateway.auth import Authenticator, Caller
+from keyturn_workers.gateway.fair_shares import ProjectSlots
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.legacy_reader import LegacyReader
+from keyturn_workers.gateway.legacy_reader import LegacyDecrypter, LegacyReader
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.keyring import Keyring, KeyringReader, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -158,6 +159,8 @@ class Bench:
     cache_s: float = 2.0
     refusal_min_s: float = 0.0
     v0_max_bytes: int = 10**6
+    v0_share: float = 1.0
+    v0_wait_s: float = 5.0
     witness: Witness | None = None
 
     def __post_init__(self) -> None:
@@ -180,9 +183,9 @@ class Bench:
             refusal_min_s=self.refusal_min_s,
         )
         keys = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
-        self.opener = ObjectOpener(
-            self.storage, self.auth, keys, v0_max_bytes=self.v0_max_bytes, v0_concurrency=2
-        )
+        slots = ProjectSlots(2, self.v0_share, "reads of v0 objects", wait_s=self.v0_wait_s)
+        legacy = LegacyDecrypter(self.storage, slots, max_bytes=self.v0_max_bytes)
+        self.opener = ObjectOpener(self.storage, self.auth, keys, legacy)
 
     @property
     def desired(self) -> DesiredState:

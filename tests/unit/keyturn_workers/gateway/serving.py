@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.delete_routes import DeleteRoutes
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
+from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, ProjectSlots, StagingLedger
 from keyturn_workers.gateway.link_routes import LinkRoutes
 from keyturn_workers.gateway.listing_routes import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
@@ -16,7 +16,7 @@ from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
 from keyturn_workers.gateway.staging_quota import StagingQuota
-from keyturn_workers.gateway.upload_limits import UploadLimits, UploadSlots
+from keyturn_workers.gateway.upload_limits import UploadLimits
 from keyturn_workers.gateway.upload_routes import UploadRoutes
 from keyturn_workers.sweep import SweepStore
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
@@ -49,12 +49,15 @@ class Serving:
     wait_max_s: float = 20.0
     max_bytes: int = 10**6
     upload_concurrency: int = 4
+    slot_wait_s: float = 30.0
     project_share: float = 1.0
     staging_max_bytes: int = 2**30
     max_rotations: int = 3
     rotation_allowed: bool = True
     public_url: str | None = None
     max_deletes: int = 3
+    max_pending: int = 100
+    max_pending_bytes: int = 2**30
     delete_allowed: bool = True
     cors_origins: tuple[str, ...] = ()
     presign_plaintext: bool = False
@@ -66,15 +69,19 @@ class Serving:
         self.limit = ConcurrencyLimit(self.concurrency, self.project_share, "requests")
         self.ledger = StagingLedger(self.staging_max_bytes, self.project_share)
         limits = UploadLimits(
-            UploadSlots(self.upload_concurrency, self.project_share),
+            ProjectSlots(
+                self.upload_concurrency, self.project_share, "uploads", wait_s=self.slot_wait_s
+            ),
             StagingQuota(self.bench.storage, "gateway", self.ledger),
         )
-        uploads = UploadRoutes(
+        self.uploads = UploadRoutes(
             publisher,
             self.bench.opener,
             limits,
             self.metrics,
             max_bytes=self.max_bytes,
+            max_pending=self.max_pending,
+            max_pending_bytes=self.max_pending_bytes,
             idle_timeout_s=self.idle_timeout_s,
             wait_max_s=self.wait_max_s,
         )
@@ -89,7 +96,7 @@ class Serving:
             self.bench.auth,
             self.limit,
             self.bench.opener,
-            {"PUT": uploads.put, "DELETE": self.deletes.delete},
+            {"PUT": self.uploads.put, "DELETE": self.deletes.delete},
             self.metrics,
             presign_plaintext=self.presign_plaintext,
         )

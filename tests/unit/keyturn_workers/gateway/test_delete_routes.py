@@ -20,9 +20,8 @@ from keyturn.publisher import (
     PublisherError,
 )
 from keyturn_workers.gateway import delete_routes
-from keyturn_workers.gateway.delete_routes import PendingDeletes
-from keyturn_workers.gateway.fair_shares import GatewayBusyError
 from keyturn_workers.gateway.paths import object_path
+from keyturn_workers.gateway.pending_requests import PendingRequests
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted
 from tests.unit.keyturn_workers.gateway.asgi import Connection
@@ -57,7 +56,7 @@ class _Timers:
         call_at = loop.call_at
 
         def recorded(when: float, callback: Any, *given: Any, **more: Any) -> Any:
-            if getattr(callback, "__func__", None) is not PendingDeletes.release:
+            if getattr(callback, "__func__", None) is not PendingRequests.release:
                 return call_at(when, callback, *given, **more)
             self._scheduled.append((when, partial(callback, *given)))
             return None
@@ -98,7 +97,7 @@ async def _settle() -> None:
 
 
 def _pending(serving: Serving) -> int:
-    return serving.deletes._pending._in_all
+    return serving.deletes._pending.in_all
 
 
 async def test_a_delete_is_published(serving: Serving) -> None:
@@ -201,7 +200,7 @@ async def test_an_outcome_that_cannot_be_known_is_a_202(serving: Serving, case: 
         serving.publisher.answer = lambda request_id: ProjectEnrolled(
             request_id=request_id, project="acme", generation=1, at=_AT
         )
-    assert (await _delete(serving, headers=_WAIT)).status == 202
+    assert (await _delete(serving, headers={"prefer": "wait=0"})).status == 202
 
 
 @pytest.mark.parametrize("prefer", ["respond-async", "wait", "wait=x", "wait=-1", 'x="wait=5"'])
@@ -291,7 +290,7 @@ async def test_a_disconnect_while_waiting_ends_the_wait_alone(serving: Serving) 
         await asking
     assert len(serving.publisher.deletes) == 1
     assert _pending(serving) == 1
-    assert len(serving.deletes._outcomes) == 1
+    assert len(serving.deletes._pending._outcomes) == 1
 
 
 # How many are pending.
@@ -335,42 +334,15 @@ async def test_an_early_outcome_keeps_its_place_as_long_as_a_real_one(
     assert timers.delays_s() == [delete_routes._MIN_PENDING_S] * 3
     timers.run()
     assert not _pending(serving)
-    assert not serving.deletes._pending._by_project
-
-
-async def test_a_delete_whose_outcome_cannot_be_awaited_keeps_its_place(
-    serving: Serving, timers: _Timers
-) -> None:
-    """While events cannot be read, a project publishes no more than its share."""
-    serving.publisher.wait_fails = PublisherError("the stream cannot be read")
-    statuses = []
-    for _ in range(5):
-        statuses.append((await _delete(serving)).status)
-        await _settle()
-    assert statuses == [202, 202, 202, 429, 429]
-    assert timers.delays_s() == [delete_routes._OUTCOME_WAIT_S] * 3
-    timers.run()
-    assert not _pending(serving)
-
-
-def test_all_projects_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delete_routes, "_MAX_PENDING", 2)
-    pending = PendingDeletes(10)
-    pending.acquire("a")
-    pending.acquire("b")
-    with pytest.raises(GatewayBusyError):
-        pending.acquire("c")
-    pending.release("a")
-    pending.acquire("c")
-    assert dict(pending._by_project) == {"b": 1, "c": 1}
+    assert not serving.deletes._pending._projects
 
 
 async def test_closing_ends_all_waits(serving: Serving) -> None:
     await _delete(serving)
-    (outcome,) = serving.deletes._outcomes
+    (outcome,) = serving.deletes._pending._outcomes
     await serving.deletes.close()
     assert outcome.cancelled()
-    assert not serving.deletes._outcomes
+    assert not serving.deletes._pending._outcomes
 
 
 async def test_nothing_of_the_object_is_written_by_the_gateway(serving: Serving) -> None:

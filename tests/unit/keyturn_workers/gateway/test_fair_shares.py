@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from keyturn_workers.gateway.fair_shares import (
     MIN_STAGED_BYTES,
     ConcurrencyLimit,
     GatewayBusyError,
+    ProjectSlots,
     StagingLedger,
     share_of,
 )
@@ -137,3 +140,61 @@ def test_nothing_is_kept_of_a_body_that_left_staging() -> None:
     ledger.release("unknown")
     ledger.complete("unknown", 3.0)
     assert (ledger._staged, ledger._by_project, ledger.used_bytes) == ({}, {}, 0)
+
+
+# Slots that callers wait for.
+
+
+async def _settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_two_projects_leave_slots_for_a_third() -> None:
+    """Two tenants with four slow bodies each used all eight slots."""
+    slots, leave = ProjectSlots(8, 0.25, "uploads", wait_s=30), asyncio.Event()
+    taken: list[str] = []
+
+    async def take(project: str) -> None:
+        async with slots.hold(project):
+            taken.append(project)
+            await leave.wait()
+
+    tasks = [asyncio.create_task(take(project)) for project in "aaaabbbb"]
+    await _settle()
+    assert sorted(taken) == ["a", "a", "b", "b"]
+    async with asyncio.timeout(1), slots.hold("c"):
+        pass
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert not slots._projects
+
+
+async def test_those_who_wait_for_a_slot_are_limited_for_each_project() -> None:
+    slots, leave = ProjectSlots(4, 0.25, "uploads", wait_s=5), asyncio.Event()
+
+    async def take() -> None:
+        async with slots.hold("a"):
+            await leave.wait()
+
+    tasks = [asyncio.create_task(take()) for _ in range(5)]
+    await _settle()
+    with pytest.raises(TooManyRequestsError, match="the project has 5 uploads in progress"):
+        await take()
+    async with slots.hold("b"):  # and delays no other project
+        pass
+    leave.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_timeout_reports_whose_slots_are_in_use() -> None:
+    slots = ProjectSlots(2, 0.5, "uploads", wait_s=0.02)
+    async with slots.hold("a"):
+        with pytest.raises(TooManyRequestsError):
+            async with slots.hold("a"):
+                pass
+        async with slots.hold("b"):
+            with pytest.raises(GatewayBusyError):
+                async with slots.hold("c"):
+                    pass
+    assert not slots._projects

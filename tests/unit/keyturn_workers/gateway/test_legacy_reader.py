@@ -15,27 +15,36 @@ from keyturn.errors import (
     CorruptObjectError,
     NoUsableWrapError,
     StorageUnavailableError,
+    TooManyRequestsError,
+    WrapsDisagreeError,
 )
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.gateway import legacy_reader
+from keyturn_workers.gateway.fair_shares import GatewayBusyError
 from keyturn_workers.gateway.legacy_reader import LegacyReader
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     enc,
     v0_metadata,
+    v0_ring,
 )
 from tests.unit.keyturn_workers.gateway.bench import (
     KEY,
     NEW_API_KEY,
     TARGET,
     Bench,
+    ring_of,
     turned_to,
 )
-from tools.harness.local_keys import desired_state
+from tools.harness.local_keys import build_keyring, desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from keyturn_workers.gateway.auth import Caller
 
 PLAINTEXT = os.urandom(100_000)
 DEK = new_dek()
@@ -150,19 +159,43 @@ async def test_a_v0_body_replaced_during_a_read_is_detected() -> None:
             await reader.verify()
 
 
-async def test_waiting_for_a_v0_slot_times_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(legacy_reader, "_SLOT_WAIT_S", 0.02)
-    bench = Bench()
+async def _caller_of_other(bench: Bench) -> Caller:
+    """A caller of another project with such an object."""
+    ring = v0_ring(ring_of(NEW_API_KEY, "other"))
+    bench.storage.plant(keyring_s3_key("other"), build_keyring(ring, MASTER_KEYS), Headers({}))
+    bench.storage.plant(
+        object_s3_key("other", KEY), v0_seal(DEK, PLAINTEXT), Headers(v0_metadata(DEK, DEK))
+    )
+    return await bench.auth.authenticate("other", [f"Bearer {NEW_API_KEY}"])
+
+
+async def test_slow_downloads_of_one_projects_v0_objects_leave_room_for_others() -> None:
+    """Four of them made every other project's v0 reads fail with 503."""
+    bench = Bench(v0_share=0.5, v0_wait_s=0.02)
     bench.allow(v0=True)
     bench.plant_v0(PLAINTEXT, DEK, DEK)
-    async with bench.opened() as one, bench.opened() as two, bench.opened() as three:
+    caller = await _caller_of_other(bench)
+    async with bench.opened() as slow, bench.opened() as more:
+        await slow.verify()
+        assert more.size_bytes == len(PLAINTEXT)  # it is not open
+        with pytest.raises(TooManyRequestsError, match="reads of v0 objects"):
+            await more.verify()
+        async with bench.opener.open(caller, KEY, start_bytes=None) as theirs:
+            assert b"".join([piece async for piece in theirs.read_all()]) == PLAINTEXT
+    assert await bench.read() == PLAINTEXT
+
+
+async def test_where_all_slots_are_in_use_everybody_is_refused() -> None:
+    bench = Bench(v0_wait_s=0.02)
+    bench.allow(v0=True)
+    bench.plant_v0(PLAINTEXT, DEK, DEK)
+    caller = await _caller_of_other(bench)
+    async with bench.opened() as one, bench.opened() as two:
         await one.verify()
         await two.verify()
-        assert three.size_bytes == len(PLAINTEXT)  # of what is not opened, too
-        with pytest.raises(StorageUnavailableError):
-            await three.verify()
+        async with bench.opener.open(caller, KEY, start_bytes=None) as theirs:
+            with pytest.raises(GatewayBusyError):
+                await theirs.verify()
 
 
 # Swept: v1 wraps over a v0 body.
@@ -190,9 +223,12 @@ async def test_a_swept_v0_object_needs_both_wraps() -> None:
     bench = Bench()
     wraps = wrap(bench.desired, KEY, DEK, algorithm="AES-256-GCM")
     body = v0_seal(DEK, PLAINTEXT)
-    for changed in (replace(wraps, user=b"x"), replace(wraps, admin=b"x")):
+    for changed, error in (
+        (replace(wraps, user=b"x"), WrapsDisagreeError),
+        (replace(wraps, admin=b"x"), NoUsableWrapError),
+    ):
         bench.plant(enc(changed), body)
-        await bench.open_fails(NoUsableWrapError)
+        await bench.open_fails(error)
 
 
 async def test_a_swept_v0_object_opens_by_the_kek_of_its_own_generation() -> None:

@@ -10,8 +10,9 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import object_s3_key, parse_time
 from keyturn_workers.storage import Headers
+from tests.unit.keyturn_workers.factories import enc, sealed_object
 from tests.unit.keyturn_workers.gateway.asgi import Connection
-from tests.unit.keyturn_workers.gateway.bench import NEW_API_KEY, Bench
+from tests.unit.keyturn_workers.gateway.bench import KEY, NEW_API_KEY, TARGET, Bench
 from tests.unit.keyturn_workers.gateway.serving import Serving
 
 LIST = "/v1/projects/acme/objects"
@@ -36,10 +37,23 @@ async def test_a_page_is_served() -> None:
     assert set(document) == {"objects", "prefixes", "next"}
     assert [each["key"] for each in document["objects"]] == ["a/1", "a/2", "b", "ü + %"]
     listed = document["objects"][2]
-    assert (set(listed), listed["key"], listed["size"]) == ({"key", "size", "stored_at"}, "b", 5)
-    assert parse_time(listed["stored_at"]) == head.last_modified
+    assert (set(listed), listed["key"], listed["size"]) == ({"key", "size", "changed_at"}, "b", 5)
+    assert parse_time(listed["changed_at"]) == head.last_modified
     assert (document["prefixes"], document["next"]) == ([], None)
     assert serving.counted("requests_total", route="listing", method="GET", status="200") == 1
+
+
+async def test_a_rotation_moves_changed_at_and_not_last_modified() -> None:
+    """A listing reads no metadata, so it cannot show when the content was stored."""
+    serving = Serving()
+    wraps, body = sealed_object(serving.bench.desired, KEY, b"content")
+    stored_at = {"enc-stored-at": "2026-11-02T03:04:05.600000Z"}  # of the first rewrap
+    serving.bench.plant(enc(wraps) | stored_at, body)
+    rewrapped = await serving.bench.storage.head(TARGET)
+    (listed,) = (await serving.ask(target=LIST)).document()["objects"]
+    assert parse_time(listed["changed_at"]) == rewrapped.last_modified
+    read = await serving.ask("HEAD")
+    assert read.headers["last-modified"] == "Mon, 02 Nov 2026 03:04:05 GMT"
 
 
 async def test_pages_follow_one_another() -> None:

@@ -17,6 +17,7 @@ from keyturn.errors import (
     NoUsableWrapError,
     UnauthorizedError,
     UnknownAlgorithmError,
+    WrapsDisagreeError,
 )
 from keyturn_workers.gateway.object_opener import StoredObject
 from keyturn_workers.gateway.object_reader import content_modified_at
@@ -38,6 +39,7 @@ from tests.unit.keyturn_workers.gateway.bench import (
 
 PLAINTEXT = os.urandom(100_000)
 DEK = new_dek()
+THIEFS_API_KEY = "kt_" + "t" * 40
 
 
 async def test_a_user_wrap_of_a_dek_that_the_header_does_not_commit_to_is_corrupt() -> None:
@@ -68,6 +70,32 @@ async def test_an_object_not_yet_swept_is_read_by_its_admin_wrap() -> None:
     assert bench.storage.calls["read"] == 1  # an older object asks for no second look
     with pytest.raises(UnauthorizedError):
         await bench.authenticate(API_KEY)
+
+
+async def test_the_admin_wrap_serves_no_object_of_another_keyring() -> None:
+    """A thief put the keyring of generation 1 back and rotated it to a key of their own."""
+    bench = Bench()
+    first = bench.ring
+    bench.write_keyring(turned_to(first, NEW_API_KEY))
+    bench.plant_sealed(PLAINTEXT)
+    bench.write_keyring(turned_to(first, THIEFS_API_KEY))
+    await bench.open_fails(WrapsDisagreeError, THIEFS_API_KEY)
+    bench.write_keyring(turned_to(bench.ring, THIEFS_API_KEY * 2))
+    await bench.open_fails(WrapsDisagreeError, THIEFS_API_KEY * 2)
+
+
+async def test_a_damaged_user_wrap_is_not_replaced_by_the_admin_wrap() -> None:
+    bench = Bench(cache_s=0)
+    wraps, body = sealed_object(bench.desired, KEY)
+    bench.plant(enc(replace(wraps, user=b"")), body)
+    await bench.open_fails(WrapsDisagreeError)
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    await bench.open_fails(WrapsDisagreeError, NEW_API_KEY)
+    # Once a clean sweep cleared that KEK, nothing shows what the user wrap should be.
+    cleared = tuple(replace(entry, kek=None) for entry in bench.ring.history)
+    bench.write_keyring(replace(bench.ring, history=cleared))
+    async with bench.opened(api_key=NEW_API_KEY) as reader:
+        assert b"".join([bytes(piece) async for piece in reader.read_all()]) == b"hello"
 
 
 async def test_an_object_under_a_master_key_that_is_being_rotated_out_is_read() -> None:

@@ -25,8 +25,9 @@ from keyturn.errors import CodedError, StorageUnavailableError, UnauthorizedErro
 from keyturn_workers.gateway import encrypted_reader
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.conditions import format_http_date
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
+from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, ProjectSlots
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.legacy_reader import LegacyDecrypter
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.object_routes import ObjectRoutes
@@ -177,6 +178,17 @@ async def test_errors_before_a_response_starts() -> None:
             assert (got.status, got.ended) == (status, True)
             if method == "GET":
                 assert got.document()["code"] == code
+
+
+@pytest.mark.parametrize("key", ["k" * 901, "%c3%a9" * 451, "a//b", "a/../b", "a/", "a%00b", "%ff"])
+async def test_an_upload_to_an_invalid_key_is_malformed_and_all_else_is_not_found(key: str) -> None:
+    serving, target = Serving(), f"/v1/projects/acme/objects/{key}"
+    refused = await serving.ask("PUT", target, body=b"x")
+    assert (refused.status, refused.document()["code"]) == (400, "malformed_request")
+    assert "1 to 900 bytes" in refused.document()["detail"]
+    for method in ("GET", "HEAD", "DELETE"):
+        assert (await serving.ask(method, target)).status == 404
+    assert (await serving.ask("PUT", target, key=NEW_API_KEY, body=b"x")).status == 401
 
 
 async def test_an_unauthorized_caller_learns_nothing_about_the_object() -> None:
@@ -495,7 +507,8 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
         cache_s=0,
         refusal_min_s=0,
     )
-    opener = ObjectOpener(storage, auth, operator_keys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
+    legacy = LegacyDecrypter(storage, ProjectSlots(1, 1.0, "reads", wait_s=0), max_bytes=1)
+    opener = ObjectOpener(storage, auth, operator_keys(_MASTER), legacy)
     limit = ConcurrencyLimit(4, 1.0, "requests")
     objects = ObjectRoutes(auth, limit, opener, {}, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]
@@ -513,7 +526,6 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
-@pytest.mark.parametrize("authorization", ["", "Bearer ", f"Bearer {'x' * 40}", "Basic abc"])
 @pytest.mark.parametrize(
     ("project", "reads"),
     [
@@ -525,10 +537,14 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
     ],
 )
 async def test_an_unauthorized_request_reads_at_most_a_keyring(
-    storage: _Watched, method: str, authorization: str, project: str, reads: list[str]
+    storage: _Watched, method: str, project: str, reads: list[str]
 ) -> None:
+    for without_key in ("", "Bearer ", "Basic abc"):
+        with pytest.raises(UnauthorizedError):
+            await _ask(storage, method, project, without_key)
+    assert storage.seen == []
     with pytest.raises(UnauthorizedError):
-        await _ask(storage, method, project, authorization)
+        await _ask(storage, method, project, f"Bearer {'x' * 40}")
     assert storage.seen == reads
 
 

@@ -14,6 +14,7 @@ from keyturn.errors import (
     UnknownMasterKeyError,
     all_errors,
 )
+from keyturn_workers.gateway.auth import NoApiKeyError
 from keyturn_workers.gateway.problems import (
     MEDIA_TYPE,
     problem,
@@ -49,6 +50,7 @@ STATUSES = {
     "corrupt_object": 502,
     "no_usable_wrap": 502,
     "unknown_algorithm": 502,
+    "wraps_disagree": 502,
     "keyring_rolled_back": 503,
     "unknown_master_key": 503,
     "storage_unavailable": 503,
@@ -85,10 +87,21 @@ def test_an_unknown_code_is_a_503() -> None:
 
 
 @pytest.mark.parametrize("error", [UnauthorizedError(), UnauthorizedError("no such project")])
-def test_every_401_has_the_same_bytes_and_a_challenge(error: CodedError) -> None:
+def test_every_refused_key_gets_the_same_bytes_and_a_challenge(error: CodedError) -> None:
     response, plain = problem_from_error(error), problem_from_error(UnauthorizedError())
     assert response.body == plain.body
     assert response.raw_headers == plain.raw_headers
+    assert response.headers["www-authenticate"] == 'Bearer realm="keyturn"'
+
+
+def test_a_401_without_an_api_key_says_so() -> None:
+    response = problem_from_error(NoApiKeyError("no API key was sent"))
+    assert _document(response) == {
+        "title": "Unauthorized",
+        "status": 401,
+        "code": "unauthorized",
+        "detail": "no API key was sent",
+    }
     assert response.headers["www-authenticate"] == 'Bearer realm="keyturn"'
 
 

@@ -1,75 +1,89 @@
-"""Upload slots for larger bodies (SPEC 9.3)."""
+"""What an upload needs, by the size of its body: its request, a slot, staging (SPEC 9.3, 9.4)."""
 
 from __future__ import annotations
 
-import asyncio
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from keyturn.errors import TooManyRequestsError
-from keyturn_workers.gateway import upload_limits
-from keyturn_workers.gateway.fair_shares import MIN_STAGED_BYTES, GatewayBusyError
-from keyturn_workers.gateway.upload_limits import UploadSlots
+from keyturn.messages import INLINE_MAX_BYTES
+from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
+from keyturn.publisher.requests import new_id
+from keyturn_workers.gateway.fair_shares import MIN_STAGED_BYTES, ProjectSlots, StagingLedger
+from keyturn_workers.gateway.pending_requests import PendingRequests
+from keyturn_workers.gateway.staging_quota import StagingQuota
+from keyturn_workers.gateway.upload_limits import UploadLimits
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
 
-MIB = MIN_STAGED_BYTES
+if TYPE_CHECKING:
+    from keyturn.publisher import Publisher
 
-
-async def _settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-async def test_two_projects_leave_slots_for_a_third() -> None:
-    """Two tenants with four slow bodies each used all eight slots."""
-    slots, leave = UploadSlots(8, 0.25), asyncio.Event()
-    taken: list[str] = []
-
-    async def take(project: str) -> None:
-        async with slots.hold(project):
-            taken.append(project)
-            await leave.wait()
-
-    tasks = [asyncio.create_task(take(project)) for project in "aaaabbbb"]
-    await _settle()
-    assert sorted(taken) == ["a", "a", "b", "b"]
-    async with asyncio.timeout(1), slots.hold("c"):
-        pass
-    leave.set()
-    await asyncio.gather(*tasks)
-    assert not slots._projects
+_LARGE = INLINE_MAX_BYTES + 1
 
 
-async def test_waiting_uploads_are_limited_for_each_project(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def pending() -> PendingRequests:
+    return PendingRequests(
+        cast("Publisher", FakePublisher()),
+        "upload.requested",
+        noun="uploads pending",
+        per_project=10,
+        total=10,
+        outcome_wait_s=600,
+        project_bytes=INLINE_MAX_BYTES,
+    )
+
+
+@pytest.fixture
+def ledger() -> StagingLedger:
+    return StagingLedger(2**30, 1.0)
+
+
+@pytest.fixture
+def limits(ledger: StagingLedger) -> UploadLimits:
+    slots = ProjectSlots(4, 1.0, "uploads", wait_s=30)
+    return UploadLimits(slots, StagingQuota(MemoryStorage(), "gateway", ledger))
+
+
+async def test_an_inline_body_counts_with_its_request(
+    limits: UploadLimits, pending: PendingRequests, ledger: StagingLedger
 ) -> None:
-    monkeypatch.setattr(upload_limits, "SLOT_WAIT_S", 5)
-    slots, leave = UploadSlots(4, 0.25), asyncio.Event()
-
-    async def take() -> None:
-        async with slots.hold("a"):
-            await leave.wait()
-
-    tasks = [asyncio.create_task(take()) for _ in range(5)]
-    await _settle()
-    with pytest.raises(TooManyRequestsError):
-        await take()
-    async with slots.hold("b"):  # and delays no other project
-        pass
-    leave.set()
-    await asyncio.gather(*tasks)
+    with pending.hold("a", new_id()) as first, pending.hold("a", new_id()) as second:
+        async with limits.hold(first) as claim, limits.hold(second) as other:
+            await claim.grow(INLINE_MAX_BYTES)
+            with pytest.raises(TooManyRequestsError):
+                await other.grow(1)
+        assert (first.size_bytes, ledger.used_bytes) == (INLINE_MAX_BYTES, 0)
 
 
-async def test_a_timeout_reports_whose_slots_are_in_use(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_body_that_outgrows_its_request_counts_in_staging(
+    limits: UploadLimits, pending: PendingRequests, ledger: StagingLedger
 ) -> None:
-    monkeypatch.setattr(upload_limits, "SLOT_WAIT_S", 0.02)
-    slots = UploadSlots(2, 0.5)
-    async with slots.hold("a"):
-        with pytest.raises(TooManyRequestsError):
-            async with slots.hold("a"):
-                pass
-        async with slots.hold("b"):
-            with pytest.raises(GatewayBusyError):
-                async with slots.hold("c"):
-                    pass
-    assert not slots._projects
+    with pending.hold("a", new_id()) as request:
+        async with limits.hold(request) as claim:
+            for size_bytes in (1000, INLINE_MAX_BYTES, _LARGE):
+                await claim.grow(size_bytes)
+            assert (request.size_bytes, ledger.used_bytes) == (0, MIN_STAGED_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(NotDeliveredError("no"), 0), (OutcomeUnknownError("?"), MIN_STAGED_BYTES)]
+)
+async def test_what_may_have_been_published_stays_in_staging(
+    limits: UploadLimits,
+    pending: PendingRequests,
+    ledger: StagingLedger,
+    error: Exception,
+    left: int,
+) -> None:
+    async def publish() -> None:
+        with pending.hold("a", new_id()) as request:
+            async with limits.hold(request) as claim:
+                await claim.grow(_LARGE)
+                raise error
+
+    with pytest.raises(type(error)):
+        await publish()
+    assert ledger.used_bytes == left

@@ -23,7 +23,7 @@ from keyturn.publisher import (
 )
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.errors import RefusedError as StorageRefusedError
-from keyturn_workers.gateway import staging_quota, upload_limits
+from keyturn_workers.gateway import staging_quota
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.upload_routes import requested_wait_s
 from keyturn_workers.storage import Headers
@@ -70,7 +70,6 @@ async def test_a_body_is_published_under_its_key() -> None:
     assert upload.content_type == "text/x"
     assert got.document() == {"upload_id": upload.upload_id}
     assert is_uuid(upload.upload_id)
-    assert not serving.publisher.waits  # no one requested a wait
     assert "preference-applied" not in got.headers
     assert serving.counted("received_bytes_total") == 4
 
@@ -149,15 +148,14 @@ async def test_a_disconnect_while_waiting_ends_the_wait() -> None:
     )
     for _ in range(50):
         await asyncio.sleep(0)
-    assert serving.publisher.waits
+    assert serving.publisher.uploads
     connection.gone.set()
     async with asyncio.timeout(5):
         await asking
 
 
-async def test_waiting_for_a_slot_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_limits, "SLOT_WAIT_S", 0.05)
-    serving = Serving(upload_concurrency=1, project_share=0.5)
+async def test_waiting_for_a_slot_times_out() -> None:
+    serving = Serving(upload_concurrency=1, project_share=0.5, slot_wait_s=0.05)
     other = ring_of(NEW_API_KEY, "other")
     serving.bench.storage.plant(
         keyring_s3_key("other"), build_keyring(other, MASTER_KEYS), Headers({})
@@ -198,7 +196,7 @@ async def test_the_body_of_an_unauthorized_put_is_not_read() -> None:
     for target, key, status in (
         (PATH, NEW_API_KEY, 401),
         (PATH, None, 401),
-        ("/v1/projects/acme/objects/a//b", "kt_" + "k" * 43, 404),
+        ("/v1/projects/acme/objects/a//b", "kt_" + "k" * 43, 400),
     ):
         got = await serving.ask("PUT", target, key=key, body=[None])
         assert got.status == status
@@ -290,7 +288,6 @@ async def test_waiting_returns_201_with_the_location() -> None:
     assert got.headers["location"] == "/v1/projects/acme/objects/a%20b/%C3%BC"
     assert got.headers["preference-applied"] == "wait=7"
     assert got.document() == {"upload_id": serving.publisher.uploads[0].upload_id}
-    assert serving.publisher.waits == [7]
 
 
 @pytest.mark.parametrize("code", sorted(all_errors()))
@@ -447,3 +444,61 @@ async def test_an_incomplete_body_does_not_count() -> None:
     serving = Serving(idle_timeout_s=0.02)
     assert (await serving.ask("PUT", body=[LARGE, None])).status == 408
     assert serving.ledger.used_bytes == 0
+
+
+# How many are pending.
+
+
+def _enroll_other(serving: Serving) -> str:
+    """Enroll a second project; return the path of an object of it."""
+    ring = ring_of(NEW_API_KEY, "other")
+    serving.bench.storage.plant(
+        keyring_s3_key("other"), build_keyring(ring, MASTER_KEYS), Headers({})
+    )
+    return object_path("other", KEY)
+
+
+async def test_one_api_key_cannot_fill_the_broker_while_no_worker_runs() -> None:
+    """455 MiB were accepted in ten seconds, and no upload refused."""
+    serving = Serving(max_pending=256, max_pending_bytes=10**6, max_bytes=10**7)
+    theirs = _enroll_other(serving)
+    body = bytes(200 * 1024)
+    statuses = [(await serving.ask("PUT", body=body)).status for _ in range(10)]
+    assert statuses == [202] * 4 + [429] * 6  # 800 KiB
+    refused = await serving.ask("PUT", body=body)
+    assert refused.document()["code"] == "too_many_requests"
+    assert refused.headers["retry-after"] == "1"
+    # Of an unknown length, too, and without reading more than fits.
+    assert (await serving.ask("PUT", body=[body[:100_000]] * 2)).status == 429
+    # A staged body has its share of staging, and other projects have their own.
+    assert (await serving.ask("PUT", body=[LARGE])).status == 202
+    assert (await serving.ask("PUT", theirs, key=NEW_API_KEY, body=body)).status == 202
+    assert len(serving.publisher.uploads) == 6
+    # A worker runs: all that was accepted is stored, and the places are free.
+    serving.publisher.answer = _stored
+    serving.publisher.telling.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert serving.uploads._pending.in_all == 0
+    assert (await serving.ask("PUT", body=body)).status == 202
+
+
+async def test_the_number_of_uploads_without_an_outcome_is_limited() -> None:
+    """However small, or staged. Nothing of the storage is read for one that is refused."""
+    serving = Serving(max_pending=3)
+    theirs = _enroll_other(serving)
+    for body in (b"", b"x", LARGE):
+        assert (await serving.ask("PUT", body=[body])).status == 202
+    serving.bench.storage.calls.clear()
+    assert (await serving.ask("PUT", body=b"x")).status == 429
+    assert not serving.bench.storage.calls
+    assert (await serving.ask("PUT", theirs, key=NEW_API_KEY, body=b"x")).status == 202
+
+
+async def test_an_upload_that_may_have_been_published_counts_as_pending() -> None:
+    serving = Serving(max_pending=1)
+    serving.publisher.fails = NotDeliveredError("no")
+    assert (await serving.ask("PUT", body=b"x")).status == 503
+    serving.publisher.fails = OutcomeUnknownError("?")
+    assert (await serving.ask("PUT", body=b"x")).status == 503
+    assert (await serving.ask("PUT", body=b"x")).status == 429

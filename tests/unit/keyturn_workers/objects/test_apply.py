@@ -18,7 +18,7 @@ from keyturn.metadata import METADATA_MAX_BYTES, Plaintext, Tombstone, parse, si
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
 from keyturn_workers.objects.plan_action import Encrypt, NoOp, ResealTombstone, Rewrap
-from keyturn_workers.objects.verify import verify
+from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
@@ -54,8 +54,7 @@ KEEPS_TAGS = Capabilities(copy_keeps_tags=True)
 async def opened(on: Scene) -> bytes:
     """The plaintext; both wraps match the desired state."""
     _, body = await on.storage.read(TARGET)
-    desired = desired_state(on.ring, MASTER_KEYS)
-    examined = verify(await on.wraps(), body[:56], KEY, desired, ADMIN_KEKS)
+    examined = verify_upload(await on.wraps(), body[:56], KEY, on.ring, ADMIN_KEKS)
     assert examined.current
     return open_sealed(examined.dek, BODY_CONTEXT, body)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,9 @@ from keyturn.errors import (
     NoUsableWrapError,
     StorageUnavailableError,
     UnknownAlgorithmError,
+    WrapsDisagreeError,
 )
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.objects import apply
 from keyturn_workers.objects.reconcile import reconcile_object
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -32,13 +31,14 @@ from tests.unit.keyturn_workers.factories import (
     rotated,
     sealed_object,
 )
-from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, Scene
+from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, UPLOAD_ID, Scene
 from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import KeyringSnapshot
 
 MIB = 1024**2
+KEEPS_TAGS = Capabilities(copy_keeps_tags=True)
 
 
 async def run(on: Scene) -> KeyringSnapshot:
@@ -53,7 +53,7 @@ async def run(on: Scene) -> KeyringSnapshot:
 
 
 async def behind(storage: MemoryStorage | None = None, size: int = 5, limit: int = 10**9) -> Scene:
-    on = Scene(storage or MemoryStorage(), copy_limit_bytes=limit)
+    on = Scene(storage or MemoryStorage(capabilities=KEEPS_TAGS), copy_limit_bytes=limit)
     on.plant_sealed(bytes(size))
     await on.rotate()
     return on
@@ -64,6 +64,19 @@ async def test_the_snapshot_returned_is_the_state_of_the_object() -> None:
     assert (await run(on)).desired.generation == 2
     assert await on.is_current()
     await on.check_the_rest()
+
+
+async def test_names_that_keyturn_does_not_know_are_left_out() -> None:
+    on = Scene(MemoryStorage(capabilities=KEEPS_TAGS))
+    wraps, body = sealed_object(desired_state(on.ring, MASTER_KEYS), KEY)
+    own = enc(wraps, UPLOAD_ID)
+    for more in ({"enc-dek-user-1": own["enc-dek-user"]}, {"enc-upload-tag": own["enc-dek-user"]}):
+        on.plant({**own, **more}, body)
+        await run(on)
+        metadata = (await on.storage.head(TARGET)).metadata
+        assert not more.items() & metadata.items()
+        assert await on.is_current()
+        await on.check_the_rest()
 
 
 async def test_a_current_object_is_only_read() -> None:
@@ -90,47 +103,29 @@ async def test_a_late_copy_is_done_again_under_a_new_lease() -> None:
     assert on.storage.calls["copy_onto_itself"] == 2
 
 
-@pytest.mark.parametrize("keeps_tags", [False, True])
-@pytest.mark.parametrize(("size", "limit"), [(5, 10**9), (6 * MIB, 1)], ids=["small", "in parts"])
-async def test_tags_survive(size: int, limit: int, *, keeps_tags: bool) -> None:
-    capabilities = Capabilities(copy_keeps_tags=keeps_tags)
-    on = await behind(MemoryStorage(capabilities=capabilities), size, limit)
+async def test_an_object_whose_tags_a_copy_keeps_is_rewrapped() -> None:
+    on = await behind(MemoryStorage(capabilities=KEEPS_TAGS))
     await run(on)
     assert await on.is_current()
     assert await on.storage.read_tags(TARGET) == TAGS
-    kept = keeps_tags and limit > 1
-    assert on.storage.calls["write_tags"] == int(not kept)
+    assert on.storage.calls["write_tags"] == 0
 
 
-async def test_tags_that_another_worker_is_about_to_put_back_are_waited_for() -> None:
-    """It has copied the object, which dropped them, after this worker read the object."""
-    on = await behind(MemoryStorage(capabilities=Capabilities(copy_keeps_tags=False)))
-    async with asyncio.timeout(10), asyncio.TaskGroup() as other:
-
-        async def put_back() -> None:
-            while on.storage.calls["read_tags"] < 2:  # noqa: ASYNC110  # the storage has no event
-                await asyncio.sleep(0.001)
-            await on.storage.write_tags(TARGET, TAGS)
-
-        async def copied() -> None:
-            await on.storage.write_tags(TARGET, {})
-            other.create_task(put_back())
-
-        on.storage.before_next("read_tags", copied)
-        await run(on)
-    assert await on.is_current()
-    assert await on.storage.read_tags(TARGET) == TAGS
-
-
-async def test_tags_that_were_removed_meanwhile_are_not_put_back(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("keeps_tags", "limit"), [(False, 10**9), (False, 1), (True, 1)], ids=["", "in parts", "both"]
+)
+async def test_an_object_whose_tags_its_rewrap_drops_is_left_to_a_sweep(
+    limit: int, *, keeps_tags: bool
 ) -> None:
-    monkeypatch.setattr(apply, "_TAG_WAITS_S", (0.0, 0.0))
-    on = await behind(MemoryStorage(capabilities=Capabilities(copy_keeps_tags=False)))
-    on.storage.before_next("read_tags", lambda: on.storage.write_tags(TARGET, {}))
-    await run(on)
-    assert await on.is_current()
-    assert await on.storage.read_tags(TARGET) == {}
+    """Only a sweep notes the tags where they outlive its worker."""
+    storage = MemoryStorage(capabilities=Capabilities(copy_keeps_tags=keeps_tags))
+    on = await behind(storage, 6 * MIB, limit)
+    with pytest.raises(StorageUnavailableError, match="a sweep does that"):
+        await run(on)
+    assert not await on.is_current()
+    assert await on.storage.read_tags(TARGET) == TAGS
+    assert on.storage.calls["write_tags"] == 0
+    assert await on.open_uploads() == []
 
 
 async def test_an_object_without_tags_costs_no_request_for_them() -> None:
@@ -143,10 +138,10 @@ async def test_an_object_without_tags_costs_no_request_for_them() -> None:
 
 async def test_a_large_object_rotated_during_the_copy_is_copied_again() -> None:
     on = await behind(size=6 * MIB, limit=1)
+    await on.storage.write_tags(TARGET, {})
     on.storage.before_next("copy_part", on.rotate)
     assert (await run(on)).desired.generation == 3
     assert await on.is_current()
-    assert await on.storage.read_tags(TARGET) == TAGS
     assert await on.open_uploads() == []
 
 
@@ -180,6 +175,7 @@ async def test_an_object_that_cannot_be_opened_is_left_alone() -> None:
         ({}, CorruptObjectError),
         ({"enc-algo": "AES-256-GCM"}, CorruptObjectError),
         (enc(replace(wraps, user=other.user)), CorruptObjectError),
+        (enc(replace(wraps, user=b"")), WrapsDisagreeError),
         (enc(other), CorruptObjectError),
         (enc(later), KeyringRolledBackError),
         (enc(broken), NoUsableWrapError),
@@ -195,7 +191,7 @@ async def test_an_object_that_cannot_be_opened_is_left_alone() -> None:
 
 
 async def test_locked_and_archived_objects_are_refused() -> None:
-    on = Scene()
+    on = Scene(MemoryStorage(capabilities=KEEPS_TAGS))
     on.plant_sealed(locked=True)
     await on.rotate()
     with pytest.raises(LockedObjectError):

@@ -69,16 +69,19 @@ def test_a_wrap_of_a_v0_body_says_so(role: Role) -> None:
     assert _opened(wraps, role, algorithm=V0_ALGORITHM) == DEK
 
 
+TAG: Final = "A" * 22 + "=="
+
+
 def test_the_callers_metadata_is_kept_beside_the_wraps() -> None:
     wraps = wrap(DESIRED, KEY, DEK)
     metadata = build_object_metadata(
         wraps,
         upload_id=UPLOAD_ID,
         caller_wire={"author": "kim"},
-        tag="AAAA",
+        tag=TAG,
         stored_at=STORED_AT,
     )
-    own = object_metadata.build(wraps, upload_id=UPLOAD_ID, tag="AAAA", stored_at=STORED_AT)
+    own = object_metadata.build(wraps, upload_id=UPLOAD_ID, tag=TAG, stored_at=STORED_AT)
     assert metadata == {"author": "kim", **own}
     assert parse(metadata) == wraps
 

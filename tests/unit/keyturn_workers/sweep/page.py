@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.keyring import Keyring, KeyringReader
@@ -15,6 +15,9 @@ from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, sealed_object
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 KEYS: Final = operator_keys(MASTER_KEYS)
@@ -27,6 +30,7 @@ class Page:
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     ring: Keyring = field(default_factory=keyring)
     dry_run: bool = False
+    repair: bool = False
 
     def __post_init__(self) -> None:
         self.keyrings = KeyringReader(
@@ -48,6 +52,12 @@ class Page:
         """What another program put there."""
         self.storage.plant(object_s3_key("acme", key), b"", Headers({"author": "kim"}))
 
+    async def relabel(self, key: str, own: Mapping[str, str], *, locked: bool = False) -> None:
+        """The object with other metadata of ours, as a bucket writer puts it."""
+        head, body = await self.storage.read(object_s3_key("acme", key))
+        headers = Headers({**head.metadata, **own})
+        self.storage.plant(object_s3_key("acme", key), body, headers, locked=locked)
+
     async def process(self) -> Result:
         store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
         worker = PageWorker(
@@ -55,7 +65,9 @@ class Page:
         )
         now = datetime.now(UTC)
         state = State.of(await self.keyrings.read_fresh("acme"))
-        request = SweepRequest("sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run)
+        request = SweepRequest(
+            "sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run, repair=self.repair
+        )
         return await worker.process(
             Plan(request, state, now, now), OpenPage(page=0, after="", last="")
         )

@@ -24,7 +24,7 @@ from keyturn.identifiers import keyring_s3_key, staging_s3_key
 from keyturn.messages import UploadRequested
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.objects.verify import verify
+from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadResult
@@ -37,7 +37,7 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     rotated,
 )
-from tools.harness.local_keys import build_keyring, desired_state, operator_keys
+from tools.harness.local_keys import build_keyring, operator_keys
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
@@ -93,8 +93,7 @@ class Bench:
         head, body = await self.storage.read(key)
         wraps = parse(head.metadata)
         assert isinstance(wraps, Wraps)
-        desired = desired_state(self.ring, MASTER_KEYS)
-        examined = verify(wraps, body[:HEADER_BYTES], "k", desired, ADMIN_KEKS)
+        examined = verify_upload(wraps, body[:HEADER_BYTES], "k", self.ring, ADMIN_KEKS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 

@@ -11,14 +11,13 @@ from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, commits_to, seal, upload_
 from keyturn.errors import StorageUnavailableError
 from keyturn.metadata import Wraps, parse
 from keyturn.metadata import upload_tag as tag_of
-from keyturn_workers.objects.verify import verify
+from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import IfAbsent, IfMatch
 from keyturn_workers.upload import UploadResult
 from keyturn_workers.upload.attempt import Attempt
 from keyturn_workers.upload.context import Upload
-from tests.unit.keyturn_workers.factories import ADMIN_KEKS, MASTER_KEYS, keyring
+from tests.unit.keyturn_workers.factories import ADMIN_KEKS, keyring
 from tests.unit.keyturn_workers.upload.bench import DATA, TARGET, UPLOAD_ID, bench, request
-from tools.harness.local_keys import desired_state
 
 if TYPE_CHECKING:
     from typing import Any
@@ -59,7 +58,7 @@ async def test_an_encrypted_objects_metadata_opens_and_has_the_uploads_tag() -> 
     wraps = parse(metadata)
     assert isinstance(wraps, Wraps)
     header = seal(attempt.dek, BODY_CONTEXT, b"hello")[:HEADER_BYTES]
-    verified = verify(wraps, header, "k", desired_state(on.ring, MASTER_KEYS), ADMIN_KEKS)
+    verified = verify_upload(wraps, header, "k", on.ring, ADMIN_KEKS)
     assert (verified.dek, verified.current) == (attempt.dek, True)
     assert metadata["author"] == "kim"
     assert metadata["enc-upload"] == UPLOAD_ID
@@ -107,8 +106,7 @@ async def test_each_attempt_has_its_own_dek() -> None:
     head, second = await on.storage.read(TARGET)
     wraps = parse(head.metadata)
     assert isinstance(wraps, Wraps)
-    desired = desired_state(on.ring, MASTER_KEYS)
-    dek = verify(wraps, second[:HEADER_BYTES], "k", desired, ADMIN_KEKS).dek
+    dek = verify_upload(wraps, second[:HEADER_BYTES], "k", on.ring, ADMIN_KEKS).dek
     assert commits_to(dek, BODY_CONTEXT, second[:HEADER_BYTES])
     assert not commits_to(dek, BODY_CONTEXT, first[:HEADER_BYTES])
 

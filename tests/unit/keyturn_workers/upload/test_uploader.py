@@ -7,7 +7,7 @@ key proves nothing, so what is sealed is always the request's own body.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -31,6 +31,7 @@ from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.upload import UploadResult
 from tests.support.scrape import risen, shown
 from tests.unit.keyturn_workers.factories import keyring
+from tests.unit.keyturn_workers.sweep.page import Page
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
     OTHER_ID,
@@ -501,6 +502,58 @@ async def test_the_next_delivery_encrypts_plaintext_that_is_forbidden(
     assert await on.plaintext() == data
     assert (await on.metadata())["enc-upload"] == UPLOAD_ID
     assert await on.open_uploads() == []
+
+
+# Tags, on a storage whose copies drop them.
+
+TAGS: Final = {"team": "legal"}
+
+
+async def tagged_and_behind() -> tuple[Bench, UploadRequested]:
+    """An upload that was stored, tagged and overtaken by a rotation before it was acknowledged."""
+    on = bench()
+    sent = request(on)
+    await on.serve(sent)
+    await on.storage.write_tags(TARGET, TAGS)
+    await on.rotate()
+    return on, sent
+
+
+class _KilledError(Exception):
+    """The process is killed at this point."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [_KilledError(), StorageUnavailableError("no response"), RefusedError("AccessDenied")],
+    ids=["killed", "no response", "refused"],
+)
+async def test_an_upload_whose_tags_cannot_be_put_back_loses_none(error: Exception) -> None:
+    """A worker that dies or fails between its copy and the tags would lose them for good."""
+    on, sent = await tagged_and_behind()
+    on.storage.fail_next("write_tags", error, times=9)
+    with pytest.raises(StorageUnavailableError, match="a sweep does that"):
+        await on.serve(sent, seen_before=True)
+    assert await on.storage.read_tags(TARGET) == TAGS
+
+
+async def test_an_upload_with_tags_is_finished_once_a_sweep_has_rewrapped_it() -> None:
+    on, sent = await tagged_and_behind()
+    with pytest.raises(StorageUnavailableError):
+        await on.serve(sent, seen_before=True)
+    await Page(on.storage, on.ring).process()
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
+    assert await on.storage.read_tags(TARGET) == TAGS
+    assert await on.plaintext() == DATA
+
+
+async def test_an_upload_without_tags_or_whose_storage_keeps_them_needs_no_sweep() -> None:
+    for tags, capabilities in (({}, Capabilities()), (TAGS, Capabilities(copy_keeps_tags=True))):
+        on, sent = await tagged_and_behind()
+        on.storage.capabilities = capabilities
+        await on.storage.write_tags(TARGET, tags)
+        assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
+        assert await on.storage.read_tags(TARGET) == tags
 
 
 async def test_plaintext_that_is_still_allowed_stays() -> None:

@@ -13,6 +13,7 @@ PLAINTEXT = ObjectCheck("plaintext", "unchecked")
 TOMBSTONE = ObjectCheck("tombstone", "unchecked")
 FOREIGN = ObjectCheck("foreign", "unchecked")
 V0 = ObjectCheck("v0", "opened")
+SUSPICIOUS = ObjectCheck("plaintext", "failed", "corrupt_object", "an unknown name")
 
 
 def _report(
@@ -70,6 +71,24 @@ def test_a_key_that_opens_one_or_may_is_not_gone(last: ObjectCheck) -> None:
     assert not report.verified
     assert report.verdict.startswith("not verified that the key is gone")
     assert [finding.s3_key for finding in report.findings] == ["acme/1"]
+
+
+@pytest.mark.parametrize(("expectation", "good"), [("opens", OPENED), ("gone", CLOSED)])
+def test_what_keyturn_does_not_write_is_a_finding_in_either_case(
+    expectation: Expectation, good: ObjectCheck
+) -> None:
+    report = _report(expectation, good, SUSPICIOUS, allow_plaintext=True)
+    assert not report.verified
+    assert [finding.s3_key for finding in report.findings] == ["acme/1"]
+
+
+def test_the_verdict_counts_what_opens_and_what_else_was_found() -> None:
+    reports = [_report("gone", CLOSED, OPENED, *[CORRUPT] * others) for others in range(3)]
+    assert [report.verdict.partition("gone: ")[2] for report in reports] == [
+        "it opens 1 of 2 wraps; 0 other findings",
+        "it opens 1 of 2 wraps; 1 other finding",
+        "it opens 1 of 2 wraps; 2 other findings",
+    ]
 
 
 @pytest.mark.parametrize("checks", [(), (PLAINTEXT, TOMBSTONE, FOREIGN)])

@@ -12,6 +12,7 @@ from typing import Final
 from itsdangerous import BadData, URLSafeTimedSerializer
 
 from keyturn.publisher.requests import new_id
+from keyturn_workers.console.signers import StrictTimestampSigner
 
 FORM_LIFE_S: Final = 3600
 _SECRET_BYTES: Final = 32
@@ -39,7 +40,9 @@ class FormTokens:
 
     def __init__(self) -> None:
         self._serializer = URLSafeTimedSerializer(
-            secrets.token_bytes(_SECRET_BYTES), salt="keyturn-console-form"
+            secrets.token_bytes(_SECRET_BYTES),
+            salt="keyturn-console-form",
+            signer=StrictTimestampSigner,
         )
 
     def make(

@@ -2,14 +2,20 @@
 
 Attempts are limited for each name and in total. A name that is not in the file costs the same as
 one that is: its password is compared with the hash of a random one.
+
+Anyone who reaches the page can use up the total with made-up names, and must not keep others out.
+So it limits only names that are not in the file: those of the file are few, and each has its own
+limit. Which names these are must not show. Every attempt counts toward the total. While it is
+used up, every refusal reads the same, and comes after the same time, whether or not a password
+was compared.
 """
 
 import asyncio
 import secrets
-from collections import OrderedDict
+import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from aiolimiter import AsyncLimiter
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
@@ -21,7 +27,8 @@ ATTEMPTS_PER_NAME: Final = 5
 """At once; then one more every `ATTEMPTS_S / ATTEMPTS_PER_NAME` seconds."""
 ATTEMPTS_IN_TOTAL: Final = 60
 ATTEMPTS_S: Final = 60.0
-_NAMES_REMEMBERED: Final = 4096
+REFUSAL_S: Final = 1.0
+"""How long a refusal takes while the total is used up: longer than a comparison."""
 # Each takes 64 MiB.
 _AT_ONCE: Final = 2
 
@@ -39,7 +46,7 @@ class Hasher(Protocol):
 
 
 class TooManyAttemptsError(Exception):
-    """The password was not looked at: this name, or all together, had too many attempts."""
+    """There were too many attempts, of this name or in total, and this one does not sign in."""
 
 
 def hash_password(password: str) -> str:
@@ -47,16 +54,49 @@ def hash_password(password: str) -> str:
     return PasswordHasher().hash(password)
 
 
+class Attempts:
+    """Counts attempts by name: some at once, then one more whenever one is `interval_s` old."""
+
+    def __init__(self, at_once: int, period_s: float, clock: Callable[[], float]) -> None:
+        self._interval_s = period_s / at_once
+        self._at_once_s = period_s - self._interval_s
+        self._clock = clock
+        # When all attempts of a name will be forgotten; the name tried longest ago is first.
+        self._forgotten_at: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        """How many names are remembered."""
+        return len(self._forgotten_at)
+
+    def take(self, name: str = "") -> bool:
+        """Count an attempt; False if there were too many, which does not count."""
+        now = self._clock()
+        while self._forgotten_at and next(iter(self._forgotten_at.values())) <= now:
+            del self._forgotten_at[next(iter(self._forgotten_at))]
+        forgotten_at = max(self._forgotten_at.get(name, now), now)
+        if forgotten_at > now + self._at_once_s:
+            return False
+        self._forgotten_at.pop(name, None)
+        self._forgotten_at[name] = forgotten_at + self._interval_s
+        return True
+
+
 class Passwords:
     """Checks names and passwords against a file."""
 
-    def __init__(self, file: PasswordFile, hasher: Hasher | None = None) -> None:
+    def __init__(
+        self,
+        file: PasswordFile,
+        hasher: Hasher | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._file = file
         self._hasher = hasher or PasswordHasher()
         self._unknown = self._hasher.hash(secrets.token_urlsafe())
         self._at_once = asyncio.Semaphore(_AT_ONCE)
-        self._total = AsyncLimiter(ATTEMPTS_IN_TOTAL, ATTEMPTS_S)
-        self._names: OrderedDict[str, AsyncLimiter] = OrderedDict()
+        self._names = Attempts(ATTEMPTS_PER_NAME, ATTEMPTS_S, clock)
+        self._total = Attempts(ATTEMPTS_IN_TOTAL, ATTEMPTS_S, clock)
 
     @property
     def names_remembered(self) -> int:
@@ -67,33 +107,29 @@ class Passwords:
         """The user with this name and password.
 
         Raises:
-            TooManyAttemptsError: it was not looked at.
+            TooManyAttemptsError: too many attempts of this name; or in total, and it is not right.
         """
-        await self._count(name)
+        # All that cannot be in the file is counted as one, so that no long text is remembered.
+        if not self._names.take(name if is_user_name(name) else ""):
+            raise TooManyAttemptsError
+        is_within_total = self._total.take()
         user = self._file.user(name)
-        expected = self._unknown if user is None else user.hash
         async with self._at_once:
-            is_right = await asyncio.to_thread(self._verify, expected, password)
-        return user if is_right else None
+            began = time.monotonic()
+            is_right = False
+            if is_within_total or user is not None:
+                expected = self._unknown if user is None else user.hash
+                is_right = await asyncio.to_thread(self._verify, expected, password)
+        if user is not None and is_right:
+            return user
+        if is_within_total:
+            return None
+        # Without a comparison it would come sooner. A wait for a comparison is part of neither.
+        await asyncio.sleep(began + REFUSAL_S - time.monotonic())
+        raise TooManyAttemptsError
 
     def _verify(self, expected: str, password: str) -> bool:
         try:
             return self._hasher.verify(expected, password[:MAX_CHARACTERS])
         except (VerificationError, InvalidHashError):
             return False
-
-    async def _count(self, name: str) -> None:
-        # First: what is refused here must not push out a name that is counted.
-        if not self._total.has_capacity():
-            raise TooManyAttemptsError
-        # All that cannot be in the file is counted as one, so that no long text is remembered.
-        counted = name if is_user_name(name) else ""
-        limiter = self._names.pop(counted, None) or AsyncLimiter(ATTEMPTS_PER_NAME, ATTEMPTS_S)
-        # The newest at the end: what is forgotten is the name that was tried longest ago.
-        self._names[counted] = limiter
-        if len(self._names) > _NAMES_REMEMBERED:
-            self._names.popitem(last=False)
-        if not limiter.has_capacity():
-            raise TooManyAttemptsError
-        await limiter.acquire()
-        await self._total.acquire()

@@ -24,6 +24,7 @@ from itsdangerous import BadData, URLSafeSerializer
 from keyturn.crypto import Secret
 from keyturn_workers.console.auth.person import Person, Role, Session
 from keyturn_workers.console.auth.signed_out import SignedOut
+from keyturn_workers.console.signers import StrictSigner
 
 COOKIE: Final = "__Host-keyturn-console"
 _ID_BYTES: Final = 16
@@ -90,6 +91,7 @@ class Sessions:
         self._cookies = URLSafeSerializer(
             key.reveal(),
             salt=_SALT,
+            signer=StrictSigner,
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
         self._stamp_of = stamp_of

@@ -187,5 +187,5 @@ def options_words(row: SweepRow) -> tuple[str, ...]:
     if row.encrypt_plaintext:
         words.append("encrypt plaintext")
     if row.repair:
-        words.append("repair: also use earlier keys of the project")
+        words.append("repair: also use earlier keys of the project, and replace broken user wraps")
     return tuple(words)

@@ -183,6 +183,19 @@ test("what does not open under the key has its code", async () => {
   }
 });
 
+test("a wrap is read in one spelling only", async () => {
+  const { metadata } = OBJECT;
+  const wrap = metadata["enc-dek-user"] ?? "";
+  const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const last = letters[letters.indexOf(wrap.at(-2) ?? "") ^ 1];
+  const spellings = [`${wrap.slice(0, -2)}${last}=`, wrap.slice(0, -1), `${wrap}\n`, ` ${wrap}`];
+  assert.deepEqual(atob(spellings[0] ?? ""), atob(wrap)); // the decoder itself reads stray bits
+  for (const spelling of spellings) {
+    const opened = opening(OBJECT, { metadata: { ...metadata, "enc-dek-user": spelling } });
+    await assert.rejects(opened, hasCode("corrupt_object"), spelling);
+  }
+});
+
 test("a read goes on where the connection broke", async () => {
   for (const range of [undefined, { start: 20_000 }]) {
     for (const breaksAfter of [10_000, 60_000]) {

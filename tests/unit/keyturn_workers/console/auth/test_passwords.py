@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,8 @@ from keyturn_workers.console.auth.password_file import PasswordFile, User, forma
 from keyturn_workers.console.auth.passwords import (
     ATTEMPTS_IN_TOTAL,
     ATTEMPTS_PER_NAME,
+    ATTEMPTS_S,
+    Attempts,
     Passwords,
     TooManyAttemptsError,
     hash_password,
@@ -76,24 +79,107 @@ async def test_one_name_has_few_attempts_and_keeps_others_out_of_nothing(
     assert await passwords.check("kim", _PASSWORD) is not None
 
 
-async def test_all_names_together_have_few_attempts(file: PasswordFile) -> None:
+async def _use_up_the_total(passwords: Passwords) -> None:
+    for number in range(ATTEMPTS_IN_TOTAL):
+        assert await passwords.check(f"name-{number}", "guess") is None
+
+
+@pytest.fixture
+def quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFUSAL_S", 0.0)
+
+
+@pytest.mark.usefixtures("quick_refusals")
+async def test_made_up_names_keep_nobody_out(file: PasswordFile) -> None:
+    """60 attempts a minute did, by anyone who reaches the console."""
     hasher = _Counting()
     passwords = Passwords(file, hasher)
-    for number in range(ATTEMPTS_IN_TOTAL):
-        await passwords.check(f"name-{number}", "guess")
+    await _use_up_the_total(passwords)
+    for number in range(200):
+        with pytest.raises(TooManyAttemptsError):
+            await passwords.check(f"more-{number}", "guess")
+    assert len(hasher.compared) == ATTEMPTS_IN_TOTAL  # and cost no further comparison
+    assert await passwords.check("kim", _PASSWORD) == file.user("kim")
+
+
+@pytest.mark.usefixtures("quick_refusals")
+async def test_a_name_of_the_file_has_few_attempts_whatever_is_left_of_the_total(
+    file: PasswordFile,
+) -> None:
+    hasher = _Counting()
+    passwords = Passwords(file, hasher)
+    await _use_up_the_total(passwords)
+    for _ in range(ATTEMPTS_PER_NAME):
+        with pytest.raises(TooManyAttemptsError):
+            await passwords.check("kim", "guess")
     with pytest.raises(TooManyAttemptsError):
         await passwords.check("kim", _PASSWORD)
-    assert len(hasher.compared) == ATTEMPTS_IN_TOTAL
+    assert len(hasher.compared) == ATTEMPTS_IN_TOTAL + ATTEMPTS_PER_NAME
 
 
-async def test_memory_for_names_is_bounded(
+@pytest.mark.parametrize("used_up", [False, True])
+async def test_answers_show_no_name_of_the_file(
+    file: PasswordFile, monkeypatch: pytest.MonkeyPatch, *, used_up: bool
+) -> None:
+    """Neither the number of attempts, nor the total that is left, nor the time of an answer."""
+    monkeypatch.setattr(module, "REFUSAL_S", 0.2)
+    now = 1000.0
+    passwords = Passwords(file, _CHEAP, clock=lambda: now)
+
+    async def answers(name: str) -> list[tuple[str, bool]]:
+        """Of one attempt more than a name has: what it was, and whether it took its time."""
+        found = []
+        for _ in range(ATTEMPTS_PER_NAME + 1):
+            began = time.monotonic()
+            try:
+                answer = str(await passwords.check(name, "guess"))
+            except TooManyAttemptsError:
+                answer = "too many"
+            found.append((answer, time.monotonic() - began >= 0.19))
+        return found
+
+    if used_up:
+        await _use_up_the_total(passwords)
+    known, made_up = await answers("kim"), await answers("made-up")
+    if used_up:
+        assert known == [("too many", True)] * ATTEMPTS_PER_NAME + [("too many", False)]
+        assert made_up == known
+    else:
+        assert [answer for answer, _ in known] == ["None"] * ATTEMPTS_PER_NAME + ["too many"]
+        assert [answer for answer, _ in made_up] == [answer for answer, _ in known]
+        # Both counted: exactly this many are left.
+        for number in range(ATTEMPTS_IN_TOTAL - 2 * ATTEMPTS_PER_NAME):
+            assert await passwords.check(f"name-{number}", "guess") is None
+        with pytest.raises(TooManyAttemptsError):
+            await passwords.check("one-more", "guess")
+    now += ATTEMPTS_S / ATTEMPTS_PER_NAME  # both have one more, and the total has twelve
+    assert (await answers("kim"))[0][0] == (await answers("made-up"))[0][0] == "None"
+
+
+def test_attempts_come_back_one_by_one_and_names_are_forgotten() -> None:
+    now = 1000.0
+    attempts = Attempts(5, 60.0, lambda: now)
+    assert [attempts.take("a") for _ in range(7)] == [True] * 5 + [False] * 2
+    now += 12.1
+    assert [attempts.take("a") for _ in range(2)] == [True, False]
+    assert attempts.take("b")
+    assert len(attempts) == 2
+    now += 60
+    assert attempts.take("c")
+    assert len(attempts) == 1
+
+
+async def test_memory_for_names_is_bounded_by_the_attempts_of_a_minute(
     file: PasswordFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_NAMES_REMEMBERED", 3)
-    passwords = Passwords(file, _CHEAP)
-    for number in range(20):
-        await passwords.check(f"name-{number}", "guess")
-    assert passwords.names_remembered == 3
+    monkeypatch.setattr(module, "REFUSAL_S", 0.0)
+    now = 1000.0
+    passwords = Passwords(file, _CHEAP, clock=lambda: now)
+    await _use_up_the_total(passwords)
+    assert passwords.names_remembered == ATTEMPTS_IN_TOTAL
+    now += ATTEMPTS_S
+    await passwords.check("kim", "guess")
+    assert passwords.names_remembered == 1
 
 
 async def test_few_hashes_are_computed_at_once(file: PasswordFile) -> None:
@@ -130,12 +216,3 @@ async def test_what_cannot_be_a_name_is_counted_as_one_and_not_remembered(
     with pytest.raises(TooManyAttemptsError):
         await passwords.check("another one", "guess")
     assert passwords.names_remembered == 1
-
-
-async def test_an_attempt_that_is_refused_pushes_out_no_name(file: PasswordFile) -> None:
-    passwords = Passwords(file, _CHEAP)
-    for number in range(ATTEMPTS_IN_TOTAL):
-        await passwords.check(f"name{number}", "guess")
-    with pytest.raises(TooManyAttemptsError):
-        await passwords.check("one-more", "guess")
-    assert passwords.names_remembered == ATTEMPTS_IN_TOTAL

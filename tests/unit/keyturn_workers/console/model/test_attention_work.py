@@ -152,7 +152,7 @@ def test_dead_letters_are_items_by_code_with_a_filtered_page() -> None:
         "/dead?code=unknown_project",
         "/dead?code=already_exists&queue=keyturn.upload.dead",
     ]
-    assert items[0].remedy == "Enroll it. Then replay or discard them."
+    assert items[0].remedy == "Enroll it: keyturn enroll PROJECT. Then replay or discard them."
 
 
 def test_codes_that_were_invented_are_one_item() -> None:

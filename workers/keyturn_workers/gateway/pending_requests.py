@@ -1,0 +1,226 @@
+"""Requests that were published for callers and have no outcome yet (SPEC 9.3, 9.4).
+
+What workers have not served waits on the broker, which all projects share. So each project may
+have only so many requests there from one gateway, and so many bytes in them. Without that limit,
+one API key fills the broker while no worker runs.
+
+The outcome is the event that answers the request. If it does not become known, because events were
+lost or no worker serves the request, the request counts for a limited time. Each gateway process
+counts its own requests, and none of those from before it started.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from keyturn.errors import TooManyRequestsError
+from keyturn.messages import Event
+from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError, WaitTimeoutError
+from keyturn.publisher.event_matcher import RequestType
+from keyturn_workers.gateway.fair_shares import GatewayBusyError
+
+# Between two attempts to read the events.
+_RETRY_S: Final = 5.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Usage:
+    """What one project has pending."""
+
+    requests: int = 0
+    size_bytes: int = 0
+
+
+class PendingRequests:
+    """Counts requests of one type, from before their publication until their outcome.
+
+    Args:
+        publisher: The gateway's publisher, which receives the outcomes.
+        request_type: The type of the requests.
+        noun: What is counted, for the error's detail: "deletes pending".
+        per_project: How many of one project may be pending.
+        total: How many of all projects may be pending: it bounds this process's memory.
+        outcome_wait_s: How long a request counts at most.
+        min_s: How long it counts at least, however soon its outcome is known.
+        project_bytes: How many bytes of one project may be pending. A project that has none
+            pending may always have one request.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        request_type: RequestType,
+        *,
+        noun: str,
+        per_project: int,
+        total: int,
+        outcome_wait_s: float,
+        min_s: float = 0.0,
+        project_bytes: int = sys.maxsize,
+    ) -> None:
+        self._publisher = publisher
+        self._request_type: RequestType = request_type
+        self._noun = noun
+        self._per_project = per_project
+        self._total = total
+        self._outcome_wait_s = outcome_wait_s
+        self._min_s = min_s
+        self._project_bytes = project_bytes
+        self._projects: dict[str, _Usage] = {}
+        self._outcomes: set[asyncio.Task[Event]] = set()
+        self._can_read_events = True
+        self.in_all = 0
+
+    async def close(self) -> None:
+        """Stop waiting for outcomes."""
+        tasks = tuple(self._outcomes)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @contextmanager
+    def hold(self, project: str, request_id: str, *, others: int = 0) -> Iterator["PendingRequest"]:
+        """Count a request while the block publishes it; if it did, until its outcome.
+
+        Args:
+            project: The project.
+            request_id: The id of the request.
+            others: How many more of the project are in progress, as the caller knows.
+
+        Raises:
+            TooManyRequestsError: the project has as many pending as it may.
+            GatewayBusyError: all projects together have too many.
+        """
+        usage = self._projects.get(project) or _Usage()
+        if usage.requests + others >= self._per_project:
+            raise TooManyRequestsError(
+                f"the project has {self._per_project} {self._noun}: retry when some have ended"
+            )
+        if self.in_all >= self._total:
+            raise GatewayBusyError
+        self._projects[project] = usage
+        usage.requests += 1
+        self.in_all += 1
+        request = PendingRequest(self, project, request_id)
+        try:
+            yield request
+        finally:
+            if request.outcome is None:
+                self.release(request)
+
+    def resize(self, request: "PendingRequest", size_bytes: int) -> None:
+        """Count this many bytes for the request. Errors as `PendingRequest.resize`."""
+        usage = self._projects[request.project]
+        others = usage.size_bytes - request.size_bytes
+        if others and others + size_bytes > self._project_bytes:
+            raise TooManyRequestsError(
+                f"the project has {others} bytes of {self._noun}: retry when some have ended"
+            )
+        usage.size_bytes = others + size_bytes
+        request.size_bytes = size_bytes
+
+    def release(self, request: "PendingRequest") -> None:
+        """Count the request no longer."""
+        usage = self._projects[request.project]
+        usage.requests -= 1
+        usage.size_bytes -= request.size_bytes
+        self.in_all -= 1
+        if not usage.requests:
+            del self._projects[request.project]
+
+    def follow(self, request: "PendingRequest") -> asyncio.Task[Event]:
+        """Count the request until its outcome; return the task that waits for it."""
+        loop = asyncio.get_running_loop()
+        release_at = loop.time() + self._min_s
+
+        def ended(outcome: asyncio.Task[Event]) -> None:
+            self._outcomes.discard(outcome)
+            if not outcome.cancelled():
+                outcome.exception()  # marks it as retrieved
+            loop.call_at(release_at, self.release, request)
+
+        outcome = asyncio.create_task(self._outcome(request))
+        self._outcomes.add(outcome)
+        outcome.add_done_callback(ended)
+        return outcome
+
+    async def _outcome(self, request: "PendingRequest") -> Event:
+        """The event that answers the request.
+
+        If events cannot be read, it may still be pending. If it were released at once, a project
+        could publish without a limit in the meantime.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._outcome_wait_s
+        while True:
+            try:
+                event = await self._publisher.wait(
+                    request.request_id,
+                    timeout_s=until - loop.time(),
+                    project=request.project,
+                    request_type=self._request_type,
+                )
+            except WaitTimeoutError:
+                raise
+            except PublisherError as exc:
+                if self._can_read_events:
+                    self._can_read_events = False
+                    _log.error("events cannot be read: outcomes are not known", reason=str(exc))
+                if loop.time() >= until:
+                    raise
+                await asyncio.sleep(min(_RETRY_S, until - loop.time()))
+            else:
+                self._can_read_events = True
+                return event
+
+
+class PendingRequest:
+    """One request. Created by `PendingRequests.hold`."""
+
+    __slots__ = ("_all", "outcome", "project", "request_id", "size_bytes")
+
+    def __init__(self, pending: PendingRequests, project: str, request_id: str) -> None:
+        self._all = pending
+        self.project = project
+        self.request_id = request_id
+        self.size_bytes = 0
+        self.outcome: asyncio.Task[Event] | None = None
+        """The task that waits for its outcome, once it may have been published."""
+
+    def resize(self, size_bytes: int) -> None:
+        """Count this many bytes for it.
+
+        Raises:
+            TooManyRequestsError: the project's pending requests hold too many.
+        """
+        self._all.resize(self, size_bytes)
+
+    async def publish(self, publishing: Awaitable[object]) -> asyncio.Task[Event]:
+        """Publish it, and count it until its outcome, which the returned task waits for.
+
+        Raises:
+            OutcomeUnknownError: it may have been published, and is counted until then, too.
+            PublisherError: it was not published.
+        """
+        try:
+            await publishing
+        except BaseException as exc:
+            if isinstance(exc, OutcomeUnknownError | asyncio.CancelledError):
+                self.outcome = self._all.follow(self)
+            raise
+        self.outcome = self._all.follow(self)
+        return self.outcome
+
+
+def event_of(outcome: asyncio.Task[Event]) -> Event | None:
+    """The outcome, if it is known."""
+    if not outcome.done() or outcome.cancelled() or outcome.exception() is not None:
+        return None
+    return outcome.result()
