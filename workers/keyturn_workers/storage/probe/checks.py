@@ -151,7 +151,8 @@ CHECKS: Final = (
         TAGS,
         "wanted",
         requests.tags,
-        "tags are read before a copy and restored after it",
+        "sweeps record tags before a copy and restore them after it; an upload that must rewrap "
+        "its own object leaves one with tags to a sweep",
         quick=True,
     ),
     Check(LATE_PUT, "wanted", requests.late_put, _LATE, quick=True),
