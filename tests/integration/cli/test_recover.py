@@ -57,6 +57,10 @@ async def test_a_restored_keyring_is_refused_shown_and_recovered(cli: Cli, tmp_p
         assert refused.exit_code == 1
         assert "keyring_rolled_back" in refused.stderr
 
+        state = document(await cli.arun("status", "--no-objects", "--json"))
+        assert [(row["project"], row["state"]) for row in state["act_now"]] == [
+            ("acme", "set_back")
+        ]
         unasked = await cli.arun("recover", "acme", *_ACCEPT[:-1])
         assert unasked.exit_code == 2
         assert "needs --yes" in unasked.stderr

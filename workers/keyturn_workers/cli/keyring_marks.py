@@ -5,6 +5,7 @@ A command has no event key of its own here: it follows the stream like a gateway
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, contextmanager
@@ -54,6 +55,27 @@ class MarkedKeyring:
     changed_at: datetime | None
     mark: Mark | None
     marked_at: datetime | None
+
+
+WAYS_OUT: Final = {
+    MarkState.SET_BACK: "restore the newest record, or `keyturn recover {project}`",
+    MarkState.REMOVED: "restore the newest record, or `keyturn enroll {project} --adopt`",
+    MarkState.UNKNOWN: "`keyturn recover {project}`, if the broker or the bucket was restored",
+}
+
+
+def way_out(each: MarkedKeyring) -> str:
+    """What an operator can do about a keyring that its mark contradicts."""
+    return WAYS_OUT[each.state].format(project=each.project)
+
+
+def marks_by_key(marks: MarkStream, verify_keys: tuple[VerifyKey, ...]) -> dict[str, int]:
+    """How many projects' marks each of the event keys signed."""
+    earlier = Counter(key_id for key_id, _ in marks.signed_before.values())
+    counts = {key.id: earlier[key.id] for key in verify_keys}
+    projects = sum(1 for _ in marks.table.projects())
+    counts[verify_keys[0].id] = projects - earlier.total()
+    return counts
 
 
 @asynccontextmanager

@@ -13,7 +13,8 @@ from typing import Any, Final
 from keyturn.errors import CodedError, UnknownMasterKeyError
 from keyturn.identifiers import format_time, parse_time
 from keyturn_workers.cli.bucket import batched
-from keyturn_workers.keyring import Keyring
+from keyturn_workers.cli.keyring_marks import MarkedKeyring, compare_record, find_removed
+from keyturn_workers.keyring import Keyring, MarkTable
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import past_generations
 from keyturn_workers.status.records import (
@@ -29,7 +30,7 @@ from keyturn_workers.sweep.plan import AllPlan, Plan
 
 _KEYRING_FIELDS: Final = (
     *("project", "generation", "kek_id", "master_key", "plaintext", "v0", "earlier_keks"),
-    *("enrolled_at", "turned_at", "evidence", "code", "detail"),
+    *("enrolled_at", "turned_at", "evidence", "mark", "code", "detail"),
 )
 _SWEEP_FIELDS: Final = (
     *("sweep_id", "kind", "project", "status", "code", "clean", "objects", "rewrapped", "failed"),
@@ -54,6 +55,7 @@ class RecordIndex:
         failing: Rows of other records that do not open, up to a limit.
         unreadable: How many records of any kind do not open.
         missing_master_keys: How many records name each master key that is not available.
+        contradicted: The keyrings that their marks contradict, if marks were given.
     """
 
     keyrings: list[Row] = field(default_factory=list)
@@ -63,37 +65,60 @@ class RecordIndex:
     failing: list[Row] = field(default_factory=list)
     unreadable: int = 0
     missing_master_keys: Counter[str] = field(default_factory=Counter)
+    contradicted: list[MarkedKeyring] = field(default_factory=list)
 
 
 async def read_records(
-    storage: Storage, keys: OperatorKeys, *, project: str | None = None
+    storage: Storage,
+    keys: OperatorKeys,
+    *,
+    project: str | None = None,
+    table: MarkTable | None = None,
 ) -> RecordIndex:
     """All keyrings and records of sweeps, or those of one project.
 
-    The parts of a sweep of all are shown only for one project.
+    The parts of a sweep of all are shown only for one project. Keyrings are compared with the
+    marks in `table`, if it is given.
 
     Raises:
         StorageUnavailableError, StorageAnswerError: not all of them can be read.
     """
     index = RecordIndex()
+    seen = set[str]()
     async for batch in batched(list_records(storage, project), _CONCURRENCY):
+        since = 0 if table is None else table.received
         contents = await asyncio.gather(*(open_record(storage, keys, each) for each in batch))
         for record, content in zip(batch, contents, strict=True):
+            if record.sweep_path is None:
+                seen.add(record.project)
             match content:
                 case CodedError():
                     _add_unreadable(index, record, content)
                 case Opened(content=Keyring() as keyring):
                     index.keyrings.append(_keyring_row(keyring))
+                    if table is not None:
+                        marked = await compare_record(storage, keys, table, record, content, since)
+                        _add_mark(index, marked)
                     generations = (keyring.current.generation, *past_generations(keyring))
                     index.generations[record.project] = generations
                 case Opened(content=SweepRecord(master_key, plan)):
                     index.sweep_records_under[master_key] += 1
                     if plan is not None and (project is not None or not plan.ask.of_all):
                         index.sweeps.append(sweep_row(plan))
+    if table is not None:
+        index.contradicted.extend(find_removed(table, seen, project))
     index.sweeps.sort(
         key=lambda row: (row["status"] == "running", row["started_at"] or ""), reverse=True
     )
     return index
+
+
+def _add_mark(index: RecordIndex, marked: MarkedKeyring | tuple[str, CodedError] | None) -> None:
+    """Add the last keyring's mark; one that changed and does not open any more has none."""
+    if isinstance(marked, MarkedKeyring):
+        index.keyrings[-1]["mark"] = marked.state.value
+        if marked.state.is_contradicted:
+            index.contradicted.append(marked)
 
 
 def _add_unreadable(index: RecordIndex, record: Record, error: CodedError) -> None:

@@ -1,23 +1,27 @@
 """`keyturn status`: keyrings, sweeps, objects, and which master keys are in use (SPEC 8, 14).
 
-It reads only the bucket; `--watch` also needs the broker. It opens records and wraps with
+It needs only the bucket. If it reaches the broker, it also compares keyrings with their marks
+(SPEC 5.5); `--watch` needs the broker. It opens records and wraps with
 the operator's master keys, and must never show a key, a wrap or a DEK.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.errors import NotFoundError, UnknownProjectError
+from keyturn.crypto import VerifyKey
+from keyturn.errors import NotFoundError, SettingsError, UnknownProjectError
 from keyturn.identifiers import ALL_PROJECTS, is_uuid, parse_time
 from keyturn.messages import Event, Failed, Rejected
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
+from keyturn_workers.amqp.mark_stream import MarkStream
 from keyturn_workers.cli.arguments import AsJson, validate_project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.census import (
@@ -28,11 +32,12 @@ from keyturn_workers.cli.census import (
     take_census,
 )
 from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.keyring_marks import marks_by_key, open_marks, way_out
 from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
 from keyturn_workers.cli.publishing import PendingRequest, resumable
-from keyturn_workers.cli.record_index import Row, read_records
+from keyturn_workers.cli.record_index import RecordIndex, Row, read_records
 from keyturn_workers.cli.report_keys import open_report_keys
-from keyturn_workers.cli.settings import StatusSettings
+from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
 from keyturn_workers.cli.sweep_report import PART_COLUMNS, SweepReport, read_sweep
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
 from keyturn_workers.sweep.plan import AllPlan, Plan
@@ -40,6 +45,7 @@ from keyturn_workers.sweep.plan import AllPlan, Plan
 # For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4
 _MAX_SHOWN: Final = 20
+_SEVERAL: Final = 2
 _NO_SWEEP: Final = "the bucket has no sweep or rotation with this id"
 
 
@@ -118,8 +124,10 @@ async def _show_overview(
     async with (
         open_bucket(settings, max_connections=CONCURRENCY + _SPARE_CONNECTIONS) as storage,
         open_report_keys(settings, storage, "status") as keys,
+        _open_marks() as marks,
     ):
-        index = await read_records(storage, keys, project=project)
+        table = None if marks is None else marks.stream.table
+        index = await read_records(storage, keys, project=project, table=table)
         if project is not None and is_uuid(project) and not index.keyrings:
             raise NotFoundError(_NO_SWEEP)
         census = None
@@ -127,6 +135,8 @@ async def _show_overview(
             census = await take_census(storage, keys, index.generations, project=project)
             await mark_rolled_back(storage, keys, index.keyrings, census)
     document = {
+        "act_now": [] if marks is None else _act_now(index),
+        "marks_by_event_key": marks and marks_by_key(marks.stream, marks.keys),
         "keyrings": index.keyrings,
         "sweeps": index.sweeps,
         "records_that_do_not_open": index.failing,
@@ -137,12 +147,59 @@ async def _show_overview(
         print_json(document)
     else:
         _print_overview(document, project)
-    if project is not None and not index.keyrings:
+    if project is not None and not index.keyrings and not index.contradicted:
         raise UnknownProjectError.of(project)
 
 
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """The marks, and the keys that verify them."""
+
+    stream: MarkStream
+    keys: tuple[VerifyKey, ...]
+
+
+@asynccontextmanager
+async def _open_marks() -> AsyncIterator[_Marks | None]:
+    """The marks of keyrings; None, and a note, if they cannot be read."""
+    async with AsyncExitStack() as stack:
+        marks = None
+        try:
+            settings = AuditReaderSettings.read()
+            keys = settings.event_public_key
+            marks = _Marks(await stack.enter_async_context(open_marks(settings, keys)), keys)
+        except (SettingsError, CommandError) as exc:
+            note(f"keyrings were not compared with their marks: {exc}")
+        yield marks
+
+
+def _act_now(index: RecordIndex) -> list[Row]:
+    """The keyrings that no worker uses until an operator acts."""
+    return [
+        {"project": each.project, "state": each.state.value, "what_to_do": way_out(each)}
+        for each in sorted(index.contradicted, key=lambda each: each.project)
+    ]
+
+
+def _print_marks(document: dict[str, Any]) -> None:
+    """Which event keys signed marks: one that signed none may be removed (SPEC 6.10)."""
+    counts: dict[str, int] = document["marks_by_event_key"] or {}
+    if len(counts) < _SEVERAL:
+        return
+    print_line("")
+    print_line("Event keys")
+    for key_id, keyrings in counts.items():
+        told = f"{key_id} signed the marks of {keyrings} keyrings"
+        if not keyrings:
+            told = f"{key_id} signed no mark that counts: workers need it for none"
+        print_line(told)
+
+
 def _print_overview(document: dict[str, Any], project: str | None) -> None:
-    _print_section("Keyrings", document["keyrings"], first=True)
+    act_now = document["act_now"]
+    if act_now:
+        _print_section("Act now", act_now, ("project", "state", "what_to_do"), first=True)
+    _print_section("Keyrings", document["keyrings"], first=not act_now)
     if project is not None and (newest := [row["evidence"] for row in document["keyrings"]][:1]):
         print_line(f"Newest evidence: {newest[0] or 'none'}")
     running = [row for row in document["sweeps"] if row["status"] == "running"]
@@ -155,6 +212,7 @@ def _print_overview(document: dict[str, Any], project: str | None) -> None:
         _print_section("Unreadable records", failing, ("record", "code", "detail"))
     if document["objects"] is not None:
         _print_section("Objects", document["objects"])
+    _print_marks(document)
     print_line("")
     print_line("Master keys")
     for row in document["master_keys"]:
@@ -171,7 +229,8 @@ def _print_section(
     if not rows:
         print_line("none")
         return
-    hidden = ("detail", "evidence") + (() if any(row["code"] for row in rows) else ("code",))
+    unused = [name for name in ("code", "mark") if not any(row.get(name) for row in rows)]
+    hidden = {"detail", "evidence", *unused}
     columns = columns or [name for name in rows[0] if name not in hidden]
     print_rows(columns, rows, unfolded=("sweep_id",))
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import new_dek, to_base64
+from keyturn.crypto import SigningKey, new_dek, to_base64
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.keyring import replace_keyring
+from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.cli import status
+from keyturn_workers.keyring import MarkTable, replace_keyring
+from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
@@ -29,7 +34,11 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
     v0_metadata,
 )
-from tools.harness.local_keys import desired_state, operator_keys
+from tests.unit.keyturn_workers.witness import mark_of
+from tools.harness.local_keys import build_keyring, desired_state, operator_keys
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 _FIRST = keyring()
 _SECOND = rotated(_FIRST)
@@ -176,10 +185,8 @@ def test_the_report_of_one_project_makes_no_claim_about_dropping_a_key(bucket: B
 def test_a_project_without_a_keyring_is_shown_and_exits_1(bucket: Bench) -> None:
     bucket.put(_FIRST, "a")
     result = bucket.run("acme")
-    assert (result.exit_code, result.stderr) == (
-        1,
-        _NOT_ENROLLED,
-    )
+    assert result.exit_code == 1
+    assert result.stderr.endswith(_NOT_ENROLLED)
     assert "m1: 1 object, 0 records in acme" in result.stdout
 
 
@@ -210,6 +217,7 @@ def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> 
         "enrolled_at": "2026-11-24T10:00:00Z",
         "turned_at": "2026-11-24T10:00:00Z",
         "evidence": "ab" * 32,
+        "mark": None,
         "code": None,
         "detail": None,
     }
@@ -348,4 +356,63 @@ def test_a_storage_outage_fails_the_census(bucket: Bench) -> None:
     bucket.storage.fail_next("head", StorageUnavailableError("no answer"))
     result = bucket.run()
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "keyturn: storage_unavailable: no answer\n"
+    assert result.stderr.endswith("keyturn: storage_unavailable: no answer\n")
+
+
+def _give_marks(monkeypatch: pytest.MonkeyPatch, bucket: Bench) -> dict[str, bytes]:
+    """Give each keyring in the bucket its mark; returns their bodies."""
+    keys = [SigningKey.from_seed(bytes([number]) * 32).verify_key() for number in (1, 2)]
+    table = MarkTable()
+    bodies: dict[str, bytes] = {}
+    for project in ("acme", "other", "third"):
+        body = asyncio.run(bucket.storage.read(keyring_s3_key(project)))[1]
+        table.receive(project, mark_of(body, project))
+        bodies[project] = body
+    stream = SimpleNamespace(table=table, signed_before={"other": (keys[1].id, b"{}")})
+
+    @asynccontextmanager
+    async def opened(*_: object) -> AsyncIterator[Any]:
+        yield stream
+
+    settings = SimpleNamespace(read=lambda: SimpleNamespace(event_public_key=tuple(keys)))
+    monkeypatch.setattr(status, "AuditReaderSettings", settings)
+    monkeypatch.setattr(status, "open_marks", opened)
+    return bodies
+
+
+def test_keyrings_that_their_marks_contradict_come_first(
+    bucket: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ring in (_FIRST, _OTHER, keyring("third")):
+        bucket.enroll(ring)
+    before = bucket.run("--no-objects")
+    assert "keyrings were not compared with their marks" in before.stderr
+    _give_marks(monkeypatch, bucket)
+    assert "Act now" not in bucket.run("--no-objects").stdout
+    older = build_keyring(replace(_OTHER, serial=0), MASTER_KEYS)
+    bucket.storage.plant(keyring_s3_key("other"), older, Headers({}))
+    asyncio.run(bucket.storage.delete(keyring_s3_key("third")))
+    shown = bucket.run("--no-objects")
+    assert shown.stdout.startswith("Act now\n")
+    assert "keyturn recover other" in shown.stdout
+    assert "keyturn enroll third --adopt" in shown.stdout
+    assert shown.stderr == ""
+    report = bucket.json("--no-objects")
+    assert [(row["project"], row["state"]) for row in report["act_now"]] == [
+        ("other", "set_back"),
+        ("third", "removed"),
+    ]
+    assert [row["mark"] for row in report["keyrings"]] == ["current", "set_back"]
+    one = bucket.json("third", "--no-objects")
+    assert [row["state"] for row in one["act_now"]] == ["removed"]
+
+
+def test_the_event_keys_that_marks_still_need_are_shown(
+    bucket: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ring in (_FIRST, _OTHER, keyring("third")):
+        bucket.enroll(ring)
+    _give_marks(monkeypatch, bucket)
+    counts = bucket.json("--no-objects")["marks_by_event_key"]
+    assert list(counts.values()) == [2, 1]
+    assert all(key in bucket.run("--no-objects").stdout for key in counts)
