@@ -78,6 +78,7 @@ def events() -> dict[str, dict[str, Document]]:
                 "projects": [
                     _project(),
                     {"project": "bob", "code": "unknown_master_key", "detail": "2025"},
+                    {"project": "carol", "mark": "removed"},
                 ],
             },
             "unchanged": everything
@@ -117,6 +118,7 @@ def _project() -> Document:
         "enrolled_at": "2026-01-12T08:30:00.000000Z",
         "rotated_at": "2026-11-24T09:58:11.000000Z",
         "evidence": _EVIDENCE,
+        "mark": "current",
     }
 
 

@@ -142,6 +142,7 @@ def _of_status_reports(valid: Document) -> Iterator[Case]:
     yield _changed(valid, "digest-upper-case", "hex in lower case", digest="A" * 64)
     yield _changed(valid, "unchanged-as-number", "a boolean, not a number", unchanged=1)
     yield _changed(valid, "generation-zero", "begins at 1", projects=[row | {"generation": 0}])
+    yield _changed(valid, "mark-unknown", "not in the list", projects=[row | {"mark": "stale"}])
     yield _changed(valid, "row-without-project", "project is missing", projects=[{}])
     yield _changed(valid, "rows-as-object", "a list", projects=row)
     yield _without(valid, "view")

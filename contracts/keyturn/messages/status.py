@@ -57,6 +57,10 @@ class StatusModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
+KeyringMark = Literal["current", "unmarked", "set_back", "removed", "unknown"]
+"""How a keyring compares with its mark: of the last three, no worker uses the keyring."""
+
+
 class ProjectStatus(StatusModel):
     """One keyring (SPEC 5.2); of one that does not open only `project`, `code` and `detail`.
 
@@ -65,6 +69,8 @@ class ProjectStatus(StatusModel):
         enrolled_at: When generation 1 began.
         rotated_at: When the current generation began; absent at the first one.
         evidence: The digest of the newest evidence.
+        mark: How the keyring compares with its mark (SPEC 5.5); absent where that is not known.
+            One that was removed has only `project` and this.
         code: Why the keyring cannot be read or used.
     """
 
@@ -78,6 +84,7 @@ class ProjectStatus(StatusModel):
     enrolled_at: Time | None = None
     rotated_at: Time | None = None
     evidence: RequestDigest | None = None
+    mark: KeyringMark | None = None
     code: Code | None = None
     detail: str | None = None
 

@@ -58,14 +58,16 @@ CODES: Final = {
         "delete it, or move it to a valid name",
     ),
     "generation_mismatch": CodeHelp(
-        "a rotation that is older than the last one, or not from the expected generation",
-        "look at the current generation, then rotate again",
+        "a rotation that is older than the last one, or not from the expected generation; a "
+        "recovery of a keyring that changed, or that needs none",
+        "look at the current generation, then rotate again; for a recovery, run keyturn recover "
+        "again",
     ),
     "kek_reused": CodeHelp("the project has or had this key", "use a fresh key"),
     "keyring_rolled_back": CodeHelp(
-        "an object's admin wrap is of a later generation than the keyring: someone put "
-        "an older keyring back",
-        "restore the current keyring",
+        "the keyring was set back or removed, or has no mark, or an object's admin wrap "
+        "is of a later generation than the keyring",
+        "recover the keyring",
     ),
     "kms_unavailable": CodeHelp(
         "the provider of a master key did not answer, refused, or contradicted itself",
@@ -83,6 +85,10 @@ CODES: Final = {
         "not the JSON that the schema asks for, or a name that is not allowed, or that this "
         "bucket's storage cannot hold",
         "fix the request; the detail names the field, or what is wrong with the key",
+    ),
+    "marks_unavailable": CodeHelp(
+        "the worker cannot read the stream keyturn.marks to its end, or lost marks of this project",
+        "look at the broker; if its stream was replaced, recover the keyring",
     ),
     "no_usable_wrap": CodeHelp(
         "neither wrap opens under the keys at hand",

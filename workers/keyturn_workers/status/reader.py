@@ -17,6 +17,7 @@ from keyturn.errors import CodedError, StorageUnavailableError, TooManyRequestsE
 from keyturn.identifiers import format_time
 from keyturn.messages import StatusReported, StatusRequested, StatusView
 from keyturn_workers.errors import StorageAnswerError
+from keyturn_workers.keyring import Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.evidence_view import EvidenceView
 from keyturn_workers.status.failures_view import FailuresView
@@ -87,6 +88,7 @@ class StatusReader:
         in_hand: How many requests this process has in hand, those for reports included.
         now: The time.
         max_waiting: How many reports may wait for those that are read.
+        witness: The marks that keyrings are compared with.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class StatusReader:
         in_hand: Callable[[], int] = _nothing,
         now: Callable[[], datetime] = _utc_now,
         max_waiting: int = MAX_WAITING,
+        witness: Witness | None = None,
     ) -> None:
         self._now = now
         self._max_waiting = max_waiting
@@ -108,7 +111,7 @@ class StatusReader:
         store = SweepStore(storage, keys)
         pace = Pace(lambda: in_hand() - self._in_hand)
         parts = SweepParts(storage, keys, store, pace)
-        self._records = RecordViews(storage, Summaries(storage, keys, pace))
+        self._records = RecordViews(storage, Summaries(storage, keys, pace), witness)
         self._sweep = SweepView(store, parts, ObjectCounter(storage))
         self._failures = FailuresView(store, parts)
         self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys, pace)

@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 
 from keyturn.errors import CodedError
 from keyturn.messages import ProjectStatus, SweepStatus
-from keyturn_workers.keyring import Keyring
+from keyturn_workers.keyring import Keyring, Mark
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.pace import BATCH, Pace
 from keyturn_workers.status.records import Record, open_record
@@ -72,6 +72,7 @@ class Summaries:
         self._keys = keys
         self._pace = pace
         self._kept: EtagCache[Summary] = EtagCache(max_kept)
+        self._marks: EtagCache[Mark] = EtagCache(max_kept)
 
     async def read_all(self, records: Sequence[Record]) -> list[Summary | None]:
         """The rows of these records in order, a few read at a time; None for one that is gone.
@@ -90,6 +91,10 @@ class Summaries:
                 rows[number] = row
         return rows
 
+    def mark_of(self, record: Record) -> Mark | None:
+        """What a mark would say of a keyring, by the read that its row is of."""
+        return self._marks.get(record.listed.key, record.listed.etag)
+
     async def read(self, record: Record) -> Summary | None:
         """The row of one record by a read now; None if it is gone. Errors as `read_all`."""
         opened = await open_record(self._storage, self._keys, record)
@@ -100,7 +105,10 @@ class Summaries:
                 return unreadable_project(record.project, opened)
             return unreadable_sweep(record.sweep_path.sweep_id, record.project, opened)
         if isinstance(opened.content, Keyring):
-            row: Summary = project_status(opened.content)
+            keyring = opened.content
+            row: Summary = project_status(keyring)
+            mark = Mark(keyring.serial, opened.digest, keyring.current.generation)
+            self._marks.put(record.listed.key, opened.etag, mark)
         elif opened.content.plan is not None:
             row = sweep_status(opened.content.plan)
         else:

@@ -238,6 +238,7 @@ class Wiring:
                 self._keys,
                 self._identity(),
                 in_hand=lambda: self._metrics.queue(CONTROL_QUEUE).in_flight,
+                witness=self._witness,
             ),
         )
 

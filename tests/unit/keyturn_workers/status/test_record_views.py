@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.keyring import Mark
 from keyturn_workers.status import record_views
 from tests.unit.keyturn_workers.cli.status_bucket import all_plan, done, plan, sweep_id
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.status.bucket import Bucket
+from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 
 if TYPE_CHECKING:
     import pytest
@@ -97,3 +101,40 @@ async def test_no_page_repeats_or_loses_a_sweep_however_small_it_is() -> None:
         pages = await _pages(bucket, "sweeps", limit=limit)
         rows = [row.sweep_id for page in pages for row in page.sweeps or ()]
         assert rows == [sweep_id(number) for number in range(1, 8)]
+
+
+async def test_each_keyring_is_compared_with_its_mark_also_if_its_row_is_kept() -> None:
+    bucket, witness = Bucket(), FakeWitness()
+    await bucket.enroll(*map(keyring, ["a", "b", "c", "d"]))
+    bucket.replace(replace(keyring("e"), serial=0))
+    bodies = {
+        name: (await bucket.storage.read(keyring_s3_key(name)))[1] for name in ("a", "b", "c")
+    }
+    for name, body in bodies.items():
+        witness.receive(name, mark_of(body, name))
+    bucket.reader = bucket.new_reader(witness=witness)
+
+    async def marks(**more: Any) -> dict[str, str | None]:
+        pages = await _pages(bucket, "projects", **more)
+        rows = [row for page in pages for row in page.projects or ()]
+        assert len(rows) == len({row.project for row in rows})
+        return {row.project: row.mark for row in rows}
+
+    expected: dict[str, str | None] = {
+        "a": "current", "b": "current", "c": "current", "d": "unknown", "e": "unmarked",
+    }  # fmt: skip
+    assert await marks() == expected
+    reads = bucket.storage.calls["read"]
+    witness.receive("b", Mark(2, bytes(32), 1))
+    assert await marks() == expected | {"b": "set_back"}
+    assert bucket.storage.calls["read"] == reads
+    await bucket.storage.delete(keyring_s3_key("c"))
+    await bucket.storage.delete(keyring_s3_key("d"))
+    witness.receive("f", Mark(2, bytes(32), 1))
+    gone = {"a": "current", "b": "set_back", "c": "removed", "e": "unmarked", "f": "removed"}
+    for limit in (1, 2, 3, 100):
+        assert await marks(limit=limit) == gone
+    assert await marks(project="c") == {"c": "removed"}
+    assert await marks(project="d") == {}
+    witness.is_current = False
+    assert set((await marks()).values()) <= {None, "removed"}

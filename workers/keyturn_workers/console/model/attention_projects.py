@@ -49,6 +49,42 @@ def keyrings_broken(facts: Facts) -> Iterable[AttentionItem]:
         )
 
 
+_CONTRADICTED: Final = {
+    "set_back": (
+        "set back",
+        "older than the mark on the broker. No worker or gateway uses it",
+        "Find out who did it. Restore the newest record, or run `keyturn recover` after a restore.",
+    ),
+    "removed": (
+        "removed",
+        "gone, and a mark on the broker shows that it existed",
+        "Find out who removed it. Restore the newest record, or run `keyturn enroll --adopt`.",
+    ),
+    "unknown": (
+        "without a mark",
+        "not vouched for by a mark on the broker. No worker or gateway uses it",
+        "After the loss of a broker run `keyturn recover`. Otherwise find out who put it there.",
+    ),
+}
+
+
+def keyrings_contradicted(facts: Facts) -> Iterable[AttentionItem]:
+    """Keyrings that their marks contradict: set back, removed, or without a mark."""
+    for mark, (word, detail, remedy) in _CONTRADICTED.items():
+        rows = [row for row in facts.projects if row.mark == mark]
+        if rows:
+            names = listed(row.project for row in rows)
+            yield AttentionItem(
+                "keyrings_contradicted",
+                "act",
+                f"{count_of(len(rows), 'keyring')} {word}",
+                f"{names}: {'the keyring is' if len(rows) == 1 else 'the keyrings are'} {detail}.",
+                project_link(rows[0].project) if len(rows) == 1 else "/projects?state=attention",
+                remedy,
+                as_of=max((row.as_of for row in rows if row.as_of is not None), default=None),
+            )
+
+
 def sweeps_not_clean(facts: Facts) -> Iterable[AttentionItem]:
     """Projects whose newest sweep failed or ended not clean; and the newest sweep of all."""
     rows = [row for row in facts.projects if row.is_last_end_clean is False]
@@ -230,6 +266,7 @@ def master_keys_unused(facts: Facts) -> Iterable[AttentionItem]:
 
 PROJECT_RULES: Final[tuple[Rule, ...]] = (
     keyrings_broken,
+    keyrings_contradicted,
     sweeps_not_clean,
     rotations_and_sweeps_stuck,
     earlier_keys_kept,

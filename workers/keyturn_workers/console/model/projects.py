@@ -244,7 +244,7 @@ class ProjectBook:
             if at is None or began_at + REPORT_SLACK > at:
                 rotated_at = began_at if facts.accepted else None
                 values |= {"generation": begun[0], "kek_id": None, "rotated_at": rotated_at}
-                values |= {"code": None, "detail": None}
+                values |= {"code": None, "detail": None, "mark": None}
                 values["as_of"] = at = max(began_at, at) if at else began_at
         values["key_since"] = rotated_at or enrolled_at
         if self._is_gone(project, at):
@@ -346,9 +346,13 @@ def _sort_key(value: object) -> tuple[bool, Any]:
     return (value is not None, value)
 
 
+def _needs_attention(row: ProjectRow) -> bool:
+    return row.code is not None or row.is_contradicted or row.is_last_end_clean is False
+
+
 _STATES: Final[dict[str, Callable[[ProjectRow, datetime], bool]]] = {
-    "ok": lambda row, _: row.code is None,
-    "attention": lambda row, _: row.code is not None or row.is_last_end_clean is False,
+    "ok": lambda row, _: row.code is None and not row.is_contradicted,
+    "attention": lambda row, _: _needs_attention(row),
     "sweeping": lambda row, _: bool(row.running_sweeps),
     "never_proven": lambda row, _: row.last_proof_at is None,
     "earlier_keks": lambda row, _: bool(row.earlier_keks),
@@ -369,6 +373,7 @@ def _reported_row(status: ProjectStatus, at: datetime) -> ProjectRow:
         enrolled_at=None if status.enrolled_at is None else parse_time(status.enrolled_at),
         rotated_at=None if status.rotated_at is None else parse_time(status.rotated_at),
         evidence=status.evidence,
+        mark=status.mark,
         code=status.code,
         detail=status.detail,
         as_of=at,

@@ -101,6 +101,7 @@ class ProjectRow:
         earlier_keks: How many earlier user KEKs the keyring still holds.
         key_since: When the current API key came: `rotated_at`, otherwise `enrolled_at`.
         evidence: The digest of the newest evidence, by the keyring.
+        mark: How the keyring compares with its mark (SPEC 5.5); None where that is not known.
         code: Why the keyring cannot be read or used; `not_found` where an inventory no longer
             lists it.
         last_proof_at: The newest clean end of a sweep or rotation; never of a dry run.
@@ -123,6 +124,7 @@ class ProjectRow:
     rotated_at: datetime | None = None
     key_since: datetime | None = None
     evidence: str | None = None
+    mark: str | None = None
     code: str | None = None
     detail: str | None = None
     last_proof_at: datetime | None = None
@@ -132,6 +134,11 @@ class ProjectRow:
     is_last_end_clean: bool | None = None
     running_sweeps: tuple[SweepRef, ...] = ()
     as_of: datetime | None = None
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether no worker uses the keyring, because of its mark."""
+        return self.mark in ("set_back", "removed", "unknown")
 
 
 @dataclass(frozen=True, slots=True)

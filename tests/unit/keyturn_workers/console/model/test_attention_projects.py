@@ -10,6 +10,7 @@ from keyturn_workers.console.model.attention_facts import Facts, Rule
 from keyturn_workers.console.model.attention_projects import (
     earlier_keys_kept,
     keyrings_broken,
+    keyrings_contradicted,
     keys_old,
     master_keys_unusable,
     master_keys_unused,
@@ -62,6 +63,9 @@ def master_key(**fields: Any) -> dict[str, Any]:
 CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     (keyrings_broken, project(code="keyring_rolled_back"), project()),
     (keyrings_broken, project(code="not_found"), project()),
+    (keyrings_contradicted, project(mark="set_back"), project(mark="current")),
+    (keyrings_contradicted, project(mark="removed"), project()),
+    (keyrings_contradicted, project(mark="unknown"), project(mark="unmarked")),
     (
         sweeps_not_clean,
         project(last_end=LAST, is_last_end_clean=False),
@@ -141,3 +145,16 @@ def test_keyrings_are_items_by_code() -> None:
     projects = [ProjectRow("a", code="x"), ProjectRow("b", code="x"), ProjectRow("c", code="y")]
     links = [item.link for item in keyrings_broken(Facts(projects=projects))]
     assert links == ["/projects?state=attention", "/projects/c"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "way_out"),
+    [("set_back", "recover"), ("removed", "enroll --adopt"), ("unknown", "recover")],
+)
+def test_a_keyring_that_its_mark_contradicts_comes_with_the_way_out(
+    mark: str, way_out: str
+) -> None:
+    (item,) = keyrings_contradicted(Facts(**project(mark=mark)))
+    assert (item.severity, item.link) == ("act", "/projects/acme")
+    assert f"`keyturn {way_out}`" in item.remedy
+    assert item.detail.startswith("acme: the keyring is ")
