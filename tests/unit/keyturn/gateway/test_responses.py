@@ -129,7 +129,7 @@ _STATUSES = {
     429: "too_many_requests",
     502: "corrupt_object no_usable_wrap unknown_algorithm wraps_disagree",
     503: "keyring_rolled_back unknown_master_key storage_unavailable foreign_object lease_mismatch "
-    "kms_unavailable",
+    "kms_unavailable marks_unavailable",
 }
 _CODES = {code: status for status, codes in _STATUSES.items() for code in codes.split()}
 
