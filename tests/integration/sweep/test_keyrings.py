@@ -184,8 +184,8 @@ async def _waiting(scene: Scene, project: Project, touch: Callable[[bytes], None
     await scene.wire.event(
         lambda event: document["rotation_id"] in event.values() and event.get("rewrapped") == 20
     )
-    heads = project.bucket.heads(f"{project.name}/")
     touch(before)
+    heads = project.bucket.heads(f"{project.name}/")
     await scene.served.process.logged(f'"project":"{project.name}","code":"keyring_rolled_back"')
     assert project.bucket.heads(f"{project.name}/") == heads
     project.put_keyring(right)

@@ -201,7 +201,7 @@ async def adopted(scene: Scene) -> None:
     project.bucket.delete(keyring_s3_key("adopted"))
     other = requests.enroll(scene.deployment, "adopted")
     refused = await scene.first_event(other)
-    assert (refused["type"], refused["code"]) == ("enroll.rejected", "already_enrolled")
+    assert (refused["type"], refused["code"]) == ("enroll.rejected", "keyring_rolled_back")
     await scene.dead("keyturn.control", other["request_id"])
     # The deployment's API key again: nothing shows the worker that it was one of this project.
     document = requests.enroll(scene.deployment, "adopted", adopt=True)

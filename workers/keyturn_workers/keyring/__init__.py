@@ -1,6 +1,7 @@
 """The keyring: what a project's objects must be wrapped under (SPEC 5)."""
 
 from keyturn_workers.keyring.marks import (
+    KeyringHiddenError,
     KeyringRemovedError,
     KeyringSetBackError,
     KeyringUnknownError,
@@ -37,6 +38,7 @@ __all__ = [
     "DesiredState",
     "Generation",
     "Keyring",
+    "KeyringHiddenError",
     "KeyringReader",
     "KeyringRemovedError",
     "KeyringSetBackError",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
-from keyturn.errors import KeyringRolledBackError
+from keyturn.errors import KeyringRolledBackError, StorageUnavailableError
 from keyturn_workers.keyring.model import Keyring
 
 _PACKED: Final = struct.Struct("<QQQQ32s")
@@ -240,6 +240,10 @@ class KeyringUnknownError(KeyringSetBackError):
         super().__init__(detail)
         self.keyring = keyring
         self.mark = mark
+
+
+class KeyringHiddenError(StorageUnavailableError):
+    """A keyring is listed, and a read does not find it."""
 
 
 class Witness(Protocol):

@@ -26,6 +26,7 @@ from keyturn_workers.keyring.cache import CacheEntry, KeyringCache
 from keyturn_workers.keyring.listings import Listing, Listings
 from keyturn_workers.keyring.marks import (
     Finding,
+    KeyringHiddenError,
     KeyringRemovedError,
     KeyringSetBackError,
     KeyringUnknownError,
@@ -301,7 +302,7 @@ class KeyringReader:
 
         Raises:
             KeyringRemovedError: a mark says that one did.
-            StorageUnavailableError: a listing shows it: the read was wrong.
+            KeyringHiddenError: a listing shows it: the read was wrong.
         """
         if self._witness is None:
             return True
@@ -314,7 +315,7 @@ class KeyringReader:
         s3_key = keyring_s3_key(project)
         async for row in self._storage.list(s3_key, limit=1):
             if row.key == s3_key:
-                raise StorageUnavailableError("the keyring is listed but was not found")
+                raise KeyringHiddenError("the keyring is listed but was not found")
         raise KeyringRemovedError(
             f"the keyring was removed; its mark is at serial {known.serial}", known
         )

@@ -28,7 +28,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import KeyringSetBackError
+from keyturn_workers.keyring import KeyringHiddenError, KeyringSetBackError
 from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import AllPlan, PartResult
@@ -187,7 +187,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         try:
             part = replace(plan.ask, project=project, of_all=True)
             await self._starter.start(part, plan.origins)
-        except UnknownProjectError as exc:
+        except (UnknownProjectError, KeyringHiddenError) as exc:
             await self._keyring_not_found(plan, project, exc, master_key, walk)
             return False
         except (UnknownMasterKeyError, KmsUnavailableError) as exc:
@@ -207,7 +207,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         self,
         plan: AllPlan,
         project: str,
-        error: UnknownProjectError,
+        error: UnknownProjectError | KeyringHiddenError,
         master_key: str,
         walk: "_Walk",
     ) -> None:
@@ -281,7 +281,12 @@ class AllProjectsSweep(StepRunner[AllPlan]):
                 if await self._is_listed(project):
                     return False
                 continue  # removed since it was listed
-            except (CorruptObjectError, UnknownMasterKeyError, KeyringSetBackError):
+            except (
+                CorruptObjectError,
+                UnknownMasterKeyError,
+                KeyringHiddenError,
+                KeyringSetBackError,
+            ):
                 return False
             if snapshot.keyring.master_key != master_key:
                 return False

@@ -16,6 +16,7 @@ from keyturn.errors import (
     CodedError,
     KeyringRolledBackError,
     KmsUnavailableError,
+    MarksUnavailableError,
     NotFoundError,
     StorageUnavailableError,
     UnknownMasterKeyError,
@@ -197,7 +198,12 @@ class PageContext:
         async with self.slots:
             try:
                 return await work
-            except (KeyringRolledBackError, UnknownMasterKeyError, KmsUnavailableError):
+            except (
+                KeyringRolledBackError,
+                MarksUnavailableError,
+                UnknownMasterKeyError,
+                KmsUnavailableError,
+            ):
                 raise
             except CodedError as exc:
                 self.note_failure(key, exc)

@@ -224,6 +224,20 @@ async def test_a_keyring_that_cannot_be_compared_holds_the_sweep_up() -> None:
     assert (await scenario.finished()).clean
 
 
+async def test_a_marked_keyring_that_is_listed_and_never_found_fails_its_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The storage's fault holds up no other project."""
+    witness = FakeWitness()
+    scenario = Scenario(("acme", "bob"), witness=witness)
+    await scenario.keyrings.read_fresh("acme")
+    _hide(monkeypatch, scenario.storage, "acme")
+    await scenario.begin()
+    plan = await scenario.finished()
+    assert scenario.started == ["bob"]
+    assert (plan.clean, plan.projects, plan.sums.failed) == (False, 2, 1)
+
+
 async def test_its_first_step_has_the_marks_signed_by_the_current_event_key() -> None:
     witness = FakeWitness()
     scenario = Scenario(witness=witness)
