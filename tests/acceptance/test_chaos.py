@@ -21,7 +21,7 @@ from tools.chaos import bucket_checks, checks, message_checks, secrecy_checks
 from tools.chaos.evidence import Evidence, Letter, OnBroker, honest
 from tools.chaos.load import FLAWS_WITHOUT_EVENT, LATE_PROJECT
 from tools.chaos.run import run
-from tools.chaos.schedule import HOSTILE, WRITER, make_plan
+from tools.chaos.schedule import HOSTILE, THEFTS, WRITER, make_plan
 from tools.servers import Servers
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def test_the_faults_were_injected(evidence: Evidence) -> None:
     assert sum(counts["done to requests to the storage"].values()) >= 8
     assert set(counts["attacks"]) == {*HOSTILE, *WRITER}
     assert counts["callers under attack"] >= 10
+    assert counts["keyrings stolen"] == dict.fromkeys(THEFTS, 1)
+    assert counts["refusals of stolen keyrings"]["control"] >= len(THEFTS)
 
 
 # Each check fails if what it checks is broken.

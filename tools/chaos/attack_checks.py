@@ -15,6 +15,7 @@ from tools.chaos.attackers import digest
 from tools.chaos.evidence import event_ids
 from tools.chaos.load import FLAWS_WITHOUT_EVENT
 from tools.chaos.message_checks import is_attack_letter
+from tools.chaos.operator import ROLLED_BACK
 from tools.chaos.schedule import RIVAL
 
 if TYPE_CHECKING:
@@ -45,8 +46,12 @@ def _sent(evidence: Evidence) -> dict[tuple[str, str], SignedRequest]:
     ]
     return {
         (str(signed.headers[topology.PUBLISHER_HEADER]), digest(signed.body)): signed
-        for signed in (*every, *evidence.attacks.signed)
+        for signed in (*every, *evidence.attacks.signed, *_of_thief(evidence))
     }
+
+
+def _of_thief(evidence: Evidence) -> list[SignedRequest]:
+    return [theft.request for theft in evidence.thefts]
 
 
 def trespasses(evidence: Evidence) -> list[str]:
@@ -94,6 +99,8 @@ def misled_callers(evidence: Evidence) -> list[str]:
             found.append(f"{message}: its caller received an event of another request: {event}")
             continue
         upload = uploads.get(waited.request_id)
+        if upload is None and event.get("code") == ROLLED_BACK and evidence.thefts:
+            continue  # refused while a thief had set the keyring back
         if upload is None or upload.is_plain:
             if event["type"] not in _ENDS[signed.type]:
                 found.append(f"{message}: its caller received {event}")

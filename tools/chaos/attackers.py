@@ -130,7 +130,7 @@ class Attackers:
         for victim in self._victims(rng, action.times):
             self._wait_for(victim, action.to)
             for message in await self._messages(action.to, victim, rng):
-                await self._publish(message)
+                await publish(self.deployment, message)
                 self.attacks.done[action.to] += 1
 
     async def all_heard(self) -> None:
@@ -324,27 +324,29 @@ class Attackers:
                     await asyncio.sleep(_READ_S)
         return rng.sample(kept, min(_OLD_EVENTS, len(kept)))
 
-    async def _publish(self, message: Message) -> None:
-        """Publish until confirmed; a duplicate is one more attack."""
-        while True:
-            try:
-                await self._publish_once(message)
-            except (AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS):
-                await asyncio.sleep(_PAUSE_S)
-            else:
-                return
 
-    async def _publish_once(self, message: Message) -> None:
-        async with await aio_pika.connect(self.deployment.amqp_url, timeout=5) as connection:
-            channel = await connection.channel()
-            exchange: Any = channel.default_exchange
-            if not message.to_queue:
-                exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
-            sent = aio_pika.Message(
-                message.body,
-                headers=dict(message.headers),
-                content_type="application/json",
-                message_id=message.message_id or None,
-                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            )
-            await exchange.publish(sent, message.routing_key, timeout=10)
+async def publish(deployment: Deployment, message: Message) -> None:
+    """Publish until confirmed; a duplicate is one more attack."""
+    while True:
+        try:
+            await _publish_once(deployment, message)
+        except (AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS):
+            await asyncio.sleep(_PAUSE_S)
+        else:
+            return
+
+
+async def _publish_once(deployment: Deployment, message: Message) -> None:
+    async with await aio_pika.connect(deployment.amqp_url, timeout=5) as connection:
+        channel = await connection.channel()
+        exchange: Any = channel.default_exchange
+        if not message.to_queue:
+            exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
+        sent = aio_pika.Message(
+            message.body,
+            headers=dict(message.headers),
+            content_type="application/json",
+            message_id=message.message_id or None,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        await exchange.publish(sent, message.routing_key, timeout=10)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools.chaos import attack_checks, bucket_checks, message_checks, secrecy_checks
+from tools.chaos import (
+    attack_checks,
+    bucket_checks,
+    message_checks,
+    secrecy_checks,
+    theft_checks,
+)
 
 if TYPE_CHECKING:
     from tools.chaos.evidence import Evidence
@@ -30,6 +36,9 @@ MISLED = "each caller under attack received the outcome of its own request"
 UNSIGNED = "unsigned messages caused no event, and are only among the unsigned dead letters"
 LETTERS = "every dead letter was sent, and keeps no body that cannot be replayed"
 
+STOLEN = "nothing was done by a keyring that a thief had set back, and each thief was refused"
+MARKS = "each keyring is the one that its highest mark names"
+
 
 def run_checks(evidence: Evidence) -> dict[str, list[str]]:
     """Every check with its violations; an empty list means that it holds."""
@@ -53,6 +62,8 @@ def run_checks(evidence: Evidence) -> dict[str, list[str]]:
         MISLED: attack_checks.misled_callers(evidence),
         UNSIGNED: attack_checks.unsigned(evidence),
         LETTERS: attack_checks.letters(evidence),
+        STOLEN: theft_checks.thefts(evidence),
+        MARKS: theft_checks.marks(evidence),
     }
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 
 from keyturn import topology
-from keyturn.crypto import SignatureError, VerifyKey
+from keyturn.crypto import MarkVerifier, SignatureError, VerifyKey
+from keyturn.messages import parse_mark
 from tools.chaos.attackers import Attacks, digest
 from tools.chaos.schedule import RIVAL
 from tools.harness.requests import new_id
@@ -23,13 +24,16 @@ from tools.harness.stream import consume_stream
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+    from keyturn.messages import KeyringMarked
     from keyturn.publisher.requests import SignedRequest
     from tools.chaos.operator import OperatorRequest
     from tools.chaos.schedule import Plan
+    from tools.chaos.thief import Theft
     from tools.harness.deployment import Deployment
     from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
@@ -50,12 +54,16 @@ class Letter:
 
 @dataclass
 class OnBroker:
-    """The broker's content: verified events, digests of others, dead letters, queue depths."""
+    """The broker's content: verified events, digests of others, dead letters, queue depths.
+
+    `marks` are the verified marks of keyrings, in their order.
+    """
 
     events: list[dict[str, Any]] = field(default_factory=list)
     unverified: list[str] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
     depths: dict[str, int] = field(default_factory=dict)
+    marks: list[KeyringMarked] = field(default_factory=list)
 
 
 @dataclass
@@ -74,6 +82,7 @@ class Evidence:
     broker: OnBroker
     attacks: Attacks = field(default_factory=Attacks)
     rival: Tenant | None = None
+    thefts: list[Theft] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
     unexpected_exits: list[str] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
@@ -92,6 +101,7 @@ async def on_broker(deployment: Deployment) -> OnBroker:
         for name in (queue.name for queue in topology.queues() if queue.name.endswith(".dead")):
             found.letters += await _letters(wire.channel, name)
         await _read_events(wire, deployment, found)
+        await _read_marks(wire, deployment, found)
     return found
 
 
@@ -107,26 +117,49 @@ async def _letters(channel: AbstractChannel, name: str) -> list[Letter]:
 
 
 async def _read_events(wire: Wire, deployment: Deployment, found: OnBroker) -> None:
-    """Read the stream from its beginning to a marker that is published now."""
     verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
+
+    def take(body: bytes, signature: str) -> None:
+        try:
+            verify.verify_event(deployment.name, body, signature)
+        except SignatureError:
+            found.unverified.append(digest(body))
+        else:
+            found.events.append(json.loads(body))
+
+    await _read_stream(wire, deployment, topology.EVENTS_STREAM, "upload.stored", take)
+
+
+async def _read_marks(wire: Wire, deployment: Deployment, found: OnBroker) -> None:
+    verifier = MarkVerifier(deployment.name, [deployment.event_key.verify_key()])
+
+    def take(body: bytes, signature: str) -> None:
+        if verifier.signer(body, signature) is not None and b"keyring.marked" in body:
+            found.marks.append(parse_mark(body))
+
+    await _read_stream(wire, deployment, topology.MARKS_STREAM, topology.KEYRING_MARKED, take)
+
+
+async def _read_stream(
+    wire: Wire,
+    deployment: Deployment,
+    stream: str,
+    routing_key: str,
+    take: Callable[[bytes, str], None],
+) -> None:
+    """Read a stream from its beginning to a marker that is published now."""
     marker, over = new_id().encode(), asyncio.Event()
 
-    async def take(message: AbstractIncomingMessage) -> None:
+    async def receive(message: AbstractIncomingMessage) -> None:
         if message.body == marker:
             over.set()
             return
-        signature = str(message.headers.get(topology.SIGNATURE_HEADER))
-        try:
-            verify.verify_event(deployment.name, message.body, signature)
-        except SignatureError:
-            found.unverified.append(digest(message.body))
-        else:
-            found.events.append(json.loads(message.body))
+        take(message.body, str(message.headers.get(topology.SIGNATURE_HEADER)))
         await message.ack()
 
-    await wire.publish("upload.stored", marker, {})
+    await wire.publish(routing_key, marker, {})
     async with asyncio.timeout(_READ_S), await aio_pika.connect(deployment.amqp_url) as connection:
-        await consume_stream(connection, topology.EVENTS_STREAM, take)
+        await consume_stream(connection, stream, receive)
         await over.wait()
 
 

@@ -9,6 +9,7 @@ from keyturn import topology
 from tools.chaos.attackers import digest
 from tools.chaos.evidence import event_ids, events_by_request, honest
 from tools.chaos.load import FLAWS_WITHOUT_EVENT, STORED
+from tools.chaos.operator import ROLLED_BACK
 
 if TYPE_CHECKING:
     from tools.chaos.evidence import Evidence, Letter
@@ -34,7 +35,8 @@ def is_attack_letter(evidence: Evidence, letter: Letter) -> bool:
     forged = evidence.attacks.forged.get(letter.digest, ())
     if any(one.dead_queue == letter.queue for one in forged):
         return True
-    own = {digest(signed.body): signed.type for signed in evidence.attacks.signed}
+    stolen = [theft.request for theft in evidence.thefts]
+    own = {digest(signed.body): signed.type for signed in (*evidence.attacks.signed, *stolen)}
     if letter.digest not in own:
         return False
     uploads = own[letter.digest] in topology.UPLOAD_REQUESTS
@@ -83,8 +85,17 @@ def _unexpected_letters(evidence: Evidence) -> list[str]:
         f"unexpected dead letter: {letter}"
         for letter in evidence.broker.letters
         if not is_attack_letter(evidence, letter)
+        and not _is_of_theft(evidence, letter)
         and (letter.request_id not in ours or letter.queue != _expected_queue(letter))
     ]
+
+
+def _is_of_theft(evidence: Evidence, letter: Letter) -> bool:
+    """Whether the operator's request, or a copy of it, was refused while a keyring was stolen."""
+    requested = {request.request_id for request in evidence.requested}
+    control = topology.dead_letter_name(topology.CONTROL_QUEUE)
+    is_refusal = (letter.queue, letter.code) == (control, ROLLED_BACK)
+    return bool(evidence.thefts) and is_refusal and letter.request_id in requested
 
 
 def _expected_queue(letter: Letter) -> str:
@@ -140,6 +151,7 @@ def _unexpected_events(evidence: Evidence) -> list[str]:
         if upload.flaw not in FLAWS_WITHOUT_EVENT
     }
     ours |= {request.request_id for request in evidence.requested}
+    ours |= {theft.request.request_id for theft in evidence.thefts}
     return [
         f"unexpected event: {event}"
         for event in honest(evidence.broker)

@@ -1,7 +1,8 @@
 """The operator of a run: enrolls, rotates, deletes, rotates the master key, and sweeps.
 
-Each request is repeated until it is confirmed, and its outcome is awaited. A sweep that did not
-complete cleanly, because of the faults, is repeated after the last fault.
+Each request is repeated until it is confirmed, and its outcome is awaited. One that is refused
+because a thief has set the keyring back is sent again, with its id, until it is accepted. A sweep
+that did not complete cleanly, because of the faults, is repeated after the last fault.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from keyturn.crypto import new_api_key
 from keyturn.identifiers import ALL_PROJECTS, object_s3_key
-from keyturn.messages import CountedEvent
+from keyturn.messages import CountedEvent, Rejected
+from tools.chaos.keyring_file import KeyringFile
 from tools.harness import requests as rq
 from tools.harness.sweep_scenario import master_keys_setting
 
@@ -31,6 +33,9 @@ NEW_MASTER = "m2"
 _TAGGED = 30
 _TAGS = {"kind": "canary", "of": "chaos"}
 _TRIES = 4
+_PAUSE_S = 1.0
+ROLLED_BACK = "keyring_rolled_back"
+_REFUSALS = ("enroll.rejected", "rotation.rejected", "sweep.rejected", "delete.rejected")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Operator:
     """Publishes all requests other than uploads.
 
     `accepted` has the monotonic times at which each key of a project was known to be accepted;
+    `keyrings` has the record of each generation, as it was before the next rotation was requested;
     `tagged` are the tags by S3 key.
     """
 
@@ -56,6 +62,7 @@ class Operator:
     tenants: dict[str, Tenant]
     requested: list[OperatorRequest] = field(default_factory=list)
     accepted: dict[str, list[float]] = field(default_factory=dict)
+    keyrings: dict[str, list[bytes]] = field(default_factory=dict, repr=False)
     tagged: dict[str, dict[str, str]] = field(default_factory=dict)
     unclean: list[str] = field(default_factory=list)
     _rotation_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
@@ -88,6 +95,8 @@ class Operator:
             if len(tenant.api_keys) == 1:
                 await self._tag_some(tenant)
             expected = len(tenant.api_keys)
+            before, _ = await asyncio.to_thread(KeyringFile.of(tenant).read)
+            self.keyrings.setdefault(project, []).append(before)
             tenant.api_keys.append(new_api_key())
             await self._request(
                 rotation_id,
@@ -102,7 +111,7 @@ class Operator:
             )
             self.accepted[project].append(time.monotonic())
         self.requested.append(OperatorRequest(rotation_id, "rotation.completed", project))
-        await self._end(rotation_id, project, "rotation.completed")
+        self._note_end(project, await self.event_log.event(rotation_id, "rotation.completed"))
 
     async def rotate_master_key(self, masters: dict[str, bytes]) -> None:
         """Deploy the new master key as the active one, then sweep all projects."""
@@ -158,15 +167,20 @@ class Operator:
         expected_event: str,
     ) -> None:
         self.requested.append(OperatorRequest(request_id, expected_event, project))
-        await self.sender.until_confirmed(send)
-        await self._end(request_id, project, expected_event)
+        seen = 0
+        while True:
+            await self.sender.until_confirmed(send)
+            event = await self.event_log.event(request_id, expected_event, *_REFUSALS, after=seen)
+            if not (isinstance(event, Rejected) and event.code == ROLLED_BACK):
+                break
+            # It may have been done before: the same id, so that it is not done twice.
+            seen = len(self.event_log.events[request_id])
+            await asyncio.sleep(_PAUSE_S)
+        self._note_end(project, event)
 
-    async def _end(self, request_id: str, project: str, expected_event: str) -> Event:
-        refusals = ("enroll.rejected", "rotation.rejected", "sweep.rejected", "delete.rejected")
-        event = await self.event_log.event(request_id, expected_event, *refusals)
+    def _note_end(self, project: str, event: Event) -> None:
         if isinstance(event, CountedEvent) and not event.clean:
             self.unclean.append(project)
-        return event
 
     async def _tag_some(self, tenant: Tenant) -> None:
         """Tag objects that are reported as stored, before any copy: sweeps must keep the tags."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from tools.chaos.load_sender import (
 from tools.chaos.operator import Operator, new_masters
 from tools.chaos.schedule import CONSOLE, GATEWAY, PUBLISHER, RIVAL
 from tools.chaos.supervisor import VIEWER, Supervisor, run_supervisor
+from tools.chaos.thief import Thief
 from tools.harness.console import ConsoleDeployment
 from tools.harness.sweep_scenario import master_keys_setting, wait_until_drained
 from tools.harness.tenants import Tenant
@@ -37,11 +39,12 @@ from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
     from pathlib import Path
     from typing import Any
 
     from tools.chaos.schedule import Action, Plan
+    from tools.chaos.thief import Theft
     from tools.servers import RabbitMQ, S3Server
 
 _EMPTY_S = 120
@@ -112,6 +115,15 @@ class Run:
             )
             url = f"http://127.0.0.1:{self.supervisor.processes[GATEWAY].port}"
             readers = GatewayReaders(operator, url, self.plan.seed, denied=self.storage.denied)
+            thief = Thief(
+                self.deployment,
+                operator,
+                self.supervisor,
+                sender,
+                event_log,
+                readers,
+                self.plan.seed,
+            )
             async with _in_background(
                 event_log.listen(publisher, sender.heard),
                 readers.keep_reading(),
@@ -120,24 +132,30 @@ class Run:
             ):
                 try:
                     async with asyncio.timeout(timeout_s):
-                        await self._all(sender, operator, event_log, attackers)
+                        await self._all(sender, operator, event_log, attackers, thief)
                 except TimeoutError:
                     self.say(f"not completed after {timeout_s:g} s")
                     self.unsettled += self._unfinished(sender, operator, event_log)
                 for task in self._requests:
                     task.cancel()
                 attackers.stop()
+                thief.stop()
                 await asyncio.gather(*self._requests, return_exceptions=True)
-        return await self._evidence(sender, operator, readers, attackers, rival)
+        return await self._evidence(sender, operator, readers, attackers, rival, thief.thefts)
 
     async def _all(
-        self, sender: LoadSender, operator: Operator, event_log: EventLog, attackers: Attackers
+        self,
+        sender: LoadSender,
+        operator: Operator,
+        event_log: EventLog,
+        attackers: Attackers,
+        thief: Thief,
     ) -> None:
         for project in (*PROJECTS, RIVAL):
             await operator.enroll(project)
         async with asyncio.TaskGroup() as group:
             group.create_task(sender.send_all())
-            group.create_task(self._keep_schedule(sender, operator, attackers))
+            group.create_task(self._keep_schedule(sender, operator, attackers, thief))
         self.seconds["until all was published"] = self.elapsed_s
         self.storage.calm()
         self.say("all published, no more faults; waiting for what is in progress")
@@ -155,16 +173,18 @@ class Run:
         self.say("all completed")
 
     async def _keep_schedule(
-        self, sender: LoadSender, operator: Operator, attackers: Attackers
+        self, sender: LoadSender, operator: Operator, attackers: Attackers, thief: Thief
     ) -> None:
         for action in self.plan.actions:
             await sender.reached(action.at)
             self.storage.calm(sender.confirmed)
             if action.what not in {"storm", "attack"}:
                 self.say(f"{sender.confirmed:>5} confirmed: {action.what} {action.to}")
-            await self._do(action, operator, attackers)
+            await self._do(action, operator, attackers, thief)
 
-    async def _do(self, action: Action, operator: Operator, attackers: Attackers) -> None:
+    async def _do(
+        self, action: Action, operator: Operator, attackers: Attackers, thief: Thief
+    ) -> None:
         """Perform an action; the operator's requests run alongside the schedule."""
         requests: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {
             "rotate": operator.rotate,
@@ -177,6 +197,8 @@ class Run:
                 self.storage.storm(action)
             case "attack":
                 self._start_request(attackers.attack(action))
+            case "steal keyring":
+                self._start_request(thief.steal(action))
             case "kill":
                 await self.supervisor.kill(action.to)
             case "terminate":
@@ -233,6 +255,7 @@ class Run:
         readers: GatewayReaders,
         attackers: Attackers,
         rival: Tenant,
+        thefts: list[Theft],
     ) -> Evidence:
         if self._broker_outage is not None:
             await self._broker_outage
@@ -262,6 +285,7 @@ class Run:
             broker=broker,
             attacks=attackers.attacks,
             rival=rival,
+            thefts=thefts,
             unsettled=self.unsettled,
             unexpected_exits=self.supervisor.unexpected_exits,
             statuses=self.supervisor.statuses,
@@ -275,6 +299,9 @@ class Run:
                 },
                 "attacks": dict(attackers.attacks.done),
                 "callers under attack": len(attackers.attacks.waited),
+                "keyrings stolen": dict(Counter(theft.kind for theft in thefts)),
+                "refusals of stolen keyrings": _sum(theft.refusals for theft in thefts),
+                "gateway's responses to the thief": _sum(theft.responses for theft in thefts),
                 "requests to the storage": dict(self.storage.seen.most_common()),
                 "publisher's retries": dict(sender.repeated),
                 "gateway's responses": dict(readers.seen),
@@ -285,6 +312,10 @@ class Run:
                 "seconds": self.seconds,
             },
         )
+
+
+def _sum(counters: Iterable[Counter[str]]) -> dict[str, int]:
+    return dict(sum(counters, Counter[str]()))
 
 
 @contextlib.asynccontextmanager

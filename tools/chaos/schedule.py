@@ -71,6 +71,13 @@ WRITER = (
 
 _VICTIMS = 3
 
+THEFTS = {
+    "set back": (),
+    "removed": (),
+    "set back before a fresh process": ("control-1", "sweep-1", "sweep-2"),
+}
+"""What a thief does to a keyring, each with the processes of which one is killed meanwhile."""
+
 # Kinds of requests with their weights: the relative number of storms.
 KINDS = {
     "put object": 3,
@@ -99,7 +106,8 @@ class Action:
 
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
     `rotate`, `sweep` or `enroll` (a project), `delete` (the key of an upload), `new master key`;
-    `attack` (the attack `to`, on `times` requests); or `storm`: the fault `to` for every `every`-th
+    `attack` (the attack `to`, on `times` requests); `steal keyring` (of the project `to`, as `kind`
+    says, with the `process` killed meanwhile); or `storm`: the fault `to` for every `every`-th
     request of a `kind`, `times` in total, `until` that many publishes are confirmed.
     """
 
@@ -107,6 +115,7 @@ class Action:
     what: str
     to: str = ""
     kind: str = ""
+    process: str = ""
     until: int = 0
     every: int = 0
     times: int = 0
@@ -145,6 +154,7 @@ class Amounts:
     deletions: int
     false_responses: int
     attacks: int
+    thefts: int
 
     @classmethod
     def for_count(cls, count: int) -> Amounts:
@@ -159,6 +169,7 @@ class Amounts:
             deletions=2 + count // 1000,
             false_responses=2 + count // 200,
             attacks=1 + count // 200,
+            thefts=1 + count // 1000,
         )
 
 
@@ -168,13 +179,15 @@ def make_plan(seed: int, count: int) -> Plan:
     load = with_deletions(make_load(seed, count), seed, amounts.deletions)
     rng = rng_for(seed, "schedule")
     total = len(load.order)
-    actions = [*_rotations(rng, total), *_deletions(rng, load)]
+    rotations = _rotations(rng, total)
+    actions = [*rotations, *_deletions(rng, load)]
     actions += _losses(rng, total, amounts)
     # Once early and once late: what it showed before, it must learn again.
     actions += [Action(int(total * share), "kill", CONSOLE) for share in (0.35, 0.8)]
     actions += [_storm(rng, total, fault, kind) for fault, kind in _faults(rng, amounts.storms)]
     actions += _false_responses(rng_for(seed, "untruths"), total, amounts.false_responses)
     actions += _attacks(rng_for(seed, "attacks"), total, amounts.attacks)
+    actions += _thefts(rng_for(seed, "thefts"), total, rotations, amounts.thefts)
     return Plan(seed, count, load, tuple(sorted(actions, key=lambda action: action.at)))
 
 
@@ -274,3 +287,17 @@ def _attacks(rng: random.Random, total: int, each: int) -> list[Action]:
         for name in (*HOSTILE, *WRITER)
         for _ in range(each)
     ]
+
+
+def _thefts(rng: random.Random, total: int, rotations: list[Action], each: int) -> list[Action]:
+    """`each` thefts of each kind, of projects that were to be rotated in the first half."""
+    rotated = [a for a in rotations if a.what == "rotate" and a.at < total / 2]
+    thefts = []
+    for number, (kind, processes) in enumerate(list(THEFTS.items()) * each):
+        if number % len(rotated) == 0:
+            rng.shuffle(rotated)
+        rotation = rotated[number % len(rotated)]
+        at = int(rng.uniform(rotation.at + total * 0.05, total * 0.95))
+        process = rng.choice(processes) if processes else ""
+        thefts.append(Action(at, "steal keyring", rotation.to, kind=kind, process=process))
+    return thefts

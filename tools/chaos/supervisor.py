@@ -47,6 +47,8 @@ SERVED = (*WORKERS, GATEWAY, CONSOLE)
 """All processes that are started and ended."""
 VIEWER = Account("vera", "view")
 """Who looks at the console."""
+_STARTED_S = 180
+"""All processes start at once, on a machine that may be busy."""
 _END_S = 40
 _SWEPT_UP_S = 5
 _SWEEPS = 4
@@ -123,7 +125,7 @@ class Supervisor:
         for name in SERVED:
             running = self.processes[name].running
             assert running is not None
-            await running.logged(" started")
+            await running.logged(" started", timeout_s=_STARTED_S)
 
     def _passwords(self) -> Path:
         """The file of the only person who may sign in."""

@@ -32,6 +32,7 @@ from tools.chaos.schedule import (
     GATEWAY,
     HOSTILE,
     KINDS,
+    THEFTS,
     WORKERS,
     WRITER,
     Action,
@@ -89,6 +90,11 @@ def test_every_plan_contains_every_kind_of_action(seed: int, count: int) -> None
         (fault, kind) for fault, kinds in FALSE_RESPONSES.items() for kind in kinds
     } <= storms_planned
     assert {a.to for a in plan.actions if a.what == "attack"} == {*HOSTILE, *WRITER}
+    thefts = [action for action in plan.actions if action.what == "steal keyring"]
+    assert {theft.kind for theft in thefts} == THEFTS.keys()
+    for theft in thefts:
+        assert min(a.at for a in plan.actions if (a.what, a.to) == ("rotate", theft.to)) < theft.at
+        assert theft.process in (THEFTS[theft.kind] or {""})
 
 
 def test_a_large_plan_has_every_fault_and_kills_every_process() -> None:
