@@ -106,7 +106,7 @@ def test_the_faults_were_injected(evidence: Evidence) -> None:
     assert set(counts["attacks"]) == {*HOSTILE, *WRITER}
     assert counts["callers under attack"] >= 10
     assert counts["keyrings stolen"] == dict.fromkeys(THEFTS, 1)
-    assert counts["refusals of stolen keyrings"]["control"] >= len(THEFTS)
+    assert min(counts["refusals of stolen keyrings"][role] for role in ("upload", "control")) >= 1
 
 
 # Each check fails if what it checks is broken.

@@ -158,19 +158,20 @@ class LoadSender:
                 await asyncio.sleep(_PAUSE_S)
 
     async def send_early(self, project: str) -> None:
-        """Publish an upload of a project before its turn, if one is left.
+        """Publish an upload of a project before its turn; if none is left, an earlier one again.
 
         In its turn it is published again, as those that are published twice.
         """
-        upload = next((u for u in self.plan.load.uploads if self._may_be_early(u, project)), None)
+        plain = [u for u in self.plan.load.uploads if u.project == project and u.is_plain]
+        upload = next((u for u in plain if u.number not in self._first and not u.staged), None)
         if upload is not None:
             first = self._first[upload.number] = asyncio.Event()
             await self.until_confirmed(lambda: self._once(upload))
             first.set()
-
-    def _may_be_early(self, upload: Upload, project: str) -> bool:
-        is_open = upload.number not in self._first and not upload.staged
-        return is_open and upload.is_plain and upload.project == project
+            return
+        sent = next((u for u in reversed(plain) if u.upload_id in self.confirmed_ids), None)
+        if sent is not None:
+            await self.until_confirmed(lambda: self._again(sent))
 
     async def _send(self, upload: Upload) -> None:
         await self._window.acquire()
