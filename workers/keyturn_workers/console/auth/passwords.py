@@ -5,16 +5,18 @@ one that is: its password is compared with the hash of a random one.
 
 Anyone who reaches the page can use up the total with made-up names, and must not keep others out.
 So it limits only names that are not in the file: those of the file are few, and each has its own
-limit. Which names these are must not show. Every attempt counts toward the total. While it is
-used up, every refusal reads the same, and comes after the same time, whether or not a password
-was compared.
+limit. Nor do they wait for the comparisons of others. Which names these are must not show. Every
+attempt counts toward the total, and a refusal waits for its turn among all. While the total is used
+up, every refusal reads the same, and comes after the same time, whether or not a password was
+compared.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, NamedTuple, Protocol
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -29,8 +31,6 @@ ATTEMPTS_IN_TOTAL: Final = 60
 ATTEMPTS_S: Final = 60.0
 REFUSAL_S: Final = 1.0
 """How long a refusal takes while the total is used up: longer than a comparison."""
-# Each takes 64 MiB.
-_AT_ONCE: Final = 2
 
 
 class Hasher(Protocol):
@@ -94,7 +94,9 @@ class Passwords:
         self._file = file
         self._hasher = hasher or PasswordHasher()
         self._unknown = self._hasher.hash(secrets.token_urlsafe())
-        self._at_once = asyncio.Semaphore(_AT_ONCE)
+        # One comparison at once for names of the file, and one for others: each takes 64 MiB.
+        self._known = asyncio.Lock()
+        self._turns = asyncio.Lock()
         self._names = Attempts(ATTEMPTS_PER_NAME, ATTEMPTS_S, clock)
         self._total = Attempts(ATTEMPTS_IN_TOTAL, ATTEMPTS_S, clock)
 
@@ -114,22 +116,54 @@ class Passwords:
             raise TooManyAttemptsError
         is_within_total = self._total.take()
         user = self._file.user(name)
-        async with self._at_once:
+        if user is None:
+            made_up = partial(self._compare, self._unknown, password)
+            await self._take_turn(made_up, is_within_total=is_within_total)
+        else:
+            own = asyncio.create_task(self._compare_known(user, password))
+            turn = self._take_turn(partial(asyncio.shield, own), is_within_total=is_within_total)
+            refusing = asyncio.create_task(turn)
+            if (await own).is_right:
+                refusing.cancel()
+                return user
+            await refusing
+        if not is_within_total:
+            raise TooManyAttemptsError
+        return None
+
+    async def _take_turn(
+        self, compare: Callable[[], Awaitable["_Comparison"]], *, is_within_total: bool
+    ) -> None:
+        """Take as long as an attempt with a made-up name does: a wait for others, and a comparison.
+
+        That of a name of the file may have ended before its turn.
+        """
+        async with self._turns:
             began = time.monotonic()
-            is_right = False
-            if is_within_total or user is not None:
-                expected = self._unknown if user is None else user.hash
-                is_right = await asyncio.to_thread(self._verify, expected, password)
-        if user is not None and is_right:
-            return user
-        if is_within_total:
-            return None
-        # Without a comparison it would come sooner. A wait for a comparison is part of neither.
-        await asyncio.sleep(began + REFUSAL_S - time.monotonic())
-        raise TooManyAttemptsError
+            if is_within_total:
+                took_s = (await compare()).took_s
+                await asyncio.sleep(began + took_s - time.monotonic())
+        if not is_within_total:
+            await asyncio.sleep(began + REFUSAL_S - time.monotonic())
+
+    async def _compare_known(self, user: User, password: str) -> "_Comparison":
+        async with self._known:
+            return await self._compare(user.hash, password)
+
+    async def _compare(self, expected: str, password: str) -> "_Comparison":
+        began = time.monotonic()
+        is_right = await asyncio.to_thread(self._verify, expected, password)
+        return _Comparison(is_right, time.monotonic() - began)
 
     def _verify(self, expected: str, password: str) -> bool:
         try:
             return self._hasher.verify(expected, password[:MAX_CHARACTERS])
         except (VerificationError, InvalidHashError):
             return False
+
+
+class _Comparison(NamedTuple):
+    """A password compared with a hash, and how long it took."""
+
+    is_right: bool
+    took_s: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,29 @@ async def test_made_up_names_keep_nobody_out(file: PasswordFile) -> None:
             await passwords.check(f"more-{number}", "guess")
     assert len(hasher.compared) == ATTEMPTS_IN_TOTAL  # and cost no further comparison
     assert await passwords.check("kim", _PASSWORD) == file.user("kim")
+
+
+async def test_a_name_of_the_file_waits_for_no_comparison_of_others(file: PasswordFile) -> None:
+    """On a slow machine, sixty of them take a minute. Only a refusal waits for its turn."""
+    turn = threading.Event()
+
+    class Slow(_Counting):
+        def verify(self, expected: str, password: str) -> bool:
+            if password == "guess":
+                turn.wait()
+            return super().verify(expected, password)
+
+    passwords = Passwords(file, Slow())
+    guesses = [asyncio.create_task(passwords.check(f"name-{n}", "guess")) for n in range(20)]
+    wrong = asyncio.create_task(passwords.check("kim", "wrong"))
+    try:
+        async with asyncio.timeout(10):
+            assert await passwords.check("kim", _PASSWORD) == file.user("kim")
+        assert not wrong.done()
+        assert not any(guess.done() for guess in guesses)
+    finally:
+        turn.set()
+    assert await asyncio.gather(wrong, *guesses) == [None] * 21
 
 
 @pytest.mark.usefixtures("quick_refusals")
