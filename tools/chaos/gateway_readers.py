@@ -13,6 +13,7 @@ import aiohttp
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from tools.chaos.load import plaintext, rng_for
+from tools.chaos.schedule import GATEWAY
 from tools.chaos.supervisor import KEYRING_CACHE_S
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _GONE_S = 0.5
 CACHED_S = KEYRING_CACHE_S + 0.5
 """After a rotation is accepted the gateway may use its cache for this long (SPEC 9.1), plus the
 time until the run itself receives the event."""
+_MARKS_READ_S = 10.0
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
@@ -36,7 +38,8 @@ class GatewayReaders:
 
     `denied` has the last time at which the storage falsely reported that an S3 key does not exist:
     while that is cached the gateway may report that the object or project does not exist.
-    `unjudged` are projects whose keyring a thief has set back.
+    `stolen` are projects whose keyring a thief has set back. A gateway that has just started may
+    accept such a keyring until it has read the marks (SPEC 5.5).
     """
 
     operator: Operator
@@ -46,7 +49,7 @@ class GatewayReaders:
     wrong: list[str] = field(default_factory=list)
     stored: list[Upload] = field(default_factory=list)
     denied: dict[str, float] = field(default_factory=dict)
-    unjudged: set[str] = field(default_factory=set)
+    stolen: set[str] = field(default_factory=set)
 
     async def keep_reading(self) -> None:
         """Read until cancelled."""
@@ -73,10 +76,16 @@ class GatewayReaders:
             current = known and generation == len(keys)
             current &= not self._was_denied(keyring_s3_key(upload.project), began)
             here = not self._was_denied(object_s3_key(upload.project, upload.key), began)
-            if upload.project not in self.unjudged:
-                self._check_response(upload, status, body, dead=dead, current=current, here=here)
+            if upload.project in self.stolen and not self.knows_marks():
+                self.seen["not judged"] += 1
+                continue
+            self._check_response(upload, status, body, dead=dead, current=current, here=here)
             if not status:
                 await asyncio.sleep(_GONE_S)
+
+    def knows_marks(self) -> bool:
+        """Whether the gateway has surely read the marks since it started."""
+        return self.operator.supervisor.processes[GATEWAY].served_s() > _MARKS_READ_S
 
     def _was_denied(self, s3_key: str, began: float) -> bool:
         at = self.denied.get(s3_key)

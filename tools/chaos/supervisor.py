@@ -8,10 +8,12 @@ recorded.
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -72,6 +74,15 @@ class ManagedProcess:
     def role(self) -> str:
         """`upload`, `control`, `sweep`, `gateway` or `console`."""
         return self.name.partition("-")[0]
+
+    def served_s(self) -> float:
+        """For how long the present process has served; 0 before it logged its start."""
+        lines = () if self.running is None else self.running.lines
+        for line in lines:
+            if '"event":"' in line and ' started"' in line:
+                began = datetime.fromisoformat(json.loads(line)["timestamp"])
+                return (datetime.now(UTC) - began).total_seconds()
+        return 0.0
 
 
 @dataclass

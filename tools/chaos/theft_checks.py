@@ -42,6 +42,8 @@ def thefts(evidence: Evidence) -> list[str]:
     found += [f"the keyring of {one[0]} was not {one[1]}" for one in planned - done]
     if planned and not any(theft.refusals["upload"] for theft in evidence.thefts):
         found.append("no upload was refused while a keyring was stolen")
+    if planned and not any(theft.responses for theft in evidence.thefts):
+        found.append("the gateway answered no thief")
     return found
 
 

@@ -47,8 +47,6 @@ _ANSWERED_S = 120.0
 _REFUSED = ("refused", "retry scheduled")
 _GATEWAY_TRIES = 4
 _GATEWAY_TIMEOUT = aiohttp.ClientTimeout(total=10)
-GATEWAY_KNOWS_MARKS = False
-"""Whether the gateway refuses keyrings that were set back."""
 
 
 @dataclass
@@ -105,8 +103,7 @@ class Thief:
                 tenant.project, action.kind, generation, newest, self._rotation(tenant, generation)
             )
             self.thefts.append(theft)
-            if not GATEWAY_KNOWS_MARKS:
-                self.readers.unjudged.add(tenant.project)
+            self.readers.stolen.add(tenant.project)
             old = self.operator.keyrings[tenant.project][generation - 1]
             stolen = await asyncio.to_thread(_steal, tenant, old, action.kind)
             try:
@@ -118,7 +115,7 @@ class Thief:
                 theft.problems += await asyncio.shield(asyncio.to_thread(stolen.put_back))
                 self._put_back[tenant.project] = time.monotonic()
             await asyncio.sleep(CACHED_S)
-            self.readers.unjudged.discard(tenant.project)
+            self.readers.stolen.discard(tenant.project)
 
     def stop(self) -> None:
         """Cancel the uploads that were published early and are not confirmed."""
@@ -126,11 +123,15 @@ class Thief:
             task.cancel()
 
     async def _settled(self, project: str) -> int:
-        """Wait until a project's last rotation and theft are long ago; returns its generation."""
+        """Wait until a project's last rotation and theft are long ago; returns its generation.
+
+        Also until the gateway has read the marks.
+        """
         while True:
             accepted = self.operator.accepted.get(project, [])
             last = max([*accepted[-1:], self._put_back.get(project, 0.0)])
-            if len(accepted) > 1 and time.monotonic() - last > _SETTLES_S:
+            is_settled = len(accepted) > 1 and time.monotonic() - last > _SETTLES_S
+            if is_settled and self.readers.knows_marks():
                 return len(accepted)
             await asyncio.sleep(_PAUSE_S)
 
@@ -173,8 +174,6 @@ class Thief:
 
     async def _try_gateway(self, theft: Theft) -> None:
         """Read an object, and request a rotation, with the old API key."""
-        if not GATEWAY_KNOWS_MARKS:
-            return
         old = self.operator.tenants[theft.project].api_keys[theft.generation - 1]
         stored = [upload for upload in self.readers.stored if upload.project == theft.project]
         await asyncio.sleep(CACHED_S)
@@ -195,6 +194,8 @@ class Thief:
             return 0
 
     def _note_response(self, theft: Theft, what: str, status: int) -> None:
+        if not self.readers.knows_marks():
+            return  # it was killed meanwhile
         theft.responses[f"{what}: {status or 'broken'}"] += 1
         if 200 <= status < 300:
             theft.problems.append(f"the gateway answered {status} to a {what} with the old key")

@@ -17,7 +17,7 @@ from tools.chaos.gateway_readers import GatewayReaders
 from tools.chaos.load import Upload, plaintext
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     Answer = Callable[[web.Request, bool], Awaitable[web.StreamResponse]]
 
@@ -53,15 +53,25 @@ async def _standing_for_a_gateway(answer: Answer) -> AsyncIterator[str]:
 
 
 async def _read(
-    answer: Answer, *, accepted_at: float = 0.0, denied: dict[str, float] | None = None
+    answer: Answer,
+    *,
+    accepted_at: float = 0.0,
+    denied: dict[str, float] | None = None,
+    stolen: Iterable[str] = (),
+    served_s: float = 60.0,
 ) -> GatewayReaders:
     """What two readers noted in some reads; both keys were accepted long ago, or as given."""
     operator: Any = SimpleNamespace(
         tenants={"amber": SimpleNamespace(api_keys=[OLD, CURRENT])},
         accepted={"amber": [0.0, accepted_at]},
+        supervisor=SimpleNamespace(
+            processes={"gateway-1": SimpleNamespace(served_s=lambda: served_s)}
+        ),
     )
     async with _standing_for_a_gateway(answer) as url:
-        found = GatewayReaders(operator, url, SEED, stored=[UPLOAD], denied=denied or {})
+        found = GatewayReaders(
+            operator, url, SEED, stored=[UPLOAD], denied=denied or {}, stolen=set(stolen)
+        )
         task = asyncio.create_task(found.keep_reading())
         async with asyncio.timeout(30):
             while found.seen.total() < READS:
@@ -173,3 +183,15 @@ async def test_the_gateway_may_deny_what_the_storage_denied(
     for denied in ({s3_key: long_ago}, {"another key": later}):
         found = await _read(answer, denied=denied)
         assert any(message in wrong for wrong in found.wrong)
+
+
+async def _set_back(_: web.Request, current: bool) -> web.StreamResponse:
+    return web.Response(status=401) if current else _complete()
+
+
+async def test_a_gateway_may_read_the_marks_first_after_its_start() -> None:
+    """Until then it may accept a keyring that a thief has set back."""
+    found = await _read(_set_back, stolen={"amber"}, served_s=1.0)
+    assert found.wrong == []
+    found = await _read(_set_back, stolen={"amber"}, served_s=60.0)
+    assert len({message.rpartition(": ")[2] for message in found.wrong}) == 2

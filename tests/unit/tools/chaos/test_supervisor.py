@@ -7,15 +7,16 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tools.chaos import supervisor as crews
 from tools.chaos.supervisor import ManagedProcess, Supervisor, run_supervisor
 from tools.harness.console import ConsoleDeployment
-from tools.harness.process import worker
+from tools.harness.process import WorkerProcess, worker
 from tools.harness.tcp_proxy import proxy
 from tools.servers import S3Server
 from tools.servers.process import free_port
@@ -129,3 +130,15 @@ async def test_a_failed_shutdown_is_recorded(
         await supervisor.terminate(NAME, successor=False)
         assert supervisor.statuses == [f"{NAME} exited with {status} within 40 s of SIGTERM"]
         assert supervisor.unexpected_exits == []
+
+
+def test_a_process_serves_from_the_start_that_it_logged() -> None:
+    began = (datetime.now(UTC) - timedelta(seconds=90)).isoformat()
+    started = f'{{"roles":["upload"],"event":"worker started","timestamp":"{began}"}}'
+    nothing: Any = None
+    process = ManagedProcess(NAME, nothing, {}, 0)
+    assert process.served_s() == 0
+    process.running = WorkerProcess(nothing, ['{"event":"starting"}'])
+    assert process.served_s() == 0
+    process.running.lines.append(started)
+    assert 90 <= process.served_s() < 100

@@ -77,8 +77,16 @@ def s3() -> FakeS3:
 @pytest.fixture
 def evidence(tmp_path: Path, s3: FakeS3) -> Evidence:
     """The evidence of a theft that was refused everywhere."""
-    refusals = Counter({"upload": 2, "control": 1})
-    theft = Theft("amber", "set back", 1, 2, OF_THIEF, answer=ROLLED_BACK, refusals=refusals)
+    theft = Theft(
+        "amber",
+        "set back",
+        1,
+        2,
+        OF_THIEF,
+        answer=ROLLED_BACK,
+        responses=Counter({"read: 503": 1}),
+        refusals=Counter({"upload": 2, "control": 1}),
+    )
     tenant: Any = SimpleNamespace(
         project="amber", client=s3, deployment=SimpleNamespace(bucket="bucket")
     )
@@ -140,8 +148,9 @@ def _changed(**changes: Any) -> Change:
         (_changed(answer=""), "was answered by nothing"),
         (_changed(kind="removed"), "the keyring of amber was not set back"),
         (_changed(refusals=Counter({"control": 1})), "no upload was refused"),
+        (_changed(responses=Counter()), "the gateway answered no thief"),
     ],
-    ids=["problem", "another refusal", "no answer", "not done", "no refusal"],
+    ids=["problem", "another refusal", "no answer", "not done", "no refusal", "no response"],
 )
 def test_what_a_theft_shows_is_reported(evidence: Evidence, change: Change, message: str) -> None:
     (found,) = theft_checks.thefts(change(evidence))
@@ -150,9 +159,10 @@ def test_what_a_theft_shows_is_reported(evidence: Evidence, change: Change, mess
 
 def test_a_run_without_its_thefts_is_found(evidence: Evidence) -> None:
     """Otherwise it would prove nothing."""
-    missing, refusals = theft_checks.thefts(replace(evidence, thefts=[]))
+    missing, refusals, responses = theft_checks.thefts(replace(evidence, thefts=[]))
     assert missing == "the keyring of amber was not set back"
     assert refusals == "no upload was refused while a keyring was stolen"
+    assert responses == "the gateway answered no thief"
 
 
 def _with_marks(*marks: KeyringMarked) -> Change:

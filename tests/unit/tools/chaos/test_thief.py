@@ -47,11 +47,12 @@ class _Run:
         server = S3Server("http://127.0.0.1:9", "key", "secret", "us-east-1", "given")
         self.deployment = Deployment("amqp://127.0.0.1:9/", server, "bucket")
         self.s3 = FakeS3(NEWEST, put_at=NOW)
+        self.served_s = 60.0
         self.killed: list[str] = []
         self.early: list[str] = []
         self.present: list[bytes | None] = []
         self.answer: Callable[[str], Any] = _refused
-        self._during = during
+        self.during = during
         self._events = EventLog()
         self._worker = SimpleNamespace(lines=[REFUSAL])
         tenant = SimpleNamespace(
@@ -64,7 +65,11 @@ class _Run:
             tenants={"amber": tenant}, accepted={"amber": [0.0, 0.0]}, keyrings={"amber": [OLD]}
         )
         worker = SimpleNamespace(role="upload", logs=[self._worker])
-        supervisor: Any = SimpleNamespace(processes={"upload-1": worker}, kill=self._kill)
+        gateway = SimpleNamespace(role="gateway", logs=[], served_s=lambda: self.served_s)
+        supervisor: Any = SimpleNamespace(
+            processes={"upload-1": worker, "gateway-1": gateway}, kill=self._kill
+        )
+        self.operator.supervisor = supervisor
         sender: Any = SimpleNamespace(send_early=self._send_early)
         operator: Any = self.operator
         self.readers = GatewayReaders(operator, "", 7)
@@ -84,7 +89,7 @@ class _Run:
     async def _publish(self, deployment: Deployment, message: Message) -> None:
         assert deployment is self.deployment
         self.present.append(self.s3.body)
-        self._during(self.s3)
+        self.during(self.s3)
         self._worker.lines += [OTHER, REFUSAL]
         event = self.answer(message.message_id)
         self._events.events[message.message_id] = [event]
@@ -207,7 +212,6 @@ async def _gateway(status: int, *, seen: list[str]) -> AsyncIterator[str]:
 async def test_a_gateway_that_serves_the_old_key_is_noticed(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr(of_thief, "GATEWAY_KNOWS_MARKS", True)
     run, seen = _Run(monkeypatch, _nothing), list[str]()
     run.readers.stored = [Upload(1, "id", "amber", "a.bin", 3), Upload(2, "id", "birch", "b", 3)]
     async with _gateway(status, seen=seen) as run.readers.url:
@@ -220,6 +224,24 @@ async def test_a_gateway_that_serves_the_old_key_is_noticed(
     assert theft.responses == {f"read: {status}": 1, f"rotation: {status}": 1}
     served = [f"the gateway answered {status} to a {what} with the old key" for what in _TRIES]
     assert theft.problems == (served if status < 300 else [])
+
+
+async def test_a_gateway_that_was_killed_meanwhile_is_not_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may not have read the marks yet."""
+    run, seen = _Run(monkeypatch, _nothing), list[str]()
+
+    def kill(_: FakeS3) -> None:
+        run.served_s = 0.0
+
+    run.during = kill
+    run.readers.stored = [Upload(1, "id", "amber", "a.bin", 3)]
+    async with _gateway(200, seen=seen) as run.readers.url:
+        await run.thief.steal(_theft("set back"))
+    assert len(seen) == 2
+    assert run.thief.thefts[0].responses == {}
+    assert run.thief.thefts[0].problems == []
 
 
 async def test_a_theft_waits_until_a_rotation_is_long_accepted(
