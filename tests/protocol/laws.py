@@ -34,7 +34,11 @@ _OPTIONS: Final = {
 _JOINED: Final = frozenset({"sweep.requested", "delete.requested"})
 # What changes nothing in the bucket, whatever its answer: `report_laws` judges that.
 _CHANGELESS: Final = frozenset({"status.requested", "audit.requested"})
-_ENDS_OF: Final = {"project": "enroll", "object": "delete"}
+_ENDS_OF: Final = {
+    "project.enrolled": "enroll",
+    "project.recovered": "recover",
+    "object.deleted": "delete",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Laws:
         # Those of them that enrollments brought: a rotation may have the id and KEK of one.
         self._enrolled: set[tuple[str, str, str, str]] = set()
         self._tombstoned: set[tuple[str, str]] = set()
+        self._recovered: set[tuple[str, str]] = set()
         self._planned: set[tuple[str, str]] = set()
 
     # What happens.
@@ -145,6 +150,17 @@ class Laws:
         if request.kind == "enroll.requested":
             self._enrolled.add(at)
         self._rotated[at] = self._latest[project] = entry["generation"]
+
+    def recovered(self, project: str, newest: tuple[int, str] | None, delivery: Any) -> None:
+        """A keyring was accepted as it was found, above its newest mark."""
+        request = self.request_of(delivery)
+        if request is None or request.kind != "recover.requested":
+            self._violated(f"the keyring of {project} was recovered by no request")
+            return
+        self._recovered.add((request.publisher, request.digest))
+        named = (request.document.get("serial"), request.document.get("mark"))
+        if named not in ((None, None), newest):
+            self._violated(f"the keyring of {project} was recovered against a mark")
 
     def planned(self, delivery: Delivery | None) -> None:
         """A sweep has a record that it had not before."""
@@ -321,6 +337,8 @@ class Laws:
                 return self._generation(request) is not None
             case "delete.requested":
                 return (request.publisher, request.digest) in self._tombstoned
+            case "recover.requested":
+                return (request.publisher, request.digest) in self._recovered
             case "status.requested" | "audit.requested":
                 return False
         return (request.publisher, request.digest) in self._planned  # of a sweep
@@ -337,7 +355,12 @@ class Laws:
 
     def _is_over(self, event: Any) -> bool:
         """Whether it refuses what was done, and is no more, or no more as it was."""
-        return getattr(event, "code", "") in ("deleted_key", "corrupt_object")
+        return getattr(event, "code", "") in (
+            "deleted_key",
+            "corrupt_object",
+            # Of a keyring that a bucket writer touched, no worker knows what was done.
+            "keyring_rolled_back",
+        )
 
 
 def _identity(request: SentRequest) -> tuple[str, str, str, str]:
@@ -348,7 +371,7 @@ def _identity(request: SentRequest) -> tuple[str, str, str, str]:
 def kind_of(event: Event) -> str:
     """The type of the requests that an event responds to."""
     first = event.type.partition(".")[0]
-    return f"{_ENDS_OF.get(first, first)}.requested"
+    return f"{_ENDS_OF.get(event.type, first)}.requested"
 
 
 def _type_of(queued: QueuedMessage) -> str | None:

@@ -119,8 +119,10 @@ class Oracle:
         self._proofs_at_start: dict[str, dict[str, int]] = {}
         self.laws = Laws(self.violated, grants)
         self.evidence = EvidenceLaws(self.violated, self._current_objects)
-        self.reports = ReportLaws(self.violated, grants, self.projects, self.ended_sweeps)
         self.marks = MarkLaws(self.violated, self._keyring_counts)
+        self.reports = ReportLaws(
+            self.violated, grants, self.projects, self.ended_sweeps, self.marks.touched
+        )
         # By project and digest: keyrings that were put, and the delivery that had them put.
         self._keyrings: dict[tuple[str, str], tuple[Stored, Delivery | None]] = {}
 
@@ -187,6 +189,13 @@ class Oracle:
         _, master_key, rest = self._record(keyring_s3_key(name), stored.body)
         if name in self.marks.touched and not rest["history"] and rest.get("evidence") is None:
             self.evidence.chains[name].clear()  # it was removed, and enrolled once more
+        is_recovered = rest.get("recovery") is not None
+        if is_recovered:
+            chain = self.evidence.chains[name]
+            named = rest.get("evidence")
+            del chain[chain.index(named) + 1 if named in chain else 0 :]
+            before = self.marks.states[name][:-1]
+            self.laws.recovered(name, before[-1][:2] if before else None, delivery)
         self.evidence.rotated(name, rest, master_key)
         project = self.projects.setdefault(name, Project())
         entries = [*rest["history"], rest]
@@ -207,7 +216,7 @@ class Oracle:
         )
         if not project.states or state.generation > project.states[-1].generation:
             self.laws.rotated(name, rest, delivery)
-        if project.states and state.generation < project.states[-1].generation:
+        if not is_recovered and project.states and state.generation < project.states[-1].generation:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
 
@@ -492,8 +501,8 @@ class Oracle:
 
     def _on_rotation_rejected(self, event: Any) -> None:
         request = self.laws.sent_requests.get((event.publisher, event.request))
-        if request is None:
-            return  # bytes that are no request, under the id of one
+        if request is None or event.code == "keyring_rolled_back":
+            return  # bytes that are no request, under the id of one; or no worker knows the outcome
         # Another publisher that reuses the id, or this one with another KEK, is rightly refused.
         if self.laws.has_rotated(request):
             self.violated("a rotation was reported as rejected, and had rotated the keyring")

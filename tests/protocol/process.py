@@ -21,6 +21,7 @@ from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
+from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.status.reader import Identity, StatusReader
@@ -31,6 +32,7 @@ from keyturn_workers.sweep.evidence_log import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
+from keyturn_workers.sweep.mark_watch import MarkWatch
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
@@ -84,6 +86,7 @@ class Parts:
     enroller: type[Enroller] = Enroller
     rotator: type[Rotator] = Rotator
     deleter: type[Deleter] = Deleter
+    recoverer: type[Recoverer] = Recoverer
     starter: type[SweepStarter] = SweepStarter
     project_sweep: type[ProjectSweep] = ProjectSweep
     all_projects_sweep: type[AllProjectsSweep] = AllProjectsSweep
@@ -170,7 +173,11 @@ class Process:
         self.sweep_handler = self._sweep()
         self._seen = SeenPlans()
         self._rotations = OpenRotations(
-            storage, self._store, self._starter, operator_keys(MASTER_KEYS)
+            storage,
+            self._store,
+            self._starter,
+            operator_keys(MASTER_KEYS),
+            MarkWatch(self.marks, lambda _: None),
         )
         self.consumers: dict[str, Any] = {
             queue: hints(self.sweep_handler, queue, _MAX_AGE, self._context)
@@ -249,6 +256,7 @@ class Process:
             parts.rotator(storage, keyrings, self._keys, intake_keys, starter),
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
+            recoverer=parts.recoverer(storage, self._keys, self.marks, lease_s=self.lease_s),
             audit_requests=AuditRequests(self._trail, keyrings.clock.now),
             status_reader=parts.status_reader(
                 storage, self._keys, Identity("test", "m1", ()), now=keyrings.clock.now

@@ -18,6 +18,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.messages import parse_mark
 from keyturn_workers.amqp.mark_stream import MarkStream
 from keyturn_workers.control.enrollment import Enroller
+from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.keyring import Keyring, KeyringReader, Mark, retire_old_keys, with_evidence
 from keyturn_workers.keyring.marks import Finding, MarkTable
 from keyturn_workers.sweep.clean_end import end_with
@@ -578,15 +579,19 @@ def a_broker_that_is_lost(world: World) -> None:
     begin(world, "a")
     world.rotate("acme")
     world.run()
-    world.marks.lose()
+    world.lose_broker()
     world.bucket_writer.set_back("acme")
-    _restart_all(world)
     world.advance(120)
     rotation, upload = world.rotate("acme"), world.upload("acme", "late", b"x" * 300)
     world.run(seconds=60)
     _refused(world, rotation)
     if world.ended(upload):
         world.oracle.violated("an upload was stored by a keyring without a mark")
+    world.bucket_writer.put_right("acme")
+    recovery = world.recover("acme")
+    world.run()
+    assert [event.type for event in world.ended(recovery)] == ["project.recovered"]
+    assert world.ended(upload)
 
 
 class _TrustsFirstUse(KeyringReader):
@@ -601,6 +606,56 @@ class _TrustsFirstUse(KeyringReader):
 
 
 def test_a_lost_broker_is_noticed() -> None:
-    assert violations(a_broker_that_is_lost, settle=False) == []
+    assert violations(a_broker_that_is_lost) == []
     found = violations(a_broker_that_is_lost, Parts(keyrings=_TrustsFirstUse), settle=False)
     assert "an upload was stored by a keyring without a mark" in found
+
+
+# Restored keyrings that an operator accepts.
+
+
+def a_keyring_restored_from_a_backup(world: World) -> None:
+    """From before a sweep to another master key. A worker dies in the midst of the recovery."""
+    begin(world, "a")
+    world.sweep("acme", master_key="m2")
+    before = world.bucket_writer.states("acme") - 1
+    world.run()
+    world.bucket_writer.set_back("acme", before)
+    recovery = world.recover("acme")
+    mark = stop_at(world, PUBLISH)
+    world.crash(mark.sender, arriving=lambda _: False)
+    world.run()
+    assert [event.type for event in world.ended(recovery)] == ["project.recovered"]
+    upload = world.upload("acme", "b", b"b")
+    world.run()
+    assert world.ended(upload)
+
+
+def an_old_recovery_that_is_sent_again(world: World) -> None:
+    """By a broker writer, after the keyring was rotated, and set back to what was accepted."""
+    a_keyring_restored_from_a_backup(world)
+    recovered = world.bucket_writer.states("acme") - 1
+    world.rotate("acme")
+    world.run()
+    world.bucket_writer.set_back("acme", recovered)
+    for queued in list(world.all_messages):
+        if b"recover.requested" in queued.body:
+            world.broker_writer.copy(queued)
+    world.run(seconds=60)
+    world.bucket_writer.put_right("acme")
+    world.run()
+
+
+class _AcceptsAny(Recoverer):
+    """Accepts what it finds, whatever the request names."""
+
+    def _check(self, record: Any, request: Any) -> None:
+        del record, request
+
+
+def test_a_recovery_accepts_what_its_operator_was_shown() -> None:
+    assert violations(a_keyring_restored_from_a_backup) == []
+    assert violations(an_old_recovery_that_is_sent_again) == []
+    parts = Parts(recoverer=_AcceptsAny)
+    found = violations(an_old_recovery_that_is_sent_again, parts, settle=False)
+    assert any("recovered against a mark" in what for what in found), found

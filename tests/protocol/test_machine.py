@@ -38,6 +38,7 @@ from keyturn.topology import (
 )
 from keyturn_workers.storage import Capabilities
 from tests.protocol.hostile import HostilePublisher
+from tests.protocol.marks import PUBLISH
 from tests.protocol.process import LEASE_S, Options
 from tests.protocol.wire import BEGUN, SENT
 from tests.protocol.world import World
@@ -64,6 +65,8 @@ _MAX_STEPPED_S: Final = 240
 
 PROJECTS: Final = st.sampled_from(("acme", "beta"))
 KEYS: Final = st.sampled_from(("a", "b", "c/d", "e"))
+# The object that a bucket writer hides, and puts back in any earlier state.
+HIDDEN: Final = "h"
 WORKERS: Final = st.integers(0, 2)
 PUBLISHER: Final = st.sampled_from(("api", "api", "api", "second", "other"))
 QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE)
@@ -84,6 +87,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a record's read": lambda call: call.op == "read" and call.key.startswith(SWEEPS_PREFIX),
     "a listing": lambda call: call.op.startswith("list"),
     "an event": lambda call: call.op.startswith("publish "),
+    "a mark": lambda call: call.op == PUBLISH,
     "an audit record": lambda call: call.op == "publish audit.recorded",
     "a message": lambda call: call.op.startswith(("send", "put off")),
     "a removal": lambda call: call.op.startswith("delete"),
@@ -139,7 +143,7 @@ class Protocol(RuleBasedStateMachine):
         )
         more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
         self.on.enroll("acme", **more)
-        for key in ("a", "b", "e"):
+        for key in ("a", "b", "e", HIDDEN):
             self.on.upload("acme", key, key.encode() * 100)
         self.all_proceeds(seconds=30)
 
@@ -327,6 +331,43 @@ class Protocol(RuleBasedStateMachine):
         stored = self.on.server.current_objects().get(f"acme/{key}")
         if stored is not None and "enc-upload" in stored.headers.metadata:
             self.on.bucket_writer.relabel(f"acme/{key}", enc_upload=uploads[pick % len(uploads)])
+
+    @rule(project=PROJECTS, place=PICKS)
+    def a_keyring_is_set_back(self, project: str, place: int) -> None:
+        """To any state that it ever had; perhaps to the newest one."""
+        if self.on.bucket_writer.states(project):
+            self.on.bucket_writer.set_back(project, place)
+
+    @rule(project=PROJECTS)
+    def a_keyring_is_removed(self, project: str) -> None:
+        self.on.bucket_writer.remove_keyring(project)
+
+    @rule(project=PROJECTS)
+    def a_keyring_is_put_right(self, project: str) -> None:
+        self.on.bucket_writer.put_right(project)
+
+    @rule(place=PICKS, shown=st.booleans())
+    def an_object_is_hidden_or_put_back(self, place: int, *, shown: bool) -> None:
+        if shown and self.on.bucket_writer.states("acme", HIDDEN):
+            self.on.bucket_writer.show(f"acme/{HIDDEN}", place)
+        else:
+            self.on.bucket_writer.hide(f"acme/{HIDDEN}")
+
+    @rule(pick=PICKS)
+    def an_old_mark_is_published_again(self, pick: int) -> None:
+        records = self.on.marks.records
+        self.on.marks.add_again(records[pick % len(records)])
+
+    @rule(worker=WORKERS, cut=st.booleans())
+    def a_worker_gets_no_marks(self, worker: int, *, cut: bool) -> None:
+        if cut:
+            self.on.marks.cut.add(worker)
+        else:
+            self.on.marks.delay(self.on.processes[worker])
+
+    @rule()
+    def all_workers_get_marks_again(self) -> None:
+        self.on.marks.mend()
 
     # What the storage does wrong.
 

@@ -18,7 +18,7 @@ import pytest
 import structlog
 
 from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_info
-from keyturn.identifiers import format_time, object_s3_key, staging_s3_key
+from keyturn.identifiers import format_time, keyring_s3_key, object_s3_key, staging_s3_key
 from keyturn.messages import parse_audit
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.storage import Headers
@@ -274,6 +274,37 @@ class World:
         request_id = request_id or self._id()
         document = {"type": "delete.requested", "request_id": request_id, "project": project}
         return self._publish({**document, "key": key}, publisher, honest=honest)
+
+    def recover(
+        self,
+        project: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+    ) -> str:
+        """Ask that the keyring in the bucket is accepted, as an operator sees it and its mark."""
+        marks = [json.loads(record.body) for record in self.marks.of(project)]
+        newest = max(marks, key=lambda mark: int(mark["serial"]), default=None)
+        named = {} if newest is None else {"serial": newest["serial"], "mark": newest["digest"]}
+        body = self.server.current_objects()[keyring_s3_key(project)].body
+        request_id = request_id or self._id()
+        document = {
+            "type": "recover.requested",
+            "request_id": request_id,
+            "project": project,
+            "reason": "restored from a backup",
+            "digest": hashlib.sha256(body).hexdigest(),
+            **named,
+        }
+        return self._publish(document, publisher, honest=honest)
+
+    def lose_broker(self) -> None:
+        """All marks are lost, and the memory of all processes."""
+        self.marks.lose()
+        self.oracle.marks.touched.update(self.oracle.projects)
+        for process in list(self.processes):
+            self.crash(process)
 
     def status(
         self,
