@@ -19,8 +19,17 @@ from keyturn.messages import parse_mark
 from keyturn_workers.amqp.mark_stream import MarkStream
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.recovery import Recoverer
-from keyturn_workers.keyring import Keyring, KeyringReader, Mark, retire_old_keys, with_evidence
+from keyturn_workers.control.rotation import RotationResult, Rotator
+from keyturn_workers.keyring import (
+    Keyring,
+    KeyringReader,
+    KeyringUnknownError,
+    Mark,
+    retire_old_keys,
+    with_evidence,
+)
 from keyturn_workers.keyring.marks import Finding, MarkTable
+from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.clean_end import end_with
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from tests.protocol.marks import PUBLISH
@@ -30,10 +39,10 @@ from tests.protocol.stories import begin, stop_at, violations, without
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keyturn.messages import RequestOrigin
+    from keyturn.messages import RequestOrigin, RotationRequested
     from keyturn.publisher.event_stream import StreamRecord
     from keyturn_workers.keyring import KeyringSnapshot
-    from keyturn_workers.sweep.plan import KeptEnvelope, OpenPage, Plan
+    from keyturn_workers.sweep.plan import AllPlan, KeptEnvelope, OpenPage, Plan
     from keyturn_workers.sweep.sweep_store import StoredPlan
     from tests.protocol.process import Process
     from tests.protocol.wire import Call
@@ -206,6 +215,35 @@ def test_a_removed_keyring_is_adopted_above_its_mark() -> None:
     assert violations(removed_and_adopted) == []
     found = violations(removed_and_adopted, Parts(enroller=_BeginsAtOne), settle=False)
     assert any("below the mark of a keyring" in what for what in found), found
+
+
+def removed_while_all_projects_are_swept(world: World) -> None:
+    """So that no listing shows it, and put back afterwards."""
+    begin(world, "a")
+    world.enroll("beta")
+    world.run()
+    sweep = world.sweep("*", master_key="m2")
+    world.bucket_writer.remove_keyring("acme")
+    world.run(seconds=60)
+    world.bucket_writer.put_right("acme")
+    world.run()
+    (end,) = world.ended(sweep)
+    if getattr(end, "clean", True):
+        world.oracle.violated("a sweep of all was clean without a project that has a mark")
+
+
+class _SweepsWhatIsListed(AllProjectsSweep):
+    """Passes over projects that only have a mark."""
+
+    async def _find_missed(self, plan: AllPlan, project: str) -> None:
+        del plan, project
+
+
+def test_a_sweep_of_all_misses_no_project_that_has_a_mark() -> None:
+    assert violations(removed_while_all_projects_are_swept) == []
+    parts = Parts(all_projects_sweep=_SweepsWhatIsListed)
+    found = violations(removed_while_all_projects_are_swept, parts, settle=False)
+    assert "a sweep of all was clean without a project that has a mark" in found
 
 
 # When a mark is published, and what it allows.
@@ -383,12 +421,12 @@ def a_branch_that_is_put_back(world: World) -> None:
     world.run()
 
 
-def _receive_last(self: MarkTable, project: str, mark: Mark, *, recovered: bool = False) -> bool:
+def _receive_last(self: MarkTable, project: str, mark: Mark, **more: Any) -> bool:
     """The last mark of a serial counts."""
     known = self.find(project)
     if known is not None and mark.serial == known.serial:
         del self._marks[project]
-    return _RECEIVE(self, project, mark, recovered=recovered)
+    return _RECEIVE(self, project, mark, **more)
 
 
 _RECEIVE: Final = MarkTable.receive
@@ -592,6 +630,51 @@ def a_broker_that_is_lost(world: World) -> None:
     world.run()
     assert [event.type for event in world.ended(recovery)] == ["project.recovered"]
     assert world.ended(upload)
+
+
+def a_rotation_that_is_sent_again_after_the_broker_was_lost(world: World) -> None:
+    """By a broker writer, who kept it: the keyring that it had put is set back, and has no mark."""
+    begin(world, "a")
+    world.rotate("acme")
+    world.run(until=lambda: world.events_of_type("rotation.accepted"))
+    rotated = world.bucket_writer.states("acme") - 1
+    world.run()
+    world.rotate("acme")
+    world.run()
+    world.lose_broker()
+    world.bucket_writer.set_back("acme", rotated)
+    world.advance(120)
+    for queued in list(world.all_messages):
+        if b"rotation.requested" in queued.body:
+            world.broker_writer.copy(queued)
+    world.run(seconds=60)
+    upload = world.upload("acme", "late", b"x" * 300)
+    world.run(seconds=60)
+    if world.ended(upload):
+        world.oracle.violated("an upload was stored by a keyring without a mark")
+    world.bucket_writer.put_right("acme")
+    world.recover("acme")
+    world.run()
+
+
+class _MarksItsOwn(Rotator):
+    """Takes a keyring that a request put for one that lacks its mark, as an enrollment does."""
+
+    async def rotate(self, request: RotationRequested, origin: RequestOrigin) -> RotationResult:
+        try:
+            return await super().rotate(request, origin)
+        except KeyringUnknownError as exc:
+            if exc.keyring.origin == origin:
+                assert self._keyrings._witness is not None
+                await self._keyrings._witness.publish(exc.keyring, exc.mark)
+            raise
+
+
+def test_only_a_first_keyring_is_marked_by_the_request_that_put_it() -> None:
+    story = a_rotation_that_is_sent_again_after_the_broker_was_lost
+    assert violations(story) == []
+    found = violations(story, Parts(rotator=_MarksItsOwn), settle=False)
+    assert "an upload was stored by a keyring without a mark" in found
 
 
 class _TrustsFirstUse(KeyringReader):

@@ -80,7 +80,7 @@ class Rotator:
         sweep = _sweep_request(request)
         existing_sweep = await self._starter.find_existing(sweep)
         for _ in range(_MAX_ATTEMPTS):
-            snapshot = await self._keyrings.read_own(request.project, origin)
+            snapshot = await self._keyrings.read_fresh(request.project)
             entry = self._find_generation(snapshot.keyring, request, origin)
             if entry is not None:
                 return await self._start_sweep(entry, sweep, origin)
@@ -105,7 +105,7 @@ class Rotator:
 
         Raises: as `rotate`.
         """
-        snapshot = await self._keyrings.read_own(request.project, origin)
+        snapshot = await self._keyrings.read_fresh(request.project)
         entry = self._find_generation(snapshot.keyring, request, origin)
         if entry is None:
             return None

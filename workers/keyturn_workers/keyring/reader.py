@@ -16,10 +16,11 @@ import contextlib
 import hashlib
 from bisect import bisect_right
 from collections.abc import Coroutine
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from keyturn.errors import CodedError, StorageUnavailableError, UnknownProjectError
-from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
+from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key, parse_time
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring.cache import CacheEntry, KeyringCache
@@ -50,6 +51,8 @@ An upload that comes alone never waits for it.
 _RENEW_AFTER: Final = 0.85
 # How often a read is repeated because a mark arrived while it was under way.
 _MAX_ATTEMPTS: Final = 8
+# How long after the put of a first keyring its enrollment may still mark it.
+_MARKED_WITHIN: Final = timedelta(hours=1)
 
 _T = TypeVar("_T")
 
@@ -176,15 +179,20 @@ class KeyringReader:
             self._cache.remove_empty(project, entry)
 
     async def read_own(self, project: str, origin: RequestOrigin) -> KeyringSnapshot:
-        """As `read_fresh`, for a request that may have put the keyring itself.
+        """As `read_fresh`, for an enrollment that may have put the keyring itself.
 
         A worker can die between the put of a project's first keyring and its mark. The request,
-        which is delivered again, shows that this keyring is no restored one.
+        which is delivered again, shows that this keyring is no restored one. Not for long, and of
+        no later keyring: once a broker is lost, an old request that is sent again must not help an
+        old keyring to a mark.
         """
         try:
             return await self.read_fresh(project)
         except KeyringUnknownError as exc:
-            if self._witness is None or exc.keyring.origin != origin:
+            keyring = exc.keyring
+            age = self.clock.now() - parse_time(keyring.current.at)
+            is_own = (keyring.origin, keyring.serial) == (origin, 1) and age <= _MARKED_WITHIN
+            if self._witness is None or not is_own:
                 raise
             await self._witness.publish(exc.keyring, exc.mark)
         return await self.read_fresh(project)
@@ -197,6 +205,10 @@ class KeyringReader:
         """
         if self._witness is not None:
             await self._witness.catch_up()
+
+    def marked_projects(self) -> set[str]:
+        """The projects that have a mark. Each has a keyring, or had one that was removed."""
+        return set() if self._witness is None else set(self._witness.table.projects())
 
     async def sign_marks_anew(self) -> None:
         """Have the marks that an earlier event key signed signed by the current one (SPEC 5.5).

@@ -21,12 +21,13 @@ import structlog
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
+    KeyringRolledBackError,
     KmsUnavailableError,
     MalformedRequestError,
     UnknownMasterKeyError,
     UnknownProjectError,
 )
-from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key
+from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringHiddenError, KeyringSetBackError
 from keyturn_workers.sweep.context import SweepContext
@@ -241,7 +242,13 @@ class AllProjectsSweep(StepRunner[AllPlan]):
 
     async def _end(self, stored: StoredPlan[AllPlan], plan: AllPlan) -> bool:
         """Every part ended: publish the sums of all of them, by their records."""
-        sums, projects, clean = await self._sum_parts(plan.ask.sweep_id)
+        sums, ended_parts, clean = await self._sum_parts(plan.ask.sweep_id)
+        for project in sorted(self._keyrings.marked_projects() - ended_parts):
+            error = await self._find_missed(plan, project)
+            if error is not None:
+                await self._record_failed_part(plan, project, error, stored.master_key)
+                sums, clean = sums + Counts(failed=1), False
+                ended_parts.add(project)
         if plan.ask.master_key is not None and not plan.ask.dry_run:
             clean &= await self._all_under(plan.ask.master_key)
             # No record may be left under the master key that is to be dropped.
@@ -251,7 +258,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
             status="done",
             clean=clean,
             sums=sums,
-            projects=projects,
+            projects=len(ended_parts),
             ended_at=datetime.now(UTC),
             late_writes_refused=None if plan.ask.dry_run else self._refuses_late_writes,
         )
@@ -261,13 +268,33 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         await self._finish(await self._store.read_all(plan.ask.sweep_id))
         return True
 
-    async def _sum_parts(self, sweep_id: str) -> tuple[Counts, int, bool]:
-        sums, projects, clean = Counts(), 0, True
+    async def _sum_parts(self, sweep_id: str) -> tuple[Counts, set[str], bool]:
+        sums, projects, clean = Counts(), set[str](), True
         async for project in self._store.ended_parts(sweep_id):
             result = await self._store.read_part_result(sweep_id, project)
             if result is not None:
-                sums, projects, clean = sums + result.counts, projects + 1, clean and result.clean
+                projects.add(project)
+                sums, clean = sums + result.counts, clean and result.clean
         return sums, projects, clean
+
+    async def _find_missed(self, plan: AllPlan, project: str) -> CodedError | None:
+        """Why a project that has a mark has no part; None if it was enrolled meanwhile.
+
+        A bucket writer may have removed its keyring, and may put it back later.
+        """
+        try:
+            snapshot = await self._keyrings.read_fresh(project)
+        except (
+            CorruptObjectError,
+            KeyringSetBackError,
+            UnknownMasterKeyError,
+            UnknownProjectError,
+        ) as exc:
+            return exc
+        requested_at = parse_time(plan.ask.requested_at)
+        if parse_time(snapshot.keyring.enrollment.at) >= requested_at:
+            return None
+        return KeyringRolledBackError("no listing of this sweep has shown the keyring")
 
     async def _all_under(self, master_key: str) -> bool:
         """Whether a fresh listing shows every keyring under this master key."""

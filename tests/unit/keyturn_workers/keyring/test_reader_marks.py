@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -15,7 +16,7 @@ from keyturn.errors import (
     TransientError,
     UnknownProjectError,
 )
-from keyturn.identifiers import keyring_s3_key
+from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import (
@@ -212,15 +213,24 @@ async def test_a_keyring_whose_mark_is_on_the_way_is_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("publisher", "request_digest", "is_own"),
-    [("web", "1" * 64, True), ("web", "2" * 64, False), ("api", "1" * 64, False)],
+    ("publisher", "request_digest", "serial", "minutes", "is_own"),
+    [
+        ("web", "1" * 64, 1, 59, True),
+        ("web", "2" * 64, 1, 0, False),
+        ("api", "1" * 64, 1, 0, False),
+        # Sent again once the broker was lost, it must not mark a keyring that was set back.
+        ("web", "1" * 64, 2, 0, False),
+        ("web", "1" * 64, 1, 61, False),
+    ],
 )
-async def test_only_the_request_that_put_a_keyring_marks_it(
-    publisher: str, request_digest: str, *, is_own: bool
+async def test_only_the_request_that_put_a_first_keyring_marks_it(
+    publisher: str, request_digest: str, serial: int, minutes: int, *, is_own: bool
 ) -> None:
     """Its worker died between the put and the mark, and the request is delivered again."""
     on = On()
-    body = on.put(replace(keyring(), serial=1, publisher=publisher, request=request_digest))
+    at = format_time(datetime.now(UTC) - timedelta(minutes=minutes))
+    ring = replace(keyring(), serial=serial, publisher=publisher, request=request_digest)
+    body = on.put(replace(ring, current=replace(ring.current, at=at)))
     if is_own:
         assert (await on.reader.read_own("acme", ORIGIN)).keyring.serial == 1
         assert on.witness.published == [("acme", mark_of(body))]
