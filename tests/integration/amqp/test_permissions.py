@@ -143,6 +143,9 @@ async def purge(channel: AbstractChannel, queue: str) -> None:
 REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "another publisher's stream": lambda c: read(c, "keyturn.events.audit"),
     "the stream of all events": lambda c: read(c, "keyturn.events"),
+    "the marks of keyrings": lambda c: read(c, topology.MARKS_STREAM),
+    "a mark": lambda c: publish(c, topology.KEYRING_MARKED),
+    "a recovery": lambda c: publish(c, "recover.requested"),
     "a work queue": lambda c: get(c, "keyturn.upload"),
     "dead letters": lambda c: get(c, "keyturn.upload.dead"),
     "the audit trail": lambda c: read(c, "keyturn.audit"),
@@ -236,6 +239,7 @@ async def test_a_gateway_publishes_what_its_callers_may_ask_for(
     async with channel_of(users, "gateway") as channel:
         await publish(channel, routing_key)
         await read(channel, "keyturn.events.gateway")
+        await read(channel, topology.MARKS_STREAM)
 
 
 @pytest.mark.parametrize("routing_key", ["enroll.requested", "sweep.requested", "upload.stored"])
@@ -251,7 +255,9 @@ async def test_a_worker_publishes_no_request(users: Users) -> None:
             await publish(channel, "upload.requested")
 
 
-@pytest.mark.parametrize("event", [*topology.EVENTS, topology.WORKER_REPORTED])
+@pytest.mark.parametrize(
+    "event", [*topology.EVENTS, topology.WORKER_REPORTED, topology.KEYRING_MARKED]
+)
 async def test_a_worker_publishes_each_event(users: Users, event: str) -> None:
     async with channel_of(users, "worker") as channel:
         await publish(channel, event)
@@ -273,6 +279,8 @@ CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "a retry queue": lambda c: get(c, "keyturn.upload.retry.1s"),
     "an upload": lambda c: publish(c, "upload.requested"),
     "an enrollment": lambda c: publish(c, "enroll.requested"),
+    "a recovery": lambda c: publish(c, "recover.requested"),
+    "a mark": lambda c: publish(c, topology.KEYRING_MARKED),
     "an event": lambda c: publish(c, "upload.stored"),
     "a report of status": lambda c: publish(c, topology.STATUS_REPORTED),
     "a report of a worker": lambda c: publish(c, topology.WORKER_REPORTED),
@@ -323,7 +331,7 @@ async def test_a_console_reads_its_streams_and_dead_letters_and_sees_how_long_qu
             assert found.declaration_result.consumer_count is not None
 
 
-_OF_PAGES = [name for name in topology.CONTROL_REQUESTS if name != "enroll.requested"]
+_OF_PAGES = sorted({*topology.CONTROL_REQUESTS} - {"enroll.requested", "recover.requested"})
 
 
 @pytest.mark.parametrize("routing_key", _OF_PAGES)

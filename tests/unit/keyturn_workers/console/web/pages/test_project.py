@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import pytest
+
 from keyturn.identifiers import format_time
-from keyturn.messages import SweepRequested
+from keyturn.messages import ProjectStatus, SweepRequested
 from tests.unit.keyturn_workers.console.web.shown import lived, shown
-from tools.harness.console_data import HOSTILE, NOW, Scale, digest, empty_model, filled_model
+from tools.harness.console_data import (
+    HOSTILE,
+    NOW,
+    Scale,
+    digest,
+    empty_model,
+    filled_model,
+    projects_report,
+)
 from tools.harness.console_preview import client, preview_app
 
 
@@ -33,6 +45,30 @@ def test_a_keyring_that_cannot_be_read_says_why_and_what_to_do() -> None:
     assert "Add it to KEYTURN_MASTER_KEYS." in page.text
     assert HOSTILE not in page.html
     assert "/projects/stark/rotate" not in page.html
+
+
+@pytest.mark.parametrize(
+    ("mark", "title", "way_out"),
+    [
+        ("set_back", "Its keyring was set back", "keyturn recover umbra"),
+        ("removed", "Its keyring was removed", "keyturn enroll umbra --adopt"),
+        ("unknown", "Its keyring has no mark", "keyturn recover umbra"),
+    ],
+)
+def test_a_keyring_that_its_mark_contradicts_comes_with_the_way_out(
+    mark: Literal["set_back", "removed", "unknown"], title: str, way_out: str
+) -> None:
+    model = filled_model(Scale(projects=3, uploads=0))
+    row = ProjectStatus(project="umbra", mark=mark)
+    report = projects_report((row,))
+    model.apply_report(report.model_copy(update={"project": "umbra"}))
+    page = shown(model, "/projects/umbra")
+    assert title in page.text
+    assert way_out in page.text
+    assert "/projects/umbra/rotate" not in page.html
+    now = shown(model, "/")
+    assert "umbra: the keyring is" in now.text
+    assert 'href="/projects/umbra"' in now.html
 
 
 def test_what_was_not_read_is_asked_for() -> None:
