@@ -53,24 +53,27 @@ _CONTRADICTED: Final = {
     "set_back": (
         "set back",
         "older than the mark on the broker. No worker or gateway uses it",
-        "Find out who did it. Restore the newest record, or run `keyturn recover` after a restore.",
+        "Find out who did it, and restore the newest record. Only if you restored a backup:",
+        "keyturn recover {project} --accept-restored REASON",
     ),
     "removed": (
         "removed",
         "gone, and a mark on the broker shows that it existed",
-        "Find out who removed it. Restore the newest record, or run `keyturn enroll --adopt`.",
+        "Find out who removed it, and restore the newest record. If there is none:",
+        "keyturn enroll {project} --adopt",
     ),
     "unknown": (
         "without a mark",
         "not vouched for by a mark on the broker. No worker or gateway uses it",
-        "After the loss of a broker run `keyturn recover`. Otherwise find out who put it there.",
+        "Find out who put it there. Only if the broker was lost, or you restored a backup:",
+        "keyturn recover {project} --accept-restored REASON",
     ),
 }
 
 
 def keyrings_contradicted(facts: Facts) -> Iterable[AttentionItem]:
     """Keyrings that their marks contradict: set back, removed, or without a mark."""
-    for mark, (word, detail, remedy) in _CONTRADICTED.items():
+    for mark, (word, detail, remedy, command) in _CONTRADICTED.items():
         rows = [row for row in facts.projects if row.mark == mark]
         if rows:
             names = listed(row.project for row in rows)
@@ -81,6 +84,7 @@ def keyrings_contradicted(facts: Facts) -> Iterable[AttentionItem]:
                 f"{names}: {'the keyring is' if len(rows) == 1 else 'the keyrings are'} {detail}.",
                 project_link(rows[0].project) if len(rows) == 1 else "/projects?state=attention",
                 remedy,
+                command.format(project=rows[0].project if len(rows) == 1 else "PROJECT"),
                 as_of=max((row.as_of for row in rows if row.as_of is not None), default=None),
             )
 
