@@ -113,7 +113,7 @@ def a_keyring_that_answers_404(world: World) -> None:
 
 
 async def _passed_over(*_: object) -> None:
-    """`AllProjectsSweep._keyring_not_found` that takes a keyring which is not found for removed."""
+    """Takes a keyring which is not found for removed, in the walk or at the end."""
 
 
 async def _never(*_: object) -> bool:
@@ -123,10 +123,12 @@ async def _never(*_: object) -> bool:
 def test_a_keyring_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(keyrings=BelievesA404)
     assert violations(a_keyring_that_answers_404) == []
-    # Of a keyring that has a mark, each read is a guard; of one without, these are.
+    # Of a keyring that has a mark, each read is a guard, and the end; of one without, these are.
     assert violations(a_keyring_that_answers_404, parts) == []
     monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_keyring_not_found", _passed_over)
     # The last listing before the end is a separate guard.
+    assert violations(a_keyring_that_answers_404, parts) == []
+    monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_find_missed", _passed_over)
     assert violations(a_keyring_that_answers_404, parts) == []
     monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_is_listed", _never)
     found = violations(a_keyring_that_answers_404, parts)
