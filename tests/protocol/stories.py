@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from keyturn_workers.keyring import Keyring, Mark
     from keyturn_workers.sweep.plan import Plan
     from tests.protocol.broker import QueuedMessage
     from tests.protocol.process import Options, Parts, Process
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 
 # `KeyringSnapshot.lease` of a worker that disregards the lease which the keyring names.
 OWN_LEASE: Final = property(lambda snapshot: Lease(snapshot.read_at, snapshot.lease_s))
+
+
+class BelievesAll(KeyringReader):
+    """Compares no keyring with its mark, although it marks what it reads."""
+
+    async def _is_marked(self, keyring: Keyring, read: Mark, since: int) -> bool:
+        assert self._witness is not None
+        known = self._witness.table.find(keyring.project)
+        if known is not None and read.serial <= known.serial:
+            return True
+        return await super()._is_marked(keyring, read, since)
 
 
 class BelievesA404(KeyringReader):

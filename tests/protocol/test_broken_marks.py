@@ -34,7 +34,7 @@ from keyturn_workers.sweep.clean_end import end_with
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from tests.protocol.marks import PUBLISH
 from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
-from tests.protocol.stories import begin, stop_at, violations, without
+from tests.protocol.stories import BelievesAll, begin, stop_at, violations, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,17 +155,6 @@ def objects_hidden_until_history_is_cleared(world: World) -> None:
     world.run()
 
 
-class _BelievesAll(KeyringReader):
-    """Compares no keyring with its mark, although it marks what it reads."""
-
-    async def _is_marked(self, keyring: Keyring, read: Mark, since: int) -> bool:
-        assert self._witness is not None
-        known = self._witness.table.find(keyring.project)
-        if known is not None and read.serial <= known.serial:
-            return True
-        return await super()._is_marked(keyring, read, since)
-
-
 @pytest.mark.parametrize(
     ("story", "options"),
     [
@@ -182,7 +171,7 @@ def test_nothing_rests_on_a_keyring_that_was_set_back(
     story: Callable[[World], None], options: Options | None
 ) -> None:
     assert violations(story, options=options) == []
-    assert violations(story, Parts(keyrings=_BelievesAll), options, settle=False)
+    assert violations(story, Parts(keyrings=BelievesAll), options, settle=False)
 
 
 def removed_and_adopted(world: World) -> None:
