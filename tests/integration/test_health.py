@@ -83,7 +83,12 @@ async def test_not_ready_without_its_consumers(
         await _until(port, 200)
         await (await connection.channel()).queue_delete(SWEEP_QUEUE)
         body = await _until(port, 503, missing="consumers")
-        assert body["checks"] == {"broker": True, "consumers": False, "storage": True, "marks": True}
+        assert body["checks"] == {
+            "broker": True,
+            "consumers": False,
+            "storage": True,
+            "marks": True,
+        }
         assert (await _get(port, "/healthz"))[0] == 200
         assert await _consuming(port) == {"upload": 1, "control": 1, "plan": 1, "sweep": 0}
         await declare(vhost_url)
