@@ -239,7 +239,7 @@ export interface components {
              * @description Keyturn's error code; absent if the HTTP status says it all
              * @enum {unknown}
              */
-            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "wraps_disagree";
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "wraps_disagree";
             detail?: string;
             request_id?: string;
             rotation_id?: string;
@@ -413,7 +413,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -602,7 +602,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -755,7 +755,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -886,7 +886,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1148,7 +1148,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1283,7 +1283,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1373,7 +1373,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;

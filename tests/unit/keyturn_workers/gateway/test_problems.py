@@ -57,6 +57,7 @@ STATUSES = {
     "foreign_object": 503,
     "lease_mismatch": 503,
     "kms_unavailable": 503,
+    "marks_unavailable": 503,
 }
 
 
