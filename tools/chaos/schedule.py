@@ -76,7 +76,7 @@ THEFTS = {
     "removed": (),
     "set back before a fresh process": ("control-1", "sweep-1", "sweep-2"),
 }
-"""What a thief does to a keyring, each with the processes of which one is killed meanwhile."""
+"""What a thief does to a keyring, each with the processes of which one is killed before."""
 
 # Kinds of requests with their weights: the relative number of storms.
 KINDS = {
@@ -107,7 +107,7 @@ class Action:
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
     `rotate`, `sweep` or `enroll` (a project), `delete` (the key of an upload), `new master key`;
     `attack` (the attack `to`, on `times` requests); `steal keyring` (of the project `to`, as `kind`
-    says, with the `process` killed meanwhile); or `storm`: the fault `to` for every `every`-th
+    says, after the `process` was killed); or `storm`: the fault `to` for every `every`-th
     request of a `kind`, `times` in total, `until` that many publishes are confirmed.
     """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -105,9 +106,11 @@ class Thief:
             self.thefts.append(theft)
             self.readers.stolen.add(tenant.project)
             old = self.operator.keyrings[tenant.project][generation - 1]
+            if action.process:
+                await self._replace(action.process)
             stolen = await asyncio.to_thread(_steal, tenant, old, action.kind)
             try:
-                await self._hold(theft, action.process)
+                await self._hold(theft)
                 theft.problems += await asyncio.to_thread(
                     _written_under_old, tenant, stolen.at, newest
                 )
@@ -144,11 +147,19 @@ class Thief:
         headers = rq.headers(body, self.deployment.publisher_key, deployment=self.deployment.name)
         return SignedRequest(document["rotation_id"], document["type"], body, headers)
 
-    async def _hold(self, theft: Theft, process: str) -> None:
+    async def _replace(self, name: str) -> None:
+        """Kill a process; returns when its successor connects, before it has read any mark.
+
+        Not earlier: the longer a keyring is set back, the later its uploads are tried again.
+        """
+        await self.supervisor.kill(name)
+        proxy = self.supervisor.processes[name].broker_proxy
+        with suppress(TimeoutError):
+            await proxy.has_sent(proxy.sent_bytes + 1, timeout_s=_ANSWERED_S)
+
+    async def _hold(self, theft: Theft) -> None:
         """Do what helps a thief, until it was refused."""
         log = _LogReader(self.supervisor)
-        if process:
-            await self.supervisor.kill(process)
         self._early.append(asyncio.create_task(self.sender.send_early(theft.project)))
         gateway = asyncio.create_task(self._try_gateway(theft))
         try:

@@ -66,8 +66,11 @@ class _Run:
         )
         worker = SimpleNamespace(role="upload", logs=[self._worker])
         gateway = SimpleNamespace(role="gateway", logs=[], served_s=lambda: self.served_s)
+        proxy = SimpleNamespace(sent_bytes=7, has_sent=self._connected)
+        control = SimpleNamespace(role="control", logs=[], broker_proxy=proxy)
         supervisor: Any = SimpleNamespace(
-            processes={"upload-1": worker, "gateway-1": gateway}, kill=self._kill
+            processes={"upload-1": worker, "gateway-1": gateway, "control-1": control},
+            kill=self._kill,
         )
         self.operator.supervisor = supervisor
         sender: Any = SimpleNamespace(send_early=self._send_early)
@@ -82,6 +85,12 @@ class _Run:
 
     async def _kill(self, name: str) -> None:
         self.killed.append(name)
+
+    async def _connected(self, size_bytes: int, *, timeout_s: float) -> None:
+        """The successor connects, and has read nothing; the keyring is not yet stolen."""
+        assert (size_bytes, self.s3.body) == (8, NEWEST)
+        assert timeout_s > 60
+        self.killed[-1] += " and started"
 
     async def _send_early(self, project: str) -> None:
         self.early.append(project)
@@ -134,7 +143,7 @@ async def test_a_keyring_is_stolen_and_put_back(
     await run.thief.steal(_theft(kind, process))
     assert run.present == [present]
     assert run.s3.body == NEWEST
-    assert run.killed == ([process] if process else [])
+    assert run.killed == ([f"{process} and started"] if process else [])
     (theft,) = run.thief.thefts
     assert (theft.kind, theft.generation, theft.newest) == (kind, 1, 2)
     assert theft.answer == "keyring_rolled_back"
