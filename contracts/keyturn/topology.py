@@ -270,7 +270,7 @@ def marks_queue() -> Queue:
     """The stream of the marks of keyrings (SPEC 5.5).
 
     It has no bound of age or size: the newest mark of a project may be years old, and without it
-    nothing shows that its keyring was set back.
+    nothing shows that its keyring was rolled back.
     """
     return Queue(
         MARKS_STREAM,

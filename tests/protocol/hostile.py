@@ -168,7 +168,7 @@ class BucketWriter:
         s3_key = keyring_s3_key(project) if key is None else object_s3_key(project, key)
         return len(self._seen[s3_key])
 
-    def set_back(self, project: str, place: int = 0) -> None:
+    def roll_back(self, project: str, place: int = 0) -> None:
         """Put an earlier state of a project's keyring back; by default the first one."""
         self._plant(keyring_s3_key(project), place)
 

@@ -84,7 +84,7 @@ class MarkLaws:
 
     def put_off(self, error: CodedError, project: str) -> None:
         """A message failed for the time being."""
-        if type(error).__name__ in ("KeyringSetBackError", "KeyringRemovedError"):
+        if type(error).__name__ in ("KeyringContradictedError", "KeyringRemovedError"):
             self._check_alarm(project, f"put off: {error}")
 
     def published(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Keyrings that are set back, and marks that come late or again, with a guard taken out (SPEC 5.5).
+"""Keyrings that are rolled back, and marks that come late or again, with a guard taken out (SPEC 5.5).
 
 The attacker writes to the bucket. What it puts there are earlier states of its own.
 """
@@ -53,7 +53,7 @@ UNENCRYPTED: Final = Options(unencrypted=frozenset(range(3)))
 ONE: Final = Options(processes=1)
 
 
-# What is set back.
+# What is rolled back.
 
 
 def _restart_all(world: World) -> None:
@@ -63,15 +63,15 @@ def _restart_all(world: World) -> None:
 
 
 def _refused(world: World, *requests: str) -> None:
-    """Each of these was refused because the keyring was set back."""
+    """Each of these was refused because the keyring was rolled back."""
     for request in requests:
         codes = [getattr(end, "code", None) for end in world.ended(request)]
         if codes != [ROLLED_BACK]:
-            world.oracle.violated("a request was not refused on a keyring that was set back")
+            world.oracle.violated("a request was not refused on a keyring that was rolled back")
 
 
 def _upload_meanwhile(world: World, key: str = "late") -> None:
-    """An upload comes while the keyring is set back, and is stored once it is put right."""
+    """An upload comes while the keyring is rolled back, and is stored once it is put right."""
     upload = world.upload("acme", key, b"x" * 300)
     world.run(seconds=30)
     assert not world.ended(upload) or not world.holds()
@@ -80,12 +80,12 @@ def _upload_meanwhile(world: World, key: str = "late") -> None:
     assert world.ended(upload)
 
 
-def set_back_and_rotated(world: World, *, fresh: bool = False) -> None:
-    """The holder of an API key that was rotated away sets the keyring back."""
+def rolled_back_and_rotated(world: World, *, fresh: bool = False) -> None:
+    """The holder of an API key that was rotated away rolls the keyring back."""
     begin(world, "a")
     world.rotate("acme")
     world.run()
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     if fresh:
         _restart_all(world)
     world.advance(CACHE_S + 1)
@@ -95,32 +95,32 @@ def set_back_and_rotated(world: World, *, fresh: bool = False) -> None:
     _upload_meanwhile(world)
 
 
-def set_back_and_rotated_in_a_fresh_process(world: World) -> None:
-    set_back_and_rotated(world, fresh=True)
+def rolled_back_and_rotated_in_a_fresh_process(world: World) -> None:
+    rolled_back_and_rotated(world, fresh=True)
 
 
-def set_back_after_a_master_key_was_rotated(world: World) -> None:
+def rolled_back_after_a_master_key_was_rotated(world: World) -> None:
     """Within one generation."""
     begin(world, "a")
     world.sweep("acme", master_key="m2")
     before = world.bucket_writer.states("acme") - 1
     world.run()
-    world.bucket_writer.set_back("acme", before)
+    world.bucket_writer.roll_back("acme", before)
     world.advance(CACHE_S + 1)
     _upload_meanwhile(world)
 
 
-def set_back_after_plaintext_was_forbidden(world: World) -> None:
+def rolled_back_after_plaintext_was_forbidden(world: World) -> None:
     """Within one generation."""
     begin(world, "a", plaintext="allowed")
     world.sweep("acme", encrypt_plaintext=True)
     world.run()
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     world.advance(CACHE_S + 1)
     _upload_meanwhile(world)
 
 
-def set_back_while_it_is_swept(world: World) -> None:
+def rolled_back_while_it_is_swept(world: World) -> None:
     """No sweep proves anything by it."""
     begin(world, "a")
     world.sweep("acme", master_key="m2")
@@ -128,22 +128,22 @@ def set_back_while_it_is_swept(world: World) -> None:
     world.run()
     sweep = world.sweep("acme")
     stop_at(world, "read", KEYRINGS_PREFIX)
-    world.bucket_writer.set_back("acme", before)
+    world.bucket_writer.roll_back("acme", before)
     world.run(seconds=60)
     if any(getattr(end, "clean", False) for end in world.ended(sweep)):
-        world.oracle.violated("a sweep was clean by a keyring that was set back")
+        world.oracle.violated("a sweep was clean by a keyring that was rolled back")
     world.bucket_writer.put_right("acme")
     world.run()
 
 
 def objects_hidden_until_history_is_cleared(world: World) -> None:
-    """No object shows that it was set back; after two rotations no history shows it either."""
+    """No object shows that it was rolled back; after two rotations no history shows it either."""
     begin(world, "a")
     world.rotate("acme")
     world.run()
     newest = world.bucket_writer.states("acme", "a") - 1
     world.bucket_writer.hide("acme/a")
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     world.advance(CACHE_S + 1)
     rotations = [world.rotate("acme")]
     world.run(seconds=60)
@@ -158,16 +158,16 @@ def objects_hidden_until_history_is_cleared(world: World) -> None:
 @pytest.mark.parametrize(
     ("story", "options"),
     [
-        (set_back_and_rotated, ONE),
-        (set_back_and_rotated, None),
-        (set_back_and_rotated_in_a_fresh_process, None),
-        (set_back_after_a_master_key_was_rotated, None),
-        (set_back_after_plaintext_was_forbidden, UNENCRYPTED),
-        (set_back_while_it_is_swept, None),
+        (rolled_back_and_rotated, ONE),
+        (rolled_back_and_rotated, None),
+        (rolled_back_and_rotated_in_a_fresh_process, None),
+        (rolled_back_after_a_master_key_was_rotated, None),
+        (rolled_back_after_plaintext_was_forbidden, UNENCRYPTED),
+        (rolled_back_while_it_is_swept, None),
         (objects_hidden_until_history_is_cleared, None),
     ],
 )
-def test_nothing_rests_on_a_keyring_that_was_set_back(
+def test_nothing_rests_on_a_keyring_that_was_rolled_back(
     story: Callable[[World], None], options: Options | None
 ) -> None:
     assert violations(story, options=options) == []
@@ -358,14 +358,14 @@ def test_evidence_is_published_after_the_mark_of_its_keyring() -> None:
 def _two_branches(world: World) -> tuple[str, Call, int]:
     """A rotation whose mark is under way, the mark, and its keyring; another one was marked first.
 
-    The bucket writer sets the keyring back between the put and the mark of the first one.
+    The bucket writer rolls the keyring back between the put and the mark of the first one.
     """
     begin(world, "a")
     before = world.bucket_writer.states("acme") - 1
     slow = world.rotate("acme")
     mark = stop_at(world, PUBLISH)
     own = world.bucket_writer.states("acme") - 1
-    world.bucket_writer.set_back("acme", before)
+    world.bucket_writer.roll_back("acme", before)
     world.rotate("acme")
     accepted = lambda: world.events_of_type("rotation.accepted")  # noqa: E731
     assert without(world, mark, until=accepted, seconds=5)
@@ -403,7 +403,7 @@ def a_branch_that_is_put_back(world: World) -> None:
     slow, mark, own = _two_branches(world)
     world.step(mark)
     world.crash(mark.sender)
-    world.bucket_writer.set_back("acme", own)
+    world.bucket_writer.roll_back("acme", own)
     world.run(seconds=60)
     _refused(world, slow)
     world.bucket_writer.put_right("acme")
@@ -492,7 +492,7 @@ def a_reader_that_lags(world: World) -> None:
     process.stalled = True
     world.rotate("acme")
     world.run()
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     assert world.ended(_deliver_upload(world, process))
 
 
@@ -504,7 +504,7 @@ def a_reader_that_is_cut_off(world: World) -> None:
     process.stalled = True
     world.rotate("acme")
     world.run()
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     assert world.ended(_deliver_upload(world, process))
 
 
@@ -512,7 +512,7 @@ def a_fresh_reader_that_has_read_half_of_the_stream(world: World) -> None:
     begin(world, "a")
     world.rotate("acme")
     world.run()
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     world.marks.delivered[0] = 2  # the first message, and the first mark
     world.crash(world.processes[0])
     world.advance(LEASE_S)
@@ -550,7 +550,7 @@ def an_old_mark_published_again(world: World) -> None:
     world.run()
     world.marks.junk(old.body)
     world.marks.add_again(old)
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     world.advance(CACHE_S + 1)
     _upload_meanwhile(world)
 
@@ -579,7 +579,7 @@ def a_stream_in_the_place_of_the_one_before(world: World) -> None:
     lost = world.marks.records
     world.marks.lose()
     world.marks.add_again(old)
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     world.advance(LEASE_S + 1)
     upload = world.upload("acme", "late", b"x" * 300)
     world.run(seconds=30)
@@ -607,7 +607,7 @@ def a_broker_that_is_lost(world: World) -> None:
     world.rotate("acme")
     world.run()
     world.lose_broker()
-    world.bucket_writer.set_back("acme")
+    world.bucket_writer.roll_back("acme")
     world.advance(120)
     rotation, upload = world.rotate("acme"), world.upload("acme", "late", b"x" * 300)
     world.run(seconds=60)
@@ -623,7 +623,7 @@ def a_broker_that_is_lost(world: World) -> None:
 
 
 def a_rotation_that_is_sent_again_after_the_broker_was_lost(world: World) -> None:
-    """By a broker writer, who kept it: the keyring that it had put is set back, and has no mark."""
+    """By a broker writer, who kept it: the keyring that it had put is rolled back, and has no mark."""
     begin(world, "a")
     world.rotate("acme")
     world.run(until=lambda: world.events_of_type("rotation.accepted"))
@@ -632,7 +632,7 @@ def a_rotation_that_is_sent_again_after_the_broker_was_lost(world: World) -> Non
     world.rotate("acme")
     world.run()
     world.lose_broker()
-    world.bucket_writer.set_back("acme", rotated)
+    world.bucket_writer.roll_back("acme", rotated)
     world.advance(120)
     for queued in list(world.all_messages):
         if b"rotation.requested" in queued.body:
@@ -693,7 +693,7 @@ def a_keyring_restored_from_a_backup(world: World) -> None:
     world.sweep("acme", master_key="m2")
     before = world.bucket_writer.states("acme") - 1
     world.run()
-    world.bucket_writer.set_back("acme", before)
+    world.bucket_writer.roll_back("acme", before)
     recovery = world.recover("acme")
     mark = stop_at(world, PUBLISH)
     world.crash(mark.sender, arriving=lambda _: False)
@@ -705,12 +705,12 @@ def a_keyring_restored_from_a_backup(world: World) -> None:
 
 
 def an_old_recovery_that_is_sent_again(world: World) -> None:
-    """By a broker writer, after the keyring was rotated, and set back to what was accepted."""
+    """By a broker writer, after the keyring was rotated, and rolled back to what was accepted."""
     a_keyring_restored_from_a_backup(world)
     recovered = world.bucket_writer.states("acme") - 1
     world.rotate("acme")
     world.run()
-    world.bucket_writer.set_back("acme", recovered)
+    world.bucket_writer.roll_back("acme", recovered)
     for queued in list(world.all_messages):
         if b"recover.requested" in queued.body:
             world.broker_writer.copy(queued)

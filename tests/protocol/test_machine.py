@@ -333,10 +333,10 @@ class Protocol(RuleBasedStateMachine):
             self.on.bucket_writer.relabel(f"acme/{key}", enc_upload=uploads[pick % len(uploads)])
 
     @rule(project=PROJECTS, place=PICKS)
-    def a_keyring_is_set_back(self, project: str, place: int) -> None:
+    def a_keyring_is_rolled_back(self, project: str, place: int) -> None:
         """To any state that it ever had; perhaps to the newest one."""
         if self.on.bucket_writer.states(project):
-            self.on.bucket_writer.set_back(project, place)
+            self.on.bucket_writer.roll_back(project, place)
 
     @rule(project=PROJECTS)
     def a_keyring_is_removed(self, project: str) -> None:

@@ -100,7 +100,7 @@ def misled_callers(evidence: Evidence) -> list[str]:
             continue
         upload = uploads.get(waited.request_id)
         if upload is None and event.get("code") == ROLLED_BACK and evidence.thefts:
-            continue  # refused while a thief had set the keyring back
+            continue  # refused while a thief had rolled the keyring back
         if upload is None or upload.is_plain:
             if event["type"] not in _ENDS[signed.type]:
                 found.append(f"{message}: its caller received {event}")

@@ -36,7 +36,7 @@ MISLED = "each caller under attack received the outcome of its own request"
 UNSIGNED = "unsigned messages caused no event, and are only among the unsigned dead letters"
 LETTERS = "every dead letter was sent, and keeps no body that cannot be replayed"
 
-STOLEN = "nothing was done by a keyring that a thief had set back, and each thief was refused"
+STOLEN = "nothing was done by a keyring that a thief had rolled back, and each thief was refused"
 MARKS = "each keyring is the one that its highest mark names"
 
 

@@ -38,7 +38,7 @@ class GatewayReaders:
 
     `denied` has the last time at which the storage falsely reported that an S3 key does not exist:
     while that is cached the gateway may report that the object or project does not exist.
-    `stolen` are projects whose keyring a thief has set back. A gateway that has just started may
+    `stolen` are projects whose keyring a thief has rolled back. A gateway that has just started may
     accept such a keyring until it has read the marks (SPEC 5.5).
     """
 

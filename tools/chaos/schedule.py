@@ -72,9 +72,9 @@ WRITER = (
 _VICTIMS = 3
 
 THEFTS = {
-    "set back": (),
+    "rolled back": (),
     "removed": (),
-    "set back before a fresh process": ("control-1", "sweep-1", "sweep-2"),
+    "rolled back before a fresh process": ("control-1", "sweep-1", "sweep-2"),
 }
 """What a thief does to a keyring, each with the processes of which one is killed before."""
 

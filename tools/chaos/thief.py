@@ -55,7 +55,7 @@ class Theft:
     """One theft: what the thief did, and what he saw.
 
     Attributes:
-        project: The project whose keyring was set back or removed.
+        project: The project whose keyring was rolled back or removed.
         kind: One of `schedule.THEFTS`.
         generation: The one that was put back.
         newest: The one that had been accepted.
@@ -150,7 +150,7 @@ class Thief:
     async def _replace(self, name: str) -> None:
         """Kill a process; returns when its successor connects, before it has read any mark.
 
-        Not earlier: the longer a keyring is set back, the later its uploads are tried again.
+        Not earlier: the longer a keyring is rolled back, the later its uploads are tried again.
         """
         await self.supervisor.kill(name)
         proxy = self.supervisor.processes[name].broker_proxy
@@ -214,7 +214,7 @@ class Thief:
 
 @dataclass(frozen=True)
 class _Stolen:
-    """A keyring that was set back or removed: the newest record, and what is in its place."""
+    """A keyring that was rolled back or removed: the newest record, and what is in its place."""
 
     file: KeyringFile
     newest: bytes

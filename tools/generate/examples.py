@@ -153,7 +153,7 @@ def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
         "delete.requested": {"minimal": delete, "for-a-person": delete | {"actor": "Kim Doe"}},
         **console_examples.requests(),
         "recover.requested": {
-            "set-back": recovery | {"serial": 7, "mark": "5f" * 32},
+            "rolled-back": recovery | {"serial": 7, "mark": "5f" * 32},
             "without-a-mark": recovery | {"actor": "Kim Doe"},
         },
     }

@@ -57,7 +57,7 @@ class StatusModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
-KeyringMark = Literal["current", "unmarked", "set_back", "removed", "unknown"]
+KeyringMark = Literal["current", "unmarked", "rolled_back", "removed", "unknown"]
 """How a keyring compares with its mark: of the last three, no worker uses the keyring."""
 
 

@@ -59,7 +59,7 @@ async def test_a_restored_keyring_is_refused_shown_and_recovered(cli: Cli, tmp_p
 
         state = document(await cli.arun("status", "--no-objects", "--json"))
         assert [(row["project"], row["state"]) for row in state["act_now"]] == [
-            ("acme", "set_back")
+            ("acme", "rolled_back")
         ]
         unasked = await cli.arun("recover", "acme", *_ACCEPT[:-1])
         assert unasked.exit_code == 2
@@ -67,7 +67,7 @@ async def test_a_restored_keyring_is_refused_shown_and_recovered(cli: Cli, tmp_p
 
         shown = await cli.arun("recover", "*", *_ACCEPT)
         assert shown.exit_code == 0, shown.stderr
-        assert "set_back" in shown.stdout
+        assert "rolled_back" in shown.stdout
         assert "bob" not in shown.stdout
         assert [await status(key) for key in keys[:2]] == [404, 401]
         again = await cli.arun("recover", "*", *_ACCEPT, "--json")

@@ -1,4 +1,4 @@
-"""A keyring that a bucket writer set back serves no request (SPEC 5.5), end to end.
+"""A keyring that a bucket writer rolled back serves no request (SPEC 5.5), end to end.
 
 He keeps what the bucket held when his API key was valid, and puts it back after a rotation. The
 marks on the broker contradict it, to every worker, and to one that starts only afterwards.
@@ -152,7 +152,7 @@ async def test_a_thief_who_puts_an_old_keyring_back_gets_nothing(
         project.assert_opens_as({**plaintexts, "waiting": b"secret", "later": b"secret"})
 
 
-async def test_a_keyring_set_back_within_a_generation_after_a_master_key_sweep(
+async def test_a_keyring_rolled_back_within_a_generation_after_a_master_key_sweep(
     scene: Scene,
 ) -> None:
     """The old master key may be lost, which is why it was swept away."""
@@ -171,7 +171,7 @@ async def test_a_keyring_set_back_within_a_generation_after_a_master_key_sweep(
     project.assert_opens_as(plaintexts, master_key=NEW_MASTER_KEY[1])
 
 
-async def test_a_keyring_set_back_to_where_plaintext_was_allowed(
+async def test_a_keyring_rolled_back_to_where_plaintext_was_allowed(
     broker: Servers, ceph: S3Server
 ) -> None:
     """A sweep has forbidden it; a worker without encryption stores it where it is allowed."""

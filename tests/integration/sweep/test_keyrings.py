@@ -2,7 +2,7 @@
 
 A keyring that was forged, or moved from another project, does not open. In the middle of a sweep
 each stops it; once the keyring is back, the sweep's dead letter, sent again, carries it on. One
-that was set back or removed is contradicted by its mark: a sweep that is under way waits, and a
+that was rolled back or removed is contradicted by its mark: a sweep that is under way waits, and a
 new one is rejected.
 """
 

@@ -65,7 +65,7 @@ class MarkStream:
         deployment: The installation that marks must be signed for.
         verify_keys: The public event keys; the first one is the current one.
         lease_s: Of this process, in seconds. It is current for one of them: a keyring that was
-            set back just after that may be believed for one lease, and a write by it takes one
+            rolled back just after that may be believed for one lease, and a write by it takes one
             more, which is what every proof waits for.
         signing_key: Signs marks. None for a gateway or a command, which add none: a gateway
             serves keyrings that are not marked yet, and also while it cannot read the stream.

@@ -58,7 +58,7 @@ class MarkedKeyring:
 
 
 WAYS_OUT: Final = {
-    MarkState.SET_BACK: "restore the newest record, or `keyturn recover {project}`",
+    MarkState.ROLLED_BACK: "restore the newest record, or `keyturn recover {project}`",
     MarkState.REMOVED: "restore the newest record, or `keyturn enroll {project} --adopt`",
     MarkState.UNKNOWN: "`keyturn recover {project}`, if the broker or the bucket was restored",
 }

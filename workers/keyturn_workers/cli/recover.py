@@ -105,8 +105,8 @@ async def _recover(
         _confirm(found, yes=yes, as_json=as_json)
         return await _request(publisher, found, reason, timeout_s)
     if project != ALL_PROJECTS:
-        raise CommandError(f"the keyring of {project} was not set back: nothing to recover")
-    note("no keyring was set back: nothing to recover")
+        raise CommandError(f"the keyring of {project} was not rolled back: nothing to recover")
+    note("no keyring was rolled back: nothing to recover")
     return []
 
 

@@ -65,7 +65,7 @@ CODES: Final = {
     ),
     "kek_reused": CodeHelp("the project has or had this key", "use a fresh key"),
     "keyring_rolled_back": CodeHelp(
-        "the keyring was set back or removed, or has no mark, or an object's admin wrap "
+        "the keyring was rolled back or removed, or has no mark, or an object's admin wrap "
         "is of a later generation than the keyring",
         "recover the keyring",
     ),

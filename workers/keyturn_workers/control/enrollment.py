@@ -63,7 +63,7 @@ class Enroller:
 
         Raises:
             AlreadyEnrolledError: another enrollment's keyring, or objects, exist.
-            KeyringSetBackError: a mark contradicts the keyring, or says that one was removed.
+            KeyringContradictedError: a mark contradicts the keyring, or says that one was removed.
             UnknownIntakeKeyError, BadSealError: a KEK in the request does not open.
             CorruptObjectError: a keyring exists that no worker wrote.
             StorageUnavailableError, UnknownMasterKeyError: try again later.

@@ -29,7 +29,7 @@ from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import RotationResult, Rotator
-from keyturn_workers.keyring import Keyring, KeyringSetBackError, KeyringUnknownError
+from keyturn_workers.keyring import Keyring, KeyringContradictedError, KeyringUnknownError
 from keyturn_workers.status.reader import StatusReader
 from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, completed_event
 
@@ -139,7 +139,7 @@ class ControlHandler:
         if isinstance(error, KeyringUnknownError):
             age = datetime.now(UTC) - parse_time(error.keyring.current.at)
             return age > _MARKED_WITHIN
-        return isinstance(error, KeyringSetBackError)
+        return isinstance(error, KeyringContradictedError)
 
     async def after_refusal(
         self, request: Request, origin: RequestOrigin, error: CodedError

@@ -136,7 +136,7 @@ class Recoverer:
             Finding.MARKED,
             Finding.UNMARKED,
         ):
-            raise GenerationMismatchError("the keyring was not set back: nothing to recover")
+            raise GenerationMismatchError("the keyring was not rolled back: nothing to recover")
         if record.mark.digest.hex() != request.digest:
             raise GenerationMismatchError("the keyring's record is not the one that was found")
         named = (request.serial, request.mark)
@@ -144,7 +144,7 @@ class Recoverer:
         if named == _names(newest):
             return
         # The stream was replaced, and the command did not see what it had. The keyring that the
-        # lost mark names, or a later one, was not set back.
+        # lost mark names, or a later one, was not rolled back.
         if lost is not None and named == _names(known):
             if record.mark == lost or record.mark.serial > lost.serial:
                 return

@@ -33,7 +33,7 @@ from keyturn.identifiers import is_project
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.link_parameters import Link
-from keyturn_workers.keyring import KeyringReader, KeyringSetBackError, KeyringSnapshot
+from keyturn_workers.keyring import KeyringContradictedError, KeyringReader, KeyringSnapshot
 
 REFUSAL_MIN_S: Final = 0.1
 """The minimum time of a 401: more than a keyring read, so that the time does not show one."""
@@ -263,7 +263,7 @@ class Authenticator:
         except (CorruptObjectError, UnknownMasterKeyError) as exc:
             self._remember_failure(project, exc)
             raise
-        except KeyringSetBackError as exc:
+        except KeyringContradictedError as exc:
             failure = KeyringRolledBackError(exc.detail)
             self._remember_failure(project, failure)
             raise failure from exc

@@ -1,9 +1,9 @@
 """The keyring: what a project's objects must be wrapped under (SPEC 5)."""
 
 from keyturn_workers.keyring.marks import (
+    KeyringContradictedError,
     KeyringHiddenError,
     KeyringRemovedError,
-    KeyringSetBackError,
     KeyringUnknownError,
     Mark,
     MarkState,
@@ -38,10 +38,10 @@ __all__ = [
     "DesiredState",
     "Generation",
     "Keyring",
+    "KeyringContradictedError",
     "KeyringHiddenError",
     "KeyringReader",
     "KeyringRemovedError",
-    "KeyringSetBackError",
     "KeyringSnapshot",
     "KeyringUnknownError",
     "Mark",

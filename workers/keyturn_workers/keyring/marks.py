@@ -1,6 +1,6 @@
 """Marks of keyrings: what the broker remembers, and how a keyring read compares with it (SPEC 5.5).
 
-A bucket writer cannot forge a keyring, but can set it back to an earlier state of its own. The
+A bucket writer cannot forge a keyring, but can roll it back to an earlier state of its own. The
 bucket cannot testify against itself, so the broker does: each change of a keyring leaves a mark on
 a stream. Here is what a process knows of that stream, and the decision about one read. No I/O.
 """
@@ -79,14 +79,14 @@ class MarkState(enum.StrEnum):
     Attributes:
         CURRENT: It is the state that its mark names.
         UNMARKED: It is newer than its mark, or was never marked: the next read marks it.
-        SET_BACK: It is older than its mark, or another state of the same serial.
+        ROLLED_BACK: It is older than its mark, or another state of the same serial.
         REMOVED: There is none, and a mark says that there was.
         UNKNOWN: It has a serial and no mark.
     """
 
     CURRENT = enum.auto()
     UNMARKED = enum.auto()
-    SET_BACK = enum.auto()
+    ROLLED_BACK = enum.auto()
     REMOVED = enum.auto()
     UNKNOWN = enum.auto()
 
@@ -100,7 +100,7 @@ _STATES: Final = {
     Finding.MARKED: MarkState.CURRENT,
     Finding.UNMARKED: MarkState.UNMARKED,
     Finding.UNKNOWN: MarkState.UNKNOWN,
-    Finding.ROLLED_BACK: MarkState.SET_BACK,
+    Finding.ROLLED_BACK: MarkState.ROLLED_BACK,
 }
 
 
@@ -192,7 +192,7 @@ class MarkTable:
             return MarkState.REMOVED if lost or self.find(project) else None
         if lost is not None:
             is_newest = read == lost or read.serial > lost.serial
-            return MarkState.UNKNOWN if is_newest else MarkState.SET_BACK
+            return MarkState.UNKNOWN if is_newest else MarkState.ROLLED_BACK
         return _STATES.get(self.compare(project, read, since))
 
     def has_received(self, project: str, since: int) -> bool:
@@ -212,11 +212,11 @@ def _unpack(packed: bytes) -> tuple[Mark, int]:
     return Mark(serial, digest, generation), received
 
 
-class KeyringSetBackError(KeyringRolledBackError):
+class KeyringContradictedError(KeyringRolledBackError):
     """A mark contradicts the keyring: only an operator can change that (SPEC 5.5)."""
 
 
-class KeyringRemovedError(KeyringSetBackError):
+class KeyringRemovedError(KeyringContradictedError):
     """No keyring exists, and a mark says that one did.
 
     Attributes:
@@ -228,7 +228,7 @@ class KeyringRemovedError(KeyringSetBackError):
         self.mark = mark
 
 
-class KeyringUnknownError(KeyringSetBackError):
+class KeyringUnknownError(KeyringContradictedError):
     """A keyring has a serial, and no mark (SPEC 5.5).
 
     Attributes:

@@ -27,9 +27,9 @@ from keyturn_workers.keyring.cache import CacheEntry, KeyringCache
 from keyturn_workers.keyring.listings import Listing, Listings
 from keyturn_workers.keyring.marks import (
     Finding,
+    KeyringContradictedError,
     KeyringHiddenError,
     KeyringRemovedError,
-    KeyringSetBackError,
     KeyringUnknownError,
     Mark,
     Witness,
@@ -302,9 +302,9 @@ class KeyringReader:
             )
         if finding is Finding.ROLLED_BACK:
             known = table.find(project)
-            raise KeyringSetBackError(
+            raise KeyringContradictedError(
                 f"the keyring is at serial {read.serial}, and its mark at "
-                f"{known.serial if known else read.serial}: it was set back; "
+                f"{known.serial if known else read.serial}: it was rolled back; "
                 "see `keyturn recover`"
             )
         return False

@@ -29,7 +29,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import KeyringHiddenError, KeyringSetBackError
+from keyturn_workers.keyring import KeyringContradictedError, KeyringHiddenError
 from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import AllPlan, PartResult
@@ -196,8 +196,8 @@ class AllProjectsSweep(StepRunner[AllPlan]):
             _log.warning("project put off", project=project, code=exc.code, detail=exc.detail)
             walk.deferred += 1
             return False
-        except (CorruptObjectError, MalformedRequestError, KeyringSetBackError) as exc:
-            # A keyring that was forged or set back, by which nothing may be wrapped, or another
+        except (CorruptObjectError, MalformedRequestError, KeyringContradictedError) as exc:
+            # A keyring that was forged or rolled back, by which nothing may be wrapped, or another
             # sweep of the project with the same id. The others continue.
             await self._record_failed_part(plan, project, exc, master_key)
             return False
@@ -286,7 +286,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
             snapshot = await self._keyrings.read_fresh(project)
         except (
             CorruptObjectError,
-            KeyringSetBackError,
+            KeyringContradictedError,
             UnknownMasterKeyError,
             UnknownProjectError,
         ) as exc:
@@ -312,7 +312,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
                 CorruptObjectError,
                 UnknownMasterKeyError,
                 KeyringHiddenError,
-                KeyringSetBackError,
+                KeyringContradictedError,
             ):
                 return False
             if snapshot.keyring.master_key != master_key:

@@ -1,7 +1,7 @@
 """The periodic look at all keyrings: each is marked, or reported as rolled back (SPEC 5.5).
 
 Uploads and rotations compare the keyrings that they read. A project that nobody uses would keep a
-keyring that was set back, or that no worker has marked since an upgrade. So sweep workers compare
+keyring that was rolled back, or that no worker has marked since an upgrade. So sweep workers compare
 all of them, several times an hour, without a read of those that have not changed.
 """
 

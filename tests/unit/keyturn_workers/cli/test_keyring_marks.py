@@ -63,25 +63,25 @@ async def test_every_keyring_is_compared_with_its_mark() -> None:
     await on.storage.delete(keyring_s3_key("removed"))
     on.storage.plant(keyring_s3_key("forged"), b"{}", Headers({}))
     expected = {
-        "another": MarkState.SET_BACK,
+        "another": MarkState.ROLLED_BACK,
         "current": MarkState.CURRENT,
         "forged": "corrupt_object",
         "never-marked": MarkState.UNMARKED,
         "newer": MarkState.UNMARKED,
-        "older": MarkState.SET_BACK,
+        "older": MarkState.ROLLED_BACK,
         "unknown": MarkState.UNKNOWN,
         "removed": MarkState.REMOVED,
     }
     assert await on.states() == expected
     for project, state in expected.items():
         assert await on.states(project) == {project: state}
-    set_back: MarkedKeyring = (await on.compare())["older"]
-    assert set_back.found is not None
-    assert set_back.mark is not None
-    assert (set_back.found.serial, set_back.mark.serial, set_back.marked_at) == (2, 3, _AT)
+    rolled_back: MarkedKeyring = (await on.compare())["older"]
+    assert rolled_back.found is not None
+    assert rolled_back.mark is not None
+    assert (rolled_back.found.serial, rolled_back.mark.serial, rolled_back.marked_at) == (2, 3, _AT)
 
 
-async def test_a_keyring_that_changes_while_it_is_read_was_not_set_back() -> None:
+async def test_a_keyring_that_changes_while_it_is_read_was_not_rolled_back() -> None:
     on = _Bucket()
     on.mark(on.put("acme", 1), "acme")
     old = (await on.storage.read(keyring_s3_key("acme")))[1]
@@ -109,6 +109,6 @@ async def test_what_a_replaced_stream_had_still_counts() -> None:
     on.table.begin_again()
     assert await on.states() == {"acme": MarkState.UNKNOWN}
     on.storage.plant(keyring_s3_key("acme"), bodies[0], Headers({}))
-    assert await on.states() == {"acme": MarkState.SET_BACK}
+    assert await on.states() == {"acme": MarkState.ROLLED_BACK}
     await on.storage.delete(keyring_s3_key("acme"))
     assert await on.states() == {"acme": MarkState.REMOVED}

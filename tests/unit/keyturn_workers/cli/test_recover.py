@@ -29,7 +29,7 @@ _REASON = "restored from a backup"
 
 
 class _Bench:
-    """Two projects: `acme` was set back, and `bob` was not."""
+    """Two projects: `acme` was rolled back, and `bob` was not."""
 
     def __init__(self, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands, self.table, self.storage = commands, MarkTable(), MemoryStorage()
@@ -84,7 +84,7 @@ def test_the_request_names_the_record_and_the_mark_that_were_shown(
     _answer(bench, "project.recovered", generation=1, serial=3)
     result = bench.run(target, "--yes")
     assert result.exit_code == 0, result.output
-    assert "set_back" in result.stdout
+    assert "rolled_back" in result.stdout
     ((method, given),) = bench.commands.publisher.sent
     marks = [mark_of(body) for body in bench.bodies]
     assert (method, given["project"], given["reason"]) == ("recover", "acme", _REASON)

@@ -399,10 +399,10 @@ def test_keyrings_that_their_marks_contradict_come_first(
     assert shown.stderr == ""
     report = bucket.json("--no-objects")
     assert [(row["project"], row["state"]) for row in report["act_now"]] == [
-        ("other", "set_back"),
+        ("other", "rolled_back"),
         ("third", "removed"),
     ]
-    assert [row["mark"] for row in report["keyrings"]] == ["current", "set_back"]
+    assert [row["mark"] for row in report["keyrings"]] == ["current", "rolled_back"]
     one = bucket.json("third", "--no-objects")
     assert [row["state"] for row in one["act_now"]] == ["removed"]
 

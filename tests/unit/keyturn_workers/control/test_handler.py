@@ -41,8 +41,8 @@ from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp import DeferError, Handled
 from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import (
+    KeyringContradictedError,
     KeyringRemovedError,
-    KeyringSetBackError,
     KeyringUnknownError,
     Mark,
 )
@@ -346,7 +346,7 @@ def _unknown(age: timedelta) -> KeyringUnknownError:
 @pytest.mark.parametrize(
     ("error", "is_final"),
     [
-        pytest.param(KeyringSetBackError("set back"), True, id="set-back"),
+        pytest.param(KeyringContradictedError("rolled back"), True, id="rolled-back"),
         pytest.param(KeyringRemovedError("gone", Mark(1, bytes(32), 1)), True, id="removed"),
         pytest.param(_unknown(timedelta(minutes=2)), True, id="no-mark"),
         pytest.param(_unknown(timedelta(seconds=20)), False, id="no-mark-yet"),
@@ -365,13 +365,13 @@ def test_no_retry_waits_for_a_keyring_that_a_mark_contradicts(
 @pytest.mark.parametrize(
     "request_", [enroll("acme"), rotation(), sweep(), delete()], ids=lambda r: r.type
 )
-async def test_every_request_about_a_keyring_that_was_set_back_ends(request_: Request) -> None:
+async def test_every_request_about_a_keyring_that_was_rolled_back_ends(request_: Request) -> None:
     """Nothing is written by it."""
     witness = FakeWitness()
     control = Control(witness)
     _, body = await control.on.storage.read(keyring_s3_key("acme"))
     witness.receive("acme", Mark(1, bytes(32), 3))
-    with pytest.raises(KeyringSetBackError) as caught:
+    with pytest.raises(KeyringContradictedError) as caught:
         await control.serve(request_)
     assert control.handler.gives_up(caught.value)
     assert (await control.on.storage.read(keyring_s3_key("acme")))[1] == body

@@ -18,9 +18,9 @@ from keyturn_workers.control import Recoverer
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import (
     Keyring,
+    KeyringContradictedError,
     KeyringReader,
     KeyringRemovedError,
-    KeyringSetBackError,
     Mark,
     replace_keyring,
 )
@@ -88,7 +88,7 @@ class _Project:
 async def test_a_restored_keyring_is_in_use_again_above_its_mark() -> None:
     on = _Project()
     on.put(on.bodies[0])
-    with pytest.raises(KeyringSetBackError):
+    with pytest.raises(KeyringContradictedError):
         await on.read()
     recovered = await on.recoverer.recover(on.request(on.bodies[0]))
     assert (recovered.serial, recovered.current.generation) == (4, 1)
@@ -100,7 +100,7 @@ async def test_a_keyring_without_a_mark_is_recovered_after_the_loss_of_the_broke
     on = _Project()
     on.witness = FakeWitness()
     on.recoverer = Recoverer(on.storage, _KEYS, on.witness, lease_s=15)
-    with pytest.raises(KeyringSetBackError):
+    with pytest.raises(KeyringContradictedError):
         await on.read()
     recovered = await on.recoverer.recover(on.request(on.bodies[-1]))
     assert (recovered.serial, recovered.current.generation) == (4, 3)
@@ -108,7 +108,7 @@ async def test_a_keyring_without_a_mark_is_recovered_after_the_loss_of_the_broke
 
 
 async def test_an_old_request_that_is_sent_again_does_nothing() -> None:
-    """Neither at once, nor after the keyring was set back to what that request accepted."""
+    """Neither at once, nor after the keyring was rolled back to what that request accepted."""
     on = _Project()
     on.put(on.bodies[0])
     request = on.request(on.bodies[0])
@@ -140,7 +140,7 @@ async def test_nothing_is_done_if_the_record_or_its_mark_is_another_one(named: s
     assert await on.body() == on.bodies[0]
 
 
-async def test_a_keyring_that_was_not_set_back_needs_no_recovery() -> None:
+async def test_a_keyring_that_was_not_rolled_back_needs_no_recovery() -> None:
     on = _Project()
     with pytest.raises(GenerationMismatchError, match="nothing to recover"):
         await on.recoverer.recover(on.request(on.bodies[-1]))

@@ -595,7 +595,9 @@ _LINK = _link(expires=10**9)
 
 
 @pytest.mark.parametrize("removed", [False, True])
-async def test_a_key_that_a_set_back_keyring_would_accept_opens_nothing(*, removed: bool) -> None:
+async def test_a_key_that_a_rolled_back_keyring_would_accept_opens_nothing(
+    *, removed: bool
+) -> None:
     witness = FakeWitness()
     witness.is_gateway = True
     bench = Bench(witness=witness, cache_s=0)
@@ -615,7 +617,7 @@ async def test_a_key_that_a_set_back_keyring_would_accept_opens_nothing(*, remov
     assert not witness.published
 
 
-async def test_a_set_back_keyring_costs_no_read_for_each_caller(clock: Clock) -> None:
+async def test_a_rolled_back_keyring_costs_no_read_for_each_caller(clock: Clock) -> None:
     witness = FakeWitness()
     bench = Bench(witness=witness)
     body = build_keyring(replace(bench.ring, serial=2), MASTER_KEYS)

@@ -26,11 +26,11 @@ def _mark(serial: int, digest: bytes = _A, generation: int = 1) -> Mark:
         pytest.param(_mark(3), _mark(2, _B), Finding.UNMARKED, id="newer-whatever-its-bytes"),
         pytest.param(_mark(2), _mark(2), Finding.MARKED, id="the-marked-state"),
         pytest.param(_mark(0), _mark(0), Finding.MARKED, id="the-marked-state-at-0"),
-        pytest.param(_mark(1), _mark(2), Finding.ROLLED_BACK, id="set-back"),
+        pytest.param(_mark(1), _mark(2), Finding.ROLLED_BACK, id="rolled-back"),
         pytest.param(_mark(2, _B), _mark(2), Finding.ROLLED_BACK, id="other-bytes-of-one-serial"),
         pytest.param(_mark(0, _B), _mark(0), Finding.ROLLED_BACK, id="other-bytes-at-0"),
         pytest.param(
-            _mark(0), _mark(1), Finding.ROLLED_BACK, id="set-back-to-an-earlier-release's"
+            _mark(0), _mark(1), Finding.ROLLED_BACK, id="rolled-back-to-an-earlier-release's"
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_only_a_mark_that_was_received_before_the_read_began_contradicts_it() ->
     "harmless", [_mark(2), _mark(1), _mark(2, _B)], ids=["again", "lower", "other-branch"]
 )
 def test_marks_that_change_nothing_do_not_excuse_a_read(harmless: Mark) -> None:
-    """Otherwise anyone who replays marks could keep a keyring that was set back from alarm."""
+    """Otherwise anyone who replays marks could keep a keyring that was rolled back from alarm."""
     table = MarkTable()
     table.receive("acme", _mark(2))
     since = table.received

@@ -21,9 +21,9 @@ from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import (
     Keyring,
+    KeyringContradictedError,
     KeyringReader,
     KeyringRemovedError,
-    KeyringSetBackError,
     KeyringUnknownError,
     Mark,
 )
@@ -98,7 +98,7 @@ async def test_a_keyring_of_an_earlier_release_is_marked_and_read_again() -> Non
     assert await on.serial() == 0
     assert (on.reads(), len(on.witness.published)) == (3, 1)
     on.put(rotated(keyring()))
-    with pytest.raises(KeyringSetBackError):
+    with pytest.raises(KeyringContradictedError):
         await on.serial()
 
 
@@ -165,7 +165,7 @@ async def test_a_read_in_flight_while_a_mark_arrives_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("branch", ["earlier", "same-serial", "to-an-earlier-release"])
-async def test_a_keyring_that_was_set_back_is_not_used(branch: str) -> None:
+async def test_a_keyring_that_was_rolled_back_is_not_used(branch: str) -> None:
     on = On()
     ring = replace(keyring(), serial=4)
     earlier = on.put_marked(ring)
@@ -178,7 +178,7 @@ async def test_a_keyring_that_was_set_back_is_not_used(branch: str) -> None:
         case _:
             on.put(replace(ring, serial=0))
     for _ in range(2):
-        with pytest.raises(KeyringSetBackError, match=r"its mark at 5.*set back.*recover"):
+        with pytest.raises(KeyringContradictedError, match=r"its mark at 5.*rolled back.*recover"):
             await on.serial()
     assert on.reader.get_last("acme") is None
     assert on.witness.published == []
@@ -187,9 +187,9 @@ async def test_a_keyring_that_was_set_back_is_not_used(branch: str) -> None:
 
 
 async def test_its_code_is_transient_until_a_handler_gives_up() -> None:
-    assert issubclass(KeyringSetBackError, KeyringRolledBackError)
-    assert issubclass(KeyringSetBackError, TransientError)
-    assert KeyringSetBackError.code == "keyring_rolled_back"
+    assert issubclass(KeyringContradictedError, KeyringRolledBackError)
+    assert issubclass(KeyringContradictedError, TransientError)
+    assert KeyringContradictedError.code == "keyring_rolled_back"
 
 
 async def test_a_keyring_that_no_mark_knows_is_not_used() -> None:
@@ -218,7 +218,7 @@ async def test_a_keyring_whose_mark_is_on_the_way_is_used() -> None:
         ("web", "1" * 64, 1, 59, True),
         ("web", "2" * 64, 1, 0, False),
         ("api", "1" * 64, 1, 0, False),
-        # Sent again once the broker was lost, it must not mark a keyring that was set back.
+        # Sent again once the broker was lost, it must not mark a keyring that was rolled back.
         ("web", "1" * 64, 2, 0, False),
         ("web", "1" * 64, 1, 61, False),
     ],
@@ -247,14 +247,14 @@ async def test_a_keyring_without_origin_is_no_requests_own() -> None:
         await on.reader.read_own("acme", ORIGIN)
 
 
-async def test_an_own_keyring_that_was_set_back_is_not_used() -> None:
+async def test_an_own_keyring_that_was_rolled_back_is_not_used() -> None:
     """A thief may put back what a request put, and have the request delivered again."""
     on = On()
     ring = replace(keyring(), serial=1, publisher=ORIGIN.publisher, request=ORIGIN.request)
     first = on.put_marked(ring)
     on.put_marked(_next(ring))
     on.put_bytes(first)
-    with pytest.raises(KeyringSetBackError) as caught:
+    with pytest.raises(KeyringContradictedError) as caught:
         await on.reader.read_own("acme", ORIGIN)
     assert not isinstance(caught.value, KeyringUnknownError)
 
@@ -332,7 +332,7 @@ async def test_a_mark_of_the_cached_keyring_keeps_it() -> None:
 
 
 async def test_a_listing_renews_nothing_that_a_mark_contradicts() -> None:
-    """The thief set the keyring back, so that a listing shows the ETag that is cached."""
+    """The thief roll the keyring back, so that a listing shows the ETag that is cached."""
     on = On()
     ring, other = replace(keyring(), serial=1), replace(keyring("other"), serial=1)
     old = on.put_marked(ring)
@@ -342,7 +342,7 @@ async def test_a_listing_renews_nothing_that_a_mark_contradicts() -> None:
     on.put_marked(_next(ring))
     on.put_bytes(old)
     on.storage.advance(CACHE_S + 0.1)
-    with pytest.raises(KeyringSetBackError):
+    with pytest.raises(KeyringContradictedError):
         await on.reader.read_recent("acme")
     assert (await on.reader.read_recent("other")).keyring == other
 
@@ -361,7 +361,7 @@ async def test_a_listing_in_flight_renews_nothing_that_a_mark_contradicts() -> N
 
     on.storage.before_next("list_page", rotate)
     on.storage.advance(CACHE_S + 0.1)
-    with pytest.raises(KeyringSetBackError):
+    with pytest.raises(KeyringContradictedError):
         await on.reader.read_recent("acme")
     assert on.storage.calls["list_page"] == 1
 
@@ -427,7 +427,7 @@ async def test_a_gateway_uses_keyrings_that_are_not_marked_yet() -> None:
     assert on.witness.published == []
     on.put_marked(_next(ring))
     on.put_bytes(old)
-    with pytest.raises(KeyringSetBackError):
+    with pytest.raises(KeyringContradictedError):
         await on.serial()
 
 

@@ -488,7 +488,7 @@ def test_a_truncated_wrap_does_not_open(cut: int) -> None:
 
 
 def test_a_rewrap_of_an_old_keyring_is_refused_by_the_current_one() -> None:
-    """An object goes through both branches of a project whose keyring was set back and rotated.
+    """An object goes through both branches of a project whose keyring was rolled back and rotated.
 
     A sweep by either branch brings no object of the other to its own state.
     """

@@ -126,12 +126,12 @@ async def test_each_keyring_is_compared_with_its_mark_also_if_its_row_is_kept() 
     assert await marks() == expected
     reads = bucket.storage.calls["read"]
     witness.receive("b", Mark(2, bytes(32), 1))
-    assert await marks() == expected | {"b": "set_back"}
+    assert await marks() == expected | {"b": "rolled_back"}
     assert bucket.storage.calls["read"] == reads
     await bucket.storage.delete(keyring_s3_key("c"))
     await bucket.storage.delete(keyring_s3_key("d"))
     witness.receive("f", Mark(2, bytes(32), 1))
-    gone = {"a": "current", "b": "set_back", "c": "removed", "e": "unmarked", "f": "removed"}
+    gone = {"a": "current", "b": "rolled_back", "c": "removed", "e": "unmarked", "f": "removed"}
     for limit in (1, 2, 3, 100):
         assert await marks(limit=limit) == gone
     assert await marks(project="c") == {"c": "removed"}

@@ -191,7 +191,7 @@ async def test_each_of_many_keyrings_that_are_not_found_is_counted_in_the_end(
     assert (plan.clean, plan.sums.failed) == (False, 3)
 
 
-async def test_a_keyring_that_was_set_back_fails_its_part_and_the_others_go_on() -> None:
+async def test_a_keyring_that_was_rolled_back_fails_its_part_and_the_others_go_on() -> None:
     witness = FakeWitness()
     scenario = Scenario(("acme", "bob", "carol"), witness=witness)
     witness.receive("bob", Mark(7, bytes(32), 2))
@@ -203,7 +203,7 @@ async def test_a_keyring_that_was_set_back_fails_its_part_and_the_others_go_on()
     assert result == PartResult(Counts(failed=1), clean=False)
 
 
-async def test_a_keyring_that_is_set_back_before_the_end_is_not_under_the_master_key() -> None:
+async def test_a_keyring_that_is_rolled_back_before_the_end_is_not_under_the_master_key() -> None:
     witness = FakeWitness()
     scenario = Scenario(witness=witness)
     await scenario.begin()

@@ -1,4 +1,4 @@
-"""The periodic look marks every keyring once, and reports those that were set back (SPEC 5.5)."""
+"""The periodic look marks every keyring once, and reports those that were rolled back (SPEC 5.5)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_a_keyring_stays_unmarked_without_the_broker_and_is_marked_later()
     assert on.counts == [0, 0]
 
 
-async def test_keyrings_that_were_set_back_removed_or_never_marked_are_reported_once() -> None:
+async def test_keyrings_that_were_rolled_back_removed_or_never_marked_are_reported_once() -> None:
     on = _Rounds()
     before = {project: on.put(project, 1) for project in ("acme", "bob", "carol")}
     for project, body in before.items():
@@ -76,7 +76,7 @@ async def test_keyrings_that_were_set_back_removed_or_never_marked_are_reported_
     on.storage.plant(keyring_s3_key("acme"), before["acme"], Headers({}))
     await on.storage.delete(keyring_s3_key("bob"))
     on.put("dave", 3)
-    expected = [("acme", "set_back"), ("bob", "removed"), ("dave", "unknown")]
+    expected = [("acme", "rolled_back"), ("bob", "removed"), ("dave", "unknown")]
     assert await on.round() == expected
     # What it had read before is compared with the new mark, and not read again.
     assert on.storage.reads == [keyring_s3_key("dave")]
@@ -86,7 +86,7 @@ async def test_keyrings_that_were_set_back_removed_or_never_marked_are_reported_
     assert on.counts == [0, 3, 3, 2]
 
 
-async def test_a_keyring_that_changes_during_the_round_was_not_set_back() -> None:
+async def test_a_keyring_that_changes_during_the_round_was_not_rolled_back() -> None:
     on = _Rounds()
     on.witness.receive("acme", mark_of(on.put("acme", 1)))
 

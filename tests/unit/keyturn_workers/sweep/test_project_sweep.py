@@ -23,7 +23,7 @@ from keyturn.identifiers import (
     keyring_s3_key,
 )
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.keyring import KeyringSetBackError
+from keyturn_workers.keyring import KeyringContradictedError
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.sweep import progress, record_paths
 from keyturn_workers.sweep.counts import Counts
@@ -361,7 +361,7 @@ async def test_a_lease_is_not_lengthened_by_a_keyring_that_changed_meanwhile() -
 
 
 async def test_a_keyring_that_names_a_longer_lease_is_marked_before_a_page_is_processed() -> None:
-    """Otherwise the next worker could find it unmarked, and its project set back."""
+    """Otherwise the next worker could find it unmarked, and its project rolled back."""
     witness = FakeWitness()
     on = Sweeping(witness=witness)
     await on.start()
@@ -372,7 +372,7 @@ async def test_a_keyring_that_names_a_longer_lease_is_marked_before_a_page_is_pr
     assert mark_of(body).serial == 1
 
 
-async def test_a_sweep_waits_while_its_keyring_is_set_back() -> None:
+async def test_a_sweep_waits_while_its_keyring_is_rolled_back() -> None:
     witness = FakeWitness()
     on = Sweeping(witness=witness)
     await on.start()
@@ -382,7 +382,7 @@ async def test_a_sweep_waits_while_its_keyring_is_set_back() -> None:
     _, newest = await on.storage.read(keyring_s3_key("acme"))
     on.storage.plant(keyring_s3_key("acme"), older, Headers({}))
     writes = on.storage.calls["copy_onto_itself"]
-    with pytest.raises(KeyringSetBackError):
+    with pytest.raises(KeyringContradictedError):
         await on.finish()
     assert on.storage.calls["copy_onto_itself"] == writes
     on.storage.plant(keyring_s3_key("acme"), newest, Headers({}))

@@ -185,13 +185,13 @@ async def test_the_gateway_may_deny_what_the_storage_denied(
         assert any(message in wrong for wrong in found.wrong)
 
 
-async def _set_back(_: web.Request, current: bool) -> web.StreamResponse:
+async def _rolled_back(_: web.Request, current: bool) -> web.StreamResponse:
     return web.Response(status=401) if current else _complete()
 
 
 async def test_a_gateway_may_read_the_marks_first_after_its_start() -> None:
-    """Until then it may accept a keyring that a thief has set back."""
-    found = await _read(_set_back, stolen={"amber"}, served_s=1.0)
+    """Until then it may accept a keyring that a thief has rolled back."""
+    found = await _read(_rolled_back, stolen={"amber"}, served_s=1.0)
     assert found.wrong == []
-    found = await _read(_set_back, stolen={"amber"}, served_s=60.0)
+    found = await _read(_rolled_back, stolen={"amber"}, served_s=60.0)
     assert len({message.rpartition(": ")[2] for message in found.wrong}) == 2

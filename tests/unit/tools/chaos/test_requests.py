@@ -71,7 +71,11 @@ async def test_without_an_upload_that_waits_an_earlier_one_is_published_again() 
 
 def _refused(request_id: str) -> Event:
     return EnrollRejected(
-        request_id=request_id, project="amber", at=AT, code="keyring_rolled_back", detail="set back"
+        request_id=request_id,
+        project="amber",
+        at=AT,
+        code="keyring_rolled_back",
+        detail="rolled back",
     )
 
 

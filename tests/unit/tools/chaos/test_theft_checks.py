@@ -79,7 +79,7 @@ def evidence(tmp_path: Path, s3: FakeS3) -> Evidence:
     """The evidence of a theft that was refused everywhere."""
     theft = Theft(
         "amber",
-        "set back",
+        "rolled back",
         1,
         2,
         OF_THIEF,
@@ -92,7 +92,7 @@ def evidence(tmp_path: Path, s3: FakeS3) -> Evidence:
     )
     nothing: Any = None
     return Evidence(
-        Plan(1, 1, Load(()), (Action(5, "steal keyring", "amber", kind="set back"),)),
+        Plan(1, 1, Load(()), (Action(5, "steal keyring", "amber", kind="rolled back"),)),
         nothing,
         tmp_path,
         {"amber": tenant},
@@ -146,7 +146,7 @@ def _changed(**changes: Any) -> Change:
         (_changed(problems=["a.bin was written"]), "a.bin was written"),
         (_changed(answer="generation_mismatch"), "was answered by generation_mismatch"),
         (_changed(answer=""), "was answered by nothing"),
-        (_changed(kind="removed"), "the keyring of amber was not set back"),
+        (_changed(kind="removed"), "the keyring of amber was not rolled back"),
         (_changed(refusals=Counter({"control": 1})), "no upload was refused"),
         (_changed(responses=Counter()), "the gateway answered no thief"),
     ],
@@ -160,7 +160,7 @@ def test_what_a_theft_shows_is_reported(evidence: Evidence, change: Change, mess
 def test_a_run_without_its_thefts_is_found(evidence: Evidence) -> None:
     """Otherwise it would prove nothing."""
     missing, refusals, responses = theft_checks.thefts(replace(evidence, thefts=[]))
-    assert missing == "the keyring of amber was not set back"
+    assert missing == "the keyring of amber was not rolled back"
     assert refusals == "no upload was refused while a keyring was stolen"
     assert responses == "the gateway answered no thief"
 
@@ -177,7 +177,7 @@ def test_of_two_marks_with_one_serial_the_first_counts(evidence: Evidence) -> No
     assert message.startswith("amber: two states have one serial")
 
 
-@pytest.mark.parametrize("present", [OLD, None], ids=["set back", "removed"])
+@pytest.mark.parametrize("present", [OLD, None], ids=["rolled back", "removed"])
 def test_a_keyring_that_its_mark_does_not_name_is_found(
     evidence: Evidence, s3: FakeS3, present: bytes | None
 ) -> None:
@@ -187,7 +187,7 @@ def test_a_keyring_that_its_mark_does_not_name_is_found(
 
 
 def test_a_mark_of_a_lower_generation_is_found(evidence: Evidence) -> None:
-    """As if a worker had continued a keyring that was set back."""
+    """As if a worker had continued a keyring that was rolled back."""
     lower = _with_marks(_mark(1, OLD, 2), _mark(2, NEWEST, 1))
     (message,) = theft_checks.marks(lower(evidence))
     assert message.startswith("amber: the generation goes down")

@@ -110,7 +110,7 @@ def _refused(rotation_id: str) -> RotationRejected:
         project="amber",
         at="2026-11-29T10:00:00.000000Z",
         code="keyring_rolled_back",
-        detail="it was set back",
+        detail="it was rolled back",
     )
 
 
@@ -131,9 +131,9 @@ def _theft(kind: str, process: str = "") -> Action:
 @pytest.mark.parametrize(
     ("kind", "process", "present"),
     [
-        ("set back", "", OLD),
+        ("rolled back", "", OLD),
         ("removed", "", None),
-        ("set back before a fresh process", "control-1", OLD),
+        ("rolled back before a fresh process", "control-1", OLD),
     ],
 )
 async def test_a_keyring_is_stolen_and_put_back(
@@ -157,7 +157,7 @@ async def test_a_keyring_is_stolen_and_put_back(
 async def test_an_accepted_rotation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     run = _Run(monkeypatch, _nothing)
     run.answer = _accepted
-    await run.thief.steal(_theft("set back"))
+    await run.thief.steal(_theft("rolled back"))
     assert run.thief.thefts[0].answer == "rotation.accepted"
 
 
@@ -169,7 +169,7 @@ def _enroll(s3: FakeS3) -> None:
     s3.body = b"generation 1 of another enrollment"
 
 
-@pytest.mark.parametrize(("kind", "change"), [("set back", _rotate), ("removed", _enroll)])
+@pytest.mark.parametrize(("kind", "change"), [("rolled back", _rotate), ("removed", _enroll)])
 async def test_a_worker_that_changes_a_stolen_keyring_is_noticed(
     monkeypatch: pytest.MonkeyPatch, kind: str, change: During
 ) -> None:
@@ -194,7 +194,7 @@ async def test_an_object_that_was_written_under_the_old_generation_is_noticed(
         }
 
     run = _Run(monkeypatch, write)
-    await run.thief.steal(_theft("set back"))
+    await run.thief.steal(_theft("rolled back"))
     (problem,) = run.thief.thefts[0].problems
     assert problem == "amber/old was written under generation 1:kek meanwhile"
 
@@ -224,7 +224,7 @@ async def test_a_gateway_that_serves_the_old_key_is_noticed(
     run, seen = _Run(monkeypatch, _nothing), list[str]()
     run.readers.stored = [Upload(1, "id", "amber", "a.bin", 3), Upload(2, "id", "birch", "b", 3)]
     async with _gateway(status, seen=seen) as run.readers.url:
-        await run.thief.steal(_theft("set back"))
+        await run.thief.steal(_theft("rolled back"))
     assert seen == [
         "GET /v1/projects/amber/objects/a.bin",
         "POST /v1/projects/amber/rotations",
@@ -247,7 +247,7 @@ async def test_a_gateway_that_was_killed_meanwhile_is_not_judged(
     run.during = kill
     run.readers.stored = [Upload(1, "id", "amber", "a.bin", 3)]
     async with _gateway(200, seen=seen) as run.readers.url:
-        await run.thief.steal(_theft("set back"))
+        await run.thief.steal(_theft("rolled back"))
     assert len(seen) == 2
     assert run.thief.thefts[0].responses == {}
     assert run.thief.thefts[0].problems == []
@@ -259,7 +259,7 @@ async def test_a_theft_waits_until_a_rotation_is_long_accepted(
     run = _Run(monkeypatch, _nothing)
     monkeypatch.setattr(of_thief, "_SETTLES_S", 1000.0)
     run.operator.accepted["amber"][-1] = time.monotonic()
-    theft = asyncio.create_task(run.thief.steal(_theft("set back")))
+    theft = asyncio.create_task(run.thief.steal(_theft("rolled back")))
     await asyncio.sleep(0.05)
     assert not theft.done()
     assert run.s3.body == NEWEST

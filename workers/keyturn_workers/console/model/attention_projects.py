@@ -50,8 +50,8 @@ def keyrings_broken(facts: Facts) -> Iterable[AttentionItem]:
 
 
 _CONTRADICTED: Final = {
-    "set_back": (
-        "set back",
+    "rolled_back": (
+        "rolled back",
         "older than the mark on the broker. No worker or gateway uses it",
         "Find out who did it, and restore the newest record. Only if you restored a backup:",
         "keyturn recover {project} --accept-restored REASON",
@@ -72,7 +72,7 @@ _CONTRADICTED: Final = {
 
 
 def keyrings_contradicted(facts: Facts) -> Iterable[AttentionItem]:
-    """Keyrings that their marks contradict: set back, removed, or without a mark."""
+    """Keyrings that their marks contradict: rolled back, removed, or without a mark."""
     for mark, (word, detail, remedy, command) in _CONTRADICTED.items():
         rows = [row for row in facts.projects if row.mark == mark]
         if rows:

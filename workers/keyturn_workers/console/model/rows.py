@@ -138,7 +138,7 @@ class ProjectRow:
     @property
     def is_contradicted(self) -> bool:
         """Whether no worker uses the keyring, because of its mark."""
-        return self.mark in ("set_back", "removed", "unknown")
+        return self.mark in ("rolled_back", "removed", "unknown")
 
 
 @dataclass(frozen=True, slots=True)

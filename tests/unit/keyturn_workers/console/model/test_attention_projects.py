@@ -63,7 +63,7 @@ def master_key(**fields: Any) -> dict[str, Any]:
 CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     (keyrings_broken, project(code="keyring_rolled_back"), project()),
     (keyrings_broken, project(code="not_found"), project()),
-    (keyrings_contradicted, project(mark="set_back"), project(mark="current")),
+    (keyrings_contradicted, project(mark="rolled_back"), project(mark="current")),
     (keyrings_contradicted, project(mark="removed"), project()),
     (keyrings_contradicted, project(mark="unknown"), project(mark="unmarked")),
     (
@@ -150,7 +150,7 @@ def test_keyrings_are_items_by_code() -> None:
 @pytest.mark.parametrize(
     ("mark", "way_out"),
     [
-        ("set_back", "keyturn recover acme --accept-restored REASON"),
+        ("rolled_back", "keyturn recover acme --accept-restored REASON"),
         ("removed", "keyturn enroll acme --adopt"),
         ("unknown", "keyturn recover acme --accept-restored REASON"),
     ],

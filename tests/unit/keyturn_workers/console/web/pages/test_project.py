@@ -50,13 +50,13 @@ def test_a_keyring_that_cannot_be_read_says_why_and_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("mark", "title", "way_out"),
     [
-        ("set_back", "Its keyring was set back", "keyturn recover umbra"),
+        ("rolled_back", "Its keyring was rolled back", "keyturn recover umbra"),
         ("removed", "Its keyring was removed", "keyturn enroll umbra --adopt"),
         ("unknown", "Its keyring has no mark", "keyturn recover umbra"),
     ],
 )
 def test_a_keyring_that_its_mark_contradicts_comes_with_the_way_out(
-    mark: Literal["set_back", "removed", "unknown"], title: str, way_out: str
+    mark: Literal["rolled_back", "removed", "unknown"], title: str, way_out: str
 ) -> None:
     model = filled_model(Scale(projects=3, uploads=0))
     row = ProjectStatus(project="umbra", mark=mark)
