@@ -1,4 +1,4 @@
-"""Keyrings that are rolled back, and marks that come late or again, with a guard taken out (SPEC 5.5).
+"""Keyrings that are rolled back, and marks that come late or twice, without a guard (SPEC 5.5).
 
 The attacker writes to the bucket. What it puts there are earlier states of its own.
 """
@@ -623,7 +623,7 @@ def a_broker_that_is_lost(world: World) -> None:
 
 
 def a_rotation_that_is_sent_again_after_the_broker_was_lost(world: World) -> None:
-    """By a broker writer, who kept it: the keyring that it had put is rolled back, and has no mark."""
+    """By a broker writer, who kept it. The keyring that it put was put back, and has no mark."""
     begin(world, "a")
     world.rotate("acme")
     world.run(until=lambda: world.events_of_type("rotation.accepted"))

@@ -1,8 +1,8 @@
 """The operator of a run: enrolls, rotates, deletes, rotates the master key, and sweeps.
 
 Each request is repeated until it is confirmed, and its outcome is awaited. One that is refused
-because a thief has rolled the keyring back is sent again, with its id, until it is accepted. A sweep
-that did not complete cleanly, because of the faults, is repeated after the last fault.
+because a thief has rolled the keyring back is sent again, with its id, until it is accepted. A
+sweep that did not complete cleanly, because of the faults, is repeated after the last fault.
 """
 
 from __future__ import annotations

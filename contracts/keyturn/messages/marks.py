@@ -1,6 +1,6 @@
 """Marks: what the broker remembers of each project's keyring (SPEC 5.5). Pure.
 
-A bucket writer can roll a keyring back to an earlier state of its own. So each change of a keyring
+A bucket writer can put an earlier state of a keyring back. So each change of a keyring
 leaves a mark on the stream `keyturn.marks`, signed by an event key under a label of its own.
 """
 

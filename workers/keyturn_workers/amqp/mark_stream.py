@@ -283,7 +283,7 @@ class MarkStream:
         known = self.table.find(project)
         awaited = self._awaited.get((project, mark.serial, mark.digest))
         if known is not None and mark.serial < known.serial and awaited is None:
-            return  # it changes nothing, whoever signed it
+            return  # it changes nothing, by whichever key it was signed
         signer = self._verifier.signer(record.body, record.signature, record.key_id)
         if signer is None:
             _log.warning("ignored a mark that is not signed", offset=record.offset)
@@ -395,6 +395,6 @@ async def following(stream: MarkStream) -> AsyncIterator[None]:
 
 
 def _report_failure(task: asyncio.Task[None]) -> None:
-    """Log why the stream is not followed any more: the process refuses to work from then on."""
+    """Log why the stream is no longer followed: from then on, the process refuses to work."""
     if not task.cancelled() and (problem := task.exception()) is not None:
-        _log.error("the stream of marks is not followed any more", exc_info=problem)
+        _log.error("the stream of marks is no longer followed", exc_info=problem)

@@ -189,10 +189,10 @@ def _print_marks(document: dict[str, Any]) -> None:
     print_line("")
     print_line("Event keys")
     for key_id, keyrings in counts.items():
-        told = f"{key_id} signed the marks of {keyrings} keyrings"
+        line = f"{key_id} signed the marks of {keyrings} keyrings"
         if not keyrings:
-            told = f"{key_id} signed no mark that counts: workers need it for none"
-        print_line(told)
+            line = f"{key_id} signed no keyring's mark: workers need it for no mark"
+        print_line(line)
 
 
 def _print_overview(document: dict[str, Any], project: str | None) -> None:

@@ -59,7 +59,7 @@ CODES: Final = {
     ),
     "generation_mismatch": CodeHelp(
         "a rotation that is older than the last one, or not from the expected generation; a "
-        "recovery of a keyring that changed, or that needs none",
+        "recovery of a keyring that has changed since it was shown, or that needs none",
         "look at the current generation, then rotate again; for a recovery, run keyturn recover "
         "again",
     ),
@@ -118,7 +118,7 @@ CODES: Final = {
         "retry after Retry-After. In TypeScript, transient is true",
     ),
     "unauthorized": CodeHelp(
-        "no API key was sent, which the detail says; not the project's current API key, or no "
+        "no well-formed API key (the detail says so); not the project's current API key, or no "
         "such project; or a link that expired, was changed, or was made before a rotation",
         "use the current API key, or make a new link",
     ),
@@ -136,8 +136,8 @@ CODES: Final = {
     ),
     "unknown_project": CodeHelp("the project has no keyring", "enroll it: keyturn enroll PROJECT"),
     "wraps_disagree": CodeHelp(
-        "the user wrap is not of the keyring that the admin wrap is of: someone changed the "
-        "object, or put an old keyring back and rotated",
+        "the two wraps are not of the same keyring: someone changed the object, or put an old "
+        "keyring back and rotated it",
         "check whose keyring it is; only then keyturn sweep --repair",
     ),
 }

@@ -4,7 +4,7 @@ The KEK derived from the key must equal, in constant time, the KEK in the projec
 link's token must be the MAC under that KEK. This is decided before anything about an object is
 read. A wrong key, an unknown project, a rotated key and a link that is wrong in any way get the
 same response, in the same words, and after about the same time: there is a minimum for it. A
-request without a well-formed API key is refused at once, in words of its own: no keyring is
+request without a well-formed API key is refused at once, in different words: no keyring is
 looked up for it, so they say nothing about a project. API keys and tokens are never logged nor
 kept.
 """

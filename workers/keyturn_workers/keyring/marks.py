@@ -1,8 +1,8 @@
 """Marks of keyrings: what the broker remembers, and how a keyring read compares with it (SPEC 5.5).
 
-A bucket writer cannot forge a keyring, but can roll it back to an earlier state of its own. The
-bucket cannot testify against itself, so the broker does: each change of a keyring leaves a mark on
-a stream. Here is what a process knows of that stream, and the decision about one read. No I/O.
+A bucket writer cannot forge a keyring, but can put an earlier state of it back. The bucket alone
+cannot show that, so the broker does: each change of a keyring leaves a mark on a stream. Here is
+what a process knows of that stream, and the decision about one read. No I/O.
 """
 
 import enum

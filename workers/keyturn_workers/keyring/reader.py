@@ -295,7 +295,7 @@ class KeyringReader:
             if table.find(project) is not None:
                 return False
             raise KeyringUnknownError(
-                "the keyring has no mark: its broker was lost, or it was restored; "
+                "the keyring has no mark: the broker was lost, or the keyring was restored; "
                 "see `keyturn recover`",
                 keyring,
                 read,

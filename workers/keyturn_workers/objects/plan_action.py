@@ -5,7 +5,7 @@ It never wraps a DEK that the body does not commit to, or, for a body of the ear
 does not open the body. It never chooses between two wraps that both open and differ:
 the holder of an API key could otherwise make the user's and the operator's view of an object
 differ. And it never lets an admin wrap vouch for an object whose user wrap is not of the same
-keyring: whoever put an old keyring back would get the object wrapped for their own key.
+keyring: a thief who put an old keyring back would get the object wrapped for a new key.
 """
 
 from dataclasses import dataclass

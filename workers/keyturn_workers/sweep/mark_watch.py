@@ -1,8 +1,8 @@
 """The periodic look at all keyrings: each is marked, or reported as rolled back (SPEC 5.5).
 
-Uploads and rotations compare the keyrings that they read. A project that nobody uses would keep a
-keyring that was rolled back, or that no worker has marked since an upgrade. So sweep workers compare
-all of them, several times an hour, without a read of those that have not changed.
+Uploads and rotations compare the keyrings that they read. An unused project would keep a keyring
+that was rolled back, or that no worker has marked since an upgrade. So sweep workers compare all
+keyrings several times an hour, and read only those that have changed.
 """
 
 from collections.abc import Callable, Collection

@@ -383,7 +383,7 @@ async def test_marks_of_an_earlier_event_key_are_signed_anew(broker: Broker) -> 
 async def test_a_replayed_mark_of_an_earlier_key_makes_it_needed_for_nothing_new(
     broker: Broker,
 ) -> None:
-    """Lower marks are passed over whoever signed them."""
+    """Lower marks are skipped, by whichever key they were signed."""
     old = broker.append_mark(1, key=EARLIER)
     broker.append_mark(2, key=CURRENT)
     broker.append(old, EARLIER.sign_mark("default", old), EARLIER.id)

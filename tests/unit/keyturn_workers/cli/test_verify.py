@@ -186,7 +186,7 @@ def test_no_hiding_place_makes_an_old_key_seem_gone(bucket: Bench, place: str) -
     assert "not verified that the key is gone: it opens 1 of 3 wraps; 0 other" in result.stderr
     (finding,) = json.loads(result.stdout)["findings"]
     assert (finding["s3_key"], finding["state"]) == ("acme/k", "opened")
-    # And whoever holds the current key sees that something is wrong.
+    # And a holder of the current key sees that something is wrong.
     result = bucket.run("--json", API_KEY=NEW)
     assert result.exit_code == 1
     assert [row["s3_key"] for row in json.loads(result.stdout)["findings"]] == ["acme/k"]

@@ -595,9 +595,7 @@ _LINK = _link(expires=10**9)
 
 
 @pytest.mark.parametrize("removed", [False, True])
-async def test_a_key_that_a_rolled_back_keyring_would_accept_opens_nothing(
-    *, removed: bool
-) -> None:
+async def test_a_key_of_a_rolled_back_keyring_opens_nothing(*, removed: bool) -> None:
     witness = FakeWitness()
     witness.is_gateway = True
     bench = Bench(witness=witness, cache_s=0)

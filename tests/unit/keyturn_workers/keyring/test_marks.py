@@ -44,7 +44,7 @@ def test_a_read_is_compared_with_the_highest_mark(
 
 
 def test_the_generation_decides_nothing() -> None:
-    """It is in the digest: whoever changes it changes the bytes."""
+    """It is in the digest: a change of it changes the bytes."""
     assert compare(_mark(2, generation=7), _mark(2), began_after=True) is Finding.MARKED
 
 

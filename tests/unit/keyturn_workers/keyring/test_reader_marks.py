@@ -332,7 +332,7 @@ async def test_a_mark_of_the_cached_keyring_keeps_it() -> None:
 
 
 async def test_a_listing_renews_nothing_that_a_mark_contradicts() -> None:
-    """The thief roll the keyring back, so that a listing shows the ETag that is cached."""
+    """The thief puts the old keyring back, so that a listing shows the ETag that is cached."""
     on = On()
     ring, other = replace(keyring(), serial=1), replace(keyring("other"), serial=1)
     old = on.put_marked(ring)

@@ -1,4 +1,4 @@
-"""The periodic look marks every keyring once, and reports those that were rolled back (SPEC 5.5)."""
+"""The periodic look marks each keyring once, and reports those that were rolled back (SPEC 5.5)."""
 
 from __future__ import annotations
 
