@@ -71,7 +71,7 @@ def _refused(world: World, *requests: str) -> None:
 
 
 def _upload_meanwhile(world: World, key: str = "late") -> None:
-    """An upload comes while the keyring is rolled back, and is stored once it is put right."""
+    """An upload on a rolled-back keyring is stored once the newest one is put back."""
     upload = world.upload("acme", key, b"x" * 300)
     world.run(seconds=30)
     assert not world.ended(upload) or not world.holds()
@@ -81,7 +81,7 @@ def _upload_meanwhile(world: World, key: str = "late") -> None:
 
 
 def rolled_back_and_rotated(world: World, *, fresh: bool = False) -> None:
-    """The holder of an API key that was rotated away rolls the keyring back."""
+    """The holder of an API key that was rotated away puts the old keyring back."""
     begin(world, "a")
     world.rotate("acme")
     world.run()

@@ -1,8 +1,8 @@
 """A thief with an old API key who may write to the bucket, during a run (SPEC 5.5).
 
-He puts back a keyring from before a rotation, or removes it, and then does what the old API key
-allowed: he reads through the gateway and requests a rotation to a key of his own. Meanwhile the
-load goes on. He always puts the newest keyring back, as an operator would restore it.
+The thief puts back a keyring from before a rotation, or removes it, and then does what the old API
+key allowed: reads through the gateway, and a rotation to a new key. Meanwhile the load goes on.
+In the end, the newest keyring is always put back, as an operator would restore it.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ _GATEWAY_TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 @dataclass
 class Theft:
-    """One theft: what the thief did, and what he saw.
+    """One theft: what the thief did, and what came of it.
 
     Attributes:
         project: The project whose keyring was rolled back or removed.
         kind: One of `schedule.THEFTS`.
         generation: The one that was put back.
         newest: The one that had been accepted.
-        request: The rotation that he requested meanwhile.
+        request: The rotation that the thief requested meanwhile.
         answer: The code or the type of the event that answered it.
-        responses: The gateway's to his old API key, each with its number.
+        responses: The gateway's to the old API key, each with its number.
         refusals: Refusals in the log of each kind of process.
         problems: What must not have happened.
     """
@@ -94,7 +94,7 @@ class Thief:
     _early: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def steal(self, action: Action) -> None:
-        """Set a project's keyring back or remove it, try what helps a thief, and put it back."""
+        """Roll a project's keyring back or remove it, try what helps a thief, and restore it."""
         async with self._one_at_a_time:
             tenant = self.operator.tenants[action.to]
             newest = await self._settled(tenant.project)
@@ -139,7 +139,7 @@ class Thief:
             await asyncio.sleep(_PAUSE_S)
 
     def _rotation(self, tenant: Tenant, generation: int) -> SignedRequest:
-        """A rotation to a key of the thief's own, which a publisher signs for him."""
+        """A rotation to a new key of the thief's, which a publisher signs."""
         document = rq.rotation(
             self.deployment, tenant.project, new_api_key(), expected_generation=generation
         )

@@ -291,8 +291,8 @@ class EventWaiter:
         return (
             f"no event of {request_id} in {timeout_s:g} s: no worker has served the request yet, "
             f"or the workers do not know publisher {self._publisher!r} with this key in deployment "
-            f"{self._verifier.deployment!r}. In that case it is in {UNSIGNED_DEAD_QUEUE}: see "
-            "`keyturn dead list`"
+            f"{self._verifier.deployment!r}. In that case the request is in "
+            f"{UNSIGNED_DEAD_QUEUE}: see `keyturn dead list`"
         ) + (f". {ignored} events were ignored: no event key verifies them" if ignored else "")
 
     async def progress(

@@ -152,7 +152,7 @@ async def test_a_publisher_that_the_workers_do_not_know_learns_where_to_look(
         deployment = cli.deployment.worker_env()["KEYTURN_DEPLOYMENT"]
         named = f"do not know publisher 'stranger' with this key in deployment '{deployment}'"
         assert named in sent.stderr
-        assert "it is in keyturn.unsigned.dead: see `keyturn dead list`" in sent.stderr
+        assert "the request is in keyturn.unsigned.dead: see `keyturn dead list`" in sent.stderr
         assert "stranger" not in sent.stdout  # once is enough
         listed = document(await cli.arun("dead", "list", "--json"))
     assert [(row["queue"], row["code"]) for row in listed] == [

@@ -218,7 +218,7 @@ async def test_a_removed_keyring_can_be_replaced_by_adoption_alone(scene: Scene)
 async def test_a_worker_killed_between_put_and_mark_leaves_no_gap(
     broker: Servers, ceph: S3Server, kind: str
 ) -> None:
-    """Whoever reads its keyring next marks it: then the one before is contradicted."""
+    """The next process that reads its keyring marks it. Then the one before is contradicted."""
     deployment = await new_deployment(broker, ceph)
     name = f"killed-{kind}"
     async with serving(deployment) as scene:

@@ -621,7 +621,7 @@ async def test_a_forged_copy_of_an_awaited_mark_does_not_end_the_wait(broker: Br
 
 
 async def test_a_replaced_stream_must_show_the_marks_again(broker: Broker) -> None:
-    """Whoever deletes the stream brings no old keyring back."""
+    """An attacker who deletes the stream brings no old keyring back."""
     broker.append_mark(3)
     broker.append_mark(1, project="other")
     async with loaded(stream_of()) as stream:
