@@ -32,6 +32,7 @@ class FakeWitness:
         self.published: list[tuple[str, Mark]] = []
         self.stream: list[tuple[str, Mark]] = []
         self.is_current = True
+        self.is_back = False
         self.is_gateway = False
         self.before_publish: Callable[[], Awaitable[object]] | None = None
         self.signed_anew = 0
@@ -40,6 +41,9 @@ class FakeWitness:
     def check_current(self, project: str) -> None:
         if not self.is_current or self.table.find_lost(project) is not None:
             raise MarksUnavailableError("not current")
+
+    async def become_current(self) -> None:
+        self.is_current = self.is_current or self.is_back
 
     def accepts(self, finding: Finding) -> bool:
         return self.is_gateway and finding is Finding.UNMARKED

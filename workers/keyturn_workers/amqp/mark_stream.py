@@ -12,7 +12,7 @@ import asyncio
 import math
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
@@ -37,6 +37,7 @@ from keyturn_workers.keyring.model import Keyring
 from keyturn_workers.storage.clock import boottime_s
 
 _TIMEOUT_S: Final = 10.0
+_CATCH_UP_S: Final = 5.0
 # A consumer at the end of the stream that shows nothing for this long shows nothing at all. At a
 # start the stream is probably empty, and a message too many does no harm. A process that adds no
 # marks cannot make sure by a message of its own, so it waits longer.
@@ -130,6 +131,17 @@ class MarkStream:
                 f"{MARKS_STREAM} was replaced, and lacks the mark of {project}; "
                 "see `keyturn recover`"
             )
+
+    async def become_current(self) -> None:
+        """Catch up if it is not current: the broker may just be back. Waits a few seconds at most.
+
+        Without this, the messages that a broker delivers after its start would all be put off.
+        """
+        if self._signing_key is None or self.is_current:
+            return
+        with suppress(TimeoutError, MarksUnavailableError):
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self.catch_up()
 
     def accepts(self, finding: Finding) -> bool:
         """Whether a keyring with this finding may be used as it is."""

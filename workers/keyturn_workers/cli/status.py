@@ -124,7 +124,7 @@ async def _show_overview(
     async with (
         open_bucket(settings, max_connections=CONCURRENCY + _SPARE_CONNECTIONS) as storage,
         open_report_keys(settings, storage, "status") as keys,
-        _open_marks() as marks,
+        _open_marks() as (marks, problem),
     ):
         table = None if marks is None else marks.stream.table
         index = await read_records(storage, keys, project=project, table=table)
@@ -134,6 +134,8 @@ async def _show_overview(
         if objects:
             census = await take_census(storage, keys, index.generations, project=project)
             await mark_rolled_back(storage, keys, index.keyrings, census)
+    if problem is not None:
+        note(f"keyrings were not compared with their marks: {problem}")
     document = {
         "act_now": [] if marks is None else _act_now(index),
         "marks_by_event_key": marks and marks_by_key(marks.stream, marks.keys),
@@ -160,17 +162,17 @@ class _Marks:
 
 
 @asynccontextmanager
-async def _open_marks() -> AsyncIterator[_Marks | None]:
-    """The marks of keyrings; None, and a note, if they cannot be read."""
+async def _open_marks() -> AsyncIterator[tuple[_Marks | None, str | None]]:
+    """The marks of keyrings, or why they cannot be read."""
     async with AsyncExitStack() as stack:
-        marks = None
+        marks = problem = None
         try:
             settings = AuditReaderSettings.read()
             keys = settings.event_public_key
             marks = _Marks(await stack.enter_async_context(open_marks(settings, keys)), keys)
         except (SettingsError, CommandError) as exc:
-            note(f"keyrings were not compared with their marks: {exc}")
-        yield marks
+            problem = str(exc)
+        yield marks, problem
 
 
 def _act_now(index: RecordIndex) -> list[Row]:

@@ -7,7 +7,7 @@ within `SHUTDOWN_GRACE_S`, and exits with status 0.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ import structlog
 from starlette.types import ASGIApp
 
 from keyturn.crypto import Secret
-from keyturn.errors import StorageUnavailableError
+from keyturn.errors import EventsUnavailableError, StorageUnavailableError
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
 from keyturn.publisher.broker_address import BrokerAddress
@@ -67,6 +67,8 @@ _UPLOAD_SLOT_WAIT_S: Final = 30.0
 _V0_SLOT_WAIT_S: Final = 5.0
 # How long a request waits for a broker at its alarm, so that its 503 comes within a second.
 _ALARM_TIMEOUT_S: Final = 0.5
+# How long a start waits for the marks of keyrings, if the broker is there.
+_MARKS_WAIT_S: Final = 3.0
 # A read is tried again for 5 seconds.
 _TLS_CHECK_S: Final = 10.0
 
@@ -149,6 +151,9 @@ async def open_app(
     ):
         await asyncio.gather(check_broker_tls(publisher), _check_storage_tls(settings, storage))
         await stack.enter_async_context(following(marks))
+        with suppress(TimeoutError, EventsUnavailableError):
+            async with asyncio.timeout(_MARKS_WAIT_S):
+                await marks.load()
         routes = _routes(settings, storage, publisher, keys, metrics, marks)
         purging = asyncio.create_task(keys.purge_periodically())
         try:

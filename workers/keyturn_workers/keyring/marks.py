@@ -260,6 +260,9 @@ class Witness(Protocol):
             MarksUnavailableError: it does not, so nothing may be stored or changed.
         """
 
+    async def become_current(self) -> None:
+        """Wait a moment, if the newest marks are not known; what came of it, a check says."""
+
     def accepts(self, finding: Finding) -> bool:
         """Whether a keyring with this finding may be used as it is.
 

@@ -103,6 +103,8 @@ class KeyringReader:
             MarksUnavailableError, UnknownMasterKeyError, KmsUnavailableError,
             StorageUnavailableError: try again later.
         """
+        if self._witness is not None:
+            await self._witness.become_current()
         snapshot = self.get_cached(project)
         if snapshot is not None:
             self._renew_in_background(project, snapshot)
@@ -228,6 +230,8 @@ class KeyringReader:
 
     async def _request_once(self, project: str, entry: CacheEntry) -> KeyringSnapshot | None:
         """One read; None if the keyring has changed meanwhile, by a mark that arrived."""
+        if self._witness is not None:
+            await self._witness.become_current()
         since = 0 if self._witness is None else self._witness.table.received
         sent_s = self.clock.local_s()
         try:

@@ -479,6 +479,18 @@ async def test_catching_up_needs_a_look_that_began_later(broker: Broker) -> None
         assert broker.looks == looks + 1
 
 
+async def test_it_becomes_current_when_a_read_needs_it(broker: Broker) -> None:
+    async with loaded(stream_of()) as stream:
+        looks = broker.looks
+        await stream.become_current()
+        assert broker.looks == looks
+        broker.now_s += LEASE_S + 1
+        assert not current(stream)
+        await asyncio.gather(*(stream.become_current() for _ in range(50)))
+        assert current(stream)
+        assert broker.looks == looks + 1
+
+
 async def test_callbacks_get_each_new_highest_mark_once(broker: Broker) -> None:
     broker.append_mark(2)
     stream = stream_of()

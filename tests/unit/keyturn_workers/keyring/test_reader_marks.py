@@ -392,6 +392,15 @@ async def test_a_reader_that_is_not_current_returns_nothing(
         await read(on)
 
 
+async def test_a_read_waits_for_a_witness_that_is_just_back() -> None:
+    """After a restart of the broker, no delivery is put off for marks that are about to come."""
+    on = On()
+    on.put_marked(replace(keyring(), serial=1))
+    for read in (on.reader.read_fresh, on.reader.read_recent):
+        on.witness.is_current, on.witness.is_back = False, True
+        assert (await read("acme")).keyring.serial == 1
+
+
 async def test_a_listing_does_not_renew_a_keyring_while_the_reader_is_not_current() -> None:
     on = On()
     on.put_marked(replace(keyring(), serial=1))
