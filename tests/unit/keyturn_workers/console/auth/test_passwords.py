@@ -91,7 +91,7 @@ def quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_refusals")
-async def test_made_up_names_keep_nobody_out(file: PasswordFile) -> None:
+async def test_made_up_names_keep_no_one_out(file: PasswordFile) -> None:
     """60 attempts a minute did, by anyone who reaches the console."""
     hasher = _Counting()
     passwords = Passwords(file, hasher)
