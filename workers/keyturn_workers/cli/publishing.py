@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from keyturn.errors import CodedError
+from keyturn.errors import CodedError, KeyringRolledBackError
 from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import Event, Failed, Rejected, RotationAccepted
 from keyturn.publisher import (
@@ -49,8 +49,12 @@ class PendingRequest:
         """Delete the file of an API key that was generated for this request, if it was refused.
 
         Only for the refusal of the only attempt: after anything else, the project may have the key.
+        It may also have it where its keyring was rolled back: the request may have been served
+        before that, and been delivered again.
         """
-        if saved_to is not None and isinstance(event, Rejected) and not self.repeated:
+        if saved_to is None or not isinstance(event, Rejected) or self.repeated:
+            return
+        if event.code != KeyringRolledBackError.code:
             saved_to.unlink(missing_ok=True)
             note(f"{saved_to} deleted: the request was refused, so its API key opens nothing")
 

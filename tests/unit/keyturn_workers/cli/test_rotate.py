@@ -129,6 +129,18 @@ def test_without_a_definite_refusal_the_key_file_stays(
     assert _sent_key(fake) == target.read_text().strip()
 
 
+def test_a_rolled_back_keyring_leaves_the_key_file(fake: Commands, tmp_path: Path) -> None:
+    """The rotation may have been done before that, and delivered again: then it is the key."""
+    target = tmp_path / "new"
+    fields = {"code": "keyring_rolled_back", "detail": "its mark is at serial 3"}
+    fake.publisher.script = lambda rotation_id: [
+        event("rotation.rejected", rotation_id=rotation_id, **fields)
+    ]
+    result = fake.run("rotate", "acme", "--generate", "--save-to", str(target))
+    assert result.exit_code == 1
+    assert _sent_key(fake) == target.read_text().strip()
+
+
 def test_an_accepted_rotation_keeps_the_key_file_even_if_its_sweep_fails(
     fake: Commands, tmp_path: Path
 ) -> None:
