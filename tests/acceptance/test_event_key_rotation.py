@@ -1,8 +1,8 @@
 """The event key is replaced while workers, publishers and a rotation run (SPEC 6.3, 6.10).
 
 The order is that of docs/howto/rotate-event-key.md: readers get the new public key, then one
-worker after the other gets the new seed, then the workers lose the old seed, then the readers
-the old public key.
+worker after the other gets the new seed, then a sweep of all projects signs the marks of keyrings
+anew, then the workers lose the old seed, then the readers the old public key.
 """
 
 from __future__ import annotations
@@ -211,7 +211,10 @@ async def test_the_event_key_is_replaced_while_requests_are_served(
             assert isinstance(await publisher.wait(rotation_id), RotationAccepted)
             await _replace_seeds(fleet, held[0], publisher)
             end = await publisher.wait_completed(rotation_id, timeout_s=60)
-            # 3. Workers hold the new seed alone.
+            # 3. The marks of all keyrings are signed anew, by the new seed.
+            everything = await publisher.wait_completed(await publisher.sweep("*"), timeout_s=60)
+            assert isinstance(everything, SweepCompleted)
+            # 4. Workers hold the new seed alone.
             for at in range(2):
                 await fleet.restart(at, new)
             await _next_stored(fleet.signed_by_new)
@@ -262,7 +265,7 @@ def _check_evidence(deployment: Deployment, old: bytes, new: bytes) -> None:
         for s3_key in stored_objects.list_keys(deployment, evidence_prefix("acme"))
     )
     chain = verify_chain(files, keys, deployment=deployment.name, project="acme")
-    assert [each.predicate.kind for each in chain] == ["rotation", "sweep"]
+    assert [each.predicate.kind for each in chain] == ["rotation", "sweep", "sweep"]
     assert chain[-1].key_id == keys[0].id
     with pytest.raises(RetiredEventKeyError):  # as if the old key were the current one still
         verify_chain(files, keys[::-1], deployment=deployment.name, project="acme")
@@ -271,7 +274,7 @@ def _check_evidence(deployment: Deployment, old: bytes, new: bytes) -> None:
 
 
 async def _check_forged(fleet: _Fleet, believer: Publisher) -> None:
-    """4. Readers drop the old public key: what the old seed signs is refused from then on."""
+    """5. Readers drop the old public key: what the old seed signs is refused from then on."""
     deployment, began, wire = fleet.scene.deployment, datetime.now(UTC), fleet.signed_by_new
     async with Publisher.open(_reader(deployment, fleet.new)) as publisher:
         upload_id = await publisher.upload("acme", "last", MARKER)
