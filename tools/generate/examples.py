@@ -66,8 +66,7 @@ def marks() -> dict[str, dict[str, Document]]:
         "at": REQUESTED_AT,
     }
     first = mark | {"serial": 0, "generation": 1}
-    recovered = mark | {"serial": 8, "recovery": RECOVERY_ID}
-    return {"keyring.marked": {"changed": mark, "first-use": first, "recovered": recovered}}
+    return {"keyring.marked": {"changed": mark, "first-use": first}}
 
 
 def requests(sealed: Document) -> dict[str, dict[str, Document]]:

@@ -151,6 +151,7 @@ def _of_status_reports(valid: Document) -> Iterator[Case]:
 def _of_marks(valid: Document) -> Iterator[Case]:
     yield _changed(valid, "serial-negative", "a count", serial=-1)
     yield _changed(valid, "serial-as-text", "a number", serial="7")
+    yield _changed(valid, "serial-too-high", "at most 63 bits", serial=2**63)
     yield _changed(valid, "generation-zero", "generations begin at 1", generation=0)
     yield _changed(valid, "digest-upper-case", "hex in lower case", digest="A" * 64)
     yield _changed(valid, "digest-short", "64 hex digits", digest="5f")

@@ -12,11 +12,9 @@ from pydantic import Field, ValidationError
 from keyturn.errors import MalformedRequestError
 from keyturn.messages.events import EventModel
 from keyturn.messages.fields import (
-    Count,
     Generation,
     Project,
     RequestDigest,
-    RequestId,
     ShortName,
     Time,
 )
@@ -37,18 +35,16 @@ class KeyringMarked(EventModel):
         kek_id: The id of the current user KEK.
         master_key: The id of the master key that the record names.
         at: When the mark was published.
-        recovery: The id of the request by which an operator accepted a restored keyring.
     """
 
     type: Literal["keyring.marked"] = "keyring.marked"
     project: Project
-    serial: Count
+    serial: Annotated[int, Field(ge=0, lt=2**63)]
     digest: RequestDigest
     generation: Generation
     kek_id: KekId
     master_key: ShortName
     at: Time
-    recovery: RequestId | None = None
 
 
 MARK_MODELS: Final[dict[str, type[KeyringMarked]]] = {KEYRING_MARKED: KeyringMarked}

@@ -83,6 +83,7 @@ _LOSSES_OF_PROOF: Final = 2
 _KNOWN_AGAIN_S: Final = 5.0
 _NEWEST_S: Final = 1.0
 _OFFSET_HEADER: Final = "x-stream-offset"
+_NO_OFFSET: Final = -1
 _HEADERS: Final = (SIGNATURE_HEADER, EVENT_KEY_HEADER, TRACEPARENT_HEADER)
 _NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
 _START_A_WORKER: Final = "; start one"
@@ -526,7 +527,10 @@ async def last_offset(
                     while isinstance(message := await messages.get(), _Delivery):
                         if last is None:
                             waiting.reschedule(asyncio.get_running_loop().time() + newest_s)
-                        last = message.record.offset
+                        if message.record.offset != _NO_OFFSET:
+                            last = message.record.offset
+                        elif last is not None:
+                            last += 1
                         await message.ack()
     except _UndecodableError:
         return last
@@ -597,9 +601,8 @@ def _delivery(message: DeliveredMessage) -> _Delivery | _Loss:
         return _Loss.CONNECTION
     if not isinstance(offset, int):
         # The broker sets it too: a decoder that reads what it cannot decode as empty headers, as
-        # that of a gateway or a command does, has lost it.
-        _log.debug("a message without an offset was delivered")
-        return _Loss.UNDECODABLE
+        # that of a worker, a gateway or a command does, has lost it.
+        offset = _NO_OFFSET
     signature, key_id, traceparent = (_text(headers, name) for name in _HEADERS)
     record = StreamRecord(offset, message.body, signature, key_id, traceparent)
     return _Delivery(record, partial(message.channel.basic_ack, tag, multiple=True))
@@ -628,8 +631,15 @@ async def _drain(
     """
     unacknowledged = 0
     while isinstance(message := await messages.get(), _Delivery):
-        yield message.record
-        first = message.record.offset + 1
+        record = message.record
+        if record.offset == _NO_OFFSET:
+            if first is None:
+                raise _UndecodableMessageError(None)
+            # A stream is delivered without gaps, so this is its place. Reading it by itself, as
+            # what breaks a connection, would let a few hundred of them stop every reader.
+            record = StreamRecord(first, record.body, "")
+        yield record
+        first = record.offset + 1
         unacknowledged += 1
         if unacknowledged >= ack_every:
             with normalize_connection_errors(), _undecodable_errors():

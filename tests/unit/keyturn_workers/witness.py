@@ -39,14 +39,21 @@ class FakeWitness:
         self._callbacks: list[Callable[[str, Mark], None]] = []
 
     def check_current(self, project: str) -> None:
+        if self.is_gateway:
+            return
         if not self.is_current or self.table.find_lost(project) is not None:
             raise MarksUnavailableError("not current")
 
     async def become_current(self) -> None:
         self.is_current = self.is_current or self.is_back
 
+    async def require_current(self) -> None:
+        if not self.is_current:
+            raise MarksUnavailableError("not current")
+
     def accepts(self, finding: Finding) -> bool:
-        return self.is_gateway and finding is Finding.UNMARKED
+        is_unread = finding is Finding.UNKNOWN and not self.is_current
+        return self.is_gateway and (finding is Finding.UNMARKED or is_unread)
 
     async def catch_up(self) -> None:
         if not self.is_current:

@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 
 import orjson
 import structlog
+from aiormq.exceptions import ChannelAccessRefused
 
 from keyturn.crypto import MarkVerifier, SigningKey, VerifyKey
 from keyturn.errors import (
@@ -38,12 +39,13 @@ from keyturn_workers.storage.clock import boottime_s
 
 _TIMEOUT_S: Final = 10.0
 _CATCH_UP_S: Final = 5.0
+_CATCH_UP_OF_GATEWAY_S: Final = 0.5
 # A consumer at the end of the stream that shows nothing for this long shows nothing at all. At a
 # start the stream is probably empty, and a message too many does no harm. A process that adds no
 # marks cannot make sure by a message of its own, so it waits longer.
 _SILENCE_S: Final = 0.5
 _SILENCE_AT_START_S: Final = 0.1
-_SILENCE_OF_READER_S: Final = 2.0
+_SILENCE_OF_READER_S: Final = 1.0
 _NEWEST_S: Final = 0.1
 _LOOK_AGAIN_S: Final = 0.5
 _LOOK_AGAIN_MAX_S: Final = 5.0
@@ -98,6 +100,7 @@ class MarkStream:
         self._publishing = self._reading.separate()
         self._offset = -1
         self._has_gap = False
+        self._is_refused = False
         self._looking = asyncio.Lock()
         self._advanced = asyncio.Event()
         self._current_s: float | None = None
@@ -137,11 +140,26 @@ class MarkStream:
 
         Without this, the messages that a broker delivers after its start would all be put off.
         """
-        if self._signing_key is None or self.is_current:
-            return
-        with suppress(TimeoutError, MarksUnavailableError):
-            async with asyncio.timeout(_CATCH_UP_S):
-                await self.catch_up()
+        if self._signing_key is not None:
+            await self._become_current(_CATCH_UP_S)
+
+    async def require_current(self) -> None:
+        """Check that a gateway knows the newest marks, before it publishes for an API key.
+
+        If it lacks the permission to read them, it does without.
+
+        Raises:
+            MarksUnavailableError: it does not know them.
+        """
+        await self._become_current(_CATCH_UP_OF_GATEWAY_S)
+        if not self.is_current and not self._is_refused:
+            raise MarksUnavailableError("the newest marks of keyrings are not known")
+
+    async def _become_current(self, timeout_s: float) -> None:
+        if not self.is_current:
+            with suppress(TimeoutError, MarksUnavailableError):
+                async with asyncio.timeout(timeout_s):
+                    await self.catch_up()
 
     def accepts(self, finding: Finding) -> bool:
         """Whether a keyring with this finding may be used as it is."""
@@ -181,7 +199,6 @@ class MarkStream:
             kek_id=keyring.current.kek_id,
             master_key=keyring.master_key,
             at=format_time(datetime.now(UTC)),
-            recovery=keyring.recovery,
         )
         read_back = self._awaited[state] = asyncio.Event()
         try:
@@ -254,7 +271,7 @@ class MarkStream:
     async def _follow(self) -> None:
         pause_s = _LOOK_AGAIN_S
         while True:
-            following = follow(self._reading, "first", MARKS_STREAM, note_problem=self._note)
+            following = follow(self._reading, 0, MARKS_STREAM, note_problem=self._note)
             try:
                 async with aclosing(following) as records:
                     async for record in records:
@@ -262,6 +279,7 @@ class MarkStream:
             except EventsUnavailableError as exc:
                 # Nothing was read. A gateway may lack the permission for as long as it runs.
                 self._note(str(exc))
+                self._is_refused = isinstance(exc.__cause__, ChannelAccessRefused)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LOOK_AGAIN_MAX_S)
 
@@ -300,9 +318,7 @@ class MarkStream:
         if signer is None:
             _log.warning("ignored a mark that is not signed", offset=record.offset)
             return
-        if self.table.receive(
-            project, mark, recovered=message.recovery is not None, at=parse_time(message.at)
-        ):
+        if self.table.receive(project, mark, at=parse_time(message.at)):
             self._note_signer(project, signer, record.body)
             if known != mark:
                 for forget in self._callbacks:

@@ -7,6 +7,7 @@ changed, nothing is done: a request that an attacker sends again finds the mark 
 
 import hashlib
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from keyturn.errors import GenerationMismatchError, StorageUnavailableError
@@ -26,6 +27,8 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
 _MAX_ATTEMPTS: Final = 8
+# A worker that dies before it has marked what it put leaves its request to be delivered again.
+_MARKED_WITHIN: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,17 @@ class Recoverer:
             MarksUnavailableError, StorageUnavailableError, UnknownMasterKeyError,
             KmsUnavailableError: try again later.
         """
+        has_put = False
         for _ in range(_MAX_ATTEMPTS):
             await self._witness.catch_up()
             record = await self._read(request.project)
-            if await self._is_recovered(record, request):
+            if await self._is_recovered(record, request, has_put=has_put):
                 return record.keyring
             self._check(record, request)
             known, lost = self._marks(request.project)
             serials = [mark.serial for mark in (known, lost, record.mark) if mark is not None]
             # Won or lost, it is read again: what was put must be marked.
-            await replace_keyring(
+            has_put |= await replace_keyring(
                 self._storage,
                 replace(record.keyring, serial=max(serials)),
                 record.etag,
@@ -91,15 +95,23 @@ class Recoverer:
         """
         await self._witness.catch_up()
         record = await self._read(request.project)
-        return record.keyring if await self._is_recovered(record, request) else None
+        is_recovered = await self._is_recovered(record, request, has_put=False)
+        return record.keyring if is_recovered else None
 
-    async def _is_recovered(self, record: _Record, request: RecoverRequested) -> bool:
-        """Whether this request put the keyring; marks it, if the worker that did could not."""
+    async def _is_recovered(
+        self, record: _Record, request: RecoverRequested, *, has_put: bool
+    ) -> bool:
+        """Whether this request put the keyring; marks it, if the worker that did could not.
+
+        An old one does not, where no mark is left: after the loss of a broker it would bring back
+        what was recovered once, and has been changed since.
+        """
         if record.keyring.recovery != request.request_id:
             return False
         known, lost = self._marks(request.project)
         newest = _highest(known, lost)
-        if newest is None or record.mark.serial > newest.serial:
+        is_recent = datetime.now(UTC) - request.requested_at_instant < _MARKED_WITHIN
+        if has_put or is_recent if newest is None else record.mark.serial > newest.serial:
             await self._witness.publish(record.keyring, record.mark)
             known, _ = self._marks(request.project)
         return known == record.mark

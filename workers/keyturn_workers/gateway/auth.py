@@ -155,6 +155,17 @@ class Authenticator:
         credential = ApiKeyCredential(self.derive_kek(api_key, name))
         return await self._authenticate(project, credential, self._cache_s, began)
 
+    async def require_marks(self) -> None:
+        """Check that the marks of keyrings are known, before a request is published.
+
+        What a rolled-back keyring admits to read, its thief could read before. But what is
+        published for an old API key would be done in its owner's name.
+
+        Raises:
+            MarksUnavailableError: they are not known.
+        """
+        await self._keyrings.require_current()
+
     async def authenticate_link(
         self, project: str, object_key: str | None, link: Link | None
     ) -> Caller:

@@ -118,6 +118,8 @@ class ObjectRoutes:
         if query.is_link and scope["method"] in _READ_METHODS:
             caller = await self._auth.authenticate_link(project, object_key, query.link())
         else:
+            if scope["method"] not in _READ_METHODS:
+                await self._auth.require_marks()
             authorization = request.headers.getlist("authorization")
             caller = await self._auth.authenticate(project, authorization)
         if object_key is None:

@@ -114,6 +114,7 @@ class RotationRoutes:
 
     async def post(self, request: Request) -> Response:
         """Publish a rotation to the API key in the body."""
+        await self._auth.require_marks()
         caller = await self._authenticate(request)
         # Not earlier: a wrong key must learn nothing, not even how this gateway is set up.
         if not self._allowed:

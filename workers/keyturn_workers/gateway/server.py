@@ -68,7 +68,7 @@ _V0_SLOT_WAIT_S: Final = 5.0
 # How long a request waits for a broker at its alarm, so that its 503 comes within a second.
 _ALARM_TIMEOUT_S: Final = 0.5
 # How long a start waits for the marks of keyrings, if the broker is there.
-_MARKS_WAIT_S: Final = 3.0
+_MARKS_WAIT_S: Final = 10.0
 # A read is tried again for 5 seconds.
 _TLS_CHECK_S: Final = 10.0
 

@@ -117,15 +117,12 @@ class MarkTable:
         self._lost: dict[str, bytes] = {}
         self.received = 0
 
-    def receive(
-        self, project: str, mark: Mark, *, recovered: bool = False, at: datetime = _EPOCH
-    ) -> bool:
+    def receive(self, project: str, mark: Mark, *, at: datetime = _EPOCH) -> bool:
         """Take the next mark of the stream; returns whether it is the project's highest now.
 
         Of several marks with one serial the first counts, and none lowers a serial: a mark that
         is published again, or by a worker on another branch, changes nothing.
 
-        `recovered`: an operator accepted this state, so it replaces what a lost stream had.
         `at`: when the mark was published.
         """
         self.received += 1
@@ -140,7 +137,7 @@ class MarkTable:
             mark.digest,
         )
         lost = self.find_lost(project)
-        if lost is not None and (recovered or mark == lost or mark.serial > lost.serial):
+        if lost is not None and (mark == lost or mark.serial > lost.serial):
             del self._lost[project]
         return True
 
@@ -168,6 +165,9 @@ class MarkTable:
 
     def compare(self, project: str, read: Mark, since: int) -> Finding:
         """Compare a read that noted `received` as `since` before it began."""
+        lost = self.find_lost(project)
+        if lost is not None and read != lost and read.serial <= lost.serial:
+            return Finding.ROLLED_BACK
         packed = self._marks.get(project)
         if packed is None:
             return compare(read, None, began_after=True)
@@ -262,6 +262,13 @@ class Witness(Protocol):
 
     async def become_current(self) -> None:
         """Wait a moment, if the newest marks are not known; what came of it, a check says."""
+
+    async def require_current(self) -> None:
+        """Check that the newest marks are known, in a gateway too.
+
+        Raises:
+            MarksUnavailableError: they are not.
+        """
 
     def accepts(self, finding: Finding) -> bool:
         """Whether a keyring with this finding may be used as it is.

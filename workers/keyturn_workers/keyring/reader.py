@@ -221,6 +221,15 @@ class KeyringReader:
         if self._witness is not None:
             await self._witness.sign_anew()
 
+    async def require_current(self) -> None:
+        """Check that the newest marks are known, for a gateway, which reads without them too.
+
+        Raises:
+            MarksUnavailableError: they are not.
+        """
+        if self._witness is not None:
+            await self._witness.require_current()
+
     async def _request(self, project: str, entry: CacheEntry) -> KeyringSnapshot:
         for _ in range(_MAX_ATTEMPTS):
             snapshot = await self._request_once(project, entry)
@@ -253,9 +262,8 @@ class KeyringReader:
         else:
             keyring = await parse_keyring(body, project, self._keys)
             desired = keyring.desired(await self._keys.admin_kek(keyring.master_key, project))
-        if not await self._is_marked(
-            keyring, Mark(keyring.serial, digest, keyring.current.generation), since
-        ):
+        mark = Mark(keyring.serial, digest, keyring.current.generation)
+        if not await self._is_marked(keyring, mark, since):
             self._cache.invalidate(entry)
             return None
         leased = trust.agrees and received_s - sent_s <= self.clock.max_read_s
@@ -269,7 +277,13 @@ class KeyringReader:
             leased=leased,
             proves=leased and trust.proves,
         )
-        self._cache.store(project, entry, snapshot, digest, len(body))
+        if self._witness is not None and (
+            self._witness.table.compare(project, mark, since) is Finding.UNKNOWN
+        ):
+            # A gateway uses it until it knows the marks, and must not remember it for longer.
+            self._cache.invalidate(entry)
+        else:
+            self._cache.store(project, entry, snapshot, digest, len(body))
         return snapshot
 
     async def _is_marked(self, keyring: Keyring, read: Mark, since: int) -> bool:

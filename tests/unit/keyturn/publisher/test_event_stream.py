@@ -67,6 +67,14 @@ class _Broker:
             if offset >= place:
                 queue.put_nowait(self._log[-1][1])
 
+    def write_without_offset(self) -> None:
+        """Its headers cannot be decoded, and are read as empty ones."""
+
+        async def ack() -> None: ...
+
+        record = event_stream.StreamRecord(event_stream._NO_OFFSET, b"junk", "")
+        self._log.append((_NOW, event_stream._Delivery(record, ack)))
+
     def lose(self) -> None:
         for _, queue in self._consumers:
             queue.put_nowait(event_stream._Loss.CONNECTION)
@@ -238,6 +246,18 @@ async def test_an_offset_is_gone_to_at_once(broker: _Broker) -> None:
         broker.write()
     assert await _read(2, 1) == [1, 2]
     assert broker.starts == [1]
+
+
+async def test_messages_without_an_offset_are_read_in_their_place(broker: _Broker) -> None:
+    """A few hundred of them must not stop a reader that looks at each by itself."""
+    for _ in range(300):
+        broker.write_without_offset()
+    broker.write()
+    assert await _read(301, 0) == [*range(301)]
+    assert broker.starts == [0]
+    assert await event_stream.last_offset(_LINK, "keyturn.events", newest_s=0.01) == 300
+    broker.write_without_offset()
+    assert await event_stream.last_offset(_LINK, "keyturn.events", newest_s=0.01) == 301
 
 
 async def test_a_message_that_cannot_be_decoded_is_skipped(broker: _Broker) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -73,11 +72,10 @@ class Broker:
         project: str = "acme",
         key: SigningKey = CURRENT,
         deployment: str = "default",
-        recovery: str | None = None,
         skipped: int = 0,
     ) -> bytes:
         """Put a signed mark on the stream; returns its body."""
-        body = mark_body(serial, digest, project=project, recovery=recovery)
+        body = mark_body(serial, digest, project=project)
         self.append(body, key.sign_mark(deployment, body), key.id, skipped)
         return body
 
@@ -93,9 +91,9 @@ class Broker:
         self._changed = asyncio.Event()
 
     async def follow(
-        self, connection: Any, start: str, stream: str, *, note_problem: Callable[[Any], None]
+        self, connection: Any, start: int, stream: str, *, note_problem: Callable[[Any], None]
     ) -> AsyncGenerator[StreamRecord, None]:
-        assert (connection.broker, start, stream) == (self, "first", MARKS_STREAM)
+        assert (connection.broker, start, stream) == (self, 0, MARKS_STREAM)
         read, generation = 0, self._generation
         note_problem(None)
         while True:
@@ -194,9 +192,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def mark_body(
-    serial: int, digest: bytes = bytes(32), *, project: str = "acme", recovery: str | None = None
-) -> bytes:
+def mark_body(serial: int, digest: bytes = bytes(32), *, project: str = "acme") -> bytes:
     return encode_mark(
         KeyringMarked(
             project=project,
@@ -206,7 +202,6 @@ def mark_body(
             kek_id="0" * 16,
             master_key="m1",
             at=AT,
-            recovery=recovery,
         )
     )
 
@@ -518,17 +513,9 @@ async def test_a_published_mark_is_read_back(broker: Broker) -> None:
         assert stream.table.find("acme") == new
         published = parse_mark(broker.records[-1].body)
         assert published.digest == hashlib.sha256(b"record").hexdigest()
-        assert (published.kek_id, published.recovery) == (ring.current.kek_id, None)
+        assert published.kek_id == ring.current.kek_id
     async with loaded(stream_of()) as other:
         assert other.table.find("acme") == new
-
-
-async def test_a_recovered_keyrings_mark_names_its_request(broker: Broker) -> None:
-    request_id = str(uuid.uuid4())
-    async with loaded(stream_of()) as stream:
-        ring, new = ring_of()
-        await stream.publish(replace(ring, recovery=request_id), new)
-        assert parse_mark(broker.records[-1].body).recovery == request_id
 
 
 async def test_publishing_ends_only_when_the_mark_is_read_back(broker: Broker) -> None:
@@ -655,15 +642,19 @@ async def test_a_replaced_stream_must_show_the_marks_again(broker: Broker) -> No
         stream.check_current("acme")
 
 
-async def test_a_recovered_keyring_is_served_from_a_replaced_stream(broker: Broker) -> None:
+async def test_a_gateway_of_a_replaced_stream_forgets_nothing(broker: Broker) -> None:
+    """An attacker who deletes the stream must not bring back the keyrings that it contradicted."""
     broker.append_mark(3)
-    async with loaded(stream_of()) as stream:
+    async with loaded(stream_of(signing_key=None)) as stream:
         broker.replace()
-        broker.append_mark(2, recovery=str(uuid.uuid4()))
+        broker.append_mark(1, project="other")
         await settle()
         await stream.catch_up()
-        stream.check_current("acme")
-        assert stream.table.find("acme") == mark(2)
+        since = stream.table.received
+        found = [stream.table.compare("acme", mark(serial), since) for serial in (0, 2)]
+        assert found == [Finding.ROLLED_BACK] * 2
+        assert not any(map(stream.accepts, found))
+        assert stream.table.compare("acme", mark(3), since) is Finding.UNKNOWN
 
 
 async def test_an_empty_stream_in_the_place_of_one_with_marks_is_noticed(broker: Broker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,7 +13,7 @@ from keyturn.errors import (
     MarksUnavailableError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import keyring_s3_key
+from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import RecoverRequested
 from keyturn_workers.control import Recoverer
 from keyturn_workers.errors import MissingError
@@ -124,6 +125,24 @@ async def test_an_old_request_that_is_sent_again_does_nothing() -> None:
         with pytest.raises(GenerationMismatchError):
             await on.recoverer.recover(request)
         assert await on.body() == older
+
+
+@pytest.mark.parametrize(("age", "is_done"), [(timedelta(), True), (timedelta(hours=2), False)])
+async def test_after_the_loss_of_a_broker_an_old_request_brings_nothing_back(
+    age: timedelta, *, is_done: bool
+) -> None:
+    """Only a worker that died just now left a keyring that its request has still to mark."""
+    on = _Project()
+    on.put(on.bodies[0])
+    request = on.request(on.bodies[0], requested_at=format_time(datetime.now(UTC) - age))
+    await on.recoverer.recover(request)
+    recoverer = Recoverer(on.storage, _KEYS, witness := FakeWitness(), lease_s=15)
+    if is_done:
+        assert (await recoverer.recover(request)).serial == 4
+    else:
+        with pytest.raises(GenerationMismatchError):
+            await recoverer.recover(request)
+    assert len(witness.published) == is_done
 
 
 @pytest.mark.parametrize("named", ["record", "mark", "no mark"])

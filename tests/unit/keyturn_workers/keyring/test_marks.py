@@ -116,25 +116,24 @@ def test_marks_of_other_projects_do_not_excuse_a_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "recovered", "is_lost"),
+    ("shown", "is_lost"),
     [
-        pytest.param(_mark(5), False, False, id="the-same"),
-        pytest.param(_mark(6, _B), False, False, id="higher"),
-        pytest.param(_mark(4), False, True, id="lower"),
-        pytest.param(_mark(5, _B), False, True, id="another-branch"),
-        pytest.param(_mark(0), False, True, id="none-that-counts"),
-        pytest.param(_mark(2, _B), True, False, id="recovered"),
+        pytest.param(_mark(5), False, id="the-same"),
+        pytest.param(_mark(6, _B), False, id="higher"),
+        pytest.param(_mark(4), True, id="lower"),
+        pytest.param(_mark(5, _B), True, id="another-branch"),
+        pytest.param(_mark(0), True, id="none-that-counts"),
     ],
 )
 def test_a_replaced_stream_must_show_what_the_earlier_one_had(
-    shown: Mark, *, recovered: bool, is_lost: bool
+    shown: Mark, *, is_lost: bool
 ) -> None:
     table = MarkTable()
     table.receive("acme", _mark(5))
     table.begin_again()
     assert table.find("acme") is None
     assert table.find_lost("acme") == _mark(5)
-    table.receive("acme", shown, recovered=recovered)
+    table.receive("acme", shown)
     assert table.find("acme") == shown
     assert table.find_lost("acme") == (_mark(5) if is_lost else None)
 

@@ -440,6 +440,23 @@ async def test_a_gateway_uses_keyrings_that_are_not_marked_yet() -> None:
         await on.serial()
 
 
+async def test_a_gateway_remembers_no_keyring_from_before_it_knew_the_marks() -> None:
+    """Otherwise listings would renew a rolled-back keyring for as long as the gateway runs."""
+    on = On()
+    on.witness.is_gateway, on.witness.is_current = True, False
+    old = on.put(replace(keyring(), serial=1))
+    assert await on.serial() == 1
+    assert on.reader.get_cached("acme") is None
+    with pytest.raises(MarksUnavailableError):
+        await on.reader.require_current()
+    on.witness.is_current = True
+    await on.reader.require_current()
+    on.put_marked(_next(replace(keyring(), serial=1)))
+    on.put_bytes(old)
+    with pytest.raises(KeyringContradictedError):
+        await on.reader.read_recent("acme")
+
+
 async def test_marks_that_never_rest_end_in_a_transient_error() -> None:
     on = On()
     on.put(replace(keyring(), serial=1))
