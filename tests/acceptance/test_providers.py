@@ -124,7 +124,8 @@ async def test_from_a_local_key_through_every_provider(
             await asyncio.gather(_upload(fresh, "first"), _upload(fresh, "second"))
             projects.append(fresh)
         await _assert_gateway_opens(deployment, {name: uri}, running, projects)
-        env = deployment.worker_env(**_settings({name: uri}, name)) | _env(running)
+        worker_env = deployment.worker_env(**_settings({name: uri}, name))
+        env = deployment.publisher_env() | worker_env | _env(running)
         status, output = await keyturn(env, "status", "--json")
         assert status == 0, output
         report = json.loads(output)

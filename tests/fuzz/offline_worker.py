@@ -32,6 +32,7 @@ from keyturn_workers.worker.wiring import CONTROL, UPLOAD, Wiring
 from tests.fuzz.valid_messages import OTHER_PROJECT, PROJECT
 from tests.fuzz.wire import FRAME_BYTES
 from tests.unit.keyturn_workers.factories import generation, keyring
+from tests.unit.keyturn_workers.witness import FakeWitness
 from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
@@ -175,7 +176,13 @@ class Worker:
         keys = operator_keys(self._settings.master_keys)
         broker = cast("Any", self.broker)
         process = Wiring(
-            self._settings, self.storage, broker, keys, WorkerMetrics(), audit=self._audit
+            self._settings,
+            self.storage,
+            broker,
+            keys,
+            WorkerMetrics(),
+            audit=self._audit,
+            witness=FakeWitness(),
         )
         publisher, confirmed = process._worker_publisher, ConfirmedPublisher(self.broker)
         publisher._events = publisher._reports = cast("Any", confirmed)
