@@ -208,7 +208,11 @@ async def _fail_reads(client: Client) -> None:
 
 
 async def _disturb_broker(running: WorkerUnderTest) -> None:
-    """A message that comes again, and two that no queue takes: one mandatory, one not."""
+    """A message that comes again, and two that no queue takes: one mandatory, one not.
+
+    And a connection that ends. Prometheus may not have begun to look when the first worker did.
+    """
+    await (await aio_pika.connect(running.deployment.amqp_url)).close()
     source = await running.wire.channel.get_queue(dead_letter_name(UPLOAD_QUEUE), ensure=False)
     async with asyncio.timeout(_TIMEOUT_S):
         comes_again = False
