@@ -153,7 +153,8 @@ class MarkStream:
         """
         await self._become_current(_CATCH_UP_OF_GATEWAY_S)
         if not self.is_current and not self._is_refused:
-            raise MarksUnavailableError("the newest marks of keyrings are not known")
+            problem = f" ({self._problem})" if self._problem else ""
+            raise MarksUnavailableError(f"the newest marks of keyrings are not known{problem}")
 
     async def _become_current(self, timeout_s: float) -> None:
         if not self.is_current:
@@ -284,6 +285,8 @@ class MarkStream:
                 pause_s = min(2 * pause_s, _LOOK_AGAIN_MAX_S)
 
     def _note(self, problem: str | None) -> None:
+        if problem is not None and problem != self._problem:
+            _log.warning("marks cannot be read", problem=problem)
         self._problem = problem
 
     def _take(self, record: StreamRecord) -> None:

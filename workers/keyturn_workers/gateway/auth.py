@@ -155,16 +155,23 @@ class Authenticator:
         credential = ApiKeyCredential(self.derive_kek(api_key, name))
         return await self._authenticate(project, credential, self._cache_s, began)
 
-    async def require_marks(self) -> None:
-        """Check that the marks of keyrings are known, before a request is published.
+    @property
+    def knows_marks(self) -> bool:
+        """Whether a caller who is authenticated now is so by a keyring that no mark contradicts."""
+        return self._keyrings.is_current
+
+    async def with_marks(self, caller: Caller) -> Caller:
+        """Authenticate the caller again once the marks are known, before a request is published.
 
         What a rolled-back keyring admits to read, its thief could read before. But what is
         published for an old API key would be done in its owner's name.
 
         Raises:
             MarksUnavailableError: they are not known.
+            Other errors as `reauthenticate`.
         """
         await self._keyrings.require_current()
+        return await self.reauthenticate(caller)
 
     async def authenticate_link(
         self, project: str, object_key: str | None, link: Link | None

@@ -115,11 +115,10 @@ class ObjectRoutes:
         request = Request(scope, receive)
         project, object_key = parse_object_path(scope["raw_path"])
         query = Query(scope["query_string"])
+        knew_marks = self._auth.knows_marks
         if query.is_link and scope["method"] in _READ_METHODS:
             caller = await self._auth.authenticate_link(project, object_key, query.link())
         else:
-            if scope["method"] not in _READ_METHODS:
-                await self._auth.require_marks()
             authorization = request.headers.getlist("authorization")
             caller = await self._auth.authenticate(project, authorization)
         if object_key is None:
@@ -128,6 +127,8 @@ class ObjectRoutes:
             raise NotFoundError("this is not a valid object key")
         with self._limit.hold(project):
             if (handle := self._handlers.get(scope["method"])) is not None:
+                if not knew_marks:
+                    caller = await self._auth.with_marks(caller)
                 response = await handle(request, caller, object_key)
                 await response(scope, receive, send)
                 return

@@ -114,12 +114,14 @@ class RotationRoutes:
 
     async def post(self, request: Request) -> Response:
         """Publish a rotation to the API key in the body."""
-        await self._auth.require_marks()
+        knew_marks = self._auth.knows_marks
         caller = await self._authenticate(request)
         # Not earlier: a wrong key must learn nothing, not even how this gateway is set up.
         if not self._allowed:
             raise NotPermittedError(_FORBIDDEN)
         with self._limit.hold(caller.project):
+            if not knew_marks:
+                caller = await self._auth.with_marks(caller)
             return await self._post(request, caller)
 
     async def _post(self, request: Request, caller: Caller) -> Response:

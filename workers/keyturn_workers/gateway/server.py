@@ -6,6 +6,7 @@ within `SHUTDOWN_GRACE_S`, and exits with status 0.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ async def open_app(
         AsyncExitStack() as stack,
     ):
         await asyncio.gather(check_broker_tls(publisher), _check_storage_tls(settings, storage))
+        # The reader of marks says once what is wrong; this would be a line for each attempt.
+        logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
         await stack.enter_async_context(following(marks))
         with suppress(TimeoutError, EventsUnavailableError):
             async with asyncio.timeout(_MARKS_WAIT_S):

@@ -253,6 +253,10 @@ class Witness(Protocol):
     def table(self) -> MarkTable:
         """The marks that were received."""
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the process knows the newest marks."""
+
     def check_current(self, project: str) -> None:
         """Check that the process knows the newest marks.
 

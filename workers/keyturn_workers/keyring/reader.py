@@ -221,6 +221,11 @@ class KeyringReader:
         if self._witness is not None:
             await self._witness.sign_anew()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the newest marks are known, or none are needed."""
+        return self._witness is None or self._witness.is_current
+
     async def require_current(self) -> None:
         """Check that the newest marks are known, for a gateway, which reads without them too.
 
@@ -255,7 +260,9 @@ class KeyringReader:
         received_s = self.clock.local_s()
         trust = self.clock.observe(head.date, sent_s, received_s)
         digest = hashlib.sha256(body).digest()
-        last = entry.snapshot if digest == entry.digest else None
+        if digest != entry.digest:
+            self._cache.invalidate(entry)  # it changed, whatever it is now
+        last = entry.snapshot
         # A KEK that may not be used any longer may not be used because the record is the same.
         if last is not None and self._keys.touch(last.desired.master_key, project):
             keyring, desired = last.keyring, last.desired

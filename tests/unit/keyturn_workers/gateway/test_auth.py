@@ -13,6 +13,7 @@ from keyturn.crypto import LinkClaims, Secret, link_token
 from keyturn.errors import (
     CorruptObjectError,
     KeyringRolledBackError,
+    MarksUnavailableError,
     StorageUnavailableError,
     UnauthorizedError,
     UnknownMasterKeyError,
@@ -613,6 +614,27 @@ async def test_a_key_of_a_rolled_back_keyring_opens_nothing(*, removed: bool) ->
         with pytest.raises(KeyringRolledBackError):
             await bench.auth.authenticate("acme", [f"Bearer {key}"])
     assert not witness.published
+
+
+async def test_nothing_is_published_for_an_old_key_before_the_marks_are_known() -> None:
+    """A gateway that just started serves a rolled-back keyring for a moment, for reads alone."""
+    witness = FakeWitness()
+    witness.is_gateway, witness.is_current = True, False
+    bench = Bench(witness=witness)
+    ring = replace(bench.ring, serial=1)
+    bench.write_keyring(ring)
+    body = (await bench.storage.read(keyring_s3_key("acme")))[1]
+    assert not bench.auth.knows_marks
+    caller = await bench.auth.authenticate("acme", [f"Bearer {API_KEY}"])
+    with pytest.raises(MarksUnavailableError):
+        await bench.auth.with_marks(caller)
+    witness.is_current = True
+    witness.receive("acme", mark_of(body))
+    assert (await bench.auth.with_marks(caller)).kek == caller.kek
+    newest = replace(turned_to(bench.ring, NEW_API_KEY), serial=2)
+    witness.receive("acme", mark_of(build_keyring(newest, MASTER_KEYS)))
+    with pytest.raises(KeyringRolledBackError):
+        await bench.auth.with_marks(caller)
 
 
 async def test_a_rolled_back_keyring_costs_no_read_for_each_caller(clock: Clock) -> None:
