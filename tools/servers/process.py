@@ -66,14 +66,26 @@ def remove_scratch(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+_FIRST_PORT = 20_000
+_PORTS = 12_000
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback port that is free now.
+    """A loopback port that is free now, and that this process has not been given before.
 
     It is below the kernel's ephemeral range, so that no outgoing connection uses it while its
-    server restarts.
+    server restarts. Between this call and its server's start, another process of pytest-xdist
+    must not take it: each has a share of its own.
     """
+    shares = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.randint(20_000, 32_000)  # noqa: S311 - no secret, only spread
+        offset = random.randrange(_PORTS // shares)  # noqa: S311 - no secret, only spread
+        port = _FIRST_PORT + share * (_PORTS // shares) + offset
+        if port in _given_ports and len(_given_ports) < _PORTS // shares // 2:
+            continue
+        _given_ports.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
