@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 
 _FAST = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.2"}
-_ACCEPT = ("--accept-restored", "ticket 4711: restored from a backup", "--yes")
+_ACCEPT = ("--accept-restored", "ticket 4711: restored from a backup")
 
 
 async def test_a_restored_keyring_is_refused_shown_and_recovered(cli: Cli, tmp_path: Path) -> None:
@@ -61,10 +61,6 @@ async def test_a_restored_keyring_is_refused_shown_and_recovered(cli: Cli, tmp_p
         assert [(row["project"], row["state"]) for row in state["act_now"]] == [
             ("acme", "rolled_back")
         ]
-        unasked = await cli.arun("recover", "acme", *_ACCEPT[:-1])
-        assert unasked.exit_code == 2
-        assert "needs --yes" in unasked.stderr
-
         shown = await cli.arun("recover", "*", *_ACCEPT)
         assert shown.exit_code == 0, shown.stderr
         assert "rolled_back" in shown.stdout

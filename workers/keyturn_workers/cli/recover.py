@@ -154,10 +154,8 @@ def _report(only: str | None, project: str, problem: str) -> None:
 def _confirm(found: list[MarkedKeyring], *, yes: bool, as_json: bool) -> None:
     if not as_json:
         print_rows(_FOUND, [_row(each) for each in found])
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise typer.BadParameter("without a terminal, recover needs --yes")
+    if yes or not sys.stdin.isatty():
+        return  # `--accept-restored` says it already, and each request names what was found
     which = found[0].project if len(found) == 1 else f"these {len(found)} projects"
     typer.confirm(f"Accept the keyring of {which} as it is now?", abort=True, err=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,10 +10,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 
 from keyturn.crypto import to_base64
 from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.cli import recover
+from keyturn_workers.cli.keyring_marks import MarkedKeyring
 from keyturn_workers.keyring import MarkTable
+from keyturn_workers.keyring.marks import MarkState
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.fake_publisher import Commands, event
@@ -77,12 +82,13 @@ def _answer(bench: _Bench, type_: str, **fields: Any) -> None:
     bench.commands.publisher.script = lambda name: [event(type_, request_id=name, **fields)]
 
 
+@pytest.mark.parametrize("options", [[], ["--yes"]])
 @pytest.mark.parametrize("target", ["acme", "*"])
 def test_the_request_names_the_record_and_the_mark_that_were_shown(
-    bench: _Bench, target: str
+    bench: _Bench, target: str, options: list[str]
 ) -> None:
     _answer(bench, "project.recovered", generation=1, serial=3)
-    result = bench.run(target, "--yes")
+    result = bench.run(target, *options)
     assert result.exit_code == 0, result.output
     assert "rolled_back" in result.stdout
     ((method, given),) = bench.commands.publisher.sent
@@ -92,11 +98,19 @@ def test_the_request_names_the_record_and_the_mark_that_were_shown(
     assert (given["serial"], given["mark"]) == (2, marks[1].digest.hex())
 
 
-def test_without_a_terminal_nothing_is_accepted_unasked(bench: _Bench) -> None:
-    result = bench.run("acme")
-    assert result.exit_code == 2
-    assert "--yes" in result.stderr
-    assert not bench.commands.publisher.sent
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_a_person_may_still_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyring = MarkedKeyring("acme", MarkState.ROLLED_BACK, None, None, None, None)
+    for answer in ("n\n", "\n"):
+        monkeypatch.setattr("sys.stdin", _Terminal(answer))
+        with pytest.raises(typer.Abort):
+            recover._confirm([keyring], yes=False, as_json=True)
+    monkeypatch.setattr("sys.stdin", _Terminal("y\n"))
+    recover._confirm([keyring], yes=False, as_json=True)
 
 
 def test_a_refusal_is_a_failure(bench: _Bench) -> None:
