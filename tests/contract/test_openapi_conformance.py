@@ -7,6 +7,7 @@ description names, in status, content type, headers and schema, and never an int
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def _schema() -> Any:
     current = type(ring.current)(
         1, ring.current.kek_id, ring.current.kek, _ROTATION_ID, ring.current.at, ring.current.at
     )
-    serving.bench.write_keyring(type(ring)("acme", "m1", current))
+    serving.bench.write_keyring(replace(ring, current=current))
     serving.publisher.answer = partial(_outcome, serving.publisher)
     return schemathesis.openapi.from_asgi("/openapi.json", serving.app)
 

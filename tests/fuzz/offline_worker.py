@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aio_pika import IncomingMessage
@@ -155,8 +155,7 @@ class Worker:
             project: keyring(project, master_key="m1") for project in (PROJECT, OTHER_PROJECT)
         }
         kek = user_kek(deployment.api_key, PROJECT)
-        ring = self._rings[PROJECT]
-        self._rings[PROJECT] = type(ring)(PROJECT, "m1", generation(1, kek=kek))
+        self._rings[PROJECT] = replace(self._rings[PROJECT], current=generation(1, kek=kek))
         self._audit = AuditTrail(AuditProcess.start("worker control"), _confirmed)
         self.begin()
 

@@ -120,7 +120,7 @@ class _WaitsByItsOwnLease(Deleter):
     """Disregards the lease that the keyring names."""
 
     def _check_age(self, tombstone: Any, snapshot: Any) -> None:
-        unnamed = replace(snapshot.keyring, lease_s=None)
+        unnamed = replace(snapshot.keyring, lease_s=0)
         super()._check_age(tombstone, replace(snapshot, keyring=unnamed))
 
 

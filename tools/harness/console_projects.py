@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from keyturn.crypto import Secret, kek_id
 from keyturn.identifiers import format_time
+from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Generation, Keyring, create_keyring
 from tools.bench.rotation.world import MASTER_KEY, open_world
 from tools.harness.requests import new_id
@@ -39,6 +40,8 @@ def keyring(project: str, number: int, now: datetime) -> Keyring:
         project,
         MASTER_KEY,
         generations[-1],
+        RequestOrigin("api", "0" * 64),
+        lease_s=15,
         plaintext_allowed=number % 50 == 7,
         v0_allowed=number % 50 == 11,
         history=tuple(_retired(each) for each in generations[:-1]),

@@ -12,6 +12,7 @@ from typing import Any, Final
 from keyturn.crypto import Secret, record_kek, seal_record, to_base64
 from keyturn.errors import CodedError
 from keyturn.identifiers import keyring_s3_key
+from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Keyring
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import (
@@ -49,8 +50,8 @@ def _ring() -> Keyring:
         for number in (1, 2, 3)
     )
     history = (replace(first, kek=None), second)
-    ring = Keyring("acme", "m1", third, history=history)
-    ring = replace(ring, lease_s=15, publisher="api", request="a" * 64, evidence="b" * 64)
+    origin = RequestOrigin("api", "a" * 64)
+    ring = Keyring("acme", "m1", third, origin, lease_s=15, history=history, evidence="b" * 64)
     return factories.v0_ring(ring)
 
 

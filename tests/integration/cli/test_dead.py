@@ -13,6 +13,7 @@ import pytest
 
 from keyturn.crypto import Secret, VerifyKey, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
+from keyturn.messages import RequestOrigin
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.retry import identity_body
 from keyturn_workers.dead_letters.reader import DeadLetterReader
@@ -303,7 +304,8 @@ def _put_keyring(cli: Cli, project: str, generation: int, requested_at: str) -> 
     current = Generation(
         generation, kek_id(kek), kek, requests.new_id(), requested_at, requested_at
     )
-    body = build_keyring(Keyring(project, "m1", current), {"m1": Secret(cli.deployment.master_key)})
+    ring = Keyring(project, "m1", current, RequestOrigin("api", "0" * 64), lease_s=15)
+    body = build_keyring(ring, {"m1": Secret(cli.deployment.master_key)})
     client = sync_client(cli.deployment.s3)
     client.put_object(Bucket=cli.deployment.bucket, Key=keyring_s3_key(project), Body=body)
     client.close()

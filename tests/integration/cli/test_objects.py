@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
+from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Generation, Keyring
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from tests.integration.cli.conftest import document
@@ -47,7 +48,8 @@ def _masters(cli: Cli) -> dict[str, Secret]:
 def _keyring(cli: Cli, *, pepper: str = "", plaintext: bool = False) -> Keyring:
     kek = user_kek(cli.deployment.api_key, "acme", pepper)
     current = Generation(1, kek_id(kek), kek, _ID, _AT, _AT)
-    return Keyring("acme", "m1", current, plaintext_allowed=plaintext)
+    origin = RequestOrigin("api", "0" * 64)
+    return Keyring("acme", "m1", current, origin, lease_s=15, plaintext_allowed=plaintext)
 
 
 def _store(cli: Cli, key: str, plaintext: bytes, *, pepper: str = "") -> bytes:

@@ -10,6 +10,7 @@ import pytest
 
 from keyturn.crypto import KekPurpose, Secret, admin_kek, kek_id, kek_info, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
+from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Generation, Keyring
 from tools.harness import requests, stored_objects
 from tools.harness.bucket import Bucket
@@ -78,7 +79,9 @@ async def test_a_repeated_enrollment_after_a_rotation_reports_its_own_generation
         kek = user_kek(f"{served.deployment.api_key}{'' if number == 1 else number}", project)
         request_id = document["request_id"] if number == 1 else requests.new_id()
         entries.append(Generation(number, kek_id(kek), kek, request_id, now, now))
-    ring = Keyring(project, "m1", entries[1], history=(entries[0],))
+    ring = Keyring(
+        project, "m1", entries[1], RequestOrigin("api", "0" * 64), lease_s=15, history=(entries[0],)
+    )
     served.put(
         keyring_s3_key(project), build_keyring(ring, {"m1": Secret(served.deployment.master_key)})
     )
@@ -270,7 +273,8 @@ async def test_an_enrollment_waits_for_an_unknown_master_key(served: WorkerUnder
     """Another worker may have it."""
     project, now = new_project(), requests.now()
     kek = user_kek(served.deployment.api_key, project)
-    ring = Keyring(project, "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
+    current = Generation(1, kek_id(kek), kek, requests.new_id(), now, now)
+    ring = Keyring(project, "m9", current, RequestOrigin("api", "0" * 64), lease_s=15)
     served.put(keyring_s3_key(project), build_keyring(ring, {"m9": Secret(bytes(32))}))
     sent = served.sign(requests.enroll(served.deployment, project))
     await served.publish(sent, message_id=sent.request_id)

@@ -76,9 +76,8 @@ async def test_late_copies_of_a_stalled_worker_are_refused(
     api_keys = [deployment.api_key, new_api_key(), new_api_key()]
     keks = [user_kek(api_key, "acme") for api_key in api_keys]
     now = requests.now()
-    ring = Keyring(
-        "acme", "m1", Generation(1, kek_id(keks[0]), keks[0], requests.new_id(), now, now)
-    )
+    first = Generation(1, kek_id(keks[0]), keks[0], requests.new_id(), now, now)
+    ring = Keyring("acme", "m1", first, RequestOrigin("api", "0" * 64), lease_s=15)
     for key in KEYS:
         bucket.put_made("acme", bucket.made("acme", key, key.encode()))
 

@@ -27,6 +27,7 @@ from keyturn.crypto import (
     user_kek,
 )
 from keyturn.identifiers import keyring_s3_key
+from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Generation, Keyring
 from tools.harness import requests, stored_objects
 from tools.harness.local_keys import build_keyring
@@ -283,7 +284,8 @@ def keyring(served: WorkerUnderTest, project: str, *, master_key: bytes | None =
     now = requests.now()
     current = Generation(1, kek_id(kek), kek, requests.new_id(), now, now)
     held = Secret(master_key or served.deployment.master_key)
-    return build_keyring(Keyring(project, "m1", current), {"m1": held})
+    ring = Keyring(project, "m1", current, RequestOrigin("api", "0" * 64), lease_s=15)
+    return build_keyring(ring, {"m1": held})
 
 
 KEYRINGS: dict[str, Callable[[WorkerUnderTest, str], bytes]] = {

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
+from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Generation, Keyring
 from tests.support.cuttable_proxy import Proxy, proxy
 from tools.harness import requests, stored_objects
@@ -99,7 +100,8 @@ async def test_an_upload_waits_for_an_unknown_master_key(served: WorkerUnderTest
     """It waits with a count of its attempts, without an event, and blocks no other upload."""
     known = len(served.wire.events)
     kek, now = user_kek(served.deployment.api_key, "newer"), requests.now()
-    ring = Keyring("newer", "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
+    current = Generation(1, kek_id(kek), kek, requests.new_id(), now, now)
+    ring = Keyring("newer", "m9", current, RequestOrigin("api", "0" * 64), lease_s=15)
     served.put(keyring_s3_key("newer"), build_keyring(ring, {"m9": Secret(bytes(32))}))
     sent = served.sign(requests.upload(served.deployment, "newer", "k", b"x").document)
     await served.publish(sent, message_id=sent.request_id)

@@ -1,1 +1,1 @@
-"""What earlier releases left behind, read by this one."""
+"""What stays readable: objects of every release and of the earlier system, keyrings of 0.10."""

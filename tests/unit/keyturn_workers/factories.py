@@ -21,6 +21,7 @@ from keyturn.crypto import (
     v0_admin_kek,
     v0_seal,
 )
+from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import DesiredState, Generation, Keyring, KeyringSnapshot
 from keyturn_workers.objects.plan_action import ObjectView
 from keyturn_workers.objects.wrap import build_tombstone_metadata, wrap
@@ -39,6 +40,7 @@ ADMIN_KEKS = admin_keks("acme", MASTER_KEYS)
 V0_USER_KEK = Secret(bytes([9]) * 32)
 DATE = datetime(2026, 11, 24, 10, tzinfo=UTC)
 AT = "2026-11-24T10:00:00.000000Z"
+ORIGIN = RequestOrigin("api", "0" * 64)
 
 
 def generation(number: int, *, kek: Secret | None = None) -> Generation:
@@ -49,7 +51,9 @@ def generation(number: int, *, kek: Secret | None = None) -> Generation:
 
 def keyring(project: str = "acme", *, master_key: str = "m1", plaintext: bool = False) -> Keyring:
     """A keyring at generation 1."""
-    return Keyring(project, master_key, generation(1), plaintext_allowed=plaintext)
+    return Keyring(
+        project, master_key, generation(1), ORIGIN, lease_s=15, plaintext_allowed=plaintext
+    )
 
 
 def snapshot(ring: Keyring, **changed: Any) -> KeyringSnapshot:

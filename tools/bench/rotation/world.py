@@ -88,7 +88,8 @@ class World:
         """Put the project's first keyring."""
         kek = self._new_kek(project)
         first = Generation(1, kek_id(kek), kek, new_id(), now(), now())
-        keyring = Keyring(project, MASTER_KEY, first)
+        origin = RequestOrigin("api", "0" * 64)
+        keyring = Keyring(project, MASTER_KEY, first, origin, self.keyrings.lease_s)
         if not await create_keyring(
             self.storage,
             keyring,

@@ -173,7 +173,7 @@ class Deleter:
     def _check_age(self, tombstone: _Tombstone, snapshot: KeyringSnapshot) -> None:
         head = tombstone.head
         # A worker with the longer lease that the keyring names may have a copy under way.
-        lease_s = max(self._lease_s, snapshot.keyring.lease_s or 0)
+        lease_s = max(self._lease_s, snapshot.keyring.lease_s)
         # Both times are in whole seconds of the storage's clock.
         final_at = head.last_modified + timedelta(seconds=2 * lease_s)
         if head.date > final_at and tombstone.trust.proves:

@@ -186,11 +186,11 @@ class Enroller:
             project=request.project,
             master_key=self._active_master_key,
             current=first,
+            origin=origin,
+            lease_s=self._keyrings.lease_s,
             plaintext_allowed=request.plaintext == "allowed",
             v0_allowed=request.v0 == "allowed",
             v0_kek=self._v0_kek(request),
-            publisher=origin.publisher,
-            request=origin.request,
         )
 
     def _kek(self, request: EnrollRequested) -> Secret:

@@ -66,33 +66,24 @@ class DesiredState:
 class Keyring:
     """The record of a project's keys; `current` is the desired generation.
 
-    `serial` counts the changes of the record; records written by 0.10 have none, which is 0.
+    `origin` is that of the request that created the current generation. `lease_s` is the longest
+    lease, in seconds, of any worker that wrote this record. `evidence` is the digest of the newest
+    evidence. `serial` counts the changes of the record; a keyring of 0.10 has none, which is 0.
     `recovery` is the id of the request that accepted a restored record, if one did (SPEC 5.5).
-    `lease_s` is the longest lease, in seconds, of any worker that wrote this record.
-    `publisher` and `request` are the origin of the request that created the current generation;
-    `evidence` is the digest of the newest evidence. Records written by 0.4 have none of these.
     """
 
     project: str
     master_key: str
     current: Generation
+    origin: RequestOrigin
+    lease_s: int
     plaintext_allowed: bool = False
     v0_allowed: bool = False
     v0_kek: Secret | None = None
     history: tuple[Generation, ...] = ()
-    lease_s: int | None = None
-    publisher: str | None = None
-    request: str | None = None
     evidence: str | None = None
     serial: int = 0
     recovery: str | None = None
-
-    @property
-    def origin(self) -> RequestOrigin | None:
-        """The request that created the current generation; None in a record written by 0.4."""
-        if self.publisher is None or self.request is None:
-            return None
-        return RequestOrigin(self.publisher, self.request)
 
     @property
     def has_old_keks(self) -> bool:
@@ -137,8 +128,11 @@ def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
         "v0": _permission(allowed=keyring.v0_allowed),
         "v0_kek": _kek_json(keyring.v0_kek),
         "history": [_entry_json(entry) for entry in keyring.history],
+        "lease_s": keyring.lease_s,
+        "publisher": keyring.origin.publisher,
+        "request": keyring.origin.request,
         "serial": keyring.serial,
-        **_added_json(keyring),
+        **_set_json(keyring),
     }
 
 
@@ -153,16 +147,10 @@ def _entry_json(entry: Generation) -> dict[str, Any]:
     }
 
 
-def _added_json(keyring: Keyring) -> dict[str, Any]:
-    """The fields that records written by 0.4 lack, if they are set."""
-    added = {
-        "lease_s": keyring.lease_s,
-        "publisher": keyring.publisher,
-        "request": keyring.request,
-        "evidence": keyring.evidence,
-        "recovery": keyring.recovery,
-    }
-    return {name: value for name, value in added.items() if value is not None}
+def _set_json(keyring: Keyring) -> dict[str, str]:
+    """The fields that a record has only if they are set."""
+    fields = {"evidence": keyring.evidence, "recovery": keyring.recovery}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _kek_json(kek: Secret | None) -> str | None:
@@ -198,21 +186,20 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         project=project,
         master_key=master_key,
         current=current,
+        origin=RequestOrigin(_publisher(rest["publisher"]), _digest(rest["request"])),
+        lease_s=_lease_s(rest["lease_s"]),
         plaintext_allowed=rest["plaintext"] == "allowed",
         v0_allowed=rest["v0"] == "allowed",
         v0_kek=_kek(rest["v0_kek"]),
         history=history,
-        lease_s=_lease_s(rest.get("lease_s")),
-        publisher=_publisher(rest.get("publisher")),
-        request=_digest(rest.get("request")),
-        evidence=_digest(rest.get("evidence")),
+        evidence=_evidence(rest.get("evidence")),
         serial=_serial(rest.get("serial", 0)),
         recovery=_recovery(rest.get("recovery")),
     )
 
 
-def _lease_s(value: Any) -> int | None:
-    if value is not None and (type(value) is not int or not 1 <= value <= _MAX_LEASE_S):
+def _lease_s(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _MAX_LEASE_S:
         raise ValueError("lease")
     return value
 
@@ -229,16 +216,20 @@ def _recovery(value: str | None) -> str | None:
     return value
 
 
-def _publisher(value: str | None) -> str | None:
-    if value is not None and not is_short_name(value):
+def _publisher(value: str) -> str:
+    if not is_short_name(value):
         raise ValueError("publisher")
     return value
 
 
-def _digest(value: str | None) -> str | None:
-    if value is not None and _DIGEST.fullmatch(value) is None:
+def _digest(value: str) -> str:
+    if _DIGEST.fullmatch(value) is None:
         raise ValueError("digest")
     return value
+
+
+def _evidence(value: str | None) -> str | None:
+    return None if value is None else _digest(value)
 
 
 def _entry(fields: Mapping[str, Any]) -> Generation:

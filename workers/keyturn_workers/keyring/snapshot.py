@@ -48,5 +48,4 @@ class KeyringSnapshot:
             raise StorageUnavailableError(
                 "the keyring read gives no lease: it was slow, or the storage's clock differs"
             )
-        named_s = self.keyring.lease_s or self.lease_s
-        return Lease(self.read_at, min(self.lease_s, named_s))
+        return Lease(self.read_at, min(self.lease_s, self.keyring.lease_s))

@@ -56,8 +56,7 @@ def rotate(
         keyring,
         current=current,
         history=(*keyring.history, keyring.current),
-        publisher=origin.publisher,
-        request=origin.request,
+        origin=origin,
     )
 
 
@@ -81,10 +80,10 @@ def is_same_request(
     """Whether a request with the id of this generation is the one that created it (SPEC 8.1).
 
     Another publisher of the project may send a known id with its own KEK: the response must not
-    make it believe that its KEK was accepted. The history has no publishers, nor has a keyring
-    written by 0.4; there only the KEK decides.
+    make it believe that its KEK was accepted. The history has no publishers; there only the KEK
+    decides.
     """
-    if entry is keyring.current and keyring.publisher not in (None, origin.publisher):
+    if entry is keyring.current and keyring.origin.publisher != origin.publisher:
         return False
     return entry.kek_id == kek_id(kek)
 
@@ -112,7 +111,7 @@ def with_lease(keyring: Keyring, lease_s: int) -> Keyring:
 
     It keeps the longest lease ever written: a worker with that lease may still write.
     """
-    return replace(keyring, lease_s=max(keyring.lease_s or 0, lease_s))
+    return replace(keyring, lease_s=max(keyring.lease_s, lease_s))
 
 
 def with_master_key(keyring: Keyring, master_key: str) -> Keyring:

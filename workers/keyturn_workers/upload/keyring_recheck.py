@@ -42,8 +42,8 @@ def exists_within_lease(
     if not (is_encrypted and response.by_one_put and response.agrees and snapshot.leased):
         return False
     # A worker whose lease is longer than any that the record names may be later than its
-    # proofs expect. Records older than revision 2 name none.
-    if response.date is None or keyring_lease_s is None or lease_s > keyring_lease_s:
+    # proofs expect.
+    if response.date is None or lease_s > keyring_lease_s:
         return False
     by_storage_clock = response.date - snapshot.read_at < timedelta(seconds=lease_s)
     # A front end whose clock is slow, or that dates a response before the commit, is not

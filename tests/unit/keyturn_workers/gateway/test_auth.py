@@ -387,8 +387,7 @@ async def test_a_forged_keyring_authenticates_no_caller_and_is_corrupt() -> None
 async def test_a_keyring_under_an_unknown_master_key_is_transient() -> None:
     bench = Bench()
     keys = {"m3": Secret(bytes(32))}
-    ring = ring_of()
-    body = build_keyring(type(ring)("acme", "m3", ring.current), keys)
+    body = build_keyring(replace(ring_of(), master_key="m3"), keys)
     bench.storage.plant(keyring_s3_key("acme"), body, Headers({}))
     with pytest.raises(UnknownMasterKeyError):
         await bench.authenticate()

@@ -22,6 +22,7 @@ from keyturn.crypto import (
     user_kek,
 )
 from keyturn.errors import CodedError, StorageUnavailableError, UnauthorizedError
+from keyturn.messages import RequestOrigin
 from keyturn_workers.gateway import encrypted_reader
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.conditions import format_http_date
@@ -492,7 +493,8 @@ async def storage() -> AsyncIterator[_Watched]:
     entry = Generation(
         1, kek_id(kek), kek, str(uuid.uuid4()), "2026-11-24T10:00:00Z", "2026-11-24T10:00:00Z"
     )
-    await create_keyring(watched, Keyring("acme", "m1", entry), operator_keys(_MASTER), lease_s=15)
+    ring = Keyring("acme", "m1", entry, RequestOrigin("api", "0" * 64), lease_s=15)
+    await create_keyring(watched, ring, operator_keys(_MASTER), lease_s=15)
     watched.seen.clear()
     return watched
 

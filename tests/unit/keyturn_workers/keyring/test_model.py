@@ -42,6 +42,9 @@ def _payload(ring: Keyring) -> dict[str, object]:
         "v0": "forbidden",
         "v0_kek": None,
         "history": [],
+        "lease_s": ring.lease_s,
+        "publisher": ring.origin.publisher,
+        "request": ring.origin.request,
     }
 
 
@@ -59,22 +62,19 @@ def test_a_keyring_round_trips(
     assert parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
 
 
-def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
-    ring = replace(keyring(), lease_s=30, publisher="billing", request="a" * 64, evidence="b" * 64)
-    parsed = parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS)
-    assert parsed == ring
-    assert parsed.origin == RequestOrigin("billing", "a" * 64)
-    old = parse_keyring(_sealed(_payload(keyring())), "acme", MASTER_KEYS)
-    assert (old.lease_s, old.publisher, old.request, old.evidence) == (None, None, None, None)
-    assert old.origin is None
+def test_origin_lease_evidence_serial_and_recovery_round_trip() -> None:
+    origin, request_id = RequestOrigin("billing", "a" * 64), "2f6c9a0e-1111-4111-8111-111111111111"
+    ring = replace(keyring(), origin=origin, lease_s=30, evidence="b" * 64, serial=7)
+    for each in (ring, replace(ring, recovery=request_id)):
+        assert parse_keyring(build_keyring(each, MASTER_KEYS), "acme", MASTER_KEYS) == each
 
 
-def test_a_record_of_0_10_has_no_serial_which_is_0() -> None:
-    old = parse_keyring(_sealed(_payload(keyring())), "acme", MASTER_KEYS)
-    assert (old.serial, old.recovery) == (0, None)
-    request_id = "2f6c9a0e-1111-4111-8111-111111111111"
-    ring = replace(keyring(), serial=7, recovery=request_id)
-    assert parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
+@pytest.mark.parametrize("field", ["lease_s", "publisher", "request"])
+def test_a_record_without_origin_or_lease_is_refused(field: str) -> None:
+    payload = _payload(keyring())
+    del payload[field]
+    with pytest.raises(CorruptObjectError):
+        parse_keyring(_sealed(payload), "acme", MASTER_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,8 @@ def test_odd_serials_and_recoveries_are_refused(more: dict[str, object]) -> None
 
 
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
-    ring = replace(rotated(keyring()), lease_s=30, publisher="billing", request="a" * 64)
-    _, rest = parse_record(
-        build_keyring(ring, MASTER_KEYS), keyring_s3_key("acme"), "acme", MASTER_KEYS
-    )
+    body = build_keyring(rotated(keyring()), MASTER_KEYS)
+    _, rest = parse_record(body, keyring_s3_key("acme"), "acme", MASTER_KEYS)
     (entry,) = rest["history"]
     assert list(entry) == ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]
 

@@ -229,7 +229,7 @@ async def test_only_the_request_that_put_a_first_keyring_marks_it(
     """Its worker died between the put and the mark, and the request is delivered again."""
     on = On()
     at = format_time(datetime.now(UTC) - timedelta(minutes=minutes))
-    ring = replace(keyring(), serial=serial, publisher=publisher, request=request_digest)
+    ring = replace(keyring(), serial=serial, origin=RequestOrigin(publisher, request_digest))
     body = on.put(replace(ring, current=replace(ring.current, at=at)))
     if is_own:
         assert (await on.reader.read_own("acme", ORIGIN)).keyring.serial == 1
@@ -240,17 +240,10 @@ async def test_only_the_request_that_put_a_first_keyring_marks_it(
         assert on.witness.published == []
 
 
-async def test_a_keyring_without_origin_is_no_requests_own() -> None:
-    on = On()
-    on.put(replace(keyring(), serial=1))
-    with pytest.raises(KeyringUnknownError):
-        await on.reader.read_own("acme", ORIGIN)
-
-
 async def test_an_own_keyring_that_was_rolled_back_is_not_used() -> None:
     """A thief may put back what a request put, and have the request delivered again."""
     on = On()
-    ring = replace(keyring(), serial=1, publisher=ORIGIN.publisher, request=ORIGIN.request)
+    ring = replace(keyring(), serial=1, origin=ORIGIN)
     first = on.put_marked(ring)
     on.put_marked(_next(ring))
     on.put_bytes(first)

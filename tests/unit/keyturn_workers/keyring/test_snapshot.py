@@ -18,10 +18,8 @@ def test_the_lease_is_counted_from_the_date_of_the_read() -> None:
     assert snapshot(RING).lease == Lease(DATE, 15)
 
 
-@pytest.mark.parametrize(("named_s", "lease_s"), [(None, 15), (60, 15), (15, 15), (5, 5)])
-def test_no_write_has_a_longer_lease_than_the_keyring_names(
-    named_s: int | None, lease_s: int
-) -> None:
+@pytest.mark.parametrize(("named_s", "lease_s"), [(60, 15), (15, 15), (5, 5)])
+def test_no_write_has_a_longer_lease_than_the_keyring_names(named_s: int, lease_s: int) -> None:
     """Proofs and deletes wait for no longer one."""
     assert snapshot(replace(RING, lease_s=named_s)).lease == Lease(DATE, lease_s)
 

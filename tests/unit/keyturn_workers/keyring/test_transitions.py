@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from keyturn_workers.keyring.model import Keyring
 
-_BEFORE = replace(keyring(), lease_s=20, publisher="one", request="1" * 64, evidence="e" * 64)
+_BEFORE = replace(keyring(), lease_s=20, origin=RequestOrigin("one", "1" * 64), evidence="e" * 64)
 _ID = "2f6c9a0e-1111-4111-8111-111111111111"
 _LATER = RequestOrigin("two", "2" * 64)
 

@@ -229,14 +229,7 @@ async def test_missing_deleted_unknown_and_archived_objects_have_errors_of_their
 
 
 def _v0_ring(*, allowed: bool = True) -> Keyring:
-    ring = keyring()
-    return type(ring)(
-        ring.project,
-        ring.master_key,
-        ring.current,
-        v0_allowed=allowed,
-        v0_kek=v0_user_kek("old api key", ""),
-    )
+    return replace(keyring(), v0_allowed=allowed, v0_kek=v0_user_kek("old api key", ""))
 
 
 def _v0_metadata(dek: bytes, *, other_dek: bytes | None = None) -> dict[str, str]:

@@ -85,11 +85,11 @@ async def test_what_does_not_open_is_tried_again_each_time() -> None:
 
 
 async def test_few_bytes_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summaries_module, "_MAX_BYTES_AT_ONCE", 700)
+    monkeypatch.setattr(summaries_module, "_MAX_BYTES_AT_ONCE", 1000)
     bucket = Bucket()
     await bucket.enroll(*(keyring(f"p{n}") for n in range(5)))
     records = await _records(bucket)
-    assert 350 < records[0].listed.size_bytes < 700
+    assert 500 < records[0].listed.size_bytes < 1000
     batches = list(read_batches(range(5), records))
     assert batches == [[0], [1], [2], [3], [4]]
     small = [replace(each, listed=replace(each.listed, size_bytes=9)) for each in records]

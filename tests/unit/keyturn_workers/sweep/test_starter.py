@@ -232,7 +232,7 @@ async def test_the_record_of_a_sweep_of_all_is_under_the_master_key_that_it_name
 async def test_a_rotation_is_restarted_as_the_keyring_says() -> None:
     on = Sweeping()
     current = on.ring.current
-    on.write_keyring(replace(on.ring, publisher="web", request="1" * 64))
+    on.write_keyring(replace(on.ring, origin=OTHER))
     assert await on.starter.restart_rotation(current.rotation_id, "acme")
     plan = await on.plan(current.rotation_id)
     assert (plan.ask.kind, plan.ask.requested_at) == ("rotation", current.requested_at)

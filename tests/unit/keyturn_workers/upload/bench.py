@@ -7,7 +7,7 @@ refuse a lease: what on real servers takes a race happens here each time (SPEC 7
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from keyturn.crypto import (
@@ -51,12 +51,17 @@ DATA = os.urandom(100_000)
 WAYS: Final = ("put", "put_stream", "complete_multipart")
 
 
+def unleased() -> Keyring:
+    """A keyring that names a shorter lease than the uploader's: each put needs a second read."""
+    return replace(keyring(), lease_s=14)
+
+
 @dataclass
 class Bench:
     """One bucket, one project, one uploader."""
 
     storage: MemoryStorage
-    ring: Keyring = field(default_factory=keyring)
+    ring: Keyring = field(default_factory=unleased)
     encryption_enabled: bool = True
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
 

@@ -45,9 +45,8 @@ def test_an_encrypted_put_within_the_lease_needs_no_second_read() -> None:
         # The storage's clock contradicts itself: of the put, or of the keyring's read.
         ({}, {"agrees": False}, True),
         ({"leased": False}, {}, True),
-        # A worker with a longer lease than the record names, and a record without a lease.
+        # A worker with a longer lease than the record names.
         ({"keyring": replace(RING, lease_s=14)}, {}, True),
-        ({"keyring": replace(RING, lease_s=None)}, {}, True),
     ],
 )
 def test_any_other_put_needs_a_second_read(
