@@ -46,7 +46,6 @@ NAMES: Final = (
     "master_key",
     "encrypt_plaintext",
     "repair",
-    "dry_run",
     "actor",
     "view",
     "after",

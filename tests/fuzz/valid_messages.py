@@ -108,7 +108,7 @@ def _add_controls(made: Pool, of: Deployment, number: int) -> None:
         rq.enroll(of, project, plaintext="allowed", v0="allowed", sealed_v0_kek=v0, adopt=True),
         rq.rotation(of, OTHER_PROJECT, new_api_key()),
         rq.rotation(of, OTHER_PROJECT, new_api_key(), expected_generation=number + 1),
-        rq.sweep(OTHER_PROJECT, repair=True, dry_run=True),
+        rq.sweep(OTHER_PROJECT, repair=True),
         rq.sweep("*", master_key="m1"),
         rq.delete(OTHER_PROJECT, f"gone/{number}"),
     ]

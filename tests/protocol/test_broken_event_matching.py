@@ -44,13 +44,14 @@ def _stored_and_not_published(world: World, s3_key: str) -> list[Any]:
 
 
 def a_sweep_of_ones_own_under_anothers_id(world: World) -> None:
-    """Each asks for a sweep of its project; the ids are equal."""
+    """Each asks for a sweep of its project; the ids are equal, and the other one ends first."""
     begin(world, "a")
     world.enroll("beta")
     world.run()
     sweep = world.sweep("acme", publisher="api", repair=True)
-    HostilePublisher(world, "other").reuse(sweep, "sweep", "beta", dry_run=True)
-    world.run(seconds=3600)
+    asked = world.queue[-1]
+    HostilePublisher(world, "other").reuse(sweep, "sweep", "beta")
+    world.run(keep=lambda queued: queued is asked, seconds=3600)
     world.settle()
 
 

@@ -90,7 +90,7 @@ def a_rotation_id_reused_before_its_record_exists(world: World) -> None:
     generations = lambda: len(world.oracle.projects["acme"].states) == 2  # noqa: E731
     world.run(until=generations)
     turning = [call for call in world.calls if call.can_proceed]
-    HostilePublisher(world, "second").reuse(rotation, "sweep", "acme", dry_run=True)
+    HostilePublisher(world, "second").reuse(rotation, "sweep", "acme")
     world.run(hold=turning.__contains__, keep=lambda queued: bool(hint(queued)), seconds=5)
     _each_is_answered(world)
     if world.events_of_type("rotation.failed"):
@@ -113,7 +113,7 @@ def test_a_rotation_whose_id_a_sweep_used_meanwhile_is_not_rejected() -> None:
         begin(world, "a")
         rotation = world.rotate("acme", publisher="api")
         turn = stop_at(world, "put", ".keyturn/keyrings/acme.json")
-        HostilePublisher(world, "second").reuse(rotation, "sweep", "acme", dry_run=True)
+        HostilePublisher(world, "second").reuse(rotation, "sweep", "acme")
         without(world, turn, seconds=1)
         assert world.oracle.plan(rotation, "acme")
         world.step(turn)
@@ -128,7 +128,7 @@ def test_no_sweep_may_use_the_id_of_an_enrollment_that_adopts() -> None:
     def story(world: World) -> None:
         enrollment = world.enroll("acme", adopt=True)
         listed = stop_at(world, "read", f".keyturn/sweeps/{enrollment}/")
-        HostilePublisher(world, "second").reuse(enrollment, "sweep", "acme", dry_run=True)
+        HostilePublisher(world, "second").reuse(enrollment, "sweep", "acme")
         without(world, listed, seconds=1)
         world.step(listed)
         _each_is_answered(world)

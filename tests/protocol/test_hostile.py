@@ -112,7 +112,7 @@ def test_an_event_published_again_is_believed_and_a_forged_one_is_not(world: Wor
 def test_a_hostile_publisher_signs_requests_with_ids_of_others(world: World) -> None:
     rotation = world.rotate("acme")
     hostile = HostilePublisher(world, "other")
-    hostile.reuse(rotation, "sweep", "beta", dry_run=True)
+    hostile.reuse(rotation, "sweep", "beta")
     hostile.reuse(rotation, "upload", "beta", key="k", plaintext=b"x")
     hostile.malformed(rotation, "rotation.requested", "acme")
     signed_by = [queued.headers["keyturn-publisher"] for queued in world.all_messages[-3:]]

@@ -176,11 +176,10 @@ class Protocol(RuleBasedStateMachine):
         project=st.sampled_from(("acme", "beta", "*")),
         master_key=st.sampled_from((None, "m1", "m2")),
         encrypt=st.booleans(),
-        dry_run=st.sampled_from((False, False, True)),
     )
-    def sweep(self, project: str, master_key: str | None, *, encrypt: bool, dry_run: bool) -> None:
+    def sweep(self, project: str, master_key: str | None, *, encrypt: bool) -> None:
         named: dict[str, Any] = {} if master_key is None else {"master_key": master_key}
-        self.on.sweep(project, encrypt_plaintext=encrypt, dry_run=dry_run, **named)
+        self.on.sweep(project, encrypt_plaintext=encrypt, **named)
 
     @rule(project=PROJECTS, key=KEYS, publisher=PUBLISHER)
     def delete(self, project: str, key: str, publisher: str) -> None:
@@ -293,7 +292,7 @@ class Protocol(RuleBasedStateMachine):
             case "enroll" | "rotate":
                 more = {"kek": bytes([7]) * 32} if own else {}
             case "sweep":
-                more = {"dry_run": own}
+                more = {"encrypt_plaintext": own}
             case "status":
                 more = {"view": "projects" if own else "sweeps"}
         project = "beta" if hostile == "other" else "acme"

@@ -210,9 +210,7 @@ class Attackers:
         key = others.get("key", f"taken/{request_id}")
         match attack.split(maxsplit=1)[0]:
             case "sweep":
-                return rq.sweep(
-                    project, sweep_id=request_id, dry_run=attack.startswith("sweep dry")
-                )
+                return rq.sweep(project, sweep_id=request_id)
             case "upload":
                 made = rq.upload(self.deployment, project, key, b"rival", upload_id=request_id)
                 return made.document

@@ -45,7 +45,6 @@ RIVAL = "rival"
 """The hostile publisher's name and project."""
 
 HOSTILE = (
-    "sweep dry of its own",
     "sweep of its own",
     "sweep of another's",
     "upload of its own",

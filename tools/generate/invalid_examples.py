@@ -55,7 +55,7 @@ def _of_one_request(name: str, valid: Document) -> Iterator[Case]:
         yield _changed(valid, "generation-zero", "generations begin at 1", expected_generation=0)
         yield _changed(valid, "generation-as-text", "a number", expected_generation="3")
     elif name == "sweep.requested":
-        yield _changed(valid, "dry-run-as-number", "a boolean, not a number", dry_run=1)
+        yield _changed(valid, "repair-as-number", "a boolean, not a number", repair=1)
     elif name == "status.requested":
         yield from _of_status_requests(valid)
     elif name == "audit.requested":

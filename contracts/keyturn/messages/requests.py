@@ -125,7 +125,6 @@ class SweepRequested(ControlRequestModel):
     master_key: ShortName | None = None
     encrypt_plaintext: bool = False
     repair: bool = False
-    dry_run: bool = False
 
 
 class DeleteRequested(ControlRequestModel):

@@ -135,7 +135,6 @@ class SweepStatus(StatusModel):
     master_key: ShortName | None = None
     encrypt_plaintext: bool = False
     repair: bool = False
-    dry_run: bool = False
     generation: Generation | None = None
     proves_master_key: ShortName | None = None
     taken_over_by: RequestId | None = None

@@ -308,7 +308,6 @@ class Publisher:
         master_key: str | None = None,
         encrypt_plaintext: bool = False,
         repair: bool = False,
-        dry_run: bool = False,
         actor: str | None = None,
         sweep_id: str | None = None,
     ) -> str:
@@ -320,7 +319,6 @@ class Publisher:
             encrypt_plaintext: Encrypt unencrypted objects in place.
             repair: Use earlier user KEKs for objects that no other key opens, and the admin wrap
                 of those whose user wrap does not open (SPEC 8.2).
-            dry_run: Only inspect and count.
             actor: The person for whom this is requested; the audit trail names them.
             sweep_id: The id of an earlier attempt to repeat; a new one by default.
 
@@ -334,7 +332,6 @@ class Publisher:
             master_key=master_key,
             encrypt_plaintext=encrypt_plaintext,
             repair=repair,
-            dry_run=dry_run,
             actor=actor,
             sweep_id=sweep_id or new_id(),
         )

@@ -3,7 +3,7 @@
 An id alone identifies nothing: any publisher may send a request under any id, for its own
 project or with other bytes, and the deployment signs its outcome. So an event belongs to a
 request only if publisher, project, id and type are those of the request, and an answer only if
-it names the request's exact bytes. Otherwise another tenant's dry run would end the wait for a
+it names the request's exact bytes. Otherwise another tenant's sweep would end the wait for a
 rotation, and the refusal of an earlier attempt would answer a later one.
 """
 

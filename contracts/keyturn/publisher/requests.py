@@ -198,7 +198,6 @@ def build_sweep(
     master_key: str | None,
     encrypt_plaintext: bool,
     repair: bool,
-    dry_run: bool,
     actor: str | None = None,
     sweep_id: str,
 ) -> SweepRequested:
@@ -215,7 +214,6 @@ def build_sweep(
         master_key=master_key,
         encrypt_plaintext=encrypt_plaintext,
         repair=repair,
-        dry_run=dry_run,
         actor=actor,
     )
 

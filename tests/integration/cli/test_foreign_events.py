@@ -57,7 +57,7 @@ async def _enroll(publisher: Publisher, project: str) -> None:
 
 
 @pytest.mark.parametrize("stream", ["its own", "of all"])
-async def test_a_dry_run_of_another_publisher_with_the_same_id_does_not_end_a_rotation(
+async def test_a_sweep_of_another_publisher_with_the_same_id_does_not_end_a_rotation(
     cli: Cli, stream: str
 ) -> None:
     """Matching of events guards it; reading only its own stream is an addition."""
@@ -78,7 +78,7 @@ async def test_a_dry_run_of_another_publisher_with_the_same_id_does_not_end_a_ro
         async with started(cli, "rotate", "acme", "--watch", "--json", **env) as process:
             accepted = await wire.event(lambda event: event["type"] == "rotation.accepted")
             rotation_id = accepted["rotation_id"]
-            await mallory.sweep("bob", dry_run=True, sweep_id=rotation_id)
+            await mallory.sweep("bob", sweep_id=rotation_id)
             foreign = await mallory.wait_completed(rotation_id, timeout_s=60)
             assert isinstance(foreign, SweepCompleted)
             assert foreign.clean

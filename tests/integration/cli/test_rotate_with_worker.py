@@ -47,9 +47,9 @@ async def test_rotate_sweep_and_delete(cli: Cli, tmp_path: Path) -> None:
             arguments = ("download", "acme", "a", "-o", "-", "--api-key-file", str(key))
             assert (await cli.arun(*arguments)).exit_code == status
 
-        dry = await cli.arun("sweep", "--all", "--dry-run", "--watch", "--json")
-        assert dry.exit_code == 0, dry.stderr
-        event = document(dry)["event"]
+        swept = await cli.arun("sweep", "--all", "--watch", "--json")
+        assert swept.exit_code == 0, swept.stderr
+        event = document(swept)["event"]
         assert (event["project"], event["objects"], event["rewrapped"]) == ("*", 3, 0)
         unknown = await cli.arun("sweep", "nobody", "--watch")
         assert unknown.exit_code == 1

@@ -1,6 +1,6 @@
 """What people do by the console, on real workers, broker and storage (SPEC 16.2).
 
-A dry run and the sweep after it, failures that are fixed and swept again, a rotation to a key that
+A sweep, its failures that are fixed and swept again, a rotation to a key that
 was shown once, a delete: each in the name of the person, in the audit trail too.
 """
 
@@ -53,20 +53,11 @@ async def _until(client: ConsoleClient, path: str, *words: str) -> Answer:
             await asyncio.sleep(0.2)
 
 
-async def _dry_run(client: ConsoleClient, project: str) -> Answer:
-    """The page of a dry run that has ended, started by its form."""
+async def _sweep(client: ConsoleClient, project: str) -> Answer:
+    """The page of a sweep that has ended, started by its form."""
     form = await client.get(f"/sweeps/new?project={project}")
     begun = await client.submit(form, "/sweeps/new", scope="project", project=project)
     assert begun.status == 200
-    return await _until(client, begun.path, "A sweep for real would change")
-
-
-async def _run(client: ConsoleClient, dry_run: Answer) -> Answer:
-    """The page of the sweep for real after a dry run, once it has ended."""
-    assert f'href="{dry_run.path}/run"' in dry_run.text
-    form = await client.get(f"{dry_run.path}/run")
-    begun = await client.submit(form, f"{dry_run.path}/run")
-    assert begun.path != dry_run.path
     return await _until(client, begun.path, ">Clean<", "Not clean")
 
 
@@ -76,7 +67,7 @@ async def _audited(client: ConsoleClient, request_id: str) -> None:
     assert OPERATOR.name in page.text
 
 
-async def test_a_sweep_begins_with_a_dry_run_and_its_failures_are_swept_again(
+async def test_the_failures_of_a_sweep_are_fixed_and_swept_again(
     site: ConsoleSite,
 ) -> None:
     publisher = Publisher(site.deployment, site.wire)
@@ -87,11 +78,7 @@ async def test_a_sweep_begins_with_a_dry_run_and_its_failures_are_swept_again(
     made.metadata["enc-dek-user"] = made.metadata["enc-dek-admin"] = "AAAA" * 40
     bucket.put_made(PROJECT, made)
     async with _signed_in(site) as client:
-        dry = await _dry_run(client, PROJECT)
-        assert "would change 0 of 6 objects" in dry.text
-        assert "1 object cannot be brought" in dry.text
-
-        first = await _run(client, dry)
+        first = await _sweep(client, PROJECT)
         assert "Not clean" in first.text
         shown = await _until(client, first.path, "sheets/damaged")
         assert "no_usable_wrap" in shown.text
@@ -107,7 +94,7 @@ async def test_a_sweep_begins_with_a_dry_run_and_its_failures_are_swept_again(
 
         again = await client.get(first.path)
         assert f"/sweeps/new?project={PROJECT}" in again.text
-        second = await _run(client, await _dry_run(client, PROJECT))
+        second = await _sweep(client, PROJECT)
         assert ">Clean<" in second.text
         proven = await _until(client, second.path, "First inspection that counted")
         assert "/evidence/" in proven.text

@@ -136,7 +136,7 @@ async def test_a_restarted_console_names_the_person_whose_audit_record_it_does_n
 ) -> None:
     monkeypatch.setattr(feeds_module, "NEWEST", 1)
     async with Publisher.open(settings_of(site)) as publisher:
-        sweep_id = await publisher.sweep("initech", dry_run=True, actor="grace")
+        sweep_id = await publisher.sweep("initech", actor="grace")
         await publisher.wait(sweep_id)
         later_id = await publisher.status("master_keys", actor="vera")
         await publisher.wait(later_id)

@@ -140,7 +140,7 @@ async def test_the_keyboard_alone_signs_in_skips_and_filters(
         await expect(page.get_by_role("heading", level=1)).to_contain_text("globex")
 
 
-async def test_the_keyboard_alone_starts_a_dry_run(operator: ConsoleVisit) -> None:
+async def test_the_keyboard_alone_starts_a_sweep(operator: ConsoleVisit) -> None:
     page = operator.page
     await operator.goto("/sweeps")
     await _focus_by_tab(page, page.get_by_role("link", name="Start a sweep"))
@@ -149,8 +149,8 @@ async def test_the_keyboard_alone_starts_a_dry_run(operator: ConsoleVisit) -> No
     await _focus_by_tab(page, page.get_by_label("Project id"))
     await page.keyboard.type("initech")
     await page.keyboard.press("Enter")
-    await expect(page.get_by_role("heading", level=1)).to_contain_text("Dry run of initech")
-    await expect(page.locator("main")).to_contain_text("Counted", timeout=30_000)
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("Sweep of initech")
+    await expect(page.locator("main")).to_contain_text("Clean", timeout=30_000)
 
 
 async def test_the_keyboard_alone_discards_letters_by_their_number(
@@ -183,7 +183,7 @@ async def test_the_keyboard_alone_discards_letters_by_their_number(
     await expect(page.locator("main")).to_contain_text("No letter matches")
 
 
-async def test_without_javascript_a_sweep_begins_with_a_dry_run_and_ends(
+async def test_without_javascript_a_sweep_is_confirmed_and_ends(
     site: ConsoleSite, browser: Browser, operator_state: StorageState
 ) -> None:
     """Plain forms and the link that refreshes; other actions are plain forms as well."""
@@ -200,10 +200,10 @@ async def test_without_javascript_a_sweep_begins_with_a_dry_run_and_ends(
     async with visiting(browser, site.url, **options) as visit:
         page = visit.page
         await visit.goto("/sweeps/new?project=initech")
-        await page.get_by_role("button", name="Start the dry run").click()
-        await until(page, "Counted")
-        await page.get_by_role("link", name="Run it for real").first.click()
-        await page.get_by_role("button", name="Run the sweep").click()
+        await page.get_by_label("Repair").check()
+        await page.get_by_role("button", name="Start the sweep").click()
+        await page.get_by_label("Type initech to confirm").fill("initech")
+        await page.get_by_role("button", name="Start the sweep").click()
         await until(page, "Clean")
 
 

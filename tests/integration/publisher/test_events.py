@@ -121,7 +121,7 @@ async def test_wait_without_a_stream_says_so(settings: PublisherSettings) -> Non
         r"has declared keyturn\.events\.billing; no worker has declared keyturn\.events; start one"
     )
     request = build_sweep(
-        "acme", master_key=None, encrypt_plaintext=False, repair=False, dry_run=False,
+        "acme", master_key=None, encrypt_plaintext=False, repair=False,
         sweep_id=str(uuid.uuid4()),
     )  # fmt: skip
     async with Publisher.open(settings) as publisher:

@@ -93,14 +93,14 @@ async def test_sweeps_and_deletes_reach_the_control_queue(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     async with Publisher.open(settings) as publisher:
-        sweep_id = await publisher.sweep("*", master_key="2027", dry_run=True)
+        sweep_id = await publisher.sweep("*", master_key="2027", repair=True)
         request_id = await publisher.delete("acme", "reports/q3.pdf")
         with pytest.raises(MalformedRequestError, match="key"):
             await publisher.delete("acme", "../q3.pdf")
     sweep = verified(await worker.take(topology.CONTROL_QUEUE))
     assert isinstance(sweep, SweepRequested)
     assert (sweep.sweep_id, sweep.project, sweep.master_key) == (sweep_id, "*", "2027")
-    assert (sweep.dry_run, sweep.repair, sweep.encrypt_plaintext) == (True, False, False)
+    assert (sweep.repair, sweep.encrypt_plaintext) == (True, False)
     delete = verified(await worker.take(topology.CONTROL_QUEUE))
     assert isinstance(delete, DeleteRequested)
     assert (delete.request_id, delete.key) == (request_id, "reports/q3.pdf")

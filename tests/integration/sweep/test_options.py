@@ -101,25 +101,6 @@ async def bad_objects_hold_nothing_up(scene: Scene) -> None:
     assert [entry["kek"] for entry in project.keyring()["history"]] == [None]
 
 
-async def a_dry_run_writes_nothing(scene: Scene) -> None:
-    """It counts what it would find, and touches no object and no keyring."""
-    project = await scene.enrolled("dry", plaintext="allowed")
-    project.fill(9)
-    unlabeled = project.made("unlabeled")
-    unlabeled.metadata["enc-kek-admin"] = "m0"
-    project.bucket.put_made("dry", unlabeled)
-    project.bucket.put("dry/plain", b"p", {})
-    broken = project.made("broken")
-    broken.metadata["enc-algo"] = "ROT-13"
-    project.bucket.put_made("dry", broken)
-    before = (project.keyring_bytes(), project.bucket.heads("dry/"))
-    keyring_head = project.bucket.head(keyring_s3_key("dry"))
-    end = await scene.swept("dry", dry_run=True, encrypt_plaintext=True, repair=True)
-    assert counts(end) == {"objects": 12, "current": 9, "failed": 1, "clean": False}
-    assert (project.keyring_bytes(), project.bucket.heads("dry/")) == before
-    assert project.bucket.head(keyring_s3_key("dry")) == keyring_head
-
-
 async def a_repair(scene: Scene) -> None:
     """A wrap under an earlier KEK counts only if a repair is requested.
 
@@ -310,7 +291,7 @@ async def refused(scene: Scene) -> None:
     first = requests.sweep("once")
     await scene.send(first)
     await scene.ended(first["sweep_id"])
-    for change in ({"repair": True}, {"dry_run": True}, {"encrypt_plaintext": True}):
+    for change in ({"repair": True}, {"encrypt_plaintext": True}):
         other: dict[str, Any] = {**first, **change}
         event = await scene.first_event(other)
         assert (event["type"], event["code"]) == ("sweep.rejected", "malformed_request")
@@ -325,7 +306,6 @@ SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
     for play in (
         v0.migration,
         bad_objects_hold_nothing_up,
-        a_dry_run_writes_nothing,
         a_repair,
         wraps_that_disagree,
         adopted,

@@ -61,22 +61,6 @@ async def superseded(scene: Scene) -> None:
     project.assert_opens_as(plaintexts)
 
 
-async def a_dry_run_counts_them(scene: Scene) -> None:
-    """What a sweep would remove is counted as stale, and stays."""
-    project = await scene.enrolled("counted")
-    project.fill(3)
-    project.bucket.put_made("counted", project.made("k/000"))
-    old = project.made("k/001")
-    old.metadata["enc-kek-admin"] = "m0"
-    project.bucket.put_made("counted", old)
-    project.put("k/001")
-    before = versions(project)
-    assert sum(before.values()) == 6
-    end = await scene.swept("counted", dry_run=True)
-    assert counts(end) == {"objects": 3, "current": 3, "noncurrent_stale": 1, "clean": False}
-    assert versions(project) == before
-
-
 async def deleted(scene: Scene) -> None:
     """A delete leaves the tombstone alone: no version holds the body or a wrap of it."""
     project = await scene.enrolled("deleted")
@@ -126,7 +110,6 @@ SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
     play.__name__: play
     for play in (
         superseded,
-        a_dry_run_counts_them,
         deleted,
         under_a_delete_marker,
         history_in_plaintext,

@@ -55,9 +55,6 @@ def sweep(
             "replace a user wrap that does not open (wraps_disagree).",
         ),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Inspect and count; change nothing.")
-    ] = False,
     watching: Annotated[
         bool,
         typer.Option(
@@ -77,7 +74,6 @@ def sweep(
         "master_key": master_key,
         "encrypt_plaintext": encrypt_plaintext,
         "repair": repair,
-        "dry_run": dry_run,
     }
     with resumable(request):
         event = asyncio.run(

@@ -20,7 +20,7 @@ PART_COLUMNS: Final = ("project", "status", "code", "clean", "objects", "rewrapp
 _FIELDS: Final = (
     *("sweep_id", "kind", "project", "status", "code", "detail", "clean"),
     *("requested_at", "started_at", "ended_at"),
-    *("master_key", "encrypt_plaintext", "repair", "dry_run"),
+    *("master_key", "encrypt_plaintext", "repair"),
 )
 
 

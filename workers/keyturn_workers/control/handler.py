@@ -179,7 +179,6 @@ def _sweep_request(request: SweepRequested) -> SweepRequest:
         master_key=request.master_key,
         encrypt_plaintext=request.encrypt_plaintext,
         repair=request.repair,
-        dry_run=request.dry_run,
     )
 
 

@@ -26,7 +26,6 @@ _SAFE_FIELDS: Final = frozenset(
         "master_key",
         "encrypt_plaintext",
         "repair",
-        "dry_run",
         "actor",
         "view",
         "limit",

@@ -80,7 +80,6 @@ def sweep_status(
         master_key=ask.master_key,
         encrypt_plaintext=ask.encrypt_plaintext,
         repair=ask.repair,
-        dry_run=ask.dry_run,
         expected_objects=expected,
         rate_per_s=None if progress is None else progress.rate_per_s,
         left_s=None if progress is None else left_s(plan, progress),

@@ -79,7 +79,6 @@ def _sweep(**change: Any) -> SweepRequested:
         "master_key": None,
         "encrypt_plaintext": False,
         "repair": False,
-        "dry_run": False,
         "sweep_id": requests.new_id(),
     }
     return requests.build_sweep(**(given_ | change))
@@ -181,7 +180,7 @@ def test_a_sweep_of_all_projects_says_what_to_do() -> None:
     request = _sweep(project="*", master_key="2027", repair=True)
     assert parse_request(requests.sign(SETTINGS, request).body) == request
     assert (request.project, request.master_key, request.repair) == ("*", "2027", True)
-    assert (request.encrypt_plaintext, request.dry_run) == (False, False)
+    assert request.encrypt_plaintext is False
 
 
 @pytest.mark.parametrize("change", [{"master_key": "No Name"}, {"sweep_id": "A" * 36}])

@@ -17,7 +17,6 @@ _DEFAULTS: dict[str, Any] = {
     "master_key": None,
     "encrypt_plaintext": False,
     "repair": False,
-    "dry_run": False,
 }
 
 
@@ -36,7 +35,6 @@ def _completed(sweep_id: str, **fields: Any) -> list[Event]:
         (["--all", "--master-key", "2027"], {"project": "*", "master_key": "2027"}),
         (["acme", "--encrypt-plaintext"], {"project": "acme", "encrypt_plaintext": True}),
         (["acme", "--repair"], {"project": "acme", "repair": True}),
-        (["acme", "--dry-run"], {"project": "acme", "dry_run": True}),
     ],
 )
 def test_the_request_is_published_and_queued(

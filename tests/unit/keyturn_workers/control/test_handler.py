@@ -245,7 +245,7 @@ async def test_an_expired_rotation_is_completed_only_if_it_was_made() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"repair": True}, {"dry_run": True, "master_key": "m2"}, {"encrypt_plaintext": True}],
+    [{}, {"repair": True}, {"master_key": "m2"}, {"encrypt_plaintext": True}],
     ids=repr,
 )
 async def test_a_sweep_is_started_with_its_options_and_nothing_is_published_yet(
@@ -256,7 +256,7 @@ async def test_a_sweep_is_started_with_its_options_and_nothing_is_published_yet(
     assert (handled.event, handled.more) == (None, ())
     ask = (await control.on.plan()).ask
     assert (ask.kind, ask.sweep_id, ask.requested_at) == ("sweep", SWEEP_ID, AT)
-    defaults = {"repair": False, "dry_run": False, "encrypt_plaintext": False, "master_key": None}
+    defaults = {"repair": False, "encrypt_plaintext": False, "master_key": None}
     assert {name: getattr(ask, name) for name in defaults} == {**defaults, **options}
 
 

@@ -379,11 +379,11 @@ async def test_each_status_of_the_record_is_a_state() -> None:
 
 
 async def test_a_sweeps_record_under_the_same_id_is_not_the_rotations() -> None:
-    """Another publisher of the project can request a dry run with any id."""
+    """Another publisher of the project can request a sweep with any id."""
     serving = Serving()
     rotation_id = _turn(serving)
     plan = _plan(serving, rotation_id, status="done", clean=True)
-    swept = replace(plan, ask=replace(plan.ask, kind="sweep", dry_run=True))
+    swept = replace(plan, ask=replace(plan.ask, kind="sweep"))
     await serving.store.create(swept, "m1")
     state = await _state(serving, rotation_id, NEW_API_KEY)
     assert state == {"state": "accepted", "generation": 2}

@@ -194,7 +194,7 @@ def test_an_event_of_a_forged_upload_is_found(evidence: Evidence) -> None:
 def test_a_misled_caller_is_found(
     evidence: Evidence, request_id: str, event: dict[str, Any] | None, message: str
 ) -> None:
-    """As 0.4 ended a wait for a rotation with another publisher's dry run."""
+    """As 0.4 ended a wait for a rotation with another publisher's sweep."""
     (found,) = attack_checks.misled_callers(_heard(request_id, event)(evidence))
     assert message in found
 

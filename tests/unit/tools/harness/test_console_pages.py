@@ -14,12 +14,12 @@ def test_a_form_has_what_its_fields_hold() -> None:
     page = """
       <form action="/projects"><input name="text" value="a&amp;b"></form>
       <form method="POST" action="/sweeps/new"><input type="hidden" name="csrf" value="t">
-        <input type="checkbox" name="repair" value="1"><input type="checkbox" name="dry_run"
+        <input type="checkbox" name="repair" value="1"><input type="checkbox" name="parts"
         value="1" checked><input name="reason"></form>
     """
     assert forms_of(page) == [
         Form("/projects", "get", {"text": "a&b"}),
-        Form("/sweeps/new", "post", {"csrf": "t", "dry_run": "1", "reason": ""}),
+        Form("/sweeps/new", "post", {"csrf": "t", "parts": "1", "reason": ""}),
     ]
 
 

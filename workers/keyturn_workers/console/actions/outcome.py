@@ -56,7 +56,6 @@ class Action:
         project: `*` for all.
         person: The name of the person, which the request names as its actor.
         options: Of a sweep.
-        dry_run: Whether the sweep only counts.
         object_key: Of a delete.
         expected_generation: Of a rotation: the generation that it replaces.
         generation: Of a rotation that was accepted.
@@ -72,7 +71,6 @@ class Action:
     person: str
     at: datetime
     options: SweepOptions | None = None
-    dry_run: bool = False
     object_key: str | None = None
     expected_generation: int | None = None
     state: ActionState = ActionState.SENDING

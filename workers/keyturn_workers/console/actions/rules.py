@@ -1,6 +1,5 @@
-"""What must be confirmed, and when a sweep for real is allowed (SPEC 8.6, 16.2). Pure."""
+"""What must be confirmed before a sweep (SPEC 8.6, 16.2). Pure."""
 
-from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlencode
 
@@ -8,12 +7,11 @@ from keyturn.identifiers import ALL_PROJECTS
 from keyturn_workers.console.actions.outcome import SweepOptions
 from keyturn_workers.console.model.rows import SweepRow
 
-DRY_RUN_MAX_AGE: Final = timedelta(hours=24)
 ALL_PROJECTS_PHRASE: Final = "all projects"
 
 
 def needs_confirmation(project: str, options: SweepOptions) -> bool:
-    """Whether a sweep for real does something that no later sweep takes back, or to everything."""
+    """Whether a sweep does something that no later sweep takes back, or to everything."""
     return (
         project == ALL_PROJECTS
         or options.encrypt_plaintext
@@ -40,7 +38,7 @@ def options_of(row: SweepRow) -> SweepOptions | None:
 
 
 def again_query(row: SweepRow) -> str:
-    """The query of the form that starts the same sweep again, with its dry run first."""
+    """The query of the form that starts the same sweep again."""
     fields = {"scope": "all"} if row.project == ALL_PROJECTS else {"project": row.project}
     options = options_of(row)
     if options is not None:
@@ -48,21 +46,3 @@ def again_query(row: SweepRow) -> str:
         fields |= {"repair": "yes"} if options.repair else {}
         fields |= {"master_key": options.master_key} if options.master_key else {}
     return urlencode(fields)
-
-
-def dry_run_problem(row: SweepRow, now: datetime) -> str | None:
-    """Why a sweep for real may not be started from this sweep; None if it may.
-
-    The sweep for real takes project and options from the dry run, so that they are the same.
-    """
-    if row.dry_run is None or options_of(row) is None:
-        return "The options of this sweep are not known yet. Reload the page in a moment."
-    if not row.dry_run or row.kind != "sweep" or row.part_of_all:
-        return "This is not a dry run. Start one first."
-    if row.status in ("requested", "running"):
-        return "The dry run has not ended yet."
-    if row.status != "done" or row.ended_at is None:
-        return "The dry run did not end. Start another one."
-    if now - row.ended_at > DRY_RUN_MAX_AGE:
-        return "The dry run ended more than 24 hours ago. Start another one."
-    return None

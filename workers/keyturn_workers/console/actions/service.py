@@ -57,7 +57,6 @@ class RequestPublisher(Protocol):
         master_key: str | None = None,
         encrypt_plaintext: bool = False,
         repair: bool = False,
-        dry_run: bool = False,
         actor: str | None = None,
         sweep_id: str | None = None,
     ) -> str:
@@ -163,7 +162,7 @@ class Actions:
         self.fresh_keys = FreshKeys()
 
     async def start_sweep(
-        self, person: Person, request_id: str, project: str, options: SweepOptions, *, dry_run: bool
+        self, person: Person, request_id: str, project: str, options: SweepOptions
     ) -> Action:
         """Request a sweep of one project, or of `*`; with a known id nothing is published.
 
@@ -177,7 +176,6 @@ class Actions:
                 master_key=options.master_key,
                 encrypt_plaintext=options.encrypt_plaintext,
                 repair=options.repair,
-                dry_run=dry_run,
                 actor=actor,
                 sweep_id=request_id,
             )
@@ -189,7 +187,6 @@ class Actions:
             person.name,
             datetime.now(UTC),
             options=options,
-            dry_run=dry_run,
         )
         return await self._begin(action, publish)
 
@@ -340,7 +337,6 @@ class Actions:
             master_key=action.options.master_key,
             encrypt_plaintext=action.options.encrypt_plaintext,
             repair=action.options.repair,
-            dry_run=action.dry_run,
             actor=action.person,
         )
         self._on_sweep(request, action.person)

@@ -31,7 +31,7 @@ NOT_FOUND: Final = "not_found"
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A clean end of a sweep that was no dry run."""
+    """A clean end of a sweep."""
 
     at: datetime
     sweep_id: str
@@ -210,9 +210,7 @@ class ProjectBook:
                 proof = found
             if sweep.is_running:
                 running.append(sweep.ref)
-            elif is_end_of_consequence(sweep) and (
-                last_end is None or _end_rank(sweep) > _end_rank(last_end)
-            ):
+            elif has_ended(sweep) and (last_end is None or _end_rank(sweep) > _end_rank(last_end)):
                 last_end = sweep
         if proof is not None:
             values["last_proof_at"] = proof.at
@@ -324,14 +322,14 @@ class ProjectBook:
 
 def proof_of(row: SweepRow) -> Proof | None:
     """What the end of a sweep proves; None if it proves nothing."""
-    if row.status != "done" or not row.clean or row.dry_run is not False or row.ended_at is None:
+    if row.status != "done" or not row.clean or row.ended_at is None:
         return None
     return Proof(row.ended_at, row.sweep_id, row.evidence)
 
 
-def is_end_of_consequence(row: SweepRow) -> bool:
-    """Whether it ended and was no dry run."""
-    return row.status in ("done", "failed") and not row.dry_run and row.ended_at is not None
+def has_ended(row: SweepRow) -> bool:
+    """Whether a worker ended it; a request that was refused ends nothing."""
+    return row.status in ("done", "failed") and row.ended_at is not None
 
 
 def _proof_rank(proof: Proof) -> tuple[datetime, str]:

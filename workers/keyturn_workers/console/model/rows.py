@@ -104,10 +104,10 @@ class ProjectRow:
         mark: How the keyring compares with its mark (SPEC 5.5); None where that is not known.
         code: Why the keyring cannot be read or used; `not_found` where an inventory no longer
             lists it.
-        last_proof_at: The newest clean end of a sweep or rotation; never of a dry run.
+        last_proof_at: The newest clean end of a sweep or rotation.
         last_proof_sweep: Which one it was.
         last_proof_evidence: The digest of the evidence that it left.
-        last_end: The sweep that ended last, other than a dry run; it may not be clean.
+        last_end: The sweep that ended last; it may not be clean.
         is_last_end_clean: Whether it was clean; None if there is none.
         running_sweeps: What is under way; also parts of a sweep of all.
         as_of: When the keyring was read last, or the newest event.
@@ -178,7 +178,6 @@ class SweepRow:
     master_key: str | None = None
     encrypt_plaintext: bool | None = None
     repair: bool | None = None
-    dry_run: bool | None = None
     generation: int | None = None
     taken_over_by: str | None = None
     evidence: str | None = None

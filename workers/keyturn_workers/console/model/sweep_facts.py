@@ -132,7 +132,7 @@ class SweepFacts:
             objects_done=None if counts is None else counts.done,
             as_of=self.as_of,
         )
-        row = _with_options(row, asked, whole if is_part else None, end)
+        row = _with_options(row, asked, whole if is_part else None)
         return self._with_rate(row, counted_at)
 
     @property
@@ -266,7 +266,7 @@ def _end_rank(end: End) -> tuple[bool, datetime, str]:
 
 
 def _request_rank(requested: Requested) -> tuple[bool, datetime, str]:
-    return (requested.dry_run is not None, requested.at, repr(requested))
+    return (requested.repair is not None, requested.at, repr(requested))
 
 
 def _end_of(said: SweepRow) -> End | None:
@@ -277,22 +277,16 @@ def _end_of(said: SweepRow) -> End | None:
     return End(at, status, bool(said.clean), said.code, said.detail, said.counts, said.evidence)
 
 
-def _with_options(
-    row: SweepRow, asked: Requested | None, whole: SweepRow | None, end: End | None
-) -> SweepRow:
+def _with_options(row: SweepRow, asked: Requested | None, whole: SweepRow | None) -> SweepRow:
     """What was asked for: by a report, by this console's request, or by the sweep of all."""
-    if row.dry_run is not None:
+    if row.repair is not None:
         return row
     for source in (asked, whole):
-        if source is not None and source.dry_run is not None:
+        if source is not None and source.repair is not None:
             return replace(
                 row,
                 master_key=source.master_key,
                 encrypt_plaintext=source.encrypt_plaintext,
                 repair=source.repair,
-                dry_run=source.dry_run,
             )
-    # Neither a rotation nor an end with evidence is that of a dry run.
-    if row.kind == "rotation" or row.evidence or (end is not None and end.is_proof):
-        return replace(row, dry_run=False)
     return row

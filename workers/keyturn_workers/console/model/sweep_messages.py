@@ -42,7 +42,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How it ended; `is_proof` says that it was no dry run (None: not known)."""
+    """How it ended."""
 
     at: datetime
     status: Literal["done", "failed", "rejected"]
@@ -51,7 +51,6 @@ class End:
     detail: str | None = None
     counts: SweepCounts | None = None
     evidence: str | None = None
-    is_proof: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,6 @@ class Requested:
     master_key: str | None = None
     encrypt_plaintext: bool | None = None
     repair: bool | None = None
-    dry_run: bool | None = None
     code: str | None = None
 
 
@@ -91,7 +89,6 @@ def reported_row(status: SweepStatus, at: datetime) -> SweepRow:
         # A record that does not open says nothing about what was requested.
         encrypt_plaintext=status.encrypt_plaintext if status.status else None,
         repair=status.repair if status.status else None,
-        dry_run=status.dry_run if status.status else None,
         generation=status.generation,
         taken_over_by=status.taken_over_by,
         evidence=status.evidence,
@@ -115,15 +112,7 @@ def end_of_event(event: EndEvent) -> End:
     at = parse_time(event.at)
     match event:
         case RotationCompleted() | SweepCompleted():
-            is_proof = event.late_writes_refused is not None or event.evidence is not None
-            return End(
-                at,
-                "done",
-                event.clean,
-                counts=_counts(event),
-                evidence=event.evidence,
-                is_proof=is_proof or None,
-            )
+            return End(at, "done", event.clean, counts=_counts(event), evidence=event.evidence)
         case RotationRejected() | SweepRejected():
             return End(at, "rejected", clean=False, code=event.code, detail=event.detail)
         case _:

@@ -143,7 +143,6 @@ class SweepBook:
             master_key=request.master_key if isinstance(request, SweepRequested) else None,
             encrypt_plaintext=isinstance(request, SweepRequested) and request.encrypt_plaintext,
             repair=isinstance(request, SweepRequested) and request.repair,
-            dry_run=isinstance(request, SweepRequested) and request.dry_run,
         )
         self.note_requested(SweepRef(request.project, request_id(request)), requested)
 
@@ -210,7 +209,7 @@ class SweepBook:
             self._thin_samples()
 
     def _touch_parts(self, sweep_id: str) -> None:
-        """What is known of the whole says whether its parts were dry runs, and that they ended."""
+        """What is known of the whole says what its parts were to do, and that they ended."""
         for project in self._parts.get(sweep_id, ()):
             part = self._facts[SweepRef(project, sweep_id)]
             self._touch(part)
@@ -321,10 +320,10 @@ class SweepBook:
         return tuple(self._rows[ref] for ref in refs if ref in self._rows)
 
     def ended_of_all(self) -> tuple[SweepRow, ...]:
-        """Sweeps of all projects that ended and were no dry runs, the newest first."""
+        """Sweeps of all projects that ended, the newest first."""
         refs = [SweepRef(ALL_PROJECTS, each) for each in self._by_project.get(ALL_PROJECTS, ())]
         rows = [self._rows[ref] for ref in refs if ref in self._rows]
-        ended = [row for row in rows if row.status in ("done", "failed") and not row.dry_run]
+        ended = [row for row in rows if row.status in ("done", "failed")]
         return tuple(sorted(ended, key=_ended_order, reverse=True))
 
     def moved_at(self, row: SweepRow) -> datetime | None:
@@ -397,7 +396,7 @@ def _kind(row: SweepRow) -> Kind:
 
 def _of_parts(whole: SweepRow) -> tuple[object, ...]:
     """What the rows of the parts of a sweep of all depend on."""
-    options = (whole.master_key, whole.encrypt_plaintext, whole.repair, whole.dry_run)
+    options = (whole.master_key, whole.encrypt_plaintext, whole.repair)
     return (whole.status, whole.ended_at, whole.actor, options)
 
 

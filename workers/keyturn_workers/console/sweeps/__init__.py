@@ -3,7 +3,7 @@
 | module | pages |
 | --- | --- |
 | `sweep_pages` | *Sweeps*, *Sweep*, the files of its failures |
-| `start_pages` | a dry run, and the sweep for real after it |
+| `start_pages` | the form of a sweep, and its confirmation |
 | `key_pages` | *Master keys*, and the count of what depends on each |
 | `rotation_pages` | the rotation of a project's key |
 | `delete_pages` | the delete of an object |

@@ -94,7 +94,7 @@ def key_rotation(
     titles = (
         "Give every worker and gateway a second master key",
         "Make the new one active, so that new projects begin under it",
-        "Sweep all projects to it: dry run first, then for real, to a clean end",
+        "Sweep all projects to it, to a clean end",
         "Count again: no object, no older version and no record uses the old one",
         "Drop the old one",
     )
@@ -125,9 +125,7 @@ def _all_agree(workers: Sequence[WorkerRow], active: str) -> bool:
 
 def _clean_sweep(sweeps: Sequence[SweepRow], active: str | None) -> SweepRow | None:
     """The newest clean sweep of all projects to the active key."""
-    return next(
-        (row for row in sweeps if row.clean and not row.dry_run and row.master_key == active), None
-    )
+    return next((row for row in sweeps if row.clean and row.master_key == active), None)
 
 
 def _held_text(held: Sequence[MasterKeyRow], workers: Sequence[WorkerRow]) -> str:

@@ -2,6 +2,7 @@
 
 from starlette.requests import Request
 
+from keyturn_workers.console.actions.rules import options_of
 from keyturn_workers.console.model.rows import SweepView
 from keyturn_workers.console.web.context import context_of
 from keyturn_workers.console.web.reports import reports_of
@@ -10,7 +11,7 @@ from keyturn_workers.console.web.reports import reports_of
 def want_sweep(request: Request, project: str, sweep_id: str, view: SweepView | None) -> None:
     """Ask for what the page of a sweep lacks: its record, its failures, its evidence."""
     reports, feeds = reports_of(request), context_of(request).feeds
-    if view is None or view.row.dry_run is None or view.row.is_running:
+    if view is None or options_of(view.row) is None or view.row.is_running:
         reports.want(("sweep", project, sweep_id), lambda: feeds.request_sweep(project, sweep_id))
     if view is None:
         return

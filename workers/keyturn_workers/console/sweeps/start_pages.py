@@ -1,12 +1,8 @@
-"""Starting a sweep: a dry run first, then the sweep for real (SPEC 8.6, 16.2).
+"""Starting a sweep: its form, and the confirmation of what cannot be undone (SPEC 8.6, 16.2).
 
-A sweep for real is started from the page of an ended dry run alone, and takes its project and its
-options from there. So it is the same sweep that was counted, and the server checks its age.
+The confirmation has the token of the form that it follows, so both together publish once.
 """
 
-from datetime import UTC, datetime
-
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,23 +10,18 @@ from starlette.routing import Route
 from keyturn.identifiers import ALL_PROJECTS, is_project
 from keyturn_workers.console.actions import SweepOptions
 from keyturn_workers.console.actions.rules import (
-    again_query,
     confirmation_phrase,
-    dry_run_problem,
     is_confirmed,
     needs_confirmation,
-    options_of,
 )
-from keyturn_workers.console.model.rows import MasterKeyRow, SweepRow, SweepView
 from keyturn_workers.console.sweeps.forms import (
+    TOKEN_FIELD,
     TooManyActionsError,
     actions_of,
     expired_page,
-    id_of_path,
     new_token,
     operator_of,
     outcome_page,
-    project_of_path,
     read_form,
     read_token,
     too_many,
@@ -39,21 +30,20 @@ from keyturn_workers.console.web import sweep_words
 from keyturn_workers.console.web.context import context_of
 from keyturn_workers.console.web.rendering import render
 
-_DRY_RUN = "dry-run"
-_RUN = "sweep"
+_SWEEP = "sweep"
 
 
 async def show_start(request: Request) -> Response:
-    """The form of a dry run, filled from the query where a page links to it."""
+    """The form of a sweep, filled from the query where a page links to it."""
     operator_of(request)
     return _start_form(request, dict(request.query_params), {})
 
 
 async def start(request: Request) -> Response:
-    """Start a dry run. It changes nothing, so that nothing is typed for it."""
+    """Start the sweep, or ask for its confirmation where it needs one."""
     operator = operator_of(request)
     form = await read_form(request)
-    token = read_token(request, form, _DRY_RUN)
+    token = read_token(request, form, _SWEEP)
     if token is None:
         return expired_page(request, "/sweeps/new")
     if (known := actions_of(request).get(token.request_id)) is not None:
@@ -66,40 +56,12 @@ async def start(request: Request) -> Response:
         encrypt_plaintext="encrypt_plaintext" in form,
         repair="repair" in form,
     )
+    phrase = confirmation_phrase(project)
+    if needs_confirmation(project, options) and not is_confirmed(form.get("typed", ""), phrase):
+        return _confirmation(request, form, project, options)
     try:
         action = await actions_of(request).start_sweep(
-            operator.person, token.request_id, project, options, dry_run=True
-        )
-    except TooManyActionsError as exc:
-        raise too_many() from exc
-    return outcome_page(action)
-
-
-async def show_run(request: Request) -> Response:
-    """What the sweep for real will do, and to how many objects."""
-    operator_of(request)
-    return _run_form(request, _dry_run(request), "")
-
-
-async def run(request: Request) -> Response:
-    """Start the sweep for real, if its dry run allows it and it was confirmed."""
-    operator = operator_of(request)
-    row = _dry_run(request)
-    form = await read_form(request)
-    token = read_token(request, form, _RUN)
-    if token is None or token.subject != (row.project, row.sweep_id):
-        return expired_page(request, f"{sweep_words.sweep_path(row.project, row.sweep_id)}/run")
-    if (known := actions_of(request).get(token.request_id)) is not None:
-        return outcome_page(known)
-    options = options_of(row)
-    if options is None or dry_run_problem(row, datetime.now(UTC)) is not None:
-        return _run_form(request, row, "")
-    phrase = confirmation_phrase(row.project)
-    if needs_confirmation(row.project, options) and not is_confirmed(form.get("typed", ""), phrase):
-        return _run_form(request, row, f"Type “{phrase}” to confirm.")
-    try:
-        action = await actions_of(request).start_sweep(
-            operator.person, token.request_id, row.project, options, dry_run=False
+            operator.person, token.request_id, project, options
         )
     except TooManyActionsError as exc:
         raise too_many() from exc
@@ -118,8 +80,7 @@ def _problems(request: Request, form: dict[str, str]) -> dict[str, str]:
 
 
 def _held(request: Request) -> list[str]:
-    keys: tuple[MasterKeyRow, ...] = context_of(request).model.master_keys()
-    return [row.master_key for row in keys if row.is_held]
+    return [row.master_key for row in context_of(request).model.master_keys() if row.is_held]
 
 
 def _start_form(request: Request, form: dict[str, str], problems: dict[str, str]) -> Response:
@@ -130,45 +91,30 @@ def _start_form(request: Request, form: dict[str, str], problems: dict[str, str]
         form=form,
         problems=problems,
         master_keys=_held(request),
-        token=new_token(request, _DRY_RUN),
+        token=new_token(request, _SWEEP),
     )
 
 
-def _dry_run(request: Request) -> SweepRow:
-    project = project_of_path(request, all_allowed=True)
-    view: SweepView | None = context_of(request).model.sweep(
-        id_of_path(request, "sweep_id"), project
-    )
-    if view is None:
-        raise HTTPException(404)
-    return view.row
-
-
-def _run_form(request: Request, row: SweepRow, problem: str) -> Response:
-    options = options_of(row)
-    obstacle = dry_run_problem(row, datetime.now(UTC))
+def _confirmation(
+    request: Request, form: dict[str, str], project: str, options: SweepOptions
+) -> Response:
+    """What the sweep will do, to be confirmed; a problem where something else was typed."""
+    phrase = confirmation_phrase(project)
+    problem = f"Type “{phrase}” to confirm." if "typed" in form else ""
     return render(
         request,
-        "actions/run_sweep.html",
-        status_code=409 if obstacle else 422 if problem else 200,
-        row=row,
-        path=sweep_words.sweep_path(row.project, row.sweep_id),
-        project=sweep_words.project_words(row.project),
+        "actions/confirm_sweep.html",
+        status_code=422 if problem else 200,
+        form=form,
+        project=sweep_words.project_words(project),
         options=options,
-        change=sweep_words.change(row),
-        obstacle=obstacle,
-        again=again_query(row),
+        phrase=phrase,
         problem=problem,
-        phrase=confirmation_phrase(row.project)
-        if options is not None and needs_confirmation(row.project, options)
-        else None,
-        token=new_token(request, _RUN, row.project, row.sweep_id),
+        token=form[TOKEN_FIELD],
     )
 
 
 routes = [
     Route("/sweeps/new", show_start),
     Route("/sweeps/new", start, methods=["POST"]),
-    Route("/sweeps/{project}/{sweep_id}/run", show_run),
-    Route("/sweeps/{project}/{sweep_id}/run", run, methods=["POST"]),
 ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Final, Literal
 from urllib.parse import urlencode
@@ -14,7 +13,7 @@ from starlette.routing import Route
 
 from keyturn import evidence
 from keyturn.errors import EvidenceError
-from keyturn_workers.console.actions.rules import again_query, dry_run_problem
+from keyturn_workers.console.actions.rules import again_query
 from keyturn_workers.console.model.rows import (
     EvidenceView,
     FailureRow,
@@ -122,7 +121,6 @@ async def show(request: Request) -> Response:
         code=params.get("code", ""),
         text=text_of(params, "text"),
         url=lambda number: address(request.url.path, params, page=number) + "#failures",
-        obstacle=dry_run_problem(view.row, datetime.now(UTC)) if view is not None else None,
         again=again_query(view.row) if view is not None else "",
         taken=urlencode({"code": params.get("code", ""), "text": text_of(params, "text")}),
         **outcome_values(request, action),

@@ -60,21 +60,6 @@ class Progress:
     of: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a sweep for real would do after this dry run.
-
-    Attributes:
-        to_change: Objects that it would change.
-        failing: Objects that it could not bring to the desired state.
-        stale_versions: Noncurrent versions with wraps under an earlier key.
-    """
-
-    to_change: int
-    failing: int
-    stale_versions: int
-
-
 def project_of_segment(segment: str) -> str | None:
     """The project, or `*`, that a segment of a path names; None if it names none."""
     if segment == ALL_PROJECTS_FOLDER:
@@ -96,8 +81,6 @@ def kind_words(row: SweepRow) -> str:
     """What kind of sweep it is."""
     if row.kind == "rotation":
         return "Rotation"
-    if row.dry_run:
-        return "Dry run"
     return "Master key sweep" if row.master_key is not None else "Sweep"
 
 
@@ -120,12 +103,6 @@ def state_badge(row: SweepRow) -> Badge:
     if (badge := _BADGES.get(row.status)) is not None:
         return badge
     failed = row.counts.failed if row.counts is not None else 0
-    if row.dry_run:
-        return (
-            Badge("warn", f"Counted, {number(failed)} failing")
-            if failed
-            else Badge("ok", "Counted")
-        )
     if row.clean:
         return Badge("ok", "Clean")
     return Badge("warn", f"Not clean, {number(failed)} failed" if failed else "Not clean")
@@ -168,20 +145,9 @@ def counts(row: SweepRow) -> tuple[Count, ...]:
     )
 
 
-def change(row: SweepRow) -> Change | None:
-    """What a sweep for real would do; None if this is no dry run that has counted."""
-    if not row.dry_run or row.counts is None or row.is_running:
-        return None
-    seen = row.counts
-    kept = seen.current + seen.plaintext + seen.deleted + seen.failed
-    return Change(max(0, seen.objects - kept), seen.failed, seen.noncurrent_stale)
-
-
 def options_words(row: SweepRow) -> tuple[str, ...]:
     """Its options, each as a phrase."""
     words = []
-    if row.dry_run:
-        words.append("dry run: inspects and counts, changes nothing")
     if row.master_key is not None:
         words.append(f"master key {row.master_key}")
     if row.encrypt_plaintext:

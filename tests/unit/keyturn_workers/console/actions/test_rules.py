@@ -1,10 +1,8 @@
-"""A sweep for real needs an ended dry run of the last day; what cannot be undone is typed."""
+"""What cannot be undone is typed, and a sweep is started again with its options."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -12,52 +10,20 @@ from keyturn_workers.console.actions import SweepOptions
 from keyturn_workers.console.actions.rules import (
     again_query,
     confirmation_phrase,
-    dry_run_problem,
     is_confirmed,
     needs_confirmation,
     options_of,
 )
 from keyturn_workers.console.model.rows import SweepRow
 
-_NOW = datetime(2026, 11, 26, 10, tzinfo=UTC)
 _ROW = SweepRow(
     sweep_id="2f6c9a0e-0000-4000-8000-000000000001",
     project="acme",
     status="done",
     clean=True,
-    ended_at=_NOW - timedelta(hours=1),
-    dry_run=True,
     encrypt_plaintext=False,
     repair=False,
 )
-
-
-def test_an_ended_dry_run_allows_the_sweep() -> None:
-    assert dry_run_problem(_ROW, _NOW) is None
-    assert dry_run_problem(replace(_ROW, clean=False), _NOW) is None
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"dry_run": False}, "not a dry run"),
-        ({"dry_run": None}, "not known yet"),
-        ({"encrypt_plaintext": None}, "not known yet"),
-        ({"repair": None}, "not known yet"),
-        ({"kind": "rotation"}, "not a dry run"),
-        ({"part_of_all": True}, "not a dry run"),
-        ({"status": "requested"}, "not ended"),
-        ({"status": "running"}, "not ended"),
-        ({"status": "failed"}, "did not end"),
-        ({"status": "rejected"}, "did not end"),
-        ({"ended_at": None}, "did not end"),
-        ({"ended_at": _NOW - timedelta(hours=24, seconds=1)}, "more than 24 hours"),
-    ],
-)
-def test_nothing_else_allows_it(change: dict[str, Any], words: str) -> None:
-    problem = dry_run_problem(replace(_ROW, **change), _NOW)
-    assert problem is not None
-    assert words in problem
 
 
 @pytest.mark.parametrize(

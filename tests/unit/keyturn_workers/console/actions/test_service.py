@@ -68,7 +68,7 @@ async def test_a_sweep_is_requested_with_its_options_and_the_name_of_the_person(
     scene: _Scene,
 ) -> None:
     options = SweepOptions(master_key="m2", encrypt_plaintext=True, repair=True)
-    action = await scene.actions.start_sweep(_KIM, _ID, "*", options, dry_run=True)
+    action = await scene.actions.start_sweep(_KIM, _ID, "*", options)
     assert action.state is ActionState.PUBLISHED
     assert scene.publisher.sent == [
         (
@@ -79,7 +79,6 @@ async def test_a_sweep_is_requested_with_its_options_and_the_name_of_the_person(
                 "master_key": "m2",
                 "encrypt_plaintext": True,
                 "repair": True,
-                "dry_run": True,
                 "actor": "kim",
             },
         )

@@ -69,10 +69,10 @@ def test_only_own_reports_count() -> None:
 
 def test_a_request_of_this_console_is_shown_before_a_worker_begins() -> None:
     model = make_model()
-    request = SweepRequested(requested_at=text(1), sweep_id=uid(8), project="acme", dry_run=True)
+    request = SweepRequested(requested_at=text(1), sweep_id=uid(8), project="acme", repair=True)
     model.apply_request(request, "ada")
     row = model.sweeps(SweepQuery()).rows[0]
-    assert (row.status, row.actor, row.dry_run) == ("requested", "ada", True)
+    assert (row.status, row.actor, row.repair) == ("requested", "ada", True)
 
 
 def test_after_a_restart_the_audit_trail_says_who_requested_a_sweep() -> None:
@@ -261,7 +261,7 @@ def _report_strategy() -> st.SearchStrategy[Any]:
         _SWEEPS,
         st.sampled_from(["running", "done", "failed"]),
         clean=st.booleans(),
-        dry_run=st.booleans(),
+        repair=st.booleans(),
         expected_objects=st.none() | st.integers(1, 9),
         publisher=st.sampled_from(["shop", CONSOLE]),
         actor=st.none() | st.just("ada"),

@@ -82,12 +82,11 @@ def test_an_inventory_that_no_longer_lists_a_project_says_so() -> None:
     assert scene.row("beta").code is None
 
 
-def test_the_last_proof_is_the_newest_clean_end_that_was_no_dry_run() -> None:
+def test_the_last_proof_is_the_newest_clean_end() -> None:
     def ended(number: int, seconds: float, **fields: Any) -> SweepRow:
         values: dict[str, Any] = {
             "status": "done",
             "clean": True,
-            "dry_run": False,
             "ended_at": at(seconds),
         }
         return SweepRow(sweep_id=uid(number), project="acme", **(values | fields))
@@ -96,14 +95,13 @@ def test_the_last_proof_is_the_newest_clean_end_that_was_no_dry_run() -> None:
     scene.sweeps["acme"] = [
         ended(1, 10),
         ended(2, 20, evidence="e" * 64),
-        ended(3, 30, dry_run=True),
+        ended(3, 30, status="running", ended_at=None),
         ended(4, 40, clean=False),
-        ended(5, 50, dry_run=None),
     ]
     scene.book.touch("acme")
     row = scene.row()
     assert (row.last_proof_sweep, row.last_proof_evidence) == (uid(2), "e" * 64)
-    assert row.is_last_end_clean is True
+    assert row.is_last_end_clean is False
     scene.book.remember_proof(ended(6, 25))
     assert scene.row().last_proof_sweep == uid(6)
 

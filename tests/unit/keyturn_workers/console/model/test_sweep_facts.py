@@ -73,11 +73,11 @@ def test_an_end_that_is_published_again_keeps_its_time() -> None:
     assert row(rotation_completed(1), rotation_completed(50)).ended_at == at(1)
 
 
-def test_an_end_with_evidence_is_no_dry_run() -> None:
-    assert row(rotation_completed(1)).dry_run is False
-    assert row(sweep_completed(1, late_writes_refused=None)).dry_run is None
-    assert row(sweep_completed(1, late_writes_refused=False)).dry_run is False
-    assert row(Requested(at(0), dry_run=True)).dry_run is True
+def test_the_options_are_those_of_the_request_until_a_report_names_them() -> None:
+    asked = Requested(at(0), master_key="m2", encrypt_plaintext=True, repair=True)
+    assert row(sweep_completed(1)).repair is None
+    assert (row(asked).master_key, row(asked).repair) == ("m2", True)
+    assert row(asked, (2, sweep_status(repair=False))).repair is False
 
 
 def test_rate_and_time_left_are_those_of_a_running_sweep() -> None:

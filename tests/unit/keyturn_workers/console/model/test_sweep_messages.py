@@ -10,7 +10,6 @@ from tests.unit.keyturn_workers.console.model.messages import (
     progressed,
     rotation_completed,
     rotation_failed,
-    sweep_completed,
     sweep_rejected,
     sweep_status,
 )
@@ -21,15 +20,9 @@ def test_counts_are_those_of_the_event() -> None:
     assert SweepCounts(objects=4, current=2).done == 3.0
 
 
-def test_an_end_says_how_and_whether_it_proves() -> None:
+def test_an_end_says_how() -> None:
     clean = end_of_event(rotation_completed(1))
-    assert (clean.status, clean.clean, clean.evidence, clean.is_proof) == (
-        "done",
-        True,
-        DIGEST,
-        True,
-    )
-    assert end_of_event(sweep_completed(1, late_writes_refused=None)).is_proof is None
+    assert (clean.status, clean.clean, clean.evidence) == ("done", True, DIGEST)
     assert end_of_event(rotation_failed(1)).status == "failed"
     rejected = end_of_event(sweep_rejected(1))
     assert (rejected.status, rejected.code) == ("rejected", "unknown_project")
@@ -37,5 +30,5 @@ def test_an_end_says_how_and_whether_it_proves() -> None:
 
 def test_a_record_that_does_not_open_says_nothing_about_its_options() -> None:
     closed = sweep_status(status=None, code="unknown_master_key")
-    assert reported_row(closed, at(1)).dry_run is None
-    assert reported_row(sweep_status(dry_run=True), at(1)).dry_run is True
+    assert reported_row(closed, at(1)).repair is None
+    assert reported_row(sweep_status(repair=True), at(1)).repair is True

@@ -70,11 +70,11 @@ def test_a_page_is_as_new_as_its_newest_row(scene: Scene) -> None:
 
 
 def test_parts_belong_to_the_sweep_of_all(scene: Scene) -> None:
-    scene.book.apply_report(sweeps_report(1, sweep_status("*", 5, dry_run=True)))
+    scene.book.apply_report(sweeps_report(1, sweep_status("*", 5, repair=True)))
     scene.events(progressed(2, "acme", 5, objects=1), progressed(3, "beta", 5, clean=True))
     assert scene.row("acme", 5).part_of_all
     assert (scene.row("acme", 5).status, scene.row("beta", 5).status) == ("running", "done")
-    assert scene.row("beta", 5).dry_run is True
+    assert scene.row("beta", 5).repair is True
     scene.events(sweep_completed(20, "*", 5, clean=False, late_writes_refused=None))
     assert (scene.row("acme", 5).status, scene.row("acme", 5).clean) == ("done", False)
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from httpx2 import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-DRY_ID = "2f6c9a0e-0000-4000-8000-000000000001"
-SWEEP_ID = "2f6c9a0e-0000-4000-8000-000000000002"
+SWEEP_ID = "2f6c9a0e-0000-4000-8000-000000000001"
+OTHER_ID = "2f6c9a0e-0000-4000-8000-000000000002"
 HOSTILE = "<script>alert(1)</script>\u202e=1'\""
 _REQUEST_ID = "2f6c9a0e-0000-4000-8000-00000000000f"
 
@@ -159,9 +159,9 @@ class Scene:
         )
 
     def add_sweep(
-        self, sweep_id: str = DRY_ID, project: str = "acme", *, age_h: float = 1, **fields: Any
+        self, sweep_id: str = SWEEP_ID, project: str = "acme", *, age_h: float = 1, **fields: Any
     ) -> None:
-        """A sweep by its record; by default an ended dry run."""
+        """A sweep by its record; by default one that ended and was not clean."""
         ended = datetime.now(UTC) - timedelta(hours=age_h)
         begun = format_time(ended - timedelta(minutes=1))
         values: dict[str, Any] = {
@@ -173,13 +173,12 @@ class Scene:
             "started_at": begun,
             "ended_at": format_time(ended),
             "publisher": "console",
-            "dry_run": True,
             "generation": 3,
         }
         row = SweepStatus(sweep_id=sweep_id, project=project, **(values | fields))
         self.report("sweep", project=project, sweep_id=sweep_id, sweeps=(row,))
 
-    def add_failures(self, *failures: tuple[str | None, str], sweep_id: str = DRY_ID) -> None:
+    def add_failures(self, *failures: tuple[str | None, str], sweep_id: str = SWEEP_ID) -> None:
         rows = tuple(FailureStatus(project="acme", key=key, code=code) for key, code in failures)
         self.report("failures", project="acme", sweep_id=sweep_id, failures=rows)
 
@@ -205,14 +204,17 @@ class Scene:
         assert response.status_code == status, response.text
         return response
 
+    def hidden(self, page: str, action: str) -> dict[str, str]:
+        """The hidden fields of the form with this action and a token; without the CSRF token."""
+        for form in re.findall(r"<form.*?</form>", page, re.DOTALL):
+            fields = re.findall(r'type="hidden" name="([^"]*)" value="([^"]*)"', form)
+            if f'action="{action}"' in form and "form" in dict(fields):
+                return {name: html.unescape(value) for name, value in fields if name != "csrf"}
+        raise AssertionError(f"no form with a token for {action}")
+
     def token(self, page: str, action: str) -> str:
         """The token of the form with this action on a page."""
-        for form in re.findall(r"<form.*?</form>", page, re.DOTALL):
-            if f'action="{action}"' in form and 'name="form"' in form:
-                found = re.search(r'name="form" value="([^"]*)"', form)
-                assert found is not None
-                return html.unescape(found[1])
-        raise AssertionError(f"no form with a token for {action}")
+        return self.hidden(page, action)["form"]
 
     @property
     def sent(self) -> list[tuple[str, dict[str, Any]]]:

@@ -70,5 +70,5 @@ def test_more_requests_than_can_be_remembered_are_refused(
     token = console.token(console.get(path), path)
     assert "Nothing was published" in console.post(path, 503, form=token, key="a", typed="a").text
     token = console.token(console.get("/sweeps/new"), "/sweeps/new")
-    console.post("/sweeps/new", 503, form=token, scope="all")
+    console.post("/sweeps/new", 503, form=token, scope="project", project="acme")
     assert len(console.sent) == 1

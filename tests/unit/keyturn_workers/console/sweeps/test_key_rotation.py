@@ -17,7 +17,6 @@ _SWEPT = SweepRow(
     status="done",
     clean=True,
     master_key="m2",
-    dry_run=False,
     ended_at=_AT,
 )
 _COUNTED = Census(started_at=_AT, ended_at=_AT)
@@ -80,10 +79,9 @@ def test_workers_that_disagree_about_the_active_key_are_named() -> None:
     assert "host-m1" in rotation.steps[0].detail
 
 
-def test_a_dry_run_or_a_sweep_to_another_key_moves_nothing() -> None:
+def test_a_sweep_that_is_not_clean_or_to_another_key_moves_nothing() -> None:
     moved = replace(_OLD, projects=0, counts={"encrypted": 5})
     for sweep in (
-        replace(_SWEPT, dry_run=True),
         replace(_SWEPT, clean=False),
         replace(_SWEPT, master_key="m1"),
         replace(_SWEPT, master_key=None),

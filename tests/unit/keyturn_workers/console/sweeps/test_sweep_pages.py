@@ -10,21 +10,20 @@ import pytest
 
 from keyturn.messages import SweepCounts
 from tests.unit.keyturn_workers.console.actions.publishers import event
-from tests.unit.keyturn_workers.console.sweeps.scene import DRY_ID, HOSTILE, SWEEP_ID
+from tests.unit.keyturn_workers.console.sweeps.scene import HOSTILE, OTHER_ID, SWEEP_ID
 
 if TYPE_CHECKING:
     from tests.unit.keyturn_workers.console.sweeps.scene import Scene
 
-_PAGE = f"/sweeps/acme/{DRY_ID}"
+_PAGE = f"/sweeps/acme/{SWEEP_ID}"
 
 
 def test_the_list_says_progress_in_words_and_links_to_each(console: Scene) -> None:
     console.add_sweep()
     console.add_sweep(
-        SWEEP_ID,
+        OTHER_ID,
         status="running",
         clean=None,
-        dry_run=False,
         ended_at=None,
         expected_objects=40,
         counts=SweepCounts(objects=10, rewrapped=10, current=0),
@@ -33,19 +32,19 @@ def test_the_list_says_progress_in_words_and_links_to_each(console: Scene) -> No
     )
     page = console.get("/sweeps")
     assert _PAGE in page
-    assert "Counted, 1 failing" in page
+    assert "Not clean, 1 failed" in page
     assert "of 40 objects" in page
     assert "<progress" in page
-    running, ended = page.index(SWEEP_ID), page.index(DRY_ID)
+    running, ended = page.index(OTHER_ID), page.index(SWEEP_ID)
     assert running < ended
 
 
 def test_the_list_can_be_filtered(console: Scene) -> None:
     console.add_sweep()
-    console.add_sweep(SWEEP_ID, "zoo")
+    console.add_sweep(OTHER_ID, "zoo")
     page = console.get("/sweeps?text=zoo&state=done&kind=sweep")
-    assert SWEEP_ID in page
-    assert DRY_ID not in page
+    assert OTHER_ID in page
+    assert SWEEP_ID not in page
     page = console.get("/sweeps?text=%3Cscript%3E&state=nonsense&page=-1")
     assert "No sweep matches" in page
     assert 'value="&lt;script&gt;"' in page
@@ -62,14 +61,14 @@ def test_a_running_sweep_has_a_chart_of_its_rate(console: Scene) -> None:
             event(
                 "sweep.progressed",
                 at.replace("+00:00", "Z"),
-                sweep_id=SWEEP_ID,
+                sweep_id=OTHER_ID,
                 objects=100 * second,
                 current=100 * second,
                 clean=False,
             ),
             second,
         )
-    page = console.get(f"/sweeps/acme/{SWEEP_ID}")
+    page = console.get(f"/sweeps/acme/{OTHER_ID}")
     assert "Objects per second" in page
     assert "<svg" in page
     assert "Running" in page
@@ -77,37 +76,24 @@ def test_a_running_sweep_has_a_chart_of_its_rate(console: Scene) -> None:
 
 def test_a_running_sweep_says_that_an_unproven_object_counts_as_half(console: Scene) -> None:
     console.add_sweep(
-        SWEEP_ID,
+        OTHER_ID,
         status="running",
         clean=None,
-        dry_run=False,
         ended_at=None,
         expected_objects=40,
         counts=SweepCounts(objects=10, rewrapped=10, current=0),
         rate_per_s=5.0,
         left_s=6.0,
     )
-    assert "counts as half until it is proven" in console.get(f"/sweeps/acme/{SWEEP_ID}")
+    assert "counts as half until it is proven" in console.get(f"/sweeps/acme/{OTHER_ID}")
 
 
-def test_a_dry_run_says_what_a_sweep_for_real_would_change(console: Scene) -> None:
-    console.add_sweep()
-    page = console.get(_PAGE)
-    assert "would change 2 of 10 objects" in page
-    assert f'href="{_PAGE}/run"' in page
-    assert 'href="/sweeps/new?project=acme"' in page
+def test_only_who_may_operate_is_offered_to_sweep_again(console: Scene) -> None:
+    console.add_sweep(repair=True)
+    offer = 'href="/sweeps/new?project=acme&amp;repair=yes"'
+    assert offer in console.get(_PAGE)
     console.auth.sign_in("kim", "view")
-    page = console.get(_PAGE)
-    assert "would change 2 of 10 objects" in page
-    assert "/run" not in page
-    assert "/sweeps/new" not in page
-
-
-def test_a_dry_run_that_is_too_old_is_not_offered(console: Scene) -> None:
-    console.add_sweep(age_h=25)
-    page = console.get(_PAGE)
-    assert "more than 24 hours ago" in page
-    assert f'href="{_PAGE}/run"' not in page
+    assert "/sweeps/new" not in console.get(_PAGE)
 
 
 def test_failures_are_explained_filtered_and_taken_away(console: Scene) -> None:
@@ -135,7 +121,7 @@ def test_what_is_missing_is_asked_for_once(console: Scene) -> None:
     console.add_sweep()
     for _ in range(3):
         assert "has not been read yet" in console.get(_PAGE)
-    assert console.feeds.asked == [("failures", "acme", DRY_ID)]
+    assert console.feeds.asked == [("failures", "acme", SWEEP_ID)]
 
 
 def test_a_sweep_that_was_just_requested_has_a_page(console: Scene) -> None:
@@ -156,9 +142,7 @@ def test_a_sweep_that_was_just_requested_has_a_page(console: Scene) -> None:
 
 
 def test_a_clean_sweep_shows_its_evidence(console: Scene) -> None:
-    console.add_sweep(
-        dry_run=False, clean=True, evidence="a" * 64, counts=SweepCounts(objects=2, current=2)
-    )
+    console.add_sweep(clean=True, evidence="a" * 64, counts=SweepCounts(objects=2, current=2))
     page = console.get(_PAGE)
     assert "a" * 64 in page
     assert "Sweep again" in page
@@ -166,14 +150,14 @@ def test_a_clean_sweep_shows_its_evidence(console: Scene) -> None:
 
 
 def test_a_sweep_that_is_not_clean_says_what_to_do(console: Scene) -> None:
-    console.add_sweep(dry_run=False)
+    console.add_sweep()
     page = console.get(_PAGE)
     assert "Not clean" in page
     assert "left alone" in page
 
 
 def test_a_sweep_that_stopped_links_to_its_dead_letter(console: Scene) -> None:
-    console.add_sweep(dry_run=False, status="failed", code="corrupt_object", detail=HOSTILE)
+    console.add_sweep(status="failed", code="corrupt_object", detail=HOSTILE)
     page = console.get(_PAGE)
     assert "It cannot go on" in page
     assert "/dead?" in page
@@ -181,7 +165,7 @@ def test_a_sweep_that_stopped_links_to_its_dead_letter(console: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/sweeps/acme/x", f"/sweeps/.../{DRY_ID}", f"/sweeps/zoo/{DRY_ID}"]
+    "path", ["/sweeps/acme/x", f"/sweeps/.../{SWEEP_ID}", f"/sweeps/zoo/{SWEEP_ID}"]
 )
 def test_an_unknown_sweep_is_not_found(console: Scene, path: str) -> None:
     console.get(path, 404)

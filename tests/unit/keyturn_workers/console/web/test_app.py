@@ -44,7 +44,6 @@ READ: Final = {
     "/sweeps/{project}/{sweep_id}",
     "/sweeps/{project}/{sweep_id}/failures.txt",
     "/sweeps/{project}/{sweep_id}/failures.csv",
-    "/sweeps/{project}/{sweep_id}/run",
     "/keys",
     "/actions/{request_id}",
     "/dead",
@@ -59,7 +58,6 @@ READ: Final = {
 
 ACT: Final = {
     "/sweeps/new",
-    "/sweeps/{project}/{sweep_id}/run",
     "/keys/count",
     "/keys/count/cancel",
     "/projects/{project}/rotate/key",

@@ -25,8 +25,6 @@ _COUNTS = SweepCounts(objects=10, current=4, plaintext=1, deleted=2, failed=1, n
         ({"status": "done", "clean": True}, "ok", "Clean"),
         ({"status": "done", "clean": False, "counts": _COUNTS}, "warn", "Not clean, 1 failed"),
         ({"status": "done", "clean": False}, "warn", "Not clean"),
-        ({"status": "done", "dry_run": True}, "ok", "Counted"),
-        ({"status": "done", "dry_run": True, "counts": _COUNTS}, "warn", "Counted, 1 failing"),
     ],
 )
 def test_states(change: dict[str, Any], kind: str, word: str) -> None:
@@ -37,7 +35,6 @@ def test_states(change: dict[str, Any], kind: str, word: str) -> None:
     ("change", "words"),
     [
         ({"kind": "rotation"}, "Rotation"),
-        ({"dry_run": True, "master_key": "m2"}, "Dry run"),
         ({"master_key": "m2"}, "Master key sweep"),
         ({}, "Sweep"),
     ],
@@ -86,13 +83,6 @@ def test_each_count_has_its_meaning() -> None:
     assert sweep_words.counts(_ROW) == ()
 
 
-def test_a_dry_run_says_what_a_sweep_for_real_would_change() -> None:
-    row = replace(_ROW, status="done", dry_run=True, counts=_COUNTS)
-    assert sweep_words.change(row) == sweep_words.Change(to_change=2, failing=1, stale_versions=3)
-    assert sweep_words.change(replace(row, dry_run=False)) is None
-    assert sweep_words.change(replace(row, status="running")) is None
-
-
 def test_a_sweep_of_all_shows_what_its_parts_have_done() -> None:
     done = SweepRow(sweep_id="id", project="acme", status="done", counts=_COUNTS)
     going = SweepRow(sweep_id="id", project="zoo", status="running", counts=_COUNTS)
@@ -117,6 +107,6 @@ def test_all_projects_have_a_segment_that_no_project_can_have() -> None:
 
 
 def test_options_are_phrases() -> None:
-    row = replace(_ROW, dry_run=True, master_key="m2", encrypt_plaintext=True, repair=True)
-    assert len(sweep_words.options_words(row)) == 4
+    row = replace(_ROW, master_key="m2", encrypt_plaintext=True, repair=True)
+    assert len(sweep_words.options_words(row)) == 3
     assert sweep_words.options_words(_ROW) == ()
