@@ -37,7 +37,7 @@ class EventModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     at: Time
-    # The request's origin; absent where no request began it, and from workers before 0.5.
+    # The request's origin; absent where no request began it.
     publisher: ShortName | None = None
     request: RequestDigest | None = None
 

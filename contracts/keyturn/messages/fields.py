@@ -87,7 +87,7 @@ class RequestOrigin:
 
     `request` is the SHA-256 of the request's body as signed, in 64 hex digits. `actor` is the
     person whom the request names, if any (SPEC 15.3). The bytes contain it, so it takes no part in
-    comparisons: records that workers before 0.10 wrote lack it.
+    comparisons, and events do not name it.
     """
 
     publisher: str

@@ -113,8 +113,10 @@ class EventMatcher:
         """Whether this event, whose signature was checked, belongs to the request."""
         if request_id(event) != self.request_id or not self._is_of_project(event):
             return False
+        if event.origin is None or self.publisher not in (None, event.publisher):
+            return False
         if event.type in _ANSWERS[self.request_type]:
-            return self._is_answered_by(event)
+            return self.digest in (None, event.request)
         if event.type in _SWEEP_REPORTS.get(self.request_type, ()):
             return self._is_reported_by(event)
         return False
@@ -127,18 +129,8 @@ class EventMatcher:
             return event.project is None
         return self.project == ALL_PROJECTS and isinstance(event, SweepProgressed)
 
-    def _is_answered_by(self, event: Event) -> bool:
-        if event.origin is None:  # a worker before 0.5: publisher and attempt are unknown
-            return False
-        if self.publisher not in (None, event.publisher):
-            return False
-        return self.digest in (None, event.request)
-
     def _is_reported_by(self, event: Event) -> bool:
-        # The record of a sweep that began before 0.5 names no publisher, nor do its events.
-        if event.publisher is not None and self.publisher not in (None, event.publisher):
-            return False
-        if self.signed_at is None or event.request in (None, self.digest):
+        if self.signed_at is None or event.request == self.digest:
             return True
         # Each attempt gets its own end. One for another attempt from before this one was signed
         # may be that of an earlier run, which this attempt restarts.

@@ -69,6 +69,7 @@ from keyturn.topology import (
     MARKS_STREAM,
     SIGNATURE_HEADER,
     TRACEPARENT_HEADER,
+    UNSIGNED_DEAD_QUEUE,
     WORKERS_STREAM,
 )
 
@@ -85,8 +86,11 @@ _NEWEST_S: Final = 1.0
 _OFFSET_HEADER: Final = "x-stream-offset"
 _NO_OFFSET: Final = -1
 _HEADERS: Final = (SIGNATURE_HEADER, EVENT_KEY_HEADER, TRACEPARENT_HEADER)
-_NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
 _START_A_WORKER: Final = "; start one"
+_UNKNOWN_PUBLISHER: Final = (
+    ": none has started yet, or the workers do not know this publisher. In that case its requests "
+    f"are in {UNSIGNED_DEAD_QUEUE}: see `keyturn dead list`"
+)
 _OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM, WORKERS_STREAM, MARKS_STREAM)
 _EARLIER: Final = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1))
 
@@ -311,7 +315,8 @@ def ignore_problem(problem: str | None) -> None:
 async def follow(
     connection: BrokerConnection,
     start: Start,
-    *streams: str,
+    stream: str,
+    *,
     note_problem: Callable[[str | None], None] = ignore_problem,
 ) -> AsyncGenerator[StreamRecord, None]:
     """Every message of one stream from `start` on, for ever, each one once.
@@ -319,18 +324,15 @@ async def follow(
     Args:
         connection: The broker; not the connection that publishes (see the module).
         start: Where to begin.
-        streams: The stream to read, then its replacement if it does not exist (workers
-            before 0.5 declare no stream for a publisher) or may not be read.
+        stream: The stream to read.
         note_problem: Called with the reason whenever a later attempt to read fails, and with None
             whenever one succeeds.
 
     Raises:
-        EventsUnavailableError: none of them can be read at the first attempt. Later losses
-            are waited out.
+        EventsUnavailableError: it cannot be read at the first attempt. Later losses are waited
+            out.
     """
     attempt, position = 0, _Position(start, note_problem)
-    stream, *others = streams
-    refusals: list[str] = []
     while True:
         was_careful = position.is_careful
         attach = partial(_consumer, connection, stream, isolated=was_careful)
@@ -354,9 +356,7 @@ async def follow(
             _log.debug("reading events failed before a consumer was attached")
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
             if not position.is_attached:
-                refusals.append(_unreadable(stream, exc))
-                stream = _replacement(others, refusals, exc)
-                continue
+                raise EventsUnavailableError(_unreadable(stream, exc)) from exc
             _log.debug("reading events failed (%s)", type(exc).__name__)
             note_problem(_unreadable(stream, exc))
         position.forget_suspect()
@@ -364,18 +364,6 @@ async def follow(
         attempt += 1
         _log.info("reading events was interrupted; retrying in %g s", pause_s)
         await asyncio.sleep(pause_s)
-
-
-def _replacement(others: list[str], refusals: list[str], cause: BaseException) -> str:
-    """The next stream to read, if the one before does not exist or may not be read.
-
-    Raises:
-        EventsUnavailableError: there is none, or the cause is another one.
-    """
-    if not others or not isinstance(cause, _NOT_READABLE):
-        raise EventsUnavailableError("; ".join(refusals)) from cause
-    _log.info("%s; reading %s instead", refusals[-1], others[0])
-    return others.pop(0)
 
 
 async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[StreamRecord, None]:
@@ -678,7 +666,8 @@ def _undecodable_errors() -> Iterator[None]:
 def _unreadable(stream: str, cause: BaseException) -> str:
     match cause:
         case ChannelNotFoundEntity():
-            return f"no worker has declared {stream}" + _START_A_WORKER * (stream in _OF_WORKERS)
+            problem = f"no worker has declared {stream}"
+            return problem + (_START_A_WORKER if stream in _OF_WORKERS else _UNKNOWN_PUBLISHER)
         case ChannelAccessRefused():
             pattern = "^" + stream.replace(".", r"\.") + "$"
             return f"the broker's user may not read {stream}: it needs read permission {pattern}"

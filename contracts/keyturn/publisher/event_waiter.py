@@ -45,12 +45,7 @@ from keyturn.messages import (
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_matcher import EventMatcher, RequestType, is_answer, is_end
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow
-from keyturn.topology import (
-    EVENTS_STREAM,
-    PUBLISHER_EVENTS,
-    UNSIGNED_DEAD_QUEUE,
-    publisher_stream,
-)
+from keyturn.topology import PUBLISHER_EVENTS, UNSIGNED_DEAD_QUEUE, publisher_stream
 
 MAX_TRACKED: Final = 100_000
 # The stream's times are the broker's, to the second; ours may run ahead of them.
@@ -61,8 +56,6 @@ _MAX_ATTEMPTS: Final = 8
 _ID_FIELDS: Final = {event_type: id_field(event_type) for event_type in PUBLISHER_EVENTS}
 # Their answers are large, and stale once they were read.
 _FORGOTTEN_REQUESTS: Final = ("status.requested",)
-# Only these have events in which older workers named no publisher.
-_SWEEPING_REQUESTS: Final = ("rotation.requested", "sweep.requested")
 
 
 class _Delivery(enum.Enum):
@@ -192,6 +185,7 @@ class EventWaiter:
         self._connection = connection
         self._verifier = verifier
         self._publisher = publisher
+        self._stream = publisher_stream(publisher)
         self._max_tracked = max_tracked
         self._on_answer = on_answer
         self._opened_at = datetime.now(UTC)
@@ -310,20 +304,15 @@ class EventWaiter:
             EventsUnavailableError: there is no stream to read.
         """
         sent = self._sent_here(request_id, project, request_type)
-        streams = self._streams
         if sent is not None:
             attempts = tuple(sent.candidates)
             begin = since or _earliest(sent)
         else:
             begin = since or self._opened_at
             attempts = (_Attempt(self._matcher(request_id, project, request_type), begin),)
-            if request_type in _SWEEPING_REQUESTS:
-                # A sweep that began before 0.5 is reported without its publisher, so that its
-                # events are not in the publisher's own stream.
-                streams = streams[::-1]
         has_begun = False
-        start = _before(begin)
-        async with self._scans, aclosing(follow(self._connection, start, *streams)) as stream:
+        following = follow(self._connection, _before(begin), self._stream)
+        async with self._scans, aclosing(following) as stream:
             async for record in stream:
                 if _claimed_id(record.body) != request_id:
                     continue
@@ -346,11 +335,6 @@ class EventWaiter:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         self._fail(PublisherError("the publisher was closed"))
-
-    @property
-    def _streams(self) -> tuple[str, ...]:
-        """This publisher's own stream, then the stream of all, which older workers declare."""
-        return publisher_stream(self._publisher), EVENTS_STREAM
 
     def _sent_here(
         self, request_id: str, project: str | None, request_type: RequestType | None
@@ -403,7 +387,7 @@ class EventWaiter:
     async def _read(self, start: Start) -> None:
         """The shared reader: ends only with the publisher, or where there is no stream."""
         try:
-            async with aclosing(follow(self._connection, start, *self._streams)) as stream:
+            async with aclosing(follow(self._connection, start, self._stream)) as stream:
                 async for record in stream:
                     self._handle(record)
         except PublisherError as exc:

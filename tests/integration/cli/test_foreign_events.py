@@ -14,7 +14,7 @@ from keyturn.messages import ProjectEnrolled, SweepCompleted, UploadRejected, Up
 from keyturn.publisher import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.settings import NamedIntakeKey, PublisherSettings
-from keyturn.topology import publisher_stream
+from keyturn.topology import EXCHANGE, publisher_stream
 from tests.integration.cli.conftest import document
 from tests.integration.cli.test_watch import started
 from tools.harness.bucket import Bucket
@@ -56,7 +56,7 @@ async def _enroll(publisher: Publisher, project: str) -> None:
     assert isinstance(await publisher.wait(request_id), ProjectEnrolled)
 
 
-@pytest.mark.parametrize("stream", ["its own", "of all"])
+@pytest.mark.parametrize("stream", ["its own", "with all events"])
 async def test_a_sweep_of_another_publisher_with_the_same_id_does_not_end_a_rotation(
     cli: Cli, stream: str
 ) -> None:
@@ -70,8 +70,9 @@ async def test_a_sweep_of_another_publisher_with_the_same_id_does_not_end_a_rota
     ):
         for project in ("acme", "bob"):
             await _enroll(publisher, project)
-        if stream == "of all":
-            await wire.channel.queue_delete(publisher_stream("api"))
+        if stream == "with all events":
+            own = await wire.channel.get_queue(publisher_stream("api"), ensure=False)
+            await own.bind(EXCHANGE, "sweep.#")
         # No sweep of acme can repair this object, so its rotation is not clean.
         bucket.put("acme/unencrypted", b"x", {})
         env = {"NEW_API_KEY": new_api_key()}

@@ -126,7 +126,7 @@ async def test_enrollment_sends_the_key_of_legacy_objects(
 
 
 async def test_without_waiting_the_requests_are_queued(cli: Cli, tmp_path: Path) -> None:
-    await declare(cli.deployment.amqp_url)
+    await declare(cli.deployment.amqp_url, ["api"])
     (tmp_path / "a").write_bytes(b"a")
     sent = await cli.arun("upload", "acme", str(tmp_path / "a"), "--no-wait", "--json")
     assert (sent.exit_code, document(sent)[0]["status"]) == (0, "queued")
@@ -142,18 +142,16 @@ async def test_without_waiting_the_requests_are_queued(cli: Cli, tmp_path: Path)
 async def test_a_publisher_that_the_workers_do_not_know_learns_where_to_look(
     cli: Cli, tmp_path: Path
 ) -> None:
-    """Its requests get no event: they are in `keyturn.unsigned.dead`."""
+    """It has no stream of events: its requests are in `keyturn.unsigned.dead`."""
     (tmp_path / "a").write_bytes(b"a")
     async with worker(cli.deployment.worker_env()):
         sent = await cli.arun(
             "upload", "acme", str(tmp_path / "a"), "--timeout-s", "3", PUBLISHER_NAME="stranger"
         )
         assert sent.exit_code == 1
-        deployment = cli.deployment.worker_env()["KEYTURN_DEPLOYMENT"]
-        named = f"do not know publisher 'stranger' with this key in deployment '{deployment}'"
-        assert named in sent.stderr
-        assert "the request is in keyturn.unsigned.dead: see `keyturn dead list`" in sent.stderr
-        assert "stranger" not in sent.stdout  # once is enough
+        assert "no worker has declared keyturn.events.stranger" in sent.stderr
+        assert "are in keyturn.unsigned.dead: see `keyturn dead list`" in sent.stderr
+        assert "unsigned" not in sent.stdout  # once is enough
         listed = document(await cli.arun("dead", "list", "--json"))
     assert [(row["queue"], row["code"]) for row in listed] == [
         ("keyturn.unsigned.dead", "bad_signature")
@@ -202,7 +200,7 @@ async def test_doctor_reports_on_bucket_and_broker(cli: Cli) -> None:
 
 
 async def test_an_interrupted_command_exits_130_silently(cli: Cli, tmp_path: Path) -> None:
-    await declare(cli.deployment.amqp_url)
+    await declare(cli.deployment.amqp_url, ["api"])
     (tmp_path / "a").write_bytes(b"a")
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -12,7 +12,7 @@ from yarl import URL
 
 from keyturn import topology
 from keyturn.crypto import SigningKey, VerifyKey
-from keyturn.messages import COUNT_FIELDS, RotationCompleted, SweepProgressed
+from keyturn.messages import COUNT_FIELDS, RotationCompleted
 from keyturn.publisher import EventsUnavailableError, Publisher
 from keyturn.publisher.requests import new_id
 from tests.integration.publisher.side import (
@@ -46,33 +46,14 @@ async def test_a_publisher_reads_its_own_stream_alone(
             assert await anext(events) == published
 
 
-async def test_where_no_own_stream_exists_the_stream_of_all_serves(
-    settings: PublisherSettings, worker: WorkerSide, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Workers before 0.5 declare none."""
-    await worker.delete(OWN_STREAM)
-    caplog.set_level("INFO", "keyturn.publisher.event_stream")
-    async with Publisher.open(settings) as publisher:
-        upload_id = await publisher.upload("acme", "a", b"x")
-        published = answer(publisher, stored(upload_id))
-        await worker.publish(published)
-        assert await publisher.wait(upload_id, timeout_s=20) == published
-    line = "no worker has declared keyturn.events.billing; reading keyturn.events instead"
-    assert line in caplog.messages
-
-
-async def test_the_end_of_a_rotation_that_began_before_0_5_is_found(
+async def test_a_publisher_without_a_stream_of_its_own_learns_why(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
-    """Its record names no publisher: its events are on the stream of all alone."""
-    since, rotation_id = datetime.now(UTC), new_id()
-    end = RotationCompleted(rotation_id=rotation_id, project="acme", at=_AT, **_COUNTS)
-    await worker.publish(SweepProgressed(sweep_id=rotation_id, project="acme", at=_AT, **_COUNTS))
-    await worker.publish(end.model_copy(update={"project": "bob"}))
-    await worker.publish(end)
+    await worker.delete(OWN_STREAM)
     async with Publisher.open(settings) as publisher:
-        ended = await publisher.wait_completed(rotation_id, timeout_s=20, since=since, **_ROTATION)
-    assert ended == end
+        upload_id = await publisher.upload("acme", "a", b"x")
+        with pytest.raises(EventsUnavailableError, match="do not know this publisher"):
+            await publisher.wait(upload_id, timeout_s=20)
 
 
 def _user(broker: Servers, url: str, read: str) -> str:
@@ -107,26 +88,12 @@ async def test_a_user_that_may_read_its_own_stream_alone_needs_no_more(
     )
 
 
-async def test_a_user_with_the_permissions_of_0_4_reads_the_stream_of_all(
-    broker: Servers,
-    vhost_url: str,
-    worker: WorkerSide,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level("INFO", "keyturn.publisher.event_stream")
-    old = settings_for(_user(broker, vhost_url, r"^keyturn\.events$"))
-    async with Publisher.open(old) as publisher:
-        upload_id = await publisher.upload("acme", "a", b"x")
-        published = answer(publisher, stored(upload_id))
-        await worker.publish(published)
-        assert await publisher.wait(upload_id, timeout_s=20) == published
-    assert "it needs read permission ^keyturn\\.events\\.billing$" in caplog.text
-
-
-async def test_the_error_of_a_user_that_may_read_neither_stream_says_what_it_needs(
+async def test_the_error_of_a_user_that_may_not_read_its_stream_says_what_it_needs(
     broker: Servers, vhost_url: str, worker: WorkerSide
 ) -> None:
-    async with Publisher.open(settings_for(_user(broker, vhost_url, "^$"))) as publisher:
+    async with Publisher.open(
+        settings_for(_user(broker, vhost_url, r"^keyturn\.events$"))
+    ) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
         with pytest.raises(EventsUnavailableError) as refused:
             await publisher.wait(upload_id, timeout_s=20)
@@ -141,9 +108,9 @@ async def test_events_of_the_old_and_of_the_new_key_are_believed(
     new = SigningKey.from_seed(b"n" * 32)
     keys = tuple(VerifyKey.from_bytes(key.public_bytes) for key in (new, EVENTS))
     both = settings.model_copy(update={"event_public_key": keys})
-    for told_by in (EVENTS, new):
+    for signer in (EVENTS, new):
         async with Publisher.open(both) as publisher:
-            upload_id = await publisher.upload("acme", told_by.id, b"x")
-            await worker.publish(answer(publisher, stored(upload_id)), key=told_by)
+            upload_id = await publisher.upload("acme", signer.id, b"x")
+            await worker.publish(answer(publisher, stored(upload_id)), key=signer)
             await publisher.wait(upload_id, timeout_s=20)
             assert publisher.unverified_events == 0

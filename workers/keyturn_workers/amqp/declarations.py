@@ -1,4 +1,4 @@
-"""Declaring the topology on the broker (SPEC 6.2): request queues before anything publishes."""
+"""Declaring the topology on the broker (SPEC 6.2): all of it before anything publishes."""
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,8 +34,9 @@ async def declare(
         async with await connect_to_broker(broker) as connection:
             declarer = _Declarer(await connection.channel())
             with declarer.topology_errors():
-                await declarer.declare_queues((*topology.queues(), audit or topology.audit_queue()))
+                # First: where a request is accepted, its publisher can read the answer.
                 await declarer.declare_streams(publishers)
+                await declarer.declare_queues((*topology.queues(), audit or topology.audit_queue()))
 
 
 async def declare_streams(broker: Broker, publishers: Collection[str]) -> None:

@@ -268,13 +268,13 @@ async def test_an_id_used_for_another_request_answers_no_try_that_may_be_lost(
     assert await waiting == one(_ACCEPTED)
 
 
-async def test_an_answer_of_an_older_worker_is_not_believed_but_an_end_is(
+async def test_an_event_that_names_no_request_is_not_believed(
     waiter: _Reading, first: _Rotation
 ) -> None:
-    waiter.publish(_ACCEPTED, _REFUSED)
+    waiter.publish(_ACCEPTED, _REFUSED, _COMPLETED)
     assert await waiter.answer() is None
-    waiter.publish(first(_ACCEPTED), _COMPLETED)
-    assert await waiter.end() == _COMPLETED
+    waiter.publish(first(_ACCEPTED), first(_COMPLETED))
+    assert await waiter.end() == first(_COMPLETED)
 
 
 # Tries.

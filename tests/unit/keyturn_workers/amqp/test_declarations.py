@@ -117,13 +117,21 @@ async def test_the_audit_trail_has_the_bounds_of_the_settings(
 
 async def test_each_publishers_stream_takes_events_that_carry_its_name(broker: FakeBroker) -> None:
     await declare(URL, ["web", "api"])
-    assert broker.declared[-2:] == ["keyturn.events.api", "keyturn.events.web"]
     for name in ("api", "web"):
         binding = {"x-match": "all", "keyturn-publisher": name}
         expected = (f"keyturn.events.{name}", PUBLISHER_EVENTS_EXCHANGE, binding)
         assert expected in broker.bound
     arguments = broker.arguments[PUBLISHER_EVENTS_EXCHANGE]
     assert arguments == {"type": ExchangeType.HEADERS, "internal": True}
+
+
+async def test_a_request_is_accepted_only_once_its_publisher_can_read_the_answer(
+    broker: FakeBroker,
+) -> None:
+    await declare(URL, ["web", "api"])
+    bound = [name for name, _, _ in broker.bound]
+    streams = ("keyturn.events.api", "keyturn.events.web", PUBLISHER_EVENTS_EXCHANGE)
+    assert max(map(bound.index, streams)) < bound.index(UPLOAD_QUEUE)
 
 
 async def test_only_events_enter_the_publishers_streams_and_only_once_these_are_bound(

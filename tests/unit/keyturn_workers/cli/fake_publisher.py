@@ -39,7 +39,8 @@ def event(type_: str, at: str = AT, **fields: Any) -> Event:
     counts: dict[str, Any] = {}
     if type_.endswith((".completed", ".progressed")):
         counts = dict.fromkeys(COUNT_FIELDS, 0) | {"clean": True}
-    document = {"type": type_, "project": "acme", "at": at} | counts | fields
+    origin = {"publisher": "api", "request": "0" * 64}
+    document = {"type": type_, "project": "acme", "at": at} | origin | counts | fields
     return parse_event(json.dumps(document).encode())
 
 
