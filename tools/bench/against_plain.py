@@ -40,7 +40,7 @@ AGAINST: Final = "plain FastStream + aioboto3 + AES-GCM worker"
 _WARM_S: Final = 2
 _LATE_S: Final = 30
 _STORED_EVERY_S: Final = 0.2
-# What the release before this one had, draining a full queue.
+# Draining a full queue.
 _RATE_AIM: Final = 1.5
 _CPU_AIM: Final = 2.0
 _LATENCY_AIM: Final = 1.0

@@ -67,7 +67,7 @@ class Predicate(_Model):
     Attributes:
         sweep_id: The id of the rotation or the sweep.
         kind: Which of the two it was.
-        publisher: Who requested it first; None if its record does not say (0.4).
+        publisher: Who requested it first; None if its record does not say.
         request: The SHA-256 of the request's body; None with `publisher`.
         generation: The project's generation. Every object is wrapped under its KEK.
         kek_id: The id of that KEK.

@@ -504,13 +504,13 @@ def _is_closed(publisher: WorkerPublisher) -> bool:
 
 
 async def test_reports_that_the_broker_refuses_keep_no_event_from_its_stream(users: Users) -> None:
-    """As after an upgrade from 0.8 without the permissions of 0.9: a refusal closes a channel."""
-    name = "older-worker"
+    """A refusal closes a channel: here the topic permission lacks `worker.reported`."""
+    name = "silent-worker"
     users.rabbitmq.control("add_user", name, _PASSWORD)
     for command in commands():
         if "worker" in command:
-            older = (part.replace(r"|worker\.reported", "") for part in command)
-            users.rabbitmq.control(*(name if part == "worker" else part for part in older))
+            without = (part.replace(r"|worker\.reported", "") for part in command)
+            users.rabbitmq.control(*(name if part == "worker" else part for part in without))
     report = parse_worker_report(compact(worker_reports()["worker.reported"]["running"]))
     stored = parse_event(compact(event_examples()["upload.stored"]["stored"]))
     broker = RabbitBroker(users.url(name), logger=None)

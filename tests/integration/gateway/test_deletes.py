@@ -97,7 +97,7 @@ async def test_a_key_that_never_had_an_object(live: Live) -> None:
 
 
 async def test_a_gateway_without_the_grant(live: Live, publishers: Path) -> None:
-    """As after an upgrade: the worker refuses, and the object stays."""
+    """The worker refuses, and the object stays."""
     granted = live.scene.deployment.worker_env()["KEYTURN_PUBLISHERS"]
     without: dict[str, Any] = json.loads(granted)
     without["gateway"]["may"].remove("delete.requested")

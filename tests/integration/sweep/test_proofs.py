@@ -132,7 +132,7 @@ async def an_object_that_answers_404(scene: Scene) -> None:
         "clean": False,
     }
     assert failures(scene, "absent", document["rotation_id"]) == {"k/004": "not_found"}
-    # What 0.4 called clean: the old key opens it.
+    # The old key opens it, so the sweep was not clean.
     assert project.bucket.unwrapped(project.user_kek(1), "user", at, 1) is not None
     _hiding(scene).show(at)
     after = await scene.swept("absent")

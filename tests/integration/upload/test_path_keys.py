@@ -114,7 +114,7 @@ EMPTY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("left", EMPTY)
 async def test_an_empty_object_of_a_put_that_was_cut(served: WorkerUnderTest, left: str) -> None:
-    """What an old release or another program left there is an object: it is never replaced."""
+    """What another program left there is an object: it is never replaced."""
     key = f"empty/{left}"
     served.put(f"acme/{key}", b"", EMPTY[left])
     sent = requests.upload(served.deployment, "acme", key, b"data")

@@ -1,4 +1,4 @@
-"""The names that revision 2 adds to an object's metadata (SPEC 4.3)."""
+"""An object's `enc-` metadata: the tag of its upload, when it was stored, other names (SPEC 4.3)."""
 
 from __future__ import annotations
 

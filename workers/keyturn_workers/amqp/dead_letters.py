@@ -17,9 +17,7 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
-from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import has_control_characters, parse_time
-from keyturn.messages import load_json
 from keyturn.publisher.broker_address import Broker, connect_to_broker
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import (
@@ -110,16 +108,12 @@ def dead_at(message: AbstractIncomingMessage) -> datetime | None:
         # The broker's own header: it moved the message here itself.
         moved = deaths[0].get("time")
         return moved.replace(tzinfo=UTC) if isinstance(moved, datetime) else None
-    try:
-        # Written by a worker of 0.4, which noted no time: it is no older than its request.
-        return _instant(load_json(message.body).get("requested_at"))
-    except MalformedRequestError:
-        return None
+    return None
 
 
-def _instant(text: object) -> datetime | None:
+def _instant(text: str) -> datetime | None:
     try:
-        return parse_time(text) if isinstance(text, str) else None
+        return parse_time(text)
     except ValueError:
         return None
 

@@ -162,7 +162,7 @@ async def _check_wrapped(
     size_bytes = _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)
     if tag is None:
-        # Stored by revision 1, or plaintext that a sweep encrypted in place.
+        # An object has none if it was plaintext that a sweep encrypted in place, for example.
         if not await _has_body_of(context, upload, head, verified.dek):
             raise AlreadyExistsError(f"{object_key} holds another object")
     elif not hmac.compare_digest(tag, _tag(upload, verified.dek)):

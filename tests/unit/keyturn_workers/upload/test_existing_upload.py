@@ -86,7 +86,7 @@ async def test_the_same_id_by_another_publisher_is_another_upload() -> None:
 
 @BY_ALL_WAYS
 async def test_an_object_without_a_tag_is_compared(way: str) -> None:
-    """Stored by revision 1, or plaintext that a sweep encrypted in place."""
+    """It may be plaintext that a sweep encrypted in place."""
     on = bench(way)
     sent = request(on, way)
     await on.serve(sent)
@@ -214,7 +214,7 @@ async def test_own_plaintext_without_a_staged_body_stays() -> None:
 
 
 async def test_its_own_empty_object_is_not_reported_as_stored() -> None:
-    """A put of an old release that was cut off left the metadata without the body."""
+    """A put that was cut off may leave the metadata without the body."""
     on = bench()
     sent = request(on)
     await on.serve(sent)

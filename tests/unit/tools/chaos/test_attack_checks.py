@@ -134,7 +134,7 @@ def test_a_failed_attack_breaks_no_check(
 
 @pytest.mark.parametrize("project", ["amber", "cedar"])
 def test_an_event_in_a_project_without_a_grant_is_found(evidence: Evidence, project: str) -> None:
-    """As 0.4 published the refusal of a malformed body: in the project that the body named."""
+    """Such as the refusal of a malformed body, in the project that the body named."""
     event = {**REJECTED, "project": project}
     (message,) = attack_checks.trespasses(_with_event(event)(evidence))
     assert project in message
@@ -194,7 +194,7 @@ def test_an_event_of_a_forged_upload_is_found(evidence: Evidence) -> None:
 def test_a_misled_caller_is_found(
     evidence: Evidence, request_id: str, event: dict[str, Any] | None, message: str
 ) -> None:
-    """As 0.4 ended a wait for a rotation with another publisher's sweep."""
+    """Such as one whose wait for a rotation ended with another publisher's sweep."""
     (found,) = attack_checks.misled_callers(_heard(request_id, event)(evidence))
     assert message in found
 
@@ -216,7 +216,7 @@ def test_an_event_for_an_unsigned_message_is_found(evidence: Evidence) -> None:
 
 
 def test_an_unsigned_message_among_signed_dead_letters_is_found(evidence: Evidence) -> None:
-    """As in 0.4, where a flood of them would evict signed dead letters."""
+    """There, a flood of them would evict signed dead letters."""
     letter = Letter("keyturn.upload.dead", "id", "bad_signature", digest(JUNK))
     lost, displaced = attack_checks.unsigned(_with_letters(letter)(evidence))
     assert "not in ['keyturn.unsigned.dead']" in lost
@@ -234,7 +234,7 @@ def test_a_dead_letter_that_was_never_sent_is_found(evidence: Evidence) -> None:
 
 
 def test_a_dead_letter_with_an_unreplayable_body_is_found(evidence: Evidence) -> None:
-    """As 0.4 kept 256 KiB of each refused upload."""
+    """A refused upload would keep 256 KiB there."""
     code, of_body = "already_exists", digest(HONEST.body)
     without = Letter("keyturn.upload.dead", UPLOAD.upload_id, code, of_body, has_body=False)
     change = _with_letters(*evidence.broker.letters, without)

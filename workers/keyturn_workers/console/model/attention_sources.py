@@ -52,7 +52,7 @@ def feed_lost(facts: Facts) -> Iterable[AttentionItem]:
             feed.problem,
             "/queues",
             "Give the console's broker user the documented permissions. "
-            "Workers of 0.9 declare streams that do not exist.",
+            "Workers declare missing streams when they start.",
             as_of=feed.since,
         )
 
