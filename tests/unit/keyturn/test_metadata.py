@@ -1,4 +1,4 @@
-"""An object's `enc-` metadata: the tag of its upload, when it was stored, other names (SPEC 4.3)."""
+"""An object's `enc-` metadata: its upload's tag, when it was stored, other names (SPEC 4.3)."""
 
 from __future__ import annotations
 
