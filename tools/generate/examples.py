@@ -176,19 +176,14 @@ def events() -> dict[str, dict[str, Document]]:
     }
     examples: dict[str, dict[str, Document]] = {
         "project.enrolled": {"enrolled": enrolled},
-        "upload.stored": {
-            "stored": stored,
-            "with-a-later-field": stored | {"region": "eu"},
-            "without-origin": stored,
-        },
+        "upload.stored": {"stored": stored, "with-a-later-field": stored | {"region": "eu"}},
         "enroll.rejected": _rejected("request_id", ENROLL_ID, "already_enrolled"),
         "upload.rejected": _rejected("upload_id", UPLOAD_ID, "already_exists"),
         **_control_events(),
     }
     return {
         name: {
-            title: {"type": name} | document | ({} if title == "without-origin" else _ORIGIN)
-            for title, document in examples[name].items()
+            title: {"type": name} | document | _ORIGIN for title, document in examples[name].items()
         }
         for name in EVENT_MODELS
     }
