@@ -94,13 +94,13 @@ class WorkerSide:
         """Exchange, queues and bindings, in the order that SPEC 6.2 requires."""
         kind = aio_pika.ExchangeType.TOPIC
         self.exchange = await self._channel.declare_exchange(topology.EXCHANGE, kind, durable=True)
+        await self.declare_publisher_stream(NAME)
         for queue in topology.queues():
             declared = await self._channel.declare_queue(
                 queue.name, durable=True, arguments=dict(queue.arguments)
             )
             for key in queue.bindings:
                 await declared.bind(self.exchange, key)
-        await self.declare_publisher_stream(NAME)
 
     async def declare_publisher_stream(self, publisher: str) -> None:
         """A publisher's own stream, fed by the broker (SPEC 6.8)."""
