@@ -1,8 +1,9 @@
 """Exchange, queues and routing keys, in one place (SPEC 6.1, 6.2).
 
 Plain data: workers declare it (the streams of publishers first, so that where a request is
-accepted, its publisher can read the answer), and publishers only name it. The arguments of a queue are part of its identity: the broker refuses a
-second declaration that differs.
+accepted, its publisher can read the answer), and publishers only name it. The arguments of a queue
+are part of its identity: the broker refuses a second declaration that differs, so they never
+change.
 """
 
 from collections.abc import Mapping
