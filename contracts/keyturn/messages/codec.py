@@ -127,7 +127,7 @@ def rejection(
     project: str | None,
     error: CodedError,
     at: str,
-    origin: RequestOrigin | None = None,
+    origin: RequestOrigin,
 ) -> Rejected:
     """The event that refuses a request.
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import check_object_key, is_object_key, parse_time
 from keyturn.messages import (
+    RequestOrigin,
     encode,
     identity,
     parse_audit,
@@ -29,7 +30,7 @@ def run(data: bytes) -> str:
     """Read it as each kind of message."""
     claimed = identity(data)
     if claimed is not None:
-        refusal = rejection(*claimed, _ERROR, AT)
+        refusal = rejection(*claimed, _ERROR, AT, RequestOrigin.of("api", data))
         check(parse_event(encode(refusal)) == refusal, "a refusal that no reader can read")
     _check_names(data)
     read = [kind for parse in _PARSERS for kind in _read(data, parse)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import (
     REQUEST_MODELS,
+    RequestOrigin,
     encode,
     identity,
     parse_event,
@@ -85,5 +86,10 @@ def test_whatever_identity_reads_can_be_named_in_a_refusal(
     body = json.dumps(valid | {field: data.draw(_json_values)}).encode()
     claimed = identity(body)
     if claimed is not None:
-        event = rejection(*claimed, MalformedRequestError("a reason"), EVENTS[0]["at"])
+        event = rejection(
+            *claimed,
+            MalformedRequestError("a reason"),
+            EVENTS[0]["at"],
+            RequestOrigin.of("api", body),
+        )
         assert parse_event(encode(event)) == event
