@@ -5,8 +5,9 @@ line. An object key is relative to its project; an S3 key is relative to the buc
 """
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 PROJECT_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SHORT_NAME_PATTERN: Final = r"^[a-z0-9-]{1,32}$"  # master keys, publishers, deployments
@@ -77,6 +78,23 @@ def is_object_key(object_key: str) -> bool:
 def has_control_characters(text: str) -> bool:
     """Whether the text contains a C0 or C1 control character or DEL."""
     return _CONTROL_CHARACTER.search(text) is not None
+
+
+Order: TypeAlias = Callable[[str], list[str]]
+"""An order of keys, as the sort key that it gives each of them: `byte_order` or `path_order`."""
+
+
+def byte_order(key: str) -> list[str]:
+    """Sort by UTF-8 bytes, as S3 does: `a-b` before `a/x`.
+
+    That is the order of code points, in which Python compares strings.
+    """
+    return [key]
+
+
+def path_order(key: str) -> list[str]:
+    """Sort by one folder after the other, as a file system does: `a/x` before `a-b`."""
+    return key.split("/")
 
 
 def parse_time(text: str) -> datetime:

@@ -11,7 +11,7 @@ export interface ListOptions {
   readonly prefix?: string | undefined;
   /** `/` lists one level: all keys below the first `/` after the prefix become one entry. */
   readonly delimiter?: "/" | undefined;
-  /** The entry to continue after, in byte order: a key or a prefix. */
+  /** The entry to continue after: a key or a prefix. */
   readonly after?: string | undefined;
   /** Entries per request at most, 1 to 1000; 1000 by default. */
   readonly pageSize?: number | undefined;
@@ -36,7 +36,7 @@ export interface ListedPrefix {
 
 export type ListEntry = ListedObject | ListedPrefix;
 
-/** Every entry in key order; pages are requested as they are read. */
+/** Every entry in the storage's order; pages are requested as they are read. */
 export async function* listObjects(
   connection: Connection,
   options: ListOptions,
@@ -46,13 +46,30 @@ export async function* listObjects(
   if (!isWellFormed(prefix + after)) {
     throw malformed("prefix and after must be valid UTF-8");
   }
+  let orders: readonly Order[] = ORDERS;
   do {
     const query = new URLSearchParams({ prefix, delimiter, after, limit: `${pageSize}` });
     const page = await readJson(connection, { url: `${connection.url}/objects?${query}`, signal });
-    yield* entriesOf(page, { prefix, delimiter, after, pageSize });
+    const asked = { prefix, delimiter, after, pageSize };
+    const entries = entriesOf(page, asked);
+    // One listing has one order, so it never yields an entry twice, and always advances.
+    orders = orders.filter((order) => isNextPage(entries, page["next"], asked, order));
+    const [order] = orders;
+    if (!order) {
+      throw unexpected();
+    }
+    yield* entries.sort((a, b) => order(nameOf(a), nameOf(b)));
     after = page["next"] as string | null;
   } while (after !== null);
 }
+
+/** How two names compare: as `Array.prototype.sort` takes it. */
+type Order = (a: string, b: string) => number;
+
+/** Those of storages: by bytes, or by paths (`a/x` before `a-b`), where a slash comes first. */
+const ORDERS: readonly Order[] = ["/", "\0"].map(
+  (slash) => (a, b) => compareBytes(a.replaceAll("/", slash), b.replaceAll("/", slash)),
+);
 
 interface Asked {
   readonly prefix: string;
@@ -61,45 +78,45 @@ interface Asked {
   readonly pageSize: number;
 }
 
-/** The entries of a page that fits: under the prefix, in order, and the next page after them. */
-function entriesOf(
-  { objects, prefixes, next }: Record<string, unknown>,
-  asked: Asked,
-): ListEntry[] {
-  const { prefix, delimiter, after, pageSize } = asked;
+/** The entries of a page, of which each one fits. */
+function entriesOf({ objects, prefixes }: Record<string, unknown>, asked: Asked): ListEntry[] {
   if (!Array.isArray(objects) || !Array.isArray(prefixes)) {
     throw unexpected();
   }
+  const { prefix, delimiter, pageSize } = asked;
   const entries: ListEntry[] = [...objects.map(objectOf), ...prefixes.map(prefixOf)];
-  if (prefixes.length) {
-    entries.sort((a, b) => compareBytes(nameOf(a), nameOf(b)));
-  }
-  let last = after;
   for (const entry of entries) {
     const name = nameOf(entry);
     const slash = name.indexOf("/", prefix.length);
     const isLevel = entry.type === "object" ? slash < 0 : slash === name.length - 1;
     const fits = delimiter ? isLevel : entry.type === "object";
-    if (!fits || !name.startsWith(prefix) || compareBytes(name, last) <= 0) {
+    if (!fits || !name.startsWith(prefix) || entries.length > pageSize) {
       throw unexpected();
     }
-    last = name;
-  }
-  const isNext = next === null || isAfter(next, after, last, prefix);
-  if (!isNext || entries.length > pageSize) {
-    throw unexpected();
   }
   return entries;
 }
 
-/** Whether the listing advances: `next` is the last entry of this page, or lies behind it. */
-function isAfter(next: unknown, after: string, last: string, prefix: string): boolean {
-  return (
+/** Whether the entries of each type ascend from `after`, and `next` is the last one or behind it. */
+function isNextPage(
+  entries: readonly ListEntry[],
+  next: unknown,
+  { prefix, after }: Asked,
+  order: Order,
+): boolean {
+  const last = { object: after, prefix: after };
+  const ascends = entries.every((entry) => {
+    const before = last[entry.type];
+    last[entry.type] = nameOf(entry);
+    return order(before, nameOf(entry)) < 0;
+  });
+  const isNext =
     typeof next === "string" &&
     next.startsWith(prefix) &&
-    compareBytes(next, after) > 0 &&
-    compareBytes(next, last) >= 0
-  );
+    order(after, next) < 0 &&
+    order(last.object, next) <= 0 &&
+    order(last.prefix, next) <= 0;
+  return ascends && (isNext || next === null);
 }
 
 function objectOf(entry: unknown): ListedObject {

@@ -11,7 +11,7 @@ import ssl
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, overload
 
 import orjson
@@ -247,6 +247,7 @@ class Client:
     ) -> AsyncGenerator[Any, None]:
         """List objects in the byte order of their keys, without deleted ones.
 
+        Where the storage lists by paths, as SeaweedFS does, in that order: `a/x` before `a-b`.
         Pages are requested as the iteration reaches them. After an error, a new call with `after`
         continues after the last entry.
 
@@ -278,9 +279,9 @@ class Client:
             page = parse_page(document, request)
             for entry in page.entries:
                 yield entry
-            if page.next_after is None:
+            if page.following is None:
                 return
-            request = replace(request, after=page.next_after)
+            request = page.following
 
     async def upload(
         self,

@@ -1,11 +1,12 @@
 """Pages of a listing: what is requested, and what a response may hold (SPEC 9.3). Pure.
 
 A page is accepted only if it fits the request: every entry lies under the prefix and after the
-last one, in order. So a listing never yields an entry twice, and always advances.
+last one, in the one order that the whole listing has. So a listing never yields an entry twice, and
+always advances.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
@@ -14,9 +15,12 @@ from urllib.parse import quote, urlencode
 from keyturn.errors import MalformedRequestError, UnexpectedResponseError
 from keyturn.identifiers import (
     OBJECT_KEY_MAX_BYTES,
+    Order,
+    byte_order,
     has_control_characters,
     is_object_key,
     parse_time,
+    path_order,
 )
 
 PAGE_MAX_ENTRIES: Final = 1000
@@ -66,6 +70,7 @@ class PageRequest:
         delimiter: `/` to list one level, or None for all keys.
         after: The entry after which the page begins; empty for the first page.
         limit: Entries at most, 1 to 1000.
+        orders: The storage's order is one of these; pages show which.
 
     Raises:
         MalformedRequestError: the gateway would refuse it.
@@ -75,6 +80,7 @@ class PageRequest:
     delimiter: str | None
     after: str
     limit: int
+    orders: Sequence[Order] = (byte_order, path_order)
 
     def __post_init__(self) -> None:
         if self.delimiter not in (None, DELIMITER):
@@ -108,12 +114,12 @@ class Page:
     """A page of a listing.
 
     Attributes:
-        entries: In the order of their UTF-8 bytes; there may be none on any page.
-        next_after: `after` of the next page; None after the last one.
+        entries: In the storage's order; there may be none on any page.
+        following: What the next page is requested with; None after the last one.
     """
 
     entries: Sequence[Entry]
-    next_after: str | None
+    following: PageRequest | None
 
 
 def parse_page(document: Mapping[str, Any], request: PageRequest) -> Page:
@@ -131,15 +137,28 @@ def parse_page(document: Mapping[str, Any], request: PageRequest) -> Page:
     folders = [listed.prefix for listed in listed_prefixes]
     if len(keys) + len(folders) > request.limit:
         raise _unfit("holds more entries than requested")
-    # Strings compare by code points, which is the order of their UTF-8 bytes.
-    for names in (keys, folders):
-        if any(name <= before for before, name in pairwise([request.after, *names])):
-            raise _unfit("is not in order")
-    next_after = document["next"]
-    if next_after is not None:
-        _check_next(next_after, request, last=max([request.after, *keys[-1:], *folders[-1:]]))
+    orders = [
+        order
+        for order in request.orders
+        if _ascends(keys, request.after, order) and _ascends(folders, request.after, order)
+    ]
+    if not orders:
+        raise _unfit("is not in order")
     entries: list[Entry] = [*listed_objects, *listed_prefixes]
-    return Page(sorted(entries, key=_name), next_after)
+    entries.sort(key=lambda entry: orders[0](_name(entry)))
+    next_after = document["next"]
+    if next_after is None:
+        return Page(entries, None)
+    ends = [*keys[-1:], *folders[-1:]]
+    orders = [order for order in orders if _advances(next_after, request, ends, order)]
+    if not orders:
+        raise _unfit("does not advance")
+    return Page(entries, replace(request, after=next_after, orders=orders))
+
+
+def _ascends(names: Sequence[str], after: str, order: Order) -> bool:
+    rows = [*([order(after)] if after else []), *map(order, names)]
+    return all(before < name for before, name in pairwise(rows))
 
 
 def _name(entry: Entry) -> str:
@@ -171,16 +190,13 @@ def _prefix(text: object, request: PageRequest) -> ListedPrefix:
     return ListedPrefix(text)
 
 
-def _check_next(next_after: object, request: PageRequest, *, last: str) -> None:
-    """Check that the listing advances: at most this page's last entry may be repeated."""
+def _advances(next_after: object, request: PageRequest, ends: Sequence[str], order: Order) -> bool:
+    """Whether the listing advances: at most this page's last entry may be repeated."""
     if not isinstance(next_after, str) or len(next_after.encode()) > _S3_KEY_MAX_BYTES:
         raise _unfit("has no valid `next`")
-    if (
-        next_after == request.after
-        or next_after < last
-        or not next_after.startswith(request.prefix)
-    ):
-        raise _unfit("does not advance")
+    is_after = not request.after or order(next_after) > order(request.after)
+    is_last = all(order(next_after) >= order(end) for end in ends)
+    return bool(next_after) and is_after and is_last and next_after.startswith(request.prefix)
 
 
 def _unfit(what: str) -> UnexpectedResponseError:

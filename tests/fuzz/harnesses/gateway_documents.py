@@ -16,7 +16,7 @@ from keyturn.gateway import ListedObject
 from keyturn.gateway.links import parse_ciphertext_link, parse_link
 from keyturn.gateway.listing import PageRequest, parse_page
 from keyturn.gateway.responses import json_object
-from keyturn.identifiers import is_object_key
+from keyturn.identifiers import Order, is_object_key
 from tests.fuzz.harness import Harness, check
 
 _REQUESTS: Final = (
@@ -50,21 +50,26 @@ def _is_page(document: dict[str, Any], request: PageRequest) -> bool:
     names = [
         entry.key if isinstance(entry, ListedObject) else entry.prefix for entry in page.entries
     ]
-    encoded = [name.encode() for name in (request.after, *names)]
-    check(all(one < other for one, other in pairwise(encoded)), "entries that are not in order")
+    passed = [request.after] if request.after else []
+    orders = [order for order in request.orders if _ascends([*passed, *names], order)]
+    check(bool(orders), "entries that are not in order")
     check(len(names) <= request.limit, "more entries than requested")
     for name in names:
         check(name.startswith(request.prefix), "an entry that was not requested")
         check(is_object_key(name.removesuffix("/")), "an entry that no key begins with")
         below = name[len(request.prefix) :].removesuffix("/")
         check(not request.delimiter or "/" not in below, "an entry below a prefix")
-    if page.next_after is not None:
-        check(page.next_after.encode() >= encoded[-1], "a next page that goes back")
-        check(
-            page.next_after.encode() > request.after.encode(), "a next page that does not advance"
-        )
-        PageRequest(request.prefix, None, page.next_after, 1)
+    if (following := page.following) is not None:
+        check(set(following.orders) <= set(orders), "a listing that changes its order")
+        for order in following.orders:
+            end = order(names[-1] if names else request.after)
+            check(order(following.after) >= end, "a next page that goes back")
+        check(following.after != request.after, "a next page that does not advance")
     return True
+
+
+def _ascends(names: list[str], order: Order) -> bool:
+    return all(order(one) < order(other) for one, other in pairwise(names))
 
 
 def _is_link(document: dict[str, Any], *, inline: bool) -> bool:

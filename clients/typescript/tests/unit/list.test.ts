@@ -44,6 +44,33 @@ test("what lies under the prefix and after the last entry, in order", async () =
   assert.equal((await listed({ keys: ["a/c", "a/\uffff", "a/\u{1f600}"] }, options)).length, 3);
 });
 
+test("a storage may list by paths", async () => {
+  assert.equal((await listed({ keys: ["a/x", "a-b", "b"] })).length, 3);
+  const page = { keys: ["a-b"], prefixes: ["a/"] };
+  const entries = await listed({ ...page, prefixes: ["a/", "a-c/"] }, { delimiter: "/" });
+  assert.deepEqual(entries[0], { type: "prefix", prefix: "a/" });
+});
+
+test("one listing has one order", async () => {
+  const pages = [
+    { keys: ["a/x", "a-b"], next: "a-b" },
+    { keys: ["a/x"], next: null },
+  ];
+  const fetch = async () => {
+    const { keys, next } = pages.shift() ?? { keys: [], next: null };
+    const objects = keys.map((key) => ({ key, size: 1, changed_at }));
+    return new Response(JSON.stringify({ objects, prefixes: [], next }));
+  };
+  const client = { url: "https://gateway.test", project: "acme", apiKey: "k".repeat(40), fetch };
+  const seen: ListEntry[] = [];
+  await assert.rejects(async () => {
+    for await (const entry of new Keyturn({ retries: 0, ...client }).list()) {
+      seen.push(entry);
+    }
+  }, UnexpectedResponseError);
+  assert.equal(seen.length, 2);
+});
+
 for (const [name, page, options] of [
   ["another prefix", { keys: ["b"] }, { prefix: "a" }],
   ["before the last entry", { keys: ["a"] }, { after: "b" }],

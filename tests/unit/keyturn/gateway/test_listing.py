@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from keyturn.errors import MalformedRequestError, UnexpectedResponseError
 from keyturn.gateway import ListedObject, ListedPrefix
 from keyturn.gateway.listing import PageRequest, parse_page
+from keyturn.identifiers import byte_order, path_order
 from tests.unit.keyturn.gateway.gateway import page_of
 
 ALL = PageRequest("", None, "", 1000)
@@ -45,13 +47,30 @@ def test_a_page_has_its_entries_in_the_order_of_their_bytes() -> None:
         ListedPrefix("a/d/"),
         ListedObject("a/é", 5, _AT),
     ]
-    assert page.next_after == "a/é"
+    assert page.following == replace(LEVEL, after="a/é", orders=[byte_order, path_order])
+
+
+def test_a_storage_may_list_by_paths() -> None:
+    """Two orders are possible, and one listing has one of them."""
+    page = parse_page(page_of(["k/x", "k-b"], next_after="k-b"), ALL)
+    assert [entry.key for entry in page.entries if isinstance(entry, ListedObject)] == [
+        "k/x",
+        "k-b",
+    ]
+    assert page.following == replace(ALL, after="k-b", orders=[path_order])
+    with pytest.raises(UnexpectedResponseError, match="not in order"):
+        parse_page(page_of(["k/x"]), page.following)
+    by_bytes = parse_page(page_of(["k-b", "k/x"], next_after="k/x"), ALL).following
+    assert by_bytes == replace(ALL, after="k/x", orders=[byte_order])
+    folders = parse_page(page_of(["a/d-b"], ["a/d/"], next_after="a/d-b"), LEVEL)
+    assert folders.following == replace(LEVEL, after="a/d-b", orders=[path_order])
 
 
 @pytest.mark.parametrize("next_after", [None, "a/c\x00", "a/d", "a/ÿ"])
 def test_a_page_may_be_empty_and_still_have_a_next_one(next_after: str | None) -> None:
     page = parse_page(page_of([], next_after=next_after), LEVEL)
-    assert (page.entries, page.next_after) == ([], next_after)
+    assert page.entries == []
+    assert (page.following.after if page.following else None) == next_after
 
 
 @pytest.mark.parametrize("size", [0, 5, 2**63, None])
