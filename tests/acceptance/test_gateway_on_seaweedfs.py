@@ -1,6 +1,6 @@
 """Through the gateway on SeaweedFS: put, read, list, rotate, delete (SPEC 9, 10).
 
-On a plain and on a versioned bucket. Large bodies are staged in parts, as everywhere.
+Large bodies are staged in parts, as everywhere.
 """
 
 from __future__ import annotations
@@ -34,12 +34,9 @@ _SETTINGS = {"LEASE_S": "3", "KEYRING_CACHE_S": "0.5"}
 _SIZES = (0, 1, 16384, 300_000, 9_000_000)
 
 
-@pytest.mark.parametrize("versioned", [False, True], ids=["plain", "versioned"])
-async def test_an_object_lives_and_ends(
-    seaweedfs: S3Server, vhost_url: str, *, versioned: bool
-) -> None:
+async def test_an_object_lives_and_ends(seaweedfs: S3Server, vhost_url: str) -> None:
     """What was put is read, whole and in part, before and after a rotation, until its delete."""
-    bucket = await asyncio.to_thread(new_bucket, seaweedfs, versioned=versioned)
+    bucket = await asyncio.to_thread(new_bucket, seaweedfs)
     deployment = Deployment(vhost_url, seaweedfs, bucket)
     bodies = {f"of/{size}": (MARKER + os.urandom(size))[:size] for size in _SIZES}
     async with (

@@ -4,9 +4,8 @@ Most of the objects are sealed and put by the test itself, since what matters he
 of them; hundreds more come through the queue, before and all the while. Four workers serve them:
 for uploads, for control, and two for sweeps. One after another is killed.
 
-On Ceph, and with fewer objects on SeaweedFS, there on a versioned bucket too: after it, no version
-of any object has a wrap under an older key (SPEC 8.5). With `KEYTURN_TEST_LARGE=1`, Ceph has 2,000
-objects when the first rotation begins, instead of 800.
+On Ceph, and with fewer objects on SeaweedFS. With `KEYTURN_TEST_LARGE=1`, Ceph has 2,000 objects
+when the first rotation begins, instead of 800.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.crypto import kek_id, user_kek
 from tools.harness.canaries import MARKER
 from tools.harness.deployment import Deployment
 from tools.harness.scene import Scene, check_queues_empty, events_of
@@ -64,7 +62,6 @@ class _Load:
         kills: At least so many workers are killed.
         hundreds_of_kib: How many of those put by hand have hundreds of KiB.
         many_mib: How many of those put by hand have several MiB.
-        versioned: Whether the bucket keeps old versions.
     """
 
     server: str
@@ -73,7 +70,6 @@ class _Load:
     kills: int
     hundreds_of_kib: int
     many_mib: int
-    versioned: bool = False
 
 
 _CEPH = _Load("ceph", 640, 160, 8, 20, 4)
@@ -81,7 +77,6 @@ _CEPH_LARGE = _Load("ceph", 1700, 300, 8, 40, 4)
 _LOADS = {
     "ceph": _CEPH_LARGE if os.environ.get("KEYTURN_TEST_LARGE") == "1" else _CEPH,
     "seaweedfs": _Load("seaweedfs", 90, 30, 3, 4, 1),
-    "seaweedfs-versioned": _Load("seaweedfs", 90, 30, 3, 4, 1, versioned=True),
 }
 
 
@@ -200,7 +195,7 @@ async def test_rotations_survive_killed_workers(
 ) -> None:
     """Each object opens with both keys and no older one, unchanged; everything is reported."""
     server: S3Server = request.getfixturevalue(load.server)
-    bucket = await asyncio.to_thread(new_bucket, server, versioned=load.versioned)
+    bucket = await asyncio.to_thread(new_bucket, server)
     scene = Scene(Deployment(vhost_url, server, bucket), "fire")
     (tenant,) = await enroll_projects(scene, ["fire"])
     masters = {"m1": scene.deployment.master_key, "m2": os.urandom(32)}
@@ -235,8 +230,6 @@ async def test_rotations_survive_killed_workers(
         await check_queues_empty(wire)
     late = {key: plain for key, plain in scene.plaintexts.items() if key not in before}
     await asyncio.to_thread(_check, scene, tenant, late)
-    if load.versioned:
-        await asyncio.to_thread(_check_versions, scene, tenant)
 
 
 def _check_reported(wire: Wire, sweep_id: str, upload_ids: list[str], before: int) -> None:
@@ -260,19 +253,3 @@ def _check(scene: Scene, tenant: Tenant, late: dict[str, bytes]) -> None:
     scene.check_nothing_left()
     scene.canaries.secrets |= tenant.secrets()
     scene.check_logs()
-
-
-def _check_versions(scene: Scene, tenant: Tenant) -> None:
-    """No version of an object, old or current, has a label of an older key."""
-    paginator = tenant.client.get_paginator("list_object_versions")
-    pages = paginator.paginate(Bucket=scene.deployment.bucket, Prefix=f"{tenant.project}/")
-    labels = set[tuple[str, str]]()
-    for page in pages:
-        assert not page.get("DeleteMarkers")
-        for version in page["Versions"]:
-            metadata = tenant.client.head_object(
-                Bucket=scene.deployment.bucket, Key=version["Key"], VersionId=version["VersionId"]
-            )["Metadata"]
-            labels.add((metadata["enc-kek-user"], metadata["enc-kek-admin"]))
-    current = kek_id(user_kek(tenant.api_keys[-1], tenant.project))
-    assert labels == {(f"3:{current}", "m2")}

@@ -23,7 +23,6 @@ DECLARATIONS: Final = {
     "keyturn_workers/dead_letters/errors.py": "classes of errors",
     "keyturn_workers/console/web/context.py": "classes of data, and what the pages need of sign-in",
     "keyturn_workers/errors.py": "the classes of the workers' errors",
-    "keyturn_workers/storage/capabilities.py": "flags and their defaults",
     "keyturn_workers/tracing/instrumentation.py": "the parts of a process without traces",
     "keyturn_workers/storage/port.py": "the protocol of a storage and its classes of data",
     "keyturn_workers/storage/probe/checks.py": "the table of the rows",

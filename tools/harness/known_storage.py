@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # What `tests/integration/storage/test_probe.py` measures.
 CEPH: Final = Capabilities(
-    listings_show_overwrites=True, late_writes_refused=True, listings_by_segment=False
+    listings_show_overwrites=True, late_writes_refused=True, lists_by_path=False
 )
 
 _known: dict[str, S3Server] = {}

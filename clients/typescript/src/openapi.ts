@@ -64,7 +64,7 @@ export interface paths {
         };
         /**
          * List objects, one page at a time
-         * @description Entries are in the byte order of their keys, without deleted objects. To read all pages, pass `next` as `after` until it is null. A page may have fewer entries than `limit`, or none, although more follow: deleted objects are skipped. With a delimiter, each folder is one entry; it may hold only deleted objects.
+         * @description Entries are in the byte order of their keys, without deleted objects; where the storage lists by paths (SeaweedFS), in that order: `a/x` before `a-b`. To read all pages, pass `next` as `after` until it is null. A page may have fewer entries than `limit`, or none, although more follow: deleted objects are skipped. With a delimiter, each folder is one entry; it may hold only deleted objects.
          */
         get: operations["listObjects"];
         put?: never;

@@ -68,7 +68,7 @@ async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> No
         conditional_completion=True,
         copy_keeps_tags=True,
         listings_show_overwrites=True,
-        listings_by_segment=False,
+        lists_by_path=False,
     )
 
 

@@ -77,7 +77,7 @@ async def test_pages(
     await history(versioned)
     all_ids = {row.version_id for row in await all_versions(versioned)}
     assert len(all_ids) == 7
-    monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", page_keys)
+    monkeypatch.setattr("keyturn_workers.storage.s3_listings.PAGE_KEYS", page_keys)
     rows = await all_versions(versioned)
     assert len(rows) == 7
     assert {row.version_id for row in rows} == all_ids

@@ -180,10 +180,10 @@ async def _list(storage: Storage, request: _Request) -> list[ObjectSummary | str
         page = await storage.list_entries(
             s3_prefix, delimiter="/", after=after, limit=min(wanted - len(listed), PAGE_KEYS)
         )
-        entries: list[ObjectSummary | str] = [*page.objects, *page.prefixes]
-        listed += sorted(entries, key=lambda row: row if isinstance(row, str) else row.key)
+        listed += page.prefixes
+        listed += page.objects
         after = page.next_after
-    return listed
+    return sorted(listed, key=lambda row: row if isinstance(row, str) else row.key)
 
 
 async def _read_claims(storage: Storage, s3_key: str) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 | module | what it holds |
 | --- | --- |
 | `port` | the port, and its values |
-| `s3` | the port on S3; `s3_http` sends what runs for each object, `s3_admin` the rest |
+| `s3`, `s3_listings` | the port on S3: objects, and listings; `s3_http` sends the requests |
 | `s3_session` | the HTTP session: each request is sent once, on a clean connection |
 | `signing` | AWS Signature Version 4 |
 | `s3_requests`, `s3_responses` | what requests contain and responses mean. Pure |
-| `listing`, `entries` | the same for listings. Pure |
-| `listing_order` | finds out in which order a server lists, if no probe has measured it |
-| `segment_order`, `version_groups` | restore byte order if a server lists by segments |
+| `listing` | the same for listings. Pure |
+| `s3_xml` | reads the XML of responses. Pure |
 | `vendor_errors` | the one place that translates errors of aiohttp and botocore |
 | `capabilities` | differences between servers that code depends on |
 | `probe` | what the configured bucket does: `keyturn doctor`, and each worker's start |

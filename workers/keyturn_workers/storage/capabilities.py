@@ -1,7 +1,7 @@
 """Differences between S3 servers that code depends on at run time (SPEC 10).
 
-What the requests and responses of single servers look like is in `s3_requests`, `s3_responses`
-and `listing`.
+What the requests and responses of single servers look like is in `s3_requests`, `s3_responses`,
+`listing` and `s3_listings`.
 
 `keyturn_workers.storage.probe.runner` measures each field with requests to the bucket itself.
 The defaults work on every server that keeps to S3's rules for keys and listings. The flags at the
@@ -9,6 +9,8 @@ end say that a server does not.
 """
 
 from dataclasses import dataclass
+
+from keyturn.identifiers import Order, byte_order, path_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,15 @@ class Capabilities:
     # Listings leave out some names (of the server's own folders). Then uploads to such keys are
     # refused, since a rotation could not find them.
     unlisted_names: bool = False
-    # A listing sorts keys by their segments and not by their bytes: `a/b` before `a-b`. Then the
-    # storage itself restores the order of bytes. None: not measured. The storage then finds
-    # it out from the keys that it lists, before the order matters.
-    listings_by_segment: bool | None = None
+    # The server lists keys by their paths, `a/x` before `a-b`, and continues in that order.
+    # Otherwise by their bytes. Sweeps divide a project into ranges of this order. None: not
+    # measured. A storage then finds it out from the keys that it lists, where it matters.
+    lists_by_path: bool | None = None
+
+    @property
+    def order(self) -> Order:
+        """The order in which the server lists."""
+        return path_order if self.lists_by_path else byte_order
 
 
 BASELINE = Capabilities()

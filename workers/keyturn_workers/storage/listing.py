@@ -1,223 +1,288 @@
-"""Parse listings into what the port promises (SPEC 8.5, 10).
+"""Listings: what is requested, and what responses mean (SPEC 8.5, 9.3, 10). Pure.
 
-Any writer of the bucket can put any character into a key. Servers encode the keys in a listing,
-but not what they repeat of the request, nor the marker of the next page (on Ceph's gateway that
-is a key). A character that XML does not allow breaks the whole response there. So such
-characters are replaced, and the next page is requested by the last key that was listed.
+A server lists in one of two orders, `byte_order` or `path_order`, and continues in the same one
+after the key that it is given. Its own markers are used only where a page shows no entry: on Ceph's
+gateway a marker is a key, and not encoded.
+
+An entry of a listing is an object's key, or with a delimiter a common prefix: the part of a key up
+to and including the first delimiter after the prefix. The common prefix is the entry of all keys
+below it. So when a listing resumes after a common prefix, or after a key below one, that whole
+group is skipped. Servers disagree about this: some would list the group again, some would skip the
+key behind it. A request therefore starts after the last key that the group could hold.
 """
 
-import binascii
-import html
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import quote, unquote_plus
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Final
+from urllib.parse import quote
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage.port import PAGE_KEYS, ListingPage, ObjectSummary, ObjectVersion
-
-if TYPE_CHECKING:
-    from botocore.model import OperationModel
-    from types_aiobotocore_s3.type_defs import ListObjectVersionsOutputTypeDef
-
-# What an XML 1.0 document must not contain, literally or as a reference.
-_INVALID_XML: Final = re.compile(
-    rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]"
-    rb"|&#(?:x0*(?:[0-8bce-f]|1[0-9a-f]|fff[ef])|0*(?:[0-8]|1[124-9]|2[0-9]|3[01]|6553[45]));",
-    re.IGNORECASE,
+from keyturn.identifiers import Order, path_order
+from keyturn_workers.storage.port import (
+    PAGE_KEYS,
+    ListingPage,
+    MultipartUpload,
+    ObjectSummary,
+    ObjectVersion,
 )
-# Runs before botocore's own check of the response, which is registered at `before-parse.s3.*`.
-BEFORE_PARSING: Final = "before-parse.*.*"
-_ENCODED: Final = b"<EncodingType>url</EncodingType>"
-# `&amp;` is not among these: it comes last.
-_ENTITIES: Final = {
-    "&lt;": "<",
-    "&gt;": ">",
-    "&quot;": '"',
-    "&#34;": '"',
-    "&apos;": "'",
-    "&#39;": "'",
-}
+from keyturn_workers.storage.s3_xml import decode_names, find_columns, find_rows, find_text
 
-_Row = TypeVar("_Row", ObjectSummary, ObjectVersion)
+_S3_KEY_MAX_BYTES: Final = 1024
+_UNRESERVED: Final = "-_.~"
+# The last characters of one, two, three and four bytes of UTF-8, in byte order.
+_LAST_CHARACTERS: Final = ("", "\x7f", "\u07ff", "\uffff", "\U0010ffff")
 
 
-def sanitize_listing(
-    operation_model: "OperationModel", response_dict: dict[str, Any], **_event: object
-) -> None:
-    """Make the response to a listing valid XML, before botocore parses it.
+@dataclass(frozen=True, slots=True)
+class ServerPage:
+    """One page of entries as the server lists it, and its marker of the next one, if it has one."""
 
-    If keys are encoded, this can only change what the server repeats of the request, and its
-    markers; neither is used. If they are not, the response is left as it is, and fails. Open
-    uploads are the exception, since some servers never encode their keys: a key with such a
-    character is then listed wrongly, and no upload is found under it.
+    objects: Sequence[ObjectSummary]
+    prefixes: Sequence[str]
+    token: str
+    is_last: bool
+
+    def last_entry(self, order: Order) -> str:
+        """The last entry in the server's order; empty if there is none."""
+        ends = [*(row.key for row in self.objects[-1:]), *self.prefixes[-1:]]
+        return max(ends, default="", key=order)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionsPage:
+    """One page of versions, ordered as the port orders them.
+
+    `following`: the key and the version after which the next page starts, or None.
     """
-    body: bytes = response_dict["body"]
-    match operation_model.name:
-        case "ListMultipartUploads":
-            pass
-        case "ListObjectsV2" | "ListObjectVersions" if _ENCODED in body:
-            pass
-        case _:
-            return
-    response_dict["body"] = _INVALID_XML.sub(b"\t", body)
+
+    rows: Sequence[ObjectVersion]
+    following: tuple[str, str] | None
 
 
-def page_query(prefix: str, after: str) -> str:
-    """The query of one request for a listing, percent-encoded."""
-    query = (
-        f"encoding-type=url&list-type=2&max-keys={PAGE_KEYS}&prefix={quote(prefix, safe='-_.~')}"
+@dataclass(frozen=True, slots=True)
+class UploadsPage:
+    """One page of open multipart uploads; `following` is as in `VersionsPage`."""
+
+    rows: Sequence[MultipartUpload]
+    following: tuple[str, str] | None
+
+
+def entry_of(key: str, prefix: str, delimiter: str) -> str:
+    """The entry of a key, or of a common prefix, that begins with the prefix."""
+    end = key.find(delimiter, len(prefix)) if delimiter else -1
+    return key if end < 0 else key[: end + len(delimiter)]
+
+
+def start_after(prefix: str, delimiter: str, entry: str, order: Order) -> str:
+    """The key after which a server must start to list the entries after this one.
+
+    Args:
+        prefix: Of the listing.
+        delimiter: Of the listing; may be empty.
+        entry: The entry to continue after; may be empty.
+        order: The server's.
+
+    Returns:
+        The key, or an empty text if the server must start at the prefix. The page may begin with
+        the entry itself.
+    """
+    if order is path_order and entry and not delimiter and not entry.endswith("/"):
+        # A server with folders leaves out the one that has the name to start after.
+        entry += "/"
+    if entry in ("", prefix):
+        return ""
+    if delimiter and entry.endswith(delimiter):
+        return last_key_below(entry)
+    # Some servers refuse what is no possible key.
+    return entry.encode()[:_S3_KEY_MAX_BYTES].decode(errors="ignore")
+
+
+def last_key_below(folder: str) -> str:
+    """The last key of S3's greatest length that begins with `folder`."""
+    full, rest = divmod(max(0, _S3_KEY_MAX_BYTES - len(folder.encode())), 4)
+    return folder + full * _LAST_CHARACTERS[4] + _LAST_CHARACTERS[rest]
+
+
+def objects_query(
+    prefix: str, limit: int, *, delimiter: str = "", start: str = "", token: str = ""
+) -> str:
+    """The query of one request for objects, percent-encoded.
+
+    `token` continues a page on which the server listed nothing new, in place of `start`.
+    """
+    where = {"continuation-token": token} if token else {"start-after": start}
+    return _query({"list-type": "2", "delimiter": delimiter, **_page(prefix, limit), **where})
+
+
+def versions_query(prefix: str, limit: int, key: str, version: str) -> str:
+    """The query of one request for versions, percent-encoded.
+
+    It starts after this version of the key, or after all of them.
+    """
+    markers = {"key-marker": key, "version-id-marker": version}
+    return _query({**_page(prefix, limit), **markers}) + "&versions="
+
+
+def uploads_query(prefix: str, key: str, upload_id: str) -> str:
+    """The query of one request for open multipart uploads, percent-encoded."""
+    # Without `encoding-type`: some servers never encode these keys.
+    markers = {"key-marker": key, "upload-id-marker": upload_id}
+    return _query({"max-uploads": str(PAGE_KEYS), "prefix": prefix, **markers}) + "&uploads="
+
+
+def _page(prefix: str, limit: int) -> Mapping[str, str]:
+    return {"encoding-type": "url", "max-keys": str(limit), "prefix": prefix}
+
+
+def _query(fields: Mapping[str, str]) -> str:
+    return "&".join(
+        f"{name}={quote(text, safe=_UNRESERVED)}" for name, text in fields.items() if text
     )
-    return f"{query}&start-after={quote(after, safe='-_.~')}" if after else query
 
 
-def parse_page(body: bytes, date: datetime | None) -> ListingPage:
-    """Parse the response to `page_query`.
+def parse_etags(body: bytes, date: datetime | None) -> ListingPage:
+    """Parse the response to `objects_query` without a delimiter: only keys and ETags.
 
     Raises:
         StorageUnavailableError: the response is not a whole listing.
     """
-    if not body.rstrip().endswith(b"</ListBucketResult>"):
+    with _reading(body, "ListBucketResult"):
+        keys, etags = find_columns(find_rows("Contents", body), "Key", "ETag")
+        bodies = (etag.strip('"') for etag in etags)
+        page = dict(zip(_decoded(keys, body), bodies, strict=True))
+        return ListingPage(page, not _is_truncated(body), date)
+
+
+def parse_entries(body: bytes, prefix: str) -> ServerPage:
+    """Parse the response to `objects_query`.
+
+    Raises:
+        StorageUnavailableError: the response is not a whole listing of this prefix.
+    """
+    with _reading(body, "ListBucketResult"):
+        rows = find_rows("Contents", body)
+        keys, sizes, etags, times = find_columns(rows, "Key", "Size", "ETag", "LastModified")
+        objects = [
+            ObjectSummary(key, int(size), etag.strip('"'), _parse_time(time))
+            for key, size, etag, time in zip(_decoded(keys, body), sizes, etags, times, strict=True)
+        ]
+        (folders,) = find_columns(find_rows("CommonPrefixes", body), "Prefix")
+        prefixes = _decoded(folders, body)
+        _check_prefix([*(row.key for row in objects), *prefixes], prefix)
+        token = find_text("NextContinuationToken", body) or ""
+        return ServerPage(objects, prefixes, token, is_last=not _is_truncated(body))
+
+
+def parse_versions(body: bytes, prefix: str) -> VersionsPage:
+    """Parse the response to `versions_query`.
+
+    Raises:
+        StorageUnavailableError: the response is not a whole listing of this prefix in byte order.
+    """
+    with _reading(body, "ListVersionsResult"):
+        rows = [*_versions("Version", body, prefix), *_versions("DeleteMarker", body, prefix)]
+        # For one key the latest comes first, then the newest.
+        rows.sort(key=lambda row: (row.key, not row.is_latest, -row.last_modified.timestamp()))
+        if not _is_truncated(body):
+            return VersionsPage(rows, None)
+        key = rows[-1].key if rows else _marker("NextKeyMarker", body)
+        return VersionsPage(rows, (key, find_text("NextVersionIdMarker", body) or ""))
+
+
+def _versions(kind: str, body: bytes, prefix: str) -> Sequence[ObjectVersion]:
+    rows = find_rows(kind, body)
+    columns = find_columns(rows, "Key", "VersionId", "IsLatest", "LastModified")
+    keys, ids, latest, times = columns
+    keys = _decoded(keys, body)
+    _check_prefix(keys, prefix)
+    if any(key < before for before, key in pairwise(keys)):
+        # A server with another order leaves out keys on its later pages.
+        raise ValueError("versions that are not in byte order")
+    is_marker = kind == "DeleteMarker"
+    sizes, etags = [[""] * len(rows)] * 2 if is_marker else find_columns(rows, "Size", "ETag")
+    return [
+        ObjectVersion(
+            key=key,
+            version_id=version_id,
+            is_latest=is_latest == "true",
+            is_delete_marker=is_marker,
+            size_bytes=int(size or 0),
+            etag=etag.strip('"'),
+            last_modified=_parse_time(time),
+        )
+        for key, version_id, is_latest, time, size, etag in zip(
+            keys, ids, latest, times, sizes, etags, strict=True
+        )
+    ]
+
+
+def parse_uploads(body: bytes) -> UploadsPage:
+    """Parse the response to `uploads_query`.
+
+    Raises:
+        StorageUnavailableError: the response is not a whole listing.
+    """
+    with _reading(body, "ListMultipartUploadsResult"):
+        columns = find_columns(find_rows("Upload", body), "Key", "UploadId", "Initiated")
+        keys, ids, times = columns
+        uploads = [
+            MultipartUpload(key, upload_id, _parse_time(time))
+            for key, upload_id, time in zip(_decoded(keys, body), ids, times, strict=True)
+        ]
+        if not _is_truncated(body):
+            return UploadsPage(uploads, None)
+        upload_id = find_text("NextUploadIdMarker", body) or ""
+        return UploadsPage(uploads, (_marker("NextKeyMarker", body), upload_id))
+
+
+@contextmanager
+def _reading(body: bytes, document: str) -> Iterator[None]:
+    """Check that the document is whole, and translate errors within the block.
+
+    Raises:
+        StorageUnavailableError: it is not, or something in it is not valid.
+    """
+    if not body.rstrip().endswith(f"</{document}>".encode()):
         raise StorageUnavailableError("list: response without outcome")
-    keys, etags = [], []
     try:
-        is_last = not is_truncated(body)
-        # A thousand rows several times a second: this must be fast.
-        _, *rows = body.split(b"<Key>")
-        for row in rows:
-            key_end = row.index(b"</Key>")
-            etag_at = row.index(b"<ETag>", key_end) + len(b"<ETag>")
-            if row.find(b"</Contents>", key_end, etag_at) >= 0:
-                raise ValueError("an ETag of the next row")  # noqa: TRY301  # as `index` does
-            keys.append(row[:key_end])
-            etags.append(row[etag_at : row.index(b"</ETag>", etag_at)])
-        object_keys = decode_keys(b"\n".join(keys).decode(), encoded=is_encoded(body)).split("\n")
-        page_etags = _unescape(b"\n".join(etags).decode().replace("&quot;", "")).split("\n")
-        etag_of_key = dict(zip(object_keys, (e.strip('"') for e in page_etags), strict=True))
+        yield
     except ValueError as exc:
         raise StorageUnavailableError("list: unreadable response") from exc
-    return ListingPage(etag_of_key if rows else {}, is_last, date)
 
 
-def is_encoded(body: bytes) -> bool:
-    """Whether the keys in a listing are percent-encoded."""
-    return _ENCODED in body
-
-
-def decode_keys(keys: str, *, encoded: bool) -> str:
-    """Decode keys; in most of them only the slashes are encoded.
-
-    Ceph's gateway does not percent-encode an apostrophe, but escapes it for XML.
-    """
-    keys = _unescape(keys)
-    if not encoded:
-        return keys
-    keys = keys.replace("%2F", "/")
-    return _unquote(keys) if "%" in keys or "+" in keys else keys
-
-
-def _unquote(text: str) -> str:
-    """As `unquote_plus`, which takes half a second for a thousand long keys that need it.
-
-    A worker or a gateway would do nothing else in that time. Quoted-printable, which the standard
-    library decodes fast, is the same but for the character, where every `%` has two digits.
-    """
-    encoded = text.replace("+", " ").encode().replace(b"=", b"%3D")
-    decoded = binascii.a2b_qp(encoded.replace(b"%", b"="))
-    has_digits = len(encoded) - len(decoded) == 2 * encoded.count(b"%")
-    if not has_digits or b"%\n" in encoded or b"%\r" in encoded:
-        return unquote_plus(text)
-    return decoded.decode(errors="replace")
-
-
-def _unescape(text: str) -> str:
-    """As `html.unescape`, which is as slow, if there are only XML's own entities."""
-    if "&" not in text:
-        return text
-    plain = text
-    for entity, character in _ENTITIES.items():
-        plain = plain.replace(entity, character)
-    if plain.count("&") == plain.count("&amp;"):
-        return plain.replace("&amp;", "&")
-    return html.unescape(text)
-
-
-def is_truncated(body: bytes) -> bool:
+def _is_truncated(body: bytes) -> bool:
     """Whether more pages follow.
 
     Raises:
         ValueError: the response does not say so in the one form that S3 defines. Taken for the
             last page, it would make objects look absent.
     """
-    stated = element(b"IsTruncated", body)
+    stated = find_text("IsTruncated", body)
     if stated not in ("true", "false"):
         raise ValueError("neither true nor false")
     return stated == "true"
 
 
-def element(name: bytes, within: bytes) -> str:
-    """The first element's text, as it is in the XML.
-
-    Raises:
-        ValueError: there is none, or it is not UTF-8.
-    """
-    _, opened, rest = within.partition(b"<%b>" % name)
-    text, closed, _ = rest.partition(b"</%b>" % name)
-    if not opened or not closed:
-        raise ValueError("an element is missing")
-    return text.decode()
+def _marker(name: str, body: bytes) -> str:
+    (marker,) = _decoded([find_text(name, body) or ""], body)
+    return marker
 
 
-async def rows_after(
-    rows: AsyncGenerator[_Row, None], after: str, limit: int | None
-) -> AsyncIterator[_Row]:
-    """Yield the rows whose keys sort after `after`, at most `limit` of them.
-
-    Some servers start a listing of versions in the middle of the key that was to be skipped.
-    """
-    if limit is not None and limit <= 0:
-        return
-    count = 0
-    async with aclosing(rows):
-        async for row in rows:
-            if row.key.encode() <= after.encode():
-                continue
-            yield row
-            count += 1
-            if count == limit:
-                return
+def _decoded(names: Sequence[str], body: bytes) -> Sequence[str]:
+    return decode_names(names) if b"<EncodingType>url</EncodingType>" in body else names
 
 
-def parse_versions(page: "ListObjectVersionsOutputTypeDef") -> Sequence[ObjectVersion]:
-    """The rows of a page in the order of the listing; botocore splits them into two lists."""
-    rows = [
-        ObjectVersion(
-            key=row["Key"],
-            version_id=row["VersionId"],
-            is_latest=row["IsLatest"],
-            is_delete_marker=False,
-            size_bytes=row["Size"],
-            etag=row["ETag"].strip('"'),
-            last_modified=row["LastModified"],
-        )
-        for row in page.get("Versions", ())
-    ] + [
-        ObjectVersion(
-            key=row["Key"],
-            version_id=row["VersionId"],
-            is_latest=row["IsLatest"],
-            is_delete_marker=True,
-            size_bytes=0,
-            etag="",
-            last_modified=row["LastModified"],
-        )
-        for row in page.get("DeleteMarkers", ())
-    ]
-    return sorted(rows, key=order_of_version)
+def _check_prefix(names: Sequence[str], prefix: str) -> None:
+    if not all(name.startswith(prefix) for name in names):
+        # Of another project, if this prefix is one's.
+        raise ValueError("a row outside the prefix")
 
 
-def order_of_version(version: ObjectVersion) -> tuple[bytes, bool, float]:
-    """A sort key: by object key, with the latest version first, then the newest."""
-    return version.key.encode(), not version.is_latest, -version.last_modified.timestamp()
+def _parse_time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is not UTC:
+        raise ValueError("a time that is not UTC")
+    return time

@@ -108,7 +108,7 @@ class ListingPage:
 
 @dataclass(frozen=True, slots=True)
 class EntriesPage:
-    """One page of a listing by folder: objects and common prefixes, each in byte order.
+    """One page of a listing by folder: objects and common prefixes, each in the storage's order.
 
     `next_after`: the entry after which the next page starts, or None if no entry follows.
     """
@@ -323,7 +323,7 @@ class Storage(Protocol):
     def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectSummary]:
-        """List the objects under a prefix, in the byte order of their keys.
+        """List the objects under a prefix, in the storage's order (`capabilities.order`).
 
         Keys are returned as they are, whatever characters another writer put into them. `after`
         skips the keys up to and including itself.
@@ -331,11 +331,10 @@ class Storage(Protocol):
         ...
 
     async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
-        """Read one page of a listing in the server's order, with the `Date` of the response.
+        """Read one page of a listing, with the `Date` of the response.
 
-        A server that lists by segments also continues in that order. Callers that need every key
+        A server with folders may leave out the keys below `after`. Callers that need every key
         use `list` or `list_entries`.
-        Keys that XML cannot represent may be missing.
         """
         ...
 
@@ -356,8 +355,12 @@ class Storage(Protocol):
     ) -> AsyncIterator[ObjectVersion]:
         """List the versions and delete markers under a prefix, as `list` does for objects.
 
-        In the byte order of the keys. For one key the latest comes first, then the others by
-        their times. A bucket without versioning lists each object as its one version `null`.
+        Only on a storage that lists in byte order. For one key the latest comes first, then the
+        others by their times. A bucket without versioning lists each object as its one version
+        `null`.
+
+        Raises:
+            StorageUnavailableError: the storage lists in another order, so versions may be missing.
         """
         ...
 

@@ -8,11 +8,13 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
+from xml.sax.saxutils import escape
 
 from keyturn_workers.storage.port import Condition, Headers, IfAbsent, IfMatch, Part
 from keyturn_workers.storage.s3_responses import META_PREFIX
 
 UNRESERVED: Final = "-_.~"
+_NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
 # S3 requires a digest of the body, even of an empty one, if the request sets a lock or the bucket
 # locks by default.
 EMPTY_MD5: Final = b64encode(hashlib.md5(b"", usedforsecurity=False).digest()).decode()
@@ -56,8 +58,17 @@ def completion_body(parts: Sequence[Part]) -> bytes:
         f'<Part><PartNumber>{part.number}</PartNumber><ETag>"{part.etag}"</ETag></Part>'
         for part in parts
     )
-    namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
-    return f'<CompleteMultipartUpload xmlns="{namespace}">{rows}</CompleteMultipartUpload>'.encode()
+    name = "CompleteMultipartUpload"
+    return f'<{name} xmlns="{_NAMESPACE}">{rows}</{name}>'.encode()
+
+
+def tagging_body(tags: Mapping[str, str]) -> bytes:
+    """The XML that lists an object's tags."""
+    rows = "".join(
+        f"<Tag><Key>{escape(name)}</Key><Value>{escape(value)}</Value></Tag>"
+        for name, value in tags.items()
+    )
+    return f'<Tagging xmlns="{_NAMESPACE}"><TagSet>{rows}</TagSet></Tagging>'.encode()
 
 
 def upload_query(upload_id: str) -> str:

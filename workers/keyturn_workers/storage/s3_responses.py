@@ -17,7 +17,6 @@ Pure functions of status, code and headers. The text of an error is only the ope
 never a URL (which may contain a signature), a header or a body.
 """
 
-import html
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -34,7 +33,8 @@ from keyturn_workers.errors import (
     StorageAnswerError,
     UnstorableKeyError,
 )
-from keyturn_workers.storage.port import Headers, ObjectHead
+from keyturn_workers.storage.port import Headers, ObjectHead, Versioning
+from keyturn_workers.storage.s3_xml import find_columns, find_rows, find_text
 
 
 class RangeNotSatisfiableError(StorageAnswerError):
@@ -81,8 +81,7 @@ _UNSTORABLE: Final = {
         "the storage keeps objects as files, and this key is the folder of other objects"
     ),
 }
-_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9_.-]{1,64})</Code>")
-_ETAG: Final = re.compile(rb"<ETag>([^<]{1,200})</ETag>")
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # S3 starts its 200 response to a long copy or completion before it knows the outcome.
 _STATUS_OF_EMBEDDED_CODE: Final = {
     "AccessDenied": 403,
@@ -99,8 +98,11 @@ _STATUS_OF_EMBEDDED_CODE: Final = {
 
 def error_code(body: bytes) -> str:
     """The `<Code>` of an error's body, or an empty string."""
-    match = _CODE.search(body)
-    return match.group(1).decode() if match else ""
+    try:
+        code = find_text("Code", body) or ""
+    except ValueError:
+        return ""
+    return code if _CODE.fullmatch(code) else ""
 
 
 def error_for(
@@ -151,28 +153,52 @@ def check_embedded_error(operation: str, body: bytes, success: bytes) -> None:
     raise error_for(operation, status, code or "response without outcome")
 
 
-def etag_element(operation: str, body: bytes) -> str:
-    """The `<ETag>` in a response's body, without quotes.
-
-    Raises:
-        StorageUnavailableError: there is none.
-    """
-    match = _ETAG.search(body)
-    if match is None:
-        raise StorageUnavailableError(f"{operation}: response without ETag")
-    return html.unescape(match.group(1).decode()).strip('"')
-
-
-def text_element(operation: str, body: bytes, element: str) -> str:
+def text_element(operation: str, body: bytes, name: str) -> str:
     """The text of an element in a response's body.
 
     Raises:
         StorageUnavailableError: there is none.
     """
-    match = re.search(rf"<{element}>([^<]+)</{element}>", body.decode())
-    if match is None:
-        raise StorageUnavailableError(f"{operation}: response without {element}")
-    return html.unescape(match.group(1))
+    try:
+        if text := find_text(name, body):
+            return text
+    except ValueError as exc:
+        raise StorageUnavailableError(f"{operation}: unreadable response") from exc
+    raise StorageUnavailableError(f"{operation}: response without {name}")
+
+
+def parse_tags(body: bytes) -> Mapping[str, str]:
+    """The tags in the response to a read of them.
+
+    Raises:
+        StorageUnavailableError: the response does not list tags.
+    """
+    if b"</Tagging>" not in body:
+        raise StorageUnavailableError("read tags: response without outcome")
+    try:
+        names, values = find_columns(find_rows("Tag", body), "Key", "Value")
+    except ValueError as exc:
+        raise StorageUnavailableError("read tags: unreadable response") from exc
+    return dict(zip(names, values, strict=True))
+
+
+def parse_versioning(body: bytes) -> Versioning:
+    """The bucket's status in the response to a read of it.
+
+    Raises:
+        StorageUnavailableError: the response does not state it. Taken for a bucket without
+            versions, it would hide old ones.
+    """
+    if b"Versioning" not in body:  # in the name of its root, which differs among servers
+        raise StorageUnavailableError("versioning: response without outcome")
+    match find_text("Status", body):
+        case None | "":
+            return ""
+        case "Enabled":
+            return "Enabled"
+        case "Suspended":
+            return "Suspended"
+    raise StorageUnavailableError("versioning: unknown status")
 
 
 def etag_header(operation: str, headers: Mapping[str, str]) -> str:

@@ -14,9 +14,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from keyturn.errors import StorageUnavailableError
 from keyturn.settings import S3Settings
 from keyturn.tls import STORAGE, speaks_tls
-from keyturn.tls_failures import describe_tls_failure, needs_tls
+from keyturn.tls_failures import needs_tls
 from keyturn_workers.errors import StorageTlsError
-from keyturn_workers.storage.s3_responses import error_for
 from keyturn_workers.storage.s3_session import ConnectionLostError, TlsFailedError
 
 
@@ -28,7 +27,6 @@ def translate_errors(operation: str) -> Iterator[None]:
         operation: The name of the operation in the error.
 
     Raises:
-        StorageAnswerError: botocore received a definite refusal.
         StorageTlsError: TLS failed; nothing was sent.
         StorageUnavailableError: everything else; the outcome of a write is unknown.
     """
@@ -38,13 +36,7 @@ def translate_errors(operation: str) -> Iterator[None]:
         raise StorageTlsError(f"{operation}: {exc}") from exc
     except ConnectionLostError as exc:
         raise StorageUnavailableError(f"{operation}: {exc}") from exc
-    except ClientError as exc:
-        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-        code = exc.response.get("Error", {}).get("Code", "")
-        raise error_for(operation, status, code) from exc
-    except (aiohttp.ClientError, BotoCoreError, OSError, EOFError) as exc:
-        if (problem := describe_tls_failure(exc, STORAGE)) is not None:
-            raise StorageTlsError(f"{operation}: {problem}") from exc
+    except (aiohttp.ClientError, OSError, EOFError) as exc:
         raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
 
 

@@ -39,8 +39,9 @@ async def list_batches(
         if versioned
         else _unversioned(storage, project, after, size)
     )
+    order = storage.capabilities.order
     async for row in rows:
-        if last and row.key.encode() > last.encode():
+        if last and order(row.key) > order(last):
             break
         batch.append(row)
         if len(batch) == size:

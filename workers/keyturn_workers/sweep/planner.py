@@ -47,18 +47,22 @@ class Planner:
             return (KeyRange(),)
         last = await self._key_near_end(project, first[-1])
         common = _common_prefix(first[0], last)
-        probes = [common + border for border in _BORDERS if first[-1] < common + border]
+        order = self._storage.capabilities.order
+        probes = [
+            common + border for border in _BORDERS if order(first[-1]) < order(common + border)
+        ]
         # Each is a listing of one key, once per sweep.
         listed = await asyncio.gather(*(self._keys_after(project, at, 1) for at in probes))
-        borders = sorted({keys[0] for keys in listed if keys}, key=str.encode)
+        borders = sorted({keys[0] for keys in listed if keys}, key=order)
         step = max(1, -(-len(borders) // (_MAX_RANGES - 1)))
         edges = ["", *borders[::step], ""]
         return tuple(KeyRange(through=start, end=end) for start, end in pairwise(edges))
 
     async def _key_near_end(self, project: str, after: str) -> str:
         """The first key behind the last border that has any key behind it."""
+        order = self._storage.capabilities.order
         for border in reversed(_BORDERS):
-            if keys := await self._keys_after(project, max(border, after, key=str.encode), 1):
+            if keys := await self._keys_after(project, max(border, after, key=order), 1):
                 return keys[0]
         return after
 
@@ -85,9 +89,10 @@ class Planner:
         edges: list[str] = []
         last, count = "", 0
         after = object_s3_key(project, key_range.through) if key_range.through else ""
+        order = self._storage.capabilities.order
         async for row in self._storage.list(f"{project}/", after=after):
             key = row.key.removeprefix(f"{project}/")
-            if key_range.end and key.encode() >= key_range.end.encode():
+            if key_range.end and order(key) >= order(key_range.end):
                 return [*edges, key_range.end]
             if count == self._page_keys:
                 # One more key follows, so the full page ends before it.

@@ -11,6 +11,7 @@ from datetime import datetime
 from itertools import count
 from typing import Final
 
+from keyturn.identifiers import Order, byte_order
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.storage.port import (
     Condition,
@@ -72,17 +73,19 @@ class Bucket:
 
     Args:
         versioned: Whether a write keeps the earlier versions.
+        order: The order of listings.
     """
 
-    def __init__(self, *, versioned: bool) -> None:
+    def __init__(self, *, versioned: bool, order: Order = byte_order) -> None:
         self.versioned = versioned
+        self.order = order
         self._rows: dict[str, list[Stored]] = {}
         self._ids = count(1)
 
     def keys(self) -> list[str]:
-        """The keys of all existing objects, in byte order."""
+        """The keys of all existing objects, in the order of listings."""
         existing = (key for key, rows in self._rows.items() if not rows[-1].is_delete_marker)
-        return sorted(existing, key=str.encode)
+        return sorted(existing, key=self.order)
 
     def get(self, key: str, version_id: str | None = None) -> Stored:
         """The latest version, or the given one. A delete marker counts as missing."""
@@ -148,8 +151,8 @@ class Bucket:
             del self._rows[key]
 
     def versions(self) -> Iterator[ObjectVersion]:
-        """All versions, in the byte order of the keys; for one key the newest first."""
-        for key in sorted(self._rows, key=str.encode):
+        """All versions, in the order of the keys; for one key the newest first."""
+        for key in sorted(self._rows, key=self.order):
             rows = self._rows[key]
             for stored in reversed(rows):
                 yield ObjectVersion(

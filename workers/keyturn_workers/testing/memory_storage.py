@@ -100,7 +100,7 @@ class MemoryStorage:
         self.atomic_copies = atomic_copies
         self.calls: Counter[str] = Counter()
         self.page_keys = PAGE_KEYS
-        self._bucket = Bucket(versioned=versioned)
+        self._bucket = Bucket(versioned=versioned, order=capabilities.order)
         self._uploads: dict[str, _Upload] = {}
         self._ids = count(1)
         self._skew = timedelta()
@@ -156,7 +156,7 @@ class MemoryStorage:
         self._bucket.plant(key, stored)
 
     def stored_keys(self) -> Sequence[str]:
-        """The keys of all objects, in byte order."""
+        """The keys of all objects, in the order of listings."""
         return self._bucket.keys()
 
     # The port.
@@ -312,9 +312,9 @@ class MemoryStorage:
     async def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectSummary]:
-        """List the objects under a prefix, in the byte order of their keys."""
+        """List the objects under a prefix, in this storage's order."""
         async with self._acting("list"):
-            keys = [key for key in self.stored_keys() if _behind(key, prefix, after)][:limit]
+            keys = [key for key in self.stored_keys() if self._follows(key, prefix, after)][:limit]
             rows = [(key, self._bucket.get(key)) for key in keys]
         for key, stored in rows:
             yield ObjectSummary(key, len(stored.body), stored.etag, stored.last_modified)
@@ -322,7 +322,7 @@ class MemoryStorage:
     async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
         """Read one page of a listing."""
         async with self._acting("list_page"):
-            keys = [key for key in self.stored_keys() if _behind(key, prefix, after)]
+            keys = [key for key in self.stored_keys() if self._follows(key, prefix, after)]
             etags = {key: self._bucket.get(key).etag for key in keys[: self.page_keys]}
             return ListingPage(etags, len(keys) <= self.page_keys, self.now)
 
@@ -333,7 +333,10 @@ class MemoryStorage:
         async with self._acting("list_entries"):
             keys = (key for key in self.stored_keys() if key.startswith(prefix))
             entries = dict.fromkeys(_entry(key, prefix, delimiter) for key in keys)
-            following = [name for name in entries if name > after]
+            # A key below a common prefix continues after all of that group.
+            behind = _entry(after, prefix, delimiter) if after.startswith(prefix) else after
+            order = self._bucket.order
+            following = [name for name in entries if order(name) > order(behind)]
             page = following[: min(limit, self.page_keys)]
             rows, folders = [], []
             for name in page:
@@ -349,7 +352,9 @@ class MemoryStorage:
     ) -> AsyncIterator[ObjectVersion]:
         """List the versions and delete markers under a prefix."""
         async with self._acting("list_versions"):
-            matching = (row for row in self._bucket.versions() if _behind(row.key, prefix, after))
+            matching = (
+                row for row in self._bucket.versions() if self._follows(row.key, prefix, after)
+            )
             rows = list(islice(matching, limit))
         for row in rows:
             yield row
@@ -443,6 +448,10 @@ class MemoryStorage:
         if hooks := self._hooks.get(operation):
             await hooks.pop(0)()
 
+    def _follows(self, key: str, prefix: str, after: str) -> bool:
+        order = self._bucket.order
+        return key.startswith(prefix) and (not after or order(key) > order(after))
+
     def _upload(self, key: str, upload_id: str) -> _Upload:
         upload = self._uploads.get(upload_id)
         if upload is None or upload.key != key:
@@ -469,10 +478,6 @@ class MemoryStorage:
             await self._hook("mid_copy")
         tags = source.tags if self.capabilities.copy_keeps_tags else {}
         self._bucket.store(key, new_version(body, headers, source.etag, self.now, tags))
-
-
-def _behind(key: str, prefix: str, after: str) -> bool:
-    return key.startswith(prefix) and key.encode() > after.encode()
 
 
 def _entry(key: str, prefix: str, delimiter: str) -> str:

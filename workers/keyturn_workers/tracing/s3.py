@@ -6,7 +6,7 @@ key, its URL or its headers, which hold names and signatures.
 
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import aiohttp
 from opentelemetry import trace
@@ -21,10 +21,7 @@ from keyturn.identifiers import (
 from keyturn_workers.storage.port import Lease
 from keyturn_workers.storage.s3_http import READ_TIMEOUT_S, S3HttpClient, S3Response
 from keyturn_workers.storage.streaming_body import KnownLengthBody
-from keyturn_workers.tracing.scope import Scope, Value, current_scope, ended, fail
-
-if TYPE_CHECKING:
-    from types_aiobotocore_s3.client import S3Client
+from keyturn_workers.tracing.scope import Scope, Value, current_scope, ended
 
 _OPERATIONS: Final = {
     "read": "GetObject",
@@ -37,7 +34,14 @@ _OPERATIONS: Final = {
     "copy part": "UploadPartCopy",
     "complete multipart": "CompleteMultipartUpload",
     "list": "ListObjectsV2",
+    "list versions": "ListObjectVersions",
+    "list multiparts": "ListMultipartUploads",
+    "abort multipart": "AbortMultipartUpload",
     "delete": "DeleteObject",
+    "delete version": "DeleteObject",
+    "read tags": "GetObjectTagging",
+    "write tags": "PutObjectTagging",
+    "versioning": "GetBucketVersioning",
 }
 _RECORDS: Final = ".keyturn/"
 _KINDS: Final = (
@@ -48,8 +52,6 @@ _KINDS: Final = (
     (_RECORDS, "record"),
 )
 _STATUS: Final = "http.response.status_code"
-# In botocore's own context of one request.
-_SPAN: Final = "keyturn_span"
 
 
 def kind_of(s3_key: str) -> str:
@@ -141,38 +143,3 @@ async def _recorded(
 def _start(scope: Scope, operation: str, key: str) -> Span:
     method = _OPERATIONS.get(operation, "other")
     return scope.start(f"S3.{method}", SpanKind.CLIENT, _attributes(method, key))
-
-
-def watch_client(client: "S3Client") -> None:
-    """Make spans of what goes through botocore's client: listings, tags, versions, deletes."""
-    events = client.meta.events
-    events.register("before-call.s3", _before)
-    events.register("after-call.s3", _after)
-    events.register("after-call-error.s3", _after_error)
-
-
-def _before(model: Any, context: dict[str, Any], **_: Any) -> None:
-    scope = current_scope()
-    if scope is not None:
-        attributes: dict[str, Value] = {
-            "rpc.system.name": "aws-api",
-            "rpc.method": str(model.name),
-        }
-        context[_SPAN] = scope.start(f"S3.{model.name}", SpanKind.CLIENT, attributes)
-
-
-def _after(http_response: Any, parsed: Any, context: dict[str, Any], **_: Any) -> None:
-    span: Span | None = context.pop(_SPAN, None)
-    if span is not None:
-        status = int(http_response.status_code)
-        span.set_attribute(_STATUS, status)
-        if "Error" in parsed:
-            fail(span, str(status))
-        span.end()
-
-
-def _after_error(exception: BaseException, context: dict[str, Any], **_: Any) -> None:
-    span: Span | None = context.pop(_SPAN, None)
-    if span is not None:
-        fail(span, exception)
-        span.end()

@@ -20,7 +20,7 @@ from keyturn_workers.tracing.deliveries import TracedHandle
 from keyturn_workers.tracing.http import TracedApplication
 from keyturn_workers.tracing.instrumentation import Instrumentation
 from keyturn_workers.tracing.publishing import TracedWorkerPublisher
-from keyturn_workers.tracing.s3 import TracedS3HttpClient, watch_client
+from keyturn_workers.tracing.s3 import TracedS3HttpClient
 from keyturn_workers.tracing.sampling import RootSampling
 from keyturn_workers.tracing.scope import Value
 from keyturn_workers.tracing.stages import TracedMetrics
@@ -79,7 +79,6 @@ class TracedInstrumentation(Instrumentation):
             capabilities=capabilities,
             max_connections=max_connections,
             http_client=TracedS3HttpClient,
-            on_client=watch_client,
         )
 
     def application(self, app: ASGIApp) -> ASGIApp:

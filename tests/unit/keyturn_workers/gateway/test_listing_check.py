@@ -37,12 +37,12 @@ async def test_late_listings_are_detected() -> None:
     assert not storage.capabilities.listings_show_overwrites
 
 
-async def test_what_the_storage_found_out_meanwhile_is_kept() -> None:
-    """The storage finds out the order of its listings while the gateway lists."""
-    storage = Closed(capabilities=Capabilities(listings_by_segment=True))
-    await detect_listing_support(storage, "gateway")
-    assert storage.capabilities.listings_by_segment
-    assert storage.capabilities.listings_show_overwrites
+async def test_the_order_of_listings_is_detected() -> None:
+    for by_path in (True, False):
+        storage = MemoryStorage(capabilities=Capabilities(lists_by_path=by_path))
+        storage.capabilities = Capabilities()
+        await detect_listing_support(storage, "gateway")
+        assert storage.capabilities.lists_by_path is by_path
 
 
 async def test_detection_is_retried_if_the_storage_is_unavailable() -> None:

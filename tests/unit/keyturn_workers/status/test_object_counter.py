@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from keyturn_workers.status import object_counter
 from keyturn_workers.status.object_counter import ObjectCounter
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.storage.listed_bucket import ORDERS, ListedBucket
 
 if TYPE_CHECKING:
-    from tests.unit.keyturn_workers.storage.listed_bucket import Order
+    import pytest
 
 
 def _bucket(count: int) -> MemoryStorage:
@@ -60,11 +57,3 @@ async def test_only_the_last_projects_are_remembered(monkeypatch: pytest.MonkeyP
     for project in ("acme", "acme-2", "acme"):
         assert await counter.count(project) == 1
     assert storage.calls["list_entries"] == 3
-
-
-@pytest.mark.parametrize("order", ORDERS)
-async def test_each_object_counts_once_whatever_the_order_of_the_server(order: Order) -> None:
-    keys = {f"acme/{name}" for name in ("a/1", "a/2", "a/3", "a-1", "a-2/x", "b/1", "b.txt")}
-    for known in (None, order != "bytes"):
-        storage = ListedBucket(keys, order, 2).storage(by_segment=known)
-        assert await ObjectCounter(storage).count("acme") == len(keys)

@@ -49,6 +49,6 @@ async def server() -> AsyncIterator[ScriptedServer]:
 @pytest.fixture
 async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
     """Its order of keys is known, so that scripts need no requests that find it out."""
-    by_bytes = Capabilities(listings_by_segment=False)
+    by_bytes = Capabilities(lists_by_path=False)
     async with open_storage(server.settings(), capabilities=by_bytes, max_connections=4) as storage:
         yield storage

@@ -18,7 +18,7 @@ from keyturn.settings import S3Settings
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
 
 PROXY_PAGE = b"<html><body>404 Not Found</body></html>"
@@ -137,11 +137,16 @@ TIME = "2026-11-24T10:00:00.000Z"
 ENCODED = "<EncodingType>url</EncodingType>"
 
 
-def listed(*keys: str, more: str = "", encoded: str = ENCODED) -> Reply:
+def listed(
+    *keys: str, folders: Iterable[str] = (), more: str = "", encoded: str = ENCODED
+) -> Reply:
     rows = "".join(
         f"<Contents><Key>{key}</Key><LastModified>{TIME}</LastModified>"
         f"<ETag>&quot;e&quot;</ETag><Size>1</Size></Contents>"
         for key in keys
+    )
+    rows += "".join(
+        f"<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>" for folder in folders
     )
     truncated = "true" if more else "false"
     token = f"<NextContinuationToken>{more}</NextContinuationToken>" if more else ""

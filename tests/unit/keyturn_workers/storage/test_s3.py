@@ -32,7 +32,9 @@ from tests.unit.keyturn_workers.storage.scripted_server import (
     PROXY_PAGE,
     SECRET,
     SILENCE,
+    TIME,
     Reply,
+    listed,
 )
 
 if TYPE_CHECKING:
@@ -69,10 +71,17 @@ WRITES: dict[str, Callable[[S3Storage], Awaitable[object]]] = {
     "part": lambda s: s.upload_part("a/k", "id", 1, b"body"),
     "completion": lambda s: s.complete_multipart("a/k", "id", [Part(1, ETAG)], lease=lease()),
     "begin": lambda s: s.create_multipart("a/k", PLAIN),
+    "tags": lambda s: s.write_tags("a/k", {"team": "a b"}),
 }
+DELETES: dict[str, Callable[[S3Storage], Awaitable[object]]] = {
+    "delete": lambda s: s.delete("a/k"),
+    "delete of a version": lambda s: s.delete_version("a/k", "v"),
+    "abort": lambda s: s.abort_multipart("a/k", "id"),
+}
+EVERY_WRITE = WRITES | DELETES
 
 
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("name", EVERY_WRITE)
 async def test_a_write_on_a_dropped_connection_fails_and_is_never_resent(
     server: ScriptedServer, storage: S3Storage, name: str
 ) -> None:
@@ -83,12 +92,12 @@ async def test_a_write_on_a_dropped_connection_fails_and_is_never_resent(
     await storage.put("a/warm", b"1", PLAIN)
     server.script = [DROP]
     with pytest.raises(StorageUnavailableError):
-        await WRITES[name](storage)
+        await EVERY_WRITE[name](storage)
     warm, lost = server.requests
     assert lost.connection == warm.connection, "the drop must hit a kept connection"
 
 
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("name", EVERY_WRITE)
 @pytest.mark.parametrize("status", [400, 409, 429, 500, 503, 307])
 async def test_a_failed_write_is_not_resent(
     server: ScriptedServer, storage: S3Storage, name: str, status: int
@@ -96,7 +105,7 @@ async def test_a_failed_write_is_not_resent(
     """Not after an error, and not where a redirect points."""
     server.script = [Reply(status, error("SlowDown"), {"Location": "/elsewhere"})]
     with pytest.raises(StorageUnavailableError, match="SlowDown"):
-        await WRITES[name](storage)
+        await EVERY_WRITE[name](storage)
     assert len(server.requests) == 1
 
 
@@ -541,3 +550,59 @@ async def test_elsewhere_a_404_needs_no_second_look(
     with pytest.raises(MissingError):
         await storage.read_start("a/k", 56)
     assert [request.method for request in server.requests] == ["GET"]
+
+
+async def test_tags_are_read_and_written(server: ScriptedServer, storage: S3Storage) -> None:
+    tags = b"<Tagging><TagSet><Tag><Key>team</Key><Value>a &lt; b</Value></Tag></TagSet></Tagging>"
+    server.script = [Reply(503, error("SlowDown")), Reply(200, tags), Reply(200)]
+    assert await storage.read_tags("a/k") == {"team": "a < b"}
+    await storage.write_tags("a/k", {"team": "a < b"})
+    assert [request.method for request in server.requests] == ["GET", "GET", "PUT"]
+    assert b"<Tag><Key>team</Key><Value>a &lt; b</Value></Tag>" in server.requests[-1].body
+
+
+async def test_what_is_missing_already_is_deleted_without_an_error(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    server.script = [
+        Reply(404, error(code)) for code in ("NoSuchUpload", "NoSuchKey", "NoSuchVersion")
+    ]
+    await storage.abort_multipart("p/k", "upload")
+    await storage.delete("p/k")
+    await storage.delete_version("p/k", "v")
+    queries = [urlsplit(request.target).query for request in server.requests]
+    assert queries == ["uploadId=upload", "", "versionId=v"]
+    server.script = [Reply(403, error("AccessDenied")), Reply(404, PROXY_PAGE)]
+    with pytest.raises(RefusedError):
+        await storage.delete_version("p/k", "v")
+    with pytest.raises(StorageUnavailableError):
+        await storage.delete("p/k")
+
+
+async def test_the_probes_prefix_is_emptied_of_uploads_versions_and_objects(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    uploads = (
+        "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated><Upload><Key>p/k</Key>"
+        f"<UploadId>u</UploadId><Initiated>{TIME}</Initiated></Upload></ListMultipartUploadsResult>"
+    )
+    versions = (
+        "<ListVersionsResult><IsTruncated>false</IsTruncated><DeleteMarker><Key>p/k</Key>"
+        "<VersionId>1</VersionId><IsLatest>true</IsLatest>"
+        f"<LastModified>{TIME}</LastModified></DeleteMarker></ListVersionsResult>"
+    )
+    status = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+    server.script = [
+        Reply(200, uploads.encode()),
+        Reply(204),
+        Reply(200, status),
+        Reply(200, versions.encode()),
+        Reply(204),
+        listed("p/l"),
+        Reply(204),
+    ]
+    await storage.purge("p/")
+    deletes = [request.target for request in server.requests if request.method == "DELETE"]
+    assert deletes == ["/bucket/p/k?uploadId=u", "/bucket/p/k?versionId=1", "/bucket/p/l"]
+    listings = [r.target for r in server.requests if "versioning" not in r.target]
+    assert all("prefix=p%2F" in target for target in listings if target.startswith("/bucket?"))

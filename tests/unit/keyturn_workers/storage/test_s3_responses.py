@@ -20,8 +20,9 @@ from keyturn_workers.storage.s3_responses import (
     check_embedded_error,
     error_code,
     error_for,
-    etag_element,
     parse_head,
+    parse_tags,
+    parse_versioning,
     read_error_for,
     text_element,
 )
@@ -213,12 +214,31 @@ def test_elements_of_bodies_are_parsed() -> None:
     assert error_code(b"<Error><Code>SlowDown</Code></Error>") == "SlowDown"
     assert error_code(b"<html>") == ""
     assert error_code(b"<Code>" + b"x" * 100 + b"</Code>") == ""
-    assert etag_element("copy", b"<ETag>&quot;abc&quot;</ETag>") == "abc"
     assert text_element("begin", b"<UploadId>a&amp;b</UploadId>", "UploadId") == "a&b"
-    with pytest.raises(StorageUnavailableError):
-        etag_element("copy", b"<ETag/>")
-    with pytest.raises(StorageUnavailableError):
-        text_element("begin", b"<UploadId/>", "UploadId")
+    for body in (b"<UploadId/>", b"<UploadId>\xff</UploadId>", b"<html>"):
+        with pytest.raises(StorageUnavailableError):
+            text_element("begin", body, "UploadId")
+    assert error_code(b"<Code>\xff</Code>") == ""
+
+
+def test_tags_are_parsed() -> None:
+    tag = "<Tag><Key>a</Key><Value>b &amp; c</Value></Tag><Tag><Key>d</Key><Value/></Tag>"
+    body = f"<Tagging><TagSet>{tag}</TagSet></Tagging>".encode()
+    assert parse_tags(body) == {"a": "b & c", "d": ""}
+    for malformed in (b"", body[:-2], body.replace(b"<Key>d</Key>", b"")):
+        with pytest.raises(StorageUnavailableError):
+            parse_tags(malformed)
+
+
+def test_the_versioning_of_a_bucket_is_parsed() -> None:
+    """What does not say it is no bucket without versions."""
+    for status in ("Enabled", "Suspended"):
+        body = f"<VersioningConfiguration><Status>{status}</Status></VersioningConfiguration>"
+        assert parse_versioning(body.encode()) == status
+    assert parse_versioning(b'<VersioningConfiguration xmlns="x"/>') == ""
+    for malformed in (b"", b"<VersioningConfiguration><Status>On</Status>"):
+        with pytest.raises(StorageUnavailableError):
+            parse_versioning(malformed)
 
 
 def test_embedded_errors_are_errors() -> None:

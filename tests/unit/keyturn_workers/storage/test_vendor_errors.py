@@ -6,10 +6,10 @@ import asyncio
 
 import aiohttp
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import MissingError, RefusedError, StorageTlsError
+from keyturn_workers.errors import MissingError, StorageTlsError
 from keyturn_workers.storage.s3_session import ConnectionLostError, TlsFailedError
 from keyturn_workers.storage.vendor_errors import (
     may_pass,
@@ -18,34 +18,24 @@ from keyturn_workers.storage.vendor_errors import (
 )
 
 
-def _client_error(status: int, code: str) -> ClientError:
-    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(response, "GetObject")  # type: ignore[arg-type]  # as botocore raises it
-
-
 @pytest.mark.parametrize(
-    ("raised", "expected", "text"),
+    ("raised", "text"),
     [
-        (ConnectionLostError("ServerDisconnectedError"), StorageUnavailableError, "Disconnected"),
-        (aiohttp.ClientPayloadError("?X-Amz-Signature=1"), StorageUnavailableError, "Payload"),
-        (EndpointConnectionError(endpoint_url="u"), StorageUnavailableError, "EndpointConnection"),
-        (ConnectionResetError(), StorageUnavailableError, "ConnectionReset"),
-        (TimeoutError(), StorageUnavailableError, "TimeoutError"),
-        (asyncio.IncompleteReadError(b"", 1), StorageUnavailableError, "IncompleteRead"),
-        (_client_error(404, "NoSuchKey"), MissingError, "NoSuchKey"),
-        (_client_error(403, "AccessDenied"), RefusedError, "AccessDenied"),
-        (_client_error(404, "404"), StorageUnavailableError, "404"),
+        (ConnectionLostError("ServerDisconnectedError"), "Disconnected"),
+        (aiohttp.ClientPayloadError("?X-Amz-Signature=1"), "Payload"),
+        (ConnectionResetError(), "ConnectionReset"),
+        (TimeoutError(), "TimeoutError"),
+        (asyncio.IncompleteReadError(b"", 1), "IncompleteRead"),
     ],
     ids=lambda value: getattr(type(value), "__name__", value),
 )
-def test_each_vendor_error_becomes_an_error_of_the_port(
-    raised: Exception, expected: type[Exception], text: str
-) -> None:
+def test_each_vendor_error_becomes_an_error_of_the_port(raised: Exception, text: str) -> None:
     """With the operation and the kind of failure alone."""
-    with pytest.raises(expected, match=f"read: .*{text}") as caught, translate_errors("read"):
+    caught = pytest.raises(StorageUnavailableError, match=f"read: .*{text}")
+    with caught as error, translate_errors("read"):
         raise raised
-    assert "Signature" not in str(caught.value)
-    assert caught.value.__cause__ is raised
+    assert "Signature" not in str(error.value)
+    assert error.value.__cause__ is raised
 
 
 def test_other_errors_pass_unchanged() -> None:
@@ -57,7 +47,7 @@ def test_a_refusal_of_the_credential_service_is_no_refusal_of_the_storage() -> N
     """Nothing was sent to the storage: a later attempt may succeed."""
     caught = pytest.raises(StorageUnavailableError, match="credentials")
     with caught, translate_errors("put"), translate_credential_errors():
-        raise _client_error(403, "AccessDenied")
+        raise ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole")
 
 
 def test_a_certificate_is_refused_once_and_a_lost_connection_is_tried_again() -> None:

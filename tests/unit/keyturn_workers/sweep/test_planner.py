@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn_workers.storage import Headers
+from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.sweep.page_listing import list_batches
 from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, State, SweepRequest
 from keyturn_workers.sweep.planner import MAX_OPEN_PAGES, Planner
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
-KEYS = st.sets(st.text("ab/9zé\U0001f600", min_size=1, max_size=4), max_size=60)
+KEYS = st.sets(st.text("ab/-9zé\U0001f600", min_size=1, max_size=4), max_size=60)
 
 
 def new_plan(ranges: tuple[KeyRange, ...] = (KeyRange(),)) -> Plan:
@@ -34,8 +34,8 @@ def new_plan(ranges: tuple[KeyRange, ...] = (KeyRange(),)) -> Plan:
     )
 
 
-def bucket(keys: Iterable[str]) -> MemoryStorage:
-    storage = MemoryStorage()
+def bucket(keys: Iterable[str], *, by_path: bool = False) -> MemoryStorage:
+    storage = MemoryStorage(capabilities=Capabilities(lists_by_path=by_path))
     for key in keys:
         storage.plant(f"acme/{key}", b"", Headers({}))
     # Neighbors, which no page of this project may show.
@@ -61,13 +61,13 @@ async def keys_of(storage: MemoryStorage, page: OpenPage, size: int = 3) -> list
 
 
 @settings(max_examples=60, deadline=None)
-@given(keys=KEYS, page_keys=st.integers(1, 7), borders=KEYS)
+@given(keys=KEYS, page_keys=st.integers(1, 7), borders=KEYS, by_path=st.booleans())
 async def test_every_key_is_in_exactly_one_page(
-    keys: set[str], page_keys: int, borders: set[str]
+    keys: set[str], page_keys: int, borders: set[str], *, by_path: bool
 ) -> None:
-    """By one range of keys or by several, wherever their borders are."""
-    storage = bucket(keys)
-    edges = ["", *sorted(borders, key=str.encode)[:5], ""]
+    """By one range of keys or by several, wherever their borders are, in either order."""
+    storage = bucket(keys, by_path=by_path)
+    edges = ["", *sorted(borders, key=storage.capabilities.order)[:5], ""]
     ranges = tuple(KeyRange(start, end) for start, end in itertools.pairwise(edges))
     pages = await all_pages(Planner(storage, page_keys), new_plan(ranges))
     found = [key for page in pages for key in await keys_of(storage, page)]
@@ -76,17 +76,26 @@ async def test_every_key_is_in_exactly_one_page(
 
 
 @settings(max_examples=30, deadline=None)
-@given(keys=KEYS, later=KEYS, page_keys=st.integers(1, 7))
+@given(keys=KEYS, later=KEYS, page_keys=st.integers(1, 7), by_path=st.booleans())
 async def test_a_key_that_comes_after_planning_is_in_a_page_too(
-    keys: set[str], later: set[str], page_keys: int
+    keys: set[str], later: set[str], page_keys: int, *, by_path: bool
 ) -> None:
     """Pages are ranges without gaps, not lists: what is uploaded meanwhile is inspected."""
-    storage = bucket(keys)
+    storage = bucket(keys, by_path=by_path)
     pages = await all_pages(Planner(storage, page_keys), new_plan())
     for key in later:
         storage.plant(f"acme/{key}", b"", Headers({}))
     found = [key for page in pages for key in await keys_of(storage, page)]
     assert sorted(found, key=str.encode) == sorted(keys | later, key=str.encode)
+
+
+async def test_ranges_of_the_wrong_order_would_miss_a_key() -> None:
+    """The broken variant: a page ends where a key sorts behind its end by bytes, not by paths."""
+    storage = bucket(["a/x", "a-b", "b"], by_path=True)
+    page = OpenPage(page=0, after="", last="a-b")
+    assert await keys_of(storage, page) == ["a/x", "a-b"]
+    storage.capabilities = Capabilities()
+    assert await keys_of(storage, page) == []
 
 
 async def test_an_empty_project_has_one_page() -> None:
@@ -95,17 +104,21 @@ async def test_an_empty_project_has_one_page() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("by_path", [False, True])
 @pytest.mark.parametrize(
     "names",
     [
         pytest.param([f"{n:06}" for n in range(1200)], id="numbered"),
         pytest.param([f"{n * 7919 % 4096:03x}/{n}" for n in range(1200)], id="by hash"),
         pytest.param([f"logs/2026/{n:05}" for n in range(1200)], id="with a long prefix"),
+        pytest.param([f"{n % 30}{'-/'[n % 2]}{n}" for n in range(1200)], id="beside folders"),
         pytest.param(["\U0001f600" * (n // 30 + 1) + str(n) for n in range(1200)], id="not ASCII"),
     ],
 )
-async def test_a_large_project_is_listed_by_ranges_that_cover_it(names: list[str]) -> None:
-    storage = bucket(names)
+async def test_a_large_project_is_listed_by_ranges_that_cover_it(
+    names: list[str], *, by_path: bool
+) -> None:
+    storage = bucket(names, by_path=by_path)
     planner = Planner(storage, 20)
     ranges = await planner.key_ranges("acme")
     assert (ranges[0].through, ranges[-1].end) == ("", "")

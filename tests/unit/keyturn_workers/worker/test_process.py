@@ -188,7 +188,7 @@ async def test_one_failed_request_does_not_decide_which_keys_are_refused(
     _use(monkeypatch, _SlowDown(name))
     with stamina.set_testing(True, attempts=2):
         found = await process._measure_storage(_settings(allow_unsafe=allow_unsafe))
-    refusing = (found.keys_are_paths, found.unlisted_names, found.listings_by_segment)
+    refusing = (found.keys_are_paths, found.unlisted_names, found.lists_by_path)
     assert not any(refusing)
 
 

@@ -68,7 +68,7 @@ def test_what_the_interpreter_reads_at_its_start_cannot_be_given_later() -> None
 async def test_known_capabilities_reach_the_worker(server: ForkServer, tmp_path: Path) -> None:
     """A worker that assumes them does not contact its storage; here there is none."""
     module = "tests.unit.tools.harness.print_capabilities"
-    known = Capabilities(copy_keeps_tags=True, listings_by_segment=False)
+    known = Capabilities(copy_keeps_tags=True, lists_by_path=False)
     assuming = await server.start(module, [], _ENV, tmp_path, capabilities=known)
     assert (await assuming.stderr.read()).decode().strip() == str(known)
     measuring = await server.start(module, [], _ENV, tmp_path)

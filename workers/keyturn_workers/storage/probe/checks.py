@@ -89,8 +89,8 @@ CHECKS: Final = (
     Check(
         "listing in byte order",
         "wanted",
-        listings.byte_order,
-        "the order is restored, for a few more requests",
+        listings.in_byte_order,
+        "sweeps and listings go by paths, and a bucket that keeps versions is refused",
     ),
     Check(
         ALL_NAMES,

@@ -17,7 +17,7 @@ from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.port import Headers
 from keyturn_workers.storage.probe import checks
 from keyturn_workers.storage.probe.checks import CHECKS, Check, Needed
-from keyturn_workers.storage.probe.listing_checks import BY_SEGMENT
+from keyturn_workers.storage.probe.listing_checks import BY_PATH
 from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage, is_not_implemented
 
 PREFIX: Final = ".keyturn/doctor/"
@@ -65,9 +65,7 @@ class Report:
     def capabilities(self) -> Capabilities:
         """What workers may rely on beyond the requirements."""
         passed = {row.name for row in self.rows if row.ok}
-        order = next(
-            (row.detail for row in self.rows if row.name == checks.LISTING and row.ok), None
-        )
+        order = next((row.detail for row in self.rows if row.name == checks.LISTING and row.ok), "")
         late = {checks.LATE_PUT, checks.LATE_COPY, checks.LATE_COMPLETION}
         return Capabilities(
             conditional_completion={checks.COMPLETION, checks.COMPLETION_RACE} <= passed,
@@ -77,7 +75,7 @@ class Report:
             listings_show_overwrites=checks.OVERWRITES in passed,
             keys_are_paths=not {checks.BACKSLASHES, checks.BESIDE_FOLDER} <= passed,
             unlisted_names=checks.ALL_NAMES not in passed,
-            listings_by_segment=None if order is None else order == BY_SEGMENT,
+            lists_by_path=order == BY_PATH if order else None,
         )
 
     def check(self) -> None:

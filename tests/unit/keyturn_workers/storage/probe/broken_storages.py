@@ -33,14 +33,12 @@ EVERYTHING = Capabilities(
     copy_keeps_tags=True,
     listings_show_overwrites=True,
     late_writes_refused=True,
-    listings_by_segment=False,
+    lists_by_path=False,
 )
 
 
 # What a bucket in memory does whatever its capabilities.
-ALWAYS = Capabilities(
-    listings_show_overwrites=True, late_writes_refused=True, listings_by_segment=False
-)
+ALWAYS = Capabilities(listings_show_overwrites=True, late_writes_refused=True, lists_by_path=False)
 
 
 class ListsLate(MemoryStorage):
@@ -264,30 +262,11 @@ class HidesNames(MemoryStorage):
                 yield row
 
 
-class ListsBySegment(MemoryStorage):
-    """Sorts keys by their segments, and resumes in that order."""
+class ListsByPath(MemoryStorage):
+    """Sorts keys by one folder after the other, and resumes in that order."""
 
-    suffix = ""
-
-    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
-        page = await super().list_page(prefix)
-        places = {key: f"{key}{self.suffix}".split("/") for key in page.etags}
-        start = after.split("/") if after else []
-        keys = [key for key in places if places[key] > start and key != after]
-        return replace(page, etags={key: page.etags[key] for key in self.in_order(keys)})
-
-    def in_order(self, keys: Sequence[str]) -> Sequence[str]:
-        """The keys of a page."""
-        return sorted(keys, key=lambda key: key.split("/"))
-
-
-class ListsVersionsBySegment(ListsBySegment):
-    """Resumes by the names of the folders that hold the versions, and sorts each page by bytes."""
-
-    suffix = ".versions"
-
-    def in_order(self, keys: Sequence[str]) -> Sequence[str]:
-        return sorted(keys)
+    def __init__(self, *, versioned: bool = False) -> None:
+        super().__init__(capabilities=Capabilities(lists_by_path=True), versioned=versioned)
 
 
 class ResumesLate(MemoryStorage):

@@ -21,7 +21,7 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     IgnoresIfMatch,
     KeepsMetadata,
     KeysArePaths,
-    ListsBySegment,
+    ListsByPath,
     ListsLate,
     LosesParts,
     OverwritesOnFailure,
@@ -125,13 +125,17 @@ async def test_what_cannot_be_relied_on_is_said(
 
 
 @pytest.mark.parametrize("quick", [False, True])
-async def test_an_order_by_segments_is_known(*, quick: bool) -> None:
-    """And is no reason to refuse the bucket: the storage restores the order of bytes."""
-    report = await probe(ListsBySegment(), quick=quick)
-    assert report.capabilities == replace(ALWAYS, listings_by_segment=True)
+async def test_an_order_by_paths_is_known(*, quick: bool) -> None:
+    """And is a reason to refuse only a bucket that keeps versions."""
+    report = await probe(ListsByPath(), quick=quick)
+    assert report.capabilities == replace(ALWAYS, lists_by_path=True)
     rows = {row.name for row in report.rows if not row.ok}
     assert ("listing in byte order" in rows) is not quick
     report.check()
+    versioned = await probe(ListsByPath(versioned=True), quick=quick)
+    assert [row.name for row in versioned.unsafe] == ["listing resumes after each key"]
+    with pytest.raises(UnsafeStorageError, match="versioned, and not listed by bytes"):
+        versioned.check()
 
 
 async def test_a_storage_that_does_everything() -> None:
