@@ -29,6 +29,7 @@ from keyturn_workers.keyring.transitions import (
     is_same_request,
     retire_old_keys,
     rotate,
+    rotations_to_prove,
     with_evidence,
     with_master_key,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "replace_keyring",
     "retire_old_keys",
     "rotate",
+    "rotations_to_prove",
     "with_evidence",
     "with_master_key",
 ]

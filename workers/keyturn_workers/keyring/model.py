@@ -6,7 +6,7 @@ forged or moved: nothing may be wrapped by it.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -29,7 +29,8 @@ class Generation:
     """One user KEK of a project: the current one, or one of the history.
 
     `kek` is kept until a clean sweep, and is None after it. `rotation_id` is the id of the
-    rotation that created the generation; for the first one, the id of the enrollment.
+    rotation that created the generation; for the first one, the id of the enrollment. `origin`
+    is that of its request; the current one's is in the keyring, and a history of 0.10 has none.
     """
 
     generation: int
@@ -38,6 +39,7 @@ class Generation:
     rotation_id: str
     requested_at: str
     at: str
+    origin: RequestOrigin | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Keyring:
     evidence: str | None = None
     serial: int = 0
     recovery: str | None = None
+
+    def origin_of(self, entry: Generation) -> RequestOrigin | None:
+        """The request that created a generation; None if the keyring does not say."""
+        return self.origin if entry is self.current else entry.origin
 
     @property
     def has_old_keks(self) -> bool:
@@ -137,7 +143,10 @@ def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
 
 
 def _entry_json(entry: Generation) -> dict[str, Any]:
+    origin = entry.origin
+    fields = {} if origin is None else {"publisher": origin.publisher, "request": origin.request}
     return {
+        **fields,
         "generation": entry.generation,
         "kek_id": entry.kek_id,
         "kek": _kek_json(entry.kek),
@@ -178,7 +187,10 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
     if rest["plaintext"] not in _PERMISSIONS or rest["v0"] not in _PERMISSIONS:
         raise ValueError("permissions")
     current = _entry(rest)
-    history = tuple(_entry(entry) for entry in rest["history"])
+    history = tuple(
+        replace(_entry(entry), origin=_origin(entry) if "publisher" in entry else None)
+        for entry in rest["history"]
+    )
     generations = [entry.generation for entry in (*history, current)]
     if current.kek is None or generations != sorted(set(generations)):
         raise ValueError("generations")
@@ -186,7 +198,7 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         project=project,
         master_key=master_key,
         current=current,
-        origin=RequestOrigin(_publisher(rest["publisher"]), _digest(rest["request"])),
+        origin=_origin(rest),
         lease_s=_lease_s(rest["lease_s"]),
         plaintext_allowed=rest["plaintext"] == "allowed",
         v0_allowed=rest["v0"] == "allowed",
@@ -196,6 +208,10 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         serial=_serial(rest.get("serial", 0)),
         recovery=_recovery(rest.get("recovery")),
     )
+
+
+def _origin(fields: Mapping[str, Any]) -> RequestOrigin:
+    return RequestOrigin(_publisher(fields["publisher"]), _digest(fields["request"]))
 
 
 def _lease_s(value: Any) -> int:

@@ -1,6 +1,7 @@
 """Changes of a keyring: rotation, new master key, end of a clean sweep (SPEC 8.1, 8.6). Pure."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 from keyturn.crypto import Secret, kek_id
 from keyturn.errors import GenerationMismatchError, KekReusedError
@@ -55,7 +56,7 @@ def rotate(
     return replace(
         keyring,
         current=current,
-        history=(*keyring.history, keyring.current),
+        history=(*keyring.history, replace(keyring.current, origin=keyring.origin)),
         origin=origin,
     )
 
@@ -80,10 +81,11 @@ def is_same_request(
     """Whether a request with the id of this generation is the one that created it (SPEC 8.1).
 
     Another publisher of the project may send a known id with its own KEK: the response must not
-    make it believe that its KEK was accepted. The history has no publishers; there only the KEK
+    make it believe that its KEK was accepted. Where the history names no publisher, only the KEK
     decides.
     """
-    if entry is keyring.current and keyring.origin.publisher != origin.publisher:
+    created_by = keyring.origin_of(entry)
+    if created_by is not None and created_by.publisher != origin.publisher:
         return False
     return entry.kek_id == kek_id(kek)
 
@@ -92,9 +94,18 @@ def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bo
     """Whether the keyring records exactly this request as the origin of the generation.
 
     Then the request's KEK need not be opened, which is impossible once its intake key was
-    retired. Only the current generation has an origin; for others the KEK decides.
+    retired.
     """
-    return entry is keyring.current and keyring.origin == origin
+    return keyring.origin_of(entry) == origin
+
+
+def rotations_to_prove(keyring: Keyring) -> tuple[Generation, ...]:
+    """The generations whose rotation no clean sweep has followed, the oldest first.
+
+    The KEK that such a rotation replaced is not cleared.
+    """
+    entries = (*keyring.history, keyring.current)
+    return tuple(entry for before, entry in pairwise(entries) if before.kek is not None)
 
 
 def next_serial(keyring: Keyring, recovery: str | None = None) -> Keyring:

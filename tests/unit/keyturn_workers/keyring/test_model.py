@@ -97,10 +97,34 @@ def test_odd_serials_and_recoveries_are_refused(more: dict[str, object]) -> None
 
 
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
-    body = build_keyring(rotated(keyring()), MASTER_KEYS)
+    """One of 0.10 names no request: it stays as it is, and readable."""
+    ring = rotated(keyring())
+    names = ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]
+    for origin, more in ((ring.origin, ["publisher", "request"]), (None, [])):
+        earlier = replace(ring.history[0], origin=origin)
+        body = build_keyring(replace(ring, history=(earlier,)), MASTER_KEYS)
+        _, rest = parse_record(body, keyring_s3_key("acme"), "acme", MASTER_KEYS)
+        (entry,) = rest["history"]
+        assert sorted(entry) == sorted([*names, *more])
+        assert parse_keyring(body, "acme", MASTER_KEYS).history == (earlier,)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"publisher": "api"}, {"publisher": "API", "request": "0" * 64}, {"publisher": None}]
+    + [{"publisher": "api", "request": request} for request in ("0" * 63, None, 1)],
+    ids=str,
+)
+def test_a_history_entry_with_an_odd_request_is_refused(more: dict[str, object]) -> None:
+    ring = rotated(keyring())
+    body = build_keyring(ring, MASTER_KEYS)
     _, rest = parse_record(body, keyring_s3_key("acme"), "acme", MASTER_KEYS)
     (entry,) = rest["history"]
-    assert list(entry) == ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]
+    del entry["publisher"], entry["request"]
+    assert parse_keyring(_sealed(rest), "acme", MASTER_KEYS).current == ring.current
+    entry.update(more)
+    with pytest.raises(CorruptObjectError):
+        parse_keyring(_sealed(rest), "acme", MASTER_KEYS)
 
 
 def test_a_cleared_kek_of_the_history_round_trips() -> None:

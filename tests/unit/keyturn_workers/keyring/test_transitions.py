@@ -12,8 +12,10 @@ from keyturn.crypto import Secret
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import (
     forbid_plaintext,
+    is_same_request,
     retire_old_keys,
     rotate,
+    rotations_to_prove,
     with_evidence,
     with_master_key,
 )
@@ -35,19 +37,56 @@ def _turned(before: Keyring) -> Keyring:
     return rotate(before, kek=kek, rotation_id=_ID, requested_at=AT, at=AT, origin=_LATER)
 
 
-def test_a_rotation_records_its_request() -> None:
+def test_a_rotation_records_its_request_and_keeps_the_one_before() -> None:
     after = _turned(_BEFORE)
     assert after.origin == _LATER
     assert (after.lease_s, after.evidence) == (20, "e" * 64)
+    assert after.history == (replace(_BEFORE.current, origin=_BEFORE.origin),)
+    assert [after.origin_of(each) for each in (after.current, *after.history)] == [
+        _LATER,
+        _BEFORE.origin,
+    ]
 
 
-def test_only_the_current_generation_has_an_origin() -> None:
+def test_a_generation_is_of_the_request_that_created_it() -> None:
     after = _turned(_BEFORE)
+    (earlier,) = after.history
     assert has_origin(after, after.current, _LATER)
+    assert has_origin(after, earlier, _BEFORE.origin)
     assert not has_origin(after, after.current, RequestOrigin("two", "3" * 64))
     assert not has_origin(after, after.current, RequestOrigin("one", "2" * 64))
-    assert not has_origin(after, after.history[0], _LATER)
-    assert not has_origin(keyring(), keyring().current, _LATER)
+    assert not has_origin(after, earlier, _LATER)
+    # As 0.10 wrote it.
+    assert not has_origin(after, replace(earlier, origin=None), _BEFORE.origin)
+
+
+@pytest.mark.parametrize(
+    ("publisher", "is_known", "has_kek"),
+    [("one", True, True), ("two", True, False), (None, True, True), ("one", False, False)],
+)
+def test_the_request_of_an_earlier_generation_is_known_by_its_publisher_and_kek(
+    publisher: str | None, *, is_known: bool, has_kek: bool
+) -> None:
+    """Where no publisher is named, only the KEK decides."""
+    after = _turned(_BEFORE)
+    kek = after.history[0].kek if is_known else Secret(os.urandom(32))
+    assert kek is not None
+    created_by = None if publisher is None else RequestOrigin(publisher, "1" * 64)
+    entry = replace(after.history[0], origin=created_by)
+    repeated = RequestOrigin("one", "9" * 64)
+    assert is_same_request(after, entry, kek=kek, origin=repeated) is has_kek
+
+
+def test_the_rotations_to_prove_are_those_whose_earlier_key_is_kept() -> None:
+    first = _turned(_BEFORE)
+    second = _turned(first)
+    assert rotations_to_prove(_BEFORE) == ()
+    assert rotations_to_prove(first) == (first.current,)
+    assert rotations_to_prove(second) == (second.history[1], second.current)
+    cleared = retire_old_keys(first)
+    assert rotations_to_prove(cleared) == ()
+    later = _turned(cleared)
+    assert rotations_to_prove(later) == (later.current,)
 
 
 @pytest.mark.parametrize(
