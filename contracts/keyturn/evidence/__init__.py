@@ -31,22 +31,26 @@ from keyturn.evidence.envelope import (
     sign,
 )
 from keyturn.evidence.statement import (
+    MAX_ORIGINS,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
     EventKeyUse,
     EvidenceCounts,
+    EvidenceOrigin,
     Predicate,
     Statement,
 )
 
 __all__ = [
     "MAX_EVIDENCE_BYTES",
+    "MAX_ORIGINS",
     "PAYLOAD_TYPE",
     "PREDICATE_TYPE",
     "STATEMENT_TYPE",
     "EventKeyUse",
     "Evidence",
     "EvidenceCounts",
+    "EvidenceOrigin",
     "Predicate",
     "Statement",
     "digest",

@@ -20,6 +20,7 @@ from keyturn.messages.json_text import load_json, problems
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "urn:keyturn:evidence:rotation:v1"
 MAX_EVENT_KEYS: Final = 256
+MAX_ORIGINS: Final = 64
 MAX_LEASE_S: Final = 10**6
 
 KekId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -61,14 +62,32 @@ class EventKeyUse(_Model):
     retired: bool
 
 
+class EvidenceOrigin(_Model):
+    """A request that the proof answers.
+
+    Attributes:
+        kind: Whether it was a rotation or a sweep. The part of a sweep of all is a sweep.
+        id: The id of the rotation or the sweep.
+        publisher: Who requested it; None if its record does not say.
+        request: The SHA-256 of the request's body; None with `publisher`.
+    """
+
+    kind: Literal["rotation", "sweep"]
+    id: RequestId
+    publisher: ShortName | None
+    request: Digest | None
+
+
 class Predicate(_Model):
     """What was proven.
 
     Attributes:
-        sweep_id: The id of the rotation or the sweep.
-        kind: Which of the two it was.
+        sweep_id: The id of the round of pages that was the proof.
+        kind: `rotation` if it answers one, `sweep` otherwise.
         publisher: Who requested it first; None if its record does not say.
-        request: The SHA-256 of the request's body; None with `publisher`.
+        request: The SHA-256 of that request's body; None with `publisher`.
+        origins: The requests that it answers, the oldest first: at most `MAX_ORIGINS`.
+        origin_count: How many there are.
         generation: The project's generation. Every object is wrapped under its KEK.
         kek_id: The id of that KEK.
         master_key: The id of the master key. Every object is wrapped under it too.
@@ -89,6 +108,8 @@ class Predicate(_Model):
     kind: Literal["rotation", "sweep"]
     publisher: ShortName | None
     request: Digest | None
+    origins: Annotated[list[EvidenceOrigin], Field(max_length=MAX_ORIGINS)] = []
+    origin_count: Count = 0
     generation: Generation
     kek_id: KekId
     master_key: ShortName

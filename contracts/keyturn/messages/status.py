@@ -107,12 +107,12 @@ class SweepStatus(StatusModel):
     """One sweep or rotation by its record; of one that does not open only ids and `code`.
 
     Attributes:
-        publisher: Who requested it first.
+        publisher: Who requested it.
         actor: The person whom that request names, as the publisher claims (SPEC 15.3).
         part_of_all: Whether this is one project's part of a sweep of `*`.
-        taken_over_by: The id of the later sweep that proves this one (SPEC 8.6).
+        waits_for_round: Whether a round runs that does not answer it: it waits for the next one.
         expected_objects: How many objects there are, where that was counted.
-        rate_per_s: Objects a second since the desired state changed.
+        rate_per_s: Objects a second since its round began.
         left_s: Seconds left at that rate, and until a proof is possible.
         pages: Pages planned so far.
         pages_open: Pages not proven yet.
@@ -137,7 +137,7 @@ class SweepStatus(StatusModel):
     repair: bool = False
     generation: Generation | None = None
     proves_master_key: ShortName | None = None
-    taken_over_by: RequestId | None = None
+    waits_for_round: bool = False
     evidence: RequestDigest | None = None
     expected_objects: Count | None = None
     rate_per_s: Number | None = None
