@@ -26,7 +26,7 @@ from keyturn_workers.cli.settings import EvidenceSettings
 app = typer.Typer(name="evidence", help="List, show, export or verify evidence.")
 
 _MIN_DIGEST: Final = 8
-_UNFOLDED: Final = ("sweep_id", "digest")
+_UNFOLDED: Final = ("answers", "digest")
 
 
 def _verify_keys(values: Iterable[str]) -> list[VerifyKey]:

@@ -5,12 +5,13 @@ from typing import Any, Final
 
 from keyturn.crypto import VerifyKey
 from keyturn.errors import EvidenceError
-from keyturn.evidence import Evidence, verify_chain
+from keyturn.evidence import Evidence, Predicate, verify_chain
 from keyturn_workers.cli.evidence_files import EvidenceFile
 
 COLUMNS: Final = (
-    *("proven_to", "generation", "kind", "sweep_id", "objects", "rewrapped", "state", "digest"),
+    *("proven_to", "generation", "kind", "answers", "objects", "rewrapped", "state", "digest"),
 )
+_MAX_SHOWN: Final = 3
 _UNKNOWN: Final = "not verified"
 _UNPROVEN: Final = "unproven"
 _VERIFIED: Final = "verified"
@@ -31,10 +32,18 @@ def evidence_row(file: EvidenceFile, state: str) -> dict[str, Any]:
         "deployment": evidence.statement.deployment,
         "project": evidence.statement.project,
         **predicate,
+        "answers": _answers(evidence.predicate),
         "objects": counts["objects"],
         "rewrapped": counts["rewrapped"],
         "counts": counts,
     }
+
+
+def _answers(predicate: Predicate) -> str:
+    """The rotations and sweeps that a proof answers. Evidence of 0.10 names one, as `sweep_id`."""
+    ids = [origin.id for origin in predicate.origins[:_MAX_SHOWN]] or [predicate.sweep_id]
+    more = predicate.origin_count - len(ids)
+    return ", ".join(ids) + (f" and {more} more" if more > 0 else "")
 
 
 def chain_rows(

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from keyturn.errors import CodedError, UnknownMasterKeyError
 from keyturn.identifiers import format_time, parse_time
+from keyturn.messages import SweepCounts, SweepStatus
 from keyturn_workers.cli.bucket import batched
 from keyturn_workers.cli.keyring_marks import MarkedKeyring, compare_record, find_removed
 from keyturn_workers.keyring import Keyring, MarkTable
@@ -24,9 +25,8 @@ from keyturn_workers.status.records import (
     list_records,
     open_record,
 )
-from keyturn_workers.status.rows import counts_of, project_status, sweep_status
+from keyturn_workers.status.rows import Sweep, project_status
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.plan import AllPlan, Plan
 
 _KEYRING_FIELDS: Final = (
     *("project", "generation", "kek_id", "master_key", "plaintext", "v0", "earlier_keks"),
@@ -37,7 +37,7 @@ _SWEEP_FIELDS: Final = (
     *("started_at", "ended_at", "detail"),
 )
 # Records are read whole, and some are large.
-_CONCURRENCY: Final = 16
+CONCURRENCY: Final = 16
 _MAX_FAILING: Final = 100
 
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ class RecordIndex:
         generations: Of each project whose keyring opens, the newest first.
         sweeps: A row each, running ones first, then the latest.
         sweep_records_under: How many records of sweeps open under each master key.
-        failing: Rows of other records that do not open, up to a limit.
+        failing: Rows of records of sweeps that do not open, up to a limit.
         unreadable: How many records of any kind do not open.
         missing_master_keys: How many records name each master key that is not available.
         contradicted: The keyrings that their marks contradict, if marks were given.
@@ -85,7 +85,7 @@ async def read_records(
     """
     index = RecordIndex()
     seen = set[str]()
-    async for batch in batched(list_records(storage, project), _CONCURRENCY):
+    async for batch in batched(list_records(storage, project), CONCURRENCY):
         since = 0 if table is None else table.received
         contents = await asyncio.gather(*(open_record(storage, keys, each) for each in batch))
         for record, content in zip(batch, contents, strict=True):
@@ -101,16 +101,22 @@ async def read_records(
                         _add_mark(index, marked)
                     generations = (keyring.current.generation, *past_generations(keyring))
                     index.generations[record.project] = generations
-                case Opened(content=SweepRecord(master_key, plan)):
-                    index.sweep_records_under[master_key] += 1
-                    if plan is not None and (project is not None or not plan.ask.of_all):
-                        index.sweeps.append(sweep_row(plan))
+                case Opened(content=SweepRecord() as of_sweeps):
+                    _add_sweeps(index, of_sweeps, with_parts=project is not None)
     if table is not None:
         index.contradicted.extend(find_removed(table, seen, project))
     index.sweeps.sort(
         key=lambda row: (row["status"] == "running", row["started_at"] or ""), reverse=True
     )
     return index
+
+
+def _add_sweeps(index: RecordIndex, opened: SweepRecord, *, with_parts: bool) -> None:
+    index.sweep_records_under[opened.master_key] += 1
+    if opened.record is not None:
+        for origin in opened.record.origins:
+            if with_parts or origin.kind != "part":
+                index.sweeps.append(sweep_row(Sweep(opened.record, origin).row()))
 
 
 def _add_mark(index: RecordIndex, marked: MarkedKeyring | tuple[str, CodedError] | None) -> None:
@@ -126,11 +132,9 @@ def _add_unreadable(index: RecordIndex, record: Record, error: CodedError) -> No
     if isinstance(error, UnknownMasterKeyError):
         index.missing_master_keys[error.detail] += 1
     reason = {"code": error.code, "detail": error.detail}
-    path, known = record.sweep_path, {"project": record.project} | reason
-    if path is None:
+    if record.sweep_path is None:
+        known = {"project": record.project} | reason
         index.keyrings.append(dict.fromkeys(_KEYRING_FIELDS) | known)
-    elif path.is_plan:
-        index.sweeps.append(dict.fromkeys(_SWEEP_FIELDS) | {"sweep_id": path.sweep_id} | known)
     elif len(index.failing) < _MAX_FAILING:
         index.failing.append({"record": record.listed.key} | reason)
 
@@ -151,16 +155,16 @@ def _keyring_row(keyring: Keyring) -> Row:
     }
 
 
-def sweep_row(plan: Plan | AllPlan) -> Row:
-    """A sweep in one row; for a sweep of all, with the counts of the parts that ended."""
-    row, counts = sweep_status(plan), counts_of(plan)
+def sweep_row(row: SweepStatus) -> Row:
+    """A sweep in one row."""
+    counts = row.counts or SweepCounts()
     return dict.fromkeys(_SWEEP_FIELDS) | {
         "sweep_id": row.sweep_id,
         "kind": row.kind,
         "project": row.project,
         "status": row.status,
         "code": row.code,
-        "detail": None if row.code is None else plan.detail,
+        "detail": row.detail,
         "clean": row.clean,
         "objects": counts.objects,
         "rewrapped": counts.rewrapped,

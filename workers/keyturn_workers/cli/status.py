@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -17,7 +18,7 @@ import typer
 from keyturn.crypto import VerifyKey
 from keyturn.errors import NotFoundError, SettingsError, UnknownProjectError
 from keyturn.identifiers import ALL_PROJECTS, is_uuid, parse_time
-from keyturn.messages import Event, Failed, Rejected
+from keyturn.messages import Event, Failed, Rejected, SweepStatus
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
@@ -40,7 +41,6 @@ from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
 from keyturn_workers.cli.sweep_report import PART_COLUMNS, SweepReport, read_sweep
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
-from keyturn_workers.sweep.plan import AllPlan, Plan
 
 # For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4
@@ -247,7 +247,9 @@ def _show_sweep(report: SweepReport, event: Event | None = None, *, as_json: boo
         print_json(document | final)
     else:
         nested = ("counts", "parts", "failures", "more_failures")
-        rows = [(n, v) for n, v in document.items() if n not in nested and v is not None]
+        fields = {name: value for name, value in document.items() if name not in nested}
+        fields["round_also_answers"] = ", ".join(document.get("round_also_answers", ())) or None
+        rows = [(name, value) for name, value in fields.items() if value is not None]
         print_table(("field", "value"), [*rows, *document["counts"].items()])
         if parts := document.get("parts"):
             title = f"Parts: {parts['ended_clean']} ended clean; the others:"
@@ -273,55 +275,56 @@ def _watch_sweep(
     Publishers choose ids. So another project may have a sweep with this id, and its end must
     not pass for the end of this one.
     """
-    plan, request = report.plan, report.plan.ask
+    row = report.row
     if report.other_projects and project is None:
-        several = ", ".join((request.project, *report.other_projects)[:_MAX_SHOWN])
+        several = ", ".join((row.project, *report.other_projects)[:_MAX_SHOWN])
         raise CommandError(f"several projects have a sweep with this id; add --project: {several}")
-    if request.of_all:
+    if row.part_of_all:
         raise CommandError("this is one part of a sweep of all; add --project '*' to watch it")
-    if plan.status == "running":
-        with resumable(PendingRequest(id=request.sweep_id, project=request.project, sent=True)):
-            event = asyncio.run(_follow(publisher, plan, as_json=as_json))
+    if row.status == "running":
+        with resumable(PendingRequest(id=row.sweep_id, project=row.project, sent=True)):
+            event = asyncio.run(_follow(publisher, report, as_json=as_json))
         _show_sweep(asyncio.run(read()) or report, event, as_json=as_json)
-        check_end(event, request.sweep_id)
+        check_end(event, row.sweep_id)
         return
     _show_sweep(report, as_json=as_json)
-    if plan.status == "failed":
-        raise CommandError(f"{plan.code}: {plan.detail}" if plan.detail else plan.code)
-    if not plan.clean:
+    if row.code is not None:
+        raise CommandError(f"{row.code}: {row.detail}" if row.detail else row.code)
+    if not row.clean:
         counts = report.document["counts"]
         raise CommandError(not_clean(counts["failed"], counts["noncurrent_stale"]))
 
 
-async def _follow(settings: PublisherSettings, plan: Plan | AllPlan, *, as_json: bool) -> Event:
+async def _follow(settings: PublisherSettings, report: SweepReport, *, as_json: bool) -> Event:
     """Show the progress until the end; the last event."""
-    count = object_counter(plan.ask.project) if isinstance(plan, Plan) else None
+    row = report.row
+    count = None if row.project == ALL_PROJECTS else object_counter(row.project)
+    since = None if row.started_at is None else parse_time(row.started_at)
     async with Publisher.open(settings) as publisher:
-        events = _own_events(plan, publisher.events(plan.started_at))
+        events = _own_events(row, report.stepped_at, publisher.events(since))
         return await watch(events, as_json=as_json, count=count)
 
 
 async def _own_events(
-    plan: Plan | AllPlan, events: AsyncGenerator[Event, None]
+    row: SweepStatus, stepped_at: datetime | None, events: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[Event, None]:
-    """The events of this sweep until it ends, no matter who requested it.
+    """The events of this sweep until it ends.
 
     Not those of another sweep or rotation with the same id, and no rejections: each answers
     one request, and the sweep goes on.
     """
     matcher = EventMatcher(
-        publisher=None,
-        project=plan.ask.project,
-        request_type=f"{plan.ask.kind}.requested",
-        request_id=plan.ask.sweep_id,
+        publisher=row.publisher,
+        project=row.project,
+        request_type="rotation.requested" if row.kind == "rotation" else "sweep.requested",
+        request_id=row.sweep_id,
     )
-    # A sweep that failed and then continued (its dead letter was replayed): skip the failure.
-    resumed_at = plan.stepped_at if plan.ended_at is not None else None
     async with aclosing(events):
         async for event in events:
             if not matcher.matches(event) or isinstance(event, Rejected):
                 continue
-            if isinstance(event, Failed) and resumed_at and parse_time(event.at) < resumed_at:
+            # It had failed before it continued: its dead letter was replayed.
+            if isinstance(event, Failed) and stepped_at and parse_time(event.at) < stepped_at:
                 continue
             yield event
             if is_end(event):

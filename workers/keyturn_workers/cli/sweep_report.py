@@ -1,40 +1,51 @@
-"""The report of one sweep for `keyturn status ID`, from its records (SPEC 8.5, 8.6)."""
+"""The report of one sweep for `keyturn status ID`, from its record (SPEC 8.5, 8.6)."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
-from keyturn_workers.cli.bucket import count_objects, open_bucket
-from keyturn_workers.cli.record_index import Row, sweep_row, to_seconds
+from keyturn.errors import CodedError
+from keyturn.identifiers import ALL_PROJECTS
+from keyturn.messages import STATUS_MAX_LIMIT, SweepStatus
+from keyturn_workers.cli.bucket import batched, count_objects, open_bucket
+from keyturn_workers.cli.errors import note
+from keyturn_workers.cli.record_index import CONCURRENCY, Row, sweep_row, to_seconds
 from keyturn_workers.cli.report_keys import open_report_keys
-from keyturn_workers.errors import MissingError
 from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.status.failures_view import last_successor
+from keyturn_workers.status.failures_view import FailuresView
+from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.records import RECORD_ERRORS
-from keyturn_workers.status.rows import left_s, progress_of, proof_not_before
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import ALL, AllPlan, Plan
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.status.rows import Sweep, find_sweep
+from keyturn_workers.status.sweep_parts import Part, SweepParts, sum_counts
+from keyturn_workers.storage import Storage
+from keyturn_workers.sweep import AllRecord, ProjectRecord, SweepStore
+from keyturn_workers.sweep.record import Round
 
 PART_COLUMNS: Final = ("project", "status", "code", "clean", "objects", "rewrapped", "failed")
 _FIELDS: Final = (
-    *("sweep_id", "kind", "project", "status", "code", "detail", "clean"),
+    *("sweep_id", "kind", "project", "status", "waits_for_round", "code", "detail", "clean"),
     *("requested_at", "started_at", "ended_at"),
     *("master_key", "encrypt_plaintext", "repair"),
 )
+_MAX_SHOWN: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """What the records say about one sweep.
+    """What its record says about one sweep.
 
-    `document` is what the command shows. `other_projects` are projects with another sweep of
-    the same id: publishers choose the ids.
+    Attributes:
+        row: The sweep as a row.
+        document: What the command shows.
+        other_projects: Projects with another sweep of the same id: publishers choose the ids.
+        stepped_at: When its record was worked on last, by the storage's clock.
     """
 
-    plan: Plan | AllPlan
+    row: SweepStatus
     document: dict[str, Any]
-    other_projects: tuple[str, ...]
+    other_projects: tuple[str, ...] = ()
+    stepped_at: datetime | None = None
 
 
 async def read_sweep(
@@ -45,123 +56,141 @@ async def read_sweep(
     *,
     time_left: bool = False,
 ) -> SweepReport | None:
-    """The report of a sweep; None if it has no records.
+    """The report of a sweep; None if no record has it.
 
     Without `project` it is a sweep of all, or of the first project. `limit` is how many failures
     to list, None for all. The time left needs a count of all objects.
 
     Raises:
-        CorruptObjectError, UnknownMasterKeyError: its plan does not open.
+        CorruptObjectError, UnknownMasterKeyError: the record does not open.
         StorageUnavailableError: the storage does not answer.
     """
     async with (
         open_bucket(settings) as storage,
         open_report_keys(settings, storage, "status") as keys,
     ):
-        store, expected = SweepStore(storage, keys), None
-        projects = [name async for _, name, _ in store.plans(sweep_id)]
-        chosen = project or (ALL if ALL in projects else next(iter(projects), ""))
-        plan = await store.find_plan(sweep_id, chosen) if chosen in projects else None
-        if plan is None:
-            return None
-        if isinstance(plan, AllPlan):
-            parts, plans, counts = await _read_parts(store, plan)
-            document = _document(plan, counts, None) | {"parts": parts}
+        store = SweepStore(storage, keys)
+        parts = SweepParts(storage, store, Pace(lambda: 0))
+        found = await _find(store, sweep_id, project)
+        if not found:
+            part = None if project is None else await parts.find_ended(sweep_id, project)
+            if project is None or part is None:
+                return None
+            chosen, report = project, SweepReport(part.row, _document(part.row))
         else:
-            if time_left and plan.status == "running":
-                expected = await count_objects(storage, chosen)
-            plans, document = [plan], _document(plan, plan.counts, expected)
-        failures = await _failures(store, plans, limit)
-    document["failures"] = failures[:limit]
-    document["more_failures"] = limit is not None and len(failures) > limit
-    # The parts of a sweep of all share its id; they are not other sweeps.
-    others = () if ALL in projects else tuple(name for name in projects if name != chosen)
-    return SweepReport(plan, document, others)
+            chosen, sweep = next(iter(found.items()))
+            others = tuple(name for name in found if name != chosen)
+            row, more = await _describe(storage, parts, sweep, time_left=time_left)
+            report = SweepReport(row, _document(row) | more, others, sweep.record.stepped_at)
+        failures = await _failures(FailuresView(store, parts), sweep_id, chosen, limit)
+    report.document["failures"] = failures[:limit]
+    report.document["more_failures"] = limit is not None and len(failures) > limit
+    return report
 
 
-async def _read_parts(
-    store: SweepStore, plan: AllPlan
-) -> tuple[dict[str, Any], list[Plan], Counts]:
-    """The parts (those that ended clean only counted), the plans of the rows, and all counts."""
-    sweep_id, clean = plan.ask.sweep_id, 0
-    live = [await _read_part(store, sweep_id, project) for project in plan.live]
-    not_clean: list[tuple[Row, Plan | None]] = []
-    async for project in store.ended_parts(sweep_id):
-        if project in plan.live:
-            continue
-        try:
-            ended = await store.look_up_part_result(sweep_id, project)
-        except RECORD_ERRORS as exc:
-            not_clean.append((_part_row(project=project, code=exc.code), None))
-            continue
-        if ended is not None and ended.clean:
-            clean += 1
-        elif ended is not None:
-            not_clean.append(await _read_part(store, sweep_id, project))
-    document = {
-        "ended_clean": clean,
-        "live": [row for row, _ in live],
-        "ended_not_clean": [row for row, _ in not_clean],
-    }
-    counts = sum((part.counts for _, part in live if part is not None), plan.sums)
-    return document, [part for _, part in live + not_clean if part is not None], counts
+async def _find(store: SweepStore, sweep_id: str, project: str | None) -> dict[str, Sweep]:
+    """The sweeps with this id, by project. Only that of `*` if there is one.
 
-
-async def _read_part(store: SweepStore, sweep_id: str, project: str) -> tuple[Row, Plan | None]:
-    """The row of one project's part, and its plan if that opens."""
-    try:
-        plan = (await store.read(sweep_id, project)).plan
-    except MissingError:
-        # It failed before it had a plan: its keyring did not open.
-        return _part_row(project=project, status="failed"), None
-    except RECORD_ERRORS as exc:
-        return _part_row(project=project, code=exc.code), None
-    return _part_row(**sweep_row(plan)), plan
-
-
-def _part_row(**values: object) -> Row:
-    return {name: values.get(name) for name in PART_COLUMNS}
-
-
-def _document(plan: Plan | AllPlan, counts: Counts, expected: int | None) -> dict[str, Any]:
-    values = asdict(plan.ask) | sweep_row(plan)
-    document = {name: values[name] for name in _FIELDS}
-    if isinstance(plan, Plan):
-        document |= {
-            "taken_over_by": plan.successor,
-            "proves_generation": plan.state.generation,
-            "proves_master_key": plan.state.master_key,
-            "round": plan.round,
-            "ranges": len(plan.ranges),
-            "ranges_planned": sum(keys.planned for keys in plan.ranges),
-            "pages": plan.next_page,
-            "pages_not_proven": len(plan.live),
-            "proof_not_before": to_seconds(proof_not_before(plan)),
-        }
-    document |= {"counts": counts.to_json(), "rate_per_s": None, "left_s": None}
-    progress = progress_of(plan, counts, expected)
-    if progress is not None:
-        rate = progress.rate_per_s
-        document["rate_per_s"] = None if rate is None else round(rate, 1)
-        document["left_s"] = left_s(plan, progress)
-    return document
-
-
-async def _failures(store: SweepStore, plans: Sequence[Plan], limit: int | None) -> list[Row]:
-    """The failures of these sweeps: all, or one more than the limit, to know of more.
-
-    No page of failures is read beyond them.
+    The parts of a sweep of all share its id; they are not other sweeps.
     """
+    if project is not None:
+        sweep = find_sweep(await store.find(project), sweep_id)
+        return {} if sweep is None else {project: sweep}
+    found, unreadable = dict[str, Sweep](), list[str]()
+    async for batch in batched(store.projects(), CONCURRENCY):
+        names = [name for name, _, _ in batch]
+        records = await asyncio.gather(*(_open(store, name) for name in names))
+        for name, each in zip(names, records, strict=True):
+            if isinstance(each, CodedError):
+                unreadable.append(name)
+            elif (sweep := find_sweep(each, sweep_id)) is not None:
+                found[name] = sweep
+        if ALL_PROJECTS in found:
+            return {ALL_PROJECTS: found[ALL_PROJECTS]}
+    if unreadable and not found:
+        note(f"the records of these projects do not open: {', '.join(unreadable[:_MAX_SHOWN])}")
+    return found
+
+
+async def _open(store: SweepStore, project: str) -> ProjectRecord | AllRecord | CodedError | None:
+    try:
+        return await store.find(project)
+    except RECORD_ERRORS as exc:
+        return exc
+
+
+async def _describe(
+    storage: Storage, parts: SweepParts, sweep: Sweep, *, time_left: bool
+) -> tuple[SweepStatus, dict[str, Any]]:
+    """The row of a sweep, and what its document says beyond it."""
+    record, current, round_id = sweep.record, sweep.current, sweep.round_id
+    others = [Sweep(record, each) for each in record.origins if each != sweep.origin]
+    more: dict[str, Any] = {
+        "round": round_id,
+        "round_also_answers": [
+            each.origin.id for each in others if round_id is not None and each.round_id == round_id
+        ],
+    }
+    if isinstance(record, AllRecord):
+        live, not_clean, clean = await _read_parts(parts, sweep)
+        more["parts"] = {
+            "ended_clean": clean,
+            "live": [_part_row(part) for part in live],
+            "ended_not_clean": [_part_row(part) for part in not_clean],
+        }
+        return sweep.row(sum_counts(live, sweep.counts)), more
+    is_counted = time_left and sweep.origin.is_open
+    row = sweep.row(expected=await count_objects(storage, record.project) if is_counted else None)
+    ranges = current.ranges if isinstance(current, Round) else ()
+    more |= {
+        "proves_generation": row.generation,
+        "proves_master_key": row.proves_master_key,
+        "ranges": len(ranges) or None,
+        "ranges_planned": sum(keys.planned for keys in ranges) if ranges else None,
+        "pages": row.pages,
+        "pages_not_proven": row.pages_open,
+        "proof_not_before": to_seconds(sweep.proof_not_before),
+    }
+    return row, more
+
+
+async def _read_parts(parts: SweepParts, sweep: Sweep) -> tuple[list[Part], list[Part], int]:
+    """The parts that run, those that did not end clean, and how many ended clean."""
+    live, not_clean, clean = list[Part](), list[Part](), 0
+    position: str | None = ""
+    while position is not None:
+        page = await parts.after(sweep, position, STATUS_MAX_LIMIT)
+        for part in page.parts:
+            (live if part.is_open else not_clean).append(part)
+        clean, position = clean + page.clean, page.next
+    return live, not_clean, clean
+
+
+def _part_row(part: Part) -> Row:
+    row = sweep_row(part.row)
+    return {name: row[name] for name in PART_COLUMNS}
+
+
+def _document(row: SweepStatus) -> dict[str, Any]:
+    values = row.model_dump() | sweep_row(row)
+    return {name: values[name] for name in _FIELDS} | {
+        "counts": {} if row.counts is None else row.counts.model_dump(),
+        "rate_per_s": None if row.rate_per_s is None else round(row.rate_per_s, 1),
+        "left_s": row.left_s,
+    }
+
+
+async def _failures(
+    view: FailuresView, sweep_id: str, project: str, limit: int | None
+) -> list[Row]:
+    """The failures of a sweep: all, or one more than the limit, to know of more."""
     rows: list[Row] = []
-    for plan in plans:
-        row: Row = {"project": plan.ask.project}
-        try:
-            async for failure in store.failures(await last_successor(store, plan)):
-                rows.append(row | {"key": failure.key, "code": failure.code})
-                if limit is not None and len(rows) > limit:
-                    return rows
-        except MissingError:
-            continue  # another round began, and these failures are outdated
-        except RECORD_ERRORS as exc:
-            rows.append(row | {"key": None, "code": exc.code})
+    after: str | None = None
+    while limit is None or len(rows) <= limit:
+        left = STATUS_MAX_LIMIT if limit is None else limit + 1 - len(rows)
+        page = await view.read(sweep_id, project, after, min(left, STATUS_MAX_LIMIT))
+        rows += [row.model_dump() for row in page.rows]
+        after = page.next
+        if after is None:
+            break
     return rows

@@ -59,7 +59,8 @@ CODES: Final = {
     ),
     "generation_mismatch": CodeHelp(
         "a rotation that is older than the last one, or not from the expected generation; a "
-        "recovery of a keyring that has changed since it was shown, or that needs none",
+        "recovery of a keyring that has changed since it was shown, or that needs none; a sweep "
+        "whose master key another request has replaced",
         "look at the current generation, then rotate again; for a recovery, run keyturn recover "
         "again",
     ),
@@ -74,7 +75,7 @@ CODES: Final = {
         "look at the provider; which projects wait",
     ),
     "lease_mismatch": CodeHelp(
-        "this worker's KEYTURN_LEASE_S is shorter than the one in the sweep's record",
+        "this worker's KEYTURN_LEASE_S is shorter than the one in the project's record",
         "use one value everywhere",
     ),
     "locked_object": CodeHelp(
@@ -113,9 +114,11 @@ CODES: Final = {
         "the storage did not answer, or answered with its own error", "wait; look at the storage"
     ),
     "too_many_requests": CodeHelp(
-        "the project uses its share of the gateway, or has too many uploads pending. In a report "
-        "of status: the worker is reading other reports",
-        "retry after Retry-After. In TypeScript, transient is true",
+        "the project uses its share of the gateway, or has too many uploads pending. Of a sweep: "
+        "16 of the publisher's sweeps of this project are open. In a report of status: the worker "
+        "is reading other reports",
+        "retry after Retry-After, a sweep after another one has ended. In TypeScript, transient "
+        "is true",
     ),
     "unauthorized": CodeHelp(
         "no well-formed API key (the detail says so); not the project's current API key, or no "

@@ -30,7 +30,7 @@ from keyturn_workers.keyring import (
 )
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep import SweepRequest, SweepStarter
+from keyturn_workers.sweep import SweepStarter, new_origin
 from keyturn_workers.worker.authorization import open_secret
 
 _FIRST_GENERATION: Final = 1
@@ -85,8 +85,8 @@ class Enroller:
     async def _adopt(self, request: EnrollRequested, origin: RequestOrigin) -> None:
         if request.adopt:
             # Objects may exist under other wraps; the sweep has this request's id.
-            sweep = SweepRequest("sweep", request.request_id, request.project, request.requested_at)
-            await self._starter.start(sweep, (origin,), adopting=True)
+            sweep = new_origin("sweep", request.request_id, request.requested_at, origin)
+            await self._starter.start(request.project, sweep)
 
     async def _find_or_create(self, request: EnrollRequested, origin: RequestOrigin) -> int:
         """The generation of this request's keyring, which is created if none exists."""

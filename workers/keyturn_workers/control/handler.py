@@ -31,7 +31,7 @@ from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import RotationResult, Rotator
 from keyturn_workers.keyring import Keyring, KeyringContradictedError, KeyringUnknownError
 from keyturn_workers.status.reader import StatusReader
-from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, completed_event
+from keyturn_workers.sweep import Options, Origin, SweepStarter, end_event, new_origin
 
 # A worker that has put a project's first keyring marks it at once, or its request is redelivered.
 _MARKED_WITHIN: Final = timedelta(minutes=1)
@@ -103,7 +103,7 @@ class ControlHandler:
                     rotated = await self._rotator.find_rotated(request, origin)
                     handled = None if rotated is None else _rotated(request, rotated)
                 case SweepRequested():
-                    if await self._starter.find_existing(_sweep_request(request)) is not None:
+                    if await self._starter.find(request.project, _origin(request, origin)):
                         handled = await self._sweep(request, origin)
                 case DeleteRequested():
                     if await self._deleter.find_deleted(request):
@@ -123,8 +123,10 @@ class ControlHandler:
         return _rotated(request, await self._rotator.rotate(request, origin))
 
     async def _sweep(self, request: SweepRequested, origin: RequestOrigin) -> Handled:
-        plan = await self._starter.start(_sweep_request(request), (origin,))
-        return Handled(None, _logged(request, sweep_id=request.sweep_id), more=_end(plan))
+        added = _origin(request, origin)
+        started = await self._starter.start(request.project, added, limited=True)
+        more = _published_end(request.project, started)
+        return Handled(None, _logged(request, sweep_id=request.sweep_id), more=more)
 
     async def _delete(self, request: DeleteRequested) -> Handled:
         await self._deleter.delete(request)
@@ -166,20 +168,12 @@ def _rotated(request: RotationRequested, rotated: RotationResult) -> Handled:
         generation=rotated.generation,
     )
     logged = _logged(request, rotation_id=request.rotation_id, generation=rotated.generation)
-    more = () if rotated.plan is None else _end(rotated.plan)
-    return Handled(event, logged, more=more if rotated.failed is None else (rotated.failed,))
+    return Handled(event, logged, more=_published_end(request.project, rotated.origin))
 
 
-def _sweep_request(request: SweepRequested) -> SweepRequest:
-    return SweepRequest(
-        "sweep",
-        request.sweep_id,
-        request.project,
-        request.requested_at,
-        master_key=request.master_key,
-        encrypt_plaintext=request.encrypt_plaintext,
-        repair=request.repair,
-    )
+def _origin(request: SweepRequested, origin: RequestOrigin) -> Origin:
+    options = Options(request.master_key, request.encrypt_plaintext, request.repair)
+    return new_origin("sweep", request.sweep_id, request.requested_at, origin, options=options)
 
 
 def _deleted(request: DeleteRequested) -> Handled:
@@ -206,9 +200,9 @@ def _reported(request: StatusRequested, report: StatusReported) -> Handled:
     return Handled(report, _logged(request, **logged))
 
 
-def _end(plan: Plan | AllPlan) -> tuple[Event, ...]:
+def _published_end(project: str, origin: Origin) -> tuple[Event, ...]:
     """The end of a sweep that was published before: it answers this request too."""
-    return (completed_event(plan),) if plan.told and plan.status == "done" else ()
+    return (end_event(project, origin),) if origin.is_answered else ()
 
 
 def _logged(

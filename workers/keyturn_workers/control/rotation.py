@@ -13,11 +13,10 @@ from keyturn.crypto import IntakeKey, Secret, kek_info
 from keyturn.errors import (
     GenerationMismatchError,
     KeyringRolledBackError,
-    MalformedRequestError,
     StorageUnavailableError,
 )
 from keyturn.identifiers import format_time
-from keyturn.messages import Event, RequestOrigin, RotationRequested
+from keyturn.messages import RequestOrigin, RotationRequested
 from keyturn_workers.keyring import (
     Generation,
     Keyring,
@@ -31,7 +30,7 @@ from keyturn_workers.keyring import (
 )
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, failed_event
+from keyturn_workers.sweep import Origin, SweepStarter, new_origin
 from keyturn_workers.worker.authorization import open_secret
 
 _MAX_ATTEMPTS: Final = 8
@@ -39,14 +38,10 @@ _MAX_ATTEMPTS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class RotationResult:
-    """An accepted rotation: the generation that it created, and its sweep.
-
-    `failed` is published if its own sweep cannot begin.
-    """
+    """An accepted rotation: the generation that it created, and its origin in the record."""
 
     generation: int
-    plan: Plan | AllPlan | None
-    failed: Event | None = None
+    origin: Origin
 
 
 class Rotator:
@@ -73,18 +68,16 @@ class Rotator:
             UnknownProjectError: no keyring exists.
             GenerationMismatchError, KekReusedError: this request must not rotate it.
             UnknownIntakeKeyError, BadSealError: the KEK does not open.
-            MalformedRequestError: the id was used for another sweep.
             CorruptObjectError: a keyring exists that no worker wrote.
             KeyringRolledBackError, StorageUnavailableError, UnknownMasterKeyError: later.
         """
-        sweep = _sweep_request(request)
-        existing_sweep = await self._starter.find_existing(sweep)
+        existing = await self._starter.find(request.project, _origin(request, origin))
         for _ in range(_MAX_ATTEMPTS):
             snapshot = await self._keyrings.read_fresh(request.project)
             entry = self._find_generation(snapshot.keyring, request, origin)
             if entry is not None:
-                return await self._start_sweep(entry, sweep, origin)
-            if existing_sweep is not None:
+                return await self._start_sweep(entry, request, origin)
+            if existing is not None:
                 raise KeyringRolledBackError("the keyring lacks a rotation that it accepted")
             after = self._rotate_keyring(snapshot.keyring, request, origin)
             # After either outcome of the race, the keyring is read again: this marks it, and says
@@ -109,18 +102,13 @@ class Rotator:
         entry = self._find_generation(snapshot.keyring, request, origin)
         if entry is None:
             return None
-        return await self._start_sweep(entry, _sweep_request(request), origin)
+        return await self._start_sweep(entry, request, origin)
 
     async def _start_sweep(
-        self, entry: Generation, sweep: SweepRequest, origin: RequestOrigin
+        self, entry: Generation, request: RotationRequested, origin: RequestOrigin
     ) -> "RotationResult":
-        try:
-            plan = await self._starter.start(sweep, (origin,))
-        except MalformedRequestError as exc:
-            # Another publisher started a sweep with this id after this request looked for one
-            # and before it rotated the keyring. It did rotate it: a rejection would be wrong.
-            return RotationResult(entry.generation, None, failed_event(sweep, exc))
-        return RotationResult(entry.generation, plan)
+        started = await self._starter.start(request.project, _origin(request, origin))
+        return RotationResult(entry.generation, started)
 
     def _find_generation(
         self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
@@ -162,5 +150,5 @@ class Rotator:
         return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
 
 
-def _sweep_request(request: RotationRequested) -> SweepRequest:
-    return SweepRequest("rotation", request.rotation_id, request.project, request.requested_at)
+def _origin(request: RotationRequested, origin: RequestOrigin) -> Origin:
+    return new_origin("rotation", request.rotation_id, request.requested_at, origin)

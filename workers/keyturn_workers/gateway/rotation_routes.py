@@ -2,7 +2,7 @@
 
 The published request expects the generation of the caller's key, so that two concurrent
 requests do not rotate twice. Every gateway reads a rotation's state from the keyring and from
-its sweep's record. That a rotation was rejected, or is not accepted yet, is known only to the
+the project's record. That a rotation was rejected, or is not accepted yet, is known only to the
 gateway that published it.
 
 Where the operator forbids rotations here, a current API key alone cannot replace itself: a
@@ -166,19 +166,15 @@ class RotationRoutes:
     async def _count_running(self, caller: Caller) -> int:
         """Count the project's newest rotations that are being swept, by their records."""
         keyring = caller.snapshot.keyring
-        if all(entry.kek is None for entry in keyring.history):
+        if not keyring.has_old_keks:
             return 0  # a clean sweep has ended since the newest rotation
-        newest = (keyring.current, *reversed(keyring.history))[: self._max_in_progress]
-        states = [await self._is_running(entry.rotation_id, caller.project) for entry in newest]
-        return sum(states)
-
-    async def _is_running(self, rotation_id: str, project: str) -> bool:
         try:
-            return (await self._store.read(rotation_id, project)).plan.status == "running"
+            record = (await self._store.read(caller.project)).record
         except (MissingError, CorruptObjectError, UnknownMasterKeyError):
-            return False  # a damaged record must not prevent the rotation of a leaked key
+            return 0  # a damaged record must not prevent the rotation of a leaked key
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
+        return sum(each.is_open and each.kind == "rotation" for each in record.origins)
 
     async def get(self, request: Request) -> Response:
         """Return the state of a rotation."""
@@ -224,18 +220,22 @@ class RotationRoutes:
             return self._not_accepted(caller.project, rotation_id)
         state = {"state": "accepted", "generation": generation}
         try:
-            plan = (await self._store.read(rotation_id, caller.project)).plan
+            record = (await self._store.read(caller.project)).record
         except MissingError:
-            return state  # the sweep has not started, or its record was removed long ago
+            return state  # the sweep has not started, or its record was removed
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
-        if plan.ask.kind != "rotation":
-            return state  # another publisher's sweep under this rotation's id
-        counts: dict[str, Any] = {**plan.counts.to_json(), "clean": plan.clean}
-        if plan.status == "running":
+        by_id = (each for each in record.origins if each.kind == "rotation")
+        origin = next((each for each in by_id if each.id == rotation_id), None)
+        if origin is None:
+            return state  # it has not been added, or ended long ago
+        end = origin.end
+        is_clean = end is not None and end.clean
+        counts: dict[str, Any] = {**record.counts_of(origin).to_json(), "clean": is_clean}
+        if end is None:
             return state | {"state": "running", "counts": counts}
-        if plan.status == "failed":
-            return state | {"state": "failed", "code": plan.code, "detail": plan.detail}
+        if end.code:
+            return state | {"state": "failed", "code": end.code, "detail": end.detail}
         return state | {"state": "completed", "counts": counts}
 
     def _not_accepted(self, project: str, rotation_id: str) -> dict[str, Any]:

@@ -5,23 +5,23 @@ record of that part. Of a sweep of one project both parts are empty.
 """
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
-from keyturn.errors import CodedError, MalformedRequestError
+from keyturn.errors import MalformedRequestError
+from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import FailureStatus
 from keyturn_workers.errors import MissingError
 from keyturn_workers.status.page import Entry, Page, cut
 from keyturn_workers.status.records import RECORD_ERRORS
+from keyturn_workers.status.rows import Sweep, find_sweep
 from keyturn_workers.status.sweep_parts import Part, SweepParts
-from keyturn_workers.sweep.plan import AllPlan, Plan
-from keyturn_workers.sweep.record_paths import parse_record_path
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep import SweepStore
+from keyturn_workers.sweep.store import parse_record_path, round_prefix
 
-_MAX_SUCCESSORS: Final = 100
-# In place of a record: that a part's plan does not open.
-_PLAN: Final = "plan"
+# In place of a record of failures: that the record of a part does not open.
+_UNREADABLE: Final = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +52,27 @@ class FailuresView:
     async def read(
         self, sweep_id: str, project: str, after: str | None, limit: int
     ) -> Page[FailureStatus]:
-        """A page; without rows if the sweep has no failures, or left no records.
+        """A page; without rows if the sweep has no failures, or no record has it.
 
         Raises:
-            CodedError: its plan does not open, or the storage is away.
+            CodedError: its record does not open, or the storage is away.
             StorageAnswerError: the storage refuses.
         """
         position = _Position() if after is None else _Position.parse(after)
-        plan = await self._store.find_plan(sweep_id, project)
-        if isinstance(plan, AllPlan):
-            return await self._of_all(plan, position, limit)
-        if plan is None:
+        sweep = find_sweep(await self._store.find(project), sweep_id)
+        if sweep is None:
+            part = await self._parts.find_ended(sweep_id, project)
+        elif project == ALL_PROJECTS:
+            return await self._of_all(sweep, position, limit)
+        else:
+            part = Part("", sweep.row(), sweep.round_id)
+        if part is None:
             return Page((), None)
-        entries = await self._of_part(Part("", project, plan), position, limit)
+        entries = await self._of_part(replace(part, position=""), position, limit)
         return cut(entries, None if len(entries) < limit else entries[-1].position, limit)
 
-    async def _of_all(self, plan: AllPlan, position: _Position, limit: int) -> Page[FailureStatus]:
-        parts = await self._parts.after(plan, position.before, limit)
+    async def _of_all(self, sweep: Sweep, position: _Position, limit: int) -> Page[FailureStatus]:
+        parts = await self._parts.after(sweep, position.before, limit)
         entries: list[Entry[FailureStatus]] = []
         before = position.before
         for part in parts.parts:
@@ -96,39 +100,30 @@ class FailuresView:
     async def _failures(
         self, part: Part, start: _Position
     ) -> AsyncGenerator[tuple[_Position, FailureStatus], None]:
-        """The failures of one part after a position, without those that a new round outdated."""
-        if isinstance(part.plan, CodedError):
-            at = _Position(start.before, part.position, _PLAN, 1)
-            if start.record != _PLAN:
-                yield at, FailureStatus(project=part.project, code=part.plan.code)
-        elif part.plan is not None:
-            with suppress(MissingError):
-                plan = await last_successor(self._store, part.plan)
-                async for s3_key in self._store.failure_records(plan, since=start.record):
-                    path = parse_record_path(s3_key)
-                    if path is None or not path.is_failures:
-                        continue
-                    rows = await self._rows(plan, s3_key, part.project)
-                    begun = start.count if s3_key == start.record else 0
-                    for number, row in enumerate(rows[begun:], begun + 1):
-                        yield _Position(start.before, part.position, s3_key, number), row
+        """The failures of one part after a position."""
+        project, round_id = part.row.project, part.round_id
+        if part.row.status is None and part.row.code is not None:
+            at = _Position(start.before, part.position, _UNREADABLE, 1)
+            if start.record != _UNREADABLE:
+                yield at, FailureStatus(project=project, code=part.row.code)
+        elif round_id is not None:
+            # Failures of another round are outdated: those of this one come from the beginning.
+            is_of_round = start.record.startswith(round_prefix(project, round_id))
+            since = start.record if is_of_round else ""
+            async for s3_key in self._store.failure_records(project, round_id, since=since):
+                path = parse_record_path(s3_key)
+                if path is None or not path.is_failures:
+                    continue
+                rows = await self._rows(project, s3_key)
+                begun = start.count if s3_key == start.record else 0
+                for number, row in enumerate(rows[begun:], begun + 1):
+                    yield _Position(start.before, part.position, s3_key, number), row
 
-    async def _rows(self, plan: Plan, s3_key: str, project: str) -> list[FailureStatus]:
+    async def _rows(self, project: str, s3_key: str) -> list[FailureStatus]:
         try:
-            failures = await self._store.read_failures(plan, s3_key)
+            failures = await self._store.read_failures(project, s3_key)
+        except MissingError:
+            return []  # the folder of its round has been removed since
         except RECORD_ERRORS as exc:
             return [FailureStatus(project=project, code=exc.code)]
         return [FailureStatus(project=project, key=each.key, code=each.code) for each in failures]
-
-
-async def last_successor(store: SweepStore, plan: Plan) -> Plan:
-    """The sweep that ends this one: itself, or the last one that took it over.
-
-    Raises:
-        MissingError: its records are gone.
-    """
-    for _ in range(_MAX_SUCCESSORS):
-        if plan.successor is None:
-            break
-        plan = (await store.read(plan.successor, plan.ask.project)).plan
-    return plan

@@ -11,7 +11,7 @@ from typing import Final
 
 from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages import COUNT_FIELDS, CountedEvent, Event
-from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep import Counts
 
 _WINDOW: Final = timedelta(seconds=60)
 _MIN_SAMPLES: Final = 2  # a rate needs two

@@ -32,7 +32,7 @@ from keyturn_workers.status.summaries import Summaries
 from keyturn_workers.status.sweep_parts import SweepParts
 from keyturn_workers.status.sweep_view import SweepView
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep import SweepStore
 
 READ_AT_ONCE: Final = 2
 """Reports that one process reads at once."""
@@ -110,7 +110,7 @@ class StatusReader:
         self._active_master_key = identity.active_master_key
         store = SweepStore(storage, keys)
         pace = Pace(lambda: in_hand() - self._in_hand)
-        parts = SweepParts(storage, keys, store, pace)
+        parts = SweepParts(storage, store, pace)
         self._records = RecordViews(storage, Summaries(storage, keys, pace), witness)
         self._sweep = SweepView(store, parts, ObjectCounter(storage))
         self._failures = FailuresView(store, parts)

@@ -1,24 +1,22 @@
 """The views of keyrings and sweeps, a page each (SPEC 16.1).
 
-A position is the S3 key of a record, as listed. It is opaque to those who ask.
+A position is the S3 key of a record, as listed; of a sweep that is not the last one of its record,
+also its number there and its id. It is opaque to those who ask.
 """
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Final
 
 from keyturn.errors import MarksUnavailableError
 from keyturn.identifiers import ALL_PROJECTS, KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
 from keyturn.messages import ProjectStatus, SweepStatus
 from keyturn_workers.keyring import MarkState, Witness
-from keyturn_workers.status.page import Entry, Page, RowT, cut
-from keyturn_workers.status.records import Record, record_of
-from keyturn_workers.status.summaries import Summaries
-from keyturn_workers.storage import PAGE_KEYS, ObjectSummary, Storage
-
-# Sweeps leave more records than plans: a page is over after so many listed ones.
-_MAX_LISTINGS: Final = 10
+from keyturn_workers.status.page import Entry, Page, cut
+from keyturn_workers.status.records import record_of
+from keyturn_workers.status.summaries import Summaries, Summary
+from keyturn_workers.storage import ObjectSummary, Storage
+from keyturn_workers.sweep.store import record_path
 
 
 class RecordViews:
@@ -46,10 +44,11 @@ class RecordViews:
             )
             listed, following = listing.objects, listing.next_after
         else:
-            s3_key = keyring_s3_key(project)
-            listed = [row async for row in self._storage.list(s3_key, limit=1)]
-            listed, following = [row for row in listed if row.key == s3_key], None
-        entries = await self._entries(listed, ProjectStatus)
+            listed, following = await self._list_one(keyring_s3_key(project)), None
+        entries = [
+            Entry(s3_key, row if isinstance(row, ProjectStatus) else None)
+            for s3_key, row in await self._read(listed)
+        ]
         if self._witness is not None:
             entries = self._compared(self._witness, listed, entries, since)
             in_page = _Range(project, after or "", following)
@@ -90,42 +89,52 @@ class RecordViews:
         return removed
 
     async def sweeps(self, project: str, after: str | None, limit: int) -> Page[SweepStatus]:
-        """The sweeps that left records, or those of one project.
+        """The sweeps that records have, or those of one project.
 
         The parts of a sweep of all are rows only for one project. Errors as `projects`.
         """
-        plans: list[ObjectSummary] = []
-        following = after
-        for _ in range(_MAX_LISTINGS):
-            listing = await self._storage.list_entries(
-                SWEEPS_PREFIX, after=following or "", limit=PAGE_KEYS
-            )
-            following = listing.next_after
-            plans += [row for row in listing.objects if _is_plan(row, project)]
-            if following is None or len(plans) >= limit:
-                break
-        if len(plans) > limit:
-            del plans[limit:]
-            following = plans[-1].key
-        entries = await self._entries(plans, SweepStatus)
+        s3_key, _, within = (after or "").partition("|")
         if project == ALL_PROJECTS:
-            entries = [
-                Entry(each.position, None if each.row and each.row.part_of_all else each.row)
-                for each in entries
-            ]
+            # A key without its last letter sorts before the key itself.
+            begin = s3_key[:-1] if within else s3_key
+            listing = await self._storage.list_entries(
+                SWEEPS_PREFIX, delimiter="/", after=begin, limit=limit
+            )
+            listed, following = listing.objects, listing.next_after
+        else:
+            listed, following = await self._list_one(record_path(project)), None
+        entries: list[Entry[SweepStatus]] = []
+        for key, rows in await self._read([row for row in listed if row.key >= s3_key]):
+            of_record = _sweep_entries(key, rows if isinstance(rows, tuple) else (), project)
+            positions = [each.position for each in of_record]
+            # If the record has lost that sweep, all of it comes again: better twice than never.
+            begun = positions.index(after) + 1 if after in positions else 0
+            entries += of_record[begun:]
         return cut(entries, following, limit)
 
-    async def _entries(
-        self, listed: Sequence[ObjectSummary], kind: type[RowT]
-    ) -> list[Entry[RowT]]:
+    async def _list_one(self, s3_key: str) -> list[ObjectSummary]:
+        """The record with this S3 key, if it exists."""
+        rows = [row async for row in self._storage.list(s3_key, limit=1)]
+        return [row for row in rows if row.key == s3_key]
+
+    async def _read(self, listed: Sequence[ObjectSummary]) -> list[tuple[str, Summary | None]]:
+        """What each listed record says; None for what is gone, or is no record."""
         records = {row.key: record for row in listed if (record := record_of(row)) is not None}
         read = await self._summaries.read_all(tuple(records.values()))
-        rows = dict(zip(records, read, strict=True))
-        entries: list[Entry[RowT]] = []
-        for each in listed:
-            row = rows.get(each.key)
-            entries.append(Entry(each.key, row if isinstance(row, kind) else None))
-        return entries
+        summaries = dict(zip(records, read, strict=True))
+        return [(row.key, summaries.get(row.key)) for row in listed]
+
+
+def _sweep_entries(
+    s3_key: str, rows: Sequence[SweepStatus], project: str
+) -> list[Entry[SweepStatus]]:
+    """The sweeps of one record. The position of its end is that of the record."""
+    is_shown = [project != ALL_PROJECTS or not row.part_of_all for row in rows]
+    entries = [
+        Entry(f"{s3_key}|{number}|{row.sweep_id}", row if shown else None)
+        for number, (row, shown) in enumerate(zip(rows, is_shown, strict=True))
+    ]
+    return [*entries, Entry(s3_key, None)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +162,3 @@ def _knows(witness: Witness, project: str) -> bool:
     except MarksUnavailableError:
         return False
     return True
-
-
-def _is_plan(listed: ObjectSummary, project: str) -> bool:
-    record: Record | None = record_of(listed)
-    path = None if record is None else record.sweep_path
-    return path is not None and path.is_plan and project in (ALL_PROJECTS, path.project)

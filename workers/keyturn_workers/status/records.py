@@ -29,8 +29,9 @@ from keyturn_workers.keyring import Keyring, sealed_records
 from keyturn_workers.keyring.store import parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import ObjectSummary, Storage
-from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
-from keyturn_workers.sweep.record_paths import RecordPath, parse_record_path
+from keyturn_workers.sweep import AllRecord, ProjectRecord
+from keyturn_workers.sweep.record import from_json
+from keyturn_workers.sweep.store import RecordPath, parse_record_path
 
 # Far above any real record; a larger one was planted, and could exhaust the memory.
 MAX_BYTES: Final = 16 * 1024**2
@@ -55,10 +56,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class SweepRecord:
-    """A record of a sweep that opened, and its plan if it is one."""
+    """A record of sweeps that opened; `record` is None for one in the folder of a round."""
 
     master_key: str
-    plan: Plan | AllPlan | None
+    record: ProjectRecord | AllRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Opened:
 
 
 def record_of(listed: ObjectSummary) -> Record | None:
-    """The record at a listed S3 key; None if no record of a keyring or a sweep has this key."""
+    """The record at a listed S3 key; None if no keyring and no record of sweeps has this key."""
     if listed.key.startswith(KEYRINGS_PREFIX):
         name = listed.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
         if is_project(name) and listed.key == keyring_s3_key(name):
@@ -94,7 +95,7 @@ async def list_records(storage: Storage, project: str | None) -> AsyncIterator[R
         record = record_of(row)
         if record is not None:
             yield record
-    async for row in storage.list(SWEEPS_PREFIX):
+    async for row in storage.list(f"{SWEEPS_PREFIX}{project or ''}"):
         record = record_of(row)
         if record is not None and project in (None, record.project):
             yield record
@@ -130,5 +131,7 @@ async def _parse(body: bytes, record: Record, keys: OperatorKeys) -> Keyring | S
         return await parse_keyring(body, record.project, keys)
     s3_key, project = record.listed.key, record.project
     master_key, content = await sealed_records.parse(body, s3_key, project, keys)
-    kind: type[Plan | AllPlan] = AllPlan if project == ALL_PROJECTS else Plan
-    return SweepRecord(master_key, from_json(kind, content) if record.sweep_path.is_plan else None)
+    if not record.sweep_path.is_main:
+        return SweepRecord(master_key, None)
+    kind: type[ProjectRecord | AllRecord] = AllRecord if project == ALL_PROJECTS else ProjectRecord
+    return SweepRecord(master_key, from_json(kind, content))

@@ -1,15 +1,16 @@
-"""Keyrings and sweeps as rows, without any key of theirs (SPEC 8.6, 16.1). Pure."""
+"""Keyrings and requests of sweeps as rows, without any key (SPEC 8.6, 16.1). Pure."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from keyturn.errors import CodedError
 from keyturn.identifiers import format_time
 from keyturn.messages import ProjectStatus, SweepCounts, SweepStatus
 from keyturn_workers.keyring import Keyring
 from keyturn_workers.status.progress import SweepProgress
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import AllPlan, Plan
+from keyturn_workers.sweep import AllRecord, Counts, Origin, ProjectRecord
+from keyturn_workers.sweep.record import Round, Walk
 
 _MAX_DETAIL: Final = 500
 
@@ -37,7 +38,7 @@ def unreadable_project(project: str, error: CodedError) -> ProjectStatus:
 
 
 def unreadable_sweep(sweep_id: str, project: str, error: CodedError) -> SweepStatus:
-    """The row of a plan that does not open."""
+    """The row of a sweep whose record does not open."""
     return SweepStatus(
         sweep_id=sweep_id, project=project, code=error.code, detail=short_detail(error)
     )
@@ -48,93 +49,134 @@ def short_detail(error: CodedError) -> str | None:
     return error.detail[:_MAX_DETAIL] or None
 
 
-def sweep_status(
-    plan: Plan | AllPlan, counts: Counts | None = None, expected: int | None = None
-) -> SweepStatus:
-    """A sweep as a row.
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep or rotation: what was requested, and the record that has it."""
 
-    Args:
-        plan: Its record.
-        counts: Its counts; those of the record if None. Of a sweep of all, these are the counts of
-            the parts that ended.
-        expected: How many objects there are; without it the time left is unknown.
+    record: ProjectRecord | AllRecord
+    origin: Origin
+
+    @property
+    def current(self) -> Round | Walk | None:
+        """The running round, or walk, that answers it; None if it ended or waits for one."""
+        current, origin = self.record.round, self.origin
+        if current is None or not origin.is_open:
+            return None
+        # A rotation is answered by any round that proves its keyring.
+        is_later_rotation = origin.kind == "rotation" and origin.options == current.options
+        return current if is_later_rotation or origin.name in current.origins else None
+
+    @property
+    def round_id(self) -> str | None:
+        """The round, or walk, that answers it or answered it; None without one."""
+        if self.origin.end is not None:
+            return self.origin.end.round_id
+        return None if self.current is None else self.current.id
+
+    @property
+    def counts(self) -> Counts:
+        """The counts so far, by its own record; of one that waits for a round only the writes."""
+        counts = self.record.counts_of(self.origin)
+        return counts.writes() if self.origin.is_open and self.current is None else counts
+
+    @property
+    def proof_not_before(self) -> datetime | None:
+        """What was observed earlier proves nothing (SPEC 8.4)."""
+        pages = self.current.open_pages if isinstance(self.current, Round) else ()
+        return max(filter(None, (page.not_before for page in pages)), default=None)
+
+    def row(self, counts: Counts | None = None, expected: int | None = None) -> SweepStatus:
+        """It as a row.
+
+        Args:
+            counts: Its counts; those of the record if None. Of a sweep of all, these are the
+                counts of the parts that ended.
+            expected: How many objects there are; without it the time left is unknown.
+        """
+        counts = counts or self.counts
+        row = origin_status(self.record.project, self.origin, counts)
+        if not self.origin.is_open:
+            return row
+        return row.model_copy(
+            update={"expected_objects": expected}
+            | self._round_fields()
+            | self._progress_fields(counts, expected)
+        )
+
+    def _round_fields(self) -> dict[str, Any]:
+        current, record = self.current, self.record
+        if isinstance(current, Walk):
+            return {"parts_ended": current.projects}
+        if current is None or isinstance(record, AllRecord):
+            return {"waits_for_round": record.round is not None}
+        return {
+            "generation": record.state.generation,
+            "proves_master_key": record.state.master_key,
+            "pages": current.next_page,
+            "pages_open": len(current.open_pages),
+        }
+
+    def _progress_fields(self, counts: Counts, expected: int | None) -> dict[str, Any]:
+        """The rate since its round began, and the seconds left, until a proof is possible."""
+        record, stepped_at = self.record, self.record.stepped_at
+        if self.current is None or stepped_at is None:
+            return {}
+        progress = SweepProgress(expected)
+        progress.add(_begun_at(record, self.current), record.project, Counts())
+        progress.add(stepped_at, record.project, counts)
+        if progress.left is None:
+            return {"rate_per_s": progress.rate_per_s}
+        wait = (self.proof_not_before or stepped_at) - stepped_at
+        left_s = max(progress.left, wait, timedelta()).total_seconds()
+        return {"rate_per_s": progress.rate_per_s, "left_s": left_s}
+
+
+def _begun_at(record: ProjectRecord | AllRecord, current: Round | Walk) -> datetime:
+    """About when the round began: then its origins were there, and no other round ran."""
+    moments = [each.added_at for each in record.origins if each.name in current.origins]
+    moments += [each.end.at for each in record.origins if each.end is not None]
+    if isinstance(record, ProjectRecord):
+        moments.append(record.changed_at)
+    return max(moments)
+
+
+def find_sweep(record: ProjectRecord | AllRecord | None, sweep_id: str) -> Sweep | None:
+    """The sweep or rotation with this id: the youngest that is open, or else that ended.
+
+    Publishers choose the ids, so a record may have several.
     """
-    ask = plan.ask
-    counts = counts or counts_of(plan)
-    progress = progress_of(plan, counts, expected)
-    has_ended = plan.status != "running"
-    first = next((origin for origin in plan.origins if origin is not None), None)
-    row = SweepStatus(
-        sweep_id=ask.sweep_id,
-        project=ask.project,
-        kind=ask.kind,
-        status=plan.status,
-        clean=plan.clean if has_ended else None,
-        counts=SweepCounts(**counts.to_json()),
-        requested_at=ask.requested_at,
-        started_at=format_time(plan.started_at),
-        ended_at=_time(plan.ended_at) if has_ended else None,
-        publisher=None if first is None else first.publisher,
-        actor=None if first is None else first.actor,
-        part_of_all=ask.of_all,
-        master_key=ask.master_key,
-        encrypt_plaintext=ask.encrypt_plaintext,
-        repair=ask.repair,
-        expected_objects=expected,
-        rate_per_s=None if progress is None else progress.rate_per_s,
-        left_s=None if progress is None else left_s(plan, progress),
+    if record is None:
+        return None
+    named = [each for each in record.origins if each.id == sweep_id]
+    origin = max(named, key=lambda each: (each.is_open, each.added_at), default=None)
+    return None if origin is None else Sweep(record, origin)
+
+
+def origin_status(project: str, origin: Origin, counts: Counts | None = None) -> SweepStatus:
+    """A request as a row: what was requested, and how it ended if it did."""
+    end, options = origin.end, origin.options
+    state = None if end is None else end.state
+    counts = counts if end is None else end.counts
+    return SweepStatus(
+        sweep_id=origin.id,
+        project=project,
+        kind="rotation" if origin.kind == "rotation" else "sweep",
+        status=origin.status,
+        code=None if end is None else end.code or None,
+        detail=None if end is None else end.detail[:_MAX_DETAIL] or None,
+        clean=None if end is None else end.clean,
+        counts=None if counts is None else SweepCounts(**counts.to_json()),
+        requested_at=origin.requested_at,
+        started_at=format_time(origin.added_at),
+        ended_at=None if end is None else format_time(end.at),
+        publisher=origin.publisher,
+        actor=origin.actor,
+        part_of_all=origin.kind == "part",
+        master_key=options.master_key,
+        encrypt_plaintext=options.encrypt_plaintext,
+        repair=options.repair,
+        generation=None if state is None else state.generation,
+        proves_master_key=None if state is None else state.master_key,
+        evidence=None if end is None else end.evidence,
+        parts_ended=None if end is None else end.parts,
     )
-    return row.model_copy(update=_failure(plan) | _of_kind(plan))
-
-
-def counts_of(plan: Plan | AllPlan) -> Counts:
-    """The counts so far, by its own record."""
-    return plan.counts if isinstance(plan, Plan) else plan.sums
-
-
-def progress_of(plan: Plan | AllPlan, counts: Counts, expected: int | None) -> SweepProgress | None:
-    """The rate since the desired state last changed; None if it does not run, or has not begun."""
-    if plan.status != "running" or plan.stepped_at is None:
-        return None
-    begun = plan.turned_at if isinstance(plan, Plan) else plan.started_at
-    progress = SweepProgress(expected)
-    progress.add(begun, plan.ask.project, Counts())
-    progress.add(plan.stepped_at, plan.ask.project, counts)
-    return progress
-
-
-def left_s(plan: Plan | AllPlan, progress: SweepProgress) -> float | None:
-    """Seconds left at this rate, and until a proof is possible; None if unknown."""
-    if progress.left is None or plan.stepped_at is None:
-        return None
-    wait = (proof_not_before(plan) or plan.stepped_at) - plan.stepped_at
-    return max(progress.left, wait, timedelta()).total_seconds()
-
-
-def proof_not_before(plan: Plan | AllPlan) -> datetime | None:
-    """What was observed earlier proves nothing (SPEC 8.4)."""
-    pages = plan.live if isinstance(plan, Plan) else ()
-    return max(filter(None, (page.not_before for page in pages)), default=None)
-
-
-def _failure(plan: Plan | AllPlan) -> dict[str, str | None]:
-    if plan.status != "failed":
-        return {}
-    return {"code": plan.code or None, "detail": plan.detail[:_MAX_DETAIL] or None}
-
-
-def _of_kind(plan: Plan | AllPlan) -> dict[str, object]:
-    if isinstance(plan, AllPlan):
-        return {"parts_ended": plan.projects}
-    return {
-        "generation": plan.state.generation,
-        "proves_master_key": plan.state.master_key,
-        "taken_over_by": plan.successor,
-        "evidence": plan.evidence,
-        "pages": plan.next_page,
-        "pages_open": len(plan.live),
-    }
-
-
-def _time(instant: datetime | None) -> str | None:
-    return None if instant is None else format_time(instant)

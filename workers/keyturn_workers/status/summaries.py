@@ -17,10 +17,9 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.pace import BATCH, Pace
 from keyturn_workers.status.records import Record, open_record
 from keyturn_workers.status.rows import (
+    Sweep,
     project_status,
-    sweep_status,
     unreadable_project,
-    unreadable_sweep,
 )
 from keyturn_workers.storage import Storage
 
@@ -29,15 +28,21 @@ MAX_KEPT: Final = 30_000
 _MAX_BYTES_AT_ONCE: Final = 32 * 1024**2
 
 _T = TypeVar("_T")
-Summary = ProjectStatus | SweepStatus
+Summary = ProjectStatus | tuple[SweepStatus, ...]
+"""What one record says: a keyring one row, a record of sweeps a row for each of its origins."""
 
 
 class EtagCache(Generic[_T]):
-    """Values by S3 key, each with the ETag that it was made from; the least used ones go."""
+    """Values by S3 key, each with the ETag that it was made from; the least used ones go.
+
+    Args:
+        max_kept: The size of all values together.
+    """
 
     def __init__(self, max_kept: int) -> None:
         self._max_kept = max_kept
-        self._kept: OrderedDict[str, tuple[str, _T]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[str, _T, int]] = OrderedDict()
+        self._size = 0
 
     def get(self, s3_key: str, etag: str) -> _T | None:
         """The value made from exactly this ETag."""
@@ -47,12 +52,14 @@ class EtagCache(Generic[_T]):
         self._kept.move_to_end(s3_key)
         return kept[1]
 
-    def put(self, s3_key: str, etag: str, value: _T) -> None:
+    def put(self, s3_key: str, etag: str, value: _T, size: int = 1) -> None:
         """Keep a value, in place of any other of this key."""
-        self._kept[s3_key] = (etag, value)
-        self._kept.move_to_end(s3_key)
-        while len(self._kept) > self._max_kept:
-            self._kept.popitem(last=False)
+        _, _, replaced_size = self._kept.pop(s3_key, ("", None, 0))
+        self._kept[s3_key] = (etag, value, size)
+        self._size += size - replaced_size
+        while self._size > self._max_kept:
+            _, (_, _, evicted_size) = self._kept.popitem(last=False)
+            self._size -= evicted_size
 
 
 class Summaries:
@@ -77,7 +84,7 @@ class Summaries:
     async def read_all(self, records: Sequence[Record]) -> list[Summary | None]:
         """The rows of these records in order, a few read at a time; None for one that is gone.
 
-        The records are keyrings and plans, just listed.
+        The records are keyrings, and records of the sweeps of projects, just listed.
 
         Raises:
             StorageUnavailableError, StorageAnswerError: not all of them can be read.
@@ -96,25 +103,30 @@ class Summaries:
         return self._marks.get(record.listed.key, record.listed.etag)
 
     async def read(self, record: Record) -> Summary | None:
-        """The row of one record by a read now; None if it is gone. Errors as `read_all`."""
+        """What one record says by a read now; None if it is gone. Errors as `read_all`.
+
+        A record of sweeps that does not open has no row: nothing says which sweeps it had.
+        """
         opened = await open_record(self._storage, self._keys, record)
         if opened is None:
             return None
         if isinstance(opened, CodedError):
             if record.sweep_path is None:
                 return unreadable_project(record.project, opened)
-            return unreadable_sweep(record.sweep_path.sweep_id, record.project, opened)
+            return ()
         if isinstance(opened.content, Keyring):
             keyring = opened.content
-            row: Summary = project_status(keyring)
+            summary: Summary = project_status(keyring)
             mark = Mark(keyring.serial, opened.digest, keyring.current.generation)
             self._marks.put(record.listed.key, opened.etag, mark)
-        elif opened.content.plan is not None:
-            row = sweep_status(opened.content.plan)
+        elif opened.content.record is not None:
+            of_sweeps = opened.content.record
+            summary = tuple(Sweep(of_sweeps, origin).row() for origin in of_sweeps.origins)
         else:
-            raise TypeError("a record that is no plan")
-        self._kept.put(record.listed.key, opened.etag, row)
-        return row
+            raise TypeError("a record in the folder of a round")
+        size = len(summary) if isinstance(summary, tuple) else 1
+        self._kept.put(record.listed.key, opened.etag, summary, max(1, size))
+        return summary
 
 
 def read_batches(numbers: Sequence[int], records: Sequence[Record]) -> Iterator[list[int]]:

@@ -2,15 +2,14 @@
 
 from typing import Final
 
-from keyturn.errors import CodedError
+from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import SweepStatus
 from keyturn_workers.status.object_counter import ObjectCounter
 from keyturn_workers.status.page import Entry, Page, cut
 from keyturn_workers.status.records import RECORD_ERRORS
-from keyturn_workers.status.rows import sweep_status, unreadable_sweep
-from keyturn_workers.status.sweep_parts import Part, SweepParts
-from keyturn_workers.sweep.plan import AllPlan, Plan
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.status.rows import Sweep, find_sweep, unreadable_sweep
+from keyturn_workers.status.sweep_parts import SweepParts, sum_counts
+from keyturn_workers.sweep import SweepStore
 
 # The position of the sweep of all itself, before its parts.
 _MAIN: Final = "main"
@@ -27,41 +26,30 @@ class SweepView:
     async def read(
         self, sweep_id: str, project: str, after: str | None, limit: int
     ) -> Page[SweepStatus]:
-        """A page; without rows if the sweep left no records.
+        """A page; without rows if no record has the sweep.
 
         Raises:
             StorageUnavailableError, StorageAnswerError: it cannot be read.
         """
         try:
-            plan = await self._store.find_plan(sweep_id, project)
+            sweep = find_sweep(await self._store.find(project), sweep_id)
+            if sweep is None:
+                part = await self._parts.find_ended(sweep_id, project)
+                return Page(() if part is None else (part.row,), None)
         except RECORD_ERRORS as exc:
             return Page((unreadable_sweep(sweep_id, project, exc),), None)
-        if plan is None:
-            return Page((), None)
-        if isinstance(plan, AllPlan):
-            return await self._of_all(plan, after, limit)
-        is_running = plan.status == "running"
-        expected = await self._counter.count(project) if is_running else None
-        return Page((sweep_status(plan, expected=expected),), None)
+        if project == ALL_PROJECTS:
+            return await self._of_all(sweep, after, limit)
+        expected = await self._counter.count(project) if sweep.origin.is_open else None
+        return Page((sweep.row(expected=expected),), None)
 
-    async def _of_all(self, plan: AllPlan, after: str | None, limit: int) -> Page[SweepStatus]:
+    async def _of_all(self, sweep: Sweep, after: str | None, limit: int) -> Page[SweepStatus]:
         entries: list[Entry[SweepStatus]] = []
-        live = None
+        open_parts = None
         if after is None:
-            live = await self._parts.live(plan)
-            running = (part.plan.counts for part in live if isinstance(part.plan, Plan))
-            entries.append(Entry(_MAIN, sweep_status(plan, sum(running, plan.sums))))
+            open_parts = await self._parts.open(sweep)
+            entries.append(Entry(_MAIN, sweep.row(sum_counts(open_parts, sweep.counts))))
         position = "" if after is None or after == _MAIN else after
-        parts = await self._parts.after(plan, position, limit, live)
-        entries += [Entry(part.position, _part_row(plan, part)) for part in parts.parts]
+        parts = await self._parts.after(sweep, position, limit, open_parts)
+        entries += [Entry(part.position, part.row) for part in parts.parts]
         return cut(entries, parts.next, limit)
-
-
-def _part_row(of_all: AllPlan, part: Part) -> SweepStatus:
-    if isinstance(part.plan, Plan):
-        return sweep_status(part.plan)
-    if isinstance(part.plan, CodedError):
-        row = unreadable_sweep(of_all.ask.sweep_id, part.project, part.plan)
-    else:
-        row = SweepStatus(sweep_id=of_all.ask.sweep_id, project=part.project, status="failed")
-    return row.model_copy(update={"part_of_all": True})

@@ -1,39 +1,45 @@
 """Sweeps: bring every object of a project to the desired state, and prove it (SPEC 8).
 
+A rotation changes the keyring and adds an origin to the record of its project (`starter`). From
+then on the record is worked on step by step: a step reads record and keyring, and decides what is
+next (`reconciler`, by the rules of `progress`). It sends pages of object keys to any number of
+workers. Each makes an attempt at its page and stores what it saw (`page`). Once every page has
+been seen late enough with nothing to change, the step leaves evidence (`evidence`), lets the
+keyring drop its old keys, and gives each origin its end.
+
 | module | what it does |
 | --- | --- |
+| `record` | the records as values: origins, rounds, pages, ends |
+| `progress` | what becomes of a record: the rules, pure |
+| `store` | the records in the bucket |
+| `starter` | requests become origins |
+| `steps` | what a step message does to a record |
+| `reconciler`, `planner` | the steps of one project |
+| `page`, `page_listing` | one attempt at one page |
+| `evidence` | the evidence of clean ends |
+| `all_projects` | sweeps of all projects: one part for each |
+| `messages`, `dispatcher`, `hint_consumer`, `handler` | hints on the broker, and events |
+| `periodic`, `mark_watch` | what was lost: messages, records, marks |
 | `context` | what the parts share |
-| `starter` | starts a sweep: its record, its first step |
-| `step_runner` | what a step message does to a record |
-| `project_sweep`, `planner`, `progress` | a sweep of one project: plan and prove pages |
-| `all_projects_sweep` | a sweep of all projects |
-| `takeover` | a later sweep of a project takes over the earlier ones |
-| `page_worker`, `page_context`, `page_listing` | one attempt at one page |
-| `page_tags`, `page_versions` | tags and noncurrent versions of a page's objects |
-| `plan`, `counts` | the records as values |
-| `sweep_store` | plans, parts and markers of sweeps in the bucket |
-| `page_record_store` | results, failures and tag notes of pages in the bucket |
-| `record_store` | what both build on: reads and creates any sealed record of a sweep |
-| `record_paths` | the paths of all these records |
-| `messages`, `hint_consumer`, `handler`, `dispatcher` | hints on the broker, and events |
-| `recovery`, `lost_rotations` | sweeps whose messages were lost, rotations whose record is gone |
 """
 
 from keyturn_workers.sweep.context import SweepContext
-from keyturn_workers.sweep.dispatcher import SweepDispatcher, completed_event, failed_event
-from keyturn_workers.sweep.plan import ALL, AllPlan, Plan, SweepRequest
-from keyturn_workers.sweep.starter import SweepStarter
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep.dispatcher import SweepDispatcher, end_event
+from keyturn_workers.sweep.record import ALL, AllRecord, Counts, Options, Origin, ProjectRecord
+from keyturn_workers.sweep.starter import SweepStarter, new_origin
+from keyturn_workers.sweep.store import SweepStore
 
 __all__ = [
     "ALL",
-    "AllPlan",
-    "Plan",
+    "AllRecord",
+    "Counts",
+    "Options",
+    "Origin",
+    "ProjectRecord",
     "SweepContext",
     "SweepDispatcher",
-    "SweepRequest",
     "SweepStarter",
     "SweepStore",
-    "completed_event",
-    "failed_event",
+    "end_event",
+    "new_origin",
 ]

@@ -31,7 +31,7 @@ from keyturn_workers.amqp.retry import retry_delay_s
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
-from keyturn_workers.sweep.page_worker import CannotProveYetError
+from keyturn_workers.sweep.page import CannotProveYetError
 from keyturn_workers.worker.metrics import Delivery
 
 _log = structlog.get_logger()
@@ -46,7 +46,7 @@ class HintJob(Job):
     @property
     def log_fields(self) -> dict[str, Any]:
         """See `Job.log_fields`."""
-        return {"sweep_id": self.hint.sweep_id, "project": self.hint.project}
+        return {"project": self.hint.project}
 
 
 class HintConsumer(MessageConsumer[HintJob, None]):
@@ -67,7 +67,8 @@ class HintConsumer(MessageConsumer[HintJob, None]):
             raise NotAdmittedError(exc) from exc
         if queue_of(hint) != self._queue:
             raise NotAdmittedError(MalformedRequestError("this hint belongs on another queue"))
-        delivery.identify("sweep", hint.sweep_id)
+        if isinstance(hint, SweepPage):
+            delivery.identify("sweep", hint.round)
         retry = self._worker_publisher.retry_of(message, self._queue)
         return HintJob(message, retry, "", hint)
 
@@ -90,7 +91,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
                     await self._handler.process_page(job.hint)
         except NotFoundError as exc:
             # Forged, or left over from a sweep whose records were removed.
-            _log.warning("hint without a sweep", sweep_id=job.hint.sweep_id, detail=exc.detail)
+            _log.warning("hint without a record", project=job.hint.project, detail=exc.detail)
         except CannotProveYetError as exc:
             # No failure, so no attempt: while workers are replaced one after the other, a page
             # can meet several that have just started. Counted, it would wait for minutes.
@@ -132,7 +133,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
         except (CodedError, StorageAnswerError) as exc:
             # Its record cannot be changed (by this process, perhaps because it lacks a master key):
             # then only the dead letter reports the failure.
-            _log.error("failure not recorded", sweep_id=hint.sweep_id, problem=type(exc).__name__)
+            _log.error("failure not recorded", project=hint.project, problem=type(exc).__name__)
 
 
 def _waited_s(attempt: int) -> int:

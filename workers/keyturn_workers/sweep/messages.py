@@ -1,6 +1,6 @@
 """The messages between sweep workers (SPEC 8.5): hints, which are not signed and prove nothing.
 
-The sweep's sealed record says what is to be done. A forged or stale hint finds nothing to do
+The project's sealed record says what is to be done. A forged or stale hint finds nothing to do
 there, or does work that had to be done anyway.
 """
 
@@ -20,24 +20,23 @@ Number = Annotated[int, Field(ge=0, le=_MAX)]
 class _Hint(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    sweep_id: RequestId
-    project: Project | Literal["*"]
-
 
 class SweepStep(_Hint):
-    """Run a step of the sweep; `step` is the number that its record must wait for."""
+    """Make a step of a project's record, or of that of all (`*`); `step` is what it waits for."""
 
     type: Literal["sweep.step"] = "sweep.step"
+    project: Project | Literal["*"]
     step: Number
 
 
 class SweepPage(_Hint):
-    """Make an attempt at a page; `take` is the number of attempts before it."""
+    """Make an attempt at a page of a round; `attempt` is the number of attempts before it."""
 
     type: Literal["sweep.page"] = "sweep.page"
-    round: Number
+    project: Project
+    round: RequestId
     page: Number
-    take: Number
+    attempt: Number
 
 
 Hint = SweepStep | SweepPage

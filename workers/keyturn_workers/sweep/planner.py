@@ -11,8 +11,8 @@ from typing import Final
 
 from keyturn.identifiers import object_s3_key
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan
 from keyturn_workers.sweep.progress import MAX_WIDTH
+from keyturn_workers.sweep.record import KeyRange, OpenPage, Round
 
 # How many pages may be open at once, and how many one step plans at most.
 MAX_OPEN_PAGES: Final = MAX_WIDTH
@@ -66,23 +66,23 @@ class Planner:
                 return keys[0]
         return after
 
-    async def extend(self, plan: Plan) -> Plan:
-        """The plan with further pages, as many as may be open."""
-        room = min(PAGES_PER_STEP, MAX_OPEN_PAGES - len(plan.live))
-        if room <= 0 or plan.everything_planned:
-            return plan
-        unplanned = [n for n, key_range in enumerate(plan.ranges) if not key_range.planned]
+    async def extend(self, project: str, of: Round) -> Round:
+        """The round with further pages, as many as may be open."""
+        room = min(PAGES_PER_STEP, MAX_OPEN_PAGES - len(of.open_pages))
+        if room <= 0 or of.everything_planned:
+            return of
+        unplanned = [n for n, key_range in enumerate(of.ranges) if not key_range.planned]
         share = max(1, room // len(unplanned))
         listed = await asyncio.gather(
-            *(self._pages(plan.ask.project, plan.ranges[n], share) for n in unplanned[:room])
+            *(self._pages(project, of.ranges[n], share) for n in unplanned[:room])
         )
-        ranges, open_pages, number = list(plan.ranges), list(plan.live), plan.next_page
+        ranges, open_pages, number = list(of.ranges), list(of.open_pages), of.next_page
         for n, edges in zip(unplanned, listed, strict=False):
             for last in edges:
                 open_pages.append(OpenPage(page=number, after=ranges[n].through, last=last))
                 number += 1
                 ranges[n] = replace(ranges[n], through=last, planned=last == ranges[n].end)
-        return replace(plan, ranges=tuple(ranges), live=tuple(open_pages), next_page=number)
+        return replace(of, ranges=tuple(ranges), open_pages=tuple(open_pages), next_page=number)
 
     async def _pages(self, project: str, key_range: KeyRange, limit: int) -> list[str]:
         """The last keys of the range's next pages. The last page of a range ends at its end."""

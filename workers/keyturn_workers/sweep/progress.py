@@ -1,31 +1,51 @@
-"""What becomes of a page after an attempt, and which pages are sent (SPEC 8.4, 8.5). Pure.
+"""What becomes of a record: its origins, rounds, pages and ends (SPEC 8.4 to 8.6). Pure.
 
-A page is proven by an attempt that observed the desired state which the sweep proves, later
-than any stalled worker could have set an object back, with nothing to change. Only sealed
-records count as evidence; counters and messages do not.
+A page is proven by an attempt that observed the state which the round proves, later than any
+stalled worker could have set an object back, with nothing to change. Only sealed records count as
+evidence; counters and messages do not.
 
 All moments are the storage's, each by one read, and one read can be dated wrongly. So a moment
 later than the step's own read proves nothing, and nothing waits for it (SPEC 8.4).
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
-from keyturn.errors import LeaseMismatchError, StorageUnavailableError
+from keyturn.errors import (
+    GenerationMismatchError,
+    LeaseMismatchError,
+    MalformedRequestError,
+    StorageUnavailableError,
+    TooManyRequestsError,
+)
 from keyturn.topology import RETRY_DELAYS_S
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, Result, State
+from keyturn_workers.keyring import Keyring, find_generation_number
+from keyturn_workers.sweep.record import (
+    AllRecord,
+    Counts,
+    End,
+    KeyRange,
+    OpenPage,
+    Origin,
+    OriginName,
+    ProjectRecord,
+    Result,
+    Round,
+    State,
+    Walk,
+)
 
 # Attempts at a failing object before it is recorded as failed; transient failures get more.
-MAX_TRIES: Final = 3
+MAX_FAILURES: Final = 3
 # From this attempt on, a page that always finds something to change waits between attempts.
 _CALM_ATTEMPTS: Final = 4
 _MAX_PAUSE_S: Final = 600
 # A page without a result is sent again after this: its message may be lost.
 RESEND_AFTER_S: Final = 900
-# If workers with the sweep's longer lease made no step for this long, others continue it: there
+# If workers with the record's longer lease made no step for this long, others continue: there
 # may be no such worker any more.
 _ABANDONED_AFTER_S: Final = 900
 # The clocks of one storage's front ends may differ by seconds. A date further ahead is wrong.
@@ -33,231 +53,440 @@ _MAX_AHEAD_S: Final = 60
 MIN_WIDTH: Final = 16
 MAX_WIDTH: Final = 512
 _RESULTS_TO_WIDTH: Final = 4
+# Of one publisher: sweeps that may be open, and ends that are kept.
+MAX_OPEN_SWEEPS: Final = 16
+_MAX_ENDS: Final = 64
+
+_RecordT = TypeVar("_RecordT", ProjectRecord, AllRecord)
 
 
-@dataclass(frozen=True, slots=True)
-class AppliedResults:
-    """A plan after the results of its pages were applied.
+# Origins.
 
-    Attributes:
-        plan: The plan.
-        proven: The pages that are proven now.
-        failing: The results of proven pages with failures, by page number.
+
+def find_origin(record: ProjectRecord | AllRecord, name: OriginName) -> Origin | None:
+    """The origin with this name, if the record has it."""
+    return next((each for each in record.origins if each.name == name), None)
+
+
+def find_repeated(record: ProjectRecord | AllRecord, origin: Origin) -> Origin | None:
+    """What an earlier delivery of this very request added; None if there was none.
+
+    Raises:
+        MalformedRequestError: the id was used with other options.
+    """
+    existing = find_origin(record, origin.name)
+    if existing is not None and existing.options != origin.options:
+        raise MalformedRequestError("this id names a sweep with other options")
+    return existing
+
+
+def check_share(record: ProjectRecord | AllRecord, publisher: str | None) -> None:
+    """Check that this publisher may have one more sweep.
+
+    Raises:
+        TooManyRequestsError: too many of its sweeps are open.
+    """
+    open_sweeps = [each for each in open_origins(record) if each.kind == "sweep"]
+    if sum(each.publisher == publisher for each in open_sweeps) >= MAX_OPEN_SWEEPS:
+        raise TooManyRequestsError(f"{MAX_OPEN_SWEEPS} sweeps of this publisher have not ended")
+
+
+def add_origin(record: _RecordT, origin: Origin) -> _RecordT:
+    """The record with this origin.
+
+    A repeated one adds its digest. If a step had given up, it is taken up again, as the youngest:
+    what was proven before does not answer it.
+    """
+    existing = find_repeated(record, origin)
+    if existing is None:
+        if isinstance(record, ProjectRecord):
+            origin = replace(origin, written_before=record.written)
+        return replace(record, origins=(*record.origins, origin))
+    repeated = existing.with_digests(origin.digests)
+    if existing.end is None or existing.end.failed_at_step is None:
+        return _map_origins(record, lambda each: repeated if each.name == origin.name else each)
+    others: tuple[Origin, ...] = tuple(each for each in record.origins if each.name != origin.name)
+    return replace(record, origins=(*others, replace(repeated, end=None)))
+
+
+def open_origins(record: ProjectRecord | AllRecord) -> tuple[Origin, ...]:
+    """The origins that have not ended, the oldest first."""
+    return tuple(each for each in record.origins if each.is_open)
+
+
+def unpublished_origins(record: ProjectRecord | AllRecord) -> tuple[Origin, ...]:
+    """The origins that have ended, and whose end is not published."""
+    return tuple(each for each in record.origins if not (each.is_open or each.is_answered))
+
+
+def needs_step(record: ProjectRecord | AllRecord) -> bool:
+    """Whether anything is left to do: an origin is open, or its end is not published."""
+    return not all(each.is_answered for each in record.origins)
+
+
+def choose_origins(record: ProjectRecord | AllRecord) -> tuple[Origin, ...]:
+    """What a round that begins now serves: the oldest open origin, and all with its options."""
+    waiting = open_origins(record)
+    return tuple(each for each in waiting if each.options == waiting[0].options)
+
+
+def served_origins(record: ProjectRecord, of: Round, keyring: Keyring) -> tuple[Origin, ...]:
+    """The open origins that the proof of a round answers.
+
+    They were there when the round began. A rotation may also have been added later: the keyring
+    whose state is proven had it before.
+    """
+    return tuple(
+        each
+        for each in open_origins(record)
+        if each.name in of.origins
+        or (
+            (each.kind == "rotation" and each.options == of.options)
+            and find_generation_number(keyring, each.id) is not None
+        )
+    )
+
+
+def end_overtaken(record: ProjectRecord, keyring: Keyring, now: datetime) -> ProjectRecord:
+    """The record in which requests have failed that this keyring does not follow any more.
+
+    Another request has named another master key, or a keyring was restored that lacks a rotation.
     """
 
-    plan: Plan
-    proven: tuple[OpenPage, ...]
-    failing: Mapping[int, Result]
+    def end(origin: Origin) -> Origin:
+        detail = _overtaken_by(origin, keyring)
+        if not origin.is_open or detail is None:
+            return origin
+        counts, code = record.counts_of(origin), GenerationMismatchError.code
+        return replace(origin, end=End(now, clean=False, counts=counts, code=code, detail=detail))
+
+    return _map_origins(record, end)
+
+
+def _overtaken_by(origin: Origin, keyring: Keyring) -> str | None:
+    if origin.options.master_key not in (None, keyring.master_key):
+        return f"a later request has put the project under master key {keyring.master_key}"
+    if origin.kind == "rotation" and find_generation_number(keyring, origin.id) is None:
+        return "the keyring was restored to a state without this rotation"
+    return None
+
+
+def end_failed(record: _RecordT, code: str, detail: str, now: datetime) -> _RecordT:
+    """The record after its step gave up: every open origin has failed.
+
+    If they are taken up again, nothing that was proven before answers them. A clean end that is
+    being made stays: the keyring may name its evidence already.
+    """
+
+    def end(origin: Origin) -> Origin:
+        if not origin.is_open:
+            return origin
+        is_served = record.round is not None and origin.name in record.round.origins
+        failed = End(
+            now,
+            clean=False,
+            counts=record.counts_of(origin),
+            round_id=record.round.id if record.round is not None and is_served else None,
+            code=code,
+            detail=detail,
+            failed_at_step=record.step,
+        )
+        return replace(origin, end=failed)
+
+    record = replace(_map_origins(record, end), round=None)
+    if isinstance(record, ProjectRecord) and record.clean_end is not None:
+        record = replace(record, clean_end=replace(record.clean_end, origins=()))
+    return record
+
+
+def reopen_failed(record: _RecordT) -> _RecordT:
+    """The record whose step gave up, as a replay of its message continues it."""
+
+    def reopen(origin: Origin) -> Origin:
+        at_step = None if origin.end is None else origin.end.failed_at_step
+        return replace(origin, end=None) if at_step == record.step else origin
+
+    return _map_origins(record, reopen)
+
+
+def published(record: _RecordT, names: Sequence[OriginName]) -> _RecordT:
+    """The record after the ends of these origins were published. Parts leave it."""
+    origins = tuple(
+        replace(each, digests=each.digests[:1], end=replace(each.end, published=True))
+        if each.end is not None and each.name in names
+        else each
+        for each in record.origins
+        if not (each.kind == "part" and each.name in names and not each.is_open)
+    )
+    return replace(record, origins=origins)
+
+
+def without_old_ends(record: _RecordT, now: datetime, keep_for: timedelta) -> _RecordT:
+    """The record without ends that nobody asks for any more.
+
+    Of each publisher a bounded number is kept, for the time that a request may be repeated.
+    Rotations that no clean end has followed stay for longer, and the newest one stays in any case:
+    without them, they would be taken for rotations that were lost, and be swept again.
+    """
+    newest = next((each.name for each in reversed(record.origins) if each.kind == "rotation"), None)
+    kept, ends, is_cleared = list[Origin](), Counter[str | None](), False
+    for origin in reversed(record.origins):
+        end = origin.end
+        is_cleared |= end is not None and end.clean
+        if origin.is_answered and end is not None and origin.name != newest:
+            ends[origin.publisher] += 1
+            is_needed = now - end.at <= keep_for or (origin.kind == "rotation" and not is_cleared)
+            if not is_needed or ends[origin.publisher] > _MAX_ENDS:
+                continue
+        kept.append(origin)
+    return replace(record, origins=tuple(reversed(kept)))
+
+
+def _map_origins(record: _RecordT, change: Callable[[Origin], Origin]) -> _RecordT:
+    return replace(record, origins=tuple(map(change, record.origins)))
 
 
 # Rounds, leases and the date of the state.
 
 
-def start_round(plan: Plan, state: State, changed_at: datetime, *, dated: bool) -> Plan:
-    """The plan for another desired state: every page must be proven again.
+def begin_round(record: ProjectRecord, round_id: str) -> ProjectRecord:
+    """The record with a new round: every page must be proven again.
 
     What was written stays counted. A page of an earlier round proves nothing any more.
+    """
+    chosen = choose_origins(record)
+    if not chosen:
+        return replace(record, round=None)
+    ranges = (KeyRange(),) if record.round is None else record.round.ranges
+    starts = ("", *(key_range.end for key_range in ranges[:-1]))
+    replanned = tuple(
+        KeyRange(through=start, end=key_range.end)
+        for start, key_range in zip(starts, ranges, strict=True)
+    )
+    names = tuple(each.name for each in chosen)
+    return replace(record, round=Round(round_id, chosen[0].options, names, replanned))
+
+
+def with_state(
+    record: ProjectRecord, state: State, changed_at: datetime, *, dated: bool
+) -> ProjectRecord:
+    """The record of a project whose desired state has changed. Its round must begin again.
 
     Args:
-        plan: The plan so far.
-        state: The state to prove.
-        changed_at: When it was first snapshot, by the storage's clock.
+        record: The record so far.
+        state: The state that is desired now.
+        changed_at: When it was first read, by the storage's clock.
         dated: Whether that date comes from a read that proves.
     """
-    return replace(
-        plan,
-        state=state,
-        turned_at=changed_at,
-        turn_dated=dated,
-        round=plan.round + 1,
-        next_page=0,
-        ranges=tuple(
-            KeyRange(through=start, end=key_range.end)
-            for start, key_range in zip(_starts(plan.ranges), plan.ranges, strict=True)
-        ),
-        live=(),
-        proven=Counts(),
-        proven_from=None,
-        proven_to=None,
-        dated_pages=0,
-    )
+    return replace(record, state=state, changed_at=changed_at, is_dated=dated)
 
 
-def _starts(ranges: Sequence[KeyRange]) -> Sequence[str]:
-    return ("", *(key_range.end for key_range in ranges[:-1]))
-
-
-def with_lease(plan: Plan, own_s: int, keyring_s: int | None, now: datetime) -> Plan:
-    """The plan as a worker with this lease continues it (SPEC 8.4, "One lease").
+def with_lease(
+    record: ProjectRecord, own_s: int, keyring_s: int | None, now: datetime
+) -> tuple[ProjectRecord, bool]:
+    """The record as a worker with this lease continues it (SPEC 8.4, "One lease").
 
     The record decides. A longer lease, of this worker or of one that wrote the keyring, is
     written into it and starts a new round: what that worker wrote may arrive later than the
-    proofs so far allowed for. A worker with a shorter lease leaves the sweep to workers with the
-    record's. If none of those made a step for a long time, it continues by the record's lease,
-    which proves no less. Otherwise a sweep would never end after every lease was shortened.
+    proofs so far allowed for. A worker with a shorter lease leaves a running round to workers
+    with the record's. If none of those made a step for a long time, it continues by the record's
+    lease, which proves no less. Otherwise a round would never end after every lease was
+    shortened. While no round runs, the lease is that of now as soon as no write by the longer
+    one can be under way.
 
     Args:
-        plan: As it was read.
+        record: As it was read.
         own_s: This worker's `LEASE_S`.
         keyring_s: The longest lease of the workers that wrote the keyring, if it says.
         now: The storage's clock.
 
+    Returns:
+        The record, and whether its round must begin again.
+
     Raises:
-        LeaseMismatchError: other workers continue this sweep.
+        LeaseMismatchError: other workers continue this round.
     """
     longest = max(own_s, keyring_s or 0)
-    lease_s = plan.lease_s or own_s
-    if longest > lease_s:
-        longer = replace(plan, lease_s=longest)
-        plan = start_round(longer, plan.state, plan.turned_at, dated=plan.turn_dated)
-    elif own_s < lease_s and (plan.stepped_lease_s or 0) > own_s:
-        since = plan.turned_at if plan.stepped_at is None else plan.stepped_at
+    begins_again = False
+    if record.round is None:
+        lease_s = longest if now > record.proof_after else max(longest, record.lease_s)
+        record = replace(record, lease_s=lease_s)
+    elif longest > record.lease_s:
+        record, begins_again = replace(record, lease_s=longest), True
+    elif own_s < record.lease_s and record.stepped_lease_s > own_s:
+        since = record.changed_at if record.stepped_at is None else record.stepped_at
         if now - since <= timedelta(seconds=_ABANDONED_AFTER_S):
-            raise LeaseMismatchError(f"the sweep's lease is {lease_s} s, and LEASE_S here {own_s}")
-    else:
-        plan = replace(plan, lease_s=lease_s)
-    return replace(plan, stepped_lease_s=own_s)
+            raise LeaseMismatchError(
+                f"the record's lease is {record.lease_s} s, and LEASE_S here {own_s}"
+            )
+    return replace(record, stepped_lease_s=own_s), begins_again
 
 
-def reconcile_clock(plan: Plan, now: datetime, *, proves: bool) -> Plan:
-    """The plan with its moments checked against the step's own read (SPEC 8.4).
+def reconcile_clock(
+    record: ProjectRecord, now: datetime, *, proves: bool
+) -> tuple[ProjectRecord, bool]:
+    """The record with its moments checked against the step's own read (SPEC 8.4).
 
-    `turned_at` must be no earlier than the change of state, and no later than anything that
+    `changed_at` must be no earlier than the change of state, and no later than anything that
     follows it. Every step dates it anew until one is made by a worker that has known the
     storage's clock for two leases. Pages are processed meanwhile, and none of them proves
     anything. A step that finds the date later than its own read starts a new round.
 
     Args:
-        plan: As it was read.
+        record: As it was read.
         now: The storage's `Date` of the step's own read.
         proves: Whether this worker has known the storage's clock for two leases.
+
+    Returns:
+        The record, and whether its round must begin again.
 
     Raises:
         StorageUnavailableError: the record is dated later, and it is unknown which of the two
             dates is wrong.
     """
-    latest = plan.turned_at if plan.stepped_at is None else max(plan.turned_at, plan.stepped_at)
+    latest = max(filter(None, (record.changed_at, record.stepped_at)))
     if now < latest and not proves:
-        raise StorageUnavailableError("the sweep's record is of a later moment than this read")
-    if plan.turned_at > now:
-        plan = start_round(plan, plan.state, now, dated=proves)
-    elif plan.stepped_at is None or not plan.turn_dated:
+        raise StorageUnavailableError("the record is of a later moment than this read")
+    begins_again = record.changed_at > now
+    if begins_again:
+        record = replace(record, changed_at=now, is_dated=proves)
+    elif not record.is_dated:
         # The worker that dated it may have met one slow front end, and dated it too early.
-        plan = _date_state_change(plan, now, proves=proves)
-    progressed_at = plan.progressed_at
-    return replace(
-        plan,
-        live=tuple(_drop_implausible_times(each, now, plan.lease_s or 0) for each in plan.live),
-        progressed_at=None if progressed_at is None or progressed_at > now else progressed_at,
-    )
+        record = _date_state_change(record, now, proves=proves)
+    progressed_at = record.progressed_at
+    if progressed_at is not None and progressed_at > now:
+        progressed_at = None
+    record = replace(record, progressed_at=progressed_at)
+    lease_s = record.lease_s
+    record = _map_pages(record, lambda page: _drop_implausible_times(page, now, lease_s))
+    return record, begins_again
 
 
-def _date_state_change(plan: Plan, now: datetime, *, proves: bool) -> Plan:
-    """The plan with its state dated anew. Pages that wait for a proof wait for the later one."""
-    plan = replace(plan, turned_at=now, turn_dated=proves)
-    proof_after = plan.proof_after(plan.lease_s or 0)
-    open_pages = (
-        each
-        if each.not_before is None
-        else replace(each, not_before=max(each.not_before, proof_after))
-        for each in plan.live
-    )
-    return replace(plan, live=tuple(open_pages))
+def _date_state_change(record: ProjectRecord, now: datetime, *, proves: bool) -> ProjectRecord:
+    """The record with its state dated anew. Pages that wait for a proof wait for the later one."""
+    record = replace(record, changed_at=now, is_dated=proves)
+    proof_after = record.proof_after
+
+    def wait(page: OpenPage) -> OpenPage:
+        if page.not_before is None:
+            return page
+        return replace(page, not_before=max(page.not_before, proof_after))
+
+    return _map_pages(record, wait)
 
 
-def _drop_implausible_times(open_page: OpenPage, now: datetime, lease_s: int) -> OpenPage:
+def _map_pages(record: ProjectRecord, change: Callable[[OpenPage], OpenPage]) -> ProjectRecord:
+    if record.round is None:
+        return record
+    pages = tuple(map(change, record.round.open_pages))
+    return replace(record, round=replace(record.round, open_pages=pages))
+
+
+def _drop_implausible_times(page: OpenPage, now: datetime, lease_s: int) -> OpenPage:
     """The page without moments that only a wrong `Date` can explain: it would wait for them."""
     latest = now + timedelta(seconds=_MAX_AHEAD_S)
-    sent_at = open_page.sent_at
+    sent_at = page.sent_at
     if sent_at is not None and sent_at > latest:
         sent_at = None
     latest += timedelta(seconds=2 * lease_s + _MAX_PAUSE_S + RETRY_DELAYS_S[-1])
-    not_before = open_page.not_before
+    not_before = page.not_before
     if not_before is not None and not_before > latest:
         not_before = None
-    return replace(open_page, sent_at=sent_at, not_before=not_before)
+    return replace(page, sent_at=sent_at, not_before=not_before)
+
+
+def with_pages_unsent(record: ProjectRecord) -> ProjectRecord:
+    """The record with all pages to be sent again. Processing a page twice does no harm."""
+    return _map_pages(record, lambda page: replace(page, sent_at=None))
 
 
 # Results.
 
 
+@dataclass(frozen=True, slots=True)
+class AppliedResults:
+    """A record after the results of its pages were applied.
+
+    Attributes:
+        record: The record.
+        proven: The pages that are proven now.
+        failing: The results of proven pages with failures, by page number.
+    """
+
+    record: ProjectRecord
+    proven: tuple[OpenPage, ...]
+    failing: Mapping[int, Result]
+
+
 def apply_results(
-    plan: Plan, results: Mapping[int, Result], now: datetime, lease_s: int
+    record: ProjectRecord, of: Round, results: Mapping[int, Result], now: datetime
 ) -> AppliedResults:
-    """The plan after these results.
+    """The record after these results.
 
     Args:
-        plan: The plan so far.
+        record: The record so far.
+        of: Its round.
         results: By page number, each of the current attempt.
         now: The storage's clock, by the step's own read.
-        lease_s: The lease of the sweep.
     """
     still_open: list[OpenPage] = []
     proven: list[OpenPage] = []
     failing: dict[int, Result] = {}
-    seen, written = plan.proven, plan.written
+    seen, written = of.proven, record.written
     dates: list[datetime] = []
-    for open_page in plan.live:
-        result = results.get(open_page.page)
+    for page in of.open_pages:
+        result = results.get(page.page)
         if result is None:
-            still_open.append(open_page)
+            still_open.append(page)
             continue
         written += result.counts.writes()
-        next_attempt = _next_attempt(plan, open_page, result, now, lease_s)
+        next_attempt = _next_attempt(record, page, result, now)
         if next_attempt is not None:
             still_open.append(next_attempt)
             continue
-        proven.append(open_page)
+        proven.append(page)
         dates.append(result.observed_at)
         seen += result.counts.without_writes()
         if result.failures:
-            failing[open_page.page] = result
-    width = min(MAX_WIDTH, max(MIN_WIDTH, _RESULTS_TO_WIDTH * len(results)))
-    after = replace(plan, live=tuple(still_open), proven=seen, written=written, width=width)
-    return AppliedResults(_with_proof_dates(after, dates), tuple(proven), failing)
-
-
-def _with_proof_dates(plan: Plan, dates: Sequence[datetime]) -> Plan:
-    """The plan with the moments at which further pages were proven."""
-    if not dates:
-        return plan
-    return replace(
-        plan,
-        proven_from=min(filter(None, (plan.proven_from, *dates))),
-        proven_to=max(filter(None, (plan.proven_to, *dates))),
-        dated_pages=plan.dated_pages + len(dates),
+            failing[page.page] = result
+    after = replace(
+        of,
+        open_pages=tuple(still_open),
+        proven=seen,
+        proven_from=min(filter(None, (of.proven_from, *dates)), default=None),
+        proven_to=max(filter(None, (of.proven_to, *dates)), default=None),
+        width=min(MAX_WIDTH, max(MIN_WIDTH, _RESULTS_TO_WIDTH * len(results))),
     )
+    return AppliedResults(replace(record, round=after, written=written), tuple(proven), failing)
 
 
 def _next_attempt(
-    plan: Plan, open_page: OpenPage, result: Result, now: datetime, lease_s: int
+    record: ProjectRecord, page: OpenPage, result: Result, now: datetime
 ) -> OpenPage | None:
     """The page as it must be processed again, or None if this attempt is the last one."""
-    if plan.ask.dry_run:
-        return None  # it counts, and proves nothing
-    proof_after = plan.proof_after(lease_s)
     is_proof = (
-        plan.turn_dated
-        and _is_late_enough(result, proof_after, now)
-        and _matches_plan(plan, open_page, result)
+        record.is_dated
+        and _is_late_enough(result, record.proof_after, now)
+        and _matches(record, page, result)
     )
-    tries = open_page.tries + (1 if result.failures and is_proof else 0)
+    failures = page.failures + (1 if result.failures and is_proof else 0)
     # A storage that fails for a moment says nothing against the object (SPEC 12).
     is_transient = any(failure.code == StorageUnavailableError.code for failure in result.failures)
-    max_tries = len(RETRY_DELAYS_S) if is_transient else MAX_TRIES
-    if is_proof and (not result.failures or tries >= max_tries):
+    max_failures = len(RETRY_DELAYS_S) if is_transient else MAX_FAILURES
+    if is_proof and (not result.failures or failures >= max_failures):
         return None
-    pause_s = min(_MAX_PAUSE_S, 2 ** max(0, open_page.take - _CALM_ATTEMPTS) - 1)
-    if tries:
-        pause_s += RETRY_DELAYS_S[min(tries, len(RETRY_DELAYS_S)) - 1] if is_transient else tries
+    pause_s = min(_MAX_PAUSE_S, 2 ** max(0, page.attempts - _CALM_ATTEMPTS) - 1)
+    if failures:
+        delay = min(failures, len(RETRY_DELAYS_S)) - 1
+        pause_s += RETRY_DELAYS_S[delay] if is_transient else failures
     # Before `proof_after` an attempt would prove nothing. Failing objects can wait for it too.
     return replace(
-        open_page,
-        take=open_page.take + 1,
-        tries=tries,
+        page,
+        attempts=page.attempts + 1,
+        failures=failures,
         sends=0,
         sent_at=None,
-        not_before=max(proof_after, now + timedelta(seconds=pause_s)),
+        not_before=max(record.proof_after, now + timedelta(seconds=pause_s)),
         seen=result.counts.without_writes(),
     )
 
@@ -270,41 +499,85 @@ def _is_late_enough(result: Result, proof_after: datetime, now: datetime) -> boo
     return result.proves and proof_after < result.observed_at <= now
 
 
-def _matches_plan(plan: Plan, open_page: OpenPage, result: Result) -> bool:
-    """Whether the attempt observed exactly what the sweep proves, and changed nothing."""
-    same_range = (result.after, result.last) == (open_page.after, open_page.last)
-    return same_range and result.state == plan.state and not result.changed
+def _matches(record: ProjectRecord, page: OpenPage, result: Result) -> bool:
+    """Whether the attempt observed exactly what the round proves, and changed nothing."""
+    same_range = (result.after, result.last) == (page.after, page.last)
+    return same_range and result.state == record.state and not result.changed
 
 
 # Which pages are sent.
 
 
-def mark_due_pages(plan: Plan, now: datetime) -> tuple[Plan, tuple[OpenPage, ...]]:
-    """The plan with the pages marked as sent that may be sent now, and these pages."""
-    under_way = sum(each.sent_at is not None and not _is_due(each, now) for each in plan.live)
-    room = max(0, plan.width - under_way)
+def mark_due_pages(of: Round, now: datetime) -> tuple[Round, tuple[OpenPage, ...]]:
+    """The round with the pages marked as sent that may be sent now, and these pages."""
+    under_way = sum(page.sent_at is not None and not _is_due(page, now) for page in of.open_pages)
+    room = max(0, of.width - under_way)
     sent: list[OpenPage] = []
     open_pages: list[OpenPage] = []
-    for open_page in plan.live:
-        if _is_due(open_page, now) and len(sent) < room:
-            sent.append(replace(open_page, sent_at=now, sends=open_page.sends + 1))
+    for page in of.open_pages:
+        if _is_due(page, now) and len(sent) < room:
+            sent.append(replace(page, sent_at=now, sends=page.sends + 1))
             open_pages.append(sent[-1])
         else:
-            open_pages.append(open_page)
-    return replace(plan, live=tuple(open_pages)), tuple(sent)
+            open_pages.append(page)
+    return replace(of, open_pages=tuple(open_pages)), tuple(sent)
 
 
-def _is_due(open_page: OpenPage, now: datetime) -> bool:
-    if open_page.sent_at is not None:
+def _is_due(page: OpenPage, now: datetime) -> bool:
+    if page.sent_at is not None:
         # The delay doubles each time: a page of large bodies may need long.
-        delay_s = RESEND_AFTER_S * 2 ** (open_page.sends - 1)
-        return now - open_page.sent_at > timedelta(seconds=delay_s)
-    return open_page.not_before is None or now > open_page.not_before
+        delay_s = RESEND_AFTER_S * 2 ** (page.sends - 1)
+        return now - page.sent_at > timedelta(seconds=delay_s)
+    return page.not_before is None or now > page.not_before
 
 
-def next_due_at(plan: Plan) -> datetime | None:
+def next_due_at(of: Round) -> datetime | None:
     """The moment before which no page needs a step; None if one is under way or due now."""
-    if any(each.sent_at is not None or each.not_before is None for each in plan.live):
+    if any(page.sent_at is not None or page.not_before is None for page in of.open_pages):
         return None
-    moments = [each.not_before for each in plan.live if each.not_before is not None]
-    return min(moments, default=None) if plan.everything_planned else None
+    moments = [page.not_before for page in of.open_pages if page.not_before is not None]
+    return min(moments, default=None) if of.everything_planned else None
+
+
+# The end of a round.
+
+
+def end_round(
+    record: ProjectRecord, names: Collection[OriginName], end: End, written: Counts
+) -> ProjectRecord:
+    """The record after a round: each origin that it served has its end.
+
+    Args:
+        record: The record so far.
+        names: The origins that it served.
+        end: Their end, with the states that were proven.
+        written: All writes that the record had counted by then.
+    """
+
+    def with_end(origin: Origin) -> Origin:
+        if not origin.is_open or origin.name not in names:
+            return origin
+        own = end.counts.with_writes(written.writes(origin.written_before))
+        return replace(origin, end=replace(end, counts=own))
+
+    return replace(_map_origins(record, with_end), round=None, clean_end=None)
+
+
+# Sweeps of all projects.
+
+
+def begin_walk(record: AllRecord, walk_id: str) -> AllRecord:
+    """The record with a walk through all projects for its oldest open origins."""
+    chosen = choose_origins(record)
+    names = tuple(each.name for each in chosen)
+    return replace(record, round=Walk(walk_id, chosen[0].options, names))
+
+
+def end_walk(record: AllRecord, walk: Walk, end: End) -> AllRecord:
+    """The record after a walk: each origin that it served has its end."""
+
+    def with_end(origin: Origin) -> Origin:
+        is_served = origin.is_open and origin.name in walk.origins
+        return replace(origin, end=end) if is_served else origin
+
+    return replace(_map_origins(record, with_end), round=None)

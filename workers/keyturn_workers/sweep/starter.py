@@ -1,40 +1,56 @@
-"""Starting a sweep: its record first, its first step second (SPEC 8.1, 8.5)."""
+"""Requests become origins of their project's record (SPEC 8.1, 8.5)."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from keyturn.errors import MalformedRequestError, StorageUnavailableError, UnknownMasterKeyError
+from keyturn.errors import CorruptObjectError, StorageUnavailableError, UnknownMasterKeyError
+from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import (
-    KeyringSnapshot,
-    find_generation_number,
-    replace_keyring,
-    with_master_key,
-)
+from keyturn_workers.keyring import KeyringSnapshot, replace_keyring, with_master_key
 from keyturn_workers.sweep.context import SweepContext
-from keyturn_workers.sweep.effective_snapshot import effective_snapshot
-from keyturn_workers.sweep.plan import (
+from keyturn_workers.sweep.progress import add_origin, check_share, find_repeated, needs_step
+from keyturn_workers.sweep.record import (
     ALL,
-    AllPlan,
-    Origins,
-    Plan,
+    AllRecord,
+    Kind,
+    Options,
+    Origin,
+    ProjectRecord,
     State,
-    SweepRequest,
-    merge_origins,
 )
-from keyturn_workers.sweep.sweep_store import StoredPlan
+from keyturn_workers.sweep.store import RecordT, UnknownRecordError
 
 _MAX_ATTEMPTS: Final = 8
 
 
+def new_origin(
+    kind: Kind,
+    origin_id: str,
+    requested_at: str,
+    request: RequestOrigin | None,
+    *,
+    options: Options | None = None,
+) -> Origin:
+    """The origin of a request that was just received."""
+    return Origin(
+        kind,
+        origin_id,
+        None if request is None else request.publisher,
+        requested_at,
+        () if request is None else (request.request,),
+        added_at=datetime.now(UTC),
+        actor=None if request is None else request.actor,
+        options=options or Options(),
+    )
+
+
 class SweepStarter:
-    """Starts sweeps, or finds that they were started already.
+    """Adds origins to records, and makes sure that they are worked on.
 
     Args:
         context: What the parts of a sweep share.
-        active_master_key: The master key that seals the records of a sweep of all projects which
-            names none.
+        active_master_key: The master key that seals the record of the sweeps of all projects
+            until one of them names another.
     """
 
     def __init__(self, context: SweepContext, *, active_master_key: str) -> None:
@@ -45,139 +61,136 @@ class SweepStarter:
         self._dispatcher = context.dispatcher
         self._active = active_master_key
 
-    async def find_existing(self, request: SweepRequest) -> Plan | AllPlan | None:
-        """The plan of an earlier start of this very request; None if there was none.
+    async def find(self, project: str, origin: Origin) -> Origin | None:
+        """What an earlier delivery of this very request added; None if there was none.
 
         Raises:
-            MalformedRequestError: the id was used for something else.
+            MalformedRequestError: the id was used with other options.
         """
-        try:
-            plan = (await self._read(request)).plan
-        except MissingError:
-            return None
-        if replace(plan.ask, requested_at="") != replace(request, requested_at=""):
-            raise MalformedRequestError("this id names another sweep")
-        return plan
+        record = await self._find_record(project)
+        return None if record is None else find_repeated(record, origin)
 
-    async def start(
-        self, request: SweepRequest, origins: Origins, *, adopting: bool = False
-    ) -> Plan | AllPlan:
-        """Make sure that a sweep exists and continues; returns its plan.
+    async def start(self, project: str, *origins: Origin, limited: bool = False) -> Origin:
+        """Make sure that the record has these origins and continues.
 
-        A sweep that names a master key first re-seals the project's keyring under it. If the
-        sweep exists already, its end is published to these requests as well.
+        A sweep that names a master key first re-seals the project's keyring under it. A request
+        that was repeated only adds its digest, so that its end is published to it as well.
 
         Args:
-            request: The sweep.
-            origins: The requests for it.
-            adopting: Whether it is the sweep of the enrollment whose id it has.
+            project: The project, or `*`.
+            origins: All with the same options.
+            limited: Whether the number of open sweeps of the publisher is limited.
+
+        Returns:
+            The first of the origins, as the record has it.
 
         Raises:
-            MalformedRequestError: the id was used for something else.
+            MalformedRequestError: the id was used with other options.
+            TooManyRequestsError: too many sweeps of this publisher are open.
             UnknownProjectError: no keyring exists.
             CorruptObjectError: the keyring is forged.
             UnknownMasterKeyError, KmsUnavailableError, StorageUnavailableError: try again later.
         """
-        if await self.find_existing(request) is None:
-            if request.project == ALL:
-                await self._create_all(request, origins)
-            else:
-                await self._create(request, origins, adopting=adopting)
-        # The stored plan: another delivery of this request may have been faster.
-        plan = await self._join(request, origins)
-        if not plan.told or plan.status == "failed":
-            await self._dispatcher.send_step(plan)
-        return plan
-
-    async def restart_rotation(self, rotation_id: str, project: str) -> bool:
-        """Start the sweep of a rotation again whose record is gone, by what the keyring says.
-
-        Returns False if the keyring was rotated since. Its earlier keys may be cleared: another
-        sweep proved the project clean, and the rotation's own end may not have been published.
-
-        Raises: as `start`.
-        """
-        keyring = (await self._keyrings.read_fresh(project)).keyring
-        current = keyring.current
-        if current.rotation_id != rotation_id:
-            return False
-        request = SweepRequest("rotation", rotation_id, project, current.requested_at)
-        await self.start(request, (keyring.origin,))
-        return True
-
-    async def _join(self, request: SweepRequest, origins: Origins) -> Plan | AllPlan:
-        """The plan, with these requests among those to which its end is published."""
+        first = origins[0]
+        await self._prepare(project, first, limited=limited)
         for _ in range(_MAX_ATTEMPTS):
-            try:
-                stored = await self._read(request)
-            except MissingError as exc:
-                raise StorageUnavailableError("the sweep's record was removed") from exc
-            plan = stored.plan
-            if plan.status == "done" and plan.told:
-                return plan  # the caller publishes the end to this request alone
-            merged = merge_origins(plan.origins, origins)
-            if merged == plan.origins:
-                return plan
-            # A worker that publishes the end at this moment finds the record changed, and
-            # publishes to the requests that were added.
-            plan = replace(plan, origins=merged)
-            if await self._store.change(plan, stored.etag, stored.master_key):
-                return plan
-        raise StorageUnavailableError("the sweep's record kept changing")
+            added = await self._add(project, origins)
+            if added is not None:
+                if needs_step(added):
+                    await self._dispatcher.send_step(added)
+                return next(each for each in added.origins if each.name == first.name)
+        raise StorageUnavailableError("the project's record kept changing")
 
-    async def _read(self, request: SweepRequest) -> StoredPlan[Plan] | StoredPlan[AllPlan]:
-        if request.project == ALL:
-            return await self._store.read_all(request.sweep_id)
-        return await self._store.read(request.sweep_id, request.project)
+    async def _find_record(self, project: str) -> ProjectRecord | AllRecord | None:
+        """The record; None if there is none. A forged one is replaced once an origin is added."""
+        try:
+            return await self._store.find(project)
+        except UnknownRecordError:
+            raise
+        except CorruptObjectError:
+            return None
+
+    async def _add(
+        self, project: str, origins: tuple[Origin, ...]
+    ) -> ProjectRecord | AllRecord | None:
+        """The record with the origins; None if it changed meanwhile."""
+        try:
+            if project == ALL:
+                return await self._add_to_all(origins)
+            stored = await self._store.read(project)
+        except (MissingError, CorruptObjectError):
+            return await self._create(project, origins)
+        record = _with_origins(stored.record, origins)
+        if record == stored.record:
+            return record
+        changed = await self._store.change(record, stored.etag, stored.master_key)
+        return record if changed else None
+
+    async def _add_to_all(self, origins: tuple[Origin, ...]) -> AllRecord | None:
+        stored = await self._store.read_all()
+        record = _with_origins(stored.record, origins)
+        if record == stored.record:
+            return record
+        changed = await self._store.change(record, stored.etag, stored.master_key)
+        return record if changed else None
 
     async def _create(
-        self, request: SweepRequest, origins: Origins, *, adopting: bool = False
-    ) -> None:
-        snapshot = await effective_snapshot(
-            request, await self._under_named_master_key(request), self._keys
-        )
-        if (
-            request.kind == "sweep"
-            and not adopting
-            and find_generation_number(snapshot.keyring, request.sweep_id) is not None
-        ):
-            # The sweep of that rotation may not exist yet, and could not start once another
-            # sweep's record has its id.
-            raise MalformedRequestError("this id names a rotation or an enrollment")
-        plan = Plan(
-            ask=request,
-            state=State.of(snapshot),
-            turned_at=snapshot.lease.read_at,
-            turn_dated=False,
-            started_at=datetime.now(UTC),
-            origins=origins,
-            lease_s=max(snapshot.lease_s, snapshot.keyring.lease_s or 0),
-            stepped_lease_s=snapshot.lease_s,
-        )
-        await self._store.mark_running(request)
-        await self._store.create(plan, snapshot.desired.master_key)
+        self, project: str, origins: tuple[Origin, ...]
+    ) -> ProjectRecord | AllRecord | None:
+        record: ProjectRecord | AllRecord
+        if project == ALL:
+            master_key = origins[0].options.master_key or self._active
+            record = _with_origins(AllRecord(), origins)
+        else:
+            snapshot = await self._keyrings.read_fresh(project)
+            master_key = snapshot.desired.master_key
+            record = _with_origins(_new_record(snapshot), origins)
+        return record if await self._store.create(record, master_key) else None
 
-    async def _under_named_master_key(self, request: SweepRequest) -> KeyringSnapshot:
-        """A keyring snapshot under the master key that the request names, if it names one."""
-        name = request.master_key
+    async def _prepare(self, project: str, origin: Origin, *, limited: bool) -> None:
+        """Check a new origin, and re-seal the keyring under the master key that it names.
+
+        Nothing is added for a project whose keyring cannot be used. A rotation has just changed
+        its keyring, and each part of a sweep of all checks that of its own project.
+
+        The keyring is read before the record. So a delivery that stalls in between changes
+        nothing if another one of the same request has been served, and overtaken, meanwhile.
+        """
+        master_key = origin.options.master_key
+        if master_key is not None and master_key not in self._keys.ids:
+            raise UnknownMasterKeyError(master_key)
         for _ in range(_MAX_ATTEMPTS):
-            snapshot = await self._keyrings.read_fresh(request.project)
-            if request.dry_run or name in (None, snapshot.keyring.master_key):
-                return snapshot
-            after = with_master_key(snapshot.keyring, str(name))
-            await replace_keyring(
-                self._storage,
-                after,
-                snapshot.etag,
-                self._keys,
-                lease_s=self._keyrings.lease_s,
-            )
+            snapshot = None
+            if project != ALL and origin.kind != "rotation":
+                snapshot = await self._keyrings.read_fresh(project)
+            record = await self._find_record(project)
+            if record is not None and find_repeated(record, origin) is not None:
+                return
+            if limited and record is not None:
+                check_share(record, origin.publisher)
+            if snapshot is None or master_key in (None, snapshot.keyring.master_key):
+                return
+            after = with_master_key(snapshot.keyring, str(master_key))
+            lease_s = self._keyrings.lease_s
+            if await replace_keyring(
+                self._storage, after, snapshot.etag, self._keys, lease_s=lease_s
+            ):
+                await self._keyrings.read_fresh(project)  # which marks it
+                return
         raise StorageUnavailableError("the keyring kept changing")
 
-    async def _create_all(self, request: SweepRequest, origins: Origins) -> None:
-        name = request.master_key or self._active
-        if name not in self._keys.ids:
-            raise UnknownMasterKeyError(name)
-        await self._store.mark_running(request)
-        plan = AllPlan(ask=request, started_at=datetime.now(UTC), origins=origins)
-        await self._store.create(plan, name)
+
+def _new_record(snapshot: KeyringSnapshot) -> ProjectRecord:
+    return ProjectRecord(
+        project=snapshot.keyring.project,
+        state=State.of(snapshot),
+        changed_at=snapshot.lease.read_at,
+        lease_s=max(snapshot.lease_s, snapshot.keyring.lease_s or 0),
+        stepped_lease_s=snapshot.lease_s,
+    )
+
+
+def _with_origins(record: RecordT, origins: tuple[Origin, ...]) -> RecordT:
+    for origin in origins:
+        record = add_origin(record, origin)
+    return record

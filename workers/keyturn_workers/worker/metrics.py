@@ -112,7 +112,7 @@ class Delivery:
     def identify(self, kind: Literal["request", "sweep"], identity: str) -> None:
         """Name what the message is about, for traces: a label of a metric it is not.
 
-        `identity` is the verified id of a request, or the well-formed one of a sweep.
+        `identity` is the verified id of a request, or the well-formed one of a sweep's round.
         """
 
     def held_s(self) -> float:

@@ -40,16 +40,15 @@ from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
-from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
-from keyturn_workers.sweep.evidence_log import EvidenceLog
+from keyturn_workers.sweep.all_projects import AllProjectsSweep
+from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
-from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.mark_watch import MarkWatch
-from keyturn_workers.sweep.page_worker import PageWorker
+from keyturn_workers.sweep.page import PageWorker
+from keyturn_workers.sweep.periodic import PeriodicLook, look_periodically
 from keyturn_workers.sweep.planner import Planner
-from keyturn_workers.sweep.project_sweep import ProjectSweep
-from keyturn_workers.sweep.recovery import recover_periodically
+from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.upload.staging_cleanup import clean_staging_periodically
@@ -110,7 +109,8 @@ class Wiring:
             self._keys,
             self._store,
             SweepDispatcher(self._worker_publisher),
-            EvidenceLog(storage, self._store, settings.deployment, settings.event_key),
+            EvidenceLog(storage, settings.deployment, settings.event_key),
+            timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s),
         )
         self._starter = SweepStarter(
             self._sweep_context, active_master_key=settings.active_master_key
@@ -148,7 +148,7 @@ class Wiring:
         if UPLOAD in roles:
             yield self._clean_up_staging()
         if SWEEP in roles:
-            yield self._recover_sweeps()
+            yield self._look_at_sweeps()
 
     def reporter(self, roles: frozenset[str], process: AuditProcess) -> WorkerReporter:
         """What publishes this process's own reports."""
@@ -251,8 +251,8 @@ class Wiring:
     def _sweep(self) -> SweepHandler:
         settings, context = self._settings, self._sweep_context
         planner = Planner(context.storage, settings.sweep_page_keys)
-        project_sweep = ProjectSweep(context, planner, lease_s=settings.lease_s)
-        all_projects_sweep = AllProjectsSweep(context, self._starter)
+        reconciler = Reconciler(context, planner, lease_s=settings.lease_s)
+        all_projects = AllProjectsSweep(context, self._starter)
         page_worker = PageWorker(
             context.storage,
             context.keyrings,
@@ -261,9 +261,7 @@ class Wiring:
             concurrency=settings.sweep_concurrency,
             copy_limit_bytes=settings.copy_limit_bytes,
         )
-        return SweepHandler(
-            context.store, project_sweep, all_projects_sweep, page_worker, self._metrics
-        )
+        return SweepHandler(context.store, reconciler, all_projects, page_worker, self._metrics)
 
     async def _clean_up_staging(self) -> None:
         """Remove staged bodies that no request may name any more (SPEC 6.4)."""
@@ -289,17 +287,10 @@ class Wiring:
         )
         await keeper.run()
 
-    async def _recover_sweeps(self) -> None:
-        """Resume sweeps whose messages were lost (SPEC 8.5)."""
-        settings = self._settings
-        keep_for = timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s)
+    async def _look_at_sweeps(self) -> None:
+        """Resume sweeps whose messages were lost, and compare keyrings with their marks."""
         watch = None
         if self._witness is not None:
             watch = MarkWatch(self._witness, self._metrics.report_rolled_back)
-        await recover_periodically(
-            self._store,
-            self._sweep,
-            OpenRotations(self._storage, self._store, self._starter, self._keys, watch),
-            keep_for=keep_for,
-            interval_s=settings.sweep_rescue_interval_s,
-        )
+        periodic = PeriodicLook(self._sweep_context, self._sweep, self._starter, watch)
+        await look_periodically(periodic, interval_s=self._settings.sweep_rescue_interval_s)

@@ -148,7 +148,9 @@ def rotations_and_sweeps_stuck(facts: Facts) -> Iterable[AttentionItem]:
         if row.status != "running" or row.started_at is None:
             continue
         moved_at = facts.moved_at(row) or row.started_at
-        if facts.now - max(moved_at, row.started_at) >= STUCK_AFTER:
+        is_still = facts.now - max(moved_at, row.started_at) >= STUCK_AFTER
+        # One that waits for the next round makes no progress before the running one ends.
+        if is_still and not row.waits_for_round:
             stuck.append(row)
         elif row.kind == "rotation" and facts.now - row.started_at >= ROTATION_SLOW_AFTER:
             slow.append(row)

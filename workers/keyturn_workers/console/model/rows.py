@@ -151,7 +151,7 @@ class SweepRow:
         actor: The person who asked for it by this console, if known.
         publisher: Who requested it.
         generation: The generation that a rotation began, or that the sweep proves.
-        taken_over_by: The id of the later sweep that proves this one (SPEC 8.6).
+        waits_for_round: Whether a round runs that does not answer it: it waits for the next one.
         expected_objects: How many objects there are, where that was counted.
         objects_done: Objects done; one that still needs its proof counts as half.
         rate_per_s: Objects done a second lately; None if unknown.
@@ -179,7 +179,7 @@ class SweepRow:
     encrypt_plaintext: bool | None = None
     repair: bool | None = None
     generation: int | None = None
-    taken_over_by: str | None = None
+    waits_for_round: bool = False
     evidence: str | None = None
     expected_objects: int | None = None
     objects_done: float | None = None

@@ -90,7 +90,7 @@ def reported_row(status: SweepStatus, at: datetime) -> SweepRow:
         encrypt_plaintext=status.encrypt_plaintext if status.status else None,
         repair=status.repair if status.status else None,
         generation=status.generation,
-        taken_over_by=status.taken_over_by,
+        waits_for_round=status.waits_for_round,
         evidence=status.evidence,
         expected_objects=status.expected_objects,
         rate_per_s=status.rate_per_s,

@@ -1,15 +1,15 @@
-"""The evidence of each project in the bucket: one file for each clean end (SPEC 15.1).
+"""The evidence of each project in the bucket: one file for each clean end (SPEC 8.6, 15.1).
 
-A clean end is made in this order, and resumed at any point of it (`project_sweep`):
+A clean end is made in this order, and resumed at any point of it (`reconciler`):
 
-1. The envelope, with `previous` as the keyring names it, is kept in the sweep's record.
+1. The envelope, with `previous` as the keyring names it, is kept in the project's record.
 2. The conditional put of the keyring names its digest. From here on it is in the chain.
 3. The file is put at its place.
-4. The record ends.
+4. The round ends in the record, which keeps the envelope until the next one.
 
-So the keyring decides which evidence follows which, and a chain cannot fork. Before a sweep adds
-evidence it makes sure that the file of the one before exists: its own worker may have died
-before it put it. It is restored from the record that keeps it.
+So the keyring decides which evidence follows which, and a chain cannot fork. Before a round adds
+evidence it makes sure that the file of the one before exists: somebody may have removed it. It is
+restored from the record.
 
 The keyring is sealed, and names the newest digest, which names the one before, and so on. So
 what is reached from there is genuine, even if an attacker can write the bucket. A file that is
@@ -24,33 +24,108 @@ import structlog
 
 from keyturn.crypto import SigningKey
 from keyturn.errors import (
-    CorruptObjectError,
     EvidenceError,
     StorageUnavailableError,
-    UnknownMasterKeyError,
 )
 from keyturn.evidence import (
     MAX_EVIDENCE_BYTES,
+    MAX_ORIGINS,
     Evidence,
+    EvidenceCounts,
+    EvidenceOrigin,
+    Predicate,
+    Statement,
     digest,
+    keys_before,
     parse,
     sign,
 )
 from keyturn.identifiers import (
     evidence_prefix,
     evidence_s3_key,
+    format_time,
     parse_evidence_name,
 )
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.clean_end import statement_of
-from keyturn_workers.sweep.plan import Plan
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep.record import Counts, Origin, ProjectRecord, Round
 
 _MAX_ATTEMPTS: Final = 8
 
 _log = structlog.get_logger()
+
+
+def statement_of(
+    record: ProjectRecord,
+    of: Round,
+    origins: Sequence[Origin],
+    deployment: str,
+    *,
+    previous: str | None,
+    previous_evidence: Evidence | None,
+    key_id: str,
+    held: frozenset[str],
+    late_writes_refused: bool,
+    version: str,
+) -> Statement:
+    """What the evidence of a clean end says. Pure.
+
+    Args:
+        record: The record of the project.
+        of: The round that ends. Every page is proven.
+        origins: Those that it ends, the oldest first.
+        deployment: The name of the installation.
+        previous: The digest of the project's newest evidence, by its keyring.
+        previous_evidence: That evidence; None if there is none, or if its file is lost.
+        key_id: The id of the event key that signs.
+        held: The ids of the event keys that may sign after it.
+        late_writes_refused: Whether the storage refuses writes that arrive after their lease.
+        version: The version of Keyturn.
+    """
+    named = [
+        EvidenceOrigin(
+            kind="rotation" if each.kind == "rotation" else "sweep",
+            id=each.id,
+            publisher=each.publisher,
+            request=each.digests[0] if each.digests else None,
+        )
+        for each in origins
+    ]
+    first = next((each for each in named if each.publisher is not None), None)
+    before = min((each.written_before for each in origins), key=_writes, default=Counts())
+    counts = of.counts.with_writes(record.written.writes(before))
+    predicate = Predicate(
+        sweep_id=of.id,
+        kind="rotation" if any(each.kind == "rotation" for each in named) else "sweep",
+        publisher=None if first is None else first.publisher,
+        request=None if first is None else first.request,
+        origins=named[:MAX_ORIGINS],
+        origin_count=len(named),
+        generation=record.state.generation,
+        kek_id=record.state.kek_id,
+        master_key=record.state.master_key,
+        turned_at=format_time(record.changed_at),
+        proven_from=format_time(of.proven_from or record.changed_at),
+        proven_to=format_time(of.proven_to or record.changed_at),
+        lease_s=record.lease_s,
+        late_writes_refused=late_writes_refused,
+        counts=EvidenceCounts.model_validate({**counts.to_json(), "clean": True}),
+        pages=of.next_page,
+        version=version,
+        event_keys=keys_before(previous_evidence, key_id, held),
+        previous=previous,
+    )
+    return Statement(deployment, record.project, predicate)
+
+
+def _writes(counts: Counts) -> int:
+    return counts.rewrapped + counts.encrypted
+
+
+def counts_of(evidence: Evidence) -> Counts:
+    """The counts that evidence names. Pure."""
+    return Counts(**evidence.predicate.counts.model_dump(exclude={"clean"}))
 
 
 class EvidenceLog:
@@ -58,7 +133,6 @@ class EvidenceLog:
 
     Args:
         storage: The bucket.
-        store: The records of sweeps, which keep evidence until its file exists.
         deployment: The name of the installation.
         event_keys: The event keys of this worker. The first one signs.
     """
@@ -66,33 +140,43 @@ class EvidenceLog:
     def __init__(
         self,
         storage: Storage,
-        store: SweepStore,
         deployment: str,
         event_keys: Sequence[SigningKey],
     ) -> None:
         self._storage = storage
-        self._store = store
         self._deployment = deployment
         self._event_keys = tuple(event_keys)
         self._version = version("keyturn-workers")
 
-    async def build(self, plan: Plan, keyring: Keyring, *, late_writes_refused: bool) -> bytes:
+    async def build(
+        self,
+        record: ProjectRecord,
+        of: Round,
+        origins: Sequence[Origin],
+        keyring: Keyring,
+        *,
+        late_writes_refused: bool,
+    ) -> bytes:
         """The evidence of a clean end, to follow the one that this keyring names.
 
         When it returns, the file of that one exists, unless it is lost for good.
 
         Args:
-            plan: The sweep. Every page is proven, and the dates of all are known.
+            record: The record of the project.
+            of: Its round. Every page is proven.
+            origins: Those that the round ends, the oldest first.
             keyring: As it was read last; it shows the state that was proven.
             late_writes_refused: Whether the storage refuses writes after their lease.
 
         Raises:
             StorageUnavailableError: try again, perhaps in another worker.
         """
-        previous = await self._find_newest(keyring)
+        previous = await self._find_newest(keyring, record.evidence)
         key = self._signing_key(previous)
         statement = statement_of(
-            plan,
+            record,
+            of,
+            origins,
             self._deployment,
             previous=keyring.evidence,
             previous_evidence=previous,
@@ -140,70 +224,7 @@ class EvidenceLog:
                 return
         raise StorageUnavailableError("the file of evidence kept changing")
 
-    async def is_chained(self, evidence: Evidence, keyring: Keyring) -> bool:
-        """Whether a keyring named this evidence, and so all later evidence follows it.
-
-        Args:
-            evidence: Evidence of a sweep, as its sealed record keeps it.
-            keyring: The project's, as it was read last.
-        """
-        if keyring.evidence in (None, evidence.digest):
-            return keyring.evidence is not None
-        # Until the keyring named it, only a worker could see it.
-        if await self._read(_s3_key(evidence)) == evidence.envelope:
-            return True
-        return await self._is_reached(evidence, keyring)
-
-    async def find_own(self, plan: Plan, keyring: Keyring) -> Evidence | None:
-        """The evidence that this very sweep left in the chain at this generation, if it did.
-
-        Its record was removed since, and it was requested again. Its place is taken: what is in
-        the chain is never replaced. What this deployment signed was put there only once it was in
-        the chain, so that counts too, should the way to it have a gap.
-        """
-        request = plan.ask
-        s3_key = evidence_s3_key(request.project, plan.state.generation, request.sweep_id)
-        body = await self._read(s3_key)
-        try:
-            evidence = None if body is None else parse(body)
-        except EvidenceError:
-            return None
-        if evidence is None or not self._is_at_its_place(evidence, s3_key):
-            return None
-        if evidence.predicate.kek_id != plan.state.kek_id:
-            return None  # of a project that had this name before, with another key
-        if self._is_signed(evidence) or await self._is_reached(evidence, keyring):
-            return evidence
-        return None
-
-    def _is_signed(self, evidence: Evidence) -> bool:
-        try:
-            evidence.verify([key.verify_key() for key in self._event_keys])
-        except EvidenceError:
-            return False
-        return True
-
-    async def _is_reached(self, evidence: Evidence, keyring: Keyring) -> bool:
-        """Whether the chain leads from the keyring to this evidence."""
-        files = self._files(keyring)
-        seen: dict[str, Evidence] = {}
-        wanted = keyring.evidence
-        while wanted is not None:
-            if wanted == evidence.digest:
-                return True
-            while wanted not in seen:
-                following = await anext(files, None)
-                if following is None:
-                    return False
-                seen[following.digest] = following
-            reached = seen[wanted]
-            # Generations never fall along the chain.
-            if reached.predicate.generation < evidence.predicate.generation:
-                return False
-            wanted = reached.predicate.previous
-        return False
-
-    async def _find_newest(self, keyring: Keyring) -> Evidence | None:
+    async def _find_newest(self, keyring: Keyring, kept: str | None) -> Evidence | None:
         """The evidence that the keyring names, restored if its file is missing."""
         wanted = keyring.evidence
         if wanted is None:
@@ -211,29 +232,12 @@ class EvidenceLog:
         async for each in self._files(keyring):
             if each.digest == wanted:
                 return each
-        evidence = await self._find_kept(keyring.project, wanted)
-        if evidence is None:
+        if kept is None or digest(kept.encode()) != wanted:
             _log.error("evidence is missing", project=keyring.project, digest=wanted)
             return None
+        evidence = parse(kept.encode())
         await self.publish(evidence)
         return evidence
-
-    async def _find_kept(self, project: str, wanted: str) -> Evidence | None:
-        """The evidence with this digest from the record of the sweep that made it."""
-        stored = [
-            (changed_at, sweep_id)
-            async for sweep_id, of_project, changed_at in self._store.plans()
-            if of_project == project
-        ]
-        for _, sweep_id in sorted(stored, reverse=True):
-            try:
-                plan = (await self._store.read(sweep_id, project)).plan
-            except (MissingError, CorruptObjectError, UnknownMasterKeyError):
-                continue
-            envelope = b"" if plan.envelope is None else plan.envelope.text.encode()
-            if digest(envelope) == wanted:
-                return parse(envelope)
-        return None
 
     async def _files(self, keyring: Keyring) -> AsyncIterator[Evidence]:
         """The files of a project, of the newest generation first, the last ones put first.

@@ -1,0 +1,314 @@
+"""The periodic look at all keyrings and records (SPEC 5.5, 8.5).
+
+A broker that was emptied loses the steps of all projects. Several times an hour each sweep worker
+looks for records that have something to do and have not changed for a while, and resumes them.
+
+It also compares all keyrings with their marks, since an unused project would keep one that was
+rolled back. A rotation that the record of its project lacks is added to it again: an attacker can
+remove a record, and a worker can die after it rotated the keyring and before it added the
+rotation. And it removes what nothing reads any more.
+
+The cost: one listing of keyrings and one of records, a read of each that is new to this process or
+changed since its last look (at most `_READS_PER_LOOK` of each), and a listing of each project that
+has folders of rounds.
+"""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+
+from keyturn.errors import (
+    CodedError,
+    CorruptObjectError,
+    KmsUnavailableError,
+    UnknownMasterKeyError,
+)
+from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
+from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring import Keyring, Mark, rotations_to_prove
+from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
+from keyturn_workers.sweep.context import SweepContext
+from keyturn_workers.sweep.handler import SweepHandler
+from keyturn_workers.sweep.mark_watch import MarkWatch
+from keyturn_workers.sweep.page import restore_noted_tags
+from keyturn_workers.sweep.progress import needs_step
+from keyturn_workers.sweep.record import Origin, ProjectRecord
+from keyturn_workers.sweep.starter import SweepStarter, new_origin
+
+# A step waits at most 600 s for its next attempt, and two leases for a proof.
+STALLED_AFTER: Final = timedelta(minutes=15)
+_READS_PER_LOOK: Final = 2000
+_CONCURRENCY: Final = 16
+_NOT_READABLE: Final = (CorruptObjectError, UnknownMasterKeyError, KmsUnavailableError)
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _SeenKeyring:
+    """A keyring as it was read.
+
+    Attributes:
+        etag: By the listing.
+        mark: What its mark must say.
+        rotations: The rotations that the record of its project must have. `added_at` is when
+            each changed the keyring.
+        is_cleared: Whether a clean sweep has followed all of them.
+    """
+
+    etag: str
+    mark: Mark
+    rotations: tuple[Origin, ...]
+    is_cleared: bool
+
+
+@dataclass(slots=True)
+class _Look:
+    """One look under way."""
+
+    now: datetime
+    records: dict[str, str] = field(default_factory=dict)
+    missing: set[tuple[str, str]] = field(default_factory=set)
+
+
+class PeriodicLook:
+    """The looks of one process.
+
+    Args:
+        context: What the parts of a sweep share.
+        handler: Resumes records.
+        starter: Adds rotations to records that lack them.
+        watch: Compares the keyrings with their marks.
+    """
+
+    def __init__(
+        self,
+        context: SweepContext,
+        handler: SweepHandler,
+        starter: SweepStarter,
+        watch: MarkWatch | None = None,
+    ) -> None:
+        self._storage = context.storage
+        self._keys = context.keys
+        self._store = context.store
+        self._keep_for = context.keep_for
+        self._handler = handler
+        self._starter = starter
+        self._watch = watch
+        self._keyrings: dict[str, _SeenKeyring] = {}
+        # The ETags of records that had nothing to do.
+        self._resting: dict[str, str] = {}
+        # Keyring and record, by their ETags, of projects whose record had all rotations.
+        self._complete: dict[str, tuple[str, str]] = {}
+        # Project and id of the rotations that the last look missed.
+        self._missing: set[tuple[str, str]] = set()
+
+    async def look(self, now: datetime) -> int:
+        """Look once; returns how many records were resumed, and rotations added.
+
+        Args:
+            now: This machine's clock. Ages are long, so its drift does not matter.
+        """
+        look = _Look(now)
+        await self._look_at_keyrings()
+        resumed = await self._look_at_records(look)
+        return resumed + await self._add_missing(look)
+
+    # Keyrings.
+
+    async def _look_at_keyrings(self) -> None:
+        """Read the keyrings that changed since the last look, and compare all with their marks."""
+        if self._watch is not None:
+            self._watch.begin()
+        listed = set[str]()
+        changed: list[tuple[str, str]] = []
+        before, self._keyrings = self._keyrings, {}
+        async for row in self._storage.list(KEYRINGS_PREFIX):
+            project = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
+            if row.key != keyring_s3_key(project) or not is_project(project):
+                continue
+            listed.add(project)
+            seen = before.get(project)
+            if seen is not None and seen.etag == row.etag and self._is_settled(project, seen):
+                self._keyrings[project] = seen
+            elif len(changed) < _READS_PER_LOOK:
+                changed.append((project, row.etag))
+        slots = asyncio.Semaphore(_CONCURRENCY)
+
+        async def read(project: str, etag: str) -> None:
+            async with slots:
+                await self._read_keyring(project, etag)
+
+        await asyncio.gather(*(read(*each) for each in changed))
+        if self._watch is not None:
+            self._watch.end(listed)
+
+    def _is_settled(self, project: str, seen: _SeenKeyring) -> bool:
+        return self._watch is None or self._watch.is_settled(project, seen.mark)
+
+    async def _read_keyring(self, project: str, etag: str) -> None:
+        try:
+            _, body = await self._storage.read(keyring_s3_key(project), max_bytes=KEYRING_MAX_BYTES)
+            keyring = await parse_keyring(body, project, self._keys)
+        except (MissingError, *_NOT_READABLE):
+            return  # another worker may hold its master key, or an operator must act
+        # The ETag of the listing: if the keyring changed since, the next look reads it again.
+        current = keyring.current
+        mark = Mark(keyring.serial, hashlib.sha256(body).digest(), current.generation)
+        self._keyrings[project] = _SeenKeyring(
+            etag, mark, tuple(_rotations_of(keyring)), not keyring.has_old_keks
+        )
+        if self._watch is not None:
+            await self._watch.compare(keyring, mark)
+
+    # Records.
+
+    async def _look_at_records(self, look: _Look) -> int:
+        """Resume records that have stalled, and find out which lack a rotation."""
+        before, self._resting = self._resting, {}
+        listed = [each async for each in self._store.projects()]
+        resumed, reads_left = 0, _READS_PER_LOOK
+        # One that stalled has changed later than most of those that rest.
+        for project, changed_at, etag in sorted(listed, key=lambda row: row[1], reverse=True):
+            look.records[project] = etag
+            is_stalled = look.now - changed_at > STALLED_AFTER
+            if before.get(project) == etag:
+                self._resting[project] = etag
+            elif is_stalled and reads_left:
+                reads_left -= 1
+                resumed += await self._resume_or_clean_up(look, project)
+        return resumed
+
+    async def _resume_or_clean_up(self, look: _Look, project: str) -> bool:
+        try:
+            record = await self._store.find(project)
+            if record is None:
+                return False
+            if needs_step(record):
+                return await self._handler.resume(project)
+            if await self._remove_folders(look, project):
+                self._resting[project] = look.records[project]
+        except _NOT_READABLE as exc:
+            # It is forged, or another worker must resume it. The others must not wait.
+            fields = {"project": project, "code": exc.code}
+            _log.warning("record not resumed", **fields, detail=exc.detail)
+        return False
+
+    async def _remove_folders(self, look: _Look, project: str) -> bool:
+        """Remove the records of rounds that no end names any more, once their tags are back.
+
+        Returns whether no folder is left.
+        """
+        folders = await self._store.folders(project)
+        if not folders:
+            return True
+        # Read after the listing: a round that it does not name has no folder there.
+        record = await self._store.find(project)
+        if record is None:
+            return True
+        ends = (each.end for each in record.origins if each.end is not None)
+        named = {end.round_id for end in ends if look.now - end.at <= self._keep_for}
+        if record.round is not None:
+            named.add(record.round.id)
+        old = [
+            round_id
+            for round_id, touched_at in folders.items()
+            if round_id not in named and look.now - touched_at > self._keep_for
+        ]
+        if old and isinstance(record, ProjectRecord):
+            await restore_noted_tags(self._storage, self._store, project)
+        for round_id in old:
+            await self._store.delete_folder(project, round_id)
+        return len(old) == len(folders)
+
+    # Rotations that are in a keyring and in no record.
+
+    async def _add_missing(self, look: _Look) -> int:
+        """Add the rotations that two looks in a row found in no record.
+
+        One that a clean sweep has followed counts for half the time for which its end is kept.
+        Later, the record may have dropped it for its age.
+        """
+        for project, seen in self._keyrings.items():
+            rotations = [
+                each
+                for each in seen.rotations
+                if look.now - each.added_at > STALLED_AFTER
+                and (not seen.is_cleared or look.now - each.added_at <= self._keep_for / 2)
+            ]
+            if rotations:
+                await self._find_missing(look, project, rotations)
+        again = look.missing & self._missing
+        self._missing = look.missing - again
+        added = 0
+        for project, rotation_id in sorted(again):
+            rotations = list(self._keyrings[project].rotations)
+            origin = next(each for each in rotations if each.id == rotation_id)
+            added += await self._add(project, origin)
+        return added
+
+    async def _find_missing(self, look: _Look, project: str, rotations: list[Origin]) -> None:
+        complete = (self._keyrings[project].etag, look.records.get(project, ""))
+        if self._complete.get(project) == complete:
+            return
+        record: ProjectRecord | None = None
+        try:
+            with suppress(MissingError):
+                record = (await self._store.read(project)).record
+        except CorruptObjectError:
+            pass  # adding a rotation replaces it
+        except (UnknownMasterKeyError, KmsUnavailableError):
+            return
+        known = () if record is None else record.origins
+        missing = {each.name for each in rotations} - {each.name for each in known}
+        look.missing |= {(project, name[1]) for name in missing}
+        # One that was too young to be looked for may be missing all the same.
+        if not missing and len(rotations) == len(self._keyrings[project].rotations):
+            self._complete[project] = complete
+
+    async def _add(self, project: str, rotation: Origin) -> bool:
+        fields = {"project": project, "rotation_id": rotation.id}
+        try:
+            await self._starter.start(project, rotation)
+        except CodedError as exc:
+            # The others must not wait for it. The next looks try again.
+            _log.warning("rotation not added", **fields, code=exc.code, detail=exc.detail)
+            return False
+        _log.warning("rotation without a record added again", **fields)
+        return True
+
+
+def _rotations_of(keyring: Keyring) -> Iterable[Origin]:
+    """The rotations that the project's record must have.
+
+    If a clean sweep has cleared the keys before the last one, its end may still not have been
+    published. So it counts too.
+    """
+    rotations = rotations_to_prove(keyring)
+    if not rotations and keyring.history:
+        rotations = (keyring.current,)
+    for each in rotations:
+        request = keyring.origin_of(each)
+        if request is not None:
+            origin = new_origin("rotation", each.rotation_id, each.requested_at, request)
+            yield replace(origin, added_at=parse_time(each.at))
+
+
+async def look_periodically(periodic: PeriodicLook, *, interval_s: float) -> None:
+    """Look for ever, at random intervals so that workers are out of step."""
+    while True:
+        await asyncio.sleep(interval_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+        try:
+            resumed = await periodic.look(datetime.now(UTC))
+        except Exception:  # noqa: BLE001  # the broker may be down: another look follows
+            _log.exception("sweeps not looked at")
+            continue
+        if resumed:
+            _log.warning("sweeps resumed", records=resumed)

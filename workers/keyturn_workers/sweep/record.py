@@ -1,0 +1,515 @@
+"""The one record of a project's sweeps, as values (SPEC 8.5). Pure.
+
+A rotation, or a request to sweep, adds an *origin* to the record of its project. A *round* proves
+the state of the project for origins that were there when it began, page by page. Each of these
+origins then gets its own end. `progress` says what becomes of a record; `store` reads and writes
+it.
+
+A page covers the object keys after `after` up to and including `last`. The pages of a key range
+adjoin by construction, so no object key lies between two of them.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from keyturn.identifiers import ALL_PROJECTS
+from keyturn.messages import RequestOrigin
+from keyturn_workers.keyring import KeyringSnapshot
+
+ALL: Final = ALL_PROJECTS
+# How many digests of one repeated request a record keeps.
+_MAX_DIGESTS: Final = 64
+
+Kind = Literal["rotation", "sweep", "part"]
+OriginName: TypeAlias = tuple[Kind, str, str | None, str | None]
+"""What identifies an origin: its kind, id and publisher, and of a part its walk."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one page attempt counted, or the sum of many (SPEC 8.6).
+
+    `objects` counts all object keys except foreign names. `rewrapped` and `encrypted` count
+    writes, the others count states.
+    """
+
+    objects: int = 0
+    rewrapped: int = 0
+    current: int = 0
+    plaintext: int = 0
+    encrypted: int = 0
+    deleted: int = 0
+    foreign: int = 0
+    failed: int = 0
+    noncurrent_stale: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            *(getattr(self, name) + getattr(other, name) for name in _COUNT_NAMES),
+        )
+
+    def with_writes(self, writes: "Counts") -> "Counts":
+        """These states, with the writes of another count."""
+        return replace(self, rewrapped=writes.rewrapped, encrypted=writes.encrypted)
+
+    def without_writes(self) -> "Counts":
+        """Only the states."""
+        return self.with_writes(Counts())
+
+    def writes(self, since: "Counts | None" = None) -> "Counts":
+        """Only the writes; without those that had been counted before."""
+        before = since or Counts()
+        return Counts(
+            rewrapped=self.rewrapped - before.rewrapped, encrypted=self.encrypted - before.encrypted
+        )
+
+    @property
+    def all_as_desired(self) -> bool:
+        """Whether nothing failed and every object is in its desired state."""
+        as_desired = self.current + self.plaintext + self.deleted
+        return not self.failed and not self.noncurrent_stale and as_desired == self.objects
+
+    def to_json(self) -> dict[str, int]:
+        """The counts by name."""
+        return asdict(self)
+
+
+_COUNT_NAMES: Final = tuple(each.name for each in fields(Counts))
+
+
+# Origins: who asked for what, and how it ended.
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a request asks for beyond the desired state of the project.
+
+    Attributes:
+        master_key: The master key that the project must be under.
+        encrypt_plaintext: Whether plaintext is encrypted, and forbidden afterward.
+        repair: Whether wraps that do not open are replaced.
+    """
+
+    master_key: str | None = None
+    encrypt_plaintext: bool = False
+    repair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How an origin ended.
+
+    Attributes:
+        at: The storage's clock, or that of a worker whose step failed.
+        clean: Whether every object was proven to be in its desired state.
+        counts: The counts of the round, with the writes since the origin was added.
+        round_id: The round, or the walk, that was to answer it; failures, or the ends of parts,
+            are stored there. None without one.
+        late_writes_refused: Whether the storage refuses writes that arrive after their lease.
+        state: The desired state that was proven; None without a proof, and of a walk.
+        parts: Of a sweep of all projects, how many parts ended.
+        evidence: The digest of its evidence; None unless it is clean.
+        code: Why it failed; empty if it did not.
+        detail: See `code`.
+        failed_at_step: The step that gave up. A replay of its message, or of the request,
+            takes back such an end.
+        published: Whether each of its requests was answered.
+    """
+
+    at: datetime
+    clean: bool
+    counts: Counts
+    round_id: str | None = None
+    late_writes_refused: bool | None = None
+    state: "State | None" = None
+    parts: int | None = None
+    evidence: str | None = None
+    code: str = ""
+    detail: str = ""
+    failed_at_step: int | None = None
+    published: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A request that the record's project is swept for.
+
+    Attributes:
+        kind: What it is: a rotation, a sweep, or the part of a sweep of all projects.
+        id: The id that the publisher chose.
+        publisher: Who signed it; None of a keyring that does not say.
+        requested_at: As its publisher wrote it.
+        digests: The SHA-256 of its bodies: one, or more if it was signed again.
+        actor: The person whom it names, if any.
+        options: What it asks for.
+        walk_id: Of a part, the walk through all projects that takes its end.
+        added_at: When it was added, by the clock of a worker.
+        written_before: The writes that the record had counted when it was added.
+        end: How it ended; None while it is open.
+    """
+
+    kind: Kind
+    id: str
+    publisher: str | None
+    requested_at: str
+    digests: tuple[str, ...]
+    added_at: datetime
+    actor: str | None = None
+    options: Options = Options()  # it is frozen
+    walk_id: str | None = None
+    written_before: Counts = Counts()  # it is frozen
+    end: End | None = None
+
+    @property
+    def name(self) -> OriginName:
+        """What identifies it within its record."""
+        return self.kind, self.id, self.publisher, self.walk_id
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return self.end is None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it ended and its end was published."""
+        return self.end is not None and self.end.published
+
+    @property
+    def status(self) -> Literal["running", "done", "failed"]:
+        """Whether it is under way, ended, or could not continue."""
+        if self.end is None:
+            return "running"
+        return "failed" if self.end.code else "done"
+
+    @property
+    def requests(self) -> tuple[RequestOrigin | None, ...]:
+        """The requests that its end answers."""
+        if self.publisher is None:
+            return (None,)
+        return tuple(RequestOrigin(self.publisher, each, self.actor) for each in self.digests)
+
+    def with_digests(self, digests: Iterable[str]) -> "Origin":
+        """The origin with the digests of repeated requests, each once and a bounded number.
+
+        A publisher that signs the same request again and again must not make the record grow. It
+        gets the end all the same, since that is matched by everything but the digest.
+        """
+        all_digests = dict.fromkeys((*self.digests, *digests))
+        return replace(self, digests=tuple(all_digests)[:_MAX_DIGESTS])
+
+
+# Rounds: what is proven, page by page.
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A desired state in short (SPEC 5.2): what a page attempt observed, what a round proves.
+
+    Attributes:
+        serial: The serial of the keyring. A state that was left and came back, as with two sweeps
+            that name two master keys, is not the same state: objects may have followed the
+            other one in between.
+    """
+
+    generation: int
+    kek_id: str
+    master_key: str
+    plaintext: bool
+    serial: int
+
+    @classmethod
+    def of(cls, snapshot: KeyringSnapshot) -> "State":
+        """The state that a keyring snapshot shows."""
+        desired = snapshot.desired
+        return cls(
+            desired.generation,
+            desired.kek_id,
+            desired.master_key,
+            desired.plaintext_allowed,
+            snapshot.keyring.serial,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """A range of object keys, planned up to `through`, to be planned up to `end`.
+
+    An empty `end` is the end of the project.
+    """
+
+    through: str = ""
+    end: str = ""
+    planned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPage:
+    """A page that is not proven yet.
+
+    A page is sent if `sent_at` is None and `not_before` has passed by the storage's clock.
+
+    Attributes:
+        attempts: How many attempts at it were made.
+        failures: How many of them failed for an object, with nothing else left to do.
+        sends: How often the current attempt was sent.
+        seen: What the last attempt counted.
+    """
+
+    page: int
+    after: str
+    last: str
+    attempts: int = 0
+    failures: int = 0
+    sends: int = 0
+    sent_at: datetime | None = None
+    not_before: datetime | None = None
+    seen: Counts = field(default_factory=Counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An object that could not be read, or not be brought to the desired state."""
+
+    key: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one page attempt observed and did (SPEC 8.5).
+
+    Attributes:
+        after: With `last` the range of the page, so that a result proves no other range.
+        last: See `after`.
+        state: The desired state that was observed; None if it changed during the attempt.
+        observed_at: The storage's `Date` of a read that preceded all others of the attempt.
+        changed: How many writes and removals there were.
+        proves: Whether the worker had known the storage's clock for long enough to date a proof.
+    """
+
+    after: str
+    last: str
+    state: State | None
+    observed_at: datetime
+    counts: Counts
+    changed: int
+    failures: tuple[Failure, ...] = ()
+    proves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One proof of a project's state, page by page.
+
+    Attributes:
+        id: A random UUID. Records of its pages, and its evidence, have it in their names.
+        options: The options of all origins that it serves.
+        origins: The origins that it serves. They were there when it began.
+        next_page: How many pages were planned.
+        proven: The counts of proven pages, each by its last attempt.
+        proven_from: The storage's `Date` of the first observation that proved a page.
+        proven_to: The storage's `Date` of the last one.
+        width: How many pages may be under way at once.
+    """
+
+    id: str
+    options: Options
+    origins: tuple[OriginName, ...]
+    ranges: tuple[KeyRange, ...] = (KeyRange(),)
+    open_pages: tuple[OpenPage, ...] = ()
+    next_page: int = 0
+    proven: Counts = field(default_factory=Counts)
+    proven_from: datetime | None = None
+    proven_to: datetime | None = None
+    width: int = 16
+
+    @property
+    def everything_planned(self) -> bool:
+        """Whether every object key of the project is in a page, proven or open."""
+        return all(key_range.planned for key_range in self.ranges)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every page is proven."""
+        return self.everything_planned and not self.open_pages
+
+    @property
+    def counts(self) -> Counts:
+        """The states so far: of proven pages, and of the last attempt at each open page."""
+        return sum((page.seen for page in self.open_pages), self.proven)
+
+    def page(self, number: int) -> OpenPage | None:
+        """The open page with this number."""
+        return next((page for page in self.open_pages if page.page == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanEnd:
+    """A clean end that is being made (SPEC 15.1): what it rests on, whatever happens meanwhile.
+
+    Attributes:
+        envelope: The content of its evidence's file, which is ASCII.
+        state: The state that was proven. The keyring is changed only while it shows this state.
+        origins: The origins that it ends.
+        written: All writes that the record had counted by then.
+    """
+
+    envelope: str
+    state: State
+    origins: tuple[OriginName, ...]
+    written: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRecord:
+    """The record of one project.
+
+    Attributes:
+        state: The desired state that the running round proves, or the last one proved.
+        changed_at: The storage's `Date` of the first response that showed `state`.
+        is_dated: False until a worker that has known the storage's clock for two leases has
+            dated the change of state. Nothing is proven before (SPEC 8.4).
+        lease_s: The longest lease of all workers that took part.
+        stepped_lease_s: The lease of the worker that made the last step.
+        step: The number of the step that the record waits for.
+        stepped_at: The storage's `Date` of the last step.
+        progressed_at: When progress was published last.
+        idle_steps: How many steps passed since one that had something to do.
+        origins: The requests, open and ended, in the order in which they were added.
+        round: The running round, if any.
+        written: The writes of all page attempts of all rounds.
+        clean_end: The clean end that is being made, if any.
+        evidence: The envelope of the newest evidence, in case that its file is lost.
+    """
+
+    project: str
+    state: State
+    changed_at: datetime
+    lease_s: int
+    stepped_lease_s: int
+    is_dated: bool = False
+    step: int = 0
+    stepped_at: datetime | None = None
+    progressed_at: datetime | None = None
+    idle_steps: int = 0
+    origins: tuple[Origin, ...] = ()
+    round: Round | None = None
+    written: Counts = field(default_factory=Counts)
+    clean_end: CleanEnd | None = None
+    evidence: str | None = None
+
+    @property
+    def proof_after(self) -> datetime:
+        """Only an observation later than this is a proof (SPEC 8.4).
+
+        Until then a stalled worker can set an object back.
+        """
+        return self.changed_at + timedelta(seconds=2 * self.lease_s)
+
+    def counts_of(self, origin: Origin) -> Counts:
+        """The counts of an origin: of its end, or so far."""
+        if origin.end is not None:
+            return origin.end.counts
+        states = Counts() if self.round is None else self.round.counts
+        return states.with_writes(self.written.writes(origin.written_before))
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One walk through all projects: each gets its part of the origins that the walk serves.
+
+    Attributes:
+        id: A random UUID. The ends of its parts are stored under it.
+        options: The options of all origins that it serves.
+        origins: The origins that it serves.
+        through: The last project that this pass over the listing of keyrings inspected.
+        added: How many parts this pass added, or leaves to the next one.
+        open_parts: The projects whose parts are under way.
+        sums: The counts of the parts that ended.
+        projects: How many parts ended.
+        not_found: By project, in how many passes its keyring was listed but not found.
+    """
+
+    id: str
+    options: Options
+    origins: tuple[OriginName, ...]
+    through: str = ""
+    added: int = 0
+    open_parts: tuple[str, ...] = ()
+    sums: Counts = field(default_factory=Counts)
+    projects: int = 0
+    not_found: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AllRecord:
+    """The record of the sweeps of all projects; `round` is the running walk, if any."""
+
+    step: int = 0
+    stepped_at: datetime | None = None
+    origins: tuple[Origin, ...] = ()
+    round: Walk | None = None
+
+    project: ClassVar[str] = ALL
+
+    def counts_of(self, origin: Origin) -> Counts:
+        """The counts of an origin: of its end, or of the parts that ended so far."""
+        if origin.end is not None:
+            return origin.end.counts
+        is_served = self.round is not None and origin.name in self.round.origins
+        return self.round.sums if self.round is not None and is_served else Counts()
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnd:
+    """How one project's part of a sweep of all projects ended.
+
+    Attributes:
+        round_id: The round that has its failures; None without one.
+        code: Why it failed; empty if it did not.
+        detail: See `code`.
+    """
+
+    counts: Counts
+    clean: bool
+    round_id: str | None = None
+    code: str = ""
+    detail: str = ""
+
+    @classmethod
+    def of(cls, end: End) -> "PartEnd":
+        """What an end means for the whole sweep: one that failed is one failure more."""
+        counts = end.counts + Counts(failed=1) if end.code else end.counts
+        return cls(counts, end.clean, end.round_id, end.code, end.detail)
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """A value of this module as JSON."""
+    document: dict[str, Any] = _adapter(cast("Any", type(value))).dump_python(value, mode="json")
+    return document
+
+
+def from_json(kind: type[_T], document: dict[str, Any]) -> _T:
+    """A value of this module from JSON.
+
+    Raises:
+        ValueError: the document is not of that kind.
+    """
+    try:
+        value: _T = _adapter(cast("Any", kind)).validate_json(json.dumps(document))
+    except ValidationError as exc:
+        raise ValueError(f"{exc.error_count()} fields") from None
+    return value
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -1,0 +1,184 @@
+"""What a step message does to a record, of one project or of all (SPEC 8.5).
+
+Messages are hints: they arrive twice, late, out of order or not at all. Only the record says how
+far the work is. `reconciler` and `all_projects` define what a step does.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final, Generic
+
+import structlog
+
+from keyturn.errors import CodedError, NotFoundError, StorageUnavailableError
+from keyturn_workers.errors import MissingError
+from keyturn_workers.sweep.context import SweepContext
+from keyturn_workers.sweep.messages import SweepStep
+from keyturn_workers.sweep.progress import (
+    end_failed,
+    needs_step,
+    open_origins,
+    published,
+    reopen_failed,
+    unpublished_origins,
+    without_old_ends,
+)
+from keyturn_workers.sweep.record import AllRecord, Origin, OriginName, PartEnd, ProjectRecord
+from keyturn_workers.sweep.store import RecordT, StoredRecord
+
+# By two, so that no message of the step before can be taken for the step that is current now.
+RESUME_STEPS: Final = 2
+_MAX_ATTEMPTS: Final = 8
+
+_log = structlog.get_logger()
+
+
+class StepRunner(ABC, Generic[RecordT]):
+    """Makes the steps of records of one kind.
+
+    Args:
+        context: What the parts of a sweep share.
+    """
+
+    def __init__(self, context: SweepContext) -> None:
+        self._storage = context.storage
+        self._keyrings = context.keyrings
+        self._keys = context.keys
+        self._store = context.store
+        self._dispatcher = context.dispatcher
+        self._keep_for: timedelta = context.keep_for
+
+    @abstractmethod
+    async def _read(self, project: str) -> StoredRecord[RecordT]:
+        """The record; `MissingError` if there is none."""
+
+    @abstractmethod
+    async def _step(self, stored: StoredRecord[RecordT]) -> bool:
+        """Make the step of a record with open origins; False if it changed meanwhile."""
+
+    @abstractmethod
+    async def _send_again(self, record: RecordT) -> None:
+        """Send what the last step had to send: its worker may have died before that."""
+
+    def _unsent(self, record: RecordT) -> RecordT:
+        """The record with everything to be sent again; of the record of all, only its step."""
+        return record
+
+    @property
+    def _refuses_late_writes(self) -> bool:
+        return self._storage.capabilities.late_writes_refused
+
+    async def run_step(self, hint: SweepStep, *, again: bool) -> None:
+        """Make the step that a message asks for, if the record waits for it.
+
+        Args:
+            hint: The message.
+            again: Whether this very message may have been served before.
+
+        Raises:
+            NotFoundError: there is no such record.
+            CorruptObjectError, UnknownProjectError: it, or its keyring, is forged, or the keyring
+                is gone.
+            KeyringRolledBackError, UnknownMasterKeyError, StorageUnavailableError: try later.
+        """
+        # An origin that is added meanwhile, or a new seal, changes the record and not its step.
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                stored = await self._read(hint.project)
+            except MissingError as exc:
+                # Nothing can be done for it. A request with the same id starts it again.
+                raise NotFoundError("no record of sweeps exists for this project") from exc
+            record = stored.record
+            if hint.step != record.step:
+                if again and hint.step + 1 == record.step:
+                    await self._publish_ends(hint.project)
+                    await self._send_again(record)
+                return
+            if unpublished_origins(record):
+                await self._publish_ends(hint.project)
+                continue
+            if not open_origins(record):
+                # If its dead letter was replayed, it goes on.
+                record = reopen_failed(record)
+                if not open_origins(record):
+                    return
+            if await self._step(replace(stored, record=record)):
+                return
+        raise StorageUnavailableError("the project's record kept changing")
+
+    # Ends.
+
+    async def _publish_ends(self, project: str) -> None:
+        """Publish how origins ended, at least once to each of their requests."""
+        done: dict[OriginName, Origin] = {}
+        for _ in range(_MAX_ATTEMPTS):
+            stored = await self._read(project)
+            record = stored.record
+            ended = unpublished_origins(record)
+            if not ended:
+                return
+            for origin in ended:
+                if done.get(origin.name) != origin:
+                    await self._publish_end(record, origin, stored.master_key)
+                    done[origin.name] = origin
+            after = published(record, [each.name for each in ended])
+            after = without_old_ends(after, datetime.now(UTC), self._keep_for)
+            if await self._store.change(after, stored.etag, stored.master_key):
+                return
+        raise StorageUnavailableError("the project's record kept changing")
+
+    async def _publish_end(
+        self, record: ProjectRecord | AllRecord, origin: Origin, master_key: str
+    ) -> None:
+        end = origin.end
+        if end is None:
+            return
+        if origin.walk_id is None:
+            await self._dispatcher.publish_end(record.project, origin)
+            return
+        # The walk through all projects publishes the end of the whole sweep.
+        part = PartEnd.of(end)
+        await self._store.add_part_end(origin.walk_id, record.project, part, master_key)
+        await self._dispatcher.publish_progress(
+            record.project, origin, part.counts, clean=part.clean
+        )
+
+    # Messages that are lost, or given up.
+
+    async def resume(self, project: str) -> bool:
+        """Make sure that a record is worked on whose messages may be lost; False if it rests.
+
+        The record moves to the next step first. So of many workers that resume it, one sends that
+        step, and any older message is out of date. Its pages are sent again too.
+        """
+        try:
+            await self._publish_ends(project)
+            stored = await self._read(project)
+        except MissingError:
+            return False
+        if not needs_step(stored.record):
+            return False
+        record = self._unsent(stored.record)
+        record = replace(record, step=record.step + RESUME_STEPS)
+        if await self._store.change(record, stored.etag, stored.master_key):
+            await self._dispatcher.send_step(record)
+        return True
+
+    async def record_failure(self, hint: SweepStep, error: CodedError) -> None:
+        """Record and publish that a record cannot continue; a replay of its message resumes it.
+
+        Raises:
+            StorageUnavailableError, UnknownMasterKeyError: it cannot be changed.
+        """
+        try:
+            stored = await self._read(hint.project)
+        except MissingError:
+            return
+        if hint.step != stored.record.step or not open_origins(stored.record):
+            return
+        record = end_failed(stored.record, error.code, error.detail, datetime.now(UTC))
+        if await self._store.change(record, stored.etag, stored.master_key):
+            fields = {"project": hint.project, "code": error.code}
+            _log.error("sweeps failed", **fields, detail=error.detail)
+            await self._publish_ends(hint.project)
