@@ -39,25 +39,48 @@ class EvidenceLaws:
         self.chains: dict[str, list[str]] = defaultdict(list)
         # By digest: the envelope that a record kept, and the record.
         self._kept: dict[str, tuple[bytes, str]] = {}
+        # By digest: the state that it rests on.
+        self._states: dict[str, dict[str, Any]] = {}
+        # The ends that were in a record, by id and time, and whether they were published.
+        self._seen_ends: set[tuple[str, str, bool]] = set()
         # By S3 key: what workers put, which is in a chain.
         self._files: dict[str, bytes] = {}
         # Evidence whose record a bucket writer removed before its file existed.
         self._lost: set[str] = set()
 
-    def planned(self, s3_key: str, name: str, rest: dict[str, Any]) -> None:
-        """A worker wrote the record of a sweep."""
-        if rest.get("envelope") is not None:
-            envelope = rest["envelope"]["text"].encode()
+    def kept(self, s3_key: str, name: str, rest: dict[str, Any]) -> None:
+        """A worker wrote the record of a project's sweeps."""
+        if rest.get("clean_end") is not None:
+            envelope = rest["clean_end"]["envelope"].encode()
             self._kept[digest(envelope)] = (envelope, s3_key)
-        if name == "*" or rest["status"] != "done":
+            self._states[digest(envelope)] = rest["clean_end"]["state"]
+        for origin in rest["origins"] if name != "*" else ():
+            end = origin["end"]
+            at = None if end is None else (origin["id"], end["at"], end["published"])
+            if at is None or at in self._seen_ends:
+                continue
+            self._seen_ends.add(at)
+            if not end["clean"]:
+                if end["evidence"] is not None:
+                    self._violated(f"an end of {name} that proved nothing names evidence")
+                continue
+            self._check_named(name, end["evidence"], f"a record of {name}")
+            self._check_origin(name, origin)
+            if end["published"]:
+                self._check_files(name, end["evidence"], f"a clean end of {name} was published")
+
+    def state_of(self, named: str) -> dict[str, Any] | None:
+        """The state that evidence rests on, by the record that kept it."""
+        return self._states.get(named)
+
+    def _check_origin(self, name: str, origin: dict[str, Any]) -> None:
+        """The evidence of an end names the request that it answers."""
+        named = origin["end"]["evidence"]
+        if named not in self._kept:
             return
-        if not rest["clean"] or rest["ask"]["dry_run"]:
-            if rest["evidence"] is not None:
-                self._violated(f"an end of {name} that proved nothing names evidence")
-            return
-        self._check_named(name, rest["evidence"], f"a record of {name}")
-        if rest["told"]:
-            self._check_files(name, rest["evidence"], f"a clean end of {name} was published")
+        origins = parse(self._kept[named][0]).predicate.origins
+        if (origin["id"], origin["publisher"]) not in {(e.id, e.publisher) for e in origins}:
+            self._violated(f"evidence of {name} does not name a request whose end names it")
 
     def rotated(self, name: str, rest: dict[str, Any], master_key: str) -> None:
         """A worker wrote the keyring of a project."""
@@ -87,9 +110,9 @@ class EvidenceLaws:
         if self._files.setdefault(s3_key, body) != body and not self._lost:
             self._violated(f"evidence of {name} in the chain was replaced")
 
-    def ended(self, event: Any, ask: Mapping[str, Any] | None) -> None:
+    def ended(self, event: Any) -> None:
         """The end of a rotation or a sweep was published."""
-        if event.clean and event.project != "*" and ask is not None and not ask["dry_run"]:
+        if event.clean and event.project != "*":
             about = f"a clean {event.type} of {event.project}"
             self._check_named(event.project, event.evidence, about)
             self._check_files(event.project, event.evidence, f"{about} was published")

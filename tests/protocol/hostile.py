@@ -12,11 +12,11 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key, object_s3_key
+from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key, object_s3_key
 from keyturn.messages import encode as encode_event
 from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
 from keyturn_workers.sweep.messages import SweepPage, SweepStep, encode
-from keyturn_workers.sweep.record_paths import PLAN_NAME
+from keyturn_workers.sweep.store import parse_record_path, record_path
 from tests.protocol.broker import QueuedMessage
 from tests.protocol.mark_laws import project_of
 from tests.protocol.waiters import Record
@@ -80,16 +80,13 @@ class BrokerWriter:
             )
         )
 
-    def step(self, sweep_id: str, project: str, step: int, **headers: Any) -> None:
-        """A forged hint: run a step of a sweep."""
-        body = encode(SweepStep(sweep_id=sweep_id, project=project, step=step))
-        self.junk(PLAN_QUEUE, body, **headers)
+    def step(self, project: str, step: int, **headers: Any) -> None:
+        """A forged hint: make a step of a record."""
+        self.junk(PLAN_QUEUE, encode(SweepStep(project=project, step=step)), **headers)
 
-    def page(  # as many as the hint has
-        self, sweep_id: str, project: str, of_round: int, page: int, take: int, **headers: Any
-    ) -> None:
-        """A forged hint: do a page of a sweep."""
-        hint = SweepPage(sweep_id=sweep_id, project=project, round=of_round, page=page, take=take)
+    def page(self, project: str, round_id: str, page: int, attempt: int, **headers: Any) -> None:
+        """A forged hint: do a page of a round."""
+        hint = SweepPage(project=project, round=round_id, page=page, attempt=attempt)
         self.junk(SWEEP_QUEUE, encode(hint), **headers)
 
     def publish_again(self, record: Record) -> None:
@@ -142,14 +139,36 @@ class BucketWriter:
     def remove(self, prefix: str) -> None:
         """Remove everything under a prefix, with all versions."""
         removed = [key for key in self._world.server.current_objects() if key.startswith(prefix)]
+        canceled = {
+            path.project: self._origins(path.project)
+            for path in map(parse_record_path, removed)
+            if path is not None and path.is_main
+        }
         self._world.server._bucket.purge(prefix)
         for key in removed:
             if key.startswith(KEYRINGS_PREFIX):
                 self._world.oracle.marks.touched.add(project_of(key))
-            if key.startswith(SWEEPS_PREFIX) and key.endswith(f"/{PLAN_NAME}"):
-                _, _, sweep_id, folder, _ = key.split("/")
-                self._world.oracle.laws.canceled.add((sweep_id, folder))
+                continue
+            path = parse_record_path(key)
+            if path is not None and path.is_main:
+                self._world.oracle.laws.canceled |= canceled[path.project]
                 self._world.oracle.evidence.removed(key)
+
+    def _origins(self, project: str) -> set[tuple[str, str]]:
+        record = self._world.oracle.record(project) or {"origins": []}
+        return {(origin["id"], project) for origin in record["origins"]}
+
+    def set_back(self, project: str, place: int, *, with_results: bool = False) -> None:
+        """Put an earlier state of a project's record back, perhaps with all pages' records."""
+        s3_key = record_path(project)
+        if not self._seen[s3_key]:
+            return
+        before = self._origins(project)
+        self._plant(s3_key, place)
+        self._world.oracle.laws.canceled |= before - self._origins(project)
+        folder = s3_key.removesuffix(".json") + "/"
+        for each in [key for key in self._seen if with_results and key.startswith(folder)]:
+            self._plant(each, -1)
 
     def relabel(self, s3_key: str, **metadata: str) -> None:
         """Change an object's metadata: `enc_upload="…"`."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.crypto import Secret, kek_id
-from keyturn.identifiers import ALL_PROJECTS_FOLDER, object_s3_key
+from keyturn.identifiers import object_s3_key
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS, UPLOAD_QUEUE, UPLOAD_REQUESTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from keyturn.messages import Event
     from keyturn_workers.worker.grants import Grant
@@ -28,7 +28,6 @@ _OPTIONS: Final = {
     "master_key": None,
     "encrypt_plaintext": False,
     "repair": False,
-    "dry_run": False,
 }
 # What may be so by another request already: that it is so is judged in the bucket.
 _JOINED: Final = frozenset({"sweep.requested", "delete.requested"})
@@ -65,8 +64,8 @@ class Laws:
         self._grants = grants
         # Every request by its publisher and the digest of its bytes.
         self.sent_requests: dict[tuple[str, str], SentRequest] = {}
-        # Sweeps whose plan a bucket writer removed, by id and folder. A part of a sweep of all
-        # has its own folder: that sweep begins it again.
+        # Sweeps whose record a bucket writer removed, by id and project. A part of a sweep of all
+        # is in the record of its project: that sweep adds it again.
         self.canceled: set[tuple[str, str]] = set()
         # Whatever a publisher signed, requests or not.
         self.signed: set[tuple[str, bytes]] = set()
@@ -162,11 +161,9 @@ class Laws:
         if named not in ((None, None), newest):
             self._violated(f"the keyring of {project} was recovered against a mark")
 
-    def planned(self, delivery: Delivery | None) -> None:
-        """A sweep has a record that it had not before."""
-        request = self.request_of(delivery)
-        if request is not None:
-            self._planned.add((request.publisher, request.digest))
+    def planned(self, publisher: str | None, digests: Iterable[str]) -> None:
+        """A record has these requests of a publisher."""
+        self._planned |= {(str(publisher), digest) for digest in digests}
 
     # What is published.
 
@@ -259,8 +256,7 @@ class Laws:
         # The last rotation is restarted from its keyring, whatever that still holds; of a sweep,
         # and of a rotation that a later one overtook, the record was all there was.
         last = self._brought(request) == self._latest.get(request.project)
-        folder = ALL_PROJECTS_FOLDER if request.project == "*" else request.project
-        gone = (request.id, folder) in self.canceled and (
+        gone = (request.id, request.project) in self.canceled and (
             request.kind == "sweep.requested" or not last
         )
         if not waiter.ended and not gone:

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from tests.protocol.wire import Call, Server
 
 _ALGORITHM: Final = "Cobblestone-256"
-_PLAN_PARTS: Final = 3
 _WRAP_CHARACTERS: Final = 140  # of 104 bytes in base64
 
 
@@ -56,7 +55,7 @@ class State:
     kek_id: str
     master_key: str
     plaintext: bool
-    etag: str
+    serial: int
 
     @property
     def wraps(self) -> tuple[int, str, str]:
@@ -106,12 +105,14 @@ class Oracle:
         self._streamed: dict[str, Delivery] = {}
         self._opened: dict[tuple[str, bytes, bytes], Seen] = {}
         self.events: list[Event] = []
-        # What sealed bodies opened to, and the request of each sweep that ended.
+        # What sealed bodies opened to, and the options of each sweep that ended.
         self._plaintexts_of: dict[bytes, bytes] = {}
-        self._ended_requests: dict[tuple[str, str], dict[str, Any]] = {}
-        # Each sweep's record, with how many there were before it.
-        self._plans: dict[str, int] = {}
-        # Objects that a bucket writer removed or put back, with how many sweeps there were by then:
+        self._ended_options: dict[tuple[str, str], dict[str, Any]] = {}
+        # Each round of a project, with how many there were before it.
+        self._rounds: dict[str, int] = {}
+        # The origins that any record had.
+        self._origins: set[tuple[str, str]] = set()
+        # Objects that a bucket writer removed or put back, with how many rounds there were by then:
         # only those that began later can have dealt with them.
         self._hidden: dict[str, int] = {}
         self._judged = -1
@@ -148,7 +149,7 @@ class Oracle:
             at = (name, hashlib.sha256(stored.body).hexdigest())
             self._keyrings.setdefault(at, (stored, call.delivery))
         elif s3_key.startswith(SWEEPS_PREFIX):
-            self._plan(s3_key, stored, call)
+            self._sweep_record(s3_key, stored)
         elif s3_key.startswith(EVIDENCE_PREFIX):
             self.evidence.put(s3_key, stored.body)
         elif not s3_key.startswith(".keyturn/") and s3_key not in self.foreign:
@@ -160,7 +161,7 @@ class Oracle:
 
     def hid(self, s3_key: str) -> None:
         """A bucket writer removed an object, or put an earlier state of one back."""
-        self._hidden[s3_key] = len(self._plans)
+        self._hidden[s3_key] = len(self._rounds)
         self.laws.hid(s3_key)
 
     def parts_lost(self, s3_key: str) -> None:
@@ -212,7 +213,7 @@ class Oracle:
             rest["kek_id"],
             master_key,
             rest["plaintext"] == "allowed",
-            stored.etag,
+            rest["serial"],
         )
         if not project.states or state.generation > project.states[-1].generation:
             self.laws.rotated(name, rest, delivery)
@@ -220,54 +221,59 @@ class Oracle:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
 
-    def _plan(self, s3_key: str, stored: Stored, call: Call) -> None:
-        parts = s3_key.removeprefix(SWEEPS_PREFIX).split("/")
-        if len(parts) != _PLAN_PARTS or parts[2] != "sweep.json":
-            return
+    def _sweep_record(self, s3_key: str, stored: Stored) -> None:
+        if "/" in s3_key.removeprefix(SWEEPS_PREFIX):
+            return  # of a page, or of a part
         name, _, rest = self._record(s3_key, stored.body)
-        sweep_id = rest["ask"]["sweep_id"]
-        self.evidence.planned(s3_key, name, rest)
-        if s3_key not in self._plans:
-            self._plans[s3_key] = len(self._plans)
-            self.laws.planned(call.delivery)
-            self._proofs_at_start[sweep_id] = {n: len(p.proofs) for n, p in self.projects.items()}
-        if rest["status"] == "running" or (sweep_id, name) in self.ended_sweeps:
-            return
-        self.ended_sweeps.add((sweep_id, name))
-        self._ended_requests[sweep_id, name] = rest["ask"]
-        if rest["status"] == "done" and rest["clean"] and not rest["ask"]["dry_run"]:
-            self.claims.add((sweep_id, name))
-            if name == "*":
-                self._claimed_of_all(rest["ask"])
-            else:
-                self._judged = self._plans[s3_key]
-                self._claimed(name, rest)
-                self._judged = -1
+        self.evidence.kept(s3_key, name, rest)
+        for origin in rest["origins"]:
+            self.laws.planned(origin["publisher"], origin["digests"])
+            if (origin["id"], name) not in self._origins:
+                self._origins.add((origin["id"], name))
+                before = {n: len(p.proofs) for n, p in self.projects.items()}
+                self._proofs_at_start.setdefault(origin["id"], before)
+        if rest["round"] is not None:
+            self._rounds.setdefault(rest["round"]["id"], len(self._rounds))
+        for origin in rest["origins"]:
+            at, end = (origin["id"], name), origin["end"]
+            if end is None or at in self.ended_sweeps:
+                continue
+            self.ended_sweeps.add(at)
+            self._ended_options[at] = origin["options"]
+            if end["clean"]:
+                self.claims.add(at)
+                self._claimed(name, origin, end)
 
-    def _claimed(self, name: str, rest: dict[str, Any]) -> None:
+    def _claimed(self, name: str, origin: dict[str, Any], end: dict[str, Any]) -> None:
         """A sweep says that it is clean: then it must be, at this moment."""
-        project, ask = self.projects[name], rest["ask"]
-        at = self._index(project, rest["state"])
+        if name == "*":
+            self._claimed_of_all(origin)
+            return
+        self._judged = self._rounds[end["round_id"]]
+        project, options = self.projects[name], origin["options"]
+        at = self._index(project, self.evidence.state_of(end["evidence"]))
         if at is None:
             self.violated(f"a sweep of {name} proved a state that never was")
-            return
-        state = project.states[at]
-        if ask["master_key"] not in (None, state.master_key):
-            self.violated(f"a sweep of {name} is clean under another master key than named")
-        if ask["encrypt_plaintext"] and state.plaintext:
-            self.violated(f"a sweep of {name} ended, and plaintext is still allowed")
-        project.floor = max(project.floor, at)
-        project.proofs.append(state)
-        self.check_all(name, f"at the end of a sweep of {name}", versions=True)
-        for s3_key, stored in self._versions_under(name):
-            if self._opens_under_an_earlier(name, state.generation, s3_key, stored):
-                self.violated(f"an earlier KEK opens {s3_key} at the end of a sweep of {name}")
+        else:
+            state = project.states[at]
+            if options["master_key"] not in (None, state.master_key):
+                self.violated(f"a sweep of {name} is clean under another master key than named")
+            if options["encrypt_plaintext"] and state.plaintext:
+                self.violated(f"a sweep of {name} ended, and plaintext is still allowed")
+            project.floor = max(project.floor, at)
+            project.proofs.append(state)
+            self.check_all(name, f"at the end of a sweep of {name}", versions=True)
+            for s3_key, stored in self._versions_under(name):
+                if self._opens_under_an_earlier(name, state.generation, s3_key, stored):
+                    self.violated(f"an earlier KEK opens {s3_key} at the end of a sweep of {name}")
+        self._judged = -1
 
-    def _claimed_of_all(self, ask: dict[str, Any]) -> None:
+    def _claimed_of_all(self, origin: dict[str, Any]) -> None:
         """A sweep of all says that it is clean: then each project that existed was proven."""
-        for name, earlier in self._proofs_at_start[ask["sweep_id"]].items():
+        named = origin["options"]["master_key"]
+        for name, earlier in self._proofs_at_start[origin["id"]].items():
             proven = self.projects[name].proofs[earlier:]
-            if not any(ask["master_key"] in (None, state.master_key) for state in proven):
+            if not any(named in (None, state.master_key) for state in proven):
                 self.violated(f"a sweep of all is clean, and {name} was not proven")
 
     def _versions_under(self, name: str) -> list[tuple[str, Stored]]:
@@ -276,20 +282,33 @@ class Oracle:
         found = [row for row in self.server.every_version() if row[0].startswith(f"{name}/")]
         return [row for row in found if not self._excused(row[0])]
 
-    def _index(self, project: Project, recorded: dict[str, Any]) -> int | None:
-        """Which state a record speaks of: by its ETag, or else the last that reads the same."""
+    def _index(self, project: Project, recorded: dict[str, Any] | None) -> int | None:
+        """Which state a clean end proved: by its serial."""
+        if recorded is None:
+            return None
         wraps = (recorded["generation"], recorded["kek_id"], recorded["master_key"])
-        every = list(enumerate(project.states))
-        found = [at for at, state in every if state.etag == recorded["etag"]]
-        found = found or [at for at, state in every if state.wraps == wraps]
+        found = [
+            at
+            for at, state in enumerate(project.states)
+            if (state.serial, state.wraps) == (recorded["serial"], wraps)
+        ]
         return found[-1] if found else None
 
-    def plan(self, sweep_id: str, name: str) -> dict[str, Any] | None:
-        """The current record of a sweep."""
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The current record of a project's sweeps, or of those of all."""
         assert self.server is not None
-        s3_key = f"{SWEEPS_PREFIX}{sweep_id}/{name}/sweep.json"
+        s3_key = f"{SWEEPS_PREFIX}{name}.json"
         stored = self.server.current_objects().get(s3_key)
         return None if stored is None else self._record(s3_key, stored.body)[2]
+
+    def origin(self, origin_id: str, name: str) -> dict[str, Any] | None:
+        """A request as the current record has it."""
+        record = self.record(name) or {"origins": []}
+        return next((each for each in record["origins"] if each["id"] == origin_id), None)
+
+    def round(self, name: str) -> dict[str, Any]:
+        """The running round of a project; empty if there is none."""
+        return (self.record(name) or {}).get("round") or {}
 
     def _object(self, s3_key: str, stored: Stored, call: Call | None = None) -> None:
         seen = self.inspect(s3_key, stored)
@@ -441,8 +460,10 @@ class Oracle:
             return False
         if not delivery.lost:
             return not delivery.queued.settled
-        sweep = _sweep_of(delivery.queued)
-        return not delivery.queued.settled if sweep is None else sweep not in self.ended_sweeps
+        round_id = _round_of(delivery.queued)
+        if round_id is None:
+            return not delivery.queued.settled
+        return self.round(s3_key.partition("/")[0]).get("id") == round_id
 
     def acknowledged(self, delivery: Delivery) -> None:
         """A message is done: what its worker streamed is excused no longer."""
@@ -523,7 +544,7 @@ class Oracle:
         self._on_clean_end(event.sweep_id, event)
 
     def _on_clean_end(self, sweep_id: str, event: Any) -> None:
-        self.evidence.ended(event, self._ended_requests.get((sweep_id, event.project)))
+        self.evidence.ended(event)
         if (sweep_id, event.project) not in self.ended_sweeps:
             self.violated(f"a sweep of {event.project} was reported as ended while it ran")
         if event.clean and (sweep_id, event.project) in self.claims and event.project != "*":
@@ -537,7 +558,7 @@ class Oracle:
         if event.type in ("status.reported", "audit.accepted"):
             self.reports.believed(waiter, event, self.laws.tries(waiter))
         if event.type in ("rotation.completed", "sweep.completed"):
-            self.laws.ended(waiter, self._ended_requests.get((waiter.request.id, event.project)))
+            self.laws.ended(waiter, self._ended_options.get((waiter.request.id, event.project)))
         if event.type == "rotation.completed" and event.clean:
             self._check_rotated(event.project, self.laws.generation(waiter) or 0)
 
@@ -581,12 +602,10 @@ class Oracle:
                 self.violated(f"{s3_key} exists at the end, after its delete was published")
 
 
-def _sweep_of(queued: QueuedMessage) -> tuple[str, str] | None:
-    """The sweep that a hint belongs to."""
+def _round_of(queued: QueuedMessage) -> str | None:
+    """The round that a page belongs to."""
     document = json.loads(queued.body)
-    if not str(document["type"]).startswith("sweep.") or document["type"] == "sweep.requested":
-        return None
-    return document["sweep_id"], document["project"]
+    return str(document["round"]) if document["type"] == "sweep.page" else None
 
 
 __all__ = ["Oracle", "Seen", "State", "etag_of"]

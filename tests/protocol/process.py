@@ -27,16 +27,15 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
-from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
-from keyturn_workers.sweep.evidence_log import EvidenceLog
+from keyturn_workers.sweep.all_projects import AllProjectsSweep
+from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
-from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.mark_watch import MarkWatch
-from keyturn_workers.sweep.page_worker import PageWorker
+from keyturn_workers.sweep.page import PageWorker
+from keyturn_workers.sweep.periodic import PeriodicLook
 from keyturn_workers.sweep.planner import Planner
-from keyturn_workers.sweep.project_sweep import ProjectSweep
-from keyturn_workers.sweep.recovery import SeenPlans, recover
+from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
@@ -71,6 +70,7 @@ GRANTS: Final = {
     for name, key in PUBLISHERS.items()
 }
 _MAX_AGE: Final = timedelta(days=7)
+_KEEP_FOR: Final = timedelta(days=8)
 
 
 @cache
@@ -88,12 +88,13 @@ class Parts:
     deleter: type[Deleter] = Deleter
     recoverer: type[Recoverer] = Recoverer
     starter: type[SweepStarter] = SweepStarter
-    project_sweep: type[ProjectSweep] = ProjectSweep
-    all_projects_sweep: type[AllProjectsSweep] = AllProjectsSweep
+    reconciler: type[Reconciler] = Reconciler
+    all_projects: type[AllProjectsSweep] = AllProjectsSweep
     page_worker: type[PageWorker] = PageWorker
     planner: type[Planner] = Planner
     store: type[SweepStore] = SweepStore
     evidence_log: type[EvidenceLog] = EvidenceLog
+    periodic: type[PeriodicLook] = PeriodicLook
     trail: type[AuditTrail] = AuditTrail
     status_reader: type[StatusReader] = StatusReader
     consumer: type[RequestConsumer] = RequestConsumer
@@ -166,18 +167,15 @@ class Process:
             self._keys,
             self._store,
             SweepDispatcher(worker_publisher),
-            world.parts.evidence_log(storage, self._store, "test", [EVENT_KEY]),
+            world.parts.evidence_log(storage, "test", [EVENT_KEY]),
+            _KEEP_FOR,
         )
         self._starter = world.parts.starter(self._sweep_context, active_master_key="m1")
         hints: Any = world.parts.hint_consumer
         self.sweep_handler = self._sweep()
-        self._seen = SeenPlans()
-        self._rotations = OpenRotations(
-            storage,
-            self._store,
-            self._starter,
-            operator_keys(MASTER_KEYS),
-            MarkWatch(self.marks, lambda _: None),
+        watch = MarkWatch(self.marks, lambda _: None)
+        self.periodic = world.parts.periodic(
+            self._sweep_context, self.sweep_handler, self._starter, watch
         )
         self.consumers: dict[str, Any] = {
             queue: hints(self.sweep_handler, queue, _MAX_AGE, self._context)
@@ -207,17 +205,9 @@ class Process:
             # What it met, the next one meets or not.
             self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def recover_sweeps(self) -> None:
-        """One recovery round."""
-        await recover(
-            self._store,
-            self.sweep_handler,
-            stalled_after=timedelta(minutes=15),
-            keep_for=timedelta(days=8),
-            now=self.world.clock.now + timedelta(seconds=self.clock_s),
-            seen=self._seen,
-            rotations=self._rotations,
-        )
+    async def look_at_sweeps(self) -> None:
+        """One periodic look."""
+        await self.periodic.look(self.world.clock.now + timedelta(seconds=self.clock_s))
 
     def _requests(self, handler: Any) -> RequestConsumer:
         rules = Rules("test", GRANTS, _MAX_AGE)
@@ -268,10 +258,10 @@ class Process:
         parts, store, context = self.world.parts, self._store, self._sweep_context
         options = self.world.options
         planner = parts.planner(storage, options.page_keys)
-        project_sweep = parts.project_sweep(context, planner, lease_s=self.lease_s)
-        all_projects_sweep = parts.all_projects_sweep(context, self._starter)
+        reconciler = parts.reconciler(context, planner, lease_s=self.lease_s)
+        all_projects = parts.all_projects(context, self._starter)
         limit = options.copy_limit_bytes
         page_worker = parts.page_worker(
             storage, keyrings, keys, store, concurrency=4, copy_limit_bytes=limit
         )
-        return SweepHandler(store, project_sweep, all_projects_sweep, page_worker)
+        return SweepHandler(store, reconciler, all_projects, page_worker)

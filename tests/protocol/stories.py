@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage import Lease
-from keyturn_workers.sweep.clean_end import statement_of
+from keyturn_workers.sweep.evidence import statement_of
 from tests.protocol.process import LEASE_S
 from tests.protocol.wire import MID, SENT
 from tests.protocol.world import World
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
     from keyturn_workers.keyring import Keyring, Mark
-    from keyturn_workers.sweep.plan import Plan
+    from keyturn_workers.sweep.record import ProjectRecord, Round
     from tests.protocol.broker import QueuedMessage
     from tests.protocol.process import Options, Parts, Process
     from tests.protocol.wire import Call
@@ -69,12 +69,11 @@ def accept_early_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
     Otherwise that would be what catches a variant whose proofs are early.
     """
 
-    def claim(plan: Plan, *args: Any, **more: Any) -> Any:
-        late = plan.turned_at + timedelta(seconds=2 * (plan.lease_s or 0) + 1)
-        pages = {"proven_from": late, "proven_to": late, "dated_pages": plan.next_page}
-        return statement_of(replace(plan, **pages), *args, **more)  # type: ignore[arg-type]
+    def claim(record: ProjectRecord, of: Round, *args: Any, **more: Any) -> Any:
+        late = record.changed_at + timedelta(seconds=2 * record.lease_s + 1)
+        return statement_of(record, replace(of, proven_from=late, proven_to=late), *args, **more)
 
-    monkeypatch.setattr("keyturn_workers.sweep.evidence_log.statement_of", claim)
+    monkeypatch.setattr("keyturn_workers.sweep.evidence.statement_of", claim)
 
 
 def begin(world: World, *keys: str, **more: Any) -> None:
@@ -111,6 +110,27 @@ def stop_at(world: World, op: str, key: str = "", *, state: str = SENT, **more: 
     return call
 
 
+def rewrap_without_result(world: World, *held: Call) -> None:
+    """Let a page be rewrapped by a worker that dies before it stores its result.
+
+    The page is delivered again at once: an attempt that finds nothing to change.
+    """
+
+    def result(call: Call) -> bool:
+        return call.op == "put" and "/results/" in call.key
+
+    def waits(call: Call) -> bool:
+        return call in held or result(call)
+
+    for call in held:
+        call.sender.stalled = True
+    assert world.run(until=lambda: any(map(result, world.calls)), hold=waits)
+    for call in held:
+        call.sender.stalled = False
+    put = next(filter(result, world.calls))
+    world.crash(put.sender, arriving=lambda _: False)
+
+
 def stop_within(world: World, op: str, key: str = "") -> Call:
     """The same, at the server in the midst of its effect."""
     return stop_at(world, op, key, state=MID)
@@ -124,7 +144,7 @@ def copy_by(world: World, process: Process) -> Call:
     process.stalled = True
     begin(world, "a")
     rotation = world.rotate("acme")
-    world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=hint)
+    world.run(until=lambda: world.oracle.origin(rotation, "acme"), keep=hint)
     process.stalled = False
 
     def copies(call: Call) -> bool:

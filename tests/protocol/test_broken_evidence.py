@@ -4,36 +4,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import pytest
 
-from keyturn.errors import StorageUnavailableError
 from keyturn.evidence import Evidence, parse
 from keyturn.identifiers import EVIDENCE_PREFIX, evidence_s3_key
 from keyturn_workers.keyring import sealed_records, with_evidence
-from keyturn_workers.sweep.clean_end import end_with
-from keyturn_workers.sweep.evidence_log import EvidenceLog
-from keyturn_workers.sweep.plan import KeptEnvelope, State
-from keyturn_workers.sweep.project_sweep import ProjectSweep
-from keyturn_workers.sweep.takeover import copy_end
+from keyturn_workers.sweep.evidence import EvidenceLog
+from keyturn_workers.sweep.progress import end_round, served_origins
+from keyturn_workers.sweep.reconciler import Reconciler
+from keyturn_workers.sweep.record import End
 from tests.protocol.process import Parts
 from tests.protocol.stories import begin, hint, stop_at, violations, without
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from keyturn_workers.keyring import Keyring, KeyringSnapshot
-    from keyturn_workers.sweep.plan import OpenPage, Plan
-    from keyturn_workers.sweep.sweep_store import StoredPlan
-    from tests.protocol.broker import QueuedMessage
+    from keyturn_workers.sweep.record import CleanEnd, OpenPage, Origin, ProjectRecord, Round
+    from keyturn_workers.sweep.store import StoredRecord
     from tests.protocol.wire import Call
     from tests.protocol.world import World
 
 _KEYRING: Final = ".keyturn/keyrings/acme.json"
-_RECORDS: Final = ".keyturn/sweeps/"
+_RECORD: Final = ".keyturn/sweeps/acme.json"
+_FOLDERS: Final = ".keyturn/sweeps/acme/"
 
 
 def _clean_end(world: World) -> None:
-    """Let everything proceed until a sweep looks for evidence of its own: its end begins."""
-    stop_at(world, "read", EVIDENCE_PREFIX)
+    """Let everything proceed until a round looks for tags to put back: its end begins."""
+
+    def begins(call: Call) -> bool:
+        return (call.op, call.key) == ("list", _FOLDERS)
+
+    assert world.run(until=lambda: any(map(begins, world.calls)), hold=begins)
 
 
 def _named(world: World) -> list[str]:
@@ -43,10 +48,10 @@ def _named(world: World) -> list[str]:
 # A worker that dies at any of the writes.
 
 MOMENTS: Final = {
-    "the record": _RECORDS,
+    "the record": _RECORD,
     "the keyring": _KEYRING,
     "the file": EVIDENCE_PREFIX,
-    "the record's end": _RECORDS,
+    "the record's end": _RECORD,
 }
 
 
@@ -75,50 +80,41 @@ def _at(world: World, moment: str) -> Call:
     raise AssertionError(moment)
 
 
-# Two sweeps of a project that end at once.
+# A clean end whose put of the keyring loses a race.
 
 
-def two_sweeps_that_end_at_once(world: World) -> None:
-    """The later one does less, so it does not take the earlier one over."""
+def a_rotation_that_is_faster_than_a_clean_end(world: World) -> None:
     begin(world, "a")
-    repair = world.sweep("acme", repair=True)
+    sweep = world.sweep("acme", repair=True)
     _clean_end(world)
     put = stop_at(world, "put", _KEYRING)
-    world.advance(1)
-    sweep = world.sweep("acme")
-    assert without(world, put, until=lambda: world.ended(sweep))
+    rotation = world.rotate("acme")
+    assert without(world, put, until=lambda: world.events_of_type("rotation.accepted"))
     world.run()
-    assert world.ended(repair)
-    ends: list[Any] = [*world.ended(sweep), *world.ended(repair)]
+    ends: list[Any] = [*world.ended(sweep), *world.ended(rotation)]
     assert [end.evidence for end in ends] == _named(world)[-2:]
 
 
-class _KeepsPrevious(ProjectSweep):
+class _KeepsPrevious(Reconciler):
     """Names the evidence that it made first in whatever keyring there is."""
 
-    async def _resume_clean_end(
+    async def _finish_clean_end(
         self,
-        stored: StoredPlan[Plan],
-        plan: Plan,
-        kept: KeptEnvelope,
-        proven: tuple[OpenPage, ...],
+        stored: StoredRecord[ProjectRecord],
+        clean_end: CleanEnd,
+        proven: tuple[OpenPage, ...] = (),
     ) -> bool | None:
-        evidence = parse(kept.text.encode())
-        for _ in range(9):
-            snapshot = await self._keyrings.read_fresh(plan.ask.project)
-            if await self._evidence.is_chained(evidence, snapshot.keyring):
-                await self._evidence.publish(evidence)
-                ended = end_with(plan, kept, evidence)
-                return await self._end(stored, ended, snapshot, proven, clean=True)
-            await self._change(snapshot, with_evidence(snapshot.keyring, evidence.digest))
-        raise StorageUnavailableError
+        evidence = parse(clean_end.envelope.encode())
+        snapshot = await self._keyrings.read_fresh(stored.record.project)
+        await self._change(snapshot, with_evidence(snapshot.keyring, evidence.digest))
+        return await super()._finish_clean_end(stored, clean_end, proven)
 
 
 def test_evidence_that_lost_a_race_is_made_anew() -> None:
-    story = two_sweeps_that_end_at_once
+    story = a_rotation_that_is_faster_than_a_clean_end
     assert violations(story) == []
-    found = violations(story, Parts(project_sweep=_KeepsPrevious), settle=False)
-    assert any("the chain of acme forks" in what for what in found), found
+    found = violations(story, Parts(reconciler=_KeepsPrevious), settle=False)
+    assert "the keyring of acme names evidence of another state" in found, found
 
 
 # The order of writes.
@@ -130,37 +126,58 @@ def a_rotation_that_ends(world: World) -> None:
     world.run()
 
 
-class _KeepsNothing(ProjectSweep):
+class _KeepsNothing(Reconciler):
     """Names evidence in the keyring that is nowhere else."""
 
     async def _begin_clean_end(
         self,
-        stored: StoredPlan[Plan],
-        plan: Plan,
+        stored: StoredRecord[ProjectRecord],
+        record: ProjectRecord,
+        current: Round,
         snapshot: KeyringSnapshot,
         proven: tuple[OpenPage, ...],
     ) -> bool:
+        origins = served_origins(record, current, snapshot.keyring)
         evidence = parse(
-            await self._evidence.build(plan, snapshot.keyring, late_writes_refused=True)
+            await self._evidence.build(
+                record, current, origins, snapshot.keyring, late_writes_refused=True
+            )
         )
-        kept = KeptEnvelope(evidence.envelope.decode(), State.of(snapshot))
         await self._change(snapshot, with_evidence(snapshot.keyring, evidence.digest))
-        snapshot = await self._keyrings.read_fresh(plan.ask.project)
-        await self._evidence.publish(evidence)
-        return await self._end(stored, end_with(plan, kept, evidence), snapshot, proven, clean=True)
+        await self._keyrings.read_fresh(record.project)
+        end = End(
+            snapshot.read_at,
+            clean=True,
+            counts=current.counts,
+            round_id=current.id,
+            late_writes_refused=True,
+            evidence=evidence.digest,
+        )
+        ended = end_round(record, [each.name for each in origins], end, record.written)
+        return await self._end(stored, ended, end, proven, snapshot.desired.master_key)
 
 
 def test_evidence_is_kept_in_the_record_before_the_keyring_names_it() -> None:
     assert violations(a_rotation_that_ends) == []
-    found = violations(a_rotation_that_ends, Parts(project_sweep=_KeepsNothing), settle=False)
+    found = violations(a_rotation_that_ends, Parts(reconciler=_KeepsNothing), settle=False)
     assert "the keyring of acme names evidence that no record keeps" in found
 
 
 class _PutsFirst(EvidenceLog):
     """Puts the file as soon as it is made."""
 
-    async def build(self, plan: Plan, keyring: Keyring, *, late_writes_refused: bool) -> bytes:
-        envelope = await super().build(plan, keyring, late_writes_refused=late_writes_refused)
+    async def build(
+        self,
+        record: ProjectRecord,
+        of: Round,
+        origins: Sequence[Origin],
+        keyring: Keyring,
+        *,
+        late_writes_refused: bool,
+    ) -> bytes:
+        envelope = await super().build(
+            record, of, origins, keyring, late_writes_refused=late_writes_refused
+        )
         await self.publish(parse(envelope))
         return envelope
 
@@ -183,33 +200,24 @@ def test_an_end_is_published_once_its_file_exists() -> None:
 # The file of the evidence before.
 
 
-def a_sweep_that_ends_after_one_whose_worker_died(world: World) -> None:
-    """The first one's worker died before it put the file, and its message is late."""
+def a_sweep_after_one_whose_file_was_removed(world: World) -> None:
     begin(world, "a")
-    repair = world.sweep("acme", repair=True)
-    _clean_end(world)
-    put = stop_at(world, "put", EVIDENCE_PREFIX)
-    world.crash(put.sender, arriving=lambda _: False)
-    assert len(_named(world)) == 1
-    world.advance(1)
-    sweep = world.sweep("acme")
-
-    def of_the_first(queued: QueuedMessage) -> bool:
-        return hint(queued).get("sweep_id") == repair
-
-    assert world.run(until=lambda: world.ended(sweep), keep=of_the_first)
+    world.rotate("acme")
     world.run()
-    assert world.ended(repair)
+    world.bucket_writer.remove(EVIDENCE_PREFIX)
+    sweep = world.sweep("acme")
+    world.run()
+    assert world.ended(sweep)
 
 
 class _RestoresNothing(EvidenceLog):
-    async def _find_kept(self, project: str, wanted: str) -> Evidence | None:
-        del project, wanted
-        return None
+    async def _find_newest(self, keyring: Keyring, kept: str | None) -> Evidence | None:
+        del kept
+        return await super()._find_newest(keyring, None)
 
 
 def test_the_file_of_the_evidence_before_is_restored_first() -> None:
-    story = a_sweep_that_ends_after_one_whose_worker_died
+    story = a_sweep_after_one_whose_file_was_removed
     assert violations(story) == []
     found = violations(story, Parts(evidence_log=_RestoresNothing), settle=False)
     assert any("while a file of its chain is missing" in what for what in found), found
@@ -225,17 +233,18 @@ def an_end_whose_worker_died_before_the_file(world: World) -> None:
     assert len(world.ended(rotation)) == 1
 
 
-class _ForgetsWhatItKept(ProjectSweep):
+class _ForgetsWhatItKept(Reconciler):
     """Makes evidence anew each time that a message of the step arrives."""
 
-    async def _step(self, stored: StoredPlan[Plan]) -> bool:
-        return await super()._step(replace(stored, plan=replace(stored.plan, envelope=None)))
+    async def _step(self, stored: StoredRecord[ProjectRecord]) -> bool:
+        record = replace(stored.record, clean_end=None)
+        return await super()._step(replace(stored, record=record))
 
 
 def test_an_end_that_the_keyring_named_is_not_made_twice() -> None:
     story = an_end_whose_worker_died_before_the_file
     assert violations(story) == []
-    found = violations(story, Parts(project_sweep=_ForgetsWhatItKept), settle=False)
+    found = violations(story, Parts(reconciler=_ForgetsWhatItKept), settle=False)
     assert any("while a file of its chain is missing" in what for what in found), found
 
 
@@ -244,9 +253,9 @@ def test_an_end_that_the_keyring_named_is_not_made_twice() -> None:
 
 def something_else_in_the_place_of_evidence(world: World) -> None:
     begin(world, "a")
-    rotation = world.rotate("acme")
+    world.rotate("acme")
     _clean_end(world)
-    s3_key = evidence_s3_key("acme", 2, rotation)
+    s3_key = evidence_s3_key("acme", 2, world.oracle.round("acme")["id"])
     any_object = world.server.current_objects()["acme/a"]
     world.server.plant(s3_key, b"junk", any_object.headers)
     world.run()
@@ -273,43 +282,48 @@ def a_rotation_whose_record_is_removed_before_its_end_is_published(world: World)
     begin(world, "a")
     rotation = world.rotate("acme")
     world.step(stop_at(world, "put", EVIDENCE_PREFIX))
-    world.bucket_writer.remove(f"{_RECORDS}{rotation}/")
+    world.bucket_writer.remove(_RECORD)
     world.send_again(rotation)
     world.run()
-
-
-async def _none(*_: object) -> None:
-    return None
 
 
 def test_evidence_in_the_chain_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_rotation_whose_record_is_removed_before_its_end_is_published
     assert violations(story) == []
-    monkeypatch.setattr(EvidenceLog, "find_own", _none)
+    monkeypatch.setattr("keyturn_workers.sweep.reconciler.uuid4", lambda: UUID(int=1))
     found = violations(story, settle=False)
     assert "evidence of acme in the chain was replaced" in found, found
 
 
-# An end that is copied.
+# Several requests that one round answers.
 
 
-def a_sweep_that_is_taken_over(world: World) -> None:
+def two_rotations_in_one_round(world: World) -> None:
     begin(world, "a")
     first = world.rotate("acme")
-    world.run(until=lambda: world.oracle.plan(first, "acme"), keep=hint)
+    world.run(until=lambda: world.oracle.origin(first, "acme"), keep=hint)
     second = world.rotate("acme")
     world.run()
     ends: list[Any] = [*world.ended(first), *world.ended(second)]
     assert {end.evidence for end in ends} <= {_named(world)[-1], None}
 
 
-def test_an_end_that_is_copied_names_the_evidence_of_the_later_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert violations(a_sweep_that_is_taken_over) == []
-    monkeypatch.setattr(
-        "keyturn_workers.sweep.project_sweep.copy_end",
-        lambda plan, later: replace(copy_end(plan, later), evidence=None),
-    )
-    found = violations(a_sweep_that_is_taken_over, settle=False)
-    assert any("names no evidence in the chain" in what for what in found), found
+class _NamesTheFirst(EvidenceLog):
+    async def build(
+        self,
+        record: ProjectRecord,
+        of: Round,
+        origins: Sequence[Origin],
+        keyring: Keyring,
+        *,
+        late_writes_refused: bool,
+    ) -> bytes:
+        return await super().build(
+            record, of, origins[:1], keyring, late_writes_refused=late_writes_refused
+        )
+
+
+def test_evidence_names_each_request_that_it_answers() -> None:
+    assert violations(two_rotations_in_one_round) == []
+    found = violations(two_rotations_in_one_round, Parts(evidence_log=_NamesTheFirst), settle=False)
+    assert "evidence of acme does not name a request whose end names it" in found, found

@@ -29,9 +29,9 @@ from keyturn_workers.keyring import (
     with_evidence,
 )
 from keyturn_workers.keyring.marks import Finding, MarkTable
-from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
-from keyturn_workers.sweep.clean_end import end_with
-from keyturn_workers.sweep.project_sweep import ProjectSweep
+from keyturn_workers.sweep.all_projects import AllProjectsSweep
+from keyturn_workers.sweep.reconciler import Reconciler
+from keyturn_workers.sweep.record import State
 from tests.protocol.marks import PUBLISH
 from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
 from tests.protocol.stories import BelievesAll, begin, stop_at, violations, without
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from keyturn.messages import RequestOrigin, RotationRequested
     from keyturn.publisher.event_stream import StreamRecord
     from keyturn_workers.keyring import KeyringSnapshot
-    from keyturn_workers.sweep.plan import AllPlan, KeptEnvelope, OpenPage, Plan
-    from keyturn_workers.sweep.sweep_store import StoredPlan
+    from keyturn_workers.sweep.record import CleanEnd, OpenPage, Origin, ProjectRecord
+    from keyturn_workers.sweep.store import StoredRecord
     from tests.protocol.process import Process
     from tests.protocol.wire import Call
     from tests.protocol.world import World
@@ -224,13 +224,13 @@ def removed_while_all_projects_are_swept(world: World) -> None:
 class _SweepsWhatIsListed(AllProjectsSweep):
     """Passes over projects that only have a mark."""
 
-    async def _find_missed(self, plan: AllPlan, project: str) -> None:
-        del plan, project
+    async def _find_missed(self, requests: tuple[Origin, ...], project: str) -> None:
+        del requests, project
 
 
 def test_a_sweep_of_all_misses_no_project_that_has_a_mark() -> None:
     assert violations(removed_while_all_projects_are_swept) == []
-    parts = Parts(all_projects_sweep=_SweepsWhatIsListed)
+    parts = Parts(all_projects=_SweepsWhatIsListed)
     found = violations(removed_while_all_projects_are_swept, parts, settle=False)
     assert "a sweep of all was clean without a project that has a mark" in found
 
@@ -320,24 +320,21 @@ def test_the_request_that_put_a_first_keyring_marks_it() -> None:
     assert "an enrollment was not answered" in found
 
 
-class _EndsBeforeItsMark(ProjectSweep):
-    """Ends a sweep as soon as its put of the keyring has succeeded."""
+class _EndsBeforeItsMark(Reconciler):
+    """Puts the file of evidence as soon as its put of the keyring has succeeded."""
 
-    async def _resume_clean_end(
+    async def _finish_clean_end(
         self,
-        stored: StoredPlan[Plan],
-        plan: Plan,
-        kept: KeptEnvelope,
-        proven: tuple[OpenPage, ...],
+        stored: StoredRecord[ProjectRecord],
+        clean_end: CleanEnd,
+        proven: tuple[OpenPage, ...] = (),
     ) -> bool | None:
-        evidence = parse(kept.text.encode())
-        snapshot = await self._keyrings.read_fresh(plan.ask.project)
+        evidence = parse(clean_end.envelope.encode())
+        snapshot = await self._keyrings.read_fresh(stored.record.project)
         after = with_evidence(retire_old_keys(snapshot.keyring), evidence.digest)
-        if snapshot.etag == kept.state.etag and await self._change(snapshot, after):
+        if State.of(snapshot) == clean_end.state and await self._change(snapshot, after):
             await self._evidence.publish(evidence)
-            ended = end_with(plan, kept, evidence)
-            return await self._end(stored, ended, snapshot, proven, clean=True)
-        return await super()._resume_clean_end(stored, plan, kept, proven)
+        return await super()._finish_clean_end(stored, clean_end, proven)
 
 
 def test_evidence_is_published_after_the_mark_of_its_keyring() -> None:
@@ -347,7 +344,7 @@ def test_evidence_is_published_after_the_mark_of_its_keyring() -> None:
         world.run()
 
     assert violations(a_rotation_that_ends) == []
-    parts = Parts(project_sweep=_EndsBeforeItsMark)
+    parts = Parts(reconciler=_EndsBeforeItsMark)
     found = violations(a_rotation_that_ends, parts, settle=False)
     assert "evidence of acme was put before its keyring named it" in found
 

@@ -12,8 +12,8 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.storage.clock import DateTrust
-from keyturn_workers.sweep import all_projects_sweep, page_worker
-from keyturn_workers.sweep.page_context import PageContext
+from keyturn_workers.sweep import all_projects
+from keyturn_workers.sweep.page import PageAttempt
 from tests.protocol.process import LEASE_S, Options, Parts
 from tests.protocol.stories import (
     OWN_LEASE,
@@ -22,6 +22,7 @@ from tests.protocol.stories import (
     copy_by,
     hint,
     is_page,
+    rewrap_without_result,
     stop_at,
     violations,
 )
@@ -30,7 +31,7 @@ from tests.protocol.world import World
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from keyturn_workers.sweep.plan import Result
+    from keyturn_workers.sweep.record import Result
     from tests.protocol.faults import Missing
     from tests.protocol.wire import Call
 
@@ -49,8 +50,8 @@ def behind_a_proxy(world: World) -> None:
     an_object_that_answers_404(world, code="")
 
 
-async def _gone(self: Any, key: str, inspect: Any = PageContext.inspect) -> Any:
-    """`PageContext.inspect` that takes an object which is not found for removed."""
+async def _gone(self: Any, key: str, inspect: Any = PageAttempt._inspect) -> Any:
+    """`PageAttempt._inspect` that takes an object which is not found for removed."""
     try:
         return await inspect(self, key)
     except NotFoundError:
@@ -63,13 +64,13 @@ def _left_behind(found: list[str]) -> bool:
 
 def test_an_object_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(an_object_that_answers_404) == []
-    monkeypatch.setattr(PageContext, "inspect", _gone)
+    monkeypatch.setattr(PageAttempt, "_inspect", _gone)
     assert _left_behind(violations(an_object_that_answers_404))
 
 
 def test_the_404_of_a_proxy_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(behind_a_proxy) == []
-    monkeypatch.setattr(PageContext, "inspect", _gone)
+    monkeypatch.setattr(PageAttempt, "_inspect", _gone)
     # A 404 without the storage's own code is no absence, even if absence were believed.
     assert violations(behind_a_proxy) == []
     monkeypatch.setattr(
@@ -125,12 +126,12 @@ def test_a_keyring_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch)
     assert violations(a_keyring_that_answers_404) == []
     # Of a keyring that has a mark, each read is a guard, and the end; of one without, these are.
     assert violations(a_keyring_that_answers_404, parts) == []
-    monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_keyring_not_found", _passed_over)
+    monkeypatch.setattr(all_projects.AllProjectsSweep, "_keyring_not_found", _passed_over)
     # The last listing before the end is a separate guard.
     assert violations(a_keyring_that_answers_404, parts) == []
-    monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_find_missed", _passed_over)
+    monkeypatch.setattr(all_projects.AllProjectsSweep, "_find_missed", _passed_over)
     assert violations(a_keyring_that_answers_404, parts) == []
-    monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_is_listed", _never)
+    monkeypatch.setattr(all_projects.AllProjectsSweep, "_is_listed", _never)
     found = violations(a_keyring_that_answers_404, parts)
     assert "a sweep of all is clean, and a project is under the old master key" in found
 
@@ -150,13 +151,13 @@ def an_object_of_ours_under_a_foreign_name(world: World) -> None:
 
 
 async def _ignore_foreign(*_: object) -> None:
-    """`_PageAttempt._foreign_error` of a sweep that leaves foreign names alone."""
+    """`PageAttempt._foreign_error` of a sweep that leaves foreign names alone."""
 
 
 def test_a_foreign_name_with_wraps_is_no_clean_end(monkeypatch: pytest.MonkeyPatch) -> None:
     story = an_object_of_ours_under_a_foreign_name
     assert violations(story, settle=False) == []
-    monkeypatch.setattr(page_worker._PageAttempt, "_foreign_error", _ignore_foreign)
+    monkeypatch.setattr(PageAttempt, "_foreign_error", _ignore_foreign)
     found = violations(story, settle=False)
     assert found == ["clean despite wraps that an old key opens"]
 
@@ -173,36 +174,26 @@ def an_attempt_dated_ahead(world: World, clock_s: float, wait_s: float) -> None:
     begin(world, "a")
     world.rotate("acme")
     copy = stop_at(world, "copy_onto_itself")
+    rotation = world.rotate("acme")
     held = lambda call: call is copy  # noqa: E731
-    world.rotate("acme")
-    world.run(until=lambda: _generation(world, "acme/a") == 3, hold=held)
-    sweep = world.sweep("acme")
+    steps = lambda each: hint(each).get("type") == "sweep.step"  # noqa: E731
+    rewrap_without_result(world, copy)
 
     def looks(call: Call) -> bool:
-        queued = None if call.delivery is None else call.delivery.queued
-        of_it = queued is not None and is_page(queued) and hint(queued)["sweep_id"] == sweep
-        return of_it and call.op == "read" and call.key.startswith(".keyturn/keyrings/")
+        of_page = call.delivery is not None and is_page(call.delivery.queued)
+        return of_page and call.op == "read" and call.key.startswith(".keyturn/keyrings/")
 
     ahead = world.server.front_end(clock_s, looks)
-    steps = lambda each: hint(each).get("type") == "sweep.step"  # noqa: E731
-    looked = lambda: any(f"{sweep}/acme/results/" in key for key in world.server.current_objects())  # noqa: E731
-    world.run(until=looked, hold=held, seconds=2)
+    looked = lambda: any("/results/" in key for key in world.server.current_objects())  # noqa: E731
+    world.run(until=looked, hold=held, keep=steps, seconds=2)
     world.run(hold=held, keep=steps, seconds=0.1)
     world.server.mend(ahead)
     world.crash(copy.sender)  # else it would see at once what it set back
     while copy in world.calls:
         world.step(copy)
     world.advance(wait_s)
-    # The end of either rotation changes the keyring, so that the sweep would start a new round.
-    others = lambda each: hint(each).get("sweep_id", sweep) != sweep  # noqa: E731
-    assert world.run(until=lambda: world.ended(sweep), keep=others)
+    assert world.run(until=lambda: world.ended(rotation))
     world.run()
-
-
-def _generation(world: World, s3_key: str) -> int:
-    return int(
-        world.server.current_objects()[s3_key].headers.metadata["enc-kek-user"].partition(":")[0]
-    )
 
 
 def an_attempt_a_day_ahead(world: World) -> None:
@@ -251,7 +242,7 @@ def a_rotation_dated_ahead(world: World) -> None:
     ahead = world.server.front_end(86_400)
     began = world.clock.seconds
     rotation = world.rotate("acme")
-    world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=hint)
+    world.run(until=lambda: world.oracle.origin(rotation, "acme"), keep=hint)
     world.server.mend(ahead)
     world.run(until=lambda: world.ended(rotation), seconds=3600)
     if not world.ended(rotation):
@@ -264,7 +255,8 @@ def test_a_rotation_dated_a_day_ahead_does_not_stall(
 ) -> None:
     assert violations(a_rotation_dated_ahead, settle=False) == []
     monkeypatch.setattr(
-        "keyturn_workers.sweep.project_sweep.reconcile_clock", lambda plan, *_, **__: plan
+        "keyturn_workers.sweep.reconciler.reconcile_clock",
+        lambda record, *_, **__: (record, False),
     )
     found = violations(a_rotation_dated_ahead, settle=False)
     assert found == ["a rotation stalls for a day"]
@@ -290,14 +282,14 @@ def a_copy_by_a_worker_with_a_longer_lease(world: World) -> None:
 
 
 async def _as_it_is(*_: object) -> bool:
-    """`ProjectSweep.extend_lease` of a worker that keeps its lease to itself."""
+    """`Reconciler.extend_lease` of a worker that keeps its lease to itself."""
     return False
 
 
 def test_a_longer_lease_is_known_before_the_first_write(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_copy_by_a_worker_with_a_longer_lease
     assert violations(story, options=TWO_LEASES) == []
-    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.ProjectSweep.extend_lease", _as_it_is)
+    monkeypatch.setattr("keyturn_workers.sweep.reconciler.Reconciler.extend_lease", _as_it_is)
     # No write has a longer lease than the keyring names, which is a guard of its own.
     assert violations(story, options=TWO_LEASES) == []
     monkeypatch.setattr(KeyringSnapshot, "lease", OWN_LEASE)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.topology import PLAN_QUEUE
-from keyturn_workers.sweep import page_worker
 from keyturn_workers.sweep.messages import SweepStep, encode
-from keyturn_workers.sweep.plan import Plan, State
+from keyturn_workers.sweep.page import PageAttempt
 from keyturn_workers.sweep.planner import Planner
+from keyturn_workers.sweep.record import ProjectRecord, State
 from tests.protocol.broker import QueuedMessage
 from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
 from tests.protocol.stories import (
@@ -27,37 +27,40 @@ from tests.protocol.wire import Wire
 if TYPE_CHECKING:
     import pytest
 
+    from keyturn_workers.sweep.record import Round
     from keyturn_workers.testing.memory_bucket import Stored
     from tests.protocol.world import World
 
 ONE_KEY_A_PAGE = Options(page_keys=1)
+RECORD: Final = ".keyturn/sweeps/acme.json"
 ALL_PLAINTEXT = Options(unencrypted=frozenset({0, 1, 2}))
 
 
-def a_streamed_write_that_outlasts_a_rotation(world: World) -> None:
+def a_streamed_write_that_outlasts_a_new_state(world: World) -> None:
+    """A sweep to another master key encrypts; one that follows it leaves plaintext as it is."""
     begin(world, "a", plaintext="allowed")
-    sweep = world.sweep("acme", encrypt_plaintext=True)
+    world.sweep("acme", encrypt_plaintext=True, master_key="m2")
     put = stop_within(world, "put_stream", "acme/a")
-    rotation = world.rotate("acme")
-    # Otherwise the sweep sees the rotation, and another worker does its page.
-    without(world, put, keep=lambda queued: hint(queued).get("sweep_id") == sweep)
-    assert world.ended(rotation)
+    round_id = world.oracle.round("acme")["id"]
+    later = world.sweep("acme", master_key="m1")
+    without(world, put, keep=lambda queued: hint(queued).get("round") == round_id)
+    assert world.ended(later)
     world.run()
 
 
 async def _write_once(self: Any, planned: Any) -> Any:
-    """`_PageAttempt._write` without a keyring read after it."""
-    todo = await self._tags.note_before_writes([each for each in planned if each.writes])
-    done = [await self._context.guarded(each.key, self._apply(each)) for each in todo]
-    return [each for each in planned if not each.writes] + [each for each in done if each]
+    """`PageAttempt._write` without a keyring read after it."""
+    todo = await self._note_tags([each for each in planned if each.writes])
+    done = await self._for_each((each.key, self._apply(each)) for each in todo)
+    return [each for each in planned if not each.writes] + done
 
 
 def test_the_keyring_is_read_again_after_the_writes_of_a_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    story = a_streamed_write_that_outlasts_a_rotation
+    story = a_streamed_write_that_outlasts_a_new_state
     assert violations(story, options=ALL_PLAINTEXT) == []
-    monkeypatch.setattr(page_worker._PageAttempt, "_write", _write_once)
+    monkeypatch.setattr(PageAttempt, "_write", _write_once)
     found = violations(story, options=ALL_PLAINTEXT)
     assert any(
         "acme/a is wrapped under (1," in what and "message was done" in what for what in found
@@ -84,7 +87,7 @@ def test_an_attempt_before_two_leases_have_passed_is_no_proof(
 ) -> None:
     assert violations(a_copy_that_arrives_within_its_lease) == []
     accept_early_proofs(monkeypatch)
-    monkeypatch.setattr(Plan, "proof_after", lambda self, _lease_s: self.turned_at)
+    monkeypatch.setattr(ProjectRecord, "proof_after", property(lambda self: self.changed_at))
     assert _set_back(violations(a_copy_that_arrives_within_its_lease))
 
 
@@ -107,7 +110,6 @@ def test_pages_are_proven_by_their_results_not_by_their_number(
     assert violations(a_copy_that_arrives_behind_a_later_sweep) == []
     # Each page with any result counts as done.
     accept_early_proofs(monkeypatch)
-    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.has_all_dates", lambda _: True)
     monkeypatch.setattr("keyturn_workers.sweep.progress._next_attempt", lambda *_: None)
     assert _set_back(violations(a_copy_that_arrives_behind_a_later_sweep))
 
@@ -152,7 +154,7 @@ def a_worker_that_stalls_between_planning_and_writing(world: World) -> None:
 
 async def _apply_by_a_later_lease(self: Any, planned: Any) -> Any:
     if planned.writes:
-        later = await self._context.fresh_keyring()
+        later = await self._fresh_keyring()
         snapshot = replace(planned.snapshot, read_at=later.read_at, leased=later.leased)
         await self._execute(replace(planned, snapshot=snapshot))
     return planned
@@ -160,7 +162,7 @@ async def _apply_by_a_later_lease(self: Any, planned: Any) -> Any:
 
 def test_a_write_has_the_lease_of_the_read_that_planned_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_worker_that_stalls_between_planning_and_writing) == []
-    monkeypatch.setattr(page_worker._PageAttempt, "_apply", _apply_by_a_later_lease)
+    monkeypatch.setattr(PageAttempt, "_apply", _apply_by_a_later_lease)
     assert _set_back(violations(a_worker_that_stalls_between_planning_and_writing))
 
 
@@ -173,13 +175,13 @@ def a_rotation_of_many_pages(world: World) -> None:
 class _Gapped(Planner):
     """Goes on behind the first key of each page."""
 
-    async def extend(self, plan: Plan) -> Plan:
-        after = await super().extend(plan)
+    async def extend(self, project: str, of: Round) -> Round:
+        after = await super().extend(project, of)
         return replace(
             after,
-            live=tuple(
+            open_pages=tuple(
                 replace(page, after=page.last) if page.after and page.last else page
-                for page in after.live
+                for page in after.open_pages
             ),
         )
 
@@ -191,83 +193,83 @@ def test_no_key_lies_between_two_pages() -> None:
 
 
 def a_master_key_that_returns(world: World) -> None:
-    """A proves a page under m2; B returns to m1; C to m2; A continues where it was."""
+    """A page is proven under m1. Its object follows m2, and the keyring is at m1 again.
+
+    No step of the record sees m2: it waits while a worker puts the keyring under it and back.
+    """
     begin(world, "a", "b")
-    first = world.sweep("acme", master_key="m2")
+    first = world.sweep("acme")
 
     def proven() -> Any:
-        plan = world.oracle.plan(first, "acme")
-        return plan is not None and plan["proven"]["objects"] == 1
-
-    def of_first(queued: QueuedMessage) -> bool:
-        return hint(queued).get("sweep_id") == first
+        return world.oracle.round("acme").get("proven", {}).get("objects") == 1
 
     world.run(until=proven, keep=lambda queued: is_page(queued, 1))
-    world.sweep("acme", master_key="m1")
-    world.run(until=lambda: _under(world, "acme/a") == "m1", keep=of_first)
-    third = world.sweep("acme", master_key="m2")
     states = world.oracle.projects["acme"].states
-    world.run(until=lambda: states[-1].master_key == "m2", keep=lambda each: bool(hint(each)))
-    assert not world.ended(third)
-    ended = lambda: (first, "acme") in world.oracle.ended_sweeps  # noqa: E731
-    world.run(until=ended, keep=lambda each: bool(hint(each)) and not of_first(each))
+    for master_key in ("m2", "m1"):
+        world.sweep("acme", master_key=master_key)
+        under = lambda key=master_key: states[-1].master_key == key  # noqa: E731
+        world.run(until=under, keep=hint)
+        if master_key == "m2":
+            world.advance(CACHE_S + 1)
+            world.upload("acme", "Z", b"behind the first page")
+            world.run(keep=hint)
+    world.run(until=lambda: world.ended(first))
 
 
-def _under(world: World, s3_key: str) -> str:
-    return world.server.current_objects()[s3_key].headers.metadata["enc-kek-admin"]
-
-
-def _is_equal_but_for_its_etag(one: State, other: Any) -> bool:
-    return {**asdict(one), "etag": ""} == {**asdict(other), "etag": ""}
+def _is_equal_but_for_its_serial(one: State, other: Any) -> bool:
+    return {**asdict(one), "serial": 0} == {**asdict(other), "serial": 0}
 
 
 def test_a_state_that_was_left_and_returned_is_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_master_key_that_returns, options=ONE_KEY_A_PAGE) == []
-    monkeypatch.setattr(State, "__eq__", _is_equal_but_for_its_etag)
+    monkeypatch.setattr(State, "__eq__", _is_equal_but_for_its_serial)
     found = violations(a_master_key_that_returns, options=ONE_KEY_A_PAGE)
-    assert any("acme/a" in what and "'m1') at the end of" in what for what in found)
+    assert "a sweep of acme proved a state that never was" in found, found
 
 
-def a_plan_that_was_rolled_back(world: World) -> None:
-    """A bucket writer puts a sweep's first plan back, and removes a key: pages shift by one."""
-    begin(world, "a", "c")
-    rotation = world.rotate("acme")
-    world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=lambda each: bool(hint(each)))
-    folder = f".keyturn/sweeps/{rotation}/acme/"
-    first: Stored = world.server.current_objects()[f"{folder}sweep.json"]
+def a_record_that_was_rolled_back(world: World) -> None:
+    """A bucket writer puts an earlier plan of a round back, and removes a key: pages shift."""
+    begin(world, "0", "a", "c")
+    world.rotate("acme")
+    world.run(until=lambda: world.oracle.round("acme").get("open_pages"))
+    first: Stored = world.server.current_objects()[RECORD]
+    record = world.oracle.record("acme")
+    assert record is not None
+    assert len(record["round"]["open_pages"]) == 1
+    folder = f".keyturn/sweeps/acme/{record['round']['id']}/"
     world.advance(CACHE_S + 1)  # or it would be wrapped by the keyring before the rotation
     world.upload("acme", "b", b"wrapped for the new generation")
     world.run(keep=lambda each: bool(hint(each)))
     world.run(keep=is_page, seconds=3 * LEASE_S)
 
     def published() -> bool:
-        """Page 1 has a result, and the worker that put it saw that the sweep waits for it."""
-        result = f"{folder}results/000000-00000001-000000.json"
+        """Page 2 has a result, and the worker that put it saw that the round waits for it."""
+        result = f"{folder}results/00000002-000000.json"
         return result in world.server.current_objects() and not world.calls
 
-    assert world.run(until=published, keep=lambda each: bool(hint(each)) and not is_page(each, 1))
-    world.server.plant(f"{folder}sweep.json", first.body, first.headers)
+    assert world.run(until=published, keep=lambda each: bool(hint(each)) and not is_page(each, 2))
+    world.server.plant(RECORD, first.body, first.headers)
     world.server._bucket.purge("acme/a")
-    step = SweepStep(sweep_id=rotation, project="acme", step=0)
+    step = SweepStep(project="acme", step=record["step"])
     world.queue.append(QueuedMessage(PLAN_QUEUE, encode(step), ready_at=world.clock.seconds))
-    world.run(keep=lambda each: is_page(each, 1), seconds=60)
+    world.run(keep=lambda each: is_page(each, 2), seconds=60)
 
 
-def _whatever_the_range(plan: Any, open_page: Any, result: Any) -> bool:
-    del open_page
-    return bool(result.state == plan.state and not result.changed)
+def _whatever_the_range(record: Any, page: Any, result: Any) -> bool:
+    del page
+    return bool(result.state == record.state and not result.changed)
 
 
 def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
-    monkeypatch.setattr("keyturn_workers.sweep.progress._matches_plan", _whatever_the_range)
-    # The first step dates the state again, which is a separate guard.
-    assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
-    as_created = lambda plan, *_, **__: replace(plan, turn_dated=True)  # noqa: E731
-    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.reconcile_clock", as_created)
-    found = violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE)
+    story = a_record_that_was_rolled_back
+    monkeypatch.setattr("keyturn_workers.sweep.planner.PAGES_PER_STEP", 1)
+    assert violations(story, options=ONE_KEY_A_PAGE) == []
+    monkeypatch.setattr("keyturn_workers.sweep.progress._matches", _whatever_the_range)
+    as_created = lambda record, *_, **__: (replace(record, is_dated=True), False)  # noqa: E731
+    monkeypatch.setattr("keyturn_workers.sweep.reconciler.reconcile_clock", as_created)
+    found = violations(story, options=ONE_KEY_A_PAGE)
     assert any("acme/c is wrapped under (1," in what and "at the end of" in what for what in found)
 
 

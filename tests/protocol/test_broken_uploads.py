@@ -10,6 +10,7 @@ from keyturn.topology import ATTEMPT_HEADER
 from keyturn_workers.amqp import RequestConsumer
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.sweep.store import record_path
 from keyturn_workers.upload import Uploader, UploadResult
 from keyturn_workers.upload.context import Upload
 from keyturn_workers.upload.existing_upload import ExistingUpload
@@ -84,17 +85,17 @@ def test_a_request_is_acknowledged_after_its_effect() -> None:
     assert "the waiter of api's upload.requested waits forever" in found
 
 
-@pytest.mark.parametrize("record", ["sweep.json", "results"])
+@pytest.mark.parametrize("record", ["acme.json", "results"])
 def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
     def story(world: World) -> None:
         begin(world, "a")
         world.rotate("acme")
         # The request's own put of the record comes first: the sweep's begins behind it.
         world.run(until=lambda: world.events_of_type("rotation.accepted"))
-        put = stop_at(world, "put", ".keyturn/sweeps/0")
+        put = stop_at(world, "put", ".keyturn/sweeps/acme")
         while record not in put.key:
             world.step(put)
-            put = stop_at(world, "put", ".keyturn/sweeps/0")
+            put = stop_at(world, "put", ".keyturn/sweeps/acme")
         world.crash(put.sender, arriving=lambda _: False)
         # A lost page is sent again after a quarter of an hour, which is not waited for.
         world.run(seconds=120)
@@ -118,8 +119,7 @@ def test_a_step_continues_from_a_record_that_arrived_late(project: str, nth: int
         begin(world, "a")
         sweep = world.sweep(project)
         world.run(until=lambda: any(hint(queued) for queued in world.ready()))
-        folder = "_all" if project == "*" else "acme"
-        record = f".keyturn/sweeps/{sweep}/{folder}/sweep.json"
+        record = record_path(project)
         late = stop_at(world, "put", record)
         for _ in range(nth):
             world.step(late)

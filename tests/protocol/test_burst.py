@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from keyturn_workers.sweep.progress import open_origins
 from tests.protocol.process import Options
 from tests.protocol.stories import establish_clock
 from tests.protocol.world import World
 
 if TYPE_CHECKING:
     import pytest
-
-    from keyturn_workers.sweep.plan import Plan
 
 OBJECTS = 51
 ROTATIONS = 14
@@ -63,11 +62,14 @@ def test_of_14_consecutive_rotations_each_reads_once_and_the_last_proves() -> No
     assert _reads_in_a_burst(ROTATIONS, gap_s=0.5) == (ROTATIONS + 1) * OBJECTS
 
 
-def test_without_takeover_the_work_grows_with_the_square(
+def test_a_round_for_each_request_would_multiply_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def none(_store: Any, _dispatcher: Any, plan: Plan, _master_key: str) -> Plan:
-        return plan
-
-    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.take_over_earlier", none)
-    assert _reads_in_a_burst(ROTATIONS, gap_s=0.5) > 80 * OBJECTS
+    monkeypatch.setattr(
+        "keyturn_workers.sweep.progress.choose_origins", lambda record: open_origins(record)[:1]
+    )
+    monkeypatch.setattr(
+        "keyturn_workers.sweep.reconciler.served_origins",
+        lambda record, of, _: [each for each in open_origins(record) if each.name in of.origins],
+    )
+    assert _reads_in_a_burst(ROTATIONS) > ROTATIONS * OBJECTS

@@ -89,8 +89,8 @@ def test_no_event_reports_what_was_not_signed(world: World) -> None:
         a.document for a in world.sent_requests.values() if a.kind == "upload.requested"
     )
     world.broker_writer.unsigned({**document, "key": "forged"}, UPLOAD_QUEUE)
-    world.broker_writer.step(document["upload_id"], "acme", 3)
-    world.broker_writer.page(document["upload_id"], "acme", 0, 0, 0)
+    world.broker_writer.step("acme", 3)
+    world.broker_writer.page("acme", document["upload_id"], 0, 0)
     world.run()
     assert len(world.stream) == before
     assert "acme/forged" not in world.server.current_objects()

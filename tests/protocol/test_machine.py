@@ -37,6 +37,7 @@ from keyturn.topology import (
     WORKER_HEADERS,
 )
 from keyturn_workers.storage import Capabilities
+from keyturn_workers.sweep.store import parse_record_path
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.marks import PUBLISH
 from tests.protocol.process import LEASE_S, Options
@@ -70,7 +71,6 @@ HIDDEN: Final = "h"
 WORKERS: Final = st.integers(0, 2)
 PUBLISHER: Final = st.sampled_from(("api", "api", "api", "second", "other"))
 QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE)
-RUNNING_PREFIX: Final = f"{SWEEPS_PREFIX}_running/"
 PICKS: Final = st.integers(0, 1000)
 # Requests whose loss, delay or death is worth a story.
 MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
@@ -78,7 +78,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "an object's put": lambda call: call.is_write and not call.key.startswith(".keyturn/"),
     "a keyring's put": lambda call: call.op == "put" and call.key.startswith(KEYRINGS_PREFIX),
     "a file of evidence": lambda call: call.op == "put" and call.key.startswith(EVIDENCE_PREFIX),
-    "a plan's put": lambda call: call.op == "put" and call.key.endswith("sweep.json"),
+    "a record's put": lambda call: call.op == "put" and _is_main_record(call.key),
     "a part": lambda call: call.op == "upload_part",
     "an abort": lambda call: call.op == "abort_multipart",
     "a result's put": lambda call: call.op == "put" and "/results/" in call.key,
@@ -95,6 +95,11 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
 MOMENT: Final = st.sampled_from(sorted(MOMENTS))
 FATES: Final = ("hold", "begun", "midst", "midst", "late", "lose", "lose after", "crash", "cut")
 WRITE: Final = st.sampled_from(("a copy", "a copy", "an object's put", "an object's read"))
+
+
+def _is_main_record(s3_key: str) -> bool:
+    path = parse_record_path(s3_key)
+    return path is not None and path.is_main
 
 
 class Protocol(RuleBasedStateMachine):
@@ -263,13 +268,12 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(pick=PICKS, project=st.sampled_from(("acme", "beta", "*")), numbers=st.integers(0, 40))
     def a_hint_is_forged(self, pick: int, project: str, numbers: int) -> None:
-        names = list(self.on.requests)
-        name = names[pick % len(names)]
+        rounds = list(self.on.oracle._rounds) or [next(iter(self.on.requests))]
         if numbers % 2 or project == "*":
-            self.on.broker_writer.step(name, project, numbers // 2)
+            self.on.broker_writer.step(project, numbers // 2)
         else:
-            of_round, page, take = numbers // 2 % 2, numbers // 4 % 4, numbers // 16
-            self.on.broker_writer.page(name, project, of_round, page, take)
+            round_id = rounds[pick % len(rounds)]
+            self.on.broker_writer.page(project, round_id, numbers // 2 % 4, numbers // 8)
 
     @rule(
         pick=PICKS,
@@ -311,17 +315,21 @@ class Protocol(RuleBasedStateMachine):
     def a_malformed_body_names_anothers_id(
         self, pick: int, hostile: str, project: str | None
     ) -> None:
-        sent = list(self.on.sent_requests.values())
+        sent = [each for each in self.on.sent_requests.values() if each.publisher != hostile]
         taken = sent[pick % len(sent)]
         HostilePublisher(self.on, hostile).malformed(taken.id, taken.kind, project)
 
-    @rule(pick=PICKS, with_plan=st.booleans())
-    def a_sweeps_records_are_removed(self, pick: int, *, with_plan: bool) -> None:
-        """By a bucket writer: all of them, or only the markers."""
-        prefix = SWEEPS_PREFIX if with_plan else RUNNING_PREFIX
-        keys = [key for key in self.on.server.current_objects() if key.startswith(prefix)]
+    @rule(pick=PICKS)
+    def a_sweeps_record_is_removed(self, pick: int) -> None:
+        """By a bucket writer: that of a project, or one of its pages."""
+        keys = [key for key in self.on.server.current_objects() if key.startswith(SWEEPS_PREFIX)]
         if keys:
             self.on.bucket_writer.remove(keys[pick % len(keys)])
+
+    @rule(project=st.sampled_from(("acme", "beta", "*")), pick=PICKS, with_results=st.booleans())
+    def a_sweeps_record_is_set_back(self, project: str, pick: int, *, with_results: bool) -> None:
+        """By a bucket writer: to an earlier one, perhaps with all results that there were."""
+        self.on.bucket_writer.set_back(project, pick, with_results=with_results)
 
     @rule(key=KEYS, pick=PICKS)
     def an_object_is_relabeled(self, key: str, pick: int) -> None:
@@ -411,11 +419,11 @@ class Protocol(RuleBasedStateMachine):
         self.on.processes[worker].clock_s = clock_s
 
     @rule(worker=WORKERS)
-    def a_worker_recovers_sweeps(self, worker: int) -> None:
+    def a_worker_looks_at_sweeps(self, worker: int) -> None:
         process = self.on.processes[worker]
         if not process.stalled:
             self.on.advance(1000)
-            self.on.recover_sweeps(process)
+            self.on.look_at_sweeps(process)
 
     # The scheduler.
 

@@ -561,12 +561,12 @@ class World:
                 return until is None
         raise AssertionError(f"it never ends: {self.calls} {self.queue}")
 
-    def recover_sweeps(self, process: Process) -> None:
-        """A worker's periodic round over sweeps, to its end (SPEC 8.5)."""
-        task = self.loop.create_task(process.recover_sweeps())
+    def look_at_sweeps(self, process: Process) -> None:
+        """A worker's periodic look at keyrings and records, to its end (SPEC 8.5)."""
+        task = self.loop.create_task(process.look_at_sweeps())
         self.loop.run_until_idle()
         self.run(until=task.done)
-        task.exception()  # what it met, the next round meets or not
+        task.exception()  # what it met, the next look meets or not
 
     def _pass_time(self, end: float, keep: Callable[[QueuedMessage], object]) -> bool:
         moments = [queued.ready_at for queued in self.queue if not keep(queued)]
@@ -606,7 +606,7 @@ class World:
             if all(waiter.ended for waiter in self.waiters):
                 break
             self.advance(_STALLED_S)
-            self.recover_sweeps(self.processes[0])
+            self.look_at_sweeps(self.processes[0])
             self.run()
         for waiter in self.waiters:
             self.oracle.laws.settled(waiter)
