@@ -70,7 +70,8 @@ def snapshot(ring: Keyring, **changed: Any) -> KeyringSnapshot:
 def rotated(before: Keyring) -> Keyring:
     """The same keyring after a user rotation."""
     number = before.current.generation + 1
-    return replace(before, current=generation(number), history=(*before.history, before.current))
+    earlier = replace(before.current, origin=before.origin)
+    return replace(before, current=generation(number), history=(*before.history, earlier))
 
 
 def sealed_object(

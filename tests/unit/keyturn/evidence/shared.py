@@ -24,6 +24,13 @@ COUNTS = {
     "clean": True,
 }
 
+ORIGIN = {
+    "kind": "rotation",
+    "id": "2f6c9a0e-0000-4000-8000-000000000009",
+    "publisher": "billing",
+    "request": "ab" * 32,
+}
+
 
 def fields(**changes: Any) -> dict[str, Any]:
     """The fields of a predicate."""
@@ -32,6 +39,8 @@ def fields(**changes: Any) -> dict[str, Any]:
         "kind": "rotation",
         "publisher": "billing",
         "request": "ab" * 32,
+        "origins": [ORIGIN],
+        "origin_count": 1,
         "generation": 3,
         "kek_id": "9f86d081884c7d65",
         "master_key": "main",

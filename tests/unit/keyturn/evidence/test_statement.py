@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from keyturn.errors import MalformedEvidenceError
 from keyturn.evidence import EventKeyUse, Predicate, Statement
-from tests.unit.keyturn.evidence.shared import COUNTS, fields, statement
+from tests.unit.keyturn.evidence.shared import COUNTS, ORIGIN, fields, statement
 
 OTHER = "0" * 16
 USE = {"keyid": OTHER, "last": "c" * 64, "retired": False}
@@ -33,7 +33,12 @@ def test_the_subject_is_the_project_at_its_generation() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"publisher": None, "request": None, "previous": "d" * 64, "event_keys": [USE]}]
+    "changes",
+    [
+        {},
+        {"publisher": None, "request": None, "previous": "d" * 64, "event_keys": [USE]},
+        {"origins": [ORIGIN, {**ORIGIN, "publisher": None, "request": None}], "origin_count": 70},
+    ],
 )
 def test_a_payload_reads_back(changes: dict[str, Any]) -> None:
     made = statement(**changes)
@@ -46,8 +51,15 @@ def test_fields_that_a_later_version_adds_are_ignored() -> None:
     assert Statement.from_payload(json.dumps(later).encode()) == statement()
 
 
-@pytest.mark.parametrize("missing", list(fields()))
-def test_every_field_is_required(missing: str) -> None:
+def test_evidence_of_0_10_names_no_origins() -> None:
+    before = document()
+    del before["predicate"]["origins"], before["predicate"]["origin_count"]
+    predicate = Statement.from_payload(json.dumps(before).encode()).predicate
+    assert (predicate.origins, predicate.origin_count) == ([], 0)
+
+
+@pytest.mark.parametrize("missing", sorted(fields().keys() - {"origins", "origin_count"}))
+def test_every_other_field_is_required(missing: str) -> None:
     payload = document()
     del payload["predicate"][missing]
     with pytest.raises(MalformedEvidenceError):
@@ -63,6 +75,15 @@ def test_every_field_is_required(missing: str) -> None:
         {"request": None},
         {"publisher": "Billing"},
         {"request": "ab" * 31},
+        {"origins": None},
+        {"origins": [{**ORIGIN, "kind": "part"}]},
+        {"origins": [{**ORIGIN, "id": "x"}]},
+        {"origins": [{**ORIGIN, "publisher": "Billing"}]},
+        {"origins": [{**ORIGIN, "request": "ab" * 31}]},
+        {"origins": [{"kind": "sweep", "id": ORIGIN["id"]}]},
+        {"origins": [ORIGIN] * 65},
+        {"origin_count": -1},
+        {"origin_count": None},
         {"generation": 0},
         {"generation": "3"},
         {"generation": True},

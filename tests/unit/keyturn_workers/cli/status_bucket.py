@@ -15,9 +15,8 @@ from keyturn.crypto import to_base64
 from keyturn_workers.cli.app import app
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import AllPlan, Plan, State, SweepRequest
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep import AllRecord, Counts, Options, Origin, ProjectRecord, SweepStore
+from keyturn_workers.sweep.record import End, Round, State, Walk
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
 from tools.harness.local_keys import desired_state, operator_keys
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring
 
 BEGIN = datetime(2026, 11, 24, 10, tzinfo=UTC)
+ROUND_ID = "00000000-0000-4000-9000-000000000000"
+WALK_ID = "00000000-0000-4000-a000-000000000000"
+STATE = State(3, "0" * 16, "m1", plaintext=False, serial=7)
 
 
 @dataclass
@@ -73,9 +75,9 @@ class Bench:
     def plant(self, s3_key: str, metadata: dict[str, str], body: bytes = b"x" * 80) -> None:
         self.storage.plant(s3_key, body, Headers(metadata))
 
-    def add(self, *plans: Plan | AllPlan, master_key: str = "m1") -> None:
-        for plan in plans:
-            assert asyncio.run(self.store.create(plan, master_key))
+    def add(self, *records: ProjectRecord | AllRecord, master_key: str = "m1") -> None:
+        for each in records:
+            assert asyncio.run(self.store.create(each, master_key))
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage | None = None) -> Bench:
@@ -90,29 +92,62 @@ def bench(monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage | None = None)
     return made
 
 
-def ask(number: int, project: str = "acme", **more: Any) -> SweepRequest:
-    given = {"kind": "sweep", "sweep_id": sweep_id(number), "requested_at": AT} | more
-    return SweepRequest(**given, project=project)
-
-
 def sweep_id(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012}"
 
 
-def plan(number: int, project: str = "acme", *, request_fields: dict[str, Any] | None = None,
-         **more: Any) -> Plan:  # fmt: skip
-    """A sweep's plan; `number` minutes after the first one."""
-    at = BEGIN + timedelta(minutes=number)
-    state = State(3, "0" * 16, "m1", plaintext=False, etag="e")
-    return Plan(ask(number, project, **request_fields or {}), state, at, at, **more)
+def origin(number: int, **more: Any) -> Origin:
+    """A request; `number` minutes after the first one."""
+    fields: dict[str, Any] = {
+        "kind": "sweep",
+        "id": sweep_id(number),
+        "publisher": "api",
+        "requested_at": AT,
+        "digests": ("0" * 64,),
+        "added_at": BEGIN + timedelta(minutes=number),
+    }
+    return Origin(**fields | more)
 
 
-def done(number: int, project: str = "acme", *, clean: bool = True, **more: Any) -> Plan:
-    ended = BEGIN + timedelta(minutes=number, seconds=30)
+def part(number: int, **more: Any) -> Origin:
+    """A project's part of a sweep of all that a walk added."""
+    return origin(number, kind="part", walk_id=WALK_ID, **more)
+
+
+def done(number: int, *, clean: bool = True, **more: Any) -> Origin:
+    """A request that ended; failures of one that is not clean are in the folder of its round."""
     counts = Counts(objects=5, current=5 if clean else 3, failed=0 if clean else 2)
-    return plan(number, project, status="done", clean=clean, ended_at=ended, told=True,
-                proven=counts, **more)  # fmt: skip
+    at = BEGIN + timedelta(minutes=number, seconds=30)
+    end = End(at, clean, counts, round_id=round_id(number), state=STATE, published=True)
+    return origin(number, end=end, **more)
 
 
-def all_plan(number: int, **more: Any) -> AllPlan:
-    return AllPlan(ask(number, "*"), BEGIN + timedelta(minutes=number), **more)
+def failed(number: int, code: str, detail: str = "", **more: Any) -> Origin:
+    """A request that a step gave up."""
+    at = BEGIN + timedelta(minutes=number, seconds=30)
+    end = End(at, clean=False, counts=Counts(), code=code, detail=detail, published=True)
+    return origin(number, end=end, **more)
+
+
+def round_id(number: int) -> str:
+    return f"00000000-0000-4000-b000-{number:012}"
+
+
+def record(
+    *origins: Origin,
+    project: str = "acme",
+    round_fields: dict[str, Any] | None = None,
+    **more: Any,
+) -> ProjectRecord:
+    """The record of a project. Its round serves the open origins."""
+    names = tuple(each.name for each in origins if each.is_open)
+    current = Round(ROUND_ID, Options(), names, **round_fields or {}) if names else None
+    fields = {"round": current, "lease_s": 15, "stepped_lease_s": 15} | more
+    return ProjectRecord(project, STATE, BEGIN, origins=origins, **fields)
+
+
+def all_record(*origins: Origin, **walk_fields: Any) -> AllRecord:
+    """The record of the sweeps of all projects. Its walk serves the open origins."""
+    names = tuple(each.name for each in origins if each.is_open)
+    walk = Walk(WALK_ID, Options(), names, **walk_fields) if names else None
+    return AllRecord(origins=origins, round=walk)

@@ -14,7 +14,16 @@ from keyturn_workers.cli.record_index import RecordIndex, read_records, to_secon
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.status import records
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.cli.status_bucket import Bench, all_plan, done, plan, sweep_id
+from tests.unit.keyturn_workers.cli.status_bucket import (
+    Bench,
+    all_record,
+    done,
+    origin,
+    part,
+    record,
+    round_id,
+    sweep_id,
+)
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tools.harness.local_keys import operator_keys
 
@@ -35,32 +44,37 @@ def _read(held: Bench, *, project: str | None = None, known: str = "m1 m2") -> R
 def test_keyrings_and_sweeps_are_counted_by_the_master_key_that_opens_them(held: Bench) -> None:
     held.enroll(rotated(_FIRST))
     held.enroll(_OTHER)
-    held.add(done(1), done(2))
-    held.add(done(3, "other"), master_key="m2")
+    held.add(record(done(1), done(2)))
+    held.add(record(done(3), project="other"), master_key="m2")
+    held.plant(f".keyturn/sweeps/acme/{round_id(1)}/tags/x.json", {}, b"")
     index = _read(held)
     assert [row["master_key"] for row in index.keyrings] == ["m1", "m2"]
-    assert index.sweep_records_under == {"m1": 2, "m2": 1}
+    assert index.sweep_records_under == {"m1": 1, "m2": 1}
     assert index.generations == {"acme": (2, 1), "other": (1,)}
-    assert index.unreadable == 0
+    assert index.unreadable == 1
 
 
 def test_running_sweeps_come_first_and_then_the_latest(held: Bench) -> None:
-    held.add(done(1), plan(2), done(3), plan(4), done(5, clean=False))
+    held.add(
+        record(done(1), origin(2), done(3)), record(origin(4), done(5, clean=False), project="b")
+    )
     index = _read(held)
     assert [row["sweep_id"] for row in index.sweeps] == [sweep_id(n) for n in (4, 2, 5, 3, 1)]
     assert [row["clean"] for row in index.sweeps] == [None, None, False, True, True]
 
 
 def test_the_parts_of_a_sweep_of_all_are_rows_of_their_own_project_alone(held: Bench) -> None:
-    held.add(all_plan(1), plan(1, request_fields={"of_all": True}))
-    assert [row["project"] for row in _read(held).sweeps] == ["*"]
-    assert [row["project"] for row in _read(held, project="acme").sweeps] == ["acme"]
+    held.add(all_record(origin(1)), record(part(1), done(2)))
+    shown = [(row["project"], row["sweep_id"]) for row in _read(held).sweeps]
+    assert shown == [("*", sweep_id(1)), ("acme", sweep_id(2))]
+    shown = [(row["project"], row["sweep_id"]) for row in _read(held, project="acme").sweeps]
+    assert shown == [("acme", sweep_id(1)), ("acme", sweep_id(2))]
 
 
 def test_the_records_of_one_project_are_read_alone(held: Bench) -> None:
     held.enroll(_FIRST)
     held.enroll(keyring("acme-2"))
-    held.add(done(1), done(2, "acme-2"))
+    held.add(record(done(1)), record(done(2), project="acme-2"))
     index = _read(held, project="acme")
     assert [row["project"] for row in index.keyrings + index.sweeps] == ["acme", "acme"]
 
@@ -68,12 +82,14 @@ def test_the_records_of_one_project_are_read_alone(held: Bench) -> None:
 def test_a_record_of_a_master_key_that_is_not_there_is_named_by_it(held: Bench) -> None:
     held.enroll(_FIRST)
     held.enroll(_OTHER)
-    held.add(done(1, "other"), master_key="m2")
+    held.add(record(done(1), project="other"), master_key="m2")
     index = _read(held, known="m1")
     assert index.missing_master_keys == {"m2": 2}
     assert index.unreadable == 2
     assert [row["code"] for row in index.keyrings] == [None, "unknown_master_key"]
-    assert [row["code"] for row in index.sweeps] == ["unknown_master_key"]
+    assert index.failing == [
+        {"record": ".keyturn/sweeps/other.json", "code": "unknown_master_key", "detail": "m2"}
+    ]
     assert "other" not in index.generations
 
 
@@ -94,7 +110,7 @@ def test_a_planted_record_is_a_row_or_counted_and_a_huge_one_is_not_read(
     monkeypatch.setattr(records, "MAX_BYTES", 100)
     held.plant(".keyturn/keyrings/acme.json", {}, bytes(101))
     for number in range(3):
-        held.plant(f".keyturn/sweeps/{sweep_id(1)}/acme/failures/{number}.json", {}, bytes(101))
+        held.plant(f".keyturn/sweeps/acme/{round_id(1)}/failures/{number}.json", {}, bytes(101))
     index = _read(held)
     assert held.storage.calls["read"] == 0
     assert index.unreadable == 4
@@ -103,7 +119,7 @@ def test_a_planted_record_is_a_row_or_counted_and_a_huge_one_is_not_read(
 
 
 def test_a_key_without_a_records_name_is_ignored(held: Bench) -> None:
-    for name in ("keyrings/No Project.json", "keyrings/acme", "sweeps/x/acme/sweep.json"):
+    for name in ("keyrings/No Project.json", "keyrings/acme", "sweeps/acme/x/failures/0.json"):
         held.plant(f".keyturn/{name}", {}, b"nothing")
     assert _read(held) == RecordIndex()
 

@@ -20,10 +20,14 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
-    all_plan,
+    all_record,
     bench,
     done,
-    plan,
+    failed,
+    origin,
+    part,
+    record,
+    round_id,
     sweep_id,
 )
 from tests.unit.keyturn_workers.factories import (
@@ -113,7 +117,7 @@ def test_an_object_without_a_keyring_still_needs_its_master_key(bucket: Bench) -
 def test_a_tombstone_and_records_need_their_master_key(bucket: Bench) -> None:
     bucket.enroll(_OTHER)
     bucket.delete(replace(_OTHER, master_key="m1"), "gone")
-    bucket.add(done(1, "other"), done(2, "other"))
+    bucket.add(record(done(1), project="other"), record(done(1)))
     rows = {row["master_key"]: row for row in bucket.json()["master_keys"]}
     assert rows["m1"]["told"] == "m1: in use by 1 object, 2 records"
     assert (rows["m1"]["keyrings"], rows["m1"]["sweep_records"]) == (0, 2)
@@ -123,7 +127,7 @@ def test_a_tombstone_and_records_need_their_master_key(bucket: Bench) -> None:
 def test_a_master_key_that_nothing_uses_is_safe_to_drop(bucket: Bench) -> None:
     bucket.enroll(_OTHER)
     bucket.put(_OTHER, "k")
-    bucket.add(done(1, "other"), master_key="m2")
+    bucket.add(record(done(1), done(2), project="other"), master_key="m2")
     report = bucket.json(ACTIVE_MASTER_KEY="m2")
     assert _key_usage(report) == [
         "m1: safe to drop: no object and no record uses it",
@@ -149,12 +153,12 @@ def test_a_key_is_not_safe_to_drop_while_anything_is_uncertain(
     bucket.enroll(_OTHER)
     match obstacle:
         case "running":
-            bucket.add(plan(1, "other"), master_key="m2")
+            bucket.add(record(done(1), origin(2), project="other"), master_key="m2")
         case "object":
             metadata = enc(replace(_wraps("k"), admin=bytes(104)))
             bucket.plant("other/k", metadata)
         case "record":
-            bucket.plant(f".keyturn/sweeps/{sweep_id(1)}/other/results/x.json", {})
+            bucket.plant(f".keyturn/sweeps/other/{round_id(1)}/results/x.json", {})
         case "keyring":
             bucket.plant(".keyturn/keyrings/acme.json", {})
     report = bucket.json(ACTIVE_MASTER_KEY="m1" if obstacle == "active" else "m2")
@@ -172,7 +176,7 @@ def test_the_report_of_one_project_makes_no_claim_about_dropping_a_key(bucket: B
     bucket.enroll(keyring("acme-2"))
     bucket.put(_FIRST, "a")
     bucket.put(keyring("acme-2"), "a", "b")
-    bucket.add(done(1), done(2, "acme-2"))
+    bucket.add(record(done(1)), record(done(2), project="acme-2"))
     report = bucket.json("acme")
     assert _objects(report) == {("acme", "encrypted", 1, "m1", None): 1}
     assert _key_usage(report) == [
@@ -236,8 +240,10 @@ def test_records_that_do_not_open_are_rows_with_their_codes(bucket: Bench) -> No
     bucket.enroll(_FIRST)
     bucket.enroll(_OTHER)
     bucket.plant(".keyturn/keyrings/zed.json", {}, b"{}")
-    bucket.plant(f".keyturn/sweeps/{sweep_id(1)}/acme/sweep.json", {}, b"nothing")
-    bucket.plant(f".keyturn/sweeps/{sweep_id(1)}/acme/failures/x.json", {}, b"nothing")
+    bucket.add(record(done(1)))
+    folder = f".keyturn/sweeps/acme/{round_id(1)}/failures"
+    bucket.plant(".keyturn/sweeps/other.json", {}, b"nothing")
+    bucket.plant(f"{folder}/x.json", {}, b"nothing")
     bucket.master_keys = ("m1",)
     report = bucket.json()
     assert {row["project"]: row["code"] for row in report["keyrings"]} == {
@@ -245,10 +251,11 @@ def test_records_that_do_not_open_are_rows_with_their_codes(bucket: Bench) -> No
         "other": "unknown_master_key",
         "zed": "corrupt_object",
     }
-    assert [(row["sweep_id"], row["code"]) for row in report["sweeps"]] == [
-        (sweep_id(1), "corrupt_object")
+    assert [(row["sweep_id"], row["code"]) for row in report["sweeps"]] == [(sweep_id(1), None)]
+    assert [(row["record"], row["code"]) for row in report["records_that_do_not_open"]] == [
+        (f"{folder}/x.json", "corrupt_object"),
+        (".keyturn/sweeps/other.json", "corrupt_object"),
     ]
-    assert [row["code"] for row in report["records_that_do_not_open"]] == ["corrupt_object"]
     assert _key_usage(report)[-1] == "m2: missing from KEYTURN_MASTER_KEYS, but named by 1 record"
     table = bucket.run("--no-objects").stdout
     for code in ("unknown_master_key", "corrupt_object", "Unreadable records"):
@@ -311,12 +318,14 @@ def test_running_sweeps_come_first_and_parts_of_a_sweep_of_all_stay_hidden(
 ) -> None:
     bucket.enroll(_FIRST)
     bucket.add(
-        plan(1),
-        done(2),
-        done(3, clean=False),
-        plan(4, status="failed", code="keyring_rolled_back", detail="below"),
-        all_plan(5),
-        plan(5, request_fields={"of_all": True}),
+        record(
+            origin(1),
+            done(2),
+            done(3, clean=False),
+            failed(4, "keyring_rolled_back", "below"),
+            part(5),
+        ),
+        all_record(origin(5)),
     )
     shown = [(row["sweep_id"], row["status"], row["clean"]) for row in bucket.json()["sweeps"]]
     assert shown == [
@@ -331,7 +340,7 @@ def test_running_sweeps_come_first_and_parts_of_a_sweep_of_all_stay_hidden(
 
 
 def test_a_table_shows_the_last_sweeps_and_says_how_many_are_hidden(bucket: Bench) -> None:
-    bucket.add(*(done(number) for number in range(25)))
+    bucket.add(record(*map(done, range(25))))
     result = bucket.run("--no-objects")
     assert result.exit_code == 0
     assert sum(sweep_id(0)[:23] in line for line in result.stdout.splitlines()) == 20

@@ -12,17 +12,23 @@ import pytest
 
 from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn.identifiers import format_time
-from keyturn_workers.sweep import record_paths
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import Failure, KeyRange, OpenPage, PartResult
+from keyturn_workers.sweep import Counts, Options
+from keyturn_workers.sweep.record import Failure, KeyRange, OpenPage, PartEnd
+from keyturn_workers.sweep.store import part_path
 from tests.unit.keyturn_workers.cli.fake_publisher import FakePublisher, event
 from tests.unit.keyturn_workers.cli.status_bucket import (
     BEGIN,
+    ROUND_ID,
+    WALK_ID,
     Bench,
-    all_plan,
+    all_record,
     bench,
     done,
-    plan,
+    failed,
+    origin,
+    part,
+    record,
+    round_id,
     sweep_id,
 )
 from tests.unit.keyturn_workers.factories import keyring
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from keyturn.messages import Event
-    from keyturn_workers.sweep.plan import Plan
+    from keyturn_workers.sweep import Origin
 
 _ID = sweep_id(1)
 _PUBLISHER = {
@@ -72,22 +78,24 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> _ScriptedPublisher:
     return fake
 
 
-def _fail(bucket: Bench, of: Plan, count: int, *, page: int = 0) -> None:
+def _fail(bucket: Bench, count: int, *, page: int = 0, of: str = round_id(1)) -> None:
     failures = tuple(Failure(f"p{page}/{n:03}", "no_usable_wrap") for n in range(count))
-    asyncio.run(bucket.store.add_failures(of, page, failures, "m1"))
+    asyncio.run(bucket.store.add_failures("acme", of, page, failures, "m1"))
 
 
 def test_a_running_sweep_shows_its_progress(bucket: Bench) -> None:
     began = BEGIN + timedelta(minutes=1)
     until = began + timedelta(seconds=45)
     bucket.add(
-        plan(
-            1,
+        record(
+            origin(1),
             stepped_at=began + timedelta(seconds=10),
-            ranges=(KeyRange("m", "m", planned=True), KeyRange("q", "")),
-            next_page=3,
-            live=(OpenPage(2, "a", "c", not_before=until, seen=Counts(objects=20)),),
-            proven=Counts(objects=30, current=30, foreign=1),
+            round_fields={
+                "ranges": (KeyRange("m", "m", planned=True), KeyRange("q", "")),
+                "next_page": 3,
+                "open_pages": (OpenPage(2, "a", "c", not_before=until, seen=Counts(objects=20)),),
+                "proven": Counts(objects=30, current=30, foreign=1),
+            },
             written=Counts(rewrapped=20),
         )
     )
@@ -97,6 +105,9 @@ def test_a_running_sweep_shows_its_progress(bucket: Bench) -> None:
     shown: dict[str, Any] = {
         "status": "running",
         "clean": None,
+        "waits_for_round": False,
+        "round": ROUND_ID,
+        "round_also_answers": [],
         "proves_generation": 3,
         "proves_master_key": "m1",
         "ranges": 2,
@@ -114,22 +125,23 @@ def test_a_running_sweep_shows_its_progress(bucket: Bench) -> None:
     assert report["counts"]["objects"] == 50
 
 
-def test_a_superseded_sweep_names_its_successor_and_shows_its_failures(
-    bucket: Bench,
-) -> None:
-    later = done(2, clean=False)
-    bucket.add(done(1, clean=False, successor=later.ask.sweep_id), later)
-    _fail(bucket, later, 2)
-    report = bucket.json(_ID)
-    assert report["taken_over_by"] == later.ask.sweep_id
-    assert [row["key"] for row in report["failures"]] == ["p0/000", "p0/001"]
-    assert bucket.json(later.ask.sweep_id)["taken_over_by"] is None
-    assert later.ask.sweep_id in bucket.run(_ID).stdout
+def test_a_sweep_names_what_its_round_answers_too_or_that_it_waits_for_one(bucket: Bench) -> None:
+    of = record(origin(1), origin(2), origin(3, options=Options(repair=True)))
+    assert of.round is not None
+    of = replace(of, round=replace(of.round, origins=(of.origins[0].name, of.origins[1].name)))
+    bucket.add(of)
+    assert bucket.json(_ID)["round_also_answers"] == [sweep_id(2)]
+    assert sweep_id(2) in bucket.run(_ID).stdout
+    waiting = bucket.json(sweep_id(3))
+    assert (waiting["waits_for_round"], waiting["round"]) == (True, None)
+    assert (waiting["round_also_answers"], waiting["pages"]) == ([], None)
+    assert waiting["repair"] is True
 
 
 def test_the_time_left_is_known_only_if_objects_are_counted(bucket: Bench) -> None:
     stepped = BEGIN + timedelta(minutes=1, seconds=10)
-    bucket.add(plan(1, stepped_at=stepped, proven=Counts(objects=10, current=10)))
+    proven = {"proven": Counts(objects=10, current=10)}
+    bucket.add(record(origin(1), stepped_at=stepped, round_fields=proven))
     for number in range(30):
         bucket.plant(f"acme/k{number}", {})
     assert bucket.json(_ID)["left_s"] == 20
@@ -137,16 +149,15 @@ def test_the_time_left_is_known_only_if_objects_are_counted(bucket: Bench) -> No
 
 
 def test_no_rate_is_shown_before_the_first_step(bucket: Bench) -> None:
-    bucket.add(plan(1))
+    bucket.add(record(origin(1)))
     report = bucket.json(_ID)
     assert (report["rate_per_s"], report["left_s"]) == (None, None)
 
 
 def test_failures_are_limited_unless_all_are_requested(bucket: Bench) -> None:
-    ended = done(1, clean=False)
-    bucket.add(ended)
+    bucket.add(record(done(1, clean=False)))
     for page in range(5):
-        _fail(bucket, ended, 10, page=page)
+        _fail(bucket, 10, page=page)
     reads = bucket.storage.calls["read"]
     report = bucket.json(_ID)
     assert report["failures"][0] == {"project": "acme", "key": "p0/000", "code": "no_usable_wrap"}
@@ -154,9 +165,9 @@ def test_failures_are_limited_unless_all_are_requested(bucket: Bench) -> None:
         f"p{page}/{n:03}" for page in (0, 1) for n in range(10)
     ]
     assert report["more_failures"] is True
-    assert (
-        bucket.storage.calls["read"] - reads == 5
-    )  # the plan, its key's known text, and three pages of five
+    # The record, once to find it and once for its failures, the text that proves the master key,
+    # and three pages of five.
+    assert bucket.storage.calls["read"] - reads == 6
     every = bucket.json(_ID, "--failures")
     assert (len(every["failures"]), every["more_failures"]) == (50, False)
     result = bucket.run(_ID)
@@ -165,34 +176,32 @@ def test_failures_are_limited_unless_all_are_requested(bucket: Bench) -> None:
 
 
 def test_exactly_the_limit_of_failures_leaves_no_more(bucket: Bench) -> None:
-    ended = done(1, clean=False)
-    bucket.add(ended)
-    _fail(bucket, ended, 20)
+    bucket.add(record(done(1, clean=False)))
+    _fail(bucket, 20)
     report = bucket.json(_ID)
     assert (len(report["failures"]), report["more_failures"]) == (20, False)
 
 
 def test_an_unreadable_record_of_failures_is_a_row(bucket: Bench) -> None:
-    bucket.add(done(1, clean=False))
-    bucket.plant(f".keyturn/sweeps/{_ID}/acme/failures/000000-00000001.json", {}, b"{}")
+    bucket.add(record(done(1, clean=False)))
+    bucket.plant(f".keyturn/sweeps/acme/{round_id(1)}/failures/00000001.json", {}, b"{}")
     report = bucket.json(_ID)
     assert report["failures"] == [{"project": "acme", "key": None, "code": "corrupt_object"}]
 
 
 def test_a_sweep_of_all_shows_its_parts(bucket: Bench) -> None:
     sums = Counts(objects=10, current=8, failed=2)
-    bucket.add(all_plan(1, live=("b",), sums=sums, clean=False, projects=3))
-    part = {"of_all": True}
-    bad = done(1, "c", clean=False, request_fields=part)
     bucket.add(
-        plan(1, "b", request_fields=part, proven=Counts(objects=7, current=7)),
-        done(1, "a", request_fields=part),
-        bad,
+        all_record(origin(1), open_parts=("b",), sums=sums, projects=3),
+        record(part(1), project="b", round_fields={"proven": Counts(objects=7, current=7)}),
     )
-    _fail(bucket, bad, 2)
-    for project, clean in {"a": True, "c": False, "d": False}.items():
-        ended = PartResult(Counts(), clean)
-        asyncio.run(bucket.store.add_part_result(_ID, project, ended, "m1"))
+    for project, end in {
+        "a": PartEnd(Counts(), clean=True),
+        "acme": PartEnd(Counts(failed=2), clean=False, round_id=round_id(1)),
+        "d": PartEnd(Counts(failed=1), clean=False, code="corrupt_object"),
+    }.items():
+        asyncio.run(bucket.store.add_part_end(WALK_ID, project, end, "m1"))
+    _fail(bucket, 2)
     report = bucket.json(_ID)
     assert (report["project"], report["status"], report["counts"]["objects"]) == (
         "*",
@@ -203,11 +212,13 @@ def test_a_sweep_of_all_shows_its_parts(bucket: Bench) -> None:
     assert parts["ended_clean"] == 1
     assert [(row["project"], row["status"]) for row in parts["live"]] == [("b", "running")]
     assert [(row["project"], row["status"]) for row in parts["ended_not_clean"]] == [
-        ("c", "done"),
+        ("acme", "done"),
         ("d", "failed"),
     ]
-    assert [row["project"] for row in report["failures"]] == ["c", "c"]
+    assert [row["project"] for row in report["failures"]] == ["acme", "acme"]
     assert "Parts: 1 ended clean; the others:" in bucket.run(_ID).stdout
+    ended = bucket.json(_ID, "--project", "acme")  # its record does not have it any more
+    assert (ended["status"], ended["clean"], len(ended["failures"])) == ("done", False, 2)
 
 
 def test_an_unknown_id_is_not_found(bucket: Bench) -> None:
@@ -223,23 +234,31 @@ def test_a_project_whose_id_looks_like_that_of_a_sweep_is_shown(bucket: Bench) -
 
 
 def test_an_id_shared_by_sweeps_of_several_projects_is_pointed_out(bucket: Bench) -> None:
-    bucket.add(done(1, "a"), done(1, "b"))
+    bucket.add(record(done(1), project="a"), record(done(1), project="b"))
     result = bucket.run(_ID)
     assert result.exit_code == 0
     assert result.stderr == "keyturn: other projects have a sweep with this id: b\n"
 
 
-def test_a_forged_plan_fails_with_one_line(bucket: Bench) -> None:
-    bucket.plant(f".keyturn/sweeps/{_ID}/acme/sweep.json", {}, b"{}")
+def test_a_forged_record_is_named_and_hides_no_other(bucket: Bench) -> None:
+    bucket.plant(".keyturn/sweeps/acme.json", {}, b"{}")
     result = bucket.run(_ID)
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (
+        1,
+        "keyturn: the records of these projects do not open: acme",
+    )
+    result = bucket.run(_ID, "--project", "acme")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith("keyturn: corrupt_object: ")
+    bucket.add(record(done(1), project="other"))
+    result = bucket.run(_ID)
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
-def test_a_forged_part_result_is_reported_and_stays(bucket: Bench) -> None:
+def test_a_forged_end_of_a_part_is_reported_and_stays(bucket: Bench) -> None:
     """Status only reads: a worker deletes what is forged."""
-    bucket.add(all_plan(1))
-    forged = record_paths.part_result_path(_ID, "b")
+    bucket.add(all_record(origin(1)))
+    forged = part_path(WALK_ID, "b")
     bucket.plant(forged, {}, b"{}")
     rows = bucket.json(_ID)["parts"]["ended_not_clean"]
     assert [(row["project"], row["code"]) for row in rows] == [("b", "corrupt_object")]
@@ -250,7 +269,7 @@ def test_the_same_id_in_another_project_is_never_watched_by_mistake(
     bucket: Bench, publisher: _ScriptedPublisher
 ) -> None:
     """A publisher that may sweep `aaa` can do so under the id of acme's rotation."""
-    bucket.add(done(1, "aaa"), plan(1, "acme", request_fields={"kind": "rotation"}))
+    bucket.add(record(done(1), project="aaa"), record(origin(1, kind="rotation")))
     ambiguous = bucket.run(_ID, "--watch", **_PUBLISHER)
     assert ambiguous.exit_code == 1
     assert (
@@ -263,6 +282,7 @@ def test_the_same_id_in_another_project_is_never_watched_by_mistake(
         event("sweep.completed", sweep_id=_ID, objects=1),
         event("rotation.completed", rotation_id=_ID, project="aaa", objects=1),
         event("rotation.rejected", rotation_id=_ID, code="kek_reused", detail=""),
+        event("rotation.completed", rotation_id=_ID, publisher="other", objects=1),
         event("rotation.completed", rotation_id=_ID, **unclean),
     ]
     watched = bucket.run(_ID, "--project", "acme", "--watch", "--json", **_PUBLISHER)
@@ -276,8 +296,7 @@ def test_the_same_id_in_another_project_is_never_watched_by_mistake(
 def test_a_part_of_a_sweep_of_all_is_shown_and_not_watched(
     bucket: Bench, publisher: _ScriptedPublisher
 ) -> None:
-    part = plan(1, "acme", request_fields={"of_all": True})
-    bucket.add(all_plan(1, live=("acme",)), part)
+    bucket.add(all_record(origin(1), open_parts=("acme",)), record(part(1)))
     assert bucket.json(_ID, "--project", "acme")["project"] == "acme"
     assert bucket.json(_ID, "--project", "*")["project"] == "*"
     result = bucket.run(_ID, "--project", "acme", "--watch", **_PUBLISHER)
@@ -304,17 +323,16 @@ def test_wrong_usage_exits_2(bucket: Bench, arguments: list[str]) -> None:
 
 
 def test_watching_needs_the_settings_of_a_publisher(bucket: Bench) -> None:
-    bucket.add(plan(1))
+    bucket.add(record(origin(1)))
     result = bucket.run(_ID, "--watch")
     assert result.exit_code == 2
     assert "KEYTURN_PUBLISHER_KEY is missing" in result.stderr
 
 
 def test_a_failed_object_key_cannot_control_the_terminal(bucket: Bench) -> None:
-    ended = done(1, clean=False)
-    bucket.add(ended)
+    bucket.add(record(done(1, clean=False)))
     failures = (Failure("\x1b[2Jx", "no_usable_wrap"),)
-    asyncio.run(bucket.store.add_failures(ended, 0, failures, "m1"))
+    asyncio.run(bucket.store.add_failures("acme", round_id(1), 0, failures, "m1"))
     for arguments in ([_ID], [_ID, "--json"]):
         assert "\x1b" not in bucket.run(*arguments).output
 
@@ -324,13 +342,13 @@ def test_a_failed_object_key_cannot_control_the_terminal(bucket: Bench) -> None:
     [
         (done(1), 0, ""),
         (done(1, clean=False), 1, "not clean: 2 failed"),
-        (plan(1, status="failed", code="keyring_rolled_back"), 1, "keyring_rolled_back"),
+        (failed(1, "keyring_rolled_back"), 1, "keyring_rolled_back"),
     ],
 )
 def test_watching_an_ended_sweep_needs_no_broker(
-    bucket: Bench, publisher: _ScriptedPublisher, ended: Plan, exit_code: int, message: str
+    bucket: Bench, publisher: _ScriptedPublisher, ended: Origin, exit_code: int, message: str
 ) -> None:
-    bucket.add(ended)
+    bucket.add(record(ended))
     result = bucket.run(_ID, "--watch", **_PUBLISHER)
     assert result.exit_code == exit_code, result.output
     assert message in result.stderr
@@ -342,12 +360,12 @@ def test_watching_an_ended_sweep_needs_no_broker(
 def test_watching_continues_to_the_end_and_shows_the_final_record(
     bucket: Bench, publisher: _ScriptedPublisher, *, clean: bool
 ) -> None:
-    running, ended = plan(1), done(1, clean=clean)
-    bucket.add(running)
+    running, ended = origin(1), done(1, clean=clean)
+    bucket.add(record(running))
 
     async def end() -> None:
-        stored = await bucket.store.read(_ID, "acme")
-        assert await bucket.store.change(ended, stored.etag, "m1")
+        stored = await bucket.store.read("acme")
+        assert await bucket.store.change(record(ended), stored.etag, "m1")
 
     publisher.meanwhile = end
     publisher.script = lambda _: [
@@ -358,11 +376,11 @@ def test_watching_continues_to_the_end_and_shows_the_final_record(
     assert result.exit_code == (0 if clean else 1), result.output
     report = json.loads(result.stdout)
     assert (report["event"]["objects"], report["status"], report["clean"]) == (5, "done", clean)
-    assert publisher.since == running.started_at
+    assert publisher.since == running.added_at
 
 
 def test_ctrl_c_says_how_to_follow_the_sweep(bucket: Bench, publisher: _ScriptedPublisher) -> None:
-    bucket.add(plan(1))
+    bucket.add(record(origin(1)))
     publisher.interrupt = True
     result = bucket.run(_ID, "--watch", **_PUBLISHER)
     assert result.exit_code == 130
@@ -374,7 +392,7 @@ def test_a_resumed_sweep_is_watched_past_its_failure(
 ) -> None:
     """Its dead letter was replayed; the event stream still contains the failure."""
     failed_at, resumed_at = BEGIN + timedelta(minutes=2), BEGIN + timedelta(minutes=9)
-    bucket.add(replace(plan(1), ended_at=failed_at, stepped_at=resumed_at, step=4))
+    bucket.add(record(origin(1), stepped_at=resumed_at))
     refused = {"code": "keyring_rolled_back", "detail": "", "sweep_id": _ID}
     publisher.script = lambda _: [
         event("sweep.failed", format_time(failed_at), **refused),

@@ -28,14 +28,8 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     sealed_object,
 )
-from tests.unit.keyturn_workers.sweep.sweeping import (
-    AT,
-    KEYS,
-    ORIGIN,
-    OTHER_ID,
-    SWEEP_ID,
-    Sweeping,
-)
+from tests.unit.keyturn_workers.sweep.records import AT, OTHER_ID, SWEEP_ID
+from tests.unit.keyturn_workers.sweep.sweeping import KEYS, ORIGIN, Sweeping
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness import requests as rq
 from tools.harness.deployment import Deployment

@@ -17,6 +17,7 @@ from keyturn.errors import (
     MalformedRequestError,
     MarksUnavailableError,
     StorageUnavailableError,
+    TooManyRequestsError,
     UnknownProjectError,
 )
 from keyturn.identifiers import format_time, keyring_s3_key
@@ -47,18 +48,12 @@ from keyturn_workers.keyring import (
     Mark,
 )
 from keyturn_workers.status.reader import Identity, StatusReader
+from keyturn_workers.sweep import Options
+from keyturn_workers.sweep.progress import MAX_OPEN_SWEEPS
 from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
-from tests.unit.keyturn_workers.sweep.sweeping import (
-    AT,
-    KEYS,
-    LEASE_S,
-    ORIGIN,
-    OTHER_ID,
-    REQUEST,
-    SWEEP_ID,
-    Sweeping,
-)
+from tests.unit.keyturn_workers.sweep.records import AT, LEASE_S, OTHER_ID, SWEEP_ID, origin
+from tests.unit.keyturn_workers.sweep.sweeping import KEYS, ORIGIN, Sweeping
 from tests.unit.keyturn_workers.upload.bench import bench
 from tests.unit.keyturn_workers.upload.bench import request as upload_request
 from tests.unit.keyturn_workers.witness import FakeWitness
@@ -82,11 +77,11 @@ class Control:
             status_reader=StatusReader(on.storage, KEYS, Identity("test", "m1", ())),
         )
 
-    async def serve(self, request: Request, origin: RequestOrigin = ORIGIN) -> Handled:
-        return await self.handler.serve(request, origin, seen_before=False)
+    async def serve(self, request: Request, sent: RequestOrigin = ORIGIN) -> Handled:
+        return await self.handler.serve(request, sent, seen_before=False)
 
-    async def find(self, request: Request, origin: RequestOrigin = ORIGIN) -> Handled | None:
-        return await self.handler.find_completed(request, origin)
+    async def find(self, request: Request, sent: RequestOrigin = ORIGIN) -> Handled | None:
+        return await self.handler.find_completed(request, sent)
 
 
 def _kek(kind: Literal["enroll", "rotation"], request_id: str, project: str) -> dict[str, str]:
@@ -198,7 +193,8 @@ async def test_a_rotation_is_published_with_its_generation_and_starts_its_sweep(
     assert isinstance(handled.event, RotationAccepted)
     assert (handled.event.rotation_id, handled.event.generation) == (SWEEP_ID, 3)
     assert handled.more == ()
-    assert (await control.on.plan()).ask.kind == "rotation"
+    (added,) = (await control.on.record()).origins
+    assert added.name == ("rotation", SWEEP_ID, "api", None)
     with pytest.raises(GenerationMismatchError):
         await control.serve(rotation(expected_generation=2), OTHER)
 
@@ -206,28 +202,28 @@ async def test_a_rotation_is_published_with_its_generation_and_starts_its_sweep(
 async def test_a_repeated_rotation_gets_the_end_that_was_published_before() -> None:
     control = Control()
     await control.serve(rotation())
-    await control.on.finish()
+    await control.on.finish(origin("rotation"))
     handled = await control.serve(rotation())
     assert isinstance(handled.event, RotationAccepted)
     (end,) = handled.more
     assert (end.type, end.project) == ("rotation.completed", "acme")
 
 
-async def test_a_rotation_whose_id_another_sweep_took_is_accepted_and_fails() -> None:
-    """It did rotate the keyring: a rejection would be wrong."""
+async def test_a_rotation_with_the_id_of_a_sweep_is_another_request() -> None:
+    """Also if the sweep comes between the search for an earlier delivery and the new keyring."""
     control = Control()
     on = control.on
 
     async def take() -> None:
-        await on.starter.start(REQUEST, (OTHER,))
+        await control.serve(sweep(repair=True), OTHER)
 
-    # Between the search for a sweep with its id and the rotation of the keyring.
     on.storage.before_next("put", take)
     handled = await control.serve(rotation())
     assert isinstance(handled.event, RotationAccepted)
-    (failed,) = handled.more
-    assert (failed.type, failed.project) == ("rotation.failed", "acme")
-    assert (await on.keyrings.read_fresh("acme")).desired.generation == 3
+    assert handled.more == ()
+    assert [each.kind for each in (await on.record()).origins] == ["sweep", "rotation"]
+    ended = await on.finish(origin("rotation"))
+    assert ended.status == "done"
 
 
 async def test_an_expired_rotation_is_completed_only_if_it_was_made() -> None:
@@ -254,10 +250,26 @@ async def test_a_sweep_is_started_with_its_options_and_nothing_is_published_yet(
     control = Control()
     handled = await control.serve(sweep(**options))
     assert (handled.event, handled.more) == (None, ())
-    ask = (await control.on.plan()).ask
-    assert (ask.kind, ask.sweep_id, ask.requested_at) == ("sweep", SWEEP_ID, AT)
-    defaults = {"repair": False, "encrypt_plaintext": False, "master_key": None}
-    assert {name: getattr(ask, name) for name in defaults} == {**defaults, **options}
+    (added,) = (await control.on.record()).origins
+    assert added.name == ("sweep", SWEEP_ID, "api", None)
+    assert added.requested_at == AT
+    assert added.options == replace(Options(), **options)
+
+
+async def test_the_open_sweeps_of_one_publisher_are_limited_and_its_rotations_are_not() -> None:
+    """A refused sweep changes nothing, not even the master key of the keyring."""
+    control = Control()
+    ids = [f"2f6c9a0e-1111-4111-8111-{number:012}" for number in range(MAX_OPEN_SWEEPS + 1)]
+    for sweep_id in ids[:-1]:
+        await control.serve(sweep(sweep_id=sweep_id))
+    for options in ({}, {"master_key": "m2"}):
+        with pytest.raises(TooManyRequestsError):
+            await control.serve(sweep(sweep_id=ids[-1], **options))
+    assert (await control.on.keyring()).master_key == "m1"
+    assert (await control.serve(sweep(sweep_id=ids[0]))).more == ()  # repeated
+    await control.serve(sweep(sweep_id=ids[-1]), OTHER)
+    assert isinstance((await control.serve(rotation())).event, RotationAccepted)
+    assert len((await control.on.record()).origins) == MAX_OPEN_SWEEPS + 2
 
 
 async def test_a_repeated_sweep_gets_the_end_that_was_published_before() -> None:

@@ -27,7 +27,7 @@ _OTHER = RequestOrigin("api", "3" * 64)
 class _NoSweeps:
     """Starts no sweep."""
 
-    async def find_existing(self, *_: Any) -> None:
+    async def find(self, *_: Any) -> None:
         return None
 
     async def start(self, *_: Any, **__: Any) -> None:

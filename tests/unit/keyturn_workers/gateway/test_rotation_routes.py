@@ -18,9 +18,9 @@ from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
 from keyturn_workers.gateway import rotation_routes
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import Plan, SweepRequest
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import State
+from keyturn_workers.sweep import Counts, Origin, ProjectRecord
+from keyturn_workers.sweep.record import End, Round, State
+from keyturn_workers.sweep.store import record_path
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, ring_of, turned_to
@@ -305,12 +305,17 @@ async def test_rotations_that_are_being_swept_are_limited() -> None:
     """14 rotations of 51 objects inspected 4,845: each sweep inspects all objects."""
     serving = Serving(max_rotations=2)
     keys = [NEW_API_KEY, THIRD_API_KEY]
+    origins: list[Origin] = []
     for number, key in enumerate(keys):
         rotation_id = f"2f6c9a0e-1111-4111-8111-00000000000{number}"
         ring = turned_to(serving.bench.ring, key)
         ring = replace(ring, current=replace(ring.current, rotation_id=rotation_id))
         serving.bench.write_keyring(ring)
-        await serving.store.create(_plan(serving, rotation_id), "m1")
+        origins.append(_origin(rotation_id))
+        await serving.bench.storage.delete(record_path("acme"))
+        ended = _origin(_ID, End(_NOW, clean=False, counts=Counts()))
+        swept = replace(_origin(_ID), kind="sweep")
+        await serving.store.create(_record(serving, *origins, ended, swept), "m1")
         serving.rotations._auth._keyrings._cache.clear()
         got = await serving.ask("POST", ROTATIONS, key=key, body=_ask("kt_" + "4" * 43))
         assert got.status == (202 if number == 0 else 429)
@@ -329,12 +334,13 @@ async def test_a_rotation_that_ended_unclean_is_not_in_progress(status: str) -> 
     """Old KEKs stay until a sweep is clean. A leaked key must be rotatable meanwhile."""
     serving = Serving(max_rotations=1)
     rotation_id = _turn(serving)
+    code = "unknown_master_key" if status == "failed" else ""
+    end = End(_NOW, clean=False, counts=Counts(), code=code)
     if status != "missing":
-        more = {} if status == "spoilt" else {"status": status}
-        await serving.store.create(_plan(serving, rotation_id, **more), "m1")
+        origin = _origin(rotation_id, None if status == "spoilt" else end)
+        await serving.store.create(_record(serving, origin), "m1")
     if status == "spoilt":
-        (plan_key,) = [k for k in serving.bench.storage.stored_keys() if k.endswith("sweep.json")]
-        serving.bench.storage.plant(plan_key, b"{}", Headers({}))
+        serving.bench.storage.plant(record_path("acme"), b"{}", Headers({}))
     got = await serving.ask("POST", ROTATIONS, key=NEW_API_KEY, body=_ask(THIRD_API_KEY))
     assert got.status == 202
 
@@ -342,11 +348,20 @@ async def test_a_rotation_that_ended_unclean_is_not_in_progress(status: str) -> 
 # How far it is.
 
 
-def _plan(serving: Serving, rotation_id: str, **more: Any) -> Plan:
+def _origin(rotation_id: str, end: End | None = None) -> Origin:
+    return Origin("rotation", rotation_id, "api", _AT, ("0" * 64,), _NOW, end=end)
+
+
+def _record(serving: Serving, *origins: Origin, proven: Counts | None = None) -> ProjectRecord:
+    """The project's record; its round has proven so much for the open origins."""
     desired = serving.bench.desired
-    state = State(desired.generation, desired.kek_id, "m1", plaintext=False, etag="e")
-    ask = SweepRequest("rotation", rotation_id, "acme", _AT)
-    return Plan(ask, state, _NOW, _NOW, **more)
+    state = State(desired.generation, desired.kek_id, "m1", plaintext=False, serial=1)
+    names = tuple(each.name for each in origins if each.is_open)
+    current = Round(_ID, origins[0].options, names, proven=proven or Counts())
+    written = Counts(rewrapped=2)
+    return ProjectRecord(
+        "acme", state, _NOW, 15, 15, origins=origins, round=current, written=written
+    )
 
 
 def _turn(serving: Serving) -> str:
@@ -358,33 +373,45 @@ async def test_each_status_of_the_record_is_a_state() -> None:
     counts = Counts(objects=3, rewrapped=2, current=3)
     counted = {**asdict(counts), "clean": False}
     assert set(counted) == {*COUNT_FIELDS, "clean"}
-    failed = {"code": "unknown_master_key", "detail": "why"}
-    cases: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
-        (None, {"state": "accepted"}),
-        ({"status": "running"}, {"state": "running", "counts": counted}),
-        ({"status": "failed", **failed}, {"state": "failed", **failed}),
-        ({"status": "done"}, {"state": "completed", "counts": counted}),
+    code, detail = "unknown_master_key", "why"
+    ended = End(_NOW, clean=False, counts=counts)
+    cases: list[tuple[End | None, dict[str, Any]]] = [
+        (None, {"state": "running", "counts": counted}),
         (
-            {"status": "done", "clean": True},
+            replace(ended, code=code, detail=detail),
+            {"state": "failed", "code": code, "detail": detail},
+        ),
+        (ended, {"state": "completed", "counts": counted}),
+        (
+            replace(ended, clean=True),
             {"state": "completed", "counts": {**counted, "clean": True}},
         ),
     ]
-    for record, expected in cases:
+    for end, expected in cases:
         serving = Serving()
         rotation_id = _turn(serving)
-        if record is not None:
-            proven = {"proven": counts, "written": Counts(rewrapped=2)}
-            await serving.store.create(_plan(serving, rotation_id, **proven, **record), "m1")
+        record = _record(serving, _origin(rotation_id, end), proven=counts.without_writes())
+        await serving.store.create(record, "m1")
         assert await _state(serving, rotation_id, NEW_API_KEY) == expected | {"generation": 2}
 
 
-async def test_a_sweeps_record_under_the_same_id_is_not_the_rotations() -> None:
+async def test_a_rotation_that_no_record_has_is_accepted() -> None:
+    """Its sweep has not begun, or ended long ago."""
+    serving = Serving()
+    rotation_id = _turn(serving)
+    accepted = {"state": "accepted", "generation": 2}
+    assert await _state(serving, rotation_id, NEW_API_KEY) == accepted
+    await serving.store.create(_record(serving, _origin(_ID)), "m1")
+    assert await _state(serving, rotation_id, NEW_API_KEY) == accepted
+
+
+async def test_a_sweep_with_the_same_id_is_not_the_rotation() -> None:
     """Another publisher of the project can request a sweep with any id."""
     serving = Serving()
     rotation_id = _turn(serving)
-    plan = _plan(serving, rotation_id, status="done", clean=True)
-    swept = replace(plan, ask=replace(plan.ask, kind="sweep"))
-    await serving.store.create(swept, "m1")
+    ended = _origin(rotation_id, End(_NOW, clean=True, counts=Counts()))
+    swept = replace(ended, kind="sweep", publisher="other")
+    await serving.store.create(_record(serving, swept), "m1")
     state = await _state(serving, rotation_id, NEW_API_KEY)
     assert state == {"state": "accepted", "generation": 2}
 
@@ -450,15 +477,14 @@ async def test_an_invalid_rotation_id_is_not_found(serving: Serving, rotation_id
 async def test_a_forged_or_unreadable_record_is_an_error() -> None:
     serving = Serving()
     rotation_id = _turn(serving)
-    await serving.store.create(_plan(serving, rotation_id), "m1")
+    await serving.store.create(_record(serving, _origin(rotation_id)), "m1")
     await serving.bench.authenticate(NEW_API_KEY)
     serving.bench.storage.fail_next("read", StorageUnavailableError("read: SlowDown"))
     got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=NEW_API_KEY)
     assert (got.status, got.document()["code"]) == (503, "storage_unavailable")
-    (plan_key,) = [k for k in serving.bench.storage.stored_keys() if k.endswith("sweep.json")]
-    head, body = await serving.bench.storage.read(plan_key)
+    head, body = await serving.bench.storage.read(record_path("acme"))
     forged = json.loads(body) | {"sealed": "AAAA"}
-    serving.bench.storage.plant(plan_key, json.dumps(forged).encode(), head.headers)
+    serving.bench.storage.plant(record_path("acme"), json.dumps(forged).encode(), head.headers)
     got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=NEW_API_KEY)
     assert (got.status, got.document()["code"]) == (502, "corrupt_object")
 

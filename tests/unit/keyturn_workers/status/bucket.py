@@ -11,7 +11,7 @@ from keyturn_workers.keyring import create_keyring
 from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, enc, sealed_object
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
@@ -19,7 +19,7 @@ from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 if TYPE_CHECKING:
     from keyturn.messages import StatusReported, StatusView
     from keyturn_workers.keyring import Keyring
-    from keyturn_workers.sweep.plan import AllPlan, Plan
+    from keyturn_workers.sweep import AllRecord, ProjectRecord
 
 REQUEST_ID = "2f6c9a0e-3333-4333-8333-333333333333"
 DEPLOYMENT = "test"
@@ -56,9 +56,9 @@ class Bucket:
         s3_key = f".keyturn/keyrings/{ring.project}.json"
         self.plant(s3_key, {}, build_keyring(ring, MASTER_KEYS))
 
-    async def add(self, *plans: Plan | AllPlan) -> None:
-        for plan in plans:
-            assert await self.store.create(plan, "m1")
+    async def add(self, *records: ProjectRecord | AllRecord) -> None:
+        for each in records:
+            assert await self.store.create(each, "m1")
 
     def put(self, ring: Keyring, *keys: str, **labels: Any) -> None:
         """Add objects wrapped under the keyring; `labels` forge their metadata."""

@@ -11,10 +11,10 @@ from keyturn.crypto import admin_kek, record_kek
 from keyturn.evidence import sign
 from keyturn.identifiers import evidence_s3_key
 from keyturn.messages import StatusView, encode
-from keyturn_workers.sweep.plan import Failure
+from keyturn_workers.sweep.record import Failure
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn.evidence.shared import statement
-from tests.unit.keyturn_workers.cli.status_bucket import done, sweep_id
+from tests.unit.keyturn_workers.cli.status_bucket import done, record, round_id, sweep_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, V0_USER_KEK, keyring, rotated
 from tests.unit.keyturn_workers.status.bucket import DEPLOYMENT, EVENT_KEY, Bucket
 from tools.harness.canaries import encodings
@@ -25,8 +25,9 @@ _RING = replace(rotated(rotated(keyring())), v0_kek=V0_USER_KEK, v0_allowed=True
 async def _bucket() -> Bucket:
     bucket = Bucket(MemoryStorage(versioned=True))
     await bucket.enroll(_RING)
-    await bucket.add(done(1, clean=False))
-    await bucket.store.add_failures(done(1), 0, (Failure("k", "no_usable_wrap"),), "m1")
+    await bucket.add(record(done(1, clean=False)))
+    failures = (Failure("k", "no_usable_wrap"),)
+    await bucket.store.add_failures("acme", round_id(1), 0, failures, "m1")
     bucket.put(_RING, "a")
     bucket.put(_RING, "a")
     bucket.put(_RING, "forged", generation=9)

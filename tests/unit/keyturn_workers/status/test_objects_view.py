@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from keyturn.errors import KmsUnavailableError, StorageUnavailableError
-from keyturn_workers.sweep.plan import Failure
+from keyturn_workers.sweep.record import Failure
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.cli.status_bucket import done
+from tests.unit.keyturn_workers.cli.status_bucket import done, record, round_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, keyring, rotated
 from tests.unit.keyturn_workers.status.bucket import KEYS, Bucket
 from tools.harness.local_keys import desired_state
@@ -37,9 +37,9 @@ async def _census(bucket: Bucket, project: str = "*", **more: Any) -> Counter[_G
 async def _filled(storage: MemoryStorage | None = None) -> Bucket:
     bucket = Bucket(storage or MemoryStorage())
     await bucket.enroll(rotated(_FIRST), _OTHER)
-    await bucket.add(done(1))
-    await bucket.store.add_failures(done(1), 0, (Failure("k", "no_usable_wrap"),), "m2")
-    await bucket.store.mark_running(done(1).ask)
+    await bucket.add(record(done(1)))
+    failures = (Failure("k", "no_usable_wrap"),)
+    await bucket.store.add_failures("acme", round_id(1), 0, failures, "m2")
     bucket.put(_FIRST, "a", "b")
     bucket.put(rotated(_FIRST), "c", generation=7, master_key="m2")
     bucket.put(_OTHER, "a")

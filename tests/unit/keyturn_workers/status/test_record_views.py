@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import Mark
-from keyturn_workers.status import record_views
-from tests.unit.keyturn_workers.cli.status_bucket import all_plan, done, plan, sweep_id
+from tests.unit.keyturn_workers.cli.status_bucket import (
+    all_record,
+    done,
+    origin,
+    part,
+    record,
+    round_id,
+    sweep_id,
+)
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.status.bucket import Bucket
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 
 if TYPE_CHECKING:
-    import pytest
-
     from keyturn.messages import StatusReported, StatusView
 
 
@@ -59,48 +64,58 @@ async def test_a_forged_keyring_is_a_row_with_its_code() -> None:
 
 async def test_sweeps_come_in_pages_without_the_parts_of_a_sweep_of_all() -> None:
     bucket = Bucket()
-    await bucket.add(done(1), all_plan(2), plan(2, request_fields={"of_all": True}), plan(3))
-    bucket.plant(f".keyturn/sweeps/{sweep_id(4)}/acme/sweep.json", {})
-    bucket.plant(f".keyturn/sweeps/{sweep_id(5)}/acme/failures/x.json", {})
+    await bucket.add(
+        all_record(done(1), origin(2)), record(part(2), origin(3)), record(done(4), project="other")
+    )
+    bucket.plant(".keyturn/sweeps/forged.json", {})
+    bucket.plant(f".keyturn/sweeps/acme/{round_id(1)}/failures/00000000.json", {})
     pages = await _pages(bucket, "sweeps", limit=2)
     rows = [row for page in pages for row in page.sweeps or ()]
-    assert [(row.sweep_id, row.project, row.code) for row in rows] == [
-        (sweep_id(1), "acme", None),
-        (sweep_id(2), "*", None),
-        (sweep_id(3), "acme", None),
-        (sweep_id(4), "acme", "corrupt_object"),
+    assert [(row.sweep_id, row.project, row.status) for row in rows] == [
+        (sweep_id(1), "*", "done"),
+        (sweep_id(2), "*", "running"),
+        (sweep_id(3), "acme", "running"),
+        (sweep_id(4), "other", "done"),
     ]
     assert all(len(page.sweeps or ()) <= 2 for page in pages)
 
 
 async def test_of_one_project_the_parts_of_sweeps_of_all_are_rows_too() -> None:
     bucket = Bucket()
-    await bucket.add(all_plan(2), plan(2, request_fields={"of_all": True}), plan(3, "other"))
-    (page,) = await _pages(bucket, "sweeps", project="acme")
-    assert [(row.project, row.part_of_all) for row in page.sweeps or ()] == [("acme", True)]
-
-
-async def test_a_page_is_over_after_so_many_listed_records_also_without_a_row(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(record_views, "_MAX_LISTINGS", 2)
-    monkeypatch.setattr(record_views, "PAGE_KEYS", 3)
-    bucket = Bucket()
-    for number in range(10):
-        bucket.plant(f".keyturn/sweeps/{sweep_id(1)}/acme/results/{number}", {})
-    await bucket.add(done(2))
-    pages = await _pages(bucket, "sweeps")
-    assert [len(page.sweeps or ()) for page in pages] == [0, 1]
-    assert bucket.storage.calls["list_entries"] == 4
+    await bucket.add(
+        all_record(origin(2)), record(part(2), origin(3)), record(origin(4), project="acme-2")
+    )
+    for limit in (1, 9):
+        pages = await _pages(bucket, "sweeps", project="acme", limit=limit)
+        rows = [row for page in pages for row in page.sweeps or ()]
+        assert [(row.sweep_id, row.part_of_all) for row in rows] == [
+            (sweep_id(2), True),
+            (sweep_id(3), False),
+        ]
+    (page,) = await _pages(bucket, "sweeps", project="acm")
+    assert page.sweeps == ()
 
 
 async def test_no_page_repeats_or_loses_a_sweep_however_small_it_is() -> None:
     bucket = Bucket()
-    await bucket.add(*(done(number) for number in range(1, 8)))
-    for limit in (1, 3, 7, 8):
+    for project, numbers in {"a": (1, 2, 3), "a-b": (4,), "b": (5, 6, 7)}.items():
+        await bucket.add(record(*map(done, numbers), project=project))
+    for limit in (1, 2, 3, 7, 8):
         pages = await _pages(bucket, "sweeps", limit=limit)
         rows = [row.sweep_id for page in pages for row in page.sweeps or ()]
-        assert rows == [sweep_id(number) for number in range(1, 8)]
+        assert sorted(rows) == [sweep_id(number) for number in range(1, 8)]
+        assert all(len(page.sweeps or ()) <= limit for page in pages)
+
+
+async def test_a_record_that_has_changed_between_two_pages_begins_again() -> None:
+    """Twice is better than never."""
+    bucket = Bucket()
+    await bucket.add(record(*map(done, (1, 2, 3))))
+    page = await bucket.report("sweeps", limit=2)
+    stored = await bucket.store.read("acme")
+    assert await bucket.store.change(record(*map(done, (3, 4))), stored.etag, "m1")
+    page = await bucket.report("sweeps", after=page.next)
+    assert [row.sweep_id for row in page.sweeps or ()] == [sweep_id(3), sweep_id(4)]
 
 
 async def test_each_keyring_is_compared_with_its_mark_also_if_its_row_is_kept() -> None:

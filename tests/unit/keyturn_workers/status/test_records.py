@@ -13,9 +13,10 @@ from keyturn_workers.keyring import Keyring, create_keyring
 from keyturn_workers.status import records
 from keyturn_workers.status.records import Opened, SweepRecord, list_records, open_record
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep import SweepStore
+from keyturn_workers.sweep.record import Failure
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.cli.status_bucket import all_plan, done, sweep_id
+from tests.unit.keyturn_workers.cli.status_bucket import all_record, done, origin, record, round_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tools.harness.local_keys import operator_keys
 
@@ -32,9 +33,10 @@ async def storage() -> MemoryStorage:
     for ring in (keyring(), keyring("other", master_key="m2")):
         await create_keyring(bucket, ring, _KEYS, lease_s=15)
     store = SweepStore(bucket, _KEYS)
-    await store.create(done(1), "m1")
-    await store.create(all_plan(2), "m2")
-    await store.mark_running(all_plan(2).ask)
+    await store.create(record(done(1)), "m1")
+    await store.create(all_record(origin(2)), "m2")
+    await store.add_failures("acme", round_id(1), 0, (Failure("k", "no_usable_wrap"),), "m1")
+    bucket.plant(".keyturn/sweeps/acme-2.json", b"x", Headers({}))
     bucket.plant(".keyturn/keyrings/No Project.json", b"x", Headers({}))
     return bucket
 
@@ -52,17 +54,26 @@ async def _open_first(storage: MemoryStorage, known: str = "m1 m2") -> Any:
 async def test_listed_records_have_the_project_that_they_are_sealed_for(
     storage: MemoryStorage,
 ) -> None:
-    assert [each.project for each in await _listed(storage)] == ["acme", "other", "acme", "*"]
+    assert [each.project for each in await _listed(storage)] == [
+        *("acme", "other"),
+        *("*", "acme-2", "acme", "acme"),
+    ]
     names = [each.listed.key for each in await _listed(storage, "acme")]
-    assert names == [_ACME, f".keyturn/sweeps/{sweep_id(1)}/acme/sweep.json"]
+    assert names == [
+        _ACME,
+        ".keyturn/sweeps/acme.json",
+        f".keyturn/sweeps/acme/{round_id(1)}/failures/00000000.json",
+    ]
 
 
 async def test_each_record_opens_as_what_it_is(storage: MemoryStorage) -> None:
     found = [await open_record(storage, _KEYS, each) for each in await _listed(storage)]
     opened = [each for each in found if isinstance(each, Opened)]
     contents = [each.content for each in opened]
-    assert [type(content) for content in contents] == [Keyring, Keyring, SweepRecord, SweepRecord]
-    assert [content.master_key for content in contents] == ["m1", "m2", "m1", "m2"]
+    assert [type(content) for content in contents] == [Keyring, Keyring] + [SweepRecord] * 3
+    assert [content.master_key for content in contents] == ["m1", "m2", "m2", "m1", "m1"]
+    of_sweeps = [each.record for each in contents if isinstance(each, SweepRecord)]
+    assert of_sweeps == [all_record(origin(2)), record(done(1)), None]
     assert opened[0].etag == (await storage.head(_ACME)).etag
 
 

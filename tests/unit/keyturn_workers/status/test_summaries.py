@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.messages import ProjectStatus, SweepStatus
+from keyturn.messages import ProjectStatus
 from keyturn_workers.status import summaries as summaries_module
 from keyturn_workers.status.records import list_records
 from keyturn_workers.status.summaries import EtagCache, Summaries, read_batches
-from keyturn_workers.sweep.plan import Failure
-from tests.unit.keyturn_workers.cli.status_bucket import done
+from keyturn_workers.sweep.record import Failure
+from tests.unit.keyturn_workers.cli.status_bucket import done, origin, record, round_id, sweep_id
 from tests.unit.keyturn_workers.factories import keyring, rotated
 from tests.unit.keyturn_workers.status.bucket import AT_ONCE, KEYS, Bucket
 
@@ -30,6 +30,11 @@ def test_a_value_is_of_one_etag_and_the_least_used_ones_go() -> None:
     assert [cache.get(name, "1") for name in "abc"] == [10, None, 30]
     cache.put("a", "2", 11)
     assert (cache.get("a", "1"), cache.get("a", "2")) == (None, 11)
+    cache.put("d", "1", 40, size=2)
+    assert [cache.get(name, "1") for name in "acd"] == [None, None, 40]
+    cache.put("d", "2", 41)
+    cache.put("a", "3", 12)
+    assert (cache.get("a", "3"), cache.get("d", "2")) == (12, 41)
 
 
 async def _records(bucket: Bucket) -> list[Record]:
@@ -43,11 +48,12 @@ def _generations(rows: list[Summary | None]) -> list[int | None]:
 async def test_only_what_has_changed_is_read_again() -> None:
     bucket, rings = Bucket(), [keyring(f"p{n:03}") for n in range(20)]
     await bucket.enroll(*rings)
-    await bucket.add(done(1))
+    await bucket.add(record(done(1), origin(2)))
     summaries = Summaries(bucket.storage, KEYS, AT_ONCE)
     rows = await summaries.read_all(await _records(bucket))
     assert _generations(rows) == [1] * 20 + [None]
-    assert isinstance(rows[-1], SweepStatus)
+    assert isinstance(rows[-1], tuple)
+    assert [row.sweep_id for row in rows[-1]] == [sweep_id(1), sweep_id(2)]
     reads = bucket.storage.calls["read"]
     bucket.replace(rotated(rings[7]))
     rows = await summaries.read_all(await _records(bucket))
@@ -77,10 +83,13 @@ async def test_what_does_not_open_is_tried_again_each_time() -> None:
     bucket = Bucket()
     await bucket.enroll(keyring())
     bucket.plant(".keyturn/keyrings/forged.json", {})
+    bucket.plant(".keyturn/sweeps/forged.json", {})
     summaries = Summaries(bucket.storage, KEYS, AT_ONCE)
-    for reads in (2, 3):
+    for reads in (3, 5):
         rows = await summaries.read_all(await _records(bucket))
-        assert [row.code for row in rows if row] == [None, "corrupt_object"]
+        projects = [row for row in rows if isinstance(row, ProjectStatus)]
+        assert [row.code for row in projects] == [None, "corrupt_object"]
+        assert rows[2:] == [()]  # nothing says which sweeps it had
         assert bucket.storage.calls["read"] == reads
 
 
@@ -97,10 +106,10 @@ async def test_few_bytes_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert [len(batch) for batch in read_batches(range(20), small * 4)] == [8, 8, 4]
 
 
-async def test_a_record_that_is_no_plan_has_no_row() -> None:
+async def test_a_record_in_the_folder_of_a_round_has_no_row() -> None:
     bucket = Bucket()
-    await bucket.add(done(1))
-    await bucket.store.add_failures(done(1), 0, (Failure("k", "no_usable_wrap"),), "m1")
+    failed = (Failure("k", "no_usable_wrap"),)
+    await bucket.store.add_failures("acme", round_id(1), 0, failed, "m1")
     failures = next(each for each in await _records(bucket) if "failures" in each.listed.key)
     with pytest.raises(TypeError):
         await Summaries(bucket.storage, KEYS, AT_ONCE).read(failures)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.page_worker import PageWorker
-from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.storage import Headers, StorageClock
+from keyturn_workers.sweep import Options, ProjectRecord, SweepStore
+from keyturn_workers.sweep.page import PageWorker
+from keyturn_workers.sweep.record import OpenPage, Result, Round, State
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, sealed_object
-from tools.harness.local_keys import build_keyring, desired_state, operator_keys
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    OPERATOR_KEYS,
+    enc,
+    keyring,
+    sealed_object,
+)
+from tests.unit.keyturn_workers.sweep.records import LEASE_S, SWEEP, round_of
+from tools.harness.local_keys import build_keyring, desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
-KEYS: Final = operator_keys(MASTER_KEYS)
 
 
 @dataclass
@@ -29,13 +33,15 @@ class Page:
 
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     ring: Keyring = field(default_factory=keyring)
-    dry_run: bool = False
     repair: bool = False
+    cache_s: float = 0
 
     def __post_init__(self) -> None:
+        self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
         self.keyrings = KeyringReader(
-            self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=0
+            self.storage, OPERATOR_KEYS, lease_s=LEASE_S, cache_s=self.cache_s, clock=self.clock
         )
+        self.store = SweepStore(self.storage, OPERATOR_KEYS)
         self.write_keyring(self.ring)
 
     def write_keyring(self, ring: Keyring) -> None:
@@ -58,16 +64,26 @@ class Page:
         headers = Headers({**head.metadata, **own})
         self.storage.plant(object_s3_key("acme", key), body, headers, locked=locked)
 
+    async def record(self) -> ProjectRecord:
+        """The record of the project, which proves the state that its keyring shows now."""
+        state, now = State.of(await self.keyrings.read_fresh("acme")), datetime.now(UTC)
+        return ProjectRecord("acme", state, now, LEASE_S, LEASE_S, origins=(SWEEP,))
+
+    @property
+    def round(self) -> Round:
+        return round_of(options=Options(repair=self.repair))
+
+    @property
+    def worker(self) -> PageWorker:
+        return PageWorker(
+            self.storage,
+            self.keyrings,
+            OPERATOR_KEYS,
+            self.store,
+            concurrency=4,
+            copy_limit_bytes=2**30,
+        )
+
     async def process(self) -> Result:
-        store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
-        worker = PageWorker(
-            self.storage, self.keyrings, KEYS, store, concurrency=4, copy_limit_bytes=2**30
-        )
-        now = datetime.now(UTC)
-        state = State.of(await self.keyrings.read_fresh("acme"))
-        request = SweepRequest(
-            "sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run, repair=self.repair
-        )
-        return await worker.process(
-            Plan(request, state, now, now), OpenPage(page=0, after="", last="")
-        )
+        """Make an attempt at the page."""
+        return await self.worker.process(await self.record(), self.round, OpenPage(0, "", ""))

@@ -1,42 +1,64 @@
-"""The records of a sweep of one page, in a bucket that an attacker can write."""
+"""The record of a project whose one page is under way, and a bucket that an attacker can write."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Final
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
-from keyturn.crypto import Secret
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import record_paths
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep import Counts, Origin, ProjectRecord, SweepStore
+from keyturn_workers.sweep.record import End, Kind, OpenPage, OriginName, Result, Round, State
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tools.harness.local_keys import operator_keys
+from tests.unit.keyturn_workers.factories import OPERATOR_KEYS
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
-
-
 OTHER_ID: Final = "2f6c9a0e-2222-4222-8222-222222222222"
-
-
+ROUND_ID: Final = "2f6c9a0e-3333-4333-8333-333333333333"
+LATER_ID: Final = "2f6c9a0e-4444-4444-8444-444444444444"
+AT: Final = "2026-11-24T10:00:00.000000Z"
 NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
-
-
-STATE: Final = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-
-
+LEASE_S: Final = 15
+# The first moment at which an observation is a proof.
+PROOF: Final = NOW + timedelta(seconds=2 * LEASE_S + 1)
+STATE: Final = State(2, "9f86d081884c7d65", "m1", plaintext=False, serial=3)
 PAGE: Final = OpenPage(page=0, after="", last="", sent_at=NOW, sends=1)
+RESULT: Final = Result("", "", STATE, PROOF, Counts(objects=1, current=1), changed=0, proves=True)
 
 
-PLAN: Final = Plan(SweepRequest("sweep", SWEEP_ID, "acme", ""), STATE, NOW, NOW, live=(PAGE,))
+def origin(
+    kind: Kind = "sweep", origin_id: str = SWEEP_ID, publisher: str | None = "api", **more: Any
+) -> Origin:
+    """A request of this publisher."""
+    digests = () if publisher is None else ("0" * 64,)
+    made = Origin(kind, origin_id, publisher, AT, digests, added_at=NOW)
+    return replace(made, **more)
 
 
-RESULT: Final = Result("", "", STATE, NOW, Counts(objects=1, current=1), changed=0)
+def ended(of: Origin, *, at: datetime = NOW, clean: bool = True, **more: Any) -> Origin:
+    """The origin with an end, which was published unless the end says otherwise."""
+    fields: dict[str, Any] = {"published": True, **more}
+    return replace(of, end=End(at, clean, Counts(), **fields))
 
 
-RESULT_PATH: Final = record_paths.result_path(SWEEP_ID, "acme", 0, 0, 0)
+SWEEP: Final = origin()
+
+
+def round_of(*pages: OpenPage, names: tuple[OriginName, ...] = (SWEEP.name,), **more: Any) -> Round:
+    """A round with these open pages, for origins with these names."""
+    made = Round(ROUND_ID, SWEEP.options, names, open_pages=pages, next_page=len(pages))
+    return replace(made, **more)
+
+
+def record(*origins: Origin, **more: Any) -> ProjectRecord:
+    """A record with these origins, whose state was dated by a worker that proves."""
+    made = ProjectRecord(
+        "acme", STATE, NOW, LEASE_S, LEASE_S, is_dated=True, step=3, origins=origins
+    )
+    return replace(made, **more)
+
+
+RECORD: Final = record(SWEEP, round=round_of(PAGE))
 
 
 @dataclass
@@ -46,9 +68,7 @@ class Scene:
     storage: MemoryStorage = field(default_factory=MemoryStorage)
 
     def __post_init__(self) -> None:
-        self.store = SweepStore(
-            self.storage, operator_keys({"m1": Secret(bytes(32)), "m2": Secret(b"2" * 32)})
-        )
+        self.store = SweepStore(self.storage, OPERATOR_KEYS)
 
     def plant(self, s3_key: str, body: bytes = b"{}") -> None:
         self.storage.plant(s3_key, body, Headers({}))

@@ -1,4 +1,4 @@
-"""A sweep of one project from its request to its end: the workers' classes, on one clock.
+"""A project from a request to its end: the workers' classes, on one clock.
 
 Messages wait in memory. The storage's clock moves on to the next of them, so that a sweep which
 takes minutes takes milliseconds here.
@@ -7,6 +7,7 @@ takes minutes takes milliseconds here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from keyturn.crypto import SigningKey
@@ -14,39 +15,39 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.storage import Headers, StorageClock
-from keyturn_workers.sweep import (
-    SweepContext,
-    SweepDispatcher,
-    SweepRequest,
-    SweepStarter,
-    SweepStore,
-)
-from keyturn_workers.sweep.evidence_log import EvidenceLog
+from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
+from keyturn_workers.sweep.all_projects import AllProjectsSweep
+from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse
-from keyturn_workers.sweep.page_worker import PageWorker
+from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.planner import Planner
-from keyturn_workers.sweep.project_sweep import ProjectSweep
+from keyturn_workers.sweep.progress import find_origin
+from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, rotated, sealed_object
-from tools.harness.local_keys import build_keyring, desired_state, operator_keys
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    OPERATOR_KEYS,
+    enc,
+    keyring,
+    rotated,
+    sealed_object,
+)
+from tests.unit.keyturn_workers.sweep.records import LEASE_S, SWEEP, origin
+from tools.harness.local_keys import build_keyring, desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyturn.messages import Event
-    from keyturn_workers.sweep import AllPlan, Plan
-    from keyturn_workers.sweep.sweep_store import StoredPlan
+    from keyturn_workers.sweep import Origin, ProjectRecord
+    from keyturn_workers.sweep.store import StoredRecord
     from tests.unit.keyturn_workers.witness import FakeWitness
 
-SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
-OTHER_ID: Final = "2f6c9a0e-2222-4222-8222-222222222222"
-AT: Final = "2026-11-24T10:00:00.000000Z"
-LEASE_S: Final = 15
 ORIGIN: Final = RequestOrigin("api", "0" * 64)
-REQUEST: Final = SweepRequest("sweep", SWEEP_ID, "acme", AT)
 EVENT_KEY: Final = SigningKey.from_seed(bytes(range(32)))
-KEYS: Final = operator_keys(MASTER_KEYS)
+KEYS: Final = OPERATOR_KEYS
+KEEP_FOR: Final = timedelta(days=8)
 
 
 class Messages:
@@ -98,13 +99,13 @@ class Sweeping:
         self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
         self.keyrings = KeyringReader(
             self.storage,
-            operator_keys(MASTER_KEYS),
+            KEYS,
             lease_s=LEASE_S,
             cache_s=0,
             clock=self.clock,
             witness=self.witness,
         )
-        self.store = SweepStore(self.storage, operator_keys(MASTER_KEYS))
+        self.store = SweepStore(self.storage, KEYS)
         self.context = SweepContext(
             self.storage,
             self.keyrings,
@@ -112,25 +113,30 @@ class Sweeping:
             self.store,
             SweepDispatcher(self.messages),
             self.evidence_log(EVENT_KEY),
+            KEEP_FOR,
         )
         self.starter = SweepStarter(self.context, active_master_key="m1")
-        self.sweep = self.process(LEASE_S)
         pages = PageWorker(
             self.storage, self.keyrings, KEYS, self.store, concurrency=4, copy_limit_bytes=2**30
         )
-        self.handler = SweepHandler(self.store, self.sweep, cast("Any", None), pages)
+        all_projects = AllProjectsSweep(self.context, self.starter)
+        self.handler = SweepHandler(self.store, self.process(LEASE_S), all_projects, pages)
 
-    def process(self, lease_s: int) -> ProjectSweep:
+    def process(self, lease_s: int) -> Reconciler:
         """The steps of a process with this lease."""
-        return ProjectSweep(self.context, Planner(self.storage, self.page_keys), lease_s=lease_s)
+        return Reconciler(self.context, Planner(self.storage, self.page_keys), lease_s=lease_s)
 
     def evidence_log(self, *event_keys: SigningKey) -> EvidenceLog:
         """The evidence of a process that holds these event keys."""
-        return EvidenceLog(self.storage, self.store, "test", event_keys)
+        return EvidenceLog(self.storage, "test", event_keys)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
         self.storage.plant(keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({}))
+
+    async def keyring(self) -> Keyring:
+        """The keyring as it is stored."""
+        return (await self.keyrings.read_fresh("acme")).keyring
 
     def plant(self, *keys: str) -> None:
         """An object at each key, as the keyring desires it now."""
@@ -138,14 +144,18 @@ class Sweeping:
             wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), key)
             self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
-    async def start(self, request: SweepRequest = REQUEST) -> Plan | AllPlan:
-        return await self.starter.start(request, (ORIGIN,))
+    def rotation(self) -> Origin:
+        """The rotation that created the current generation."""
+        return origin("rotation", self.ring.current.rotation_id)
 
-    async def stored(self, sweep_id: str = SWEEP_ID) -> StoredPlan[Plan]:
-        return await self.store.read(sweep_id, "acme")
+    async def start(self, origin: Origin = SWEEP, project: str = "acme") -> Origin:
+        return await self.starter.start(project, origin)
 
-    async def plan(self, sweep_id: str = SWEEP_ID) -> Plan:
-        return (await self.stored(sweep_id)).plan
+    async def stored(self) -> StoredRecord[ProjectRecord]:
+        return await self.store.read("acme")
+
+    async def record(self) -> ProjectRecord:
+        return (await self.stored()).record
 
     async def deliver(self, *, again: bool = False) -> Hint:
         """Handle the next message, at its moment."""
@@ -157,15 +167,22 @@ class Sweeping:
             await self.handler.process_page(hint)
         return hint
 
-    async def deliver_until(self, done: Callable[[Plan], bool], sweep_id: str = SWEEP_ID) -> Plan:
-        """Handle messages until a sweep's record is so."""
+    async def deliver_until(self, done: Callable[[ProjectRecord], bool]) -> ProjectRecord:
+        """Handle messages until the record is so."""
         for _ in range(300):
-            plan = await self.plan(sweep_id)
-            if done(plan):
-                return plan
+            record = await self.record()
+            if done(record):
+                return record
             await self.deliver()
         raise AssertionError("it never is")
 
-    async def finish(self, sweep_id: str = SWEEP_ID) -> Plan:
-        """Handle messages until a sweep ended, and its end is published."""
-        return await self.deliver_until(lambda plan: plan.told, sweep_id)
+    async def finish(self, origin: Origin = SWEEP) -> Origin:
+        """Handle messages until an origin has ended, and its end is published."""
+
+        def is_answered(record: ProjectRecord) -> bool:
+            found = find_origin(record, origin.name)
+            return found is not None and found.is_answered
+
+        ended = find_origin(await self.deliver_until(is_answered), origin.name)
+        assert ended is not None
+        return ended

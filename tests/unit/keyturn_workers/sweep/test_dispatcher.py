@@ -1,52 +1,67 @@
-"""What is published of a sweep, and to whom (SPEC 6.7)."""
+"""What is published of a sweep and to whom, and which hints are sent (SPEC 6.7, 8.5)."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from keyturn.errors import CorruptObjectError
 from keyturn.messages import RequestOrigin, encode, parse_event
-from keyturn_workers.sweep import ALL, AllPlan, Plan, SweepDispatcher, SweepRequest
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import State, from_json, to_json
+from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
+from keyturn_workers.sweep import ALL, AllRecord, Counts, SweepDispatcher, end_event
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse
+from tests.unit.keyturn_workers.sweep.records import (
+    PAGE,
+    RECORD,
+    ROUND_ID,
+    SWEEP,
+    SWEEP_ID,
+    ended,
+    origin,
+)
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
+    from keyturn_workers.sweep import Origin
 
-SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
-NOW = datetime.now(UTC)
-ONE, AGAIN = RequestOrigin("one", "1" * 64), RequestOrigin("one", "a" * 64)
-TWO = RequestOrigin("two", "2" * 64)
+ONE, AGAIN = RequestOrigin("api", "1" * 64), RequestOrigin("api", "a" * 64)
+ASKED = origin("rotation", digests=(ONE.request, AGAIN.request))
 COUNTS = Counts(objects=3, current=3)
 
 
 class Sender:
-    """Notes what is published, as its readers get it."""
+    """Notes what is published, as its readers get it, and what is sent."""
 
     def __init__(self) -> None:
         self.published: list[Event] = []
+        self.sent: list[tuple[Hint, str, int]] = []
 
     async def publish_event(self, event: Event) -> None:
         self.published.append(parse_event(encode(event)))
 
-    async def send(self, *_: Any) -> None:
-        raise AssertionError("no message of its own")
+    async def send(self, body: bytes, queue: str, delay_s: int) -> None:
+        self.sent.append((parse(body), queue, delay_s))
+
+    def event(self) -> Any:
+        (event,) = self.published
+        return event
 
 
-def _plan(kind: Any = "rotation", **more: Any) -> Plan:
-    state = State(2, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-    return Plan(SweepRequest(kind, SWEEP_ID, "acme", ""), state, NOW, NOW, **more)
+def _ended(of: Origin, **more: Any) -> Origin:
+    end = ended(of, **more).end
+    assert end is not None
+    return replace(of, end=replace(end, counts=COUNTS))
 
 
 @pytest.mark.parametrize("refused", [True, False, None])
 async def test_the_end_names_its_request_and_what_its_proof_rests_on(refused: Any) -> None:
     sender = Sender()
-    plan = _plan(proven=COUNTS, clean=True, late_writes_refused=refused, evidence="e" * 64)
-    await SweepDispatcher(sender).publish_end(plan, ONE)
-    (event,) = cast("list[Any]", sender.published)
+    done = _ended(
+        origin("rotation", digests=(ONE.request,)), late_writes_refused=refused, evidence="e" * 64
+    )
+    await SweepDispatcher(sender).publish_end("acme", done)
+    event = sender.event()
     assert (event.type, event.rotation_id, event.origin) == ("rotation.completed", SWEEP_ID, ONE)
     assert (event.objects, event.clean, event.late_writes_refused) == (3, True, refused)
     assert event.evidence == "e" * 64
@@ -54,38 +69,67 @@ async def test_the_end_names_its_request_and_what_its_proof_rests_on(refused: An
 
 async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
     sender = Sender()
-    plan = AllPlan(
-        SweepRequest("sweep", SWEEP_ID, ALL, ""), NOW, sums=COUNTS, late_writes_refused=False
-    )
-    await SweepDispatcher(sender).publish_end(plan, TWO)
-    (event,) = cast("list[Any]", sender.published)
-    assert (event.type, event.project, event.origin) == ("sweep.completed", "*", TWO)
+    await SweepDispatcher(sender).publish_end(ALL, _ended(SWEEP, late_writes_refused=False))
+    event = sender.event()
+    assert (event.type, event.project, event.sweep_id) == ("sweep.completed", "*", SWEEP_ID)
     assert (event.late_writes_refused, event.evidence) == (False, None)
 
 
 @pytest.mark.parametrize("kind", ["rotation", "sweep"])
-async def test_a_sweep_that_cannot_continue_has_failed(kind: str) -> None:
+async def test_a_sweep_that_cannot_continue_has_failed(kind: Any) -> None:
     sender = Sender()
-    await SweepDispatcher(sender).publish_failure(
-        _plan(kind).ask, CorruptObjectError("the keyring"), ONE
+    failed = ended(origin(kind), clean=False, code="corrupt_object", detail="the keyring")
+    await SweepDispatcher(sender).publish_end("acme", failed)
+    event = sender.event()
+    assert (event.type, event.code, event.detail) == (
+        f"{kind}.failed",
+        "corrupt_object",
+        "the keyring",
     )
-    (event,) = cast("list[Any]", sender.published)
-    assert (event.type, event.code, event.origin) == (f"{kind}.failed", "corrupt_object", ONE)
 
 
-async def test_progress_is_published_once_to_each_publisher() -> None:
+async def test_an_end_is_published_to_each_of_its_requests_or_to_one() -> None:
     sender = Sender()
-    await SweepDispatcher(sender).publish_progress(_plan().ask, COUNTS, (ONE, AGAIN, TWO, None))
-    assert [event.origin for event in sender.published] == [ONE, TWO, None]
+    await SweepDispatcher(sender).publish_end("acme", ended(ASKED))
+    assert [event.origin for event in sender.published] == [ONE, AGAIN]
+    sender.published.clear()
+    await SweepDispatcher(sender).publish_end("acme", ended(ASKED), AGAIN.request)
+    assert sender.event().origin == AGAIN
 
 
-async def test_a_record_of_0_4_names_no_publisher_and_its_events_carry_neither_field() -> None:
-    added = ("origins", "successor", "late_writes_refused", "evidence", "envelope", "dated_pages")
-    old = {name: value for name, value in to_json(_plan()).items() if name not in added}
-    plan = from_json(Plan, old)
-    assert (plan.origins, plan.successor) == ((None,), None)
+async def test_progress_is_published_once_whatever_was_repeated() -> None:
+    """It is matched by all but the digest."""
     sender = Sender()
-    for origin in plan.origins:
-        await SweepDispatcher(sender).publish_end(plan, origin)
-    (event,) = cast("list[Any]", sender.published)
-    assert (event.publisher, event.request, event.late_writes_refused) == (None, None, None)
+    await SweepDispatcher(sender).publish_progress("acme", ASKED, COUNTS)
+    event = sender.event()
+    assert (event.type, event.origin) == ("sweep.progressed", ONE)
+    assert (event.sweep_id, event.objects, event.clean) == (SWEEP_ID, 3, False)
+
+
+async def test_an_origin_without_a_publisher_is_answered_without_one() -> None:
+    sender, unknown = Sender(), origin(publisher=None)
+    await SweepDispatcher(sender).publish_progress("acme", unknown, COUNTS)
+    await SweepDispatcher(sender).publish_end("acme", ended(unknown))
+    assert [event.origin for event in sender.published] == [None, None]
+
+
+def test_there_is_no_event_of_an_end_before_it() -> None:
+    with pytest.raises(ValueError, match="not ended"):
+        end_event("acme", SWEEP)
+
+
+@pytest.mark.parametrize("record", [RECORD, AllRecord(step=3)], ids=["project", "all"])
+async def test_a_step_is_sent_in_about_the_time_that_it_may_wait(record: Any) -> None:
+    sender = Sender()
+    for wait_s in (0, 1.0, 8.9):
+        await SweepDispatcher(sender).send_step(record, wait_s)
+    hint = SweepStep(project=record.project, step=3)
+    assert sender.sent == [(hint, PLAN_QUEUE, delay_s) for delay_s in (0, 1, 5)]
+
+
+async def test_a_page_is_sent_with_its_attempt() -> None:
+    sender = Sender()
+    await SweepDispatcher(sender).send_page("acme", ROUND_ID, replace(PAGE, page=2, attempts=7))
+    hint = SweepPage(project="acme", round=ROUND_ID, page=2, attempt=7)
+    assert sender.sent == [(hint, SWEEP_QUEUE, 0)]
+    assert cast("Any", hint).type == "sweep.page"

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
-from aio_pika.exceptions import AMQPConnectionError
 
 from keyturn.crypto import SigningKey
 from keyturn.errors import (
@@ -29,14 +28,14 @@ from keyturn_workers.amqp.retry import Retry, RetryNotes
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode
-from keyturn_workers.sweep.page_worker import CannotProveYetError
+from keyturn_workers.sweep.page import CannotProveYetError
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.scrape import risen
 
-SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+ROUND_ID = "2f6c9a0e-3333-4333-8333-333333333333"
 Headers = dict[str, Any]
-STEP = SweepStep(sweep_id=SWEEP_ID, project="acme", step=4)
-PAGE = SweepPage(sweep_id=SWEEP_ID, project="acme", round=0, page=2, take=1)
+STEP = SweepStep(project="acme", step=4)
+PAGE = SweepPage(project="acme", round=ROUND_ID, page=2, attempt=1)
 NOTES = RetryNotes("test", [SigningKey.from_seed(b"e" * 32)])
 
 
@@ -81,10 +80,6 @@ class Scene:
         assert not publisher
         return NOTES.read(queue, "", message.body, message.headers)
 
-    async def put_back(self, _message: object, queue: str, retry: Retry, *, publisher: str) -> None:
-        assert not publisher
-        self.steps.append(f"{queue} {retry.code} {retry.attempt} back")
-
     async def defer(self, _message: object, queue: str, wait_s: float, *, publisher: str) -> None:
         assert not publisher
         self.steps.append(f"{queue} deferred by {wait_s} s")
@@ -114,7 +109,7 @@ class Message:
     body: bytes
     headers: dict[str, Any] = field(default_factory=dict)
     redelivered: bool = False
-    message_id: str = SWEEP_ID
+    message_id: str = ROUND_ID
 
     async def ack(self) -> None:
         self.scene.steps.append("ack")
@@ -171,7 +166,7 @@ async def test_a_step_knows_whether_it_may_have_been_made(
         (b"[]", PLAN_QUEUE),
         (b'{"type": "sweep.step"}', PLAN_QUEUE),
         (encode(STEP).replace(b"acme", b"../x"), PLAN_QUEUE),
-        (encode(STEP).replace(SWEEP_ID.encode(), b"../../keyrings"), PLAN_QUEUE),
+        (encode(PAGE).replace(ROUND_ID.encode(), b"../../keyrings"), SWEEP_QUEUE),
         (encode(STEP).replace(b"4}", b"-4}"), PLAN_QUEUE),
         (encode(PAGE).replace(b'"page":2', b'"page":"2"'), SWEEP_QUEUE),
         (encode(PAGE), PLAN_QUEUE),
@@ -206,7 +201,7 @@ async def test_a_page_that_meets_a_worker_which_cannot_prove_yet_counts_no_attem
     assert steps == ["page", f"{SWEEP_QUEUE} deferred by 3 s", "ack"]
 
 
-async def test_a_step_that_fails_for_good_ends_the_sweep_and_is_kept() -> None:
+async def test_a_step_that_fails_for_good_ends_the_sweeps_and_is_kept() -> None:
     steps = await deliver(Scene(error=CorruptObjectError("forged")), STEP)
     assert steps == ["step", "failed corrupt_object", f"{PLAN_QUEUE}.dead corrupt_object", "ack"]
 
@@ -225,7 +220,14 @@ async def test_an_unknown_project_is_retried_for_a_while() -> None:
     ]
 
 
-async def test_a_failure_that_lasts_ends_the_sweep() -> None:
+async def test_an_unsigned_attempt_count_is_ignored() -> None:
+    """Otherwise such a header would be enough to end sweeps as failed (SPEC 6.3)."""
+    header = {ATTEMPT_HEADER: "storage_unavailable:999999999"}
+    steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
+    assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
+
+
+async def test_a_failure_that_lasts_ends_the_sweeps() -> None:
     """Longer than the longest age of a request, here 600 s, added up over the tries."""
     header = noted(STEP, "storage_unavailable", 5)
     steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
@@ -237,33 +239,14 @@ async def test_a_failure_that_cannot_be_recorded_makes_no_loop() -> None:
     assert (await deliver(scene, STEP))[-2:] == [f"{PLAN_QUEUE}.dead corrupt_object", "ack"]
 
 
-async def test_a_page_ends_no_sweep() -> None:
+async def test_a_page_fails_no_sweep() -> None:
     """What it meets for good, the next step meets as well."""
     steps = await deliver(Scene(error=CorruptObjectError("forged")), PAGE)
     assert steps == ["page", f"{SWEEP_QUEUE} corrupt_object 0 in 1 s", "ack"]
 
 
-async def test_a_hint_of_no_sweep_changes_nothing() -> None:
+async def test_a_hint_without_a_record_changes_nothing() -> None:
     assert await deliver(Scene(error=NotFoundError("x")), STEP) == ["step", "ack"]
-
-
-async def test_a_bug_loses_no_message_and_makes_no_loop() -> None:
-    steps = await deliver(Scene(error=ZeroDivisionError()), STEP)
-    assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
-
-
-async def test_a_hint_is_requeued_if_the_broker_confirmed_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("keyturn_workers.amqp.message_consumer._PAUSE_S", 0)
-    given_back: list[bool] = []
-
-    async def nack(_self: Message, *, requeue: bool) -> None:
-        given_back.append(requeue)
-
-    monkeypatch.setattr(Message, "nack", nack, raising=False)
-    assert await deliver(Scene(error=AMQPConnectionError()), STEP) == ["step"]
-    assert given_back == [True]
 
 
 REFUSED_AS = 'requests_refused_total{code="%s",queue="keyturn.plan"}'
@@ -279,7 +262,7 @@ RETRIED_AS = 'retries_total{code="%s",queue="keyturn.plan"}'
         (StorageUnavailableError("x"), STEP, [RETRIED_AS % "storage_unavailable"]),
         (NotFoundError("x"), STEP, []),
     ],
-    ids=["served", "no hint", "for good", "for now", "of no sweep"],
+    ids=["served", "no hint", "for good", "for now", "without a record"],
 )
 async def test_each_end_is_counted_once(
     error: Exception | None, hint: Hint | bytes, ends: list[str]
@@ -289,17 +272,3 @@ async def test_each_end_is_counted_once(
     stage = ['stage_seconds_count{queue="keyturn.plan",stage="serve"}'] if hint is STEP else []
     names = ['messages_consumed_total{queue="keyturn.plan"}', *stage, *ends]
     assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
-
-
-async def test_an_unsigned_attempt_count_is_ignored() -> None:
-    """Such an unsigned header was once enough to end a sweep as failed (SPEC 6.3)."""
-    header = {ATTEMPT_HEADER: "storage_unavailable:999999999"}
-    steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
-    assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
-
-
-async def test_a_hint_that_comes_early_waits_on() -> None:
-    """Moved out of its retry queue by an attacker: that uses up none of its tries."""
-    header = noted(STEP, "storage_unavailable", 5, in_s=600)
-    steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
-    assert steps == [f"{PLAN_QUEUE} storage_unavailable 5 back", "ack"]

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
 
 from structlog.testing import capture_logs
 
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.mark_watch import MarkWatch
-from keyturn_workers.sweep.sweep_store import SweepStore
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
-from tests.unit.keyturn_workers.sweep.test_lost_rotations import CountingStorage
+from tests.unit.keyturn_workers.sweep.test_periodic import Looks
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
-from tools.harness.local_keys import build_keyring, operator_keys
-
-_KEYS = operator_keys(MASTER_KEYS)
+from tools.harness.local_keys import build_keyring
 
 
 class _Rounds:
     """A bucket, its marks, and one process's rounds over it."""
 
     def __init__(self) -> None:
-        self.storage, self.witness = CountingStorage(), FakeWitness()
-        self.counts: list[int] = []
-        watch = MarkWatch(self.witness, self.counts.append)
-        store = SweepStore(self.storage, _KEYS)
-        self.rotations = OpenRotations(self.storage, store, cast("Any", None), _KEYS, watch)
+        self.witness, self.counts = FakeWitness(), list[int]()
+        self.looks = Looks(watch=MarkWatch(self.witness, self.counts.append))
+        self.storage = self.looks.storage
 
     def put(self, project: str, serial: int) -> bytes:
         body = build_keyring(replace(keyring(project), serial=serial), MASTER_KEYS)
@@ -37,9 +30,8 @@ class _Rounds:
 
     async def round(self) -> list[tuple[str, str]]:
         """Look once; the projects that were logged, and as what."""
-        self.storage.reads.clear()
         with capture_logs() as logs:
-            await self.rotations.refresh()
+            await self.looks.look()
         rolled_back = [log for log in logs if log["event"] == "keyring rolled back"]
         return [(log["project"], log["state"]) for log in rolled_back]
 

@@ -8,9 +8,9 @@ from keyturn.errors import MalformedRequestError
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode, parse, queue_of
 
-SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
-STEP = SweepStep(sweep_id=SWEEP_ID, project="acme", step=4)
-PAGE = SweepPage(sweep_id=SWEEP_ID, project="acme", round=0, page=2, take=1)
+ROUND_ID = "2f6c9a0e-3333-4333-8333-333333333333"
+STEP = SweepStep(project="acme", step=4)
+PAGE = SweepPage(project="acme", round=ROUND_ID, page=2, attempt=1)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,10 @@ def test_a_hint_is_read_as_it_was_written(hint: Hint, queue: str) -> None:
         encode(STEP).replace(b"sweep.step", b"sweep.other"),
         encode(STEP).replace(b"4", b"-4"),
         encode(STEP).replace(b'"acme"', b'"../acme"'),
-        encode(PAGE).replace(b'"take":1', b'"take":"1"'),
-        encode(PAGE).replace(b'"take":1', b'"take":1,"more":1'),
+        encode(PAGE).replace(b'"acme"', b'"*"'),
+        encode(PAGE).replace(ROUND_ID.encode(), b"../../keyrings"),
+        encode(PAGE).replace(b'"attempt":1', b'"attempt":"1"'),
+        encode(PAGE).replace(b'"attempt":1', b'"attempt":1,"more":1'),
     ],
 )
 def test_anything_else_is_no_hint(body: bytes) -> None:

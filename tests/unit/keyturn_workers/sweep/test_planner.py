@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,25 +12,15 @@ from hypothesis import strategies as st
 
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.sweep.page_listing import list_batches
-from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, State, SweepRequest
 from keyturn_workers.sweep.planner import MAX_OPEN_PAGES, Planner
+from keyturn_workers.sweep.record import KeyRange, OpenPage, Round
 from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.sweep.records import round_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-AT = datetime(2026, 11, 24, tzinfo=UTC)
 KEYS = st.sets(st.text("ab/-9zé\U0001f600", min_size=1, max_size=4), max_size=60)
-
-
-def new_plan(ranges: tuple[KeyRange, ...] = (KeyRange(),)) -> Plan:
-    return Plan(
-        ask=SweepRequest("sweep", "2f6c9a0e-1111-4111-8111-111111111111", "acme", ""),
-        state=State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e"),
-        turned_at=AT,
-        started_at=AT,
-        ranges=ranges,
-    )
 
 
 def bucket(keys: Iterable[str], *, by_path: bool = False) -> MemoryStorage:
@@ -44,14 +33,14 @@ def bucket(keys: Iterable[str], *, by_path: bool = False) -> MemoryStorage:
     return storage
 
 
-async def all_pages(planner: Planner, plan: Plan) -> list[OpenPage]:
+async def all_pages(planner: Planner, of: Round) -> list[OpenPage]:
     """Every page, planned in as many steps as it takes while each page is proven at once."""
     pages: list[OpenPage] = []
-    while not plan.complete:
-        plan = await planner.extend(plan)
-        assert len(plan.live) <= MAX_OPEN_PAGES
-        pages += plan.live
-        plan = replace(plan, live=())
+    while not of.complete:
+        of = await planner.extend("acme", of)
+        assert len(of.open_pages) <= MAX_OPEN_PAGES
+        pages += of.open_pages
+        of = replace(of, open_pages=())
     return pages
 
 
@@ -69,7 +58,7 @@ async def test_every_key_is_in_exactly_one_page(
     storage = bucket(keys, by_path=by_path)
     edges = ["", *sorted(borders, key=storage.capabilities.order)[:5], ""]
     ranges = tuple(KeyRange(start, end) for start, end in itertools.pairwise(edges))
-    pages = await all_pages(Planner(storage, page_keys), new_plan(ranges))
+    pages = await all_pages(Planner(storage, page_keys), round_of(ranges=ranges))
     found = [key for page in pages for key in await keys_of(storage, page)]
     assert sorted(found, key=str.encode) == sorted(keys, key=str.encode)
     assert len({page.page for page in pages}) == len(pages)
@@ -82,7 +71,7 @@ async def test_a_key_that_comes_after_planning_is_in_a_page_too(
 ) -> None:
     """Pages are ranges without gaps, not lists: what is uploaded meanwhile is inspected."""
     storage = bucket(keys, by_path=by_path)
-    pages = await all_pages(Planner(storage, page_keys), new_plan())
+    pages = await all_pages(Planner(storage, page_keys), round_of())
     for key in later:
         storage.plant(f"acme/{key}", b"", Headers({}))
     found = [key for page in pages for key in await keys_of(storage, page)]
@@ -99,7 +88,7 @@ async def test_ranges_of_the_wrong_order_would_miss_a_key() -> None:
 
 
 async def test_an_empty_project_has_one_page() -> None:
-    pages = await all_pages(Planner(bucket(()), 5), new_plan())
+    pages = await all_pages(Planner(bucket(()), 5), round_of())
     assert [(page.after, page.last) for page in pages] == [("", "")]
 
 
@@ -124,7 +113,7 @@ async def test_a_large_project_is_listed_by_ranges_that_cover_it(
     assert (ranges[0].through, ranges[-1].end) == ("", "")
     for one, other in itertools.pairwise(ranges):
         assert one.end == other.through
-    pages = await all_pages(planner, new_plan(ranges))
+    pages = await all_pages(planner, round_of(ranges=ranges))
     found = [key for page in pages for key in await keys_of(storage, page, 50)]
     assert sorted(found) == sorted(names)
 

@@ -1,8 +1,9 @@
-"""A sweep is started once, however often it is requested: record first, step second (SPEC 8.1)."""
+"""A request becomes an origin once, however often it is delivered (SPEC 8.1, 8.5)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,166 +11,232 @@ from keyturn.errors import (
     CorruptObjectError,
     MalformedRequestError,
     StorageUnavailableError,
+    TooManyRequestsError,
     UnknownMasterKeyError,
     UnknownProjectError,
 )
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
+from keyturn_workers.errors import PreconditionError
+from keyturn_workers.keyring import KeyringContradictedError, Mark, sealed_records
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import ALL, AllPlan, Plan
-from keyturn_workers.sweep.plan import State
-from tests.unit.keyturn_workers.factories import rotated
-from tests.unit.keyturn_workers.sweep.sweeping import (
+from keyturn_workers.sweep import ALL, Options, new_origin
+from keyturn_workers.sweep.messages import SweepStep
+from keyturn_workers.sweep.record import State, to_json
+from keyturn_workers.sweep.store import UnknownRecordError, record_path
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import OPERATOR_KEYS, rotated
+from tests.unit.keyturn_workers.sweep.records import (
+    AT,
     LEASE_S,
-    ORIGIN,
     OTHER_ID,
-    REQUEST,
+    ROUND_ID,
+    SWEEP,
     SWEEP_ID,
-    Sweeping,
+    ended,
+    origin,
+    record,
 )
+from tests.unit.keyturn_workers.sweep.sweeping import ORIGIN, Sweeping
+from tests.unit.keyturn_workers.witness import FakeWitness
 
-OTHER = RequestOrigin("web", "1" * 64)
+if TYPE_CHECKING:
+    from keyturn_workers.sweep import Origin
+
+OTHER = origin(origin_id=OTHER_ID)
+TO_M2 = origin(options=Options(master_key="m2"))
 
 
-async def _marked(on: Sweeping) -> list[tuple[str, str]]:
-    return [(sweep_id, project) async for sweep_id, project, _ in on.store.running()]
+async def _put(on: Sweeping, *origins: Origin) -> None:
+    """A record with these origins, as if they had been added before."""
+    state = State.of(await on.keyrings.read_fresh("acme"))
+    assert await on.store.create(record(*origins, state=state), "m1")
 
 
-async def test_a_new_sweep_has_a_record_a_marker_and_a_first_step() -> None:
+def test_an_origin_says_who_asked_and_for_what() -> None:
+    made = new_origin("sweep", SWEEP_ID, AT, RequestOrigin("api", "0" * 64, "ada"))
+    assert made == replace(SWEEP, added_at=made.added_at, actor="ada")
+    unknown = new_origin("rotation", SWEEP_ID, AT, None)
+    assert (unknown.publisher, unknown.digests, unknown.actor) == (None, (), None)
+
+
+# The record, then the step.
+
+
+async def test_a_new_project_has_a_record_of_its_state_and_a_first_step() -> None:
     on = Sweeping()
-    plan = await on.start()
-    assert plan == await on.plan()
-    assert isinstance(plan, Plan)
-    snapshot = await on.keyrings.read_fresh("acme")
-    assert (plan.ask, plan.state, plan.step) == (REQUEST, State.of(snapshot), 0)
-    assert (plan.origins, plan.lease_s, plan.turn_dated) == ((ORIGIN,), LEASE_S, False)
-    assert await _marked(on) == [(SWEEP_ID, "acme")]
+    assert await on.start() == SWEEP
+    made, snapshot = await on.record(), await on.keyrings.read_fresh("acme")
+    assert (made.state, made.step, made.origins) == (State.of(snapshot), 0, (SWEEP,))
+    assert (made.lease_s, made.is_dated, made.round) == (LEASE_S, False, None)
+    assert (await on.stored()).master_key == "m1"
     assert on.messages.steps() == [0]
 
 
 async def test_the_longer_lease_of_the_keyring_counts() -> None:
     on = Sweeping()
     on.write_keyring(replace(on.ring, lease_s=60))
-    plan = await on.start()
-    assert isinstance(plan, Plan)
-    assert (plan.lease_s, plan.stepped_lease_s) == (60, LEASE_S)
+    await on.start()
+    made = await on.record()
+    assert (made.lease_s, made.stepped_lease_s) == (60, LEASE_S)
 
 
-async def test_the_marker_comes_before_the_record() -> None:
-    """A worker that dies between the two leaves a marker, which recovery removes."""
+async def test_without_a_record_no_step_is_sent() -> None:
     on = Sweeping()
     on.storage.fail_next("put", StorageUnavailableError("down"))
     with pytest.raises(StorageUnavailableError):
         await on.start()
-    assert await on.store.find_plan(SWEEP_ID, "acme") is None
+    assert await on.store.find("acme") is None
     assert on.messages.steps() == []
 
 
-async def test_a_repeated_request_sends_the_step_that_the_sweep_waits_for() -> None:
+async def test_a_repeated_request_sends_the_step_that_the_record_waits_for() -> None:
     on = Sweeping()
     await on.start()
     await on.deliver()
     before = await on.stored()
     on.messages.waiting.clear()
-    assert await on.start(replace(REQUEST, requested_at="2026-11-25T00:00:00Z")) == before.plan
+    await on.start(replace(SWEEP, requested_at="2026-11-25T00:00:00Z"))
     assert await on.stored() == before
-    assert on.messages.steps() == [before.plan.step]
+    assert on.messages.steps() == [before.record.step]
 
 
-async def test_the_end_is_published_to_a_request_that_joins() -> None:
+async def test_an_origin_that_was_answered_is_not_started_again() -> None:
+    """The caller publishes its end to this request alone."""
     on = Sweeping()
-    await on.start()
-    await on.starter.start(REQUEST, (OTHER,))
-    assert (await on.plan()).origins == (ORIGIN, OTHER)
-    await on.finish()
-    assert on.messages.types().count("sweep.completed") == 2
-
-
-async def test_an_ended_sweep_is_not_started_again() -> None:
-    """Its caller publishes the end to this request alone."""
-    on = Sweeping()
-    await on.start()
-    await on.finish()
-    before = await on.stored()
-    on.messages.waiting.clear()
-    plan = await on.starter.start(REQUEST, (OTHER,))
-    assert plan == before.plan
-    assert await on.stored() == before
+    await _put(on, ended(SWEEP))
+    started = await on.start(replace(SWEEP, digests=("1" * 64,)))
+    assert started == replace(ended(SWEEP), digests=("0" * 64, "1" * 64))
     assert on.messages.waiting == []
 
 
-async def test_a_request_that_joins_while_the_record_changes_is_not_lost() -> None:
+async def test_an_origin_that_is_added_while_a_step_is_made_is_not_lost() -> None:
     on = Sweeping()
     await on.start()
     hint = on.messages.take()[1]
+    assert isinstance(hint, SweepStep)
 
     async def step() -> None:
-        await on.handler.run_step(hint, again=False)  # type: ignore[arg-type]
+        await on.handler.run_step(hint, again=False)
 
     on.storage.before_next("put", step)
-    await on.starter.start(REQUEST, (OTHER,))
-    plan = await on.plan()
-    assert (plan.step, plan.origins) == (1, (ORIGIN, OTHER))
+    await on.start(OTHER)
+    made = await on.record()
+    assert (made.step, made.origins) == (1, (SWEEP, OTHER))
 
 
-async def test_a_failed_sweep_is_continued_by_its_next_request() -> None:
+async def test_two_first_requests_share_one_record() -> None:
     on = Sweeping()
+
+    async def other() -> None:
+        await on.start(OTHER)
+
+    on.storage.before_next("put", other)
     await on.start()
-    await on.deliver()
-    hint = next(hint for _, hint in on.messages.waiting if hint.type == "sweep.step")
-    await on.handler.record_failure(hint, StorageUnavailableError("down"))
+    assert (await on.record()).origins == (OTHER, SWEEP)
+
+
+@pytest.mark.parametrize("project", ["acme", ALL])
+async def test_a_record_that_keeps_changing_is_tried_again_later(project: str) -> None:
+    on = Sweeping()
+    await on.start(SWEEP, project)
+
+    # Another worker changes the record first, each time.
+    on.storage.fail_next("put", PreconditionError("412"), times=20)
+    with pytest.raises(StorageUnavailableError, match="kept changing"):
+        await on.start(OTHER, project)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("project", ["acme", ALL])
+async def test_an_id_names_one_sweep_of_its_publisher(project: str) -> None:
+    on = Sweeping()
+    await on.start(SWEEP, project)
+    other = replace(SWEEP, options=Options(repair=True))
+    with pytest.raises(MalformedRequestError):
+        await on.start(other, project)
+    with pytest.raises(MalformedRequestError):
+        await on.starter.find(project, other)
+
+
+@pytest.mark.parametrize("project", ["acme", ALL])
+async def test_a_publisher_with_too_many_open_sweeps_changes_nothing(project: str) -> None:
+    on = Sweeping()
+    for number in range(16):
+        await on.starter.start(
+            project, origin(origin_id=f"{SWEEP_ID[:-2]}{number:02}"), limited=True
+        )
+    before = await on.store.find(project)
+    with pytest.raises(TooManyRequestsError):
+        await on.starter.start(project, replace(TO_M2, id=OTHER_ID), limited=True)
+    assert (await on.keyring()).master_key == "m1"
+    assert await on.store.find(project) == before
+    # A repeated one, another publisher's, and one without this limit are added.
+    first = origin(origin_id=f"{SWEEP_ID[:-2]}00")
+    assert await on.starter.start(project, first, limited=True) == first
+    await on.starter.start(project, origin(publisher="web"), limited=True)
+    await on.starter.start(project, OTHER)
+
+
+async def test_an_origin_is_found_and_nothing_is_started() -> None:
+    on = Sweeping()
+    assert await on.starter.find("acme", SWEEP) is None
+    await on.start()
     on.messages.waiting.clear()
-    await on.start()
-    assert on.messages.steps() == [1]
-    assert (await on.deliver_until(lambda plan: plan.status == "done")).clean
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"kind": "rotation"}, {"repair": True}, {"dry_run": True}, {"master_key": "m2"}],
-    ids=repr,
-)
-async def test_an_id_names_one_sweep(change: dict[str, object]) -> None:
-    on = Sweeping()
-    await on.start()
-    other = replace(REQUEST, **change)  # type: ignore[arg-type]
-    with pytest.raises(MalformedRequestError):
-        await on.start(other)
-    with pytest.raises(MalformedRequestError):
-        await on.starter.find_existing(other)
-    assert (await on.plan()).ask == REQUEST
-
-
-async def test_an_existing_sweep_is_found_and_nothing_is_started() -> None:
-    on = Sweeping()
-    assert await on.starter.find_existing(REQUEST) is None
+    assert await on.starter.find("acme", replace(SWEEP, requested_at="")) == SWEEP
+    assert await on.starter.find("acme", OTHER) is None
     assert on.messages.waiting == []
-    plan = await on.start()
-    assert await on.starter.find_existing(replace(REQUEST, requested_at="")) == plan
 
 
-async def test_the_id_of_a_rotation_or_an_enrollment_names_no_sweep() -> None:
-    """That rotation's own sweep could not start any more."""
-    on = Sweeping()
-    for entry in (on.ring.current, on.ring.enrollment):
-        request = replace(REQUEST, sweep_id=entry.rotation_id)
-        with pytest.raises(MalformedRequestError, match="rotation"):
-            await on.start(request)
-    request = replace(REQUEST, sweep_id=on.ring.enrollment.rotation_id)
-    assert await on.starter.start(request, (ORIGIN,), adopting=True)
-    rotation = replace(REQUEST, kind="rotation", sweep_id=on.ring.current.rotation_id)
-    assert await on.start(rotation)
-
-
-@pytest.mark.parametrize("error", [CorruptObjectError, UnknownProjectError])
-async def test_without_a_genuine_keyring_nothing_is_started(error: type[Exception]) -> None:
-    on = Sweeping()
-    await on.storage.delete(keyring_s3_key("acme"))
-    if error is CorruptObjectError:
+@pytest.mark.parametrize("has_record", [False, True])
+@pytest.mark.parametrize("kind", ["sweep", "part"])
+@pytest.mark.parametrize(
+    "error", [CorruptObjectError, UnknownProjectError, KeyringContradictedError]
+)
+async def test_without_a_keyring_that_can_be_used_nothing_is_added(
+    error: type[Exception], kind: Any, *, has_record: bool
+) -> None:
+    """A part would wait for a week; a request is refused at once."""
+    witness = FakeWitness() if error is KeyringContradictedError else None
+    on = Sweeping(witness=witness)
+    if has_record:
+        await _put(on, ended(OTHER))
+    if witness is not None:
+        witness.receive("acme", Mark(7, bytes(32), 2))
+    elif error is CorruptObjectError:
         on.storage.plant(keyring_s3_key("acme"), b"{}", Headers({}))
+    else:
+        await on.storage.delete(keyring_s3_key("acme"))
     with pytest.raises(error):
-        await on.start()
-    assert await _marked(on) == []
+        await on.start(origin(kind, walk_id=ROUND_ID))
+    found = await on.store.find("acme")
+    assert found is None if not has_record else found is not None
+    assert found is None or found.origins == (ended(OTHER),)
+    assert on.messages.waiting == []
+
+
+# Records that an attacker, or another release, has put there.
+
+
+async def test_a_forged_record_is_replaced() -> None:
+    on = Sweeping()
+    on.storage.plant(record_path("acme"), b"{}", Headers({}))
+    assert await on.starter.find("acme", SWEEP) is None
+    await on.start()
+    assert (await on.record()).origins == (SWEEP,)
+
+
+async def test_a_record_of_another_kind_is_left_alone_and_so_is_the_keyring() -> None:
+    on = Sweeping()
+    path = record_path("acme")
+    body = await sealed_records.build(path, "acme", "m1", to_json(SWEEP), OPERATOR_KEYS)
+    on.storage.plant(path, body, Headers({}))
+    with pytest.raises(UnknownRecordError):
+        await on.start(TO_M2)
+    assert (await on.storage.read(path))[1] == body
+    assert (await on.keyring()).master_key == "m1"
 
 
 # A master key that the request names.
@@ -177,11 +244,9 @@ async def test_without_a_genuine_keyring_nothing_is_started(error: type[Exceptio
 
 async def test_the_keyring_is_resealed_under_a_named_master_key_first() -> None:
     on = Sweeping()
-    plan = await on.start(replace(REQUEST, master_key="m2"))
-    assert isinstance(plan, Plan)
-    assert plan.state.master_key == "m2"
-    assert (await on.keyrings.read_fresh("acme")).keyring.master_key == "m2"
-    assert (await on.stored()).master_key == "m2"
+    await on.start(TO_M2)
+    assert (await on.keyring()).master_key == "m2"
+    assert ((await on.record()).state.master_key, (await on.stored()).master_key) == ("m2", "m2")
 
 
 async def test_a_rotation_while_the_keyring_is_resealed_is_kept() -> None:
@@ -191,17 +256,51 @@ async def test_a_rotation_while_the_keyring_is_resealed_is_kept() -> None:
         on.write_keyring(rotated(on.ring))
 
     on.storage.before_next("put", rotate)
-    await on.start(replace(REQUEST, master_key="m2"))
-    after = (await on.keyrings.read_fresh("acme")).keyring
+    await on.start(TO_M2)
+    after = await on.keyring()
     assert (after.current.generation, after.master_key) == (3, "m2")
 
 
-async def test_a_dry_run_reseals_no_keyring() -> None:
+async def test_a_master_key_that_this_worker_lacks_changes_nothing() -> None:
     on = Sweeping()
-    plan = await on.start(replace(REQUEST, master_key="m2", dry_run=True))
-    assert isinstance(plan, Plan)
-    assert plan.state.master_key == "m2"
-    assert (await on.keyrings.read_fresh("acme")).keyring.master_key == "m1"
+    for project in ("acme", ALL):
+        with pytest.raises(UnknownMasterKeyError):
+            await on.start(replace(TO_M2, options=Options(master_key="m9")), project)
+        assert await on.store.find(project) is None
+
+
+@pytest.mark.parametrize("moment", ["the keyring was read", "the record was read"])
+async def test_a_delivery_that_stalls_does_not_either(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Another delivery of it is served, and overtaken, meanwhile.
+
+    The keyring is read before the record, and re-sealed only as it was read.
+    """
+    on = Sweeping()
+    read, stalled = MemoryStorage.read, list[str]()
+
+    async def others() -> None:
+        stalled.append(moment)
+        await on.start(TO_M2)
+        await on.start(replace(OTHER, options=Options(master_key="m1")))
+
+    async def stalls(storage: MemoryStorage, key: str, **more: Any) -> Any:
+        if key != record_path("acme") or stalled:
+            return await read(storage, key, **more)
+        if moment == "the keyring was read":
+            await others()
+            return await read(storage, key, **more)
+        try:
+            return await read(storage, key, **more)
+        finally:
+            await others()
+
+    monkeypatch.setattr(MemoryStorage, "read", stalls)
+    await on.start(TO_M2)
+    assert stalled == [moment]
+    assert (await on.keyring()).master_key == "m1"
+    assert [each.id for each in (await on.record()).origins] == [SWEEP_ID, OTHER_ID]
 
 
 # All projects.
@@ -209,37 +308,27 @@ async def test_a_dry_run_reseals_no_keyring() -> None:
 
 async def test_a_sweep_of_all_projects_needs_no_keyring_of_its_own() -> None:
     on = Sweeping()
-    plan = await on.start(replace(REQUEST, project=ALL))
-    assert isinstance(plan, AllPlan)
-    assert await _marked(on) == [(SWEEP_ID, ALL)]
-    assert (await on.store.read_all(SWEEP_ID)).master_key == "m1"  # the active one
+    await on.storage.delete(keyring_s3_key("acme"))
+    await on.start(SWEEP, ALL)
+    stored = await on.store.read_all()
+    assert (stored.record.origins, stored.master_key) == ((SWEEP,), "m1")  # the active one
+    await on.start(replace(OTHER, options=Options(master_key="m2")), ALL)
+    stored = await on.store.read_all()
+    assert [each.id for each in stored.record.origins] == [SWEEP_ID, OTHER_ID]
+    assert on.messages.steps() == [0, 0]
+
+
+async def test_the_record_of_all_is_under_the_master_key_that_its_first_request_names() -> None:
+    on = Sweeping()
+    await on.start(TO_M2, ALL)
+    assert (await on.store.read_all()).master_key == "m2"
+
+
+async def test_parts_of_one_walk_are_added_together() -> None:
+    on = Sweeping()
+    parts = tuple(
+        origin("part", each, ORIGIN.publisher, walk_id=ROUND_ID) for each in (SWEEP_ID, OTHER_ID)
+    )
+    assert await on.starter.start("acme", *parts) == parts[0]
+    assert (await on.record()).origins == parts
     assert on.messages.steps() == [0]
-
-
-async def test_the_record_of_a_sweep_of_all_is_under_the_master_key_that_it_names() -> None:
-    on = Sweeping()
-    await on.start(replace(REQUEST, project=ALL, master_key="m2"))
-    assert (await on.store.read_all(SWEEP_ID)).master_key == "m2"
-    unknown = replace(REQUEST, project=ALL, master_key="m9", sweep_id=OTHER_ID)
-    with pytest.raises(UnknownMasterKeyError):
-        await on.start(unknown)
-    assert await _marked(on) == [(SWEEP_ID, ALL)]
-
-
-# Rotations that lost their record.
-
-
-async def test_a_rotation_is_restarted_as_the_keyring_says() -> None:
-    on = Sweeping()
-    current = on.ring.current
-    on.write_keyring(replace(on.ring, origin=OTHER))
-    assert await on.starter.restart_rotation(current.rotation_id, "acme")
-    plan = await on.plan(current.rotation_id)
-    assert (plan.ask.kind, plan.ask.requested_at) == ("rotation", current.requested_at)
-    assert plan.origins == (OTHER,)
-
-
-async def test_an_earlier_rotation_is_not_restarted() -> None:
-    on = Sweeping()
-    assert not await on.starter.restart_rotation(on.ring.enrollment.rotation_id, "acme")
-    assert on.messages.waiting == []

@@ -118,7 +118,7 @@ async def test_outside_a_trace_nothing_is_recorded(storage: S3Storage) -> None:
         ("acme/reports/q3.pdf", "object"),
         (".keyturn/keyrings/acme.json", "keyring"),
         (".keyturn/staging/api/1", "staged body"),
-        (".keyturn/sweeps/1/plan.json", "record"),
+        (".keyturn/sweeps/acme.json", "record"),
         (".keyturn/evidence/acme/1.json", "evidence"),
         (".keyturn/keys/m1.json", "known text"),
         (".keyturn/of-a-later-release", "record"),

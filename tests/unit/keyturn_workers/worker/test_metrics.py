@@ -21,7 +21,7 @@ from keyturn.topology import (
 )
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.master_keys.metrics import KmsMetrics
-from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep import Counts
 from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
 from tests.support.scrape import risen, shown
 

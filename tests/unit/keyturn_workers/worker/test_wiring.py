@@ -97,8 +97,8 @@ def test_every_role_learns_the_time_and_bounds_dead_letters(wired: _Wired) -> No
     wiring = wired()
     assert _background(wiring, CONTROL) == always
     assert _background(wiring, UPLOAD) == [*always, "_clean_up_staging"]
-    assert _background(wiring, SWEEP) == [*always, "_recover_sweeps"]
-    assert _background(wiring, *ALL_ROLES) == [*always, "_clean_up_staging", "_recover_sweeps"]
+    assert _background(wiring, SWEEP) == [*always, "_look_at_sweeps"]
+    assert _background(wiring, *ALL_ROLES) == [*always, "_clean_up_staging", "_look_at_sweeps"]
 
 
 async def test_the_time_is_the_storages(wired: _Wired) -> None:
@@ -144,12 +144,12 @@ async def test_records_are_kept_as_long_as_a_request_may_be_repeated(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    async def recover(*_: object, **more: Any) -> None:
-        seen.update(more)
+    async def look(periodic: Any, **more: Any) -> None:
+        seen.update(more, keep_for=periodic._keep_for)
 
-    monkeypatch.setattr(wiring_module, "recover_periodically", recover)
+    monkeypatch.setattr(wiring_module, "look_periodically", look)
     more = {"REQUEST_MAX_AGE_S": "1000", "STAGING_GRACE_S": "60", "SWEEP_RESCUE_INTERVAL_S": "9"}
-    await _run(wired(**more), "_recover_sweeps")
+    await _run(wired(**more), "_look_at_sweeps")
     assert seen == {"keep_for": timedelta(seconds=1060), "interval_s": 9}
 
 

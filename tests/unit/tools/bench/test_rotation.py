@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from keyturn.crypto import BODY_CONTEXT, open_sealed, seal
-from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep import Counts
 from tools.bench.__main__ import _arguments
 from tools.bench.processes import BenchError
 from tools.bench.rotation import pages, scaling, sizes, whole_rotation
@@ -28,9 +28,9 @@ _ID = "2f6c9a0e-0000-4000-8000-000000000000"
 _BEGAN = datetime(2026, 11, 24, 10, tzinfo=UTC)
 
 
-def _line(second: int, changed: int, sweep_id: str = _ID, event: str = "page done") -> str:
+def _line(second: int, changed: int, round_id: str = _ID, event: str = "page done") -> str:
     return (
-        f'{{"sweep_id":"{sweep_id}","changed":{changed},"event":"{event}",'
+        f'{{"round":"{round_id}","changed":{changed},"event":"{event}",'
         f'"timestamp":"2026-11-24T10:00:{second:02}.000000Z"}}'
     )
 
@@ -63,7 +63,7 @@ def test_the_benchs_pages_touch_each_other_and_hold_every_key() -> None:
     assert made == [("o/", keys[1]), (keys[1], keys[3]), (keys[3], keys[4])]
 
 
-def test_only_pages_of_this_very_sweep_count_as_done() -> None:
+def test_only_pages_of_this_very_round_count_as_done() -> None:
     log = "\n".join(
         [_line(1, 5), _line(2, 5, "another"), _line(3, 5, event="put off"), _line(4, 0)]
     )
@@ -129,14 +129,15 @@ def test_flat_means_the_largest_against_the_smallest() -> None:
 
 
 def test_rates_are_of_thirds_of_the_objects_that_were_written() -> None:
-    log = "\n".join([_line(10, 300), _line(15, 0), _line(20, 300), _line(40, 300)])
-    done = whole_rotation.page_times(log, _ID, _BEGAN)
+    # A round that finds another state begins again under another id.
+    log = "\n".join([_line(10, 300), _line(15, 0), _line(20, 300, "other"), _line(40, 300)])
+    done = whole_rotation.page_times(log, _BEGAN)
     assert done == [(10.0, 300), (20.0, 600), (40.0, 900)]
     assert whole_rotation.thirds(done) == pytest.approx((30.0, 30.0, 15.0))
     # One page alone: as if its objects were done evenly.
     assert whole_rotation.thirds([(30.0, 900)]) == pytest.approx((30.0, 30.0, 30.0))
     with pytest.raises(BenchError):
-        whole_rotation.page_times(_line(1, 0), _ID, _BEGAN)
+        whole_rotation.page_times(_line(1, 0), _BEGAN)
 
 
 def test_memory_is_compared_over_the_numbers_of_objects() -> None:

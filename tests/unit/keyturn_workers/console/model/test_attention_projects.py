@@ -90,6 +90,11 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ),
     (
         rotations_and_sweeps_stuck,
+        {"running": running(waits_for_round=True)},  # its earlier key still opens objects
+        {"running": running(kind="sweep", waits_for_round=True)},
+    ),
+    (
+        rotations_and_sweeps_stuck,
         {"running": running()},
         {"running": running(status="requested")},
     ),

@@ -156,6 +156,13 @@ def test_a_sweep_that_is_not_clean_says_what_to_do(console: Scene) -> None:
     assert "left alone" in page
 
 
+def test_a_sweep_that_waits_for_the_next_round_says_so_while_it_runs(console: Scene) -> None:
+    console.add_sweep(status="running", waits_for_round=True)
+    assert "It waits for the next round" in console.get(_PAGE)
+    console.add_sweep(waits_for_round=True)
+    assert "It waits for the next round" not in console.get(_PAGE)
+
+
 def test_a_sweep_that_stopped_links_to_its_dead_letter(console: Scene) -> None:
     console.add_sweep(status="failed", code="corrupt_object", detail=HOSTILE)
     page = console.get(_PAGE)

@@ -7,15 +7,17 @@ from typing import Literal
 import pytest
 
 from keyturn.identifiers import format_time
-from keyturn.messages import ProjectStatus, SweepRequested
+from keyturn.messages import COUNT_FIELDS, ProjectStatus, SweepCompleted, SweepRequested
 from tests.unit.keyturn_workers.console.web.shown import lived, shown
 from tools.harness.console_data import (
     HOSTILE,
     NOW,
     Scale,
+    add_evidence,
     digest,
     empty_model,
     filled_model,
+    made_up_id,
     projects_report,
 )
 from tools.harness.console_preview import client, preview_app
@@ -28,6 +30,36 @@ def test_a_project_has_its_keyring_sweeps_evidence_and_records() -> None:
     assert f'href="/projects/acme/evidence/{digest("evidence acme 2")}"' in page.html
     assert "Does not verify" in page.text
     assert 'href="/audit?project=acme"' in page.html
+
+
+def test_evidence_links_to_the_requests_that_it_answers_or_names_its_round() -> None:
+    """A file is named after its round, which may answer several requests."""
+    model = filled_model(Scale(uploads=0))
+    add_evidence(model, "acme")
+    for number in (1, 2):
+        end = {
+            **dict.fromkeys(COUNT_FIELDS, 0),
+            "at": format_time(NOW),
+            "publisher": "ops",
+            "request": digest(f"request {number}"),
+            "sweep_id": made_up_id(f"request {number}"),
+            "project": "acme",
+            "clean": True,
+            "evidence": digest("evidence acme 2"),
+        }
+        model.apply_event(SweepCompleted.model_validate(end), 10**6 + number)
+    page = shown(model, "/projects/acme")
+    row, other = (
+        next(each for each in page.rows if digest(f"evidence acme {number}") in each)
+        for number in (2, 3)
+    )
+    for number in (1, 2):
+        sweep_id = made_up_id(f"request {number}")
+        assert f"sweep {sweep_id}" in row
+        assert f'href="/sweeps/acme/{sweep_id}"' in page.html
+    round_id = made_up_id("evidence acme 3")
+    assert f"round {round_id}" in other
+    assert f"/sweeps/acme/{round_id}" not in page.html
 
 
 def test_only_who_may_act_sees_the_actions() -> None:

@@ -1,0 +1,514 @@
+"""One attempt at a page: what it inspects, writes, counts and fails by (SPEC 8.2, 8.5, 8.6).
+
+A listed object whose read answers 404 has failed until a later listing no longer shows it,
+and so has a foreign name with metadata of ours: `clean` must never be reported with an object
+that an old key opens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from keyturn.crypto import HEADER_BYTES
+from keyturn.errors import (
+    CorruptObjectError,
+    KeyringRolledBackError,
+    KmsUnavailableError,
+    MarksUnavailableError,
+    StorageUnavailableError,
+    UnknownMasterKeyError,
+)
+from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
+from keyturn_workers.objects.plan_action import ObjectView, Options, Rewrap, plan_action
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep.page import CannotProveYetError, gather_all, restore_noted_tags
+from keyturn_workers.sweep.record import Failure, OpenPage, State
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import (
+    ADMIN_KEKS,
+    enc,
+    keyring,
+    rotated,
+)
+from tests.unit.keyturn_workers.sweep.page import Page
+from tests.unit.keyturn_workers.sweep.records import OTHER_ID, ROUND_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+GONE: Final = MissingError("read: NoSuchKey")
+FOREIGN: Final = ("reports//q3.txt", "folder/", "../up", "/", "k/\x07", "x" * 901)
+PAGE: Final = OpenPage(0, "", "")
+TAGS: Final = {"team": "legal"}
+
+
+# Keyring reads.
+
+
+def slow_reads(page: Page, patch: pytest.MonkeyPatch, times: int) -> None:
+    """The next `times` keyring reads take too long for a lease."""
+    storage, left = page.storage, [times]
+    read = storage.read
+
+    async def slow(key: str, **more: Any) -> Any:
+        answer = await read(key, **more)
+        if left[0]:
+            left[0] -= 1
+            storage.advance(2.6)
+        return answer
+
+    patch.setattr(storage, "read", slow)
+
+
+async def test_a_keyring_read_without_a_lease_is_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = Page()
+    page.plant("a")
+    record, reads = await page.record(), page.storage.calls["read"]
+    slow_reads(page, monkeypatch, 1)
+    assert (await page.worker.process(record, page.round, PAGE)).counts.current == 1
+    # Two to begin with, and one for the object.
+    assert page.storage.calls["read"] == reads + 3
+
+
+async def test_two_reads_without_a_lease_end_the_attempt_and_no_object_is_at_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = Page()
+    page.plant("a")
+    record = await page.record()
+    slow_reads(page, monkeypatch, 20)
+    with pytest.raises(StorageUnavailableError, match="lease"):
+        await page.worker.process(record, page.round, PAGE)
+
+
+async def test_a_recent_read_is_shared_by_objects_and_each_attempt_begins_with_its_own() -> None:
+    page = Page(cache_s=60)
+    page.plant("a", "b", "c")
+    record, reads = await page.record(), page.storage.calls["read"]
+    for _ in range(2):
+        await page.worker.process(record, page.round, PAGE)
+    assert page.storage.calls["read"] == reads + 2
+
+
+@pytest.mark.parametrize(
+    ("attempts", "is_late", "fails"), [(1, True, True), (0, True, False), (1, False, False)]
+)
+async def test_a_page_that_only_needs_a_proof_is_left_to_a_worker_that_can_prove(
+    attempts: int, *, is_late: bool, fails: bool
+) -> None:
+    """This one has not known the storage's clock for two leases."""
+    page = Page()
+    page.plant("a")
+    read_at = (await page.keyrings.read_fresh("acme")).read_at
+    shift = timedelta(minutes=1 if is_late else -1)
+    record = replace(await page.record(), changed_at=read_at - shift)
+    tried = replace(PAGE, attempts=attempts)
+    if fails:
+        with pytest.raises(CannotProveYetError) as caught:
+            await page.worker.process(record, page.round, tried)
+        assert caught.value.wait_s > 0
+        page.storage.advance(60)
+        await page.keyrings.read_fresh("acme")
+        page.storage.advance(60)
+    result = await page.worker.process(record, page.round, tried)
+    assert (result.counts.current, result.proves) == (1, fails)
+
+
+# The state.
+
+
+async def test_a_result_says_which_state_it_observed_and_when() -> None:
+    page = Page()
+    page.plant("a")
+    before = await page.keyrings.read_fresh("acme")
+    result = await page.process()
+    assert (result.after, result.last, result.state) == ("", "", State.of(before))
+    assert (result.changed, result.failures, result.counts.current) == (0, (), 1)
+    assert result.observed_at >= before.read_at
+
+
+async def test_a_rotation_during_the_attempt_is_noted() -> None:
+    """What it saw is no proof of one state."""
+    page = Page()
+    page.plant("a")
+
+    async def rotate() -> None:
+        page.write_keyring(rotated(page.ring))
+
+    page.storage.before_next("read_start", rotate)
+    result = await page.process()
+    assert (result.state, result.counts.rewrapped) == (None, 1)
+
+
+async def test_an_object_above_a_recent_keyring_is_planned_by_a_fresh_one() -> None:
+    """The recent one may be older than the object: only a later one is an accusation."""
+    page = Page(cache_s=60)
+    page.plant("a")
+
+    async def rotate() -> None:
+        page.write_keyring(rotated(page.ring))
+        page.plant("a")
+
+    page.storage.before_next("read_start", rotate)
+    result = await page.process()
+    assert (result.counts.current, result.failures, result.state) == (1, (), None)
+
+
+async def test_an_object_above_a_fresh_keyring_is_a_rollback() -> None:
+    page = Page(cache_s=60)
+    before = page.ring
+    page.write_keyring(rotated(before))
+    page.plant("a")
+    page.write_keyring(before)
+    with pytest.raises(KeyringRolledBackError):
+        await page.process()
+
+
+async def test_nothing_is_written_before_the_whole_batch_was_inspected() -> None:
+    """A rollback that its last object shows must not have wrapped the first one."""
+    page = Page()
+    page.plant("a")
+    page.write_keyring(rotated(page.ring))
+    now = page.ring
+    page.write_keyring(rotated(now))
+    page.plant("b")
+    page.write_keyring(now)
+    with pytest.raises(KeyringRolledBackError):
+        await page.process()
+    assert page.storage.calls["copy_onto_itself"] == 0
+
+
+async def test_a_copy_that_rests_on_a_state_which_ended_is_made_again() -> None:
+    page = Page()
+    page.plant("a")
+    page.write_keyring(rotated(page.ring))
+
+    async def rotate() -> None:
+        page.write_keyring(rotated(page.ring))
+
+    page.storage.before_next("copy_onto_itself", rotate)
+    result = await page.process()
+    assert (result.changed, result.counts.rewrapped, result.state) == (2, 2, None)
+    assert (await page.process()).counts.current == 1
+
+
+# Objects, and which failures are only theirs.
+
+
+async def test_an_archived_object_is_inspected_by_its_head() -> None:
+    """Plaintext that is allowed needs nothing; wraps cannot be checked against the body."""
+    page = Page(ring=keyring(plaintext=True))
+    page.plant("a")
+    head, body = await page.storage.read("acme/a")
+    page.storage.plant("acme/a", body, head.headers, archived=True)
+    page.storage.plant("acme/plain", b"hello", Headers({}), archived=True)
+    result = await page.process()
+    assert result.counts.plaintext == 1
+    assert result.failures == (Failure("a", "archived_object"),)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CorruptObjectError("x"), "corrupt_object"),
+        (StorageUnavailableError("503"), "storage_unavailable"),
+        (RefusedError("AccessDenied"), "storage_unavailable"),
+    ],
+)
+async def test_a_failure_of_one_object_is_noted(error: Exception, code: str) -> None:
+    page = Page()
+    page.plant("a", "b")
+    page.storage.fail_next("read_start", error)
+    result = await page.process()
+    assert result.failures == (Failure("a", code),)
+    assert (result.counts.objects, result.counts.failed, result.counts.current) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyringRolledBackError("x"),
+        UnknownMasterKeyError("m9"),
+        KmsUnavailableError("down"),
+        MarksUnavailableError("not current"),
+        ValueError(),
+    ],
+    ids=repr,
+)
+async def test_a_failure_of_the_whole_page_is_raised(error: Exception) -> None:
+    page = Page()
+    page.plant("a", "b")
+    page.storage.fail_next("read_start", error, times=2)
+    with pytest.raises(type(error)):
+        await page.process()
+
+
+async def test_only_so_many_objects_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page()
+    page.plant(*"abcdefghij")
+    read_start, under_way, most = page.storage.read_start, [0], [0]
+
+    async def counted(*args: Any, **more: Any) -> Any:
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        await asyncio.sleep(0)
+        try:
+            return await read_start(*args, **more)
+        finally:
+            under_way[0] -= 1
+
+    monkeypatch.setattr(page.storage, "read_start", counted)
+    assert (await page.process()).counts.current == 10
+    assert most == [4]
+
+
+async def test_an_object_that_is_not_found_after_a_lost_race_has_failed() -> None:
+    """The copy and the read after it answer 404 while the listing shows the object."""
+    page = Page()
+    page.plant("a")
+    page.write_keyring(rotated(page.ring))
+    page.storage.fail_next("copy_onto_itself", GONE)
+
+    async def not_found() -> None:
+        page.storage.fail_next("read_start", GONE)
+
+    page.storage.before_next("copy_onto_itself", not_found)
+    result = await page.process()
+    assert result.failures == (Failure("a", "not_found"),)
+    assert (await page.process()).counts.rewrapped == 1
+
+
+# Foreign names.
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "of another program"])
+@pytest.mark.parametrize("key", FOREIGN)
+async def test_a_foreign_name_has_failed_if_it_has_metadata_of_ours(
+    key: str, *, is_ours: bool
+) -> None:
+    """No rewrap can be bound to its name: an old key still opens it."""
+    page = Page()
+    page.plant("a")
+    (page.plant if is_ours else page.plant_plain)(key)
+    result = await page.process()
+    assert result.failures == (Failure(key, "foreign_object"),) * is_ours
+    counts = (result.counts.objects, result.counts.failed, result.counts.foreign)
+    assert counts == ((2, 1, 0) if is_ours else (1, 0, 1))
+    assert result.counts.all_as_desired is not is_ours
+
+
+async def test_an_older_version_of_a_foreign_name_has_failed_too() -> None:
+    page = Page(MemoryStorage(versioned=True))
+    page.plant("a//b", "c//d", "e//f")
+    page.plant_plain("a//b")
+    await page.storage.delete("acme/c//d")
+    page.plant_plain("g//h")
+    page.plant_plain("g//h")
+    result = await page.process()
+    codes = {failure.key: failure.code for failure in result.failures}
+    assert codes == dict.fromkeys(("a//b", "c//d", "e//f"), "foreign_object")
+    assert (result.counts.failed, result.counts.foreign, result.counts.objects) == (3, 2, 1)
+    assert result.changed == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GONE, "not_found"),
+        (ArchivedError("InvalidObjectState"), "archived_object"),
+        (RefusedError("AccessDenied"), "storage_unavailable"),
+        (StorageUnavailableError("503"), "storage_unavailable"),
+    ],
+)
+@pytest.mark.parametrize("versioned", [False, True], ids=["the object", "an older version"])
+async def test_a_foreign_name_that_cannot_be_inspected_has_failed(
+    error: Exception, code: str, *, versioned: bool
+) -> None:
+    page = Page(MemoryStorage(versioned=versioned))
+    page.plant_plain("a//b")
+    if versioned:
+        page.plant_plain("a//b")
+    page.storage.fail_next("read_start" if versioned else "head", error)
+    result = await page.process()
+    assert result.failures == (Failure("a//b", code),)
+    assert result.counts.failed == 1
+
+
+# Wraps that disagree, and names that Keyturn does not know (SPEC 4.3, 8.2).
+
+
+async def test_an_unknown_name_that_cannot_be_removed_is_a_failure() -> None:
+    page = Page()
+    page.plant("a")
+    await page.relabel("a", {"enc-dek-user-1": "AAAA"}, locked=True)
+    page.storage.fail_next("copy_onto_itself", RefusedError("locked"), times=20)
+    result = await page.process()
+    assert result.failures == (Failure("a", "locked_object"),)
+    assert not result.counts.all_as_desired
+
+
+async def test_an_older_version_with_an_unknown_name_is_stale() -> None:
+    """It could hold a wrap that an earlier key opens, and is removed like any other."""
+    page = Page(MemoryStorage(versioned=True))
+    page.plant("a")
+    await page.relabel("a", {"enc-dek-user-1": "AAAA"})
+    await page.process()
+    await page.process()
+    versions = [row async for row in page.storage.list_versions("acme/")]
+    assert [(row.key, row.is_latest) for row in versions] == [("acme/a", True)]
+
+
+async def test_tags_that_another_sweep_is_about_to_put_back_are_not_lost() -> None:
+    """Its copy dropped them after this attempt had planned one of its own."""
+    page = Page()
+    page.plant("a")
+    old = await page.storage.read("acme/a")
+    page.storage.plant("acme/a", old[1], old[0].headers, tags={"team": "legal"})
+    page.write_keyring(rotated(page.ring))
+
+    async def copied() -> None:
+        view = ObjectView(old[0], old[1][:HEADER_BYTES])
+        snapshot = await page.keyrings.read_fresh("acme")
+        desired = snapshot.desired
+        action = plan_action(view, "a", snapshot.keyring, desired, ADMIN_KEKS, Options())
+        assert isinstance(action, Rewrap)
+        page.storage.plant("acme/a", old[1], Headers(enc(action.wraps)))
+
+    async def put_back() -> None:
+        await page.storage.write_tags("acme/a", {"team": "legal"})
+
+    page.storage.before_next("read_tags", copied)
+    page.storage.before_next("copy_onto_itself", put_back)
+    result = await page.process()
+    assert (result.counts.current, result.changed, result.failures) == (1, 0, ())
+    assert page.storage.calls["copy_onto_itself"] == 0
+
+
+# Tags.
+
+
+async def test_tags_are_noted_before_a_copy_drops_them_and_put_back_after_it() -> None:
+    page = Page()
+    page.plant("a")
+    head, body = await page.storage.read("acme/a")
+    page.storage.plant("acme/a", body, head.headers, tags=TAGS)
+    page.write_keyring(rotated(page.ring))
+    page.storage.fail_next("write_tags", ConnectionError("the worker dies"))
+    with pytest.raises(ConnectionError):
+        await page.process()
+    assert await page.storage.read_tags("acme/a") == {}
+    # The next attempt at this page finds the note. It is kept until nothing is left to do.
+    assert ((await page.process()).changed, await page.storage.read_tags("acme/a")) == (1, TAGS)
+    assert len(await notes(page)) == 1
+    assert ((await page.process()).changed, await notes(page)) == (0, [])
+
+
+async def notes(page: Page) -> list[str]:
+    return [path async for path, _ in page.store.tag_notes("acme")]
+
+
+@pytest.mark.parametrize(
+    ("round_id", "number"), [(OTHER_ID, 0), (ROUND_ID, 1)], ids=["round", "page"]
+)
+async def test_an_attempt_leaves_the_notes_of_others_alone(round_id: str, number: int) -> None:
+    page = Page()
+    page.plant("a")
+    await page.store.add_tag_note("acme", round_id, replace(PAGE, page=number), {"a": TAGS}, "m1")
+    assert (await page.process()).changed == 0
+    assert await page.storage.read_tags("acme/a") == {}
+    assert len(await notes(page)) == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tags", "after"),
+    [
+        ({}, {}, TAGS),
+        ({}, {"team": "sales"}, {"team": "sales"}),
+        ({"enc-algo": "deleted"}, {}, {}),
+    ],
+    ids=["lost", "replaced", "deleted"],
+)
+async def test_noted_tags_of_every_round_are_put_back_where_they_were_lost(
+    metadata: dict[str, str], tags: dict[str, str], after: dict[str, str]
+) -> None:
+    page = Page()
+    page.storage.plant("acme/a", b"", Headers(metadata), tags=tags)
+    for round_id in (ROUND_ID, OTHER_ID):
+        noted = {"a": TAGS, "gone": TAGS}
+        await page.store.add_tag_note("acme", round_id, PAGE, noted, "m1")
+    await restore_noted_tags(page.storage, page.store, "acme")
+    assert await page.storage.read_tags("acme/a") == after
+    assert await notes(page) == []
+
+
+# Noncurrent versions.
+
+
+async def test_a_listed_version_that_is_not_found_has_failed() -> None:
+    page = Page(MemoryStorage(versioned=True))
+    page.plant("a")
+    page.write_keyring(rotated(page.ring))
+    page.plant("a")
+    reads = 0
+
+    async def only_the_version() -> None:
+        nonlocal reads
+        reads += 1
+        if reads == 2:  # the first is of the object itself
+            page.storage.fail_next("read_start", MissingError("read: NoSuchVersion"))
+
+    page.storage.before_next("read_start", only_the_version)
+    page.storage.before_next("read_start", only_the_version)
+    result = await page.process()
+    assert reads == 2
+    assert result.failures == (Failure("a", "not_found"),)
+    assert (result.counts.objects, result.counts.failed) == (1, 1)
+    again = await page.process()
+    assert (again.failures, again.changed, again.counts.noncurrent_stale) == ((), 1, 0)
+
+
+async def test_locked_versions_are_counted_and_their_object_has_failed_once() -> None:
+    page = Page(MemoryStorage(versioned=True))
+    page.plant("a", "a", "a")
+    page.storage.fail_next("delete_version", RefusedError("AccessDenied"), times=2)
+    result = await page.process()
+    assert result.failures == (Failure("a", "locked_object"),) * 2
+    assert (result.changed, result.counts.noncurrent_stale, result.counts.failed) == (0, 2, 1)
+
+
+# Concurrent work.
+
+
+async def test_results_are_in_the_order_of_the_work() -> None:
+    async def later(number: int) -> int:
+        for _ in range(5 - number):
+            await asyncio.sleep(0)
+        return number
+
+    assert await gather_all(later(number) for number in range(5)) == [0, 1, 2, 3, 4]
+
+
+async def test_the_first_failure_cancels_the_rest_and_is_raised_as_it_is() -> None:
+    canceled = asyncio.Event()
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            canceled.set()
+            raise
+
+    async def fail() -> None:
+        raise CorruptObjectError("x")
+
+    works: list[Coroutine[Any, Any, None]] = [forever(), fail()]
+    with pytest.raises(CorruptObjectError):
+        await gather_all(works)
+    assert canceled.is_set()

@@ -1,0 +1,501 @@
+"""The steps of one project: planned, proven, begun again, ended (SPEC 8.4 to 8.6)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from keyturn.errors import (
+    CorruptObjectError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
+from keyturn.evidence import Evidence, in_chain_order, parse, verify_chain
+from keyturn.identifiers import (
+    SWEEPS_PREFIX,
+    evidence_prefix,
+    evidence_s3_key,
+    keyring_s3_key,
+)
+from keyturn_workers.errors import RefusedError
+from keyturn_workers.keyring import with_master_key
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep import Counts, Options, Origin, ProjectRecord
+from keyturn_workers.sweep.messages import SweepStep
+from keyturn_workers.sweep.progress import find_origin, open_origins
+from keyturn_workers.sweep.record import End, PartEnd
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import keyring, rotated
+from tests.unit.keyturn_workers.sweep.records import (
+    LATER_ID,
+    LEASE_S,
+    OTHER_ID,
+    PAGE,
+    RESULT,
+    ROUND_ID,
+    SWEEP,
+    SWEEP_ID,
+    origin,
+)
+from tests.unit.keyturn_workers.sweep.sweeping import EVENT_KEY, Sweeping
+from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OTHER = origin(origin_id=OTHER_ID)
+PART = origin("part", walk_id=ROUND_ID)
+
+
+def _step(number: int) -> SweepStep:
+    return SweepStep(project="acme", step=number)
+
+
+def _events(on: Sweeping, event_type: str) -> list[Any]:
+    return [each for each in on.messages.published if cast("Any", each).type == event_type]
+
+
+def _round_id(of: ProjectRecord) -> str | None:
+    return None if of.round is None else of.round.id
+
+
+def _named_round(of: ProjectRecord) -> str:
+    """The round of the newest evidence."""
+    return parse(str(of.evidence).encode()).predicate.sweep_id
+
+
+async def _end(on: Sweeping, of: Origin = SWEEP) -> End:
+    """Handle messages until an origin has its end."""
+    end = (await on.finish(of)).end
+    assert end is not None
+    return end
+
+
+async def _damage(on: Sweeping, key: str = "b") -> None:
+    head = await on.storage.head(f"acme/{key}")
+    on.storage.plant(f"acme/{key}", b"no body of ours", head.headers)
+
+
+# From the request to the end.
+
+
+async def test_a_sweep_rewraps_every_object_and_ends_clean() -> None:
+    on = Sweeping()
+    await on.start()
+    assert on.ring.history[0].kek is not None
+    end = await _end(on)
+    assert (end.clean, end.counts) == (True, Counts(objects=3, current=3, rewrapped=3))
+    assert end.state is not None
+    assert end.state.kek_id == on.ring.current.kek_id
+    (event,) = _events(on, "sweep.completed")
+    assert (event.sweep_id, event.clean, event.objects, event.request) == (
+        SWEEP_ID,
+        True,
+        3,
+        "0" * 64,
+    )
+    # The earlier keys are retired.
+    assert [entry.kek for entry in (await on.keyring()).history] == [None]
+
+
+async def test_after_its_end_a_record_rests_and_no_result_is_left() -> None:
+    """Not even that of a stalled worker, which no step reads."""
+    on = Sweeping()
+    await on.start()
+    before = await on.deliver_until(lambda record: record.round is not None)
+    stalled = replace(PAGE, attempts=7)
+    assert await on.store.add_result("acme", str(_round_id(before)), stalled, RESULT, "m1")
+    await _end(on)
+    done = await on.record()
+    assert (done.round, done.clean_end, on.messages.steps()) == (None, None, [])
+    left = [key for key in on.storage.stored_keys() if key.startswith(SWEEPS_PREFIX)]
+    assert left == [f"{SWEEPS_PREFIX}acme.json"]
+
+
+@pytest.mark.parametrize("error", [None, RefusedError("AccessDenied")], ids=["deleted", "locked"])
+async def test_a_clean_end_leaves_one_version_of_the_keyring_unless_a_lock_keeps_more(
+    error: Exception | None,
+) -> None:
+    on = Sweeping(MemoryStorage(versioned=True), keys=())
+    if error is not None:
+        on.storage.fail_next("delete_version", error)
+    await on.start()
+    assert (await _end(on)).clean
+    versions = [row async for row in on.storage.list_versions(keyring_s3_key("acme"))]
+    assert (len(versions) == 1) is (error is None)
+
+
+async def test_an_object_that_cannot_be_rewrapped_is_recorded_and_keeps_the_keys() -> None:
+    on = Sweeping()
+    await _damage(on)
+    await on.start()
+    end = await _end(on)
+    assert (end.clean, end.code, end.counts.failed, end.evidence) == (False, "", 1, None)
+    assert end.round_id is not None
+    assert end.state == (await on.record()).state
+    (path,) = [path async for path in on.store.failure_records("acme", end.round_id)]
+    (failure,) = await on.store.read_failures("acme", path)
+    assert (failure.key, failure.code) == ("b", "corrupt_object")
+    assert (await on.keyring()).history[0].kek is not None
+    assert await _chain(on) == ()
+
+
+async def test_plaintext_is_forbidden_and_proven_once_more_before_the_end() -> None:
+    """An upload may have stored plaintext behind the attempt at its page."""
+    on = Sweeping(ring=keyring(plaintext=True))
+    on.storage.plant("acme/plain", b"hello", Headers({}))
+    await on.start(origin(options=Options(encrypt_plaintext=True)))
+    rounds = list[str | None]()
+
+    def noted(record: ProjectRecord) -> bool:
+        rounds.append(_round_id(record))
+        return record.origins[0].is_answered
+
+    await on.deliver_until(noted)
+    end = await _end(on)
+    assert (end.clean, end.counts.encrypted) == (True, 1)
+    assert len(set(rounds) - {None}) == 2
+    assert not (await on.keyring()).plaintext_allowed
+    assert "enc-algo" in (await on.storage.head("acme/plain")).metadata
+
+
+async def test_idle_steps_come_later_and_later() -> None:
+    on = Sweeping()
+    await on.start()
+    waits = []
+    for _ in range(100):
+        if (await on.record()).idle_steps > 70:
+            break
+        due_s, hint = on.messages.take()
+        if isinstance(hint, SweepStep):  # pages are lost
+            waits.append(round(due_s - on.storage.elapsed_s()))
+            on.storage.advance(max(0.0, due_s - on.storage.elapsed_s()))
+            await on.handler.run_step(hint, again=False)
+    assert waits[1] < 5 < waits[20] < waits[65]
+
+
+# Which origins a round answers.
+
+
+async def test_a_second_round_needs_no_new_wait_and_counts_only_its_own_writes() -> None:
+    """The state has not changed since: two leases have passed already."""
+    on = Sweeping()
+    await on.start()
+    first = await _end(on)
+    before = await on.record()
+    await on.start(OTHER)
+    second = await _end(on, OTHER)
+    assert (await on.record()).changed_at == before.changed_at
+    assert (second.at - first.at).total_seconds() < 2 * LEASE_S
+    assert second.counts == Counts(objects=3, current=3)
+
+
+async def test_a_record_whose_requests_were_all_overtaken_rests() -> None:
+    on = Sweeping()
+    await on.start(origin(options=Options(master_key="m2")))
+    on.messages.waiting.clear()
+    on.write_keyring(with_master_key(await on.keyring(), "m1"))
+    await on.handler.run_step(_step(0), again=False)
+    after = await on.record()
+    assert (open_origins(after), after.round, on.messages.waiting) == ((), None, [])
+    assert on.messages.types() == ["sweep.failed"]
+
+
+# The state moves.
+
+
+async def test_a_rotation_just_before_the_end_is_proven_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every page is proven; the keyring is read once more before the round ends."""
+    on = Sweeping(keys=())
+
+    async def rotate(*_: object) -> None:
+        if on.ring.current.generation == 2:
+            on.write_keyring(rotated(on.ring))
+
+    # The last thing that a step does before it reads the keyring again.
+    monkeypatch.setattr("keyturn_workers.sweep.reconciler.restore_noted_tags", rotate)
+    await on.start()
+    assert (await _end(on)).clean
+    assert (await on.record()).state.generation == 3
+
+
+async def test_a_keyring_that_was_restored_is_proven_as_it_is() -> None:
+    """Only an operator can restore one: otherwise a mark contradicts it."""
+    on = Sweeping(keys=())
+    rotation = on.rotation()
+    await on.start(rotation)
+    await on.start()
+    await on.deliver()
+    on.write_keyring(replace(keyring(), current=on.ring.history[0]))
+    assert (await _end(on)).clean
+    assert (await on.record()).state.generation == 1
+    (event,) = _events(on, "rotation.failed")
+    assert (event.rotation_id, event.code) == (rotation.id, "generation_mismatch")
+
+
+@pytest.mark.parametrize("error", [CorruptObjectError, UnknownProjectError])
+async def test_a_keyring_that_is_forged_or_gone_stops_the_steps(error: type[Exception]) -> None:
+    on = Sweeping()
+    await on.start()
+    if error is CorruptObjectError:
+        on.storage.plant(keyring_s3_key("acme"), b"{}", Headers({}))
+    else:
+        await on.storage.delete(keyring_s3_key("acme"))
+    with pytest.raises(error):
+        await on.handler.run_step(_step(0), again=False)
+
+
+# One lease.
+
+
+async def test_a_worker_with_a_longer_lease_lengthens_the_records_before_it_writes() -> None:
+    on = Sweeping()
+    await on.start()
+    await on.deliver()
+    before = await on.record()
+    assert await on.process(60).extend_lease(await on.stored())
+    after = await on.record()
+    assert (after.lease_s, after.step) == (60, before.step + 2)
+    assert _round_id(after) != _round_id(before)
+    assert (await on.keyring()).lease_s == 60
+    assert not await on.process(60).extend_lease(await on.stored())
+
+
+@pytest.mark.parametrize("lease_s", [LEASE_S, LEASE_S - 5])
+async def test_a_worker_with_no_longer_lease_changes_nothing(lease_s: int) -> None:
+    on = Sweeping()
+    await on.start()
+    await on.deliver()
+    before = await on.stored()
+    assert not await on.process(lease_s).extend_lease(before)
+    assert await on.stored() == before
+
+
+async def test_a_lease_is_not_lengthened_by_a_keyring_that_changed_meanwhile() -> None:
+    on = Sweeping()
+    await on.start()
+
+    async def rotate() -> None:
+        on.write_keyring(rotated(on.ring))
+
+    on.storage.before_next("put", rotate)
+    with pytest.raises(StorageUnavailableError, match="lease"):
+        await on.process(60).extend_lease(await on.stored())
+    assert (await on.record()).lease_s == LEASE_S
+
+
+async def test_a_keyring_that_names_a_longer_lease_is_marked_before_a_page_is_processed() -> None:
+    """Otherwise the next worker could find it unmarked, and its project rolled back."""
+    witness = FakeWitness()
+    on = Sweeping(witness=witness)
+    await on.start()
+    await on.deliver()
+    assert await on.process(60).extend_lease(await on.stored())
+    _, body = await on.storage.read(keyring_s3_key("acme"))
+    assert witness.table.find("acme") == mark_of(body)
+    assert mark_of(body).serial == 1
+
+
+# Progress, and parts of a sweep of all.
+
+
+@pytest.mark.parametrize(
+    ("asked", "pause_s", "events"), [(SWEEP, 2, 3), (PART, 2, 1), (PART, 121, 3)]
+)
+async def test_the_progress_of_a_part_is_published_now_and_then(
+    asked: Origin, pause_s: float, events: int
+) -> None:
+    """There may be thousands of parts."""
+    on = Sweeping(page_keys=1)
+    await on.start(asked)
+    await on.handler.run_step(_step(0), again=False)
+    for page in on.messages.pages():
+        await on.handler.process_page(page)
+        await on.handler.run_step(_step((await on.record()).step), again=False)
+        on.storage.advance(pause_s)
+    assert on.messages.types() == ["sweep.progressed"] * events
+
+
+async def test_only_the_origins_of_the_round_hear_of_its_progress() -> None:
+    on = Sweeping()
+    await on.start()
+    await on.start(replace(OTHER, publisher="web"))
+    await on.deliver()
+    await on.start(origin(origin_id=LATER_ID))
+    await on.deliver_until(lambda record: record.written.rewrapped == 3)
+    heard = {(each.publisher, each.sweep_id) for each in _events(on, "sweep.progressed")}
+    assert heard == {("api", SWEEP_ID), ("web", OTHER_ID)}
+
+
+async def test_a_part_leaves_an_end_for_its_walk_and_evidence() -> None:
+    on = Sweeping()
+    await on.start(PART)
+    done = await on.deliver_until(lambda record: not record.origins)
+    end = await on.store.read_part_end(ROUND_ID, "acme")
+    counts = Counts(objects=3, current=3, rewrapped=3)
+    assert end == PartEnd(counts, clean=True, round_id=_named_round(done))
+    assert set(on.messages.types()) == {"sweep.progressed"}
+    (evidence,) = await _chain(on)
+    assert (evidence.predicate.kind, done.evidence) == ("sweep", evidence.envelope.decode())
+
+
+# Evidence of a clean end.
+
+
+class Crash(BaseException):
+    """The worker dies."""
+
+
+class EndingStorage(MemoryStorage):
+    """Knows when a clean end begins, which looks for tag notes first.
+
+    Its worker dies at one of the puts that follow: record, keyring, file, record, record.
+    """
+
+    crash_at: int | None = None
+    after_effect = False
+    at_end: Callable[[], None] | None = None
+    _puts: int | None = None
+
+    def list(self, prefix: str, **how: Any) -> Any:
+        if prefix == f"{SWEEPS_PREFIX}acme/" and self._puts is None:
+            self._puts = 0
+            if self.at_end is not None:
+                self.at_end()
+        return super().list(prefix, **how)
+
+    async def put(self, key: str, *args: Any, **how: Any) -> Any:
+        at, self._puts = self._puts, self._puts if self._puts is None else self._puts + 1
+        crashes = at is not None and at == self.crash_at
+        if crashes and not self.after_effect:
+            raise Crash
+        result = await super().put(key, *args, **how)
+        if crashes:
+            raise Crash
+        return result
+
+
+async def _crashed(crash_at: int, *, after_effect: bool = False) -> Sweeping:
+    """A project whose worker died at this put of its clean end."""
+    storage = EndingStorage()
+    storage.crash_at, storage.after_effect = crash_at, after_effect
+    on = Sweeping(storage)
+    await on.start()
+    with pytest.raises(Crash):
+        await on.finish()
+    return on
+
+
+async def _deliver_again(on: Sweeping) -> None:
+    """The broker delivers the step again that a worker did not acknowledge."""
+    await on.handler.run_step(_step((await on.record()).step), again=True)
+
+
+async def _chain(on: Sweeping) -> tuple[Evidence, ...]:
+    """The evidence of the project, verified up to the one that the keyring names."""
+    files = [
+        (await on.storage.read(key))[1]
+        for key in on.storage.stored_keys()
+        if key.startswith(evidence_prefix("acme"))
+    ]
+    newest = (await on.keyring()).evidence
+    if newest is None:
+        assert files == []
+        return ()
+    public = [EVENT_KEY.verify_key()]
+    return verify_chain(in_chain_order(files), public, deployment="test", newest=newest)
+
+
+async def test_a_clean_end_leaves_evidence_that_its_event_names() -> None:
+    on = Sweeping()
+    rotation = on.rotation()
+    await on.start(rotation)
+    end = await _end(on, rotation)
+    (evidence,), (event,) = await _chain(on), _events(on, "rotation.completed")
+    assert (event.evidence, end.evidence) == (evidence.digest, evidence.digest)
+    predicate, done = evidence.predicate, await on.record()
+    assert end.round_id is not None
+    assert (predicate.kind, predicate.sweep_id, predicate.generation) == (
+        "rotation",
+        end.round_id,
+        2,
+    )
+    assert (predicate.publisher, predicate.request) == ("api", "0" * 64)
+    assert predicate.counts.model_dump() == {**end.counts.to_json(), "clean": True}
+    assert (predicate.pages, predicate.lease_s) == (2, LEASE_S)
+    assert predicate.proven_from > predicate.turned_at
+    assert done.evidence == evidence.envelope.decode()
+    assert evidence_s3_key("acme", 2, end.round_id) in on.storage.stored_keys()
+
+
+async def test_an_end_waits_for_no_proof_once_the_keyring_names_its_evidence() -> None:
+    """A worker with a longer lease joins in between, and begins a new round."""
+    on = await _crashed(1, after_effect=True)
+    named = (await on.keyring()).evidence
+    assert await on.process(60).extend_lease(await on.stored())
+    await _deliver_again(on)
+    end = await _end(on)
+    assert (end.evidence, end.counts) == (named, Counts(objects=3, current=3, rewrapped=3))
+
+
+async def test_an_end_whose_step_gave_up_is_finished_and_answers_nobody() -> None:
+    """The keyring may name its evidence. What is taken up again is proven anew."""
+    on = await _crashed(1, after_effect=True)
+    step = (await on.record()).step
+    await on.handler.record_failure(_step(step), StorageUnavailableError("down"))
+    on.messages.waiting.clear()
+    await on.handler.run_step(_step(step), again=False)
+    assert (await on.record()).clean_end is None
+    end = await _end(on)
+    first, second = await _chain(on)
+    assert first.predicate.sweep_id != second.predicate.sweep_id == end.round_id
+
+
+async def test_a_step_that_another_worker_makes_while_it_ends_is_left_to_that_one() -> None:
+    on = await _crashed(0, after_effect=True)
+    step = (await on.record()).step
+
+    async def other() -> None:
+        await on.handler.run_step(_step(step), again=True)
+
+    on.storage.before_next("put", other)
+    await on.handler.run_step(_step(step), again=True)
+    assert (await on.record()).origins[0].is_answered
+    assert len(await _chain(on)) == 1
+    assert on.messages.types().count("sweep.completed") == 1
+
+
+async def test_an_end_whose_record_is_resumed_meanwhile_is_left_to_that_step() -> None:
+    """Between the put of its record and the next read of it."""
+    storage = EndingStorage()
+    on = Sweeping(storage)
+
+    async def resume() -> None:
+        assert await on.handler.resume("acme")
+
+    async def once_it_is_put() -> None:
+        storage.before_next("read", resume)
+
+    storage.at_end = lambda: storage.before_next("put", once_it_is_put)
+    await on.start()
+    before = await on.deliver_until(lambda record: record.clean_end is not None)
+    assert (await on.keyring()).evidence is None
+    assert on.messages.steps() == [before.step]
+    assert (await _end(on)).clean
+    assert len(await _chain(on)) == 1
+
+
+async def test_a_clean_end_answers_only_the_origins_it_was_made_for() -> None:
+    """One that comes while it is made waits for the next round."""
+    on = await _crashed(0, after_effect=True)
+    await on.start(OTHER)
+    await _deliver_again(on)
+    assert (await _end(on)).clean
+    assert find_origin(await on.record(), OTHER.name) == replace(
+        OTHER, written_before=Counts(rewrapped=3)
+    )
+    assert (await _end(on, OTHER)).counts.rewrapped == 0
