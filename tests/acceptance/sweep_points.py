@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn_workers.amqp import WorkerPublisher
 from keyturn_workers.storage.s3 import S3Storage
-from keyturn_workers.sweep import SweepDispatcher, SweepStarter, SweepStore, project_sweep
-from keyturn_workers.sweep.evidence_log import EvidenceLog
-from keyturn_workers.sweep.plan import AllPlan, Plan
-from keyturn_workers.sweep.project_sweep import ProjectSweep
+from keyturn_workers.sweep import (
+    ALL,
+    AllRecord,
+    ProjectRecord,
+    SweepDispatcher,
+    SweepStarter,
+    SweepStore,
+    reconciler,
+)
+from keyturn_workers.sweep.evidence import EvidenceLog
+from keyturn_workers.sweep.reconciler import Reconciler
 from tests.acceptance.points import Installed, Point, Stalled
 
 if TYPE_CHECKING:
@@ -24,54 +31,67 @@ if TYPE_CHECKING:
 Arguments = tuple[Any, ...]
 
 
-def _changed_to(kind: type, status: str, *, told: bool = False) -> Callable[[Arguments], bool]:
-    """Changes of a sweep's record to this status."""
+def _continues(kind: type) -> Callable[[Arguments], bool]:
+    """Changes of a record of this kind whose round, or walk, goes on."""
 
     def matters(arguments: Arguments) -> bool:
-        plan = arguments[0]
-        return isinstance(plan, kind) and (plan.status, plan.told) == (status, told)  # type: ignore[attr-defined]
+        record = arguments[0]
+        return isinstance(record, kind) and record.round is not None  # type: ignore[attr-defined]
+
+    return matters
+
+
+def _ended(kind: type, *, published: bool = False) -> Callable[[Arguments], bool]:
+    """Changes of a record of this kind to one all of whose origins have ended."""
+
+    def matters(arguments: Arguments) -> bool:
+        record = arguments[0]
+        if not isinstance(record, kind):
+            return False
+        ends = [origin.end for origin in record.origins]  # type: ignore[attr-defined]
+        return all(end is not None and end.published is published for end in ends)
 
     return matters
 
 
 def _kept_evidence(arguments: Arguments) -> bool:
-    """A change of a sweep's record to one that keeps the evidence of its end."""
-    plan = arguments[0]
-    return isinstance(plan, Plan) and plan.status == "running" and plan.envelope is not None
+    """A change of a record to one that keeps the evidence of a clean end that is being made."""
+    record = arguments[0]
+    return isinstance(record, ProjectRecord) and record.clean_end is not None
 
 
 def _wrote(arguments: Arguments) -> bool:
     """A result of an attempt that changed something."""
-    return bool(arguments[2].changed)
+    return bool(arguments[3].changed)
 
 
 def _proved(arguments: Arguments) -> bool:
     """The results of proven pages are deleted."""
-    return bool(tuple(arguments[1]))
+    return bool(tuple(arguments[2]))
 
 
 def _of_all(arguments: Arguments) -> bool:
     """An end of a whole sweep of all."""
-    return isinstance(arguments[0], AllPlan)
+    return bool(arguments[0] == ALL)
 
 
 def _begun_a_part(arguments: Arguments) -> bool:
-    return bool(arguments[0].of_all)
+    return any(origin.kind == "part" for origin in arguments[1:])
 
 
 class AfterResultsApplied:
     """After the results of pages were applied, and before anything came of it."""
 
     def install(self, strike: Callable[[], None]) -> None:
-        original: Any = getattr(project_sweep, "apply_results")  # noqa: B009  # it is imported there, not exported
+        original: Any = getattr(reconciler, "apply_results")  # noqa: B009  # it is imported there, not exported
 
-        def apply_results(plan: Any, results: Any, *arguments: Any) -> Any:
-            applied = original(plan, results, *arguments)
+        def apply_results(record: Any, of: Any, results: Any, *arguments: Any) -> Any:
+            applied = original(record, of, results, *arguments)
             if results:
                 strike()
             return applied
 
-        setattr(project_sweep, "apply_results", apply_results)  # noqa: B010  # mypy forbids the assignment
+        setattr(reconciler, "apply_results", apply_results)  # noqa: B010  # mypy forbids the assignment
 
 
 class Terminated:
@@ -97,10 +117,10 @@ class Terminated:
 
 
 SWEEP_POINTS: Final[dict[str, Installed]] = {
-    # A rotation, or a sweep, is begun.
-    "sweep-recorded": Point(SweepStore, "create", after=True),
+    # The first rotation, or sweep, of a project is added.
+    "record-created": Point(SweepStore, "create", after=True),
     # A step.
-    "plan-changed": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "running")),
+    "step-recorded": Point(SweepStore, "change", after=True, matters=_continues(ProjectRecord)),
     "first-page-sent": Point(SweepDispatcher, "send_page", after=True),
     "results-judged": AfterResultsApplied(),
     "proven-before-forgotten": Point(SweepStore, "delete_page_results", matters=_proved),
@@ -115,19 +135,19 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     "copy-hanging": Terminated(hangs=True),
     # The end.
     "evidence-kept": Point(SweepStore, "change", after=True, matters=_kept_evidence),
-    "keyring-cleared": Point(ProjectSweep, "_change", after=True),
+    "keyring-cleared": Point(Reconciler, "_change", after=True),
     "evidence-put": Point(EvidenceLog, "publish", after=True),
-    "plan-done": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "done")),
+    "end-recorded": Point(SweepStore, "change", after=True, matters=_ended(ProjectRecord)),
     "end-published": Point(SweepDispatcher, "publish_end", after=True),
-    "end-recorded": Point(
-        SweepStore, "change", after=True, matters=_changed_to(Plan, "done", told=True)
+    "end-marked": Point(
+        SweepStore, "change", after=True, matters=_ended(ProjectRecord, published=True)
     ),
     # A delete.
     "quietly-put-off": Point(WorkerPublisher, "defer", after=True),
     # A sweep of all.
     "part-begun": Point(SweepStarter, "start", after=True, matters=_begun_a_part),
-    "part-ended": Point(SweepStore, "add_part_result", after=True),
-    "all-changed": Point(SweepStore, "change", after=True, matters=_changed_to(AllPlan, "running")),
+    "part-ended": Point(SweepStore, "add_part_end", after=True),
+    "all-changed": Point(SweepStore, "change", after=True, matters=_continues(AllRecord)),
+    "all-ended": Point(SweepStore, "change", after=True, matters=_ended(AllRecord)),
     "all-end-published": Point(SweepDispatcher, "publish_end", after=True, matters=_of_all),
-    "all-done": Point(SweepStore, "change", after=True, matters=_changed_to(AllPlan, "done")),
 }

@@ -30,6 +30,7 @@ from tools.harness.sweep_scenario import (
     wait_for_end,
     wait_until_drained,
 )
+from tools.harness.tenants import find_origin
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 
@@ -67,15 +68,15 @@ DEATHS = {
     "begun": [
         Death("keyring-put-before", "", "turned recorded accepted", "control"),
         Death("keyring-put-after", "turned", "recorded accepted", "control"),
-        Death("sweep-recorded", "turned recorded", "stepped accepted", "control"),
+        Death("record-created", "turned recorded", "stepped accepted", "control"),
         Death("event-after", "turned recorded accepted", "stepped", "control"),
         Death("ack-before", "turned recorded accepted", "stepped", "control"),
     ],
     "stepped": [
-        Death("plan-changed", "turned recorded stepped", "copied resulted done"),
+        Death("step-recorded", "turned recorded stepped", "copied resulted done"),
         Death("first-page-sent", "turned stepped", "copied resulted done"),
         Death("results-judged", "turned stepped copied resulted", "cleared done"),
-        Death("proven-before-forgotten", "stepped copied resulted", "completed told"),
+        Death("proven-before-forgotten", "stepped copied resulted", "completed marked"),
     ],
     "paged": [
         Death("copied-first", "stepped copied", "cleared done"),
@@ -85,33 +86,34 @@ DEATHS = {
         Death("copied-all", "stepped copied noted", "cleared done", tags=True),
     ],
     "ended": [
-        Death("evidence-kept", "stepped copied kept", "cleared evidenced done completed told"),
-        Death("keyring-cleared", "stepped copied kept cleared", "evidenced done completed told"),
-        Death("evidence-put", "copied kept cleared evidenced", "done completed told"),
-        Death("plan-done", "copied cleared evidenced done", "completed told"),
-        Death("end-published", "copied cleared done completed", "told"),
-        Death("end-recorded", "copied cleared done completed told", ""),
+        Death("evidence-kept", "stepped copied kept", "cleared evidenced done completed marked"),
+        Death("keyring-cleared", "stepped copied kept cleared", "evidenced done completed marked"),
+        Death("evidence-put", "copied kept cleared evidenced", "done completed marked"),
+        Death("end-recorded", "copied cleared evidenced done", "kept completed marked"),
+        Death("end-published", "copied cleared done completed", "marked"),
+        Death("end-marked", "copied cleared done completed marked", ""),
     ],
 }
 
 
 def _standing(tenant: Tenant, rotation_id: str, wire: Wire) -> set[str]:
     """What a rotation has left behind so far, in words."""
-    keyring, plan = tenant.keyring(), tenant.plan(rotation_id) or {}
-    left = tenant.left(rotation_id)
+    keyring, record = tenant.keyring(), tenant.record()
+    origin, left = find_origin(record, rotation_id), tenant.left()
+    end = origin.get("end") or {}
     types = {event["type"] for event in events_of(wire, rotation_id)}
     found = {
         "turned": keyring["generation"] == 2,
         "cleared": keyring["generation"] == 2 and keyring["history"][0]["kek"] is None,
-        "recorded": bool(plan),
-        "stepped": plan.get("step", 0) > 0,
+        "recorded": bool(origin),
+        "stepped": record.get("step", 0) > 0,
         "copied": 2 in tenant.generations(),
         "resulted": any("/results/" in key for key in left),
         "noted": any("/tags/" in key for key in left),
-        "kept": plan.get("envelope") is not None,
+        "kept": record.get("clean_end") is not None,
         "evidenced": bool(tenant.evidence()),
-        "done": plan.get("status") == "done",
-        "told": plan.get("told", False),
+        "done": bool(end),
+        "marked": end.get("published", False),
         "accepted": "rotation.accepted" in types,
         "completed": "rotation.completed" in types,
     }
@@ -179,12 +181,11 @@ async def _check_death(tenant: Tenant, rotation_id: str, wire: Wire, death: Deat
 def _check_rotated(scene: Scene, tenant: Tenant, rotation_id: str) -> None:
     keyring = tenant.keyring()
     assert (keyring["generation"], keyring["history"][0]["kek"]) == (2, None)
-    assert tenant.left(rotation_id) == []
+    assert tenant.left() == []
     (evidence,) = tenant.check_evidence()
-    assert (evidence.predicate.sweep_id, evidence.predicate.counts.objects) == (
-        rotation_id,
-        _OBJECTS,
-    )
+    predicate, end = evidence.predicate, tenant.origin(rotation_id)["end"]
+    assert [each.id for each in predicate.origins] == [rotation_id]
+    assert (predicate.sweep_id, predicate.counts.objects) == (end["round_id"], _OBJECTS)
     tenant.check(generation=2)
     scene.canaries.secrets |= tenant.secrets()
     scene.check_logs()
@@ -248,12 +249,12 @@ async def _delete_survives(scene: Scene, tenant: Tenant, point: str, logs: Logs)
 
 @dataclass(frozen=True)
 class AllDeath:
-    """One point; how many keyrings are under the new key, and how many parts are begun."""
+    """One point; how many keyrings are under the new key, how many parts are begun, the end."""
 
     point: str
     resealed: int
     parts: int
-    status: str = "running"
+    ended: bool = False
 
 
 ALL_DEATHS = [
@@ -261,8 +262,8 @@ ALL_DEATHS = [
     AllDeath("part-begun", resealed=1, parts=1),
     AllDeath("all-changed", resealed=3, parts=3),
     AllDeath("part-ended", resealed=3, parts=3),
-    AllDeath("all-done", resealed=3, parts=3, status="done"),
-    AllDeath("all-end-published", resealed=3, parts=3, status="done"),
+    AllDeath("all-ended", resealed=3, parts=3, ended=True),
+    AllDeath("all-end-published", resealed=3, parts=3, ended=True),
 ]
 _PROJECTS = 3
 
@@ -308,7 +309,7 @@ async def _all_survives(
     for event in ends:
         assert (event["clean"], event["objects"]) == (True, _OBJECTS * _PROJECTS), event
         assert (event["current"], event["failed"]) == (_OBJECTS * _PROJECTS, 0), event
-    await asyncio.to_thread(_check_all, scene, tenants, sweep_id)
+    await asyncio.to_thread(_check_all, scene, tenants)
 
 
 def _is_whole_end(sweep_id: str, event: dict[str, Any]) -> bool:
@@ -317,20 +318,20 @@ def _is_whole_end(sweep_id: str, event: dict[str, Any]) -> bool:
 
 def _all_standing(tenants: list[Tenant], sweep_id: str, point: str) -> AllDeath:
     """What a sweep of all has left behind so far."""
-    record = tenants[0].plan(sweep_id, "*")
-    assert record is not None
+    origin = find_origin(tenants[0].record_of_all(), sweep_id)
     return AllDeath(
         point,
         resealed=[tenant.keyring()["master_key"] for tenant in tenants].count("m2"),
-        parts=sum(tenant.plan(sweep_id) is not None for tenant in tenants),
-        status=record["status"],
+        # Nothing but its part creates a record. A part that ended has left the record.
+        parts=sum(bool(tenant.record()) for tenant in tenants),
+        ended=origin["end"] is not None,
     )
 
 
-def _check_all(scene: Scene, tenants: list[Tenant], sweep_id: str) -> None:
+def _check_all(scene: Scene, tenants: list[Tenant]) -> None:
     for tenant in tenants:
         assert tenant.keyring()["master_key"] == "m2"
-        assert tenant.left(sweep_id) == []
+        assert tenant.left() == []
         tenant.check(generation=1)
         scene.canaries.secrets |= tenant.secrets()
     scene.check_logs()

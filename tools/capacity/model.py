@@ -20,7 +20,7 @@ from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.topology import EVENTS_MAX_BYTES
 from keyturn_workers.keyring.reader import BETWEEN_READS_S
 from keyturn_workers.settings import GatewaySettings, WorkerSettings
-from keyturn_workers.sweep import planner, project_sweep
+from keyturn_workers.sweep import planner, reconciler
 
 if TYPE_CHECKING:
     from tools.capacity.measured import Measured, Operation
@@ -43,7 +43,7 @@ BETWEEN_READS_MS = 1000 * BETWEEN_READS_S
 # One project's sweep: how many pages may be open, how many a step plans, how often one comes.
 LIVE_PAGES = planner.MAX_OPEN_PAGES
 PAGES_A_STEP = planner.PAGES_PER_STEP
-STEP_S = project_sweep.STEP_INTERVAL_S
+STEP_S = reconciler.STEP_INTERVAL_S
 
 # AWS's documented floor, a prefix of keys: requests a second.
 PREFIX_WRITES = 3500

@@ -213,9 +213,6 @@ def leftovers(deployment: Deployment) -> list[str]:
 
 def _check_leftovers(evidence: Evidence, report: BucketReport) -> None:
     report.left += leftovers(evidence.deployment)
-    swept = {request.request_id for request in evidence.requested}
-    swept |= {signed.request_id for signed in evidence.attacks.signed}
     tenants = [*evidence.tenants.values(), *([evidence.rival] if evidence.rival else [])]
-    for sweep_id in sorted(swept):
-        for tenant in tenants:
-            report.left += tenant.left(sweep_id)
+    for tenant in tenants:
+        report.left += tenant.left()

@@ -95,8 +95,7 @@ class Operator:
             if len(tenant.api_keys) == 1:
                 await self._tag_some(tenant)
             expected = len(tenant.api_keys)
-            before, _ = await asyncio.to_thread(KeyringFile.of(tenant).read)
-            self.keyrings.setdefault(project, []).append(before)
+            self.keyrings.setdefault(project, []).append(await _present_keyring(tenant))
             tenant.api_keys.append(new_api_key())
             await self._request(
                 rotation_id,
@@ -206,3 +205,11 @@ class Operator:
 def new_masters(first: bytes) -> dict[str, bytes]:
     """Both master keys by id, the old one first."""
     return {"m1": first, NEW_MASTER: os.urandom(32)}
+
+
+async def _present_keyring(tenant: Tenant) -> bytes:
+    """The bytes of a keyring; the thief removes it for moments."""
+    file = KeyringFile.of(tenant)
+    while (record := await asyncio.to_thread(file.find)) is None:  # noqa: ASYNC110  # no event
+        await asyncio.sleep(_PAUSE_S)
+    return record

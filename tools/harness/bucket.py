@@ -240,8 +240,9 @@ class Bucket:
                     "at": "2026-11-24T10:00:01.000000Z",
                 }
             )
-        rest = {"plaintext": "forbidden", "v0": "forbidden", "v0_kek": None}
-        holds = {**entries.pop(), **rest, "history": entries, **more}
+        rest = {"plaintext": "forbidden", "v0": "forbidden", "v0_kek": None, "lease_s": 2}
+        origin = {"publisher": "api", "request": "0" * 64}
+        holds = {**entries.pop(), **rest, **origin, "history": entries, **more}
         self.put_record(keyring_s3_key(project), project, holds, master_key)
 
     def keyring(self, project: str, master_key: tuple[str, bytes] | None = None) -> dict[str, Any]:

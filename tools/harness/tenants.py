@@ -32,7 +32,13 @@ from keyturn.crypto import (
     wrap_dek,
 )
 from keyturn.evidence import Evidence, in_chain_order, verify_chain
-from keyturn.identifiers import evidence_prefix, keyring_s3_key, object_s3_key, sweep_prefix
+from keyturn.identifiers import (
+    ALL_PROJECTS,
+    SWEEPS_PREFIX,
+    evidence_prefix,
+    keyring_s3_key,
+    object_s3_key,
+)
 from tools.harness import requests as rq
 from tools.harness import stored_objects
 from tools.harness.canaries import MARKER
@@ -270,10 +276,17 @@ class Tenant:
         assert record is not None, "no keyring"
         return record
 
-    def plan(self, sweep_id: str, project: str | None = None) -> dict[str, Any] | None:
-        """A sweep's record, or None."""
-        project = project or self.project
-        return self._record(f"{sweep_prefix(sweep_id, project)}sweep.json", project)
+    def record(self) -> dict[str, Any]:
+        """The record of the project's sweeps; empty if there is none."""
+        return self._record(f"{SWEEPS_PREFIX}{self.project}.json", self.project) or {}
+
+    def origin(self, request_id: str) -> dict[str, Any]:
+        """A rotation or a sweep in the project's record; empty if the record lacks it."""
+        return find_origin(self.record(), request_id)
+
+    def record_of_all(self) -> dict[str, Any]:
+        """The record of the sweeps of all projects; empty if there is none."""
+        return self._record(f"{SWEEPS_PREFIX}{ALL_PROJECTS}.json", ALL_PROJECTS) or {}
 
     def _record(self, key: str, project: str) -> dict[str, Any] | None:
         if key not in stored_objects.list_keys(self.deployment, key):
@@ -301,12 +314,10 @@ class Tenant:
         keys = [self.deployment.event_key.verify_key()]
         return verify_chain(files, keys, project=self.project, newest=newest)
 
-    def left(self, sweep_id: str) -> list[str]:
-        """Records of a sweep that should be deleted once it has completed."""
-        folder = sweep_prefix(sweep_id, self.project)
-        leftovers = (f"{folder}results/", f"{folder}tags/", f".keyturn/sweeps/_running/{sweep_id}/")
-        everything = stored_objects.list_keys(self.deployment, ".keyturn/sweeps/")
-        return [key for key in everything if key.startswith(leftovers)]
+    def left(self) -> list[str]:
+        """Records of pages, which should be deleted once all sweeps have ended."""
+        keys = stored_objects.list_keys(self.deployment, f"{SWEEPS_PREFIX}{self.project}/")
+        return [key for key in keys if "/results/" in key or "/tags/" in key]
 
     @property
     def _master(self) -> bytes:
@@ -334,6 +345,12 @@ class Tenant:
             now = replace(self.deployment, master_key=self._master)
             found[f"DEK of {key}"] = stored_objects.data_key(now, self.project, key)
         return found
+
+
+def find_origin(record: dict[str, Any], request_id: str) -> dict[str, Any]:
+    """A rotation or a sweep in a record; empty if the record lacks it."""
+    origins: list[dict[str, Any]] = record.get("origins", [])
+    return next((each for each in origins if each["id"] == request_id), {})
 
 
 def _callers(shown: StoredObject) -> dict[str, str]:

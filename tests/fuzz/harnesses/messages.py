@@ -66,10 +66,10 @@ def _check_names(data: bytes) -> None:
 def _seeds() -> list[bytes]:
     pool = valid_messages.Pool()
     valid_messages.add_examples(pool)
-    step = {"type": "sweep.step", "sweep_id": "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"}
-    page = step | {"type": "sweep.page", "round": 1, "page": 2, "take": 3}
-    found = [*pool.all, *valid_messages.on_streams(), step | {"project": "*", "step": 7}]
-    found.append(page | {"project": "acme"})
+    step = {"type": "sweep.step", "project": "*", "step": 7}
+    page = {"type": "sweep.page", "project": "acme", "page": 2, "attempt": 3}
+    page["round"] = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"
+    found = [*pool.all, *valid_messages.on_streams(), step, page]
     return [json.dumps(document).encode() for document in found] + [AT.encode(), b"a/b.pdf"]
 
 

@@ -14,15 +14,17 @@ from keyturn.errors import CodedError
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Keyring
-from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import (
-    AllPlan,
+from keyturn_workers.sweep import AllRecord, Counts, Options, Origin, ProjectRecord
+from keyturn_workers.sweep.record import (
+    CleanEnd,
+    End,
     Failure,
     OpenPage,
-    Plan,
+    PartEnd,
     Result,
+    Round,
     State,
-    SweepRequest,
+    Walk,
     from_json,
     to_json,
 )
@@ -41,7 +43,7 @@ _KEY: Final = keyring_s3_key("acme")
 _RECORD_KEK: Final = record_kek(bytes([1]) * 32, "acme")
 _SWEEP_ID: Final = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"
 _ID: Final = "c4d9b7aa-1f0e-4a57-b1d2-93e86a7f4c33"
-_KINDS: Final[tuple[type[Any], ...]] = (Plan, AllPlan, Result)
+_KINDS: Final[tuple[type[Any], ...]] = (ProjectRecord, AllRecord, Result, PartEnd)
 
 
 def _ring() -> Keyring:
@@ -136,19 +138,37 @@ def _check_shows_nothing(error: BaseException) -> None:
 
 
 def _seeds() -> list[bytes]:
-    ask = SweepRequest("sweep", _SWEEP_ID, "acme", factories.AT, master_key="m2", repair=True)
-    state = State(3, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-    live = OpenPage(3, "a", "b", take=1, sent_at=factories.DATE, not_before=factories.DATE)
-    plan = Plan(ask, state, factories.DATE, factories.DATE, live=(live,))
-    result = Result("a", "b", state, factories.DATE, Counts(objects=3), 1, (Failure("k", "c"),))
-    every = AllPlan(ask, factories.DATE, live=("acme",))
+    options, at = Options(master_key="m2", repair=True), factories.DATE
+    digests = ("a" * 64,)
+    sweep = Origin("sweep", _SWEEP_ID, "api", factories.AT, digests, at, "ada", options)
+    end = End(at, clean=False, counts=Counts(failed=1), round_id=_ID, code="c", failed_at_step=7)
+    rotation = Origin("rotation", _ID, "api", factories.AT, digests, at, end=end)
+    part = replace(sweep, kind="part", walk_id=_ID)
+    state = State(3, "9f86d081884c7d65", "m1", plaintext=False, serial=5)
+    page = OpenPage(3, "a", "b", attempts=1, sent_at=at, not_before=at)
+    record = ProjectRecord(
+        "acme",
+        state,
+        at,
+        lease_s=15,
+        stepped_lease_s=15,
+        stepped_at=at,
+        origins=(rotation, sweep, part),
+        round=Round(_ID, options, (sweep.name, part.name), open_pages=(page,), proven_to=at),
+        clean_end=CleanEnd("{}", state, (sweep.name,), Counts(rewrapped=1)),
+        evidence="{}",
+    )
+    result = Result("a", "b", state, at, Counts(objects=3), 1, (Failure("k", "c"),))
+    walk = Walk(_ID, options, (sweep.name,), open_parts=("acme",), not_found={"b": 1})
+    every = AllRecord(origins=(sweep,), round=walk)
+    values = (record, every, result, PartEnd(Counts(failed=1), clean=False))
     other = build_record(_KEY, "beta", "m1", _REST, _MASTER_KEYS)
     return [
         b"\x00" + _RAW,
         b"\x00" + other,
         b"\x00" + _RAW.replace(b'"m1"', b'"m2"'),
         b"\x01" + json.dumps(_REST).encode(),
-        *(b"\x02" + json.dumps(to_json(value)).encode() for value in (plan, every, result)),
+        *(b"\x02" + json.dumps(to_json(value)).encode() for value in values),
         b'\x01{"generation": 1e999, "history": [' + b"[" * 2000,
     ]
 

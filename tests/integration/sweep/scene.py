@@ -104,6 +104,19 @@ class Scene:
         await self.send(document)
         return await self.ended(document["sweep_id"])
 
+    def origin(self, project: str, request_id: str) -> dict[str, Any]:
+        """A rotation or a sweep in the record of its project, or of all (`*`)."""
+        origins = self.bucket.record(f".keyturn/sweeps/{project}.json", project)["origins"]
+        found: dict[str, Any] = next(each for each in origins if each["id"] == request_id)
+        return found
+
+    def failures(self, project: str, request_id: str) -> dict[str, str]:
+        """The failures with which a rotation or a sweep ended: codes by object key."""
+        round_id = self.origin(project, request_id)["end"]["round_id"]
+        pages = self.bucket.keys(f".keyturn/sweeps/{project}/{round_id}/failures/")
+        rows = [row for page in pages for row in self.bucket.record(page, project)["failures"]]
+        return {row["key"]: row["code"] for row in rows}
+
     def events(self, request_id: str) -> list[Event]:
         """Every event of a request so far."""
         return [event for event in self.wire.events if request_id in event.values()]

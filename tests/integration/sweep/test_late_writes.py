@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +14,9 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, rotate
-from keyturn_workers.sweep import Plan, SweepRequest, SweepStore
-from keyturn_workers.sweep.page_worker import PageWorker
-from keyturn_workers.sweep.plan import OpenPage, State
+from keyturn_workers.sweep import Options, ProjectRecord, SweepStore
+from keyturn_workers.sweep.page import PageWorker
+from keyturn_workers.sweep.record import OpenPage, Round, State
 from tests.integration.storage.conftest import opened
 from tools.harness import requests
 from tools.harness.bucket import Bucket
@@ -25,6 +25,7 @@ from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from keyturn_workers.storage import Headers, Lease
     from keyturn_workers.storage.s3 import S3Storage
@@ -112,17 +113,17 @@ async def test_late_copies_of_a_stalled_worker_are_refused(
             copy_limit_bytes=2**30,
         )
         observed = await keyrings.read_fresh("acme")
-        plan = Plan(
-            ask=SweepRequest("sweep", requests.new_id(), "acme", now),
-            state=State.of(observed),
-            turned_at=observed.lease.read_at,
-            started_at=datetime.now(UTC),
+        record = ProjectRecord(
+            "acme",
+            State.of(observed),
+            observed.lease.read_at,
+            lease_s=LEASE_S,
+            stepped_lease_s=LEASE_S,
         )
-        result = await worker.process(plan, OpenPage(page=0, after="", last=""))
-        again = await worker.process(
-            replace(plan, state=State.of(await keyrings.read_fresh("acme"))),
-            OpenPage(page=0, after="", last=""),
-        )
+        of, page = Round(requests.new_id(), Options(), ()), OpenPage(page=0, after="", last="")
+        result = await worker.process(record, of, page)
+        later_state = State.of(await keyrings.read_fresh("acme"))
+        again = await worker.process(replace(record, state=later_state), of, page)
     assert stalling.refused == len(KEYS)
     assert (result.changed, result.failures) == (len(KEYS), ())
     # It saw two states, so it proves neither.

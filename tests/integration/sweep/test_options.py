@@ -27,15 +27,6 @@ MIB = 2**20
 MORE_ENV = v0.MORE_ENV
 
 
-def failures(scene: Scene, project: str, sweep_id: str) -> dict[str, str]:
-    """The failures that a sweep's records list: codes by key."""
-    found: dict[str, str] = {}
-    for s3_key in scene.bucket.keys(f".keyturn/sweeps/{sweep_id}/{project}/failures/"):
-        for row in scene.bucket.record(s3_key, project)["failures"]:
-            found[row["key"]] = row["code"]
-    return found
-
-
 def bad_objects(project: Project) -> dict[str, HandmadeObject]:
     """An object of each kind that fails, by its code."""
     unknown, cut, other, stripped = (project.made(f"bad/{n}") for n in range(4))
@@ -86,7 +77,7 @@ async def bad_objects_hold_nothing_up(scene: Scene) -> None:
         "clean": False,
     }
     expected = {made.key: code.partition(" ")[0] for code, made in bad.items()}
-    assert failures(scene, "bad", document["rotation_id"]) == expected
+    assert scene.failures("bad", document["rotation_id"]) == expected
     for key, (body, answer) in before.items():
         now, head = project.bucket.get(f"bad/{key}")
         assert (now, head["Metadata"]) == (body, answer["Metadata"])
@@ -121,7 +112,7 @@ async def a_repair(scene: Scene) -> None:
         "failed": 1,
         "clean": False,
     }
-    assert failures(scene, "repair", document["rotation_id"]) == {"lost": "no_usable_wrap"}
+    assert scene.failures("repair", document["rotation_id"]) == {"lost": "no_usable_wrap"}
     end = await scene.swept("repair", repair=True)
     assert counts(end) == {"objects": 2, "current": 2, "rewrapped": 1, "clean": True}
     project.assert_opens_as({"lost": b"under the old key alone", "fine": b"fine"})
@@ -157,7 +148,7 @@ async def wraps_that_disagree(scene: Scene) -> None:
         "failed": 1,
         "clean": False,
     }
-    assert failures(scene, "disagree", document["rotation_id"]) == {"damaged": "wraps_disagree"}
+    assert scene.failures("disagree", document["rotation_id"]) == {"damaged": "wraps_disagree"}
     assert project.bucket.get("disagree/damaged")[1]["Metadata"] == before[1]["Metadata"]
     kept = project.bucket.get("disagree/unknown")[1]["Metadata"]
     assert hidden not in kept.values()

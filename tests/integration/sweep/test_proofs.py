@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
@@ -19,7 +19,6 @@ from yarl import URL
 
 from keyturn.identifiers import format_time, keyring_s3_key
 from tests.integration.sweep.scene import WORKER_ENV, Scene, counts
-from tests.integration.sweep.test_options import failures
 from tools.harness import requests
 from tools.harness.worker_under_test import run_worker
 
@@ -131,7 +130,7 @@ async def an_object_that_answers_404(scene: Scene) -> None:
         "failed": 1,
         "clean": False,
     }
-    assert failures(scene, "absent", document["rotation_id"]) == {"k/004": "not_found"}
+    assert scene.failures("absent", document["rotation_id"]) == {"k/004": "not_found"}
     # The old key opens it, so the sweep was not clean.
     assert project.bucket.unwrapped(project.user_kek(1), "user", at, 1) is not None
     _hiding(scene).show(at)
@@ -171,7 +170,7 @@ async def names_that_no_object_can_have(scene: Scene) -> None:
         "failed": 5,
         "clean": False,
     }
-    found = failures(scene, "foreign", document["rotation_id"])
+    found = scene.failures("foreign", document["rotation_id"])
     assert found == dict.fromkeys(named, "foreign_object")
     for key in named:
         at = project.s3_key(key)
@@ -225,11 +224,15 @@ async def test_a_keyring_that_answers_404(scene: Scene) -> None:
     end = await scene.swept("*")
     _hiding(scene).show(at)
     assert not end["clean"]
-    done = f".keyturn/sweeps/{end['sweep_id']}/_all/done/unread.json"
-    ended = scene.bucket.record(done, "*")
+    ended = _part_of_unread(scene, end["sweep_id"])
     assert (ended["clean"], ended["counts"]["failed"]) == (False, 1)
     again = requests.sweep("*")
     await scene.send(again)
     await scene.ended(again["sweep_id"])
-    done = f".keyturn/sweeps/{again['sweep_id']}/_all/done/unread.json"
-    assert scene.bucket.record(done, "*")["clean"]
+    assert _part_of_unread(scene, again["sweep_id"])["clean"]
+
+
+def _part_of_unread(scene: Scene, sweep_id: str) -> dict[str, Any]:
+    """How the part of one project ended in a sweep of all."""
+    walk_id = scene.origin("*", sweep_id)["end"]["round_id"]
+    return scene.bucket.record(f".keyturn/sweeps/*/{walk_id}/unread.json", "*")

@@ -18,11 +18,10 @@ from keyturn import topology
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.s3 import open_storage
-from keyturn_workers.sweep.recovery import recover
+from keyturn_workers.sweep.periodic import STALLED_AFTER, PeriodicLook
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.wiring import Wiring
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
-from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys
 from tools.harness.process import worker
@@ -58,7 +57,10 @@ async def without_sweepers(broker: Servers, s3: S3Server) -> AsyncIterator[Scene
 async def killed_in_the_middle(scene: Scene, project: Project) -> None:
     """A separate sweep worker, killed as soon as one page of the project is done."""
     async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep") as process:
-        await process.logged(f'"project":"{project.name}","page"')
+        line, skipped = "", 0
+        while '"page done"' not in line:
+            line = await process.logged(f'"project":"{project.name}","round"', after=skipped)
+            skipped = process.lines.index(line) + 1
         await process.kill()
 
 
@@ -81,7 +83,7 @@ def is_done(end: dict[str, Any], objects: int) -> None:
 
 
 async def resumed(deployment: Deployment) -> int:
-    """Run one recovery round, as a sweep worker does periodically."""
+    """Look at all records once, as a sweep worker does periodically; all count as stalled."""
     env = deployment.worker_env(**WORKER_ENV)
     values = {name.removeprefix("KEYTURN_").lower(): value for name, value in env.items()}
     settings = WorkerSettings.model_validate(values)
@@ -91,13 +93,8 @@ async def resumed(deployment: Deployment) -> int:
     ):
         keys = operator_keys(settings.master_keys)
         process = Wiring(settings, storage, broker, keys, WorkerMetrics())
-        return await recover(
-            process._store,
-            process._sweep,
-            stalled_after=timedelta(0),
-            keep_for=timedelta(days=1),
-            now=datetime.now(UTC) + timedelta(seconds=5),
-        )
+        look = PeriodicLook(process._sweep_context, process._sweep, process._starter)
+        return await look.look(datetime.now(UTC) + STALLED_AFTER + timedelta(seconds=5))
 
 
 async def test_a_sweep_whose_worker_and_messages_are_lost_is_resumed(
@@ -135,17 +132,16 @@ async def test_forged_hints_prove_nothing(broker: Servers, ceph: S3Server) -> No
         project = await scene.enrolled("hinted")
         plaintexts = project.fill(10)
         rotation_id = await accepted(project)
-        step = {"type": "sweep.step", "sweep_id": rotation_id, "project": "hinted", "step": 10**9}
-        page = {"type": "sweep.page", "sweep_id": rotation_id, "project": "hinted", "round": 0}
+        step = {"type": "sweep.step", "project": "hinted", "step": 10**9}
+        page = {"type": "sweep.page", "project": "hinted", "round": rotation_id}
         hints: list[tuple[str, dict[str, Any]]] = [
             (topology.PLAN_QUEUE, step),
             (topology.PLAN_QUEUE, step | {"step": 0, "project": "other"}),
-            (topology.PLAN_QUEUE, step | {"sweep_id": requests.new_id()}),
             (topology.PLAN_QUEUE, step | {"project": "*"}),
             *((topology.PLAN_QUEUE, step | {"step": n}) for n in range(20)),
-            (topology.SWEEP_QUEUE, page | {"page": 0, "take": 99}),
-            (topology.SWEEP_QUEUE, page | {"page": 99, "take": 0}),
-            (topology.SWEEP_QUEUE, page | {"page": 0, "take": 0, "project": "other"}),
+            (topology.SWEEP_QUEUE, page | {"page": 0, "attempt": 99}),
+            (topology.SWEEP_QUEUE, page | {"page": 99, "attempt": 0}),
+            (topology.SWEEP_QUEUE, page | {"page": 0, "attempt": 0, "project": "other"}),
             (topology.SWEEP_QUEUE, step),
             (topology.PLAN_QUEUE, {"type": "sweep.ended", "clean": True}),
         ]
@@ -161,10 +157,10 @@ async def test_forged_hints_prove_nothing(broker: Servers, ceph: S3Server) -> No
             assert await scene.wire.depth(f"{queue}.dead") == 0
 
 
-async def test_a_forged_plan_is_one_dead_letter(broker: Servers, ceph: S3Server) -> None:
-    """A sweep whose record was overwritten: one dead letter; no other sweep waits for it.
+async def test_a_forged_record_is_one_dead_letter(broker: Servers, ceph: S3Server) -> None:
+    """A project whose record was overwritten: one dead letter; no other project waits for it.
 
-    Without that record its request starts it again.
+    Its request, sent again, replaces that record.
     """
     async with without_sweepers(broker, ceph) as scene:
         forged, other = await scene.enrolled("forged"), await scene.enrolled("other")
@@ -172,15 +168,13 @@ async def test_a_forged_plan_is_one_dead_letter(broker: Servers, ceph: S3Server)
         other.fill(2)
         document = forged.rotation()
         await scene.first_event(document)
-        s3_key = f".keyturn/sweeps/{document['rotation_id']}/forged/sweep.json"
-        scene.bucket.put(s3_key, b'{"v": 1}', {})
+        scene.bucket.put(".keyturn/sweeps/forged.json", b'{"v": 1}', {})
         async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep") as process:
-            dead_letter = await scene.dead(topology.PLAN_QUEUE, document["rotation_id"])
+            dead_letter = await scene.dead(topology.PLAN_QUEUE, '"project":"forged"')
             assert dead_letter.headers["keyturn-code"] == "corrupt_object"
-            # The marker of the forged one is left, and the recovery of others gets past it.
+            # The forged one is left, and those that look after the others get past it.
             rotation_id = await accepted(other)
             await resumed(scene.deployment)
-            scene.bucket.delete(s3_key)
             again = await scene.first_event(document)
             assert (again["type"], again["generation"]) == ("rotation.accepted", 2)
             is_done(await scene.ended(rotation_id), 2)

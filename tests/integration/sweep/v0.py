@@ -93,10 +93,7 @@ async def migration(scene: Scene) -> None:
         "failed": 3,
         "clean": False,
     }
-    failed: dict[str, str] = {}
-    for record in scene.bucket.keys(f".keyturn/sweeps/{document['request_id']}/old/failures/"):
-        rows = scene.bucket.record(record, "old")["failures"]
-        failed |= {row["key"]: row["code"] for row in rows}
+    failed = scene.failures("old", document["request_id"])
     assert failed == {
         "bad/differ": "corrupt_object",
         "bad/body": "corrupt_object",

@@ -11,5 +11,5 @@
 | `delay_proxy`, `reencrypt` | separate processes: the delaying proxy, and the baseline |
 
 The page workers are the real `keyturn worker sweep`. Where a single pass is measured, the
-bench is the planner: it writes the sweep's record and sends its pages.
+bench is the planner: it writes the project's record and sends the pages.
 """

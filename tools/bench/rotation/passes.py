@@ -1,6 +1,6 @@
 """One pass over pages by page workers that run already (SPEC 8.5), and what it took.
 
-The bench acts as the planner: it writes the sweep's record with all its pages as
+The bench acts as the planner: it writes the project's record with all pages of a round as
 sent, and sends them, and no step; so the workers do pages and nothing else. What each
 page found is read from its sealed record afterwards. A pass that did not do all that it
 should is no measurement.
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import aio_pika
 
 from keyturn.topology import SWEEP_QUEUE
-from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep import Counts, ProjectRecord
 from keyturn_workers.sweep.messages import SweepPage, encode
-from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, State, SweepRequest
+from keyturn_workers.sweep.record import OpenPage, Round
+from keyturn_workers.sweep.store import record_path
 from tools.bench.processes import BenchError
-from tools.harness.requests import new_id, now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,9 +84,9 @@ class PageWorkers:
     async def _take(
         self, project: str, pages: Sequence[tuple[str, str]]
     ) -> tuple[float, float, Counts]:
-        plan = await self._planned(project, pages)
+        record, of = await self._planned(project, pages)
         bodies = [
-            encode(SweepPage(sweep_id=plan.ask.sweep_id, project=project, round=0, page=n, take=0))
+            encode(SweepPage(project=project, round=of.id, page=n, attempt=0))
             for n in range(len(pages))
         ]
         cpu_s = sum(worker.cpu_s() for worker in self.workers)
@@ -94,49 +94,45 @@ class PageWorkers:
         for body in bodies:
             message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
             await self.channel.default_exchange.publish(message, SWEEP_QUEUE)
-        await self._done(plan)
+        await self._done(of)
         wall_s = time.perf_counter() - began
         cpu_s = sum(worker.cpu_s() for worker in self.workers) - cpu_s
-        results = await self.world.store.results(plan)
-        if len(results) != len(pages) or any(r.state != plan.state for r in results.values()):
+        results = await self.world.store.results(record)
+        if len(results) != len(pages) or any(r.state != record.state for r in results.values()):
             raise BenchError(f"{len(results)} of {len(pages)} pages were reported")
         counts = sum((result.counts for result in results.values()), Counts())
-        await self.world.store.remove(plan.ask.sweep_id, project)
+        await self.world.store.delete_folder(project, of.id)
+        await self.world.storage.delete(record_path(project))
         return wall_s, cpu_s, counts
 
-    async def _planned(self, project: str, pages: Sequence[tuple[str, str]]) -> Plan:
-        """A sweep's record in the bucket, all of whose pages are sent."""
-        observed = await self.world.keyrings.read_fresh(project)
+    async def _planned(
+        self, project: str, pages: Sequence[tuple[str, str]]
+    ) -> tuple[ProjectRecord, Round]:
+        """A project's record in the bucket, with a round all of whose pages are sent."""
         moment = datetime.now(UTC)
-        plan = Plan(
-            ask=SweepRequest("sweep", new_id(), project, now()),
-            state=State.of(observed),
-            turned_at=observed.lease.read_at,
-            started_at=moment,
-            ranges=(KeyRange(planned=True),),
-            live=tuple(
-                OpenPage(page=n, after=after, last=last, sent_at=moment, sends=1)
-                for n, (after, last) in enumerate(pages)
-            ),
+        open_pages = tuple(
+            OpenPage(page=n, after=after, last=last, sent_at=moment, sends=1)
+            for n, (after, last) in enumerate(pages)
         )
-        await self.world.store.create(plan, observed.desired.master_key)
-        return plan
+        record, of = await self.world.record_with(project, open_pages)
+        await self.world.store.create(record, record.state.master_key)
+        return record, of
 
-    async def _done(self, plan: Plan) -> None:
+    async def _done(self, of: Round) -> None:
         """Wait until the workers' logs show every page as done."""
         until = time.perf_counter() + _PASS_S
         while time.perf_counter() < until:
             logs = [worker.log.read_text() for worker in self.workers]
-            if sum(pages_done(log, plan.ask.sweep_id) for log in logs) >= len(plan.live):
+            if sum(pages_done(log, of.id) for log in logs) >= len(of.open_pages):
                 return
             await asyncio.sleep(_LOOK_S)
         shown = "\n".join(log[-_SHOWN:] for log in logs)
         raise BenchError(f"the page workers were not done within {_PASS_S} s:\n{shown}")
 
 
-def pages_done(log: str, sweep_id: str) -> int:
-    """The number of a sweep's pages that a worker's log shows as done."""
-    return sum('"page done"' in line and sweep_id in line for line in log.splitlines())
+def pages_done(log: str, round_id: str) -> int:
+    """The number of a round's pages that a worker's log shows as done."""
+    return sum('"page done"' in line and round_id in line for line in log.splitlines())
 
 
 def _checked(wall_s: float, cpu_s: float, counts: Counts, done: int) -> Pass:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from keyturn.identifiers import object_s3_key
@@ -18,13 +17,12 @@ from keyturn.metadata import Wraps, parse
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
 from keyturn_workers.objects.unwrap import open_admin_wrap
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.page_worker import PageWorker
-from keyturn_workers.sweep.plan import OpenPage, Plan, State, SweepRequest
+from keyturn_workers.sweep.page import PageWorker
+from keyturn_workers.sweep.record import OpenPage
 from tools.bench.figures import Row, Spread, lower_is_better
 from tools.bench.large_upload import check_memory
 from tools.bench.processes import BenchError, bare, printed
 from tools.bench.rotation.world import open_world
-from tools.harness.requests import new_id, now
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,17 +94,10 @@ async def _rotated(world: World, key: str) -> float:
         concurrency=_CONCURRENCY,
         copy_limit_bytes=COPY_LIMIT_BYTES,
     )
-    observed = await world.keyrings.read_fresh(PROJECT)
-    open_page = OpenPage(page=0, after=key[:-1], last=key, sent_at=datetime.now(UTC), sends=1)
-    plan = Plan(
-        ask=SweepRequest("sweep", new_id(), PROJECT, now()),
-        state=State.of(observed),
-        turned_at=observed.lease.read_at,
-        started_at=datetime.now(UTC),
-        live=(open_page,),
-    )
+    open_page = OpenPage(page=0, after=key[:-1], last=key)
+    record, of = await world.record_with(PROJECT, (open_page,))
     began = time.perf_counter()
-    result = await worker.process(plan, open_page)
+    result = await worker.process(record, of, open_page)
     took_s = time.perf_counter() - began
     if (result.changed, result.counts.objects, result.counts.rewrapped) != (1, 1, 1):
         raise BenchError(f"the object was not rotated: {result.counts}")

@@ -39,7 +39,8 @@ from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import S3Storage, open_storage
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep import Options, ProjectRecord, SweepStore
+from keyturn_workers.sweep.record import KeyRange, OpenPage, Round, State
 from tools.bench.processes import BenchError
 from tools.harness.local_keys import operator_keys
 from tools.harness.requests import new_id, now
@@ -121,6 +122,22 @@ class World:
     def _new_kek(self, project: str) -> Secret:
         self.api_keys[project] = new_api_key()
         return user_kek(self.api_keys[project], project)
+
+    async def record_with(
+        self, project: str, pages: tuple[OpenPage, ...]
+    ) -> tuple[ProjectRecord, Round]:
+        """A record of the project's present state, with a round of these pages alone."""
+        observed = await self.keyrings.read_fresh(project)
+        of = Round(new_id(), Options(), (), (KeyRange(planned=True),), pages, next_page=len(pages))
+        record = ProjectRecord(
+            project,
+            State.of(observed),
+            observed.lease.read_at,
+            lease_s=LEASE_S,
+            stepped_lease_s=LEASE_S,
+            round=of,
+        )
+        return record, of
 
     async def load_copies(self, project: str, count: int) -> None:
         """Put `count` empty objects that only listings can use: the same bytes under each key."""
