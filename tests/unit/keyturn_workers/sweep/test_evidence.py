@@ -307,7 +307,8 @@ async def test_the_newest_is_read_first_and_nothing_too_large_or_of_no_generatio
         await on.end(ROUND_ID, number)
         on.on.storage.advance(1)
     newest = await on.end(OTHER_ID, 4)
-    on.plant(f"{evidence_prefix('acme')}3-{OTHER_ID}.json", b" " * (MAX_EVIDENCE_BYTES + 1))
+    on.on.storage.advance(1)
+    on.plant(f"{evidence_prefix('acme')}4-{SWEEP_ID}.json", b" " * (MAX_EVIDENCE_BYTES + 1))
     for number in range(5, 55):
         on.plant(f"{evidence_prefix('acme')}{number}-{OTHER_ID}.json")
     reads = on.note_reads(monkeypatch)

@@ -206,11 +206,25 @@ async def test_a_record_whose_requests_were_all_overtaken_rests() -> None:
 # The state moves.
 
 
+async def test_a_state_that_came_back_begins_the_round_again() -> None:
+    """Objects may have followed the other one in between."""
+    on = Sweeping()
+    await on.start()
+    before = await on.deliver_until(lambda record: record.written.rewrapped == 3)
+    on.write_keyring(replace(on.ring, serial=on.ring.serial + 2))
+    end, after = await _end(on), await on.record()
+    assert end.round_id != _round_id(before)
+    assert end.at > after.proof_after > before.proof_after
+
+
+@pytest.mark.parametrize("damaged", [False, True])
 async def test_a_rotation_just_before_the_end_is_proven_too(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, *, damaged: bool
 ) -> None:
     """Every page is proven; the keyring is read once more before the round ends."""
-    on = Sweeping(keys=())
+    on = Sweeping()
+    if damaged:
+        await _damage(on)
 
     async def rotate(*_: object) -> None:
         if on.ring.current.generation == 2:
@@ -219,8 +233,10 @@ async def test_a_rotation_just_before_the_end_is_proven_too(
     # The last thing that a step does before it reads the keyring again.
     monkeypatch.setattr("keyturn_workers.sweep.reconciler.restore_noted_tags", rotate)
     await on.start()
-    assert (await _end(on)).clean
-    assert (await on.record()).state.generation == 3
+    end = await _end(on)
+    assert (end.clean, end.counts.rewrapped) == (not damaged, 4 if damaged else 6)
+    assert end.state is not None
+    assert end.state.generation == 3
 
 
 async def test_a_keyring_that_was_restored_is_proven_as_it_is() -> None:
