@@ -49,12 +49,11 @@ class SweepDispatcher:
         # Progress is matched by all but the digest (SPEC 6.7).
         await self._sender.publish_event(with_origin(event, origin.requests[0]))
 
-    async def publish_end(self, project: str, origin: Origin, digest: str | None = None) -> None:
-        """Publish how an origin ended, as the response to each of its requests, or to one."""
+    async def publish_end(self, project: str, origin: Origin) -> None:
+        """Publish how an origin ended, as the response to each of its requests."""
         event = end_event(project, origin)
         for request in origin.requests:
-            if digest is None or request is None or request.request == digest:
-                await self._sender.publish_event(with_origin(event, request))
+            await self._sender.publish_event(with_origin(event, request))
 
 
 def end_event(project: str, origin: Origin) -> Event:

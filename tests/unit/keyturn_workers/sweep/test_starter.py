@@ -37,7 +37,7 @@ from tests.unit.keyturn_workers.sweep.records import (
     origin,
     record,
 )
-from tests.unit.keyturn_workers.sweep.sweeping import ORIGIN, Sweeping
+from tests.unit.keyturn_workers.sweep.sweeping import Sweeping
 from tests.unit.keyturn_workers.witness import FakeWitness
 
 if TYPE_CHECKING:
@@ -326,9 +326,7 @@ async def test_the_record_of_all_is_under_the_master_key_that_its_first_request_
 
 async def test_parts_of_one_walk_are_added_together() -> None:
     on = Sweeping()
-    parts = tuple(
-        origin("part", each, ORIGIN.publisher, walk_id=ROUND_ID) for each in (SWEEP_ID, OTHER_ID)
-    )
+    parts = tuple(origin("part", each, "api", walk_id=ROUND_ID) for each in (SWEEP_ID, OTHER_ID))
     assert await on.starter.start("acme", *parts) == parts[0]
     assert (await on.record()).origins == parts
     assert on.messages.steps() == [0]
