@@ -22,7 +22,7 @@ SWEEPS_PREFIX: Final = ".keyturn/sweeps/"
 KEYS_PREFIX: Final = ".keyturn/keys/"
 EVIDENCE_PREFIX: Final = ".keyturn/evidence/"
 ALL_PROJECTS: Final = "*"
-ALL_PROJECTS_FOLDER: Final = "_all"  # no project id begins with _
+ALL_PROJECTS_FOLDER: Final = "_all"  # in URLs; no project id begins with _
 
 _PROJECT = re.compile(PROJECT_PATTERN[1:-1])
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -134,23 +134,17 @@ def staging_s3_key(publisher: str, upload_id: str) -> str:
     return f"{STAGING_PREFIX}{publisher}/{upload_id}"
 
 
-def sweep_prefix(sweep_id: str, project: str) -> str:
-    """The S3 prefix of the records of a sweep of one project, or of all (`*`) (SPEC 8.5)."""
-    folder = ALL_PROJECTS_FOLDER if project == ALL_PROJECTS else project
-    return f"{SWEEPS_PREFIX}{sweep_id}/{folder}/"
-
-
 def evidence_prefix(project: str) -> str:
     """The S3 prefix of the evidence of a project (SPEC 15.1)."""
     return f"{EVIDENCE_PREFIX}{project}/"
 
 
-def evidence_s3_key(project: str, generation: int, sweep_id: str) -> str:
-    """The S3 key of the evidence that a sweep left at this generation (SPEC 15.1)."""
-    return f"{evidence_prefix(project)}{generation}-{sweep_id}.json"
+def evidence_s3_key(project: str, generation: int, round_id: str) -> str:
+    """The S3 key of the evidence that a round left at this generation (SPEC 15.1)."""
+    return f"{evidence_prefix(project)}{generation}-{round_id}.json"
 
 
 def parse_evidence_name(name: str) -> tuple[int, str] | None:
-    """The generation and the sweep id in a name like `3-{sweep id}.json`; None in any other."""
+    """The generation and the round id in a name like `3-{round id}.json`; None in any other."""
     match = _EVIDENCE_NAME.fullmatch(name)
     return None if match is None else (int(match[1]), match[2])

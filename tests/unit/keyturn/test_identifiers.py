@@ -27,9 +27,7 @@ from keyturn.identifiers import (
     parse_evidence_name,
     parse_time,
     staging_s3_key,
-    sweep_prefix,
 )
-from tests.unit.keyturn.messages.examples import EVENTS
 
 _key_text = st.text(st.sampled_from("a/.ü\u0000\x7f\u2028 -") | st.characters(), max_size=40)
 
@@ -61,10 +59,8 @@ def test_a_key_is_measured_in_bytes(key: str, allowed: bool) -> None:
     assert is_object_key(key) is allowed
 
 
-def test_the_records_of_a_sweep_of_all_stand_beside_those_of_any_project() -> None:
-    sweep_id = next(d["sweep_id"] for d in EVENTS if d["type"] == "sweep.completed")
-    assert sweep_prefix(sweep_id, "acme") == f".keyturn/sweeps/{sweep_id}/acme/"
-    assert sweep_prefix(sweep_id, ALL_PROJECTS) == f".keyturn/sweeps/{sweep_id}/_all/"
+def test_the_names_for_all_projects_are_no_project() -> None:
+    assert not is_project(ALL_PROJECTS)
     assert not is_project(ALL_PROJECTS_FOLDER)
 
 
