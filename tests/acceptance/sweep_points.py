@@ -65,11 +65,6 @@ def _wrote(arguments: Arguments) -> bool:
     return bool(arguments[3].changed)
 
 
-def _proved(arguments: Arguments) -> bool:
-    """The results of proven pages are deleted."""
-    return bool(tuple(arguments[2]))
-
-
 def _of_all(arguments: Arguments) -> bool:
     """An end of a whole sweep of all."""
     return bool(arguments[0] == ALL)
@@ -123,7 +118,6 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     "step-recorded": Point(SweepStore, "change", after=True, matters=_continues(ProjectRecord)),
     "first-page-sent": Point(SweepDispatcher, "send_page", after=True),
     "results-judged": AfterResultsApplied(),
-    "proven-before-forgotten": Point(SweepStore, "delete_page_results", matters=_proved),
     # A page.
     "copy-before": Point(S3Storage, "copy_onto_itself"),
     "copied-first": Point(S3Storage, "copy_onto_itself", after=True),
@@ -139,6 +133,7 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     "evidence-put": Point(EvidenceLog, "publish", after=True),
     "end-recorded": Point(SweepStore, "change", after=True, matters=_ended(ProjectRecord)),
     "end-published": Point(SweepDispatcher, "publish_end", after=True),
+    "results-deleted": Point(SweepStore, "delete_old_results", after=True),
     "end-marked": Point(
         SweepStore, "change", after=True, matters=_ended(ProjectRecord, published=True)
     ),

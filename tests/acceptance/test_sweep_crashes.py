@@ -76,7 +76,6 @@ DEATHS = {
         Death("step-recorded", "turned recorded stepped", "copied resulted done"),
         Death("first-page-sent", "turned stepped", "copied resulted done"),
         Death("results-judged", "turned stepped copied resulted", "cleared done"),
-        Death("proven-before-forgotten", "stepped copied resulted", "completed marked"),
     ],
     "paged": [
         Death("copied-first", "stepped copied", "cleared done"),
@@ -90,7 +89,8 @@ DEATHS = {
         Death("keyring-cleared", "stepped copied kept cleared", "evidenced done completed marked"),
         Death("evidence-put", "copied kept cleared evidenced", "done completed marked"),
         Death("end-recorded", "copied cleared evidenced done", "kept completed marked"),
-        Death("end-published", "copied cleared done completed", "marked"),
+        Death("end-published", "copied cleared resulted done completed", "marked"),
+        Death("results-deleted", "copied cleared done completed", "resulted marked"),
         Death("end-marked", "copied cleared done completed marked", ""),
     ],
 }

@@ -102,6 +102,9 @@ class Reconciler(StepRunner[ProjectRecord]):
                     await self._dispatcher.send_page(record.project, current.id, page)
         await self._dispatcher.send_step(record)
 
+    async def _discard_results(self, project: str) -> None:
+        await self._store.delete_old_results(project)
+
     async def _step(self, stored: StoredRecord[ProjectRecord]) -> bool:
         if stored.record.clean_end is not None:
             is_made = await self._finish_clean_end(stored, stored.record.clean_end)
@@ -135,7 +138,7 @@ class Reconciler(StepRunner[ProjectRecord]):
         extended = await self._planner.extend(project, record.round)
         record = replace(record, round=extended)
         if extended.complete:
-            return await self._complete(stored, record, extended, proven)
+            return await self._complete(stored, record, extended)
         marked, sent = mark_due_pages(extended, now)
         return await self._continue(stored, replace(record, round=marked), snapshot, sent, proven)
 
@@ -219,11 +222,7 @@ class Reconciler(StepRunner[ProjectRecord]):
     # The end of a round.
 
     async def _complete(
-        self,
-        stored: StoredRecord[ProjectRecord],
-        record: ProjectRecord,
-        current: Round,
-        proven: tuple[OpenPage, ...],
+        self, stored: StoredRecord[ProjectRecord], record: ProjectRecord, current: Round
     ) -> bool:
         """Every page is proven: let the keyring show it, and end the round (SPEC 8.6).
 
@@ -247,14 +246,14 @@ class Reconciler(StepRunner[ProjectRecord]):
                 state=state,
             )
             ended = end_round(record, names, end, record.written)
-            return await self._end(stored, ended, end, proven, state.master_key)
+            return await self._end(stored, ended, end, state.master_key)
         if current.options.encrypt_plaintext and snapshot.keyring.plaintext_allowed:
             # Forbidden first, and proven once more: an upload may have stored plaintext
             # behind the attempt at its page, by a keyring that still allowed it.
             await self._change(snapshot, forbid_plaintext(snapshot.keyring))
             forbidden = await self._keyrings.read_fresh(project)
             return await self._begin_again(stored, record, forbidden)
-        return await self._begin_clean_end(stored, record, current, snapshot, proven)
+        return await self._begin_clean_end(stored, record, current, snapshot)
 
     async def _begin_again(
         self,
@@ -276,7 +275,6 @@ class Reconciler(StepRunner[ProjectRecord]):
         record: ProjectRecord,
         current: Round,
         snapshot: KeyringSnapshot,
-        proven: tuple[OpenPage, ...],
     ) -> bool:
         """Keep the evidence of the end in the record, and go on from there; False as `_step`.
 
@@ -298,13 +296,10 @@ class Reconciler(StepRunner[ProjectRecord]):
         stored = await self._store.read(record.project)
         if (stored.record.step, stored.record.clean_end) != (record.step, clean_end):
             return False  # it was resumed, and the worker that did so goes on
-        return bool(await self._finish_clean_end(stored, clean_end, proven))
+        return bool(await self._finish_clean_end(stored, clean_end))
 
     async def _finish_clean_end(
-        self,
-        stored: StoredRecord[ProjectRecord],
-        clean_end: CleanEnd,
-        proven: tuple[OpenPage, ...] = (),
+        self, stored: StoredRecord[ProjectRecord], clean_end: CleanEnd
     ) -> bool | None:
         """Make the end whose evidence is kept in the record; False as `_step`.
 
@@ -338,26 +333,22 @@ class Reconciler(StepRunner[ProjectRecord]):
         )
         record = replace(record, evidence=clean_end.envelope)
         ended = end_round(record, clean_end.origins, end, clean_end.written)
-        return await self._end(stored, ended, end, proven, snapshot.desired.master_key)
+        return await self._end(stored, ended, end, snapshot.desired.master_key)
 
     async def _end(
         self,
         stored: StoredRecord[ProjectRecord],
         record: ProjectRecord,
         end: End,
-        proven: tuple[OpenPage, ...],
         master_key: str,
     ) -> bool:
         """Write the ends of a round, publish them, and go on if there is more; False as `_step`."""
         record = replace(record, step=record.step + 1, idle_steps=0)
         if not await self._store.change(record, stored.etag, master_key):
             return False
-        project, round_id = record.project, str(end.round_id)
-        fields = {"project": project, "round": round_id, "clean": end.clean}
+        fields = {"project": record.project, "round": end.round_id, "clean": end.clean}
         _log.info("round ended", **fields, **end.counts.to_json())
-        await self._store.delete_page_results(project, round_id, proven)
-        await self._store.delete_results(project, round_id)
-        await self._publish_ends(project)
+        await self._publish_ends(record.project)
         if open_origins(record):
             await self._dispatcher.send_step(record)
         return True

@@ -65,6 +65,9 @@ class StepRunner(ABC, Generic[RecordT]):
         """The record with everything to be sent again; of the record of all, only its step."""
         return record
 
+    async def _discard_results(self, project: str) -> None:
+        """Delete the results of rounds that are over. A walk through all projects has none."""
+
     @property
     def _refuses_late_writes(self) -> bool:
         return self._storage.capabilities.late_writes_refused
@@ -122,6 +125,8 @@ class StepRunner(ABC, Generic[RecordT]):
                 if done.get(origin.name) != origin:
                     await self._publish_end(record, origin, stored.master_key)
                     done[origin.name] = origin
+            # Before the ends are marked: if this worker dies, the one that goes on does it.
+            await self._discard_results(project)
             after = published(record, [each.name for each in ended])
             after = without_old_ends(after, datetime.now(UTC), self._keep_for)
             if await self._store.change(after, stored.etag, stored.master_key):

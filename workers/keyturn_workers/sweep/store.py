@@ -238,15 +238,28 @@ class SweepStore:
 
     async def delete_folder(self, project: str, round_id: str) -> None:
         """Delete all records of a round. Its tags must be back on their objects."""
-        await self._delete_all(round_prefix(project, round_id))
-
-    async def delete_results(self, project: str, round_id: str) -> None:
-        """Delete all results of a round that ended."""
-        await self._delete_all(f"{round_prefix(project, round_id)}results/")
-
-    async def _delete_all(self, prefix: str) -> None:
+        prefix = round_prefix(project, round_id)
         s3_keys = [row.key async for row in self._storage.list(prefix)]
         await gather_limited(self._storage.delete(s3_key) for s3_key in s3_keys)
+
+    async def delete_old_results(self, project: str) -> None:
+        """Delete the results of all rounds but the running one. No step reads them any more.
+
+        The record is read after the listing, so a round that it does not name is over.
+        """
+        results = dict[str, str]()
+        async for row in self._storage.list(f"{SWEEPS_PREFIX}{project}/"):
+            path = parse_record_path(row.key)
+            if path is not None and path.attempt is not None:
+                results[row.key] = path.round_id
+        if not results:
+            return
+        current: Round | None = None
+        with suppress(MissingError):
+            current = (await self.read(project)).record.round
+        running = None if current is None else current.id
+        old = [s3_key for s3_key, round_id in results.items() if round_id != running]
+        await gather_limited(self._storage.delete(s3_key) for s3_key in old)
 
     # Results.
 

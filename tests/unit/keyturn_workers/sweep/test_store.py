@@ -276,19 +276,20 @@ async def test_the_results_of_all_attempts_at_proven_pages_are_deleted() -> None
     assert scene.storage.stored_keys() == [f"{FOLDER}results/00000001-000000.json"]
 
 
-async def test_the_results_of_a_round_are_deleted_and_nothing_else() -> None:
+async def test_the_results_of_other_rounds_than_the_running_one_are_deleted() -> None:
+    """One that is over, and one that began again because the keyring changed."""
     scene = Scene()
     assert await scene.store.create(RECORD, "m1")
     for round_id in (ROUND_ID, OTHER_ID):
         assert await scene.store.add_result("acme", round_id, PAGE, RESULT, "m1")
     failures = (Failure("k", "corrupt_object"),)
-    await scene.store.add_failures("acme", ROUND_ID, 0, failures, "m1")
-    await scene.store.delete_results("acme", ROUND_ID)
-    assert [key.removeprefix(SWEEPS_PREFIX) for key in scene.storage.stored_keys()] == [
+    await scene.store.add_failures("acme", OTHER_ID, 0, failures, "m1")
+    await scene.store.delete_old_results("acme")
+    assert {key.removeprefix(SWEEPS_PREFIX) for key in scene.storage.stored_keys()} == {
         "acme.json",
-        f"acme/{OTHER_ID}/results/00000000-000000.json",
-        f"acme/{ROUND_ID}/failures/00000000.json",
-    ]
+        f"acme/{OTHER_ID}/failures/00000000.json",
+        f"acme/{ROUND_ID}/results/00000000-000000.json",
+    }
 
 
 # Failures, tags and folders.
