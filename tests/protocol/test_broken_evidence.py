@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keyturn_workers.keyring import Keyring, KeyringSnapshot
-    from keyturn_workers.sweep.record import CleanEnd, OpenPage, Origin, ProjectRecord, Round
+    from keyturn_workers.sweep.record import CleanEnd, Origin, ProjectRecord, Round
     from keyturn_workers.sweep.store import StoredRecord
     from tests.protocol.wire import Call
     from tests.protocol.world import World
@@ -99,15 +99,12 @@ class _KeepsPrevious(Reconciler):
     """Names the evidence that it made first in whatever keyring there is."""
 
     async def _finish_clean_end(
-        self,
-        stored: StoredRecord[ProjectRecord],
-        clean_end: CleanEnd,
-        proven: tuple[OpenPage, ...] = (),
+        self, stored: StoredRecord[ProjectRecord], clean_end: CleanEnd
     ) -> bool | None:
         evidence = parse(clean_end.envelope.encode())
         snapshot = await self._keyrings.read_fresh(stored.record.project)
         await self._change(snapshot, with_evidence(snapshot.keyring, evidence.digest))
-        return await super()._finish_clean_end(stored, clean_end, proven)
+        return await super()._finish_clean_end(stored, clean_end)
 
 
 def test_evidence_that_lost_a_race_is_made_anew() -> None:
@@ -135,7 +132,6 @@ class _KeepsNothing(Reconciler):
         record: ProjectRecord,
         current: Round,
         snapshot: KeyringSnapshot,
-        proven: tuple[OpenPage, ...],
     ) -> bool:
         origins = served_origins(record, current, snapshot.keyring)
         evidence = parse(
@@ -154,7 +150,7 @@ class _KeepsNothing(Reconciler):
             evidence=evidence.digest,
         )
         ended = end_round(record, [each.name for each in origins], end, record.written)
-        return await self._end(stored, ended, end, proven, snapshot.desired.master_key)
+        return await self._end(stored, ended, end, snapshot.desired.master_key)
 
 
 def test_evidence_is_kept_in_the_record_before_the_keyring_names_it() -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from keyturn.messages import RequestOrigin, RotationRequested
     from keyturn.publisher.event_stream import StreamRecord
     from keyturn_workers.keyring import KeyringSnapshot
-    from keyturn_workers.sweep.record import CleanEnd, OpenPage, Origin, ProjectRecord
+    from keyturn_workers.sweep.record import CleanEnd, Origin, ProjectRecord
     from keyturn_workers.sweep.store import StoredRecord
     from tests.protocol.process import Process
     from tests.protocol.wire import Call
@@ -324,17 +324,14 @@ class _EndsBeforeItsMark(Reconciler):
     """Puts the file of evidence as soon as its put of the keyring has succeeded."""
 
     async def _finish_clean_end(
-        self,
-        stored: StoredRecord[ProjectRecord],
-        clean_end: CleanEnd,
-        proven: tuple[OpenPage, ...] = (),
+        self, stored: StoredRecord[ProjectRecord], clean_end: CleanEnd
     ) -> bool | None:
         evidence = parse(clean_end.envelope.encode())
         snapshot = await self._keyrings.read_fresh(stored.record.project)
         after = with_evidence(retire_old_keys(snapshot.keyring), evidence.digest)
         if State.of(snapshot) == clean_end.state and await self._change(snapshot, after):
             await self._evidence.publish(evidence)
-        return await super()._finish_clean_end(stored, clean_end, proven)
+        return await super()._finish_clean_end(stored, clean_end)
 
 
 def test_evidence_is_published_after_the_mark_of_its_keyring() -> None:

@@ -71,6 +71,7 @@ class Workers:
 @pytest.fixture
 async def workers(cli: Cli) -> AsyncIterator[Workers]:
     async with worker_side(cli.deployment.amqp_url) as side:
+        await side.declare_publisher_stream(_PUBLISHER)
         yield Workers(side, cli)
 
 
