@@ -24,6 +24,7 @@ from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.keyring.mark_watch import MarkWatch
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
@@ -31,7 +32,6 @@ from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
-from keyturn_workers.sweep.mark_watch import MarkWatch
 from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.periodic import PeriodicLook
 from keyturn_workers.sweep.planner import Planner

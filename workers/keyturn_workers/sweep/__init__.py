@@ -1,11 +1,12 @@
 """Sweeps: bring every object of a project to the desired state, and prove it (SPEC 8).
 
-A rotation changes the keyring and adds an origin to the record of its project (`starter`). From
-then on the record is worked on step by step: a step reads record and keyring, and decides what is
-next (`reconciler`, by the rules of `progress`). It sends pages of object keys to any number of
-workers. Each makes an attempt at its page and stores what it saw (`page`). Once every page has
-been seen late enough with nothing to change, the step leaves evidence (`evidence`), lets the
-keyring drop its old keys, and gives each origin its end.
+Whoever rotates changes the keyring first, and then adds an origin to the record of the project
+(`starter`). From then on the record is worked on step by step: a step reads record and keyring,
+and decides what is next (`reconciler`, by the rules of `progress`). It sends pages of object keys
+to any number of workers. Each makes an attempt at its page and stores what it saw (`page`). Each
+step schedules the next one, which looks for results. Once every page has been seen late enough
+with nothing to change, the step leaves evidence (`evidence`), lets the keyring drop its old keys,
+and gives each origin its end.
 
 | module | what it does |
 | --- | --- |
@@ -19,7 +20,7 @@ keyring drop its old keys, and gives each origin its end.
 | `evidence` | the evidence of clean ends |
 | `all_projects` | sweeps of all projects: one part for each |
 | `messages`, `dispatcher`, `hint_consumer`, `handler` | hints on the broker, and events |
-| `periodic`, `mark_watch` | what was lost: messages, records, marks |
+| `periodic` | what was lost: messages, records |
 | `context` | what the parts share |
 """
 

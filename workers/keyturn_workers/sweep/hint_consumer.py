@@ -55,7 +55,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
     def __init__(
         self, handler: SweepHandler, queue: str, max_age: timedelta, context: ConsumerContext
     ) -> None:
-        """A step is retried for up to `max_age`; then its sweep fails."""
+        """A step is retried for up to `max_age`; then every open request of its record fails."""
         super().__init__(queue, context)
         self._handler = handler
         self._max_age = max_age
@@ -107,7 +107,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
     def _retry_delay_s(self, job: HintJob, error: CodedError, attempt: int) -> int | None:
         """Seconds until the next attempt, or None if the sweep ends here.
 
-        A page never ends a sweep: what fails it for good fails the next step as well.
+        A page is retried whatever the error: if its keyring cannot be used, the next step says so.
         """
         now = self._now()
         if isinstance(job.hint, SweepPage) and not error.transient:

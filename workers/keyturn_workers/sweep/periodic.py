@@ -33,10 +33,10 @@ from keyturn.errors import (
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, Mark, rotations_to_prove
+from keyturn_workers.keyring.mark_watch import MarkWatch
 from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
 from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.handler import SweepHandler
-from keyturn_workers.sweep.mark_watch import MarkWatch
 from keyturn_workers.sweep.page import restore_noted_tags
 from keyturn_workers.sweep.progress import needs_step
 from keyturn_workers.sweep.record import Origin, ProjectRecord

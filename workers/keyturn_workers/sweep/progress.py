@@ -209,7 +209,7 @@ def reopen_failed(record: _RecordT) -> _RecordT:
     return _map_origins(record, reopen)
 
 
-def published(record: _RecordT, names: Sequence[OriginName]) -> _RecordT:
+def with_ends_published(record: _RecordT, names: Sequence[OriginName]) -> _RecordT:
     """The record after the ends of these origins were published. Parts leave it."""
     origins = tuple(
         replace(each, digests=each.digests[:1], end=replace(each.end, published=True))
@@ -258,6 +258,7 @@ def begin_round(record: ProjectRecord, round_id: str) -> ProjectRecord:
     if not chosen:
         return replace(record, round=None)
     ranges = (KeyRange(),) if record.round is None else record.round.ranges
+    # They adjoin: each begins where the one before ends.
     starts = ("", *(key_range.end for key_range in ranges[:-1]))
     replanned = tuple(
         KeyRange(through=start, end=key_range.end)
@@ -353,10 +354,10 @@ def reconcile_clock(
     elif not record.is_dated:
         # The worker that dated it may have met one slow front end, and dated it too early.
         record = _date_state_change(record, now, proves=proves)
-    progressed_at = record.progressed_at
-    if progressed_at is not None and progressed_at > now:
-        progressed_at = None
-    record = replace(record, progressed_at=progressed_at)
+    parts_heard_at = record.parts_heard_at
+    if parts_heard_at is not None and parts_heard_at > now:
+        parts_heard_at = None
+    record = replace(record, parts_heard_at=parts_heard_at)
     lease_s = record.lease_s
     record = _map_pages(record, lambda page: _drop_implausible_times(page, now, lease_s))
     return record, begins_again

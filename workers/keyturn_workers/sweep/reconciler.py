@@ -1,9 +1,10 @@
 """The loop that brings one project to its desired state, and proves it (SPEC 8.4 to 8.6).
 
 A step reads the project's record and its keyring, applies the results of pages, plans further
-pages, changes the record by one conditional put, and only then sends what follows from it. A
-step that arrives twice, late or out of order finds that the record waits for another one. A
-worker that dies leaves nothing behind but a message that is delivered again.
+pages, changes the record by one conditional put (a clean end takes several, see `evidence`), and
+only then sends what follows from it. No result triggers a step: each step schedules the next one.
+A step that arrives twice, late or out of order finds that the record waits for another one. What
+a worker that died has left behind is found by the one that goes on.
 
 The record holds the state that is proven. Whenever the keyring shows another one, the round
 begins again, whoever changed it. Once every page is proven, each origin of the round has its end.
@@ -171,7 +172,7 @@ class Reconciler(StepRunner[ProjectRecord]):
         with_parts = _is_due_for_parts(record, now)
         heard = _origins_that_hear(stored.record, record, with_parts=with_parts)
         if heard and with_parts:
-            record = replace(record, progressed_at=now)
+            record = replace(record, parts_heard_at=now)
         if not await self._store.change(record, stored.etag, snapshot.desired.master_key):
             return False
         if unpublished_origins(record):
@@ -386,4 +387,4 @@ def _origins_that_hear(
 def _is_due_for_parts(record: ProjectRecord, now: datetime) -> bool:
     """Whether progress of parts of a sweep of all may be published again."""
     pause = timedelta(seconds=_PART_PROGRESS_INTERVAL_S)
-    return record.progressed_at is None or now - record.progressed_at >= pause
+    return record.parts_heard_at is None or now - record.parts_heard_at >= pause

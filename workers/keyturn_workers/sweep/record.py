@@ -254,10 +254,11 @@ class KeyRange:
 class OpenPage:
     """A page that is not proven yet.
 
-    A page is sent if `sent_at` is None and `not_before` has passed by the storage's clock.
+    A page is sent if `sent_at` is None and `not_before` has passed by the storage's clock, and
+    again if `sent_at` is too long ago.
 
     Attributes:
-        attempts: How many attempts at it were made.
+        attempts: How many results of attempts at it were applied: the number of the current one.
         failures: How many of them failed for an object, with nothing else left to do.
         sends: How often the current attempt was sent.
         seen: What the last attempt counted.
@@ -314,7 +315,7 @@ class Round:
         options: The options of all origins that it serves.
         origins: The origins that it serves. They were there when it began.
         next_page: How many pages were planned.
-        proven: The counts of proven pages, each by its last attempt.
+        proven: The counts of proven pages, and of those given up on, each by its last attempt.
         proven_from: The storage's `Date` of the first observation that proved a page.
         proven_to: The storage's `Date` of the last one.
         width: How many pages may be under way at once.
@@ -377,15 +378,15 @@ class ProjectRecord:
         changed_at: The storage's `Date` of the first response that showed `state`.
         is_dated: False until a worker that has known the storage's clock for two leases has
             dated the change of state. Nothing is proven before (SPEC 8.4).
-        lease_s: The longest lease of all workers that took part.
+        lease_s: The longest lease of all workers that took part, while no write by it may arrive.
         stepped_lease_s: The lease of the worker that made the last step.
         step: The number of the step that the record waits for.
         stepped_at: The storage's `Date` of the last step.
-        progressed_at: When progress was published last.
+        parts_heard_at: When progress was last published to parts of a sweep of all.
         idle_steps: How many steps passed since one that had something to do.
         origins: The requests, open and ended, in the order in which they were added.
         round: The running round, if any.
-        written: The writes of all page attempts of all rounds.
+        written: The writes of all results that steps have applied, of all rounds.
         clean_end: The clean end that is being made, if any.
         evidence: The envelope of the newest evidence, in case that its file is lost.
     """
@@ -398,7 +399,7 @@ class ProjectRecord:
     is_dated: bool = False
     step: int = 0
     stepped_at: datetime | None = None
-    progressed_at: datetime | None = None
+    parts_heard_at: datetime | None = None
     idle_steps: int = 0
     origins: tuple[Origin, ...] = ()
     round: Round | None = None

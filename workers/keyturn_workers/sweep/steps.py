@@ -19,15 +19,16 @@ from keyturn_workers.sweep.progress import (
     end_failed,
     needs_step,
     open_origins,
-    published,
     reopen_failed,
     unpublished_origins,
+    with_ends_published,
     without_old_ends,
 )
 from keyturn_workers.sweep.record import AllRecord, Origin, OriginName, PartEnd, ProjectRecord
 from keyturn_workers.sweep.store import RecordT, StoredRecord
 
-# By two, so that no message of the step before can be taken for the step that is current now.
+# `run_step` takes a repeated message of step n for the one that led to n + 1. A number that is
+# skipped prevents that.
 RESUME_STEPS: Final = 2
 _MAX_ATTEMPTS: Final = 8
 
@@ -127,7 +128,7 @@ class StepRunner(ABC, Generic[RecordT]):
                     done[origin.name] = origin
             # Before the ends are marked: if this worker dies, the one that goes on does it.
             await self._discard_results(project)
-            after = published(record, [each.name for each in ended])
+            after = with_ends_published(record, [each.name for each in ended])
             after = without_old_ends(after, datetime.now(UTC), self._keep_for)
             if await self._store.change(after, stored.etag, stored.master_key):
                 return

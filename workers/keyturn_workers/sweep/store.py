@@ -6,7 +6,7 @@
 | `{project}/{round id}/results/{page}-{attempt}.json` | the result of one page attempt |
 | `{project}/{round id}/failures/{page}.json` | the failures of a proven page |
 | `{project}/{round id}/tags/{page}-{attempt}-{n}.json` | tags that a copy is about to drop |
-| `*.json` | the record of the sweeps of all projects |
+| `*.json` (the name is a star) | the record of the sweeps of all projects |
 | `*/{walk id}/{project}.json` | the end of one of its parts |
 
 Each record is sealed and bound to its path. An attacker who can write the bucket can remove a
@@ -485,6 +485,8 @@ class SweepStore:
             value, _, _ = await self._read(s3_key, project, kind)
         except MissingError:
             return None
+        except UnknownRecordError:
+            return None  # of another release, whose workers read it
         except CorruptObjectError:
             await self._storage.delete(s3_key)
             return None

@@ -34,6 +34,7 @@ from keyturn_workers.control import (
     Rotator,
 )
 from keyturn_workers.keyring import KeyringReader, Witness
+from keyturn_workers.keyring.mark_watch import MarkWatch
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.status.reader import Identity, StatusReader
@@ -44,7 +45,6 @@ from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
-from keyturn_workers.sweep.mark_watch import MarkWatch
 from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.periodic import PeriodicLook, look_periodically
 from keyturn_workers.sweep.planner import Planner

@@ -43,7 +43,7 @@ from tests.unit.keyturn_workers.sweep.sweeping import KEEP_FOR
 from tools.harness.local_keys import build_keyring, operator_keys
 
 if TYPE_CHECKING:
-    from keyturn_workers.sweep.mark_watch import MarkWatch
+    from keyturn_workers.keyring.mark_watch import MarkWatch
 
 NOW: Final = datetime.now(UTC)
 STALLED: Final = timedelta(minutes=16)

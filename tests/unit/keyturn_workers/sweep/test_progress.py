@@ -38,11 +38,11 @@ from keyturn_workers.sweep.progress import (
     needs_step,
     next_due_at,
     open_origins,
-    published,
     reconcile_clock,
     reopen_failed,
     served_origins,
     unpublished_origins,
+    with_ends_published,
     with_lease,
     with_pages_unsent,
     with_state,
@@ -270,7 +270,7 @@ def test_ends_are_published_once_and_parts_leave_the_record() -> None:
     asked = replace(ended(SWEEP, published=False), digests=("1" * 64, "2" * 64))
     before = record(asked, part, ROTATION)
     assert unpublished_origins(before) == (asked, part)
-    after = published(before, [asked.name, part.name, ROTATION.name])
+    after = with_ends_published(before, [asked.name, part.name, ROTATION.name])
     assert after.origins == (replace(ended(SWEEP), digests=("1" * 64,)), ROTATION)
     assert unpublished_origins(after) == ()
 
@@ -503,7 +503,7 @@ def test_a_page_waits_for_no_moment_that_only_a_wrong_date_explains() -> None:
         page(2, sent_at=PROOF),
         page(3, sent_at=None, not_before=soon),
         stepped_at=ahead,
-        progressed_at=ahead,
+        parts_heard_at=ahead,
     )
     after, _ = reconcile_clock(before, PROOF, proves=True)
     assert [(each.sent_at, each.not_before) for each in the_round(after).open_pages] == [
@@ -512,7 +512,7 @@ def test_a_page_waits_for_no_moment_that_only_a_wrong_date_explains() -> None:
         (PROOF, None),
         (None, soon),
     ]
-    assert after.progressed_at is None
+    assert after.parts_heard_at is None
     assert [each.page for each in mark_due_pages(the_round(after), PROOF)[1]] == [0, 1]
 
 

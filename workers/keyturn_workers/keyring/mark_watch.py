@@ -11,7 +11,8 @@ from typing import Final
 import structlog
 
 from keyturn.errors import MarksUnavailableError
-from keyturn_workers.keyring import Keyring, Mark, MarkState, Witness
+from keyturn_workers.keyring.marks import Mark, MarkState, Witness
+from keyturn_workers.keyring.model import Keyring
 
 # The others are counted. After the loss of a broker these are all projects.
 _MAX_LOGGED: Final = 100
@@ -20,11 +21,11 @@ _log = structlog.get_logger()
 
 
 class MarkWatch:
-    """Compares all keyrings with their marks, one round after another.
+    """Compares all keyrings with their marks, one look after another.
 
     Args:
         witness: The marks.
-        report: Takes, at the end of each round, how many keyrings no worker may use.
+        report: Takes, at the end of each look, how many keyrings no worker may use.
     """
 
     def __init__(self, witness: Witness, report: Callable[[int], None]) -> None:
@@ -36,7 +37,7 @@ class MarkWatch:
         self._serials: dict[str, int] = {}
 
     def begin(self) -> None:
-        """Begin a round. What is compared in it was read, or listed, after this."""
+        """Begin a look. What is compared in it was read, or listed, after this."""
         self._since = self._witness.table.received
         self._found, self._serials = {}, {}
 
@@ -56,11 +57,11 @@ class MarkWatch:
                 self._witness.check_current(project)
                 await self._witness.publish(keyring, mark)
             except MarksUnavailableError as exc:
-                # It stays unmarked, so the next round reads it again.
+                # It stays unmarked, so the next look reads it again.
                 _log.warning("keyring not marked", project=project, detail=exc.detail)
 
     def end(self, listed: Collection[str]) -> None:
-        """End a round over all keyrings; `listed` are the projects that have one."""
+        """End a look at all keyrings; `listed` are the projects that have one."""
         table = self._witness.table
         for project in table.projects():
             if project not in listed:
