@@ -16,7 +16,6 @@ from keyturn.evidence import Evidence, in_chain_order, parse, verify_chain
 from keyturn.identifiers import (
     SWEEPS_PREFIX,
     evidence_prefix,
-    evidence_s3_key,
     keyring_s3_key,
 )
 from keyturn_workers.errors import RefusedError
@@ -96,6 +95,10 @@ async def test_a_sweep_rewraps_every_object_and_ends_clean() -> None:
         3,
         "0" * 64,
     )
+    (evidence,) = await _chain(on)
+    assert (evidence.digest, event.evidence) == (end.evidence, end.evidence)
+    assert evidence.predicate.sweep_id == end.round_id == _named_round(await on.record())
+    assert evidence.predicate.counts.model_dump() == {**end.counts.to_json(), "clean": True}
     # The earlier keys are retired.
     assert [entry.kek for entry in (await on.keyring()).history] == [None]
 
@@ -424,28 +427,6 @@ async def _chain(on: Sweeping) -> tuple[Evidence, ...]:
         return ()
     public = [EVENT_KEY.verify_key()]
     return verify_chain(in_chain_order(files), public, deployment="test", newest=newest)
-
-
-async def test_a_clean_end_leaves_evidence_that_its_event_names() -> None:
-    on = Sweeping()
-    rotation = on.rotation()
-    await on.start(rotation)
-    end = await _end(on, rotation)
-    (evidence,), (event,) = await _chain(on), _events(on, "rotation.completed")
-    assert (event.evidence, end.evidence) == (evidence.digest, evidence.digest)
-    predicate, done = evidence.predicate, await on.record()
-    assert end.round_id is not None
-    assert (predicate.kind, predicate.sweep_id, predicate.generation) == (
-        "rotation",
-        end.round_id,
-        2,
-    )
-    assert (predicate.publisher, predicate.request) == ("api", "0" * 64)
-    assert predicate.counts.model_dump() == {**end.counts.to_json(), "clean": True}
-    assert (predicate.pages, predicate.lease_s) == (2, LEASE_S)
-    assert predicate.proven_from > predicate.turned_at
-    assert done.evidence == evidence.envelope.decode()
-    assert evidence_s3_key("acme", 2, end.round_id) in on.storage.stored_keys()
 
 
 async def test_an_end_waits_for_no_proof_once_the_keyring_names_its_evidence() -> None:
