@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
@@ -29,6 +29,7 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
 from tests.unit.keyturn_workers.sweep.records import (
+    NOW,
     OTHER_ID,
     PAGE,
     RESULT,
@@ -45,7 +46,6 @@ from tools.harness.local_keys import build_keyring, operator_keys
 if TYPE_CHECKING:
     from keyturn_workers.keyring.mark_watch import MarkWatch
 
-NOW: Final = datetime.now(UTC)
 STALLED: Final = timedelta(minutes=16)
 DONE: Final = ended(SWEEP, at=NOW)
 AWAY: Final = OperatorKeys(
@@ -57,10 +57,11 @@ AWAY: Final = OperatorKeys(
 
 
 class CountingStorage(MemoryStorage):
-    """Notes what is read."""
+    """Notes what is read. Its clock begins at `NOW`."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.advance((NOW - self.now).total_seconds())
         self.reads: list[str] = []
 
     async def read(self, key: str, **more: Any) -> Any:
