@@ -20,8 +20,14 @@ from keyturn.errors import (
     MalformedEvidenceError,
     UnknownEventKeyError,
 )
-from keyturn.evidence import MAX_EVIDENCE_BYTES, digest, parse, sign
-from tests.unit.keyturn.evidence.shared import FIRST_KEY, PUBLIC_KEYS, SECOND_KEY, statement
+from keyturn.evidence import MAX_EVIDENCE_BYTES, MAX_ORIGINS, digest, parse, sign
+from tests.unit.keyturn.evidence.shared import (
+    FIRST_KEY,
+    ORIGIN,
+    PUBLIC_KEYS,
+    SECOND_KEY,
+    statement,
+)
 
 FILE = sign(statement(), FIRST_KEY)
 SIGNATURE = json.loads(FILE)["signatures"][0]
@@ -142,6 +148,14 @@ def test_a_key_that_is_not_given_is_unknown() -> None:
 def test_a_file_has_one_spelling(envelope: bytes) -> None:
     with pytest.raises(MalformedEvidenceError):
         parse(envelope)
+
+
+def test_a_file_with_as_many_requests_and_keys_as_there_can_be_is_read() -> None:
+    """Otherwise no sweep of its project could end any more."""
+    asked = {**ORIGIN, "publisher": "p" * 32}
+    uses = [{"keyid": f"{number:016}", "last": "c" * 64, "retired": True} for number in range(256)]
+    made = statement(origins=[asked] * MAX_ORIGINS, origin_count=2**53 - 1, event_keys=uses)
+    assert parse(sign(made, FIRST_KEY)).statement == made
 
 
 def test_a_large_file_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
-from keyturn.errors import MarksUnavailableError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader, Mark
@@ -176,23 +175,6 @@ async def test_a_part_has_the_id_and_publisher_of_its_request() -> None:
     assert {each.options for each in parts} == {TO_M2.options}
 
 
-async def test_a_walk_waits_for_the_parts_under_way() -> None:
-    on = Scenario(ends_parts=False)
-    await on.begin()
-    assert (await on.walk()).open_parts == ("acme", "bob")
-    await on.end_part("bob", Counts(objects=2, failed=1), clean=False)
-    walk = await on.walk()
-    assert (walk.open_parts, walk.sums, walk.projects) == (
-        ("acme",),
-        Counts(objects=2, failed=1),
-        1,
-    )
-    await on.end_part("acme")
-    end = await on.finish()
-    assert (end.clean, end.counts) == (False, Counts(objects=3, current=1, failed=1))
-    assert on.added == ["acme", "bob"]
-
-
 async def test_a_step_adds_and_inspects_a_limited_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keyturn_workers.sweep.all_projects.MAX_OPEN_PARTS", 3)
     monkeypatch.setattr("keyturn_workers.sweep.all_projects._PROJECTS_PER_STEP", 2)
@@ -328,18 +310,6 @@ async def test_a_keyring_that_was_rolled_back_fails_its_part_and_the_others_go_o
         part = await on.store.read_part_end(str(end.round_id), "bob")
         assert part is not None
         assert (part.clean, part.code) == (False, "keyring_rolled_back")
-
-
-async def test_a_keyring_that_cannot_be_compared_holds_the_walk_up() -> None:
-    """While the marks are not known, nothing says which keyrings are the newest."""
-    witness = FakeWitness()
-    on = Scenario(witness=witness)
-    await on.begin()
-    witness.is_current = False
-    with pytest.raises(MarksUnavailableError):
-        await on.step()
-    witness.is_current = True
-    assert (await on.finish()).clean
 
 
 async def test_the_first_step_of_a_walk_has_the_marks_signed_by_the_current_event_key() -> None:

@@ -232,17 +232,6 @@ async def test_each_evidence_follows_the_one_that_the_keyring_names() -> None:
     ]
 
 
-@pytest.mark.parametrize("held", [(NEW_KEY, OLD_KEY), (NEW_KEY,)])
-async def test_the_key_that_another_follows_is_retired(held: tuple[SigningKey, ...]) -> None:
-    on = Chain()
-    await on.end(keys=(OLD_KEY,))
-    await on.end(OTHER_ID, keys=held)
-    newest = await on.end(LATER_ID, keys=(NEW_KEY,))
-    on.verify(OLD_KEY, NEW_KEY)
-    (use,) = newest.predicate.event_keys
-    assert (use.keyid, use.last, use.retired) == (OLD_KEY.id, on.chain[0].digest, True)
-
-
 async def test_a_worker_with_the_old_key_alone_signs_nothing_and_retires_no_new_one() -> None:
     """While the event key is replaced, workers differ (SPEC 6.10).
 

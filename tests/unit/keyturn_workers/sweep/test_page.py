@@ -161,16 +161,6 @@ async def test_an_object_above_a_recent_keyring_is_planned_by_a_fresh_one() -> N
     assert (result.counts.current, result.failures, result.state) == (1, (), None)
 
 
-async def test_an_object_above_a_fresh_keyring_is_a_rollback() -> None:
-    page = Page(cache_s=60)
-    before = page.ring
-    page.write_keyring(rotated(before))
-    page.plant("a")
-    page.write_keyring(before)
-    with pytest.raises(KeyringRolledBackError):
-        await page.process()
-
-
 async def test_nothing_is_written_before_the_whole_batch_was_inspected() -> None:
     """A rollback that its last object shows must not have wrapped the first one."""
     page = Page()
@@ -183,20 +173,6 @@ async def test_nothing_is_written_before_the_whole_batch_was_inspected() -> None
     with pytest.raises(KeyringRolledBackError):
         await page.process()
     assert page.storage.calls["copy_onto_itself"] == 0
-
-
-async def test_a_copy_that_rests_on_a_state_which_ended_is_made_again() -> None:
-    page = Page()
-    page.plant("a")
-    page.write_keyring(rotated(page.ring))
-
-    async def rotate() -> None:
-        page.write_keyring(rotated(page.ring))
-
-    page.storage.before_next("copy_onto_itself", rotate)
-    result = await page.process()
-    assert (result.changed, result.counts.rewrapped, result.state) == (2, 2, None)
-    assert (await page.process()).counts.current == 1
 
 
 # Objects, and which failures are only theirs.
