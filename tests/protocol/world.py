@@ -22,7 +22,7 @@ from keyturn.identifiers import format_time, keyring_s3_key, object_s3_key, stag
 from keyturn.messages import parse_audit
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.storage import Headers
-from keyturn_workers.storage.timekeeper import INTERVAL_S
+from keyturn_workers.storage.clock import INTERVAL_S
 from tests.protocol.broker import Delivery, QueuedMessage
 from tests.protocol.clock import Clock, Loop
 from tests.protocol.console import ACTOR

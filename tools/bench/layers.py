@@ -35,7 +35,7 @@ _OWNERS = (
     ("/botocore/awsrequest", "S3: signing"),
     ("/botocore/parsers", "S3: listings"),
     ("/dateutil/", "S3: listings"),
-    ("/workers/keyturn_workers/storage/s3_admin", "S3: listings"),
+    ("/workers/keyturn_workers/storage/s3_listings", "S3: listings"),
     ("/workers/keyturn_workers/storage/listing", "S3: listings"),
     ("/keyturn_workers/storage/", "S3: requests"),
     ("/aiohttp/", "S3: requests"),

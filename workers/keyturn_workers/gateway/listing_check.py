@@ -21,7 +21,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import STAGING_PREFIX, path_order
 from keyturn_workers.errors import PreconditionError, StorageAnswerError
 from keyturn_workers.storage import Capabilities, Headers, IfAbsent, Storage
-from keyturn_workers.storage.probe.listing_checks import find_order
+from keyturn_workers.storage.probe.key_checks import find_order
 from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 
 _RETRY_S: Final = 30.0

@@ -12,7 +12,7 @@
 | `vendor_errors` | the one place that translates errors of aiohttp and botocore |
 | `capabilities` | differences between servers that code depends on |
 | `probe` | what the configured bucket does: `keyturn doctor`, and each worker's start |
-| `clock`, `timekeeper` | the storage's clock |
+| `clock` | the storage's clock |
 | `multipart`, `streaming_body` | large bodies |
 """
 

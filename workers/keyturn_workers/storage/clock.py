@@ -1,4 +1,4 @@
-"""The storage's clock, bounded by its responses and this process's clock (SPEC 8.4). No I/O.
+"""The storage's clock, bounded by its responses and this process's clock (SPEC 8.4).
 
 Leases and proofs rely on the `Date` of the storage's responses. One wrong `Date` must neither
 extend a lease nor date a proof. Each response bounds the storage's clock: its `Date` is no later
@@ -10,14 +10,21 @@ reference came from one wrong front end, and they become the new reference.
 The local clock is CLOCK_BOOTTIME: it cannot be set, and it runs while the machine is suspended.
 """
 
+import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import StorageAnswerError
+
+INTERVAL_S: Final = 240.0
+"""Between two observations of an idle process. Well below ten minutes: one request may fail."""
 
 _REFERENCE_S: Final = 600.0
 # Bounds are kept per span of time, so that memory and work do not grow with the responses.
@@ -237,3 +244,24 @@ class StorageClock:
 
     def _deviation_s(self, low: float) -> float:
         return 0.0 if self._reference is None else low - self._reference.bounds.low
+
+
+async def keep_clock_known(
+    observe: Callable[[], Awaitable[None]], *, interval_s: float = INTERVAL_S
+) -> None:
+    """Observe the storage's time now, and then at each interval, until cancelled.
+
+    A response is a reference for ten minutes, and an inspection proves something only if the clock
+    was known for two leases before. A sweep worker that was idle for longer could prove nothing for
+    two leases, exactly when a rotation waits for its proof.
+
+    Args:
+        observe: Makes one request and observes the `Date` of its response.
+        interval_s: The time between two requests.
+    """
+    while True:
+        try:
+            await observe()
+        except (StorageUnavailableError, StorageAnswerError) as exc:
+            _log.info("storage time not observed", problem=str(exc))
+        await asyncio.sleep(interval_s)

@@ -39,7 +39,7 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Storage
-from keyturn_workers.storage.timekeeper import keep_clock_known
+from keyturn_workers.storage.clock import keep_clock_known
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog

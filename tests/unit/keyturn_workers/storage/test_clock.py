@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pytest
 
-from keyturn_workers.storage.clock import DISTRUSTED, DateTrust, StorageClock, boottime_s
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.storage.clock import (
+    DISTRUSTED,
+    INTERVAL_S,
+    DateTrust,
+    StorageClock,
+    boottime_s,
+    keep_clock_known,
+)
 
 LEASE_S: Final = 15
 EPOCH: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 DAY_S: Final = 86_400.0
+AN_HOUR_S: Final = 3600.0
 LEASE_ONLY: Final = DateTrust(agrees=True, proves=False)
 PROOF: Final = DateTrust(agrees=True, proves=True)
 
@@ -191,3 +201,34 @@ def test_the_own_clock_counts_suspensions() -> None:
     before_s = boottime_s()
     assert StorageClock(LEASE_S).local_s is boottime_s
     assert boottime_s() >= before_s > 0
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails every second time"])
+async def test_an_idle_worker_proves_at_once(
+    monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    machine, requests = Machine(), 0
+
+    async def observe() -> None:
+        nonlocal requests
+        requests += 1
+        if fails and requests % 2:
+            raise StorageUnavailableError("503")
+        machine.response(took_s=0)
+
+    async def sleep(seconds: float) -> None:
+        machine.now_s += seconds
+        if requests > AN_HOUR_S // INTERVAL_S:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr("keyturn_workers.storage.clock.asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await keep_clock_known(observe)
+    assert machine.response().proves
+
+
+def test_without_it_an_idle_worker_would_prove_nothing_for_two_leases() -> None:
+    machine = Machine()
+    machine.response()
+    machine.now_s += AN_HOUR_S
+    assert not machine.response().proves

@@ -4,9 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from keyturn_workers.storage.probe import cut_checks as cuts
 from keyturn_workers.storage.probe import key_checks as keys
-from keyturn_workers.storage.probe import listing_checks as listings
 from keyturn_workers.storage.probe import race_checks as races
 from keyturn_workers.storage.probe import request_checks as requests
 from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
@@ -82,14 +80,14 @@ CHECKS: Final = (
     Check(
         LISTING,
         "required",
-        listings.resumed,
+        keys.resumed,
         "a sweep could miss objects",
         quick=True,
     ),
     Check(
         "listing in byte order",
         "wanted",
-        listings.in_byte_order,
+        keys.in_byte_order,
         "sweeps and listings go by paths, and a bucket that keeps versions is refused",
     ),
     Check(
@@ -102,7 +100,7 @@ CHECKS: Final = (
     Check(
         "put that is cut off stores nothing",
         "required",
-        cuts.cut_puts,
+        requests.cut_puts,
         "a broken connection could leave an empty object at an upload's key",
         quick=True,
     ),

@@ -1,9 +1,15 @@
-"""The probe's checks of keys: a server may treat them as paths of files (SPEC 1, 10)."""
+"""The probe's checks of keys: a server may treat them as paths of files (SPEC 1, 8.5, 10).
 
+A sweep's pages are ranges of keys. A server that resumes a listing elsewhere than after the key
+that it was asked for would hide objects from it.
+"""
+
+import asyncio
 from typing import Final
 
+from keyturn.identifiers import Order, byte_order, path_order
 from keyturn_workers.errors import PreconditionError
-from keyturn_workers.storage.port import Headers, IfAbsent
+from keyturn_workers.storage.port import Headers, IfAbsent, Storage
 from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
 
 _PLAIN: Final = Headers({})
@@ -11,6 +17,11 @@ _PLAIN: Final = Headers({})
 _SEGMENT_BYTES: Final = 300
 _KEPT_APART: Final = Outcome(ok=True, detail="kept apart")
 _ALIKE: Final = Outcome(ok=False, detail="the same object")
+# In byte order: what sorts around a folder. No name is a folder's as well.
+_NAMES: Final = ("a", "a-", "a.1", "a0", "b-1", "b.d/1", "b/1", "b/2", "b0/1")
+
+BY_PATH: Final = "by paths, each page from its key on"
+_BY_BYTE: Final = "by bytes, each page from its key on"
 
 
 async def backslashes(storage: ProbeStorage, key: str) -> Outcome:
@@ -54,6 +65,42 @@ async def hidden_names(storage: ProbeStorage, key: str) -> Outcome:
     if hidden := [name.removeprefix(f"{key}/") for name in keys if name not in listed]:
         return Outcome(ok=False, detail=f"hidden: {', '.join(hidden)}")
     return Outcome(ok=True, detail="all shown")
+
+
+async def resumed(storage: Storage, key: str) -> Outcome:
+    """A listing that starts after a key has exactly the keys that follow, in an order we know.
+
+    Where the bucket keeps versions, only byte order will do.
+    """
+    order = await find_order(storage, key)
+    if order is byte_order:
+        return Outcome(ok=True, detail=_BY_BYTE)
+    if await storage.versioning():
+        return Outcome(ok=False, detail="versioned, and not listed by bytes")
+    if order is path_order:
+        return Outcome(ok=True, detail=BY_PATH)
+    return Outcome(ok=False, detail="a listing does not resume after its key")
+
+
+async def in_byte_order(storage: Storage, key: str) -> Outcome:
+    """A listing is in the order of the keys' bytes, and resumes in it."""
+    by_bytes = await find_order(storage, key) is byte_order
+    return Outcome(ok=by_bytes, detail="in byte order" if by_bytes else "by paths")
+
+
+async def find_order(storage: Storage, key: str) -> Order | None:
+    """The order in which listings come and resume; None if it is neither of those we know."""
+    keys = [f"{key}/{name}" for name in _NAMES]
+    await asyncio.gather(*(storage.put(name, b"body", _PLAIN) for name in keys))
+    listed = list((await storage.list_page(f"{key}/")).etags)
+    pages = await asyncio.gather(*(storage.list_page(f"{key}/", after=name) for name in keys))
+    following = {name: list(page.etags) for name, page in zip(keys, pages, strict=True)}
+    for order in (byte_order, path_order):
+        ordered = sorted(keys, key=order)
+        expected = {name: ordered[at + 1 :] for at, name in enumerate(ordered)}
+        if listed == ordered and following == expected:
+            return order
+    return None
 
 
 async def _apart(storage: ProbeStorage, one: str, other: str) -> Outcome:

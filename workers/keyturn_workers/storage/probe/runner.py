@@ -17,7 +17,7 @@ from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.port import Headers
 from keyturn_workers.storage.probe import checks
 from keyturn_workers.storage.probe.checks import CHECKS, Check, Needed
-from keyturn_workers.storage.probe.listing_checks import BY_PATH
+from keyturn_workers.storage.probe.key_checks import BY_PATH
 from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage, is_not_implemented
 
 PREFIX: Final = ".keyturn/doctor/"

@@ -22,6 +22,7 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     OverwritesOnFailure,
     ReadsStale,
     ShowsDeleted,
+    StoresCutPuts,
     TakesLateWrites,
 )
 
@@ -159,3 +160,21 @@ async def test_each_check_writes_below_its_own_key_alone() -> None:
         storage = MemoryStorage(capabilities=Capabilities())
         await check(storage, "probe")
         assert all(key.startswith("probe") for key in storage.stored_keys()), name
+
+
+@pytest.mark.parametrize(
+    ("streamed", "from_bytes", "where"),
+    [
+        (False, 0, "before its body: 0 bytes stored"),
+        (False, 1, "within its body: 32768 bytes stored"),
+        (True, 0, "before its body, streamed: 32768 bytes stored"),
+        (True, 40_000, "within its body, streamed: 65536 bytes stored"),
+    ],
+)
+async def test_what_is_stored_of_a_cut_put_is_found(
+    where: str, from_bytes: int, *, streamed: bool
+) -> None:
+    """In memory nothing is held back, so that the first piece arrives before a streamed cut."""
+    storage = StoresCutPuts(streamed=streamed, from_bytes=from_bytes)
+    outcome = await checks.cut_puts(storage, "probe")
+    assert (outcome.ok, outcome.detail) == (False, f"cut off {where}")
