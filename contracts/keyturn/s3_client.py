@@ -1,4 +1,4 @@
-"""An S3 client, made in the same way for the workers' storage and for staging (SPEC 11).
+"""An S3 client for staging; the workers' storage takes its address and credentials (SPEC 11).
 
 It suits servers other than AWS (no checksum trailers, path-style addressing where an endpoint
 is set) and resends nothing unless configured to. aioboto3 is imported only when a client is opened,
@@ -11,7 +11,6 @@ at WARNING.
 
 import ssl
 from contextlib import asynccontextmanager
-from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,8 +54,6 @@ def new_session(settings: S3Settings) -> "aioboto3.Session":
         ) from exc
     botocore_session = VerifyingSession()
     botocore_session.register_component("data_loader", _data_loader())
-    factory = botocore_session.get_component("response_parser_factory")
-    factory.set_parser_defaults(timestamp_parser=_timestamp)
     secret = settings.s3_secret_access_key
     return aioboto3.Session(
         aws_access_key_id=settings.s3_access_key_id,
@@ -64,20 +61,6 @@ def new_session(settings: S3Settings) -> "aioboto3.Session":
         region_name=settings.s3_region,
         botocore_session=botocore_session,
     )
-
-
-def _timestamp(value: str) -> datetime:
-    """Parse a time as S3 writes it. botocore's own guessing is most of what a listing costs."""
-    try:
-        parsed = datetime.fromisoformat(value)
-    except ValueError:
-        parsed = None
-    if parsed is not None and parsed.tzinfo is not None:
-        return parsed
-    from botocore.utils import parse_timestamp  # noqa: PLC0415  # comes with aioboto3
-
-    guessed: datetime = parse_timestamp(value)
-    return guessed
 
 
 def storage_context(settings: S3Settings) -> ssl.SSLContext | None:

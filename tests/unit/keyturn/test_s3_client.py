@@ -6,10 +6,9 @@ import logging
 import sys
 
 import pytest
-from botocore.utils import parse_timestamp
 
 from keyturn.errors import SettingsError
-from keyturn.s3_client import _timestamp, new_session, open_client
+from keyturn.s3_client import new_session, open_client
 from keyturn.settings import S3Settings
 
 
@@ -58,16 +57,3 @@ def test_loggers_of_other_libraries_stay_as_they_are(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
     new_session(settings())
     assert [logging.getLogger(name).level for name in names] == [logging.DEBUG] * 4
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "2026-11-24T10:00:00.123Z",
-        "2026-11-24T10:00:00Z",
-        "2026-11-24T11:00:00+01:00",
-        "Tue, 24 Nov 2026 10:00:00 GMT",
-    ],
-)
-def test_times_are_read_as_botocore_reads_them(text: str) -> None:
-    assert _timestamp(text) == parse_timestamp(text)

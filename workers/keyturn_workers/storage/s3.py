@@ -6,6 +6,7 @@ are the caller's business.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -60,7 +61,6 @@ from keyturn_workers.storage.vendor_errors import translate_errors
 
 if TYPE_CHECKING:
     from aiobotocore.credentials import AioCredentials
-    from types_aiobotocore_s3.client import S3Client
 
 _CUT_PUT_SETTLES_S: Final = 0.5
 
@@ -440,11 +440,12 @@ def _etag_element(operation: str, body: bytes) -> str:
 _Closing = Callable[[None, None, None], Awaitable[bool | None]]
 
 
-async def _bucket_url(client: "S3Client", bucket: str) -> str:
+async def _bucket_url(settings: S3Settings, tls: ssl.SSLContext | None) -> str:
     """The bucket's URL by botocore's rules (virtual host, region, partition, endpoint)."""
-    signed = await client.generate_presigned_url(
-        "get_object", Params={"Bucket": bucket, "Key": "k"}
-    )
+    async with open_client(settings, max_connections=1, tls=tls) as client:
+        signed = await client.generate_presigned_url(
+            "get_object", Params={"Bucket": settings.s3_bucket, "Key": "k"}
+        )
     parts = urlsplit(signed)
     return f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix('k')}"
 
@@ -477,13 +478,11 @@ async def open_storage(
             "no S3 credentials: set KEYTURN_S3_ACCESS_KEY_ID and KEYTURN_S3_SECRET_ACCESS_KEY, "
             "or provide credentials through the standard AWS chain"
         )
-    async with (
-        open_client(settings, max_connections=max_connections, tls=tls) as client,
-        open_session(max_connections, tls=tls or True) as session,
-    ):
+    base_url = await _bucket_url(settings, tls)
+    async with open_session(max_connections, tls=tls or True) as session:
         http = http_client(
             session,
-            base_url=await _bucket_url(client, settings.s3_bucket),
+            base_url=base_url,
             bucket=settings.s3_bucket,
             region=settings.s3_region,
             credentials=credentials,
