@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Final
+from typing import Final, Generic, TypeVar
 from urllib.parse import quote
 
 from keyturn.errors import StorageUnavailableError
@@ -31,9 +31,10 @@ from keyturn_workers.storage.port import (
 from keyturn_workers.storage.s3_xml import decode_names, find_columns, find_rows, find_text
 
 _S3_KEY_MAX_BYTES: Final = 1024
-_UNRESERVED: Final = "-_.~"
 # The last characters of one, two, three and four bytes of UTF-8, in byte order.
 _LAST_CHARACTERS: Final = ("", "\x7f", "\u07ff", "\uffff", "\U0010ffff")
+
+_Row = TypeVar("_Row", ObjectVersion, MultipartUpload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,13 @@ class ServerPage:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionsPage:
-    """One page of versions, ordered as the port orders them.
+class MarkedPage(Generic[_Row]):
+    """One page of versions or of open multipart uploads.
 
-    `following`: the key and the version after which the next page starts, or None.
+    `following`: the key, and its version or upload, after which the next page starts, or None.
     """
 
-    rows: Sequence[ObjectVersion]
-    following: tuple[str, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class UploadsPage:
-    """One page of open multipart uploads; `following` is as in `VersionsPage`."""
-
-    rows: Sequence[MultipartUpload]
+    rows: Sequence[_Row]
     following: tuple[str, str] | None
 
 
@@ -138,9 +131,7 @@ def _page(prefix: str, limit: int) -> Mapping[str, str]:
 
 
 def _query(fields: Mapping[str, str]) -> str:
-    return "&".join(
-        f"{name}={quote(text, safe=_UNRESERVED)}" for name, text in fields.items() if text
-    )
+    return "&".join(f"{name}={quote(text, safe='')}" for name, text in fields.items() if text)
 
 
 def parse_etags(body: bytes, date: datetime | None) -> ListingPage:
@@ -176,7 +167,7 @@ def parse_entries(body: bytes, prefix: str) -> ServerPage:
         return ServerPage(objects, prefixes, token, is_last=not _is_truncated(body))
 
 
-def parse_versions(body: bytes, prefix: str) -> VersionsPage:
+def parse_versions(body: bytes, prefix: str) -> MarkedPage[ObjectVersion]:
     """Parse the response to `versions_query`.
 
     Raises:
@@ -187,9 +178,9 @@ def parse_versions(body: bytes, prefix: str) -> VersionsPage:
         # For one key the latest comes first, then the newest.
         rows.sort(key=lambda row: (row.key, not row.is_latest, -row.last_modified.timestamp()))
         if not _is_truncated(body):
-            return VersionsPage(rows, None)
+            return MarkedPage(rows, None)
         key = rows[-1].key if rows else _marker("NextKeyMarker", body)
-        return VersionsPage(rows, (key, find_text("NextVersionIdMarker", body) or ""))
+        return MarkedPage(rows, (key, find_text("NextVersionIdMarker", body) or ""))
 
 
 def _versions(kind: str, body: bytes, prefix: str) -> Sequence[ObjectVersion]:
@@ -219,7 +210,7 @@ def _versions(kind: str, body: bytes, prefix: str) -> Sequence[ObjectVersion]:
     ]
 
 
-def parse_uploads(body: bytes) -> UploadsPage:
+def parse_uploads(body: bytes) -> MarkedPage[MultipartUpload]:
     """Parse the response to `uploads_query`.
 
     Raises:
@@ -233,9 +224,9 @@ def parse_uploads(body: bytes) -> UploadsPage:
             for key, upload_id, time in zip(_decoded(keys, body), ids, times, strict=True)
         ]
         if not _is_truncated(body):
-            return UploadsPage(uploads, None)
+            return MarkedPage(uploads, None)
         upload_id = find_text("NextUploadIdMarker", body) or ""
-        return UploadsPage(uploads, (_marker("NextKeyMarker", body), upload_id))
+        return MarkedPage(uploads, (_marker("NextKeyMarker", body), upload_id))
 
 
 @contextmanager

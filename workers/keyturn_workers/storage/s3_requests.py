@@ -13,7 +13,6 @@ from xml.sax.saxutils import escape
 from keyturn_workers.storage.port import Condition, Headers, IfAbsent, IfMatch, Part
 from keyturn_workers.storage.s3_responses import META_PREFIX
 
-UNRESERVED: Final = "-_.~"
 _NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
 # S3 requires a digest of the body, even of an empty one, if the request sets a lock or the bucket
 # locks by default.
@@ -49,7 +48,7 @@ def condition_headers(condition: Condition | None) -> Mapping[str, str]:
 
 def part_query(upload_id: str, number: int) -> str:
     """The query of a request for one part, percent-encoded."""
-    return f"partNumber={number}&uploadId={quote(upload_id, safe=UNRESERVED)}"
+    return f"partNumber={number}&uploadId={quote(upload_id, safe='')}"
 
 
 def completion_body(parts: Sequence[Part]) -> bytes:
@@ -73,9 +72,9 @@ def tagging_body(tags: Mapping[str, str]) -> bytes:
 
 def upload_query(upload_id: str) -> str:
     """The query of a request for a whole multipart upload, percent-encoded."""
-    return f"uploadId={quote(upload_id, safe=UNRESERVED)}"
+    return f"uploadId={quote(upload_id, safe='')}"
 
 
 def version_query(version_id: str | None) -> str:
     """The query of a read of one version, percent-encoded; empty for the latest."""
-    return "" if version_id is None else f"versionId={quote(version_id, safe=UNRESERVED)}"
+    return "" if version_id is None else f"versionId={quote(version_id, safe='')}"

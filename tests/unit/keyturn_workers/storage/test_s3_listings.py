@@ -100,6 +100,22 @@ async def test_every_entry_once_in_pages(
     assert names == sorted(entries, key=order)
 
 
+async def test_a_key_that_disappears_does_not_show_the_order(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """It is not listed where byte order has it: only one that is still there proves path order."""
+    page = [listed("p/z"), listed("p/a/x"), listed("p/b")]
+    for again, by_path in (([listed(), listed()], None), ([listed("p/a/x")], True)):
+        storage.capabilities = Capabilities()
+        server.script = [*page[1:], *again, page[0]]
+        listing = await storage.list_entries("p/", after="p/a")
+        assert [row.key for row in listing.objects] == ["p/z"]
+        assert storage.capabilities.lists_by_path is by_path
+    starts = query_values(server, "start-after")
+    assert starts[-1] == "p/a/"
+    assert starts[4] == "p/a"
+
+
 async def test_versions_need_byte_order() -> None:
     """Old versions left out of a page would outlive a rotation."""
     storage = ListedBucket(["p/a"], by_path=True).storage()
