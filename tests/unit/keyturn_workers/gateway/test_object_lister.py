@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 
 from keyturn.crypto import new_dek
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import is_object_key, object_s3_key
+from keyturn.identifiers import byte_order, is_object_key, object_s3_key
 from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.gateway import object_lister
 from keyturn_workers.gateway.listing_query import ListingQuery
 from keyturn_workers.gateway.object_lister import ObjectLister
-from keyturn_workers.storage import Headers
+from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import keyring, v0_metadata, v0_ring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from keyturn.identifiers import Order
     from keyturn_workers.gateway.object_lister import Page
     from keyturn_workers.keyring import Keyring
     from keyturn_workers.storage import ObjectHead
@@ -37,8 +38,8 @@ SEALED = bytes(72)
 class Watched(MemoryStorage):
     """A bucket that records which objects were looked at, and how many at once."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, by_path: bool = False) -> None:
+        super().__init__(capabilities=Capabilities(lists_by_path=by_path))
         self.looked_at: list[str] = []
         self.at_once = 0
         self.most_at_once = 0
@@ -54,9 +55,11 @@ class Watched(MemoryStorage):
             self.at_once -= 1
 
 
-def holding(objects: Mapping[str, bytes], headers: Headers = TOMBSTONE) -> Watched:
+def holding(
+    objects: Mapping[str, bytes], headers: Headers = TOMBSTONE, *, by_path: bool = False
+) -> Watched:
     """A bucket with these objects of `acme`; what has no bytes has these headers."""
-    storage = Watched()
+    storage = Watched(by_path=by_path)
     for key, body in objects.items():
         storage.plant(object_s3_key("acme", key), body, PLAIN if body else headers)
     return storage
@@ -66,8 +69,8 @@ async def list_page(storage: MemoryStorage, ring: Keyring = RING, **query: str |
     return await ObjectLister(storage).list(ring, replace(ListingQuery(), **query))  # type: ignore[arg-type]
 
 
-def names(page: Page) -> list[str]:
-    return sorted([*(each.key for each in page.objects), *page.prefixes])
+def names(page: Page, order: Order = byte_order) -> list[str]:
+    return sorted([*(each.key for each in page.objects), *page.prefixes], key=order)
 
 
 # The model.
@@ -75,7 +78,9 @@ def names(page: Page) -> list[str]:
 _KEYS = st.text(st.sampled_from("ab/-0.~ü\U0010ffff\x01"), min_size=1, max_size=5)
 
 
-def entries_of(objects: Mapping[str, bytes], prefix: str, delimiter: str, after: str) -> list[str]:
+def entries_of(
+    objects: Mapping[str, bytes], prefix: str, delimiter: str, after: str, order: Order
+) -> list[str]:
     """Every entry once, in order: a folder with only deleted objects is one, too."""
     found = set()
     for key, body in objects.items():
@@ -84,7 +89,7 @@ def entries_of(objects: Mapping[str, bytes], prefix: str, delimiter: str, after:
         is_folder = end >= 0
         if key.startswith(prefix) and is_object_key(entry.removesuffix("/") if is_folder else key):
             found |= {entry} if is_folder or body else set()
-    return sorted((entry for entry in found if entry > after), key=str.encode)
+    return sorted((e for e in found if not after or order(e) > order(after)), key=order)
 
 
 @settings(max_examples=40)
@@ -96,6 +101,7 @@ def entries_of(objects: Mapping[str, bytes], prefix: str, delimiter: str, after:
     st.integers(1, 5),
     st.integers(1, 4),
     st.integers(1, 3),
+    st.booleans(),
 )
 def test_all_pages_together_are_the_listing(
     objects: dict[str, bytes],
@@ -105,9 +111,11 @@ def test_all_pages_together_are_the_listing(
     limit: int,
     page_keys: int,
     max_listings: int,
+    by_path: bool,  # drawn by position
 ) -> None:
-    """Each entry exactly once, in order, whatever the pages' ends are."""
-    storage = holding(objects)
+    """Each entry exactly once, in the storage's order, whatever the pages' ends are."""
+    storage = holding(objects, by_path=by_path)
+    order = storage.capabilities.order
     storage.page_keys = page_keys
 
     async def pages() -> list[str]:
@@ -118,14 +126,14 @@ def test_all_pages_together_are_the_listing(
                 storage, prefix=prefix, delimiter=delimiter, after=following, limit=limit
             )
             assert len(names(page)) <= limit
-            listed += names(page)
-            assert page.next_after is None or page.next_after > following
+            listed += names(page, order)
+            assert page.next_after is None or order(page.next_after) > order(following)
             following = page.next_after
         return listed
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(object_lister, "MAX_LISTINGS", max_listings)
-        assert asyncio.run(pages()) == entries_of(objects, prefix, delimiter, after)
+        assert asyncio.run(pages()) == entries_of(objects, prefix, delimiter, after, order)
 
 
 # What is looked at.
