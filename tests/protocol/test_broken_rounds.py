@@ -233,10 +233,42 @@ class _LooksAtTheRecordFirst(SweepStarter):
             await super()._prepare(project, replace(origin, id="0" * 8), limited=limited)
 
 
-def test_a_late_copy_of_a_request_changes_no_keyring() -> None:
+def test_a_late_copy_of_a_request_changes_no_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_copy_of_a_request_that_was_overtaken
+    broken = Parts(starter=_LooksAtTheRecordFirst)
     assert violations(story) == []
-    found = violations(story, Parts(starter=_LooksAtTheRecordFirst), settle=False)
+    # That a later request has named a master key is a guard of its own.
+    assert violations(story, broken) == []
+    monkeypatch.setattr("keyturn_workers.sweep.starter.check_order", lambda *_: None)
+    assert violations(story) == []
+    found = violations(story, broken, settle=False)
+    assert "a late copy of a request has put the project under its key" in found, found
+
+
+def a_copy_of_a_request_whose_end_was_dropped(world: World) -> None:
+    """A publisher has only so many ends in a record; its first signed request is sent again."""
+    begin(world, "a")
+    sweep = world.sweep("acme", master_key="m2")
+    world.run()
+    world.sweep("acme", master_key="m1")
+    world.run()
+    world.sweep("acme")
+    world.run()
+    assert world.oracle.origin(sweep, "acme") is None
+    world.replay(sweep)
+    world.run()
+    if world.oracle.projects["acme"].states[-1].master_key != "m1":
+        world.oracle.violated("a late copy of a request has put the project under its key")
+
+
+def test_a_copy_that_the_record_does_not_know_changes_no_keyring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = a_copy_of_a_request_whose_end_was_dropped
+    monkeypatch.setattr("keyturn_workers.sweep.progress._MAX_ENDS", 1)
+    assert violations(story, settle=False) == []
+    monkeypatch.setattr("keyturn_workers.sweep.starter.check_order", lambda *_: None)
+    found = violations(story, settle=False)
     assert "a late copy of a request has put the project under its key" in found, found
 
 

@@ -51,7 +51,11 @@ def end(world: World, sweep: str) -> SweepCompleted:
     return event
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", JUNK, NOWHERE], ids=["empty", "no", "odd", "gone"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", JUNK, NOWHERE, NOWHERE.replace(b"acme", b"*")],
+    ids=["empty", "no", "odd", "gone", "gone, of all"],
+)
 def test_a_planted_end_of_a_part_does_not_hide_its_project(world: World, body: bytes) -> None:
     sweep = world.sweep("*", master_key="m2")
     world.run(until=lambda: world.oracle.round("*"))
@@ -88,7 +92,7 @@ def test_another_sweep_with_the_same_id_cannot_stop_a_sweep_of_all(world: World)
     assert (of_all.clean, of_all.objects) == (True, 2)
 
 
-@pytest.mark.parametrize("body", [b"", JUNK], ids=["empty", "odd"])
+@pytest.mark.parametrize("body", [b"", JUNK, NOWHERE], ids=["empty", "odd", "gone"])
 @pytest.mark.parametrize("folder", ["results", "tags", "failures"])
 def test_planted_results_and_notes_delay_nothing(world: World, folder: str, body: bytes) -> None:
     rotation = world.rotate("acme")

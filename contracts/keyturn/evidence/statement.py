@@ -68,14 +68,14 @@ class EvidenceOrigin(_Model):
     Attributes:
         kind: Whether it was a rotation or a sweep. The part of a sweep of all is a sweep.
         id: The id of the rotation or the sweep.
-        publisher: Who requested it; None if its record does not say.
-        request: The SHA-256 of the request's body; None with `publisher`.
+        publisher: Who requested it.
+        request: The SHA-256 of the request's body.
     """
 
     kind: Literal["rotation", "sweep"]
     id: RequestId
-    publisher: ShortName | None
-    request: Digest | None
+    publisher: ShortName
+    request: Digest
 
 
 class Predicate(_Model):

@@ -215,7 +215,7 @@ async def test_evidence_and_failures_are_read_when_they_are_asked_for(site: Cons
     async with running(site) as (model, feeds):
         await feeds.request_evidence("acme", actor="ada")
         view = model.evidence("acme")
-        assert [file.sweep_id for file in view.files] == [history.rotation_id]
+        assert [file.code for file in view.files] == [None]
         await feeds.request_sweep("globex", history.failed_sweep_id, actor="ada")
         await feeds.request_failures("globex", history.failed_sweep_id, actor="ada")
         sweep = model.sweep(history.failed_sweep_id, "globex")

@@ -77,6 +77,9 @@ class Rotator:
             entry = self._find_generation(snapshot.keyring, request, origin)
             if entry is not None:
                 return await self._start_sweep(entry, request, origin)
+            if existing is not None and existing.end is not None and existing.end.code:
+                # An operator has restored a keyring without it.
+                raise GenerationMismatchError(existing.end.detail)
             if existing is not None:
                 raise KeyringRolledBackError("the keyring lacks a rotation that it accepted")
             after = self._rotate_keyring(snapshot.keyring, request, origin)

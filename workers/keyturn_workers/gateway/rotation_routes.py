@@ -216,17 +216,20 @@ class RotationRoutes:
             # It may have been accepted after the snapshot.
             keyring = (await self._auth.reauthenticate(caller)).snapshot.keyring
             generation = find_generation_number(keyring, rotation_id)
-        if generation is None:
-            return self._not_accepted(caller.project, rotation_id)
-        state = {"state": "accepted", "generation": generation}
         try:
             record = (await self._store.read(caller.project)).record
+            origins = [each for each in record.origins if each.kind == "rotation"]
         except MissingError:
-            return state  # the sweep has not started, or its record was removed
+            origins = []
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
-        by_id = (each for each in record.origins if each.kind == "rotation")
-        origin = next((each for each in by_id if each.id == rotation_id), None)
+        origin = next((each for each in origins if each.id == rotation_id), None)
+        if generation is None:
+            if origin is None or origin.end is None:
+                return self._not_accepted(caller.project, rotation_id)
+            # An operator has restored a keyring without it.
+            return {"state": "failed", "code": origin.end.code, "detail": origin.end.detail}
+        state = {"state": "accepted", "generation": generation}
         if origin is None:
             return state  # it has not been added, or ended long ago
         end = origin.end

@@ -22,6 +22,7 @@ import structlog
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
+    GenerationMismatchError,
     KeyringRolledBackError,
     KmsUnavailableError,
     UnknownMasterKeyError,
@@ -192,9 +193,9 @@ class AllProjectsSweep(StepRunner[AllRecord]):
             _log.warning("project put off", project=project, code=exc.code, detail=exc.detail)
             one_pass.deferred += 1
             return False
-        except (CorruptObjectError, KeyringContradictedError) as exc:
-            # A keyring that was forged or rolled back, by which nothing may be wrapped. The others
-            # continue.
+        except (CorruptObjectError, GenerationMismatchError, KeyringContradictedError) as exc:
+            # A keyring that was forged or rolled back, by which nothing may be wrapped, or that a
+            # later sweep has put under another master key. The others continue.
             await self._record_failed_part(walk, project, exc, one_pass)
             return False
         one_pass.added += 1

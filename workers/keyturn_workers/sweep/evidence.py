@@ -88,18 +88,17 @@ def statement_of(
             kind="rotation" if each.kind == "rotation" else "sweep",
             id=each.id,
             publisher=each.publisher,
-            request=each.digests[0] if each.digests else None,
+            request=each.digests[0],
         )
         for each in origins
     ]
-    first = next((each for each in named if each.publisher is not None), None)
     before = min((each.written_before for each in origins), key=_writes, default=Counts())
     counts = of.counts.with_writes(record.written.writes(before))
     predicate = Predicate(
         sweep_id=of.id,
         kind="rotation" if any(each.kind == "rotation" for each in named) else "sweep",
-        publisher=None if first is None else first.publisher,
-        request=None if first is None else first.request,
+        publisher=origins[0].publisher,
+        request=origins[0].digests[0],
         origins=named[:MAX_ORIGINS],
         origin_count=len(named),
         generation=record.state.generation,

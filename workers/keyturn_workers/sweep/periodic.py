@@ -27,11 +27,9 @@ import structlog
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
-    KmsUnavailableError,
-    UnknownMasterKeyError,
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
-from keyturn_workers.errors import MissingError
+from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring import Keyring, Mark, rotations_to_prove
 from keyturn_workers.keyring.mark_watch import MarkWatch
 from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
@@ -46,7 +44,7 @@ from keyturn_workers.sweep.starter import SweepStarter, new_origin
 STALLED_AFTER: Final = timedelta(minutes=15)
 _READS_PER_LOOK: Final = 2000
 _CONCURRENCY: Final = 16
-_NOT_READABLE: Final = (CorruptObjectError, UnknownMasterKeyError, KmsUnavailableError)
+_NOT_READABLE: Final = (CodedError, StorageAnswerError)
 
 _log = structlog.get_logger()
 
@@ -157,7 +155,7 @@ class PeriodicLook:
         try:
             _, body = await self._storage.read(keyring_s3_key(project), max_bytes=KEYRING_MAX_BYTES)
             keyring = await parse_keyring(body, project, self._keys)
-        except (MissingError, *_NOT_READABLE):
+        except _NOT_READABLE:
             return  # another worker may hold its master key, or an operator must act
         # The ETag of the listing: if the keyring changed since, the next look reads it again.
         current = keyring.current
@@ -197,8 +195,7 @@ class PeriodicLook:
                 self._resting[project] = look.records[project]
         except _NOT_READABLE as exc:
             # It is forged, or another worker must resume it. The others must not wait.
-            fields = {"project": project, "code": exc.code}
-            _log.warning("record not resumed", **fields, detail=exc.detail)
+            _log.warning("record not resumed", project=project, problem=f"{exc!r}")
         return False
 
     async def _remove_folders(self, look: _Look, project: str) -> bool:
@@ -251,7 +248,7 @@ class PeriodicLook:
         for project, rotation_id in sorted(again):
             rotations = list(self._keyrings[project].rotations)
             origin = next(each for each in rotations if each.id == rotation_id)
-            added += await self._add(project, origin)
+            added += await self._add(look, project, origin)
         return added
 
     async def _find_missing(self, look: _Look, project: str, rotations: list[Origin]) -> None:
@@ -264,7 +261,7 @@ class PeriodicLook:
                 record = (await self._store.read(project)).record
         except CorruptObjectError:
             pass  # adding a rotation replaces it
-        except (UnknownMasterKeyError, KmsUnavailableError):
+        except _NOT_READABLE:
             return
         known = () if record is None else record.origins
         missing = {each.name for each in rotations} - {each.name for each in known}
@@ -273,10 +270,10 @@ class PeriodicLook:
         if not missing and len(rotations) == len(self._keyrings[project].rotations):
             self._complete[project] = complete
 
-    async def _add(self, project: str, rotation: Origin) -> bool:
+    async def _add(self, look: _Look, project: str, rotation: Origin) -> bool:
         fields = {"project": project, "rotation_id": rotation.id}
         try:
-            await self._starter.start(project, rotation)
+            await self._starter.start(project, replace(rotation, added_at=look.now))
         except CodedError as exc:
             # The others must not wait for it. The next looks try again.
             _log.warning("rotation not added", **fields, code=exc.code, detail=exc.detail)

@@ -9,7 +9,7 @@ later than the step's own read proves nothing, and nothing waits for it (SPEC 8.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
@@ -21,6 +21,7 @@ from keyturn.errors import (
     StorageUnavailableError,
     TooManyRequestsError,
 )
+from keyturn.identifiers import parse_time
 from keyturn.topology import RETRY_DELAYS_S
 from keyturn_workers.keyring import Keyring, find_generation_number
 from keyturn_workers.sweep.record import (
@@ -80,7 +81,7 @@ def find_repeated(record: ProjectRecord | AllRecord, origin: Origin) -> Origin |
     return existing
 
 
-def check_share(record: ProjectRecord | AllRecord, publisher: str | None) -> None:
+def check_share(record: ProjectRecord | AllRecord, publisher: str) -> None:
     """Check that this publisher may have one more sweep.
 
     Raises:
@@ -91,22 +92,45 @@ def check_share(record: ProjectRecord | AllRecord, publisher: str | None) -> Non
         raise TooManyRequestsError(f"{MAX_OPEN_SWEEPS} sweeps of this publisher have not ended")
 
 
+def check_order(record: ProjectRecord | AllRecord, origin: Origin) -> None:
+    """Check that no later request has named a master key.
+
+    A copy of a request may come long after its end, which the record may have dropped by then.
+
+    Raises:
+        GenerationMismatchError: one has, so this one may not put the project under its own.
+    """
+    named_at = record.master_key_named_at
+    if origin.options.master_key is None or named_at is None:
+        return
+    if parse_time(origin.requested_at) < parse_time(named_at):
+        raise GenerationMismatchError("a sweep requested later has named a master key already")
+
+
 def add_origin(record: _RecordT, origin: Origin) -> _RecordT:
     """The record with this origin.
 
-    A repeated one adds its digest. If a step had given up, it is taken up again, as the youngest:
-    what was proven before does not answer it.
+    A repeated one adds its digest, unless it was answered. If a step had given up, it is taken up
+    again, as the youngest: what was proven before does not answer it.
     """
     existing = find_repeated(record, origin)
     if existing is None:
         if isinstance(record, ProjectRecord):
             origin = replace(origin, written_before=record.written)
+        if origin.options.master_key is not None:
+            record = replace(record, master_key_named_at=origin.requested_at)
         return replace(record, origins=(*record.origins, origin))
     repeated = existing.with_digests(origin.digests)
     if existing.end is None or existing.end.failed_at_step is None:
+        if existing.is_answered:
+            return record
         return _map_origins(record, lambda each: repeated if each.name == origin.name else each)
     others: tuple[Origin, ...] = tuple(each for each in record.origins if each.name != origin.name)
-    return replace(record, origins=(*others, replace(repeated, end=None)))
+    return replace(record, origins=(*others, _taken_up(repeated)))
+
+
+def _taken_up(origin: Origin) -> Origin:
+    return replace(origin, end=None, is_repeated=True)
 
 
 def open_origins(record: ProjectRecord | AllRecord) -> tuple[Origin, ...]:
@@ -120,8 +144,13 @@ def unpublished_origins(record: ProjectRecord | AllRecord) -> tuple[Origin, ...]
 
 
 def needs_step(record: ProjectRecord | AllRecord) -> bool:
-    """Whether anything is left to do: an origin is open, or its end is not published."""
-    return not all(each.is_answered for each in record.origins)
+    """Whether anything is left to do.
+
+    An origin is open, or its end is not published, or a clean end is not finished: the keyring
+    may name its evidence already.
+    """
+    is_ending = isinstance(record, ProjectRecord) and record.clean_end is not None
+    return is_ending or not all(each.is_answered for each in record.origins)
 
 
 def choose_origins(record: ProjectRecord | AllRecord) -> tuple[Origin, ...]:
@@ -133,15 +162,15 @@ def choose_origins(record: ProjectRecord | AllRecord) -> tuple[Origin, ...]:
 def served_origins(record: ProjectRecord, of: Round, keyring: Keyring) -> tuple[Origin, ...]:
     """The open origins that the proof of a round answers.
 
-    They were there when the round began. A rotation may also have been added later: the keyring
-    whose state is proven had it before.
+    They were there when the round began. A rotation may also have been added later, but not
+    repeated: the keyring whose state is proven had it before.
     """
     return tuple(
         each
         for each in open_origins(record)
         if each.name in of.origins
         or (
-            (each.kind == "rotation" and each.options == of.options)
+            (each.kind == "rotation" and each.options == of.options and not each.is_repeated)
             and find_generation_number(keyring, each.id) is not None
         )
     )
@@ -204,7 +233,7 @@ def reopen_failed(record: _RecordT) -> _RecordT:
 
     def reopen(origin: Origin) -> Origin:
         at_step = None if origin.end is None else origin.end.failed_at_step
-        return replace(origin, end=None) if at_step == record.step else origin
+        return _taken_up(origin) if at_step == record.step else origin
 
     return _map_origins(record, reopen)
 
@@ -224,19 +253,19 @@ def with_ends_published(record: _RecordT, names: Sequence[OriginName]) -> _Recor
 def without_old_ends(record: _RecordT, now: datetime, keep_for: timedelta) -> _RecordT:
     """The record without ends that nobody asks for any more.
 
-    Of each publisher a bounded number is kept, for the time that a request may be repeated.
-    Rotations that no clean end has followed stay for longer, and the newest one stays in any case:
-    without them, they would be taken for rotations that were lost, and be swept again.
+    Of each publisher a bounded number is kept, for the time that a request may be repeated. All
+    rotations that no clean end has followed stay, as long as their keyring names them, and the
+    newest one stays in any case: otherwise they would be taken for lost ones, and be swept again.
     """
     newest = next((each.name for each in reversed(record.origins) if each.kind == "rotation"), None)
-    kept, ends, is_cleared = list[Origin](), Counter[str | None](), False
+    kept, ends, is_cleared = list[Origin](), Counter[str](), False
     for origin in reversed(record.origins):
         end = origin.end
         is_cleared |= end is not None and end.clean
-        if origin.is_answered and end is not None and origin.name != newest:
+        is_in_keyring = origin.kind == "rotation" and (not is_cleared or origin.name == newest)
+        if origin.is_answered and end is not None and not is_in_keyring:
             ends[origin.publisher] += 1
-            is_needed = now - end.at <= keep_for or (origin.kind == "rotation" and not is_cleared)
-            if not is_needed or ends[origin.publisher] > _MAX_ENDS:
+            if now - end.at > keep_for or ends[origin.publisher] > _MAX_ENDS:
                 continue
         kept.append(origin)
     return replace(record, origins=tuple(reversed(kept)))
@@ -459,6 +488,11 @@ def apply_results(
         width=min(MAX_WIDTH, max(MIN_WIDTH, _RESULTS_TO_WIDTH * len(results))),
     )
     return AppliedResults(replace(record, round=after, written=written), tuple(proven), failing)
+
+
+def with_writes(record: ProjectRecord, results: Iterable[Result]) -> ProjectRecord:
+    """The record with the writes of results that prove nothing any more."""
+    return replace(record, written=sum((each.counts.writes() for each in results), record.written))
 
 
 def _next_attempt(

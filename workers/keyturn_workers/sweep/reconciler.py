@@ -47,6 +47,7 @@ from keyturn_workers.sweep.progress import (
     with_lease,
     with_pages_unsent,
     with_state,
+    with_writes,
 )
 from keyturn_workers.sweep.record import (
     CleanEnd,
@@ -120,9 +121,11 @@ class Reconciler(StepRunner[ProjectRecord]):
         # What is proven must not rest on a state that was left, nor on a date that was wrong.
         begins_again = is_longer or is_late or state != record.state
         proven: tuple[OpenPage, ...] = ()
-        if record.round is not None and not begins_again:
+        results = await self._store.results(record)
+        if begins_again:
+            record = with_writes(record, results.values())
+        elif record.round is not None:
             round_id = record.round.id
-            results = await self._store.results(record)
             applied = apply_results(record, record.round, results, now)
             record, proven = applied.record, applied.proven
             for page, result in applied.failing.items():

@@ -27,7 +27,7 @@ ALL: Final = ALL_PROJECTS
 _MAX_DIGESTS: Final = 64
 
 Kind = Literal["rotation", "sweep", "part"]
-OriginName: TypeAlias = tuple[Kind, str, str | None, str | None]
+OriginName: TypeAlias = tuple[Kind, str, str, str | None]
 """What identifies an origin: its kind, id and publisher, and of a part its walk."""
 _T = TypeVar("_T")
 
@@ -144,7 +144,7 @@ class Origin:
     Attributes:
         kind: What it is: a rotation, a sweep, or the part of a sweep of all projects.
         id: The id that the publisher chose.
-        publisher: Who signed it; None of a keyring that does not say.
+        publisher: Who signed it.
         requested_at: As its publisher wrote it.
         digests: The SHA-256 of its bodies: one, or more if it was signed again.
         actor: The person whom it names, if any.
@@ -152,12 +152,13 @@ class Origin:
         walk_id: Of a part, the walk through all projects that takes its end.
         added_at: When it was added, by the clock of a worker.
         written_before: The writes that the record had counted when it was added.
+        is_repeated: Whether it was taken up again after a step had given up.
         end: How it ended; None while it is open.
     """
 
     kind: Kind
     id: str
-    publisher: str | None
+    publisher: str
     requested_at: str
     digests: tuple[str, ...]
     added_at: datetime
@@ -165,6 +166,7 @@ class Origin:
     options: Options = Options()  # it is frozen
     walk_id: str | None = None
     written_before: Counts = Counts()  # it is frozen
+    is_repeated: bool = False
     end: End | None = None
 
     @property
@@ -190,10 +192,8 @@ class Origin:
         return "failed" if self.end.code else "done"
 
     @property
-    def requests(self) -> tuple[RequestOrigin | None, ...]:
+    def requests(self) -> tuple[RequestOrigin, ...]:
         """The requests that its end answers."""
-        if self.publisher is None:
-            return (None,)
         return tuple(RequestOrigin(self.publisher, each, self.actor) for each in self.digests)
 
     def with_digests(self, digests: Iterable[str]) -> "Origin":
@@ -385,6 +385,7 @@ class ProjectRecord:
         parts_heard_at: When progress was last published to parts of a sweep of all.
         idle_steps: How many steps passed since one that had something to do.
         origins: The requests, open and ended, in the order in which they were added.
+        master_key_named_at: When the newest request that named a master key was signed.
         round: The running round, if any.
         written: The writes of all results that steps have applied, of all rounds.
         clean_end: The clean end that is being made, if any.
@@ -402,6 +403,7 @@ class ProjectRecord:
     parts_heard_at: datetime | None = None
     idle_steps: int = 0
     origins: tuple[Origin, ...] = ()
+    master_key_named_at: str | None = None
     round: Round | None = None
     written: Counts = field(default_factory=Counts)
     clean_end: CleanEnd | None = None
@@ -452,11 +454,12 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class AllRecord:
-    """The record of the sweeps of all projects; `round` is the running walk, if any."""
+    """The record of the sweeps of all projects, as that of a project; `round` is the walk."""
 
     step: int = 0
     stepped_at: datetime | None = None
     origins: tuple[Origin, ...] = ()
+    master_key_named_at: str | None = None
     round: Walk | None = None
 
     project: ClassVar[str] = ALL

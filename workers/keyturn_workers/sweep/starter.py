@@ -8,7 +8,13 @@ from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringSnapshot, replace_keyring, with_master_key
 from keyturn_workers.sweep.context import SweepContext
-from keyturn_workers.sweep.progress import add_origin, check_share, find_repeated, needs_step
+from keyturn_workers.sweep.progress import (
+    add_origin,
+    check_order,
+    check_share,
+    find_repeated,
+    needs_step,
+)
 from keyturn_workers.sweep.record import (
     ALL,
     AllRecord,
@@ -27,7 +33,7 @@ def new_origin(
     kind: Kind,
     origin_id: str,
     requested_at: str,
-    request: RequestOrigin | None,
+    request: RequestOrigin,
     *,
     options: Options | None = None,
 ) -> Origin:
@@ -35,11 +41,11 @@ def new_origin(
     return Origin(
         kind,
         origin_id,
-        None if request is None else request.publisher,
+        request.publisher,
         requested_at,
-        () if request is None else (request.request,),
+        (request.request,),
         added_at=datetime.now(UTC),
-        actor=None if request is None else request.actor,
+        actor=request.actor,
         options=options or Options(),
     )
 
@@ -86,6 +92,7 @@ class SweepStarter:
 
         Raises:
             MalformedRequestError: the id was used with other options.
+            GenerationMismatchError: a later sweep has named a master key.
             TooManyRequestsError: too many sweeps of this publisher are open.
             UnknownProjectError: no keyring exists.
             CorruptObjectError: the keyring is forged.
@@ -166,8 +173,10 @@ class SweepStarter:
             record = await self._find_record(project)
             if record is not None and find_repeated(record, origin) is not None:
                 return
-            if limited and record is not None:
-                check_share(record, origin.publisher)
+            if record is not None:
+                check_order(record, origin)
+                if limited:
+                    check_share(record, origin.publisher)
             if snapshot is None or master_key in (None, snapshot.keyring.master_key):
                 return
             after = with_master_key(snapshot.keyring, str(master_key))

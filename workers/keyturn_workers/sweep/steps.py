@@ -105,7 +105,7 @@ class StepRunner(ABC, Generic[RecordT]):
             if not open_origins(record):
                 # If its dead letter was replayed, it goes on.
                 record = reopen_failed(record)
-                if not open_origins(record):
+                if not needs_step(record):
                     return
             if await self._step(replace(stored, record=record)):
                 return
@@ -165,11 +165,22 @@ class StepRunner(ABC, Generic[RecordT]):
             return False
         if not needs_step(stored.record):
             return False
+        if self._is_stuck(stored.record):
+            # Each look would begin the attempts at the step anew, and nobody would ever be told.
+            await self._fail(stored, StorageUnavailableError("no step has succeeded for days"))
+            return True
         record = self._unsent(stored.record)
         record = replace(record, step=record.step + RESUME_STEPS)
         if await self._store.change(record, stored.etag, stored.master_key):
             await self._dispatcher.send_step(record)
         return True
+
+    def _is_stuck(self, record: RecordT) -> bool:
+        """Whether no step was made for as long as a request may be repeated."""
+        moments = [each.added_at for each in open_origins(record)]
+        if record.stepped_at is not None and moments:
+            moments.append(record.stepped_at)
+        return bool(moments) and datetime.now(UTC) - max(moments) > self._keep_for
 
     async def record_failure(self, hint: SweepStep, error: CodedError) -> None:
         """Record and publish that a record cannot continue; a replay of its message resumes it.
@@ -181,10 +192,13 @@ class StepRunner(ABC, Generic[RecordT]):
             stored = await self._read(hint.project)
         except MissingError:
             return
-        if hint.step != stored.record.step or not open_origins(stored.record):
-            return
+        if hint.step == stored.record.step and open_origins(stored.record):
+            await self._fail(stored, error)
+
+    async def _fail(self, stored: StoredRecord[RecordT], error: CodedError) -> None:
+        """Let every open origin of a record fail."""
         record = end_failed(stored.record, error.code, error.detail, datetime.now(UTC))
         if await self._store.change(record, stored.etag, stored.master_key):
-            fields = {"project": hint.project, "code": error.code}
+            fields = {"project": record.project, "code": error.code}
             _log.error("sweeps failed", **fields, detail=error.detail)
-            await self._publish_ends(hint.project)
+            await self._publish_ends(record.project)

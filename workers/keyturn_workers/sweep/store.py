@@ -297,12 +297,12 @@ class SweepStore:
     async def _read_result(
         self, record: ProjectRecord, page: int, s3_key: str
     ) -> tuple[int, Result | None]:
+        """The result of a page; None if an attacker put something there: it is not done."""
         try:
             result, master_key, _ = await self._read(s3_key, record.project, Result)
         except MissingError:
             return page, None
         except (CorruptObjectError, UnknownMasterKeyError):
-            # An attacker who can write the bucket put it there: the page counts as not done.
             await self._storage.delete(s3_key)
             return page, None
         # A result under a master key that is being replaced proves nothing for the new one.
@@ -386,9 +386,15 @@ class SweepStore:
             path = parse_record_path(row.key)
             if path is None or not path.name.startswith(_TAGS):
                 continue
-            note = await self._read_or_delete_forged(row.key, project, _TagNote)
-            if note is not None:
-                yield row.key, note.tags
+            try:
+                note, _, _ = await self._read(row.key, project, _TagNote)
+            except MissingError:
+                continue
+            except (CorruptObjectError, UnknownMasterKeyError) as exc:
+                # Not deleted: another worker may be able to read it. No round waits for it.
+                _log.warning("tags not read", record=row.key, code=exc.code)
+                continue
+            yield row.key, note.tags
 
     async def delete_tag_note(self, s3_key: str) -> None:
         """Delete a note whose tags are back on their objects."""
@@ -480,14 +486,18 @@ class SweepStore:
             raise UnknownRecordError("the record is not of its kind") from exc
 
     async def _read_or_delete_forged(self, s3_key: str, project: str, kind: type[_T]) -> _T | None:
-        """A record, or None if there is none. A forged one is deleted, and is None as well."""
+        """A record, or None if there is none. A forged one is deleted, and is None as well.
+
+        So is one under a master key that is not held here, be it forged or not: what it says is
+        found out again.
+        """
         try:
             value, _, _ = await self._read(s3_key, project, kind)
         except MissingError:
             return None
         except UnknownRecordError:
             return None  # of another release, whose workers read it
-        except CorruptObjectError:
+        except (CorruptObjectError, UnknownMasterKeyError):
             await self._storage.delete(s3_key)
             return None
         return value

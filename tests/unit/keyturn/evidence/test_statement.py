@@ -37,7 +37,7 @@ def test_the_subject_is_the_project_at_its_generation() -> None:
     [
         {},
         {"publisher": None, "request": None, "previous": "d" * 64, "event_keys": [USE]},
-        {"origins": [ORIGIN, {**ORIGIN, "publisher": None, "request": None}], "origin_count": 70},
+        {"origins": [ORIGIN, {**ORIGIN, "kind": "rotation"}], "origin_count": 70},
     ],
 )
 def test_a_payload_reads_back(changes: dict[str, Any]) -> None:

@@ -27,11 +27,10 @@ RESULT: Final = Result("", "", STATE, PROOF, Counts(objects=1, current=1), chang
 
 
 def origin(
-    kind: Kind = "sweep", origin_id: str = SWEEP_ID, publisher: str | None = "api", **more: Any
+    kind: Kind = "sweep", origin_id: str = SWEEP_ID, publisher: str = "api", **more: Any
 ) -> Origin:
     """A request of this publisher."""
-    digests = () if publisher is None else ("0" * 64,)
-    made = Origin(kind, origin_id, publisher, AT, digests, added_at=NOW)
+    made = Origin(kind, origin_id, publisher, AT, ("0" * 64,), added_at=NOW)
     return replace(made, **more)
 
 

@@ -103,13 +103,6 @@ async def test_progress_is_published_once_whatever_was_repeated() -> None:
     assert (event.sweep_id, event.objects, event.clean) == (SWEEP_ID, 3, False)
 
 
-async def test_an_origin_without_a_publisher_is_answered_without_one() -> None:
-    sender, unknown = Sender(), origin(publisher=None)
-    await SweepDispatcher(sender).publish_progress("acme", unknown, COUNTS)
-    await SweepDispatcher(sender).publish_end("acme", ended(unknown))
-    assert [event.origin for event in sender.published] == [None, None]
-
-
 def test_there_is_no_event_of_an_end_before_it() -> None:
     with pytest.raises(ValueError, match="not ended"):
         end_event("acme", SWEEP)

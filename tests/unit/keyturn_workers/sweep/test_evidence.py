@@ -75,15 +75,14 @@ def statement(
 
 def test_evidence_says_what_was_proven_and_for_whom() -> None:
     part = origin("part", LATER_ID, walk_id=ROUND_ID)
-    made = statement(origin(publisher=None), ROTATION, part)
+    made = statement(origin(), ROTATION, part)
     predicate = made.predicate
     assert (made.deployment, made.project) == ("test", "acme")
     assert (predicate.sweep_id, predicate.kind) == (ROUND_ID, "rotation")
-    # The oldest one that names a publisher.
-    assert (predicate.publisher, predicate.request) == ("billing", "0" * 64)
+    assert (predicate.publisher, predicate.request) == ("api", "0" * 64)
     assert predicate.origin_count == 3
     assert [(each.kind, each.id, each.publisher, each.request) for each in predicate.origins] == [
-        ("sweep", SWEEP_ID, None, None),
+        ("sweep", SWEEP_ID, "api", "0" * 64),
         ("rotation", OTHER_ID, "billing", "0" * 64),
         ("sweep", LATER_ID, "api", "0" * 64),
     ]
@@ -97,11 +96,6 @@ def test_evidence_says_what_was_proven_and_for_whom() -> None:
     assert predicate.counts.model_dump() == {**COUNTS.to_json(), "clean": True}
     assert (predicate.previous, predicate.event_keys) == (None, [])
     assert counts_of(parse(sign(made, EVENT_KEY))) == COUNTS
-
-
-def test_a_record_that_names_no_publisher_gives_evidence_without_one() -> None:
-    predicate = statement(origin(publisher=None)).predicate
-    assert (predicate.kind, predicate.publisher, predicate.request) == ("sweep", None, None)
 
 
 def test_of_many_requests_the_oldest_are_named_and_all_counted() -> None:

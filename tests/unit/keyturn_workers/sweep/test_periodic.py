@@ -259,8 +259,7 @@ async def test_no_folder_is_removed_before_its_tags_are_back_on_their_objects() 
     on.storage.plant("acme/k", b"", Headers({}))
     await on.store.add_tag_note("acme", ROUND_ID, PAGE, {"k": {"team": "legal"}}, "m1")
     on.storage.fail_next("write_tags", StorageUnavailableError("503"))
-    with pytest.raises(StorageUnavailableError):
-        await on.look(2 * KEEP_FOR)
+    await on.look(2 * KEEP_FOR)
     assert _folders(on) == [ROUND_ID]
     await on.look(2 * KEEP_FOR)
     assert _folders(on) == []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from keyturn.errors import (
+    GenerationMismatchError,
     LeaseMismatchError,
     MalformedRequestError,
     StorageUnavailableError,
@@ -26,6 +27,7 @@ from keyturn_workers.sweep.progress import (
     apply_results,
     begin_round,
     begin_walk,
+    check_order,
     check_share,
     choose_origins,
     end_failed,
@@ -46,6 +48,7 @@ from keyturn_workers.sweep.progress import (
     with_lease,
     with_pages_unsent,
     with_state,
+    with_writes,
     without_old_ends,
 )
 from keyturn_workers.sweep.record import (
@@ -113,10 +116,12 @@ def test_an_origin_counts_the_writes_from_its_beginning() -> None:
 
 def test_a_repeated_request_adds_its_digest_whatever_became_of_the_first_one() -> None:
     again = replace(SWEEP, digests=("1" * 64,), requested_at="2026-11-25T00:00:00Z")
-    for before in (SWEEP, ended(SWEEP), ended(SWEEP, published=False)):
+    for before in (SWEEP, ended(SWEEP, published=False)):
         added = only(add_origin(record(before), again))
         assert added == replace(before, digests=("0" * 64, "1" * 64))
         assert only(add_origin(record(added), again)) == added
+    # One that was answered is answered again by whoever serves the request.
+    assert only(add_origin(record(ended(SWEEP)), again)) == ended(SWEEP)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,46 @@ def test_a_sweep_whose_step_gave_up_is_taken_up_as_the_youngest() -> None:
     failed = ended(SWEEP, clean=False, code="corrupt_object", failed_at_step=3)
     added = add_origin(record(failed, OTHER), replace(SWEEP, digests=("1" * 64,)))
     assert ids(added.origins) == [OTHER_ID, SWEEP_ID]
-    assert added.origins[1] == replace(SWEEP, digests=("0" * 64, "1" * 64))
+    assert added.origins[1] == replace(SWEEP, digests=("0" * 64, "1" * 64), is_repeated=True)
+
+
+def test_a_late_copy_of_a_request_names_no_master_key_after_a_later_one() -> None:
+    """Not even if its own end was dropped since."""
+    first, later = (
+        origin(origin_id=each, options=Options(master_key=name), requested_at=at)
+        for each, name, at in (
+            (SWEEP_ID, "m2", "2026-11-24T10:00:00Z"),
+            (OTHER_ID, "m1", "2026-11-24T10:00:01Z"),
+        )
+    )
+    after = replace(add_origin(add_origin(record(), first), later), origins=())
+    with pytest.raises(GenerationMismatchError):
+        check_order(after, first)
+    check_order(after, later)
+    check_order(after, SWEEP)
+
+
+def test_a_rotation_that_is_repeated_waits_for_the_next_round() -> None:
+    """What was proven before the repetition does not answer it."""
+    running = record(SWEEP, ROTATION, round=round_of())
+    assert ids(served_origins(running, the_round(running), RING)) == [SWEEP_ID, ROTATION.id]
+    repeated = record(SWEEP, replace(ROTATION, is_repeated=True), round=round_of())
+    assert ids(served_origins(repeated, the_round(repeated), RING)) == [SWEEP_ID]
+
+
+def test_a_clean_end_that_is_not_finished_needs_a_step() -> None:
+    """The keyring may name its evidence, whose file does not exist yet."""
+    made = CleanEnd("{}", STATE, (), Counts())
+    assert needs_step(record(ended(SWEEP), clean_end=made))
+    assert not needs_step(record(ended(SWEEP)))
+
+
+def test_writes_count_though_the_round_began_again() -> None:
+    counted = with_writes(
+        record(written=Counts(rewrapped=1)),
+        [replace(RESULT, counts=Counts(encrypted=2, rewrapped=3, objects=5))],
+    )
+    assert counted.written == Counts(rewrapped=4, encrypted=2)
 
 
 def test_a_sweep_that_was_overtaken_is_not_taken_up_again() -> None:
@@ -250,7 +294,8 @@ def test_a_step_that_gives_up_fails_every_open_origin_until_its_message_is_repla
     end = end_of(failed.origins[1])
     assert (end.code, end.detail, end.failed_at_step) == ("corrupt_object", "forged", 3)
     assert end.counts == replace(SEEN, rewrapped=2)
-    assert reopen_failed(failed) == replace(running, round=None)
+    taken_up = [replace(each, is_repeated=True) for each in (SWEEP, OTHER)]
+    assert reopen_failed(failed).origins == (ended(ROTATION), *taken_up)
     assert reopen_failed(replace(failed, step=4)) == replace(failed, step=4)
 
 
@@ -313,7 +358,7 @@ def test_rotations_stay_until_a_clean_end_follows_them() -> None:
     unproven = [ended(each, clean=False) for each in many(70, "rotation")]
     late = NOW + KEEP_FOR + A_DAY
     kept = without_old_ends(record(*unproven, ended(OTHER, clean=False)), late, KEEP_FOR)
-    assert kept.origins == tuple(unproven[-64:])
+    assert kept.origins == tuple(unproven)
     clean = ended(OTHER, at=NOW)
     assert ids(without_old_ends(record(*unproven, clean), late, KEEP_FOR).origins) == [
         unproven[-1].id

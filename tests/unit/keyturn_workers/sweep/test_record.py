@@ -42,7 +42,7 @@ COUNTS = Counts(objects=6, rewrapped=2, current=3, plaintext=2, encrypted=1, del
     [
         record(
             replace(SWEEP, actor="ada", digests=("1" * 64, "2" * 64)),
-            ended(origin("rotation", OTHER_ID, None), code="x", failed_at_step=3),
+            ended(origin("rotation", OTHER_ID), code="x", failed_at_step=3),
             origin("part", walk_id=ROUND_ID),
             round=round_of(
                 OpenPage(0, "a", "b", attempts=2, seen=Counts(objects=1, failed=1)),
@@ -154,7 +154,6 @@ def test_an_origin_is_open_until_it_ended_and_answered_once_that_is_published() 
 def test_an_end_answers_each_request_with_its_person() -> None:
     asked = replace(SWEEP, digests=("1" * 64, "2" * 64), actor="ada")
     assert asked.requests == tuple(RequestOrigin("api", each, "ada") for each in asked.digests)
-    assert origin(publisher=None).requests == (None,)
 
 
 def test_a_publisher_that_repeats_a_request_again_and_again_does_not_fill_the_record() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -147,6 +148,19 @@ async def test_a_record_that_lost_its_messages_resumes(project: str) -> None:
     assert await on.handler.resume(project)
     assert on.messages.steps() == [before.step + 2]
     assert (await _found(on, project)).step == before.step + 2
+
+
+@PROJECTS
+async def test_a_record_whose_steps_have_failed_for_days_is_not_resumed_for_ever(
+    project: str,
+) -> None:
+    """Otherwise each look would begin the attempts anew, and nobody would be told."""
+    on = Sweeping()
+    await _put(on, project, replace(SWEEP, added_at=NOW - timedelta(days=99)))
+    assert await on.handler.resume(project)
+    found = await _found(on, project)
+    assert [each.status for each in found.origins] == ["failed"]
+    assert on.messages.steps() == []
 
 
 async def test_of_two_workers_that_resume_a_record_one_does() -> None:
