@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
-from typing import Any, cast
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Self, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -34,6 +34,18 @@ PROJECTS = pytest.mark.parametrize("project", ["acme", ALL])
 
 def _step(number: int, project: str = "acme") -> SweepStep:
     return SweepStep(project=project, step=number)
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers' clock shows the moment at which these origins were added."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(NOW.timestamp(), tz)
+
+    monkeypatch.setattr("keyturn_workers.sweep.steps.datetime", Clock)
 
 
 async def _put(on: Sweeping, project: str, *origins: Origin) -> None:
