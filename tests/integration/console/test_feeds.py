@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from keyturn.crypto import IntakePublicKey
+from keyturn.evidence import parse
 from keyturn.messages import encode
 from keyturn.publisher import Publisher
 from keyturn.settings import NamedIntakeKey, PublisherSettings
@@ -215,7 +216,10 @@ async def test_evidence_and_failures_are_read_when_they_are_asked_for(site: Cons
     async with running(site) as (model, feeds):
         await feeds.request_evidence("acme", actor="ada")
         view = model.evidence("acme")
-        assert [file.code for file in view.files] == [None]
+        (file,) = view.files
+        assert file.envelope is not None
+        origins = parse(file.envelope.encode()).predicate.origins
+        assert [each.id for each in origins] == [history.rotation_id]
         await feeds.request_sweep("globex", history.failed_sweep_id, actor="ada")
         await feeds.request_failures("globex", history.failed_sweep_id, actor="ada")
         sweep = model.sweep(history.failed_sweep_id, "globex")

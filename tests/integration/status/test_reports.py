@@ -136,10 +136,13 @@ async def test_a_sweep_its_failures_its_evidence_and_what_depends_on_each_key(si
     assert [(row.key, row.code) for row in page.failures or ()] == [("odd", "unknown_algorithm")]
     (page,) = await site.pages("evidence", "acme")
     (proof,) = page.evidence_files or ()
-    assert (proof.sweep_id, proof.digest, proof.code) == (clean.sweep_id, clean.evidence, None)
+    assert (proof.digest, proof.code) == (clean.evidence, None)
     keys = [deployment.event_key.verify_key()]
     assert proof.envelope is not None
-    verify_chain([proof.envelope.encode()], keys, project="acme", newest=clean.evidence)
+    (file,) = verify_chain([proof.envelope.encode()], keys, project="acme", newest=clean.evidence)
+    # Its name has the id of the round. Inside are the ids of the requests that it answers.
+    assert proof.sweep_id == file.predicate.sweep_id
+    assert [each.id for each in file.predicate.origins] == [clean.sweep_id]
     (page,) = await site.pages("objects", "acme")
     groups = {(row.kind, row.master_key, row.code): row.count for row in page.objects or ()}
     assert groups == {("encrypted", "m1", None): 3, ("unreadable", None, "unknown_algorithm"): 1}
