@@ -69,7 +69,8 @@ class Keyring:
     """The record of a project's keys; `current` is the desired generation.
 
     `origin` is that of the request that created the current generation. `lease_s` is the longest
-    lease, in seconds, of any worker that wrote this record. `evidence` is the digest of the newest
+    lease, in seconds, of any worker that wrote this record. Workers always write both; a record
+    without them, as another implementation may write it, has None and 0. `evidence` is the digest of the newest
     evidence. `serial` counts the changes of the record; a keyring of 0.10 has none, which is 0.
     `recovery` is the id of the request that accepted a restored record, if one did (SPEC 5.5).
     """
@@ -77,7 +78,7 @@ class Keyring:
     project: str
     master_key: str
     current: Generation
-    origin: RequestOrigin
+    origin: RequestOrigin | None
     lease_s: int
     plaintext_allowed: bool = False
     v0_allowed: bool = False
@@ -135,18 +136,15 @@ def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
         "v0_kek": _kek_json(keyring.v0_kek),
         "history": [_entry_json(entry) for entry in keyring.history],
         "lease_s": keyring.lease_s,
-        "publisher": keyring.origin.publisher,
-        "request": keyring.origin.request,
+        **_origin_json(keyring.origin),
         "serial": keyring.serial,
         **_set_json(keyring),
     }
 
 
 def _entry_json(entry: Generation) -> dict[str, Any]:
-    origin = entry.origin
-    fields = {} if origin is None else {"publisher": origin.publisher, "request": origin.request}
     return {
-        **fields,
+        **_origin_json(entry.origin),
         "generation": entry.generation,
         "kek_id": entry.kek_id,
         "kek": _kek_json(entry.kek),
@@ -154,6 +152,10 @@ def _entry_json(entry: Generation) -> dict[str, Any]:
         "requested_at": entry.requested_at,
         "at": entry.at,
     }
+
+
+def _origin_json(origin: RequestOrigin | None) -> dict[str, str]:
+    return {} if origin is None else {"publisher": origin.publisher, "request": origin.request}
 
 
 def _set_json(keyring: Keyring) -> dict[str, str]:
@@ -187,10 +189,7 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
     if rest["plaintext"] not in _PERMISSIONS or rest["v0"] not in _PERMISSIONS:
         raise ValueError("permissions")
     current = _entry(rest)
-    history = tuple(
-        replace(_entry(entry), origin=_origin(entry) if "publisher" in entry else None)
-        for entry in rest["history"]
-    )
+    history = tuple(replace(_entry(entry), origin=_origin(entry)) for entry in rest["history"])
     generations = [entry.generation for entry in (*history, current)]
     if current.kek is None or generations != sorted(set(generations)):
         raise ValueError("generations")
@@ -199,7 +198,7 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         master_key=master_key,
         current=current,
         origin=_origin(rest),
-        lease_s=_lease_s(rest["lease_s"]),
+        lease_s=_lease_s(rest["lease_s"]) if "lease_s" in rest else 0,
         plaintext_allowed=rest["plaintext"] == "allowed",
         v0_allowed=rest["v0"] == "allowed",
         v0_kek=_kek(rest["v0_kek"]),
@@ -210,7 +209,9 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
     )
 
 
-def _origin(fields: Mapping[str, Any]) -> RequestOrigin:
+def _origin(fields: Mapping[str, Any]) -> RequestOrigin | None:
+    if "publisher" not in fields and "request" not in fields:
+        return None
     return RequestOrigin(_publisher(fields["publisher"]), _digest(fields["request"]))
 
 

@@ -48,4 +48,5 @@ class KeyringSnapshot:
             raise StorageUnavailableError(
                 "the keyring read gives no lease: it was slow, or the storage's clock differs"
             )
-        return Lease(self.read_at, min(self.lease_s, self.keyring.lease_s))
+        named_s = self.keyring.lease_s or self.lease_s
+        return Lease(self.read_at, min(self.lease_s, named_s))

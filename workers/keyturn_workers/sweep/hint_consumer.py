@@ -68,7 +68,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
         if queue_of(hint) != self._queue:
             raise NotAdmittedError(MalformedRequestError("this hint belongs on another queue"))
         if isinstance(hint, SweepPage):
-            delivery.identify("sweep", hint.round)
+            delivery.identify("round", hint.round)
         retry = self._worker_publisher.retry_of(message, self._queue)
         return HintJob(message, retry, "", hint)
 

@@ -21,7 +21,7 @@ _TYPES: Final = frozenset((*PUBLISHER_EVENTS, *REQUESTS))
 class _TracedDelivery(Delivery):
     __slots__ = ()
 
-    def identify(self, kind: Literal["request", "sweep"], identity: str) -> None:
+    def identify(self, kind: Literal["request", "round"], identity: str) -> None:
         """See `Delivery.identify`."""
         _note(f"keyturn.{kind}.id", identity)
 

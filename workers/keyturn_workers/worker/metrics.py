@@ -109,10 +109,10 @@ class Delivery:
         # Parsed only when a scrape asks for the age.
         self._requested_at = requested_at
 
-    def identify(self, kind: Literal["request", "sweep"], identity: str) -> None:
+    def identify(self, kind: Literal["request", "round"], identity: str) -> None:
         """Name what the message is about, for traces: a label of a metric it is not.
 
-        `identity` is the verified id of a request, or the well-formed one of a sweep's round.
+        `identity` is the verified id of a request, or the well-formed one of a page's round.
         """
 
     def held_s(self) -> float:

@@ -14,6 +14,7 @@ from keyturn.crypto import Secret, from_base64, record_kek, seal_record, to_base
 from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
+from keyturn_workers.keyring.transitions import with_lease
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyring, rotated
 from tools.harness.local_keys import build_keyring, parse_keyring, parse_record
 
@@ -29,8 +30,9 @@ def _sealed(payload: dict[str, object], project: str = "acme") -> bytes:
 
 
 def _payload(ring: Keyring) -> dict[str, object]:
-    current = ring.current
+    current, origin = ring.current, ring.origin
     assert current.kek is not None
+    assert origin is not None
     return {
         "generation": current.generation,
         "kek_id": current.kek_id,
@@ -43,8 +45,8 @@ def _payload(ring: Keyring) -> dict[str, object]:
         "v0_kek": None,
         "history": [],
         "lease_s": ring.lease_s,
-        "publisher": ring.origin.publisher,
-        "request": ring.origin.request,
+        "publisher": origin.publisher,
+        "request": origin.request,
     }
 
 
@@ -69,8 +71,19 @@ def test_origin_lease_evidence_serial_and_recovery_round_trip() -> None:
         assert parse_keyring(build_keyring(each, MASTER_KEYS), "acme", MASTER_KEYS) == each
 
 
-@pytest.mark.parametrize("field", ["lease_s", "publisher", "request"])
-def test_a_record_without_origin_or_lease_is_refused(field: str) -> None:
+def test_another_implementation_need_not_write_origin_and_lease() -> None:
+    payload = _payload(keyring())
+    for field in ("lease_s", "publisher", "request"):
+        del payload[field]
+    ring = parse_keyring(_sealed(payload), "acme", MASTER_KEYS)
+    assert (ring.origin, ring.lease_s) == (None, 0)
+    assert parse_keyring(build_keyring(with_lease(ring, 15), MASTER_KEYS), "acme", MASTER_KEYS) == (
+        with_lease(ring, 15)
+    )
+
+
+@pytest.mark.parametrize("field", ["publisher", "request"])
+def test_half_an_origin_is_refused(field: str) -> None:
     payload = _payload(keyring())
     del payload[field]
     with pytest.raises(CorruptObjectError):

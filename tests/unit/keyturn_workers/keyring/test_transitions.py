@@ -49,15 +49,16 @@ def test_a_rotation_records_its_request_and_keeps_the_one_before() -> None:
 
 
 def test_a_generation_is_of_the_request_that_created_it() -> None:
-    after = _turned(_BEFORE)
+    after, first = _turned(_BEFORE), _BEFORE.origin
     (earlier,) = after.history
+    assert first is not None
     assert has_origin(after, after.current, _LATER)
-    assert has_origin(after, earlier, _BEFORE.origin)
+    assert has_origin(after, earlier, first)
     assert not has_origin(after, after.current, RequestOrigin("two", "3" * 64))
     assert not has_origin(after, after.current, RequestOrigin("one", "2" * 64))
     assert not has_origin(after, earlier, _LATER)
     # As 0.10 wrote it.
-    assert not has_origin(after, replace(earlier, origin=None), _BEFORE.origin)
+    assert not has_origin(after, replace(earlier, origin=None), first)
 
 
 @pytest.mark.parametrize(
