@@ -53,7 +53,8 @@ def _sent_by(lived: Lived, roots: list[ReceivedSpan], name: str) -> set[tuple[st
 
 def _steps_after(lived: Lived, first: ReceivedSpan) -> list[ReceivedSpan]:
     """The deliveries of steps that a message led to: each sends the next one."""
-    known, steps = {_ids(first)}, list[ReceivedSpan]()
+    known = {_ids(first)}
+    steps: list[ReceivedSpan] = []
     left = lived.received.roots("process keyturn.plan")
     while following := [span for span in left if known & set(span.links)]:
         steps += following

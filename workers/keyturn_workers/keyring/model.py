@@ -70,9 +70,10 @@ class Keyring:
 
     `origin` is that of the request that created the current generation. `lease_s` is the longest
     lease, in seconds, of any worker that wrote this record. Workers always write both; a record
-    without them, as another implementation may write it, has None and 0. `evidence` is the digest of the newest
-    evidence. `serial` counts the changes of the record; a keyring of 0.10 has none, which is 0.
-    `recovery` is the id of the request that accepted a restored record, if one did (SPEC 5.5).
+    without them, as another implementation may write it, has None and 0. `evidence` is the digest
+    of the newest evidence. `serial` counts the changes of the record; a keyring of 0.10 has none,
+    which is 0. `recovery` is the id of the request that accepted a restored record, if one did
+    (SPEC 5.5).
     """
 
     project: str
