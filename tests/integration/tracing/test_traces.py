@@ -51,18 +51,6 @@ def _sent_by(lived: Lived, roots: list[ReceivedSpan], name: str) -> set[tuple[st
     return {_ids(span) for trace in traces for span in trace.named(name)}
 
 
-def _steps_after(lived: Lived, first: ReceivedSpan) -> list[ReceivedSpan]:
-    """The deliveries of steps that a message led to: each sends the next one."""
-    known = {_ids(first)}
-    steps: list[ReceivedSpan] = []
-    left = lived.received.roots("process keyturn.plan")
-    while following := [span for span in left if known & set(span.links)]:
-        steps += following
-        left = [span for span in left if span not in following]
-        known |= _sent_by(lived, following, "send keyturn.plan")
-    return steps
-
-
 async def test_an_upload_is_two_traces_that_link_to_each_other(lived: Lived) -> None:
     request_id = lived.ids["stored"]
     root, trace = _delivery(lived, UPLOAD, request_id)
@@ -154,18 +142,14 @@ async def test_a_rotation_leads_by_links_to_its_pages(lived: Lived) -> None:
     assert root.links == (_ids(sent),)
     assert trace.named("send keyturn:rotation.accepted")
     (first,) = trace.named("send keyturn.plan")
-    steps = _steps_after(lived, first)
-    announced_rounds = {
-        page.attributes["keyturn.round.id"]
-        for page in lived.received.roots("process keyturn.sweep")
-        if page.links[0] in _sent_by(lived, steps, "send keyturn.sweep")
+    steps = lived.received.roots("process keyturn.plan")
+    (begun,) = [step for step in steps if _ids(first) in step.links]
+    every_page = lived.received.roots("process keyturn.sweep")
+    sent_first = _sent_by(lived, [begun], "send keyturn.sweep")
+    (round_id,) = {
+        page.attributes["keyturn.round.id"] for page in every_page if page.links[0] in sent_first
     }
-    pages = [
-        span
-        for span in lived.received.roots("process keyturn.sweep")
-        if span.attributes["keyturn.round.id"] in announced_rounds
-    ]
-    assert pages
+    pages = [page for page in every_page if page.attributes["keyturn.round.id"] == round_id]
     assert {page.links[0] for page in pages} <= _sent_by(lived, steps, "send keyturn.sweep")
     rewrapped = [page for page in pages if page.attributes.get("keyturn.page.rewrapped")]
     assert sum(page.attributes["keyturn.page.rewrapped"] for page in rewrapped) == 2
