@@ -40,7 +40,7 @@ _WARM_SHARE: Final = 0.3
 _CODES: Final = frozenset(all_errors())
 _FORM: Final = ("bad_signature", "malformed_request")
 # A sweep's id that an earlier mutation of the same request has taken.
-_ANOTHER: Final = "this id names another sweep"
+_ANOTHER: Final = "this id names a sweep with other options"
 
 
 class _Logged(list[str]):

@@ -43,6 +43,7 @@ from keyturn_workers.sweep import Options, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import KeyRange, OpenPage, Round, State
 from tools.bench.processes import BenchError
 from tools.harness.local_keys import operator_keys
+from tools.harness.marks import mark_keyrings
 from tools.harness.requests import new_id, now
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class World:
             lease_s=self.keyrings.lease_s,
         ):
             raise BenchError(f"the project {project} already exists")
+        await mark_keyrings(self.deployment, project)
 
     async def turn(self, project: str) -> None:
         """Turn the project to a new API key."""
@@ -118,6 +120,7 @@ class World:
             lease_s=self.keyrings.lease_s,
         ):
             raise BenchError(f"the keyring of {project} was changed meanwhile")
+        await mark_keyrings(self.deployment, project)
 
     def _new_kek(self, project: str) -> Secret:
         self.api_keys[project] = new_api_key()
