@@ -85,9 +85,9 @@ async def two_in_quick_succession(scene: Scene) -> None:
             "rewrapped": 0,
             "clean": True,
         }
-    # Each object is written once or twice. An attempt under way when its sweep is overtaken
-    # is repeated, and what it had written is not counted: no number below is certain.
-    assert sum(end["rewrapped"] for end in ends) <= 20
+    # Each object is written once or twice, and both ends count what was written since they were
+    # requested. Of an attempt that is under way as the state changes, no number is certain.
+    assert max(end["rewrapped"] for end in ends) <= 20
     project.assert_opens_as(plaintexts)
     ring = project.keyring()
     assert ring["generation"] == 3
