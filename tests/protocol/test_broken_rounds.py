@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import pytest
 
@@ -17,7 +18,7 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.periodic import PeriodicLook, _rotations_of
-from keyturn_workers.sweep.progress import end_failed, find_repeated, open_origins
+from keyturn_workers.sweep.progress import begin_walk, end_failed, find_repeated, open_origins
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.sweep.record import Origin, ProjectRecord, State
 from keyturn_workers.sweep.starter import SweepStarter
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keyturn_workers.keyring import Keyring
-    from keyturn_workers.sweep.record import Round, Walk
+    from keyturn_workers.sweep.record import AllRecord, Round, Walk
+    from keyturn_workers.sweep.store import StoredRecord
     from keyturn_workers.testing.memory_bucket import Stored
     from tests.protocol.world import World
 
 ONE_KEY_A_PAGE: Final = Options(page_keys=1)
 RECORD: Final = ".keyturn/sweeps/acme.json"
+ALL_RECORD: Final = ".keyturn/sweeps/*.json"
 FOLDERS: Final = ".keyturn/sweeps/acme/"
 
 
@@ -605,6 +608,37 @@ def test_the_second_of_two_sweeps_of_all_has_an_end_of_its_own() -> None:
         assert world.oracle.projects["acme"].states[-1].master_key == "m2"
 
     assert violations(story) == []
+
+
+def a_sweep_of_all_whose_worker_dies_behind_its_parts(world: World) -> None:
+    """It had added one, which other workers ended; what it did next was not stored."""
+    begin(world, "a")
+    sweep = world.sweep("*", master_key="m2")
+    assert world.run(until=lambda: world.oracle.origin(sweep, "acme"))
+    stored = stop_at(world, "put", ALL_RECORD)
+    ended = lambda: [each for each in world.events_of_type("sweep.progressed") if each.clean]  # noqa: E731
+    assert world.run(until=ended, hold=lambda call: call is stored)
+    world.crash(stored.sender, arriving=lambda call: call is not stored)
+    each_is_answered(world)
+    assert [(end.clean, end.rewrapped) for end in _ends(world, sweep)] == [(True, 1)]
+
+
+class _WalksAtOnce(AllProjectsSweep):
+    """One whose first step adds parts of a walk that is not stored."""
+
+    async def _step(self, stored: StoredRecord[AllRecord]) -> bool:
+        record = stored.record
+        if record.round is None:
+            record = begin_walk(record, str(uuid4()))
+        return await super()._step(replace(stored, record=record))
+
+
+def test_a_walk_that_is_continued_has_the_parts_that_were_added() -> None:
+    assert violations(a_sweep_of_all_whose_worker_dies_behind_its_parts) == []
+    with pytest.raises(AssertionError, match=r"\(True, 0\)"):
+        violations(
+            a_sweep_of_all_whose_worker_dies_behind_its_parts, Parts(all_projects=_WalksAtOnce)
+        )
 
 
 def a_sweep_of_all_that_loses_a_record(world: World, of: str) -> None:

@@ -84,12 +84,11 @@ class AllProjectsSweep(StepRunner[AllRecord]):
 
     async def _step(self, stored: StoredRecord[AllRecord]) -> bool:
         record = stored.record
-        if record.round is None:
-            await self._keyrings.sign_marks_anew()
-            record = begin_walk(record, str(uuid4()))
         walk = record.round
         if walk is None:
-            return True
+            await self._keyrings.sign_marks_anew()
+            # Written before any part names it: a step that is repeated must begin no other walk.
+            return await self._continue(stored, begin_walk(record, str(uuid4())))
         requests = tuple(each for each in record.origins if each.name in walk.origins)
         master_key = walk.options.master_key or stored.master_key
         walk = await self._without_ended(walk)
@@ -113,8 +112,17 @@ class AllProjectsSweep(StepRunner[AllRecord]):
                 return await self._end(stored, replace(record, round=walk), walk, one_pass)
             # Projects may have been enrolled behind the walk: once more from the beginning.
             walk, wait_s = replace(walk, through="", added=0), one_pass.pause_s
-        now = datetime.now(UTC)
-        record = replace(record, round=walk, step=record.step + 1, stepped_at=now)
+        return await self._continue(stored, replace(record, round=walk), wait_s)
+
+    async def _continue(
+        self, stored: StoredRecord[AllRecord], record: AllRecord, wait_s: float = 0
+    ) -> bool:
+        """Change the record, and send the next step; False as `_step`."""
+        walk = record.round
+        if walk is None:
+            return True
+        record = replace(record, step=record.step + 1, stepped_at=datetime.now(UTC))
+        master_key = walk.options.master_key or stored.master_key
         if not await self._store.change(record, stored.etag, master_key):
             return False
         await self._dispatcher.send_step(record, wait_s)
