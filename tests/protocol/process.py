@@ -33,7 +33,7 @@ from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.page import PageWorker
-from keyturn_workers.sweep.periodic import PeriodicLook
+from keyturn_workers.sweep.periodic import PeriodicScan
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
@@ -94,7 +94,7 @@ class Parts:
     planner: type[Planner] = Planner
     store: type[SweepStore] = SweepStore
     evidence_log: type[EvidenceLog] = EvidenceLog
-    periodic: type[PeriodicLook] = PeriodicLook
+    periodic: type[PeriodicScan] = PeriodicScan
     trail: type[AuditTrail] = AuditTrail
     status_reader: type[StatusReader] = StatusReader
     consumer: type[RequestConsumer] = RequestConsumer
@@ -205,9 +205,9 @@ class Process:
             # What it met, the next one meets or not.
             self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def look_at_sweeps(self) -> None:
+    async def scan_sweeps(self) -> None:
         """One periodic look."""
-        await self.periodic.look(self.world.clock.now + timedelta(seconds=self.clock_s))
+        await self.periodic.scan(self.world.clock.now + timedelta(seconds=self.clock_s))
 
     def _requests(self, handler: Any) -> RequestConsumer:
         rules = Rules("test", GRANTS, _MAX_AGE)

@@ -17,7 +17,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.messages import SweepStep
-from keyturn_workers.sweep.periodic import PeriodicLook, _rotations_of
+from keyturn_workers.sweep.periodic import PeriodicScan, _rotations_of
 from keyturn_workers.sweep.progress import begin_walk, end_failed, find_repeated, open_origins
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.sweep.record import Origin, ProjectRecord, State
@@ -338,7 +338,7 @@ def test_a_state_that_was_left_and_returned_is_another_one(
 def _look(world: World) -> None:
     """A periodic look of a worker, 16 minutes after the last one."""
     world.advance(16 * 60)
-    world.look_at_sweeps(world.processes[0])
+    world.scan_sweeps(world.processes[0])
     world.run()
 
 
@@ -368,7 +368,7 @@ def two_rotations_whose_record_is_removed(world: World) -> None:
         assert (end.publisher, end.request, end.clean) == (publisher, sent.digest, True)
 
 
-class _LeavesThemAlone(PeriodicLook):
+class _LeavesThemAlone(PeriodicScan):
     async def _add_missing(self, look: Any) -> int:
         del look
         return 0
@@ -390,7 +390,7 @@ def a_rotation_whose_record_is_not_written_yet(world: World) -> None:
     for _ in range(3):
         world.advance(16 * 60)
         process = next(each for each in world.processes if each is not put.sender)
-        world.loop.create_task(process.look_at_sweeps())
+        world.loop.create_task(process.scan_sweeps())
         world.loop.run_until_idle()
         without(world, put, seconds=60)
     world.step(put)
@@ -441,8 +441,8 @@ def a_rotation_whose_messages_are_gone(world: World) -> None:
     world.queue[:] = [queued for queued in world.queue if not hint(queued)]
 
 
-class _ResumesNothing(PeriodicLook):
-    async def _look_at_records(self, look: Any) -> int:
+class _ResumesNothing(PeriodicScan):
+    async def _scan_records(self, look: Any) -> int:
         del look
         return 0
 

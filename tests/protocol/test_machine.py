@@ -423,7 +423,7 @@ class Protocol(RuleBasedStateMachine):
         process = self.on.processes[worker]
         if not process.stalled:
             self.on.advance(1000)
-            self.on.look_at_sweeps(process)
+            self.on.scan_sweeps(process)
 
     # The scheduler.
 

@@ -561,9 +561,9 @@ class World:
                 return until is None
         raise AssertionError(f"it never ends: {self.calls} {self.queue}")
 
-    def look_at_sweeps(self, process: Process) -> None:
+    def scan_sweeps(self, process: Process) -> None:
         """A worker's periodic look at keyrings and records, to its end (SPEC 8.5)."""
-        task = self.loop.create_task(process.look_at_sweeps())
+        task = self.loop.create_task(process.scan_sweeps())
         self.loop.run_until_idle()
         self.run(until=task.done)
         task.exception()  # what it met, the next look meets or not
@@ -606,7 +606,7 @@ class World:
             if all(waiter.ended for waiter in self.waiters):
                 break
             self.advance(_STALLED_S)
-            self.look_at_sweeps(self.processes[0])
+            self.scan_sweeps(self.processes[0])
             self.run()
         for waiter in self.waiters:
             self.oracle.laws.settled(waiter)

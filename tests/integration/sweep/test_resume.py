@@ -18,7 +18,7 @@ from keyturn import topology
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.s3 import open_storage
-from keyturn_workers.sweep.periodic import STALLED_AFTER, PeriodicLook
+from keyturn_workers.sweep.periodic import STALLED_AFTER, PeriodicScan
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.wiring import Wiring
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
@@ -93,8 +93,8 @@ async def resumed(deployment: Deployment) -> int:
     ):
         keys = operator_keys(settings.master_keys)
         process = Wiring(settings, storage, broker, keys, WorkerMetrics())
-        look = PeriodicLook(process._sweep_context, process._sweep, process._starter)
-        return await look.look(datetime.now(UTC) + STALLED_AFTER + timedelta(seconds=5))
+        periodic = PeriodicScan(process._sweep_context, process._sweep, process._starter)
+        return await periodic.scan(datetime.now(UTC) + STALLED_AFTER + timedelta(seconds=5))
 
 
 async def test_a_sweep_whose_worker_and_messages_are_lost_is_resumed(

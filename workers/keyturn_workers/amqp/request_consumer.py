@@ -236,7 +236,9 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         if not self._time.is_known() and not self._is_expired_here(request):
             # A single wrong `Date`, seen first, must not refuse a fresh request for good. If this
             # machine's own clock agrees, both would have to be wrong in the same way.
-            raise StorageUnavailableError("the storage's clock is not known for two leases yet")
+            raise StorageUnavailableError(
+                "the storage's clock has not been known for two leases yet"
+            )
         raise expired
 
     def _is_expired_here(self, request: Request) -> bool:

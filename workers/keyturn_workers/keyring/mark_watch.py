@@ -1,4 +1,4 @@
-"""The periodic look at all keyrings: each is marked, or reported as rolled back (SPEC 5.5).
+"""The periodic scan of all keyrings: each is marked, or reported as rolled back (SPEC 5.5).
 
 Uploads and rotations compare the keyrings that they read. An unused project would keep a keyring
 that was rolled back, or that no worker has marked since an upgrade. So sweep workers compare all
@@ -21,11 +21,11 @@ _log = structlog.get_logger()
 
 
 class MarkWatch:
-    """Compares all keyrings with their marks, one look after another.
+    """Compares all keyrings with their marks, one scan after another.
 
     Args:
         witness: The marks.
-        report: Takes, at the end of each look, how many keyrings no worker may use.
+        report: Takes, at the end of each scan, how many keyrings no worker may use.
     """
 
     def __init__(self, witness: Witness, report: Callable[[int], None]) -> None:
@@ -37,7 +37,7 @@ class MarkWatch:
         self._serials: dict[str, int] = {}
 
     def begin(self) -> None:
-        """Begin a look. What is compared in it was read, or listed, after this."""
+        """Begin a scan. What is compared in it was read, or listed, after this."""
         self._since = self._witness.table.received
         self._found, self._serials = {}, {}
 
@@ -57,11 +57,11 @@ class MarkWatch:
                 self._witness.check_current(project)
                 await self._witness.publish(keyring, mark)
             except MarksUnavailableError as exc:
-                # It stays unmarked, so the next look reads it again.
+                # It stays unmarked, so the next scan reads it again.
                 _log.warning("keyring not marked", project=project, detail=exc.detail)
 
     def end(self, listed: Collection[str]) -> None:
-        """End a look at all keyrings; `listed` are the projects that have one."""
+        """End a scan of all keyrings; `listed` are the projects that have one."""
         table = self._witness.table
         for project in table.projects():
             if project not in listed:

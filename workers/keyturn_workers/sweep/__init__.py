@@ -1,6 +1,6 @@
 """Sweeps: bring every object of a project to the desired state, and prove it (SPEC 8).
 
-Whoever rotates changes the keyring first, and then adds an origin to the record of the project
+A rotation changes the keyring first, and then adds an origin to the record of the project
 (`starter`). From then on the record is worked on step by step: a step reads record and keyring,
 and decides what is next (`reconciler`, by the rules of `progress`). It sends pages of object keys
 to any number of workers. Each makes an attempt at its page and stores what it saw (`page`). Each

@@ -162,7 +162,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
                 # Its end is being published, or it was lost. Adding it again does no harm.
                 lost.add(project)
         for project in lost:
-            _log.warning("part of a sweep of all without a record", project=project)
+            _log.warning("part of a sweep of all projects has no record", project=project)
         left = tuple(project for project in walk.open_parts if project not in lost)
         return replace(walk, open_parts=left, added=walk.added + len(lost))
 
@@ -235,7 +235,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         self, walk: Walk, project: str, error: CodedError, one_pass: "_Pass"
     ) -> None:
         fields = {"project": project, "code": error.code}
-        _log.error("part of a sweep of all failed", **fields, detail=error.detail)
+        _log.error("part of a sweep of all projects failed", **fields, detail=error.detail)
         failed = Counts(failed=1)
         for request in one_pass.requests:
             await self._dispatcher.publish_progress(project, request, failed)
@@ -265,7 +265,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         ended = replace(ended, step=record.step + 1, stepped_at=now)
         if not await self._store.change(ended, stored.etag, one_pass.master_key):
             return False
-        _log.info("sweep of all ended", walk=walk.id, clean=clean)
+        _log.info("sweep of all projects ended", walk=walk.id, clean=clean)
         await self._publish_ends(ALL)
         await self._dispatcher.send_step(ended)
         return True

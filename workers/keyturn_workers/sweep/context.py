@@ -1,4 +1,4 @@
-"""What the parts of a sweep share (SPEC 8)."""
+"""What the modules of a sweep share (SPEC 8)."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +13,7 @@ from keyturn_workers.sweep.store import SweepStore
 
 @dataclass(frozen=True, slots=True)
 class SweepContext:
-    """What the parts of a sweep share.
+    """What the modules of a sweep share.
 
     Attributes:
         storage: The bucket.

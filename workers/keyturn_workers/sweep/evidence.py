@@ -8,8 +8,8 @@ A clean end is made in this order, and resumed at any point of it (`reconciler`)
 4. The round ends in the record, which keeps the envelope until the next one.
 
 So the keyring decides which evidence follows which, and a chain cannot fork. Before a round adds
-evidence it makes sure that the file of the one before exists: somebody may have removed it. It is
-restored from the record.
+evidence it makes sure that the file of the one before exists. If it is missing, it is restored
+from the record.
 
 The keyring is sealed, and names the newest digest, which names the one before, and so on. So
 what is reached from there is genuine, even if an attacker can write the bucket. A file that is
@@ -200,7 +200,9 @@ class EvidenceLog:
         for key in self._event_keys:
             if key.id not in retired:
                 return key
-        raise StorageUnavailableError("EVENT_KEY here was retired: other workers hold a newer one")
+        raise StorageUnavailableError(
+            "all event keys of this worker are retired: others hold a newer one"
+        )
 
     async def publish(self, evidence: Evidence) -> None:
         """Put the file of evidence that is in the chain; anything else in its place is replaced.

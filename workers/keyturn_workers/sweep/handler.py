@@ -102,7 +102,7 @@ class SweepHandler:
         await self._runner(hint.project).record_failure(hint, error)
 
     async def resume(self, project: str) -> bool:
-        """Make sure that a record continues whose messages may be lost; False if it rests."""
+        """Resume a record whose messages may be lost; False if it has nothing to do."""
         return await self._runner(project).resume(project)
 
     def _runner(self, project: str) -> Reconciler | AllProjectsSweep:

@@ -22,7 +22,7 @@ class _Hint(BaseModel):
 
 
 class SweepStep(_Hint):
-    """Make a step of a project's record, or of that of all (`*`); `step` is what it waits for."""
+    """Make this step of a project's record, or of the record of all projects (`*`)."""
 
     type: Literal["sweep.step"] = "sweep.step"
     project: Project | Literal["*"]

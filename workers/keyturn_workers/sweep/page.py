@@ -77,7 +77,7 @@ class CannotProveYetError(StorageUnavailableError):
     """This process has not known the storage's clock for two leases yet; try after `wait_s`."""
 
     def __init__(self, wait_s: float) -> None:
-        super().__init__("the storage's clock is not known for two leases yet")
+        super().__init__("the storage's clock has not been known for two leases yet")
         self.wait_s = wait_s
 
 
@@ -387,13 +387,13 @@ class PageAttempt:
         except StorageUnavailableError as exc:
             return exc
         if any(name.startswith(OWN_PREFIX) for name in head.metadata):
-            return ForeignObjectError("metadata of ours under a name that no object can have")
+            return ForeignObjectError("Keyturn metadata under a name that no object can have")
         return None
 
     # Writes.
 
     async def _write(self, planned: Sequence[PlannedObject]) -> list[PlannedObject]:
-        """Bring to the desired state what is not in it; returns the objects that are now."""
+        """Bring these objects to the desired state; returns those that reached it."""
         done = [each for each in planned if not each.writes]
         todo = await self._note_tags([each for each in planned if each.writes])
         for _ in range(_MAX_ATTEMPTS):
@@ -607,7 +607,7 @@ class _PageTags:
 
 
 async def restore_noted_tags(storage: Storage, store: SweepStore, project: str) -> None:
-    """Put back what dead workers left noted in any round of a project."""
+    """Restore the tags that workers noted before they died, in any round of a project."""
     async for note, tags_by_key in store.tag_notes(project):
         for key, tags in tags_by_key.items():
             await _restore_tags(storage, object_s3_key(project, key), tags)

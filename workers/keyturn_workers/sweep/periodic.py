@@ -1,4 +1,4 @@
-"""The periodic look at all keyrings and records (SPEC 5.5, 8.5).
+"""The periodic scan of all keyrings and records (SPEC 5.5, 8.5).
 
 A broker that was emptied loses the steps of all projects. Several times an hour each sweep worker
 looks for records that have something to do and have not changed for a while, and resumes them.
@@ -9,7 +9,7 @@ remove a record, and a worker can die after it rotated the keyring and before it
 rotation. And it removes what nothing reads any more.
 
 The cost: one listing of keyrings and one of records, a read of each that is new to this process or
-changed since its last look (at most `_READS_PER_LOOK` of each), and a listing of each project that
+changed since its last scan (at most `_READS_PER_SCAN` of each), and a listing of each project that
 has folders of rounds.
 """
 
@@ -42,7 +42,7 @@ from keyturn_workers.sweep.starter import SweepStarter, new_origin
 
 # A step waits at most 600 s for its next attempt, and two leases for a proof.
 STALLED_AFTER: Final = timedelta(minutes=15)
-_READS_PER_LOOK: Final = 2000
+_READS_PER_SCAN: Final = 2000
 _CONCURRENCY: Final = 16
 _NOT_READABLE: Final = (CodedError, StorageAnswerError)
 
@@ -68,16 +68,16 @@ class _SeenKeyring:
 
 
 @dataclass(slots=True)
-class _Look:
-    """One look under way."""
+class _Scan:
+    """One scan under way."""
 
     now: datetime
     records: dict[str, str] = field(default_factory=dict)
     missing: set[tuple[str, str]] = field(default_factory=set)
 
 
-class PeriodicLook:
-    """The looks of one process.
+class PeriodicScan:
+    """The periodic scans of one process.
 
     Args:
         context: What the parts of a sweep share.
@@ -105,24 +105,24 @@ class PeriodicLook:
         self._resting: dict[str, str] = {}
         # Keyring and record, by their ETags, of projects whose record had all rotations.
         self._complete: dict[str, tuple[str, str]] = {}
-        # Project and id of the rotations that the last look missed.
+        # Project and id of the rotations that the last scan missed.
         self._missing: set[tuple[str, str]] = set()
 
-    async def look(self, now: datetime) -> int:
-        """Look once; returns how many records were resumed, and rotations added.
+    async def scan(self, now: datetime) -> int:
+        """Scan once; returns how many records were resumed, and rotations added.
 
         Args:
             now: This machine's clock. Ages are long, so its drift does not matter.
         """
-        look = _Look(now)
+        scan = _Scan(now)
         await self._look_at_keyrings()
-        resumed = await self._look_at_records(look)
-        return resumed + await self._add_missing(look)
+        resumed = await self._scan_records(scan)
+        return resumed + await self._add_missing(scan)
 
     # Keyrings.
 
     async def _look_at_keyrings(self) -> None:
-        """Read the keyrings that changed since the last look, and compare all with their marks."""
+        """Read the keyrings that changed since the last scan, and compare all with their marks."""
         if self._watch is not None:
             self._watch.begin()
         listed = set[str]()
@@ -136,7 +136,7 @@ class PeriodicLook:
             seen = before.get(project)
             if seen is not None and seen.etag == row.etag and self._is_settled(project, seen):
                 self._keyrings[project] = seen
-            elif len(changed) < _READS_PER_LOOK:
+            elif len(changed) < _READS_PER_SCAN:
                 changed.append((project, row.etag))
         slots = asyncio.Semaphore(_CONCURRENCY)
 
@@ -157,7 +157,7 @@ class PeriodicLook:
             keyring = await parse_keyring(body, project, self._keys)
         except _NOT_READABLE:
             return  # another worker may hold its master key, or an operator must act
-        # The ETag of the listing: if the keyring changed since, the next look reads it again.
+        # The ETag of the listing: if the keyring changed since, the next scan reads it again.
         current = keyring.current
         mark = Mark(keyring.serial, hashlib.sha256(body).digest(), current.generation)
         self._keyrings[project] = _SeenKeyring(
@@ -168,37 +168,37 @@ class PeriodicLook:
 
     # Records.
 
-    async def _look_at_records(self, look: _Look) -> int:
+    async def _scan_records(self, scan: _Scan) -> int:
         """Resume records that have stalled, and find out which lack a rotation."""
         before, self._resting = self._resting, {}
         listed = [each async for each in self._store.projects()]
-        resumed, reads_left = 0, _READS_PER_LOOK
+        resumed, reads_left = 0, _READS_PER_SCAN
         # One that stalled has changed later than most of those that rest.
         for project, changed_at, etag in sorted(listed, key=lambda row: row[1], reverse=True):
-            look.records[project] = etag
-            is_stalled = look.now - changed_at > STALLED_AFTER
+            scan.records[project] = etag
+            is_stalled = scan.now - changed_at > STALLED_AFTER
             if before.get(project) == etag:
                 self._resting[project] = etag
             elif is_stalled and reads_left:
                 reads_left -= 1
-                resumed += await self._resume_or_clean_up(look, project)
+                resumed += await self._resume_or_clean_up(scan, project)
         return resumed
 
-    async def _resume_or_clean_up(self, look: _Look, project: str) -> bool:
+    async def _resume_or_clean_up(self, scan: _Scan, project: str) -> bool:
         try:
             record = await self._store.find(project)
             if record is None:
                 return False
             if needs_step(record):
                 return await self._handler.resume(project)
-            if await self._remove_folders(look, project):
-                self._resting[project] = look.records[project]
+            if await self._remove_folders(scan, project):
+                self._resting[project] = scan.records[project]
         except _NOT_READABLE as exc:
             # It is forged, or another worker must resume it. The others must not wait.
             _log.warning("record not resumed", project=project, problem=f"{exc!r}")
         return False
 
-    async def _remove_folders(self, look: _Look, project: str) -> bool:
+    async def _remove_folders(self, scan: _Scan, project: str) -> bool:
         """Remove the records of rounds that no end names any more, once their tags are back.
 
         Returns whether no folder is left.
@@ -211,13 +211,13 @@ class PeriodicLook:
         if record is None:
             return True
         ends = (each.end for each in record.origins if each.end is not None)
-        named = {end.round_id for end in ends if look.now - end.at <= self._keep_for}
+        named = {end.round_id for end in ends if scan.now - end.at <= self._keep_for}
         if record.round is not None:
             named.add(record.round.id)
         old = [
             round_id
             for round_id, touched_at in folders.items()
-            if round_id not in named and look.now - touched_at > self._keep_for
+            if round_id not in named and scan.now - touched_at > self._keep_for
         ]
         if old and isinstance(record, ProjectRecord):
             await restore_noted_tags(self._storage, self._store, project)
@@ -227,8 +227,8 @@ class PeriodicLook:
 
     # Rotations that are in a keyring and in no record.
 
-    async def _add_missing(self, look: _Look) -> int:
-        """Add the rotations that two looks in a row found in no record.
+    async def _add_missing(self, scan: _Scan) -> int:
+        """Add the rotations that two scans in a row found in no record.
 
         One that a clean sweep has followed counts for half the time for which its end is kept.
         Later, the record may have dropped it for its age.
@@ -237,22 +237,22 @@ class PeriodicLook:
             rotations = [
                 each
                 for each in seen.rotations
-                if look.now - each.added_at > STALLED_AFTER
-                and (not seen.is_cleared or look.now - each.added_at <= self._keep_for / 2)
+                if scan.now - each.added_at > STALLED_AFTER
+                and (not seen.is_cleared or scan.now - each.added_at <= self._keep_for / 2)
             ]
             if rotations:
-                await self._find_missing(look, project, rotations)
-        again = look.missing & self._missing
-        self._missing = look.missing - again
+                await self._find_missing(scan, project, rotations)
+        again = scan.missing & self._missing
+        self._missing = scan.missing - again
         added = 0
         for project, rotation_id in sorted(again):
             rotations = list(self._keyrings[project].rotations)
             origin = next(each for each in rotations if each.id == rotation_id)
-            added += await self._add(look, project, origin)
+            added += await self._add(scan, project, origin)
         return added
 
-    async def _find_missing(self, look: _Look, project: str, rotations: list[Origin]) -> None:
-        complete = (self._keyrings[project].etag, look.records.get(project, ""))
+    async def _find_missing(self, scan: _Scan, project: str, rotations: list[Origin]) -> None:
+        complete = (self._keyrings[project].etag, scan.records.get(project, ""))
         if self._complete.get(project) == complete:
             return
         record: ProjectRecord | None = None
@@ -265,17 +265,17 @@ class PeriodicLook:
             return
         known = () if record is None else record.origins
         missing = {each.name for each in rotations} - {each.name for each in known}
-        look.missing |= {(project, name[1]) for name in missing}
+        scan.missing |= {(project, name[1]) for name in missing}
         # One that was too young to be looked for may be missing all the same.
         if not missing and len(rotations) == len(self._keyrings[project].rotations):
             self._complete[project] = complete
 
-    async def _add(self, look: _Look, project: str, rotation: Origin) -> bool:
+    async def _add(self, scan: _Scan, project: str, rotation: Origin) -> bool:
         fields = {"project": project, "rotation_id": rotation.id}
         try:
-            await self._starter.start(project, replace(rotation, added_at=look.now))
+            await self._starter.start(project, replace(rotation, added_at=scan.now))
         except CodedError as exc:
-            # The others must not wait for it. The next looks try again.
+            # The others must not wait for it. The next scans try again.
             _log.warning("rotation not added", **fields, code=exc.code, detail=exc.detail)
             return False
         _log.warning("rotation without a record added again", **fields)
@@ -298,14 +298,14 @@ def _rotations_of(keyring: Keyring) -> Iterable[Origin]:
             yield replace(origin, added_at=parse_time(each.at))
 
 
-async def look_periodically(periodic: PeriodicLook, *, interval_s: float) -> None:
-    """Look for ever, at random intervals so that workers are out of step."""
+async def scan_periodically(periodic: PeriodicScan, *, interval_s: float) -> None:
+    """Scan for ever, at random intervals so that workers are out of step."""
     while True:
         await asyncio.sleep(interval_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
         try:
-            resumed = await periodic.look(datetime.now(UTC))
-        except Exception:  # noqa: BLE001  # the broker may be down: another look follows
-            _log.exception("sweeps not looked at")
+            resumed = await periodic.scan(datetime.now(UTC))
+        except Exception:  # noqa: BLE001  # the broker may be down: another scan follows
+            _log.exception("periodic scan failed")
             continue
         if resumed:
             _log.warning("sweeps resumed", records=resumed)

@@ -39,8 +39,8 @@ class Planner:
     async def key_ranges(self, project: str) -> tuple[KeyRange, ...]:
         """The ranges by which a project is listed: one, or several if it is large.
 
-        Any borders are correct. These are existing object keys, spread over what follows the
-        common prefix of the first and the last of some keys.
+        Any borders are correct. These are existing object keys, spread by the character
+        after the common prefix of an early and a late key.
         """
         first = await self._keys_after(project, "", _LARGE_PAGES * self._page_keys)
         if len(first) < _LARGE_PAGES * self._page_keys:

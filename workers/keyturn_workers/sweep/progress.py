@@ -177,7 +177,7 @@ def served_origins(record: ProjectRecord, of: Round, keyring: Keyring) -> tuple[
 
 
 def end_overtaken(record: ProjectRecord, keyring: Keyring, now: datetime) -> ProjectRecord:
-    """The record in which requests have failed that this keyring does not follow any more.
+    """The record after every open request that this keyring contradicts has failed.
 
     Another request has named another master key, or a keyring was restored that lacks a rotation.
     """
@@ -251,7 +251,7 @@ def with_ends_published(record: _RecordT, names: Sequence[OriginName]) -> _Recor
 
 
 def without_old_ends(record: _RecordT, now: datetime, keep_for: timedelta) -> _RecordT:
-    """The record without ends that nobody asks for any more.
+    """The record without ends that no repeated request can need.
 
     Of each publisher a bounded number is kept, for the time that a request may be repeated. All
     rotations that no clean end has followed stay, as long as their keyring names them, and the
@@ -321,8 +321,8 @@ def with_lease(
     proofs so far allowed for. A worker with a shorter lease leaves a running round to workers
     with the record's. If none of those made a step for a long time, it continues by the record's
     lease, which proves no less. Otherwise a round would never end after every lease was
-    shortened. While no round runs, the lease is that of now as soon as no write by the longer
-    one can be under way.
+    shortened. While no round runs, the lease drops to the current one as soon as no write
+    under the longer one can still be in progress.
 
     Args:
         record: As it was read.
@@ -544,7 +544,7 @@ def _matches(record: ProjectRecord, page: OpenPage, result: Result) -> bool:
 
 
 def mark_due_pages(of: Round, now: datetime) -> tuple[Round, tuple[OpenPage, ...]]:
-    """The round with the pages marked as sent that may be sent now, and these pages."""
+    """The round with all due pages that fit marked as sent, and these pages."""
     under_way = sum(page.sent_at is not None and not _is_due(page, now) for page in of.open_pages)
     room = max(0, of.width - under_way)
     sent: list[OpenPage] = []

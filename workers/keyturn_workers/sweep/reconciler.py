@@ -378,7 +378,7 @@ def _has_progressed(before: ProjectRecord, record: ProjectRecord) -> bool:
 def _origins_that_hear(
     before: ProjectRecord, record: ProjectRecord, *, with_parts: bool
 ) -> tuple[Origin, ...]:
-    """The origins whose publishers hear of progress: none, if there is none."""
+    """The origins whose progress is published: none if nothing progressed."""
     if record.round is None:
         return ()
     origins = [each for each in open_origins(record) if each.name in record.round.origins]

@@ -94,7 +94,7 @@ class Options:
     Attributes:
         master_key: The master key that the project must be under.
         encrypt_plaintext: Whether plaintext is encrypted, and forbidden afterward.
-        repair: Whether wraps that do not open are replaced.
+        repair: Whether wraps are repaired, and earlier user KEKs accepted (SPEC 6.6).
     """
 
     master_key: str | None = None
@@ -214,9 +214,9 @@ class State:
     """A desired state in short (SPEC 5.2): what a page attempt observed, what a round proves.
 
     Attributes:
-        serial: The serial of the keyring. A state that was left and came back, as with two sweeps
-            that name two master keys, is not the same state: objects may have followed the
-            other one in between.
+        serial: The serial of the keyring. A keyring that returns to an earlier state, as with two
+            sweeps that name two master keys, has another serial: objects may have followed the
+            other state in between.
     """
 
     generation: int
@@ -378,7 +378,8 @@ class ProjectRecord:
         changed_at: The storage's `Date` of the first response that showed `state`.
         is_dated: False until a worker that has known the storage's clock for two leases has
             dated the change of state. Nothing is proven before (SPEC 8.4).
-        lease_s: The longest lease of all workers that took part, while no write by it may arrive.
+        lease_s: The longest lease of all workers that took part, kept while a write under it may
+            still arrive.
         stepped_lease_s: The lease of the worker that made the last step.
         step: The number of the step that the record waits for.
         stepped_at: The storage's `Date` of the last step.

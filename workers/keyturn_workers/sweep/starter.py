@@ -79,8 +79,8 @@ class SweepStarter:
     async def start(self, project: str, *origins: Origin, limited: bool = False) -> Origin:
         """Make sure that the record has these origins and continues.
 
-        A sweep that names a master key first re-seals the project's keyring under it. A request
-        that was repeated only adds its digest, so that its end is published to it as well.
+        A sweep that names a master key first re-seals the project's keyring under it. A repeated
+        request adds its digest, and reopens its origin if a step had given up.
 
         Args:
             project: The project, or `*`.

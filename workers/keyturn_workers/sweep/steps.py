@@ -153,7 +153,7 @@ class StepRunner(ABC, Generic[RecordT]):
     # Messages that are lost, or given up.
 
     async def resume(self, project: str) -> bool:
-        """Make sure that a record is worked on whose messages may be lost; False if it rests.
+        """Resume a record whose messages may be lost; False if it has nothing to do.
 
         The record moves to the next step first. So of many workers that resume it, one sends that
         step, and any older message is out of date. Its pages are sent again too.
@@ -166,7 +166,7 @@ class StepRunner(ABC, Generic[RecordT]):
         if not needs_step(stored.record):
             return False
         if self._is_stuck(stored.record):
-            # Each look would begin the attempts at the step anew, and nobody would ever be told.
+            # Otherwise each scan would restart the retries, and no failure would be published.
             await self._fail(stored, StorageUnavailableError("no step has succeeded for days"))
             return True
         record = self._unsent(stored.record)

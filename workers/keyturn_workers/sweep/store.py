@@ -10,7 +10,7 @@
 | `*/{walk id}/{project}.json` | the end of one of its parts |
 
 Each record is sealed and bound to its path. An attacker who can write the bucket can remove a
-record, which means that its work is done again, but cannot forge one.
+record, so that work is repeated or an open sweep is lost, but cannot forge one.
 """
 
 import asyncio
@@ -147,9 +147,9 @@ class _TagNote:
 class SweepStore:
     """Reads and writes the records of all sweeps of one bucket.
 
-    Every method raises the errors of the storage, `UnknownMasterKeyError` if this process lacks
-    the master key of a record, `KmsUnavailableError` if its provider is away, and
-    `CorruptObjectError` if a record was not written by a worker.
+    Methods raise the errors of the storage, `UnknownMasterKeyError` if this process lacks the
+    master key of a record, `KmsUnavailableError` if its provider is away, and
+    `CorruptObjectError` if a record was not written by a worker, unless they say otherwise.
 
     Args:
         storage: The bucket.
@@ -488,8 +488,7 @@ class SweepStore:
     async def _read_or_delete_forged(self, s3_key: str, project: str, kind: type[_T]) -> _T | None:
         """A record, or None if there is none. A forged one is deleted, and is None as well.
 
-        So is one under a master key that is not held here, be it forged or not: what it says is
-        found out again.
+        So is one under a master key that this process lacks, forged or not: its work is repeated.
         """
         try:
             value, _, _ = await self._read(s3_key, project, kind)

@@ -294,7 +294,7 @@ class WorkerMetrics:
         self._families.audit_pending.set_function(pending)
 
     def report_rolled_back(self, keyrings: int) -> None:
-        """The last look at all keyrings found so many that a mark contradicts."""
+        """The last scan of all keyrings found so many that a mark contradicts."""
         self._families.rolled_back.set(keyrings)
 
     def count_page(self, counts: Mapping[str, int], failed_codes: Iterable[str]) -> None:

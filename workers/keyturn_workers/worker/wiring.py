@@ -46,7 +46,7 @@ from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.page import PageWorker
-from keyturn_workers.sweep.periodic import PeriodicLook, look_periodically
+from keyturn_workers.sweep.periodic import PeriodicScan, scan_periodically
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.tracing import Instrumentation
@@ -292,5 +292,5 @@ class Wiring:
         watch = None
         if self._witness is not None:
             watch = MarkWatch(self._witness, self._metrics.report_rolled_back)
-        periodic = PeriodicLook(self._sweep_context, self._sweep, self._starter, watch)
-        await look_periodically(periodic, interval_s=self._settings.sweep_rescue_interval_s)
+        periodic = PeriodicScan(self._sweep_context, self._sweep, self._starter, watch)
+        await scan_periodically(periodic, interval_s=self._settings.sweep_rescue_interval_s)

@@ -1,4 +1,4 @@
-"""The periodic look marks each keyring once, and reports those that were rolled back (SPEC 5.5)."""
+"""The periodic scan marks each keyring once, and reports those that were rolled back (SPEC 5.5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.mark_watch import MarkWatch
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
-from tests.unit.keyturn_workers.sweep.test_periodic import Looks
+from tests.unit.keyturn_workers.sweep.test_periodic import Scans
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness.local_keys import build_keyring
 
@@ -20,8 +20,8 @@ class _Rounds:
 
     def __init__(self) -> None:
         self.witness, self.counts = FakeWitness(), list[int]()
-        self.looks = Looks(watch=MarkWatch(self.witness, self.counts.append))
-        self.storage = self.looks.storage
+        self.scans = Scans(watch=MarkWatch(self.witness, self.counts.append))
+        self.storage = self.scans.storage
 
     def put(self, project: str, serial: int) -> bytes:
         body = build_keyring(replace(keyring(project), serial=serial), MASTER_KEYS)
@@ -31,7 +31,7 @@ class _Rounds:
     async def round(self) -> list[tuple[str, str]]:
         """Look once; the projects that were logged, and as what."""
         with capture_logs() as logs:
-            await self.looks.look()
+            await self.scans.scan()
         rolled_back = [log for log in logs if log["event"] == "keyring rolled back"]
         return [(log["project"], log["state"]) for log in rolled_back]
 

@@ -235,7 +235,7 @@ async def test_a_worker_with_the_old_key_alone_signs_nothing_and_retires_no_new_
     on = Chain()
     await on.end(keys=(OLD_KEY,))
     await on.end(OTHER_ID, keys=(NEW_KEY, OLD_KEY))
-    with pytest.raises(StorageUnavailableError, match="EVENT_KEY"):
+    with pytest.raises(StorageUnavailableError, match="all event keys"):
         await on.build(LATER_ID, keys=(OLD_KEY,))
     assert (await on.end(LATER_ID, keys=(OLD_KEY, NEW_KEY))).key_id == NEW_KEY.id
     assert (await on.end(ROUND_ID, 4, keys=(NEW_KEY,))).key_id == NEW_KEY.id

@@ -23,7 +23,7 @@ from keyturn_workers.sweep import (
     SweepContext,
     SweepStore,
 )
-from keyturn_workers.sweep.periodic import PeriodicLook, look_periodically
+from keyturn_workers.sweep.periodic import PeriodicScan, scan_periodically
 from keyturn_workers.sweep.store import record_path, round_prefix
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS, keyring, rotated
@@ -69,7 +69,7 @@ class CountingStorage(MemoryStorage):
         return await super().read(key, **more)
 
 
-class Looks:
+class Scans:
     """A bucket, and one process's looks at it. It stands in for the starter and the handler."""
 
     def __init__(self, keys: OperatorKeys = OPERATOR_KEYS, watch: MarkWatch | None = None) -> None:
@@ -82,11 +82,11 @@ class Looks:
 
     def process(
         self, keys: OperatorKeys = OPERATOR_KEYS, watch: MarkWatch | None = None
-    ) -> PeriodicLook:
+    ) -> PeriodicScan:
         unused, fake = cast("Any", None), cast("Any", self)
         store = SweepStore(self.storage, keys)
         context = SweepContext(self.storage, unused, keys, store, unused, unused, KEEP_FOR)
-        return PeriodicLook(context, fake, fake, watch)
+        return PeriodicScan(context, fake, fake, watch)
 
     async def start(self, project: str, added: Origin) -> None:
         if project in self.refuses:
@@ -109,9 +109,9 @@ class Looks:
         await self.storage.delete(record_path(project))
         assert await self.store.create(made, "m1")
 
-    async def look(self, later: timedelta = timedelta(hours=1)) -> int:
+    async def scan(self, later: timedelta = timedelta(hours=1)) -> int:
         self.storage.reads.clear()
-        return await self.periodic.look(NOW + later)
+        return await self.periodic.scan(NOW + later)
 
     def ids(self) -> list[str]:
         return [each.id for _, each in self.added]
@@ -145,32 +145,32 @@ def _rotation(ring: Keyring) -> Origin:
 async def test_a_record_that_has_stalled_is_resumed_if_it_has_something_to_do(
     origins: tuple[Origin, ...], project: str, *, resumes: bool
 ) -> None:
-    on = Looks()
+    on = Scans()
     await on.put(*origins, project=project)
-    assert await on.look(timedelta(minutes=14)) == 0
-    assert await on.look(STALLED) == int(resumes)
+    assert await on.scan(timedelta(minutes=14)) == 0
+    assert await on.scan(STALLED) == int(resumes)
     assert on.resumed == [project] * resumes
     # Whatever its age: a record is never removed.
-    await on.look(timedelta(days=900))
+    await on.scan(timedelta(days=900))
     assert on.storage.stored_keys() == [record_path(project)]
 
 
 async def test_a_record_that_rests_is_read_once_until_it_changes() -> None:
     """There are thousands of records, and many looks."""
-    on = Looks()
+    on = Scans()
     await on.put(DONE)
     for _ in range(3):
-        await on.look()
+        await on.scan()
     assert on.storage.reads == []
     await on.put(SWEEP)
-    await on.look()
+    await on.scan()
     assert on.resumed == ["acme"]
 
 
 @pytest.mark.parametrize("how", ["forged", "of another master key", "of a provider that is away"])
 async def test_a_record_that_cannot_be_read_here_does_not_stop_the_others(how: str) -> None:
     """Nothing of it is removed: a key may be disabled for longer than records are kept."""
-    on = Looks(AWAY if "away" in how else operator_keys({"m1": MASTER_KEYS["m1"]}))
+    on = Scans(AWAY if "away" in how else operator_keys({"m1": MASTER_KEYS["m1"]}))
     await on.put(SWEEP, project="bob")
     if how == "forged":
         on.storage.plant(record_path("acme"), b"{}", Headers({}))
@@ -178,7 +178,7 @@ async def test_a_record_that_cannot_be_read_here_does_not_stop_the_others(how: s
         assert await on.store.create(record(SWEEP), "m2")
     assert await on.store.add_result("acme", ROUND_ID, PAGE, RESULT, "m1")
     before = on.storage.stored_keys()
-    await on.look(2 * KEEP_FOR)
+    await on.scan(2 * KEEP_FOR)
     assert on.resumed == ["bob"]
     assert on.storage.stored_keys() == before
 
@@ -186,14 +186,14 @@ async def test_a_record_that_cannot_be_read_here_does_not_stop_the_others(how: s
 async def test_a_look_reads_a_limited_number_of_keyrings_and_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("keyturn_workers.sweep.periodic._READS_PER_LOOK", 8)
-    on = Looks()
+    monkeypatch.setattr("keyturn_workers.sweep.periodic._READS_PER_SCAN", 8)
+    on = Scans()
     for number in range(10):
         on.put_keyring(keyring(f"p{number:02}"))
         await on.put(DONE, project=f"p{number:02}")
     read = []
     for _ in range(4):
-        await on.look()
+        await on.scan()
         read.append(len(on.storage.reads))
     assert read == [16, 4, 0, 0]
 
@@ -203,7 +203,7 @@ async def test_looks_go_on_though_one_fails(monkeypatch: pytest.MonkeyPatch) -> 
     looks, pauses = list[datetime](), list[float]()
 
     class Failing:
-        async def look(self, now: datetime) -> int:
+        async def scan(self, now: datetime) -> int:
             looks.append(now)
             raise ConnectionError
 
@@ -214,7 +214,7 @@ async def test_looks_go_on_though_one_fails(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("keyturn_workers.sweep.periodic.asyncio.sleep", pause)
     with pytest.raises(asyncio.CancelledError):
-        await look_periodically(cast("Any", Failing()), interval_s=100)
+        await scan_periodically(cast("Any", Failing()), interval_s=100)
     assert len(looks) == 3
     assert all(50 <= seconds <= 150 for seconds in pauses)
     assert len(set(pauses)) > 1
@@ -223,7 +223,7 @@ async def test_looks_go_on_though_one_fails(monkeypatch: pytest.MonkeyPatch) -> 
 # Folders of rounds.
 
 
-def _folders(on: Looks) -> list[str]:
+def _folders(on: Scans) -> list[str]:
     prefix = round_prefix("acme", "")[:-1]
     keys = [key for key in on.storage.stored_keys() if key.startswith(prefix)]
     return sorted({key.removeprefix(prefix).partition("/")[0] for key in keys})
@@ -243,34 +243,34 @@ def _folders(on: Looks) -> list[str]:
 async def test_the_folder_of_a_round_is_removed_once_nothing_needs_it(
     origins: tuple[Origin, ...], later: timedelta, left: list[str], *, running: bool
 ) -> None:
-    on = Looks()
+    on = Scans()
     await on.put(*origins, round=round_of(PAGE) if running else None)
     for round_id in (ROUND_ID, OTHER_ID):
         assert await on.store.add_result("acme", round_id, PAGE, RESULT, "m1")
-    await on.look(later)
+    await on.scan(later)
     assert _folders(on) == left
     assert on.resumed == []
 
 
 async def test_no_folder_is_removed_before_its_tags_are_back_on_their_objects() -> None:
     """Nor if the storage does not take them now."""
-    on = Looks()
+    on = Scans()
     await on.put(DONE)
     on.storage.plant("acme/k", b"", Headers({}))
     await on.store.add_tag_note("acme", ROUND_ID, PAGE, {"k": {"team": "legal"}}, "m1")
     on.storage.fail_next("write_tags", StorageUnavailableError("503"))
-    await on.look(2 * KEEP_FOR)
+    await on.scan(2 * KEEP_FOR)
     assert _folders(on) == [ROUND_ID]
-    await on.look(2 * KEEP_FOR)
+    await on.scan(2 * KEEP_FOR)
     assert _folders(on) == []
     assert await on.storage.read_tags("acme/k") == {"team": "legal"}
 
 
 async def test_the_ends_of_the_parts_of_an_old_walk_are_removed() -> None:
-    on = Looks()
+    on = Scans()
     await on.put(DONE, project=ALL)
     on.storage.plant(f"{round_prefix(ALL, ROUND_ID)}acme.json", b"{}", Headers({}))
-    await on.look(2 * KEEP_FOR)
+    await on.scan(2 * KEEP_FOR)
     assert on.storage.stored_keys() == [record_path(ALL)]
 
 
@@ -278,11 +278,11 @@ async def test_the_ends_of_the_parts_of_an_old_walk_are_removed() -> None:
 
 
 async def test_a_rotation_without_a_record_is_added_by_the_second_look_that_misses_it() -> None:
-    on = Looks()
+    on = Scans()
     ring = _rotated()
     on.put_keyring(ring)
-    assert await on.look() == 0
-    assert await on.look() == 1
+    assert await on.scan() == 0
+    assert await on.scan() == 1
     ((project, added),) = on.added
     assert project == "acme"
     assert added == replace(_rotation(ring), added_at=added.added_at)
@@ -292,44 +292,44 @@ async def test_a_rotation_without_a_record_is_added_by_the_second_look_that_miss
 @pytest.mark.parametrize("has_record", [False, True])
 async def test_a_rotation_of_a_moment_ago_is_left_alone(*, has_record: bool) -> None:
     """Its worker is about to add it."""
-    on = Looks()
+    on = Scans()
     on.put_keyring(_rotated())
     if has_record:
         await on.put(DONE)
     for _ in range(3):
-        await on.look(timedelta(minutes=14))
+        await on.scan(timedelta(minutes=14))
     assert on.added == []
     for _ in range(2):
-        await on.look(STALLED)
+        await on.scan(STALLED)
     assert len(on.added) == 1
 
 
 async def test_each_rotation_whose_keys_are_kept_is_added_however_old_it_is() -> None:
-    on = Looks()
+    on = Scans()
     first = _rotated(at=NOW - 2 * KEEP_FOR)
     second = _rotated(first)
     on.put_keyring(second)
     await on.put(ended(_rotation(first), clean=False))
     for _ in range(2):
-        await on.look()
+        await on.scan()
     assert on.ids() == [second.current.rotation_id]
     await on.storage.delete(record_path("acme"))
     on.added.clear()
     for _ in range(2):
-        await on.look()
+        await on.scan()
     assert sorted(on.ids()) == sorted(each.current.rotation_id for each in (first, second))
 
 
 async def test_a_rotation_that_was_too_young_for_one_look_is_looked_for_by_the_next() -> None:
     """The record rests, and neither of the two changes meanwhile."""
-    on = Looks()
+    on = Scans()
     first = _rotated(at=NOW - KEEP_FOR)
     second = _rotated(first)
     on.put_keyring(second)
     await on.put(ended(_rotation(first), clean=False))
-    await on.look(timedelta(minutes=10))
+    await on.scan(timedelta(minutes=10))
     for _ in range(2):
-        await on.look(STALLED)
+        await on.scan(STALLED)
     assert on.ids() == [second.current.rotation_id]
 
 
@@ -341,12 +341,12 @@ async def test_a_rotation_that_was_too_young_for_one_look_is_looked_for_by_the_n
 async def test_a_rotation_that_its_record_has_is_left_alone_however_it_ended(
     known: dict[str, Any],
 ) -> None:
-    on = Looks()
+    on = Scans()
     ring = _rotated()
     on.put_keyring(ring)
     await on.put(ended(_rotation(ring), **known))
     for _ in range(3):
-        await on.look()
+        await on.scan()
     assert on.added == []
 
 
@@ -362,77 +362,77 @@ async def test_a_keyring_without_earlier_keys_needs_its_last_rotation_for_a_whil
     of: str, later: timedelta, added: int
 ) -> None:
     """Nothing else says that its end was published. Later, it may have left for its age."""
-    on = Looks()
+    on = Scans()
     enrolled = replace(keyring(), current=replace(keyring().current, at=format_time(NOW)))
     on.put_keyring(enrolled if of == "enrolled" else retire_old_keys(_rotated()))
     for _ in range(2):
-        await on.look(later)
+        await on.scan(later)
     assert len(on.added) == added
 
 
 @pytest.mark.parametrize("how", ["forged", "of a master key that this worker lacks"])
 async def test_a_record_that_is_forged_has_no_rotation_and_one_unread_may_have_it(how: str) -> None:
-    on = Looks(operator_keys({"m1": MASTER_KEYS["m1"]}))
+    on = Scans(operator_keys({"m1": MASTER_KEYS["m1"]}))
     on.put_keyring(_rotated())
     if how == "forged":
         on.storage.plant(record_path("acme"), b"{}", Headers({}))
     else:
         assert await on.store.create(record(DONE), "m2")
     for _ in range(2):
-        await on.look()
+        await on.scan()
     assert len(on.added) == int(how == "forged")
 
 
 async def test_a_rotation_that_cannot_be_added_now_does_not_stop_the_others() -> None:
-    on = Looks()
+    on = Scans()
     for project in ("acme", "bob"):
         on.put_keyring(_rotated(keyring(project)))
     on.refuses = {"acme"}
     for _ in range(2):
-        await on.look()
+        await on.scan()
     assert [project for project, _ in on.added] == ["bob"]
     on.refuses.clear()
     for _ in range(2):
-        await on.look()
+        await on.scan()
     assert "acme" in [project for project, _ in on.added]
 
 
 @pytest.mark.parametrize("how", ["forged", "of a master key that this worker lacks"])
 async def test_a_keyring_that_says_nothing_here_adds_nothing(how: str) -> None:
-    on = Looks(operator_keys({"m1": MASTER_KEYS["m1"]}))
+    on = Scans(operator_keys({"m1": MASTER_KEYS["m1"]}))
     ring = _rotated()
     if how == "forged":
         on.storage.plant(keyring_s3_key("acme"), b"{}", Headers({}))
     else:
         on.put_keyring(replace(ring, master_key="m2"))
     for _ in range(2):
-        await on.look()
+        await on.scan()
     assert on.added == []
 
 
 async def test_a_rotation_in_the_history_of_a_keyring_of_0_10_has_no_request_to_add() -> None:
-    on = Looks()
+    on = Scans()
     before = _rotated()
     after = _rotated(before)
     history = (*before.history, before.current)  # which names no origin
     on.put_keyring(replace(after, history=history))
     for _ in range(2):
-        await on.look()
+        await on.scan()
     assert on.ids() == [after.current.rotation_id]
 
 
 async def test_a_keyring_is_read_once_until_it_changes() -> None:
-    on = Looks()
+    on = Scans()
     for number in range(20):
         on.put_keyring(keyring(f"p{number}"))
-    await on.look()
+    await on.scan()
     assert len(on.storage.reads) == 20
-    await on.look()
+    await on.scan()
     assert on.storage.reads == []
     ring = _rotated(keyring("p7"))
     on.put_keyring(ring)
     await on.put(ended(_rotation(ring)), project="p7")
-    await on.look()
+    await on.scan()
     assert set(on.storage.reads) == {keyring_s3_key("p7"), record_path("p7")}
-    await on.look()
+    await on.scan()
     assert on.storage.reads == []

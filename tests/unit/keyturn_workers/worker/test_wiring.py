@@ -147,7 +147,7 @@ async def test_records_are_kept_as_long_as_a_request_may_be_repeated(
     async def look(periodic: Any, **more: Any) -> None:
         seen.update(more, keep_for=periodic._keep_for)
 
-    monkeypatch.setattr(wiring_module, "look_periodically", look)
+    monkeypatch.setattr(wiring_module, "scan_periodically", look)
     more = {"REQUEST_MAX_AGE_S": "1000", "STAGING_GRACE_S": "60", "SWEEP_RESCUE_INTERVAL_S": "9"}
     await _run(wired(**more), "_look_at_sweeps")
     assert seen == {"keep_for": timedelta(seconds=1060), "interval_s": 9}
