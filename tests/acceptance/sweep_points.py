@@ -70,6 +70,12 @@ def _of_all(arguments: Arguments) -> bool:
     return bool(arguments[0] == ALL)
 
 
+def _has_parts(arguments: Arguments) -> bool:
+    """A change of the record of all to one with parts that are not done."""
+    record = arguments[0]
+    return isinstance(record, AllRecord) and bool(record.round and record.round.open_parts)
+
+
 def _begun_a_part(arguments: Arguments) -> bool:
     return any(origin.kind == "part" for origin in arguments[1:])
 
@@ -142,7 +148,8 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     # A sweep of all.
     "part-begun": Point(SweepStarter, "start", after=True, matters=_begun_a_part),
     "part-ended": Point(SweepStore, "add_part_end", after=True),
-    "all-changed": Point(SweepStore, "change", after=True, matters=_continues(AllRecord)),
+    "walk-begun": Point(SweepStore, "change", after=True, matters=_continues(AllRecord)),
+    "all-changed": Point(SweepStore, "change", after=True, matters=_has_parts),
     "all-ended": Point(SweepStore, "change", after=True, matters=_ended(AllRecord)),
     "all-end-published": Point(SweepDispatcher, "publish_end", after=True, matters=_of_all),
 }

@@ -258,6 +258,7 @@ class AllDeath:
 
 
 ALL_DEATHS = [
+    AllDeath("walk-begun", resealed=0, parts=0),
     AllDeath("keyring-put-after", resealed=1, parts=0),
     AllDeath("part-begun", resealed=1, parts=1),
     AllDeath("all-changed", resealed=3, parts=3),
