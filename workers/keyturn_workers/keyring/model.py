@@ -136,7 +136,7 @@ def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
         "v0": _permission(allowed=keyring.v0_allowed),
         "v0_kek": _kek_json(keyring.v0_kek),
         "history": [_entry_json(entry) for entry in keyring.history],
-        "lease_s": keyring.lease_s,
+        **({"lease_s": keyring.lease_s} if keyring.lease_s else {}),
         **_origin_json(keyring.origin),
         "serial": keyring.serial,
         **_set_json(keyring),
