@@ -1,7 +1,7 @@
 """The listings of one bucket, in the server's order (SPEC 8.4, 8.5, 10).
 
 Reads are retried for a few seconds. A listing of objects continues after the last entry in the
-server's order, so it is complete in either order, also where nobody measured which one it is.
+server's order, so it is complete in either order, even where it was not measured which one it is.
 """
 
 import asyncio

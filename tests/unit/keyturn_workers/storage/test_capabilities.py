@@ -1,4 +1,4 @@
-"""What code may rely on where nobody measured the bucket (SPEC 10)."""
+"""What code may rely on where the bucket was not measured (SPEC 10)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ async def test_every_object_once_in_the_servers_order(
     by_path: bool,
     measured: bool,
 ) -> None:
-    """From any key on, also where it is a folder as well, or where nobody measured the order."""
+    """From any key on, also where it is a folder as well, or where the order was not measured."""
     assume(after.startswith(prefix) or measured)
     storage = ListedBucket(keys, by_path=by_path, page_keys=page_keys).storage(measured=measured)
     order = path_order if by_path else byte_order

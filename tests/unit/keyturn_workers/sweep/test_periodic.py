@@ -70,7 +70,7 @@ class CountingStorage(MemoryStorage):
 
 
 class Scans:
-    """A bucket, and one process's looks at it. It stands in for the starter and the handler."""
+    """A bucket and one process's scans of it, in place of the starter and the handler."""
 
     def __init__(self, keys: OperatorKeys = OPERATOR_KEYS, watch: MarkWatch | None = None) -> None:
         self.storage = CountingStorage()

@@ -120,7 +120,7 @@ def test_a_repeated_request_adds_its_digest_whatever_became_of_the_first_one() -
         added = only(add_origin(record(before), again))
         assert added == replace(before, digests=("0" * 64, "1" * 64))
         assert only(add_origin(record(added), again)) == added
-    # One that was answered is answered again by whoever serves the request.
+    # One that was answered is answered again when the request is served.
     assert only(add_origin(record(ended(SWEEP)), again)) == ended(SWEEP)
 
 
@@ -149,7 +149,7 @@ def test_the_same_id_with_other_options_is_refused(options: Options) -> None:
     ids=["kind", "publisher", "walk", "id"],
 )
 def test_an_origin_of_another_name_is_another_one(other: Origin) -> None:
-    """Nobody's id keeps another publisher, or a rotation, from its own."""
+    """An id of one publisher does not keep another, or a rotation, from using it."""
     assert find_repeated(record(SWEEP), replace(other, options=REPAIR)) is None
     assert len(add_origin(record(SWEEP), replace(other, options=REPAIR)).origins) == 2
 

@@ -166,7 +166,7 @@ async def test_a_record_that_lost_its_messages_resumes(project: str) -> None:
 async def test_a_record_whose_steps_have_failed_for_days_is_not_resumed_for_ever(
     project: str,
 ) -> None:
-    """Otherwise each look would begin the attempts anew, and nobody would be told."""
+    """Otherwise each scan would restart the attempts, and no failure would be published."""
     on = Sweeping()
     await _put(on, project, replace(SWEEP, added_at=NOW - timedelta(days=99)))
     assert await on.handler.resume(project)
