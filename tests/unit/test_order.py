@@ -1,4 +1,4 @@
-"""The order of the suite in several processes loses no test and keeps modules whole."""
+"""No test is lost: by the order of the suite in several processes, or by a name used twice."""
 
 from __future__ import annotations
 
@@ -42,3 +42,14 @@ def test_each_process_begins_with_long_modules_and_ends_with_short_tests() -> No
 
 def test_what_is_named_exists() -> None:
     assert [name for name in order.modules() if not (_ROOT / name).exists()] == []
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """Pytest names a module from the topmost package on: of two with one name, one would not run.
+
+    So a folder of tests that has packages in it is a package itself.
+    """
+    tests = _ROOT / "tests"
+    for package in tests.rglob("__init__.py"):
+        for folder in package.parent.relative_to(tests).parents:
+            assert (tests / folder / "__init__.py").is_file(), folder
