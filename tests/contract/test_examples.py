@@ -1,7 +1,6 @@
 """Examples that pass do pass, by model and by schema; those that fail do fail (SPEC 6)."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,16 +41,21 @@ from tools import generate
 from tools.generate.examples import compact
 
 EXAMPLES = generate.ROOT / "examples"
-VALID = sorted(EXAMPLES.glob("*/valid/*.json"))
-INVALID = sorted(p for p in EXAMPLES.glob("*/invalid/*.json") if p.name != "index.json")
 SEALED: dict[str, str] = json.loads((EXAMPLES / "sealed.json").read_text(encoding="utf-8"))
 
 
-def _name(path: Path) -> str:
-    return f"{path.parent.parent.name}-{path.stem}"
-
-
 TYPES = [*REQUEST_MODELS, *EVENT_MODELS, *AUDIT_MODELS, *WORKER_REPORT_MODELS, *MARK_MODELS]
+OF_TYPE: dict[str, Any] = {
+    name: json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8")) for name in TYPES
+}
+
+
+def _cases(kind: str) -> list[Any]:
+    return [
+        pytest.param(name, example, id=f"{name}-{title}")
+        for name, examples in OF_TYPE.items()
+        for title, example in examples[kind].items()
+    ]
 
 
 def _parse(message_type: str, body: bytes) -> Any:
@@ -72,31 +76,29 @@ def _encode(message: Any) -> bytes:
     return encode_audit(message) if message.type in AUDIT_MODELS else encode(message)
 
 
-@pytest.mark.parametrize("path", VALID, ids=_name)
-def test_valid_example_passes_model_and_schema(path: Path) -> None:
-    message_type = path.parent.parent.name
-    message = _parse(message_type, path.read_bytes())
+@pytest.mark.parametrize(("message_type", "example"), _cases("valid"))
+def test_valid_example_passes_model_and_schema(message_type: str, example: Any) -> None:
+    message = _parse(message_type, compact(example))
     assert message.type == message_type
     schema = json.loads((generate.ROOT / "schemas" / f"{message_type}.json").read_text("utf-8"))
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
-    validator.validate(json.loads(path.read_bytes()))
+    validator.validate(example)
     validator.validate(json.loads(_encode(message)))
 
 
-@pytest.mark.parametrize("path", INVALID, ids=_name)
-def test_invalid_example_is_refused_with_the_code_of_the_index(path: Path) -> None:
-    expected = json.loads((path.parent / "index.json").read_text(encoding="utf-8"))[path.name]
+@pytest.mark.parametrize(("message_type", "example"), _cases("invalid"))
+def test_invalid_example_is_refused_with_its_code(message_type: str, example: Any) -> None:
     with pytest.raises(MalformedRequestError) as refused:
-        _parse(path.parent.parent.name, path.read_bytes().rstrip(b"\n"))
-    assert refused.value.code == expected["code"]
-    assert expected["reason"]
+        _parse(message_type, example["body"].encode())
+    assert refused.value.code == example["code"]
+    assert example["reason"]
 
 
 @pytest.mark.parametrize("message_type", TYPES)
 def test_every_type_has_examples_that_pass_and_that_fail(message_type: str) -> None:
-    assert any(path.parent.parent.name == message_type for path in VALID)
-    assert any(path.parent.parent.name == message_type for path in INVALID)
+    assert OF_TYPE[message_type]["valid"]
+    assert OF_TYPE[message_type]["invalid"]
 
 
 @pytest.mark.parametrize("message_type", TYPES)
@@ -120,7 +122,7 @@ def test_signed_example_verifies_for_its_deployment_and_no_other(message_type: s
 
 def test_sealed_examples_open_with_the_examples_keys() -> None:
     intake = IntakeKey.from_seed(from_base64(SEALED["intake_seed"]))
-    upload = parse_request((EXAMPLES / "upload.requested/valid/inline.json").read_bytes())
+    upload = _example("upload.requested", "inline")
     assert isinstance(upload, UploadRequested)
     info = upload_info(upload.upload_id, upload.project, upload.key)
     transport_key = intake.open(from_base64(upload.sealed_key.ciphertext), info)
@@ -132,8 +134,8 @@ def test_sealed_examples_open_with_the_examples_keys() -> None:
 
 def test_sealed_keks_of_examples_are_those_of_their_api_keys() -> None:
     intake = IntakeKey.from_seed(from_base64(SEALED["intake_seed"]))
-    enroll: Any = parse_request((EXAMPLES / "enroll.requested/valid/adopting.json").read_bytes())
-    rotate: Any = parse_request((EXAMPLES / "rotation.requested/valid/minimal.json").read_bytes())
+    enroll: Any = _example("enroll.requested", "adopting")
+    rotate: Any = _example("rotation.requested", "minimal")
 
     def opened(ciphertext: str, info: bytes) -> bytes:
         return intake.open(from_base64(ciphertext), info)
@@ -144,6 +146,10 @@ def test_sealed_keks_of_examples_are_those_of_their_api_keys() -> None:
     assert v0_kek == v0_user_kek(SEALED["v0_api_key"], "").reveal()
     new = opened(rotate.sealed_kek.ciphertext, kek_info("rotation", rotate.rotation_id, "acme"))
     assert new == user_kek(SEALED["new_api_key"], "acme").reveal()
+
+
+def _example(message_type: str, title: str) -> Any:
+    return parse_request(compact(OF_TYPE[message_type]["valid"][title]))
 
 
 def _public(seed: str) -> VerifyKey:

@@ -1,8 +1,9 @@
 """Examples of every message: valid ones, and invalid ones with the reason (SPEC 6).
 
-`{type}/valid/*.json` pass the model and the schema; `{type}/invalid/*.json` are refused
-by the model with the code in `{type}/invalid/index.json`. `signed.json` holds
-the headers of each type's first valid example, over its bytes in compact form.
+Of each type, `{type}.json` has `valid` documents by title, which pass the model and the
+schema, and `invalid` bodies by title, which the model refuses with the `code` beside them.
+`signed.json` holds the headers of each type's first valid example, over its bytes in compact
+form.
 It must never hold a real secret: its keys are those of `sealed.json`.
 """
 
@@ -40,17 +41,22 @@ def examples(sealed: Document) -> dict[PurePosixPath, str]:
     """Every file below `examples/` but `sealed.json`, by its path."""
     valid = requests(sealed) | events() | audit_records() | console_examples.worker_reports()
     valid |= marks()
-    made: dict[PurePosixPath, str] = {}
-    for name, documents in valid.items():
-        for title, document in documents.items():
-            made[PurePosixPath(name) / "valid" / f"{title}.json"] = _pretty(document)
-        index = {}
-        for title, text, reason in invalid_examples.cases(name, next(iter(documents.values()))):
-            made[PurePosixPath(name) / "invalid" / f"{title}.json"] = text + "\n"
-            index[f"{title}.json"] = {"code": "malformed_request", "reason": reason}
-        made[PurePosixPath(name) / "invalid" / "index.json"] = _pretty(index)
-    made[PurePosixPath("signed.json")] = _pretty(_signed(sealed, valid))
-    return made
+    files = {
+        f"{name}.json": {
+            "valid": documents,
+            "invalid": _invalid(name, next(iter(documents.values()))),
+        }
+        for name, documents in valid.items()
+    }
+    files["signed.json"] = _signed(sealed, valid)
+    return {PurePosixPath(name): _pretty(document) for name, document in files.items()}
+
+
+def _invalid(name: str, valid: Document) -> Document:
+    return {
+        title: {"code": "malformed_request", "reason": reason, "body": body}
+        for title, body, reason in invalid_examples.cases(name, valid)
+    }
 
 
 def marks() -> dict[str, dict[str, Document]]:

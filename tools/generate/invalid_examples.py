@@ -20,7 +20,7 @@ from tools.generate.sealed_secrets import SWEEP_ID
 
 Document = dict[str, Any]
 Case = tuple[str, str, str]
-"""Title, text of the file, reason."""
+"""Title, body, reason."""
 
 # What identifies a message that no request begins.
 _OWN_IDS: Final = dict.fromkeys(AUDIT_MODELS, "audit_id") | dict.fromkeys(
@@ -189,16 +189,16 @@ def _of_every_message(name: str, valid: Document) -> Iterator[Case]:
     request_id = None if name in MARK_MODELS else _OWN_IDS.get(name) or id_field(name)
     # Of a worker, which belongs to no project.
     field = "project" if "project" in valid else "host"
-    text = json.dumps(valid, indent=2, ensure_ascii=False)
+    text = _compact(valid)
     if request_id is not None:
         yield _changed(valid, "id-upper-case", "ids are in lower case", **{request_id: "A" * 36})
         yield _without(valid, request_id)
     yield _changed(valid, f"{field}-as-number", "a number where text belongs", **{field: 7})
-    twice = text.replace("{", f'{{\n  "{field}": "other",', 1)
+    twice = text.replace("{", f'{{"{field}":"other",', 1)
     yield "name-twice", twice, "duplicate name in an object"
     yield "cut", text[: len(text) // 2], "not JSON"
-    yield "no-object", json.dumps([valid]), "not a JSON object"
-    named = f'"{field}": '
+    yield "no-object", _compact([valid]), "not a JSON object"
+    named = f'"{field}":'
     surrogate = text.replace(f"{named}{json.dumps(valid[field])}", named + _LONE_SURROGATE, 1)
     yield "lone-surrogate", surrogate, "not text"
 
@@ -243,10 +243,14 @@ def _of_uploads(valid: Document) -> Iterator[Case]:
 
 
 def _changed(valid: Document, title: str, reason: str, /, **changes: Any) -> Case:
-    return title, json.dumps(valid | changes, indent=2, ensure_ascii=False), reason
+    return title, _compact(valid | changes), reason
 
 
 def _without(valid: Document, field: str) -> Case:
     left = {name: value for name, value in valid.items() if name != field}
     title = f"no-{field.replace('_', '-')}"
-    return title, json.dumps(left, indent=2, ensure_ascii=False), f"{field} is missing"
+    return title, _compact(left), f"{field} is missing"
+
+
+def _compact(document: Any) -> str:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
