@@ -12,8 +12,7 @@ import yaml
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.worker.metrics import WorkerMetrics
-from tests.support.deployed_queries import DEPLOY, expressions
-from tools.dashboards.promql import metric_names
+from tests.support.deployed_queries import DEPLOY, expressions, metric_names
 
 _ROOT: Final = Path(__file__).parents[2]
 PROMETHEUS: Final = DEPLOY / "prometheus"

@@ -16,8 +16,7 @@ import pytest_asyncio
 
 from keyturn.crypto import to_base64
 from tests.integration.monitoring.scene import Monitored, monitored
-from tests.support.deployed_queries import expressions
-from tools.dashboards.promql import metric_names, resolve
+from tests.support.deployed_queries import expressions, metric_names, resolve
 from tools.harness.deployment import Deployment
 from tools.servers import RabbitMQ, new_bucket, packages
 from tools.servers.packages import MissingPackagesError

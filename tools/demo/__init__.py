@@ -1,1 +1,0 @@
-"""`make demo`: real files through a real broker into a real bucket, and what came of them."""
