@@ -26,7 +26,6 @@ from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditTrail
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.wiring import CONTROL, UPLOAD, Wiring
 from tests.fuzz.valid_messages import OTHER_PROJECT, PROJECT
@@ -34,6 +33,7 @@ from tests.fuzz.wire import FRAME_BYTES
 from tests.unit.keyturn_workers.factories import generation, keyring
 from tests.unit.keyturn_workers.witness import FakeWitness
 from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

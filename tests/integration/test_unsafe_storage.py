@@ -15,7 +15,6 @@ import pytest
 
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.storage.probe.runner import probe
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.support.faulty_s3_proxy import (
     ChecksThenStores,
     CopiesNothing,
@@ -31,6 +30,7 @@ from tests.support.faulty_s3_proxy import (
 )
 from tools.doctor.server_kinds import make_bucket
 from tools.harness.deployment import Deployment
+from tools.harness.memory_storage import MemoryStorage
 from tools.harness.process import worker
 from tools.servers import new_bucket
 

@@ -19,7 +19,7 @@ from tests.protocol.waiters import EVENT_KEY
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from keyturn_workers.testing.memory_bucket import Stored
+    from tools.harness.memory_bucket import Stored
 
 
 class EvidenceLaws:

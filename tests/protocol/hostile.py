@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyturn.messages import Event
-    from keyturn_workers.testing.memory_bucket import Stored
     from tests.protocol.waiters import SentRequest
     from tests.protocol.world import World
+    from tools.harness.memory_bucket import Stored
 
 INVALID_SIGNATURE: Final = "A" * 86 + "=="
 

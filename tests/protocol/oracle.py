@@ -27,21 +27,21 @@ from keyturn.crypto import (
     unwrap_dek,
 )
 from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
-from keyturn_workers.testing.memory_bucket import etag_of
 from tests.protocol.evidence_laws import EvidenceLaws
 from tests.protocol.laws import Laws
 from tests.protocol.mark_laws import MarkLaws, project_of
 from tests.protocol.report_laws import ReportLaws
+from tools.harness.memory_bucket import etag_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from keyturn.messages import Event
-    from keyturn_workers.testing.memory_bucket import Stored
     from keyturn_workers.worker.grants import Grant
     from tests.protocol.broker import Delivery, QueuedMessage
     from tests.protocol.waiters import Waiter
     from tests.protocol.wire import Call, Server
+    from tools.harness.memory_bucket import Stored
 
 _ALGORITHM: Final = "Cobblestone-256"
 _WRAP_CHARACTERS: Final = 140  # of 104 bytes in base64

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring
     from keyturn_workers.sweep.record import AllRecord, Round, Walk
     from keyturn_workers.sweep.store import StoredRecord
-    from keyturn_workers.testing.memory_bucket import Stored
     from tests.protocol.world import World
+    from tools.harness.memory_bucket import Stored
 
 ONE_KEY_A_PAGE: Final = Options(page_keys=1)
 RECORD: Final = ".keyturn/sweeps/acme.json"

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import pytest
 
     from keyturn_workers.sweep.record import Round
-    from keyturn_workers.testing.memory_bucket import Stored
     from tests.protocol.world import World
+    from tools.harness.memory_bucket import Stored
 
 ONE_KEY_A_PAGE = Options(page_keys=1)
 RECORD: Final = ".keyturn/sweeps/acme.json"

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage.s3_responses import error_for
 from keyturn_workers.storage.streaming_body import KnownLengthBody
-from keyturn_workers.testing.memory_bucket import Bucket, Stored, etag_of
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.protocol.faults import Fault, Missing, anything, reads_of
+from tools.harness.memory_bucket import Bucket, Stored, etag_of
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from keyturn.errors import CodedError
     from keyturn.messages import Event
     from keyturn.publisher.event_stream import StreamRecord
-    from keyturn_workers.testing.memory_bucket import Stored
+    from tools.harness.memory_bucket import Stored
 
 TICK_S: Final = 0.01
 _STEPS: Final = 20_000

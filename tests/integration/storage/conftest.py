@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.settings import S3Settings
 from keyturn_workers.storage.s3 import S3Storage, open_storage
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import replace_keyring
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tools.harness.local_keys import operator_keys, parse_keyring
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring

@@ -19,7 +19,6 @@ from keyturn_workers.objects.plan_action import (
     plan_action,
 )
 from keyturn_workers.storage import Headers, StorageClock
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     V0_ADMIN_KEK,
@@ -32,6 +31,7 @@ from tests.unit.keyturn_workers.factories import (
     v0_ring,
 )
 from tools.harness.local_keys import admin_keks, build_keyring, desired_state, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """The port through which everything reaches S3 (SPEC 8.4, 10).
 
-Implementations: `keyturn_workers.storage.s3`, and `keyturn_workers.testing.memory_storage` for
-tests. What differs between servers is named in `keyturn_workers.storage.capabilities` and
-measured by `keyturn_workers.storage.probe`, never guessed from a server's name.
+Implementations: `keyturn_workers.storage.s3`, and one in memory for tests. What differs between
+servers is named in `keyturn_workers.storage.capabilities` and measured by
+`keyturn_workers.storage.probe`, never guessed from a server's name.
 
 A `key` here is always an S3 object key, never key material. An ETag is without quotes.
 

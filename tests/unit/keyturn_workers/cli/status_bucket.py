@@ -17,9 +17,9 @@ from keyturn_workers.keyring import create_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import AllRecord, Counts, Options, Origin, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import End, Round, State, Walk
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
 from tools.harness.local_keys import desired_state, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,7 +13,7 @@ from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import batched, count_objects, open_bucket, optional_task
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import s3 as s3_storage
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

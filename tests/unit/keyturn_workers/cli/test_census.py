@@ -14,7 +14,6 @@ from keyturn_workers.cli.census import CONCURRENCY, object_rows, take_census
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.census import ObjectGroup
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
 )
@@ -23,6 +22,7 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
 )
 from tools.harness.local_keys import operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn.crypto import Secret

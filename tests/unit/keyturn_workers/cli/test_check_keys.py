@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from keyturn.crypto import record_kek, to_base64
 from keyturn_workers.cli.app import app
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.fake_kms import MASTER_KEY, PRK, URI, FakeKey
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,8 +13,8 @@ from keyturn.topology import EXCHANGE, UPLOAD_QUEUE, queues
 from keyturn_workers.cli import doctor
 from keyturn_workers.cli.app import app
 from keyturn_workers.errors import MissingError
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.storage.probe.broken_storages import IgnoresIfAbsent
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,8 +14,8 @@ from keyturn.crypto import to_base64
 from keyturn.evidence import parse
 from keyturn_workers.cli.app import app
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, SECOND_KEY, chain_of, follow
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -15,8 +15,8 @@ from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.evidence_files import EvidenceFile, in_order, read_bucket, read_paths
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, chain_of
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

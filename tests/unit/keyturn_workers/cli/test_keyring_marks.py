@@ -10,10 +10,10 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli.keyring_marks import compare_keyrings
 from keyturn_workers.keyring import MarkState, MarkTable
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.cli.keyring_marks import MarkedKeyring

@@ -14,7 +14,6 @@ from keyturn_workers.cli import objects
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.objects import claims
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn.gateway.gateway import json_always, page_of, problem, serving
 from tests.unit.keyturn_workers.cli.through_gateway import run
 from tests.unit.keyturn_workers.factories import (
@@ -26,6 +25,7 @@ from tests.unit.keyturn_workers.factories import (
     v0_metadata,
 )
 from tools.harness.local_keys import desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,7 +13,6 @@ from keyturn_workers.cli import record_index
 from keyturn_workers.cli.record_index import RecordIndex, read_records, to_seconds
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.status import records
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
     all_record,
@@ -26,6 +25,7 @@ from tests.unit.keyturn_workers.cli.status_bucket import (
 )
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tools.harness.local_keys import operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 _FIRST = keyring()
 _OTHER = keyring("other", master_key="m2")

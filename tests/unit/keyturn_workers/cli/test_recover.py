@@ -19,11 +19,11 @@ from keyturn_workers.cli.keyring_marks import MarkedKeyring
 from keyturn_workers.keyring import MarkTable
 from keyturn_workers.keyring.marks import MarkState
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.fake_publisher import Commands, event
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -27,7 +27,6 @@ from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.dead_letters.letters import (
     DEPLOYMENT,
     LONG_AGO,
@@ -38,6 +37,7 @@ from tests.unit.keyturn_workers.dead_letters.letters import (
 from tests.unit.keyturn_workers.factories import keyring, rotated
 from tools.harness import requests
 from tools.harness.local_keys import operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,9 +12,9 @@ from keyturn_workers.cli import report_keys
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

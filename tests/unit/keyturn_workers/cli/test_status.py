@@ -17,7 +17,6 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import status
 from keyturn_workers.keyring import MarkTable, replace_keyring
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
     all_record,
@@ -40,6 +39,7 @@ from tests.unit.keyturn_workers.factories import (
 )
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -24,7 +24,6 @@ from keyturn.crypto import (
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     AT,
     MASTER_KEYS,
@@ -35,6 +34,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
 )
 from tools.harness.local_keys import desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

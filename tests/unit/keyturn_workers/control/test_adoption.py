@@ -11,7 +11,6 @@ from keyturn.identifiers import object_s3_key
 from keyturn_workers.control.adoption import find_highest_generation
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     deleted,
@@ -21,6 +20,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
 )
 from tools.harness.local_keys import desired_state, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 KEYS = operator_keys(MASTER_KEYS)
 

@@ -15,9 +15,9 @@ from keyturn_workers.control import Deleter
 from keyturn_workers.errors import UnstorableKeyError
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
 from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 _LEASE_S = 15
 _DAY_S = 86_400.0

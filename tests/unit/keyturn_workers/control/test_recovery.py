@@ -26,10 +26,10 @@ from keyturn_workers.keyring import (
     replace_keyring,
 )
 from keyturn_workers.storage import Headers, StorageClock
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 _KEYS = operator_keys(MASTER_KEYS)
 _FIRST_ID = "2f6c9a0e-1111-4111-8111-111111111111"

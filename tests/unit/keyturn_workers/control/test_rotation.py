@@ -12,9 +12,9 @@ from keyturn.messages import EnrollRequested, RequestOrigin, RotationRequested
 from keyturn_workers.control import Enroller, Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage import StorageClock
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS
 from tools.harness.local_keys import operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 _INTAKE = IntakeKey.from_seed(bytes(32))
 _ENROLLMENT = "2f6c9a0e-1111-4111-8111-111111111111"

@@ -20,7 +20,6 @@ from keyturn_workers.keyring import Keyring, KeyringReader, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     V0_ADMIN_KEK,
@@ -32,6 +31,7 @@ from tests.unit.keyturn_workers.factories import (
     v0_ring,
 )
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     import asyncio

@@ -27,9 +27,9 @@ from keyturn_workers.gateway.encrypted_reader import EncryptedReader
 from keyturn_workers.gateway.object_opener import START_BYTES
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import deleted
 from tests.unit.keyturn_workers.gateway.bench import CHUNK, KEY, TARGET, Bench
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

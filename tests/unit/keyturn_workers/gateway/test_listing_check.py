@@ -8,8 +8,8 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.gateway.listing_check import detect_listing_support
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ListsLate
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.storage import Headers, WriteResult

@@ -18,8 +18,8 @@ from keyturn_workers.gateway import object_lister
 from keyturn_workers.gateway.listing_query import ListingQuery
 from keyturn_workers.gateway.object_lister import ObjectLister
 from keyturn_workers.storage import Capabilities, Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import keyring, v0_metadata, v0_ring
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

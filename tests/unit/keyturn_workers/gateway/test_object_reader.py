@@ -10,7 +10,7 @@ from keyturn.crypto import SealError
 from keyturn.errors import CorruptObjectError
 from keyturn_workers.gateway.object_reader import content_modified_at, seal_errors_as_corrupt
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 
 async def test_the_modification_time_is_when_the_content_was_stored() -> None:

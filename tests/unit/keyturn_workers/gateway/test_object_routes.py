@@ -33,12 +33,12 @@ from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create_keyring
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
 from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
 from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
 from tools.harness.local_keys import operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -25,7 +25,7 @@ from keyturn_workers.gateway.response_headers import (
     validator_headers,
 )
 from keyturn_workers.storage import Headers, ObjectHead
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 AT = datetime(2026, 11, 24, 10, tzinfo=UTC)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

@@ -13,10 +13,10 @@ from keyturn_workers.gateway import server
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.http_server.listener import AddressError
 from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.tracing import Instrumentation
 from tests.unit.keyturn_workers.gateway.asgi import ask
 from tools.harness.deployment import Deployment
+from tools.harness.memory_storage import MemoryStorage
 from tools.servers import S3Server
 from tools.servers.process import free_port
 

@@ -13,7 +13,7 @@ from keyturn_workers.gateway import staging_quota
 from keyturn_workers.gateway.fair_shares import MIN_STAGED_BYTES, GatewayBusyError, StagingLedger
 from keyturn_workers.gateway.staging_quota import StagingQuota
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 MIB = MIN_STAGED_BYTES
 

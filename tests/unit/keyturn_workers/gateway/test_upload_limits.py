@@ -14,8 +14,8 @@ from keyturn_workers.gateway.fair_shares import MIN_STAGED_BYTES, ProjectSlots, 
 from keyturn_workers.gateway.pending_requests import PendingRequests
 from keyturn_workers.gateway.staging_quota import StagingQuota
 from keyturn_workers.gateway.upload_limits import UploadLimits
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn.publisher import Publisher

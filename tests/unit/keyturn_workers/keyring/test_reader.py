@@ -20,10 +20,10 @@ from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring import cache as cache_module
 from keyturn_workers.master_keys.operator_keys import KekLimits, OperatorKeys
 from keyturn_workers.storage import Capabilities, Headers, ObjectHead, StorageClock
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.master_keys.fakes import MASTER, Clock, FakeProvider
 from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -28,10 +28,10 @@ from keyturn_workers.keyring import (
     Mark,
 )
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

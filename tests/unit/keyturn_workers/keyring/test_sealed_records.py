@@ -12,9 +12,9 @@ from keyturn.errors import CorruptObjectError, StorageUnavailableError, UnknownM
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tools.harness.local_keys import build_record, operator_keys, parse_record
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

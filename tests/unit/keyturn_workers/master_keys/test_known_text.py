@@ -12,7 +12,7 @@ from keyturn.identifiers import ALL_PROJECTS, is_project
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 PATH = ".keyturn/keys/m1.json"
 RIGHT = record_kek(bytes(32), RESERVED_PROJECT)

@@ -20,7 +20,6 @@ from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
 from keyturn_workers.objects.plan_action import Encrypt, NoOp, ResealTombstone, Rewrap
 from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import Capabilities, Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,
     AT,
@@ -41,6 +40,7 @@ from tests.unit.keyturn_workers.scene import (
     in_plaintext,
 )
 from tools.harness.local_keys import desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -38,9 +38,9 @@ from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open
 from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
 from tools.harness.local_keys import desired_state, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring

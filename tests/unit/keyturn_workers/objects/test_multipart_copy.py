@@ -17,8 +17,8 @@ from keyturn.metadata import Tombstone, parse
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.multipart_copy import part_ranges
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.scene import TARGET, Scene
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

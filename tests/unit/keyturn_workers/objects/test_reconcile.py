@@ -22,7 +22,6 @@ from keyturn.errors import (
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.objects.reconcile import reconcile_object
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     OPERATOR_KEYS,
@@ -33,6 +32,7 @@ from tests.unit.keyturn_workers.factories import (
 )
 from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, UPLOAD_ID, Scene
 from tools.harness.local_keys import desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import KeyringSnapshot

@@ -12,9 +12,9 @@ from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import SweepStore
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, enc, sealed_object
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn.messages import StatusReported, StatusView

@@ -18,9 +18,9 @@ from keyturn_workers.status.census import (
     list_objects,
     read_generations,
 )
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.status.bucket import KEYS, Bucket
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,12 +12,12 @@ from keyturn.evidence import sign
 from keyturn.identifiers import evidence_s3_key
 from keyturn.messages import StatusView, encode
 from keyturn_workers.sweep.record import Failure
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn.evidence.shared import statement
 from tests.unit.keyturn_workers.cli.status_bucket import done, record, round_id, sweep_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, V0_USER_KEK, keyring, rotated
 from tests.unit.keyturn_workers.status.bucket import DEPLOYMENT, EVENT_KEY, Bucket
 from tools.harness.canaries import encodings
+from tools.harness.memory_storage import MemoryStorage
 
 _RING = replace(rotated(rotated(keyring())), v0_kek=V0_USER_KEK, v0_allowed=True)
 

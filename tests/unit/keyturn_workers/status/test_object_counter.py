@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from keyturn_workers.status import object_counter
 from keyturn_workers.status.object_counter import ObjectCounter
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     import pytest

@@ -9,11 +9,11 @@ import pytest
 
 from keyturn.errors import KmsUnavailableError, StorageUnavailableError
 from keyturn_workers.sweep.record import Failure
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import done, record, round_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, keyring, rotated
 from tests.unit.keyturn_workers.status.bucket import KEYS, Bucket
 from tools.harness.local_keys import desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 _FIRST = keyring()
 _OTHER = keyring("other", master_key="m2")

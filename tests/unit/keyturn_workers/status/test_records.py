@@ -15,10 +15,10 @@ from keyturn_workers.status.records import Opened, SweepRecord, list_records, op
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import SweepStore
 from keyturn_workers.sweep.record import Failure
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import all_record, done, origin, record, round_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tools.harness.local_keys import operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.status.records import Record

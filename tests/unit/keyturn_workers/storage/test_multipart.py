@@ -11,7 +11,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.multipart import abort_multipart, open_multipart
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.storage import MultipartUpload

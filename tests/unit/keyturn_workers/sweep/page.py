@@ -12,7 +12,6 @@ from keyturn_workers.storage import Headers, StorageClock
 from keyturn_workers.sweep import Options, ProjectRecord, SweepStore
 from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.record import OpenPage, Result, Round, State
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     OPERATOR_KEYS,
@@ -22,6 +21,7 @@ from tests.unit.keyturn_workers.factories import (
 )
 from tests.unit.keyturn_workers.sweep.records import LEASE_S, SWEEP, round_of
 from tools.harness.local_keys import build_keyring, desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

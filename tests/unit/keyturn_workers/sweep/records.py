@@ -9,8 +9,8 @@ from typing import Any, Final
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import Counts, Origin, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import End, Kind, OpenPage, OriginName, Result, Round, State
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS
+from tools.harness.memory_storage import MemoryStorage
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 OTHER_ID: Final = "2f6c9a0e-2222-4222-8222-222222222222"

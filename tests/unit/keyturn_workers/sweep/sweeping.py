@@ -24,7 +24,6 @@ from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.progress import find_origin
 from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     OPERATOR_KEYS,
@@ -35,6 +34,7 @@ from tests.unit.keyturn_workers.factories import (
 )
 from tests.unit.keyturn_workers.sweep.records import LEASE_S, SWEEP, origin
 from tools.harness.local_keys import build_keyring, desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -30,12 +30,12 @@ from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.progress import open_origins
 from keyturn_workers.sweep.record import PartEnd, Walk
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS, keyring
 from tests.unit.keyturn_workers.sweep.records import LATER_ID, OTHER_ID, SWEEP_ID, origin
 from tests.unit.keyturn_workers.sweep.sweeping import KEEP_FOR
 from tests.unit.keyturn_workers.witness import FakeWitness
 from tools.harness.local_keys import build_keyring
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn.messages import Event

@@ -12,7 +12,6 @@ from keyturn_workers.sweep import ALL, SweepStore
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import SweepPage, SweepStep
 from keyturn_workers.sweep.store import record_path, round_prefix
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS
 from tests.unit.keyturn_workers.sweep.records import (
     OTHER_ID,
@@ -22,6 +21,7 @@ from tests.unit.keyturn_workers.sweep.records import (
     ROUND_ID,
     round_of,
 )
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

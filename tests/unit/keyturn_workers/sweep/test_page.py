@@ -28,7 +28,6 @@ from keyturn_workers.objects.plan_action import ObjectView, Options, Rewrap, pla
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page import CannotProveYetError, gather_all, restore_noted_tags
 from keyturn_workers.sweep.record import Failure, OpenPage, State
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,
     enc,
@@ -37,6 +36,7 @@ from tests.unit.keyturn_workers.factories import (
 )
 from tests.unit.keyturn_workers.sweep.page import Page
 from tests.unit.keyturn_workers.sweep.records import OTHER_ID, ROUND_ID
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

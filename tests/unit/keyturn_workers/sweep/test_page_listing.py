@@ -6,7 +6,7 @@ import pytest
 
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_listing import Row, list_batches
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 
 async def _rows(

@@ -25,7 +25,6 @@ from keyturn_workers.sweep import (
 )
 from keyturn_workers.sweep.periodic import PeriodicScan, scan_periodically
 from keyturn_workers.sweep.store import record_path, round_prefix
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
 from tests.unit.keyturn_workers.sweep.records import (
@@ -42,6 +41,7 @@ from tests.unit.keyturn_workers.sweep.records import (
 )
 from tests.unit.keyturn_workers.sweep.sweeping import KEEP_FOR
 from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring.mark_watch import MarkWatch

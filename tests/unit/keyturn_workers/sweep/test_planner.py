@@ -14,8 +14,8 @@ from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.sweep.page_listing import list_batches
 from keyturn_workers.sweep.planner import MAX_OPEN_PAGES, Planner
 from keyturn_workers.sweep.record import KeyRange, OpenPage, Round
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.sweep.records import round_of
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -25,7 +25,6 @@ from keyturn_workers.sweep import Counts, Options, Origin, ProjectRecord
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.progress import find_origin, open_origins
 from keyturn_workers.sweep.record import End, PartEnd
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import keyring, rotated
 from tests.unit.keyturn_workers.sweep.records import (
     LATER_ID,
@@ -40,6 +39,7 @@ from tests.unit.keyturn_workers.sweep.records import (
 )
 from tests.unit.keyturn_workers.sweep.sweeping import EVENT_KEY, Sweeping
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,6 @@ from keyturn_workers.sweep import ALL, Options, new_origin
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.record import State, to_json
 from keyturn_workers.sweep.store import UnknownRecordError, record_path
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS, rotated
 from tests.unit.keyturn_workers.sweep.records import (
     AT,
@@ -39,6 +38,7 @@ from tests.unit.keyturn_workers.sweep.records import (
 )
 from tests.unit.keyturn_workers.sweep.sweeping import Sweeping
 from tests.unit.keyturn_workers.witness import FakeWitness
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.sweep import Origin

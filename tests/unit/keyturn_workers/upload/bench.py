@@ -26,7 +26,6 @@ from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadResult
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.unit.keyturn_workers.factories import (
@@ -38,6 +37,7 @@ from tests.unit.keyturn_workers.factories import (
     rotated,
 )
 from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.memory_storage import MemoryStorage
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"

@@ -10,10 +10,10 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.upload import UploadResult
 from keyturn_workers.upload.multipart import abort_leftovers, part_size, put_parts
 from tests.unit.keyturn_workers.upload.bench import DATA, TARGET, bench, request
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 from keyturn.identifiers import object_s3_key
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.upload.staging_cleanup import clean_staging
 from tests.unit.keyturn_workers.upload.bench import (
     TARGET,
     bench,
 )
+from tools.harness.memory_storage import MemoryStorage
 
 _AGE = timedelta(days=8)
 _DAY = timedelta(days=1)

@@ -15,10 +15,10 @@ from keyturn.crypto import admin_kek
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.storage import Headers
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.verify import Report, VerificationKeys, check_project
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, rotated, sealed_object
 from tools.harness.local_keys import desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring

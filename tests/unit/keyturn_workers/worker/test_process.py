@@ -17,11 +17,11 @@ from faststream.rabbit import RabbitBroker
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import UnsafeStorageError
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.worker import process
 from keyturn_workers.worker.process import _App, _background, _cancel_leftover_tasks
 from keyturn_workers.worker.reporter import WorkerReporter
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ResumesLate
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -20,12 +20,12 @@ from keyturn.topology import (
 from keyturn_workers.amqp.dead_letters import Bounds
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.sweep.hint_consumer import HintConsumer
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.worker import wiring as wiring_module
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.wiring import ALL_ROLES, CONTROL, SWEEP, UPLOAD, Wiring
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys
+from tools.harness.memory_storage import MemoryStorage
 from tools.servers import S3Server
 
 if TYPE_CHECKING:

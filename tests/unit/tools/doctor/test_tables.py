@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from keyturn_workers.storage.probe.runner import Report, Row, probe
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tools.doctor.results import (
     HOLDS,
     Column,
@@ -17,6 +16,7 @@ from tools.doctor.results import (
     with_decided_rows,
 )
 from tools.doctor.tables import documents, placed, short, whole
+from tools.harness.memory_storage import MemoryStorage
 
 NEEDED = {"a": "required", "a, many at once": "required", "b": "wanted", "c": "info"}
 

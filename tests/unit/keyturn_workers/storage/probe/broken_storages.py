@@ -11,7 +11,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import PreconditionError
 from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch
 from keyturn_workers.storage.port import RECORD_MAX_BYTES
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

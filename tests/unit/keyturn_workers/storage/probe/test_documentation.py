@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from keyturn_workers.storage.probe.runner import probe
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 TEXT = (Path(__file__).parents[5] / "docs" / "operations" / "storage-servers.md").read_text()
 

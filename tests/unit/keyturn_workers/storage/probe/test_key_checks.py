@@ -8,7 +8,6 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage.probe import key_checks as checks
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     HidesNames,
     KeysArePaths,
@@ -16,6 +15,7 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     ListsFew,
     ResumesLate,
 )
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

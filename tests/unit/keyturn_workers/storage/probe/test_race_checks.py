@@ -17,7 +17,6 @@ from keyturn_workers.storage.probe.race_checks import (
     concurrent_creates,
     concurrent_replaces,
 )
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     EVERYTHING,
     ChecksThenStores,
@@ -25,6 +24,7 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     IgnoresIfMatch,
     OverwritesOnFailure,
 )
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

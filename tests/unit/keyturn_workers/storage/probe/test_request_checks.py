@@ -11,7 +11,6 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import PreconditionError
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.storage.probe import request_checks as checks
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     EVERYTHING,
     IgnoresIfAbsent,
@@ -25,6 +24,7 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     StoresCutPuts,
     TakesLateWrites,
 )
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

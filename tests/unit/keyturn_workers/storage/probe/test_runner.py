@@ -11,7 +11,6 @@ from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError, UnsafeStorageError
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.storage.probe.runner import PREFIX, as_json, probe
-from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     ALWAYS,
     EVERYTHING,
@@ -31,6 +30,7 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     StoresCutPuts,
     TakesLateWrites,
 )
+from tools.harness.memory_storage import MemoryStorage
 
 
 @pytest.mark.parametrize(

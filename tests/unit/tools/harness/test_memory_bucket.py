@@ -9,7 +9,7 @@ import pytest
 
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.storage import Headers, IfAbsent, IfMatch
-from keyturn_workers.testing.memory_bucket import (
+from tools.harness.memory_bucket import (
     DEFAULT_CONTENT_TYPE,
     NULL_VERSION,
     Bucket,

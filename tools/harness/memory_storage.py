@@ -2,7 +2,7 @@
 
 It has conditions, multipart uploads, versions, locks, leases by its own clock, and the capabilities
 it is given. A test can make any operation fail before or after its effect, or run something just
-before it. The bucket's content is in `keyturn_workers.testing.memory_bucket`. It must never be
+before it. The bucket's content is in `memory_bucket`. It must never be
 offered as a storage to run on.
 """
 
@@ -40,7 +40,7 @@ from keyturn_workers.storage.port import (
 )
 from keyturn_workers.storage.s3_responses import LEGAL_HOLD, lock_state
 from keyturn_workers.storage.streaming_body import KnownLengthBody
-from keyturn_workers.testing.memory_bucket import Bucket, Stored, etag_of, new_version
+from tools.harness.memory_bucket import Bucket, Stored, etag_of, new_version
 
 
 @dataclass(slots=True)

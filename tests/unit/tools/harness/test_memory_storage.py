@@ -11,7 +11,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch, Lease, Storage
-from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.storage import ObjectHead

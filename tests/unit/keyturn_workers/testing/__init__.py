@@ -1,1 +1,0 @@
-"""The in-memory storage, as far as the shared suite of the port does not test it."""

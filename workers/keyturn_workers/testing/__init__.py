@@ -1,1 +1,0 @@
-"""An in-memory storage for tests of everything above the storage port (SPEC 8.4, 10)."""
