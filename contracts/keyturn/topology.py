@@ -41,6 +41,7 @@ CONTROL_REQUESTS: Final = (
     "delete.requested",
     "status.requested",
     "audit.requested",
+    "dead_letters.requested",
     "recover.requested",
 )
 REQUESTS: Final = UPLOAD_REQUESTS + CONTROL_REQUESTS
@@ -62,6 +63,8 @@ EVENTS: Final = (
     "status.rejected",
     "audit.accepted",
     "audit.rejected",
+    "dead_letters.moved",
+    "dead_letters.rejected",
     "project.recovered",
     "recover.rejected",
 )
@@ -79,6 +82,7 @@ REQUEST_ID_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "delete.requested": "request_id",
         "status.requested": "request_id",
         "audit.requested": "request_id",
+        "dead_letters.requested": "request_id",
         "recover.requested": "request_id",
     }
 )

@@ -44,6 +44,14 @@ def requests() -> dict[str, dict[str, Document]]:
         "queue": "keyturn.upload.dead",
         "letters": [letter],
     }
+    dead = common | {
+        "type": "dead_letters.requested",
+        "request_id": AUDIT_ID,
+        "project": "*",
+        "actor": "Kim Doe",
+        "action": "replay",
+        "queue": "keyturn.upload.dead",
+    }
     return {
         "status.requested": {
             "one-project": status | {"view": "projects"},
@@ -59,6 +67,10 @@ def requests() -> dict[str, dict[str, Document]]:
             | {"action": "dead_letter.discarded", "letters": [{"request": _LETTER}]},
             "failed": audit | {"outcome": "request_expired"},
         },
+        "dead_letters.requested": {
+            "by-code": dead | {"code": "storage_unavailable", "reason": "the bucket was full"},
+            "single-letters": dead | {"action": "discard", "letters": [_LETTER]},
+        },
     }
 
 
@@ -66,6 +78,13 @@ def events() -> dict[str, dict[str, Document]]:
     """Reports and acceptances by type and title."""
     report: Document = {"request_id": STATUS_ID, "project": PROJECT, "at": AT}
     everything = report | {"project": "*"}
+    moved = {
+        "request_id": AUDIT_ID,
+        "project": "*",
+        "at": AT,
+        "queue": "keyturn.upload.dead",
+        "action": "replay",
+    }
     return {
         "status.reported": {
             "one-project": report
@@ -102,6 +121,16 @@ def events() -> dict[str, dict[str, Document]]:
         },
         "audit.accepted": {
             "recorded": {"request_id": AUDIT_ID, "project": "*", "at": AT},
+        },
+        "dead_letters.moved": {
+            "all": moved | {"moved": 2500, "left": 0},
+            "some-left": moved
+            | {
+                "moved": 2499,
+                "left": 1,
+                "code": "malformed_request",
+                "detail": "cannot be replayed: with already_exists the body is not kept",
+            },
         },
     }
 

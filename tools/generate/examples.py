@@ -241,6 +241,7 @@ def _control_events() -> dict[str, dict[str, Document]]:
         **console_examples.events(),
         "status.rejected": _rejected("request_id", STATUS_ID, "not_permitted"),
         "audit.rejected": _rejected("request_id", AUDIT_ID, "not_permitted"),
+        "dead_letters.rejected": _rejected("request_id", AUDIT_ID, "not_permitted"),
         "project.recovered": {"recovered": recovered},
         "recover.rejected": _rejected("request_id", RECOVERY_ID, "generation_mismatch"),
     }

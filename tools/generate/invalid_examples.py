@@ -60,6 +60,8 @@ def _of_one_request(name: str, valid: Document) -> Iterator[Case]:
         yield from _of_status_requests(valid)
     elif name == "audit.requested":
         yield from _of_audit_requests(valid)
+    elif name == "dead_letters.requested":
+        yield from _of_dead_letters(valid)
     elif name == "recover.requested":
         yield from _of_recoveries(valid)
 
@@ -91,6 +93,19 @@ def _of_audit_requests(valid: Document) -> Iterator[Case]:
     yield _without(valid, "actor")
 
 
+def _of_dead_letters(valid: Document) -> Iterator[Case]:
+    digest = "0" * 64
+    yield _changed(valid, "one-project", "dead letters belong to no project", project="acme")
+    yield _changed(valid, "action-unknown", "not in the list", action="open")
+    yield _changed(valid, "queue-unknown", "not a dead-letter queue", queue="keyturn.upload")
+    yield _changed(valid, "code-and-letters", "either of the two", letters=[digest])
+    yield _changed(valid, "no-letters", "at least one letter", code=None, letters=[])
+    yield _changed(valid, "letter-short", "64 hex digits", code=None, letters=["5f"])
+    yield _changed(valid, "reason-two-lines", "one line", reason="a\nb")
+    yield _without(valid, "code")
+    yield _without(valid, "actor")
+
+
 def _of_recoveries(valid: Document) -> Iterator[Case]:
     yield _changed(valid, "project-of-all", "one project", project="*")
     yield _changed(valid, "serial-negative", "a count", serial=-1)
@@ -118,6 +133,10 @@ def _of_one_event(name: str, valid: Document) -> Iterator[Case]:
         yield _without(valid, "serial")
     elif name == "audit.accepted":
         yield _changed(valid, "one-project", "dead letters belong to no project", project="acme")
+    elif name == "dead_letters.moved":
+        yield _changed(valid, "moved-negative", "a count", moved=-1)
+        yield _changed(valid, "queue-unknown", "not a dead-letter queue", queue="keyturn.upload")
+        yield _without(valid, "left")
     elif issubclass(EVENT_MODELS[name], CountedEvent):
         yield from _of_counts(name, valid)
 

@@ -5,7 +5,10 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from keyturn.messages.fields import (
+    CODE_PATTERN,
     Count,
+    DeadLetterQueue,
+    DeadLettersAction,
     Generation,
     Key,
     Project,
@@ -26,8 +29,6 @@ from keyturn.messages.status import (
     StatusView,
     SweepStatus,
 )
-
-_CODE_PATTERN: Final = r"^[a-z0-9_]{1,64}$"
 
 
 class EventModel(BaseModel):
@@ -54,13 +55,13 @@ class RejectedModel(EventModel):
 
     # As sent: what was refused may not even have a well-formed project.
     project: str | None
-    code: Annotated[str, Field(pattern=_CODE_PATTERN)]
+    code: Annotated[str, Field(pattern=CODE_PATTERN)]
     detail: str
 
 
 class _Failed(EventModel):
     project: Project | Literal["*"]
-    code: Annotated[str, Field(pattern=_CODE_PATTERN)]
+    code: Annotated[str, Field(pattern=CODE_PATTERN)]
     detail: str
 
 
@@ -232,7 +233,7 @@ class StatusReported(EventModel):
     next: Cursor | None = None
     digest: RequestDigest | None = None
     unchanged: bool = False
-    code: Annotated[str, Field(pattern=_CODE_PATTERN)] | None = None
+    code: Annotated[str, Field(pattern=CODE_PATTERN)] | None = None
     detail: str | None = None
     projects: Rows[ProjectStatus] | None = None
     sweeps: Rows[SweepStatus] | None = None
@@ -261,6 +262,35 @@ class AuditRejected(RejectedModel):
     """The request to record something was refused."""
 
     type: Literal["audit.rejected"] = "audit.rejected"
+    request_id: RequestId
+
+
+class DeadLettersMoved(EventModel):
+    """The dead letters that a request selects were replayed or discarded (SPEC 16.1).
+
+    Attributes:
+        queue: The dead-letter queue.
+        moved: Letters that were moved by the last delivery of the request. One that was redelivered
+            may have moved others before.
+        left: Selected letters that stay in the queue.
+        code, detail: Why the first of those stays.
+    """
+
+    type: Literal["dead_letters.moved"] = "dead_letters.moved"
+    request_id: RequestId
+    project: Literal["*"]
+    queue: DeadLetterQueue
+    action: DeadLettersAction
+    moved: Count
+    left: Count
+    code: Annotated[str, Field(pattern=CODE_PATTERN)] | None = None
+    detail: str | None = None
+
+
+class DeadLettersRejected(RejectedModel):
+    """The request to move dead letters was refused."""
+
+    type: Literal["dead_letters.rejected"] = "dead_letters.rejected"
     request_id: RequestId
 
 
@@ -300,6 +330,8 @@ Event = (
     | StatusRejected
     | AuditAccepted
     | AuditRejected
+    | DeadLettersMoved
+    | DeadLettersRejected
     | ProjectRecovered
     | RecoverRejected
 )
@@ -312,6 +344,7 @@ Rejected = (
     | DeleteRejected
     | StatusRejected
     | AuditRejected
+    | DeadLettersRejected
     | RecoverRejected
 )
 EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
@@ -333,6 +366,8 @@ EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
     "status.rejected": StatusRejected,
     "audit.accepted": AuditAccepted,
     "audit.rejected": AuditRejected,
+    "dead_letters.moved": DeadLettersMoved,
+    "dead_letters.rejected": DeadLettersRejected,
     "project.recovered": ProjectRecovered,
     "recover.rejected": RecoverRejected,
 }

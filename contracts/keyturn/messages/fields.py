@@ -1,9 +1,10 @@
 """The types of fields that requests and events share (SPEC 1, 6). Pure."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -18,6 +19,7 @@ from keyturn.identifiers import (
     check_object_key,
     parse_time,
 )
+from keyturn.topology import DEAD_QUEUES
 
 
 def _check_time(text: str) -> str:
@@ -71,6 +73,9 @@ _NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+$"
 Actor = Annotated[str, Field(max_length=200, pattern=_NO_CONTROLS)]
 # What a person gives as the reason, in one line.
 Reason = Annotated[str, Field(max_length=REASON_MAX_CHARACTERS, pattern=_NO_CONTROLS)]
+CODE_PATTERN = r"^[a-z0-9_]{1,64}$"
+DeadLettersAction = Literal["replay", "discard"]
+DeadLetterQueue = Annotated[str, Field(pattern=f"^({'|'.join(map(re.escape, DEAD_QUEUES))})$")]
 Generation = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 

@@ -7,11 +7,14 @@ from pydantic import Field, model_validator
 
 from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages.fields import (
+    CODE_PATTERN,
     Actor,
     Base64,
     CallerMetadata,
     ContentType,
     Count,
+    DeadLetterQueue,
+    DeadLettersAction,
     Generation,
     Key,
     Project,
@@ -28,6 +31,10 @@ INLINE_MAX_BYTES: Final = 256 * 1024
 """Plaintext bytes above which a body is staged in the bucket."""
 AUDITED_LETTERS: Final = 500
 """Dead letters that one request has recorded at most."""
+NAMED_LETTERS: Final = 500
+"""Dead letters that one request names at most. By code, it moves any number."""
+UNKNOWN_CODE: Final = "unknown"
+"""The code of dead letters that name none, or none that is a code."""
 QUEUE_PATTERN: Final = r"^[a-z.-]{1,64}$"
 REQUEST_TYPE_PATTERN: Final = r"^[a-z_]{1,32}\.requested$"
 DeadLetterAction = Literal["dead_letter.replayed", "dead_letter.discarded"]
@@ -212,6 +219,44 @@ class AuditRequested(ControlRequestModel):
     reason: Reason | None = None
 
 
+class DeadLettersRequested(ControlRequestModel):
+    """Replay or discard dead letters of one queue (SPEC 6.9, 16.1).
+
+    It concerns letters that died before `requested_at`: one that is replayed and dies again is not
+    replayed when the request is redelivered.
+
+    Attributes:
+        project: `*`: dead letters belong to no project.
+        actor: The person, whom the audit trail names.
+        queue: The dead-letter queue.
+        code: All letters with this code; `unknown` for those without one.
+        letters: Or single letters: the hex SHA-256 of their bodies.
+        reason: Why, in the words of the person.
+    """
+
+    type: Literal["dead_letters.requested"] = "dead_letters.requested"
+    request_id: RequestId
+    project: Literal["*"]
+    actor: Actor
+    action: DeadLettersAction
+    queue: DeadLetterQueue
+    code: Annotated[str, Field(pattern=CODE_PATTERN)] | None = None
+    letters: (
+        Annotated[
+            tuple[RequestDigest, ...],
+            Field(strict=False, min_length=1, max_length=NAMED_LETTERS),
+        ]
+        | None
+    ) = None
+    reason: Reason | None = None
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> Self:
+        if (self.code is None) == (self.letters is None):
+            raise ValueError("either code or letters is named")
+        return self
+
+
 class RecoverRequested(ControlRequestModel):
     """Accept a keyring that a mark contradicts, or that has none, as it is now (SPEC 5.5, 6.6).
 
@@ -247,6 +292,7 @@ Request = (
     | DeleteRequested
     | StatusRequested
     | AuditRequested
+    | DeadLettersRequested
     | RecoverRequested
 )
 REQUEST_MODELS: Final[dict[str, type[RequestModel]]] = {
@@ -257,5 +303,6 @@ REQUEST_MODELS: Final[dict[str, type[RequestModel]]] = {
     "delete.requested": DeleteRequested,
     "status.requested": StatusRequested,
     "audit.requested": AuditRequested,
+    "dead_letters.requested": DeadLettersRequested,
     "recover.requested": RecoverRequested,
 }

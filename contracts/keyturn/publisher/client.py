@@ -22,6 +22,7 @@ from keyturn.messages import (
     STATUS_LIMIT,
     AuditedLetter,
     DeadLetterAction,
+    DeadLettersAction,
     Event,
     InlineBody,
     Request,
@@ -44,6 +45,7 @@ from keyturn.publisher.requests import (
     SignedRequest,
     UploadDraft,
     build_audit,
+    build_dead_letters,
     build_delete,
     build_enroll,
     build_recovery,
@@ -447,6 +449,48 @@ class Publisher:
             letters,
             actor=actor,
             outcome=outcome,
+            reason=reason,
+            request_id=request_id or new_id(),
+        )
+        await self._publish(request)
+        return request.request_id
+
+    async def move_dead_letters(
+        self,
+        action: DeadLettersAction,
+        queue: str,
+        *,
+        code: str | None = None,
+        letters: Sequence[str] | None = None,
+        actor: str,
+        reason: str | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Request that dead letters be replayed or discarded; return the request's id.
+
+        `dead_letters.moved`, which `wait` returns, says how many were moved. Name either `code` or
+        `letters`. Letters that die after this call stay in the queue.
+
+        Args:
+            action: `replay` or `discard`.
+            queue: The dead-letter queue, such as `keyturn.upload.dead`.
+            code: All letters with this code; `unknown` for those without one.
+            letters: The hex SHA-256 of the bodies of single letters; at most 500.
+            actor: The person for whom this is requested; the audit trail names them.
+            reason: Why, on one line; the audit trail keeps it.
+            request_id: The id of an earlier attempt to repeat; a new one by default.
+
+        Raises:
+            MalformedRequestError: an argument is not valid.
+            NotDeliveredError: no worker serves requests, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        request = build_dead_letters(
+            action,
+            queue,
+            code=code,
+            letters=letters,
+            actor=actor,
             reason=reason,
             request_id=request_id or new_id(),
         )

@@ -32,6 +32,7 @@ RequestType = Literal[
     "delete.requested",
     "status.requested",
     "audit.requested",
+    "dead_letters.requested",
     "recover.requested",
 ]
 
@@ -44,6 +45,7 @@ _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "delete.requested": frozenset({"object.deleted", "delete.rejected"}),
         "status.requested": frozenset({"status.reported", "status.rejected"}),
         "audit.requested": frozenset({"audit.accepted", "audit.rejected"}),
+        "dead_letters.requested": frozenset({"dead_letters.moved", "dead_letters.rejected"}),
         "recover.requested": frozenset({"project.recovered", "recover.rejected"}),
     }
 )

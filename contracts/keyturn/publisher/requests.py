@@ -30,6 +30,8 @@ from keyturn.messages import (
     AuditedLetter,
     AuditRequested,
     DeadLetterAction,
+    DeadLettersAction,
+    DeadLettersRequested,
     DeleteRequested,
     EnrollRequested,
     InlineBody,
@@ -291,6 +293,36 @@ def build_audit(
         queue=queue,
         letters=tuple(letters),
         outcome=outcome,
+        reason=reason,
+        actor=actor,
+    )
+
+
+def build_dead_letters(
+    action: DeadLettersAction,
+    queue: str,
+    *,
+    code: str | None,
+    letters: Sequence[str] | None,
+    actor: str,
+    reason: str | None,
+    request_id: str,
+) -> DeadLettersRequested:
+    """A request to replay or discard dead letters.
+
+    Raises:
+        MalformedRequestError: neither or both of `code` and `letters` are given, too many letters,
+            or no such queue.
+    """
+    return _checked(
+        DeadLettersRequested,
+        request_id=request_id,
+        project=ALL_PROJECTS,
+        requested_at=format_time(datetime.now(UTC)),
+        action=action,
+        queue=queue,
+        code=code,
+        letters=None if letters is None else tuple(letters),
         reason=reason,
         actor=actor,
     )

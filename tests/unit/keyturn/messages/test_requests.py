@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from keyturn.messages import (
     AUDITED_LETTERS,
+    NAMED_LETTERS,
     REASON_MAX_CHARACTERS,
     REQUEST_MODELS,
     StatusView,
@@ -67,7 +68,7 @@ def test_a_body_is_inline_or_staged_and_of_a_size_that_can_be(body: dict[str, An
         )
 
 
-_OF_ALL = ("sweep.requested", "status.requested", "audit.requested")
+_OF_ALL = ("sweep.requested", "status.requested", "audit.requested", "dead_letters.requested")
 
 
 def test_only_sweeps_and_what_operators_request_may_be_of_all_projects() -> None:
@@ -90,6 +91,27 @@ def test_one_request_has_a_bounded_number_of_letters_recorded() -> None:
     for count in (0, AUDITED_LETTERS + 1):
         with pytest.raises(ValidationError, match="letters"):
             model.model_validate(valid | {"letters": _letters(count)})
+
+
+@pytest.mark.parametrize(
+    ("selection", "is_valid"),
+    [
+        ({"code": "unknown"}, True),
+        ({"letters": [f"{number:064x}" for number in range(NAMED_LETTERS)]}, True),
+        ({"letters": [f"{number:064x}" for number in range(NAMED_LETTERS + 1)]}, False),
+        ({"letters": []}, False),
+        ({"letters": ["A" * 64]}, False),
+        ({"code": "No Code"}, False),
+        ({"code": "unknown", "letters": ["0" * 64]}, False),
+        ({}, False),
+    ],
+)
+def test_dead_letters_are_selected_by_their_code_or_one_by_one(
+    selection: dict[str, Any], *, is_valid: bool
+) -> None:
+    document = _example("dead_letters.requested") | {"code": None}
+    with nullcontext() if is_valid else pytest.raises(ValidationError):
+        REQUEST_MODELS["dead_letters.requested"].model_validate(document | selection)
 
 
 def test_the_largest_request_for_records_fits_in_a_message() -> None:

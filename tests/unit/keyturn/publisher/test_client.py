@@ -229,6 +229,9 @@ FOR_A_PERSON: list[Callable[[Publisher, str], Coroutine[Any, Any, str]]] = [
     lambda publisher, actor: publisher.record_audit(
         "dead_letter.replayed", "keyturn.upload.dead", [LETTER], actor=actor
     ),
+    lambda publisher, actor: publisher.move_dead_letters(
+        "replay", "keyturn.upload.dead", code="unknown_project", actor=actor
+    ),
 ]
 
 
@@ -258,6 +261,27 @@ async def test_a_page_of_a_report_is_requested_as_it_is_asked_for() -> None:
     with pytest.raises(MalformedRequestError, match="sweep_id"):
         await scene.publisher.status("failures", "acme")
     assert len(scene.connection.sent) == 1
+
+
+async def test_dead_letters_are_moved_by_code_or_by_their_digests() -> None:
+    scene = _scene()
+    publisher, queue, digest = scene.publisher, "keyturn.unsigned.dead", "0" * 64
+    first = await publisher.move_dead_letters(
+        "discard", queue, code="bad_signature", actor="Kim", reason="a flood"
+    )
+    await publisher.move_dead_letters("replay", queue, letters=[digest], actor="Kim")
+    requests: list[Any] = [request for _, request in scene.connection.sent]
+    by_code, single = requests
+    assert {routing_key for routing_key, _ in scene.connection.sent} == {"dead_letters.requested"}
+    assert (by_code.request_id, by_code.project, by_code.queue) == (first, "*", queue)
+    assert (by_code.action, by_code.code, by_code.letters) == ("discard", "bad_signature", None)
+    assert by_code.reason == "a flood"
+    assert (single.action, single.code, single.letters) == ("replay", None, (digest,))
+    both: dict[str, Any] = {"code": "bad_signature", "letters": [digest]}
+    for wrong in ({}, both):
+        with pytest.raises(MalformedRequestError, match="either code or letters"):
+            await publisher.move_dead_letters("replay", queue, actor="Kim", **wrong)
+    assert len(scene.connection.sent) == 2
 
 
 async def test_an_action_on_letters_is_to_be_recorded_as_started_with_its_reason() -> None:

@@ -40,10 +40,27 @@ _ANSWERS = {
     "delete.requested": ("object.deleted", "delete.rejected"),
     "status.requested": ("status.reported", "status.rejected"),
     "audit.requested": ("audit.accepted", "audit.rejected"),
+    "dead_letters.requested": ("dead_letters.moved", "dead_letters.rejected"),
     "recover.requested": ("project.recovered", "recover.rejected"),
 }
 # Of all projects, always.
-_OF_ALL = ("audit.requested", "audit.accepted", "audit.rejected")
+_OF_ALL = (
+    "audit.requested",
+    "audit.accepted",
+    "audit.rejected",
+    "dead_letters.requested",
+    "dead_letters.moved",
+    "dead_letters.rejected",
+)
+_VALUES = {
+    "clean": True,
+    "code": "bad_seal",
+    "detail": "",
+    "key": "a",
+    "view": "projects",
+    "queue": "keyturn.upload.dead",
+    "action": "replay",
+}
 _REPORTS = {
     "rotation.requested": ("sweep.progressed", "rotation.completed", "rotation.failed"),
     "sweep.requested": ("sweep.progressed", "sweep.completed", "sweep.failed"),
@@ -56,11 +73,7 @@ def _event(event_type: str, **fields: Any) -> Event:
     """An event of this type, as the answer to the request of `_matcher`."""
     model = EVENT_MODELS[event_type]
     values: dict[str, Any] = {
-        name: {"clean": True, "code": "bad_seal", "detail": "", "key": "a", "view": "projects"}.get(
-            name, 1
-        )
-        for name, of in model.model_fields.items()
-        if of.is_required()
+        name: _VALUES.get(name, 1) for name, of in model.model_fields.items() if of.is_required()
     }
     project = "*" if event_type in _OF_ALL else "acme"
     values |= {id_field(event_type): _ID, "project": project, "at": _AFTER}

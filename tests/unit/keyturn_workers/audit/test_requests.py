@@ -31,6 +31,9 @@ REQUESTS = {
 }
 
 
+OF_LETTERS = {"audit.requested", "dead_letters.requested"}
+
+
 async def _served(document: dict[str, Any]) -> AuditRecorded:
     stream, body = Stream(), compact(document)
     trail = trail_to(stream)
@@ -50,7 +53,7 @@ async def _refused(body: bytes, error: Any) -> AuditRecorded:
     return record
 
 
-@pytest.mark.parametrize("name", [name for name in REQUESTS if name != "audit.requested"])
+@pytest.mark.parametrize("name", sorted(REQUESTS.keys() - OF_LETTERS))
 async def test_a_served_request_is_named(name: str) -> None:
     document = REQUESTS[name]
     record = await _served(document)
@@ -71,15 +74,16 @@ async def test_a_sweep_of_all_projects() -> None:
     assert (await _served(REQUESTS["sweep.requested"] | {"project": "*"})).project == "*"
 
 
-async def test_a_served_request_for_records_leaves_its_own_records_alone() -> None:
-    stream, body = Stream(), compact(REQUESTS["audit.requested"])
+@pytest.mark.parametrize("name", sorted(OF_LETTERS))
+async def test_a_served_request_about_letters_leaves_their_records_alone(name: str) -> None:
+    stream, body = Stream(), compact(REQUESTS[name])
     trail = trail_to(stream)
     async with trail.running():
         origin = RequestOrigin.of("console", body)
         await RequestRecorder(trail).served(parse_request(body), origin)
     assert stream.records == []
     refused = await _refused(body, NotPermittedError())
-    assert (refused.request_type, refused.project) == ("audit.requested", "*")
+    assert (refused.request_type, refused.project) == (name, "*")
     assert (refused.actor, refused.outcome) == ("Kim Doe", "not_permitted")
 
 
