@@ -19,7 +19,7 @@ from keyturn_workers.amqp import RequestConsumer, WorkerPublisher
 from keyturn_workers.control import enrollment
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage.s3 import S3Storage
-from keyturn_workers.upload import request_body
+from keyturn_workers.upload import body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -83,7 +83,7 @@ class SecretOpened:
     """Right after a sealed secret was opened."""
 
     def install(self, strike: Callable[[], None]) -> None:
-        for module in (request_body, enrollment):
+        for module in (body, enrollment):
             original = module.open_secret
 
             def opened(*arguments: Any, original: Any = original) -> bytes:

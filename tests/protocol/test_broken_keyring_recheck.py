@@ -12,7 +12,7 @@ from keyturn_workers.keyring import reader as reader_module
 from keyturn_workers.keyring.listings import Listing
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.clock import boottime_s
-from keyturn_workers.upload import keyring_recheck
+from keyturn_workers.upload.put import exists_within_lease
 from tests.protocol.process import CACHE_S, Options, Parts
 from tests.protocol.stories import begin, stop_at, stop_within, violations, without
 from tests.protocol.wire import Wire
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PLAINTEXT: Final = Options(unencrypted=frozenset(range(3)))
 BY_LISTINGS: Final = Options(capabilities=Capabilities(listings_show_overwrites=True))
 _SECOND: Final = timedelta(seconds=1)
-_RULE: Final = keyring_recheck.exists_within_lease
+_RULE: Final = exists_within_lease
 
 
 def plaintext_that_lands_after_it_was_forbidden(world: World) -> None:
@@ -51,7 +51,7 @@ def test_plaintext_is_published_after_a_second_read(monkeypatch: pytest.MonkeyPa
         del is_encrypted
         return _RULE(snapshot, put, is_encrypted=True)
 
-    monkeypatch.setattr("keyturn_workers.upload.object_writer.exists_within_lease", whatever_it_is)
+    monkeypatch.setattr("keyturn_workers.upload.put.exists_within_lease", whatever_it_is)
     found = violations(plaintext_that_lands_after_it_was_forbidden, options=PLAINTEXT)
     assert any("acme/late is plaintext" in what for what in found)
 
@@ -85,9 +85,7 @@ def test_the_local_clock_bounds_a_put_whose_date_is_early(monkeypatch: pytest.Mo
         undated = replace(put, received_s=snapshot.sent_s)
         return _RULE(snapshot, undated, is_encrypted=is_encrypted)
 
-    monkeypatch.setattr(
-        "keyturn_workers.upload.object_writer.exists_within_lease", by_its_date_alone
-    )
+    monkeypatch.setattr("keyturn_workers.upload.put.exists_within_lease", by_its_date_alone)
     found = violations(a_put_dated_before_a_rotation, parts)
     assert any("acme/late is wrapped under (1," in what for what in found)
 
@@ -158,7 +156,7 @@ def an_object_relabeled_to_a_pending_upload(world: World) -> None:
 def test_an_upload_is_reported_by_its_own_object_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(an_object_relabeled_to_a_pending_upload) == []
     agreeing = SimpleNamespace(compare_digest=lambda *_: True)
-    monkeypatch.setattr("keyturn_workers.upload.existing_upload.hmac", agreeing)
+    monkeypatch.setattr("keyturn_workers.upload.existing.hmac", agreeing)
     found = violations(an_object_relabeled_to_a_pending_upload)
     assert "the staged body of a refused upload is gone" in found
     assert any("upload.stored" in what for what in found)

@@ -12,9 +12,9 @@ from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.store import record_path
 from keyturn_workers.upload import Uploader, UploadResult
-from keyturn_workers.upload.context import Upload
-from keyturn_workers.upload.existing_upload import ExistingUpload
-from keyturn_workers.upload.request_body import open_transport_key
+from keyturn_workers.upload.attempt import Upload
+from keyturn_workers.upload.body import open_transport_key
+from keyturn_workers.upload.existing import ExistingUpload
 from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
 

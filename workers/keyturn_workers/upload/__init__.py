@@ -4,15 +4,14 @@
 | --- | --- |
 | `handler` | serves upload requests from the queue |
 | `uploader` | one upload, over all its attempts |
-| `context`, `attempt` | what all uploads share; one attempt, as a value |
-| `request_body`, `body_pipeline` | opens the request's body, inline or staged |
-| `object_writer`, `multipart` | puts the object |
-| `existing_upload` | finds the upload's own object at its target |
-| `keyring_recheck` | decides whether the keyring must be read again after the put |
-| `staging_cleanup` | removes abandoned bodies and multipart uploads |
+| `attempt` | what all uploads share, an upload, and one attempt, as values |
+| `body` | opens the request's body, inline or staged |
+| `put` | puts the object, and decides whether the keyring must be read again |
+| `existing` | finds the upload's own object at its target |
+| `cleanup` | removes abandoned bodies and multipart uploads |
 """
 
-from keyturn_workers.upload.context import Limits, UploadContext
+from keyturn_workers.upload.attempt import Limits, UploadContext
 from keyturn_workers.upload.handler import UploadHandler
 from keyturn_workers.upload.uploader import Uploader, UploadResult
 

@@ -29,16 +29,14 @@ from keyturn_workers.errors import (
 from keyturn_workers.objects.reconcile import reconcile_object
 from keyturn_workers.objects.storable_key import check_storable
 from keyturn_workers.storage import Condition, IfAbsent, IfMatch
-from keyturn_workers.upload.attempt import Attempt
-from keyturn_workers.upload.context import Upload, UploadContext
-from keyturn_workers.upload.existing_upload import (
+from keyturn_workers.upload.attempt import Attempt, Upload, UploadContext
+from keyturn_workers.upload.body import open_transport_key
+from keyturn_workers.upload.existing import (
     ExistingUpload,
     find_own_object,
     holds_another_upload,
 )
-from keyturn_workers.upload.multipart import abort_leftovers
-from keyturn_workers.upload.object_writer import PutResult, StateMovedError, put_object
-from keyturn_workers.upload.request_body import open_transport_key
+from keyturn_workers.upload.put import PutResult, StateMovedError, abort_leftovers, put_object
 
 # A put is tried again when its lease expired or the desired state moved.
 _MAX_ATTEMPTS: Final = 4

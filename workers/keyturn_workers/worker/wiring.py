@@ -51,7 +51,7 @@ from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
-from keyturn_workers.upload.staging_cleanup import clean_staging_periodically
+from keyturn_workers.upload.cleanup import clean_staging_periodically
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import GrantsKeeper
 from keyturn_workers.worker.metrics import WorkerMetrics

@@ -14,8 +14,7 @@ from keyturn.metadata import upload_tag as tag_of
 from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import IfAbsent, IfMatch
 from keyturn_workers.upload import UploadResult
-from keyturn_workers.upload.attempt import Attempt
-from keyturn_workers.upload.context import Upload
+from keyturn_workers.upload.attempt import Attempt, Upload
 from tests.unit.keyturn_workers.factories import ADMIN_KEKS, keyring
 from tests.unit.keyturn_workers.upload.bench import DATA, TARGET, UPLOAD_ID, bench, request
 

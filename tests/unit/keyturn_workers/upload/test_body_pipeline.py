@@ -12,7 +12,7 @@ from keyturn.crypto import HEADER_BYTES, SEALED_CHUNK_BYTES, seal, to_base64, tr
 from keyturn.errors import BadSealError, BodyTooLargeError
 from keyturn.messages import INLINE_MAX_BYTES, InlineBody
 from keyturn_workers.storage import Headers
-from keyturn_workers.upload.body_pipeline import (
+from keyturn_workers.upload.body import (
     decrypt_stream,
     digest,
     open_inline,

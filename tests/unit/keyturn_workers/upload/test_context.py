@@ -7,7 +7,7 @@ import pytest
 from keyturn.crypto import sealed_size, to_base64
 from keyturn.errors import BadSealError
 from keyturn.messages import InlineBody
-from keyturn_workers.upload.context import Upload
+from keyturn_workers.upload.attempt import Upload
 from tests.unit.keyturn_workers.upload.bench import DATA, STAGED, TARGET, bench, request
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.upload import UploadResult
-from keyturn_workers.upload.keyring_recheck import PutResponse, exists_within_lease
+from keyturn_workers.upload.put import PutResponse, exists_within_lease
 from tests.unit.keyturn_workers.factories import keyring, snapshot
 from tests.unit.keyturn_workers.upload.bench import DATA, WAYS, Bench, bench, request
 

@@ -11,7 +11,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadResult
-from keyturn_workers.upload.multipart import abort_leftovers, part_size, put_parts
+from keyturn_workers.upload.put import abort_leftovers, part_size, put_parts
 from tests.unit.keyturn_workers.upload.bench import DATA, TARGET, bench, request
 from tools.harness.memory_storage import MemoryStorage
 

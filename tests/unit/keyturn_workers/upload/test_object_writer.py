@@ -11,10 +11,9 @@ from keyturn.errors import BadSealError, BodyTooLargeError, StagedBodyMissingErr
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.storage import Headers, IfAbsent, IfMatch
 from keyturn_workers.upload import UploadResult
-from keyturn_workers.upload.attempt import Attempt
-from keyturn_workers.upload.context import Upload
-from keyturn_workers.upload.object_writer import PutResult, StateMovedError, put_object
-from keyturn_workers.upload.request_body import open_transport_key
+from keyturn_workers.upload.attempt import Attempt, Upload
+from keyturn_workers.upload.body import open_transport_key
+from keyturn_workers.upload.put import PutResult, StateMovedError, put_object
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,

@@ -8,8 +8,8 @@ import pytest
 
 from keyturn.errors import BadSealError, StagedBodyMissingError, UnknownIntakeKeyError
 from keyturn_workers.storage import Headers
-from keyturn_workers.upload.context import Upload
-from keyturn_workers.upload.request_body import open_plaintext, open_staged, open_transport_key
+from keyturn_workers.upload.attempt import Upload
+from keyturn_workers.upload.body import open_plaintext, open_staged, open_transport_key
 from tests.unit.keyturn_workers.upload.bench import DATA, STAGED, TARGET, Bench, bench, request
 
 

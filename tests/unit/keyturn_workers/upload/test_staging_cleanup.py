@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from keyturn.identifiers import object_s3_key
 from keyturn_workers.storage import Headers
-from keyturn_workers.upload.staging_cleanup import clean_staging
+from keyturn_workers.upload.cleanup import clean_staging
 from tests.unit.keyturn_workers.upload.bench import (
     TARGET,
     bench,

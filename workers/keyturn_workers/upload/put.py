@@ -1,20 +1,43 @@
-"""Putting an upload's object into the bucket: at once, streamed, or in parts (SPEC 7.2, 8.4)."""
+"""Putting an upload's object into the bucket: at once, streamed, or in parts (SPEC 7.2, 7.3, 8.4).
 
+`keyturn_workers.storage.multipart` aborts a multipart upload that fails. If the worker was killed,
+the delivery that stores the object aborts it (`abort_leftovers`), or else the cleanup of staging.
+
+An object that exists within a lease of the rotation that it missed is covered by that rotation's
+sweep: every proof comes later than two leases. So an encrypted object whose one put was
+acknowledged within a lease of the keyring read that it rests on needs no second read.
+"""
+
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
 
 from keyturn.crypto import BODY_CONTEXT, seal, sealed_size, transport_context
+from keyturn.errors import StorageUnavailableError
 from keyturn.messages import InlineBody
+from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.body_stream import seal_stream
-from keyturn_workers.storage import IfAbsent, IfMatch, WriteResult
-from keyturn_workers.storage.multipart import open_multipart
-from keyturn_workers.upload import body_pipeline
-from keyturn_workers.upload.attempt import Attempt
-from keyturn_workers.upload.context import UploadContext
-from keyturn_workers.upload.keyring_recheck import PutResponse, exists_within_lease
-from keyturn_workers.upload.multipart import part_size, put_parts
-from keyturn_workers.upload.request_body import open_staged
+from keyturn_workers.storage import IfAbsent, IfMatch, Part, Storage, WriteResult
+from keyturn_workers.storage.multipart import abort_multipart, open_multipart
+from keyturn_workers.upload.attempt import Attempt, UploadContext
+from keyturn_workers.upload.body import (
+    decrypt_stream,
+    open_inline,
+    open_staged,
+    split_into_parts,
+    staged_plaintext_size,
+)
+
+_MAX_PARTS: Final = 10_000
+_PARTS_IN_FLIGHT: Final = 3
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +50,7 @@ class PutResult:
         snapshot: the keyring read that the wraps rest on.
         is_encrypted: False for plaintext.
         within_lease: the keyring need not be read again
-            (`keyturn_workers.upload.keyring_recheck`).
+            (`keyturn_workers.upload.put`).
     """
 
     size_bytes: int
@@ -54,15 +77,11 @@ async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
     """
     request, transport_key = attempt.upload.request, attempt.transport_key
     if isinstance(request.body, InlineBody):
-        plaintext = body_pipeline.open_inline(request.body, transport_key, request.upload_id)
+        plaintext = open_inline(request.body, transport_key, request.upload_id)
         return await _put_at_once(context, attempt, plaintext)
-    size_bytes = body_pipeline.staged_plaintext_size(
-        request.body.staged.size, context.limits.upload_max_bytes
-    )
+    size_bytes = staged_plaintext_size(request.body.staged.size, context.limits.upload_max_bytes)
     async with open_staged(context, attempt.upload) as sealed:
-        pieces = body_pipeline.decrypt_stream(
-            sealed, transport_key, transport_context(request.upload_id)
-        )
+        pieces = decrypt_stream(sealed, transport_key, transport_context(request.upload_id))
         if size_bytes == 0 and isinstance(attempt.condition, IfMatch):
             # A streamed put may end long after its lease. An empty body has the ETag of every
             # tombstone: over the upload's own plaintext, its condition would then bring back
@@ -132,9 +151,7 @@ async def _put_in_parts(
     storage, s3_key = context.storage, attempt.upload.s3_key
     part_bytes = part_size(body_bytes, context.limits.part_size_bytes)
     async with open_multipart(storage, s3_key, attempt.headers(size_bytes)) as upload_id:
-        parts = await put_parts(
-            storage, s3_key, upload_id, body_pipeline.split_into_parts(pieces, part_bytes)
-        )
+        parts = await put_parts(storage, s3_key, upload_id, split_into_parts(pieces, part_bytes))
         # The wraps were fixed when the upload began: they must still be the desired ones.
         snapshot = await context.keyrings.read_fresh(attempt.upload.request.project)
         if not snapshot.desired.same_state(attempt.snapshot.desired):
@@ -144,3 +161,93 @@ async def _put_in_parts(
         )
     # Never within the lease: some parts came before this keyring read, and a completion is no put.
     return PutResult(size_bytes, written.etag, snapshot, attempt.is_encrypted, within_lease=False)
+
+
+def part_size(size_bytes: int, wanted_bytes: int) -> int:
+    """The size of a part in bytes: as wanted, or larger if 10,000 parts need it."""
+    return max(wanted_bytes, math.ceil(size_bytes / _MAX_PARTS))
+
+
+async def abort_leftovers(storage: Storage, s3_key: str) -> None:
+    """Abort what earlier deliveries left open at this key, once its object exists.
+
+    Never earlier: another delivery or another upload may be sending parts there, and must not
+    lose them while it can still win the key. What fails here is left to the cleanup of staging.
+    """
+    try:
+        async for leftover in storage.list_multipart_uploads(s3_key):
+            if leftover.key == s3_key:
+                await abort_multipart(storage, s3_key, leftover.upload_id)
+    except (StorageUnavailableError, StorageAnswerError) as exc:
+        _log.warning("multipart uploads not listed", s3_key=s3_key, problem=type(exc).__name__)
+
+
+async def put_parts(
+    storage: Storage, s3_key: str, upload_id: str, parts: AsyncIterator[bytes]
+) -> list[Part]:
+    """Put parts, a few at a time; returns them in order."""
+    done: list[Part] = []
+    in_flight: set[asyncio.Task[Part]] = set()
+    number = 0
+    try:
+        async for body in parts:
+            number += 1
+            if len(in_flight) == _PARTS_IN_FLIGHT:
+                in_flight = await _first_done(in_flight, done)
+            put = storage.upload_part(s3_key, upload_id, number, body)
+            in_flight.add(asyncio.ensure_future(put))
+        while in_flight:
+            in_flight = await _first_done(in_flight, done)
+    finally:
+        for task in in_flight:
+            task.cancel()
+        await asyncio.gather(*in_flight, return_exceptions=True)
+    return sorted(done, key=lambda part: part.number)
+
+
+async def _first_done(
+    in_flight: set[asyncio.Task[Part]], done: list[Part]
+) -> set[asyncio.Task[Part]]:
+    ready, waiting = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
+    done.extend(task.result() for task in ready)
+    return waiting
+
+
+@dataclass(frozen=True, slots=True)
+class PutResponse:
+    """The storage's response to the request that stored an object.
+
+    Attributes:
+        date: its `Date`; None if it has none.
+        agrees: the date agrees with the storage's clock as this process knows it.
+        received_s: when the response arrived, by the process's own clock.
+        by_one_put: False for the completion of a multipart upload.
+    """
+
+    date: datetime | None
+    agrees: bool
+    received_s: float
+    by_one_put: bool
+
+
+def exists_within_lease(
+    snapshot: KeyringSnapshot, response: PutResponse, *, is_encrypted: bool
+) -> bool:
+    """Whether no rotation can have a proof that missed the object; if not, re-read the keyring.
+
+    Args:
+        snapshot: the keyring read that the object's wraps rest on.
+        response: to its put.
+        is_encrypted: plaintext may be forbidden meanwhile, and no sweep encrypts it then.
+    """
+    lease_s, keyring_lease_s = snapshot.lease_s, snapshot.keyring.lease_s
+    if not (is_encrypted and response.by_one_put and response.agrees and snapshot.leased):
+        return False
+    # A worker whose lease is longer than any that the record names may be later than its
+    # proofs expect.
+    if response.date is None or lease_s > keyring_lease_s:
+        return False
+    by_storage_clock = response.date - snapshot.read_at < timedelta(seconds=lease_s)
+    # A front end whose clock is slow, or that dates a response before the commit, is not
+    # enough: the process's own clock must agree.
+    return by_storage_clock and response.received_s - snapshot.sent_s < lease_s

@@ -38,9 +38,8 @@ from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerErr
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import ObjectHead, Storage
-from keyturn_workers.upload import body_pipeline
-from keyturn_workers.upload.context import Upload, UploadContext
-from keyturn_workers.upload.request_body import open_plaintext
+from keyturn_workers.upload.attempt import Upload, UploadContext
+from keyturn_workers.upload.body import PIECE_BYTES, decrypt_stream, digest, open_plaintext
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +194,9 @@ async def _has_body_of(
     if size_bytes != upload.size_bytes():
         return False
     async with open_plaintext(context, upload) as pieces:
-        expected = await body_pipeline.digest(pieces)
+        expected = await digest(pieces)
     async with _open_object(context, upload, head, dek) as pieces:
-        return await body_pipeline.digest(pieces) == expected
+        return await digest(pieces) == expected
 
 
 @asynccontextmanager
@@ -206,7 +205,7 @@ async def _open_object(
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     try:
         async with context.storage.stream(upload.s3_key, if_match=head.etag) as stream:
-            chunks = stream.chunks(body_pipeline.PIECE_BYTES)
+            chunks = stream.chunks(PIECE_BYTES)
             yield chunks if dek is None else _decrypt(chunks, dek)
     except ArchivedError as exc:
         raise ArchivedObjectError("its storage class must be restored first") from exc
@@ -216,7 +215,7 @@ async def _open_object(
 
 async def _decrypt(chunks: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
     try:
-        async for piece in body_pipeline.decrypt_stream(chunks, dek, BODY_CONTEXT):
+        async for piece in decrypt_stream(chunks, dek, BODY_CONTEXT):
             yield piece
     except BadSealError as exc:
         raise CorruptObjectError("a chunk of the object does not open") from exc

@@ -1,4 +1,4 @@
-"""Streaming a body from the publisher's seal to the object's (SPEC 3, 7.2).
+"""The body of an upload request, inline or staged, from its seal to plaintext (SPEC 3, 6.4, 7.2).
 
 Only an inline body is held in memory completely. No byte is released before its chunk is
 authenticated, so a body that was tampered with cuts the put short.
@@ -6,6 +6,7 @@ authenticated, so a body that was tampered with cuts the put short.
 
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from keyturn.crypto import (
@@ -18,9 +19,13 @@ from keyturn.crypto import (
     plaintext_size,
     sealed_size,
     transport_context,
+    upload_info,
 )
-from keyturn.errors import BadSealError, BodyTooLargeError
-from keyturn.messages import INLINE_MAX_BYTES, InlineBody
+from keyturn.errors import BadSealError, BodyTooLargeError, StagedBodyMissingError
+from keyturn.messages import INLINE_MAX_BYTES, InlineBody, StagedBody
+from keyturn_workers.errors import MissingError
+from keyturn_workers.upload.attempt import Upload, UploadContext
+from keyturn_workers.worker.authorization import open_secret
 
 PIECE_BYTES: Final = 1024 * 1024
 _INLINE_MAX_SEALED_BYTES: Final = sealed_size(INLINE_MAX_BYTES)
@@ -109,3 +114,60 @@ async def split_into_parts(pieces: AsyncIterator[bytes], part_bytes: int) -> Asy
             del buffer[:part_bytes]
     if buffer:
         yield bytes(buffer)
+
+
+def open_transport_key(context: UploadContext, upload: Upload) -> bytes:
+    """The 32-byte key that the publisher sealed the body with.
+
+    Raises:
+        UnknownIntakeKeyError, BadSealError: the sealed key does not open.
+    """
+    request = upload.request
+    info = upload_info(request.upload_id, request.project, request.key)
+    return open_secret(request.sealed_key, info, context.intake_keys)
+
+
+@asynccontextmanager
+async def open_staged(
+    context: UploadContext, upload: Upload
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The sealed bytes that the publisher put into staging.
+
+    Raises:
+        StagedBodyMissingError: staging has no body for this upload, or one of another size.
+    """
+    if not isinstance(upload.request.body, StagedBody):
+        raise TypeError("not a staged body")
+    expected_bytes = upload.request.body.staged.size
+    async with AsyncExitStack() as stack:
+        try:
+            stream = await stack.enter_async_context(context.storage.stream(upload.staging_s3_key))
+        except MissingError as exc:
+            raise StagedBodyMissingError("staging has no body for this upload") from exc
+        if stream.head.size_bytes != expected_bytes:
+            raise StagedBodyMissingError(
+                f"staging has {stream.head.size_bytes} bytes, the request says {expected_bytes}"
+            )
+        yield stream.chunks(PIECE_BYTES)
+
+
+@asynccontextmanager
+async def open_plaintext(
+    context: UploadContext, upload: Upload
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The plaintext of the request's body, to compare it with an object.
+
+    Raises:
+        UnknownIntakeKeyError, BadSealError, StagedBodyMissingError: the body does not open.
+    """
+    transport_key = open_transport_key(context, upload)
+    body, upload_id = upload.request.body, upload.request.upload_id
+    if isinstance(body, InlineBody):
+        yield _single(open_inline(body, transport_key, upload_id))
+        return
+    async with context.comparison_slots, open_staged(context, upload) as sealed:
+        yield decrypt_stream(sealed, transport_key, transport_context(upload_id))
+
+
+async def _single(piece: bytes) -> AsyncIterator[bytes]:
+    yield piece
