@@ -24,7 +24,7 @@ from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.keyring.mark_watch import MarkWatch
+from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore

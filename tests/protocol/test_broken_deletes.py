@@ -10,7 +10,7 @@ import pytest
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.keyring import forbid_plaintext
-from keyturn_workers.keyring.transitions import next_serial
+from keyturn_workers.keyring.model import next_serial
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.clock import DateTrust
 from tests.protocol.process import LEASE_S, MASTER_KEYS, Options, Parts
@@ -181,7 +181,7 @@ async def _nothing(*_args: Any) -> None:
 def test_copied_parts_do_not_bring_back_what_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(copy_limit_bytes=10)
     assert violations(a_delete_while_parts_are_copied, options=options) == []
-    monkeypatch.setattr("keyturn_workers.objects.multipart_copy.check_unchanged", _nothing)
+    monkeypatch.setattr("keyturn_workers.objects.apply.check_unchanged", _nothing)
     found = violations(a_delete_while_parts_are_copied, options=options)
     assert "acme/a came back after its delete was published" in found
 

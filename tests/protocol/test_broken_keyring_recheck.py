@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn_workers.keyring import KeyringReader, Mark
 from keyturn_workers.keyring import reader as reader_module
-from keyturn_workers.keyring.listings import Listing
+from keyturn_workers.keyring.cache import Listing
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.clock import boottime_s
 from keyturn_workers.upload.put import exists_within_lease

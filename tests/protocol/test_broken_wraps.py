@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # The package gives the function of the same name.
 DECIDE = import_module("keyturn_workers.objects.plan_action")
-UNWRAP = import_module("keyturn_workers.objects.unwrap")
-RECONCILE = import_module("keyturn_workers.objects.reconcile")
+UNWRAP = import_module("keyturn_workers.objects.wraps")
+RECONCILE = import_module("keyturn_workers.objects.apply")
 KEYRING = ".keyturn/keyrings/acme.json"
 TAGS = {"team": "legal"}
 

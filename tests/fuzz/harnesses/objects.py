@@ -31,7 +31,7 @@ from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.objects.plan_action import NoOp, Options, Rewrap, plan_action
-from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.objects.wraps import wrap
 from keyturn_workers.storage import Headers
 from tests.fuzz.harness import Harness, check, code_of
 from tests.fuzz.harnesses.metadata import HARNESS as METADATA

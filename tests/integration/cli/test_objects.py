@@ -12,7 +12,7 @@ import pytest
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Generation, Keyring
-from keyturn_workers.objects.wrap import build_object_metadata, wrap
+from keyturn_workers.objects.wraps import build_object_metadata, wrap
 from tests.integration.cli.conftest import document
 from tools.harness.local_keys import build_keyring, desired_state
 from tools.servers.s3 import sync_client

@@ -15,7 +15,7 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Keyring, KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
+from keyturn_workers.objects.apply import ActionExecutor, reconcile_object, tags_at_risk
 from keyturn_workers.objects.plan_action import (
     NoOp,
     ObjectView,
@@ -23,8 +23,7 @@ from keyturn_workers.objects.plan_action import (
     PlannedAction,
     plan_action,
 )
-from keyturn_workers.objects.reconcile import reconcile_object
-from keyturn_workers.objects.verify import verify_upload
+from keyturn_workers.objects.wraps import verify_upload
 from keyturn_workers.storage import Headers
 from tests.integration.storage.conftest import opened
 from tests.unit.keyturn_workers.factories import (

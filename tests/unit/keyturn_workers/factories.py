@@ -24,7 +24,7 @@ from keyturn.crypto import (
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import DesiredState, Generation, Keyring, KeyringSnapshot
 from keyturn_workers.objects.plan_action import ObjectView
-from keyturn_workers.objects.wrap import build_tombstone_metadata, wrap
+from keyturn_workers.objects.wraps import build_tombstone_metadata, wrap
 from keyturn_workers.storage import Headers, ObjectHead
 from tools.harness.local_keys import admin_keks, desired_state, operator_keys
 

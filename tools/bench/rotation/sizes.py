@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
-from keyturn_workers.objects.unwrap import open_admin_wrap
+from keyturn_workers.objects.wraps import open_admin_wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.record import OpenPage

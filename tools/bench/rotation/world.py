@@ -35,7 +35,7 @@ from keyturn_workers.keyring import (
     rotate,
 )
 from keyturn_workers.objects.body_stream import seal_stream
-from keyturn_workers.objects.wrap import build_object_metadata, wrap
+from keyturn_workers.objects.wraps import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import S3Storage, open_storage

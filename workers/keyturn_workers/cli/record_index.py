@@ -17,7 +17,7 @@ from keyturn_workers.cli.bucket import batched
 from keyturn_workers.cli.keyring_marks import MarkedKeyring, compare_record, find_removed
 from keyturn_workers.keyring import Keyring, MarkTable
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.unwrap import past_generations
+from keyturn_workers.objects.wraps import past_generations
 from keyturn_workers.status.records import (
     Opened,
     Record,

@@ -28,7 +28,7 @@ from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_action
 from keyturn_workers.objects.storable_key import check_storable
-from keyturn_workers.objects.wrap import build_tombstone_metadata
+from keyturn_workers.objects.wraps import build_tombstone_metadata
 from keyturn_workers.storage import Headers, ObjectHead, Storage
 from keyturn_workers.storage.clock import DateTrust
 

@@ -1,5 +1,6 @@
 """The keyring: what a project's objects must be wrapped under (SPEC 5)."""
 
+from keyturn_workers.keyring.cache import KeyringSnapshot
 from keyturn_workers.keyring.marks import (
     KeyringContradictedError,
     KeyringHiddenError,
@@ -10,17 +11,10 @@ from keyturn_workers.keyring.marks import (
     MarkTable,
     Witness,
 )
-from keyturn_workers.keyring.model import DesiredState, Generation, Keyring
-from keyturn_workers.keyring.reader import KeyringReader
-from keyturn_workers.keyring.snapshot import KeyringSnapshot
-from keyturn_workers.keyring.store import (
-    KEYRING_MAX_BYTES,
-    create_keyring,
-    delete_older_versions,
-    parse_keyring,
-    replace_keyring,
-)
-from keyturn_workers.keyring.transitions import (
+from keyturn_workers.keyring.model import (
+    DesiredState,
+    Generation,
+    Keyring,
     check_rotation,
     find_generation,
     find_generation_number,
@@ -32,6 +26,14 @@ from keyturn_workers.keyring.transitions import (
     rotations_to_prove,
     with_evidence,
     with_master_key,
+)
+from keyturn_workers.keyring.reader import KeyringReader
+from keyturn_workers.keyring.store import (
+    KEYRING_MAX_BYTES,
+    create_keyring,
+    delete_older_versions,
+    parse_keyring,
+    replace_keyring,
 )
 
 __all__ = [

@@ -8,7 +8,7 @@ No keyring leaves this module before its mark is on the stream, and none that a 
 (SPEC 5.5). Writers need nothing for it: after they have put a keyring they read it again.
 
 With many projects one listing replaces a read each: it shows, by their ETags, that the cached
-keyrings have not changed when it was sent (`keyturn_workers.keyring.listings`).
+keyrings have not changed when it was sent (`keyturn_workers.keyring.cache`).
 """
 
 import asyncio
@@ -23,8 +23,13 @@ from keyturn.errors import CodedError, StorageUnavailableError, UnknownProjectEr
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key, parse_time
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError, StorageAnswerError
-from keyturn_workers.keyring.cache import CacheEntry, KeyringCache
-from keyturn_workers.keyring.listings import Listing, Listings
+from keyturn_workers.keyring.cache import (
+    CacheEntry,
+    KeyringCache,
+    KeyringSnapshot,
+    Listing,
+    Listings,
+)
 from keyturn_workers.keyring.marks import (
     Finding,
     KeyringContradictedError,
@@ -35,7 +40,6 @@ from keyturn_workers.keyring.marks import (
     Witness,
 )
 from keyturn_workers.keyring.model import Keyring
-from keyturn_workers.keyring.snapshot import KeyringSnapshot
 from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import PAGE_KEYS, Storage, StorageClock

@@ -5,8 +5,13 @@ from typing import Final
 from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
-from keyturn_workers.keyring.model import Keyring, keyring_from_json, keyring_to_json
-from keyturn_workers.keyring.transitions import next_serial, with_lease
+from keyturn_workers.keyring.model import (
+    Keyring,
+    keyring_from_json,
+    keyring_to_json,
+    next_serial,
+    with_lease,
+)
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 

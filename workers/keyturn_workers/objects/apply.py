@@ -1,50 +1,276 @@
-"""Execute the action planned for one object (SPEC 8.2, 8.4, 8.7).
+"""Execute the action planned for one object (SPEC 7.3, 8.2, 8.4, 8.7).
 
-The ciphertext never passes through here: an object gets new wraps by a copy onto itself, and
-keeps everything else that it had. No write goes without a lease, nor under a weaker condition
-than the backend supports. Tags are up to the caller: `tags_at_risk` says when to save them.
+An object gets new wraps by a copy onto itself, a large one in parts, and keeps everything else that
+it had; its ciphertext never passes through here. Only two actions read a body, in bounded memory:
+the check of a v0 body, and plaintext that is encrypted in place. No write goes without a lease,
+nor under a weaker condition than the backend supports. Tags are up to the caller: `tags_at_risk`
+says when to save them.
 """
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
 from typing import Final
 
-from keyturn.crypto import new_dek
-from keyturn.errors import ArchivedObjectError, LockedObjectError
+import structlog
+
+from keyturn import metadata as object_metadata
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    SealError,
+    Secret,
+    V0Opener,
+    new_dek,
+    seal,
+    sealed_size,
+)
+from keyturn.errors import (
+    ArchivedObjectError,
+    BodyTooLargeError,
+    CorruptObjectError,
+    DeletedKeyError,
+    LockedObjectError,
+    StorageUnavailableError,
+)
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import (
     OWN_PREFIX,
     UPLOAD,
     UPLOAD_TAG,
     V0_ALGORITHM,
+    Tombstone,
     Wraps,
     stored_at,
     unknown_names,
 )
-from keyturn_workers.errors import ArchivedError, RefusedError
+from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.encrypt_in_place import check_v0_body, encrypt_plaintext
-from keyturn_workers.objects.guards import (
-    ObjectWrite,
-    check_unchanged,
-    is_lock_refusal,
-    recheck_state,
-)
-from keyturn_workers.objects.multipart_copy import copy_in_parts
+from keyturn_workers.master_keys.admin_keks import AdminKeks
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.objects.body_stream import seal_stream
 from keyturn_workers.objects.plan_action import (
     Encrypt,
     NoOp,
     ObjectView,
+    Options,
     PlannedAction,
     ResealTombstone,
     Rewrap,
+    plan_action,
 )
-from keyturn_workers.objects.wrap import build_object_metadata, build_tombstone_metadata, wrap
-from keyturn_workers.storage import Headers, IfMatch, Lease, ObjectHead, Storage
+from keyturn_workers.objects.wraps import build_object_metadata, build_tombstone_metadata, wrap
+from keyturn_workers.storage import Headers, IfMatch, Lease, ObjectHead, Part, Storage
+from keyturn_workers.storage.multipart import open_multipart
 
+_MIN_PART_BYTES: Final = 5 * 1024**2
+_MAX_PART_BYTES: Final = 1024**3
+_MAX_PARTS: Final = 10_000
+_PARTS_IN_FLIGHT: Final = 4
+PUT_MAX_BYTES: Final = 5 * 1024**3
+"""What one put may hold on any server (SPEC 7.2)."""
+_PIECE_BYTES: Final = 1024 * 1024
 COPY_LIMIT_BYTES: Final = 5 * 1024**3
 """The limit of a single copy on S3; larger objects are copied in parts (SPEC 8.2, 11)."""
+# One more attempt each time the desired state moved, or another writer won a race.
+_MAX_ATTEMPTS: Final = 8
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectWrite:
+    """A write that replaces an object.
+
+    Attributes:
+        s3_key: of the object.
+        head: the object as it was read; the write is conditional on it.
+        headers: what the object gets.
+        snapshot: the keyring read that the wraps in `headers` were made for.
+    """
+
+    s3_key: str
+    head: ObjectHead
+    headers: Headers
+    snapshot: KeyringSnapshot
+
+
+async def recheck_state(keyrings: KeyringReader, snapshot: KeyringSnapshot) -> KeyringSnapshot:
+    """Read the keyring again, for a new lease.
+
+    Raises:
+        PreconditionError: the desired state is no longer the one in `snapshot`.
+    """
+    now = await keyrings.read_fresh(snapshot.desired.project)
+    if not now.desired.same_state(snapshot.desired):
+        raise PreconditionError("the desired state moved")
+    return now
+
+
+async def check_unchanged(storage: Storage, s3_key: str, head: ObjectHead) -> None:
+    """Read the head of an object again and compare it with an earlier one.
+
+    Raises:
+        PreconditionError: its body or its metadata changed.
+        MissingError: it is gone.
+    """
+    now = await storage.head(s3_key)
+    if now.etag != head.etag or now.metadata != head.metadata:
+        raise PreconditionError("the object changed since it was read")
+
+
+async def is_lock_refusal(storage: Storage, s3_key: str, head: ObjectHead, lease: Lease) -> bool:
+    """Whether the object's lock refused a write, rather than its expired lease.
+
+    The storage answers both with the same 403. Its clock, read after the answer, shows whether the
+    write was in time; a doubtful one is tried again under a new lease.
+    """
+    if not head.locked:
+        return False
+    now = await storage.head(s3_key)
+    return now.date <= lease.read_at + timedelta(seconds=lease.expires_s)
+
+
+def part_ranges(size_bytes: int, copy_limit_bytes: int) -> list[tuple[int, int]]:
+    """First and last byte (both included) of each part of a copy."""
+    wanted_bytes = max(_MIN_PART_BYTES, min(copy_limit_bytes, _MAX_PART_BYTES))
+    part_bytes = max(wanted_bytes, math.ceil(size_bytes / _MAX_PARTS))
+    return [
+        (first, min(first + part_bytes, size_bytes) - 1)
+        for first in range(0, size_bytes, part_bytes)
+    ]
+
+
+async def copy_in_parts(
+    storage: Storage, keyrings: KeyringReader, write: ObjectWrite, *, copy_limit_bytes: int
+) -> None:
+    """Replace a large object's metadata.
+
+    Raises:
+        PreconditionError: the desired state or the object changed: read both again.
+        MissingError: the object, or the upload's parts, are gone: read again.
+        RefusedError: the completion came after its lease.
+    """
+    s3_key, head = write.s3_key, write.head
+    ranges = part_ranges(head.size_bytes, copy_limit_bytes)
+    async with open_multipart(storage, s3_key, write.headers) as upload_id:
+        parts = await _copy_parts(storage, s3_key, upload_id, ranges, head.etag)
+        now = await recheck_state(keyrings, write.snapshot)
+        # The order matters. A tombstone put before this check is seen by it. One put after it
+        # is put after the lease began, so its delete waits for the completion before it is
+        # published (SPEC 8.7). Otherwise the parts, copied long ago, would bring back a
+        # deleted object.
+        await check_unchanged(storage, s3_key, head)
+        is_conditional = storage.capabilities.conditional_completion
+        condition = IfMatch(head.etag) if is_conditional else None
+        await storage.complete_multipart(
+            s3_key, upload_id, parts, condition=condition, lease=now.lease
+        )
+
+
+async def _copy_parts(
+    storage: Storage, s3_key: str, upload_id: str, ranges: list[tuple[int, int]], source_etag: str
+) -> list[Part]:
+    slots = asyncio.Semaphore(_PARTS_IN_FLIGHT)
+
+    async def copy(number: int, first: int, last: int) -> Part:
+        async with slots:
+            return await storage.copy_part(
+                s3_key, upload_id, number, first=first, last=last, source_etag=source_etag
+            )
+
+    copies = [asyncio.ensure_future(copy(n, *span)) for n, span in enumerate(ranges, start=1)]
+    try:
+        return await asyncio.gather(*copies)
+    finally:
+        # One failed, or this was canceled: no part may be in flight when the upload is aborted.
+        for task in copies:
+            task.cancel()
+        await asyncio.gather(*copies, return_exceptions=True)
+
+
+async def check_v0_body(storage: Storage, s3_key: str, head: ObjectHead, dek: Secret) -> None:
+    """Open a whole v0 body under its DEK, and discard it: such a body does not commit to its key.
+
+    Raises:
+        CorruptObjectError: it does not open.
+        PreconditionError, MissingError: the body was replaced or removed.
+    """
+    async with storage.stream(s3_key, if_match=head.etag) as source:
+        try:
+            opener = V0Opener(dek.reveal())
+            async for piece in source.chunks(_PIECE_BYTES):
+                opener.feed(piece)
+            opener.finish()
+        except SealError as exc:
+            raise CorruptObjectError("the body does not open under the DEK of its wraps") from exc
+
+
+def check_fits_one_put(head: ObjectHead) -> int:
+    """The size in bytes of a plaintext object once it is sealed.
+
+    Raises:
+        BodyTooLargeError: one put cannot hold it.
+    """
+    size_bytes = sealed_size(head.size_bytes)
+    if size_bytes > PUT_MAX_BYTES:
+        raise BodyTooLargeError(f"sealed, it has {size_bytes} bytes; one put holds {PUT_MAX_BYTES}")
+    return size_bytes
+
+
+async def encrypt_plaintext(
+    storage: Storage, keyrings: KeyringReader, write: ObjectWrite, dek: bytes
+) -> None:
+    """Replace plaintext by its sealed body, in one put conditional on the body that was read.
+
+    A streamed put may end long after its lease. An empty body has the ETag of every tombstone,
+    so the condition would let such a put bring back an object whose delete was published
+    meanwhile: an empty body goes as one plain put, which ends within its lease.
+
+    Raises:
+        BodyTooLargeError: one put cannot hold it.
+        PreconditionError, MissingError: the body was replaced or removed, or the desired state
+            moved.
+        RefusedError: the put came after its lease.
+    """
+    s3_key, head, headers, snapshot = write.s3_key, write.head, write.headers, write.snapshot
+    size_bytes = check_fits_one_put(head)
+    if head.size_bytes == 0:
+        body = seal(dek, BODY_CONTEXT, b"")
+        await storage.put(s3_key, body, headers, condition=IfMatch(head.etag), lease=snapshot.lease)
+        return
+    async with storage.stream(s3_key, if_match=head.etag) as source:
+        await storage.put_stream(
+            s3_key,
+            _recheck_before_last_piece(
+                seal_stream(source.chunks(_PIECE_BYTES), dek), keyrings, snapshot
+            ),
+            size_bytes,
+            headers,
+            condition=IfMatch(head.etag),
+            lease=snapshot.lease,
+        )
+
+
+async def _recheck_before_last_piece(
+    pieces: AsyncIterator[bytes], keyrings: KeyringReader, snapshot: KeyringSnapshot
+) -> AsyncIterator[bytes]:
+    """Pass the pieces on; the last one only if the desired state is unchanged.
+
+    The lease bounds when a put begins, not when it ends. Without this check a large body could
+    land under outdated wraps long after a sweep has proven that there are none.
+    """
+    pending: bytes | None = None
+    async for piece in pieces:
+        if pending is not None:
+            yield pending
+        pending = piece
+    await recheck_state(keyrings, snapshot)
+    if pending is not None:
+        yield pending
 
 
 def tags_at_risk(
@@ -194,3 +420,72 @@ def _headers_with_wraps(head: ObjectHead, wraps: Wraps) -> Headers:
         stored_at=stored_at(head.metadata, head.last_modified) or head.last_modified,
     )
     return replace(head.headers, metadata=metadata)
+
+
+async def reconcile_object(
+    project: str,
+    object_key: str,
+    storage: Storage,
+    keyrings: KeyringReader,
+    operator_keys: OperatorKeys,
+    *,
+    copy_limit_bytes: int = COPY_LIMIT_BYTES,
+) -> KeyringSnapshot:
+    """Bring an object to the state of a keyring read that began after its last change.
+
+    Returns:
+        That keyring read.
+
+    Raises:
+        CorruptObjectError, NoUsableWrapError, UnknownAlgorithmError: the object is left as it is.
+        LockedObjectError, ArchivedObjectError: its lock or archive refuses the change.
+        DeletedKeyError: it is a tombstone.
+        StorageUnavailableError: the storage failed, the object kept changing, or it has tags that
+            its rewrap would drop, so that only a sweep may do it.
+        KeyringRolledBackError, UnknownMasterKeyError, KmsUnavailableError: try again later.
+    """
+    executor = ActionExecutor(storage, keyrings, copy_limit_bytes)
+    s3_key = object_s3_key(project, object_key)
+    for _ in range(_MAX_ATTEMPTS):
+        view = await _read_wrapped_object(storage, s3_key, object_key)
+        # It begins after the object was read, and after any copy of the previous attempt.
+        snapshot = await keyrings.read_fresh(project)
+        action = await operator_keys.open_with(
+            project,
+            partial(_plan, view, object_key, snapshot),
+        )
+        if isinstance(action, NoOp):
+            return snapshot
+        if tags_at_risk(storage, view, action, copy_limit_bytes):
+            # Nothing durable would say which tags to put back if this worker died. A sweep
+            # notes them first, and a transition always starts one.
+            raise StorageUnavailableError(
+                "this storage drops an object's tags when it is rewrapped: a sweep does that"
+            )
+        try:
+            await executor.execute(project, object_key, view, action, snapshot)
+        except (MissingError, PreconditionError, RefusedError):
+            continue  # a lost race, or an expired lease: read again
+        _log.info("object rewrapped", s3_key=s3_key, generation=snapshot.desired.generation)
+    raise StorageUnavailableError("the object kept changing while it was reconciled")
+
+
+def _plan(
+    view: ObjectView, object_key: str, snapshot: KeyringSnapshot, keks: AdminKeks
+) -> PlannedAction:
+    return plan_action(view, object_key, snapshot.keyring, snapshot.desired, keks, Options())
+
+
+async def _read_wrapped_object(storage: Storage, s3_key: str, object_key: str) -> ObjectView:
+    try:
+        view = ObjectView(*await storage.read_start(s3_key, HEADER_BYTES))
+    except MissingError as exc:
+        raise StorageUnavailableError("the object to reconcile is gone") from exc
+    except ArchivedError as exc:
+        raise ArchivedObjectError("its storage class must be restored first") from exc
+    envelope = object_metadata.parse(view.head.metadata)
+    if isinstance(envelope, Tombstone):
+        raise DeletedKeyError(f"{object_key} was deleted")
+    if not isinstance(envelope, Wraps):
+        raise CorruptObjectError("the object to reconcile has no wraps")
+    return view

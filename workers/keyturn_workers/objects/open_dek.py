@@ -28,8 +28,7 @@ from keyturn.metadata import (
 )
 from keyturn_workers.keyring import Keyring
 from keyturn_workers.master_keys.admin_keks import AdminKeks
-from keyturn_workers.objects.unwrap import select_dek, try_v0_wrap, try_wrap
-from keyturn_workers.objects.verify import check_header
+from keyturn_workers.objects.wraps import check_header, select_dek, try_v0_wrap, try_wrap
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,16 +22,16 @@ from keyturn.errors import (
 from keyturn.metadata import V0_ALGORITHM, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
 from keyturn_workers.master_keys.admin_keks import AdminKeks
-from keyturn_workers.objects.unwrap import (
+from keyturn_workers.objects.wraps import (
+    check_header,
     is_current,
     open_user_wrap_with_earlier_kek,
     open_wraps,
     select_dek,
     try_tombstone,
     try_v0_wrap,
+    wrap,
 )
-from keyturn_workers.objects.verify import check_header
-from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import ObjectHead
 
 __all__ = [

@@ -21,8 +21,7 @@ from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.keyring.store import parse_keyring
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.key_usage import KeyUsage, find_key_usage
-from keyturn_workers.objects.unwrap import past_generations
+from keyturn_workers.objects.wraps import KeyUsage, find_key_usage, past_generations
 from keyturn_workers.status.records import RECORD_ERRORS
 from keyturn_workers.storage import ObjectHead, Storage
 
@@ -38,7 +37,7 @@ FindGenerations = Callable[[str], Awaitable[Sequence[int]]]
 class ObjectGroup:
     """What the census groups objects by.
 
-    `kind` is that of `keyturn_workers.objects.key_usage`, or `noncurrent` for an older version,
+    `kind` is that of `keyturn_workers.objects.wraps`, or `noncurrent` for an older version,
     `foreign`, or `unreadable` with the reason in `code`. `project` is empty for a key outside
     of projects.
     """

@@ -31,7 +31,7 @@ from keyturn.errors import (
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring import Keyring, Mark, rotations_to_prove
-from keyturn_workers.keyring.mark_watch import MarkWatch
+from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
 from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.handler import SweepHandler

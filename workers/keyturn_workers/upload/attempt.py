@@ -12,7 +12,7 @@ from keyturn.metadata import UPLOAD, encode_caller_metadata, format_upload_tag
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
-from keyturn_workers.objects.wrap import build_object_metadata, wrap
+from keyturn_workers.objects.wraps import build_object_metadata, wrap
 from keyturn_workers.storage import Condition, Headers, IfMatch, Storage
 from keyturn_workers.worker.metrics import WorkerMetrics
 

@@ -36,7 +36,7 @@ from keyturn.messages import UploadRequested
 from keyturn.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.keyring import KeyringSnapshot
-from keyturn_workers.objects.verify import verify_upload
+from keyturn_workers.objects.wraps import verify_upload
 from keyturn_workers.storage import ObjectHead, Storage
 from keyturn_workers.upload.attempt import Upload, UploadContext
 from keyturn_workers.upload.body import PIECE_BYTES, decrypt_stream, digest, open_plaintext

@@ -26,7 +26,7 @@ from keyturn_workers.errors import (
     StorageAnswerError,
     UnstorableKeyError,
 )
-from keyturn_workers.objects.reconcile import reconcile_object
+from keyturn_workers.objects.apply import reconcile_object
 from keyturn_workers.objects.storable_key import check_storable
 from keyturn_workers.storage import Condition, IfAbsent, IfMatch
 from keyturn_workers.upload.attempt import Attempt, Upload, UploadContext

@@ -2,8 +2,7 @@
 
 | module | what it holds |
 | --- | --- |
-| `object_check` | what one key opens of one object. Pure |
-| `wrap_search` | the search for a wrap that labels hide, and the keys. Pure |
+| `object_check` | what one key opens of one object, also where labels hide it. Pure |
 | `report` | what was counted and found, and the verdict. Pure |
 | `project_check` | listing, reading, and how many objects at once |
 
@@ -12,10 +11,9 @@ and the storage port, which import-linter enforces. It needs one key, no keyring
 and only reads.
 """
 
-from keyturn_workers.verify.object_check import ObjectCheck, check_object
+from keyturn_workers.verify.object_check import ObjectCheck, VerificationKeys, check_object
 from keyturn_workers.verify.project_check import check_project
 from keyturn_workers.verify.report import Expectation, Finding, Report
-from keyturn_workers.verify.wrap_search import VerificationKeys
 
 __all__ = [
     "Expectation",

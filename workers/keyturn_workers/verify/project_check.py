@@ -14,9 +14,8 @@ from keyturn.crypto import HEADER_BYTES
 from keyturn.errors import ArchivedObjectError, NotFoundError, StorageUnavailableError
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.storage import Storage
-from keyturn_workers.verify.object_check import ObjectCheck, check_object
+from keyturn_workers.verify.object_check import ObjectCheck, VerificationKeys, check_object
 from keyturn_workers.verify.report import Report
-from keyturn_workers.verify.wrap_search import VerificationKeys
 
 DEFAULT_CONCURRENCY: Final = 32
 

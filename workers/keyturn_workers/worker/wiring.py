@@ -34,7 +34,7 @@ from keyturn_workers.control import (
     Rotator,
 )
 from keyturn_workers.keyring import KeyringReader, Witness
-from keyturn_workers.keyring.mark_watch import MarkWatch
+from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.status.reader import Identity, StatusReader

@@ -8,7 +8,7 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import object_s3_key
-from keyturn_workers.control.adoption import find_highest_generation
+from keyturn_workers.control.enrollment import find_highest_generation
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import (

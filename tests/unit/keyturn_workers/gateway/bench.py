@@ -18,7 +18,7 @@ from keyturn_workers.gateway.legacy_reader import LegacyDecrypter, LegacyReader
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.keyring import Keyring, KeyringReader, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.objects.wraps import wrap
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,

@@ -23,7 +23,7 @@ from keyturn_workers.gateway import legacy_reader
 from keyturn_workers.gateway.fair_shares import GatewayBusyError
 from keyturn_workers.gateway.legacy_reader import LegacyReader
 from keyturn_workers.gateway.ranges import Span
-from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.objects.wraps import wrap
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,

@@ -16,7 +16,7 @@ from keyturn_workers.gateway.listing_query import (
     needs_head,
     size_by_metadata,
 )
-from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.objects.wraps import wrap
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     deleted,

@@ -21,7 +21,7 @@ from keyturn.errors import (
 )
 from keyturn_workers.gateway.object_opener import StoredObject
 from keyturn_workers.gateway.object_reader import content_modified_at
-from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.objects.wraps import wrap
 from keyturn_workers.storage import Capabilities
 from tests.unit.keyturn_workers.factories import (
     deleted,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from keyturn_workers.keyring.listings import Listing, Listings, name_of
+from keyturn_workers.keyring.cache import Listing, Listings, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

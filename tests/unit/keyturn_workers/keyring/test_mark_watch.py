@@ -7,7 +7,7 @@ from dataclasses import replace
 from structlog.testing import capture_logs
 
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.mark_watch import MarkWatch
+from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.sweep.test_periodic import Scans

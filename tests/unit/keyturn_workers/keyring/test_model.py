@@ -14,7 +14,7 @@ from keyturn.crypto import Secret, from_base64, record_kek, seal_record, to_base
 from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring.transitions import with_lease
+from keyturn_workers.keyring.model import with_lease
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyring, rotated
 from tools.harness.local_keys import build_keyring, parse_keyring, parse_record
 

@@ -17,7 +17,7 @@ from keyturn_workers.keyring import (
     with_evidence,
     with_master_key,
 )
-from keyturn_workers.keyring.transitions import with_lease
+from keyturn_workers.keyring.model import with_lease
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tools.harness.local_keys import operator_keys, parse_keyring
 from tools.harness.memory_storage import MemoryStorage

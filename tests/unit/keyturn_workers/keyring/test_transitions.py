@@ -19,7 +19,7 @@ from keyturn_workers.keyring import (
     with_evidence,
     with_master_key,
 )
-from keyturn_workers.keyring.transitions import has_origin, with_lease
+from keyturn_workers.keyring.model import has_origin, with_lease
 from tests.unit.keyturn_workers.factories import AT, keyring
 
 if TYPE_CHECKING:

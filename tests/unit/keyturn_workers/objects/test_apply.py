@@ -18,7 +18,7 @@ from keyturn.metadata import METADATA_MAX_BYTES, Plaintext, Tombstone, parse, si
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
 from keyturn_workers.objects.plan_action import Encrypt, NoOp, ResealTombstone, Rewrap
-from keyturn_workers.objects.verify import verify_upload
+from keyturn_workers.objects.wraps import verify_upload
 from keyturn_workers.storage import Capabilities, Headers
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,

@@ -34,9 +34,13 @@ from keyturn_workers.keyring import create_keyring
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects import download
-from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.objects.download import (
+    OperatorAccess,
+    ProjectAccess,
+    open_object,
+)
 from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
-from keyturn_workers.objects.wrap import build_object_metadata, wrap
+from keyturn_workers.objects.wraps import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
 from tools.harness.local_keys import desired_state, operator_keys

@@ -11,13 +11,13 @@ from keyturn.crypto import BODY_CONTEXT, Secret, new_dek, open_sealed, sealed_si
 from keyturn.errors import BodyTooLargeError, CorruptObjectError
 from keyturn.metadata import Plaintext, Tombstone, parse
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.objects.encrypt_in_place import (
+from keyturn_workers.objects.apply import (
     PUT_MAX_BYTES,
+    ObjectWrite,
     check_fits_one_put,
     check_v0_body,
     encrypt_plaintext,
 )
-from keyturn_workers.objects.guards import ObjectWrite
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.scene import (
     ENCRYPT,

@@ -8,7 +8,7 @@ import pytest
 
 from keyturn_workers.errors import MissingError, PreconditionError
 from keyturn_workers.keyring import forbid_plaintext, retire_old_keys
-from keyturn_workers.objects.guards import check_unchanged, is_lock_refusal, recheck_state
+from keyturn_workers.objects.apply import check_unchanged, is_lock_refusal, recheck_state
 from keyturn_workers.storage import Lease
 from tests.unit.keyturn_workers.factories import keyring, rotated
 from tests.unit.keyturn_workers.scene import TARGET, Scene

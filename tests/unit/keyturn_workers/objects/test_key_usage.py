@@ -14,7 +14,7 @@ from keyturn.errors import (
     NoUsableWrapError,
     UnknownAlgorithmError,
 )
-from keyturn_workers.objects.key_usage import KeyUsage, find_key_usage
+from keyturn_workers.objects.wraps import KeyUsage, find_key_usage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     deleted,

@@ -15,7 +15,7 @@ from keyturn.crypto import new_dek
 from keyturn.errors import LockedObjectError, StorageUnavailableError
 from keyturn.metadata import Tombstone, parse
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.objects.multipart_copy import part_ranges
+from keyturn_workers.objects.apply import part_ranges
 from keyturn_workers.storage import Capabilities
 from tests.unit.keyturn_workers.scene import TARGET, Scene
 from tools.harness.memory_storage import MemoryStorage

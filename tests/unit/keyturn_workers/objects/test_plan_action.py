@@ -27,7 +27,7 @@ from keyturn.errors import (
     all_errors,
 )
 from keyturn.metadata import V0_ALGORITHM, Wraps
-from keyturn_workers.objects import unwrap
+from keyturn_workers.objects import wraps as wraps_module
 from keyturn_workers.objects.plan_action import (
     Encrypt,
     NoOp,
@@ -37,7 +37,7 @@ from keyturn_workers.objects.plan_action import (
     Rewrap,
     plan_action,
 )
-from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.objects.wraps import wrap
 from tests.unit.keyturn_workers.factories import (
     AT,
     MASTER_KEYS,
@@ -433,7 +433,7 @@ def unwraps(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         tried[role] += 1
         return unwrap_dek(kek, role, **place)
 
-    monkeypatch.setattr(unwrap, "unwrap_dek", counted)
+    monkeypatch.setattr(wraps_module, "unwrap_dek", counted)
     return tried
 
 

@@ -20,7 +20,7 @@ from keyturn.errors import (
     WrapsDisagreeError,
 )
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.objects.reconcile import reconcile_object
+from keyturn_workers.objects.apply import reconcile_object
 from keyturn_workers.storage import Capabilities
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,

@@ -14,7 +14,7 @@ from keyturn.errors import (
     KmsUnavailableError,
     NoUsableWrapError,
 )
-from keyturn_workers.objects.unwrap import (
+from keyturn_workers.objects.wraps import (
     OpenedWrap,
     is_current,
     open_admin_wrap,
@@ -25,8 +25,8 @@ from keyturn_workers.objects.unwrap import (
     try_tombstone,
     try_v0_wrap,
     try_wrap,
+    wrap,
 )
-from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, V0_USER_KEK, keyring, rotated
 from tools.harness.local_keys import admin_keks, desired_state
 

@@ -9,8 +9,7 @@ import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, seal
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError
-from keyturn_workers.objects.verify import Verification, verify_upload
-from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.objects.wraps import Verification, verify_upload, wrap
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,
     MASTER_KEYS,

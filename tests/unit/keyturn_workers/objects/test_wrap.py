@@ -10,7 +10,7 @@ import pytest
 from keyturn import metadata as object_metadata
 from keyturn.crypto import SealError, new_dek, seal_tombstone, unwrap_dek
 from keyturn.metadata import COBBLESTONE, V0_ALGORITHM, Tombstone, parse
-from keyturn_workers.objects.wrap import build_object_metadata, build_tombstone_metadata, wrap
+from keyturn_workers.objects.wraps import build_object_metadata, build_tombstone_metadata, wrap
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring, rotated
 from tools.harness.local_keys import desired_state
 

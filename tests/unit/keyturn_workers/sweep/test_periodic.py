@@ -44,7 +44,7 @@ from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from keyturn_workers.keyring.mark_watch import MarkWatch
+    from keyturn_workers.keyring.marks import MarkWatch
 
 STALLED: Final = timedelta(minutes=16)
 DONE: Final = ended(SWEEP, at=NOW)

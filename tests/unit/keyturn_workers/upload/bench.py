@@ -24,7 +24,7 @@ from keyturn.identifiers import keyring_s3_key, staging_s3_key
 from keyturn.messages import UploadRequested
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.objects.verify import verify_upload
+from keyturn_workers.objects.wraps import verify_upload
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadResult
 from keyturn_workers.worker.metrics import WorkerMetrics

@@ -11,7 +11,7 @@ from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, commits_to, seal, upload_
 from keyturn.errors import StorageUnavailableError
 from keyturn.metadata import Wraps, parse
 from keyturn.metadata import upload_tag as tag_of
-from keyturn_workers.objects.verify import verify_upload
+from keyturn_workers.objects.wraps import verify_upload
 from keyturn_workers.storage import IfAbsent, IfMatch
 from keyturn_workers.upload import UploadResult
 from keyturn_workers.upload.attempt import Attempt, Upload

@@ -14,7 +14,7 @@ from keyturn.errors import (
     StagedBodyMissingError,
 )
 from keyturn.messages import RequestOrigin
-from keyturn_workers.objects.reconcile import reconcile_object
+from keyturn_workers.objects.apply import reconcile_object
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadHandler, UploadResult
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS, keyring

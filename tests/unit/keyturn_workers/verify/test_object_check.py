@@ -17,7 +17,7 @@ from keyturn.crypto import (
     to_base64,
 )
 from keyturn.metadata import V0_ALGORITHM
-from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.objects.wraps import wrap
 from keyturn_workers.verify import ObjectCheck, VerificationKeys, check_object
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,

@@ -8,7 +8,7 @@ import pytest
 
 from keyturn.crypto import Secret, new_dek, to_base64, v0_seal, wrap_dek
 from keyturn_workers.verify import VerificationKeys
-from keyturn_workers.verify.wrap_search import find_wrap, is_wrap_sized
+from keyturn_workers.verify.object_check import find_wrap, is_wrap_sized
 
 KEK = Secret(b"k" * 32)
 OTHER = Secret(b"o" * 32)

@@ -1,18 +1,84 @@
-"""Opening wraps: which KEK opens one, and at which generation (SPEC 4.3, 4.6, 8.2). Pure.
+"""The two wraps of a DEK: making, opening and verifying them (SPEC 4.3, 4.6, 7.1, 8.2). Pure.
 
 Labels are hints, never proof. A wrap is tried where the desired state and its label point, and
 then at every generation that the project ever had, so that a wrong label makes no object
-unreadable. Only what opened counts.
+unreadable. Only what opened counts. So it is for the report that an operator needs before dropping
+a master key: a label that names a new master key over a wrap under the old one would otherwise have
+the old key dropped, and the object lost with it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
-from keyturn.crypto import Role, SealError, Secret, open_tombstone, unwrap_dek, v0_unwrap_dek
+from keyturn import metadata as object_metadata
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    Role,
+    SealError,
+    Secret,
+    commits_to,
+    open_tombstone,
+    to_base64,
+    unwrap_dek,
+    v0_unwrap_dek,
+    wrap_dek,
+)
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
-from keyturn.metadata import Wraps
+from keyturn.metadata import COBBLESTONE, DELETED, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
 from keyturn_workers.master_keys.admin_keks import AdminKeks
+
+
+def wrap(
+    desired: DesiredState, object_key: str, dek: bytes, *, algorithm: str = COBBLESTONE
+) -> Wraps:
+    """Wrap a 32-byte DEK under both KEKs, bound to algorithm, project, key and generation."""
+    user = _wrap(desired, "user", desired.user_kek, object_key, dek, algorithm)
+    admin = _wrap(desired, "admin", desired.admin_kek, object_key, dek, algorithm)
+    generation = desired.generation
+    return Wraps(algorithm, user, admin, generation, desired.kek_id, desired.master_key)
+
+
+def _wrap(
+    desired: DesiredState, role: Role, kek: Secret, object_key: str, dek: bytes, algorithm: str
+) -> bytes:
+    return wrap_dek(
+        kek,
+        role,
+        algorithm=algorithm,
+        project=desired.project,
+        object_key=object_key,
+        generation=desired.generation,
+        dek=dek,
+    )
+
+
+def build_object_metadata(
+    wraps: Wraps,
+    *,
+    upload_id: str | None,
+    caller_wire: Mapping[str, str],
+    tag: str | None = None,
+    stored_at: datetime | None = None,
+) -> dict[str, str]:
+    """All metadata of an object, as on the wire.
+
+    `stored_at` is informational: it is left out if the metadata would be too large for the
+    storage (SPEC 4.3). The other arguments are those of `keyturn.metadata.build`.
+    """
+    encryption = object_metadata.build(wraps, upload_id=upload_id, tag=tag, stored_at=stored_at)
+    metadata = {**caller_wire, **encryption}
+    if object_metadata.size_bytes(metadata) > object_metadata.METADATA_MAX_BYTES:
+        metadata.pop(object_metadata.STORED_AT, None)
+    return metadata
+
+
+def build_tombstone_metadata(sealed: bytes) -> dict[str, str]:
+    """All metadata of a tombstone, around the bytes of `seal_tombstone` (SPEC 8.7)."""
+    return {object_metadata.ALGO: DELETED, object_metadata.DEK_ADMIN: to_base64(sealed)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,3 +279,110 @@ def is_current(
         desired.kek_id,
         desired.master_key,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """An object whose header commits to the DEK of its wraps.
+
+    `current`: both wraps and their labels match the desired state.
+    """
+
+    dek: bytes = field(repr=False)
+    current: bool
+
+
+def verify_upload(
+    wraps: Wraps, header: bytes, object_key: str, keyring: Keyring, admin_keks: AdminKeks
+) -> Verification:
+    """Verify an object that carries an upload's id, which is not authenticated (SPEC 7.1).
+
+    The admin wrap must open, and so must the user wrap if the keyring still holds the KEK of
+    that generation. Otherwise a bucket writer could pass off another object as the stored one.
+    `header` is the first 56 bytes of the body.
+
+    Raises:
+        CorruptObjectError: a wrap does not verify, or the header commits to another DEK.
+        KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
+            Meaningful only if the keyring was read after the object.
+        UnknownMasterKeyError: this process lacks the keyring's master key.
+        KmsUnavailableError: a provider is away, and the admin wrap opens under no other key.
+    """
+    desired = keyring.desired(admin_keks.require(keyring.master_key))
+    opened = open_wraps(wraps, object_key, keyring, desired, admin_keks)
+    if opened.admin is None:
+        raise CorruptObjectError("the admin wrap does not open")
+    dek = select_dek(opened.admin, opened.user)
+    if opened.disagree:
+        raise CorruptObjectError("the user wrap does not open")
+    check_header(dek, header)
+    current = is_current(wraps, opened.admin, opened.user, desired)
+    return Verification(dek, current=current)
+
+
+def check_header(dek: bytes, header: bytes) -> None:
+    """Refuse a DEK that the body does not commit to: it must not be wrapped (SPEC 3.1, 8.2).
+
+    Raises:
+        CorruptObjectError: the first 56 bytes are cut, or commit to another DEK.
+    """
+    if len(header) != HEADER_BYTES or not commits_to(dek, BODY_CONTEXT, header):
+        raise CorruptObjectError("the header does not commit to the DEK")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUsage:
+    """What an object is, and what its admin wrap or its tombstone opened under.
+
+    `generation` is that of the admin wrap; None for tombstones, which have none, and for
+    plaintext and v0 objects, which depend on no master key.
+    """
+
+    kind: Literal["encrypted", "tombstone", "plaintext", "v0"]
+    generation: int | None = None
+    master_key: str | None = None
+
+
+def find_key_usage(
+    metadata: Mapping[str, str],
+    project: str,
+    object_key: str,
+    admin_keks: AdminKeks,
+    generations: Sequence[int],
+) -> KeyUsage:
+    """What an object with this metadata depends on.
+
+    The DEK is not compared with the body: a sweep checks whether objects are intact.
+
+    Args:
+        metadata: the object's, as on the wire.
+        project: its project.
+        object_key: its key, without its project.
+        admin_keks: the project's; each is tried.
+        generations: those that the project ever had, the likely ones first; tried after the
+            label's.
+
+    Raises:
+        UnknownAlgorithmError: `enc-algo` is none of those in SPEC 4.
+        CorruptObjectError: metadata stripped or unreadable.
+        NoUsableWrapError: the admin wrap, or the tombstone, opens under no available master key.
+        KmsUnavailableError: it opens under none, and one is away.
+    """
+    match object_metadata.parse(metadata):
+        case Plaintext():
+            return KeyUsage("plaintext")
+        case V0Wraps():
+            return KeyUsage("v0")
+        case Tombstone(sealed):
+            for master_key, kek in admin_keks.in_order():
+                if try_tombstone(kek, project, object_key, sealed) is not None:
+                    return KeyUsage("tombstone", master_key=master_key)
+        case Wraps() as wraps:
+            # Every master key at the label's generation first: nearly always one of them opens it.
+            for candidates in ((wraps.generation,), generations):
+                for master_key, kek in admin_keks.in_order(first=wraps.master_key):
+                    opened = try_wrap(wraps, "admin", object_key, project, kek, candidates)
+                    if opened is not None:
+                        return KeyUsage("encrypted", opened.generation, master_key)
+    admin_keks.check_complete()
+    raise NoUsableWrapError("it opens under no available master key")
