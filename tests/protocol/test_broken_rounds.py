@@ -16,7 +16,7 @@ from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
-from keyturn_workers.sweep.messages import SweepStep
+from keyturn_workers.sweep.hints import SweepStep
 from keyturn_workers.sweep.periodic import PeriodicScan, _rotations_of
 from keyturn_workers.sweep.progress import begin_walk, end_failed, find_repeated, open_origins
 from keyturn_workers.sweep.reconciler import Reconciler

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.topology import PLAN_QUEUE
-from keyturn_workers.sweep.messages import SweepStep, encode
+from keyturn_workers.sweep.hints import SweepStep, encode
 from keyturn_workers.sweep.page import PageAttempt
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.record import ProjectRecord, State

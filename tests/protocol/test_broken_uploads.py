@@ -9,7 +9,7 @@ import pytest
 from keyturn.topology import ATTEMPT_HEADER
 from keyturn_workers.amqp import RequestConsumer
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.sweep.handler import HintConsumer
 from keyturn_workers.sweep.store import record_path
 from keyturn_workers.upload import Uploader, UploadResult
 from keyturn_workers.upload.attempt import Upload

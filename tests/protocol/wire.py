@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage.s3_responses import error_for
+from keyturn_workers.storage.s3_wire import error_for
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from tests.protocol.faults import Fault, Missing, anything, reads_of
 from tools.harness.memory_bucket import Bucket, Stored, etag_of

@@ -21,7 +21,7 @@ from keyturn_workers.storage.port import (
     ObjectHead,
     ObjectVersion,
 )
-from keyturn_workers.storage.s3_responses import is_archived, lock_state
+from keyturn_workers.storage.s3_wire import is_archived, lock_state
 
 DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
 # The version id of what was written while the bucket kept no versions.

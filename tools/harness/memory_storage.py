@@ -18,11 +18,12 @@ from typing import Final
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage.capabilities import BASELINE, Capabilities
 from keyturn_workers.storage.clock import boottime_s
 from keyturn_workers.storage.port import (
+    BASELINE,
     PAGE_KEYS,
     RECORD_MAX_BYTES,
+    Capabilities,
     Condition,
     EntriesPage,
     Headers,
@@ -38,7 +39,7 @@ from keyturn_workers.storage.port import (
     Versioning,
     WriteResult,
 )
-from keyturn_workers.storage.s3_responses import LEGAL_HOLD, lock_state
+from keyturn_workers.storage.s3_wire import LEGAL_HOLD, lock_state
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from tools.harness.memory_bucket import Bucket, Stored, etag_of, new_version
 

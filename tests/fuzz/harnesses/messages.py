@@ -17,7 +17,7 @@ from keyturn.messages import (
     parse_worker_report,
     rejection,
 )
-from keyturn_workers.sweep import messages as hints
+from keyturn_workers.sweep import hints
 from tests.fuzz import documents, valid_messages
 from tests.fuzz.harness import Harness, as_text, check
 from tests.unit.keyturn_workers.factories import AT

@@ -18,7 +18,7 @@ import aio_pika
 
 from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.sweep import Counts, ProjectRecord
-from keyturn_workers.sweep.messages import SweepPage, encode
+from keyturn_workers.sweep.hints import SweepPage, encode
 from keyturn_workers.sweep.record import OpenPage, Round
 from keyturn_workers.sweep.store import record_path
 from tools.bench.processes import BenchError

@@ -65,7 +65,7 @@ from keyturn_workers.objects.plan_action import (
 )
 from keyturn_workers.objects.wraps import build_object_metadata, build_tombstone_metadata, wrap
 from keyturn_workers.storage import Headers, IfMatch, Lease, ObjectHead, Part, Storage
-from keyturn_workers.storage.multipart import open_multipart
+from keyturn_workers.storage.port import open_multipart
 
 _MIN_PART_BYTES: Final = 5 * 1024**2
 _MAX_PART_BYTES: Final = 1024**3

@@ -2,24 +2,22 @@
 
 | module | what it holds |
 | --- | --- |
-| `port` | the port, and its values |
+| `port` | the port, its values, and the differences between servers that code depends on |
 | `s3`, `s3_listings` | the port on S3: objects, and listings; `s3_http` sends the requests |
 | `s3_session` | the HTTP session: each request is sent once, on a clean connection |
 | `signing` | AWS Signature Version 4 |
-| `s3_requests`, `s3_responses` | what requests contain and responses mean. Pure |
+| `s3_wire` | what requests contain and responses mean. Pure |
 | `listing` | the same for listings. Pure |
-| `s3_xml` | reads the XML of responses. Pure |
 | `vendor_errors` | the one place that translates errors of aiohttp and botocore |
-| `capabilities` | differences between servers that code depends on |
 | `probe` | what the configured bucket does: `keyturn doctor`, and each worker's start |
 | `clock` | the storage's clock |
-| `multipart`, `streaming_body` | large bodies |
+| `streaming_body` | large bodies |
 """
 
-from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.clock import StorageClock
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
+    Capabilities,
     Condition,
     EntriesPage,
     Headers,

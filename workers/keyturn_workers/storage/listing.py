@@ -28,7 +28,7 @@ from keyturn_workers.storage.port import (
     ObjectSummary,
     ObjectVersion,
 )
-from keyturn_workers.storage.s3_xml import decode_names, find_columns, find_rows, find_text
+from keyturn_workers.storage.s3_wire import decode_names, find_columns, find_rows, find_text
 
 _S3_KEY_MAX_BYTES: Final = 1024
 # The last characters of one, two, three and four bytes of UTF-8, in byte order.

@@ -1,8 +1,8 @@
 """The port through which everything reaches S3 (SPEC 8.4, 10).
 
 Implementations: `keyturn_workers.storage.s3`, and one in memory for tests. What differs between
-servers is named in `keyturn_workers.storage.capabilities` and measured by
-`keyturn_workers.storage.probe`, never guessed from a server's name.
+servers is named in `Capabilities` and measured by `keyturn_workers.storage.probe`, never guessed
+from a server's name.
 
 A `key` here is always an S3 object key, never key material. An ETag is without quotes.
 
@@ -13,13 +13,66 @@ leaves the port. Writes are never resent: a resent conditional write may meet it
 attempt.
 """
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, Protocol
 
-from keyturn_workers.storage.capabilities import Capabilities
+import structlog
+
+from keyturn.errors import StorageUnavailableError
+from keyturn.identifiers import Order, byte_order, path_order
+from keyturn_workers.errors import StorageAnswerError
+
+RECORD_MAX_BYTES: Final = 64 * 1024**2
+"""Far above every record of ours. Without it, one object that an attacker writes to the bucket
+could fill the memory of every process that reads it."""
+PAGE_KEYS: Final = 1000
+"""The most keys on one page of a listing."""
+Versioning = Literal["", "Enabled", "Suspended"]
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the configured bucket does beyond what SPEC 10 requires."""
+
+    # A completion honors If-None-Match: *. Otherwise two completions both succeed, and the second
+    # body wins: large bodies are then stored by one streamed conditional put.
+    conditional_completion: bool = False
+    # A copy honors If-Match on its destination. Otherwise the header is not sent.
+    conditional_copy_destination: bool = False
+    # A self-copy keeps the tags. Otherwise they are read before it and restored after it.
+    copy_keeps_tags: bool = False
+    # A listing that starts after an overwrite was acknowledged shows the new ETag. Otherwise
+    # keyrings are read one by one.
+    listings_show_overwrites: bool = False
+    # Puts, self-copies and completions are refused after the lease they were signed with.
+    # Otherwise a stalled worker may revert an object after a proof, and the report of each sweep
+    # says so.
+    late_writes_refused: bool = False
+
+    # Keys are paths: `a\b` is `a/b`, or no object can exist beside those below its key. Then
+    # uploads to keys with a backslash are refused.
+    keys_are_paths: bool = False
+    # Listings leave out some names (of the server's own folders). Then uploads to such keys are
+    # refused, since a rotation could not find them.
+    unlisted_names: bool = False
+    # The server lists keys by their paths, `a/x` before `a-b`, and continues in that order.
+    # Otherwise by their bytes. Sweeps divide a project into ranges of this order. None: not
+    # measured. A storage then finds it out from the keys that it lists, where it matters.
+    lists_by_path: bool | None = None
+
+    @property
+    def order(self) -> Order:
+        """The order in which the server lists."""
+        return path_order if self.lists_by_path else byte_order
+
+
+BASELINE = Capabilities()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +217,6 @@ class IfAbsent:
 
 
 Condition = IfMatch | IfAbsent
-
-RECORD_MAX_BYTES: Final = 64 * 1024**2
-"""Far above every record of ours. Without it, one object that an attacker writes to the bucket
-could fill the memory of every process that reads it."""
-
-PAGE_KEYS: Final = 1000
-"""The most keys on one page of a listing."""
-
-Versioning = Literal["", "Enabled", "Suspended"]
 
 
 class ObjectStream(Protocol):
@@ -386,3 +430,23 @@ class Storage(Protocol):
         While it is suspended, old versions remain, and a write replaces the version `null`.
         """
         ...
+
+
+@contextlib.asynccontextmanager
+async def open_multipart(storage: Storage, s3_key: str, headers: Headers) -> AsyncIterator[str]:
+    """Create a multipart upload, and abort it if the block raises. Yields its id."""
+    upload_id = await storage.create_multipart(s3_key, headers)
+    try:
+        yield upload_id
+    except BaseException:
+        # Shielded: a cancelled upload must not leave its parts behind either.
+        await asyncio.shield(abort_multipart(storage, s3_key, upload_id))
+        raise
+
+
+async def abort_multipart(storage: Storage, s3_key: str, upload_id: str) -> None:
+    """Abort one upload. A failure is only logged: a later cleanup repeats it."""
+    try:
+        await storage.abort_multipart(s3_key, upload_id)
+    except (StorageUnavailableError, StorageAnswerError) as exc:
+        _log.warning("multipart upload not aborted", s3_key=s3_key, problem=type(exc).__name__)

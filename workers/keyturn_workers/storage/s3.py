@@ -18,9 +18,10 @@ from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.s3_client import new_session, open_client, storage_context
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import ArchivedError, MissingError
-from keyturn_workers.storage.capabilities import BASELINE, Capabilities
 from keyturn_workers.storage.port import (
+    BASELINE,
     RECORD_MAX_BYTES,
+    Capabilities,
     Condition,
     Headers,
     IfMatch,
@@ -33,29 +34,27 @@ from keyturn_workers.storage.port import (
 )
 from keyturn_workers.storage.s3_http import PLAIN_WRITE_TIMEOUT_S, S3HttpClient, S3Response
 from keyturn_workers.storage.s3_listings import S3Listings, with_retries
-from keyturn_workers.storage.s3_requests import (
+from keyturn_workers.storage.s3_session import open_session
+from keyturn_workers.storage.s3_wire import (
     EMPTY_MD5,
-    completion_body,
-    condition_headers,
-    object_headers,
-    part_query,
-    tagging_body,
-    upload_query,
-    version_query,
-)
-from keyturn_workers.storage.s3_responses import (
     LOCK_PREFIX,
     RangeNotSatisfiableError,
     UnconfirmedNotFoundError,
     check_embedded_error,
+    completion_body,
+    condition_headers,
     etag_header,
+    object_headers,
     parse_date,
     parse_head,
     parse_tags,
     parse_versioning,
+    part_query,
+    tagging_body,
     text_element,
+    upload_query,
+    version_query,
 )
-from keyturn_workers.storage.s3_session import open_session
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from keyturn_workers.storage.vendor_errors import translate_errors
 

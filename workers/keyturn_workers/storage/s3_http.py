@@ -27,13 +27,13 @@ from yarl import URL
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.storage.port import Lease
-from keyturn_workers.storage.s3_responses import (
+from keyturn_workers.storage.s3_session import abort_on_failure
+from keyturn_workers.storage.s3_wire import (
     UnconfirmedNotFoundError,
     error_code,
     error_for,
     read_error_for,
 )
-from keyturn_workers.storage.s3_session import abort_on_failure
 from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, SignedRequest, Signer, lease_from_now
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from keyturn_workers.storage.vendor_errors import translate_credential_errors, translate_errors

@@ -15,7 +15,6 @@ import stamina
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import byte_order, path_order
 from keyturn_workers.errors import RefusedError, StorageTlsError
-from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.listing import (
     ServerPage,
     entry_of,
@@ -31,6 +30,7 @@ from keyturn_workers.storage.listing import (
 )
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
+    Capabilities,
     EntriesPage,
     ListingPage,
     MultipartUpload,
@@ -38,7 +38,7 @@ from keyturn_workers.storage.port import (
     ObjectVersion,
 )
 from keyturn_workers.storage.s3_http import S3HttpClient, S3Response
-from keyturn_workers.storage.s3_responses import parse_date
+from keyturn_workers.storage.s3_wire import parse_date
 from keyturn_workers.storage.vendor_errors import may_pass
 
 _RETRIES_S: Final = 5.0

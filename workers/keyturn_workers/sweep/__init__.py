@@ -14,20 +14,19 @@ and gives each origin its end.
 | `progress` | what becomes of a record: the rules, pure |
 | `store` | the records in the bucket |
 | `starter` | requests become origins |
-| `steps` | what a step message does to a record |
+| `steps` | what a step message does to a record, and what all parts of a sweep share |
 | `reconciler`, `planner` | the steps of one project |
 | `page`, `page_listing` | one attempt at one page |
 | `evidence` | the evidence of clean ends |
 | `all_projects` | sweeps of all projects: one part for each |
-| `messages`, `dispatcher`, `hint_consumer`, `handler` | hints on the broker, and events |
+| `hints`, `handler` | hints on the broker, and events |
 | `periodic` | what was lost: messages, records |
-| `context` | what the parts share |
 """
 
-from keyturn_workers.sweep.context import SweepContext
-from keyturn_workers.sweep.dispatcher import SweepDispatcher, end_event
+from keyturn_workers.sweep.hints import SweepDispatcher, end_event
 from keyturn_workers.sweep.record import ALL, AllRecord, Counts, Options, Origin, ProjectRecord
 from keyturn_workers.sweep.starter import SweepStarter, new_origin
+from keyturn_workers.sweep.steps import SweepContext
 from keyturn_workers.sweep.store import SweepStore
 
 __all__ = [

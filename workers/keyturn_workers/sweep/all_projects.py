@@ -31,7 +31,6 @@ from keyturn.errors import (
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringContradictedError, KeyringHiddenError
-from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.progress import MAX_FAILURES, begin_walk, end_walk
 from keyturn_workers.sweep.record import (
     ALL,
@@ -43,7 +42,7 @@ from keyturn_workers.sweep.record import (
     Walk,
 )
 from keyturn_workers.sweep.starter import SweepStarter
-from keyturn_workers.sweep.steps import StepRunner
+from keyturn_workers.sweep.steps import StepRunner, SweepContext
 from keyturn_workers.sweep.store import StoredRecord
 
 # Parts under way at once: each waits for two leases, however small the project.

@@ -29,7 +29,6 @@ from keyturn_workers.keyring import (
     retire_old_keys,
     with_evidence,
 )
-from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.evidence import counts_of
 from keyturn_workers.sweep.page import restore_noted_tags
 from keyturn_workers.sweep.planner import Planner
@@ -58,7 +57,7 @@ from keyturn_workers.sweep.record import (
     Round,
     State,
 )
-from keyturn_workers.sweep.steps import RESUME_STEPS, StepRunner
+from keyturn_workers.sweep.steps import RESUME_STEPS, StepRunner, SweepContext
 from keyturn_workers.sweep.store import StoredRecord
 
 # Between steps of a record that has something to do. Progress is published no more often.

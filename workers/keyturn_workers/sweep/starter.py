@@ -7,7 +7,6 @@ from keyturn.errors import CorruptObjectError, StorageUnavailableError, UnknownM
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringSnapshot, replace_keyring, with_master_key
-from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.progress import (
     add_origin,
     check_order,
@@ -24,6 +23,7 @@ from keyturn_workers.sweep.record import (
     ProjectRecord,
     State,
 )
+from keyturn_workers.sweep.steps import SweepContext
 from keyturn_workers.sweep.store import RecordT, UnknownRecordError
 
 _MAX_ATTEMPTS: Final = 8

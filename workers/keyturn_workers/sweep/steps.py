@@ -5,7 +5,7 @@ far the work is. `reconciler` and `all_projects` define what a step does.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Generic
 
@@ -13,8 +13,11 @@ import structlog
 
 from keyturn.errors import CodedError, NotFoundError, StorageUnavailableError
 from keyturn_workers.errors import MissingError
-from keyturn_workers.sweep.context import SweepContext
-from keyturn_workers.sweep.messages import SweepStep
+from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.storage import Storage
+from keyturn_workers.sweep.evidence import EvidenceLog
+from keyturn_workers.sweep.hints import SweepDispatcher, SweepStep
 from keyturn_workers.sweep.progress import (
     end_failed,
     needs_step,
@@ -25,14 +28,36 @@ from keyturn_workers.sweep.progress import (
     without_old_ends,
 )
 from keyturn_workers.sweep.record import AllRecord, Origin, OriginName, PartEnd, ProjectRecord
-from keyturn_workers.sweep.store import RecordT, StoredRecord
+from keyturn_workers.sweep.store import RecordT, StoredRecord, SweepStore
 
 # `run_step` takes a repeated message of step n for the one that led to n + 1. A number that is
 # skipped prevents that.
 RESUME_STEPS: Final = 2
 _MAX_ATTEMPTS: Final = 8
-
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SweepContext:
+    """What the modules of a sweep share.
+
+    Attributes:
+        storage: The bucket.
+        keyrings: The keyring reads of the process.
+        keys: The operator's keys.
+        store: The records of sweeps.
+        dispatcher: Sends hints and publishes events.
+        evidence: The evidence of clean ends.
+        keep_for: How long the end of a sweep is kept after it was published.
+    """
+
+    storage: Storage
+    keyrings: KeyringReader
+    keys: OperatorKeys
+    store: SweepStore
+    dispatcher: SweepDispatcher
+    evidence: EvidenceLog
+    keep_for: timedelta
 
 
 class StepRunner(ABC, Generic[RecordT]):

@@ -14,7 +14,7 @@ from keyturn.settings import S3Settings
 from keyturn_workers.amqp import WorkerPublisher
 from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.storage.capabilities import BASELINE
+from keyturn_workers.storage.port import BASELINE
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from keyturn_workers.tracing.deliveries import TracedHandle
 from keyturn_workers.tracing.http import TracedApplication

@@ -1,6 +1,6 @@
 """Putting an upload's object into the bucket: at once, streamed, or in parts (SPEC 7.2, 7.3, 8.4).
 
-`keyturn_workers.storage.multipart` aborts a multipart upload that fails. If the worker was killed,
+`keyturn_workers.storage.port` aborts a multipart upload that fails. If the worker was killed,
 the delivery that stores the object aborts it (`abort_leftovers`), or else the cleanup of staging.
 
 An object that exists within a lease of the rotation that it missed is covered by that rotation's
@@ -24,7 +24,7 @@ from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.body_stream import seal_stream
 from keyturn_workers.storage import IfAbsent, IfMatch, Part, Storage, WriteResult
-from keyturn_workers.storage.multipart import abort_multipart, open_multipart
+from keyturn_workers.storage.port import abort_multipart, open_multipart
 from keyturn_workers.upload.attempt import Attempt, UploadContext
 from keyturn_workers.upload.body import (
     decrypt_stream,

@@ -43,8 +43,7 @@ from keyturn_workers.storage.clock import keep_clock_known
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog
-from keyturn_workers.sweep.handler import SweepHandler
-from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.sweep.handler import HintConsumer, SweepHandler
 from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.periodic import PeriodicScan, scan_periodically
 from keyturn_workers.sweep.planner import Planner

@@ -10,7 +10,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.storage import Headers
-from keyturn_workers.storage.multipart import abort_multipart, open_multipart
+from keyturn_workers.storage.port import abort_multipart, open_multipart
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:

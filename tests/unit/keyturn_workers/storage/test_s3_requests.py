@@ -8,7 +8,7 @@ import pytest
 
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.storage import Headers, Lease
-from keyturn_workers.storage.s3_responses import RESTATED
+from keyturn_workers.storage.s3_wire import RESTATED
 from tests.unit.keyturn_workers.storage.scripted_server import ETAG, Reply
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from keyturn_workers.errors import (
     RefusedError,
     UnstorableKeyError,
 )
-from keyturn_workers.storage.s3_responses import (
+from keyturn_workers.storage.s3_wire import (
     RESTATED,
     RangeNotSatisfiableError,
     check_embedded_error,

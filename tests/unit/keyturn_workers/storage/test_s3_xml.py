@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn_workers.storage.s3_xml import decode_names, find_columns, find_rows, find_text
+from keyturn_workers.storage.s3_wire import decode_names, find_columns, find_rows, find_text
 
 _TEXT = st.text(st.sampled_from("%+=&;_#aF2 3\n\r~/\u00e9\u65e5\U0001f5dd'\"<>\x01"), max_size=12)
 

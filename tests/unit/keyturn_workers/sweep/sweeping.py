@@ -19,7 +19,7 @@ from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, S
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
-from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse
+from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, parse
 from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.progress import find_origin

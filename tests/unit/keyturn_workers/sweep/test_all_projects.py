@@ -27,7 +27,7 @@ from keyturn_workers.sweep import (
     SweepStore,
 )
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
-from keyturn_workers.sweep.messages import SweepStep
+from keyturn_workers.sweep.hints import SweepStep
 from keyturn_workers.sweep.progress import open_origins
 from keyturn_workers.sweep.record import PartEnd, Walk
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS, keyring

@@ -26,8 +26,8 @@ from keyturn.topology import ATTEMPT_HEADER, PLAN_QUEUE, SWEEP_QUEUE
 from keyturn_workers.amqp import ConsumerContext
 from keyturn_workers.amqp.retry import Retry, RetryNotes
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.sweep.hint_consumer import HintConsumer
-from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode
+from keyturn_workers.sweep.handler import HintConsumer
+from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, encode
 from keyturn_workers.sweep.page import CannotProveYetError
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.scrape import risen

@@ -19,7 +19,7 @@ from keyturn.topology import (
 )
 from keyturn_workers.amqp.dead_letters import Bounds
 from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.sweep.handler import HintConsumer
 from keyturn_workers.worker import wiring as wiring_module
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.wiring import ALL_ROLES, CONTROL, SWEEP, UPLOAD, Wiring

@@ -13,8 +13,7 @@ from typing import Final
 
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn_workers.errors import RefusedError, StorageAnswerError, UnsafeStorageError
-from keyturn_workers.storage.capabilities import Capabilities
-from keyturn_workers.storage.port import Headers
+from keyturn_workers.storage.port import Capabilities, Headers
 from keyturn_workers.storage.probe import checks
 from keyturn_workers.storage.probe.checks import CHECKS, Check, Needed
 from keyturn_workers.storage.probe.key_checks import BY_PATH

@@ -1,4 +1,4 @@
-"""What S3 responses mean: errors and heads (SPEC 8.2, 12).
+"""What S3 requests contain, and what responses mean (SPEC 8.2, 8.4, 8.5, 10, 12). Pure.
 
     403, any 4xx AccessDenied            RefusedError
     403 InvalidObjectState               ArchivedError
@@ -15,14 +15,22 @@
 
 Pure functions of status, code and headers. The text of an error is only the operation and the code:
 never a URL (which may contain a signature), a header or a body.
+
+Documents of XML are rows of elements that hold text, without attributes. Any writer of the bucket
+can put any character into a key, and servers repeat some keys as they are. A parser for XML 1.0
+refuses a document with such a character. So elements are found by their tags.
 """
 
+import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Final
+from urllib.parse import quote, unquote_plus
+from xml.sax.saxutils import escape
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import (
@@ -33,18 +41,24 @@ from keyturn_workers.errors import (
     StorageAnswerError,
     UnstorableKeyError,
 )
-from keyturn_workers.storage.port import Headers, ObjectHead, Versioning
-from keyturn_workers.storage.s3_xml import find_columns, find_rows, find_text
+from keyturn_workers.storage.port import (
+    Condition,
+    Headers,
+    IfAbsent,
+    IfMatch,
+    ObjectHead,
+    Part,
+    Versioning,
+)
 
-
-class RangeNotSatisfiableError(StorageAnswerError):
-    """416: the range starts past the object's end. It never leaves the storage."""
-
-
-class UnconfirmedNotFoundError(StorageAnswerError):
-    """404 to a HEAD: it has no code, so a GET must decide. It never leaves the storage."""
-
-
+_NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
+# S3 requires a digest of the body, even of an empty one, if the request sets a lock or the bucket
+# locks by default.
+EMPTY_MD5: Final = b64encode(hashlib.md5(b"", usedforsecurity=False).digest()).decode()
+# S3's own default. It is always sent: for a put without a content type, SeaweedFS guesses one from
+# the body, and takes a connection that closes before the first byte for the end of an empty body,
+# whatever condition the put has. (A signed hash of the body does not help: it is not compared.)
+DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
 META_PREFIX: Final = "x-amz-meta-"
 LOCK_PREFIX: Final = "x-amz-object-lock-"
 LEGAL_HOLD: Final = LOCK_PREFIX + "legal-hold"
@@ -94,6 +108,151 @@ _STATUS_OF_EMBEDDED_CODE: Final = {
     "NoSuchUpload": 404,
     "PreconditionFailed": 412,
 }
+
+_REFERENCE: Final = re.compile(r"&(?:#([0-9]{1,7})|#x([0-9A-Fa-f]{1,6})|(lt|gt|quot|apos|amp));")
+_ENTITIES: Final = {"lt": "<", "gt": ">", "quot": '"', "apos": "'", "amp": "&"}
+
+
+def find_text(name: str, body: bytes) -> str | None:
+    """The text of the first element with this name; None if there is none.
+
+    Raises:
+        ValueError: the text is not valid.
+    """
+    match = _element(name).search(body)
+    return None if match is None else _unescape((match[1] or b"").decode())
+
+
+def find_rows(name: str, body: bytes) -> Sequence[bytes]:
+    """What each element with this name contains.
+
+    Raises:
+        ValueError: one of them has no end.
+    """
+    _, *rows = body.split(f"<{name}>".encode())
+    end = f"</{name}>".encode()
+    if not all(end in row for row in rows):
+        raise ValueError("an element without an end")
+    return [row.partition(end)[0] for row in rows]
+
+
+def find_columns(rows: Sequence[bytes], *names: str) -> Sequence[Sequence[str]]:
+    """For each name, the texts of the elements with this name, one in each row.
+
+    Raises:
+        ValueError: a row lacks one, or its text is not valid.
+    """
+    # All rows at once: a page has a thousand, and some are read several times a second.
+    joined = b"\n".join(rows)
+    columns = [_element(name).findall(joined) for name in names]
+    if any(len(column) != len(rows) for column in columns):
+        raise ValueError("a row lacks an element")
+    return [_change_all(b"\n".join(column).decode(), column, _unescape) for column in columns]
+
+
+def decode_names(names: Sequence[str]) -> Sequence[str]:
+    """Undo the percent-encoding of names."""
+    return _change_all("\n".join(names), [name.encode() for name in names], _decode)
+
+
+def _change_all(joined: str, texts: Sequence[bytes], change: Callable[[str], str]) -> Sequence[str]:
+    """Change all texts at once, unless one of them has a line break then."""
+    changed = change(joined).split("\n") if texts else []
+    return changed if len(changed) == len(texts) else [change(text.decode()) for text in texts]
+
+
+def _decode(text: str) -> str:
+    text = text.replace("%2F", "/")  # in most names, nothing else is encoded
+    return unquote_plus(text) if "%" in text or "+" in text else text
+
+
+def _unescape(text: str) -> str:
+    """Replace references by their characters.
+
+    Raises:
+        ValueError: a reference to what is no character.
+    """
+    if "&" not in text:
+        return text
+    text = text.replace("&quot;", '"').replace("&#34;", '"')  # around each ETag
+    return _REFERENCE.sub(_character, text) if "&" in text else text
+
+
+def _character(reference: re.Match[str]) -> str:
+    decimal, hexadecimal, entity = reference.groups()
+    if entity is not None:
+        return _ENTITIES[entity]
+    character = chr(int(hexadecimal, 16) if decimal is None else int(decimal))
+    character.encode()  # a surrogate is none
+    return character
+
+
+@lru_cache(maxsize=64)
+def _element(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb"<%b(?:\s*/>|>([^<]*)</%b>)" % (name.encode(), name.encode()))
+
+
+def object_headers(headers: Headers, condition: Condition | None) -> dict[str, str]:
+    """The headers of a request that writes an object or its metadata."""
+    request_headers = dict(headers.restated)
+    request_headers["content-type"] = headers.content_type or DEFAULT_CONTENT_TYPE
+    for name, value in headers.metadata.items():
+        request_headers[META_PREFIX + name] = value
+    request_headers.update(condition_headers(condition))
+    return request_headers
+
+
+def condition_headers(condition: Condition | None) -> Mapping[str, str]:
+    """The condition of a write. ETags go without quotes: Ceph's gateway accepts no others."""
+    match condition:
+        case None:
+            return {}
+        case IfAbsent():
+            return {"if-none-match": "*"}
+        case IfMatch(etag):
+            return {"if-match": etag}
+
+
+def part_query(upload_id: str, number: int) -> str:
+    """The query of a request for one part, percent-encoded."""
+    return f"partNumber={number}&uploadId={quote(upload_id, safe='')}"
+
+
+def completion_body(parts: Sequence[Part]) -> bytes:
+    """The XML that lists the parts of a multipart upload."""
+    rows = "".join(
+        f'<Part><PartNumber>{part.number}</PartNumber><ETag>"{part.etag}"</ETag></Part>'
+        for part in parts
+    )
+    name = "CompleteMultipartUpload"
+    return f'<{name} xmlns="{_NAMESPACE}">{rows}</{name}>'.encode()
+
+
+def tagging_body(tags: Mapping[str, str]) -> bytes:
+    """The XML that lists an object's tags."""
+    rows = "".join(
+        f"<Tag><Key>{escape(name)}</Key><Value>{escape(value)}</Value></Tag>"
+        for name, value in tags.items()
+    )
+    return f'<Tagging xmlns="{_NAMESPACE}"><TagSet>{rows}</TagSet></Tagging>'.encode()
+
+
+def upload_query(upload_id: str) -> str:
+    """The query of a request for a whole multipart upload, percent-encoded."""
+    return f"uploadId={quote(upload_id, safe='')}"
+
+
+def version_query(version_id: str | None) -> str:
+    """The query of a read of one version, percent-encoded; empty for the latest."""
+    return "" if version_id is None else f"versionId={quote(version_id, safe='')}"
+
+
+class RangeNotSatisfiableError(StorageAnswerError):
+    """416: the range starts past the object's end. It never leaves the storage."""
+
+
+class UnconfirmedNotFoundError(StorageAnswerError):
+    """404 to a HEAD: it has no code, so a GET must decide. It never leaves the storage."""
 
 
 def error_code(body: bytes) -> str:

@@ -1,13 +1,81 @@
-"""What a sweep sends: hints to workers, and events about its progress and end (SPEC 6.7, 8.6)."""
+"""The hints between sweep workers, and what a sweep sends (SPEC 6.7, 8.5, 8.6).
+
+Hints are not signed and prove nothing: the project's sealed record says what is to be done. A
+forged or stale hint finds nothing to do there, or does work that had to be done anyway.
+"""
 
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import format_time
-from keyturn.messages import EVENT_MODELS, Event, id_field, with_origin
+from keyturn.messages import (
+    EVENT_MODELS,
+    Event,
+    Project,
+    RequestId,
+    id_field,
+    load_json,
+    problems,
+    with_origin,
+)
+from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
 from keyturn_workers.amqp.retry import longest_delay_s
-from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode, queue_of
 from keyturn_workers.sweep.record import AllRecord, Counts, OpenPage, Origin, ProjectRecord
+
+_MAX: Final = 2**53 - 1
+Number = Annotated[int, Field(ge=0, le=_MAX)]
+
+
+class _Hint(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class SweepStep(_Hint):
+    """Make this step of a project's record, or of the record of all projects (`*`)."""
+
+    type: Literal["sweep.step"] = "sweep.step"
+    project: Project | Literal["*"]
+    step: Number
+
+
+class SweepPage(_Hint):
+    """Make an attempt at a page of a round; `attempt` is the number of attempts before it."""
+
+    type: Literal["sweep.page"] = "sweep.page"
+    project: Project
+    round: RequestId
+    page: Number
+    attempt: Number
+
+
+Hint = SweepStep | SweepPage
+_ADAPTER: Final[TypeAdapter[Hint]] = TypeAdapter(Annotated[Hint, Field(discriminator="type")])
+
+
+def queue_of(hint: Hint) -> str:
+    """The queue on which a hint travels."""
+    return PLAN_QUEUE if isinstance(hint, SweepStep) else SWEEP_QUEUE
+
+
+def encode(hint: Hint) -> bytes:
+    """The bytes of a hint."""
+    return orjson.dumps(hint.model_dump(mode="json"))
+
+
+def parse(body: bytes) -> Hint:
+    """The hint in these bytes.
+
+    Raises:
+        MalformedRequestError: there is none.
+    """
+    try:
+        return _ADAPTER.validate_python(load_json(body))
+    except ValidationError as exc:
+        raise MalformedRequestError(problems(exc)) from None
 
 
 class Sender(Protocol):
