@@ -17,7 +17,6 @@ from tools.generate.sealed_secrets import (
 
 Document = dict[str, Any]
 
-_DIGEST: Final = hashlib.sha256(b"the rows of a page").hexdigest()
 _EVIDENCE: Final = hashlib.sha256(b"the file of evidence").hexdigest()
 _LETTER: Final = hashlib.sha256(b"the body of a dead letter").hexdigest()
 _NEXT: Final = "eyJhZnRlciI6ImFjbWUifQ"
@@ -55,8 +54,17 @@ def requests() -> dict[str, dict[str, Document]]:
     return {
         "status.requested": {
             "one-project": status | {"view": "projects"},
-            "next-page": everything
-            | {"view": "projects", "after": _NEXT, "limit": 1000, "known": _DIGEST},
+            "second-page": everything
+            | {
+                "view": "projects",
+                "filter": {"text": "acme", "state": "earlier_keks"},
+                "order": "-last_proof_at",
+                "page": 2,
+                "limit": 1000,
+            },
+            "objects": everything | {"view": "objects", "after": _NEXT, "limit": 500},
+            "audit": everything
+            | {"view": "audit", "filter": {"outcome": "not_ok", "since": REQUESTED_AT}, "page": 1},
             "one-sweep": status | {"view": "sweep", "sweep_id": SWEEP_ID},
             "evidence": status | {"view": "evidence"},
             "master-keys": everything | {"view": "master_keys"},
@@ -85,39 +93,52 @@ def events() -> dict[str, dict[str, Document]]:
         "queue": "keyturn.upload.dead",
         "action": "replay",
     }
+    whole: Document = {"page": 1, "total": 1, "of_all": 1, "is_complete": True}
     return {
         "status.reported": {
-            "one-project": report
-            | {"view": "projects", "digest": _DIGEST, "projects": [_project()]},
+            "one-project": report | {"view": "projects"} | whole | {"projects": [_project()]},
             "page": everything
             | {
                 "view": "projects",
-                "next": _NEXT,
-                "digest": _DIGEST,
+                "page": 2,
+                "total": 403,
+                "of_all": 9127,
+                "is_complete": True,
                 "projects": [
                     _project(),
                     {"project": "bob", "code": "unknown_master_key", "detail": "2025"},
                     {"project": "carol", "mark": "removed"},
                 ],
             },
-            "unchanged": everything
-            | {"view": "projects", "after": _NEXT, "digest": _DIGEST, "unchanged": True},
             "not-read": everything
-            | {"view": "sweeps", "code": "storage_unavailable", "detail": "no answer"},
-            "sweeps": everything | {"view": "sweeps", "digest": _DIGEST, "sweeps": [_sweep()]},
+            | {"view": "sweeps", "page": 1, "code": "storage_unavailable", "detail": "no answer"},
+            "sweeps": everything | {"view": "sweeps"} | whole | {"sweeps": [_sweep()]},
             "failures": report
+            | {"view": "failures", "sweep_id": SWEEP_ID}
+            | whole
             | {
-                "view": "failures",
-                "sweep_id": SWEEP_ID,
-                "digest": _DIGEST,
                 "failures": [{"project": PROJECT, "key": KEY, "code": "corrupt_object"}],
+                "codes": [{"code": "corrupt_object", "count": 1}],
             },
-            "evidence": report
-            | {"view": "evidence", "digest": _DIGEST, "evidence_files": [_evidence()]},
+            "evidence": report | {"view": "evidence"} | whole | {"evidence_files": [_evidence()]},
             "master-keys": everything
-            | {"view": "master_keys", "digest": _DIGEST, "master_keys": _master_keys()},
-            "objects": everything
-            | {"view": "objects", "next": _NEXT, "digest": _DIGEST, "objects": _objects()},
+            | {"view": "master_keys"}
+            | whole
+            | {"total": 2, "of_all": 2, "master_keys": _master_keys()},
+            "objects": everything | {"view": "objects", "next": _NEXT, "objects": _objects()},
+            "workers": everything | {"view": "workers"} | whole | {"workers": [_worker()]},
+            "queues": everything | {"view": "queues"} | whole | {"queues": [_queue()]},
+            "totals": everything | {"view": "totals"} | whole | {"totals": [_totals()]},
+            "attention": everything | {"view": "attention"} | whole | {"attention": [_item()]},
+            "audit": everything | {"view": "audit"} | whole | {"audit_records": [_record()]},
+            "dead-letters": everything
+            | {"view": "dead_letters"}
+            | whole
+            | {
+                "dead_letters": [_letter()],
+                "dead_queues": [{"queue": "keyturn.upload.dead", "depth": 1, "read": 1}],
+                "codes": [{"queue": "keyturn.upload.dead", "code": "request_expired", "count": 1}],
+            },
         },
         "audit.accepted": {
             "recorded": {"request_id": AUDIT_ID, "project": "*", "at": AT},
@@ -148,6 +169,12 @@ def _project() -> Document:
         "rotated_at": "2026-11-24T09:58:11.000000Z",
         "evidence": _EVIDENCE,
         "mark": "current",
+        "key_since": "2026-11-24T09:58:11.000000Z",
+        "last_proof_at": AT,
+        "last_proof_sweep": ROTATION_ID,
+        "last_end_sweep": ROTATION_ID,
+        "last_end_clean": True,
+        "running_sweeps": [SWEEP_ID],
     }
 
 
@@ -168,6 +195,14 @@ def _sweep() -> Document:
         "rate_per_s": 812.5,
         "pages": 4,
         "pages_open": 0,
+        "progress": {
+            "phase": "ended",
+            "done": 1502,
+            "total": 1502,
+            "first_rewrap_at": "2026-11-24T10:00:02.000000Z",
+            "all_rewrapped_at": "2026-11-24T10:00:04.000000Z",
+            "proof_possible_at": "2026-11-24T10:00:31.000000Z",
+        },
     }
 
 
@@ -200,6 +235,88 @@ def _objects() -> list[Document]:
         {"kind": "unreadable", "count": 1, "code": "no_usable_wrap"},
         {"kind": "foreign", "count": 2},
     ]
+
+
+def _worker() -> Document:
+    report = dict(worker_reports()["worker.reported"]["running"])
+    del report["type"]
+    return report | {"as_of": report.pop("at"), "is_stopping": False, "is_missing": False}
+
+
+def _queue() -> Document:
+    return {
+        "queue": "keyturn.upload",
+        "depth": 812,
+        "consumers": 2,
+        "retrying": 3,
+        "dead": 1,
+        "served_per_s": 96.5,
+        "refused_per_s": 0.0,
+        "oldest_s": 8.5,
+    }
+
+
+def _totals() -> Document:
+    return {
+        "at": "2026-11-24T09:59:00.000000Z",
+        "uploads": 5790,
+        "uploads_refused": 2,
+        "control": 14,
+        "control_refused": 0,
+        "pages": 120,
+        "retried": 1,
+    }
+
+
+def _item() -> Document:
+    return {
+        "rule": "queue_unserved",
+        "severity": "act",
+        "title": "Nothing consumes keyturn.upload",
+        "detail": "812 messages wait.",
+        "link": {"page": "queues"},
+        "remedy": "Start a worker with this role.",
+        "command": "keyturn worker upload",
+        "as_of": AT,
+    }
+
+
+def _record() -> Document:
+    return {
+        "audit_id": "c1e3a5b7-9d2f-4b60-8c4e-6a8b0d2f4c61",
+        "at": AT,
+        "process": "8b0d2f4a-6c8e-4a1b-9d3f-5e7a9c1b3d52",
+        "counter": 12,
+        "role": "worker control",
+        "host": "worker-1",
+        "action": "request.served",
+        "actor": "Kim Doe",
+        "publisher": "console",
+        "request": _LETTER,
+        "request_type": "rotation.requested",
+        "request_id": ROTATION_ID,
+        "project": PROJECT,
+        "outcome": "done",
+        "offset": 4711,
+        "findings": ["MISSING: record 11 is missing before record 12"],
+    }
+
+
+def _letter() -> Document:
+    return {
+        "queue": "keyturn.upload.dead",
+        "letter": _LETTER,
+        "message_id": UPLOAD_ID,
+        "type": "upload.requested",
+        "project": PROJECT,
+        "code": "request_expired",
+        "publisher": "api",
+        "requested_at": REQUESTED_AT,
+        "dead_at": AT,
+        "size_bytes": 2048,
+        "work_queue": "keyturn.upload",
+        "obstacle": "expired",
+    }
 
 
 def worker_reports() -> dict[str, dict[str, Document]]:

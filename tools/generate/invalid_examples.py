@@ -76,7 +76,11 @@ def _of_status_requests(valid: Document) -> Iterator[Case]:
     yield _changed(valid, "limit-zero", "at least one row", limit=0)
     yield _changed(valid, "limit-too-high", "at most 1000 rows", limit=1001)
     yield _changed(valid, "after-too-long", "at most 2048 characters", after="a" * 2049)
-    yield _changed(valid, "known-upper-case", "hex in lower case", known="A" * 64)
+    yield _changed(valid, "page-zero", "pages begin at 1", page=0)
+    yield _changed(valid, "order-unknown", "not a column of the view", order="kek_id")
+    yield _changed(valid, "filter-unknown", "no such field", filter={"colour": "red"})
+    yield _changed(valid, "filter-of-another-view", "not of this view", filter={"code": "gone"})
+    yield _changed(valid, "state-of-another-view", "not a state", filter={"state": "failed"})
     yield _without(valid, "view")
 
 
@@ -158,8 +162,8 @@ def _of_audit_records(valid: Document) -> Iterator[Case]:
 def _of_status_reports(valid: Document) -> Iterator[Case]:
     row = valid["projects"][0]
     yield _changed(valid, "view-unknown", "not in the list", view="objects_opened")
-    yield _changed(valid, "digest-upper-case", "hex in lower case", digest="A" * 64)
-    yield _changed(valid, "unchanged-as-number", "a boolean, not a number", unchanged=1)
+    yield _changed(valid, "total-negative", "a count", total=-1)
+    yield _changed(valid, "complete-as-number", "a boolean, not a number", is_complete=1)
     yield _changed(valid, "generation-zero", "begins at 1", projects=[row | {"generation": 0}])
     yield _changed(valid, "mark-unknown", "not in the list", projects=[row | {"mark": "stale"}])
     yield _changed(valid, "row-without-project", "project is missing", projects=[{}])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.identifiers import format_time
 from keyturn.messages import (
     AuditRecorded,
+    Counts,
     EvidenceStatus,
     MasterKeyStatus,
     ProjectEnrolled,
@@ -24,7 +25,6 @@ from keyturn.messages import (
     RotationAccepted,
     StatusReported,
     SweepCompleted,
-    SweepCounts,
     SweepFailed,
     SweepProgressed,
     SweepStatus,
@@ -350,7 +350,7 @@ class _Maker:
             project=project,
             kind="rotation" if kind == "rotation" else "sweep",
             status="running",
-            counts=SweepCounts(**_counts(done, rewrapped=done * 9 // 10)),
+            counts=Counts(**_counts(done, rewrapped=done * 9 // 10)),
             requested_at=self.ago(minutes=11),
             started_at=self.ago(minutes=10),
             publisher="api" if kind == "rotation" else PUBLISHER,

@@ -13,7 +13,7 @@ import aio_pika
 
 from keyturn import topology
 from keyturn.identifiers import format_time
-from keyturn.messages.events import COUNT_FIELDS
+from keyturn.messages import COUNT_FIELDS
 from tools.harness.requests import new_id
 
 if TYPE_CHECKING:

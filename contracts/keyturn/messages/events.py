@@ -4,6 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from keyturn.counts import Counts
 from keyturn.messages.fields import (
     CODE_PATTERN,
     Count,
@@ -19,16 +20,25 @@ from keyturn.messages.fields import (
     Time,
 )
 from keyturn.messages.status import (
+    AttentionStatus,
+    AuditStatus,
+    CodeCount,
     Cursor,
+    DeadLetterStatus,
+    DeadQueueStatus,
     EvidenceStatus,
     FailureStatus,
     MasterKeyStatus,
     ObjectGroupStatus,
     ProjectStatus,
+    QueueStatus,
     Rows,
     StatusView,
     SweepStatus,
+    TotalsStatus,
+    WorkerStatus,
 )
+from keyturn.progress import Progress
 
 
 class EventModel(BaseModel):
@@ -92,9 +102,10 @@ class CountedEvent(EventModel):
     noncurrent_stale: Count
     clean: bool
 
-
-COUNT_FIELDS: Final = tuple(name for name in CountedEvent.__annotations__ if name != "clean")
-"""The counts of SPEC 8.6, in its order."""
+    @property
+    def counts(self) -> Counts:
+        """The counts as one value."""
+        return Counts(**{name: getattr(self, name) for name in Counts.model_fields})
 
 
 class ProjectEnrolled(EventModel):
@@ -168,6 +179,8 @@ class SweepProgressed(CountedEvent):
     type: Literal["sweep.progressed"] = "sweep.progressed"
     sweep_id: RequestId
     project: Project
+    # Absent from workers of earlier versions.
+    progress: Progress | None = None
 
 
 class SweepFailed(_Failed):
@@ -211,17 +224,21 @@ class DeleteRejected(RejectedModel):
 class StatusReported(EventModel):
     """One page of what a control worker found (SPEC 16.1).
 
-    It goes to the stream of its publisher alone. Of the fields after `unchanged`, the one of the
-    view is set, unless the page is unchanged or could not be read.
+    It goes to the stream of its publisher alone. The field of the view is set, unless the page
+    could not be read.
 
     Attributes:
         view: What was requested.
         sweep_id: As requested.
-        after: As requested: where the page begins.
-        next: Where the next page begins; absent on the last one.
-        digest: SHA-256 of the page's rows, to name in the next request for this page.
-        unchanged: Whether the publisher knows these rows already.
+        at: When reading began: what the report says was so then.
+        page: As requested.
+        total: How many rows match the filter.
+        of_all: How many rows there are without the filter.
+        is_complete: Whether nothing was left out: no bound was reached, and all has been read.
+        next: Where the next page of `objects` begins; absent on the last one.
         code: Why nothing could be read, such as `storage_unavailable`; then there are no rows.
+        codes: Of `failures` and `dead_letters`, how many there are of each code.
+        findings: Of `audit`, what is wrong with the trail where no record can be read.
     """
 
     type: Literal["status.reported"] = "status.reported"
@@ -229,6 +246,10 @@ class StatusReported(EventModel):
     project: Project | Literal["*"]
     view: StatusView
     sweep_id: RequestId | None = None
+    page: Annotated[int, Field(ge=1)] | None = None
+    total: Count | None = None
+    of_all: Count | None = None
+    is_complete: bool | None = None
     after: Cursor | None = None
     next: Cursor | None = None
     digest: RequestDigest | None = None
@@ -241,6 +262,15 @@ class StatusReported(EventModel):
     evidence_files: Rows[EvidenceStatus] | None = None
     master_keys: Rows[MasterKeyStatus] | None = None
     objects: Rows[ObjectGroupStatus] | None = None
+    workers: Rows[WorkerStatus] | None = None
+    queues: Rows[QueueStatus] | None = None
+    totals: Rows[TotalsStatus] | None = None
+    attention: Rows[AttentionStatus] | None = None
+    audit_records: Rows[AuditStatus] | None = None
+    dead_letters: Rows[DeadLetterStatus] | None = None
+    dead_queues: Rows[DeadQueueStatus] | None = None
+    codes: Rows[CodeCount] | None = None
+    findings: Rows[str] | None = None
 
 
 class StatusRejected(RejectedModel):

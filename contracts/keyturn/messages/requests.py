@@ -25,7 +25,18 @@ from keyturn.messages.fields import (
     StrictModel,
     Time,
 )
-from keyturn.messages.status import STATUS_LIMIT, STATUS_MAX_LIMIT, Cursor, StatusView
+from keyturn.messages.status import (
+    ALL_ONLY_VIEWS,
+    QUEUE_PATTERN,
+    STATUS_FILTERS,
+    STATUS_LIMIT,
+    STATUS_MAX_LIMIT,
+    STATUS_ORDERS,
+    STATUS_STATES,
+    Cursor,
+    StatusFilter,
+    StatusView,
+)
 
 INLINE_MAX_BYTES: Final = 256 * 1024
 """Plaintext bytes above which a body is staged in the bucket."""
@@ -35,7 +46,6 @@ NAMED_LETTERS: Final = 500
 """Dead letters that one request names at most. By code, it moves any number."""
 UNKNOWN_CODE: Final = "unknown"
 """The code of dead letters that name none, or none that is a code."""
-QUEUE_PATTERN: Final = r"^[a-z.-]{1,64}$"
 REQUEST_TYPE_PATTERN: Final = r"^[a-z_]{1,32}\.requested$"
 DeadLetterAction = Literal["dead_letter.replayed", "dead_letter.discarded"]
 """What a console has recorded before it does it."""
@@ -150,8 +160,12 @@ class StatusRequested(ControlRequestModel):
         project: One project, or `*` for all, which needs the grant for all.
         view: What to report.
         sweep_id: For `sweep` and `failures`.
-        after: Where the page begins: `next` of the page before.
+        filter: Which rows; the view decides which fields it may have.
+        order: A column of the view, descending with a leading `-`; ties are ordered by name.
+        page: Which page, from 1. Without one the request is of a console of an earlier version,
+            which pages by `after`.
         limit: At most so many rows; for `objects`, so many S3 keys are inspected.
+        after: Where a page of `objects` begins: `next` of the page before.
         known: `digest` of the page that the publisher holds; an equal one comes without rows.
     """
 
@@ -160,8 +174,11 @@ class StatusRequested(ControlRequestModel):
     project: Project | Literal["*"]
     view: StatusView
     sweep_id: RequestId | None = None
-    after: Cursor | None = None
+    filter: StatusFilter | None = None
+    order: Annotated[str, Field(max_length=64)] | None = None
+    page: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     limit: Annotated[int, Field(ge=1, le=STATUS_MAX_LIMIT)] = STATUS_LIMIT
+    after: Cursor | None = None
     known: RequestDigest | None = None
 
     @model_validator(mode="after")
@@ -170,8 +187,22 @@ class StatusRequested(ControlRequestModel):
             raise ValueError("sweep_id is named for the views sweep and failures, and no other")
         if self.view == "evidence" and self.project == ALL_PROJECTS:
             raise ValueError("evidence is that of one project")
-        if self.view == "master_keys" and self.project != ALL_PROJECTS:
-            raise ValueError("the master keys are those of all projects")
+        if self.view in ALL_ONLY_VIEWS and self.project != ALL_PROJECTS:
+            raise ValueError(f"the view {self.view} is that of all projects")
+        return self
+
+    @model_validator(mode="after")
+    def _check_query(self) -> Self:
+        allowed = STATUS_FILTERS.get(self.view, ())
+        chosen = StatusFilter() if self.filter is None else self.filter
+        unknown = sorted(chosen.model_fields_set.difference(allowed))
+        if unknown:
+            raise ValueError(f"the view {self.view} has no filter {', '.join(unknown)}")
+        if chosen.state is not None and chosen.state not in STATUS_STATES[self.view]:
+            raise ValueError(f"state must be one of {', '.join(STATUS_STATES[self.view])}")
+        orders = STATUS_ORDERS.get(self.view, ())
+        if self.order is not None and self.order.removeprefix("-") not in orders:
+            raise ValueError(f"order must be one of {', '.join(orders) or 'none'}")
         return self
 
 

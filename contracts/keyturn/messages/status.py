@@ -1,4 +1,4 @@
-"""What `status.reported` holds: keyrings, sweeps, evidence, master keys (SPEC 16.1). Pure.
+"""Reports of status: what `status.requested` may ask and `status.reported` holds (SPEC 16.1). Pure.
 
 A report never holds a key, a wrap, a DEK, or anything of an object but its key and its state.
 """
@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from keyturn.counts import Counts
 from keyturn.messages.fields import (
     Actor,
     Count,
@@ -15,24 +16,110 @@ from keyturn.messages.fields import (
     RequestDigest,
     RequestId,
     ShortName,
+    StrictModel,
     Time,
 )
+from keyturn.progress import Progress
 
 StatusView = Literal[
-    "projects", "sweeps", "sweep", "failures", "evidence", "master_keys", "objects"
+    "projects",
+    "sweeps",
+    "sweep",
+    "failures",
+    "evidence",
+    "master_keys",
+    "objects",
+    "workers",
+    "queues",
+    "totals",
+    "attention",
+    "audit",
+    "dead_letters",
 ]
 """What a report is about.
 
-| view | one page holds | in the order of |
-| --- | --- | --- |
-| `projects` | keyrings | project |
-| `sweeps` | sweeps and rotations that left records | their records |
-| `sweep` | one sweep; of a sweep of `*` also the parts that did not end clean | project |
-| `failures` | the objects that one sweep could not bring to the desired state | their pages |
-| `evidence` | evidence of one project, with its envelopes | its file names |
-| `master_keys` | the master keys of the worker that answers | as set |
-| `objects` | how many objects and records depend on which key | S3 keys |
+| view | rows |
+| --- | --- |
+| `projects` | keyrings, with what the records of sweeps say about each project |
+| `sweeps` | sweeps and rotations that left records |
+| `sweep` | one sweep; of a sweep of `*` also the parts that run or did not end clean |
+| `failures` | the objects that one sweep could not bring to the desired state |
+| `evidence` | evidence of one project, with its envelopes |
+| `master_keys` | the master keys of the worker that answers |
+| `objects` | how many objects and records depend on which key, a range of S3 keys a page |
+| `workers` | worker processes, by their last reports |
+| `queues` | the queues of requests |
+| `totals` | what workers did in each minute of the last hour |
+| `attention` | what needs a person |
+| `audit` | records of the audit trail |
+| `dead_letters` | the oldest dead letters of each queue |
 """
+ALL_ONLY_VIEWS: Final = frozenset(
+    {
+        "master_keys",
+        "workers",
+        "queues",
+        "totals",
+        "attention",
+        "audit",
+        "dead_letters",
+    }
+)
+"""Views of the whole installation: they are requested for `*` only."""
+
+PROJECT_STATES: Final = (
+    "ok",
+    "attention",
+    "sweeping",
+    "never_proven",
+    "earlier_keks",
+    "old_key",
+    "plaintext",
+)
+"""What the view `projects` can be filtered by.
+
+| state | the projects |
+| --- | --- |
+| `ok` | whose keyring can be read, and is in use |
+| `attention` | whose keyring cannot be used, or whose newest ended sweep is not clean |
+| `sweeping` | with a sweep or a rotation under way |
+| `never_proven` | without a known clean end |
+| `earlier_keks` | whose keyring still holds earlier user KEKs |
+| `old_key` | whose API key is older than a year |
+| `plaintext` | that may hold plaintext or v0 objects |
+"""
+SWEEP_STATES: Final = ("running", "done", "failed", "not_clean")
+
+STATUS_FILTERS: Final[dict[str, tuple[str, ...]]] = {
+    "projects": ("text", "state", "master_key"),
+    "sweeps": ("text", "state", "kind", "parts"),
+    "failures": ("code", "text"),
+    "audit": (
+        "text",
+        "action",
+        "actor",
+        "project",
+        "outcome",
+        "reports",
+        "since",
+        "until",
+        "request_id",
+    ),
+    "dead_letters": ("queue", "code", "text"),
+}
+"""By view, the fields of its filter."""
+STATUS_STATES: Final = {"projects": PROJECT_STATES, "sweeps": SWEEP_STATES}
+STATUS_ORDERS: Final[dict[str, tuple[str, ...]]] = {
+    "projects": (
+        "project",
+        "generation",
+        "master_key",
+        "key_since",
+        "last_proof_at",
+        "enrolled_at",
+    ),
+}
+"""By view, the columns that it can be ordered by, the default first. Others have one order."""
 
 STATUS_LIMIT: Final = 200
 """Rows of a page where the request names no limit; for `objects`, S3 keys inspected."""
@@ -42,13 +129,46 @@ CURSOR_MAX_CHARACTERS: Final = 2048
 Cursor = Annotated[str, Field(min_length=1, max_length=CURSOR_MAX_CHARACTERS)]
 Code = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 SweepProject = Project | Literal["*"]
+_Text = Annotated[str, Field(max_length=200)]
 
 
 _T = TypeVar("_T")
 # JSON has no infinity, but its readers take 1e999 for one.
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+QUEUE_PATTERN: Final = r"^[a-z.-]{1,64}$"
+QueueName = Annotated[str, Field(pattern=QUEUE_PATTERN)]
 # A list in JSON, which strict models would not take for a tuple.
 Rows = Annotated[tuple[_T, ...], Field(strict=False)]
+
+
+class StatusFilter(StrictModel):
+    """Which rows of a view are wanted; a row must match every field that is set.
+
+    Attributes:
+        text: Words that the row must contain, in any of its texts.
+        state: One of those of the view.
+        parts: Whether parts of sweeps of `*` are rows too.
+        reports: Whether requests for reports that consoles make by themselves are rows too.
+        since: Not before then.
+        until: Before then.
+    """
+
+    text: _Text | None = None
+    state: str | None = None
+    master_key: ShortName | None = None
+    kind: Literal["rotation", "sweep"] | None = None
+    parts: bool | None = None
+    code: Code | None = None
+    action: _Text | None = None
+    actor: _Text | None = None
+    project: Project | None = None
+    outcome: Literal["ok", "not_ok"] | None = None
+    reports: bool | None = None
+    since: Time | None = None
+    until: Time | None = None
+    request_id: RequestId | None = None
+    queue: QueueName | None = None
 
 
 class StatusModel(BaseModel):
@@ -72,6 +192,12 @@ class ProjectStatus(StatusModel):
         mark: How the keyring compares with its mark (SPEC 5.5); absent where that is not known.
             One that was removed has only `project` and this.
         code: Why the keyring cannot be read or used.
+        key_since: When the current API key came: `rotated_at`, otherwise `enrolled_at`.
+        last_proof_at: The newest clean end of a sweep or rotation that a record has.
+        last_proof_sweep: Which one it was.
+        last_end_sweep: The sweep or rotation that ended last.
+        last_end_clean: Whether that was clean.
+        running_sweeps: What is under way; also parts of a sweep of `*`.
     """
 
     project: Project
@@ -87,20 +213,12 @@ class ProjectStatus(StatusModel):
     mark: KeyringMark | None = None
     code: Code | None = None
     detail: str | None = None
-
-
-class SweepCounts(StatusModel):
-    """The counts of SPEC 8.6."""
-
-    objects: Count = 0
-    rewrapped: Count = 0
-    current: Count = 0
-    plaintext: Count = 0
-    encrypted: Count = 0
-    deleted: Count = 0
-    foreign: Count = 0
-    failed: Count = 0
-    noncurrent_stale: Count = 0
+    key_since: Time | None = None
+    last_proof_at: Time | None = None
+    last_proof_sweep: RequestId | None = None
+    last_end_sweep: RequestId | None = None
+    last_end_clean: bool | None = None
+    running_sweeps: Rows[RequestId] | None = None
 
 
 class SweepStatus(StatusModel):
@@ -116,6 +234,7 @@ class SweepStatus(StatusModel):
         left_s: Seconds left at that rate, and until a proof is possible.
         pages: Pages planned so far.
         pages_open: Pages not proven yet.
+        progress: The phase that it is in, and the moments that it passed.
     """
 
     sweep_id: RequestId
@@ -125,7 +244,7 @@ class SweepStatus(StatusModel):
     code: Code | None = None
     detail: str | None = None
     clean: bool | None = None
-    counts: SweepCounts | None = None
+    counts: Counts | None = None
     requested_at: Time | None = None
     started_at: Time | None = None
     ended_at: Time | None = None
@@ -145,6 +264,7 @@ class SweepStatus(StatusModel):
     pages: Count | None = None
     pages_open: Count | None = None
     parts_ended: Count | None = None
+    progress: Progress | None = None
 
 
 class FailureStatus(StatusModel):
@@ -177,12 +297,14 @@ class MasterKeyStatus(StatusModel):
         provider: `local`, or what holds it elsewhere, such as `pkcs11`.
         active: Whether new projects are enrolled under it.
         code: Why it cannot be used now.
+        projects: How many keyrings are sealed under it.
     """
 
     master_key: ShortName
     provider: ShortName
     active: bool
     code: Code | None = None
+    projects: Count | None = None
 
 
 class ObjectGroupStatus(StatusModel):
@@ -210,3 +332,204 @@ class ObjectGroupStatus(StatusModel):
     generation: Generation | None = None
     master_key: ShortName | None = None
     code: Code | None = None
+
+
+class QueueReport(StatusModel):
+    """What one process did with one queue since it began.
+
+    Attributes:
+        served: Messages that were served.
+        refused: Messages that were refused for good.
+        retried: Attempts that ended with a transient error.
+        in_flight: Messages that it handles now.
+        oldest_s: The age of the oldest of them, by its `requested_at`.
+        waited_s: The age of the request that it received last: how far behind the queue is.
+        is_consuming: Whether the broker delivers to it.
+    """
+
+    queue: QueueName
+    served: Count
+    refused: Count
+    retried: Count
+    in_flight: Count
+    oldest_s: Seconds | None = None
+    waited_s: Seconds | None = None
+    is_consuming: bool = True
+
+
+class WorkerStatus(StatusModel):
+    """One worker process by its last report (see `WorkerReported`).
+
+    Attributes:
+        as_of: When it reported.
+        is_missing: Whether several reports in a row did not come.
+        clock_unknown_since: Since when it does not know the storage's clock, as far as is known.
+    """
+
+    worker_id: RequestId
+    roles: Rows[ShortName]
+    host: Actor
+    version: Annotated[str, Field(max_length=64)]
+    started_at: Time
+    interval_s: Seconds
+    is_stopping: bool
+    lease_s: Count
+    is_clock_known: bool
+    active_master_key: ShortName
+    master_keys: Rows[ShortName]
+    event_keys: Rows[Annotated[str, Field(max_length=64)]]
+    intake_keys: Rows[ShortName]
+    queues: Rows[QueueReport]
+    as_of: Time
+    is_missing: bool = False
+    clock_unknown_since: Time | None = None
+
+
+class QueueStatus(StatusModel):
+    """One queue of requests.
+
+    Attributes:
+        depth: Messages ready for delivery.
+        retrying: Messages that wait for their next attempt.
+        dead: Messages in its dead-letter queue.
+        served_per_s: By the reports of its workers.
+        oldest_s: How long the request waited that a worker received last; absent while empty.
+    """
+
+    queue: QueueName
+    depth: Count | None = None
+    consumers: Count | None = None
+    retrying: Count | None = None
+    dead: Count | None = None
+    served_per_s: Number | None = None
+    refused_per_s: Number | None = None
+    oldest_s: Number | None = None
+
+
+class TotalsStatus(StatusModel):
+    """What all workers did in the minute that begins at `at`, by their reports.
+
+    Attributes:
+        uploads: Uploads that were stored.
+        uploads_refused: Uploads that were refused for good.
+        control: Enrollments, rotations, sweeps, deletes and other requests that were served.
+        control_refused: Those that were refused for good.
+        pages: Pages of sweeps that were processed.
+        retried: Attempts at any message that ended with a transient error.
+    """
+
+    at: Time
+    uploads: Count = 0
+    uploads_refused: Count = 0
+    control: Count = 0
+    control_refused: Count = 0
+    pages: Count = 0
+    retried: Count = 0
+
+
+class AttentionLink(StatusModel):
+    """The page that shows what needs a person, with what to fill in."""
+
+    page: Literal[
+        "queues", "dead_letters", "audit", "project", "projects", "sweep", "sweeps", "master_keys"
+    ]
+    project: SweepProject | None = None
+    sweep_id: RequestId | None = None
+    filter: dict[str, str] | None = None
+
+
+class AttentionStatus(StatusModel):
+    """Something that needs a person.
+
+    Attributes:
+        rule: The stable name of the rule that found it.
+        severity: `act`: something does not work. `soon`: it will not, or is unsafe until then.
+            `info`: worth knowing.
+        remedy: What to do, in one or two sentences.
+        command: A command that does it, if there is one.
+        as_of: When it was seen to be so.
+    """
+
+    rule: Code
+    severity: Literal["act", "soon", "info"]
+    title: str
+    detail: str
+    link: AttentionLink
+    remedy: str
+    command: str | None = None
+    as_of: Time | None = None
+
+
+class AuditStatus(StatusModel):
+    """One record of the audit trail (SPEC 15.3; see `AuditRecorded`).
+
+    Attributes:
+        offset: Its place in the stream.
+        findings: What is wrong with its chain at this record, in words.
+    """
+
+    audit_id: RequestId
+    at: Time
+    process: str
+    counter: Count
+    role: str
+    host: str
+    action: str
+    actor: str
+    publisher: str | None = None
+    request: str | None = None
+    request_type: str | None = None
+    request_id: str | None = None
+    project: str | None = None
+    object_key: str | None = None
+    queue: str | None = None
+    master_key: str | None = None
+    kind: str | None = None
+    provider: str | None = None
+    provider_request_id: str | None = None
+    outcome: str
+    reason: str | None = None
+    offset: Count
+    findings: Rows[str] = ()
+
+
+class DeadLetterStatus(StatusModel):
+    """A dead letter by its own claim, cut short, without its body.
+
+    Attributes:
+        letter: Hex SHA-256 of its body, by which `dead_letters.requested` names it.
+        obstacle: Why it cannot be replayed: its body was not kept, it names no type of request,
+            or it is past its age.
+        text: The letter for people, with all secrets left out.
+    """
+
+    queue: QueueName
+    letter: RequestDigest
+    message_id: str | None = None
+    type: str | None = None
+    project: str | None = None
+    code: str | None = None
+    detail: str | None = None
+    publisher: str | None = None
+    requested_at: Time | None = None
+    dead_at: Time | None = None
+    size_bytes: Count
+    work_queue: str | None = None
+    obstacle: Literal["body", "type", "expired"] | None = None
+    text: str | None = None
+
+
+class DeadQueueStatus(StatusModel):
+    """One dead-letter queue: how many letters it holds, and how many of them were read."""
+
+    queue: QueueName
+    depth: Count
+    read: Count
+
+
+class CodeCount(StatusModel):
+    """How many failures of a sweep, or dead letters of a queue, have one code."""
+
+    code: str
+    count: Count
+    queue: QueueName | None = None

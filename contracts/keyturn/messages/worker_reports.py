@@ -11,36 +11,10 @@ from pydantic import Field, ValidationError
 
 from keyturn.errors import MalformedRequestError
 from keyturn.messages.events import EventModel
-from keyturn.messages.fields import Actor, Count, RequestId, ShortName, Time
+from keyturn.messages.fields import Actor, RequestId, ShortName, Time
 from keyturn.messages.json_text import load_json, problems
-from keyturn.messages.requests import QUEUE_PATTERN
-from keyturn.messages.status import Rows, StatusModel
+from keyturn.messages.status import QueueReport, Rows, Seconds
 from keyturn.topology import WORKER_REPORTED
-
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class QueueReport(StatusModel):
-    """What one process did with one queue since it began.
-
-    Attributes:
-        served: Messages that were served.
-        refused: Messages that were refused for good.
-        retried: Attempts that ended with a transient error.
-        in_flight: Messages that it handles now.
-        oldest_s: The age of the oldest of them, by its `requested_at`.
-        waited_s: The age of the request that it received last: how far behind the queue is.
-        is_consuming: Whether the broker delivers to it.
-    """
-
-    queue: Annotated[str, Field(pattern=QUEUE_PATTERN)]
-    served: Count
-    refused: Count
-    retried: Count
-    in_flight: Count
-    oldest_s: Seconds | None = None
-    waited_s: Seconds | None = None
-    is_consuming: bool = True
 
 
 class WorkerReported(EventModel):

@@ -28,6 +28,7 @@ from keyturn.messages import (
     Request,
     Staged,
     StagedBody,
+    StatusFilter,
     StatusView,
     UploadRequested,
     WorkerReported,
@@ -373,8 +374,11 @@ class Publisher:
         project: str = ALL_PROJECTS,
         *,
         sweep_id: str | None = None,
-        after: str | None = None,
+        filter: StatusFilter | None = None,  # noqa: A002 - as the message names it
+        order: str | None = None,
+        page: int | None = None,
         limit: int = STATUS_LIMIT,
+        after: str | None = None,
         known: str | None = None,
         actor: str | None = None,
         request_id: str | None = None,
@@ -389,8 +393,11 @@ class Publisher:
             view: What to report, such as `projects`; see `keyturn.messages.status`.
             project: The project's id, or `*` for all, which needs the grant for all.
             sweep_id: The sweep; for the views `sweep` and `failures`.
-            after: `next` of the page before; the first page by default.
+            filter: Which rows; the view decides which fields it may have.
+            order: A column of the view, descending with a leading `-`.
+            page: Which page, from 1.
             limit: Rows of a page at most; of the view `objects`, S3 keys inspected.
+            after: Of the view `objects`: `next` of the page before.
             known: `digest` of the page as it is known: if it is the same, no rows are sent.
             actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
@@ -404,8 +411,11 @@ class Publisher:
             view,
             project,
             sweep_id=sweep_id,
-            after=after,
+            filter=filter,
+            order=order,
+            page=page,
             limit=limit,
+            after=after,
             known=known,
             actor=actor,
             request_id=request_id or new_id(),

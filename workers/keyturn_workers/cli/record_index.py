@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from keyturn.errors import CodedError, UnknownMasterKeyError
 from keyturn.identifiers import format_time, parse_time
-from keyturn.messages import SweepCounts, SweepStatus
+from keyturn.messages import Counts, SweepStatus
 from keyturn_workers.cli.bucket import batched
 from keyturn_workers.cli.keyring_marks import MarkedKeyring, compare_record, find_removed
 from keyturn_workers.keyring import Keyring, MarkTable
@@ -157,7 +157,7 @@ def _keyring_row(keyring: Keyring) -> Row:
 
 def sweep_row(row: SweepStatus) -> Row:
     """A sweep in one row."""
-    counts = row.counts or SweepCounts()
+    counts = row.counts or Counts()
     return dict.fromkeys(_SWEEP_FIELDS) | {
         "sweep_id": row.sweep_id,
         "kind": row.kind,

@@ -13,7 +13,12 @@ from typing import Any, Final
 import structlog
 
 from keyturn.crypto import VerifyKey
-from keyturn.errors import CodedError, StorageUnavailableError, TooManyRequestsError
+from keyturn.errors import (
+    CodedError,
+    MalformedRequestError,
+    StorageUnavailableError,
+    TooManyRequestsError,
+)
 from keyturn.identifiers import format_time
 from keyturn.messages import StatusReported, StatusRequested, StatusView
 from keyturn_workers.errors import StorageAnswerError
@@ -47,6 +52,12 @@ _FIELDS: Final[dict[StatusView, str]] = {
     "evidence": "evidence_files",
     "master_keys": "master_keys",
     "objects": "objects",
+    "workers": "workers",
+    "queues": "queues",
+    "totals": "totals",
+    "attention": "attention",
+    "audit": "audit_records",
+    "dead_letters": "dead_letters",
 }
 
 _log = structlog.get_logger()
@@ -159,6 +170,8 @@ class StatusReader:
                 page = Page(await read_master_keys(self._keys, self._active_master_key), None)
             case "objects":
                 page = await self._objects.read(project, after, limit)
+            case view:
+                raise MalformedRequestError(f"the view {view} is not served here")
         return page
 
     def _reported(

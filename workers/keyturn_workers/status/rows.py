@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from keyturn.counts import Counts as SweepCounts
 from keyturn.errors import CodedError
 from keyturn.identifiers import format_time
-from keyturn.messages import ProjectStatus, SweepCounts, SweepStatus
+from keyturn.messages import ProjectStatus, SweepStatus
 from keyturn_workers.keyring import Keyring
 from keyturn_workers.status.progress import SweepProgress
 from keyturn_workers.sweep import AllRecord, Counts, Origin, ProjectRecord

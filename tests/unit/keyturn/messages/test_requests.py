@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from keyturn.messages import (
+    ALL_ONLY_VIEWS,
     AUDITED_LETTERS,
     NAMED_LETTERS,
     REASON_MAX_CHARACTERS,
@@ -138,6 +139,35 @@ def test_a_report_has_a_sweep_and_projects_where_its_view_does(
     document = _example("status.requested") | {"view": view, "project": project}
     document |= {} if sweep_id is None else {"sweep_id": sweep_id}
     is_valid = (view in ("sweep", "failures")) == (sweep_id is not None)
-    is_valid &= {"evidence": project != "*", "master_keys": project == "*"}.get(view, True)
+    is_valid &= project == "*" or view not in ALL_ONLY_VIEWS
+    is_valid &= view != "evidence" or project != "*"
+    with nullcontext() if is_valid else pytest.raises(ValidationError):
+        REQUEST_MODELS["status.requested"].model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("view", "query", "is_valid"),
+    [
+        ("projects", {"filter": {"state": "old_key", "master_key": "2027"}}, True),
+        ("projects", {"order": "-key_since", "page": 7}, True),
+        ("projects", {"order": "kek_id"}, False),
+        ("projects", {"order": "--project"}, False),
+        ("projects", {"filter": {"state": "failed"}}, False),
+        ("projects", {"filter": {"queue": "keyturn.upload.dead"}}, False),
+        ("projects", {"filter": {"colour": "red"}}, False),
+        ("projects", {"filter": {"text": "x" * 201}}, False),
+        ("sweeps", {"filter": {"state": "not_clean", "kind": "rotation", "parts": True}}, True),
+        ("sweeps", {"order": "started_at"}, False),
+        ("audit", {"filter": {"since": "2026-11-24T10:00:00.000000Z", "reports": True}}, True),
+        ("audit", {"filter": {"since": "yesterday"}}, False),
+        ("dead_letters", {"filter": {"queue": "keyturn.upload.dead", "code": "gone"}}, True),
+        ("queues", {"filter": {"text": "upload"}}, False),
+        ("queues", {"page": 0}, False),
+    ],
+)
+def test_a_report_is_filtered_and_ordered_by_what_its_view_has(
+    view: str, query: dict[str, Any], is_valid: bool
+) -> None:
+    document = _example("status.requested") | {"view": view, "project": "*"} | query
     with nullcontext() if is_valid else pytest.raises(ValidationError):
         REQUEST_MODELS["status.requested"].model_validate(document)

@@ -212,6 +212,8 @@ class Model:
                 changed = self._keys.apply(report)
             case "objects":
                 changed = self._census.apply(report)
+            case _:
+                changed = False
         if changed:
             self.changes.publish(*_VIEW_TOPICS[report.view])
 

@@ -14,12 +14,12 @@ from starlette.testclient import TestClient
 
 from keyturn.identifiers import format_time
 from keyturn.messages import (
+    Counts,
     FailureStatus,
     MasterKeyStatus,
     ObjectGroupStatus,
     ProjectStatus,
     StatusReported,
-    SweepCounts,
     SweepStatus,
 )
 from keyturn_workers.console.actions import Actions
@@ -168,7 +168,7 @@ class Scene:
             "kind": "sweep",
             "status": "done",
             "clean": False,
-            "counts": SweepCounts(objects=10, current=7, failed=1),
+            "counts": Counts(objects=10, current=7, failed=1),
             "requested_at": begun,
             "started_at": begun,
             "ended_at": format_time(ended),

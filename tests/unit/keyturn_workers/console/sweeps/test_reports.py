@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keyturn.messages import SweepCounts
+from keyturn.messages import Counts
 from tests.unit.keyturn_workers.console.sweeps.scene import OTHER_ID, SWEEP_ID
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_an_empty_list_of_failures_is_not_believed_where_some_were_counted(
 
 
 def test_the_evidence_of_a_clean_end_is_asked_for(console: Scene) -> None:
-    counts = SweepCounts(objects=1, current=1)
+    counts = Counts(objects=1, current=1)
     console.add_sweep(clean=True, evidence="a" * 64, counts=counts)
     console.get(_PAGE)
     assert console.feeds.asked == [("evidence", "acme")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.messages import SweepCounts
+from keyturn.messages import Counts
 from tests.unit.keyturn_workers.console.actions.publishers import event
 from tests.unit.keyturn_workers.console.sweeps.scene import HOSTILE, OTHER_ID, SWEEP_ID
 
@@ -26,7 +26,7 @@ def test_the_list_says_progress_in_words_and_links_to_each(console: Scene) -> No
         clean=None,
         ended_at=None,
         expected_objects=40,
-        counts=SweepCounts(objects=10, rewrapped=10, current=0),
+        counts=Counts(objects=10, rewrapped=10, current=0),
         rate_per_s=5.0,
         left_s=6.0,
     )
@@ -81,7 +81,7 @@ def test_a_running_sweep_says_that_an_unproven_object_counts_as_half(console: Sc
         clean=None,
         ended_at=None,
         expected_objects=40,
-        counts=SweepCounts(objects=10, rewrapped=10, current=0),
+        counts=Counts(objects=10, rewrapped=10, current=0),
         rate_per_s=5.0,
         left_s=6.0,
     )
@@ -142,7 +142,7 @@ def test_a_sweep_that_was_just_requested_has_a_page(console: Scene) -> None:
 
 
 def test_a_clean_sweep_shows_its_evidence(console: Scene) -> None:
-    console.add_sweep(clean=True, evidence="a" * 64, counts=SweepCounts(objects=2, current=2))
+    console.add_sweep(clean=True, evidence="a" * 64, counts=Counts(objects=2, current=2))
     page = console.get(_PAGE)
     assert "a" * 64 in page
     assert "Sweep again" in page

@@ -1,0 +1,72 @@
+"""How far a sweep or rotation is, in one model for events, reports and commands (SPEC 8.6). Pure.
+
+A sweep first brings every object to the desired state, and then proves that each still is in it.
+What was observed earlier than two leases after the last change proves nothing (SPEC 8.4), so the
+second half has an earliest end, which the record knows.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from keyturn.identifiers import TIME_PATTERN, parse_time
+
+Phase = Literal["waiting", "rewrapping", "proving", "ended"]
+"""Where a sweep is.
+
+| phase | the sweep |
+| --- | --- |
+| `waiting` | waits for a worker, or for the round under way to end |
+| `rewrapping` | brings `done` of `total` objects to the desired state |
+| `proving` | has proven `done` of `total`; the rest not before `proof_possible_at` |
+| `ended` | has ended: clean, or not |
+"""
+
+
+def _check_time(text: str) -> str:
+    parse_time(text)
+    return text
+
+
+_Count = Annotated[int, Field(ge=0)]
+_Time = Annotated[str, Field(pattern=TIME_PATTERN), AfterValidator(_check_time)]
+
+
+class Progress(BaseModel):
+    """How far it is, and the moments that it passed, by the storage's clock.
+
+    Attributes:
+        phase: Where it is.
+        done: Objects done in this phase; of a sweep of all, projects that ended.
+        total: Out of how many; absent until that is known.
+        proof_possible_at: The earliest moment at which everything can be proven.
+        first_rewrap_at: When the first object was changed.
+        all_rewrapped_at: When the last object had been brought to the desired state.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    phase: Phase
+    done: _Count = 0
+    total: _Count | None = None
+    proof_possible_at: _Time | None = None
+    first_rewrap_at: _Time | None = None
+    all_rewrapped_at: _Time | None = None
+
+    def seconds_to_proof(self, now: datetime) -> float | None:
+        """Seconds until everything can be proven; None outside of that phase, or once passed."""
+        if self.phase != "proving" or self.proof_possible_at is None:
+            return None
+        left_s = (parse_time(self.proof_possible_at) - now).total_seconds()
+        return left_s if left_s > 0 else None
+
+
+def describe(progress: Progress, now: datetime) -> str:
+    """The progress in a few words, such as `proving 46 of 91, earliest end in 12 s`."""
+    text: str = progress.phase
+    if progress.phase in ("rewrapping", "proving"):
+        total = "" if progress.total is None else f" of {progress.total}"
+        text += f" {progress.done}{total}"
+    seconds = progress.seconds_to_proof(now)
+    return text if seconds is None else f"{text}, earliest end in {seconds:.0f} s"
