@@ -40,7 +40,7 @@ from keyturn.metadata import Plaintext
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import UPLOAD_QUEUE
-from keyturn_workers.gateway.paths import object_path
+from keyturn_workers.gateway.request import object_path
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage.s3 import open_storage

@@ -24,9 +24,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from keyturn.messages import ObjectDeleted, UploadStored
-from keyturn_workers.gateway.openapi import document
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, NEW_API_KEY
 from tests.unit.keyturn_workers.gateway.serving import Serving
+from tests.unit.keyturn_workers.gateway.test_description import DOCUMENT
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
@@ -45,7 +45,7 @@ _ROTATION_ID = "2f6c9a0e-1111-4111-8111-111111111111"
 _Decorator = Callable[[Callable[..., None]], Callable[[], None]]
 OPERATIONS = [
     (path, method)
-    for path, item in document()["paths"].items()
+    for path, item in DOCUMENT["paths"].items()
     for method in item
     if method != "parameters"
 ]

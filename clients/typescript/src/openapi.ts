@@ -1,4 +1,4 @@
-// Generated from contracts/openapi.json by `npm run generate`. Do not edit.
+// Generated from workers/keyturn_workers/gateway/openapi.json by `npm run generate`. Do not edit.
 
 export interface paths {
     "/healthz": {

@@ -12,22 +12,21 @@ from starlette.datastructures import Headers
 
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import has_control_characters, is_object_key
-from keyturn_workers.gateway.conditions import (
+from keyturn_workers.gateway.read import content_disposition
+from keyturn_workers.gateway.request import (
     CONDITIONS,
-    evaluate,
+    Query,
+    evaluate_conditions,
     has_conditions,
     if_range_matches,
-)
-from keyturn_workers.gateway.content_disposition import content_disposition
-from keyturn_workers.gateway.link_parameters import Query, link_query
-from keyturn_workers.gateway.paths import (
+    link_query,
     object_path,
+    own_url,
     parse_links_path,
     parse_object_path,
     parse_project,
+    parse_range,
 )
-from keyturn_workers.gateway.ranges import parse_range
-from keyturn_workers.gateway.request_host import own_url
 from tests.fuzz.harness import Harness, check
 
 _ETAG: Final = '"' + "5" * 64 + '"'
@@ -44,7 +43,7 @@ def run(data: bytes) -> str:
     headers = Headers(raw=raw)
     found = [_path(raw_path), *_query(query), *_host(headers), *_ranges(headers)]
     if has_conditions(headers):
-        found.append(evaluate(headers, _ETAG, _MODIFIED))
+        found.append(evaluate_conditions(headers, _ETAG, _MODIFIED))
     if not if_range_matches(headers, _ETAG, _MODIFIED):
         found.append("range given up")
     return "+".join(found)

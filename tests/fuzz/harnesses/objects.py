@@ -27,7 +27,7 @@ from keyturn.crypto import (
 )
 from keyturn.errors import CodedError
 from keyturn.metadata import Wraps
-from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.gateway.request import Span
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.objects.plan_action import NoOp, Options, Rewrap, plan_action

@@ -1,8 +1,12 @@
-"""The ASGI application: routes, error handlers, metrics (SPEC 9.6).
+"""The ASGI application: its routes, errors as problem documents, metrics, CORS (SPEC 9.3, 9.6).
 
 Every request passes `LimitsMiddleware`: it is counted, and any error becomes a problem document
 or, if a response has started, a reset of the connection. Concurrent requests are limited after
 authentication (`ConcurrencyLimit`), so requests that fail it use nothing.
+
+The origins whose pages may read responses in a browser come from a setting. By default there are
+none, and no response has a CORS header. Browsers send no cookies and no stored credentials, so a
+page has only the API key or the link that it was given.
 """
 
 import asyncio
@@ -14,25 +18,29 @@ import orjson
 import structlog
 from starlette.applications import Starlette
 from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keyturn.errors import CodedError
-from keyturn_workers.gateway import docs_page
-from keyturn_workers.gateway.auth import AuthenticationError
-from keyturn_workers.gateway.cors import with_cors
-from keyturn_workers.gateway.fair_shares import GatewayBusyError
-from keyturn_workers.gateway.link_routes import LinkRoutes
-from keyturn_workers.gateway.listing_routes import ListingRoutes
+from keyturn.publisher import Publisher
+from keyturn_workers.gateway.auth import AuthenticationError, Authenticator
+from keyturn_workers.gateway.deletes import DeleteRoutes
+from keyturn_workers.gateway.description import DOCS_HEADERS, docs_page, openapi_json
+from keyturn_workers.gateway.links import LinkRoutes
+from keyturn_workers.gateway.listing import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_routes import ObjectRoutes
-from keyturn_workers.gateway.openapi import document
-from keyturn_workers.gateway.paths import parse_object_path, parse_project
+from keyturn_workers.gateway.objects import ObjectOpener
 from keyturn_workers.gateway.problems import problem, problem_from_error, status_for_code
-from keyturn_workers.gateway.rotation_routes import RotationRoutes
+from keyturn_workers.gateway.read import ObjectRoutes
+from keyturn_workers.gateway.request import parse_object_path, parse_project
+from keyturn_workers.gateway.rotations import RotationRoutes
+from keyturn_workers.gateway.shares import ConcurrencyLimit, GatewayBusyError
+from keyturn_workers.gateway.uploads import UploadRoutes
 from keyturn_workers.http_server.client_connection import (
     ClientGoneError,
     ClientSlowError,
@@ -42,6 +50,9 @@ from keyturn_workers.http_server.client_connection import (
     note_error,
     with_send_timeout,
 )
+from keyturn_workers.settings import GatewaySettings
+from keyturn_workers.storage import Storage
+from keyturn_workers.sweep import SweepStore
 from keyturn_workers.worker.health import Check, run_checks
 
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:any_text}"
@@ -51,6 +62,7 @@ ROTATIONS: Final = "/v1/projects/{project}/rotations"
 ROTATION: Final = "/v1/projects/{project}/rotations/{rotation_id}"
 _METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 _NO_CONTENT: Final = 204
+_BAD_REQUEST: Final = 400
 _NOT_FOUND: Final = 404
 _METHOD_NOT_ALLOWED: Final = 405
 _REQUEST_TIMEOUT: Final = 408
@@ -67,39 +79,94 @@ class _AnyText(PathConvertor):
     regex = "(?s:.*)"
 
 
-def application(
-    objects: ObjectRoutes,
-    listing: ListingRoutes,
-    links: LinkRoutes,
-    rotations: RotationRoutes,
-    metrics: GatewayMetrics,
-    checks: Mapping[str, Check],
-    *,
-    idle_timeout_s: float,
-    cors_origins: Collection[str] = (),
-) -> ASGIApp:
-    """Return the whole application.
+class Gateway:
+    """The routes of one gateway.
 
     Args:
-        objects: Serves objects.
-        listing: Lists objects.
-        links: Makes links to objects.
-        rotations: Serves rotations.
+        settings: Of the gateway.
+        auth: Authenticates callers.
+        opener: Opens objects.
+        storage: The bucket.
+        sweeps: The records of sweeps.
+        publisher: The gateway's publisher.
         metrics: The gateway's metrics, served at `/metrics`.
-        checks: What `/readyz` checks, by name.
-        idle_timeout_s: How long a client may read nothing.
-        cors_origins: The origins whose pages may read responses in a browser.
     """
-    readiness = _Readiness(checks)
-    openapi_json = orjson.dumps(document())
-    docs_html = docs_page.page(document())
 
-    async def healthz(request: Request) -> Response:
-        del request
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        auth: Authenticator,
+        opener: ObjectOpener,
+        storage: Storage,
+        sweeps: SweepStore,
+        publisher: Publisher,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self.limit = ConcurrencyLimit(
+            settings.gateway_concurrency, settings.gateway_project_share, "requests"
+        )
+        self.uploads = UploadRoutes(settings, publisher, opener, storage, metrics)
+        self.deletes = DeleteRoutes(settings, publisher, opener)
+        self.rotations = RotationRoutes(settings, auth, self.limit, publisher, sweeps)
+        self._listing = ListingRoutes(auth, self.limit, storage)
+        self._links = LinkRoutes(settings, auth, self.limit, opener)
+        self._objects = ObjectRoutes(
+            auth,
+            self.limit,
+            opener,
+            {"PUT": self.uploads.put, "DELETE": self.deletes.delete},
+            metrics,
+            presign_plaintext=settings.presign_plaintext,
+        )
+
+    async def close(self) -> None:
+        """Stop waiting for the outcomes of what was published."""
+        for publishing in (self.rotations, self.uploads, self.deletes):
+            await publishing.close()
+
+    def application(self, checks: Mapping[str, Check]) -> ASGIApp:
+        """Return the whole application.
+
+        Args:
+            checks: What `/readyz` checks, by name.
+        """
+        register_url_convertor("any_text", _AnyText())
+        routes = [
+            Route(OBJECTS, self._objects, methods=["GET", "HEAD", "PUT", "DELETE"], name="objects"),
+            Route(LISTING, self._listing.get, methods=["GET"], name="listing"),
+            # After the objects: only a POST is not one of an object whose key ends with `/links`.
+            Route(LINKS, self._links.post, methods=["POST"], name="links"),
+            Route(ROTATIONS, self.rotations.post, methods=["POST"], name="rotations"),
+            Route(ROTATION, self.rotations.get, methods=["GET"], name="rotation"),
+            *_public_routes(self._metrics, _Readiness(checks)),
+        ]
+        handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+            HTTPException: _http_error,
+            CodedError: ErrorHandler(self._metrics).handle,
+            GatewayBusyError: _busy,
+            ClientGoneError: _client_silent,
+            Exception: _internal_error,
+        }
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False
+        return LimitsMiddleware(
+            _with_cors(app, self._settings.gateway_cors_origins),
+            self._metrics,
+            self._settings.gateway_idle_timeout_s,
+        )
+
+
+def _public_routes(metrics: GatewayMetrics, readiness: "_Readiness") -> list[Route]:
+    """Return the routes that need no API key."""
+    openapi = openapi_json()
+    docs = docs_page(orjson.loads(openapi))
+
+    async def healthz(_: Request) -> Response:
         return _json({"status": "alive"})
 
-    async def readyz(request: Request) -> Response:
-        del request
+    async def readyz(_: Request) -> Response:
         results = await readiness.results()
         status = 200 if all(results.values()) else _UNAVAILABLE
         return _json({"ready": status != _UNAVAILABLE, "checks": results}, status)
@@ -108,38 +175,19 @@ def application(
         body, content_type = metrics.render(request.headers.get("accept", ""))
         return Response(body, media_type=None, headers={"content-type": content_type})
 
-    async def openapi(request: Request) -> Response:
-        del request
-        return Response(openapi_json, media_type="application/json")
+    async def description(_: Request) -> Response:
+        return Response(openapi, media_type="application/json")
 
-    async def docs(request: Request) -> Response:
-        del request
-        return Response(docs_html, headers=docs_page.HEADERS)
+    async def description_page(_: Request) -> Response:
+        return Response(docs, headers=DOCS_HEADERS)
 
-    register_url_convertor("any_text", _AnyText())
-    routes = [
-        Route(OBJECTS, objects, methods=["GET", "HEAD", "PUT", "DELETE"], name="objects"),
-        Route(LISTING, listing.get, methods=["GET"], name="listing"),
-        # After the objects: only a POST is not one of an object whose key ends with `/links`.
-        Route(LINKS, links.post, methods=["POST"], name="links"),
-        Route(ROTATIONS, rotations.post, methods=["POST"], name="rotations"),
-        Route(ROTATION, rotations.get, methods=["GET"], name="rotation"),
+    return [
         Route("/healthz", healthz, name="healthz"),
         Route("/readyz", readyz, name="readyz"),
         Route("/metrics", prometheus, name="metrics"),
-        Route("/openapi.json", openapi, name="openapi"),
-        Route("/docs", docs, name="docs"),
+        Route("/openapi.json", description, name="openapi"),
+        Route("/docs", description_page, name="docs"),
     ]
-    handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        HTTPException: _http_error,
-        CodedError: ErrorHandler(metrics).handle,
-        GatewayBusyError: _busy,
-        ClientGoneError: _client_silent,
-        Exception: _internal_error,
-    }
-    app = Starlette(routes=routes, exception_handlers=handlers)
-    app.router.redirect_slashes = False
-    return LimitsMiddleware(with_cors(app, cors_origins), metrics, idle_timeout_s)
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -294,3 +342,35 @@ def _method(scope: Scope) -> str:
     # A client may send any method. Only known ones become a label.
     method: str = scope["method"]
     return method if method in _METHODS else "other"
+
+
+def _with_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+    """Return the application with CORS for these origins; `*` is every origin.
+
+    It must be outside of the application's error handlers: a page can read a problem document
+    only if that has the headers too.
+    """
+    if not origins:
+        return app
+    return _Cors(
+        app,
+        allow_origins=origins,
+        allow_methods=_METHODS,
+        # Mirrors the requested ones. A `*` in the response would not include `Authorization`.
+        allow_headers=("*",),
+        expose_headers=("*",),
+        # A page of a public site may use a gateway in a private network.
+        allow_private_network=True,
+    )
+
+
+class _Cors(CORSMiddleware):
+    """Starlette's, with refusals as problem documents."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Return the response to a preflight: it needs no API key, and reads nothing."""
+        response = super().preflight_response(request_headers)
+        if response.status_code != _BAD_REQUEST:
+            return response
+        detail = "CORS does not allow this origin or method"
+        return problem(_BAD_REQUEST, detail, headers={"vary": response.headers["vary"]})

@@ -14,8 +14,10 @@ import hmac
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -32,7 +34,7 @@ from keyturn.errors import (
 from keyturn.identifiers import is_project
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.link_parameters import Link
+from keyturn_workers.gateway.request import Link
 from keyturn_workers.keyring import KeyringContradictedError, KeyringReader, KeyringSnapshot
 
 REFUSAL_MIN_S: Final = 0.1
@@ -58,36 +60,8 @@ class Caller:
     kek: Secret = field(repr=False)
 
 
-class Credential(Protocol):
-    """What a caller presents, compared with a project's KEK in constant time."""
-
-    def matches(self, kek: Secret) -> bool:
-        """Whether it belongs to this KEK."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKeyCredential:
-    """The KEK that was derived from the caller's API key."""
-
-    kek: Secret = field(repr=False)
-
-    def matches(self, kek: Secret) -> bool:
-        """Whether it is this KEK."""
-        return _equal(self.kek, kek)
-
-
-@dataclass(frozen=True, slots=True)
-class LinkCredential:
-    """A link that has not expired."""
-
-    deployment: str
-    claims: LinkClaims
-    token: str = field(repr=False)
-
-    def matches(self, kek: Secret) -> bool:
-        """Whether the link was made under this KEK."""
-        return is_link_token(self.token, kek, self.deployment, self.claims)
+Matches: TypeAlias = Callable[[Secret], bool]
+"""Whether what a caller presents belongs to this KEK of a project; in constant time."""
 
 
 class NoApiKeyError(UnauthorizedError):
@@ -152,8 +126,8 @@ class Authenticator:
         api_key = _api_key(authorization)
         # An unknown project costs the same computation as a known one.
         name = project if is_project(project) else _PLACEHOLDER_PROJECT
-        credential = ApiKeyCredential(self.derive_kek(api_key, name))
-        return await self._authenticate(project, credential, self._cache_s, began)
+        kek = self.derive_kek(api_key, name)
+        return await self._authenticate(project, partial(_equal, kek), self._cache_s, began)
 
     @property
     def knows_marks(self) -> bool:
@@ -195,22 +169,25 @@ class Authenticator:
         # What is not a project id may hold a zero byte, which no token is made of.
         name = project if is_project(project) else _PLACEHOLDER_PROJECT
         claims = LinkClaims(name, object_key, link.expires, link.inline)
-        credential = LinkCredential(self._deployment, claims, link.token)
+
+        def matches(kek: Secret) -> bool:
+            return is_link_token(link.token, kek, self._deployment, claims)
+
         max_age_s = min(self._cache_s, LINK_MAX_AGE_S)
-        return await self._authenticate(project, credential, max_age_s, began)
+        return await self._authenticate(project, matches, max_age_s, began)
 
     async def _authenticate(
-        self, project: str, credential: Credential, max_age_s: float, began: float
+        self, project: str, matches: Matches, max_age_s: float, began: float
     ) -> Caller:
         known = is_project(project)
         try:
-            snapshot = await self._keyring_for(project, credential, max_age_s) if known else None
+            snapshot = await self._keyring_for(project, matches, max_age_s) if known else None
         except CodedError as exc:
             await asyncio.sleep(self._not_before(began) - time.monotonic())
             # The detail is for authenticated callers only.
             raise type(exc) from exc
         kek = _PLACEHOLDER_KEK if snapshot is None else snapshot.desired.user_kek
-        if credential.matches(kek) and snapshot is not None:
+        if matches(kek) and snapshot is not None:
             return Caller(project, snapshot, kek)
         raise AuthenticationError(self._not_before(began))
 
@@ -254,9 +231,9 @@ class Authenticator:
         return user_kek(api_key, project, self._pepper)
 
     async def _keyring_for(
-        self, project: str, credential: Credential, max_age_s: float
+        self, project: str, matches: Matches, max_age_s: float
     ) -> KeyringSnapshot | None:
-        """Return the keyring that decides about a caller with this credential, or None.
+        """Return the keyring that decides about a caller who presents this, or None.
 
         Only one that was right at the last read costs a separate read. All others share lookups
         that are sent after the request came. So the current key is never refused, nor a link
@@ -268,15 +245,15 @@ class Authenticator:
             raise type(failure)(failure.detail)
         try:
             known = self._keyrings.get_last(project)
-            if known is not None and credential.matches(known.desired.user_kek):
+            if known is not None and matches(known.desired.user_kek):
                 snapshot = await self._recent(project, max_age_s)
-                if snapshot is not None and credential.matches(snapshot.desired.user_kek):
+                if snapshot is not None and matches(snapshot.desired.user_kek):
                     return snapshot
             joined = await self._lookups.join(project, max_age_s)
-            if joined is not None and credential.matches(joined.desired.user_kek):
+            if joined is not None and matches(joined.desired.user_kek):
                 return joined
             return await self._lookups.look_up(
-                project, lambda found: credential.matches(found.desired.user_kek)
+                project, lambda found: matches(found.desired.user_kek)
             )
         except (CorruptObjectError, UnknownMasterKeyError) as exc:
             self._remember_failure(project, exc)

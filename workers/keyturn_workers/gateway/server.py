@@ -7,9 +7,10 @@ within `SHUTDOWN_GRACE_S`, and exits with status 0.
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp
 
 from keyturn.crypto import Secret
 from keyturn.errors import EventsUnavailableError, StorageUnavailableError
-from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.identifiers import KEYRINGS_PREFIX, STAGING_PREFIX, path_order
 from keyturn.publisher import Publisher
 from keyturn.publisher.broker_address import BrokerAddress
 from keyturn.tls import PairSettings
@@ -25,33 +26,24 @@ from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.broker_tls import check_broker_tls
-from keyturn_workers.errors import StorageAnswerError, StorageTlsError
-from keyturn_workers.gateway.app import application
+from keyturn_workers.errors import PreconditionError, StorageAnswerError, StorageTlsError
+from keyturn_workers.gateway.app import Gateway
 from keyturn_workers.gateway.auth import Authenticator
-from keyturn_workers.gateway.delete_routes import DeleteRoutes
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, ProjectSlots, StagingLedger
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.legacy_reader import LegacyDecrypter
-from keyturn_workers.gateway.link_routes import LinkRoutes
-from keyturn_workers.gateway.listing_check import listing_detection
-from keyturn_workers.gateway.listing_routes import ListingRoutes
+from keyturn_workers.gateway.listing import HEADS_AT_ONCE
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_lister import HEADS_AT_ONCE, ObjectLister
-from keyturn_workers.gateway.object_opener import ObjectOpener
-from keyturn_workers.gateway.object_routes import ObjectRoutes
-from keyturn_workers.gateway.rotation_routes import RotationRoutes
-from keyturn_workers.gateway.staging_quota import StagingQuota
-from keyturn_workers.gateway.upload_limits import UploadLimits
-from keyturn_workers.gateway.upload_routes import UploadRoutes
+from keyturn_workers.gateway.objects import LegacyDecrypter, ObjectOpener
+from keyturn_workers.gateway.shares import ProjectSlots
 from keyturn_workers.http_server import server as http_server
 from keyturn_workers.http_server.certificate import ServerCertificate, open_certificate
 from keyturn_workers.http_server.listener import open_listeners
-from keyturn_workers.keyring import KeyringReader, Witness
+from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.metrics import KmsMetrics
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.storage import Storage
+from keyturn_workers.storage import Capabilities, Headers, IfAbsent, Storage
+from keyturn_workers.storage.probe.key_checks import find_order
+from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 from keyturn_workers.storage.vendor_errors import explaining_tls
 from keyturn_workers.sweep import SweepStore
 from keyturn_workers.tracing import Instrumentation
@@ -64,7 +56,6 @@ _SPARE_CONNECTIONS: Final = 16
 # differ.
 _LEASE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4
-_UPLOAD_SLOT_WAIT_S: Final = 30.0
 _V0_SLOT_WAIT_S: Final = 5.0
 # How long a request waits for a broker at its alarm, so that its 503 comes within a second.
 _ALARM_TIMEOUT_S: Final = 0.5
@@ -72,6 +63,7 @@ _ALARM_TIMEOUT_S: Final = 0.5
 _MARKS_WAIT_S: Final = 10.0
 # A read is tried again for 5 seconds.
 _TLS_CHECK_S: Final = 10.0
+_DETECTION_RETRY_S: Final = 30.0
 
 _log = structlog.get_logger()
 
@@ -103,16 +95,6 @@ async def run_gateway(
     _log.info("gateway stopped")
 
 
-@dataclass(frozen=True, slots=True)
-class _Routes:
-    objects: ObjectRoutes
-    listing: ListingRoutes
-    links: LinkRoutes
-    rotations: RotationRoutes
-    uploads: UploadRoutes
-    deletes: DeleteRoutes
-
-
 @asynccontextmanager
 async def open_app(
     settings: GatewaySettings,
@@ -139,7 +121,7 @@ async def open_app(
             publish_timeout_s=settings.gateway_publish_timeout_s,
             alarm_timeout_s=_ALARM_TIMEOUT_S,
         ) as publisher,
-        listing_detection(storage, settings.publisher_name),
+        _detecting_capabilities(storage, settings.publisher_name),
         open_operator_keys(
             settings,
             storage,
@@ -157,104 +139,32 @@ async def open_app(
         with suppress(TimeoutError, EventsUnavailableError):
             async with asyncio.timeout(_MARKS_WAIT_S):
                 await marks.load()
-        routes = _routes(settings, storage, publisher, keys, metrics, marks)
+        keyrings = KeyringReader(
+            storage, keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s, witness=marks
+        )
+        auth = Authenticator(
+            keyrings,
+            KeyringLookups(keyrings, storage),
+            Secret(settings.pepper.get_secret_value().encode()),
+            deployment=settings.deployment,
+            cache_s=settings.keyring_cache_s,
+        )
+        v0_slots = ProjectSlots(
+            settings.gateway_v0_concurrency,
+            settings.gateway_project_share,
+            "reads of v0 objects",
+            wait_s=_V0_SLOT_WAIT_S,
+        )
+        legacy = LegacyDecrypter(storage, v0_slots, max_bytes=settings.gateway_v0_max_bytes)
+        opener = ObjectOpener(storage, auth, keys, legacy)
+        sweeps = SweepStore(storage, keys)
+        gateway = Gateway(settings, auth, opener, storage, sweeps, publisher, metrics)
         purging = asyncio.create_task(keys.purge_periodically())
         try:
-            app = application(
-                routes.objects,
-                routes.listing,
-                routes.links,
-                routes.rotations,
-                metrics,
-                _checks(storage, publisher),
-                idle_timeout_s=settings.gateway_idle_timeout_s,
-                cors_origins=settings.gateway_cors_origins,
-            )
-            yield parts.application(app)
+            yield parts.application(gateway.application(_checks(storage, publisher)))
         finally:
             purging.cancel()
-            for publishing in (routes.rotations, routes.uploads, routes.deletes):
-                await publishing.close()
-
-
-def _routes(
-    settings: GatewaySettings,
-    storage: Storage,
-    publisher: Publisher,
-    keys: OperatorKeys,
-    metrics: GatewayMetrics,
-    witness: Witness,
-) -> _Routes:
-    keyrings = KeyringReader(
-        storage, keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s, witness=witness
-    )
-    auth = Authenticator(
-        keyrings,
-        KeyringLookups(keyrings, storage),
-        Secret(settings.pepper.get_secret_value().encode()),
-        deployment=settings.deployment,
-        cache_s=settings.keyring_cache_s,
-    )
-    share = settings.gateway_project_share
-    v0_slots = ProjectSlots(
-        settings.gateway_v0_concurrency, share, "reads of v0 objects", wait_s=_V0_SLOT_WAIT_S
-    )
-    legacy = LegacyDecrypter(storage, v0_slots, max_bytes=settings.gateway_v0_max_bytes)
-    opener = ObjectOpener(storage, auth, keys, legacy)
-    limit = ConcurrencyLimit(settings.gateway_concurrency, share, "requests")
-    ledger = StagingLedger(settings.gateway_staging_max_bytes, share)
-    limits = UploadLimits(
-        ProjectSlots(
-            settings.gateway_upload_concurrency, share, "uploads", wait_s=_UPLOAD_SLOT_WAIT_S
-        ),
-        StagingQuota(storage, settings.publisher_name, ledger),
-    )
-    uploads = UploadRoutes(
-        publisher,
-        opener,
-        limits,
-        metrics,
-        max_bytes=settings.upload_max_bytes,
-        max_pending=settings.gateway_pending,
-        max_pending_bytes=settings.gateway_pending_bytes,
-        idle_timeout_s=settings.gateway_idle_timeout_s,
-        wait_max_s=settings.gateway_wait_max_s,
-    )
-    deletes = DeleteRoutes(
-        publisher,
-        opener,
-        allowed=settings.gateway_delete == "allowed",
-        max_pending=settings.gateway_project_deletes,
-        wait_max_s=settings.gateway_wait_max_s,
-    )
-    objects = ObjectRoutes(
-        auth,
-        limit,
-        opener,
-        {"PUT": uploads.put, "DELETE": deletes.delete},
-        metrics,
-        presign_plaintext=settings.presign_plaintext,
-    )
-    links = LinkRoutes(
-        auth,
-        limit,
-        opener,
-        deployment=settings.deployment,
-        public_url=settings.gateway_public_url,
-        idle_timeout_s=settings.gateway_idle_timeout_s,
-    )
-    rotations = RotationRoutes(
-        auth,
-        limit,
-        publisher,
-        SweepStore(storage, keys),
-        allowed=settings.gateway_rotation == "allowed",
-        max_in_progress=settings.gateway_project_rotations,
-        idle_timeout_s=settings.gateway_idle_timeout_s,
-        wait_max_s=settings.gateway_wait_max_s,
-    )
-    listing = ListingRoutes(auth, limit, ObjectLister(storage))
-    return _Routes(objects, listing, links, rotations, uploads, deletes)
+            await gateway.close()
 
 
 async def _check_storage_tls(settings: GatewaySettings, storage: Storage) -> None:
@@ -309,3 +219,69 @@ async def serve(
         grace_s=settings.shutdown_grace_s,
         certificate=certificate,
     )
+
+
+async def detect_capabilities(
+    storage: Storage, publisher: str, *, retry_s: float = _DETECTION_RETRY_S
+) -> None:
+    """Test until the storage responds, and set the result in its `capabilities` (SPEC 8.4, 10).
+
+    Whether listings show overwrites, so that they can be used to renew keyrings; whether keys are
+    paths, so that a key with a backslash would be read as another one; and the order of listings.
+
+    Workers know it from their probe. The gateway's credentials may write only to its own staging
+    folder, so it tests that folder, in the background. Until the result is known, keyrings are
+    read one by one.
+    """
+    while True:
+        try:
+            found = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
+        except StorageUnavailableError:
+            await asyncio.sleep(retry_s)
+            continue
+        except StorageAnswerError as exc:
+            _log.warning("keyrings are read one by one", problem=type(exc).__name__)
+            return
+        storage.capabilities = found
+        return
+
+
+async def _test(storage: Storage, prefix: str) -> Capabilities:
+    """The storage's capabilities with those that a gateway needs."""
+    folder = f"{prefix}{secrets.token_hex(8)}"
+    try:
+        shown = await overwritten_in_listing(storage, f"{folder}/overwrites")
+        paths = await _takes_backslash_for_slash(storage, f"{folder}/paths")
+        order = await find_order(storage, f"{folder}/order")
+        return replace(
+            storage.capabilities,
+            listings_show_overwrites=shown.ok,
+            keys_are_paths=paths,
+            lists_by_path=order is path_order,
+        )
+    finally:
+        # What cannot be deleted is swept with old staged bodies.
+        with suppress(StorageUnavailableError, StorageAnswerError):
+            async for left in storage.list(f"{folder}/"):
+                await storage.delete(left.key)
+
+
+async def _takes_backslash_for_slash(storage: Storage, folder: str) -> bool:
+    """Whether an object is in the way of one with a backslash for a slash in its key."""
+    await storage.put(f"{folder}/a/b", b"", Headers({}))
+    try:
+        await storage.put(f"{folder}/a\\b", b"", Headers({}), condition=IfAbsent())
+    except PreconditionError:
+        return True
+    return False
+
+
+@asynccontextmanager
+async def _detecting_capabilities(storage: Storage, publisher: str) -> AsyncIterator[None]:
+    """Run `detect_capabilities` in the background for the duration of the block."""
+    task = asyncio.create_task(detect_capabilities(storage, publisher))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

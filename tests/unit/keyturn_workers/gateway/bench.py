@@ -12,10 +12,9 @@ from keyturn.crypto import HEADER_BYTES, Secret, user_kek, v0_seal
 from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.gateway.auth import Authenticator, Caller
-from keyturn_workers.gateway.fair_shares import ProjectSlots
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.legacy_reader import LegacyDecrypter, LegacyReader
-from keyturn_workers.gateway.object_opener import ObjectOpener
+from keyturn_workers.gateway.objects import LegacyDecrypter, LegacyReader, ObjectOpener
+from keyturn_workers.gateway.shares import ProjectSlots
 from keyturn_workers.keyring import Keyring, KeyringReader, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.wraps import wrap
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator
 
-    from keyturn_workers.gateway.object_reader import ObjectReader
-    from keyturn_workers.gateway.ranges import Span
+    from keyturn_workers.gateway.objects import ObjectReader
+    from keyturn_workers.gateway.request import Span
     from keyturn_workers.keyring import DesiredState
     from keyturn_workers.storage import Lease, ObjectHead, ObjectStream
 

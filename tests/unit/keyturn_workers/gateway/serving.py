@@ -5,19 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from keyturn_workers.gateway.app import application
-from keyturn_workers.gateway.delete_routes import DeleteRoutes
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, ProjectSlots, StagingLedger
-from keyturn_workers.gateway.link_routes import LinkRoutes
-from keyturn_workers.gateway.listing_routes import ListingRoutes
+from keyturn_workers.gateway.app import Gateway
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_lister import ObjectLister
-from keyturn_workers.gateway.object_routes import ObjectRoutes
-from keyturn_workers.gateway.paths import object_path
-from keyturn_workers.gateway.rotation_routes import RotationRoutes
-from keyturn_workers.gateway.staging_quota import StagingQuota
-from keyturn_workers.gateway.upload_limits import UploadLimits
-from keyturn_workers.gateway.upload_routes import UploadRoutes
+from keyturn_workers.gateway.request import object_path
+from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.sweep import SweepStore
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
@@ -49,7 +40,6 @@ class Serving:
     wait_max_s: float = 20.0
     max_bytes: int = 10**6
     upload_concurrency: int = 4
-    slot_wait_s: float = 30.0
     project_share: float = 1.0
     staging_max_bytes: int = 2**30
     max_rotations: int = 3
@@ -65,69 +55,43 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.metrics = GatewayMetrics()
-        publisher = cast("Publisher", self.publisher)
-        self.limit = ConcurrencyLimit(self.concurrency, self.project_share, "requests")
-        self.ledger = StagingLedger(self.staging_max_bytes, self.project_share)
-        limits = UploadLimits(
-            ProjectSlots(
-                self.upload_concurrency, self.project_share, "uploads", wait_s=self.slot_wait_s
-            ),
-            StagingQuota(self.bench.storage, "gateway", self.ledger),
-        )
-        self.uploads = UploadRoutes(
-            publisher,
-            self.bench.opener,
-            limits,
-            self.metrics,
-            max_bytes=self.max_bytes,
-            max_pending=self.max_pending,
-            max_pending_bytes=self.max_pending_bytes,
-            idle_timeout_s=self.idle_timeout_s,
-            wait_max_s=self.wait_max_s,
-        )
-        self.deletes = DeleteRoutes(
-            publisher,
-            self.bench.opener,
-            allowed=self.delete_allowed,
-            max_pending=self.max_deletes,
-            wait_max_s=self.wait_max_s,
-        )
-        objects = ObjectRoutes(
-            self.bench.auth,
-            self.limit,
-            self.bench.opener,
-            {"PUT": self.uploads.put, "DELETE": self.deletes.delete},
-            self.metrics,
-            presign_plaintext=self.presign_plaintext,
-        )
-        links = LinkRoutes(
-            self.bench.auth,
-            self.limit,
-            self.bench.opener,
-            deployment=DEPLOYMENT,
-            public_url=self.public_url,
-            idle_timeout_s=self.idle_timeout_s,
-        )
         self.store = SweepStore(self.bench.storage, operator_keys(MASTER_KEYS))
-        self.rotations = RotationRoutes(
+        self.gateway = Gateway(
+            self._settings(),
             self.bench.auth,
-            self.limit,
-            publisher,
+            self.bench.opener,
+            self.bench.storage,
             self.store,
-            allowed=self.rotation_allowed,
-            max_in_progress=self.max_rotations,
-            idle_timeout_s=self.idle_timeout_s,
-            wait_max_s=self.wait_max_s,
-        )
-        self.app = application(
-            objects,
-            ListingRoutes(self.bench.auth, self.limit, ObjectLister(self.bench.storage)),
-            links,
-            self.rotations,
+            cast("Publisher", self.publisher),
             self.metrics,
-            self.checks,
-            idle_timeout_s=self.idle_timeout_s,
-            cors_origins=self.cors_origins,
+        )
+        self.limit = self.gateway.limit
+        self.uploads = self.gateway.uploads
+        self.ledger = self.uploads.ledger
+        self.deletes = self.gateway.deletes
+        self.rotations = self.gateway.rotations
+        self.app = self.gateway.application(self.checks)
+
+    def _settings(self) -> GatewaySettings:
+        return GatewaySettings.model_construct(
+            deployment=DEPLOYMENT,
+            publisher_name="gateway",
+            gateway_concurrency=self.concurrency,
+            gateway_idle_timeout_s=self.idle_timeout_s,
+            gateway_wait_max_s=self.wait_max_s,
+            upload_max_bytes=self.max_bytes,
+            gateway_upload_concurrency=self.upload_concurrency,
+            gateway_project_share=self.project_share,
+            gateway_staging_max_bytes=self.staging_max_bytes,
+            gateway_project_rotations=self.max_rotations,
+            gateway_rotation="allowed" if self.rotation_allowed else "forbidden",
+            gateway_public_url=self.public_url,
+            gateway_project_deletes=self.max_deletes,
+            gateway_pending=self.max_pending,
+            gateway_pending_bytes=self.max_pending_bytes,
+            gateway_delete="allowed" if self.delete_allowed else "forbidden",
+            gateway_cors_origins=self.cors_origins,
+            presign_plaintext=self.presign_plaintext,
         )
 
     async def ask(

@@ -10,10 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.gateway import docs_page
-from keyturn_workers.gateway.openapi import document
-from keyturn_workers.gateway.paths import object_path
+from keyturn_workers.gateway.description import DOCS_HEADERS, openapi_json
 from keyturn_workers.gateway.problems import MEDIA_TYPE
+from keyturn_workers.gateway.request import object_path
 from keyturn_workers.http_server import client_connection
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
@@ -110,10 +109,10 @@ async def test_public_paths_need_no_api_key() -> None:
     ready = await serving.ask(target="/readyz", key=None)
     assert (ready.status, ready.document()) == (200, {"ready": True, "checks": {"storage": True}})
     response = await serving.ask(target="/openapi.json", key=None)
-    assert (response.status, response.document()) == (200, orjson.loads(orjson.dumps(document())))
+    assert (response.status, response.document()) == (200, orjson.loads(openapi_json()))
     page = await serving.ask(target="/docs", key=None)
     assert page.status == 200
-    assert {name: page.headers[name] for name in docs_page.HEADERS} == docs_page.HEADERS
+    assert {name: page.headers[name] for name in DOCS_HEADERS} == DOCS_HEADERS
     metrics = await serving.ask(target="/metrics", key=None)
     names = {f.name for f in text_string_to_metric_families(metrics.content.decode())}
     assert "keyturn_gateway_requests" in names

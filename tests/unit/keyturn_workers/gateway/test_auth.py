@@ -23,7 +23,7 @@ from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import auth as auth_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
 from keyturn_workers.gateway.auth import AuthenticationError, NoApiKeyError
-from keyturn_workers.gateway.link_parameters import Link
+from keyturn_workers.gateway.request import Link
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import clock as clock_module
 from tests.unit.keyturn_workers.factories import MASTER_KEYS

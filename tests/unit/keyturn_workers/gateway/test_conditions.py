@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from keyturn_workers.gateway.conditions import (
+from keyturn_workers.gateway.request import (
     Outcome,
     allow_change,
-    evaluate,
+    evaluate_conditions,
     format_http_date,
     has_conditions,
     if_range_matches,
@@ -30,7 +30,7 @@ def _headers(*pairs: tuple[str, str]) -> Headers:
 
 
 def _verdict(*pairs: tuple[str, str]) -> Outcome:
-    return evaluate(_headers(*pairs), ETAG, MODIFIED)
+    return evaluate_conditions(_headers(*pairs), ETAG, MODIFIED)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,10 @@ def test_a_time_is_not_a_strong_validator_of_a_new_object() -> None:
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_a_formatted_time_parses_to_itself(instant: datetime) -> None:
     date = format_http_date(instant)
-    assert evaluate(_headers(("if-modified-since", date)), ETAG, instant) == "not_modified"
-    assert evaluate(_headers(("if-unmodified-since", date)), ETAG, instant) == "serve"
+    assert (
+        evaluate_conditions(_headers(("if-modified-since", date)), ETAG, instant) == "not_modified"
+    )
+    assert evaluate_conditions(_headers(("if-unmodified-since", date)), ETAG, instant) == "serve"
 
 
 def test_a_time_is_formatted_in_gmt_to_the_second() -> None:
@@ -169,7 +171,7 @@ _ASCII = st.text(st.characters(max_codepoint=255), max_size=40)
 )
 def test_any_header_value_has_an_outcome(name: str, value: str) -> None:
     headers = _headers((name, value))
-    assert evaluate(headers, ETAG, MODIFIED) in ("serve", "not_modified", "failed")
+    assert evaluate_conditions(headers, ETAG, MODIFIED) in ("serve", "not_modified", "failed")
     if_range_matches(_headers(("if-range", value)), ETAG, MODIFIED)
 
 

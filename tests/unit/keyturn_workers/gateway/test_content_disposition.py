@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.identifiers import is_object_key
-from keyturn_workers.gateway.content_disposition import content_disposition, filename_of
+from keyturn_workers.gateway.read import content_disposition, filename_of
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from keyturn.publisher import (
     OutcomeUnknownError,
     PublisherError,
 )
-from keyturn_workers.gateway import delete_routes
-from keyturn_workers.gateway.paths import object_path
-from keyturn_workers.gateway.pending_requests import PendingRequests
+from keyturn_workers.gateway import deletes
+from keyturn_workers.gateway.publishing import PendingRequests
+from keyturn_workers.gateway.request import object_path
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted
 from tests.unit.keyturn_workers.gateway.asgi import Connection
@@ -238,7 +238,7 @@ async def test_after_the_broker_refused_a_delete_there_is_a_pause(serving: Servi
     assert (await _delete(serving)).status == 503
     assert not serving.publisher.deletes
     assert (await serving.ask("PUT", object_path("acme", "x"), body=b"x")).status == 202
-    assert serving.deletes._paused_until >= began + delete_routes._PAUSE_S
+    assert serving.deletes._paused_until >= began + deletes._PAUSE_S
     serving.deletes._paused_until = asyncio.get_running_loop().time()
     assert (await _delete(serving)).status == 202
 
@@ -331,7 +331,7 @@ async def test_an_early_outcome_keeps_its_place_as_long_as_a_real_one(
     assert statuses[3:] == [429, 429]
     assert len(serving.publisher.deletes) == 3
     await _settle()
-    assert timers.delays_s() == [delete_routes._MIN_PENDING_S] * 3
+    assert timers.delays_s() == [deletes._MIN_PENDING_S] * 3
     timers.run()
     assert not _pending(serving)
     assert not serving.deletes._pending._projects

@@ -22,10 +22,9 @@ from keyturn.errors import (
     StorageUnavailableError,
 )
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.gateway import encrypted_reader
-from keyturn_workers.gateway.encrypted_reader import EncryptedReader
-from keyturn_workers.gateway.object_opener import START_BYTES
-from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.gateway import objects
+from keyturn_workers.gateway.objects import START_BYTES, EncryptedReader
+from keyturn_workers.gateway.request import Span
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import deleted
 from tests.unit.keyturn_workers.gateway.bench import CHUNK, KEY, TARGET, Bench
@@ -44,7 +43,7 @@ PLAINTEXT = os.urandom(34 * CHUNK + 9)
 def _no_pauses() -> Iterator[None]:
     """No pauses between resumes. Not a function's fixture, because of Hypothesis."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(encrypted_reader, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
+    patch.setattr(objects, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
     yield
     patch.undo()
 
@@ -284,7 +283,7 @@ async def test_pauses_between_resumes_grow(
             pauses.append(delay)
         await real_sleep(0, *more)
 
-    monkeypatch.setattr(encrypted_reader, "_RESUME_PAUSES_S", (0.05, 0.3, 1.0))
+    monkeypatch.setattr(objects, "_RESUME_PAUSES_S", (0.05, 0.3, 1.0))
     monkeypatch.setattr(asyncio, "sleep", sleep)
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
@@ -513,7 +512,7 @@ async def test_a_failed_read_is_raised_unwrapped(
     index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever of the two fails, the other is cancelled."""
-    monkeypatch.setattr("keyturn_workers.gateway.encrypted_reader._RESUMES", 0)
+    monkeypatch.setattr("keyturn_workers.gateway.objects._RESUMES", 0)
     storage = WatchedStorage()
     storage.together = 2
     storage.fails_at = HEADER_BYTES + index * SEALED_CHUNK_BYTES

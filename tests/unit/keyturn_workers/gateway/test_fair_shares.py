@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.errors import TooManyRequestsError
-from keyturn_workers.gateway.fair_shares import (
-    MIN_STAGED_BYTES,
+from keyturn_workers.gateway.shares import (
     ConcurrencyLimit,
     GatewayBusyError,
     ProjectSlots,
-    StagingLedger,
     share_of,
 )
+from keyturn_workers.gateway.uploads import MIN_STAGED_BYTES, StagingLedger
 
 MIB = MIN_STAGED_BYTES
 
@@ -40,33 +40,35 @@ def test_a_project_at_its_share_is_refused_and_others_are_not() -> None:
         assert limit.in_use == 1
 
 
-def test_everybody_is_refused_only_if_all_are_in_use() -> None:
+def test_all_are_refused_only_if_all_are_in_use() -> None:
     limit = ConcurrencyLimit(4, 0.5, "requests")
-    for project in ("a", "a", "b", "b"):
-        limit.acquire(project)
-    for project in ("a", "c"):
-        with pytest.raises(GatewayBusyError):
-            limit.acquire(project)
-    limit.release("b")
-    limit.acquire("c")
+    with limit.hold("a"), limit.hold("a"), limit.hold("b"):
+        with limit.hold("b"):
+            for project in ("a", "c"):
+                with pytest.raises(GatewayBusyError), limit.hold(project):
+                    pass
+        with limit.hold("c"):
+            assert limit.in_use == 4
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans())))
 def test_a_project_that_uses_nothing_leaves_no_entry(steps: list[tuple[str, bool]]) -> None:
     limit = ConcurrencyLimit(6, 0.5, "requests")
-    held: list[str] = []
+    held: list[tuple[str, ExitStack]] = []
     for project, takes in steps:
-        if not takes and project in held:
-            limit.release(project)
-            held.remove(project)
-        elif takes and held.count(project) < 3 and len(held) < 6:
-            limit.acquire(project)
-            held.append(project)
+        own = [each for each in held if each[0] == project]
+        if takes and len(own) < 3 and len(held) < 6:
+            holding = ExitStack()
+            holding.enter_context(limit.hold(project))
+            held.append((project, holding))
         elif takes:
-            with pytest.raises((TooManyRequestsError, GatewayBusyError)):
-                limit.acquire(project)
+            with pytest.raises((TooManyRequestsError, GatewayBusyError)), limit.hold(project):
+                pass
+        elif own:
+            held.remove(own[0])
+            own[0][1].close()
         assert limit.in_use == len(held)
-        assert set(limit._by_project) == set(held)
+        assert set(limit._by_project) == {each[0] for each in held}
 
 
 def _ledger(mib: int = 16, share: float = 0.25) -> StagingLedger:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from keyturn.errors import BodyTooLargeError, MalformedRequestError
-from keyturn_workers.gateway.json_body import read_json_body
+from keyturn_workers.gateway.request import read_json_body
 from keyturn_workers.http_server.client_connection import ClientGoneError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _receive(*pieces: bytes | None) -> Receive:
 
 
 async def _read(*pieces: bytes | None) -> Any:
-    return await read_json_body(_receive(*pieces), _Body, max_bytes=40, timeout_s=0.02)
+    return await read_json_body(_receive(*pieces), _Body, 40, 0.02)
 
 
 async def test_a_body_in_pieces() -> None:

@@ -19,10 +19,10 @@ from keyturn.errors import (
     WrapsDisagreeError,
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from keyturn_workers.gateway import legacy_reader
-from keyturn_workers.gateway.fair_shares import GatewayBusyError
-from keyturn_workers.gateway.legacy_reader import LegacyReader
-from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.gateway import objects
+from keyturn_workers.gateway.objects import LegacyReader
+from keyturn_workers.gateway.request import Span
+from keyturn_workers.gateway.shares import GatewayBusyError
 from keyturn_workers.objects.wraps import wrap
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import (
@@ -104,7 +104,7 @@ _DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 async def test_no_byte_of_a_damaged_v0_body_is_yielded(
     damage: str, *, in_thread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(legacy_reader, "_IN_THREAD_BYTES", 0 if in_thread else 10**9)
+    monkeypatch.setattr(objects, "_IN_THREAD_BYTES", 0 if in_thread else 10**9)
     bench = Bench()
     bench.allow(v0=True)
     bench.plant(v0_metadata(DEK, DEK), _DAMAGE[damage](v0_seal(DEK, PLAINTEXT)))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.errors import MalformedRequestError
-from keyturn_workers.gateway.link_parameters import Link, Query, link_query
+from keyturn_workers.gateway.request import Link, Query, link_query
 
 TOKEN = "t" * 43
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from keyturn.crypto import HEADER_BYTES
 from keyturn.identifiers import object_s3_key
-from keyturn_workers.gateway.paths import object_path
+from keyturn_workers.gateway.request import object_path
 from tests.unit.keyturn_workers.factories import deleted
 from tests.unit.keyturn_workers.gateway.asgi import ask
 from tests.unit.keyturn_workers.gateway.bench import (

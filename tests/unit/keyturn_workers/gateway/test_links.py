@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from keyturn.crypto import LinkClaims, Secret, link_token
 from keyturn.crypto.labels import label
 from keyturn_workers.gateway import auth as auth_module
-from keyturn_workers.gateway import link_routes
-from keyturn_workers.gateway.link_parameters import Link, Query, link_query
-from keyturn_workers.gateway.paths import object_path, parse_object_path
+from keyturn_workers.gateway import links
+from keyturn_workers.gateway.request import Link, Query, link_query, object_path, parse_object_path
 from tests.unit.keyturn_workers.factories import deleted
 from tests.unit.keyturn_workers.gateway.bench import (
     API_KEY,
@@ -406,6 +405,6 @@ async def test_a_broken_verifier_is_caught(broken: str, monkeypatch: pytest.Monk
     def is_token(given: str, kek: Secret, deployment: str, claims: LinkClaims) -> bool:
         return hmac.compare_digest(given, token(kek, deployment, claims))
 
-    monkeypatch.setattr(link_routes, "link_token", token)
+    monkeypatch.setattr(links, "link_token", token)
     monkeypatch.setattr(auth_module, "is_link_token", is_token)
     assert await _forgeries(Serving()) != []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.gateway.listing_check import detect_listing_support
+from keyturn_workers.gateway.server import detect_capabilities
 from keyturn_workers.storage import Capabilities
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ListsLate
 from tools.harness.memory_storage import MemoryStorage
@@ -26,14 +26,14 @@ class Closed(MemoryStorage):
 
 async def test_a_storage_whose_listings_show_overwrites_is_detected() -> None:
     storage = Closed()
-    await detect_listing_support(storage, "gateway")
+    await detect_capabilities(storage, "gateway")
     assert storage.capabilities.listings_show_overwrites
     assert storage.stored_keys() == []
 
 
 async def test_late_listings_are_detected() -> None:
     storage = ListsLate()
-    await detect_listing_support(storage, "gateway")
+    await detect_capabilities(storage, "gateway")
     assert not storage.capabilities.listings_show_overwrites
 
 
@@ -41,20 +41,20 @@ async def test_the_order_of_listings_is_detected() -> None:
     for by_path in (True, False):
         storage = MemoryStorage(capabilities=Capabilities(lists_by_path=by_path))
         storage.capabilities = Capabilities()
-        await detect_listing_support(storage, "gateway")
+        await detect_capabilities(storage, "gateway")
         assert storage.capabilities.lists_by_path is by_path
 
 
 async def test_detection_is_retried_if_the_storage_is_unavailable() -> None:
     storage = MemoryStorage()
     storage.fail_next("put", StorageUnavailableError("down"), times=20)
-    await detect_listing_support(storage, "gateway", retry_s=0)
+    await detect_capabilities(storage, "gateway", retry_s=0)
     assert storage.capabilities.listings_show_overwrites
 
 
 async def test_a_gateway_without_write_permission_reads_keyrings_one_by_one() -> None:
     storage = Closed()
-    await detect_listing_support(storage, "web")
+    await detect_capabilities(storage, "web")
     assert not storage.capabilities.listings_show_overwrites
 
 
@@ -68,6 +68,6 @@ class KeysArePaths(MemoryStorage):
 async def test_keys_that_are_paths_are_detected() -> None:
     """Then a key with a backslash is not read as another one."""
     for storage, are_paths in ((KeysArePaths(), True), (Closed(), False)):
-        await detect_listing_support(storage, "gateway")
+        await detect_capabilities(storage, "gateway")
         assert storage.capabilities.keys_are_paths is are_paths
         assert storage.stored_keys() == []

@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.crypto import new_dek
 from keyturn.errors import MalformedRequestError
-from keyturn_workers.gateway.listing_query import (
+from keyturn_workers.gateway.listing import (
     ListingQuery,
     encrypted_size,
     is_tombstone,

@@ -14,9 +14,13 @@ from keyturn.crypto import new_dek
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import byte_order, is_object_key, object_s3_key
 from keyturn_workers.errors import MissingError, RefusedError
-from keyturn_workers.gateway import object_lister
-from keyturn_workers.gateway.listing_query import ListingQuery
-from keyturn_workers.gateway.object_lister import ObjectLister
+from keyturn_workers.gateway import listing
+from keyturn_workers.gateway.listing import (
+    HEADS_AT_ONCE,
+    LISTINGS_AT_ONCE,
+    ListingQuery,
+    ObjectLister,
+)
 from keyturn_workers.storage import Capabilities, Headers
 from tests.unit.keyturn_workers.factories import keyring, v0_metadata, v0_ring
 from tools.harness.memory_storage import MemoryStorage
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyturn.identifiers import Order
-    from keyturn_workers.gateway.object_lister import Page
+    from keyturn_workers.gateway.listing import Page
     from keyturn_workers.keyring import Keyring
     from keyturn_workers.storage import ObjectHead
 
@@ -132,7 +136,7 @@ def test_all_pages_together_are_the_listing(
         return listed
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(object_lister, "MAX_LISTINGS", max_listings)
+        patched.setattr(listing, "MAX_LISTINGS", max_listings)
         assert asyncio.run(pages()) == entries_of(objects, prefix, delimiter, after, order)
 
 
@@ -193,7 +197,7 @@ async def test_a_prefix_that_no_key_has_costs_no_request() -> None:
 
 async def test_a_page_of_tombstones_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page costs a bounded number of requests, and the next one continues there."""
-    monkeypatch.setattr(object_lister, "MAX_HEADS", 20)
+    monkeypatch.setattr(listing, "MAX_HEADS", 20)
     storage = holding({f"{number:03}": b"" for number in range(50)} | {"x": SEALED})
     found, looked_at = [], []
     following: str | None = ""
@@ -224,7 +228,7 @@ async def test_heads_are_sent_a_few_at_a_time() -> None:
     await lister.list(RING, ListingQuery())
     assert storage.most_at_once == 16
     await asyncio.gather(*(lister.list(ring, ListingQuery()) for ring in rings))
-    assert storage.most_at_once == object_lister.HEADS_AT_ONCE == 64
+    assert storage.most_at_once == HEADS_AT_ONCE == 64
 
 
 async def test_the_heads_of_one_project_do_not_delay_those_of_another() -> None:
@@ -249,7 +253,7 @@ async def test_pages_are_read_a_few_at_a_time() -> None:
     lister, at_once, most_at_once = ObjectLister(storage), 0, 0
     rings = [keyring(project=f"p{number}") for number in range(5)]
 
-    async def listing() -> None:
+    async def counted() -> None:
         nonlocal at_once, most_at_once
         at_once += 1
         most_at_once = max(most_at_once, at_once)
@@ -258,11 +262,11 @@ async def test_pages_are_read_a_few_at_a_time() -> None:
 
     for projects, most in ((rings[:1], 4), (rings, 16)):
         for _ in range(40):
-            storage.before_next("list_entries", listing)
+            storage.before_next("list_entries", counted)
         pages = [lister.list(ring, ListingQuery()) for ring in projects * (40 // len(projects))]
         assert len(await asyncio.gather(*pages)) == 40
         assert (at_once, most_at_once) == (0, most)
-    assert most_at_once == object_lister.LISTINGS_AT_ONCE
+    assert most_at_once == LISTINGS_AT_ONCE
 
 
 # Failures.

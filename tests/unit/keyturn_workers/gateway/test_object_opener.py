@@ -19,8 +19,7 @@ from keyturn.errors import (
     UnknownAlgorithmError,
     WrapsDisagreeError,
 )
-from keyturn_workers.gateway.object_opener import StoredObject
-from keyturn_workers.gateway.object_reader import content_modified_at
+from keyturn_workers.gateway.objects import StoredObject, content_modified_at
 from keyturn_workers.objects.wraps import wrap
 from keyturn_workers.storage import Capabilities
 from tests.unit.keyturn_workers.factories import (

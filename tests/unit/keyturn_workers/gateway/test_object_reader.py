@@ -8,7 +8,7 @@ import pytest
 
 from keyturn.crypto import SealError
 from keyturn.errors import CorruptObjectError
-from keyturn_workers.gateway.object_reader import content_modified_at, seal_errors_as_corrupt
+from keyturn_workers.gateway.objects import content_modified_at, seal_errors_as_corrupt
 from keyturn_workers.storage import Headers
 from tools.harness.memory_storage import MemoryStorage
 

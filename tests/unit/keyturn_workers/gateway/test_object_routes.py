@@ -23,15 +23,14 @@ from keyturn.crypto import (
 )
 from keyturn.errors import CodedError, StorageUnavailableError, UnauthorizedError
 from keyturn.messages import RequestOrigin
-from keyturn_workers.gateway import encrypted_reader
+from keyturn_workers.gateway import objects
 from keyturn_workers.gateway.auth import Authenticator
-from keyturn_workers.gateway.conditions import format_http_date
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, ProjectSlots
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.legacy_reader import LegacyDecrypter
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_opener import ObjectOpener
-from keyturn_workers.gateway.object_routes import ObjectRoutes
+from keyturn_workers.gateway.objects import LegacyDecrypter, ObjectOpener
+from keyturn_workers.gateway.read import ObjectRoutes
+from keyturn_workers.gateway.request import format_http_date
+from keyturn_workers.gateway.shares import ConcurrencyLimit, ProjectSlots
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create_keyring
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
 from tests.unit.keyturn_workers.gateway.asgi import Connection
@@ -50,7 +49,7 @@ PLAINTEXT = os.urandom(40 * CHUNK + 7)
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encrypted_reader, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(objects, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def _serving(plaintext: bytes = PLAINTEXT, **more: Any) -> Serving:

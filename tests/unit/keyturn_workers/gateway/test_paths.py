@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.identifiers import check_object_key, is_object_key, is_project
-from keyturn_workers.gateway.paths import (
+from keyturn_workers.gateway.request import (
     object_path,
     parse_links_path,
     parse_object_path,

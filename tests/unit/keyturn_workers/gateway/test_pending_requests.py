@@ -11,9 +11,9 @@ from keyturn.errors import TooManyRequestsError
 from keyturn.messages import UploadStored
 from keyturn.publisher import EventsUnavailableError, NotDeliveredError, OutcomeUnknownError
 from keyturn.publisher.requests import new_id
-from keyturn_workers.gateway import pending_requests
-from keyturn_workers.gateway.fair_shares import GatewayBusyError
-from keyturn_workers.gateway.pending_requests import PendingRequests, event_of
+from keyturn_workers.gateway import publishing
+from keyturn_workers.gateway.publishing import PendingRequests, event_of
+from keyturn_workers.gateway.shares import GatewayBusyError
 from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ async def test_while_events_cannot_be_read_no_place_is_freed(
     pending: PendingRequests, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A project would publish without a limit meanwhile. Once they can be read, they are."""
-    monkeypatch.setattr(pending_requests, "_RETRY_S", 0.0)
+    monkeypatch.setattr(publishing, "_RETRY_S", 0.0)
     publisher.wait_fails = EventsUnavailableError("no stream")
     publisher.answer = _stored
     for _ in range(3):

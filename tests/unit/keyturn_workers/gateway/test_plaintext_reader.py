@@ -10,8 +10,8 @@ from keyturn.errors import (
     CorruptObjectError,
     StorageUnavailableError,
 )
-from keyturn_workers.gateway.plaintext_reader import PlaintextReader
-from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.gateway.objects import PlaintextReader
+from keyturn_workers.gateway.request import Span
 from tests.unit.keyturn_workers.gateway.bench import (
     TARGET,
     Bench,

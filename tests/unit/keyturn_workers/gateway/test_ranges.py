@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn_workers.gateway.ranges import ByteRange, Span, parse_range
+from keyturn_workers.gateway.request import ByteRange, Span, parse_range
 
 SIZES = st.integers(0, 10**6) | st.sampled_from([0, 1, 16384, 2**40])
 

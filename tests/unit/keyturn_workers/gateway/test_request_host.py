@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keyturn.errors import MalformedRequestError
-from keyturn_workers.gateway.request_host import own_url
+from keyturn_workers.gateway.request import own_url
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.metadata import decode_caller_metadata
-from keyturn_workers.gateway.legacy_reader import LegacyReader
-from keyturn_workers.gateway.plaintext_reader import PlaintextReader
-from keyturn_workers.gateway.ranges import Span
-from keyturn_workers.gateway.response_headers import (
+from keyturn_workers.gateway.objects import LegacyReader, PlaintextReader
+from keyturn_workers.gateway.read import (
     AS_STORED,
-    META_PREFIX,
     Delivery,
     delivery_as_download,
     delivery_by_link,
     object_headers,
     validator_headers,
 )
+from keyturn_workers.gateway.request import META_PREFIX, Span
 from keyturn_workers.storage import Headers, ObjectHead
 from tools.harness.memory_storage import MemoryStorage
 

@@ -16,7 +16,7 @@ from keyturn.errors import StorageUnavailableError, all_errors
 from keyturn.identifiers import is_uuid, keyring_s3_key
 from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
-from keyturn_workers.gateway import rotation_routes
+from keyturn_workers.gateway import rotations
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import Counts, Origin, ProjectRecord
 from keyturn_workers.sweep.record import End, Round, State
@@ -492,7 +492,7 @@ async def test_a_forged_or_unreadable_record_is_an_error() -> None:
 async def test_the_memory_of_published_rotations_is_bounded(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rotation_routes, "_MAX_PUBLISHED", 3)
+    monkeypatch.setattr(rotations, "_MAX_PUBLISHED", 3)
     for _ in range(8):
         await serving.ask("POST", ROTATIONS, body=_ask())
     kept = [rotation["id"] for rotation in serving.publisher.rotations[-3:]]

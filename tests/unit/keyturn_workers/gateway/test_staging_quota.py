@@ -9,9 +9,9 @@ import pytest
 from keyturn.errors import StorageUnavailableError, TooManyRequestsError
 from keyturn.identifiers import staging_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
-from keyturn_workers.gateway import staging_quota
-from keyturn_workers.gateway.fair_shares import MIN_STAGED_BYTES, GatewayBusyError, StagingLedger
-from keyturn_workers.gateway.staging_quota import StagingQuota
+from keyturn_workers.gateway import uploads
+from keyturn_workers.gateway.shares import GatewayBusyError
+from keyturn_workers.gateway.uploads import MIN_STAGED_BYTES, StagingLedger, StagingQuota
 from keyturn_workers.storage import Headers
 from tools.harness.memory_storage import MemoryStorage
 
@@ -36,7 +36,7 @@ async def test_refused_uploads_share_listings_with_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A flood of bodies beyond a share does not become a flood of listings."""
-    monkeypatch.setattr(staging_quota, "_LISTING_MIN_PAUSE_S", 60.0)
+    monkeypatch.setattr(uploads, "_LISTING_MIN_PAUSE_S", 60.0)
     storage = MemoryStorage()
     quota = _quota(storage)
     for number in range(2):

@@ -10,10 +10,14 @@ from keyturn.errors import TooManyRequestsError
 from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
 from keyturn.publisher.requests import new_id
-from keyturn_workers.gateway.fair_shares import MIN_STAGED_BYTES, ProjectSlots, StagingLedger
-from keyturn_workers.gateway.pending_requests import PendingRequests
-from keyturn_workers.gateway.staging_quota import StagingQuota
-from keyturn_workers.gateway.upload_limits import UploadLimits
+from keyturn_workers.gateway.publishing import PendingRequests
+from keyturn_workers.gateway.shares import ProjectSlots
+from keyturn_workers.gateway.uploads import (
+    MIN_STAGED_BYTES,
+    StagingLedger,
+    StagingQuota,
+    UploadLimits,
+)
 from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
 from tools.harness.memory_storage import MemoryStorage
 

@@ -23,9 +23,8 @@ from keyturn.publisher import (
 )
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.errors import RefusedError as StorageRefusedError
-from keyturn_workers.gateway import staging_quota
-from keyturn_workers.gateway.paths import object_path
-from keyturn_workers.gateway.upload_routes import requested_wait_s
+from keyturn_workers.gateway import uploads
+from keyturn_workers.gateway.request import object_path, requested_wait_s
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection
@@ -154,8 +153,9 @@ async def test_a_disconnect_while_waiting_ends_the_wait() -> None:
         await asking
 
 
-async def test_waiting_for_a_slot_times_out() -> None:
-    serving = Serving(upload_concurrency=1, project_share=0.5, slot_wait_s=0.05)
+async def test_waiting_for_a_slot_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_SLOT_WAIT_S", 0.05)
+    serving = Serving(upload_concurrency=1, project_share=0.5)
     other = ring_of(NEW_API_KEY, "other")
     serving.bench.storage.plant(
         keyring_s3_key("other"), build_keyring(other, MASTER_KEYS), Headers({})
@@ -404,8 +404,8 @@ async def test_bodies_count_until_they_have_left_staging(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Refused bodies of 1 MiB filled staging for 8 days."""
-    monkeypatch.setattr(staging_quota, "_LISTING_MIN_PAUSE_S", 0.0)
-    monkeypatch.setattr(staging_quota, "_PAUSE_PER_LISTING", 0.0)
+    monkeypatch.setattr(uploads, "_LISTING_MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(uploads, "_PAUSE_PER_LISTING", 0.0)
     mib = 1024 * 1024
     serving = Serving(staging_max_bytes=16 * mib, project_share=0.25, max_bytes=8 * mib)
     other = ring_of(NEW_API_KEY, "other")

@@ -11,7 +11,6 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from keyturn_workers.gateway.app import OBJECTS, application  # noqa: F401  # its convertor
 from keyturn_workers.http_server.client_connection import ERROR_CODE
 from keyturn_workers.tracing.http import TracedApplication
 from tests.unit.keyturn_workers.tracing.recorder import SPAN_ID, TRACE_ID, TRACEPARENT, Recorder

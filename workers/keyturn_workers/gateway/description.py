@@ -1,13 +1,15 @@
-"""`/docs`: the OpenAPI description as a static page (SPEC 9.6). Pure.
+"""The gateway's OpenAPI description, and the same as a static page at `/docs` (SPEC 9.6). Pure.
 
-The documentation pages of web frameworks load scripts from a third party's CDN, on the origin
-that API keys are sent to. This page has no script, and loads nothing.
+`openapi.json` is served as it is. The documentation pages of web frameworks load scripts from a
+third party's CDN, on the origin that API keys are sent to. This page has no script, and loads
+nothing.
 """
 
 from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
 from html import escape
+from importlib.resources import files
 from typing import Any, Final
 
 _STYLE: Final = (
@@ -20,7 +22,7 @@ _STYLE: Final = (
     "h2 code:first-child{font-weight:bold}"
     ":root{color-scheme:light dark}"
 )
-HEADERS: Final = {
+DOCS_HEADERS: Final = {
     "content-type": "text/html; charset=utf-8",
     "content-security-policy": "default-src 'none'; style-src 'sha256-"
     + b64encode(sha256(_STYLE.encode()).digest()).decode()
@@ -30,7 +32,12 @@ HEADERS: Final = {
 }
 
 
-def page(document: dict[str, Any]) -> bytes:
+def openapi_json() -> bytes:
+    """Return the OpenAPI description of the gateway."""
+    return files(__package__).joinpath("openapi.json").read_bytes()
+
+
+def docs_page(document: dict[str, Any]) -> bytes:
     """Return an OpenAPI description as HTML."""
     info = document["info"]
     title = escape(f"{info['title']} {info['version']}")

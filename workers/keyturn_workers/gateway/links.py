@@ -21,13 +21,17 @@ from keyturn.crypto import HEADER_BYTES, LinkClaims, link_token
 from keyturn.errors import MalformedRequestError, NotFoundError
 from keyturn.metadata import OWN_PREFIX
 from keyturn_workers.gateway.auth import Authenticator, Caller
-from keyturn_workers.gateway.encrypted_reader import EncryptedReader
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
-from keyturn_workers.gateway.json_body import JSON_BODY_TIMEOUT_S, read_json_body
-from keyturn_workers.gateway.link_parameters import Link, link_query
-from keyturn_workers.gateway.object_opener import ObjectOpener
-from keyturn_workers.gateway.paths import object_path, parse_links_path
-from keyturn_workers.gateway.request_host import own_url
+from keyturn_workers.gateway.objects import EncryptedReader, ObjectOpener
+from keyturn_workers.gateway.request import (
+    Link,
+    link_query,
+    object_path,
+    own_url,
+    parse_links_path,
+    read_json_body,
+)
+from keyturn_workers.gateway.shares import ConcurrencyLimit
+from keyturn_workers.settings import GatewaySettings
 
 LINK_MAX_S: Final = 7 * 24 * 3600
 LINK_DEFAULT_S: Final = 3600
@@ -51,30 +55,25 @@ class LinkRoutes:
     """Makes links.
 
     Args:
+        settings: Of the gateway; links are bound to its deployment's name.
         auth: Authenticates callers.
         limit: Limits concurrent requests, of one project and in all.
         opener: Opens the objects whose ciphertext is linked to.
-        deployment: The name of the installation, which links are bound to.
-        public_url: What links begin with; None for the address of the request.
-        idle_timeout_s: How long a client may send nothing.
     """
 
     def __init__(
         self,
+        settings: GatewaySettings,
         auth: Authenticator,
         limit: ConcurrencyLimit,
         opener: ObjectOpener,
-        *,
-        deployment: str,
-        public_url: str | None,
-        idle_timeout_s: float,
     ) -> None:
         self._auth = auth
         self._limit = limit
         self._opener = opener
-        self._deployment = deployment
-        self._public_url = public_url
-        self._idle_timeout_s = min(idle_timeout_s, JSON_BODY_TIMEOUT_S)
+        self._deployment = settings.deployment
+        self._public_url = settings.gateway_public_url
+        self._idle_timeout_s = settings.gateway_idle_timeout_s
 
     async def post(self, request: Request) -> Response:
         """Make a link to the object of the path."""
@@ -84,7 +83,7 @@ class LinkRoutes:
             raise NotFoundError("this is not a valid object key")
         with self._limit.hold(project):
             body = await read_json_body(
-                request.receive, LinkBody, max_bytes=_BODY_MAX_BYTES, timeout_s=self._idle_timeout_s
+                request.receive, LinkBody, _BODY_MAX_BYTES, self._idle_timeout_s
             )
             if body.kind == "ciphertext":
                 return await self._ciphertext_link(caller, object_key, body)

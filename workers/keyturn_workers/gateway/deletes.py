@@ -18,10 +18,10 @@ from typing import Final
 
 import structlog
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from keyturn.errors import NotFoundError, NotPermittedError
-from keyturn.messages import Event, ObjectDeleted, Rejected
+from keyturn.messages import Event, ObjectDeleted
 from keyturn.publisher import (
     BrokerUnavailableError,
     NotDeliveredError,
@@ -29,19 +29,17 @@ from keyturn.publisher import (
     PublisherError,
 )
 from keyturn.publisher.requests import new_id
-from keyturn_workers.gateway import conditions
 from keyturn_workers.gateway.auth import Caller
-from keyturn_workers.gateway.object_opener import ObjectOpener
-from keyturn_workers.gateway.pending_requests import PendingRequests, event_of
+from keyturn_workers.gateway.objects import ObjectOpener
 from keyturn_workers.gateway.problems import problem
-from keyturn_workers.gateway.upload_routes import (
+from keyturn_workers.gateway.publishing import (
+    PendingRequests,
+    outcome_response,
     publish_failure_response,
-    rejection_response,
-    requested_wait_s,
 )
-from keyturn_workers.http_server.client_connection import run_while_connected
+from keyturn_workers.gateway.request import allow_change, has_conditions
+from keyturn_workers.settings import GatewaySettings
 
-_ACCEPTED: Final = 202
 _NO_CONTENT: Final = 204
 _PRECONDITION_FAILED: Final = 412
 # A delete whose outcome is not known by then no longer counts as pending.
@@ -59,35 +57,27 @@ class DeleteRoutes:
     """Handles deletes.
 
     Args:
+        settings: Of the gateway.
         publisher: The gateway's publisher.
         opener: Checks whether a key has an object.
-        allowed: Whether callers may delete objects here.
-        max_pending: How many deletes of one project may be pending.
-        wait_max_s: The longest wait for `Prefer: wait=N`.
     """
 
     def __init__(
-        self,
-        publisher: Publisher,
-        opener: ObjectOpener,
-        *,
-        allowed: bool,
-        max_pending: int,
-        wait_max_s: float,
+        self, settings: GatewaySettings, publisher: Publisher, opener: ObjectOpener
     ) -> None:
         self._publisher = publisher
         self._opener = opener
-        self._allowed = allowed
+        self._is_allowed = settings.gateway_delete == "allowed"
+        self._wait_max_s = settings.gateway_wait_max_s
         self._pending = PendingRequests(
             publisher,
             "delete.requested",
             noun="deletes pending",
-            per_project=max_pending,
+            per_project=settings.gateway_project_deletes,
             total=_MAX_PENDING,
             outcome_wait_s=_OUTCOME_WAIT_S,
             min_s=_MIN_PENDING_S,
         )
-        self._wait_max_s = wait_max_s
         self._paused_until = 0.0
 
     async def close(self) -> None:
@@ -106,39 +96,23 @@ class DeleteRoutes:
             ClientGoneError: the client disconnected while it waited.
         """
         # Not earlier than here: a wrong key must not learn how this gateway is set up.
-        if not self._allowed:
+        if not self._is_allowed:
             raise NotPermittedError(_FORBIDDEN)
         request_id = new_id()
-        outcome = await self._publish(request, caller, key, request_id)
-        if isinstance(outcome, Response):
-            return outcome
-        wait_s = requested_wait_s(request.headers, self._wait_max_s)
-        accepted = JSONResponse({"request_id": request_id}, _ACCEPTED)
-        if wait_s is None:
-            return accepted
-        # If the client leaves, only this wait ends: the task still releases the pending delete.
-        await run_while_connected(request.receive, asyncio.wait((outcome,), timeout=wait_s))
-        applied = {"preference-applied": f"wait={wait_s}"}
-        event = event_of(outcome)
-        if isinstance(event, Rejected):
-            return rejection_response(event, {"request_id": request_id})
-        if isinstance(event, ObjectDeleted):
-            return Response(None, _NO_CONTENT, applied)
-        accepted.headers.update(applied)
-        return accepted
-
-    async def _publish(
-        self, request: Request, caller: Caller, key: str, request_id: str
-    ) -> asyncio.Task[Event] | Response:
-        """Publish the delete; return the task of its outcome, or a response if it failed."""
+        ids = {"request_id": request_id}
         # It counts before the storage is read: concurrent requests cannot all pass.
         with self._pending.hold(caller.project, request_id) as pending:
-            if (failed := await self._check(request, caller, key)) is not None:
-                return failed
+            if not await self._meets_conditions(request, caller, key):
+                return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
             try:
-                return await pending.publish(self._send(caller.project, key, request_id))
+                outcome = await pending.publish(self._send(caller.project, key, request_id))
             except PublisherError as exc:
-                return publish_failure_response(exc, {"request_id": request_id})
+                return publish_failure_response(exc, ids)
+
+        def completed(event: Event) -> Response | None:
+            return Response(None, _NO_CONTENT) if isinstance(event, ObjectDeleted) else None
+
+        return await outcome_response(request, outcome, ids, self._wait_max_s, completed)
 
     async def _send(self, project: str, key: str, request_id: str) -> None:
         """Publish, unless the broker has just refused a delete.
@@ -158,13 +132,11 @@ class DeleteRoutes:
             _log.error("the broker refuses deletes: check the permissions of the gateway's user")
             raise
 
-    async def _check(self, request: Request, caller: Caller, key: str) -> Response | None:
-        """Return a response if the conditions fail; raise if there is nothing to delete."""
+    async def _meets_conditions(self, request: Request, caller: Caller, key: str) -> bool:
+        """Whether the request's conditions hold; raise if there is nothing to delete."""
         stored = await self._opener.find_stored(caller, key)
         if stored is None:
             raise NotFoundError("no object has this key")
-        if conditions.has_conditions(request.headers) and not conditions.allow_change(
+        return not has_conditions(request.headers) or allow_change(
             request.headers, stored.etag, stored.modified_at
-        ):
-            return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
-        return None
+        )

@@ -35,17 +35,16 @@ from keyturn.publisher import Publisher, PublisherError
 from keyturn.publisher.requests import new_id
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.gateway.auth import Authenticator, Caller
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
-from keyturn_workers.gateway.json_body import JSON_BODY_TIMEOUT_S, read_json_body
-from keyturn_workers.gateway.paths import parse_project
-from keyturn_workers.gateway.pending_requests import PendingRequests, event_of
-from keyturn_workers.gateway.upload_routes import (
+from keyturn_workers.gateway.publishing import (
+    PendingRequests,
+    event_of,
+    outcome_response,
     publish_failure_response,
-    rejection_response,
-    requested_wait_s,
 )
-from keyturn_workers.http_server.client_connection import run_while_connected
+from keyturn_workers.gateway.request import parse_project, read_json_body
+from keyturn_workers.gateway.shares import ConcurrencyLimit
 from keyturn_workers.keyring import find_generation_number
+from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.sweep import SweepStore
 
 _ACCEPTED: Final = 202
@@ -68,44 +67,36 @@ class RotationRoutes:
     """Publishes rotations, and reports their state.
 
     Args:
+        settings: Of the gateway.
         auth: Authenticates callers.
         limit: Limits concurrent requests, of one project and in all.
         publisher: The gateway's publisher.
         store: The records of sweeps.
-        allowed: Whether callers may rotate their API key here.
-        max_in_progress: How many rotations of one project may be in progress.
-        idle_timeout_s: How long a client may send nothing.
-        wait_max_s: The longest wait for `Prefer: wait=N`.
     """
 
     def __init__(
         self,
+        settings: GatewaySettings,
         auth: Authenticator,
         limit: ConcurrencyLimit,
         publisher: Publisher,
         store: SweepStore,
-        *,
-        allowed: bool,
-        max_in_progress: int,
-        idle_timeout_s: float,
-        wait_max_s: float,
     ) -> None:
         self._auth = auth
         self._limit = limit
         self._publisher = publisher
         self._store = store
-        self._allowed = allowed
-        self._max_in_progress = max_in_progress
+        self._is_allowed = settings.gateway_rotation == "allowed"
+        self._idle_timeout_s = settings.gateway_idle_timeout_s
+        self._wait_max_s = settings.gateway_wait_max_s
         self._pending = PendingRequests(
             publisher,
             "rotation.requested",
             noun="rotations in progress",
-            per_project=max_in_progress,
+            per_project=settings.gateway_project_rotations,
             total=_MAX_PUBLISHED,
             outcome_wait_s=_OUTCOME_WAIT_S,
         )
-        self._idle_timeout_s = min(idle_timeout_s, JSON_BODY_TIMEOUT_S)
-        self._wait_max_s = wait_max_s
         self._published: OrderedDict[str, _PublishedRotation] = OrderedDict()
 
     async def close(self) -> None:
@@ -117,33 +108,28 @@ class RotationRoutes:
         knew_marks = self._auth.knows_marks
         caller = await self._authenticate(request)
         # Not earlier: a wrong key must learn nothing, not even how this gateway is set up.
-        if not self._allowed:
+        if not self._is_allowed:
             raise NotPermittedError(_FORBIDDEN)
         with self._limit.hold(caller.project):
             if not knew_marks:
                 caller = await self._auth.with_marks(caller)
-            return await self._post(request, caller)
-
-    async def _post(self, request: Request, caller: Caller) -> Response:
-        body = await read_json_body(
-            request.receive, RotationBody, max_bytes=_BODY_MAX_BYTES, timeout_s=self._idle_timeout_s
-        )
-        self._check_new_key(caller, body.api_key)
-        running = await self._count_running(caller)
-        rotation_id = new_id()
-        try:
-            outcome = await self._publish(caller, body, rotation_id, running)
-        except PublisherError as exc:
-            return publish_failure_response(exc, {"rotation_id": rotation_id})
-        wait_s = requested_wait_s(request.headers, self._wait_max_s)
-        headers = {"location": f"{request.url.path}/{rotation_id}"}
-        if wait_s is not None:
-            headers["preference-applied"] = f"wait={wait_s}"
-            waiting = asyncio.wait((outcome,), timeout=wait_s)
-            await run_while_connected(request.receive, waiting)
-            if isinstance(event := event_of(outcome), Rejected):
-                return rejection_response(event, {"rotation_id": rotation_id})
-        return JSONResponse({"rotation_id": rotation_id}, _ACCEPTED, headers)
+            body = await read_json_body(
+                request.receive, RotationBody, _BODY_MAX_BYTES, self._idle_timeout_s
+            )
+            self._check_new_key(caller, body.api_key)
+            running = await self._count_running(caller)
+            rotation_id = new_id()
+            ids = {"rotation_id": rotation_id}
+            try:
+                outcome = await self._publish(caller, body, rotation_id, running)
+            except PublisherError as exc:
+                return publish_failure_response(exc, ids)
+            response = await outcome_response(
+                request, outcome, ids, self._wait_max_s, lambda _: None
+            )
+            if response.status_code == _ACCEPTED:
+                response.headers["location"] = f"{request.url.path}/{rotation_id}"
+            return response
 
     async def _publish(
         self, caller: Caller, body: RotationBody, rotation_id: str, running: int
@@ -179,14 +165,11 @@ class RotationRoutes:
     async def get(self, request: Request) -> Response:
         """Return the state of a rotation."""
         caller = await self._authenticate(request)
-        with self._limit.hold(caller.project):
-            return await self._get(request, caller)
-
-    async def _get(self, request: Request, caller: Caller) -> Response:
         rotation_id: str = request.path_params["rotation_id"]
-        if not is_uuid(rotation_id):
-            raise NotFoundError("this is not a rotation id")
-        state = await self._state(caller, rotation_id)
+        with self._limit.hold(caller.project):
+            if not is_uuid(rotation_id):
+                raise NotFoundError("this is not a rotation id")
+            state = await self._state(caller, rotation_id)
         document = {"rotation_id": rotation_id, "project": caller.project} | state
         return JSONResponse(document, headers={"cache-control": "no-store"})
 

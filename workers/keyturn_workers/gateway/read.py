@@ -1,4 +1,4 @@
-"""Requests for one object (SPEC 9.1 to 9.4): `GET` and `HEAD` here, others by their handlers.
+"""`GET` and `HEAD` of an object, and where requests for objects arrive (SPEC 9.1 to 9.4).
 
 The caller is authenticated before anything about the object is read. A `token` in the query of
 a GET or HEAD makes it a request by link: the link alone decides, and an API key is ignored.
@@ -6,13 +6,19 @@ a GET or HEAD makes it a request by link: the link alone decides, and an API key
 Responses to HEAD and ranges are sent after the object's last chunk has authenticated, which
 proves the length. A whole GET proves it at its end, and resets the connection if it was wrong.
 No response starts before the first piece of its body has authenticated.
+
+Content type, disposition and the caller's metadata are as they were stored: not authenticated,
+and sent only in a form that HTTP can carry. A link, or the caller, may ask for another disposition
+than the stored one (`Delivery`).
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Literal
+from urllib.parse import quote
 
 import structlog
 from starlette.datastructures import Headers
@@ -27,31 +33,33 @@ from keyturn.errors import (
     NotFoundError,
     RangeNotSatisfiableError,
 )
-from keyturn_workers.gateway import conditions
+from keyturn.metadata import OWN_PREFIX, encode_caller_metadata
 from keyturn_workers.gateway.auth import Authenticator, Caller
-from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
-from keyturn_workers.gateway.legacy_reader import LegacyReader
-from keyturn_workers.gateway.link_parameters import Query
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_opener import START_BYTES, ObjectOpener
-from keyturn_workers.gateway.object_reader import (
+from keyturn_workers.gateway.objects import (
+    START_BYTES,
+    LegacyReader,
+    ObjectOpener,
     ObjectReader,
     Piece,
     Pieces,
+    PlaintextReader,
     content_modified_at,
 )
-from keyturn_workers.gateway.paths import parse_object_path
-from keyturn_workers.gateway.plaintext_reader import PlaintextReader
 from keyturn_workers.gateway.problems import problem, problem_from_error
-from keyturn_workers.gateway.ranges import ByteRange, Span, parse_range
-from keyturn_workers.gateway.response_headers import (
-    AS_STORED,
-    Delivery,
-    delivery_as_download,
-    delivery_by_link,
-    object_headers,
-    validator_headers,
+from keyturn_workers.gateway.request import (
+    META_PREFIX,
+    ByteRange,
+    Query,
+    Span,
+    evaluate_conditions,
+    format_http_date,
+    has_conditions,
+    if_range_matches,
+    parse_object_path,
+    parse_range,
 )
+from keyturn_workers.gateway.shares import ConcurrencyLimit
 from keyturn_workers.http_server.client_connection import (
     ClientGoneError,
     ClientSlowError,
@@ -59,6 +67,134 @@ from keyturn_workers.http_server.client_connection import (
     note_error,
     run_while_connected,
 )
+
+Disposition = Literal["attachment", "inline"]
+
+# RFC 8187, 3.2.1: attr-char, besides letters and digits.
+_ATTR_CHARS: Final = "!#$&+-.^_`|~"
+# RFC 6266, appendix D: some clients decode a `%` in `filename`, or take a `\` for an escape.
+_NOT_PLAIN: Final = re.compile(r"[^ !#-$&-\[\]-~]")
+
+
+def content_disposition(disposition: Disposition, filename: str) -> str:
+    """Return the header's value. Clients that do not know `filename*` get an ASCII name."""
+    plain = _NOT_PLAIN.sub("_", filename)
+    value = f'{disposition}; filename="{plain}"'
+    if plain == filename:
+        return value
+    return f"{value}; filename*=UTF-8''{quote(filename, safe=_ATTR_CHARS)}"
+
+
+def filename_of(object_key: str) -> str:
+    r"""Return the name to save an object under: its key's last segment, without a `\`."""
+    return object_key.rpartition("/")[2].replace("\\", "_")
+
+
+_DEFAULT_TYPE: Final = "application/octet-stream"
+# Never the stored `cache-control`: a shared cache would serve one key's response to everyone.
+_CONTENT_HEADERS: Final = ("content-disposition", "content-language")
+# Plaintext may be stored with an encoding.
+_PLAINTEXT_HEADERS: Final = (*_CONTENT_HEADERS, "content-encoding")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the request, and not the stored object, decides about a response.
+
+    Attributes:
+        disposition: In place of the stored `Content-Disposition`; None for the stored one.
+        headers: Further headers of every response about the object, a 304 included.
+    """
+
+    disposition: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def redirectable(self) -> bool:
+        """Whether a client may be sent to the storage, which sends its own headers."""
+        return self.disposition is None and not self.headers
+
+
+AS_STORED: Final = Delivery()
+
+
+def delivery_as_download(filename: str) -> Delivery:
+    """Return the delivery of a download that the caller gave a name."""
+    return Delivery(content_disposition("attachment", filename))
+
+
+def delivery_by_link(object_key: str, *, inline: bool) -> Delivery:
+    """Return the delivery to the holder of a link.
+
+    A link is a secret in a URL. So no cache keeps what it opened, and a page that was opened by
+    one does not send it to others.
+    """
+    disposition = content_disposition("inline" if inline else "attachment", filename_of(object_key))
+    headers = {"cache-control": "private, no-store", "referrer-policy": "no-referrer"}
+    return Delivery(disposition, headers)
+
+
+def validator_headers(reader: ObjectReader, delivery: Delivery = AS_STORED) -> dict[str, str]:
+    """Return the headers of every response about an object, a 304 included."""
+    return {
+        "etag": reader.etag,
+        "last-modified": format_http_date(content_modified_at(reader.head)),
+        "accept-ranges": "bytes",
+        "cache-control": "private, no-cache",
+        "x-content-type-options": "nosniff",
+        # A bucket writer chooses content types. A page planted in the bucket must not run
+        # scripts, nor see anything of the gateway's origin.
+        "content-security-policy": "sandbox",
+        **delivery.headers,
+    }
+
+
+def object_headers(
+    reader: ObjectReader, span: Span | None, delivery: Delivery = AS_STORED
+) -> dict[str, str]:
+    """Return the headers of a response with the whole object, or with a range of it."""
+    headers = validator_headers(reader, delivery)
+    stored = reader.head.headers
+    content_type = stored.content_type or ""
+    headers["content-type"] = content_type if _is_printable(content_type) else _DEFAULT_TYPE
+    names = _PLAINTEXT_HEADERS if isinstance(reader, PlaintextReader) else _CONTENT_HEADERS
+    for name in names:
+        value = _header_value(stored.restated[name]) if name in stored.restated else None
+        if value is not None:
+            headers[name] = value
+    if delivery.disposition is not None:
+        headers["content-disposition"] = delivery.disposition
+    headers |= _metadata_headers(reader.head.metadata)
+    headers["content-length"] = str(reader.size_bytes if span is None else span.length)
+    if span is not None:
+        headers["content-range"] = f"bytes {span.first}-{span.end - 1}/{reader.size_bytes}"
+    return headers
+
+
+def _metadata_headers(metadata: Mapping[str, str]) -> dict[str, str]:
+    headers = {}
+    for name, value in metadata.items():
+        if name.startswith(OWN_PREFIX) or not name.replace("-", "").isalnum() or not name.isascii():
+            continue
+        header_value = _header_value(value)
+        if header_value is not None:
+            headers[META_PREFIX + name] = header_value
+    return headers
+
+
+def _header_value(value: str) -> str | None:
+    """Return a value in a form that HTTP can carry, or None if it has none."""
+    if not value or _is_printable(value):
+        return value
+    try:
+        return encode_caller_metadata({"v": value})["v"]  # RFC 2047, as on the way to the storage
+    except MalformedRequestError:
+        return None
+
+
+def _is_printable(value: str) -> bool:
+    return bool(value) and value.isascii() and value.isprintable()
+
 
 PRESIGNED_S: Final = 60
 # Responses up to this size are sent without watching for a disconnect.
@@ -164,7 +300,7 @@ class ObjectRoutes:
         """Return a response without a body, the range to send, or None for the whole object."""
         byte_range = plan.byte_range
         etag, modified = reader.etag, content_modified_at(reader.head)
-        match conditions.evaluate(headers, etag, modified):
+        match evaluate_conditions(headers, etag, modified):
             case "failed":
                 return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
             case "not_modified":
@@ -175,7 +311,7 @@ class ObjectRoutes:
             url = await self._opener.presign(reader, PRESIGNED_S)
             redirect = {"cache-control": "no-store", "content-security-policy": "sandbox"}
             return RedirectResponse(url, headers=redirect)
-        if byte_range is not None and not conditions.if_range_matches(headers, etag, modified):
+        if byte_range is not None and not if_range_matches(headers, etag, modified):
             byte_range = None
         span = None if byte_range is None else byte_range.span(reader.size_bytes)
         if plan.head_only or byte_range is not None or isinstance(reader, LegacyReader):
@@ -260,7 +396,7 @@ def _start_bytes(
     """
     keyring = caller.snapshot.keyring
     maybe_unencrypted = keyring.plaintext_allowed or keyring.v0_allowed
-    conditional = conditions.has_conditions(headers)
+    conditional = has_conditions(headers)
     if not (head_only or byte_range is not None or maybe_unencrypted or conditional):
         return None
     from_start = byte_range is None or byte_range.first == 0

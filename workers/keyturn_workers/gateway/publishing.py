@@ -1,4 +1,4 @@
-"""Requests that were published for callers and have no outcome yet (SPEC 9.3, 9.4).
+"""Requests that are published for callers, and their outcomes (SPEC 8.7, 9.3 to 9.5).
 
 What workers have not served waits on the broker, which all projects share. So each project may
 have only so many requests there from one gateway, and so many bytes in them. Without that limit,
@@ -11,21 +11,34 @@ counts its own requests, and none of those from before it started.
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from keyturn.errors import TooManyRequestsError
-from keyturn.messages import Event
-from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError, WaitTimeoutError
+from keyturn.messages import Event, Rejected
+from keyturn.publisher import (
+    NotDeliveredError,
+    OutcomeUnknownError,
+    Publisher,
+    PublisherError,
+    WaitTimeoutError,
+)
 from keyturn.publisher.event_matcher import RequestType
-from keyturn_workers.gateway.fair_shares import GatewayBusyError
+from keyturn_workers.gateway.problems import problem, status_for_code
+from keyturn_workers.gateway.request import requested_wait_s
+from keyturn_workers.gateway.shares import GatewayBusyError
+from keyturn_workers.http_server.client_connection import run_while_connected
 
 # Between two attempts to read the events.
 _RETRY_S: Final = 5.0
+_ACCEPTED: Final = 202
+_UNAVAILABLE: Final = 503
 
 _log = structlog.get_logger()
 
@@ -224,3 +237,54 @@ def event_of(outcome: asyncio.Task[Event]) -> Event | None:
     if not outcome.done() or outcome.cancelled() or outcome.exception() is not None:
         return None
     return outcome.result()
+
+
+async def outcome_response(
+    request: Request,
+    outcome: asyncio.Task[Event],
+    ids: Mapping[str, str],
+    wait_max_s: float,
+    completed: Callable[[Event], Response | None],
+) -> Response:
+    """Return the response to a request that was published: 202, or its outcome if that is known.
+
+    It waits for the outcome for as long as the caller asks (`Prefer: wait=N`). If the client leaves
+    meanwhile, only this wait ends.
+
+    Args:
+        request: The caller's request.
+        outcome: From `PendingRequest.publish`.
+        ids: The request's id, by the name of its member.
+        wait_max_s: The longest wait.
+        completed: Makes the response to an outcome; None for a 202.
+
+    Raises:
+        ClientGoneError: the client disconnected while it waited.
+    """
+    accepted = JSONResponse(dict(ids), _ACCEPTED)
+    wait_s = requested_wait_s(request.headers, wait_max_s)
+    if wait_s is None:
+        return accepted
+    await run_while_connected(request.receive, asyncio.wait((outcome,), timeout=wait_s))
+    event = event_of(outcome)
+    if isinstance(event, Rejected):
+        return problem(status_for_code(event.code), event.detail, code=event.code, more=ids)
+    response = (None if event is None else completed(event)) or accepted
+    response.headers["preference-applied"] = f"wait={wait_s}"
+    return response
+
+
+def publish_failure_response(error: PublisherError, ids: Mapping[str, str]) -> Response:
+    """Return the response to a request that the broker did not confirm."""
+    match error:
+        case OutcomeUnknownError():
+            detail = "the broker did not confirm the request: it may have been published"
+            return problem(_UNAVAILABLE, detail, more=ids)
+        case NotDeliveredError():
+            detail = (
+                "the broker cannot be reached or accepts no messages now, or no worker consumes "
+                "from it"
+            )
+        case _:
+            detail = "the request could not be published"
+    return problem(_UNAVAILABLE, detail)

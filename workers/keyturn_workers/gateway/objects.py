@@ -1,0 +1,639 @@
+"""Opens one object for an authenticated caller, and reads its plaintext (SPEC 3.1, 4, 5.4, 9.2).
+
+    EncryptedReader   Cobblestone-256: decrypted chunk by chunk, as the storage sends it
+    LegacyReader      an object of the earlier system: opened whole before its first byte is sent
+    PlaintextReader   stored without encryption: sent as it is, where the keyring allows that
+
+`ObjectOpener` decides which one an object needs, and opens it with the right key. A reader never
+returns a byte of a chunk that is not authenticated, nor the last piece of an object before its end
+is. All reads of one encrypted object are bound to the header that was checked when it was opened:
+chunks of another body at the same key do not decrypt, so a read can resume on a new connection.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, Protocol
+
+from keyturn import metadata as object_metadata
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    CHUNK_BYTES,
+    HEADER_BYTES,
+    SALT_BYTES,
+    SEALED_CHUNK_BYTES,
+    V0_OVERHEAD_BYTES,
+    ChunkReader,
+    SealError,
+    plaintext_size,
+    v0_open,
+)
+from keyturn.errors import (
+    AlreadyExistsError,
+    ArchivedObjectError,
+    BodyTooLargeError,
+    CorruptObjectError,
+    DeletedKeyError,
+    NotFoundError,
+    StorageUnavailableError,
+)
+from keyturn.identifiers import object_s3_key
+from keyturn.metadata import COBBLESTONE, Wraps, stored_at
+from keyturn_workers.errors import (
+    ArchivedError,
+    MissingError,
+    PreconditionError,
+    StorageAnswerError,
+)
+from keyturn_workers.gateway.auth import Authenticator, Caller
+from keyturn_workers.gateway.request import Span
+from keyturn_workers.gateway.shares import ProjectSlots
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.objects.body_stream import read_first_bytes
+from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
+from keyturn_workers.objects.storable_key import check_storable, is_alias
+from keyturn_workers.storage import Lease, ObjectHead, Storage
+
+Piece = bytes | bytearray | memoryview
+Pieces = AsyncGenerator[Piece, None]
+
+PIECE_BYTES: Final = 256 * 1024
+"""The size of pieces that are not chunks: large enough to be fast, and bounded for slow clients."""
+
+
+class ObjectReader(Protocol):
+    """Reads the plaintext of one object."""
+
+    @property
+    def head(self) -> ObjectHead:
+        """What the storage says about the object."""
+        ...
+
+    @property
+    def etag(self) -> str:
+        """The ETag for HTTP, quoted."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the plaintext, by the stored length. `verify` proves it."""
+        ...
+
+    async def verify(self, prefetch: Span | None = None) -> None:
+        """Prove the size. Once it has returned, it does nothing.
+
+        Args:
+            prefetch: A range that will be read next; it may be fetched at the same time.
+
+        Raises:
+            CorruptObjectError: the object does not authenticate.
+            BodyTooLargeError: it is too large to be opened whole.
+            NotFoundError: it has been deleted.
+            StorageUnavailableError: the storage failed, the object was replaced, or too many
+                objects are open.
+        """
+        ...
+
+    def read_range(self, span: Span) -> Pieces:
+        """Yield the plaintext of a range. Call `verify` first. Errors as `verify`."""
+        ...
+
+    def read_all(self) -> Pieces:
+        """Yield the whole plaintext; the last piece proves the size. Errors as `verify`."""
+        ...
+
+
+def content_modified_at(head: ObjectHead) -> datetime:
+    """Return when the object's content was stored, which no rotation changes (SPEC 4.3, 9.2)."""
+    return stored_at(head.metadata, head.last_modified) or head.last_modified
+
+
+def commitment_etag(start: bytes) -> str:
+    """Return the ETag of an encrypted object, quoted: its header's commitment (SPEC 9.2)."""
+    return f'"{start[SALT_BYTES:HEADER_BYTES].hex()}"'
+
+
+class seal_errors_as_corrupt:  # noqa: N801  # a context manager, cheaper than a generator on the hot path
+    """Raise CorruptObjectError in place of the crypto package's SealError."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None and issubclass(kind, SealError):
+            raise CorruptObjectError("the body does not authenticate") from error  # type: ignore[misc]
+
+
+# A range of up to this many chunks is fetched while the size is verified.
+_PREFETCH_CHUNKS: Final = 16
+_RESUMES: Final = 3
+_RESUME_PAUSES_S: Final = (0.05, 0.3, 1.0)
+
+
+@dataclass(slots=True)
+class EncryptedReader:
+    """Decrypts one object whose header commits to the unwrapped DEK.
+
+    Args:
+        storage: The bucket.
+        s3_key: The object's S3 key.
+        head: What the storage says about the object.
+        first_bytes: The beginning of the stored body: the header at least.
+        chunks: Decrypts the chunks under this header.
+        size_bytes: The size of the plaintext, by the stored length.
+        stream: The rest of the stream that `first_bytes` came from, if it is still open.
+    """
+
+    storage: Storage
+    s3_key: str
+    head: ObjectHead
+    first_bytes: bytes = field(repr=False)
+    chunks: ChunkReader = field(repr=False)
+    size_bytes: int
+    stream: AsyncIterator[bytes] | None = None
+    _last_chunk: bytes | None = field(default=None, repr=False)
+    _prefetched: list[bytes] = field(default_factory=list, repr=False)
+    _prefetched_offset: int = 0
+
+    @property
+    def etag(self) -> str:
+        """The header's commitment, which no rotation changes."""
+        return commitment_etag(self.first_bytes)
+
+    async def verify(self, prefetch: Span | None = None) -> None:
+        """Decrypt the last chunk: only that proves the size. See `ObjectReader`.
+
+        The chunks of a short range are fetched at the same time, and decrypted only after the
+        last chunk.
+        """
+        if self._last_chunk is None:
+            index = self.size_bytes // CHUNK_BYTES
+            offset = _offset(index)
+            sealed = self.first_bytes[offset:]
+            if len(self.first_bytes) < self.head.size_bytes:
+                first, end = (0, 0) if prefetch is None else self._full_chunks(prefetch)
+                reads = [self._fetch(offset, self.head.size_bytes)]
+                if 0 < end - first <= _PREFETCH_CHUNKS:
+                    reads.append(self._fetch(_offset(first), _offset(end)))
+                sealed, *self._prefetched = await _gather(reads)
+                self._prefetched_offset = _offset(first)
+            with seal_errors_as_corrupt():
+                self._last_chunk = self.chunks.open_chunk(index, sealed, last=True)
+
+    async def read_range(self, span: Span) -> Pieces:
+        """Yield the plaintext of a range of a verified object. See `ObjectReader`."""
+        if self._last_chunk is None:
+            raise RuntimeError("a range can be read only after verify()")
+        last_start = self.size_bytes // CHUNK_BYTES * CHUNK_BYTES
+        first, end = self._full_chunks(span)
+        at = first * CHUNK_BYTES
+        if first < end:
+            async with aclosing(self._decrypt(first, end, None)) as opened:
+                async for piece in opened:
+                    yield memoryview(piece)[max(span.first - at, 0) : span.end - at]
+                    at += len(piece)
+        if span.end > last_start:
+            yield self._last_chunk[max(span.first - last_start, 0) : span.end - last_start]
+
+    async def read_all(self) -> Pieces:
+        """Yield the whole plaintext. See `ObjectReader`."""
+        held: Piece = b""
+        async with aclosing(self._read_all()) as opened:
+            async for piece in opened:
+                if held:
+                    yield held
+                held = piece
+        yield held
+
+    async def _read_all(self) -> Pieces:
+        full = self.size_bytes // CHUNK_BYTES
+        last_chunk = bytearray()
+        if full:
+            async with aclosing(self._decrypt(0, full, last_chunk)) as opened:
+                async for piece in opened:
+                    yield piece
+        else:
+            stored = self._stored_bytes(HEADER_BYTES, self.head.size_bytes, self.stream)
+            async with aclosing(stored) as sealed:
+                async for piece in sealed:
+                    last_chunk += piece
+        with seal_errors_as_corrupt():
+            last = self.chunks.open_chunk(full, last_chunk, last=True)
+        if last:
+            yield last
+
+    def _full_chunks(self, span: Span) -> tuple[int, int]:
+        """Return a range's first chunk and the one after its last, without the object's last."""
+        full = self.size_bytes // CHUNK_BYTES
+        return span.first // CHUNK_BYTES, min((span.end - 1) // CHUNK_BYTES + 1, full)
+
+    async def _decrypt(self, first: int, end: int, last_chunk: bytearray | None) -> Pieces:
+        """Yield the plaintext of full chunks, from `first` to `end` (exclusive).
+
+        If `last_chunk` is given, the stored body is read to its end, from the stream that the
+        object was opened with, and what follows these chunks is added to it.
+        """
+        end_offset = _offset(end) if last_chunk is None else self.head.size_bytes
+        stream = None if last_chunk is None else self.stream
+        buffer = bytearray()
+        at = first
+        async with aclosing(self._stored_bytes(_offset(first), end_offset, stream)) as sealed:
+            async for piece in sealed:
+                buffer += piece
+                count = min(len(buffer) // SEALED_CHUNK_BYTES, end - at)
+                if count:
+                    size_bytes = count * SEALED_CHUNK_BYTES
+                    with seal_errors_as_corrupt(), memoryview(buffer) as view:
+                        opened = self.chunks.open_chunks(at, view[:size_bytes])
+                    at += count
+                    del buffer[:size_bytes]
+                    yield opened
+        if last_chunk is not None:
+            last_chunk += buffer
+
+    async def _fetch(self, offset: int, end: int) -> bytes:
+        async with aclosing(self._stored_bytes(offset, end, None)) as read:
+            return b"".join([piece async for piece in read])
+
+    async def _stored_bytes(
+        self, offset: int, end: int, stream: AsyncIterator[bytes] | None
+    ) -> Pieces:
+        """Yield stored bytes from `offset` to `end`; resume if the connection breaks.
+
+        A new connection may find another body at this key. Its chunks do not decrypt.
+        """
+        available: Piece = self.first_bytes[offset:end]
+        if self._prefetched and offset == self._prefetched_offset:
+            available = self._prefetched.pop()
+        if available:
+            yield available
+            offset += len(available)
+        failures = 0
+        while offset < end:
+            began = offset
+            try:
+                async with aclosing(self._read_once(offset, end, stream)) as read:
+                    async for piece in read:
+                        offset += len(piece)
+                        yield piece
+            except StorageUnavailableError:
+                # Only failures without progress count: a long download meets more broken
+                # connections than a short one.
+                failures = 0 if offset > began else failures
+                if failures == _RESUMES:
+                    raise
+                await asyncio.sleep(_RESUME_PAUSES_S[failures])
+                failures += 1
+            stream = None
+
+    async def _read_once(
+        self, offset: int, end: int, stream: AsyncIterator[bytes] | None
+    ) -> Pieces:
+        """Yield stored bytes from one connection: the open stream, or a new one."""
+        try:
+            if stream is not None:
+                async for piece in stream:
+                    offset += len(piece)
+                    yield piece
+            else:
+                opening = self.storage.stream(self.s3_key, start=offset, length_bytes=end - offset)
+                async with opening as opened:
+                    async for piece in opened.chunks(None):
+                        offset += len(piece)
+                        yield piece
+        except MissingError as exc:
+            raise NotFoundError("the object was deleted while it was read") from exc
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
+        if offset < end:
+            raise StorageUnavailableError("the object is shorter than before")
+
+
+async def _gather(reads: Sequence[Coroutine[Any, Any, bytes]]) -> list[bytes]:
+    """Run the reads at once. The first error cancels the others and is raised unwrapped."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(read) for read in reads]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _offset(chunk: int) -> int:
+    return ChunkReader.sealed_span(chunk, 0)[0]
+
+
+# Decrypting more than this would block the event loop.
+_IN_THREAD_BYTES: Final = 1024 * 1024
+
+
+@dataclass(slots=True)
+class LegacyReader:
+    """Opens one object of the earlier system.
+
+    Args:
+        head: What the storage says about the object.
+        decrypt: Fetches the body and returns the plaintext. Errors as `ObjectReader.verify`.
+    """
+
+    head: ObjectHead
+    decrypt: Callable[[], Awaitable[bytes]] = field(repr=False)
+    _plaintext: bytes | None = field(default=None, repr=False)
+
+    @property
+    def etag(self) -> str:
+        """The storage's ETag."""
+        return f'"{self.head.etag}"'
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the plaintext, by the stored length."""
+        return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
+
+    async def verify(self, prefetch: Span | None = None) -> None:
+        """Open the object. See `ObjectReader`."""
+        del prefetch
+        if self._plaintext is None:
+            self._plaintext = await self.decrypt()
+
+    async def read_range(self, span: Span) -> Pieces:
+        """Yield the plaintext of a range. See `ObjectReader`."""
+        await self.verify()
+        view = memoryview(self._plaintext or b"")[span.first : span.end]
+        for at in range(0, len(view), PIECE_BYTES):
+            yield view[at : at + PIECE_BYTES]
+
+    def read_all(self) -> Pieces:
+        """Yield the whole plaintext. See `ObjectReader`."""
+        return self.read_range(Span(0, self.size_bytes))
+
+
+class LegacyDecrypter:
+    """Decrypts bodies of the earlier system, a few at a time.
+
+    Args:
+        storage: The bucket.
+        slots: Limits how many are in memory at once.
+        max_bytes: The largest stored body.
+    """
+
+    def __init__(self, storage: Storage, slots: ProjectSlots, *, max_bytes: int) -> None:
+        self._storage = storage
+        self._slots = slots
+        self._max_bytes = max_bytes
+
+    async def decrypt(
+        self, project: str, s3_key: str, head: ObjectHead, dek: bytes, stack: AsyncExitStack
+    ) -> bytes:
+        """Fetch the body and return its plaintext.
+
+        The slot is released when `stack` is closed: the plaintext is in memory until the
+        response is sent.
+
+        Raises:
+            BodyTooLargeError: the body is too large.
+            CorruptObjectError: it does not authenticate.
+            TooManyRequestsError: the project has its share of them open.
+            GatewayBusyError: no slot became free.
+            StorageUnavailableError: the storage failed.
+            PreconditionError: the object was replaced.
+        """
+        if head.size_bytes > self._max_bytes:
+            raise BodyTooLargeError(
+                f"an object of the earlier system is opened whole, up to {self._max_bytes} bytes"
+            )
+        await stack.enter_async_context(self._slots.hold(project))
+        async with self._storage.stream(s3_key, if_match=head.etag) as stream:
+            sealed = b"".join([piece async for piece in stream.chunks(PIECE_BYTES)])
+        with seal_errors_as_corrupt():
+            if len(sealed) > _IN_THREAD_BYTES:
+                return await asyncio.to_thread(v0_open, dek, sealed)
+            return v0_open(dek, sealed)
+
+
+@dataclass(slots=True)
+class PlaintextReader:
+    """Streams one plaintext object.
+
+    Args:
+        storage: The bucket.
+        s3_key: The object's S3 key.
+        head: What the storage says about the object.
+    """
+
+    storage: Storage
+    s3_key: str
+    head: ObjectHead
+
+    @property
+    def etag(self) -> str:
+        """The storage's ETag."""
+        return f'"{self.head.etag}"'
+
+    @property
+    def size_bytes(self) -> int:
+        """The stored length."""
+        return self.head.size_bytes
+
+    async def verify(self, prefetch: Span | None = None) -> None:
+        """Do nothing: plaintext is not authenticated. See `ObjectReader`."""
+
+    async def read_range(self, span: Span) -> Pieces:
+        """Yield the bytes of a range of exactly this body. See `ObjectReader`."""
+        if not span.length:
+            return
+        try:
+            async with self.storage.stream(
+                self.s3_key,
+                start=span.first,
+                length_bytes=span.length,
+                if_match=self.head.etag,
+            ) as stream:
+                async for piece in stream.chunks(PIECE_BYTES):
+                    yield piece
+        except (PreconditionError, MissingError) as exc:
+            raise StorageUnavailableError("the object changed while it was read") from exc
+
+    def read_all(self) -> Pieces:
+        """Yield the whole object. See `ObjectReader`."""
+        return self.read_range(Span(0, self.head.size_bytes))
+
+
+START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
+"""The header and the first chunk: all of a small object."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What one read shows of a key: nothing is opened, so nothing of it is proven.
+
+    Attributes:
+        etag: The ETag for HTTP; None for a tombstone, and for an archived object.
+        modified_at: When the content was stored; None where there is no ETag.
+        is_tombstone: Whether the object was deleted.
+    """
+
+    etag: str | None = None
+    modified_at: datetime | None = None
+    is_tombstone: bool = False
+
+
+class ObjectOpener:
+    """Opens objects of one bucket.
+
+    Args:
+        storage: The bucket.
+        auth: Reads the keyring again if an object is newer than the caller's snapshot of it.
+        keys: The operator's keys.
+        legacy: Decrypts objects of the earlier system.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        auth: Authenticator,
+        keys: OperatorKeys,
+        legacy: LegacyDecrypter,
+    ) -> None:
+        self._storage = storage
+        self._auth = auth
+        self._keys = keys
+        self._legacy = legacy
+
+    @asynccontextmanager
+    async def open(
+        self, caller: Caller, object_key: str, *, start_bytes: int | None
+    ) -> AsyncIterator[ObjectReader]:
+        """Yield a reader of the object, whose header commits to its DEK.
+
+        Args:
+            caller: Who reads.
+            object_key: The object's key.
+            start_bytes: How many bytes to read first; None opens a stream of the whole object.
+
+        Raises:
+            NotFoundError: there is no object, or a tombstone.
+            NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: see SPEC 4.
+            UnauthorizedError: the caller's key has been rotated.
+            KeyringRolledBackError: the keyring is older than the object (SPEC 5.4).
+            ArchivedObjectError, BodyTooLargeError, StorageUnavailableError: the object cannot
+                be read.
+        """
+        if is_alias(object_key, self._storage.capabilities):
+            raise NotFoundError("no object has this key")
+        s3_key = object_s3_key(caller.project, object_key)
+        try:
+            async with AsyncExitStack() as stack:
+                rest: AsyncIterator[bytes] | None = None
+                if start_bytes is None:
+                    stream = await stack.enter_async_context(self._storage.stream(s3_key))
+                    rest = stream.chunks(None)
+                    try:
+                        head, start = stream.head, await read_first_bytes(rest)
+                    except StorageUnavailableError:
+                        rest = None  # the connection broke: start over, as a reader would
+                if rest is None:
+                    size_bytes = START_BYTES if start_bytes is None else start_bytes
+                    head, start = await self._storage.read_start(s3_key, size_bytes)
+                opened = await self._open_dek(caller, object_key, head, start)
+                if opened is None or opened.algorithm != COBBLESTONE:
+                    # These readers open their own connection. Holding this one meanwhile
+                    # could exhaust the pool, with every reader waiting for another connection.
+                    await stack.aclose()
+                yield self._reader(caller.project, s3_key, head, start, opened, rest, stack)
+        except MissingError as exc:
+            raise NotFoundError("no object has this key") from exc
+        except ArchivedError as exc:
+            raise ArchivedObjectError("restore the object from its archive first") from exc
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
+
+    async def require_unused_key(self, caller: Caller, object_key: str) -> None:
+        """Refuse a key that has been used: it never takes another body (SPEC 4.4, 9.3).
+
+        Raises:
+            AlreadyExistsError: the key has an object.
+            DeletedKeyError: the key has a tombstone.
+            MalformedRequestError: the storage takes the key for another one.
+            StorageUnavailableError: the storage failed.
+        """
+        check_storable(object_key, self._storage.capabilities)
+        stored = await self.find_stored(caller, object_key)
+        if stored is None:
+            return
+        if stored.is_tombstone:
+            raise DeletedKeyError("the key was deleted and cannot be used again")
+        raise AlreadyExistsError("an object with this key exists")
+
+    async def find_stored(self, caller: Caller, object_key: str) -> StoredObject | None:
+        """Return what one read shows of a key, which opens nothing; None if there is nothing.
+
+        Raises:
+            StorageUnavailableError: the storage failed.
+        """
+        if is_alias(object_key, self._storage.capabilities):
+            return None
+        s3_key = object_s3_key(caller.project, object_key)
+        try:
+            head, start = await self._storage.read_start(s3_key, HEADER_BYTES)
+        except MissingError:
+            return None
+        except ArchivedError:
+            return StoredObject()
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
+        algorithm = head.metadata.get(object_metadata.ALGO)
+        if algorithm == object_metadata.DELETED:
+            return StoredObject(is_tombstone=True)
+        etag = commitment_etag(start) if algorithm == COBBLESTONE else f'"{head.etag}"'
+        return StoredObject(etag, content_modified_at(head))
+
+    async def presign(self, reader: PlaintextReader | EncryptedReader, lease_s: int) -> str:
+        """Return a URL that reads what is stored from the storage itself, for `lease_s` seconds.
+
+        They begin at the storage's own time of `reader.head`: its clock decides.
+        """
+        return await self._storage.presign_get(reader.s3_key, Lease(reader.head.date, lease_s))
+
+    def _reader(
+        self,
+        project: str,
+        s3_key: str,
+        head: ObjectHead,
+        start: bytes,
+        opened: OpenedDek | None,
+        rest: AsyncIterator[bytes] | None,
+        stack: AsyncExitStack,
+    ) -> ObjectReader:
+        if opened is None:
+            return PlaintextReader(self._storage, s3_key, head)
+        if opened.algorithm != COBBLESTONE:
+            decrypt = partial(self._legacy.decrypt, project, s3_key, head, opened.dek, stack)
+            return LegacyReader(head, decrypt)
+        with seal_errors_as_corrupt():
+            chunks = ChunkReader(opened.dek, BODY_CONTEXT, start[:HEADER_BYTES])
+            size_bytes = plaintext_size(head.size_bytes)
+        return EncryptedReader(self._storage, s3_key, head, start, chunks, size_bytes, rest)
+
+    async def _open_dek(
+        self, caller: Caller, object_key: str, head: ObjectHead, start: bytes
+    ) -> OpenedDek | None:
+        envelope = object_metadata.parse(head.metadata)
+        keyring = caller.snapshot.keyring
+        if isinstance(envelope, Wraps) and envelope.generation > keyring.current.generation:
+            # The project was rotated after the snapshot, an old keyring was put back, or the
+            # label is forged. A new read of the keyring decides.
+            caller = await self._auth.reauthenticate(caller)
+            keyring = caller.snapshot.keyring
+        header, kek = start[:HEADER_BYTES], caller.kek
+        opened = await self._keys.open_with(
+            keyring.project,
+            lambda keks: open_dek(
+                envelope, header, object_key, ReaderKeys.of(keyring, keks, envelope, kek)
+            ),
+        )
+        check_not_rolled_back(keyring, envelope, opened)
+        return opened
