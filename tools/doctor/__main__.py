@@ -1,7 +1,7 @@
 """`make doctor`: start each server, probe it, and compare with the committed results.
 
 Exit status 1 if a cell differs from docs/storage-servers.json; `--write` updates that file and the
-tables of README.md and docs/operations/storage-servers.md. A server whose packages cannot be
+tables of docs/operations/storage-servers.md. A server whose packages cannot be
 installed here is skipped, and its columns stay as they are; with `--only`, that is an error.
 """
 
@@ -18,7 +18,7 @@ from keyturn_workers.cli.output import print_table
 from keyturn_workers.storage.probe.runner import probe
 from tools.doctor.results import Column, ServerResults, cells, needs, with_decided_rows
 from tools.doctor.server_kinds import KINDS, probe_bucket
-from tools.doctor.tables import documents
+from tools.doctor.tables import document
 from tools.harness.memory_storage import MemoryStorage
 from tools.servers import S3Server
 from tools.servers.packages import MissingPackagesError
@@ -60,8 +60,8 @@ def main() -> int:
     _show(ServerResults(seen.needed, found))
     if arguments.write:
         seen.write()
-        for path, text in documents(seen):
-            path.write_text(text)
+        page, text = document(seen)
+        page.write_text(text)
         return 0
     return _compare(committed, found)
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/operations/storage-servers.md, made from the results."""
+"""The tables of docs/operations/storage-servers.md, made from the results."""
 
 from __future__ import annotations
 
@@ -53,12 +53,10 @@ def placed(text: str, table: str) -> str:
     return made
 
 
-def documents(seen: ServerResults) -> Iterable[tuple[Path, str]]:
-    """Each document that shows a table, as it should be."""
-    page = "docs/operations/storage-servers.md"
-    for name, table in (("README.md", short(seen)), (page, whole(seen))):
-        path = _ROOT / name
-        yield path, placed(path.read_text(), table)
+def document(seen: ServerResults) -> tuple[Path, str]:
+    """The page that shows both tables, as it should be."""
+    page = _ROOT / "docs" / "operations" / "storage-servers.md"
+    return page, placed(page.read_text(), f"{short(seen)}\n{whole(seen)}")
 
 
 def _folded(columns: Sequence[Column]) -> Sequence[Column]:

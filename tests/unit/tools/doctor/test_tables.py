@@ -1,4 +1,4 @@
-"""The documents show the committed results of `make doctor` (SPEC 10)."""
+"""The document show the committed results of `make doctor` (SPEC 10)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.doctor.results import (
     needs,
     with_decided_rows,
 )
-from tools.doctor.tables import documents, placed, short, whole
+from tools.doctor.tables import document, placed, short, whole
 from tools.harness.memory_storage import MemoryStorage
 
 NEEDED = {"a": "required", "a, many at once": "required", "b": "wanted", "c": "info"}
@@ -28,9 +28,9 @@ def column(server: str, bucket: str = "plain", **found: str) -> Column:
     return Column(server, "1.0", bucket, "2026-11-25", rows)  # type: ignore[arg-type]
 
 
-def test_the_documents_show_what_is_committed() -> None:
-    for path, text in documents(ServerResults.read()):
-        assert path.read_text() == text, f"{path.name}: run `make doctor ARGS=--write`"
+def test_the_page_shows_what_is_committed() -> None:
+    page, text = document(ServerResults.read())
+    assert page.read_text() == text, "run `make doctor ARGS=--write`"
 
 
 async def test_every_row_of_the_probe_has_its_cell() -> None:
