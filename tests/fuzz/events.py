@@ -77,7 +77,7 @@ def _body(rng: random.Random, examples: list[valid_messages.Document], *, huge: 
 def _one(watch: Watch, verifier: Verifier, record: StreamRecord) -> None:
     clock = Clock()
     try:
-        read = (verifier.event(record), verifier.worker_report(record))
+        read = (*verifier.events(record), verifier.worker_report(record))
         found = [message for message in (*read, verifier.audit_record(record)) if message]
         cpu_s = clock.passed_s()
         if len(found) > 1:

@@ -662,7 +662,7 @@ class Publisher:
             follow(self._events_connection, since or "first", EVENTS_STREAM)
         ) as stream:
             async for record in stream:
-                if (event := self._verifier.event(record)) is not None:
+                for event in self._verifier.events(record):
                     yield event
 
     async def worker_reports(

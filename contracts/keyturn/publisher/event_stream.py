@@ -5,12 +5,11 @@
 
 Anyone with write access to the exchange can put a message on the stream whose properties the client
 library cannot decode (a timestamp beyond the year 9999, a string that is not UTF-8). Its decoder
-raises while it reads the connection, and the connection is lost. Keyturn's workers write no such
-message, so `follow` reads up to it, one message at a time and on a separate connection, and resumes
-after it once its delivery has broken two connections in a row. Where reading begins at such a
-message, its offset is unknown, so reading begins earlier: by a minute, an hour, a day, then with
-all that the stream holds. Do not publish on the connection that events are read from: such a loss
-would leave publishes without an outcome.
+raises while it reads the connection, and the connection is lost. Which of the messages on their way
+it was is unknown, and another reader of the connection may have received it. So after such a loss
+the next message is read by itself: on a separate connection, attached at its offset, with nothing
+else on the way. If its delivery breaks two such connections in a row, it is skipped. Do not publish
+on the connection that events are read from: such a loss would leave publishes without an outcome.
 
 It must never declare a stream, never yield an event whose signature it has not checked, and
 never skip a message that can be decoded: an error while it connects, attaches, acknowledges or
@@ -20,6 +19,7 @@ closes says nothing about any message.
 import asyncio
 import enum
 import errno
+import itertools
 import logging
 from collections.abc import (
     AsyncGenerator,
@@ -31,7 +31,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import (
-    AbstractAsyncContextManager,
     aclosing,
     asynccontextmanager,
     contextmanager,
@@ -76,6 +75,7 @@ from keyturn.topology import (
 _log = logging.getLogger(__name__)
 
 PREFETCH: Final = 256
+_ACKNOWLEDGE_EVERY: Final = 64
 _PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 # After each skipped message, until one can be read: a flood of them must not make every reader
 # reconnect as fast as it can.
@@ -92,7 +92,15 @@ _UNKNOWN_PUBLISHER: Final = (
     f"are in {UNSIGNED_DEAD_QUEUE}: see `keyturn dead list`"
 )
 _OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM, WORKERS_STREAM, MARKS_STREAM)
-_EARLIER: Final = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1))
+# How long before a moment to begin, where what follows it cannot be decoded. The first attempt is
+# on the shared connection, which another reader may have broken.
+_EARLIER: Final = (
+    timedelta(),
+    timedelta(),
+    timedelta(minutes=1),
+    timedelta(hours=1),
+    timedelta(days=1),
+)
 
 Start = datetime | int | Literal["first"]
 """Where to begin: at a moment (to the second, perhaps a little earlier), at an offset, or at
@@ -144,16 +152,17 @@ class Verifier:
         self._signatures = EventVerifier(deployment, keys)
         self.refused = 0
 
-    def event(self, record: StreamRecord) -> Event | None:
-        """The event, or None if its signature fails or this version does not know its type."""
-        return self._parsed(record, parse_event)
+    def events(self, record: StreamRecord) -> tuple[Event, ...]:
+        """The events in it: none if its signature fails or this version does not know its type."""
+        event = self._parsed(record, parse_event)
+        return () if event is None else (event,)
 
     def worker_report(self, record: StreamRecord) -> WorkerReported | None:
-        """What a worker reports about itself (SPEC 16.2), or None as for an event."""
+        """What a worker reports about itself (SPEC 16.2), or None if it is not such a report."""
         return self._parsed(record, parse_worker_report)
 
     def audit_record(self, record: StreamRecord) -> AuditRecorded | None:
-        """A record of the audit trail, or None as for an event.
+        """A record of the audit trail, or None if it is not one.
 
         It says nothing about records that are missing: `keyturn.audit` checks the chains.
         """
@@ -172,139 +181,15 @@ class Verifier:
 
 
 class _InterruptedError(Exception):
-    """The consumer was lost before it delivered anything."""
+    """The consumer was lost."""
 
 
 class _UndecodableError(Exception):
     """The connection was lost because the client library cannot decode what it received."""
 
 
-class _UndecodableMessageError(_UndecodableError):
-    """It was lost through an attached consumer, by what was delivered to it.
-
-    Attributes:
-        offset: The message that was being delivered; None if that is unknown.
-    """
-
-    def __init__(self, offset: int | None) -> None:
-        super().__init__()
-        self.offset = offset
-
-
 class _OtherStreamError(Exception):
     """A stream of that name exists, but it is not the one that was read before."""
-
-
-@dataclass(slots=True)
-class _Position:
-    """How far a reader has come.
-
-    Attributes:
-        place: Where to begin, as long as nothing was read.
-        last: The last record that was read.
-        skipped: How many messages after that one are passed over.
-        suspect: The message to attach at because its delivery perhaps broke a connection.
-        losses: How many connections in a row its delivery has broken.
-        is_attached: Whether a consumer ever attached.
-        is_careful: Whether to read one message at a time, on a separate connection: otherwise
-            it is uncertain which message cannot be decoded.
-        is_silent: Whether the last consumer waited in vain for `last`.
-        retreats: How often the beginning was moved to an earlier moment.
-        note_problem: As of `follow`.
-    """
-
-    place: Start
-    note_problem: Callable[[str | None], None]
-    last: StreamRecord | None = None
-    skipped: int = 0
-    suspect: int | None = None
-    losses: int = 0
-    is_attached: bool = False
-    is_careful: bool = False
-    is_silent: bool = False
-    retreats: int = 0
-
-    @property
-    def start(self) -> Start:
-        """Where to attach: at `last` itself, to recognize the stream by it, or after it."""
-        if self.suspect is not None:
-            return self.suspect
-        if self.last is not None:
-            return self.last.offset + (1 + self.skipped if self.skipped else 0)
-        return self.place + self.skipped if isinstance(self.place, int) else self.place
-
-    @property
-    def expected(self) -> StreamRecord | None:
-        """The record that the stream delivers first if it is the same stream as before."""
-        return None if self.skipped or self.suspect is not None else self.last
-
-    @property
-    def first(self) -> int | None:
-        """The offset of what is delivered first, if it is known."""
-        start = self.start
-        return start if isinstance(start, int) and self.expected is None else None
-
-    def attached(self) -> None:
-        """Note that a consumer has attached."""
-        self.is_attached = True
-        self.note_problem(None)
-
-    def advance(self, record: StreamRecord) -> None:
-        """Note what was read; after one record, careful reading ends."""
-        self.last, self.skipped = record, 0
-        self.is_careful = self.is_silent = False
-        self.forget_suspect()
-
-    def forget_suspect(self) -> None:
-        """Begin again with what shows that a message cannot be decoded."""
-        self.suspect, self.losses = None, 0
-
-    def pass_undecodable(self, cause: _UndecodableError) -> float | None:
-        """Approach the message that cannot be decoded; go past it once it is known.
-
-        It is known when its delivery broke two connections in a row that nobody else used.
-
-        Returns:
-            After how many seconds to attach again; None if no message was the cause.
-
-        Raises:
-            EventsUnavailableError: what cannot be decoded is the broker's handshake.
-        """
-        if not self.is_careful:
-            self.is_careful = True
-            _log.info("reading one message at a time from %s on", self.start)
-        elif not isinstance(cause, _UndecodableMessageError):
-            if not self.is_attached:
-                raise EventsUnavailableError("the broker's frames cannot be decoded") from cause
-            return None
-        elif cause.offset is not None:
-            return self._suspect(cause.offset)
-        elif self.last is not None:  # which was decoded once
-            self.suspect, self.losses = self.last.offset + 1, 0
-            _log.info("the last event broke a connection; attaching after it")
-        else:
-            self._retreat()
-            _log.info("a message before the first event broke a connection; reading begins earlier")
-        return 0.0
-
-    def _suspect(self, offset: int) -> float:
-        if offset != self.suspect:
-            self.suspect, self.losses = offset, 0
-        self.losses += 1
-        if self.losses < _LOSSES_OF_PROOF:
-            _log.info("the message at offset %d broke a connection; reading it again", offset)
-            return 0.0
-        self.skipped += 1
-        self.forget_suspect()
-        _log.warning("skipped a message that cannot be decoded, before offset %s", self.start)
-        return _SKIP_PAUSES_S[min(self.skipped, len(_SKIP_PAUSES_S)) - 1]
-
-    def _retreat(self) -> None:
-        if isinstance(self.place, datetime) and self.retreats < len(_EARLIER):
-            self.place -= _EARLIER[self.retreats]
-            self.retreats += 1
-        else:
-            self.place = 0
 
 
 def ignore_problem(problem: str | None) -> None:
@@ -332,138 +217,207 @@ async def follow(
         EventsUnavailableError: it cannot be read at the first attempt. Later losses are waited
             out.
     """
-    attempt, position = 0, _Position(start, note_problem)
+    reader = _Reader(connection, stream, start, note_problem)
+    attempt = 0
     while True:
-        was_careful = position.is_careful
-        attach = partial(_consumer, connection, stream, isolated=was_careful)
         try:
-            async with aclosing(_read(attach, position)) as records:
+            async with aclosing(reader.read()) as records:
                 async for record in records:
                     attempt = 0
                     yield record
-            if was_careful and not position.is_careful:
-                continue
+            continue
         except _InterruptedError:
             pass
         except _OtherStreamError:
             _log.warning("the stream of events was declared anew; reading it from its start")
-            position = _Position(start, note_problem, is_attached=True)
+            reader.start_again()
             continue
         except _UndecodableError as exc:
-            if (wait_s := position.pass_undecodable(exc)) is not None:
-                await asyncio.sleep(wait_s)
-                continue
+            if not reader.has_attached:
+                raise EventsUnavailableError("the broker's frames cannot be decoded") from exc
             _log.debug("reading events failed before a consumer was attached")
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
-            if not position.is_attached:
+            if not reader.has_attached:
                 raise EventsUnavailableError(_unreadable(stream, exc)) from exc
             _log.debug("reading events failed (%s)", type(exc).__name__)
             note_problem(_unreadable(stream, exc))
-        position.forget_suspect()
         pause_s = _PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]
         attempt += 1
         _log.info("reading events was interrupted; retrying in %g s", pause_s)
         await asyncio.sleep(pause_s)
 
 
-async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[StreamRecord, None]:
-    """The records that one consumer delivers; of a careful one, the first that is new."""
-    if position.last is None and isinstance(position.place, datetime):
-        async with attach(position.place, prefetch=1) as messages:
-            position.attached()
-            position.place = await _first_offset(attach, position.place, messages)
-            _log.debug("the first event has offset %d", position.place)
-    is_careful = position.is_careful
-    prefetch = 1 if is_careful else PREFETCH
-    async with attach(position.start, prefetch=prefetch) as messages:
-        position.attached()
-        # One acknowledgment for many messages; the others keep the stream flowing.
-        drained = _drain(messages, position.first, ack_every=max(1, prefetch // 4))
-        async with aclosing(_after(position, drained)) as records:
-            async for record in records:
-                skipped = position.skipped
-                position.advance(record)
-                yield replace(record, skipped=skipped) if skipped else record
-                if is_careful:
-                    _log.debug("read offset %d by itself", record.offset)
-                    return
+class _Reader:
+    """Reads one stream, and knows how far it has come.
 
-
-async def _first_offset(attach: "_Attach", since: datetime, messages: "_Messages") -> int:
-    """The offset of the first event since then, waited for.
-
-    A consumer that asks for a moment after the last event is placed behind it, and misses for
-    good an event that is written while it attaches (seen with RabbitMQ 4.0). So a second
-    consumer attaches after `messages` has: either it gets what the first one missed, or there
-    was nothing to miss. Once there is an event, asking for the moment again finds a stable
-    place; but not if our clock runs ahead of the broker's, so the event counts too.
-
-    Raises:
-        _InterruptedError: a consumer was lost.
-        _UndecodableMessageError: a consumer was lost to a message that cannot be decoded.
+    Attributes:
+        has_attached: Whether a consumer ever attached.
     """
-    async with attach(since, prefetch=1) as later:
-        offset = await _first_of(messages, later)
-    async with attach(since, prefetch=1) as again:
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        stream: str,
+        start: Start,
+        note_problem: Callable[[str | None], None],
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._start = start
+        self._note_problem = note_problem
+        self.has_attached = False
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Forget how far it has come."""
+        # What is read next; None until the first message since a moment is known.
+        self._next: int | None = None
+        # The message before it, by which the stream is recognized; None if it is unknown.
+        self._last: StreamRecord | None = None
+        self._skipped = 0
+        self._has_waited_for_last = False
+
+    async def read(self) -> AsyncGenerator[StreamRecord, None]:
+        """The records from the next one on, until a message that cannot be decoded was passed.
+
+        Raises:
+            _InterruptedError: a consumer was lost.
+            _OtherStreamError: the stream was declared anew.
+            _UndecodableError: no consumer could be attached.
+        """
+        if self._next is None:
+            self._next = await self._first_offset()
+        try:
+            async with aclosing(self._read_many(self._next)) as records:
+                async for record in records:
+                    yield self._advance(record)
+        except _UndecodableError:
+            _log.info("reading one message by itself from offset %d on", self._next)
+            yield self._advance(await self._read_one(self._next))
+
+    def _advance(self, record: StreamRecord) -> StreamRecord:
+        skipped = self._skipped
+        self._next, self._last = record.offset + 1, record
+        self._skipped, self._has_waited_for_last = 0, False
+        return replace(record, skipped=skipped) if skipped else record
+
+    @asynccontextmanager
+    async def _attach(
+        self, start: Start, *, prefetch: int = 1, isolated: bool = False
+    ) -> "AsyncIterator[_Messages]":
+        async with _consumer(
+            self._connection, self._stream, start, prefetch=prefetch, isolated=isolated
+        ) as messages:
+            self.has_attached = True
+            self._note_problem(None)
+            yield messages
+
+    async def _read_many(self, offset: int) -> AsyncGenerator[StreamRecord, None]:
+        """The records from `offset` on that one consumer delivers."""
+        last = self._last
+        start = offset if last is None else last.offset
+        async with (
+            self._attach(start, prefetch=PREFETCH) as messages,
+            aclosing(_drain(messages, start)) as records,
+        ):
+            if last is not None and (first := await self._recognize(last, records)) is not None:
+                yield first
+            async for record in records:
+                yield record
+
+    async def _recognize(
+        self, last: StreamRecord, records: AsyncGenerator[StreamRecord, None]
+    ) -> StreamRecord | None:
+        """Receive the last record once more; return what came instead, if it is removed.
+
+        A stream that was deleted and declared again counts from 0: without this check, its events
+        would be taken for old ones and silently passed over. A stream never drops its tail for age
+        or size, so the same stream delivers something from `last` on at once. A slow broker may
+        not, so that only the second consumer that waits in vain says that the stream is another
+        one.
+
+        Raises:
+            _OtherStreamError: `last` is not where it was.
+        """
         try:
             async with asyncio.timeout(_KNOWN_AGAIN_S):
-                return min(offset, await _first_of(again))
-        except TimeoutError:
-            return offset
+                again = await anext(records)
+        except TimeoutError as exc:
+            _log.info("offset %d was not delivered again", last.offset)
+            if self._has_waited_for_last:
+                raise _OtherStreamError from exc
+            self._has_waited_for_last = True
+            raise _InterruptedError from exc
+        self._has_waited_for_last = False
+        _log.debug("offset %d is delivered first, after %d", again.offset, last.offset)
+        if again.offset > last.offset:  # `last` itself was removed for its age
+            return again
+        if again != last:
+            raise _OtherStreamError
+        return None
+
+    async def _read_one(self, offset: int) -> StreamRecord:
+        """The first record from `offset` on that can be decoded; what cannot is skipped."""
+        while True:
+            for _ in range(_LOSSES_OF_PROOF):
+                async with self._attach(offset, isolated=True) as messages:
+                    with suppress(_UndecodableError):
+                        return (await _received(messages)).at(offset)
+                _log.info("the message at offset %d broke a connection", offset)
+            offset += 1
+            self._skipped += 1
+            self._next, self._last = offset, None
+            _log.warning("skipped a message that cannot be decoded, before offset %d", offset)
+            await asyncio.sleep(_SKIP_PAUSES_S[min(self._skipped, len(_SKIP_PAUSES_S)) - 1])
+
+    async def _first_offset(self) -> int:
+        """Where to begin. Of a moment, the offset of the first event since then, waited for.
+
+        Where that event cannot be decoded, its offset is unknown: reading begins earlier.
+        """
+        if not isinstance(self._start, datetime):
+            return 0 if self._start == "first" else self._start
+        for number, earlier in enumerate(_EARLIER):
+            with suppress(_UndecodableError):
+                return await self._offset_since(self._start - earlier, isolated=number > 0)
+            _log.info("a message broke a connection before the first event was known")
+        return 0
+
+    async def _offset_since(self, since: datetime, *, isolated: bool) -> int:
+        """The offset of the first event since then, waited for.
+
+        A consumer that asks for a moment after the last event is placed behind it, and misses for
+        good an event that is written while it attaches (seen with RabbitMQ 4.0). So a second
+        consumer attaches after the first one has: either it gets what the first one missed, or
+        there was nothing to miss. Once there is an event, asking for the moment again finds a
+        stable place; but not if our clock runs ahead of the broker's, so the event counts too.
+        """
+        async with (
+            self._attach(since, isolated=isolated) as earlier,
+            self._attach(since, isolated=isolated) as later,
+        ):
+            offset = await _first_of(earlier, later)
+        async with self._attach(since, isolated=isolated) as again:
+            try:
+                async with asyncio.timeout(_KNOWN_AGAIN_S):
+                    return min(offset, await _first_of(again))
+            except TimeoutError:
+                return offset
 
 
 async def _first_of(*consumers: "_Messages") -> int:
-    """The offset of the first message of any of these consumers."""
-    waits = [asyncio.ensure_future(messages.get()) for messages in consumers]
+    """The offset of the first message of any of these consumers; errors as `_received`."""
+    waits = [asyncio.ensure_future(_received(messages)) for messages in consumers]
     try:
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        message = done.pop().result()
+        offset = min(wait.result().record.offset for wait in done)
     finally:
         for wait in waits:
             wait.cancel()
-    match message:
-        case _Loss.UNDECODABLE:
-            raise _UndecodableMessageError(None)
-        case _Loss.CONNECTION:
-            raise _InterruptedError
-    return message.record.offset
-
-
-async def _after(
-    position: _Position, records: AsyncGenerator[StreamRecord, None]
-) -> AsyncGenerator[StreamRecord, None]:
-    """The records after the last one, which the reader requests again to recognize the stream by.
-
-    A stream that was deleted and declared again counts from 0: without this check, its events
-    would be taken for old ones and silently passed over. A stream never drops its tail for age
-    or size, so the same stream delivers something from `last` on at once. A slow broker may not,
-    so that only the second consumer that waits in vain says that the stream is another one.
-
-    Raises:
-        _OtherStreamError: `last` is not where it was.
-    """
-    last = position.expected
-    async with aclosing(records):
-        if last is not None:
-            try:
-                async with asyncio.timeout(_KNOWN_AGAIN_S):
-                    again = await anext(records, None)
-            except TimeoutError as exc:
-                _log.info("offset %d was not delivered again", last.offset)
-                if position.is_silent:
-                    raise _OtherStreamError from exc
-                position.is_silent = True
-                return
-            if again is None:
-                return
-            position.is_silent = False
-            _log.debug("offset %d is delivered first, after %d", again.offset, last.offset)
-            if again.offset > last.offset:  # `last` itself was removed for its age
-                yield again
-            elif again != last:
-                raise _OtherStreamError
-        async for record in records:
-            yield record
+        await asyncio.gather(*waits, return_exceptions=True)
+    if offset == _NO_OFFSET:
+        raise _UndecodableError
+    return offset
 
 
 class _Loss(enum.Enum):
@@ -479,6 +433,15 @@ class _Delivery:
 
     record: StreamRecord
     ack: Callable[[], Awaitable[object]]
+
+    def at(self, offset: int) -> StreamRecord:
+        """The record, which is at this offset if it does not say where it is.
+
+        A stream is delivered without gaps, so that is its place. To read such messages by
+        themselves, as what breaks a connection, would let a few hundred of them stop every reader.
+        """
+        record = self.record
+        return StreamRecord(offset, record.body, "") if record.offset == _NO_OFFSET else record
 
 
 async def last_offset(
@@ -528,7 +491,6 @@ async def last_offset(
 
 
 _Messages = asyncio.Queue[_Delivery | _Loss]
-_Attach = Callable[..., AbstractAsyncContextManager[_Messages]]
 
 
 @asynccontextmanager
@@ -601,40 +563,37 @@ def _text(headers: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-async def _drain(
-    messages: _Messages, first: int | None, *, ack_every: int
-) -> AsyncGenerator[StreamRecord, None]:
-    """The records until the consumer is lost.
-
-    A record is acknowledged only after it was yielded: whatever the acknowledgment brings about,
-    the record has been read.
-
-    Args:
-        messages: What the consumer delivers.
-        first: The offset of the first record, if it is known.
-        ack_every: How many records to acknowledge at once.
+async def _received(messages: _Messages) -> _Delivery:
+    """The next message.
 
     Raises:
-        _UndecodableMessageError: it was lost to a message that cannot be decoded.
+        _InterruptedError: the consumer was lost.
+        _UndecodableError: it was lost to a message that cannot be decoded.
     """
-    unacknowledged = 0
-    while isinstance(message := await messages.get(), _Delivery):
-        record = message.record
-        if record.offset == _NO_OFFSET:
-            if first is None:
-                raise _UndecodableMessageError(None)
-            # A stream is delivered without gaps, so this is its place. Reading it by itself, as
-            # what breaks a connection, would let a few hundred of them stop every reader.
-            record = StreamRecord(first, record.body, "")
+    match await messages.get():
+        case _Loss.UNDECODABLE:
+            raise _UndecodableError
+        case _Loss.CONNECTION:
+            raise _InterruptedError
+        case _Delivery() as delivery:
+            return delivery
+
+
+async def _drain(messages: _Messages, offset: int) -> AsyncGenerator[StreamRecord, None]:
+    """The records from `offset` on until the consumer is lost; errors as `_received`.
+
+    A record is acknowledged only after it was yielded: whatever the acknowledgment brings about,
+    the record has been read. One acknowledgment is for many messages: the others keep the stream
+    flowing.
+    """
+    for number in itertools.count(1):
+        delivery = await _received(messages)
+        record = delivery.at(offset)
         yield record
-        first = record.offset + 1
-        unacknowledged += 1
-        if unacknowledged >= ack_every:
+        offset = record.offset + 1
+        if number % _ACKNOWLEDGE_EVERY == 0:
             with normalize_connection_errors(), _undecodable_errors():
-                await message.ack()
-            unacknowledged = 0
-    if message is _Loss.UNDECODABLE:
-        raise _UndecodableMessageError(first)
+                await delivery.ack()
 
 
 def _loss(exc: BaseException | None) -> _Loss:

@@ -8,11 +8,12 @@ Most requests have one event, which answers and ends them. A rotation is answere
 `rotation.accepted` and ended by `rotation.completed`; `sweep.progressed` answers nothing.
 
 A request that is sent again under its id is a new attempt with its own answer. A wait accepts
-the answer to the attempt that was the newest when the wait began, and considers others only
-while it is unknown whether that one is on its queue.
+the answer to the attempt that was the newest when the wait began. Where the publish of that
+attempt was not confirmed, it may be on its queue or not: the answers to the attempts since the
+last confirmed one count too.
 
-Memory is bounded: of at most `max_tracked` requests the time of sending and the answer are
-remembered. The oldest are forgotten first; a wait for a forgotten one is like a wait for
+Memory is bounded: of at most `max_tracked` requests the last attempts and their answers are
+remembered. The oldest requests are forgotten first; a wait for a forgotten one is like a wait for
 another process's request. Reports of status are large and requested all the time: a request for
 one is forgotten as soon as a wait for it ends, be it without an answer.
 
@@ -21,10 +22,8 @@ else that `EventMatcher` requires.
 """
 
 import asyncio
-import enum
-import itertools
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,15 +31,17 @@ from typing import Final
 
 import orjson
 
-from keyturn.errors import NotDeliveredError, NotSentHereError, PublisherError, WaitTimeoutError
+from keyturn.errors import NotSentHereError, PublisherError, WaitTimeoutError
 from keyturn.messages import (
     Event,
     Failed,
     Rejected,
     Request,
     RotationAccepted,
+    encode,
     id_field,
     parse_event,
+    request_id,
 )
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_matcher import EventMatcher, RequestType, is_answer, is_end
@@ -58,107 +59,109 @@ _ID_FIELDS: Final = {event_type: id_field(event_type) for event_type in PUBLISHE
 _FORGOTTEN_REQUESTS: Final = ("status.requested",)
 
 
-class _Delivery(enum.Enum):
-    """Whether an attempt is on its queue."""
-
-    IN_FLIGHT = enum.auto()
-    CONFIRMED = enum.auto()
-    UNKNOWN = enum.auto()
-    NONE = enum.auto()
-
-
 @dataclass(slots=True, eq=False)
 class _Attempt:
-    """One sending of a request, and what is known of its answer.
+    """One sending of a request, and the events that answered and ended it.
 
     Attributes:
         matcher: Which events belong to it.
+        over: The ends of earlier attempts: published again, they end nothing.
         at: When it was sent.
-        earlier: The attempt before it, as long as this one may not have arrived.
-        over: The ends of earlier attempts, as bytes: published again, they end nothing.
-        delivery: Whether it is on its queue.
+        is_doubtful: Whether its publish has ended without a confirmation.
+        accepted: The event that says that a rotation has begun, as bytes.
+        end: The event after which no other follows, as bytes.
     """
 
     matcher: EventMatcher
-    at: datetime
-    earlier: "_Attempt | None" = None
     over: tuple[bytes, ...] = ()
-    delivery: _Delivery = _Delivery.IN_FLIGHT
-    # The bodies of events whose signatures were checked.
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    is_doubtful: bool = False
     accepted: bytes | None = None
     end: bytes | None = None
-    is_refused: bool = False
-    is_failed: bool = False
 
-    @property
-    def is_uncertain(self) -> bool:
-        """Whether it may not be on its queue, although its publish has ended."""
-        return self.delivery in (_Delivery.UNKNOWN, _Delivery.NONE)
+    def is_answered_by(self, event: Event) -> bool:
+        """Whether this event, whose signature was checked, belongs to this attempt."""
+        if not self.matcher.matches(event):
+            return False
+        return not self.over or encode(event) not in self.over
 
-    @property
-    def candidates(self) -> "Iterator[_Attempt]":
-        """This attempt, and earlier ones as long as the later ones may not have arrived."""
-        for one in self.all:
-            yield one
-            if not one.is_uncertain:
-                return
-
-    @property
-    def all(self) -> "Iterator[_Attempt]":
-        """This attempt and all earlier ones that are kept."""
-        one: _Attempt | None = self
-        while one is not None:
-            yield one
-            one = one.earlier
-
-    def is_answered_by(self, event: Event, body: bytes) -> bool:
-        """Whether this event belongs to this attempt."""
-        return self.matcher.matches(event) and body not in self.over
-
-    def record(self, event: Event, body: bytes) -> None:
-        """Keep the event that answers this attempt, and the one that ends it."""
-        if not self.is_answered_by(event, body):
-            return
+    def record(self, event: Event) -> None:
+        """Keep an event of this attempt, if it answers or ends it."""
+        ended = None if self.end is None else parse_event(self.end)
         if isinstance(event, RotationAccepted):
-            self.accepted = body
-            if self.is_refused or self.is_failed:  # an operator replayed it: it goes on
-                self.end, self.is_refused, self.is_failed = None, False, False
+            self.accepted = encode(event)
+            if isinstance(ended, Rejected | Failed):  # an operator replayed it: it goes on
+                self.end = None
         elif isinstance(event, Rejected):
             # The same bytes, delivered twice: a refusal of the copy undoes nothing.
-            if self.accepted is None and (self.end is None or self.is_refused):
-                self.end, self.is_refused = body, True
+            if self.accepted is None and (ended is None or isinstance(ended, Rejected)):
+                self.end = encode(event)
         elif is_end(event):
-            self.end, self.is_refused, self.is_failed = body, False, isinstance(event, Failed)
+            self.end = encode(event)
 
-    def outcome(self, *, ended: bool) -> bytes | None:
-        """The event that a wait for the answer, or for the end, gets; None if there is none yet."""
-        return self.end if ended else self.accepted or self.end
 
-    def ends(self) -> tuple[bytes, ...]:
-        """The ends of this attempt and of earlier ones, which the next attempt ignores."""
-        if self.end is None or self.is_refused:
-            return self.over
-        return (*self.over, self.end)[-_MAX_ATTEMPTS:]
+class _SentRequest:
+    """A request that was sent here, with its last attempts, oldest first."""
+
+    def __init__(self) -> None:
+        self._attempts: list[_Attempt] = []
+
+    def begin(self, matcher: EventMatcher) -> _Attempt:
+        """A new attempt, which is under way."""
+        over = self.newest.over if self._attempts else ()
+        for end in (one.end for one in self._attempts):
+            # A refusal names the bytes that it refuses: it needs no note.
+            if end is not None and end not in over and not isinstance(parse_event(end), Rejected):
+                over = (*over, end)
+        attempt = _Attempt(matcher, over[-_MAX_ATTEMPTS:])
+        self._attempts = [*self._attempts, attempt][-_MAX_ATTEMPTS:]
+        return attempt
+
+    @property
+    def newest(self) -> _Attempt:
+        """The attempt that was sent last."""
+        return self._attempts[-1]
+
+    @property
+    def attempts(self) -> list[_Attempt]:
+        """Those that are remembered, oldest first."""
+        return self._attempts
+
+    def is_of(self, matcher: EventMatcher) -> bool:
+        """Whether this, whose id is the request's, is the same request."""
+        mine = self.newest.matcher
+        return (mine.request_type, mine.project) == (matcher.request_type, matcher.project)
+
+    def accepted_for(self, attempt: _Attempt) -> list[_Attempt]:
+        """The attempts whose answers a wait accepts that began when `attempt` was the newest."""
+        if not attempt.is_doubtful:
+            return [attempt]
+        first = self._attempts.index(attempt) if attempt in self._attempts else 0
+        while first and self._attempts[first].is_doubtful:
+            first -= 1
+        return self._attempts[first:]
+
+    @property
+    def at(self) -> datetime:
+        """The earliest moment from which an event may answer a wait that begins now."""
+        return min(one.at for one in self.accepted_for(self.newest))
 
 
 @dataclass(slots=True, eq=False)
 class _Wait:
-    """A caller that waits for the shared reader, and the attempts whose answers count."""
+    """A caller that waits for the shared reader."""
 
-    future: asyncio.Future[Event]
+    request: _SentRequest
+    attempt: _Attempt
     ended: bool
-    attempts: list[_Attempt] = field(default_factory=list)
-
-    def add(self, attempts: Iterable[_Attempt]) -> None:
-        """Let answers to these attempts count too."""
-        self.attempts.extend(one for one in attempts if one not in self.attempts)
+    future: asyncio.Future[Event]
 
     def resolve(self) -> None:
         """End the wait if there is an outcome."""
-        answers = (one.outcome(ended=self.ended) for one in self.attempts)
-        body = next((answer for answer in answers if answer is not None), None)
-        if body is not None and not self.future.done():
-            self.future.set_result(parse_event(body))
+        for one in reversed(self.request.accepted_for(self.attempt)):
+            body = one.end if self.ended else one.accepted or one.end
+            if body is not None and not self.future.done():
+                self.future.set_result(parse_event(body))
 
 
 class EventWaiter:
@@ -189,7 +192,7 @@ class EventWaiter:
         self._max_tracked = max_tracked
         self._on_answer = on_answer
         self._opened_at = datetime.now(UTC)
-        self._sent: OrderedDict[str, _Attempt] = OrderedDict()
+        self._sent: OrderedDict[str, _SentRequest] = OrderedDict()
         self._waiting: dict[str, set[_Wait]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._reader_from = self._opened_at
@@ -198,54 +201,29 @@ class EventWaiter:
     @contextmanager
     def sending(self, request: Request, body: bytes) -> Iterator[None]:
         """Track an attempt while the block publishes the request that was signed as `body`."""
-        one = self._begin(EventMatcher.of(self._publisher, request, body))
+        matcher = EventMatcher.of(self._publisher, request, body)
+        attempt = self._track(matcher).begin(matcher)
         try:
             yield
-        except NotDeliveredError:
-            self._settle(one, _Delivery.NONE)
-            raise
         except BaseException:  # cancelled, too: it may be on its queue, or may not
-            self._settle(one, _Delivery.UNKNOWN)
+            attempt.is_doubtful = True
+            self._resolve(matcher.request_id)
             raise
-        self._settle(one, _Delivery.CONFIRMED)
 
-    def _begin(self, matcher: EventMatcher) -> _Attempt:
-        request_id = matcher.request_id
-        earlier = self._sent.pop(request_id, None)
-        if earlier is not None and not _is_same_request(earlier.matcher, matcher):
-            earlier = None  # a waiter for that other request keeps its own matcher
-        one = _Attempt(matcher, datetime.now(UTC), earlier)
-        if earlier is not None:
-            one.over = earlier.ends()
-            _cut_short(one)
-        self._sent[request_id] = one
+    def _track(self, matcher: EventMatcher) -> _SentRequest:
+        """The request of a new attempt, which is now the one that was sent last."""
+        known = [wait.request for wait in self._waiting.get(matcher.request_id, ())]
+        if (last := self._sent.pop(matcher.request_id, None)) is not None:
+            known.append(last)
+        request = next((one for one in known if one.is_of(matcher)), None) or _SentRequest()
+        self._sent[matcher.request_id] = request
         while len(self._sent) > self._max_tracked:
             self._sent.popitem(last=False)
-        for wait in self._waiting.get(request_id, ()):
-            if any(t.is_uncertain and _is_same_request(t.matcher, matcher) for t in wait.attempts):
-                wait.add((one,))
-        return one
+        return request
 
-    def _settle(self, one: _Attempt, delivery: _Delivery) -> None:
-        """Note the outcome of a publish; if it may not have arrived, other attempts count too."""
-        request_id = one.matcher.request_id
-        one.delivery = delivery
-        if delivery is _Delivery.CONFIRMED:
-            one.earlier = None
-            return
-        newest = self._sent.get(request_id)
-        if newest is None or not _is_same_request(newest.matcher, one.matcher):
-            newest = one  # forgotten, or its id was used for something else
-        newer = [*itertools.takewhile(lambda t: t is not one, newest.all)]
+    def _resolve(self, request_id: str) -> None:
         for wait in self._waiting.get(request_id, ()):
-            if one in wait.attempts:
-                wait.add((*one.candidates, *newer))
-                wait.resolve()
-        if delivery is _Delivery.NONE and one.earlier is not None:
-            if newer and newer[-1].earlier is one:
-                newer[-1].earlier = one.earlier
-            elif self._sent.get(request_id) is one:
-                self._sent[request_id] = one.earlier
+            wait.resolve()
 
     async def wait(
         self,
@@ -269,15 +247,19 @@ class EventWaiter:
             async with timeout:
                 sent = self._sent_here(request_id, project, request_type)
                 if sent is not None and self._covers(sent):
-                    return await self._answer(sent, ended=ended)
+                    return await self._answer(request_id, sent, ended=ended)
                 events = self.progress(
                     request_id, project=project, request_type=request_type, since=since
                 )
-                return await _first(events, ended=ended)
+                async with aclosing(events):
+                    async for event in events:
+                        if is_end(event) if ended else is_answer(event):
+                            return event
         except TimeoutError as exc:
             if not timeout.expired():
                 raise
             raise WaitTimeoutError(self._no_event(request_id, timeout_s)) from exc
+        raise PublisherError("the stream of events ended")  # it never does
 
     def _no_event(self, request_id: str, timeout_s: float) -> str:
         """What silence can mean: no event answers a request that no publisher signed (SPEC 6.3)."""
@@ -305,29 +287,31 @@ class EventWaiter:
         """
         sent = self._sent_here(request_id, project, request_type)
         if sent is not None:
-            attempts = tuple(sent.candidates)
-            begin = since or _earliest(sent)
-        else:
+            begin = since or sent.at
+            attempts = sent.accepted_for(sent.newest)
+        elif project is not None and request_type is not None:
             begin = since or self._opened_at
-            attempts = (_Attempt(self._matcher(request_id, project, request_type), begin),)
+            attempts = [_Attempt(EventMatcher(self._publisher, project, request_type, request_id))]
+        else:
+            raise NotSentHereError(
+                f"{request_id} was not sent by this publisher, or too long ago: "
+                "name its project and request_type"
+            )
         has_begun = False
         following = follow(self._connection, _before(begin), self._stream)
         async with self._scans, aclosing(following) as stream:
             async for record in stream:
-                if _claimed_id(record.body) != request_id:
+                if request_id not in claimed_ids(record.body):
                     continue
-                event = self._verifier.event(record)
-                if event is None or not any(
-                    one.is_answered_by(event, record.body) for one in attempts
-                ):
-                    continue
-                if has_begun and isinstance(event, Rejected):
-                    continue  # it answers another attempt: what has begun continues
-                has_begun = True
-                yield event
-                if is_end(event):
-                    return
-        raise PublisherError("the stream of events ended")  # it never does
+                for event in self._verifier.events(record):
+                    if not any(one.is_answered_by(event) for one in attempts):
+                        continue
+                    if has_begun and isinstance(event, Rejected):
+                        continue  # it answers another attempt: what has begun continues
+                    has_begun = True
+                    yield event
+                    if is_end(event):
+                        return
 
     async def close(self) -> None:
         """Stop reading; waits that are under way end with an error."""
@@ -338,36 +322,25 @@ class EventWaiter:
 
     def _sent_here(
         self, request_id: str, project: str | None, request_type: RequestType | None
-    ) -> _Attempt | None:
-        one = self._sent.get(request_id)
-        if one is None or project not in (None, one.matcher.project):
+    ) -> _SentRequest | None:
+        sent = self._sent.get(request_id)
+        if sent is None or project not in (None, sent.newest.matcher.project):
             return None
-        return one if request_type in (None, one.matcher.request_type) else None
+        return sent if request_type in (None, sent.newest.matcher.request_type) else None
 
-    def _matcher(
-        self, request_id: str, project: str | None, request_type: RequestType | None
-    ) -> EventMatcher:
-        if project is None or request_type is None:
-            raise NotSentHereError(
-                f"{request_id} was not sent by this publisher, or too long ago: "
-                "name its project and request_type"
-            )
-        return EventMatcher(self._publisher, project, request_type, request_id)
-
-    def _covers(self, sent: _Attempt) -> bool:
+    def _covers(self, sent: _SentRequest) -> bool:
         """Whether the shared reader has read, or will read, the answer to this request."""
-        at = _earliest(sent)
         if self._reader is None or self._reader.done():
-            recent = next((s.at for s in self._sent.values() if s.at >= at - _LOOK_BACK), at)
-            self._reader_from = min(recent, at)
+            recent = (one.newest.at for one in self._sent.values())
+            self._reader_from = next((at for at in recent if at >= sent.at - _LOOK_BACK), sent.at)
+            self._reader_from = min(self._reader_from, sent.at)
             self._reader = asyncio.create_task(self._read(_before(self._reader_from)))
-        return at >= self._reader_from
+        return sent.at >= self._reader_from
 
-    async def _answer(self, sent: _Attempt, *, ended: bool) -> Event:
-        wait = _Wait(asyncio.get_running_loop().create_future(), ended)
-        wait.add(sent.candidates)
+    async def _answer(self, request_id: str, sent: _SentRequest, *, ended: bool) -> Event:
+        future = asyncio.get_running_loop().create_future()
+        wait = _Wait(sent, sent.newest, ended, future)
         wait.resolve()
-        request_id = sent.matcher.request_id
         waiting = self._waiting.setdefault(request_id, set())
         waiting.add(wait)
         try:
@@ -376,12 +349,12 @@ class EventWaiter:
             waiting.discard(wait)
             if not waiting and self._waiting.get(request_id) is waiting:
                 del self._waiting[request_id]
-                if sent.matcher.request_type in _FORGOTTEN_REQUESTS:
+                if wait.attempt.matcher.request_type in _FORGOTTEN_REQUESTS:
                     self._forget(request_id, wait)
 
     def _forget(self, request_id: str, wait: _Wait) -> None:
         """Forget a request that a wait was for, unless it was sent once more since."""
-        if self._sent.get(request_id) in wait.attempts:
+        if self._sent.get(request_id) is wait.request and wait.request.newest is wait.attempt:
             del self._sent[request_id]
 
     async def _read(self, start: Start) -> None:
@@ -397,27 +370,24 @@ class EventWaiter:
             raise
 
     def _handle(self, record: StreamRecord) -> None:
-        request_id = _claimed_id(record.body)
-        if request_id is None:
-            return
-        newest = self._sent.get(request_id)
-        waiting = self._waiting.get(request_id, ())
-        # A wait may be for an attempt that was forgotten or superseded by a later one.
-        attempts = {t for wait in waiting for t in wait.attempts}
-        if newest is not None:
-            attempts.update(newest.all)
-        if not attempts or (event := self._verifier.event(record)) is None:
-            return
-        if (
-            self._on_answer is not None
-            and is_answer(event)
-            and any(attempt.is_answered_by(event, record.body) for attempt in attempts)
-        ):
-            self._on_answer(event, record.traceparent)
-        for attempt in attempts:
-            attempt.record(event, record.body)
+        if any(one in self._sent or one in self._waiting for one in claimed_ids(record.body)):
+            for event in self._verifier.events(record):
+                self._receive(event, record.traceparent)
+
+    def _receive(self, event: Event, traceparent: str) -> None:
+        waiting = self._waiting.get(request_id(event), ())
+        # A wait may be for a request or an attempt that was forgotten.
+        attempts = {wait.attempt for wait in waiting}
         for wait in waiting:
-            wait.resolve()
+            attempts.update(wait.request.attempts)
+        if (sent := self._sent.get(request_id(event))) is not None:
+            attempts.update(sent.attempts)
+        answered = [one for one in attempts if one.is_answered_by(event)]
+        if answered and is_answer(event) and self._on_answer is not None:
+            self._on_answer(event, traceparent)
+        for attempt in answered:
+            attempt.record(event)
+        self._resolve(request_id(event))
 
     def _fail(self, error: PublisherError) -> None:
         for waiting in self._waiting.values():
@@ -426,42 +396,17 @@ class EventWaiter:
                     wait.future.set_exception(error)
 
 
-async def _first(events: AsyncGenerator[Event, None], *, ended: bool) -> Event:
-    """The first event that answers, or with `ended` that ends."""
-    async with aclosing(events):
-        async for event in events:
-            if is_end(event) if ended else is_answer(event):
-                return event
-    raise PublisherError("the stream of events ended")  # it never does
-
-
-def _is_same_request(one: EventMatcher, other: EventMatcher) -> bool:
-    """Whether these, whose ids are equal, are attempts of one request."""
-    return (one.request_type, one.project) == (other.request_type, other.project)
-
-
-def _cut_short(newest: _Attempt) -> None:
-    """Forget all but the last few attempts."""
-    for oldest in itertools.islice(newest.all, _MAX_ATTEMPTS - 1, None):
-        oldest.earlier = None
-        return
-
-
-def _earliest(sent: _Attempt) -> datetime:
-    return min(one.at for one in sent.candidates)
-
-
 def _before(moment: datetime) -> datetime:
     return moment - timedelta(seconds=CLOCK_TOLERANCE_S)
 
 
-def _claimed_id(body: bytes) -> str | None:
-    """The request id that an unverified event names."""
+def claimed_ids(body: bytes) -> tuple[str, ...]:
+    """The ids of the requests that an unverified message claims to answer."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return None
+        return ()
     if not isinstance(document, dict) or not isinstance(kind := document.get("type"), str):
-        return None
+        return ()
     value = document.get(_ID_FIELDS.get(kind, ""))
-    return value if isinstance(value, str) else None
+    return (value,) if isinstance(value, str) else ()

@@ -68,7 +68,7 @@ _Answer = TypeVar("_Answer", bound=Any)
 
 def answer(publisher: Publisher, event: _Answer) -> _Answer:
     """The event as the answer to the newest try of its request that was sent there."""
-    matcher = publisher._waiter._sent[request_id(event)].matcher
+    matcher = publisher._waiter._sent[request_id(event)].newest.matcher
     assert matcher.digest is not None
     return with_origin(event, RequestOrigin(NAME, matcher.digest))
 

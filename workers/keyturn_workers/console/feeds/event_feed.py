@@ -67,7 +67,7 @@ class EventFolder:
         if self._is_live and record.offset < self._last:  # the stream was declared anew
             self._model.restart_events()
         self._last = record.offset
-        event = self._verifier.event(record)
+        event = next(iter(self._verifier.events(record)), None)
         if event is None:
             self._model.pass_event(record.offset)
             return Handled(None, self._verifier.refused)

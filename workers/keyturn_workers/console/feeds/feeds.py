@@ -158,7 +158,7 @@ class Feeds:
         verifier = self._verifier()
 
         def handle(record: StreamRecord) -> Handled:
-            event = verifier.event(record)
+            event = next(iter(verifier.events(record)), None)
             if isinstance(event, StatusReported):
                 self._model.apply_report(event)
             at = None if event is None else parse_time(event.at)
