@@ -112,8 +112,7 @@ doctor: $(UV)  ## Probe every S3 server that can be started here; compares the t
 	@$(PYTHON) -m tools.doctor $(ARGS)
 
 .PHONY: bench
-bench: $(UV)  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
-	@$(SYNC) --group bench
+bench: setup  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
 	@$(PYTHON) -m tools.bench $(ARGS)
 
 .PHONY: fuzz

@@ -1,13 +1,14 @@
-"""The measurements of `make bench`: figures are ratios within one run (SPEC 3, 7, 8).
+"""The measurements of `make bench`: ratios within one run (docs/operations/performance.md).
 
 | module | purpose |
 | --- | --- |
-| `uploads` | 4 KiB uploads of one worker process against a bare put loop |
-| `large_upload` | a 1 GiB staged upload, and the worker's memory during it |
-| `sealing` | sealing and opening 256 MiB against OpenSSL and Tink |
-| `rotation` | page workers, sizes, scaling, and whole rotations |
+| `uploads` | 4 KiB uploads of one worker against bare puts; many projects against one |
+| `against_plain`, `plain` | the same against a plain FastStream pipeline: full queue, latency |
+| `rotation` | a page worker's writing and proving pass against bare requests |
+| `gateway`, `load_client`, `passthrough_server` | downloads and listings through the gateway |
+| `layers`, `stack_sampler` | CPU time by layer of the code |
 | `bare` | the baseline: plain aioboto3 in a separate process |
-| `stack_sampler`, `layers` | a worker that samples its own stack, and the layers of the code |
+| `world`, `delay_proxy` | objects put directly; a proxy that counts and delays requests |
 | `processes`, `figures` | worker processes and their counters; medians, rows, table, JSON |
 
 The rounds of both sides alternate, so that other load on the machine affects both. All traffic

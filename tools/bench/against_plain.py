@@ -20,9 +20,9 @@ import aio_pika
 
 from keyturn.topology import EVENTS_STREAM, EXCHANGE
 from tools.bench import plain, uploads
-from tools.bench.figures import Row, Spread, lower_is_better
+from tools.bench.figures import Comparison, Rate, Row, Spread, lower_is_better
 from tools.bench.processes import BenchError, serving, worker
-from tools.harness import requests, stored_objects
+from tools.harness import stored_objects
 from tools.harness.wire import Wire
 
 if TYPE_CHECKING:
@@ -41,19 +41,9 @@ _WARM_S: Final = 2
 _LATE_S: Final = 30
 _STORED_EVERY_S: Final = 0.2
 # Draining a full queue.
-_RATE_AIM: Final = 1.5
-_CPU_AIM: Final = 2.0
+_RATE_AIM: Final = 1.7
+_CPU_AIM: Final = 2.3
 _LATENCY_AIM: Final = 1.0
-_PUBLISHED_AT_ONCE: Final = 256
-
-
-@dataclass(frozen=True)
-class Letter:
-    """A request ready to be published."""
-
-    upload_id: str
-    body: bytes
-    headers: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -82,23 +72,12 @@ class Latencies:
         self.p99.append(cuts[98])
 
 
-def _plain_letters(prefix: str, count: int) -> list[Letter]:
+def _plain_letters(prefix: str, count: int) -> list[uploads.Letter]:
     letters = []
     for number in range(count):
         upload_id = str(uuid.uuid4())
         body = plain.document(upload_id, uploads.PROJECT, f"{prefix}/{number}", uploads.BODY)
-        letters.append(Letter(upload_id, body, {}))
-    return letters
-
-
-def our_letters(deployment: Deployment, prefix: str, count: int) -> list[Letter]:
-    """Good requests for Keyturn."""
-    letters = []
-    for number in range(count):
-        made = requests.upload(deployment, uploads.PROJECT, f"{prefix}/{number}", uploads.BODY)
-        body = requests.encode(made.document)
-        signed = requests.headers(body, deployment.publisher_key)
-        letters.append(Letter(made.upload_id, body, signed))
+        letters.append(uploads.Letter(upload_id, body, {}))
     return letters
 
 
@@ -112,30 +91,12 @@ def _our_worker(deployment: Deployment, log: Path) -> AbstractAsyncContextManage
     return worker(env, log)
 
 
-def message_of(letter: Letter) -> aio_pika.Message:
-    """What is published of a request."""
-    return aio_pika.Message(
-        letter.body,
-        headers=dict(letter.headers),
-        content_type="application/json",
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        message_id=letter.upload_id,
-    )
-
-
-async def _drained(deployment: Deployment, scratch: Path, name: str, count: int) -> uploads.Rate:
+async def _drained(deployment: Deployment, scratch: Path, name: str, count: int) -> Rate:
     """One round of the plain worker on a full queue."""
     async with await aio_pika.connect(deployment.amqp_url) as connection:
         wire = Wire(await connection.channel(on_return_raises=True), [])
         exchange = await wire.channel.get_exchange(PLAIN.exchange, ensure=False)
-        letters = _plain_letters(name, count)
-        for first in range(0, count, _PUBLISHED_AT_ONCE):
-            await asyncio.gather(
-                *(
-                    exchange.publish(message_of(letter), plain.UPLOAD)
-                    for letter in letters[first : first + _PUBLISHED_AT_ONCE]
-                )
-            )
+        await uploads.publish_all(exchange, _plain_letters(name, count))
         async with _plain_worker(deployment, scratch / f"{name}.log") as running:
             seen = await uploads.drain(wire, running, plain.QUEUE)
             # The queue is empty before the last ones are stored.
@@ -155,7 +116,7 @@ async def _stored(deployment: Deployment, name: str, count: int) -> int:
         await asyncio.sleep(_STORED_EVERY_S)
 
 
-async def declare(deployment: Deployment, scratch: Path) -> None:
+async def _declare(deployment: Deployment, scratch: Path) -> None:
     """Let the plain worker declare its queue once, as ours does at `uploads.enroll`."""
     async with _plain_worker(deployment, scratch / "plain-declare.log"):
         pass
@@ -166,20 +127,14 @@ async def measure_drained(
 ) -> list[Row]:
     """Throughput and CPU time of both on a full queue."""
     await uploads.enroll(deployment, scratch)
-    await declare(deployment, scratch)
-    ours, theirs = list[uploads.Rate](), list[uploads.Rate]()
+    await _declare(deployment, scratch)
+    ours, theirs = list[Rate](), list[Rate]()
     for number in range(rounds):
         ours.append(await uploads.ours(deployment, scratch, f"o{number}", count))
         theirs.append(await _drained(deployment, scratch, f"p{number}", count))
-    return uploads.compared(
-        "4 KiB uploads, a full queue",
-        deployment.s3.kind,
-        ours,
-        theirs,
-        AGAINST,
-        rate_aim=_RATE_AIM,
-        cpu_aim=_CPU_AIM,
-    )
+    figure = "4 KiB uploads, a full queue"
+    compared = Comparison(figure, deployment.s3.kind, AGAINST, ours, theirs)
+    return [compared.throughput(_RATE_AIM), compared.cpu(_CPU_AIM)]
 
 
 async def measure_latency(
@@ -187,14 +142,14 @@ async def measure_latency(
 ) -> list[Row]:
     """Median and 99th percentile of both at each rate."""
     await uploads.enroll(deployment, scratch)
-    await declare(deployment, scratch)
+    await _declare(deployment, scratch)
     rows: list[Row] = []
     for rate in rates:
         ours, theirs = Latencies(), Latencies()
         count = rate * (seconds + _WARM_S)
         for number in range(rounds):
             name = f"l{rate}-{number}"
-            letters = our_letters(deployment, f"o{name}", count)
+            letters = uploads.letters(deployment, f"o{name}", count)
             async with _our_worker(deployment, scratch / f"o{name}.log"):
                 ours.add(await _steady(deployment, OURS, letters, rate))
             letters = _plain_letters(f"p{name}", count)
@@ -221,7 +176,7 @@ def _row(server: str, rate: int, name: str, ours: list[float], theirs: list[floa
 
 
 async def _steady(
-    deployment: Deployment, side: Side, letters: Sequence[Letter], rate: int
+    deployment: Deployment, side: Side, letters: Sequence[uploads.Letter], rate: int
 ) -> list[float]:
     """Milliseconds from publish to event of each request, but for those of the first seconds.
 
@@ -245,7 +200,7 @@ async def _steady(
                     complete.set()
             await message.ack()
 
-        await follow(following, side, note)
+        await _follow(following, side, note)
         sent = await _publish(publishing, side, letters, rate)
         try:
             async with asyncio.timeout(_LATE_S):
@@ -256,7 +211,7 @@ async def _steady(
     return [1000 * (arrived[each.upload_id] - sent[each.upload_id]) for each in counted]
 
 
-async def follow(connection: AbstractConnection, side: Side, note: object) -> None:
+async def _follow(connection: AbstractConnection, side: Side, note: object) -> None:
     """Call `note` with each event from now on."""
     channel = await connection.channel()
     await channel.set_qos(prefetch_count=500)
@@ -265,7 +220,7 @@ async def follow(connection: AbstractConnection, side: Side, note: object) -> No
 
 
 async def _publish(
-    connection: AbstractConnection, side: Side, letters: Sequence[Letter], rate: int
+    connection: AbstractConnection, side: Side, letters: Sequence[uploads.Letter], rate: int
 ) -> dict[str, float]:
     """Publish at an even rate, whatever the confirmations take; when each was sent."""
     channel = await connection.channel(on_return_raises=True)
@@ -273,20 +228,19 @@ async def _publish(
     sent: dict[str, float] = {}
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        async for number, letter in paced(letters, rate, began):
-            del number
-            message = message_of(letter)
+        async for letter in paced(letters, rate, began):
+            message = letter.message()
             sent[letter.upload_id] = time.perf_counter()
             group.create_task(exchange.publish(message, plain.UPLOAD))
     return sent
 
 
 async def paced(
-    letters: Sequence[Letter], rate: int, began: float
-) -> AsyncIterator[tuple[int, Letter]]:
-    """The requests with their numbers, each at its time, or at once where that is over."""
+    letters: Sequence[uploads.Letter], rate: int, began: float
+) -> AsyncIterator[uploads.Letter]:
+    """The requests, each at its time, or at once where that is over."""
     for number, letter in enumerate(letters):
         wait_s = began + number / rate - time.perf_counter()
         if wait_s > 0:
             await asyncio.sleep(wait_s)
-        yield number, letter
+        yield letter

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from tools.bench.layers import WAITING
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+WAITING = "waiting"
+"""Time by the clock in which the process's core had nothing to do: no CPU time, so no layer."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,57 @@ class Row:
             "aim": self.aim(),
             "met": self.met,
         }
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One round of one side: units a second, and CPU milliseconds a unit."""
+
+    per_s: float
+    cpu_ms: float
+
+    @classmethod
+    def reported(cls, report: Mapping[str, float]) -> Rate:
+        """Of what a loop of `tools.bench.bare` printed."""
+        return cls(report["done"] / report["wall_s"], 1000 * report["cpu_s"] / report["done"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides of one figure on one server; their rounds alternated."""
+
+    figure: str
+    server: str
+    against: str
+    ours: Sequence[Rate]
+    theirs: Sequence[Rate]
+    unit: str = "objects"
+
+    def throughput(self, aim: float | None = None) -> Row:
+        """Units a second."""
+        ours, theirs = [r.per_s for r in self.ours], [r.per_s for r in self.theirs]
+        ratios = higher_is_better(ours, theirs)
+        return self._row(self.figure, f"{self.unit}/s", ours, theirs, ratios, aim)
+
+    def cpu(self, aim: float | None = None) -> Row:
+        """CPU time a unit."""
+        ours, theirs = [r.cpu_ms for r in self.ours], [r.cpu_ms for r in self.theirs]
+        ratios = lower_is_better(ours, theirs)
+        return self._row(
+            f"{self.figure}, CPU", f"ms/{self.unit.removesuffix('s')}", ours, theirs, ratios, aim
+        )
+
+    def _row(
+        self,
+        figure: str,
+        unit: str,
+        ours: list[float],
+        theirs: list[float],
+        ratios: Spread,
+        aim: float | None,
+    ) -> Row:
+        both = Spread(tuple(ours)), Spread(tuple(theirs))
+        return Row(figure, self.server, unit, *both, self.against, ratios, at_least=aim)
 
 
 @dataclass

@@ -1,4 +1,9 @@
-"""Which layer of the worker a line of code belongs to. Pure.
+"""CPU time by layer of the code: of an upload, of both passes of a rotation, of a download.
+
+Upload worker, page worker and gateway each serve a separate round in which they sample their
+own stack (`stack_sampler`); none of them is timed against anything. Shares are of the samples
+after the start, milliseconds are these shares of the CPU time an object of the same round.
+Sampling itself takes a few per cent, and counts for whatever it interrupts.
 
 A stack is read from the innermost frame outwards; the first frame that some layer owns
 decides, so that a JSON parser's time counts for its caller.
@@ -8,16 +13,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tools.bench import gateway, rotation, uploads
+from tools.bench.figures import WAITING
+from tools.bench.world import open_world
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from tools.bench.figures import Rate
+    from tools.harness.deployment import Deployment
+
 OTHER = "other"
-WAITING = "waiting"
-"""Time by the clock in which the process's core had nothing to do: no CPU time, so no layer."""
+_BODY_BYTES = 4096
 
 # The first entry that the file's path contains wins: specific ones come first.
 _OWNERS = (
@@ -80,29 +90,36 @@ def layer_of(stack: Sequence[str]) -> str:
     return OTHER
 
 
-def shares(stacks: Mapping[tuple[str, ...], int]) -> Counter[str]:
-    """Samples a layer."""
-    found: Counter[str] = Counter()
-    for stack, count in stacks.items():
-        found[layer_of(stack)] += count
+def by_layer(stacks: Iterable[tuple[Sequence[str], int]], rate: Rate) -> dict[str, float]:
+    """CPU milliseconds an object by layer, and those in which the process waited."""
+    samples: Counter[str] = Counter()
+    for stack, count in stacks:
+        samples[layer_of(stack)] += count
+    total = samples.total()
+    layers = {layer: rate.cpu_ms * count / total for layer, count in samples.items()}
+    return {**layers, WAITING: max(0.0, 1000 / rate.per_s - rate.cpu_ms)}
+
+
+def _read(samples: Path, rate: Rate) -> dict[str, float]:
+    return by_layer(json.loads(samples.read_text())["stacks"], rate)
+
+
+async def measure(
+    deployment: Deployment, scratch: Path, *, count: int
+) -> dict[str, dict[str, float]]:
+    """Milliseconds an object by layer, by process."""
+    kind, samples = deployment.s3.kind, scratch / "upload.json"
+    await uploads.enroll(deployment, scratch)
+    rate = await uploads.ours(deployment, scratch, "sampled", count, samples=samples)
+    found = {f"upload worker, {kind}": _read(samples, rate)}
+    async with open_world(deployment) as world:
+        for project in (rotation.PROJECT, gateway.PROJECT):
+            await world.enroll(project)
+            await world.load(project, count, _BODY_BYTES)
+        for name in ("writing", "proving"):
+            of_pass = await rotation.sampled(world, scratch, name, count)
+            found[f"page worker, {name} pass, {kind}"] = _read(*of_pass)
+        found[f"gateway, GET of 4 KiB, {kind}"] = _read(
+            *await gateway.sampled(world, scratch, count)
+        )
     return found
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What a sampled process wrote: samples a layer, and how many records it read."""
-
-    layers: Mapping[str, int]
-    reads: int
-
-    @classmethod
-    def written(cls, file: Path) -> Sampled:
-        """Read the file that `tools.bench.stack_sampler` wrote."""
-        found = json.loads(file.read_text())
-        return cls(found["layers"], found["reads"])
-
-    def an_object(self, *, per_s: float, cpu_ms: float) -> dict[str, float]:
-        """CPU milliseconds an object by layer, and those in which the process waited."""
-        total = sum(self.layers.values())
-        by_layer = {layer: cpu_ms * samples / total for layer, samples in self.layers.items()}
-        return {**by_layer, WAITING: max(0.0, 1000 / per_s - cpu_ms)}

@@ -11,27 +11,23 @@ import json
 import os
 import signal
 import sys
-import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tools.bench import spinner
-from tools.typescript import NODE
+from tools.bench.figures import Rate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
 _ROOT = Path(__file__).parents[2]
 _START_S = 60
 _STOP_S = 60
 _BARE_S = 180
 _LOOK_S = 0.02
-_LOWEST = "19"
-_CPU_CLOCK = 2  # of all threads, in the id that clock_getcpuclockid(3) gives
 _SHOWN = 4000
 
 
@@ -51,10 +47,6 @@ class Running:
         """User and system time so far, in seconds."""
         times = self.usage.cpu_times()
         return times.user + times.system
-
-    def exact_cpu_s(self) -> float:
-        """As `cpu_s`, by the process's own clock: `cpu_s` counts in ticks of 10 ms."""
-        return time.clock_gettime((~self.process.pid << 3) | _CPU_CLOCK)
 
     def rss_bytes(self) -> int:
         """What is in memory now."""
@@ -107,41 +99,9 @@ def sample_from_now(running: Running) -> None:
     running.process.send_signal(signal.SIGUSR1)
 
 
-def stand_aside(running: Running) -> None:
-    """Leave a process, with a session of its own, only the time that others do not want.
-
-    Many kernels share the cores between sessions first (`autogroup`), so that the policy of a
-    process counts only within its own session.
-    """
-    pid = running.process.pid
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
-    group = Path(f"/proc/{pid}/autogroup")
-    if group.exists():
-        group.write_text(_LOWEST)
-
-
-@asynccontextmanager
-async def busy_cores(scratch: Path) -> AsyncIterator[None]:
-    """Keep every core busy at the lowest priority until the block ends.
-
-    Two cores of a virtual machine are often two threads of one physical core: each is slower while
-    the other is busy, at any priority. If all are always busy, measurements are comparable.
-    """
-    async with AsyncExitStack() as stack:
-        for number in range(os.cpu_count() or 1):
-            log = scratch / f"spinner-{number}.log"
-            module = [spinner.__name__]
-            spinning = await stack.enter_async_context(
-                serving({}, log, module, ready=spinner.SPINNING, own_session=True)
-            )
-            stand_aside(spinning)
-        yield
-
-
 @asynccontextmanager
 async def serving(
-    env: dict[str, str], log: Path, module: list[str], *, ready: str, own_session: bool = False
+    env: dict[str, str], log: Path, module: list[str], *, ready: str
 ) -> AsyncIterator[Running]:
     """Run a module with its arguments until the block ends, once its log says `ready`.
 
@@ -150,7 +110,6 @@ async def serving(
         log: Where its log goes.
         module: The module, and its arguments.
         ready: What its log says.
-        own_session: Whether it begins a session, so that it can `stand_aside`.
 
     Raises:
         BenchError: it ended by itself, or was not ready in time.
@@ -165,7 +124,6 @@ async def serving(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=out,
-            start_new_session=own_session,
         )
     try:
         await _ready(process, log, ready)
@@ -209,24 +167,10 @@ async def printed(env: dict[str, str], module: str, *arguments: str, stdin_text:
         BenchError: it failed, or took too long.
     """
     name = " ".join((module, *arguments[:1]))
-    command = (sys.executable, "-m", module, *arguments)
-    return await _printed(name, command, _environment(env), stdin_text)
-
-
-async def printed_by_node(script: Path, *, stdin_text: str) -> Any:
-    """Run a script in this environment's Node.js; returns the JSON that it printed.
-
-    Raises:
-        BenchError: as `printed`.
-    """
-    return await _printed(script.name, (str(NODE), str(script)), _environment({}), stdin_text)
-
-
-async def _printed(name: str, command: Sequence[str], env: dict[str, str], stdin_text: str) -> Any:
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *(sys.executable, "-m", module, *arguments),
         cwd=_ROOT,
-        env=env,
+        env=_environment(env),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -243,8 +187,7 @@ async def _printed(name: str, command: Sequence[str], env: dict[str, str], stdin
     return json.loads(out)
 
 
-async def bare(env: dict[str, str], what: str, key: str, **numbers: float) -> dict[str, Any]:
-    """Run one of `tools.bench.bare`'s loops; gives what it printed; errors as `printed`."""
-    options = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
-    report: dict[str, Any] = await printed(env, "tools.bench.bare", what, key, *options)
-    return report
+async def bare(env: dict[str, str], what: str, prefix: str, **bounds: int) -> Rate:
+    """Run one of `tools.bench.bare`'s loops; errors as `printed`."""
+    options = [text for name, value in bounds.items() for text in (f"--{name}", str(value))]
+    return Rate.reported(await printed(env, "tools.bench.bare", what, prefix, *options))

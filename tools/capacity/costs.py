@@ -11,11 +11,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.bench.gateway.sides import opened, run_job
-from tools.bench.rotation import pages
-from tools.bench.rotation.delay_proxy import delay_proxy
-from tools.bench.rotation.world import key_of, open_world, pages_of
+from tools.bench import rotation
+from tools.bench.delay_proxy import delay_proxy
+from tools.bench.gateway import opened, run_job
 from tools.bench.uploads import enroll
+from tools.bench.world import key_of, open_world, pages_of
 from tools.capacity import upload_costs
 from tools.capacity.check import calibrated
 from tools.capacity.measured import AtSize, Measured, Operation
@@ -24,8 +24,8 @@ from tools.capacity.simulation import AT_ONCE, page_side
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tools.bench.gateway.sides import Sides
-    from tools.bench.rotation.delay_proxy import Seen
+    from tools.bench.delay_proxy import Seen
+    from tools.bench.gateway import Sides
     from tools.harness.deployment import Deployment
     from tools.servers import RabbitMQ
 
@@ -45,8 +45,8 @@ async def _passes(deployment: Deployment, scratch: Path) -> tuple[Operation, Ope
     async with open_world(deployment) as world:
         await world.enroll(_PAGES)
         await world.load(_PAGES, _SWEPT, _SMALL)
-        all_pages = pages_of([key_of(number) for number in range(_SWEPT)], pages.PAGE_KEYS)
-        async with pages.run_page_worker(world, scratch, "costs") as ours:
+        all_pages = pages_of([key_of(number) for number in range(_SWEPT)], rotation.PAGE_KEYS)
+        async with rotation.run_page_worker(world, scratch, "costs") as ours:
             await world.turn(_PAGES)
             cpu_ms = (
                 (await ours.write(_PAGES, all_pages)).cpu_ms,
@@ -55,7 +55,7 @@ async def _passes(deployment: Deployment, scratch: Path) -> tuple[Operation, Ope
         under = f"/{deployment.bucket}/{_PAGES}/"
         async with (
             delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under=under) as between,
-            pages.run_page_worker(world, scratch, "counted", url=between.url) as ours,
+            rotation.run_page_worker(world, scratch, "counted", url=between.url) as ours,
         ):
             await world.turn(_PAGES)
             await between.seen()

@@ -16,11 +16,11 @@ import aio_pika
 import psutil
 
 from keyturn.topology import UPLOAD_QUEUE
+from tools.bench.delay_proxy import delay_proxy
 from tools.bench.processes import worker
-from tools.bench.rotation.delay_proxy import delay_proxy
-from tools.bench.rotation.passes import PageWorkers
-from tools.bench.rotation.world import key_of, open_world, pages_of
+from tools.bench.rotation import PageWorkers
 from tools.bench.uploads import Sample, steady
+from tools.bench.world import key_of, open_world, pages_of
 from tools.harness.wire import Wire
 from tools.load.drain import sample_until_drained
 from tools.load.queue_filler import fill
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tools.bench.delay_proxy import DelayProxy
     from tools.bench.processes import Running
-    from tools.bench.rotation.delay_proxy import DelayProxy
-    from tools.bench.rotation.passes import Pass
-    from tools.bench.rotation.world import World
+    from tools.bench.rotation import Pass
+    from tools.bench.world import World
     from tools.harness.deployment import Deployment
 
 AT_ONCE = 4

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from keyturn.crypto import sealed_size, to_base64
-from tools.bench.rotation.delay_proxy import delay_proxy
+from tools.bench.delay_proxy import delay_proxy
 from tools.bench.uploads import PROJECT
 from tools.capacity.check import calibrated
 from tools.capacity.measured import AtSize, Broker, Operation
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from tools.bench.rotation.delay_proxy import Seen
+    from tools.bench.delay_proxy import Seen
     from tools.harness.deployment import Deployment
     from tools.servers import RabbitMQ
 

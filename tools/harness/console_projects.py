@@ -11,11 +11,11 @@ from keyturn.crypto import Secret, kek_id
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Generation, Keyring, create_keyring
-from tools.bench.rotation.world import MASTER_KEY, open_world
+from tools.bench.world import MASTER_KEY, open_world
 from tools.harness.requests import new_id
 
 if TYPE_CHECKING:
-    from tools.bench.rotation.world import World
+    from tools.bench.world import World
     from tools.harness.deployment import Deployment
 
 _AT_ONCE: Final = 64

@@ -24,9 +24,9 @@ import aio_pika
 from aio_pika.exceptions import AMQPException
 
 from keyturn.topology import UPLOAD_QUEUE, dead_letter_name
+from tools.bench.delay_proxy import delay_proxy
 from tools.bench.figures import Row, Spread
 from tools.bench.processes import BenchError
-from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.uploads import CONCURRENCY, PROJECT, enroll
 from tools.harness.wire import Wire
 from tools.load.outcome import Outcome, read_outcome
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from tools.bench.rotation.delay_proxy import DelayProxy
+    from tools.bench.delay_proxy import DelayProxy
     from tools.harness.deployment import Deployment
     from tools.load.uploads import Uploads
     from tools.load.worker_pool import WorkerPool

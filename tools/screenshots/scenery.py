@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import aio_pika
 
 from keyturn.crypto import new_api_key
-from tools.bench.rotation.world import open_world
+from tools.bench.world import open_world
 from tools.harness import console_events, console_letters, console_projects
 from tools.harness import requests as rq
 from tools.harness.console_history import Publisher

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import expect
 
-from tools.bench.rotation.world import open_world
+from tools.bench.world import open_world
 from tools.chaos.console_reports import misreported
 from tools.chaos.operator import OperatorRequest
 from tools.harness import requests as rq

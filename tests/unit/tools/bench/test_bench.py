@@ -1,26 +1,40 @@
-"""The bench's own arithmetic: a wrong sum there would be believed (SPEC 3, 7)."""
+"""The bench's own arithmetic: a wrong sum there would be believed."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
+import os
+import time
+from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from keyturn.crypto import open_sealed, sealed_size
+from keyturn_workers.sweep import Counts
+from tools.bench import against_plain, plain, rotation
+from tools.bench.__main__ import _arguments, _measurements
+from tools.bench.delay_proxy import Seen
 from tools.bench.figures import (
+    WAITING,
+    Comparison,
+    Rate,
     Results,
     Row,
     Spread,
-    higher_is_better,
-    lower_is_better,
     number,
     profile_table,
     table,
 )
-from tools.bench.large_upload import SealedFile
-from tools.bench.layers import WAITING, Sampled, layer_of, shares
-from tools.bench.sealing import openssl_speed
-from tools.bench.uploads import Rate, Rounds, Sample, rows, steady
+from tools.bench.layers import by_layer, layer_of
+from tools.bench.processes import BenchError
+from tools.bench.uploads import Letter, Sample, steady
+from tools.bench.world import key_of, pages_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def _row(ratio: float, **aim: float) -> Row:
@@ -29,25 +43,10 @@ def _row(ratio: float, **aim: float) -> Row:
 
 def test_a_spread_shows_its_median_and_range() -> None:
     spread = Spread((3.0, 1.0, 2.0))
-    assert spread.median == 2.0
     assert spread.as_json() == {"min": 1.0, "median": 2.0, "max": 3.0, "rounds": [3.0, 1.0, 2.0]}
-    assert "1" in spread.shown()
-    assert "3" in spread.shown()
-
-
-def test_no_rounds_are_no_figure() -> None:
+    assert spread.shown() == "2 (1\N{EN DASH}3)"
     with pytest.raises(ValueError, match="no rounds"):
         Spread(())
-
-
-def test_a_ratio_above_one_always_means_that_ours_is_better() -> None:
-    assert higher_is_better([200.0], [100.0]).values == (2.0,)
-    assert lower_is_better([1.0], [2.0]).values == (2.0,)
-
-
-def test_rounds_are_compared_one_by_one() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        higher_is_better([1.0, 2.0], [1.0])
 
 
 @pytest.mark.parametrize(
@@ -65,9 +64,20 @@ def test_a_miss_is_a_miss(row: Row, met: bool | None) -> None:
     assert row.as_json()["met"] is met
 
 
+def test_a_ratio_above_one_always_means_that_ours_is_better() -> None:
+    ours, theirs = [Rate(200.0, 1.0), Rate(300.0, 3.0)], [Rate(100.0, 2.0), Rate(100.0, 1.5)]
+    compared = Comparison("f", "ceph", "b", ours, theirs)
+    throughput, cpu = compared.throughput(2.6), compared.cpu(1.0)
+    assert throughput.ratios == Spread((2.0, 3.0))
+    assert cpu.ratios == Spread((2.0, 0.5))
+    assert (throughput.met, cpu.met) == (False, True)
+    assert (throughput.unit, cpu.unit) == ("objects/s", "ms/object")
+    with pytest.raises(ValueError, match="zip"):
+        Comparison("f", "ceph", "b", ours, theirs[:1]).throughput()
+
+
 def test_the_table_and_the_json_hold_every_row() -> None:
-    missed = _row(0.1, at_least=0.65)
-    results = Results([missed, _row(1.0)], {"ceph": {"crypto": 1.0}}, ["a note"])
+    results = Results([_row(0.1, at_least=0.65), _row(1.0)], {"ceph": {"crypto": 1.0}}, ["a note"])
     document = json.loads(results.as_json())
     assert [row["met"] for row in document["rows"]] == [False, None]
     assert document["notes"] == ["a note"]
@@ -90,66 +100,120 @@ def test_start_and_end_of_a_round_do_not_count() -> None:
     rate = steady(samples, 1000)
     assert rate.per_s == pytest.approx(350)
     assert rate.cpu_ms == pytest.approx(1000 * 0.8 / 700)
-
-
-def test_a_round_that_was_over_too_soon_gives_no_rate() -> None:
     with pytest.raises(ValueError, match="more objects"):
-        steady([Sample(0.0, 1000, 0.0), Sample(1.0, 0, 1.0)], 1000)
+        steady([samples[0], samples[-1]], 1000)
 
 
-def test_upload_rows_divide_the_right_way_round() -> None:
-    found = Rounds([Rate(700.0, 1.0)], [Rate(1000.0, 1.2)], [Rate(1000.0, 1.3)], reads=0.25)
-    puts, puts_cpu, throughput, cpu = rows("ceph", found)
-    assert [row.ratios and row.ratios.median for row in (puts, puts_cpu)] == [0.7, 1.2]
-    assert (puts.met, puts_cpu.met) == (None, None)
-    assert throughput.ratios is not None
-    assert cpu.ratios is not None
-    assert (throughput.ratios.median, throughput.met) == (0.7, True)
-    assert (cpu.ratios.median, cpu.met) == (1.3, True)
-    assert "0.25 GETs" in cpu.against
-
-
-def test_time_counts_for_the_innermost_layer_that_has_a_name() -> None:
-    worker, storage = (
-        "/x/workers/keyturn_workers/upload/uploader.py",
-        "/x/workers/keyturn_workers/storage/s3_http.py",
-    )
-    assert (
-        layer_of(["/lib/json/decoder.py", "/x/contracts/keyturn/messages.py", worker])
-        == "validation"
-    )
-    assert layer_of(["/lib/aiohttp/client.py", storage, worker]) == "S3: requests"
-    assert layer_of(["/lib/python/threading.py"]) == "other"
-    assert shares({(storage,): 2, (storage, worker): 1, (worker,): 1}) == {
-        "S3: requests": 3,
-        "upload logic": 1,
-    }
+@pytest.mark.parametrize(
+    ("stack", "layer"),
+    [
+        (
+            ["/lib/json/decoder.py", "/x/contracts/keyturn/messages.py", "/keyturn_workers/u.py"],
+            "validation",
+        ),
+        (["/lib/aiohttp/client.py", "/x/keyturn_workers/storage/s3_http.py"], "S3: requests"),
+        (["/lib/python/threading.py"], "other"),
+    ],
+)
+def test_time_counts_for_the_innermost_layer_that_has_a_name(
+    stack: Sequence[str], layer: str
+) -> None:
+    assert layer_of(stack) == layer
 
 
 def test_layers_are_milliseconds_that_add_up_to_the_cpu_time() -> None:
-    by_layer = Sampled({"crypto: HPKE": 30, "logs": 10}, reads=3).an_object(per_s=500, cpu_ms=0.8)
-    assert by_layer == pytest.approx({"crypto: HPKE": 0.6, "logs": 0.2, WAITING: 1.2})
-    shown = profile_table("upload worker", by_layer)
-    cells = [list(column.cells) for column in shown.columns]
-    assert cells[0] == ["crypto: HPKE", "logs", "all", "waiting, by the clock"]
-    assert cells[1] == ["0.600", "0.200", "0.800", "1.200"]
-    assert cells[2] == ["75.0%", "25.0%", "100%", "-"]
+    stacks = [(["/keyturn/crypto/intake.py"], 20), (["/keyturn/crypto/wraps.py"], 10)]
+    layers = by_layer([*stacks, (["/structlog/x.py"], 10)], Rate(per_s=500, cpu_ms=0.8))
+    assert sum(layers.values()) == pytest.approx(0.8 + 1.2)
+    assert layers["logs"] == pytest.approx(0.2)
+    assert layers[WAITING] == pytest.approx(1.2)
+    # More than one core was busy: nothing waited.
+    assert by_layer(stacks, Rate(per_s=1000, cpu_ms=1.5))[WAITING] == 0.0
+    shown = profile_table("p", {"a": 0.6, WAITING: 1.2})
+    assert [list(column.cells) for column in shown.columns] == [
+        ["a", "all", "waiting, by the clock"],
+        ["0.600", "0.600", "1.200"],
+        ["100.0%", "100%", "-"],
+    ]
 
 
-def test_no_time_is_waited_where_more_than_one_core_was_busy() -> None:
-    assert Sampled({"logs": 1}, reads=0).an_object(per_s=1000, cpu_ms=1.5)[WAITING] == 0.0
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ("--only gateway", ["gateway-large", "gateway-bodies", "gateway-small", "gateway-listing"]),
+        ("--only rotation,plain", ["plain", "rotation"]),
+        ("--only uploads", ["uploads", "uploads"]),
+        ("--only uploads,latency --server moto", ["uploads", "latency"]),
+    ],
+)
+def test_the_parts_that_were_named_are_measured(arguments: str, parts: list[str]) -> None:
+    measured = list(_measurements(_arguments(arguments.split())))
+    assert [part for part, _ in measured] == parts
+    assert {kind for _, kind in measured} <= {"ceph", "moto"}
 
 
-def test_openssl_speed_is_read_as_bytes_a_second() -> None:
-    text = "type        1048576 bytes\nAES-256-GCM   10000000.00k\n"
-    assert openssl_speed(text) == pytest.approx(10.0)
-    assert openssl_speed("nothing") is None
+def test_an_unknown_part_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        _arguments(["--only", "rotations"])
+    assert ended.value.code == 2
+    assert "rotations" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size_bytes", [0, 1, 16384, 3 * 2**20 + 5])
-def test_a_file_sealed_while_it_is_read_is_a_sealed_body(size_bytes: int) -> None:
-    key, context = bytes(32), b"bench"
-    source = SealedFile(key, context, size_bytes)
-    sealed = b"".join(iter(lambda: source.read(100_000), b""))
-    assert len(sealed) == sealed_size(size_bytes)
-    assert len(open_sealed(key, context, sealed)) == size_bytes
+def test_the_plain_worker_really_encrypts() -> None:
+    kek = AESGCM(os.urandom(32))
+    body, metadata = plain.sealed(kek, b"the plaintext", b"acme/k")
+    assert b"the plaintext" not in body
+    wrapped = base64.b64decode(metadata["dek"])
+    data_key = kek.decrypt(wrapped[:12], wrapped[12:], b"acme/k")
+    assert AESGCM(data_key).decrypt(body[:12], body[12:], b"acme/k") == b"the plaintext"
+    with pytest.raises(InvalidTag):
+        AESGCM(data_key).decrypt(body[:12], body[12:], b"acme/other")
+
+
+def test_percentiles_are_of_one_round() -> None:
+    found = against_plain.Latencies()
+    found.add([float(value) for value in range(101)])
+    found.add([5.0, 5.0])
+    assert (found.p50, found.p99) == ([50.0, 5.0], [99.0, 5.0])
+
+
+@pytest.mark.parametrize(("late_s", "at_least_s"), [(0, 19 / 200), (1, 0)])
+async def test_requests_are_published_at_the_requested_rate_or_at_once_if_late(
+    late_s: float, at_least_s: float
+) -> None:
+    letters = [Letter(str(number), b"", {}) for number in range(20)]
+    began = time.perf_counter()
+    async with asyncio.timeout(5):
+        sent = [each async for each in against_plain.paced(letters, 200, began - late_s)]
+    assert sent == letters
+    assert time.perf_counter() - began >= at_least_s
+
+
+def test_the_benchs_pages_touch_each_other_and_hold_every_key() -> None:
+    keys = [key_of(number) for number in range(5)]
+    assert keys == sorted(keys)
+    made = pages_of(keys, 2, after="o/")
+    assert made == [("o/", keys[1]), (keys[1], keys[3]), (keys[3], keys[4])]
+
+
+def test_only_pages_of_this_very_round_count_as_done() -> None:
+    log = "\n".join(
+        json.dumps({"round": of, "event": event}, separators=(",", ":"))
+        for of, event in [("r1", "page done"), ("r2", "page done"), ("r1", "put off")]
+    )
+    assert rotation.pages_done(log, "r1") == 1
+
+
+def test_a_pass_that_left_something_out_is_no_measurement() -> None:
+    done = rotation._checked(2.0, 1.0, Counts(objects=100, rewrapped=100), 100)
+    assert done.rate == Rate(50.0, 10.0)
+    for counts in (Counts(objects=100, rewrapped=99), Counts(objects=100, failed=1)):
+        with pytest.raises(BenchError):
+            rotation._checked(2.0, 1.0, counts, counts.rewrapped or 100)
+
+
+def test_requests_and_bytes_are_held_against_their_limits() -> None:
+    seen = Seen(requests=2100, under=2000, received_bytes=3_072_000)
+    to_it, received = rotation.wire_rows("ceph", "writing pass", seen, 1000, most_requests=2)
+    assert (to_it.ours.median, to_it.met) == (2.0, True)
+    assert (received.ours.median, received.met) == (3.0, False)

@@ -1,13 +1,11 @@
 """A storage that is further away: a proxy that holds every request back, and counts.
 
-`python -m tools.bench.rotation.delay_proxy HOST PORT --delay-ms N --under PATH` listens on
+`python -m tools.bench.delay_proxy HOST PORT --delay-ms N --under PATH` listens on
 loopback, prints its port, and for each line on standard input prints what it saw since the line
 before. A line of two numbers begins no new count: these are the delays from then on, in
 milliseconds, of every request, and what is added to it under the path. It ends with its input. Only
-latency is added, no limit of bandwidth: any number of requests is under way at once. With
-`--at-once N` it is a server with N threads: N requests are under way, each for as long as it is
-held (once, in however many pieces it comes) and answered, and the others wait in the order in which
-they came. It keeps what it has not sent in memory, so it is for small bodies.
+latency is added, no limit of bandwidth: any number of requests is under way at once. It keeps what
+it has not sent in memory, so it is for small bodies.
 
 A client here sends a request only after the answer to the one before on that connection,
 so what comes from it after an answer is a request's beginning. Nothing else is parsed.
@@ -21,22 +19,20 @@ import json
 import os
 import re
 import sys
-from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-import psutil
 import uvloop
 
 from tools.bench.processes import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).parents[2]
 _ANSWER_S = 30
 _READS = (b"GET", b"HEAD")
 _COPY = b"x-amz-copy-source:"
@@ -62,30 +58,6 @@ class Seen:
     unheard: int = 0
 
 
-class Places:
-    """How many requests may be under way at once; 0 is as many as come."""
-
-    def __init__(self, at_once: int) -> None:
-        self.limited = bool(at_once)
-        self._free = at_once
-        self._queue: deque[Callable[[], None]] = deque()
-
-    def take(self, begin: Callable[[], None]) -> None:
-        """Begin a request now, or when it is its turn."""
-        if self.limited and not self._free:
-            self._queue.append(begin)
-            return
-        self._free -= self.limited
-        begin()
-
-    def give_back(self) -> None:
-        """A request that had begun has ended."""
-        if self._queue:
-            self._queue.popleft()()
-        else:
-            self._free += self.limited
-
-
 @dataclass
 class Way:
     """What all connections share: to where, how late, what is counted, and every target put.
@@ -99,7 +71,6 @@ class Way:
     held_s: float = 0.0
     seen: Seen = field(default_factory=Seen)
     made: set[bytes] = field(default_factory=set)
-    places: Places = field(default_factory=lambda: Places(0))
 
 
 class Connection(asyncio.Protocol):
@@ -107,9 +78,6 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, way: Way) -> None:
         self._way = way
-        self._placed = False
-        self._passing = False
-        self._held: list[bytes] = []
         self._delay_s = 0.0
         self._target = b""
         self._client: asyncio.Transport | None = None
@@ -152,39 +120,7 @@ class Connection(asyncio.Protocol):
             self._way.seen.reads += under and method in _READS
             puts = under and method == b"PUT" and _COPY not in data.lower()
             self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
-            self._held, self._passing = [data], False
-            self._way.places.take(self._begin)
-        elif self._passing:
-            self._pass(data)
-        else:
-            self._held.append(data)
-
-    def _begin(self) -> None:
-        """Its request has a place."""
-        if self._lost.is_set():
-            self._way.places.give_back()
-            return
-        self._placed = True
-        if self._way.places.limited:
-            asyncio.get_running_loop().call_later(self._delay_s, self._go_on)
-        else:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """What came of the request meanwhile goes on its way, and so does what follows."""
-        self._passing = True
-        for data in self._held:
-            self._pass(data)
-        self._held = []
-
-    def _end(self) -> None:
-        if self._placed:
-            self._placed = False
-            self._way.places.give_back()
-
-    def _pass(self, data: bytes) -> None:
-        # Latency is met by each piece that waits for an answer; a server's work is done once.
-        if self._delay_s and not self._way.places.limited:
+        if self._delay_s:
             asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
         else:
             self._forward(data)
@@ -200,8 +136,6 @@ class Connection(asyncio.Protocol):
         # After that a body comes, and no request.
         if not data.startswith(_CONTINUE):
             self._count(data)
-            # The answers here are small: the first bytes of one are nearly all of it.
-            self._end()
         self._way.seen.received_bytes += len(data)
         if self._client is not None and not self._client.is_closing():
             self._client.write(data)
@@ -218,7 +152,6 @@ class Connection(asyncio.Protocol):
         self._way.seen.unheard += bool(self._target)
         self._target = b""
         self._lost.set()
-        self._end()
         self.close()
 
     def close(self) -> None:
@@ -248,10 +181,10 @@ class _Answers(asyncio.Protocol):
 
 @asynccontextmanager
 async def forwarding(
-    host: str, port: int, *, delay_s: float, under: str, at_once: int = 0
+    host: str, port: int, *, delay_s: float, under: str
 ) -> AsyncIterator[tuple[int, Way]]:
     """Forward until the block ends; the port on loopback, and what goes through."""
-    way = Way((host, port), delay_s, under.encode(), places=Places(at_once))
+    way = Way((host, port), delay_s, under.encode())
     connections: list[Connection] = []
 
     def connection() -> Connection:
@@ -274,9 +207,8 @@ async def _serve(given: argparse.Namespace) -> None:
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
     )
-    async with forwarding(
-        given.host, given.port, delay_s=delay_s, under=given.under, at_once=given.at_once
-    ) as (port, way):
+    between = forwarding(given.host, given.port, delay_s=delay_s, under=given.under)
+    async with between as (port, way):
         print(json.dumps({"port": port}), flush=True)
         while line := await lines.readline():
             print(json.dumps(asdict(way.seen)), flush=True)
@@ -291,7 +223,6 @@ class DelayProxy:
     """The proxy's process; `url` is its address."""
 
     url: str
-    usage: psutil.Process
     _process: asyncio.subprocess.Process
 
     async def seen(self) -> Seen:
@@ -306,11 +237,6 @@ class DelayProxy:
         self._process.stdin.write(f"{delay_ms} {under_ms}\n".encode())
         await _line(self._process)
 
-    def cpu_s(self) -> float:
-        """User and system time so far, in seconds."""
-        times = self.usage.cpu_times()
-        return times.user + times.system
-
 
 async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
     assert process.stdout is not None
@@ -323,16 +249,13 @@ async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def delay_proxy(
-    url: str, *, delay_ms: int, under: str, at_once: int = 0
-) -> AsyncIterator[DelayProxy]:
+async def delay_proxy(url: str, *, delay_ms: int, under: str) -> AsyncIterator[DelayProxy]:
     """Run the proxy before the server at `url`, until the block ends.
 
     Args:
         url: The server's.
         delay_ms: By which each request comes later.
         under: The beginning of paths that are counted apart.
-        at_once: How many requests may be under way; 0 for as many as come.
 
     Raises:
         BenchError: it did not start, or does not answer.
@@ -340,7 +263,7 @@ async def delay_proxy(
     behind = urlsplit(url)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__, str(behind.hostname), str(behind.port or 80)),
-        *("--delay-ms", str(delay_ms), "--under", under, "--at-once", str(at_once)),
+        *("--delay-ms", str(delay_ms), "--under", under),
         cwd=_ROOT,
         env={"PATH": os.environ["PATH"]},
         stdin=asyncio.subprocess.PIPE,
@@ -348,7 +271,7 @@ async def delay_proxy(
     )
     try:
         port = (await _line(process))["port"]
-        yield DelayProxy(f"http://127.0.0.1:{port}", psutil.Process(process.pid), process)
+        yield DelayProxy(f"http://127.0.0.1:{port}", process)
     finally:
         if process.returncode is None:
             process.kill()
@@ -362,7 +285,6 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--delay-ms", type=int, default=0)
     parser.add_argument("--under", default="/")
-    parser.add_argument("--at-once", type=int, default=0)
     uvloop.run(_serve(parser.parse_args()))
 
 

@@ -1,6 +1,6 @@
 """The client: sends requests on open connections, and counts and discards the bodies.
 
-`python -m tools.bench.gateway.load_client`, with a job as JSON on its standard input, prints one
+`python -m tools.bench.load_client`, with a job as JSON on its standard input, prints one
 JSON object. It shares two cores with what it measures, so it is as cheap as Python allows:
 httptools on an asyncio protocol, no session, no buffers. A connection is open before the
 clock of a request starts. A response that is not 200 or 206, or not of its announced length,
@@ -9,7 +9,6 @@ fails the run.
 | job | what it does |
 | --- | --- |
 | `single` | one GET of the first target, with its SHA-256 where `hash` is on |
-| `first` | GETs of each target in turn, `count` times, each on a new connection |
 | `many` | `count` GETs over the targets, `concurrency` at once, after `warm` that do not count |
 """
 
@@ -70,7 +69,6 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._hashed: Any = None
         self.size_bytes = 0
-        self.first_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Ready for a request."""
@@ -95,9 +93,7 @@ class Connection(asyncio.Protocol):
             self._done.set_exception(LoadClientError(why))
 
     def on_body(self, body: bytes) -> None:
-        """Count it; remember when the first came."""
-        if not self.size_bytes:
-            self.first_at = time.perf_counter()
+        """Count it."""
         self.size_bytes += len(body)
         if self._hashed is not None:
             self._hashed.update(body)
@@ -110,7 +106,7 @@ class Connection(asyncio.Protocol):
     async def request(self, head: bytes, *, hashed: Any = None) -> None:
         """Send a request and read its complete response."""
         assert self._transport is not None
-        self.size_bytes, self.first_at, self._hashed = 0, 0.0, hashed
+        self.size_bytes, self._hashed = 0, hashed
         self._done = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(head)
@@ -127,18 +123,9 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-class _First(Connection):
-    """Is done as soon as a first byte of the body came."""
-
-    def on_body(self, body: bytes) -> None:
-        """That is all."""
-        super().on_body(body)
-        self.on_message_complete()
-
-
-async def _opened(target: Target, kind: type[Connection] = Connection) -> Connection:
+async def _opened(target: Target) -> Connection:
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(kind, *target.address)
+    _, connection = await loop.create_connection(Connection, *target.address)
     return connection
 
 
@@ -152,21 +139,6 @@ async def single(target: Target, *, hash_it: bool) -> dict[str, Any]:
     connection.close()
     digest = hashed.hexdigest() if hashed is not None else ""
     return {**report, "size_bytes": connection.size_bytes, "sha256": digest}
-
-
-async def first(targets: Sequence[Target], count: int, pause_s: float) -> dict[str, Any]:
-    """Seconds to the first byte of each target's body, in turn."""
-    seconds: list[list[float]] = [[] for _ in targets]
-    for _ in range(count):
-        for number, target in enumerate(targets):
-            connection, head = await _opened(target, _First), target.head
-            began = time.perf_counter()
-            await connection.request(head)
-            seconds[number].append(connection.first_at - began)
-            connection.close()
-            # What was cut short is ended on the other side before the next one begins.
-            await asyncio.sleep(pause_s)
-    return {"seconds": seconds}
 
 
 async def many(
@@ -212,8 +184,6 @@ async def do(job: Mapping[str, Any]) -> dict[str, Any]:
     targets = [Target(each["url"], each["headers"]) for each in job["targets"]]
     if job["what"] == "single":
         return await single(targets[0], hash_it=job["hash"])
-    if job["what"] == "first":
-        return await first(targets, job["count"], job["pause_s"])
     return await many(targets, job["count"], warm=job["warm"], concurrency=job["concurrency"])
 
 

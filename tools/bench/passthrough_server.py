@@ -1,6 +1,6 @@
 """The baseline for the gateway: the same server and send loop, without decryption.
 
-`python -m tools.bench.gateway.passthrough_server`, with a gateway's environment. It serves the
+`python -m tools.bench.passthrough_server`, with a gateway's environment. It serves the
 stored bytes of the object that the path names to any client, with the product's own storage module
 and in the same pieces as the gateway. The difference between the two is therefore authorization,
 the keyring, the DEK and decryption.

@@ -1,1 +1,0 @@
-"""What the console takes, and what it costs the workers (SPEC 16)."""
