@@ -230,7 +230,7 @@ _DECODERS: Final = re.compile(
 )
 _ALLOWED: Final = {
     "contracts/keyturn/crypto/base64.py": "the strict decoder itself",
-    "workers/keyturn_workers/verify/wrap_search.py": "finds a wrap in whatever spelling",
+    "workers/keyturn_workers/verify/object_check.py": "finds a wrap in whatever spelling",
     "clients/typescript/src/open/unwrap.ts": "compares with the one spelling",
     "clients/typescript/src/metadata.ts": "reads RFC 2047",
 }

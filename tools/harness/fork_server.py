@@ -41,8 +41,8 @@ _REQUEST_BYTES: Final = 1 << 17
 _IMPORTED: Final = (
     "keyturn_workers.cli.app",
     "keyturn_workers.cli.console",
-    "keyturn_workers.cli.gateway",
-    "keyturn_workers.cli.worker",
+    "keyturn_workers.cli.serve",
+    "keyturn_workers.cli.serve",
     "keyturn_workers.console.server",
     "keyturn_workers.gateway.server",
     "keyturn_workers.worker.process",

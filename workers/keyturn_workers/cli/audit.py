@@ -25,7 +25,7 @@ from keyturn.publisher.broker_address import BrokerAddress
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_stream import Start, StreamRecord, follow, last_offset
 from keyturn.topology import AUDIT_STREAM
-from keyturn_workers.cli.arguments import AsJson
+from keyturn_workers.cli.arguments import MOMENT_FORM, AsJson, parse_moment
 from keyturn_workers.cli.audit_export import (
     Inspection,
     finding_document,
@@ -34,7 +34,6 @@ from keyturn_workers.cli.audit_export import (
     to_line,
 )
 from keyturn_workers.cli.errors import note
-from keyturn_workers.cli.moments import MOMENT_FORM, parse_moment
 from keyturn_workers.cli.output import print_json, print_line, print_rows
 from keyturn_workers.cli.settings import AuditReaderSettings, AuditVerifySettings
 

@@ -18,7 +18,7 @@ import uvloop
 from keyturn.errors import SettingsError
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.output import print_line
-from keyturn_workers.cli.secret_files import write_secret
+from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.console.settings import ConsoleSettings
 from keyturn_workers.worker.logging import configure
 

@@ -21,7 +21,7 @@ from keyturn_workers.cli.arguments import AsJson, Reason
 from keyturn_workers.cli.command_audit import command_audit
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_rows
-from keyturn_workers.cli.secret_files import write_secret
+from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.dead_letters.description import DeadLetter, audit_fields, describe
 from keyturn_workers.dead_letters.lock import exclusive

@@ -1,4 +1,4 @@
-"""`keyturn download`: decrypt one object, from the bucket or a gateway (SPEC 9.1, 14).
+"""`keyturn download` and `link`: one object, from the bucket or a gateway (SPEC 9.1, 9.3, 14).
 
 A file appears under its name only after the whole body was authenticated. Standard output
 gets authenticated chunks as they arrive; only the exit status says whether all of them came.
@@ -11,22 +11,34 @@ import os
 import sys
 import tempfile
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import typer
 from pydantic import SecretStr
 
 from keyturn.crypto import user_kek
 from keyturn.errors import NoUsableWrapError
+from keyturn.gateway import CiphertextLink, Link
+from keyturn.gateway.links import CIPHERTEXT_LINK_MAX_S, LINK_MAX_S
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.api_keys import read_api_key
-from keyturn_workers.cli.arguments import ApiKeyFile, GatewayUrl, ObjectKey, Project, Reason
+from keyturn_workers.cli.arguments import (
+    DURATION_FORM,
+    ApiKeyFile,
+    AsJson,
+    GatewayUrl,
+    ObjectKey,
+    Project,
+    Reason,
+    parse_duration_s,
+)
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.command_audit import command_audit
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.gateway_client import configured_gateway, gateway_client
-from keyturn_workers.cli.output import ByteProgress, byte_progress
+from keyturn_workers.cli.output import ByteProgress, byte_progress, print_json, print_line
+from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import ReaderSettings
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
@@ -34,6 +46,8 @@ from keyturn_workers.settings import AuditSettings, OperatorSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+_EXPIRES_S: Final = 3600
 
 _STDOUT: Final = Path("-")
 # The object, and the records that are read beside it.
@@ -194,3 +208,77 @@ async def _to_file(opened: _Opened, target: Path, progress: ByteProgress) -> Non
         # Already renamed after success; otherwise it holds part of an unauthenticated body.
         with suppress(FileNotFoundError):
             os.unlink(temporary)  # noqa: PTH108  # as above
+
+
+def link(
+    project: Project,
+    key: ObjectKey,
+    expires_s: Annotated[
+        int | None,
+        typer.Option(
+            "--expires",
+            parser=parse_duration_s,
+            metavar="DURATION",
+            help=f"How long the link is valid: {DURATION_FORM}. At most 7d; default: 1h.",
+        ),
+    ] = None,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Let a browser show the object instead of saving it.")
+    ] = False,
+    ciphertext: Annotated[
+        bool,
+        typer.Option(
+            "--ciphertext",
+            help="Link to the encrypted bytes in the storage, for at most 15m. --json also prints "
+            "the metadata that is needed to decrypt them with the API key.",
+        ),
+    ] = False,
+    gateway: GatewayUrl = None,
+    api_key_file: ApiKeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a link that opens one object without the API key.
+
+    The link is a secret: anyone who has it can read the object. It ends when it expires or
+    when the API key is rotated; a link to encrypted bytes ends only when it expires. Needs a
+    gateway.
+    """
+    if inline and ciphertext:
+        raise typer.BadParameter("--inline and --ciphertext cannot be used together")
+    max_s = CIPHERTEXT_LINK_MAX_S if ciphertext else LINK_MAX_S
+    if expires_s is not None and not 1 <= expires_s <= max_s:
+        longest = "15m" if ciphertext else "7d"
+        raise typer.BadParameter(f"--expires must be from 1s to {longest}")
+    url = configured_gateway(gateway)
+    if url is None:
+        raise typer.BadParameter("no gateway: use --gateway or set KEYTURN_GATEWAY_URL")
+    api_key = read_api_key(api_key_file, project, confirm=False)
+    if ciphertext:
+        made = asyncio.run(_ciphertext_link(url, api_key, project, key, expires_s or max_s))
+        _print(made.url, made.expires_at, {"metadata": dict(made.metadata)}, as_json=as_json)
+        return
+    given = asyncio.run(_link(url, api_key, project, key, expires_s or _EXPIRES_S, inline=inline))
+    _print(given.url, given.expires_at, {}, as_json=as_json)
+
+
+async def _link(
+    url: str, api_key: SecretStr, project: str, key: str, expires_s: int, *, inline: bool
+) -> Link:
+    async with gateway_client(url, api_key) as client:
+        return await client.link(project, key, expires_s=expires_s, inline=inline)
+
+
+async def _ciphertext_link(
+    url: str, api_key: SecretStr, project: str, key: str, expires_s: int
+) -> CiphertextLink:
+    async with gateway_client(url, api_key) as client:
+        return await client.ciphertext_link(project, key, expires_s=expires_s)
+
+
+def _print(url: str, expires_at: datetime, more: dict[str, Any], *, as_json: bool) -> None:
+    until = expires_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if as_json:
+        print_json({"url": url, "expires_at": until} | more)
+    else:
+        print_line(url)
+        note(f"valid until {until}")

@@ -22,7 +22,7 @@ from keyturn.errors import (
     SettingsError,
 )
 from keyturn.publisher.broker_address import describe_broker_failure
-from keyturn_workers.cli.endpoints import broker_endpoint, first_error
+from keyturn_workers.cli.bucket import broker_endpoint, first_error
 from keyturn_workers.cli.output import printable
 from keyturn_workers.dead_letters.errors import DeadLetterError
 from keyturn_workers.errors import MissingExtraError, StorageAnswerError, UnsafeStorageError

@@ -26,7 +26,7 @@ from keyturn_workers.cli.arguments import Project, validate_reason
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.command_audit import CommandAudit, command_audit
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.secret_files import write_secret
+from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring.store import parse_keyring
 from keyturn_workers.master_keys.operator_keys import OperatorKeys

@@ -5,8 +5,10 @@ the broker has the requests.
 """
 
 import asyncio
+import mimetypes
+import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from keyturn.errors import MalformedRequestError, SettingsError
+from keyturn.identifiers import check_object_key
 from keyturn.metadata import check_content_type, encode_caller_metadata
 from keyturn.publisher import Publisher
 from keyturn.publisher.body_source import blocks
@@ -22,7 +25,6 @@ from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, validate_object_key
 from keyturn_workers.cli.errors import note
-from keyturn_workers.cli.file_selection import SelectedFile, guess_content_type, select_files
 from keyturn_workers.cli.output import ByteProgress, byte_progress
 from keyturn_workers.cli.publishing import (
     PUBLISH_ATTEMPTS,
@@ -34,6 +36,97 @@ from keyturn_workers.cli.publishing import (
 
 _STDIN: Final = "-"
 _COLUMNS: Final = ("path", "key", "status", "size", "generation", "upload_id", "code", "detail")
+
+_ENCODINGS: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2"}
+_UNKNOWN: Final = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedFile:
+    """One file to upload; `path` is None for standard input.
+
+    `problem` says why it cannot be uploaded.
+    """
+
+    path: Path | None
+    object_key: str
+    size_bytes: int | None
+    content_type: str | None
+    problem: str | None = None
+
+    @property
+    def display_name(self) -> str:
+        """Its name on the command line."""
+        return "-" if self.path is None else str(self.path)
+
+
+def select_files(
+    paths: list[Path], prefix: str, content_type: str | None, on_skip: Callable[[str], None]
+) -> list[SelectedFile]:
+    """All files that the arguments name, in a stable order.
+
+    Args:
+        paths: Files and folders.
+        prefix: Precedes every object key, including its `/` if it has one.
+        content_type: Of all files; None guesses it from each name.
+        on_skip: Called with the name of each skipped file, and why.
+
+    Raises:
+        typer.BadParameter: a path does not exist, or two files would have the same key.
+    """
+    files: dict[str, SelectedFile] = {}
+    for argument in paths:
+        for path, name in _walk(argument, on_skip):
+            file = _describe(path, prefix + name, content_type)
+            if file.object_key in files:
+                first = files[file.object_key].display_name
+                raise typer.BadParameter(f"{first} and {path} would have the same key")
+            files[file.object_key] = file
+    return list(files.values())
+
+
+def _walk(argument: Path, on_skip: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
+    """The files of one argument, with names relative to its parent."""
+    if argument.is_file():
+        yield argument, argument.name
+        return
+    if not argument.is_dir():
+        reason = "is neither a file nor a folder" if argument.exists() else "does not exist"
+        raise typer.BadParameter(f"{argument} {reason}")
+    own = "" if argument.name in ("", "..") else f"{argument.name}/"
+
+    def unreadable(error: OSError) -> None:
+        on_skip(f"{error.filename}: {error.strerror}")
+
+    for folder, folders, names in os.walk(argument, onerror=unreadable):
+        folders.sort()
+        for name in [*folders, *sorted(names)]:
+            path = Path(folder, name)
+            if path.is_symlink():
+                on_skip(f"{path} is a symbolic link")
+            elif path.is_file():
+                yield path, own + path.relative_to(argument).as_posix()
+            elif not path.is_dir():
+                on_skip(f"{path} is not a regular file")
+
+
+def _describe(path: Path, object_key: str, content_type: str | None) -> SelectedFile:
+    try:
+        check_object_key(object_key)
+        problem = None
+    except ValueError as exc:
+        problem = str(exc)
+    size_bytes = path.stat().st_size
+    content_type = content_type or guess_content_type(path.name)
+    return SelectedFile(path, object_key, size_bytes, content_type, problem)
+
+
+def guess_content_type(name: str) -> str:
+    """A content type by file extension; that of a compressed file is its compression."""
+    guessed, encoding = mimetypes.guess_type(name, strict=True)
+    if encoding is not None:
+        return _ENCODINGS.get(encoding, _UNKNOWN)
+    return guessed or _UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

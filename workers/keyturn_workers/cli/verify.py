@@ -17,12 +17,11 @@ from keyturn.crypto import kek_id, user_kek, v0_user_kek
 from keyturn.identifiers import format_time
 from keyturn.project_keks import ProjectKeks, parse_project_keks
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.api_keys import read_api_key
 from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, Project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_line, print_rows, progress_display
-from keyturn_workers.cli.secret_files import read_secret
+from keyturn_workers.cli.secrets import read_api_key, read_secret
 from keyturn_workers.cli.settings import ProjectKekSettings, ReaderSettings
 from keyturn_workers.verify import Report, VerificationKeys, check_project
 

@@ -136,6 +136,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     lines = env_file.read_text().splitlines(keepends=True)
     env_file.write_text("".join(line for line in lines if "KEYTURN_S3_" not in line))
     publisher = FakePublisher()
-    for module in ("enroll", "upload", "rotate", "sweep", "delete", "recover"):
+    for module in ("objects", "projects", "recover", "upload"):
         monkeypatch.setattr(f"keyturn_workers.cli.{module}.Publisher", publisher)
     return Commands(publisher, env_file)

@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from keyturn_workers.cli.api_keys import read_v0_api_key
 from keyturn_workers.cli.app import app
+from keyturn_workers.cli.secrets import read_v0_api_key
 
 if TYPE_CHECKING:
     from pathlib import Path

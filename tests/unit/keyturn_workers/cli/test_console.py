@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from keyturn_workers.cli import console, secret_files
+from keyturn_workers.cli import console, secrets
 from keyturn_workers.cli.app import app
 from keyturn_workers.console import server
 from keyturn_workers.console.auth.password_file import PasswordFile
@@ -78,7 +78,7 @@ def test_two_commands_at_once_do_not_undo_each_other(
 ) -> None:
     file = tmp_path / "passwords"
     _add(file, "lee")
-    real = secret_files.write_secret
+    real = secrets.write_secret
     removing: list[Thread] = []
 
     def write_late(path: Path, content: str, *, force: bool) -> None:

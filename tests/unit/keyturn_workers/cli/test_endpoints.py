@@ -6,7 +6,7 @@ import pytest
 
 from keyturn.errors import AlreadyExistsError, StorageUnavailableError
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.endpoints import naming_storage
+from keyturn_workers.cli.bucket import naming_storage
 
 
 def test_other_errors_keep_their_text() -> None:

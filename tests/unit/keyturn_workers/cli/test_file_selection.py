@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from keyturn_workers.cli.file_selection import guess_content_type, select_files
+from keyturn_workers.cli.upload import guess_content_type, select_files
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keyturn.errors import SettingsError
-from keyturn_workers.cli import gateway
+from keyturn_workers.cli import serve
 from keyturn_workers.cli.app import app
 from keyturn_workers.gateway import server
 from keyturn_workers.tracing import Instrumentation
@@ -26,7 +26,7 @@ _ENVIRONMENT = Deployment("amqp://localhost/", _S3, "bucket").gateway_env()
 def configured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """How logging was configured; that of the tests' own process stays as it is."""
     calls: list[tuple[str, str]] = []
-    monkeypatch.setattr(gateway, "configure", lambda *how: calls.append(how))
+    monkeypatch.setattr(serve, "configure", lambda *how: calls.append(how))
     return calls
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import typer
 
-from keyturn_workers.cli.moments import parse_duration_s, parse_moment
+from keyturn_workers.cli.arguments import parse_duration_s, parse_moment
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.cli.secret_files import read_secret, write_secret
+from keyturn_workers.cli.secrets import read_secret, write_secret
 
 if TYPE_CHECKING:
     from pathlib import Path

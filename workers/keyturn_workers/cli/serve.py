@@ -1,12 +1,12 @@
-"""`keyturn worker`: a worker process (SPEC 6.2, 14)."""
+"""`keyturn worker` and `keyturn gateway`: a process that serves (SPEC 6.2, 9, 14)."""
 
 from typing import Final
 
 import typer
 import uvloop
 
-from keyturn_workers.cli.endpoints import naming_storage
-from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.cli.bucket import naming_storage
+from keyturn_workers.settings import GatewaySettings, WorkerSettings
 from keyturn_workers.worker.logging import configure
 
 app = typer.Typer(name="worker", help="Run a worker process.")
@@ -50,3 +50,15 @@ def sweep() -> None:
 def all_roles() -> None:
     """Run all roles in one process, for small deployments."""
     _run(_UPLOAD, _CONTROL, _SWEEP)
+
+
+def gateway() -> None:
+    """Run the HTTP gateway, which serves objects to holders of API keys."""
+    settings = GatewaySettings.read()
+    configure(settings.log_format, settings.log_level)
+    # uvicorn and Starlette are slow to import, and no other command needs them.
+    from keyturn_workers.gateway.server import run_gateway  # noqa: PLC0415
+    from keyturn_workers.tracing import open_tracing  # noqa: PLC0415
+
+    with open_tracing(settings, "keyturn-gateway") as instrumentation:
+        uvloop.run(run_gateway(settings, instrumentation))

@@ -1,0 +1,307 @@
+"""`keyturn enroll`, `rotate` and `sweep`: a project and its keys (SPEC 5.4, 6.5, 6.6, 8, 14).
+
+An API key never leaves this process. A request contains a key derived from it, sealed to the
+workers.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr
+
+from keyturn.identifiers import ALL_PROJECTS, is_short_name
+from keyturn.messages import Event, Rejected, RotationAccepted
+from keyturn.publisher import Publisher
+from keyturn.settings import PublisherSettings
+from keyturn_workers.cli.arguments import (
+    ApiKeyFile,
+    AsJson,
+    GenerateApiKey,
+    NewApiKeyFile,
+    OptionalProject,
+    Project,
+    SaveTo,
+    TimeoutS,
+)
+from keyturn_workers.cli.errors import note
+from keyturn_workers.cli.output import print_json, print_table
+from keyturn_workers.cli.publishing import (
+    PendingRequest,
+    event_error,
+    request_status,
+    result_document,
+    resumable,
+)
+from keyturn_workers.cli.secrets import read_or_generate_api_key, read_v0_api_key
+from keyturn_workers.cli.watch import check_end, object_counter, print_end, watch
+
+
+def enroll(
+    project: Project,
+    api_key_file: ApiKeyFile = None,
+    generate: GenerateApiKey = False,
+    save_to: SaveTo = None,
+    plaintext: Annotated[
+        bool, typer.Option("--plaintext", help="Allow unencrypted objects.")
+    ] = False,
+    v0: Annotated[
+        bool, typer.Option("--v0", help="Allow objects in the legacy v0 format.")
+    ] = False,
+    v0_api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the API key that the project's v0 objects are wrapped under. Needs "
+            "KEYTURN_V0_PEPPER. Implies --v0."
+        ),
+    ] = None,
+    adopt: Annotated[
+        bool,
+        typer.Option("--adopt", help="Enroll even if objects exist under the project's prefix."),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option(help="Wait until the project is enrolled or rejected.")
+    ] = True,
+    timeout_s: TimeoutS = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Enroll a project: create its keyring."""
+    settings = PublisherSettings.read()
+    # Before a key is generated: an unreadable file must not leave a saved key behind.
+    v0_api_key = None if v0_api_key_file is None else read_v0_api_key(v0_api_key_file)
+    api_key = read_or_generate_api_key(
+        project, api_key_file, save_to, generate=generate, as_json=as_json
+    )
+    request = PendingRequest(project=project)
+
+    async def publish(publisher: Publisher) -> str:
+        return await publisher.enroll(
+            project,
+            api_key=api_key,
+            plaintext=plaintext,
+            v0=v0,
+            v0_api_key=v0_api_key,
+            adopt=adopt,
+            request_id=request.id,
+        )
+
+    event = asyncio.run(_enroll(settings, project, request, publish, timeout_s if wait else None))
+    request.discard_key_if_refused(event, save_to)
+    _print_enrollment(project, request.id, event, as_json=as_json)
+
+
+async def _enroll(
+    settings: PublisherSettings,
+    project: str,
+    request: PendingRequest,
+    publish: Callable[[Publisher], Awaitable[str]],
+    timeout_s: float | None,
+) -> Event | None:
+    async with Publisher.open(settings) as publisher:
+        await request.send(lambda: publish(publisher))
+        if timeout_s is None:
+            return None
+        return await publisher.wait(
+            request.id, timeout_s=timeout_s, project=project, request_type="enroll.requested"
+        )
+
+
+def _print_enrollment(project: str, request_id: str, event: Event | None, *, as_json: bool) -> None:
+    rejected = isinstance(event, Rejected)
+    if as_json:
+        status = "queued" if event is None else "rejected" if rejected else "enrolled"
+        ids = {"project": project, "request_id": request_id}
+        print_json(result_document(ids, status, event))
+    elif event is None:
+        print_table(("project", "status", "request_id"), [(project, "queued", request_id)])
+    elif not rejected:
+        row = (project, "enrolled", getattr(event, "generation", None), request_id)
+        print_table(("project", "status", "generation", "request_id"), [row])
+    if isinstance(event, Rejected):
+        raise event_error(event)
+
+
+def rotate(
+    project: Project,
+    api_key_file: NewApiKeyFile = None,
+    generate: GenerateApiKey = False,
+    save_to: SaveTo = None,
+    expected_generation: Annotated[
+        int | None,
+        typer.Option(min=1, help="Reject unless the project is at this generation."),
+    ] = None,
+    watching: Annotated[
+        bool,
+        typer.Option(
+            "--watch/--no-watch",
+            help="Wait until every object is under the new key; exit with 1 if one is not. "
+            "Ctrl-C leaves the rotation running.",
+        ),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option(help="Wait until the rotation is accepted or rejected.")
+    ] = True,
+    timeout_s: TimeoutS = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Rotate a project to a new API key.
+
+    Every object is rewrapped. No ciphertext changes, and the project stays available.
+    """
+    if watching and not wait:
+        raise typer.BadParameter("--watch and --no-wait cannot be used together")
+    settings = PublisherSettings.read()
+    api_key = read_or_generate_api_key(
+        project, api_key_file, save_to, generate=generate, as_json=as_json, new=True
+    )
+    request = PendingRequest(project=project)
+    with resumable(request):
+        event = asyncio.run(
+            _rotate(
+                settings,
+                project,
+                api_key,
+                request,
+                saved_to=save_to,
+                expected_generation=expected_generation,
+                timeout_s=timeout_s if wait else None,
+                watching=watching,
+                as_json=as_json,
+            )
+        )
+    ids = {"project": project, "rotation_id": request.id}
+    _print_result(ids, event, as_json=as_json)
+
+
+async def _rotate(
+    settings: PublisherSettings,
+    project: str,
+    api_key: SecretStr,
+    request: PendingRequest,
+    *,
+    saved_to: Path | None,
+    expected_generation: int | None,
+    timeout_s: float | None,
+    watching: bool,
+    as_json: bool,
+) -> Event | None:
+    """Publish, wait and watch as requested; the last event, or None without waiting."""
+    async with Publisher.open(settings) as publisher:
+        await request.send(
+            lambda: publisher.rotate(
+                project,
+                api_key=api_key,
+                expected_generation=expected_generation,
+                rotation_id=request.id,
+            )
+        )
+        if timeout_s is None:
+            return None
+        event = await publisher.wait(
+            request.id, timeout_s=timeout_s, project=project, request_type="rotation.requested"
+        )
+        request.discard_key_if_refused(event, saved_to)
+        if not watching or not isinstance(event, RotationAccepted):
+            return event
+        if not as_json:
+            note(f"accepted: {project} is at generation {event.generation} ({request.id})")
+        events = publisher.progress(request.id, project=project, request_type="rotation.requested")
+        return await watch(events, as_json=as_json, count=object_counter(project))
+
+
+def _check_master_key(value: str | None) -> str | None:
+    if value is not None and not is_short_name(value):
+        raise typer.BadParameter("a master key's id has 1 to 32 characters from a-z, 0-9 and -")
+    return value
+
+
+def sweep(
+    project: OptionalProject = None,
+    all_projects: Annotated[bool, typer.Option("--all", help="All enrolled projects.")] = False,
+    master_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The id of the master key to reseal keyrings and wraps under. Every worker "
+            "must have it already.",
+            callback=_check_master_key,
+        ),
+    ] = None,
+    encrypt_plaintext: Annotated[
+        bool,
+        typer.Option(
+            "--encrypt-plaintext",
+            help="Encrypt unencrypted objects; after a clean sweep, no longer allow any.",
+        ),
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Accept a wrap under an earlier API key if nothing else opens the object, and "
+            "replace a user wrap that does not open (wraps_disagree).",
+        ),
+    ] = False,
+    watching: Annotated[
+        bool,
+        typer.Option(
+            "--watch/--no-watch",
+            help="Wait until it ends; exit with 1 unless it is clean. Ctrl-C leaves it running.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring every object of one or all projects to the desired state, and prove it."""
+    if (project is None) is not all_projects:
+        raise typer.BadParameter("name a project or use --all")
+    target = ALL_PROJECTS if project is None else project
+    settings = PublisherSettings.read()
+    request = PendingRequest(project=target)
+    options = {
+        "master_key": master_key,
+        "encrypt_plaintext": encrypt_plaintext,
+        "repair": repair,
+    }
+    with resumable(request):
+        event = asyncio.run(
+            _sweep(settings, target, request, options, watching=watching, as_json=as_json)
+        )
+    _print_result({"project": target, "sweep_id": request.id}, event, as_json=as_json)
+
+
+async def _sweep(
+    settings: PublisherSettings,
+    project: str,
+    request: PendingRequest,
+    options: dict[str, Any],
+    *,
+    watching: bool,
+    as_json: bool,
+) -> Event | None:
+    """Publish, and watch if requested; the last event, or None without watching."""
+    async with Publisher.open(settings) as publisher:
+        await request.send(lambda: publisher.sweep(project, sweep_id=request.id, **options))
+        if not watching:
+            return None
+        count = None if project == ALL_PROJECTS else object_counter(project)
+        events = publisher.progress(request.id, project=project, request_type="sweep.requested")
+        return await watch(events, as_json=as_json, count=count)
+
+
+def _print_result(ids: dict[str, str], event: Event | None, *, as_json: bool) -> None:
+    """Print what became of a rotation or a sweep; `ids` names its project and its id."""
+    status = request_status(event)
+    ((name, request_id),) = (item for item in ids.items() if item[0] != "project")
+    if as_json:
+        print_json(result_document(ids, status, event))
+    elif status in ("queued", "accepted"):
+        row: dict[str, object] = {"project": ids["project"], "status": status}
+        if name == "rotation_id":
+            row["generation"] = getattr(event, "generation", None)
+        row[name] = request_id
+        print_table(tuple(row), [tuple(row.values())])
+    elif event is not None:
+        print_end(event, **{name: request_id})
+    if event is not None:
+        check_end(event, request_id)
