@@ -71,6 +71,7 @@ from keyturn.messages.events import (
     UploadStored,
 )
 from keyturn.messages.fields import (
+    CODE_PATTERN,
     REASON_MAX_CHARACTERS,
     Base64,
     CallerMetadata,
@@ -150,6 +151,7 @@ __all__ = [
     "ALL_ONLY_VIEWS",
     "AUDITED_LETTERS",
     "AUDIT_MODELS",
+    "CODE_PATTERN",
     "COUNT_FIELDS",
     "DONE",
     "EVENT_MODELS",

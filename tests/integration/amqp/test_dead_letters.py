@@ -13,11 +13,11 @@ import pytest
 
 from keyturn.identifiers import format_time
 from keyturn.topology import DEAD_KEEPER_LOCK, DEAD_LOCK, DEAD_QUEUES, UNSIGNED_DEAD_QUEUE
-from keyturn_workers.amqp import dead_letters
-from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.locks import broker_lock
-from keyturn_workers.amqp.queue_browser import QueueBrowser
+from keyturn_workers.dead_letters import keeper as dead_letters
+from keyturn_workers.dead_letters.keeper import Bounds, DeadLetterKeeper
+from keyturn_workers.dead_letters.queue import QueueBrowser
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.scrape import risen
 

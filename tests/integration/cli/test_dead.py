@@ -16,7 +16,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.retry import identity_body
-from keyturn_workers.dead_letters.reader import DeadLetterReader
+from keyturn_workers.dead_letters.queue import open_letters, read_letters
 from keyturn_workers.keyring.model import Generation, Keyring
 from tests.integration.cli.conftest import document
 from tools.harness import requests
@@ -132,12 +132,9 @@ async def test_the_next_reader_finds_every_letter(cli: Cli) -> None:
         for _ in range(50):
             await _bury(channel, b"{}", {}, message_id=None)
         for _ in range(20):
-            async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
-                reader = DeadLetterReader(await connection.channel())
-                assert len([_ async for _ in reader.read(_DEAD, 1000)]) == 50
-                await reader.requeue_all()
-                await reader.channel.close()
-                assert await _depth(channel, _DEAD) == 50
+            async with open_letters(cli.deployment.amqp_url) as reading:
+                assert await read_letters(reading, _DEAD, lambda *_: None) == ([], 50)
+            assert await _depth(channel, _DEAD) == 50
 
 
 async def test_list_describes_letters_up_to_the_limit(cli: Cli) -> None:

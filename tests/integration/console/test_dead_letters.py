@@ -19,9 +19,8 @@ from playwright.async_api import expect
 
 from keyturn.topology import CODE_HEADER, DEAD_AT_HEADER, DETAIL_HEADER
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.amqp.queue_browser import QueueBrowser
-from keyturn_workers.dead_letters.description import describe, digest_of
-from keyturn_workers.dead_letters.lock import exclusive
+from keyturn_workers.dead_letters.letters import describe, digest_of
+from keyturn_workers.dead_letters.queue import QueueBrowser, exclusive
 from tools.harness import console_letters
 from tools.harness import requests as rq
 from tools.harness.console_client import console_client

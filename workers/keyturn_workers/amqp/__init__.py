@@ -8,8 +8,6 @@
 | `worker_publisher` | everything that a worker publishes |
 | `confirmed_publisher` | publishing with confirms, many messages at once |
 | `retry` | when a failed delivery is retried, and its copy (the delays are in `keyturn.topology`) |
-| `dead_letters` | bounds of the dead letters in age and bytes |
-| `queue_browser` | reading a queue without removing its messages |
 | `declarations` | the topology on the broker |
 | `locks` | locks on the broker |
 | `property_tolerance` | AMQP properties that the client libraries reject |

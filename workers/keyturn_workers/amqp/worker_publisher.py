@@ -117,7 +117,7 @@ class WorkerPublisher:
             correlation_id=correlation_id,
         )
         publisher = self._reports if routing_key in _REPORTS else self._events
-        with _confirmed():
+        with confirmed():
             await publisher.publish(routing_key, body, properties)
 
     def retry_of(
@@ -204,7 +204,7 @@ class WorkerPublisher:
         await self._to_queue(message, retry_name(queue, delay_s) if delay_s else queue)
 
     async def _to_queue(self, message: Message, queue: str) -> None:
-        with _confirmed():
+        with confirmed():
             async with self._one_at_a_time(message.message_id):
                 await self._broker.publish(message, queue, timeout=_TIMEOUT_S)
 
@@ -231,7 +231,7 @@ class WorkerPublisher:
 
 
 @contextmanager
-def _confirmed() -> Iterator[None]:
+def confirmed() -> Iterator[None]:
     """One error for the many that the client library raises for a lost broker."""
     try:
         with normalize_connection_errors():

@@ -1,45 +1,88 @@
-"""`keyturn dead`: list, show, replay and discard dead letters (SPEC 12, 14)."""
+"""`keyturn dead`: list, show, replay and discard dead letters (SPEC 12, 14).
+
+Never sign a letter again that its publisher did not sign or was not permitted to send: an attacker
+with write access to the broker could put anything into a dead-letter queue and wait for the
+operator's signature.
+"""
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 import typer
-from aio_pika.abc import AbstractIncomingMessage
-from aio_pika.exceptions import DeliveryError
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from keyturn.errors import CodedError
-from keyturn.publisher.broker_address import BrokerAddress, connect_to_broker
-from keyturn.settings import DeploymentSettings
-from keyturn.topology import DEAD_QUEUES
+from keyturn.errors import (
+    GenerationMismatchError,
+    NotPermittedError,
+    RequestExpiredError,
+    StagedBodyMissingError,
+)
+from keyturn.identifiers import format_time, parse_time, staging_s3_key
+from keyturn.messages import (
+    AuditAction,
+    DeadLettersAction,
+    EnrollRequested,
+    Request,
+    RotationRequested,
+    StagedBody,
+    UploadRequested,
+    encode,
+    request_id,
+)
+from keyturn.publisher.broker_address import BrokerAddress
+from keyturn.publisher.connection import persistent_json
+from keyturn.settings import DeploymentSettings, S3Settings
+from keyturn.topology import (
+    CODE_HEADER,
+    DEAD_QUEUES,
+    PUBLISHER_HEADER,
+    REQUESTS,
+    SIGNATURE_HEADER,
+)
 from keyturn_workers.cli.arguments import AsJson, Reason
-from keyturn_workers.cli.command_audit import command_audit
+from keyturn_workers.cli.bucket import open_bucket
+from keyturn_workers.cli.command_audit import CommandAudit, command_audit
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_rows
+from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import ResignSettings
-from keyturn_workers.dead_letters.description import DeadLetter, audit_fields, describe
-from keyturn_workers.dead_letters.lock import exclusive
-from keyturn_workers.dead_letters.queues import dead_queue, work_queue
-from keyturn_workers.dead_letters.reader import DeadLetterReader
-from keyturn_workers.dead_letters.redaction import json_headers, redacted_body
-from keyturn_workers.dead_letters.replay import check_body_kept, original, send_back
-from keyturn_workers.settings import AuditSettings
+from keyturn_workers.dead_letters.letters import (
+    DeadLetter,
+    check_body_kept,
+    describe,
+    digest_of,
+    json_headers,
+    redacted_body,
+)
+from keyturn_workers.dead_letters.move import Copy, Move, Problem, as_sent, move_letters
+from keyturn_workers.dead_letters.queue import dead_queue, open_letters, read_letters
+from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.settings import AuditSettings, OperatorSettings
+from keyturn_workers.storage import Headers, Storage
+from keyturn_workers.worker.authorization import Arrival, Rules, authorize, verify
 
 app = typer.Typer(name="dead", help="Inspect, replay or discard dead letters.")
 
 _COLUMNS: Final = ("queue", "id", "type", "project", "code", "detail", "publisher", "age")
-_SEARCH_LIMIT: Final = 10_000
+_REPLAY_LIMIT: Final = 10_000
+_COPY_BYTES: Final = 1024 * 1024
+_LEASE_S: Final = 15
+_DONE: Final[dict[DeadLettersAction, str]] = {"replay": "replayed", "discard": "discarded"}
 
 Ids = Annotated[list[str], typer.Argument(help="Ids from `keyturn dead list`.")]
 QueueOption = Annotated[str | None, typer.Option("--queue", help="Only this dead-letter queue.")]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of letters per queue.")]
-Action = Callable[[AbstractIncomingMessage, str], Awaitable[None]]
 
 
 @app.command("list")
@@ -67,24 +110,9 @@ def _row(letter: DeadLetter, letters: list[DeadLetter]) -> dict[str, Any]:
     duplicates = sum(1 for other in letters if other.id == letter.id)
     # Any publisher can reuse the id of another message; the digest is still unique.
     unique_id = letter.digest if duplicates > 1 else letter.id
-    return {"id": unique_id, "age": letter.age(datetime.now(UTC)), **asdict(letter)}
-
-
-@asynccontextmanager
-async def _open_reader(settings: DeploymentSettings) -> AsyncIterator[DeadLetterReader]:
-    """A reader that returns the letters at the end; the broker does if the connection is lost."""
-    async with (
-        await connect_to_broker(BrokerAddress.of(settings)) as connection,
-        exclusive(connection),
-    ):
-        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        async with channel:
-            reader = DeadLetterReader(channel)
-            try:
-                yield reader
-            finally:
-                if not channel.is_closed:
-                    await reader.requeue_all()
+    dead_at = None if letter.dead_at is None else format_time(letter.dead_at)
+    row = {"id": unique_id, "age": letter.age(datetime.now(UTC)), **asdict(letter)}
+    return row | {"dead_at": dead_at}
 
 
 async def _list(
@@ -92,37 +120,36 @@ async def _list(
 ) -> tuple[list[DeadLetter], list[str]]:
     letters: list[DeadLetter] = []
     more: list[str] = []
-    async with _open_reader(settings) as reader:
+    async with open_letters(BrokerAddress.of(settings)) as channel:
         for queue in queues:
-            read = [describe(m, queue) async for m in reader.read(queue, limit + 1)]
-            letters += read[:limit]
-            if len(read) > limit:
+            found, count = await read_letters(channel, queue, describe, limit)
+            letters += found
+            if count > limit:
                 more.append(queue)
     return letters, more
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
-    letter: DeadLetter
-    message: AbstractIncomingMessage
-    queue: str
-
-
-async def _find(reader: DeadLetterReader, queues: list[str], ids: list[str]) -> list[_Match]:
+async def _find(
+    channel: AbstractChannel, queues: list[str], ids: Collection[str]
+) -> list[tuple[DeadLetter, AbstractIncomingMessage]]:
     """The letters with these ids or digests.
 
     Raises:
         CommandError: an id matches no letter, or several different ones.
     """
-    matches: list[_Match] = []
+
+    def match(
+        message: AbstractIncomingMessage, queue: str
+    ) -> tuple[DeadLetter, AbstractIncomingMessage] | None:
+        letter = describe(message, queue)
+        return (letter, message) if {letter.message_id, letter.digest} & {*ids} else None
+
+    matches: list[tuple[DeadLetter, AbstractIncomingMessage]] = []
     for queue in queues:
-        async for message in reader.read(queue, _SEARCH_LIMIT):
-            letter = describe(message, queue)
-            if letter.message_id in ids or letter.digest in ids:
-                matches.append(_Match(letter, message, queue))
+        matches += (await read_letters(channel, queue, match))[0]
     for id_ in ids:
         digests = {
-            m.letter.digest for m in matches if id_ in (m.letter.message_id, m.letter.digest)
+            letter.digest for letter, _ in matches if id_ in (letter.message_id, letter.digest)
         }
         if not digests:
             raise CommandError(f"no dead letter has the id {id_}")
@@ -151,20 +178,20 @@ def show(
 async def _show(
     settings: DeploymentSettings, letter_id: str, queues: list[str], raw: Path | None
 ) -> None:
-    async with _open_reader(settings) as reader:
-        match = (await _find(reader, queues, [letter_id]))[0]
-        message = match.message
-        document = {
-            "queue": match.letter.queue,
+    async with open_letters(BrokerAddress.of(settings)) as channel:
+        letter, message = (await _find(channel, queues, [letter_id]))[0]
+    if raw is not None:
+        write_secret(raw, message.body)
+    print_json(
+        {
+            "queue": letter.queue,
             "message_id": message.message_id,
-            "digest": match.letter.digest,
+            "digest": letter.digest,
             "content_type": message.content_type,
             "headers": json_headers(message.headers),
             "body": redacted_body(message.body),
         }
-        if raw is not None:
-            write_secret(raw, message.body)
-    print_json(document)
+    )
 
 
 @app.command()
@@ -182,7 +209,7 @@ def replay(
         ),
     ] = False,
     queue: QueueOption = None,
-    limit: Limit = _SEARCH_LIMIT,
+    limit: Limit = _REPLAY_LIMIT,
     reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
@@ -201,50 +228,71 @@ async def _replay(
     limit: int,
     reason: str | None,
 ) -> list[dict[str, Any]]:
-    # It imports FastStream, which takes a second.
-    from keyturn_workers.cli.replay import Resigner  # noqa: PLC0415
-
     async with AsyncExitStack() as stack:
         audit = await stack.enter_async_context(
             command_audit(AuditSettings.read(), "dead replay", reason)
         )
-        resigner = None
+        copy = as_sent
         if isinstance(settings, ResignSettings):
-            resigner = await stack.enter_async_context(Resigner(settings))
-        reader = await stack.enter_async_context(_open_reader(settings))
-
-        async def send(message: AbstractIncomingMessage, dead: str) -> None:
-            check_body_kept(message)
-            queue = work_queue(message, dead)
-            if resigner is None:
-                copy = original(message)
-            else:
-                copy = await resigner.resign(message, queue, named=bool(ids))
-            async with audit.act("dead_letter.replayed", **audit_fields(message, dead)):
-                await send_back(reader.channel, message, copy, queue)
-
+            resigner = await stack.enter_async_context(Resigner(settings, named=bool(ids)))
+            copy = resigner.copy
+        channel = await stack.enter_async_context(open_letters(BrokerAddress.of(settings)))
+        mover = _Mover(channel, audit, "replay", copy)
         if ids:
-            return [
-                await _apply(send, match, "replayed") for match in await _find(reader, queues, ids)
-            ]
-        return [
-            await _apply(send, _Match(describe(message, name), message, name), "replayed")
-            for name in queues
-            async for message in reader.read(name, limit)
-        ]
+            await mover.move_named(queues, ids)
+        else:
+            for name in queues:
+                await mover.move(name, lambda _: True, limit)
+        return mover.rows
 
 
-async def _apply(action: Action, match: _Match, status: str) -> dict[str, Any]:
-    """Act on one letter; on an error it stays in its queue, and the row says why."""
-    row: dict[str, Any] = {"queue": match.queue, "id": match.letter.id, "status": status}
-    row |= {"code": None, "detail": None}
-    try:
-        await action(match.message, match.queue)
-    except CodedError as exc:
-        row.update(status="kept", code=exc.code, detail=exc.detail)
-    except DeliveryError as exc:
-        row.update(status="kept", detail=f"the broker did not accept it ({type(exc).__name__})")
-    return row
+class _Mover:
+    """Moves letters of several queues, and notes a row for each."""
+
+    def __init__(
+        self,
+        channel: AbstractChannel,
+        audit: CommandAudit,
+        action: DeadLettersAction,
+        copy: Copy = as_sent,
+    ) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._channel = channel
+        self._audit = audit
+        self._action = action
+        self._copy = copy
+
+    async def move_named(self, queues: list[str], ids: Collection[str]) -> None:
+        """Move the letters with these ids or digests; none if one of them is not clear."""
+        digests: dict[str, set[str]] = defaultdict(set)
+        for letter, _ in await _find(self._channel, queues, ids):
+            digests[letter.queue].add(letter.digest)
+        for queue, named in digests.items():
+            await self.move(queue, partial(_is_named, named))
+
+    async def move(
+        self,
+        queue: str,
+        selects: Callable[[AbstractIncomingMessage], bool],
+        limit: int | None = None,
+    ) -> None:
+        """Move the selected letters of a queue, at most `limit`."""
+        move = Move(self._action, selects, self._record, self._copy, self._report, limit)
+        await move_letters(self._channel, queue, move)
+
+    async def _record(self, action: AuditAction, letter: DeadLetter, outcome: str) -> None:
+        await self._audit.record(action, outcome=outcome, **letter.audit_fields())
+
+    def _report(self, letter: DeadLetter, problem: Problem | None) -> None:
+        row = {"queue": letter.queue, "id": letter.id, "code": None, "detail": None}
+        row["status"] = _DONE[self._action]
+        if problem is not None:
+            row |= {"status": "kept", "code": problem.code, "detail": problem.detail}
+        self.rows.append(row)
+
+
+def _is_named(digests: Collection[str], message: AbstractIncomingMessage) -> bool:
+    return digest_of(message) in digests
 
 
 def _print_results(rows: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -275,16 +323,132 @@ def discard(
 async def _discard(
     settings: AuditSettings, ids: list[str], queues: list[str], reason: str | None
 ) -> list[dict[str, Any]]:
-    async def acknowledge(message: AbstractIncomingMessage, queue: str) -> None:
-        async with audit.act("dead_letter.discarded", **audit_fields(message, queue)):
-            await message.ack()
-            # Wait for each: the broker forgets acknowledgments that are still on their way when
-            # the channel closes, and the letters would come back.
-            await reader.channel.declare_queue(queue, passive=True)
-
     async with (
         command_audit(settings, "dead discard", reason) as audit,
-        _open_reader(settings) as reader,
+        open_letters(BrokerAddress.of(settings)) as channel,
     ):
-        matches = await _find(reader, queues, ids)
-        return [await _apply(acknowledge, match, "discarded") for match in matches]
+        mover = _Mover(channel, audit, "discard")
+        await mover.move_named(queues, ids)
+        return mover.rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    request: Request
+    publisher: str
+
+
+class Resigner:
+    """Signs letters again as the settings' publisher, with the current time.
+
+    Args:
+        settings: The publisher's name and key, and who may publish what.
+        named: The operator named each letter by its id.
+    """
+
+    def __init__(self, settings: ResignSettings, *, named: bool) -> None:
+        self._settings = settings
+        self._named = named
+        self._stack = AsyncExitStack()
+        self._storage: Storage | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    async def copy(self, message: AbstractIncomingMessage, queue: str) -> Message:
+        """The letter's request with a new time and signature, and the same id.
+
+        Raises:
+            NotPermittedError: it was not rejected for its age, or has not expired; it is a
+                rotation or an enrollment that was not named; or its publisher may not send it.
+            BadSignatureError, MalformedRequestError: its publisher did not sign it, or its body
+                was not kept.
+            GenerationMismatchError: the project has a later rotation.
+            StagedBodyMissingError: its staged body is gone.
+            UnknownProjectError, CorruptObjectError, UnknownMasterKeyError: a rotation whose
+                keyring cannot be read.
+        """
+        check_body_kept(message)
+        code = message.headers.get(CODE_HEADER)
+        if code != RequestExpiredError.code:
+            # Everything else was rejected for its content: a new signature would give it a
+            # second chance that its publisher never requested.
+            raise NotPermittedError(f"only request_expired can be signed again, not {code!r}")
+        old = self._verify(message, queue)
+        # The code is not signed: an attacker with access to the broker can put it on a letter
+        # rejected for another reason, or on a copy of a recent request.
+        max_age = timedelta(seconds=self._settings.request_max_age_s)
+        if datetime.now(UTC) - old.request.requested_at_instant <= max_age:
+            raise NotPermittedError("it has not expired; replay it without --resign")
+        if isinstance(old.request, RotationRequested | EnrollRequested) and not self._named:
+            raise NotPermittedError(
+                "a rotation or an enrollment is signed again only if it is named by its id"
+            )
+        await self._move_staged(old)
+        changes: dict[str, object] = {"requested_at": format_time(datetime.now(UTC))}
+        if isinstance(old.request, RotationRequested):
+            changes["expected_generation"] = await self._expected_generation(old.request)
+        request = old.request.model_copy(update=changes)
+        body = encode(request)
+        name = self._settings.publisher_name
+        signature = self._settings.publisher_key.sign_request(self._settings.deployment, name, body)
+        headers = {PUBLISHER_HEADER: name, SIGNATURE_HEADER: signature}
+        return persistent_json(body, request_id(request), headers)
+
+    def _verify(self, message: AbstractIncomingMessage, queue: str) -> _Signed:
+        rules = Rules(self._settings.deployment, self._settings.publishers, timedelta.max)
+        signer = verify(message.body, message.headers, rules)
+        request = authorize(message.body, signer, Arrival(queue, REQUESTS, queue))
+        return _Signed(request, signer.name)
+
+    async def _expected_generation(self, request: RotationRequested) -> int:
+        """The generation that a rotation may replace: the keyring's current one.
+
+        A rotation keeps its place in the order of the original times. With its new time it
+        could otherwise bring back an old key after a later rotation (SPEC 12). If another
+        rotation is accepted before this one arrives, the generation no longer matches.
+
+        Raises: as `copy`.
+        """
+        storage = await self._open_storage()
+        # Nothing is written under this lease, so its length does not matter.
+        async with open_report_keys(OperatorSettings.read(), storage, "dead replay") as keys:
+            keyrings = KeyringReader(storage, keys, lease_s=_LEASE_S, cache_s=0)
+            current = (await keyrings.read_fresh(request.project)).keyring.current
+        if parse_time(current.requested_at) >= request.requested_at_instant:
+            raise GenerationMismatchError(
+                f"generation {current.generation} was requested later; this rotation would bring "
+                "back an old key"
+            )
+        if request.expected_generation not in (None, current.generation):
+            raise GenerationMismatchError(f"the project is at generation {current.generation}")
+        return current.generation
+
+    async def _move_staged(self, old: _Signed) -> None:
+        request = old.request
+        if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
+            return
+        storage = await self._open_storage()
+        source = staging_s3_key(old.publisher, request.upload_id)
+        target = staging_s3_key(self._settings.publisher_name, request.upload_id)
+        size_bytes = request.body.staged.size
+        try:
+            if (await storage.head(source)).size_bytes != size_bytes:
+                raise StagedBodyMissingError(f"the staged body does not have {size_bytes} bytes")
+            if source == target:
+                return
+            async with storage.stream(source) as stream:
+                chunks = stream.chunks(_COPY_BYTES)
+                await storage.put_stream(target, chunks, size_bytes, Headers({}))
+        except MissingError as exc:
+            raise StagedBodyMissingError("the staged body is gone") from exc
+
+    async def _open_storage(self) -> Storage:
+        if self._storage is None:
+            self._storage = await self._stack.enter_async_context(
+                open_bucket(S3Settings.read(), max_connections=4)
+            )
+        return self._storage

@@ -24,7 +24,7 @@ from keyturn.errors import (
 from keyturn.publisher.broker_address import describe_broker_failure
 from keyturn_workers.cli.bucket import broker_endpoint, first_error
 from keyturn_workers.cli.output import printable
-from keyturn_workers.dead_letters.errors import DeadLetterError
+from keyturn_workers.dead_letters.queue import DeadLetterError
 from keyturn_workers.errors import MissingExtraError, StorageAnswerError, UnsafeStorageError
 
 DONE: Final = 0

@@ -4,10 +4,19 @@ See SPEC 5.4, 6, 8 and 16.
 """
 
 from keyturn_workers.control.audit_requests import AuditRequests
+from keyturn_workers.control.dead_letters import DeadLetterMover
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import Rotator
 
-__all__ = ["AuditRequests", "ControlHandler", "Deleter", "Enroller", "Recoverer", "Rotator"]
+__all__ = [
+    "AuditRequests",
+    "ControlHandler",
+    "DeadLetterMover",
+    "Deleter",
+    "Enroller",
+    "Recoverer",
+    "Rotator",
+]

@@ -7,6 +7,7 @@ from keyturn.errors import CodedError, MalformedRequestError, PermanentError
 from keyturn.identifiers import format_time, parse_time
 from keyturn.messages import (
     AuditRequested,
+    DeadLettersRequested,
     DeleteRequested,
     EnrollRequested,
     Event,
@@ -25,6 +26,7 @@ from keyturn.messages import (
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp import Handled
 from keyturn_workers.control.audit_requests import AuditRequests
+from keyturn_workers.control.dead_letters import DeadLetterMover
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.recovery import Recoverer
@@ -51,6 +53,7 @@ class ControlHandler:
         deleter: Deleter,
         *,
         audit_requests: AuditRequests | None = None,
+        dead_letter_mover: DeadLetterMover | None = None,
         status_reader: StatusReader | None = None,
         recoverer: Recoverer | None = None,
     ) -> None:
@@ -59,6 +62,7 @@ class ControlHandler:
         self._starter = starter
         self._deleter = deleter
         self._audit_requests = audit_requests
+        self._dead_letter_mover = dead_letter_mover
         self._status_reader = status_reader
         self._recoverer = recoverer
 
@@ -78,6 +82,8 @@ class ControlHandler:
                 handled = _recovered(request, await self._recoverer.recover(request))
             case AuditRequested() if self._audit_requests is not None:
                 handled = await self._audit_requests.serve(request, origin)
+            case DeadLettersRequested() if self._dead_letter_mover is not None:
+                handled = await self._dead_letter_mover.serve(request, origin)
             case StatusRequested() if self._status_reader is not None:
                 handled = _reported(request, await self._status_reader.report(request))
             case _:

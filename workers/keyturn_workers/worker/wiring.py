@@ -23,16 +23,17 @@ from keyturn_workers.amqp import (
     TimeSource,
 )
 from keyturn_workers.amqp.consumer import Handle
-from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.audit import AuditProcess, AuditTrail, RequestRecorder
 from keyturn_workers.control import (
     AuditRequests,
     ControlHandler,
+    DeadLetterMover,
     Deleter,
     Enroller,
     Recoverer,
     Rotator,
 )
+from keyturn_workers.dead_letters.keeper import Bounds, DeadLetterKeeper
 from keyturn_workers.keyring import KeyringReader, Witness
 from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -224,13 +225,17 @@ class Wiring:
         recoverer = None
         if self._witness is not None:
             recoverer = Recoverer(storage, self._keys, self._witness, lease_s=settings.lease_s)
-        audit_requests = None if self._audit is None else AuditRequests(self._audit, self._now)
+        audit_requests = dead_letter_mover = None
+        if self._audit is not None:
+            audit_requests = AuditRequests(self._audit, self._now)
+            dead_letter_mover = DeadLetterMover(BrokerAddress.of(settings), self._audit, self._now)
         return ControlHandler(
             enroller,
             rotator,
             self._starter,
             deleter,
             audit_requests=audit_requests,
+            dead_letter_mover=dead_letter_mover,
             recoverer=recoverer,
             status_reader=StatusReader(
                 storage,

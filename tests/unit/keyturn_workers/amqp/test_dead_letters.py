@@ -16,8 +16,8 @@ from pamqp.header import ContentHeader
 
 from keyturn.errors import all_errors
 from keyturn.topology import REQUEST_ID_FIELDS
-from keyturn_workers.amqp.dead_letters import Bounds, MeasuredLetter, measure, select_surplus
 from keyturn_workers.amqp.retry import dead_letter_of, identity_body, sent_headers
+from keyturn_workers.dead_letters.keeper import Bounds, MeasuredLetter, measure, select_surplus
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage

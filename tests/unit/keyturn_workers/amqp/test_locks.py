@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from keyturn_workers.amqp.locks import broker_lock
-from tests.unit.keyturn_workers.amqp.lock_broker import FakeBroker, FakeConnection, connection
+from tests.unit.keyturn_workers.dead_letters.lock_broker import (
+    FakeBroker,
+    FakeConnection,
+    connection,
+)
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection

@@ -1,9 +1,8 @@
-"""Dead letters, and a reader of them, without a broker."""
+"""Dead letters, without a broker."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from tools.harness import requests
@@ -11,9 +10,6 @@ from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from aio_pika import Message
     from aio_pika.abc import AbstractIncomingMessage
 
 _S3 = S3Server("http://127.0.0.1:1", "access", "secret", "us-east-1", "given")
@@ -76,35 +72,3 @@ def upload(**changes: Any) -> dict[str, Any]:
     """An upload of the example project that has expired."""
     made = requests.upload(DEPLOYMENT, "acme", "k", b"hello")
     return made.document | {"requested_at": LONG_AGO} | changes
-
-
-@dataclass
-class FakeReader:
-    """Hands out letters by their queues, and is the channel on which copies are published."""
-
-    letters: dict[str, list[Letter]] = field(default_factory=lambda: defaultdict(list))
-    sent: list[tuple[str, Message]] = field(default_factory=list)
-    refusal: Exception | None = None
-
-    @property
-    def channel(self) -> FakeReader:
-        return self
-
-    @property
-    def default_exchange(self) -> FakeReader:
-        return self
-
-    async def read(self, queue: str, limit: int) -> AsyncIterator[AbstractIncomingMessage]:
-        for each in self.letters[queue][:limit]:
-            yield each.message
-
-    async def declare_queue(self, name: str, *, passive: bool) -> None:
-        assert passive
-        assert name in self.letters
-
-    async def publish(self, message: Message, routing_key: str, **options: Any) -> None:
-        assert options["mandatory"]
-        assert options["timeout"]
-        if self.refusal is not None:
-            raise self.refusal
-        self.sent.append((routing_key, message))

@@ -17,7 +17,7 @@ from keyturn.topology import (
     UNSIGNED_DEAD_QUEUE,
     UPLOAD_QUEUE,
 )
-from keyturn_workers.amqp.dead_letters import Bounds
+from keyturn_workers.dead_letters.keeper import Bounds
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.sweep.handler import HintConsumer
 from keyturn_workers.worker import wiring as wiring_module

@@ -17,10 +17,8 @@ from keyturn.publisher.broker_address import Broker, connect_to_broker
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn_workers.console.dead.index import LETTERS_MAX, QueueLetters
 from keyturn_workers.console.dead.letters import Compactor, IndexedLetter, digest_text
-from keyturn_workers.dead_letters.description import digest_of
-from keyturn_workers.dead_letters.lock import exclusive
-from keyturn_workers.dead_letters.reader import browse
-from keyturn_workers.dead_letters.redaction import json_headers, redacted_body
+from keyturn_workers.dead_letters.letters import digest_of, json_headers, redacted_body
+from keyturn_workers.dead_letters.queue import browse, exclusive
 
 _SHOWN_MAX_CHARACTERS: Final = 64 * 1024
 

@@ -12,10 +12,13 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from keyturn.errors import MalformedRequestError, RequestExpiredError
 from keyturn.identifiers import parse_time
-from keyturn_workers.amqp.dead_letters import dead_at
-from keyturn_workers.dead_letters.description import DeadLetter, describe
-from keyturn_workers.dead_letters.queues import work_queue
-from keyturn_workers.dead_letters.replay import check_body_kept
+from keyturn_workers.dead_letters.letters import (
+    DeadLetter,
+    check_body_kept,
+    dead_at,
+    describe,
+    work_queue,
+)
 
 Obstacle = Literal["", "body", "type", "expired"]
 """Why a letter cannot be replayed from the console; empty if it can."""
@@ -119,7 +122,7 @@ class Compactor:
             detail=self._text(letter.detail, _DETAIL_MAX_CHARACTERS),
             publisher=self._text(letter.publisher),
             requested_at=_seconds(letter.requested_at),
-            dead_at=_timestamp(dead_at(message)),
+            dead_at=_timestamp(dead_at(message.headers)),
             size_bytes=letter.size_bytes,
             work_queue=self._text(to),
             obstacle=obstacle,
@@ -134,7 +137,7 @@ def _replay(
     message: AbstractIncomingMessage, letter: DeadLetter, queue: str
 ) -> tuple[str, Obstacle]:
     try:
-        to = work_queue(message, queue)
+        to = work_queue(message.body, queue)
     except MalformedRequestError:
         return "", "type"
     try:

@@ -25,10 +25,14 @@ from keyturn_workers.console.dead.audit_recorder import NotRecordedError, Record
 from keyturn_workers.console.dead.jobs import Failure, Job, Plan
 from keyturn_workers.console.dead.letter_reader import locked_channel
 from keyturn_workers.console.dead.letters import digest_number
-from keyturn_workers.dead_letters.description import audit_fields, digest_of
-from keyturn_workers.dead_letters.queues import work_queue
-from keyturn_workers.dead_letters.reader import browse
-from keyturn_workers.dead_letters.replay import check_body_kept, original
+from keyturn_workers.dead_letters.letters import (
+    check_body_kept,
+    describe,
+    digest_of,
+    original,
+    work_queue,
+)
+from keyturn_workers.dead_letters.queue import browse
 
 LOST: Final = (AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS)
 """What a lost broker raises."""
@@ -225,14 +229,14 @@ class Mover:
             await self._record_failure(turn, [letter.record for letter in refused])
 
     def _claimed(self, message: AbstractIncomingMessage, queue: str) -> _Claimed:
-        fields: dict[str, Any] = audit_fields(message, queue)
+        fields: dict[str, Any] = describe(message, queue).audit_fields()
         del fields["queue"]
         digest = digest_number(digest_of(message))
         record = AuditedLetter(**fields)
         if self._job.move == "discard":
             return _Claimed(message, record, digest)
         check_body_kept(message)
-        target = work_queue(message, queue)
+        target = work_queue(message.body, queue)
         return _Claimed(message, record, digest, original(message), target)
 
     async def _send(

@@ -37,7 +37,7 @@ from keyturn_workers.console.dead.letter_reader import LetterDetails, read_detai
 from keyturn_workers.console.dead.letters import IndexedLetter
 from keyturn_workers.console.dead.mover import LOST, Mover, Pace
 from keyturn_workers.console.model import Model
-from keyturn_workers.dead_letters.errors import DeadLetterError, UnknownQueueError
+from keyturn_workers.dead_letters.queue import DeadLetterError, UnknownQueueError
 
 _PLANS_MAX: Final = 20
 _PLAN_LIFE_S: Final = 900

@@ -10,10 +10,10 @@ import pytest
 from keyturn_workers.console.dead import letter_reader
 from keyturn_workers.console.dead.letter_reader import read_details, read_queue
 from keyturn_workers.console.dead.letters import Compactor
-from keyturn_workers.dead_letters.errors import UnknownQueueError
-from tests.unit.keyturn_workers.amqp.memory_broker import MemoryBroker
+from keyturn_workers.dead_letters.queue import UnknownQueueError
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS
 from tests.unit.keyturn_workers.dead_letters.letters import Letter, letter, upload
+from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,7 +14,7 @@ from keyturn_workers.console.dead.letters import (
     digest_number,
     digest_text,
 )
-from keyturn_workers.dead_letters.description import describe
+from keyturn_workers.dead_letters.letters import describe
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS, indexed
 from tests.unit.keyturn_workers.dead_letters.letters import LONG_AGO, Letter, letter, upload
 

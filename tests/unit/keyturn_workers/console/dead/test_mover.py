@@ -14,13 +14,13 @@ from keyturn_workers.console.dead.audit_recorder import NotRecordedError, Record
 from keyturn_workers.console.dead.jobs import Job, Plan, make_plan
 from keyturn_workers.console.dead.letters import Compactor, digest_number
 from keyturn_workers.console.dead.mover import Mover, Pace
-from keyturn_workers.dead_letters import reader
-from keyturn_workers.dead_letters.description import describe
-from tests.unit.keyturn_workers.amqp.memory_broker import MemoryBroker
+from keyturn_workers.dead_letters import queue as queue_module
+from keyturn_workers.dead_letters.letters import describe
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS
 from tests.unit.keyturn_workers.console.dead.publishers import FakePublisher
 from tests.unit.keyturn_workers.console.dead.test_jobs import job as new_job
 from tests.unit.keyturn_workers.dead_letters.letters import Letter, letter, upload
+from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -216,7 +216,7 @@ async def test_a_turn_that_takes_long_gives_others_theirs(
     scene: _Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mover, "AUDITED_LETTERS", 2)
-    monkeypatch.setattr("keyturn_workers.amqp.queue_browser._BATCH", 2)
+    monkeypatch.setattr("keyturn_workers.dead_letters.queue._BATCH", 2)
     letters = _letters(6)
     scene.fill(*letters)
     plan = scene.plan("discard", *letters)
@@ -266,7 +266,7 @@ async def test_what_was_acknowledged_when_the_broker_was_lost_counts_once_it_is_
     calls: list[str] = []
 
     async def browse(channel: AbstractChannel, queue: str) -> Any:
-        browser = await reader.browse(channel, queue)
+        browser = await queue_module.browse(channel, queue)
         calls.append(queue)
         if len(calls) == 1:
             monkeypatch.setattr(browser, "requeue", _lost)

@@ -16,11 +16,11 @@ from keyturn_workers.console.dead import letter_reader, mover, service
 from keyturn_workers.console.dead.mover import Pace
 from keyturn_workers.console.dead.service import DeadLetters, PlanGoneError
 from keyturn_workers.console.model import Model
-from keyturn_workers.dead_letters.errors import LockedError, UnknownQueueError
-from tests.unit.keyturn_workers.amqp.memory_broker import MemoryBroker
+from keyturn_workers.dead_letters.queue import LockedError, UnknownQueueError
 from tests.unit.keyturn_workers.console.dead.letters import UPLOADS
 from tests.unit.keyturn_workers.console.dead.publishers import FakePublisher
 from tests.unit.keyturn_workers.dead_letters.letters import letter, upload
+from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

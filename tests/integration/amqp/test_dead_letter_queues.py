@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from keyturn_workers.amqp import queue_browser
 from keyturn_workers.amqp.declarations import declare
-from keyturn_workers.amqp.queue_browser import QueueBrowser, ready_count, requeue_all
+from keyturn_workers.dead_letters import queue as queue_module
+from keyturn_workers.dead_letters.queue import QueueBrowser, ready_count
 from tests.support.cuttable_proxy import proxy
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.servers
 _DEAD, _OTHER = "keyturn.upload.dead", "keyturn.control.dead"
-_COUNT = 5000  # three batches
+_COUNT = 5000  # 28 batches
 _ORDER = list(range(_COUNT))
 
 
@@ -90,7 +90,7 @@ async def test_names_that_do_not_follow_each_other_would_change_the_order(
 ) -> None:
     """The broken variant: the broker returns batches in the order of their consumers' names."""
     await _fill(vhost_url)
-    monkeypatch.setattr(queue_browser, "_numbers", itertools.count(10**6, -1))
+    monkeypatch.setattr(queue_module, "_numbers", itertools.count(10**6, -1))
     assert await _order(vhost_url) == _ORDER
     assert await _order(vhost_url) != _ORDER
 
@@ -131,18 +131,6 @@ async def test_a_lost_connection_changes_nothing(vhost_url: str) -> None:
     async with _connected(vhost_url) as (_, other):
         await _until_ready(other, _DEAD, _COUNT)
     assert await _order(vhost_url) == _ORDER
-
-
-async def test_two_queues_are_read_on_one_channel(vhost_url: str) -> None:
-    await _fill(vhost_url)
-    await _fill(vhost_url, _OTHER, 100)
-    async with _connected(vhost_url) as (_, channel):
-        first, second = await _browser(channel), await _browser(channel, _OTHER)
-        assert await _browse(first) == _ORDER
-        assert await _browse(second) == list(range(100))
-        await requeue_all(channel, [(first, _COUNT), (second, 100)])
-    assert await _order(vhost_url) == _ORDER
-    assert await _order(vhost_url, _OTHER) == list(range(100))
 
 
 async def test_a_message_that_comes_back_is_not_read_twice(vhost_url: str) -> None:

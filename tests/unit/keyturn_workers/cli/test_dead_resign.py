@@ -21,8 +21,8 @@ from keyturn.errors import (
 from keyturn.identifiers import staging_s3_key
 from keyturn.messages import parse_request
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.cli import replay
-from keyturn_workers.cli.replay import Resigner
+from keyturn_workers.cli import dead as module
+from keyturn_workers.cli.dead import Resigner
 from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.settings import OperatorSettings
@@ -58,15 +58,15 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
         yield made
 
-    monkeypatch.setattr(replay, "open_bucket", opened)
+    monkeypatch.setattr(module, "open_bucket", opened)
     for name, value in (DEPLOYMENT.worker_env() | DEPLOYMENT.gateway_env()).items():
         monkeypatch.setenv(name, value)
     return made
 
 
 async def _resign(dead: Letter, queue: str = UPLOAD_QUEUE, *, named: bool = True) -> Message:
-    async with Resigner(ResignSettings.read()) as resigner:
-        return await resigner.resign(dead.message, queue, named=named)
+    async with Resigner(ResignSettings.read(), named=named) as resigner:
+        return await resigner.copy(dead.message, queue)
 
 
 def _verified(message: Message) -> Any:

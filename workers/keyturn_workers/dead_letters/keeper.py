@@ -29,8 +29,8 @@ from keyturn.topology import (
     UNSIGNED_DEAD_QUEUE,
 )
 from keyturn_workers.amqp.locks import broker_lock
-from keyturn_workers.amqp.queue_browser import QueueBrowser, ready_count
 from keyturn_workers.amqp.retry import utc_now
+from keyturn_workers.dead_letters.queue import QueueBrowser, ready_count
 from keyturn_workers.worker.metrics import WorkerMetrics
 
 # What the broker stores of a letter besides its body: headers, and its own notes.

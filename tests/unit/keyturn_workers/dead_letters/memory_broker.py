@@ -27,12 +27,14 @@ class MemoryBroker:
         sent: Copies that were published, with their queues.
         refuses: Message ids that are returned to their publisher.
         on_publish: Called before a copy is accepted.
+        on_ack: Called before an acknowledgment.
     """
 
     queues: dict[str, deque[Letter]] = field(default_factory=dict)
     sent: list[tuple[str, Message]] = field(default_factory=list)
     refuses: set[str | None] = field(default_factory=set)
     on_publish: Callable[[], None] = lambda: None
+    on_ack: Callable[[], None] = lambda: None
 
     def fill(self, queue: str, *letters: Letter) -> None:
         """Put letters into a queue, which is declared by it."""
@@ -84,6 +86,7 @@ class MemoryChannel:
         self.unacknowledged.clear()
 
     async def basic_ack(self, tag: int) -> None:
+        self.broker.on_ack()
         _, letter = self.unacknowledged.pop(tag)
         letter.acknowledged = True
 

@@ -1,0 +1,99 @@
+"""Dead-letter queues are read whole, by one reader at a time, and keep their order (SPEC 6.9)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.topology import DEAD_QUEUES
+from keyturn_workers.dead_letters.queue import (
+    MAX_BATCHES,
+    LockedError,
+    UnknownQueueError,
+    batch_size,
+    dead_queue,
+    exclusive,
+    read_letters,
+)
+from tests.unit.keyturn_workers.dead_letters.letters import Letter
+from tests.unit.keyturn_workers.dead_letters.lock_broker import FakeBroker, connection
+from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractIncomingMessage
+
+_DEAD = "keyturn.upload.dead"
+_COMMANDS = 32
+"""Commands of a channel on their way to a quorum queue; one is left for the flush."""
+
+
+def _name(message: AbstractIncomingMessage, queue: str) -> str | None:
+    assert queue == _DEAD
+    return None if message.message_id == "1" else message.message_id
+
+
+@pytest.mark.parametrize("queue", DEAD_QUEUES)
+def test_a_queue_is_named_with_or_without_its_suffix(queue: str) -> None:
+    assert dead_queue(queue) == dead_queue(queue.removesuffix(".dead")) == queue
+
+
+@pytest.mark.parametrize("name", ["", "keyturn", "keyturn.upload.dead.dead", "keyturn.events"])
+def test_any_other_name_is_refused(name: str) -> None:
+    with pytest.raises(UnknownQueueError, match="is not one of"):
+        dead_queue(name)
+
+
+async def test_a_second_reader_learns_why_it_cannot_read() -> None:
+    broker = FakeBroker()
+    async with exclusive(connection(broker)):
+        with pytest.raises(LockedError, match="is reading the dead letters; try again later"):
+            async with exclusive(connection(broker), timeout_s=0):
+                raise AssertionError
+    async with exclusive(connection(broker), timeout_s=0):
+        assert list(broker.held) == ["keyturn.dead.lock"]
+
+
+async def test_a_second_reader_waits_for_the_first() -> None:
+    broker = FakeBroker()
+    first = exclusive(connection(broker))
+    await first.__aenter__()
+    second = exclusive(connection(broker), timeout_s=10)
+    waiting = asyncio.create_task(second.__aenter__())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await first.__aexit__(None, None, None)
+    await waiting
+    await second.__aexit__(None, None, None)
+    assert broker.held == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "names"), [(None, ["0", "2", "3", "4"]), (2, ["0", "2"]), (9, ["0", "2", "3", "4"])]
+)
+async def test_all_letters_go_back_in_their_order_whatever_is_kept(
+    limit: int | None, names: list[str]
+) -> None:
+    broker = MemoryBroker()
+    broker.fill(_DEAD, *(Letter(b"{}", {}, str(number)) for number in range(5)))
+    assert await read_letters(broker.channel(), _DEAD, _name, limit) == (names, 5)
+    assert [letter.message_id for letter in broker.queues[_DEAD]] == ["0", "1", "2", "3", "4"]
+
+
+async def test_an_empty_queue_has_no_letters_and_a_missing_one_is_an_error() -> None:
+    broker = MemoryBroker()
+    with pytest.raises(UnknownQueueError, match="does not exist on the broker; start a worker"):
+        await read_letters(broker.channel(), _DEAD, _name)
+    broker.fill(_DEAD)
+    assert await read_letters(broker.channel(), _DEAD, _name) == ([], 0)
+
+
+@pytest.mark.parametrize("count", [1, 128, 3584, 3585, 100_000, 200_000, 1_000_000])
+def test_there_are_fewer_batches_than_the_broker_keeps_in_order(count: int) -> None:
+    assert -(-count // batch_size(count)) <= MAX_BATCHES < _COMMANDS
+
+
+def test_a_batch_is_never_larger_than_a_prefetch() -> None:
+    assert batch_size(10**8) == 65_535
+    assert batch_size(1) == 128

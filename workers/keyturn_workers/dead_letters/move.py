@@ -1,0 +1,282 @@
+"""Replaying and discarding dead letters, in one pass over their queue (SPEC 12, 15.3, 16.1).
+
+Of each letter, the audit trail has its record before it is moved. A replayed one is acknowledged
+once the broker has confirmed its copy. So a crash at any step leaves a letter twice at worst, and
+never loses one. The others keep their order.
+
+It must never acknowledge a letter whose copy was not confirmed, or that is not on record.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.exceptions import DeliveryError
+
+from keyturn.errors import CodedError
+from keyturn.messages import STARTED, AuditAction, DeadLettersAction
+from keyturn_workers.dead_letters.letters import (
+    DeadLetter,
+    check_body_kept,
+    describe,
+    original,
+    work_queue,
+)
+from keyturn_workers.dead_letters.queue import QueueBrowser, browse
+
+FAILED: Final = "failed"
+"""The outcome of a move that failed without a code."""
+_ACTIONS: Final[dict[DeadLettersAction, AuditAction]] = {
+    "replay": "dead_letter.replayed",
+    "discard": "dead_letter.discarded",
+}
+_CONFIRM_TIMEOUT_S: Final = 30.0
+_AT_ONCE: Final = 256
+_HELD_MAX_BYTES: Final = 32 * 1024 * 1024
+
+
+Record = Callable[[AuditAction, DeadLetter, str], Awaitable[None]]
+"""Records in the audit trail that a letter is about to be moved (`started`), or that this failed.
+Returns once the broker has it on disk."""
+
+
+Copy = Callable[[AbstractIncomingMessage, str], Awaitable[Message]]
+"""Makes the copy of a letter that a replay sends to the work queue, whose name it gets. A
+`CodedError` leaves the letter in its queue."""
+
+
+async def as_sent(message: AbstractIncomingMessage, queue: str) -> Message:
+    """The copy of a letter that is replayed as it was sent.
+
+    Raises:
+        MalformedRequestError: its body was not kept.
+    """
+    del queue
+    check_body_kept(message)
+    return original(message)
+
+
+def _unreported(letter: DeadLetter, problem: "Problem | None") -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What is done to the letters of one queue.
+
+    Attributes:
+        action: Replay or discard.
+        selects: Whether a letter is to be moved.
+        record: Writes its record.
+        copy: Makes the copies of a replay.
+        report: Called with each selected letter, and why it stays in its queue, if it does.
+        limit: How many of the selected letters are moved at most, the oldest first.
+    """
+
+    action: DeadLettersAction
+    selects: Callable[[AbstractIncomingMessage], bool]
+    record: Record
+    copy: Copy = as_sent
+    report: Callable[[DeadLetter, "Problem | None"], None] = _unreported
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a letter stays in its queue; `code` is None where the broker did not accept it."""
+
+    code: str | None
+    detail: str
+
+
+@dataclass(slots=True)
+class Moved:
+    """What became of the selected letters of one queue.
+
+    Attributes:
+        moved: Replayed or discarded.
+        left: Still in the queue.
+        first_problem: Why the first of those is left.
+    """
+
+    moved: int = 0
+    left: int = 0
+    first_problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Selected:
+    """A letter that is to be moved; `message` only where its body is needed."""
+
+    letter: DeadLetter
+    tag: int
+    message: AbstractIncomingMessage | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """What is published of a letter, and where to; nothing if it is discarded."""
+
+    of: _Selected
+    message: Message | None
+    queue: str
+
+
+async def move_letters(channel: AbstractChannel, queue: str, move: Move) -> Moved:
+    """Move the selected letters of a queue.
+
+    Of a replay, letters are held in memory up to a bound. Where more of them come together, the
+    rest is moved in a further pass.
+
+    Args:
+        channel: From `open_letters`.
+        queue: The dead-letter queue.
+        move: What is done.
+
+    Raises:
+        UnknownQueueError: the queue does not exist.
+        AMQPException, OSError: the broker was lost.
+    """
+    moved = Moved()
+    known: frozenset[str] = frozenset()
+    while True:
+        browser = await browse(channel, queue)
+        one_pass = _Pass(channel, browser, queue, move, moved, known)
+        try:
+            await one_pass.run()
+        except Exception:
+            if not channel.is_closed:
+                await one_pass.requeue()
+            raise
+        await one_pass.requeue()
+        if not one_pass.is_cut:
+            return moved
+        known |= one_pass.left
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One reading of a queue.
+
+    Attributes:
+        known: Digests of letters that an earlier pass has left: they are not tried again.
+        left: Digests of letters that this one leaves.
+        is_cut: Selected letters were not held, and are for a further pass.
+    """
+
+    channel: AbstractChannel
+    browser: QueueBrowser
+    queue: str
+    move: Move
+    moved: Moved
+    known: frozenset[str]
+    left: set[str] = field(default_factory=set)
+    is_cut: bool = False
+    _selected: int = 0
+    _held_bytes: int = 0
+    _acknowledged: int = 0
+
+    async def run(self) -> None:
+        self._selected = self.moved.moved + self.moved.left
+        async for batch in self.browser.batches(self._select):
+            for part in _parts([selected for selected in batch if selected is not None]):
+                await self._move(part)
+            self._held_bytes = 0
+
+    async def requeue(self) -> None:
+        await self.browser.requeue(self.browser.received - self._acknowledged)
+
+    def _select(self, message: AbstractIncomingMessage) -> _Selected | None:
+        if not self.move.selects(message):
+            return None
+        letter = describe(message, self.queue)
+        if letter.digest in self.known or self._selected == self.move.limit:
+            return None
+        tag = message.delivery_tag or 0
+        if self.move.action == "discard":
+            self._selected += 1
+            return _Selected(letter, tag, None)
+        if self._held_bytes > _HELD_MAX_BYTES:
+            self.is_cut = True
+            return None
+        self._held_bytes += len(message.body)
+        self._selected += 1
+        return _Selected(letter, tag, message)
+
+    async def _move(self, part: Sequence[_Selected]) -> None:
+        action = _ACTIONS[self.move.action]
+        problems: dict[int, Problem] = {}
+        copies = [copy for each in part if (copy := await self._copy(each, problems)) is not None]
+        await asyncio.gather(
+            *(self.move.record(action, copy.of.letter, STARTED) for copy in copies)
+        )
+        outcomes = await asyncio.gather(
+            *(self._publish(copy) for copy in copies), return_exceptions=True
+        )
+        underlay = await self.channel.get_underlay_channel()
+        failed: list[DeadLetter] = []
+        lost: BaseException | None = None
+        for copy, outcome in zip(copies, outcomes, strict=True):
+            if outcome is None:
+                await underlay.basic_ack(copy.of.tag)
+                self._acknowledged += 1
+            elif isinstance(outcome, DeliveryError | TimeoutError):
+                detail = f"the broker did not accept it ({type(outcome).__name__})"
+                problems[copy.of.tag] = Problem(None, detail)
+                failed.append(copy.of.letter)
+            else:
+                lost = outcome
+        if lost is not None:
+            raise lost
+        for letter in failed:
+            await self.move.record(action, letter, FAILED)
+        for selected in part:
+            self._count(selected.letter, problems.get(selected.tag))
+
+    async def _copy(self, selected: _Selected, problems: dict[int, Problem]) -> _Copy | None:
+        if selected.message is None:
+            return _Copy(selected, None, "")
+        try:
+            queue = work_queue(selected.message.body, self.queue)
+            return _Copy(selected, await self.move.copy(selected.message, queue), queue)
+        except CodedError as exc:
+            problems[selected.tag] = Problem(exc.code, exc.detail)
+            return None
+
+    async def _publish(self, copy: _Copy) -> None:
+        if copy.message is not None:
+            await self.channel.default_exchange.publish(
+                copy.message, copy.queue, mandatory=True, timeout=_CONFIRM_TIMEOUT_S
+            )
+
+    def _count(self, letter: DeadLetter, problem: Problem | None) -> None:
+        if problem is None:
+            self.moved.moved += 1
+        else:
+            self.left.add(letter.digest)
+            self.moved.left += 1
+            self.moved.first_problem = self.moved.first_problem or problem
+        self.move.report(letter, problem)
+
+
+def _parts(batch: Sequence[_Selected]) -> Iterator[list[_Selected]]:
+    """Parts of a batch in which no message id occurs twice.
+
+    The client library matches a message that the broker returns by its id: of two copies with one
+    id in flight, each could get the other's outcome.
+    """
+    part: list[_Selected] = []
+    ids: set[str] = set()
+    for selected in batch:
+        message_id = None if selected.message is None else selected.message.message_id
+        if len(part) == _AT_ONCE or message_id in ids:
+            yield part
+            part, ids = [], set()
+        part.append(selected)
+        if message_id is not None:
+            ids.add(message_id)
+    if part:
+        yield part
