@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.master_keys.metrics import KmsMetrics
+from keyturn_workers.master_keys.providers import KmsMetrics
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.deployed_queries import DEPLOY, expressions, metric_names
 
@@ -41,7 +41,7 @@ def _exported() -> set[str]:
     """The names of Keyturn's own metrics, as docs/reference/metrics.md lists them."""
     metrics, gateway = WorkerMetrics(), GatewayMetrics()
     metrics.add_process()
-    KmsMetrics(metrics.registry).initialize("vault")
+    KmsMetrics(metrics.registry).observer("vault")
     text = (metrics.render()[0] + gateway.render()[0]).decode()
     return {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if "keyturn" in name}
 

@@ -21,6 +21,7 @@ from keyturn.crypto import (
 )
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import parse_key_uri
+from keyturn_workers.master_keys.circuit_breaker import CallLimits, CircuitBreaker
 from keyturn_workers.master_keys.providers import (
     generate_master_key,
     import_master_key,
@@ -226,21 +227,22 @@ async def test_a_token_for_another_key_is_refused(openbao: OpenBao, name: str) -
 async def test_an_expired_token_is_a_clear_error_and_no_storm(openbao: OpenBao, name: str) -> None:
     uri = openbao.create_hmac_key(name)
     token = openbao.make_token(openbao.create_policy(name))
+    breaker = CircuitBreaker(CallLimits())
     async with _master_key(uri, _settings(openbao, token)) as key:
-        await key.derive(INFO)
+        await breaker.call(lambda: key.derive(INFO))
         openbao.let_expire(token)
         before = openbao.requests(_hmac_path(name))
         outcomes = await asyncio.gather(
-            *(key.derive(INFO) for _ in range(32)), return_exceptions=True
+            *(breaker.call(lambda: key.derive(INFO)) for _ in range(32)), return_exceptions=True
         )
         at_once = openbao.requests(_hmac_path(name)) - before
         for _ in range(200):
             with pytest.raises(KmsUnavailableError, match="expired or revoked"):
-                await key.derive(INFO)
+                await breaker.call(lambda: key.derive(INFO))
         later = openbao.requests(_hmac_path(name)) - before - at_once
     assert all(isinstance(outcome, KmsUnavailableError) for outcome in outcomes)
-    assert at_once <= 32
-    # One after each delay, of 1 s and more.
+    assert at_once <= CallLimits().concurrency
+    # One after each pause, of about 1 s and more.
     assert later <= 2
 
 
@@ -250,13 +252,15 @@ async def test_a_replaced_token_is_used_at_once(openbao: OpenBao, name: str) -> 
     token = openbao.make_token(policy)
     settings = _settings(openbao, token)
     assert settings.vault_token_file is not None
+    breaker = CircuitBreaker(CallLimits())
     async with _master_key(uri, settings) as key:
-        before = await key.derive(INFO)
+        before = await breaker.call(lambda: key.derive(INFO))
         openbao.revoke_token(token)
-        with pytest.raises(KmsUnavailableError, match="expired or revoked"):
-            await key.derive(INFO)
+        for _ in range(3):
+            with pytest.raises(KmsUnavailableError, match="expired or revoked"):
+                await breaker.call(lambda: key.derive(INFO))
         settings.vault_token_file.write_text(openbao.make_token(policy) + "\n")
-        assert (await key.derive(INFO)).kek == before.kek
+        assert (await breaker.call(lambda: key.derive(INFO))).kek == before.kek
 
 
 def _approle(openbao: OpenBao, name: str, **properties: object) -> KmsSettings:
@@ -301,9 +305,10 @@ async def test_a_refused_login_is_a_clear_error_and_no_storm(openbao: OpenBao, n
     role = openbao.create_approle(name, openbao.create_policy(name))
     before = openbao.requests(LOGIN)
     settings = _only(vault_role_id=role.role_id, vault_secret_id="not-this-one")
+    breaker = CircuitBreaker(CallLimits())
     async with _master_key(uri, settings) as key:
         outcomes = await asyncio.gather(
-            *(key.derive(INFO) for _ in range(64)), return_exceptions=True
+            *(breaker.call(lambda: key.derive(INFO)) for _ in range(64)), return_exceptions=True
         )
         assert all("refuses the AppRole login" in str(outcome) for outcome in outcomes)
     assert 1 <= openbao.requests(LOGIN) - before <= 2

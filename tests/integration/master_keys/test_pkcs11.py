@@ -26,9 +26,8 @@ from keyturn.crypto import (
 )
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import Pkcs11Uri, parse_key_uri
-from keyturn_workers.master_keys import pkcs11_module
-from keyturn_workers.master_keys.pkcs11 import Pkcs11MasterKey
-from keyturn_workers.master_keys.pkcs11_token import TokenAccess, key_template
+from keyturn_workers.master_keys.circuit_breaker import CallLimits, CircuitBreaker
+from keyturn_workers.master_keys.pkcs11 import Pkcs11MasterKey, TokenAccess, key_template
 from keyturn_workers.master_keys.providers import (
     generate_master_key,
     import_master_key,
@@ -224,9 +223,7 @@ async def test_a_wrong_pin_is_tried_once(
     softhsm: SoftHsm,
     settings: KmsSettings,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pkcs11_module, "_PAUSE_S", 0)
     label, wrong = secrets.token_hex(8), secrets.token_hex(8)
     softhsm.add_token(label)
     uri = _uri(softhsm, token=label)
@@ -261,9 +258,8 @@ def _flags(key: Pkcs11MasterKey, uri: Pkcs11Uri) -> TokenFlag:
 
 
 async def test_what_the_uri_names_must_be_there_once(
-    softhsm: SoftHsm, settings: KmsSettings, monkeypatch: pytest.MonkeyPatch
+    softhsm: SoftHsm, settings: KmsSettings
 ) -> None:
-    monkeypatch.setattr(pkcs11_module, "_PAUSE_S", 0)
     label = secrets.token_hex(8)
     for number in (b"\x01", b"\x02"):
         one = Pkcs11Uri("", object=label, id=number, token=server.TOKEN)
@@ -281,9 +277,8 @@ async def test_what_the_uri_names_must_be_there_once(
 
 
 async def test_a_token_is_found_after_it_was_plugged_in(
-    softhsm: SoftHsm, settings: KmsSettings, monkeypatch: pytest.MonkeyPatch
+    softhsm: SoftHsm, settings: KmsSettings
 ) -> None:
-    monkeypatch.setattr(pkcs11_module, "_PAUSE_S", 0)
     label = secrets.token_hex(8)
     uri = _uri(softhsm, token=label)
     async with _opened(uri, settings) as key:
@@ -299,12 +294,13 @@ async def test_a_hsm_that_goes_away_under_load_comes_back(
 ) -> None:
     uri = _uri(softhsm)
     await import_master_key(uri, settings, master_prk(KEY))
+    breaker = CircuitBreaker(CallLimits())
     failed, derived, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def load() -> None:
         while not done.is_set():
             try:
-                kek = (await key.derive(admin_kek_info("acme"))).kek
+                kek = (await breaker.call(lambda: key.derive(admin_kek_info("acme")))).kek
             except KmsUnavailableError:
                 failed.set()
                 await asyncio.sleep(0.01)  # the pace of a caller

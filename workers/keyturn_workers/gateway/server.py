@@ -38,8 +38,7 @@ from keyturn_workers.http_server import server as http_server
 from keyturn_workers.http_server.certificate import ServerCertificate, open_certificate
 from keyturn_workers.http_server.listener import open_listeners
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.master_keys.metrics import KmsMetrics
-from keyturn_workers.master_keys.providers import open_operator_keys
+from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Capabilities, Headers, IfAbsent, Storage
 from keyturn_workers.storage.probe.key_checks import find_order

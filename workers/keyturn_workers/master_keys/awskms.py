@@ -1,23 +1,46 @@
-"""A master key in AWS KMS: an HMAC_256 key, named by its ARN (SPEC 2.2, 11).
+"""A master key in AWS KMS: an HMAC_256 key, named by its ARN (SPEC 2.2, 11, 12).
 
 HMAC keys have one key material for their whole life: AWS rotates them neither automatically nor on
 demand, and of an imported one the same material alone can be imported again. So an ARN pins a
 version. It is never an alias, which can be moved to another key.
+
+Credentials come from the standard AWS chain, not from the settings of the bucket. Errors never
+repeat AWS's own text: the one of a wrong signature shows the signed request with its session token.
 """
 
+import asyncio
+from contextlib import AsyncExitStack
+from functools import cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from aiobotocore.config import AioConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConfigNotFound,
+    ConfigParseError,
+    ConnectionError,  # noqa: A004  # botocore's own, no OSError
+    CredentialRetrievalError,
+    HTTPClientError,
+    InvalidConfigError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.loaders import Loader, create_loader
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from keyturn.botocore_http import VerifyingSession, verified_sessions
 from keyturn.crypto import Secret, expand_message
-from keyturn.errors import KmsUnavailableError
+from keyturn.errors import KmsUnavailableError, SettingsError
 from keyturn_workers.key_uris import AwsKmsUri
-from keyturn_workers.master_keys.aws_client import AwsKmsClient, request_id
-from keyturn_workers.master_keys.port import Derivation, KeyDescription
+from keyturn_workers.master_keys.port import Derivation, KeyDescription, KmsRefusedError
 from keyturn_workers.settings import KmsSettings
 
 _MAC_ALGORITHM: Final = "HMAC_SHA_256"
@@ -26,6 +49,75 @@ _KEY_SPEC: Final = "HMAC_256"
 _KEY_USAGE: Final = "GENERATE_VERIFY_MAC"
 _WRAPPING_KEY_BITS: Final = 4096
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_REQUEST_ID_MAX_CHARACTERS: Final = 128
+# The second one after a lost connection or an error of the server: every call may be repeated.
+_ATTEMPTS: Final = 2
+
+_EXPIRED: Final = "the AWS credentials are expired"
+_UNKNOWN: Final = "AWS does not accept the credentials: unknown access key or token"
+_SIGNATURE: Final = (
+    "AWS does not accept the signature: wrong secret access key, or this machine's clock"
+)
+_DISABLED: Final = "the key is disabled in AWS KMS"
+_REFUSALS: Final = {
+    "DisabledException": _DISABLED,
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "IncompleteSignature": _SIGNATURE,
+    "IncompleteSignatureException": _SIGNATURE,
+    "InvalidClientTokenId": _UNKNOWN,
+    "InvalidKeyUsageException": "the key in AWS KMS is not of HMAC_256 and GENERATE_VERIFY_MAC",
+    "InvalidSignatureException": _SIGNATURE,
+    "MissingAuthenticationToken": _UNKNOWN,
+    "MissingAuthenticationTokenException": _UNKNOWN,
+    "NotAuthorized": _UNKNOWN,
+    "NotFoundException": "the key does not exist in this account and Region of AWS KMS",
+    "OptInRequired": _UNKNOWN,
+    "RequestExpired": _SIGNATURE,
+    "RequestTimeTooSkewed": _SIGNATURE,
+    "SignatureDoesNotMatch": _SIGNATURE,
+    "UnrecognizedClientException": _UNKNOWN,
+}
+# AWS has one code for these and names the state in the text.
+_INVALID_STATE: Final = "KMSInvalidStateException"
+_STATES: Final = {
+    "deletion": "the key is scheduled for deletion in AWS KMS",
+    "import": "the key in AWS KMS has no key material: its import is pending, or it expired",
+    "disabled": _DISABLED,
+    "": "the key's state in AWS KMS does not allow its use",
+}
+_ACCESS_DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException"})
+_THROTTLED: Final = frozenset(
+    {
+        "LimitExceededException",
+        "RequestLimitExceeded",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+_FAILED: Final = frozenset(
+    {
+        "DependencyTimeoutException",
+        "InternalFailure",
+        "KMSInternalException",
+        "KeyUnavailableException",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+    }
+)
+_NO_CREDENTIALS: Final = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    CredentialRetrievalError,
+    TokenRetrievalError,
+    ProfileNotFound,
+    ConfigNotFound,
+    ConfigParseError,
+    InvalidConfigError,
+    SSOError,
+)
 
 
 class AwsKmsMasterKey:
@@ -41,7 +133,7 @@ class AwsKmsMasterKey:
     def __init__(self, uri: AwsKmsUri, settings: KmsSettings) -> None:
         self._uri = uri
         self._endpoint_url = settings.aws_kms_endpoint_url
-        self._client = AwsKmsClient(uri, settings)
+        self._client = _Client(uri, settings)
 
     async def derive(self, info: bytes) -> Derivation:
         """Derive by one `GenerateMac`."""
@@ -56,7 +148,7 @@ class AwsKmsMasterKey:
         mac = answer.get("Mac")
         if not isinstance(mac, bytes) or len(mac) != _MAC_BYTES:
             raise KmsUnavailableError("AWS KMS returned a MAC that is not 32 bytes")
-        return Derivation(Secret(mac), request_id(answer))
+        return Derivation(Secret(mac), _request_id(answer))
 
     async def describe(self) -> KeyDescription:
         """Describe the key by `DescribeKey`."""
@@ -84,7 +176,7 @@ async def import_prk(uri: AwsKmsUri, settings: KmsSettings, prk: Secret) -> None
         ValueError: the key is not one that takes this material.
         KmsUnavailableError: AWS KMS did not answer, or refused.
     """
-    client = AwsKmsClient(uri, settings)
+    client = _Client(uri, settings)
     try:
         _check_importable(await _metadata(client, uri))
         parameters = await client.call(
@@ -106,12 +198,156 @@ async def import_prk(uri: AwsKmsUri, settings: KmsSettings, prk: Secret) -> None
         await client.aclose()
 
 
+class _Client:
+    """Requests about one key, by a client that is opened with the first of them.
+
+    A client reads the chain of credentials once. So one whose request was refused is replaced, and
+    closed with the next replacement, when no request of it is under way any more.
+    """
+
+    def __init__(self, uri: AwsKmsUri, settings: KmsSettings) -> None:
+        self._uri = uri
+        self._settings = settings
+        self._opening = asyncio.Lock()
+        # botocore makes the methods of a client from its description of the service.
+        self._client: Any = None
+        self._current = AsyncExitStack()
+        self._replaced = AsyncExitStack()
+
+    async def call(self, operation: str, method: str, **parameters: object) -> dict[str, Any]:
+        """Send one request, and return the parsed answer.
+
+        Args:
+            operation: As IAM names it, such as `GenerateMac`.
+            method: As botocore names it, such as `generate_mac`.
+            parameters: Of the request, without `KeyId`.
+
+        Raises:
+            KmsRefusedError: AWS answered, and gives no access.
+            KmsUnavailableError: no usable answer.
+        """
+        client = None
+        try:
+            async with self._opening:
+                client = self._client = self._client or await self._open()
+            return dict(await getattr(client, method)(KeyId=self._uri.arn, **parameters))
+        except Exception as exc:  # noqa: BLE001  # a parser's errors have no common base
+            failure = describe_failure(exc, operation)
+            if isinstance(failure, KmsRefusedError) or isinstance(exc, _NO_CREDENTIALS):
+                await self._replace(client)
+            # The cause can show the request with its session token.
+            raise failure from None
+
+    async def aclose(self) -> None:
+        """Close the connections. A later call opens others."""
+        await self._replace(self._client)
+        await self._replaced.aclose()
+
+    async def _replace(self, client: Any) -> None:
+        if client is not None and client is self._client:
+            replaced, self._replaced = self._replaced, self._current
+            self._client, self._current = None, AsyncExitStack()
+            await replaced.aclose()
+
+    async def _open(self) -> Any:
+        settings = self._settings
+        is_plain = (settings.aws_kms_endpoint_url or "").startswith("http://")
+        config = AioConfig(
+            retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
+            connect_timeout=settings.kms_timeout_s,
+            read_timeout=settings.kms_timeout_s,
+            max_pool_connections=settings.kms_concurrency,
+            tcp_keepalive=True,
+            **({} if is_plain else {"http_session_cls": verified_sessions()}),
+        )
+        session = VerifyingSession()
+        session.register_component("data_loader", await asyncio.to_thread(_data_loader))
+        return await self._current.enter_async_context(
+            session.create_client(
+                "kms",
+                region_name=self._uri.region,
+                endpoint_url=settings.aws_kms_endpoint_url,
+                config=config,
+            )
+        )
+
+
+@cache
+def _data_loader() -> Loader:
+    """Botocore's description of the service, read once per process: it takes a while."""
+    loader: Loader = create_loader()
+    for name in ("service-2", "endpoint-rule-set-1"):
+        loader.load_service_model("kms", name)
+    return loader
+
+
+def describe_failure(exc: Exception, operation: str) -> KmsUnavailableError:
+    """Say in one line, without secrets, why an operation of AWS KMS failed.
+
+    Args:
+        exc: What aiobotocore raised; `SettingsError` if the credentials would come from a server
+            that is not allowed.
+        operation: As IAM names it, such as `GenerateMac`.
+
+    Returns:
+        A `KmsRefusedError` if AWS answered, and gives no access.
+    """
+    name = type(exc).__name__
+    if isinstance(exc, ClientError):
+        return _describe_error(exc, operation)
+    if isinstance(exc, SettingsError):
+        return KmsUnavailableError(str(exc))
+    if isinstance(exc, _NO_CREDENTIALS):
+        # Where they come from may be out of reach: that revokes no access.
+        return KmsUnavailableError(f"no AWS credentials ({name})")
+    # EndpointConnectionError and the timeouts of connecting and reading are among these.
+    if isinstance(exc, (ConnectionError, HTTPClientError, OSError)):
+        return KmsUnavailableError(f"AWS KMS cannot be reached ({name})")
+    if isinstance(exc, BotoCoreError):
+        return KmsUnavailableError(f"the call to AWS KMS failed ({name})")
+    # The parser raises whatever the bytes of an answer lead it to.
+    return KmsUnavailableError(f"AWS KMS returned an unreadable response ({name})")
+
+
+def _describe_error(exc: ClientError, operation: str) -> KmsUnavailableError:
+    error = exc.response.get("Error", {})
+    # JSON that is not an error of KMS can have anything in these places.
+    code, message = str(error.get("Code", "")), str(error.get("Message", "")).lower()
+    if exc.operation_name != operation:  # the security token service
+        kind = KmsUnavailableError if code in _THROTTLED | _FAILED else KmsRefusedError
+        return kind("AWS returned no temporary credentials for the role")
+    if code in _ACCESS_DENIED:
+        return KmsRefusedError(
+            f"AWS KMS denied access: these credentials are not allowed kms:{operation} on this key"
+        )
+    if code == _INVALID_STATE:
+        return KmsRefusedError(next(text for word, text in _STATES.items() if word in message))
+    if code in _REFUSALS:
+        return KmsRefusedError(_REFUSALS[code])
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    text = f"AWS KMS refused the request (status {status if isinstance(status, int) else '?'})"
+    if code in _THROTTLED:
+        text = "AWS KMS is throttling: too many requests for this account and Region"
+    elif code in _FAILED:
+        text = "AWS KMS cannot use the key at the moment"
+    return KmsUnavailableError(text)
+
+
+def _request_id(answer: dict[str, Any]) -> str | None:
+    """AWS's id of the request, as CloudTrail has it; None if it is not a short line."""
+    metadata = answer.get("ResponseMetadata")
+    value = metadata.get("RequestId") if isinstance(metadata, dict) else None
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+        return None
+    return value if 1 <= len(value) <= _REQUEST_ID_MAX_CHARACTERS else None
+
+
 def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001  # reads as a sentence
     if not condition:
         raise KmsUnavailableError(f"AWS KMS returned a response {otherwise}")
 
 
-async def _metadata(client: AwsKmsClient, uri: AwsKmsUri) -> dict[str, Any]:
+async def _metadata(client: _Client, uri: AwsKmsUri) -> dict[str, Any]:
     answer = await client.call("DescribeKey", "describe_key")
     metadata = answer.get("KeyMetadata")
     if not isinstance(metadata, dict) or metadata.get("Arn") != uri.arn:

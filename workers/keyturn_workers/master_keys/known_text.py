@@ -7,7 +7,11 @@ moved seals nothing that the right key would then not open.
 """
 
 import json
+import math
+from collections.abc import Awaitable, Callable
 from typing import Final
+
+import structlog
 
 from keyturn.crypto import SealError, Secret, from_base64, open_record, seal_record, to_base64
 from keyturn.errors import (
@@ -27,6 +31,85 @@ _VERSION: Final = 1
 _KNOWN_TEXT: Final = "keyturn/v1/known-text"
 _MAX_BYTES: Final = 4096
 _HEADERS: Final = Headers(metadata={}, content_type="application/json")
+# A master key that is not the one of its id is checked again after this time.
+_WRONG_S: Final = 60.0
+
+CheckMasterKey = Callable[[str, Secret], Awaitable[bool]]
+"""Given an id and the record KEK of `RESERVED_PROJECT`; raises if it is another key.
+
+False if there is nothing to compare it with yet."""
+
+_log = structlog.get_logger()
+
+
+class KnownText:
+    """Whether the key of one id is still the one that the bucket knows by it.
+
+    Args:
+        master_key: The id.
+        check: Opens the known text in the bucket; None if the key is taken as it is.
+        valid_s: How long a check holds.
+        clock_s: Seconds that only increase.
+    """
+
+    def __init__(
+        self,
+        master_key: str,
+        check: CheckMasterKey | None,
+        *,
+        valid_s: float,
+        clock_s: Callable[[], float],
+    ) -> None:
+        self._master_key = master_key
+        self._check = check
+        self._valid_s = valid_s
+        self._clock_s = clock_s
+        self._checked_s = -math.inf
+        # The KEK that opened the known text: later ones only have to equal it.
+        self._kek: Secret | None = None
+        self._wrong: tuple[UnknownMasterKeyError, float] | None = None
+
+    def is_confirmed(self) -> bool:
+        """Whether no check is due.
+
+        Raises:
+            UnknownMasterKeyError: a moment ago the key was another one.
+        """
+        if self._check is None or self._clock_s() - self._checked_s < self._valid_s:
+            return True
+        if self._wrong is not None and self._clock_s() < self._wrong[1]:
+            raise UnknownMasterKeyError(self._wrong[0].detail)
+        return False
+
+    async def confirm(self, derive: Callable[[], Awaitable[Secret]]) -> None:
+        """Check the key.
+
+        Args:
+            derive: Derives the record KEK of `RESERVED_PROJECT` anew.
+
+        Raises:
+            UnknownMasterKeyError: it is another key than the bucket knows by this id.
+            KmsUnavailableError, StorageUnavailableError: it cannot be checked now.
+        """
+        began_s = self._clock_s()
+        kek = await derive()
+        try:
+            await self._compare(kek)
+        except UnknownMasterKeyError as exc:
+            self._checked_s = -math.inf
+            self._wrong = exc, self._clock_s() + _WRONG_S
+            _log.error("master key not used", master_key=self._master_key, detail=exc.detail)
+            raise
+        self._checked_s = began_s
+
+    async def _compare(self, kek: Secret) -> None:
+        if self._kek is None:
+            if self._check is not None and await self._check(self._master_key, kek):
+                self._kek = kek
+        elif self._kek != kek:
+            raise UnknownMasterKeyError(
+                f"{self._master_key} (the provider's key has changed since it was checked)"
+            )
 
 
 async def check_known_text(storage: Storage, master_key: str, kek: Secret, *, create: bool) -> bool:

@@ -16,13 +16,9 @@ class LocalMasterKey:
     def __init__(self, master_key: Secret) -> None:
         self._prk = master_prk(master_key.reveal())
 
-    def derive_now(self, info: bytes) -> Secret:
-        """Derive here: no call leaves the process."""
-        return expand_prk(self._prk, info)
-
     async def derive(self, info: bytes) -> Derivation:
-        """As `derive_now`."""
-        return Derivation(self.derive_now(info))
+        """Derive here: no call leaves the process."""
+        return Derivation(expand_prk(self._prk, info))
 
     async def describe(self) -> KeyDescription:
         """A key in the settings can be read by anyone who reads them."""

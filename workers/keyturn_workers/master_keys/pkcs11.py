@@ -4,34 +4,34 @@ The key never leaves the token: each derivation is one CKM_SHA256_HMAC there. Ca
 run in threads, each with a session of its own during its call.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 import pkcs11
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass, PKCS11Error
 
 from keyturn.crypto import Secret, expand_message
-from keyturn.errors import KmsUnavailableError
+from keyturn.errors import KmsUnavailableError, SettingsError
 from keyturn_workers.key_uris import Pkcs11Uri
-from keyturn_workers.master_keys.daemon_threads import DaemonThreads
-from keyturn_workers.master_keys.pkcs11_module import DeviceLostError, translate
-from keyturn_workers.master_keys.pkcs11_token import (
-    TokenAccess,
-    close_quietly,
-    find_key,
-    key_name,
-    key_template,
+from keyturn_workers.master_keys.pkcs11_module import (
+    DeviceLostError,
+    Pkcs11Module,
+    module_at,
+    translate,
 )
-from keyturn_workers.master_keys.port import Derivation, KeyDescription
+from keyturn_workers.master_keys.port import Derivation, KeyDescription, KmsRefusedError
 from keyturn_workers.settings import KmsSettings
 
 _T = TypeVar("_T")
 _KEK_BYTES: Final = 32
 _KEY_BYTES: Final = 32
+_HMAC_KEY_TYPES: Final = (KeyType.GENERIC_SECRET, KeyType.SHA256_HMAC)
 _USES: Final = (
     Attribute.SIGN,
     Attribute.VERIFY,
@@ -68,9 +68,9 @@ class Pkcs11MasterKey:
     def __init__(self, uri: Pkcs11Uri, settings: KmsSettings) -> None:
         self._token = TokenAccess(uri, settings)
         self._uri = uri
-        self._timeout_s = settings.kms_timeout_s
-        size = min(settings.kms_concurrency, settings.pkcs11_sessions)
-        self._threads = DaemonThreads("pkcs11", size)
+        self._calls = BlockingCalls(
+            min(settings.kms_concurrency, settings.pkcs11_sessions), settings.kms_timeout_s
+        )
         self._lock = threading.Lock()
         self._idle: list[_KeySession] = []
 
@@ -88,23 +88,21 @@ class Pkcs11MasterKey:
 
     async def aclose(self) -> None:
         """Close the sessions that are not in use. The module stays initialized."""
-        with suppress(KmsUnavailableError, TimeoutError):
-            await self._threads.run(self._close_idle, self._timeout_s)
-        self._threads.close()
+        with suppress(KmsUnavailableError):
+            await self._calls.run(self._close_idle)
 
     async def _run(self, function: Callable[[pkcs11.SignMixin], _T]) -> _T:
-        call = partial(_again_if_lost, partial(self._call, function))
-        return await _bounded(self._threads, call, self._timeout_s)
+        return await self._calls.run(partial(_again_if_lost, partial(self._call, function)))
 
     def _call(self, function: Callable[[pkcs11.SignMixin], _T]) -> _T:
-        with self._token.module.call(self._timeout_s) as epoch:
+        with self._token.module.call(self._calls.timeout_s) as epoch:
             held = self._take(epoch) or self._open(epoch)
             try:
                 result = function(held.key)
             except PKCS11Error as exc:
                 failure = translate(exc)
                 if not isinstance(failure, DeviceLostError):
-                    close_quietly(held.session)
+                    _close_quietly(held.session)
                 raise failure from exc
             with self._lock:
                 self._idle.append(held)
@@ -123,13 +121,13 @@ class Pkcs11MasterKey:
         except DeviceLostError:
             raise  # closing what is lost may take as long again
         except KmsUnavailableError:
-            close_quietly(session)
+            _close_quietly(session)
             raise
 
     def _close_idle(self) -> None:
-        with self._token.module.call(self._timeout_s) as epoch:
+        with self._token.module.call(self._calls.timeout_s) as epoch:
             while held := self._take(epoch):
-                close_quietly(held.session)
+                _close_quietly(held.session)
 
 
 async def import_prk(uri: Pkcs11Uri, settings: KmsSettings, prk: Secret) -> None:
@@ -146,7 +144,7 @@ async def import_prk(uri: Pkcs11Uri, settings: KmsSettings, prk: Secret) -> None
         KmsUnavailableError: the token does not answer, or refuses.
     """
     template = {
-        **key_name(uri),
+        **_key_name(uri),
         Attribute.CLASS: ObjectClass.SECRET_KEY,
         Attribute.KEY_TYPE: KeyType.GENERIC_SECRET,
         Attribute.VALUE: prk.reveal(),
@@ -187,39 +185,20 @@ async def _create(
     uri: Pkcs11Uri, settings: KmsSettings, create: Callable[[pkcs11.Session], object]
 ) -> None:
     access = TokenAccess(uri, settings)
-    threads = DaemonThreads("pkcs11-create", 1)
-    once = partial(_create_once, access, uri, settings.kms_timeout_s, create)
-    try:
-        await _bounded(threads, partial(_again_if_lost, once), settings.kms_timeout_s)
-    finally:
-        threads.close()
 
+    def create_once() -> None:
+        with access.module.call(settings.kms_timeout_s) as epoch:
+            session = access.open_session(epoch, writable=True)
+            try:
+                if any(True for _ in session.get_objects(key_template(uri))):
+                    raise ValueError("the token already has a matching key")
+                create(session)
+            except PKCS11Error as exc:
+                raise translate(exc) from exc
+            finally:
+                _close_quietly(session)
 
-def _create_once(
-    access: TokenAccess,
-    uri: Pkcs11Uri,
-    timeout_s: float,
-    create: Callable[[pkcs11.Session], object],
-) -> None:
-    with access.module.call(timeout_s) as epoch:
-        session = access.open_session(epoch, writable=True)
-        try:
-            if any(True for _ in session.get_objects(key_template(uri))):
-                raise ValueError("the token already has a matching key")
-            create(session)
-        except PKCS11Error as exc:
-            raise translate(exc) from exc
-        finally:
-            close_quietly(session)
-
-
-async def _bounded(threads: DaemonThreads, function: Callable[[], _T], timeout_s: float) -> _T:
-    try:
-        return await threads.run(function, timeout_s)
-    except TimeoutError:
-        raise KmsUnavailableError(
-            f"the PKCS #11 token did not answer within {timeout_s:g} s"
-        ) from None
+    await BlockingCalls(1, settings.kms_timeout_s).run(partial(_again_if_lost, create_once))
 
 
 def _again_if_lost(function: Callable[[], _T]) -> _T:
@@ -228,6 +207,153 @@ def _again_if_lost(function: Callable[[], _T]) -> _T:
         return function()
     except DeviceLostError:
         return function()
+
+
+class BlockingCalls:
+    """Run blocking calls that cannot be cancelled, each in a thread of its own.
+
+    A caller that gives up leaves its thread alone, which keeps its place until its call returns.
+    Unlike the threads of `concurrent.futures`, these do not keep the process from exiting while a
+    call hangs.
+
+    Args:
+        size: The most threads.
+        timeout_s: How long a caller waits, for a place and for the result.
+    """
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._places = asyncio.Semaphore(size)
+
+    async def run(self, function: Callable[[], _T]) -> _T:
+        """Call the function in a thread and return its result, or raise what it raised.
+
+        Raises:
+            KmsUnavailableError: there was no result in time; a later one is discarded.
+        """
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await self._places.acquire()
+                return await self._start(function)
+        except TimeoutError:
+            raise KmsUnavailableError(
+                f"the PKCS #11 token did not answer within {self.timeout_s:g} s"
+            ) from None
+
+    def _start(self, function: Callable[[], _T]) -> asyncio.Future[_T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+
+        def settle(settle_future: Callable[[], None]) -> None:
+            self._places.release()
+            if not future.done():
+                settle_future()
+
+        def serve() -> None:
+            try:
+                result = function()
+                outcome = partial(future.set_result, result)
+            except BaseException as exc:  # noqa: BLE001  # the caller's
+                outcome = partial(future.set_exception, exc)
+            with suppress(RuntimeError):  # the process ends, and its loop is closed
+                loop.call_soon_threadsafe(settle, outcome)
+
+        threading.Thread(target=serve, name="pkcs11", daemon=True).start()
+        return future
+
+
+class TokenAccess:
+    """The module, the token and the PIN that a URI and the settings name.
+
+    Raises:
+        SettingsError: there is no module's path, or no PIN.
+    """
+
+    def __init__(self, uri: Pkcs11Uri, settings: KmsSettings) -> None:
+        path = uri.module_path or settings.pkcs11_module
+        if path is None:
+            raise SettingsError("KEYTURN_PKCS11_MODULE is missing")
+        self._uri = uri
+        self._pin = uri.pin
+        self._pin_file = None if uri.pin_source is None else Path(uri.pin_source)
+        if self._pin is None and self._pin_file is None:
+            self._pin_file = settings.pkcs11_pin_file
+            if settings.pkcs11_pin is not None:
+                self._pin = Secret(settings.pkcs11_pin.get_secret_value().encode())
+        if self._pin is None and self._pin_file is None:
+            raise SettingsError("KEYTURN_PKCS11_PIN or KEYTURN_PKCS11_PIN_FILE is missing")
+        self.module: Pkcs11Module = module_at(str(path))
+
+    def open_session(self, epoch: int, *, writable: bool = False) -> pkcs11.Session:
+        """Open a session of the token's user. Only within `module.call`."""
+        token = self.module.token(self._uri)
+        return self.module.open_session(token, self._read_pin, epoch, writable=writable)
+
+    def _read_pin(self) -> Secret:
+        """The PIN; a file is read at each login, so that a corrected one is noticed."""
+        if self._pin is not None:
+            return self._pin
+        assert self._pin_file is not None  # noqa: S101  # one of the two is there
+        try:
+            pin = self._pin_file.read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError):
+            raise KmsUnavailableError("the file with the PKCS #11 PIN cannot be read") from None
+        if not pin:  # it may be on its way; an empty PIN would be a wrong one
+            raise KmsUnavailableError("the file with the PKCS #11 PIN is empty")
+        return Secret(pin.encode())
+
+
+def _close_quietly(session: pkcs11.Session) -> None:
+    """Close a session that may be lost."""
+    with suppress(PKCS11Error):
+        session.close()
+
+
+def _key_name(uri: Pkcs11Uri) -> dict[Attribute, object]:
+    """The label and the id of the key that a URI names."""
+    name: dict[Attribute, object] = {}
+    if uri.object is not None:
+        name[Attribute.LABEL] = uri.object
+    if uri.id is not None:
+        name[Attribute.ID] = uri.id
+    return name
+
+
+def key_template(uri: Pkcs11Uri) -> dict[Attribute, object]:
+    """What the key that a URI names has in common with no other."""
+    return {Attribute.CLASS: ObjectClass.SECRET_KEY, **_key_name(uri)}
+
+
+def find_key(session: pkcs11.Session, uri: Pkcs11Uri) -> pkcs11.SignMixin:
+    """Find the one key that the URI matches, and check that it can compute an HMAC.
+
+    Raises:
+        KmsRefusedError: no key matches, or more than one, or one of another kind.
+    """
+    try:
+        keys = list(session.get_objects(key_template(uri)))
+        if not keys:
+            raise KmsRefusedError("the PKCS #11 token has no key that matches the URI")
+        if len(keys) > 1:
+            raise KmsRefusedError(
+                f"{len(keys)} keys of the PKCS #11 token match the URI: add id= to the URI"
+            )
+        key = keys[0]
+        if not isinstance(key, pkcs11.SignMixin) or not _is_hmac_key(key):
+            raise KmsRefusedError(
+                "the PKCS #11 key is not an HMAC key: its type must be GENERIC_SECRET or "
+                "SHA256_HMAC, and CKA_SIGN must be true"
+            )
+    except PKCS11Error as exc:
+        raise translate(exc) from exc
+    return key
+
+
+def _is_hmac_key(key: pkcs11.SignMixin) -> bool:
+    try:
+        return key[Attribute.KEY_TYPE] in _HMAC_KEY_TYPES
+    except ValueError:  # a type that python-pkcs11 does not know
+        return False
 
 
 def _describe(location: str, key: pkcs11.SignMixin) -> KeyDescription:

@@ -3,13 +3,19 @@
 Three things belong to the process and not to a key. C_Initialize is called once for a module.
 C_Finalize, which a lost device needs, ends the sessions of all keys, and must not run during a
 call. A login holds for all sessions of a token, and a wrong PIN counts against all of them.
+
+python-pkcs11 passes NULL to C_Initialize, by which an application promises that it never calls the
+module from two threads at once. SoftHSM then switches its locks off, and concurrent calls corrupt
+its memory. There is no option for that, so the module is initialized here, through the function
+list that every module exports (PKCS #11 2.40, 5.2 and 5.4).
 """
 
+import ctypes
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Final, Protocol
 
 import pkcs11
@@ -18,11 +24,7 @@ from pkcs11 import PKCS11Error, Session, Slot, Token, TokenFlag
 from keyturn.crypto import Secret
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import Pkcs11Uri
-from keyturn_workers.master_keys.cryptoki import Cryptoki, CryptokiError
 from keyturn_workers.master_keys.port import KmsRefusedError
-
-# A module whose device is away is initialized again at most this often.
-_PAUSE_S: Final = 1.0
 
 _LOST: Final = (
     pkcs11.DeviceError,
@@ -42,7 +44,99 @@ _LOST: Final = (
     pkcs11.UserNotLoggedIn,
 )
 _BUSY: Final = (pkcs11.DeviceMemory, pkcs11.SessionCount)
+_PIN_LOCKED: Final = "has locked its user PIN: its security officer must unlock it"
 _WRONG_PIN: Final = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange)
+
+_CKF_OS_LOCKING_OK: Final = 2
+_CKR_OK: Final = 0
+_CKR_CANT_LOCK: Final = 0x0A
+_CKR_CRYPTOKI_ALREADY_INITIALIZED: Final = 0x191
+
+# CK_RV C_Initialize(CK_VOID_PTR), CK_RV C_Finalize(CK_VOID_PTR)
+_Function = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_void_p)
+
+
+class CryptokiError(Exception):
+    """A module cannot be initialized; the text has the function and its CK_RV."""
+
+
+class _Arguments(ctypes.Structure):
+    """CK_C_INITIALIZE_ARGS."""
+
+    _fields_ = (
+        ("create_mutex", ctypes.c_void_p),
+        ("destroy_mutex", ctypes.c_void_p),
+        ("lock_mutex", ctypes.c_void_p),
+        ("unlock_mutex", ctypes.c_void_p),
+        ("flags", ctypes.c_ulong),
+        ("reserved", ctypes.c_void_p),
+    )
+
+
+class _Functions(ctypes.Structure):
+    """The head of CK_FUNCTION_LIST."""
+
+    _fields_ = (
+        ("version", ctypes.c_ubyte * 2),
+        ("initialize", _Function),
+        ("finalize", _Function),
+    )
+
+
+class Cryptoki:
+    """The two functions of a module that begin and end its use by this process.
+
+    Both release the interpreter's lock during the call.
+
+    Args:
+        path: The module; the dynamic loader maps it once, even if other code has loaded it.
+
+    Attributes:
+        is_shared: Whether this initializes the module for all of its users in this process.
+            p11-kit's modules give each caller of C_GetFunctionList an instance of its own.
+
+    Raises:
+        CryptokiError: it is no PKCS #11 module, or cannot be loaded.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            get_functions = ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL).C_GetFunctionList
+        except (OSError, AttributeError) as exc:
+            raise CryptokiError(f"the PKCS #11 module {path} cannot be loaded") from exc
+        get_functions.argtypes = [ctypes.POINTER(ctypes.POINTER(_Functions))]
+        get_functions.restype = ctypes.c_ulong
+        first, second = ctypes.POINTER(_Functions)(), ctypes.POINTER(_Functions)()
+        for functions in (first, second):
+            _check("C_GetFunctionList", get_functions(ctypes.byref(functions)))
+        self._functions = first.contents
+        self.is_shared = ctypes.addressof(first.contents) == ctypes.addressof(second.contents)
+
+    def initialize(self) -> None:
+        """C_Initialize, with the operating system's locks; no error if it is initialized.
+
+        Raises:
+            CryptokiError: the module refused.
+        """
+        arguments = _Arguments(flags=_CKF_OS_LOCKING_OK)
+        result = self._functions.initialize(ctypes.addressof(arguments))
+        if result != _CKR_CRYPTOKI_ALREADY_INITIALIZED:
+            _check("C_Initialize", result)
+
+    def finalize(self) -> None:
+        """C_Finalize: closes all sessions. No other thread may be in a call.
+
+        A module whose device is gone may report an error. Whether it can be used again is what
+        C_Initialize says.
+        """
+        self._functions.finalize(None)
+
+
+def _check(function: str, result: int) -> None:
+    if result == _CKR_CANT_LOCK:
+        raise CryptokiError("the PKCS #11 module cannot be used by several threads")
+    if result != _CKR_OK:
+        raise CryptokiError(f"{function} of the PKCS #11 module failed with {result:#x}")
 
 
 class DeviceLostError(KmsUnavailableError):
@@ -92,8 +186,6 @@ class Pkcs11Module:
         self._turn: threading.Lock | None = None
         self._epoch = 0
         self._lost = True
-        self._cause = ""
-        self._retry_at = 0.0
         # When each call under way began.
         self._calls: dict[object, float] = {}
         # The session that keeps a token's login, by epoch and slot. The last one's end logs out.
@@ -110,7 +202,7 @@ class Pkcs11Module:
             timeout_s: After how many seconds a call of another thread counts as hung.
 
         Raises:
-            KmsUnavailableError: the module cannot be initialized, or failed a moment ago.
+            KmsUnavailableError: the module cannot be initialized.
         """
         with self._condition:
             self._load()
@@ -122,8 +214,8 @@ class Pkcs11Module:
                 epoch = self._epoch
             try:
                 yield epoch
-            except DeviceLostError as exc:
-                self._lose(epoch, exc.detail)
+            except DeviceLostError:
+                self._lose(epoch)
                 raise
             finally:
                 with self._condition:
@@ -165,22 +257,30 @@ class Pkcs11Module:
         try:
             with self._login:
                 if (epoch, token.slot.slot_id) not in self._logins:
-                    self._logins[epoch, token.slot.slot_id] = self._log_in(token, read_pin())
+                    self._logins[epoch, token.slot.slot_id] = self._log_in(token, read_pin)
             return token.open(rw=writable)
         except PKCS11Error as exc:
             raise translate(exc) from exc
 
-    def _log_in(self, token: Token, pin: Secret) -> Session:
+    def _log_in(self, token: Token, read_pin: Callable[[], Secret]) -> Session:
         """Log in with a PIN that was never refused: a few wrong ones lock a token for good."""
+        pin = read_pin()
+
+        def has_new_pin() -> bool:
+            with suppress(KmsUnavailableError):
+                return read_pin() != pin
+            return False
+
+        def refusal(text: str) -> KmsRefusedError:
+            return KmsRefusedError(f"the PKCS #11 token {text}", has_new_credential=has_new_pin)
+
         if (token.serial, pin) in self._refused:
-            raise KmsRefusedError(
-                "the PKCS #11 token refused the PIN; it is not tried again until the PIN file "
-                "changes or this process restarts"
+            raise refusal(
+                "refused the PIN; it is not tried again until the PIN file changes or this process "
+                "restarts"
             )
         if token.flags & TokenFlag.USER_PIN_LOCKED:
-            raise KmsRefusedError(
-                "the PKCS #11 token has locked its user PIN: its security officer must unlock it"
-            )
+            raise refusal(_PIN_LOCKED)
         if token.flags & TokenFlag.USER_PIN_FINAL_TRY:
             raise KmsRefusedError(
                 "one more wrong PIN locks the PKCS #11 token, so the PIN is not tried: log in by "
@@ -191,49 +291,36 @@ class Pkcs11Module:
         except pkcs11.UserAlreadyLoggedIn:
             return token.open()
         except _WRONG_PIN:
-            self._refused.append((token.serial, pin))
-            raise KmsRefusedError(
-                "the PKCS #11 token refused the PIN; correct it in the PIN file, or correct the "
-                "setting and restart this process"
-            ) from None
+            text = (
+                "refused the PIN; correct it in the PIN file, or correct the setting and restart "
+                "this process"
+            )
         except pkcs11.PinLocked:
-            self._refused.append((token.serial, pin))
-            raise KmsRefusedError(
-                "the PKCS #11 token has locked its user PIN: its security officer must unlock it"
-            ) from None
+            text = _PIN_LOCKED
         except pkcs11.PinExpired:
-            self._refused.append((token.serial, pin))
-            raise KmsRefusedError("the PKCS #11 token's PIN has expired: set another") from None
+            text = "has an expired PIN: set another"
+        self._refused.append((token.serial, pin))
+        raise refusal(text)
 
-    def _lose(self, epoch: int, cause: str) -> None:
+    def _lose(self, epoch: int) -> None:
         """Let the next call initialize the module, unless another has done so already."""
         with self._condition:
             if epoch == self._epoch:
-                self._lost, self._cause = True, cause
+                self._lost = True
 
     def _prepare(self, timeout_s: float) -> None:
         """Initialize the module, first or after a loss. The condition's lock is held."""
-        if self._is_ready():
-            return
-        # C_Finalize must not run during a call, and a hung one may never return.
-        self._condition.wait_for(
-            lambda: not self._lost or not self._calls or self._hangs(timeout_s), timeout_s
-        )
-        if self._is_ready():
-            return
-        if self._epoch:  # what fails after it was initialized once more stays away for a while
-            self._retry_at = time.monotonic() + _PAUSE_S
-        self._epoch += 1
-        self._logins.clear()
-        if not self._calls:
-            self._initialize()
-        self._lost = False
-
-    def _is_ready(self) -> bool:
-        """Whether the module is initialized. Raises while it was tried without success just now."""
-        if self._lost and time.monotonic() < self._retry_at:
-            raise KmsUnavailableError(self._cause)
-        return not self._lost
+        if self._lost:
+            # C_Finalize must not run during a call, and a hung one may never return.
+            self._condition.wait_for(
+                lambda: not self._lost or not self._calls or self._hangs(timeout_s), timeout_s
+            )
+        if self._lost:
+            self._epoch += 1
+            self._logins.clear()
+            if not self._calls:
+                self._initialize()
+            self._lost = False
 
     def _hangs(self, timeout_s: float) -> bool:
         now = time.monotonic()
@@ -241,14 +328,14 @@ class Pkcs11Module:
 
     def _load(self) -> None:
         """Load the module, if it is not loaded, and find out whether threads may share it."""
-        if self._library is not None or self._is_ready():
+        if self._library is not None:
             return
         try:
             library: _Library = pkcs11.lib(self._path)
             library.finalize()
             cryptoki = Cryptoki(self._path)
         except (PKCS11Error, CryptokiError) as exc:
-            raise self._unusable(exc) from exc
+            raise _unusable(exc) from exc
         # What python-pkcs11 itself initializes must not be called by two threads at once.
         self._turn = None if cryptoki.is_shared else threading.Lock()
         self._initializer = cryptoki if cryptoki.is_shared else library
@@ -260,12 +347,12 @@ class Pkcs11Module:
             self._initializer.finalize()
             self._initializer.initialize()
         except (PKCS11Error, CryptokiError) as exc:
-            raise self._unusable(exc) from exc
+            raise _unusable(exc) from exc
 
-    def _unusable(self, error: Exception) -> KmsUnavailableError:
-        self._retry_at = time.monotonic() + _PAUSE_S
-        self._cause = f"the PKCS #11 module cannot be used: {str(error) or type(error).__name__}"
-        return KmsUnavailableError(self._cause)
+
+def _unusable(error: Exception) -> KmsUnavailableError:
+    text = str(error) or type(error).__name__
+    return KmsUnavailableError(f"the PKCS #11 module cannot be used: {text}")
 
 
 @contextmanager

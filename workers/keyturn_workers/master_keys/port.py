@@ -2,9 +2,10 @@
 
 For 32 bytes HKDF-Expand is one HMAC-SHA256. So whatever computes HMAC-SHA256 under a key whose
 value is the PRK *is* that master key: an HSM, a KMS, or 32 bytes in this process. A provider is one
-module with a class that has these four methods; `keyturn_workers.master_keys.uris` lists them.
+module with a class that has these four methods; `providers` lists them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +17,18 @@ class KmsRefusedError(KmsUnavailableError):
     """The provider answered, and refused: no permission, an expired token, a disabled key.
 
     A KEK in memory then ends at `KMS_CACHE_S` instead of `KMS_CACHE_MAX_S`.
+
+    Args:
+        detail: As `KmsUnavailableError`.
+        has_new_credential: Whether the credential is by now another one than the one that was
+            refused, so that the next call may succeed.
     """
+
+    def __init__(
+        self, detail: str = "", *, has_new_credential: Callable[[], bool] = lambda: False
+    ) -> None:
+        super().__init__(detail)
+        self.has_new_credential = has_new_credential
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +74,9 @@ class MasterKey(Protocol):
     PIN, an expired token, a missing key), and contains no secret. It is a `KmsRefusedError` if the
     provider answered and refused.
 
-    Nothing is contacted before the first call. A provider that refused a credential is not asked
-    again with the same one more often than its backoff allows: a PIN must never be tried until
-    the token locks itself.
+    Nothing is contacted before the first call. How often a provider is called after a failure is
+    decided by `CircuitBreaker`. But no class tries a PIN again that was refused: a few wrong ones
+    lock a token for good.
     """
 
     @property

@@ -3,25 +3,28 @@
 The libraries of a provider are imported only where one of its keys is used: they are optional.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import Final
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pydantic import SecretStr
 
 from keyturn.crypto import Secret, v0_admin_kek
 from keyturn.errors import SettingsError
 from keyturn_workers.key_uris import AwsKmsUri, Pkcs11Uri, VaultUri
-from keyturn_workers.master_keys import vault_new_key
-from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
-from keyturn_workers.master_keys.limits import LimitedMasterKey
+from keyturn_workers.master_keys import vault
+from keyturn_workers.master_keys.circuit_breaker import CallLimits, Observe
+from keyturn_workers.master_keys.derived_keks import KekLimits, OnDerived
+from keyturn_workers.master_keys.known_text import check_known_text
 from keyturn_workers.master_keys.local import LocalMasterKey
-from keyturn_workers.master_keys.metrics import KmsMetrics
-from keyturn_workers.master_keys.operator_keys import KekLimits, OnDerived, OperatorKeys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.port import MasterKey
-from keyturn_workers.master_keys.vault import VaultMasterKey
 from keyturn_workers.settings import KmsSettings, MasterKeySource, OperatorSettings
 from keyturn_workers.storage import Storage
+
+_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey:
@@ -44,37 +47,55 @@ def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey
 
             return Pkcs11MasterKey(source, settings)
         case VaultUri():
-            return VaultMasterKey(source, settings)
+            return vault.VaultMasterKey(source, settings)
         case _:
             raise SettingsError("this kind of master key is not supported")
 
 
-def open_master_keys(
-    sources: Mapping[str, MasterKeySource],
-    settings: KmsSettings,
-    metrics: KmsMetrics | None = None,
-) -> dict[str, MasterKey]:
-    """Return the master keys of the settings by id, bounded; errors as `open_master_key`."""
-    keys: dict[str, MasterKey] = {}
-    for name, source in sources.items():
-        key = open_master_key(source, settings)
-        if not isinstance(source, Secret):
-            key = LimitedMasterKey(
-                key,
-                concurrency=settings.kms_concurrency,
-                requests_per_s=settings.kms_requests_per_s,
-                timeout_s=settings.kms_timeout_s,
-                observe=_observer(key.provider, metrics),
-            )
-        keys[name] = key
-    return keys
+class KmsMetrics:
+    """What one process asks of providers (SPEC 11, 13). No label names a project, a key or an id.
 
+    Args:
+        registry: Where the metrics are exported.
+    """
 
-def _observer(provider: str, metrics: KmsMetrics | None) -> Callable[[bool, float], None]:
-    if metrics is None:
-        return lambda _derived, _seconds: None
-    metrics.initialize(provider)
-    return lambda derived, seconds: metrics.observe(provider, derived=derived, seconds=seconds)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._derivations = Counter(
+            "keyturn_kms_derivations_total",
+            "Calls to providers of master keys, by provider and outcome",
+            ("provider", "outcome"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "keyturn_kms_derivation_seconds",
+            "How long a provider took for one derivation",
+            ("provider",),
+            buckets=_BUCKETS_S,
+            registry=registry,
+        )
+        self._cached = Gauge(
+            "keyturn_kms_cached_keks",
+            "Derived KEKs in memory, those of local master keys included",
+            registry=registry,
+        )
+
+    def track(self, keys: OperatorKeys) -> None:
+        """Export how many KEKs are in memory, at each scrape."""
+        self._cached.set_function(lambda: keys.cached_keks)
+
+    def observer(self, provider: str) -> Observe:
+        """Export the series of a provider from the first scrape on; the result counts a call."""
+        derived, unavailable = (
+            self._derivations.labels(provider, outcome) for outcome in ("derived", "unavailable")
+        )
+        seconds = self._seconds.labels(provider)
+
+        def observe(succeeded: bool, took_s: float) -> None:  # noqa: FBT001  # as `Observe`
+            (derived if succeeded else unavailable).inc()
+            if succeeded:
+                seconds.observe(took_s)
+
+        return observe
 
 
 @asynccontextmanager
@@ -102,15 +123,18 @@ async def open_operator_keys(
         SettingsError: as `open_master_key`.
     """
     keys = OperatorKeys(
-        open_master_keys(settings.master_keys, settings, metrics),
+        {name: open_master_key(source, settings) for name, source in settings.master_keys.items()},
         v0_admin_kek=(
             None if v0_master_key is None else v0_admin_kek(v0_master_key.get_secret_value())
         ),
         limits=KekLimits(settings.kms_cache_s, settings.kms_cache_max_s, settings.kms_timeout_s),
+        calls=CallLimits(
+            settings.kms_concurrency, settings.kms_requests_per_s, settings.kms_timeout_s
+        ),
         seals=seals,
-        reserved_project=RESERVED_PROJECT,
         check=partial(check_known_text, storage, create=seals),
         on_derived=on_derived,
+        observe=None if metrics is None else metrics.observer,
     )
     if metrics is not None:
         metrics.track(keys)
@@ -139,7 +163,7 @@ async def import_master_key(source: MasterKeySource, settings: KmsSettings, prk:
 
             await pkcs11.import_prk(source, settings, prk)
         case VaultUri():
-            await vault_new_key.import_prk(source, settings, prk)
+            await vault.import_prk(source, settings, prk)
         case _:
             raise ValueError("a key of this kind cannot be imported")
 
@@ -164,7 +188,7 @@ async def generate_master_key(source: MasterKeySource, settings: KmsSettings) ->
 
             await generate_key(source, settings)
         case VaultUri():
-            await vault_new_key.generate_key(source, settings)
+            await vault.generate_key(source, settings)
         case _:
             raise ValueError("a key of this kind cannot be generated")
 

@@ -1,29 +1,41 @@
 """Master keys in the transit engine of HashiCorp Vault or OpenBao (SPEC 2.2, 11).
 
 A key of type `hmac` whose value is the PRK is the master key. Its version is sent with each request
-and checked in each response: a key that was rotated inside still derives what it derived.
+and checked in each response: a key that was rotated inside still derives what it derived. A new key
+is imported or generated, and cannot be exported.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from keyturn.crypto import Secret, expand_message, from_base64, to_base64
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import VaultUri
 from keyturn_workers.master_keys.port import Derivation, KeyDescription, KmsRefusedError
-from keyturn_workers.master_keys.vault_http import VaultResponse
-from keyturn_workers.master_keys.vault_session import VaultSession
+from keyturn_workers.master_keys.vault_client import VaultClient, VaultResponse
 from keyturn_workers.settings import KmsSettings
 
 _KEK_BYTES: Final = 32
 _KEY_TYPE: Final = "hmac"
 _OK: Final = 200
+_NO_CONTENT: Final = 204
 _BAD_REQUEST: Final = 400
 _FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
 # HMAC under no project's info: it shows whether the token may derive at all.
 _PROBE: Final = b"keyturn/v1/probe"
+# At the first import the server generates its wrapping key of 4096 bits, which takes seconds.
+_NEW_KEY_TIMEOUT_S: Final = 60.0
+_NEW_KEY: Final = {"type": "hmac", "exportable": False, "allow_plaintext_backup": False}
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 # What both servers say with a status of 400, and what it means here.
@@ -51,14 +63,14 @@ class VaultMasterKey:
 
     def __init__(self, uri: VaultUri, settings: KmsSettings) -> None:
         self._uri = uri
-        self._path = f"{uri.mount}/keys/{uri.key}"
-        self._session = VaultSession(uri.address, settings)
+        self._path = _path(uri)
+        self._client = VaultClient(uri.address, settings)
 
     async def derive(self, info: bytes) -> Derivation:
         """Ask for one HMAC; see `MasterKey`."""
         body = {"input": to_base64(expand_message(info)), "key_version": self._uri.version}
         path = f"{self._uri.mount}/hmac/{self._uri.key}/sha2-256"
-        response = await self._session.call("POST", path, body)
+        response = await self._client.call("POST", path, body)
         if response.status != _OK:
             raise self._failure(response)
         return Derivation(self._mac(response), response.request_id)
@@ -69,11 +81,11 @@ class VaultMasterKey:
         A token that may only derive gets a description of what is known without reading, and a
         warning.
         """
-        response = await self._session.call_once("GET", self._path)
+        response = await self._client.call_once("GET", self._path)
         if response.status == _FORBIDDEN:
             # The token, or its policy? The call raises if it is the token.
             await self.derive(_PROBE)
-            response = await self._session.call_once("GET", self._path)
+            response = await self._client.call_once("GET", self._path)
         if response.status == _FORBIDDEN:
             return self._description(
                 {}, [f"the token may not read {self._path}: its properties are not checked"]
@@ -89,7 +101,7 @@ class VaultMasterKey:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._session.aclose()
+        await self._client.aclose()
 
     def _failure(self, response: VaultResponse) -> KmsUnavailableError:
         key = f"{self._uri.mount}/{self._uri.key}"
@@ -169,3 +181,94 @@ def _either(first: bool | None, second: bool | None) -> bool | None:  # noqa: FB
 def _number(key: Mapping[str, object], name: str) -> int:
     value = key.get(name)
     return value if isinstance(value, int) else 0
+
+
+# New keys.
+
+
+async def import_prk(uri: VaultUri, settings: KmsSettings, prk: Secret) -> None:
+    """Import a master key's PRK as a new transit key, which cannot be exported or rotated.
+
+    The PRK is encrypted to the server's wrapping key, beyond TLS.
+
+    Raises:
+        ValueError: the key exists, or the URI does not pin version 1.
+        KmsUnavailableError: the server refused or did not respond. After a lost connection the key
+            may exist.
+        SettingsError: as `VaultClient`.
+    """
+    async with _client_for_new_key(uri, settings) as client:
+        response = await client.call("GET", f"{uri.mount}/wrapping_key")
+        if response.status != _OK:
+            raise response.failure()
+        wrapped = _wrap(prk, response.section("data").get("public_key"))
+        body = {
+            **_NEW_KEY,
+            "ciphertext": to_base64(wrapped),
+            "hash_function": "SHA256",
+            "allow_rotation": False,
+        }
+        await _create(client, uri, f"{_path(uri)}/import", body)
+
+
+async def generate_key(uri: VaultUri, settings: KmsSettings) -> None:
+    """Generate a transit key of 32 bytes that cannot be exported.
+
+    Raises:
+        ValueError: as `import_prk`.
+        KmsUnavailableError: as `import_prk`.
+        SettingsError: as `VaultClient`.
+    """
+    async with _client_for_new_key(uri, settings) as client:
+        await _create(client, uri, _path(uri), {**_NEW_KEY, "key_size": 32})
+
+
+def _path(uri: VaultUri) -> str:
+    return f"{uri.mount}/keys/{uri.key}"
+
+
+@asynccontextmanager
+async def _client_for_new_key(uri: VaultUri, settings: KmsSettings) -> AsyncIterator[VaultClient]:
+    """Open a client, once it is clear that the key does not exist."""
+    if uri.version != 1:
+        raise ValueError("a new key has version 1: the URI must end with ?version=1")
+    timeout_s = max(settings.kms_timeout_s, _NEW_KEY_TIMEOUT_S)
+    client = VaultClient(uri.address, settings, timeout_s=timeout_s)
+    try:
+        response = await client.call("GET", _path(uri))
+        if response.status == _OK:
+            raise _exists(uri)
+        if response.status != _NOT_FOUND:
+            raise response.failure()
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def _create(
+    client: VaultClient, uri: VaultUri, path: str, body: Mapping[str, object]
+) -> None:
+    response = await client.call("POST", path, body, repeat=False)
+    # Made by another since it was looked up: an import is refused then, but generating answers
+    # with the other's key.
+    if response.says("existing key") or response.says("already existed"):
+        raise _exists(uri)
+    if response.status not in (_OK, _NO_CONTENT):
+        raise response.failure()
+
+
+def _exists(uri: VaultUri) -> ValueError:
+    return ValueError(f"{_path(uri)} exists already; nothing was changed")
+
+
+def _wrap(prk: Secret, public_key: object) -> bytes:
+    """Wrap a key as transit imports it: an AES key by RSA-OAEP, then the key by AES-KWP."""
+    try:
+        wrapping_key = load_pem_public_key(str(public_key).encode())
+    except ValueError:
+        wrapping_key = None
+    if not isinstance(wrapping_key, RSAPublicKey):
+        raise KmsUnavailableError("Vault's wrapping key is not an RSA key")
+    aes_key = os.urandom(32)
+    oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), label=None)
+    return wrapping_key.encrypt(aes_key, oaep) + aes_key_wrap_with_padding(aes_key, prk.reveal())

@@ -43,9 +43,8 @@ from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
 from keyturn_workers.errors import StorageTlsError, UnsafeStorageError
-from keyturn_workers.master_keys.metrics import KmsMetrics
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.master_keys.providers import open_operator_keys
+from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import Report, Row, probe

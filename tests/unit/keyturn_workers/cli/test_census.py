@@ -176,7 +176,7 @@ async def test_another_key_under_an_id_keeps_nothing_else_from_being_counted() -
     Bench(storage).put(_FIRST, "a")
     Bench(storage).put(_OTHER, "a")
     held = {name: LocalMasterKey(secret) for name, secret in MASTER_KEYS.items()}
-    keys = OperatorKeys(held, check=check, reserved_project="*known")
+    keys = OperatorKeys(held, check=check)
     assert await take_census(storage, keys, {"acme": (1,), "other": (1,)}) == {
         ObjectGroup("acme", "encrypted", 1, "m1"): 1,
         ObjectGroup("other", "unreadable", code="unknown_master_key"): 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -29,7 +29,6 @@ class KmsStub:
         hanging: While set, requests are received and get no answer.
         came: Set once a request came.
         cut: How many of the next requests lose their connection.
-        endless: While set, bodies begin and never end.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,6 @@ class KmsStub:
         self.authorizations: list[str] = []
         self.hanging = False
         self.cut = 0
-        self.endless = False
         self.came = asyncio.Event()
         self.stopping = asyncio.Event()
         self.url = ""
@@ -63,8 +61,6 @@ class KmsStub:
             request.transport.close()
         if self.hanging:
             await self.stopping.wait()
-        if self.endless:
-            return await self._drip(request)
         answer = self.answers[operation]
         if isinstance(answer, web.Response):  # each of them can be sent once
             return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
@@ -72,15 +68,6 @@ class KmsStub:
         return web.Response(
             text=json.dumps(answer), content_type="application/x-amz-json-1.1", headers=headers
         )
-
-    async def _drip(self, request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        await answer.prepare(request)
-        while not self.stopping.is_set():
-            await answer.write(b" ")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), 0.1)
-        return answer
 
 
 @asynccontextmanager

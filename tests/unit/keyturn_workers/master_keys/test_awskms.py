@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
@@ -9,24 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ParamValidationError,
+    ProfileNotFound,
+    ReadTimeoutError,
+)
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keyturn.crypto import Secret, admin_kek, admin_kek_info, master_prk
-from keyturn.errors import KmsUnavailableError
-from keyturn_workers.master_keys.awskms import AwsKmsMasterKey, import_prk
+from keyturn.errors import KmsUnavailableError, SettingsError
+from keyturn_workers.master_keys.awskms import AwsKmsMasterKey, describe_failure, import_prk
+from keyturn_workers.master_keys.port import KmsRefusedError
 from keyturn_workers.settings import KmsSettings
+from tests.support.aws_web_identity import use_web_identity
+from tests.support.tls_proxy import server_context
+from tests.unit.keyturn_workers.master_keys.conftest import credentials
 from tests.unit.keyturn_workers.master_keys.kms_stub import ARN, URI
+from tools.harness.loopback_server import loopback_server
+from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from tests.unit.keyturn_workers.master_keys.kms_stub import KmsStub
 
 MASTER_KEY = bytes(range(32))
 PRK = master_prk(MASTER_KEY)
+SECRET = "x-amz-security-token:IQoJb3JpZ2luX2VjE"
 INFO = admin_kek_info("acme")
 GOOD = {
     "KeyId": ARN,
@@ -92,26 +109,21 @@ async def test_an_answer_to_something_else_is_refused(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"3", b"null", b"<html>", b"\xff\xfe", b'{"Mac":', b"[" * 100_000]
+    ("status", "body"),
+    [
+        *((200, body) for body in (b"", b"[]", b"3", b"null", b"<html>", b"\xff\xfe", b'{"Mac":')),
+        *((status, b"<html>") for status in (301, 400, 403, 500)),
+        (400, b"[]"),
+        (500, b"[" * 100_000),
+    ],
 )
-@pytest.mark.parametrize("status", [200, 301, 400, 403, 500])
 async def test_whatever_a_proxy_answers_is_one_error(
-    stub: KmsStub, key: AwsKmsMasterKey, body: bytes, status: int
+    stub: KmsStub, key: AwsKmsMasterKey, status: int, body: bytes
 ) -> None:
     stub.answers["GenerateMac"] = web.Response(body=body, status=status)
     with pytest.raises(KmsUnavailableError) as caught:
         await key.derive(INFO)
     assert str(caught.value).isprintable()
-
-
-@pytest.mark.slow
-async def test_a_body_without_an_end_ends_with_the_time_limit(
-    stub: KmsStub, key: AwsKmsMasterKey
-) -> None:
-    stub.answers["GenerateMac"] = GOOD
-    stub.endless = True
-    with pytest.raises(KmsUnavailableError, match=r"2 s|ReadTimeout"):
-        await key.derive(INFO)
 
 
 async def test_nothing_prints_the_kek(stub: KmsStub, key: AwsKmsMasterKey) -> None:
@@ -174,7 +186,7 @@ async def test_an_endpoint_without_tls_is_warned_of(
     async def described(*_: object) -> dict[str, Any]:
         return {"KeyMetadata": METADATA}
 
-    monkeypatch.setattr("keyturn_workers.master_keys.aws_client.AwsKmsClient.call", described)
+    monkeypatch.setattr("keyturn_workers.master_keys.awskms._Client.call", described)
     warnings = (await key.describe()).warnings
     assert (warnings == ("the endpoint is http: the network can read the KEKs",)) is warned
 
@@ -281,3 +293,207 @@ async def test_an_import_that_aws_refuses_says_why(stub: KmsStub) -> None:
     stub.refuse("ImportKeyMaterial", "AccessDeniedException")
     with pytest.raises(KmsUnavailableError, match="not allowed kms:ImportKeyMaterial"):
         await import_prk(URI, stub.settings(), Secret(bytes(32)))
+
+
+# Errors: one line of ours each, which says what to do and repeats nothing.
+
+
+def _error(code: str, message: str = SECRET, operation: str = "GenerateMac") -> ClientError:
+    response: Any = {
+        "Error": {"Code": code, "Message": message},
+        "ResponseMetadata": {"HTTPStatusCode": 400},
+    }
+    return ClientError(response, operation)
+
+
+_STATE = "KMSInvalidStateException"
+_ROLE = "AssumeRoleWithWebIdentity"
+
+
+@pytest.mark.parametrize(
+    ("exc", "text", "refused"),
+    [
+        (_error("AccessDeniedException"), "not allowed kms:GenerateMac on this key", True),
+        (_error("DisabledException"), "is disabled", True),
+        (_error("NotFoundException"), "does not exist", True),
+        (_error("InvalidKeyUsageException"), "not of HMAC_256", True),
+        (_error("ExpiredTokenException"), "credentials are expired", True),
+        (_error("UnrecognizedClientException"), "unknown access key", True),
+        (_error("InvalidClientTokenId"), "unknown access key", True),
+        (_error("InvalidSignatureException"), "wrong secret access key, or this machine's", True),
+        (_error(_STATE), "does not allow its use", True),
+        (_error(_STATE, f"{SECRET} is pending deletion."), "scheduled for deletion", True),
+        (_error(_STATE, f"{SECRET} is pending import."), "no key material", True),
+        (_error(_STATE, f"{SECRET} is Disabled."), "is disabled", True),
+        # The role that a web identity asks for.
+        (_error("AccessDenied", operation=_ROLE), "no temporary credentials for the role", True),
+        (_error("Throttling", operation=_ROLE), "no temporary credentials for the role", False),
+        # Where credentials come from may be away: that revokes no access.
+        (NoCredentialsError(), "no AWS credentials (NoCredentialsError)", False),
+        (ProfileNotFound(profile=SECRET), "no AWS credentials (ProfileNotFound)", False),
+        (SettingsError("AWS_X: not from there"), "AWS_X: not from there", False),
+        (_error("ThrottlingException"), "throttling", False),
+        (_error("LimitExceededException"), "throttling", False),
+        (_error("KeyUnavailableException"), "cannot use the key at the moment", False),
+        (_error("KMSInternalException"), "cannot use the key at the moment", False),
+        (_error("Something"), "refused the request (status 400)", False),
+        (
+            ClientError({"Error": {"Code": ["a"], "Message": 3}}, "GenerateMac"),  # type: ignore[typeddict-item]
+            "refused the request (status ?)",
+            False,
+        ),
+        (EndpointConnectionError(endpoint_url=SECRET), "cannot be reached (EndpointConn", False),
+        (ReadTimeoutError(endpoint_url=SECRET), "cannot be reached (ReadTimeoutError)", False),
+        (OSError(SECRET), "cannot be reached (OSError)", False),
+        (ParamValidationError(report=SECRET), "failed (ParamValidationError)", False),
+        (ValueError(SECRET), "an unreadable response (ValueError)", False),
+    ],
+)
+def test_a_failure_is_one_line_and_says_whether_access_ended(
+    exc: Exception, text: str, refused: bool
+) -> None:
+    failure = describe_failure(exc, "GenerateMac")
+    assert text in failure.detail
+    assert SECRET not in failure.detail
+    assert failure.detail.isprintable()
+    assert isinstance(failure, KmsRefusedError) is refused
+
+
+# Credentials and connections.
+
+
+async def _call(key: AwsKmsMasterKey) -> str:
+    """Describe the key; the error's text, or nothing."""
+    try:
+        await key.describe()
+    except KmsUnavailableError as exc:
+        return exc.detail
+    return ""
+
+
+def _answer(stub: KmsStub) -> None:
+    stub.answers["DescribeKey"] = {"KeyMetadata": METADATA}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+async def test_a_request_names_the_key_and_is_signed_by_the_chain(
+    stub: KmsStub, key: AwsKmsMasterKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYTURN_S3_ACCESS_KEY_ID", "the-buckets")
+    _answer(stub)
+    assert await _call(key) == ""
+    assert stub.requests == [("DescribeKey", {"KeyId": ARN})]
+    assert "Credential=FIRST/" in stub.authorizations[0]
+    assert "/eu-central-1/kms/" in stub.authorizations[0]
+
+
+async def test_a_failure_of_the_server_is_sent_once_more_by_botocore(
+    stub: KmsStub, key: AwsKmsMasterKey
+) -> None:
+    stub.refuse("DescribeKey", "KMSInternalException", status=500)
+    assert "cannot use the key at the moment" in await _call(key)
+    assert len(stub.requests) == 2
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(
+    stub: KmsStub, key: AwsKmsMasterKey
+) -> None:
+    _answer(stub)
+    stub.cut = 1
+    assert await _call(key) == ""
+    assert len(stub.requests) == 2
+    stub.cut = 2
+    assert "cannot be reached (ConnectionClosedError)" in await _call(key)
+    assert len(stub.requests) == 4
+
+
+async def test_a_server_that_hangs_or_is_not_there_is_away(stub: KmsStub) -> None:
+    for more in ({"kms_timeout_s": 0.1}, {"aws_kms_endpoint_url": "http://127.0.0.1:1"}):
+        stub.hanging = True
+        key = AwsKmsMasterKey(URI, stub.settings().model_copy(update=more))
+        assert "cannot be reached" in await _call(key)
+        stub.hanging = False
+        await key.aclose()
+
+
+async def test_after_a_refusal_the_chain_is_read_again(
+    stub: KmsStub, key: AwsKmsMasterKey, credentials_file: Path
+) -> None:
+    for code, credential in (
+        ("ExpiredTokenException", "SECOND"),
+        ("AccessDeniedException", "THIRD"),
+        ("InvalidClientTokenId", "FOURTH"),
+    ):
+        stub.refuse("DescribeKey", code)
+        assert await _call(key)
+        _write(credentials_file, credentials(credential))
+        _answer(stub)
+        assert await _call(key) == ""
+        assert f"Credential={credential}/" in stub.authorizations[-1]
+
+
+async def test_missing_credentials_are_found_once_they_are_there(
+    stub: KmsStub, key: AwsKmsMasterKey, credentials_file: Path
+) -> None:
+    _answer(stub)
+    _write(credentials_file, "")
+    assert "no AWS credentials" in await _call(key)
+    assert stub.requests == []
+    _write(credentials_file, credentials("FOUND"))
+    assert await _call(key) == ""
+
+
+async def test_a_refusal_leaves_calls_that_are_on_their_way_alone(
+    stub: KmsStub, key: AwsKmsMasterKey
+) -> None:
+    stub.hanging = True
+    slow = asyncio.create_task(_call(key))
+    await stub.came.wait()
+    stub.hanging = False
+    stub.refuse("DescribeKey", "ExpiredTokenException")
+    assert await _call(key) == "the AWS credentials are expired"
+    assert not slow.done()  # its client is still open
+    slow.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await slow
+
+
+async def test_a_closed_key_opens_again(stub: KmsStub, key: AwsKmsMasterKey) -> None:
+    _answer(stub)
+    for _ in range(2):
+        assert await _call(key) == ""
+        await key.aclose()
+        await key.aclose()
+    assert len(stub.requests) == 2
+
+
+@pytest.mark.parametrize("value", [3, "", "a\nb", "x" * 129, "é", None])
+async def test_a_request_id_is_a_short_line_or_nothing(
+    key: AwsKmsMasterKey, monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    async def answered(*_: object, **__: object) -> dict[str, Any]:
+        return GOOD | {"Mac": bytes(32), "ResponseMetadata": {"RequestId": value}}
+
+    monkeypatch.setattr("keyturn_workers.master_keys.awskms._Client.call", answered)
+    assert (await key.derive(INFO)).request_id is None
+
+
+async def test_credentials_of_a_server_of_another_name_are_not_asked_for(
+    key: AwsKmsMasterKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token of a web identity is not sent to a server with just any certificate."""
+    authority = Authority(tmp_path)
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.read(1))
+        writer.close()
+
+    context = server_context(authority.issue("server", ("other.example",)))
+    async with loopback_server(serve, tls=context) as url:
+        use_web_identity(monkeypatch, tmp_path, url, authority.ca)
+        assert "SSLError" in await _call(key)
+    assert heads == []

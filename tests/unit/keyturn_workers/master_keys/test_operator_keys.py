@@ -14,7 +14,9 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownMasterKeyError,
 )
-from keyturn_workers.master_keys.limits import LimitedMasterKey
+from keyturn_workers.master_keys.circuit_breaker import CallLimits
+from keyturn_workers.master_keys.known_text import RESERVED_PROJECT
+from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import KekDerived, KekLimits, OperatorKeys
 from keyturn_workers.master_keys.port import KmsRefusedError
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, V0_ADMIN_KEK
@@ -23,7 +25,9 @@ from tests.unit.keyturn_workers.master_keys.fakes import MASTER, Clock, FakeProv
 if TYPE_CHECKING:
     from keyturn_workers.master_keys.admin_keks import AdminKeks
 
-LIMITS = KekLimits(cache_s=100, cache_max_s=1000, wait_s=5)
+LIMITS = KekLimits(cache_s=100, cache_max_s=1000, wait_s=60)
+CALLS = CallLimits(concurrency=8, requests_per_s=100_000)
+LOCAL = {name: LocalMasterKey(secret) for name, secret in MASTER_KEYS.items()}
 
 
 class Bench:
@@ -32,11 +36,8 @@ class Bench:
     def __init__(self, **more: Any) -> None:
         self.clock = Clock()
         self.provider = FakeProvider()
-        self.limited = LimitedMasterKey(
-            self.provider, concurrency=8, requests_per_s=100_000, timeout_s=5, clock=self.clock
-        )
-        options: dict[str, Any] = {"limits": LIMITS, "clock_s": self.clock, **more}
-        self.keys = OperatorKeys({"m1": self.limited}, **options)
+        options: dict[str, Any] = {"limits": LIMITS, "calls": CALLS, "clock_s": self.clock, **more}
+        self.keys = OperatorKeys({"m1": self.provider}, **options)
 
     async def settle(self) -> None:
         """Let what runs in the background end."""
@@ -187,7 +188,7 @@ async def test_a_wait_has_an_end_and_the_derivation_goes_on() -> None:
 
 async def test_admin_keks_name_the_keys_that_are_away() -> None:
     bench = Bench()
-    keys = OperatorKeys({"kms": bench.limited, **OperatorKeys.local(MASTER_KEYS)._master_keys})
+    keys = OperatorKeys({"kms": bench.provider, **LOCAL}, clock_s=bench.clock)
     bench.provider.failure = KmsUnavailableError("down")
     keks = await keys.admin_keks("acme")
     assert (sorted(keks.keks), keks.unavailable) == (["m1", "m2"], frozenset({"kms"}))
@@ -195,14 +196,6 @@ async def test_admin_keks_name_the_keys_that_are_away() -> None:
     bench.clock.now_s += 60
     keks = await keys.admin_keks("acme")
     assert (list(keks.keks), keks.unavailable) == (["kms", "m1", "m2"], frozenset())
-
-
-async def test_the_same_value_serves_a_project_while_its_keks_last() -> None:
-    bench = Bench()
-    first = await bench.keys.admin_keks("acme")
-    assert await bench.keys.admin_keks("acme") is first
-    bench.clock.now_s += 100
-    assert await bench.keys.admin_keks("acme") is not first
 
 
 async def test_what_does_not_open_is_tried_once_under_fresh_keks() -> None:
@@ -255,11 +248,11 @@ async def test_a_key_that_is_not_the_one_of_its_id_is_not_used() -> None:
         checks.append((name, kek))
         raise UnknownMasterKeyError(name)
 
-    bench = Bench(check=check, reserved_project="*known")
+    bench = Bench(check=check)
     for _ in range(100):
         with pytest.raises(UnknownMasterKeyError):
             await bench.keys.admin_kek("m1", "acme")
-    assert checks == [("m1", record_kek(MASTER.reveal(), "*known"))]
+    assert checks == [("m1", record_kek(MASTER.reveal(), RESERVED_PROJECT))]
     assert (await bench.keys.admin_keks("acme")).keks == {}
     bench.clock.now_s += 61
     with pytest.raises(UnknownMasterKeyError):
@@ -274,7 +267,7 @@ async def test_a_key_is_checked_once_and_before_its_first_use() -> None:
         checked.append(name)
         return True
 
-    bench = Bench(check=check, reserved_project="*known")
+    bench = Bench(check=check)
     await asyncio.gather(*(bench.keys.admin_kek("m1", f"p{n}") for n in range(10)))
     assert checked == ["m1"]
     assert await bench.keys.check_all() == {"m1": None}
@@ -289,8 +282,7 @@ async def test_a_check_that_cannot_be_made_is_made_again() -> None:
             raise failures.pop()
         return True
 
-    keys = OperatorKeys.local(MASTER_KEYS)
-    bench = OperatorKeys(keys._master_keys, check=check, reserved_project="*known")
+    bench = OperatorKeys(LOCAL, check=check)
     with pytest.raises(StorageUnavailableError):
         await bench.admin_kek("m1", "acme")
     assert await bench.admin_kek("m1", "acme")
@@ -308,19 +300,18 @@ async def test_each_call_to_a_provider_is_told_and_no_local_one() -> None:
         KekDerived("m1", "vault", "admin", "acme", "req-1"),
         KekDerived("m1", "vault", "admin", "acme", "req-2"),
     ]
-    local = OperatorKeys(OperatorKeys.local(MASTER_KEYS)._master_keys, on_derived=on_derived)
+    local = OperatorKeys(LOCAL, on_derived=on_derived)
     await local.admin_kek("m1", "acme")
     assert len(told) == 2
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keyturn_workers.master_keys.operator_keys._MAX_KEKS", 50)
+    monkeypatch.setattr("keyturn_workers.master_keys.derived_keks._MAX_KEKS", 50)
     keys = OperatorKeys.local(MASTER_KEYS)
     for number in range(200):
         await keys.admin_keks(f"p{number}")
-    assert keys.cached_keks == 50
-    assert len(keys._admin_sets) <= 50
-    assert keys.touch("m1", "p0")  # a local key is derived again when it is needed
+    assert keys.cached_keks == 50 * len(MASTER_KEYS)
+    assert await keys.admin_kek("m1", "p0")  # derived again when it is needed
 
 
 async def test_closing_forgets_everything_and_closes_the_providers() -> None:
@@ -387,7 +378,7 @@ async def test_another_key_in_the_place_of_the_checked_one_derives_nothing_new()
     async def check(_name: str, _kek: Secret) -> bool:
         return True
 
-    bench = Bench(check=check, reserved_project="*known")
+    bench = Bench(check=check)
     await bench.keys.admin_kek("m1", "warm")
     bench.provider.master_key = Secret(b"o" * 32)
     bench.clock.now_s += 61
@@ -450,13 +441,13 @@ async def test_without_a_known_text_a_reader_checks_again() -> None:
         checked.append(kek)
         return len(checked) > 1
 
-    bench = Bench(check=check, reserved_project="*known", seals=False)
+    bench = Bench(check=check, seals=False)
     bench.provider.master_key = Secret(b"o" * 32)
     await bench.keys.admin_kek("m1", "a")
     bench.provider.master_key = MASTER  # put right
     bench.clock.now_s += 11
     assert await bench.keys.admin_kek("m1", "b") == admin_kek(MASTER.reveal(), "b")
-    assert checked[1] == record_kek(MASTER.reveal(), "*known")
+    assert checked[1] == record_kek(MASTER.reveal(), RESERVED_PROJECT)
     bench.clock.now_s += 11
     await bench.keys.admin_kek("m1", "c")
     assert len(checked) == 2
@@ -465,7 +456,7 @@ async def test_without_a_known_text_a_reader_checks_again() -> None:
 async def test_what_opens_under_a_kek_in_memory_waits_for_no_other_provider() -> None:
     """An old master key's provider that hangs would otherwise delay every object that is read."""
     bench, hung = Bench(), FakeProvider(held=asyncio.Event())
-    keys = OperatorKeys({"m1": bench.limited, "old": hung}, limits=LIMITS, clock_s=bench.clock)
+    keys = OperatorKeys({"m1": bench.provider, "old": hung}, limits=LIMITS, clock_s=bench.clock)
     right = await keys.admin_kek("m1", "acme")
 
     def opening(keks: AdminKeks) -> Secret:
@@ -479,7 +470,7 @@ async def test_what_opens_under_a_kek_in_memory_waits_for_no_other_provider() ->
 
 async def test_what_opens_under_none_in_memory_is_tried_under_all_others() -> None:
     bench, other = Bench(), FakeProvider()
-    keys = OperatorKeys({"m1": bench.limited, "m2": other}, limits=LIMITS, clock_s=bench.clock)
+    keys = OperatorKeys({"m1": bench.provider, "m2": other}, limits=LIMITS, clock_s=bench.clock)
     await keys.admin_kek("m1", "acme")
 
     def opening(keks: AdminKeks) -> Secret:
@@ -506,7 +497,6 @@ async def test_a_warm_project_does_not_wait_for_the_probe_of_a_provider_that_han
     assert bench.provider.at_once == 1  # the probe
     bench.provider.held.set()
     await bench.settle()
-    assert not bench.limited.is_away
     bench.provider.failure = KmsRefusedError("revoked")
     bench.clock.now_s += 100
     with pytest.raises(KmsRefusedError):

@@ -1,20 +1,30 @@
 """A master key on a PKCS #11 token, on a module written in Python."""
 
 import asyncio
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pkcs11
 import pytest
-from pkcs11 import Attribute
+from pkcs11 import Attribute, KeyType, ObjectClass
 from pydantic import SecretStr
 
-from keyturn.crypto import admin_kek, admin_kek_info, record_kek, record_kek_info
-from keyturn.errors import KmsUnavailableError
+from keyturn.crypto import Secret, admin_kek, admin_kek_info, record_kek, record_kek_info
+from keyturn.errors import KmsUnavailableError, SettingsError
 from keyturn_workers.key_uris import Pkcs11Uri
-from keyturn_workers.master_keys.pkcs11 import Pkcs11MasterKey
+from keyturn_workers.master_keys.pkcs11 import (
+    BlockingCalls,
+    Pkcs11MasterKey,
+    TokenAccess,
+    find_key,
+    key_template,
+)
 from keyturn_workers.settings import KmsSettings
-from tests.support.fake_pkcs11 import MASTER_KEY, PIN, FakeModule
+from tests.support.fake_pkcs11 import MASTER_KEY, PIN, FakeModule, FakeSession
 
 URI = Pkcs11Uri("pkcs11:token=keyturn;object=m1", object="m1", token="keyturn")
 SETTINGS = KmsSettings(
@@ -169,3 +179,185 @@ async def test_what_a_token_does_not_say_is_unknown(fake: FakeModule) -> None:
     description = await Pkcs11MasterKey(URI, SETTINGS).describe()
     assert description.exportable is None
     assert description.imported is None
+
+
+# What a URI names: module, token, PIN and key.
+
+ANY_TOKEN = Pkcs11Uri("pkcs11:object=m1", object="m1")
+MODULE = Path("fake.so")
+
+
+def _session(fake: FakeModule) -> pkcs11.Session:
+    return cast("pkcs11.Session", FakeSession(fake.token, rw=False))
+
+
+def _open(access: TokenAccess) -> None:
+    with access.module.call(5) as epoch:
+        access.open_session(epoch)
+
+
+@pytest.mark.parametrize("source", ["uri", "uri file", "setting", "setting file"])
+def test_the_pin_comes_from_the_uri_or_the_settings(
+    fake: FakeModule, tmp_path: Path, source: str
+) -> None:
+    file = tmp_path / "pin"
+    file.write_text(f"{PIN}\n")
+    uri, settings = {
+        "uri": ({"pin": Secret(PIN.encode())}, {"pkcs11_pin": SecretStr("not this")}),
+        "uri file": ({"pin_source": str(file)}, {"pkcs11_pin": SecretStr("not this")}),
+        "setting": ({}, {"pkcs11_pin": SecretStr(PIN)}),
+        "setting file": ({}, {"pkcs11_pin_file": file}),
+    }[source]
+    values = cast("dict[str, Any]", settings)
+    access = TokenAccess(
+        Pkcs11Uri("", object="m1", **cast("dict[str, Any]", uri)),
+        KmsSettings(pkcs11_module=MODULE, **values),
+    )
+    _open(access)
+    assert fake.token.pins == [PIN]
+
+
+def test_a_corrected_pin_file_is_read_again(fake: FakeModule, tmp_path: Path) -> None:
+    file = tmp_path / "pin"
+    access = TokenAccess(ANY_TOKEN, KmsSettings(pkcs11_module=MODULE, pkcs11_pin_file=file))
+    with pytest.raises(KmsUnavailableError, match="cannot be read"):
+        _open(access)
+    file.write_text("\n")
+    with pytest.raises(KmsUnavailableError, match="is empty"):
+        _open(access)
+    for content in ("wrong", "wrong", "wrong\n"):
+        file.write_text(content)
+        with pytest.raises(KmsUnavailableError, match="refused the PIN"):
+            _open(access)
+    file.write_text(PIN)
+    _open(access)
+    file.unlink()  # it is logged in
+    _open(access)
+    assert fake.token.pins == ["wrong", PIN]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (KmsSettings(pkcs11_pin=SecretStr(PIN)), "KEYTURN_PKCS11_MODULE is missing"),
+        (KmsSettings(pkcs11_module=MODULE), "KEYTURN_PKCS11_PIN or KEYTURN_PKCS11_PIN_FILE"),
+    ],
+)
+def test_a_missing_setting_is_named(settings: KmsSettings, name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        TokenAccess(ANY_TOKEN, settings)
+
+
+def test_the_uris_module_goes_first(fake: FakeModule) -> None:
+    del fake
+    settings = KmsSettings(pkcs11_module=MODULE, pkcs11_pin=SecretStr(PIN))
+    with_path = Pkcs11Uri("", object="m1", module_path="/other.so")
+    modules = {TokenAccess(uri, settings).module for uri in (ANY_TOKEN, with_path, with_path)}
+    assert len(modules) == 2
+
+
+def test_a_key_is_found_by_label_and_id(fake: FakeModule) -> None:
+    fake.token.add_key("m1", ID=b"\x01")
+    fake.token.add_key("m1", ID=b"\x02")
+    fake.token.add_key("m1", ID=b"\x02", CLASS=ObjectClass.DATA)
+    uri = Pkcs11Uri("", object="m1", id=b"\x02")
+    assert find_key(_session(fake), uri)[Attribute.ID] == b"\x02"
+    assert key_template(uri)[Attribute.CLASS] is ObjectClass.SECRET_KEY
+
+
+def test_no_key_and_two_keys_are_refused(fake: FakeModule) -> None:
+    fake.token.keys.clear()
+    with pytest.raises(KmsUnavailableError, match="no key that matches"):
+        find_key(_session(fake), ANY_TOKEN)
+    fake.token.add_key(ID=b"\x01")
+    fake.token.add_key(ID=b"\x02")
+    with pytest.raises(KmsUnavailableError, match=r"2 keys .* match"):
+        find_key(_session(fake), ANY_TOKEN)
+
+
+def test_a_key_of_another_type_is_refused(fake: FakeModule) -> None:
+    fake.token.keys.clear()
+    key = fake.token.add_key(KEY_TYPE=KeyType.AES)
+    with pytest.raises(KmsUnavailableError, match="not an HMAC key"):
+        find_key(_session(fake), ANY_TOKEN)
+    key.attributes[Attribute.KEY_TYPE] = KeyType.SHA256_HMAC
+    assert find_key(_session(fake), ANY_TOKEN)[Attribute.KEY_TYPE] is KeyType.SHA256_HMAC
+
+
+# Blocking calls in threads that no caller and no exit waits for.
+
+_HANGS_AT_EXIT = """
+import asyncio, threading
+from keyturn.errors import KmsUnavailableError
+from keyturn_workers.master_keys.pkcs11 import BlockingCalls
+
+async def main():
+    try:
+        await BlockingCalls(1, 0.05).run(threading.Event().wait)
+    except KmsUnavailableError:
+        print("gave up")
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Ends hanging calls, at the latest with the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def test_a_result_or_an_error_comes_back_from_another_thread() -> None:
+    calls = BlockingCalls(1, 5)
+    assert await calls.run(threading.current_thread) is not threading.current_thread()
+    with pytest.raises(ValueError, match="seven"):
+        await calls.run(lambda: int("seven"))
+    assert await calls.run(lambda: 7) == 7
+
+
+async def test_no_more_blocking_calls_run_than_there_are_places(release: threading.Event) -> None:
+    begun = threading.Semaphore(0)
+
+    def call() -> bool:
+        begun.release()
+        return release.wait()
+
+    blocking = BlockingCalls(2, 30)
+    calls = [asyncio.create_task(blocking.run(call)) for _ in range(6)]
+    for _ in range(2):
+        await asyncio.to_thread(begun.acquire)
+    assert not begun.acquire(blocking=False)
+    release.set()
+    assert await asyncio.gather(*calls) == [True] * 6
+
+
+async def test_a_hanging_call_costs_its_place_and_no_other(release: threading.Event) -> None:
+    calls = BlockingCalls(2, 0.05)
+    with pytest.raises(KmsUnavailableError, match=r"within 0\.05 s"):
+        await calls.run(release.wait)
+    calls.timeout_s = 30
+    assert [await calls.run(lambda: 7) for _ in range(20)] == [7] * 20
+
+
+async def test_a_call_that_found_no_place_in_time_is_dropped(release: threading.Event) -> None:
+    calls, called = BlockingCalls(1, 0.05), []
+    for call in (release.wait, lambda: called.append(1)):
+        with pytest.raises(KmsUnavailableError):
+            await calls.run(call)
+    release.set()
+    calls.timeout_s = 30
+    assert await calls.run(lambda: 7) == 7
+    assert called == []
+
+
+def test_a_hanging_call_does_not_keep_the_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HANGS_AT_EXIT],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("gave up\n", "")

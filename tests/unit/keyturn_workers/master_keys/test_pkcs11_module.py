@@ -1,8 +1,10 @@
 """A module in this process: initialization, tokens and logins, on a module written in Python."""
 
+import ctypes
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pkcs11
 import pytest
@@ -11,9 +13,9 @@ from pkcs11 import PKCS11Error, Session, Token, TokenFlag
 from keyturn.crypto import Secret
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import Pkcs11Uri
-from keyturn_workers.master_keys import pkcs11_module
-from keyturn_workers.master_keys.cryptoki import CryptokiError
 from keyturn_workers.master_keys.pkcs11_module import (
+    Cryptoki,
+    CryptokiError,
     DeviceLostError,
     Pkcs11Module,
     module_at,
@@ -36,11 +38,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeModule:
 def module(fake: FakeModule) -> Pkcs11Module:
     del fake
     return Pkcs11Module("fake.so")
-
-
-@pytest.fixture
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pkcs11_module, "_PAUSE_S", 0)
 
 
 def _lose(module: Pkcs11Module) -> None:
@@ -92,20 +89,6 @@ def test_a_loss_is_repaired_once_for_all_calls_that_saw_it(
     assert fake.initialized == 2
 
 
-def test_a_device_that_stays_away_is_asked_again_after_a_pause(
-    fake: FakeModule, module: Pkcs11Module
-) -> None:
-    with module.call(TIMEOUT_S):
-        pass
-    _lose(module)
-    _lose(module)  # after it was initialized again
-    for _ in range(10):
-        with pytest.raises(KmsUnavailableError, match="gone"), module.call(TIMEOUT_S):
-            pytest.fail("a call went through")
-    assert fake.initialized == 2
-
-
-@pytest.mark.usefixtures("no_pause")
 def test_a_device_that_is_back_is_used_again(fake: FakeModule, module: Pkcs11Module) -> None:
     with module.call(TIMEOUT_S):
         pass
@@ -238,7 +221,6 @@ def test_a_new_epoch_logs_in_again(fake: FakeModule, module: Pkcs11Module) -> No
     assert fake.token.pins == [PIN, PIN]
 
 
-@pytest.mark.usefixtures("no_pause")
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -307,3 +289,99 @@ def test_an_error_says_whether_a_new_session_may_help(error: PKCS11Error, *, los
     translated = translate(error)
     assert isinstance(translated, DeviceLostError) is lost
     assert "PKCS #11" in translated.detail
+
+
+# C_Initialize for several threads, with the functions of a module written in Python.
+
+_Function = ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_void_p)
+
+
+class _Functions(ctypes.Structure):
+    _fields_ = (
+        ("version", ctypes.c_ubyte * 2),
+        ("initialize", _Function),
+        ("finalize", _Function),
+    )
+
+
+class _Module:
+    """`ctypes.CDLL` of a module; its results are as set."""
+
+    def __init__(self) -> None:
+        self.result = 0
+        self.flags: list[int] = []
+        self.finalized = 0
+        self.instances = [self._new()]
+        self.C_GetFunctionList = self._GetFunctionList(self)
+
+    class _GetFunctionList:
+        argtypes: Any = None
+        restype: Any = None
+
+        def __init__(self, module: "_Module") -> None:
+            self._module = module
+
+        def __call__(self, reference: Any) -> int:
+            functions = self._module.instances[0]
+            if len(self._module.instances) > 1:
+                self._module.instances.pop(0)
+            reference._obj.contents = functions
+            return 0
+
+    def _new(self) -> _Functions:
+        return _Functions((2, 40), _Function(self._initialize), _Function(self._finalize))
+
+    def add_instance(self) -> None:
+        self.instances.append(self._new())
+
+    def _initialize(self, arguments: int) -> int:
+        pointers, flags = 4 * ctypes.sizeof(ctypes.c_void_p), ctypes.c_ulong
+        self.flags.append(flags.from_address(arguments + pointers).value)
+        return self.result
+
+    def _finalize(self, _reserved: int | None) -> int:
+        self.finalized += 1
+        return 0x32  # CKR_DEVICE_REMOVED
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> _Module:
+    found = _Module()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _path, mode: found if mode else None)
+    return found
+
+
+def test_the_module_may_use_the_locks_of_the_system(library: _Module) -> None:
+    Cryptoki("m.so").initialize()
+    assert library.flags == [2]  # CKF_OS_LOCKING_OK
+
+
+def test_a_module_that_is_initialized_already_is_as_good(library: _Module) -> None:
+    library.result = 0x191
+    Cryptoki("m.so").initialize()
+
+
+@pytest.mark.parametrize(
+    ("result", "text"), [(0x0A, "cannot be used by several threads"), (0x30, "C_Initialize.*0x30")]
+)
+def test_a_refusal_is_named(library: _Module, result: int, text: str) -> None:
+    library.result = result
+    with pytest.raises(CryptokiError, match=text):
+        Cryptoki("m.so").initialize()
+
+
+def test_a_device_that_is_gone_does_not_keep_the_module_from_ending(library: _Module) -> None:
+    Cryptoki("m.so").finalize()
+    assert library.finalized == 1
+
+
+def test_a_module_with_one_list_of_functions_is_shared(library: _Module) -> None:
+    assert Cryptoki("m.so").is_shared
+    library.add_instance()
+    assert not Cryptoki("m.so").is_shared
+
+
+def test_what_is_no_module_is_refused(tmp_path: Path) -> None:
+    for path in (str(tmp_path / "missing.so"), "libc.so.6"):
+        with pytest.raises(CryptokiError, match="cannot be loaded"):
+            Cryptoki(path)

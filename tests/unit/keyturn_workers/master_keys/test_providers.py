@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from keyturn.crypto import Secret, admin_kek, admin_kek_info, master_prk
+from keyturn.crypto import Secret, admin_kek, admin_kek_info, master_prk, to_base64
 from keyturn.errors import SettingsError
 from keyturn_workers.key_uris import Pkcs11Uri, parse_key_uri
 from keyturn_workers.master_keys import awskms
@@ -14,16 +15,18 @@ from keyturn_workers.master_keys.awskms import AwsKmsMasterKey
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.port import MasterKey
 from keyturn_workers.master_keys.providers import (
+    KmsMetrics,
     generate_master_key,
     import_master_key,
     open_master_key,
-    open_master_keys,
+    open_operator_keys,
 )
 from keyturn_workers.master_keys.vault import VaultMasterKey
-from keyturn_workers.settings import KmsSettings, MasterKeySource
+from keyturn_workers.settings import KmsSettings, MasterKeySource, OperatorSettings
 from tests.support.fake_pkcs11 import MASTER_KEY, PIN, FakeModule
-from tests.unit.keyturn_workers.master_keys.fake_vault import fake_vault
+from tests.unit.keyturn_workers.master_keys.fake_vault import TOKEN, fake_vault
 from tests.unit.keyturn_workers.master_keys.fake_vault import settings as vault_settings
+from tools.harness.memory_storage import MemoryStorage
 
 KEY = Secret(bytes(32))
 AWS = parse_key_uri("awskms:arn:aws:kms:eu-central-1:111122223333:key/1234abcd")
@@ -34,10 +37,6 @@ TOKEN_SETTINGS = KmsSettings(pkcs11_module=Path("fake.so"), pkcs11_pin=SecretStr
 @pytest.mark.parametrize(("source", "kind"), [(KEY, LocalMasterKey), (AWS, AwsKmsMasterKey)])
 def test_a_setting_has_its_class(source: MasterKeySource, kind: type[MasterKey]) -> None:
     assert isinstance(open_master_key(source, KmsSettings()), kind)
-
-
-def test_keys_keep_their_ids() -> None:
-    assert list(open_master_keys({"m1": KEY, "m2": KEY}, KmsSettings())) == ["m1", "m2"]
 
 
 async def test_an_import_goes_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +92,42 @@ async def test_keys_are_imported_and_generated_in_vault() -> None:
     async with fake_vault(empty=True) as vault:
         await generate_master_key(vault.uri(), vault_settings())
         assert vault.requests[-1][:2] == ("POST", "transit/keys/m1")
+
+
+# Metrics of the calls to providers.
+
+
+def _value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"keyturn_kms_{name}", labels)
+
+
+def test_calls_are_counted_by_provider_and_outcome() -> None:
+    registry = CollectorRegistry()
+    observe = KmsMetrics(registry).observer("vault")
+    assert _value(registry, "derivations_total", provider="vault", outcome="unavailable") == 0
+    for succeeded, seconds in ((True, 0.25), (False, 0)):
+        observe(succeeded, seconds)
+    assert _value(registry, "derivations_total", provider="vault", outcome="derived") == 1
+    assert _value(registry, "derivations_total", provider="vault", outcome="unavailable") == 1
+    assert _value(registry, "derivation_seconds_sum", provider="vault") == 0.25
+
+
+async def test_the_keys_of_the_settings_keep_their_ids_and_their_calls_are_counted() -> None:
+    registry, storage = CollectorRegistry(), MemoryStorage()
+    async with fake_vault() as vault:
+        settings = OperatorSettings.model_validate(
+            {
+                "master_keys": {"m1": to_base64(bytes(32)), "m2": vault.uri().location},
+                "vault_token": TOKEN,
+                "s3_bucket": "unused",
+            }
+        )
+        async with open_operator_keys(
+            settings, storage, seals=True, metrics=KmsMetrics(registry)
+        ) as keys:
+            assert keys.ids == ("m1", "m2")
+            assert (await keys.admin_keks("acme")).keks.keys() == {"m1", "m2"}
+            # An admin KEK and the record KEK of the known text, each derived twice.
+            assert _value(registry, "derivations_total", provider="vault", outcome="derived") == 4
+            assert _value(registry, "cached_keks") == 4
+    assert storage.stored_keys() == [".keyturn/keys/m1.json", ".keyturn/keys/m2.json"]

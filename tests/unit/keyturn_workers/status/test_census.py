@@ -90,7 +90,7 @@ async def test_a_provider_that_is_away_makes_the_census_incomplete() -> None:
     bucket = Bucket()
     bucket.put(_RING, "a")
     held = {name: LocalMasterKey(secret) for name, secret in MASTER_KEYS.items()}
-    keys = OperatorKeys(held, check=check, reserved_project="*known")
+    keys = OperatorKeys(held, check=check)
     with pytest.raises(KmsUnavailableError):
         await ObjectInspector(bucket.storage, keys, _Asked(2)).inspect("acme/a", None)
 

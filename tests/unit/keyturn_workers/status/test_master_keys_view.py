@@ -38,7 +38,7 @@ async def test_one_that_cannot_be_used_now_has_a_code() -> None:
         return True
 
     held = {name: LocalMasterKey(MASTER_KEYS["m1"]) for name in (*failures, "fine")}
-    rows = await read_master_keys(OperatorKeys(held, check=check, reserved_project="*known"), None)
+    rows = await read_master_keys(OperatorKeys(held, check=check), None)
     assert {row.master_key: row.code for row in rows} == {
         "another": "unknown_master_key",
         "away": "kms_unavailable",

@@ -1,0 +1,333 @@
+"""The KEKs derived from one master key: how long each is kept, and who waits for it (SPEC 2.2, 11).
+
+A KEK in use is derived again ahead of `KMS_CACHE_S`. While the provider does not respond, it is
+kept up to `KMS_CACHE_MAX_S`. A provider that responds, and refuses, ends it at `KMS_CACHE_S`:
+access that was revoked must end.
+"""
+
+import asyncio
+import enum
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+import structlog
+
+from keyturn.crypto import Secret, admin_kek_info, record_kek_info
+from keyturn.errors import KmsUnavailableError
+from keyturn_workers.master_keys.circuit_breaker import CircuitBreaker
+from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, KnownText
+from keyturn_workers.master_keys.port import KmsRefusedError, MasterKey
+
+Kind = Literal["admin", "record"]
+
+_INFO: Final[dict[Kind, Callable[[str], bytes]]] = {
+    "admin": admin_kek_info,
+    "record": record_kek_info,
+}
+_MAX_KEKS: Final = 100_000
+# A KEK in use is derived again at this part of its cache time; after a failure, next after this.
+_REFRESH_AT: Final = 0.75
+_REFRESH_PAUSE: Final = 1 / 60
+
+_T = TypeVar("_T")
+_Name = tuple[Kind, str]
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class KekDerived:
+    """A KEK that a provider derived, for the audit trail and the metrics."""
+
+    master_key: str
+    provider: str
+    kind: Kind
+    project: str
+    request_id: str | None
+
+
+OnDerived = Callable[[KekDerived], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class KekLimits:
+    """How long derived KEKs are kept, and how long a caller waits for one, in seconds.
+
+    Attributes:
+        cache_s: `KMS_CACHE_S`.
+        cache_max_s: `KMS_CACHE_MAX_S`.
+        wait_s: For a KEK that is not in memory.
+        fresh_s: What does not open under a KEK that was derived this recently never will.
+    """
+
+    cache_s: float = 3600
+    cache_max_s: float = 86400
+    wait_s: float = 5
+    fresh_s: float = 60
+
+
+class _Use(enum.Enum):
+    """What may be done with a cached KEK at its age."""
+
+    USE = enum.auto()
+    USE_AND_REFRESH = enum.auto()
+    ASK_FIRST = enum.auto()
+    """The provider is asked; if it does not respond, the KEK is used."""
+    NEVER = enum.auto()
+
+
+def _use_at(age_s: float, limits: KekLimits, *, is_away: bool) -> _Use:
+    """Decide about a KEK of this age. `is_away`: the provider did not respond last."""
+    if age_s < limits.cache_s * _REFRESH_AT:
+        return _Use.USE
+    if age_s >= limits.cache_max_s:
+        return _Use.NEVER
+    # While it is known to be away no caller waits for the calls that find out if it is back.
+    if age_s < limits.cache_s or is_away:
+        return _Use.USE_AND_REFRESH
+    return _Use.ASK_FIRST
+
+
+class _SharedTasks:
+    """Work that its callers share by name. It outlives each of them, and none can cancel it."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+        self._running: dict[object, asyncio.Task[Any]] = {}
+
+    def start(self, name: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> asyncio.Task[_T]:
+        """Return the task of this name; start it unless it runs."""
+        task = self._running.get(name)
+        if task is None:
+            task = self._running[name] = asyncio.create_task(work())
+            task.add_done_callback(lambda done: self._end(name, done))
+        return task
+
+    async def run(self, name: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Wait for the work of this name.
+
+        Raises:
+            KmsUnavailableError: it took too long; it goes on.
+        """
+        try:
+            async with asyncio.timeout(self._wait_s):
+                return await asyncio.shield(self.start(name, work))
+        except TimeoutError:
+            raise KmsUnavailableError(
+                f"no KEK within {self._wait_s:g} s: too many are waiting, or the provider is slow"
+            ) from None
+
+    async def aclose(self) -> None:
+        """Cancel all."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, name: object, done: asyncio.Task[Any]) -> None:
+        del self._running[name]
+        if not done.cancelled():
+            done.exception()  # perhaps nobody waits any more
+
+
+@dataclass(slots=True)
+class _CachedKek:
+    kek: Secret
+    derived_s: float
+    tried_s: float
+    confirmed: bool
+    """Whether two derivations agreed. A reader derives a KEK once, and again if nothing opens."""
+
+
+class DerivedKeks:
+    """The KEKs of one master key.
+
+    Args:
+        name: The master key's id.
+        master_key: The key itself.
+        breaker: Admits the calls to its provider; None if the key is in this process.
+        known_text: Checks that the key is the one of its id.
+        limits: Cache times and the longest wait.
+        seals: Whether this process seals under KEKs: each is then derived twice at first.
+        on_derived: Called for each KEK that the provider derived.
+        on_forgotten: Called with the project of each admin KEK that leaves the cache.
+        clock_s: Seconds that only increase.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        master_key: MasterKey,
+        breaker: CircuitBreaker | None,
+        known_text: KnownText,
+        limits: KekLimits,
+        *,
+        seals: bool,
+        on_derived: OnDerived | None,
+        on_forgotten: Callable[[str], None],
+        clock_s: Callable[[], float],
+    ) -> None:
+        self._name = name
+        self._master_key = master_key
+        self._breaker = breaker
+        self._known_text = known_text
+        self._limits = limits
+        self._seals = seals
+        self._on_derived = on_derived
+        self._on_forgotten = on_forgotten
+        self._clock_s = clock_s
+        self._tasks = _SharedTasks(limits.wait_s)
+        self._keks: OrderedDict[_Name, _CachedKek] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._keks)
+
+    @property
+    def provider(self) -> str:
+        """The provider's name."""
+        return self._master_key.provider
+
+    def use(self, kind: Kind, project: str) -> Secret | None:
+        """The KEK if it is in memory and may be used now.
+
+        Never waits: a KEK that is due is derived again in the background.
+        """
+        name: _Name = (kind, project)
+        cached = self._keks.get(name)
+        if cached is None:
+            return None
+        use = self._use_of(cached)
+        if use not in (_Use.USE, _Use.USE_AND_REFRESH):
+            return None
+        if use is _Use.USE_AND_REFRESH:
+            self._refresh(name, cached)
+        self._keks.move_to_end(name)
+        return cached.kek
+
+    def touch(self, project: str) -> bool:
+        """Whether the project's admin KEK is in memory and may be used; keeps it fresh."""
+        return self.use("admin", project) is not None
+
+    async def get(self, kind: Kind, project: str) -> Secret:
+        """The KEK, from memory or from the provider.
+
+        Raises:
+            UnknownMasterKeyError: the provider's key is not the one of the id.
+            KmsUnavailableError: the provider gives no KEK now.
+            StorageUnavailableError: the known text cannot be read now.
+        """
+        name: _Name = (kind, project)
+        kek = self.use(kind, project)
+        if kek is not None:
+            return kek
+        try:
+            await self.check()
+            return await self._tasks.run(name, lambda: self._derive(name, replaces=False))
+        except KmsRefusedError:
+            # It is not used again, even if the provider does not respond the next time.
+            self._forget(name)
+            raise
+        except KmsUnavailableError:
+            cached = self._keks.get(name)
+            if cached is None or self._use_of(cached) is _Use.NEVER:
+                raise
+            return cached.kek
+
+    def is_stale(self, kind: Kind, project: str) -> bool:
+        """Whether a new derivation could give another KEK than the one in memory."""
+        cached = self._keks.get((kind, project))
+        if cached is None:
+            return False
+        return not cached.confirmed or self._clock_s() - cached.derived_s >= self._limits.fresh_s
+
+    async def derive_anew(self, kind: Kind, project: str) -> Secret:
+        """A KEK by a new derivation, which takes the place of the one in memory; as `get`.
+
+        The one in memory stays until then: what does not open under it may be forged, and a
+        provider that is away must not take the KEKs of all that does open.
+        """
+        name: _Name = (kind, project)
+        await self.check()
+        return await self._tasks.run(name, lambda: self._derive(name, replaces=True))
+
+    async def check(self) -> None:
+        """Check the master key against its known text, unless that was done moments ago."""
+        if not self._known_text.is_confirmed():
+            await self._tasks.run("known text", lambda: self._known_text.confirm(self._derive_text))
+
+    def purge(self) -> None:
+        """Forget the KEKs that are not in use, and those that are too old."""
+        for name, cached in tuple(self._keks.items()):
+            if self._use_of(cached) in (_Use.ASK_FIRST, _Use.NEVER):
+                self._forget(name)
+
+    async def aclose(self) -> None:
+        """Forget every KEK, and close the provider's sessions and connections."""
+        await self._tasks.aclose()
+        self._keks.clear()
+        await self._master_key.aclose()
+
+    def _use_of(self, cached: _CachedKek) -> _Use:
+        age_s = self._clock_s() - cached.derived_s
+        is_away = self._breaker is not None and self._breaker.is_away
+        return _use_at(age_s, self._limits, is_away=is_away)
+
+    def _refresh(self, name: _Name, cached: _CachedKek) -> None:
+        # Not at each use: a provider that is away is asked once in a while.
+        now_s = self._clock_s()
+        if now_s - cached.tried_s >= self._limits.cache_s * _REFRESH_PAUSE:
+            cached.tried_s = now_s
+            self._tasks.start(name, lambda: self._derive(name, replaces=False))
+
+    async def _derive_text(self) -> Secret:
+        name: _Name = ("record", RESERVED_PROJECT)
+        return await self._tasks.start(name, lambda: self._derive(name, replaces=True))
+
+    async def _derive(self, name: _Name, *, replaces: bool) -> Secret:
+        """Derive a KEK, and put it into the cache.
+
+        Args:
+            name: Which KEK.
+            replaces: Whether it may differ from the cached one, which opened nothing.
+        """
+        began_s = self._clock_s()
+        kek = await self._call(name)
+        cached = self._keks.get(name)
+        is_known = cached is not None and cached.kek == kek
+        if cached is not None and not is_known and not replaces:
+            raise _contradiction(self._name, name[1])
+        if not is_known and self._seals and await self._call(name) != kek:
+            raise _contradiction(self._name, name[1])
+        if cached is not None and not is_known:
+            self._forget(name)
+        confirmed = self._seals or is_known
+        self._keks[name] = _CachedKek(kek, began_s, began_s, confirmed)
+        self._keks.move_to_end(name)
+        while len(self._keks) > _MAX_KEKS:
+            self._forget(next(iter(self._keks)))
+        return kek
+
+    async def _call(self, name: _Name) -> Secret:
+        kind, project = name
+        info = _INFO[kind](project)
+        if self._breaker is None:
+            return (await self._master_key.derive(info)).kek
+        derivation = await self._breaker.call(lambda: self._master_key.derive(info))
+        if self._on_derived is not None:
+            provider = self._master_key.provider
+            await self._on_derived(
+                KekDerived(self._name, provider, kind, project, derivation.request_id)
+            )
+        return derivation.kek
+
+    def _forget(self, name: _Name) -> None:
+        # Of record KEKs no copies are held.
+        if self._keks.pop(name, None) is not None and name[0] == "admin":
+            self._on_forgotten(name[1])
+
+
+def _contradiction(master_key: str, project: str) -> KmsUnavailableError:
+    _log.error("two derivations of a KEK differ", master_key=master_key, project=project)
+    return KmsUnavailableError(f"two derivations under {master_key} differ")
