@@ -29,9 +29,8 @@ from keyturn_workers.console.source_log import log_sources
 from keyturn_workers.console.web.app import create_app
 from keyturn_workers.console.web.context import ConsoleContext
 from keyturn_workers.console.web.rendering import compile_templates
-from keyturn_workers.http_server.certificate import open_certificate
-from keyturn_workers.http_server.listener import open_listeners
-from keyturn_workers.http_server.server import serve
+from keyturn_workers.http_server.server import open_listeners, serve
+from keyturn_workers.http_server.tls import open_certificate
 from keyturn_workers.worker.gc import reduce_garbage_collection
 
 # A browser that takes nothing, or whose request's head takes longer, is disconnected.

@@ -35,8 +35,8 @@ from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.objects import LegacyDecrypter, ObjectOpener
 from keyturn_workers.gateway.shares import ProjectSlots
 from keyturn_workers.http_server import server as http_server
-from keyturn_workers.http_server.certificate import ServerCertificate, open_certificate
-from keyturn_workers.http_server.listener import open_listeners
+from keyturn_workers.http_server.server import open_listeners
+from keyturn_workers.http_server.tls import ServerCertificate, open_certificate
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
 from keyturn_workers.settings import GatewaySettings

@@ -25,10 +25,13 @@ else is a uvicorn setting (`server`) or an option of the listening socket (`list
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
-from collections.abc import Collection
-from typing import Final, Protocol, runtime_checkable
+import sys
+import termios
+from collections.abc import Collection, Coroutine
+from typing import Any, Final
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -56,6 +59,7 @@ _BAD_REQUEST: Final = (
 )
 # struct linger: enabled, 0 seconds. Closing the socket then sends a RST.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_RECEIVED_CHECK_S: Final = 0.1
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -63,16 +67,31 @@ class LimitedProtocol(HttpToolsProtocol):
 
     head_timeout_s = 15.0
     max_connections = 1024
-    below_tls: asyncio.Transport | None = None
-    """The connection that carries TLS, if it does."""
+    _tls_socket: socket.socket | None = None
+    _handshake: asyncio.Task[None] | None = None
     _head_timer: asyncio.TimerHandle | None = None
     _unfinished: tuple[RequestResponseCycle, ...] = ()
     # Bytes since the last complete head or piece of a body: head, trailers or chunk framing.
     _unparsed_bytes = 0
 
+    def begin_handshake(self, sock: socket.socket, work: Coroutine[Any, Any, None]) -> None:
+        """Count as a connection, and as an idle one, while the handshake of TLS is made.
+
+        Args:
+            sock: The connection.
+            work: Makes the handshake, which ends in `connection_made`.
+        """
+        self._tls_socket = sock
+        self._handshake = self.loop.create_task(work)
+        # Not sooner: until then the event loop may watch this file descriptor.
+        self._handshake.add_done_callback(lambda made: sock.close() if made.cancelled() else None)
+        self.connections.add(self)
+        close_idle(self.connections, self, self.max_connections)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the first head; close an idle connection if there are too many."""
         super().connection_made(transport)
+        self._handshake = None
         # uvicorn copies this into the state of each request.
         self.app_state = {
             **self.app_state,
@@ -142,26 +161,31 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def reset(self) -> None:
-        """Reset the connection, so that a partial response cannot look complete."""
-        reset_transport(self.transport)
+        """Close the connection by RST: what is unsent is dropped, and the client sees an error."""
+        sock = self._tls_socket or self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        if self._handshake is not None:  # there is no transport yet
+            self._handshake.cancel()
+            self.connections.discard(self)
+        else:
+            self.transport.abort()
 
     def shutdown(self) -> None:
-        """End the connection if it is idle, else after its response: the server stops.
-
-        With TLS, a client that is not looking would not answer the end of an idle connection.
-        """
-        is_flushed = self._is_flushed()
+        """End the connection if it is idle, else after its response: the server stops."""
+        if self._handshake is not None:
+            self.reset()
+            return
         super().shutdown()
-        if self.below_tls is not None and self.is_idle and is_flushed:
-            self.below_tls.close()
+        if self._tls_socket is not None and self.transport.is_closing():
+            self._abort_once_received(self._tls_socket)
 
-    def _is_flushed(self) -> bool:
-        """Whether the client's machine has all that was sent, or will have it without TLS."""
-        if not self.transport.is_closing():
-            return not self.transport.get_write_buffer_size()
-        # Of a transport of TLS that is closing there is nothing to learn.
-        below = self.below_tls
-        return below is not None and not below.is_closing() and not below.get_write_buffer_size()
+    def _abort_once_received(self, sock: socket.socket) -> None:
+        """End TLS once the client's machine has all: a client may not answer its end for long."""
+        if _unacknowledged_bytes(sock):
+            self.loop.call_later(_RECEIVED_CHECK_S, self._abort_once_received, sock)
+        else:
+            self.transport.abort()
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self.reset)
@@ -172,32 +196,24 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-@runtime_checkable
-class Connection(Protocol):
-    """What counts as a connection, and can be closed for another one."""
-
-    @property
-    def is_idle(self) -> bool: ...  # noqa: D102
-
-    def reset(self) -> None: ...  # noqa: D102
-
-
-def close_idle(connections: Collection[object], newest: Connection, max_connections: int) -> None:
+def close_idle(
+    connections: Collection[object], newest: LimitedProtocol, max_connections: int
+) -> None:
     """If there are too many connections, reset an idle one, or else the newest."""
     if len(connections) <= max_connections:
         return
-    others = (each for each in connections if isinstance(each, Connection))
+    others = (each for each in connections if isinstance(each, LimitedProtocol))
     idle = (other for other in others if other is not newest and other.is_idle)
     next(idle, newest).reset()
 
 
-def reset_transport(transport: asyncio.Transport) -> None:
-    """Close a connection by RST: what is unsent is dropped, and the client sees an error."""
-    sock = transport.get_extra_info("socket")
-    # The socket may be closed already.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    transport.abort()
+def _unacknowledged_bytes(sock: socket.socket) -> int:
+    """How many bytes the client's machine has not acknowledged; 0 if the kernel does not say."""
+    try:
+        queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError):
+        return 0
+    return int.from_bytes(queued, sys.byteorder)
 
 
 class _TooManyPipelinedError(Exception):

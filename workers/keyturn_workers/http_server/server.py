@@ -1,6 +1,14 @@
 """Serves an ASGI application with uvicorn until a signal stops the process (SPEC 9, 16).
 
 On SIGTERM and SIGINT it accepts no new connection and completes responses within a grace period.
+
+Linux copies the options of a listening socket to the connections that it accepts, so these limits
+need no code in the HTTP protocol:
+
+    TCP_USER_TIMEOUT     closes a connection whose client acknowledges nothing for too long,
+                         also when the response is complete for the application
+    TCP_NOTSENT_LOWAT    keeps the kernel's send buffer small. With megabytes in it, a client
+                         that reads slowly would look like one that reads nothing
 """
 
 import asyncio
@@ -8,34 +16,89 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import Any, Final
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from keyturn_workers.http_server.certificate import ServerCertificate
-from keyturn_workers.http_server.protocol import make_protocol_class
-from keyturn_workers.http_server.tls import make_tls_protocol_class
+from keyturn.errors import SettingsError
+from keyturn_workers.http_server.protocol import LimitedProtocol, make_protocol_class
+from keyturn_workers.http_server.tls import ServerCertificate, accept_tls
 
 _KEEP_ALIVE_S: Final = 15
 _BACKLOG: Final = 1024
+_UNSENT_BYTES: Final = 128 * 1024
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _log = structlog.get_logger()
+
+
+class AddressError(SettingsError):
+    """The process cannot listen on its address. The text is one line for a person."""
+
+
+async def open_listeners(host: str, port: int, *, idle_timeout_s: float) -> list[socket.socket]:
+    """Bind a socket to each address of the host. The caller closes them.
+
+    Args:
+        host: A name or an address; empty for all interfaces.
+        port: A port, or 0 for any free one.
+        idle_timeout_s: How long a client may acknowledge nothing of what was sent.
+
+    Raises:
+        AddressError: the address is in use or does not exist.
+    """
+    try:
+        addresses = await asyncio.get_running_loop().getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        with ExitStack() as stack:
+            sockets = [
+                stack.enter_context(_bind(family, address, idle_timeout_s))
+                for family, _, _, _, address in dict.fromkeys(addresses)
+            ]
+            stack.pop_all()  # all are bound: they stay open
+            return sockets
+    except OSError as exc:
+        raise AddressError(f"cannot listen on {host} port {port}") from exc
+
+
+def _bind(family: int, address: tuple[Any, ...], idle_timeout_s: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # IPv4 has its own socket.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            timeout_ms = int(idle_timeout_s * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, which logs its address once it listens and ends normally on a signal."""
 
     def __init__(
-        self, config: uvicorn.Config, name: str, scheme: str, on_stop: Callable[[], None] | None
+        self,
+        config: uvicorn.Config,
+        name: str,
+        certificate: ServerCertificate | None,
+        on_stop: Callable[[], None] | None,
     ) -> None:
         super().__init__(config)
         self._name = name
-        self._scheme = scheme
+        self._certificate = certificate
         self._on_stop = on_stop
+        self._accepting: list[asyncio.Task[None]] = []
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -56,9 +119,33 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and log the address."""
-        await super().startup(sockets)
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        _log.info(f"{self._name} started", host=host, port=port, scheme=self._scheme)
+        listeners = sockets or []
+        if self._certificate is None:
+            await super().startup(listeners)
+        else:
+            await super().startup([])
+            for listener in listeners:
+                listener.settimeout(0)  # it does not block
+                listener.listen(_BACKLOG)
+                accepting = accept_tls(listener, self._certificate, self._make_http)
+                self._accepting.append(asyncio.create_task(accepting))
+        host, port = listeners[0].getsockname()[:2]
+        scheme = "http" if self._certificate is None else "https"
+        _log.info(f"{self._name} started", host=host, port=port, scheme=scheme)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no new connection, and wait for those that are open."""
+        for accepting in self._accepting:
+            accepting.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def _make_http(self) -> LimitedProtocol:
+        make: Any = self.config.http_protocol_class
+        http: LimitedProtocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return http
 
 
 async def serve(
@@ -87,10 +174,9 @@ async def serve(
     # uvicorn's messages contain paths, and so object keys. The process logs what is needed.
     for logger in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    http = make_protocol_class(head_timeout_s=head_timeout_s, max_connections=max_connections)
     config = uvicorn.Config(
         app,
-        http=http if certificate is None else make_tls_protocol_class(http, certificate),
+        http=make_protocol_class(head_timeout_s=head_timeout_s, max_connections=max_connections),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -101,9 +187,8 @@ async def serve(
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(grace_s),
     )
-    scheme = "http" if certificate is None else "https"
     async with _renewing(certificate):
-        await _Server(config, name, scheme, on_stop).serve(list(listeners))
+        await _Server(config, name, certificate, on_stop).serve(list(listeners))
 
 
 @asynccontextmanager

@@ -1,165 +1,164 @@
-"""TLS on a listener: a bounded handshake before the HTTP protocol begins (SPEC 9.7).
+"""TLS on a listener: its certificate, and a bounded handshake before HTTP begins (SPEC 9.7).
 
 uvicorn would give the event loop one context for the life of the process, and learn of a
-connection when its handshake is complete. Here the handshake is a protocol of its own, which
-uvicorn makes for each connection (`Config(http=...)`):
+connection when its handshake is complete. Here connections are accepted outside of its servers
+(`accept_tls`), and asyncio makes the handshake:
 
-- It takes the certificate that is current (`certificate`), so a renewal needs no restart.
+- It uses the certificate that is current, so a renewal needs no restart. Connections that are open
+  keep theirs.
 - It counts as an idle connection from the first moment. Guards against clients that connect and
   say nothing: `GATEWAY_HEAD_TIMEOUT_S` ends them, and a new connection closes an idle one when
   there are too many.
 - Then `LimitedProtocol` takes over, with all its limits: they are on the plain bytes. A reset goes
   through TLS as it is, without `close_notify`, so a partial response never looks complete.
+
+A program that renews a certificate replaces two files, one after the other, or writes them in
+place. So files are read once nothing has changed for an interval. A pair is used only if it loads,
+the key is the certificate's, and nothing changed meanwhile. Until then the pair before it stays.
 """
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Final, cast
+import socket
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeAlias
 
-from uvicorn.config import Config
-from uvicorn.server import ServerState
+import structlog
 
-from keyturn_workers.http_server.certificate import ServerCertificate
-from keyturn_workers.http_server.protocol import LimitedProtocol, close_idle, reset_transport
+from keyturn.errors import SettingsError
+from keyturn.tls import FileState, PairSettings, expiry, file_state, load_pair
+from keyturn_workers.http_server.protocol import LimitedProtocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
+CHECK_INTERVAL_S: Final = 1.0
 # From the end of a response that also ends its connection: within it the client receives what is
 # still in buffers, however slowly. Dead clients are ended by TCP_USER_TIMEOUT before.
 _CLOSE_TIMEOUT_S: Final = 600.0
 # asyncio would buffer 512 KiB of plain bytes for each connection.
 _WRITE_BUFFER_BYTES: Final = 64 * 1024
+_ACCEPT_PAUSE_S: Final = 0.1
+# Of TLS 1.2; those of 1.3 are all good. Each has forward secrecy and is authenticated.
+_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+_State: TypeAlias = tuple[FileState | None, FileState | None]
+
+_log = structlog.get_logger()
 
 
-class _Pending(asyncio.Protocol):
-    """Keeps what a client sends along with the end of its handshake."""
-
-    def __init__(self) -> None:
-        self.received = bytearray()
-        self.is_lost = False
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self.is_lost = True
-
-
-class _Begun:
-    """An awaitable: a coroutine whose first step has been taken already.
-
-    uvloop reads from a new connection as soon as `connection_made` returns, paused or not. A task
-    would begin after that, and TLS would miss the client's first bytes.
-    """
-
-    def __init__(self, coroutine: Coroutine[Any, Any, asyncio.Transport | None]) -> None:
-        self._coroutine = coroutine
-        self._first = coroutine.send(None)
-
-    def __await__(self) -> Generator[Any, Any, asyncio.Transport | None]:
-        step = self._first
-        try:
-            while True:
-                try:
-                    sent = yield step
-                except BaseException as exc:  # noqa: BLE001  # a cancellation is passed on, too
-                    step = self._coroutine.throw(exc)
-                else:
-                    step = self._coroutine.send(sent)
-        except StopIteration as end:
-            return cast("asyncio.Transport | None", end.value)
-
-
-class TlsProtocol(asyncio.Protocol):
-    """One connection until its handshake is complete. `make_tls_protocol_class` sets the limits."""
-
-    http: type[LimitedProtocol]
-    certificate: ServerCertificate
-
-    is_idle = True
-    """It serves no request."""
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        self._loop = _loop or asyncio.get_running_loop()
-        self._connections = cast("set[object]", server_state.connections)
-        self._make_http: Callable[[], LimitedProtocol] = lambda: self.http(
-            config=config, server_state=server_state, app_state=app_state, _loop=_loop
-        )
-        self._transport: asyncio.Transport | None = None
-        self._handshake: asyncio.Task[None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the handshake; close an idle connection if there are too many."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._connections.add(self)
-        pending = _Pending()
-        begun = _Begun(
-            self._loop.start_tls(
-                self._transport,
-                pending,
-                self.certificate.context,
-                server_side=True,
-                ssl_handshake_timeout=self.http.head_timeout_s,
-                ssl_shutdown_timeout=_CLOSE_TIMEOUT_S,
-            )
-        )
-        self._handshake = self._loop.create_task(self._finish(self._transport, pending, begun))
-        close_idle(self._connections, self, self.http.max_connections)
-
-    def reset(self) -> None:
-        """Reset the connection."""
-        # Here, too: a task that is cancelled before its first step never gets to its `finally`.
-        self._connections.discard(self)
-        if self._handshake is not None:
-            self._handshake.cancel()
-        if self._transport is not None:
-            reset_transport(self._transport)
-
-    def shutdown(self) -> None:
-        """End: uvicorn calls this when the server stops."""
-        self.reset()
-
-    async def _finish(self, transport: asyncio.Transport, pending: _Pending, begun: _Begun) -> None:
-        try:
-            secured = await begun
-        except OSError:  # of ssl, too: not TLS, no common version, or too slow
-            reset_transport(transport)
-            return
-        finally:
-            self._connections.discard(self)
-        # After a reset there may be a transport without a connection.
-        if secured is None or pending.is_lost or secured.get_extra_info("ssl_object") is None:
-            transport.abort()
-            return
-        self._hand_over(secured, transport, bytes(pending.received))
-
-    def _hand_over(
-        self, secured: asyncio.Transport, transport: asyncio.Transport, received: bytes
-    ) -> None:
-        secured.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
-        http = self._make_http()
-        http.below_tls = transport
-        secured.set_protocol(http)
-        http.connection_made(secured)
-        if received and not secured.is_closing():
-            http.data_received(received)
-
-
-def make_tls_protocol_class(
-    http: type[LimitedProtocol], certificate: ServerCertificate
-) -> type[TlsProtocol]:
-    """Return the protocol class with this certificate, and the limits of the HTTP protocol.
+class ServerCertificate:
+    """The current certificate. Safe for use from one event loop.
 
     Args:
-        http: From `make_protocol_class`.
-        certificate: What clients are shown.
+        certificate: The PEM file of the certificate, followed by its chain.
+        key: The PEM file of its key, not encrypted.
+        names: Their settings, for errors.
+
+    Attributes:
+        context: What new connections use.
+        expires: When the certificate ends, as far as it can be read.
+
+    Raises:
+        SettingsError: a file cannot be used, or the two do not belong together.
     """
-    return type("TlsProtocol", (TlsProtocol,), {"http": http, "certificate": certificate})
+
+    def __init__(self, certificate: Path, key: Path, names: PairSettings) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._names = names
+        self._judged = self._seen = self._state()
+        self.context, self.expires = self._load()
+        if self.expires is not None and self.expires < datetime.now(UTC):
+            _log.warning(
+                "certificate expired", setting=names.certificate, expired=str(self.expires)
+            )
+
+    async def watch(self, interval_s: float = CHECK_INTERVAL_S) -> None:
+        """Look at the files forever, and take what they hold when they have changed."""
+        while True:
+            await asyncio.sleep(interval_s)
+            await asyncio.to_thread(self.check)
+
+    def check(self) -> None:
+        """Take the files if they have changed, and not since the last check."""
+        before, self._seen = self._seen, self._state()
+        if self._seen != before or self._seen == self._judged:
+            return
+        try:
+            context, expires = self._load()
+        except SettingsError as exc:
+            self._refuse(str(exc))
+            return
+        if self._state() != self._seen:
+            return  # looked at again when they have settled
+        if expires is not None and expires < datetime.now(UTC):
+            self._refuse(f"{self._names.certificate} has expired")
+            return
+        self._judged = self._seen
+        self.context, self.expires = context, expires
+        _log.info("certificate renewed", setting=self._names.certificate, expires=str(expires))
+
+    def _refuse(self, problem: str) -> None:
+        if self._state() != self._seen:
+            return  # it was read while it was written
+        self._judged = self._seen  # once for each state of the files
+        _log.error("certificate not renewed; the old one stays in use", problem=problem)
+
+    def _load(self) -> tuple[ssl.SSLContext, datetime | None]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(_CIPHERS)
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        context.set_alpn_protocols(["http/1.1"])
+        load_pair(context, self._certificate, self._key, self._names)
+        return context, expiry(self._certificate)
+
+    def _state(self) -> _State:
+        return file_state(self._certificate), file_state(self._key)
+
+
+def open_certificate(
+    certificate: Path | None, key: Path | None, names: PairSettings
+) -> ServerCertificate | None:
+    """The certificate of two settings; None where they are not set. Errors as the class."""
+    if certificate is None or key is None:
+        return None
+    return ServerCertificate(certificate, key, names)
+
+
+async def accept_tls(
+    listener: socket.socket,
+    certificate: ServerCertificate,
+    make_http: Callable[[], LimitedProtocol],
+) -> None:
+    """Accept connections forever; each is served once its handshake is complete.
+
+    Args:
+        listener: A socket that listens, and does not block.
+        certificate: What clients are shown.
+        make_http: Makes the protocol of a new connection.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            sock, _ = await loop.sock_accept(listener)
+        except OSError:  # the client has gone, or too many files are open
+            await asyncio.sleep(_ACCEPT_PAUSE_S)
+            continue
+        http = make_http()
+        http.begin_handshake(sock, _serve_tls(sock, certificate.context, http))
+
+
+async def _serve_tls(sock: socket.socket, context: ssl.SSLContext, http: LimitedProtocol) -> None:
+    try:
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: http,
+            sock,
+            ssl=context,
+            ssl_handshake_timeout=http.head_timeout_s,
+            ssl_shutdown_timeout=_CLOSE_TIMEOUT_S,
+        )
+    except OSError:  # of ssl, too: not TLS, no common version, or too slow
+        http.reset()
+    else:
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)

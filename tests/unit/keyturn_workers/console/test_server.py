@@ -15,7 +15,7 @@ import structlog
 from keyturn.errors import SettingsError
 from keyturn_workers.console import server
 from keyturn_workers.console.server import open_console, run_console
-from keyturn_workers.http_server.listener import AddressError
+from keyturn_workers.http_server.server import AddressError
 from tests.unit.keyturn_workers.console.auth.settings import console_settings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from keyturn_workers.gateway import server
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.http_server.listener import AddressError
+from keyturn_workers.http_server.server import AddressError
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.tracing import Instrumentation
 from tests.unit.keyturn_workers.gateway.asgi import ask

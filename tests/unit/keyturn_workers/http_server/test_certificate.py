@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from keyturn.errors import SettingsError
 from keyturn.tls import PairSettings
-from keyturn_workers.http_server.certificate import ServerCertificate, open_certificate
+from keyturn_workers.http_server.tls import ServerCertificate, open_certificate
 from tools.servers.certificates import Authority, Certificate
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import socket
 import pytest
 import uvloop
 
-from keyturn_workers.http_server.listener import AddressError, open_listeners
+from keyturn_workers.http_server.server import AddressError, open_listeners
 
 _IDLE_TIMEOUT_S = 1.5
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import structlog
 
-from keyturn_workers.http_server.listener import open_listeners
-from keyturn_workers.http_server.server import serve
+from keyturn_workers.http_server.server import open_listeners, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -15,10 +15,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from keyturn.tls import GATEWAY, PairSettings, client_context
-from keyturn_workers.http_server.certificate import ServerCertificate
 from keyturn_workers.http_server.client_connection import abort
-from keyturn_workers.http_server.protocol import make_protocol_class
-from keyturn_workers.http_server.tls import TlsProtocol, make_tls_protocol_class
+from keyturn_workers.http_server.protocol import LimitedProtocol, make_protocol_class
+from keyturn_workers.http_server.server import open_listeners
+from keyturn_workers.http_server.tls import ServerCertificate, accept_tls
 from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ _MAX_CONNECTIONS = 3
 
 @dataclass
 class _App:
-    """`/` answers, `/cut` resets the connection in its answer, `/slow` answers in two pieces."""
+    """`/` answers, `/cut` resets the connection in its answer, `/slow` answers in two pieces.
+
+    `/100000` answers with so many bytes.
+    """
 
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     schemes: list[str] = field(default_factory=list)
@@ -43,6 +46,11 @@ class _App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del receive
         self.schemes.append(scope["scheme"])
+        if (size := scope["path"][1:]).isdecimal():
+            headers = [(b"content-length", size.encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": bytes(int(size))})
+            return
         headers = [(b"content-length", b"4")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"ok", "more_body": True})
@@ -102,21 +110,24 @@ async def _serving(folder: Path, *, handshake_s: float = _TIMEOUT_S) -> AsyncIte
     )
     app, state = _App(), ServerState()
     http = make_protocol_class(head_timeout_s=handshake_s, max_connections=_MAX_CONNECTIONS)
-    protocol = make_tls_protocol_class(http, certificate)
-    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(app, http=http, lifespan="off", log_config=None, access_log=False)
     config.load()
 
-    def made_for_a_connection() -> TlsProtocol:
-        return protocol(config=config, server_state=state, app_state={})
+    def make_http() -> LimitedProtocol:
+        return http(config=config, server_state=state, app_state={})
 
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(made_for_a_connection, "127.0.0.1", 0)
+    (listener,) = await open_listeners("127.0.0.1", 0, idle_timeout_s=60)
+    listener.settimeout(0)
+    listener.listen()
+    accepting = asyncio.create_task(accept_tls(listener, certificate, make_http))
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            port = server.sockets[0].getsockname()[1]
+            port = listener.getsockname()[1]
             yield _Server(port, app, state, authority, certificate, folder)
     finally:
-        server.close()
+        accepting.cancel()
+        await asyncio.gather(accepting, return_exceptions=True)
+        listener.close()
         for connection in [*state.connections]:
             connection.shutdown()
         async with asyncio.timeout(_TIMEOUT_S):
@@ -305,3 +316,34 @@ async def test_an_idle_client_that_does_not_look_does_not_delay_the_end(tmp_path
         async with asyncio.timeout(2):
             while server.state.connections:  # noqa: ASYNC110  # nothing reports it
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+async def test_a_slow_client_receives_its_response_although_the_server_stops(
+    tmp_path: Path, size: int
+) -> None:
+    async with _serving(tmp_path) as server:
+
+        def connect() -> ssl.SSLSocket:
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.settimeout(_TIMEOUT_S)
+            sock.connect(("127.0.0.1", server.port))
+            secured = server.trusting().wrap_socket(sock, server_hostname="localhost")
+            secured.sendall(_HEAD % f"/{size}".encode())
+            assert secured.recv(15) == b"HTTP/1.1 200 OK"
+            return secured
+
+        def read_all(secured: ssl.SSLSocket) -> bytes:
+            received = b""
+            while piece := secured.recv(4096):
+                received += piece
+            return received
+
+        client = await asyncio.to_thread(connect)
+        (connection,) = server.state.connections
+        connection.shutdown()
+        await asyncio.sleep(0.3)  # longer than a check of what was received
+        response = await asyncio.to_thread(read_all, client)
+        client.close()
+        assert response.partition(b"\r\n\r\n")[2] == bytes(size)
