@@ -1,0 +1,206 @@
+"""The view `dead_letters`: the oldest letters of each dead-letter queue (SPEC 16.1).
+
+To read a queue, all its letters are received and returned, and no one else can read them meanwhile.
+So a process remembers what it read, and reads again after a few seconds, or later where reading
+takes long. A report has the time of the reading that it comes from.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
+
+from keyturn.errors import MalformedRequestError, StorageUnavailableError, TooManyRequestsError
+from keyturn.identifiers import format_time, parse_time
+from keyturn.messages import UNKNOWN_CODE, StatusRequested
+from keyturn.messages.status import CodeCount, DeadLetterStatus, DeadQueueStatus
+from keyturn.publisher.broker_address import Broker, describe_broker_failure
+from keyturn.topology import DEAD_QUEUES
+from keyturn_workers.dead_letters.letters import (
+    describe,
+    json_headers,
+    redacted_body,
+    work_queue,
+)
+from keyturn_workers.dead_letters.queue import (
+    LockedError,
+    UnknownQueueError,
+    open_letters,
+    read_letters,
+)
+
+READ_PER_QUEUE: Final = 1000
+"""Letters of a queue that are shown: the oldest."""
+_FRESH_S: Final = 5.0
+_SHARE: Final = 10
+"""The part of the time that is spent on reading is one in this number."""
+_LOCK_TIMEOUT_S: Final = 2.0
+_WORD_MAX_CHARACTERS: Final = 64
+_DETAIL_MAX_CHARACTERS: Final = 300
+_TEXT_MAX_CHARACTERS: Final = 2000
+_SEARCHED: Final = (
+    "letter",
+    "message_id",
+    "type",
+    "project",
+    "code",
+    "detail",
+    "publisher",
+    "text",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was in the queues at one time.
+
+    Attributes:
+        at: When reading began.
+        letters: The oldest of each queue, queue by queue.
+        queues: How many letters each holds.
+    """
+
+    at: datetime
+    letters: tuple[DeadLetterStatus, ...]
+    queues: tuple[DeadQueueStatus, ...]
+
+
+class DeadLetterView:
+    """Reads dead letters for reports.
+
+    Args:
+        broker: The broker's address.
+        now: The time.
+        clock_s: A monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._broker = broker
+        self._now = now
+        self._clock_s = clock_s
+        self._turn = asyncio.Lock()
+        self._last: Reading | None = None
+        self._fresh_until_s = 0.0
+
+    async def __call__(self, request: StatusRequested) -> dict[str, Any]:
+        """The fields of the report that answers the request.
+
+        Raises:
+            TooManyRequestsError: another process is reading the letters, and this one has read
+                none yet.
+            StorageUnavailableError: the broker cannot be reached.
+        """
+        async with self._turn:
+            if self._last is None or self._clock_s() >= self._fresh_until_s:
+                await self._read()
+            reading = self._last
+        if reading is None:
+            raise TooManyRequestsError("another process is reading the dead letters")
+        return _page(reading, request)
+
+    async def _read(self) -> None:
+        began_s, at = self._clock_s(), self._now()
+        letters: list[DeadLetterStatus] = []
+        queues: list[DeadQueueStatus] = []
+        try:
+            async with open_letters(self._broker, _LOCK_TIMEOUT_S) as channel:
+                for queue in DEAD_QUEUES:
+                    found, depth = await read_letters(channel, queue, _row, READ_PER_QUEUE)
+                    letters += found
+                    queues.append(DeadQueueStatus(queue=queue, depth=depth, read=len(found)))
+        except LockedError:
+            return  # the reading before says how old it is
+        except (
+            UnknownQueueError,
+            AMQPException,
+            OSError,
+            TimeoutError,
+            *CONNECTION_EXCEPTIONS,
+        ) as exc:
+            problem = describe_broker_failure(exc)
+            raise StorageUnavailableError(f"the dead letters cannot be read: {problem}") from exc
+        self._last = Reading(at, tuple(letters), tuple(queues))
+        ended_s = self._clock_s()
+        self._fresh_until_s = ended_s + max(_FRESH_S, _SHARE * (ended_s - began_s))
+
+
+def _page(reading: Reading, request: StatusRequested) -> dict[str, Any]:
+    matching = [row for row in reading.letters if _matches(row, request)]
+    first = ((request.page or 1) - 1) * request.limit
+    codes = Counter((row.queue, row.code or UNKNOWN_CODE) for row in reading.letters)
+    return {
+        "at": format_time(reading.at),
+        "dead_letters": tuple(matching[first : first + request.limit]),
+        "dead_queues": reading.queues,
+        "codes": tuple(
+            CodeCount(code=code, count=count, queue=queue)
+            for (queue, code), count in sorted(codes.items())
+        ),
+        "total": len(matching),
+        "of_all": len(reading.letters),
+        "is_complete": all(queue.depth == queue.read for queue in reading.queues),
+    }
+
+
+def _matches(row: DeadLetterStatus, request: StatusRequested) -> bool:
+    wanted = request.filter
+    if wanted is None:
+        return True
+    if wanted.queue is not None and row.queue != wanted.queue:
+        return False
+    if wanted.code is not None and (row.code or UNKNOWN_CODE) != wanted.code:
+        return False
+    return wanted.text is None or _contains(row, wanted.text.casefold().split())
+
+
+def _contains(row: DeadLetterStatus, words: Sequence[str]) -> bool:
+    texts = " ".join(str(getattr(row, name) or "") for name in _SEARCHED).casefold()
+    return all(word in texts for word in words)
+
+
+def _row(message: AbstractIncomingMessage, queue: str) -> DeadLetterStatus:
+    letter = describe(message, queue)
+    try:
+        to = work_queue(message.body, queue)
+    except MalformedRequestError:
+        to = None
+    shown = {"headers": json_headers(message.headers), "body": redacted_body(message.body)}
+    return DeadLetterStatus(
+        queue=queue,
+        letter=letter.request,
+        message_id=letter.message_id,
+        type=_cut(letter.type),
+        project=_cut(letter.project),
+        code=letter.code,
+        detail=_cut(letter.detail, _DETAIL_MAX_CHARACTERS),
+        publisher=_cut(letter.publisher),
+        requested_at=_time(letter.requested_at),
+        dead_at=None if letter.dead_at is None else format_time(letter.dead_at),
+        size_bytes=letter.size_bytes,
+        work_queue=to,
+        obstacle=letter.obstacle,
+        text=_cut(json.dumps(shown, indent=2, ensure_ascii=False), _TEXT_MAX_CHARACTERS),
+    )
+
+
+def _cut(text: str | None, limit: int = _WORD_MAX_CHARACTERS) -> str | None:
+    return None if text is None else text[:limit]
+
+
+def _time(text: str | None) -> str | None:
+    try:
+        return None if text is None else format_time(parse_time(text))
+    except ValueError:
+        return None
