@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 import aio_pika
 
+from keyturn.counts import Counts
 from keyturn.topology import SWEEP_QUEUE
-from keyturn_workers.sweep import Counts, ProjectRecord
 from keyturn_workers.sweep.hints import SweepPage, encode
 from keyturn_workers.sweep.record import OpenPage, Round
 from keyturn_workers.sweep.store import record_path
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractChannel
 
+    from keyturn_workers.sweep import ProjectRecord
     from tools.bench.delay_proxy import Seen
     from tools.bench.processes import Running
     from tools.bench.world import World

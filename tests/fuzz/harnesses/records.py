@@ -9,12 +9,13 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
+from keyturn.counts import Counts
 from keyturn.crypto import Secret, record_kek, seal_record, to_base64
 from keyturn.errors import CodedError
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Keyring
-from keyturn_workers.sweep import AllRecord, Counts, Options, Origin, ProjectRecord
+from keyturn_workers.sweep import AllRecord, Options, Origin, ProjectRecord
 from keyturn_workers.sweep.record import (
     CleanEnd,
     End,

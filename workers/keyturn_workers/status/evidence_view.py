@@ -7,6 +7,8 @@ no longer holds. Whether the files form a chain is for its reader to verify.
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import replace
+from typing import Final
 
 from keyturn.crypto import VerifyKey
 from keyturn.errors import EvidenceError, ForeignEvidenceError, MalformedEvidenceError
@@ -16,7 +18,10 @@ from keyturn.messages import EvidenceStatus
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.status.pace import BATCH, Pace
 from keyturn_workers.status.page import MAX_BYTES, Entry, Page, cut
+from keyturn_workers.status.query import Selection, select
 from keyturn_workers.storage import ObjectSummary, Storage
+
+MAX_FILES: Final = 10_000
 
 
 class EvidenceView:
@@ -36,6 +41,29 @@ class EvidenceView:
         self._deployment = deployment
         self._keys = keys
         self._pace = pace
+
+    async def page(self, project: str, page: int, limit: int) -> Selection[EvidenceStatus]:
+        """A page, in the order of the files' names.
+
+        Raises:
+            StorageUnavailableError, StorageAnswerError: not all of it can be read.
+        """
+        prefix, listed, is_cut = evidence_prefix(project), list[ObjectSummary](), False
+        async for row in self._storage.list(prefix):
+            if is_cut := len(listed) >= MAX_FILES:
+                break
+            if parse_evidence_name(row.key.removeprefix(prefix)) is not None:
+                listed.append(row)
+        rows: list[EvidenceStatus] = []
+        chosen = listed[(page - 1) * limit : page * limit]
+        for begin in range(0, len(chosen), BATCH):
+            await self._pace.next_batch()
+            batch = chosen[begin : begin + BATCH]
+            read = await asyncio.gather(*(self._row(project, prefix, each) for each in batch))
+            rows += [row for row in read if row is not None]
+        selected = select(rows, 1, limit, of_all=len(listed))
+        is_complete = selected.is_complete and not is_cut
+        return replace(selected, total=len(listed), is_complete=is_complete)
 
     async def read(self, project: str, after: str | None, limit: int) -> Page[EvidenceStatus]:
         """A page, in the order of the files' names.

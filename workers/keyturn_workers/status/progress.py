@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
+from keyturn.counts import Counts
 from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages import COUNT_FIELDS, CountedEvent, Event
-from keyturn_workers.sweep import Counts
 
 _WINDOW: Final = timedelta(seconds=60)
 _MIN_SAMPLES: Final = 2  # a rate needs two

@@ -5,6 +5,7 @@ console asks again by itself, and a report of an hour ago is of no use to it.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,23 +20,33 @@ from keyturn.errors import (
     StorageUnavailableError,
     TooManyRequestsError,
 )
-from keyturn.identifiers import format_time
+from keyturn.identifiers import ALL_PROJECTS, format_time
 from keyturn.messages import StatusReported, StatusRequested, StatusView
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.evidence_view import EvidenceView
 from keyturn_workers.status.failures_view import FailuresView
+from keyturn_workers.status.index import WAIT_S, Index
 from keyturn_workers.status.master_keys_view import read_master_keys
 from keyturn_workers.status.object_counter import ObjectCounter
 from keyturn_workers.status.objects_view import ObjectsView
 from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.page import Page, digest
+from keyturn_workers.status.query import (
+    NO_FILTER,
+    Selection,
+    filter_projects,
+    filter_sweeps,
+    order_projects,
+    select,
+)
 from keyturn_workers.status.record_views import RecordViews
 from keyturn_workers.status.rows import short_detail
 from keyturn_workers.status.summaries import Summaries
 from keyturn_workers.status.sweep_parts import SweepParts
 from keyturn_workers.status.sweep_view import SweepView
+from keyturn_workers.status.sweeps import SweepReader
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import SweepStore
 
@@ -100,6 +111,7 @@ class StatusReader:
         now: The time.
         max_waiting: How many reports may wait for those that are read.
         witness: The marks that keyrings are compared with.
+        wait_s: How long a report waits for the index to be renewed; None waits for the end.
     """
 
     def __init__(
@@ -112,7 +124,9 @@ class StatusReader:
         now: Callable[[], datetime] = _utc_now,
         max_waiting: int = MAX_WAITING,
         witness: Witness | None = None,
+        wait_s: float | None = WAIT_S,
     ) -> None:
+        self._wait_s = wait_s
         self._now = now
         self._max_waiting = max_waiting
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
@@ -127,6 +141,8 @@ class StatusReader:
         self._failures = FailuresView(store, parts)
         self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys, pace)
         self._objects = ObjectsView(storage, keys, pace)
+        self._index = Index(storage, keys, pace, now, witness=witness)
+        self._sweeps = SweepReader(storage, store, pace, reading_s=wait_s)
 
     async def report(self, request: StatusRequested) -> StatusReported:
         """One page, or the reason why it cannot be read now. Raises nothing."""
@@ -138,8 +154,11 @@ class StatusReader:
             async with self._reading:
                 # What changes while it is read may be missing from it.
                 at = self._now()
-                page = await self._read(request)
-            return self._reported(request, _of_page(request, page), at)
+                if request.page is not None:
+                    found = await self._answer(request, request.page)
+                else:  # of a console of an earlier version
+                    found = _of_page(request, await self._read(request))
+            return self._reported(request, {"at": format_time(at)} | found)
         except CodedError as exc:
             return self._reported(request, _of_error(exc))
         except StorageAnswerError as exc:
@@ -151,6 +170,70 @@ class StatusReader:
             return self._reported(request, _of_error(failed))
         finally:
             self._in_hand -= 1
+
+    async def _answer(self, request: StatusRequested, page: int) -> dict[str, Any]:
+        """The fields of one page."""
+        match request.view:
+            case "projects" | "sweeps":
+                return await self._of_index(request, page)
+            case "sweep":
+                selected = await self._sweeps.sweep(
+                    str(request.sweep_id), request.project, page, request.limit
+                )
+                return _fields("sweeps", selected)
+            case "failures":
+                failures, codes = await self._sweeps.failures(
+                    str(request.sweep_id),
+                    request.project,
+                    request.filter or NO_FILTER,
+                    page,
+                    request.limit,
+                )
+                return _fields("failures", failures) | {"codes": codes}
+            case "evidence":
+                files = await self._evidence.page(request.project, page, request.limit)
+                return _fields("evidence_files", files)
+            case "master_keys":
+                return await self._master_keys()
+            case "objects":
+                objects = await self._objects.read(request.project, request.after, request.limit)
+                return {"objects": objects.rows, "next": objects.next}
+            case view:
+                raise MalformedRequestError(f"the view {view} is not served here")
+
+    async def _of_index(self, request: StatusRequested, page: int) -> dict[str, Any]:
+        """A page of projects, or of sweeps."""
+        is_all = request.project == ALL_PROJECTS
+        if is_all:
+            snapshot = await self._index.snapshot(self._wait_s)
+        else:
+            snapshot = await self._index.of_project(request.project)
+        wanted = request.filter or NO_FILTER
+        at = {"at": format_time(snapshot.at)}
+        if request.view == "projects":
+            of_all = len(snapshot.projects)
+            projects = filter_projects(snapshot.projects, wanted, self._now())
+            ordered = order_projects(projects, request.order)
+            selected = select(ordered, page, request.limit, of_all=of_all)
+            return at | _fields("projects", selected, is_complete=snapshot.is_complete)
+        known = [row for row in snapshot.sweeps if is_all or row.project == request.project]
+        with_parts = not is_all
+        sweeps = filter_sweeps(known, wanted, with_parts=with_parts)
+        unfiltered = NO_FILTER.model_copy(update={"parts": wanted.parts})
+        of_all = len(filter_sweeps(known, unfiltered, with_parts=with_parts))
+        found = select(sweeps, page, request.limit, of_all=of_all)
+        return at | _fields("sweeps", found, is_complete=snapshot.is_complete)
+
+    async def _master_keys(self) -> dict[str, Any]:
+        """The master keys, with how many keyrings are under each."""
+        snapshot = await self._index.snapshot(self._wait_s)
+        under = Counter(row.master_key for row in snapshot.projects)
+        rows = tuple(
+            row.model_copy(update={"projects": under[row.master_key]})
+            for row in await read_master_keys(self._keys, self._active_master_key)
+        )
+        selected = Selection(rows, len(rows), len(rows))
+        return _fields("master_keys", selected, is_complete=snapshot.is_complete)
 
     async def _read(self, request: StatusRequested) -> Page[Any]:
         project, after, limit = request.project, request.after, request.limit
@@ -174,18 +257,30 @@ class StatusReader:
                 raise MalformedRequestError(f"the view {view} is not served here")
         return page
 
-    def _reported(
-        self, request: StatusRequested, found: dict[str, Any], at: datetime | None = None
-    ) -> StatusReported:
-        return StatusReported(
-            request_id=request.request_id,
-            project=request.project,
-            at=format_time(at or self._now()),
-            view=request.view,
-            sweep_id=request.sweep_id,
-            after=request.after,
-            **found,
-        )
+    async def close(self) -> None:
+        """End what is being read."""
+        await self._index.close()
+
+    def _reported(self, request: StatusRequested, found: dict[str, Any]) -> StatusReported:
+        fields: dict[str, Any] = {
+            "request_id": request.request_id,
+            "project": request.project,
+            "at": format_time(self._now()),
+            "view": request.view,
+            "sweep_id": request.sweep_id,
+            "page": request.page,
+            "after": request.after,
+        }
+        return StatusReported(**fields | found)
+
+
+def _fields(name: str, selected: Selection[Any], *, is_complete: bool = True) -> dict[str, Any]:
+    return {
+        name: selected.rows,
+        "total": selected.total,
+        "of_all": selected.of_all,
+        "is_complete": selected.is_complete and is_complete,
+    }
 
 
 def _of_page(request: StatusRequested, page: Page[Any]) -> dict[str, Any]:

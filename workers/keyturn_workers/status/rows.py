@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from keyturn.counts import Counts as SweepCounts
+from keyturn.counts import Counts
 from keyturn.errors import CodedError
 from keyturn.identifiers import format_time
 from keyturn.messages import ProjectStatus, SweepStatus
 from keyturn_workers.keyring import Keyring
 from keyturn_workers.status.progress import SweepProgress
-from keyturn_workers.sweep import AllRecord, Counts, Origin, ProjectRecord
+from keyturn_workers.sweep import AllRecord, Origin, ProjectRecord
 from keyturn_workers.sweep.record import Round, Walk
 
 _MAX_DETAIL: Final = 500
@@ -166,7 +166,7 @@ def origin_status(project: str, origin: Origin, counts: Counts | None = None) ->
         code=None if end is None else end.code or None,
         detail=None if end is None else end.detail[:_MAX_DETAIL] or None,
         clean=None if end is None else end.clean,
-        counts=None if counts is None else SweepCounts(**counts.to_json()),
+        counts=counts,
         requested_at=origin.requested_at,
         started_at=format_time(origin.added_at),
         ended_at=None if end is None else format_time(end.at),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from keyturn.counts import Counts
 from keyturn.errors import CodedError
 from keyturn.identifiers import ALL_PROJECTS, is_project
 from keyturn.messages import SweepStatus
@@ -18,7 +19,7 @@ from keyturn_workers.status.records import RECORD_ERRORS
 from keyturn_workers.status.rows import Sweep, find_sweep, origin_status, unreadable_sweep
 from keyturn_workers.status.summaries import EtagCache
 from keyturn_workers.storage import PAGE_KEYS, ObjectSummary, Storage
-from keyturn_workers.sweep import Counts, Origin, SweepStore
+from keyturn_workers.sweep import Origin, SweepStore
 from keyturn_workers.sweep.progress import find_origin
 from keyturn_workers.sweep.record import End, PartEnd, Walk
 from keyturn_workers.sweep.store import part_path, round_prefix

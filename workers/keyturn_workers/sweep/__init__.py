@@ -24,7 +24,7 @@ and gives each origin its end.
 """
 
 from keyturn_workers.sweep.hints import SweepDispatcher, end_event
-from keyturn_workers.sweep.record import ALL, AllRecord, Counts, Options, Origin, ProjectRecord
+from keyturn_workers.sweep.record import ALL, AllRecord, Options, Origin, ProjectRecord
 from keyturn_workers.sweep.starter import SweepStarter, new_origin
 from keyturn_workers.sweep.steps import SweepContext
 from keyturn_workers.sweep.store import SweepStore
@@ -32,7 +32,6 @@ from keyturn_workers.sweep.store import SweepStore
 __all__ = [
     "ALL",
     "AllRecord",
-    "Counts",
     "Options",
     "Origin",
     "ProjectRecord",

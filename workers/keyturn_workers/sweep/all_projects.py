@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import structlog
 
+from keyturn.counts import Counts
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
@@ -32,15 +33,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, par
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringContradictedError, KeyringHiddenError
 from keyturn_workers.sweep.progress import MAX_FAILURES, begin_walk, end_walk
-from keyturn_workers.sweep.record import (
-    ALL,
-    AllRecord,
-    Counts,
-    End,
-    Origin,
-    PartEnd,
-    Walk,
-)
+from keyturn_workers.sweep.record import ALL, AllRecord, End, Origin, PartEnd, Walk
 from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.steps import StepRunner, SweepContext
 from keyturn_workers.sweep.store import StoredRecord

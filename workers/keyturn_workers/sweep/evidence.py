@@ -22,6 +22,7 @@ from typing import Final
 
 import structlog
 
+from keyturn.counts import Counts
 from keyturn.crypto import SigningKey
 from keyturn.errors import (
     EvidenceError,
@@ -49,7 +50,7 @@ from keyturn.identifiers import (
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.record import Counts, Origin, ProjectRecord, Round
+from keyturn_workers.sweep.record import Origin, ProjectRecord, Round
 
 _MAX_ATTEMPTS: Final = 8
 

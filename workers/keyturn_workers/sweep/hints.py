@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from keyturn.counts import Counts
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import format_time
 from keyturn.messages import (
@@ -24,7 +25,7 @@ from keyturn.messages import (
 )
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
 from keyturn_workers.amqp.retry import longest_delay_s
-from keyturn_workers.sweep.record import AllRecord, Counts, OpenPage, Origin, ProjectRecord
+from keyturn_workers.sweep.record import AllRecord, OpenPage, Origin, ProjectRecord
 
 _MAX: Final = 2**53 - 1
 Number = Annotated[int, Field(ge=0, le=_MAX)]

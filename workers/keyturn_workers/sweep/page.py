@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
+from keyturn.counts import Counts
 from keyturn.crypto import HEADER_BYTES
 from keyturn.errors import (
     ArchivedObjectError,
@@ -52,15 +53,7 @@ from keyturn_workers.objects.plan_action import (
 )
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.page_listing import Row, list_batches
-from keyturn_workers.sweep.record import (
-    Counts,
-    Failure,
-    OpenPage,
-    ProjectRecord,
-    Result,
-    Round,
-    State,
-)
+from keyturn_workers.sweep.record import Failure, OpenPage, ProjectRecord, Result, Round, State
 from keyturn_workers.sweep.store import SweepStore
 
 NULL_VERSION: Final = "null"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
+from keyturn.counts import Counts
 from keyturn.errors import (
     GenerationMismatchError,
     LeaseMismatchError,
@@ -26,7 +27,6 @@ from keyturn.topology import RETRY_DELAYS_S
 from keyturn_workers.keyring import Keyring, find_generation_number
 from keyturn_workers.sweep.record import (
     AllRecord,
-    Counts,
     End,
     KeyRange,
     OpenPage,

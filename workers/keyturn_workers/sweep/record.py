@@ -11,13 +11,14 @@ adjoin by construction, so no object key lies between two of them.
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from keyturn.counts import Counts
 from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import KeyringSnapshot
@@ -30,58 +31,6 @@ Kind = Literal["rotation", "sweep", "part"]
 OriginName: TypeAlias = tuple[Kind, str, str, str | None]
 """What identifies an origin: its kind, id and publisher, and of a part its walk."""
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What one page attempt counted, or the sum of many (SPEC 8.6).
-
-    `objects` counts all object keys except foreign names. `rewrapped` and `encrypted` count
-    writes, the others count states.
-    """
-
-    objects: int = 0
-    rewrapped: int = 0
-    current: int = 0
-    plaintext: int = 0
-    encrypted: int = 0
-    deleted: int = 0
-    foreign: int = 0
-    failed: int = 0
-    noncurrent_stale: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            *(getattr(self, name) + getattr(other, name) for name in _COUNT_NAMES),
-        )
-
-    def with_writes(self, writes: "Counts") -> "Counts":
-        """These states, with the writes of another count."""
-        return replace(self, rewrapped=writes.rewrapped, encrypted=writes.encrypted)
-
-    def without_writes(self) -> "Counts":
-        """Only the states."""
-        return self.with_writes(Counts())
-
-    def writes(self, since: "Counts | None" = None) -> "Counts":
-        """Only the writes; without those that had been counted before."""
-        before = since or Counts()
-        return Counts(
-            rewrapped=self.rewrapped - before.rewrapped, encrypted=self.encrypted - before.encrypted
-        )
-
-    @property
-    def all_as_desired(self) -> bool:
-        """Whether nothing failed and every object is in its desired state."""
-        as_desired = self.current + self.plaintext + self.deleted
-        return not self.failed and not self.noncurrent_stale and as_desired == self.objects
-
-    def to_json(self) -> dict[str, int]:
-        """The counts by name."""
-        return asdict(self)
-
-
-_COUNT_NAMES: Final = tuple(each.name for each in fields(Counts))
 
 
 # Origins: who asked for what, and how it ended.
@@ -165,7 +114,7 @@ class Origin:
     actor: str | None = None
     options: Options = Options()  # it is frozen
     walk_id: str | None = None
-    written_before: Counts = Counts()  # it is frozen
+    written_before: Counts = field(default_factory=Counts)
     is_repeated: bool = False
     end: End | None = None
 

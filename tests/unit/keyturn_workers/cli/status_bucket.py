@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from typer.testing import CliRunner
 
+from keyturn.counts import Counts
 from keyturn.crypto import to_base64
 from keyturn_workers.cli.app import app
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import AllRecord, Counts, Options, Origin, ProjectRecord, SweepStore
+from keyturn_workers.sweep import AllRecord, Options, Origin, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import End, Round, State, Walk
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
 from tools.harness.local_keys import desired_state, operator_keys

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn.identifiers import format_time
-from keyturn_workers.sweep import Counts, Options
+from keyturn_workers.sweep import Options
 from keyturn_workers.sweep.record import Failure, KeyRange, OpenPage, PartEnd
 from keyturn_workers.sweep.store import part_path
 from tests.unit.keyturn_workers.cli.fake_publisher import FakePublisher, event

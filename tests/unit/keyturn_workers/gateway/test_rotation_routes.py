@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyturn.counts import Counts
 from keyturn.errors import StorageUnavailableError, all_errors
 from keyturn.identifiers import is_uuid, keyring_s3_key
 from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
 from keyturn_workers.gateway import rotations
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import Counts, Origin, ProjectRecord
+from keyturn_workers.sweep import Origin, ProjectRecord
 from keyturn_workers.sweep.record import End, Round, State
 from keyturn_workers.sweep.store import record_path
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
@@ -371,7 +372,7 @@ def _turn(serving: Serving) -> str:
 
 async def test_each_status_of_the_record_is_a_state() -> None:
     counts = Counts(objects=3, rewrapped=2, current=3)
-    counted = {**asdict(counts), "clean": False}
+    counted = {**counts.to_json(), "clean": False}
     assert set(counted) == {*COUNT_FIELDS, "clean"}
     code, detail = "unknown_master_key", "why"
     ended = End(_NOW, clean=False, counts=counts)

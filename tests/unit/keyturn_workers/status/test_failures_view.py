@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from keyturn_workers.sweep import Counts
+from keyturn.counts import Counts
 from keyturn_workers.sweep.record import Failure, PartEnd
 from tests.unit.keyturn_workers.cli.status_bucket import (
     ROUND_ID,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+from keyturn.counts import Counts
 from keyturn.crypto import to_base64
 from keyturn.errors import CorruptObjectError, StorageUnavailableError
 from keyturn_workers.status.rows import (
@@ -16,7 +17,7 @@ from keyturn_workers.status.rows import (
     unreadable_project,
     unreadable_sweep,
 )
-from keyturn_workers.sweep import Counts, Options
+from keyturn_workers.sweep import Options
 from keyturn_workers.sweep.record import OpenPage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     BEGIN,

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.status import sweep_parts
 from keyturn_workers.status.rows import Sweep
 from keyturn_workers.status.sweep_parts import SweepParts
-from keyturn_workers.sweep import Counts
 from keyturn_workers.sweep.record import PartEnd
 from tests.unit.keyturn_workers.cli.status_bucket import (
     WALK_ID,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from keyturn_workers.sweep import Counts
+from keyturn.counts import Counts
 from keyturn_workers.sweep.record import PartEnd
 from tests.unit.keyturn_workers.cli.status_bucket import (
     WALK_ID,

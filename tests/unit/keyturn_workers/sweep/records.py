@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from keyturn.counts import Counts
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import Counts, Origin, ProjectRecord, SweepStore
+from keyturn_workers.sweep import Origin, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import End, Kind, OpenPage, OriginName, Result, Round, State
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS
 from tools.harness.memory_storage import MemoryStorage

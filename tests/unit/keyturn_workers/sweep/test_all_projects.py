@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader, Mark
@@ -18,7 +19,6 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import (
     ALL,
     AllRecord,
-    Counts,
     Options,
     Origin,
     SweepContext,

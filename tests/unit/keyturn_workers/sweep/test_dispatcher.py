@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.messages import RequestOrigin, encode, parse_event
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
-from keyturn_workers.sweep import ALL, AllRecord, Counts, SweepDispatcher, end_event
+from keyturn_workers.sweep import ALL, AllRecord, SweepDispatcher, end_event
 from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, parse
 from tests.unit.keyturn_workers.sweep.records import (
     PAGE,

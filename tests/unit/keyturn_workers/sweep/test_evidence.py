@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
+from keyturn.counts import Counts
 from keyturn.crypto import SigningKey
 from keyturn.errors import StorageUnavailableError
 from keyturn.evidence import (
@@ -21,7 +22,6 @@ from keyturn.evidence import (
 )
 from keyturn.identifiers import evidence_prefix, evidence_s3_key
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import Counts, Origin, ProjectRecord
 from keyturn_workers.sweep.evidence import EvidenceLog, counts_of, statement_of
 from keyturn_workers.sweep.record import State
 from tests.unit.keyturn_workers.sweep.records import (
@@ -39,6 +39,7 @@ from tests.unit.keyturn_workers.sweep.sweeping import EVENT_KEY, Sweeping
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring
+    from keyturn_workers.sweep import Origin, ProjectRecord
 
 OLD_KEY = SigningKey.from_seed(bytes([1]) * 32)
 NEW_KEY = SigningKey.from_seed(bytes([2]) * 32)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.errors import (
     GenerationMismatchError,
     LeaseMismatchError,
@@ -15,7 +16,7 @@ from keyturn.errors import (
     StorageUnavailableError,
     TooManyRequestsError,
 )
-from keyturn_workers.sweep import AllRecord, Counts, Options, Origin, ProjectRecord
+from keyturn_workers.sweep import AllRecord, Options, Origin, ProjectRecord
 from keyturn_workers.sweep.progress import (
     MAX_FAILURES,
     MAX_OPEN_SWEEPS,
@@ -293,7 +294,7 @@ def test_a_step_that_gives_up_fails_every_open_origin_until_its_message_is_repla
     assert failed.origins[0] == ended(ROTATION)
     end = end_of(failed.origins[1])
     assert (end.code, end.detail, end.failed_at_step) == ("corrupt_object", "forged", 3)
-    assert end.counts == replace(SEEN, rewrapped=2)
+    assert end.counts == SEEN.model_copy(update={"rewrapped": 2})
     taken_up = [replace(each, is_repeated=True) for each in (SWEEP, OTHER)]
     assert reopen_failed(failed).origins == (ended(ROTATION), *taken_up)
     assert reopen_failed(replace(failed, step=4)) == replace(failed, step=4)
@@ -437,8 +438,8 @@ def test_each_origin_has_its_end_with_the_writes_since_it_was_added() -> None:
     )
     assert after.origins[0] == ended(ROTATION)
     assert [end_of(each).counts for each in after.origins[1:3]] == [
-        replace(SEEN, rewrapped=4, encrypted=1),
-        replace(SEEN, rewrapped=1, encrypted=1),
+        SEEN.model_copy(update={"rewrapped": 4, "encrypted": 1}),
+        SEEN.model_copy(update={"rewrapped": 1, "encrypted": 1}),
     ]
     assert open_origins(after) == (waits,)
     assert (after.round, after.clean_end) == (None, None)

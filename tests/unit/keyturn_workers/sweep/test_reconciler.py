@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.errors import (
     CorruptObjectError,
     StorageUnavailableError,
@@ -21,7 +22,7 @@ from keyturn.identifiers import (
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import with_master_key
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import Counts, Options, Origin, ProjectRecord
+from keyturn_workers.sweep import Options, Origin, ProjectRecord
 from keyturn_workers.sweep.hints import SweepStep
 from keyturn_workers.sweep.progress import find_origin, open_origins
 from keyturn_workers.sweep.record import End, PartEnd

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.messages import RequestOrigin
-from keyturn_workers.sweep import AllRecord, Counts, ProjectRecord
+from keyturn_workers.sweep import AllRecord, ProjectRecord
 from keyturn_workers.sweep.record import (
     CleanEnd,
     KeyRange,
@@ -82,7 +83,7 @@ def test_the_state_is_that_of_the_keyring_with_its_serial() -> None:
 
 
 def test_counts_split_into_states_and_writes() -> None:
-    assert COUNTS.without_writes() == replace(COUNTS, rewrapped=0, encrypted=0)
+    assert COUNTS.without_writes() == COUNTS.model_copy(update={"rewrapped": 0, "encrypted": 0})
     assert COUNTS.writes() == Counts(rewrapped=2, encrypted=1)
     assert COUNTS.without_writes() + COUNTS.writes() == COUNTS
     assert COUNTS.writes(Counts(rewrapped=2, objects=9)) == Counts(encrypted=1)
@@ -101,7 +102,7 @@ def test_counts_split_into_states_and_writes() -> None:
 def test_all_is_as_desired_if_every_object_is_and_nothing_failed(
     change: dict[str, int], *, all_as_desired: bool
 ) -> None:
-    assert replace(COUNTS, **change).all_as_desired is all_as_desired
+    assert COUNTS.model_copy(update=change).all_as_desired is all_as_desired
 
 
 def test_an_origin_counts_the_round_and_the_writes_since_it_was_added() -> None:

@@ -9,9 +9,10 @@ from typing import Any, Self, cast
 import pytest
 from structlog.testing import capture_logs
 
+from keyturn.counts import Counts
 from keyturn.errors import NotFoundError, StorageUnavailableError
 from keyturn_workers.errors import PreconditionError
-from keyturn_workers.sweep import ALL, AllRecord, Counts, Origin, ProjectRecord
+from keyturn_workers.sweep import ALL, AllRecord, Origin, ProjectRecord
 from keyturn_workers.sweep.hints import SweepStep
 from keyturn_workers.sweep.record import PartEnd
 from tests.unit.keyturn_workers.sweep.records import (

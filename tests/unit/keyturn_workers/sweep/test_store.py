@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.crypto import Secret
 from keyturn.errors import CorruptObjectError, KmsUnavailableError, UnknownMasterKeyError
 from keyturn.identifiers import SWEEPS_PREFIX, keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.sweep import ALL, AllRecord, Counts, SweepStore
+from keyturn_workers.sweep import ALL, AllRecord, SweepStore
 from keyturn_workers.sweep.record import Failure, PartEnd, ProjectRecord, to_json
 from keyturn_workers.sweep.store import (
     RecordPath,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from opentelemetry.trace import SpanKind
 
+from keyturn.counts import Counts
 from keyturn.errors import AlreadyExistsError, CodedError, StorageUnavailableError
 from keyturn_workers.amqp import DeferError, NotConfirmedError, RequestConsumer
-from keyturn_workers.sweep import Counts
 from keyturn_workers.tracing.scope import begin, recorded
 from keyturn_workers.tracing.stages import TracedMetrics
 from keyturn_workers.worker.metrics import WorkerMetrics

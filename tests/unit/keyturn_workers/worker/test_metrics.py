@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.errors import AlreadyExistsError, CodedError, all_errors
 from keyturn.identifiers import format_time
 from keyturn.topology import (
@@ -21,7 +22,6 @@ from keyturn.topology import (
 )
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.master_keys.providers import KmsMetrics
-from keyturn_workers.sweep import Counts
 from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
 from tests.support.scrape import risen, shown
 

@@ -13,7 +13,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from keyturn_workers.sweep import Counts
+from keyturn.counts import Counts
 from tools.bench import against_plain, plain, rotation
 from tools.bench.__main__ import _arguments, _measurements
 from tools.bench.delay_proxy import Seen

@@ -1,0 +1,226 @@
+"""Reports are answered from an index that listings renew (SPEC 16.1)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.keyring import Mark
+from keyturn_workers.status.index import Index, Snapshot
+from tests.unit.keyturn_workers.cli.status_bucket import (
+    all_record,
+    done,
+    failed,
+    origin,
+    part,
+    record,
+    sweep_id,
+)
+from tests.unit.keyturn_workers.factories import keyring, rotated
+from tests.unit.keyturn_workers.status.bucket import AT_ONCE, KEYS, Bucket
+from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
+
+if TYPE_CHECKING:
+    from keyturn.messages import ProjectStatus
+
+_NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class _Scene:
+    """A bucket, an index of it, and the clock by which it is renewed."""
+
+    def __init__(self, **more: Any) -> None:
+        self.bucket, self.clock = Bucket(), _Clock()
+        self.index = Index(
+            self.bucket.storage, KEYS, AT_ONCE, lambda: _NOW, clock_s=self.clock, **more
+        )
+
+    async def renewed(self) -> Snapshot:
+        self.clock.seconds += 2
+        return await self.index.snapshot(wait_s=None)
+
+    @property
+    def reads(self) -> int:
+        return self.bucket.storage.calls["read"]
+
+
+def _rows(snapshot: Snapshot) -> dict[str, ProjectStatus]:
+    return {row.project: row for row in snapshot.projects}
+
+
+async def test_only_records_that_changed_are_opened_again() -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(*map(keyring, ("a", "b", "c")))
+    await scene.bucket.add(record(done(1), project="a"))
+    assert _rows(await scene.renewed()).keys() == {"a", "b", "c"}
+    assert scene.reads == 4
+    scene.bucket.replace(rotated(keyring("b")))
+    await scene.bucket.storage.delete(keyring_s3_key("c"))
+    await scene.bucket.enroll(keyring("d"))
+    rows = _rows(await scene.renewed())
+    assert {name: row.generation for name, row in rows.items()} == {"a": 1, "b": 2, "d": 1}
+    assert scene.reads == 6
+
+
+async def test_questions_within_two_seconds_share_one_listing() -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("a"))
+    await asyncio.gather(*(scene.index.snapshot() for _ in range(3)))
+    listings = scene.bucket.storage.calls["list_page"]
+    scene.clock.seconds = 1.9
+    await scene.index.snapshot()
+    assert scene.bucket.storage.calls["list_page"] == listings
+
+
+async def test_an_index_that_is_still_read_says_so_and_is_complete_in_the_end() -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("a"))
+    assert not (await scene.index.snapshot(wait_s=0)).is_complete
+    snapshot = await scene.renewed()
+    assert snapshot.is_complete
+    assert _rows(snapshot).keys() == {"a"}
+    await scene.index.close()
+
+
+async def test_too_many_records_are_cut_and_the_index_says_so() -> None:
+    scene = _Scene(max_rows=2)
+    await scene.bucket.enroll(*map(keyring, ("a", "b", "c")))
+    snapshot = await scene.renewed()
+    assert _rows(snapshot).keys() == {"a", "b"}
+    assert not snapshot.is_complete
+
+
+async def test_a_listing_that_fails_is_the_answer_and_the_next_question_lists_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("a"))
+    with monkeypatch.context() as patched:
+
+        async def refuse(*_: object, **__: object) -> None:
+            raise StorageUnavailableError("away")
+
+        patched.setattr(scene.bucket.storage, "list_entries", refuse)
+        with pytest.raises(StorageUnavailableError):
+            await scene.renewed()
+    assert (await scene.renewed()).is_complete
+
+
+async def test_a_keyring_that_does_not_open_is_a_row_and_is_tried_again_later() -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("acme"))
+    scene.bucket.plant(".keyturn/keyrings/forged.json", {})
+    scene.bucket.plant(".keyturn/sweeps/acme.json", {})
+    rows = _rows(await scene.renewed())
+    assert {name: row.code for name, row in rows.items()} == {
+        "acme": None,
+        "forged": "corrupt_object",
+    }
+    reads = scene.reads
+    await scene.renewed()
+    assert scene.reads == reads
+    scene.clock.seconds += 30
+    await scene.renewed()
+    assert scene.reads == reads + 2
+
+
+@pytest.mark.parametrize(
+    ("origins", "expected"),
+    [
+        ((), {}),
+        ((origin(1),), {"running_sweeps": (sweep_id(1),)}),
+        (
+            (done(1), done(2), origin(3)),
+            {
+                "last_proof_sweep": sweep_id(2),
+                "last_end_sweep": sweep_id(2),
+                "last_end_clean": True,
+                "running_sweeps": (sweep_id(3),),
+            },
+        ),
+        (
+            (done(1), done(2, clean=False)),
+            {
+                "last_proof_sweep": sweep_id(1),
+                "last_end_sweep": sweep_id(2),
+                "last_end_clean": False,
+            },
+        ),
+        ((failed(4, "x"),), {"last_end_sweep": sweep_id(4), "last_end_clean": False}),
+    ],
+)
+async def test_a_project_is_joined_with_its_record_of_sweeps(
+    origins: tuple[Any, ...], expected: dict[str, Any]
+) -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("acme"))
+    if origins:
+        await scene.bucket.add(record(*origins))
+    names = ("last_proof_sweep", "last_end_sweep", "last_end_clean", "running_sweeps")
+    for snapshot in (await scene.renewed(), await scene.index.of_project("acme")):
+        (row,) = snapshot.projects
+        assert {name: getattr(row, name) for name in names} == dict.fromkeys(names) | expected
+        assert row.key_since == row.enrolled_at
+        has_proof = "last_proof_sweep" in expected
+        assert (row.last_proof_at is not None) is has_proof
+
+
+async def test_of_one_project_two_records_are_listed_and_read() -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("acme"), keyring("acme-2"))
+    await scene.bucket.add(record(part(2), origin(3)), record(origin(4), project="acme-2"))
+    snapshot = await scene.index.of_project("acme")
+    assert _rows(snapshot).keys() == {"acme"}
+    assert {row.sweep_id for row in snapshot.sweeps} == {sweep_id(2), sweep_id(3)}
+    assert scene.reads == 2
+    assert (await scene.index.of_project("acm")).projects == ()
+    of_all = all_record(origin(5))
+    await scene.bucket.add(of_all)
+    assert [row.sweep_id for row in (await scene.index.of_project("*")).sweeps] == [sweep_id(5)]
+
+
+async def test_each_keyring_is_compared_with_its_mark_also_if_its_row_is_kept() -> None:
+    witness = FakeWitness()
+    scene = _Scene(witness=witness)
+    bucket = scene.bucket
+    await bucket.enroll(*map(keyring, ("a", "b", "c", "d")))
+    bucket.replace(replace(keyring("e"), serial=0))
+    for name in ("a", "b", "c"):
+        _, body = await bucket.storage.read(keyring_s3_key(name))
+        witness.receive(name, mark_of(body, name))
+
+    async def marks() -> dict[str, str | None]:
+        return {name: row.mark for name, row in _rows(await scene.renewed()).items()}
+
+    expected = {
+        "a": "current", "b": "current", "c": "current", "d": "unknown", "e": "unmarked",
+    }  # fmt: skip
+    assert await marks() == expected
+    reads = scene.reads
+    witness.receive("b", Mark(2, bytes(32), 1))
+    assert await marks() == expected | {"b": "rolled_back"}
+    assert scene.reads == reads
+    await bucket.storage.delete(keyring_s3_key("c"))
+    await bucket.storage.delete(keyring_s3_key("d"))
+    witness.receive("f", Mark(2, bytes(32), 1))
+    assert await marks() == {
+        "a": "current", "b": "rolled_back", "c": "removed", "e": "unmarked", "f": "removed",
+    }  # fmt: skip
+    assert [row.mark for row in (await scene.index.of_project("c")).projects] == ["removed"]
+    assert (await scene.index.of_project("d")).projects == ()
+    witness.is_current = False
+    assert set((await marks()).values()) <= {None, "removed"}

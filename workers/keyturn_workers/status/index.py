@@ -1,0 +1,407 @@
+"""The index of keyrings and sweeps that reports are answered from (SPEC 16.1).
+
+It is made with the first question, and renewed by listings while it is asked: only records whose
+ETag changed are opened. Rows hold no key. A question waits for a renewal a short time, and is then
+answered with what has been read so far; the renewal goes on.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from keyturn.errors import CodedError, EvidenceError, MarksUnavailableError
+from keyturn.evidence import parse as parse_evidence
+from keyturn.identifiers import (
+    ALL_PROJECTS,
+    KEYRINGS_PREFIX,
+    SWEEPS_PREFIX,
+    keyring_s3_key,
+)
+from keyturn.messages import ProjectStatus, SweepStatus
+from keyturn_workers.keyring import Keyring, Mark, MarkState, Witness
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.status.pace import Pace
+from keyturn_workers.status.query import order_sweeps
+from keyturn_workers.status.records import Opened, Record, SweepRecord, open_record, record_of
+from keyturn_workers.status.rows import Sweep, project_status, unreadable_project
+from keyturn_workers.status.summaries import read_batches
+from keyturn_workers.storage import ObjectSummary, Storage
+from keyturn_workers.sweep import AllRecord, ProjectRecord
+from keyturn_workers.sweep.store import record_path
+
+MAX_ROWS: Final = 30_000
+"""Rows of keyrings that are kept, and as many of sweeps."""
+RENEWED_EVERY_S: Final = 2.0
+WAIT_S: Final = 1.5
+"""How long a question waits for a renewal."""
+_UNREADABLE_AGAIN_S: Final = 30.0
+
+Now = Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What one record said when it was opened.
+
+    Attributes:
+        etag: Its ETag then.
+        keyring: The row of a keyring.
+        mark: What a mark would say of it.
+        sweeps: The rows of a record of sweeps.
+        proven_at: When the newest evidence in that record was complete.
+        read_at_s: When it was read; of one that does not open, the reason may pass.
+    """
+
+    etag: str
+    keyring: ProjectStatus | None = None
+    mark: Mark | None = None
+    sweeps: tuple[SweepStatus, ...] = ()
+    proven_at: str | None = None
+    is_unreadable: bool = False
+    read_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the index knows at one moment.
+
+    Attributes:
+        at: When the listing that it is of began.
+        projects: A row for each keyring, by name, joined with the records of sweeps.
+        sweeps: A row for each origin in a record, those under way first, then the newest.
+        is_complete: Whether these are all.
+    """
+
+    at: datetime
+    projects: tuple[ProjectStatus, ...] = ()
+    sweeps: tuple[SweepStatus, ...] = ()
+    is_complete: bool = True
+
+
+@dataclass(slots=True)
+class _Renewal:
+    """One pass over the listings."""
+
+    at: datetime
+    received: int
+    task: asyncio.Task[None] | None = None
+    listed: dict[str, ObjectSummary] = field(default_factory=dict)
+
+
+class Index:
+    """Rows of all keyrings and sweeps.
+
+    Args:
+        storage: The bucket.
+        keys: The operator's keys.
+        pace: Waits between batches.
+        now: The time.
+        witness: The marks that keyrings are compared with.
+        clock_s: Seconds that only grow; for tests.
+        max_rows: How many rows of keyrings, and of sweeps, are kept.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        keys: OperatorKeys,
+        pace: Pace,
+        now: Now,
+        *,
+        witness: Witness | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+        max_rows: int = MAX_ROWS,
+    ) -> None:
+        self._storage = storage
+        self._keys = keys
+        self._pace = pace
+        self._now = now
+        self._witness = witness
+        self._clock_s = clock_s
+        self._max_rows = max_rows
+        self._entries: dict[str, _Entry] = {}
+        self._renewal: _Renewal | None = None
+        self._renewed: _Renewal | None = None  # the last one that came to its end
+        self._renewed_s = 0.0
+        self._is_cut = False
+        self._version = 0
+        self._joined: tuple[tuple[int, int, bool], Snapshot] | None = None
+
+    async def snapshot(self, wait_s: float | None = WAIT_S) -> Snapshot:
+        """All rows, renewed if they are older than two seconds.
+
+        Args:
+            wait_s: How long to wait for a renewal; None waits for its end.
+
+        Raises:
+            StorageUnavailableError, StorageAnswerError: the storage cannot be listed.
+        """
+        renewal = self._renewal
+        if renewal is None and self._is_stale():
+            renewal = self._renewal = _Renewal(self._now(), self._received)
+            renewal.task = asyncio.create_task(self._renew(renewal))
+        if renewal is not None and renewal.task is not None:
+            # Another question may wait for it too, so it outlives this one.
+            await asyncio.wait({renewal.task}, timeout=wait_s)
+            if renewal.task.done():
+                renewal.task.result()
+        return self._snapshot()
+
+    async def close(self) -> None:
+        """End a renewal that is under way."""
+        renewal = self._renewal
+        if renewal is not None and renewal.task is not None:
+            renewal.task.cancel()
+            await asyncio.wait({renewal.task})
+
+    async def of_project(self, project: str) -> Snapshot:
+        """The rows of one project, read now: its keyring, and its record of sweeps.
+
+        Raises:
+            StorageUnavailableError, StorageAnswerError: they cannot be read.
+        """
+        at, received = self._now(), self._received
+        keys = [] if project == ALL_PROJECTS else [keyring_s3_key(project)]
+        keys.append(record_path(project))
+        listed: dict[str, ObjectSummary] = {}
+        for s3_key in keys:
+            async for row in self._storage.list(s3_key, limit=1):
+                if row.key == s3_key:
+                    listed[row.key] = row
+        await self._read(list(listed.values()))
+        for s3_key in keys:
+            if s3_key not in listed and self._entries.pop(s3_key, None) is not None:
+                self._version += 1
+        entries = {key: self._entries[key] for key in listed if key in self._entries}
+        return self._join(entries, at, received, {project}, is_complete=True)
+
+    # Renewal.
+
+    @property
+    def _received(self) -> int:
+        return 0 if self._witness is None else self._witness.table.received
+
+    def _is_stale(self) -> bool:
+        return self._renewed is None or self._clock_s() - self._renewed_s >= RENEWED_EVERY_S
+
+    async def _renew(self, renewal: _Renewal) -> None:
+        try:
+            self._is_cut = False
+            async for row in self._storage.list(KEYRINGS_PREFIX):
+                if not self._take(renewal, row, len(renewal.listed)):
+                    break
+            keyrings = list(renewal.listed.values())
+            await self._list_sweeps(renewal)
+            await self._read(keyrings)
+            await self._read(list(renewal.listed.values())[len(keyrings) :])
+            gone = [s3_key for s3_key in self._entries if s3_key not in renewal.listed]
+            for s3_key in gone:
+                del self._entries[s3_key]
+            self._version += bool(gone)
+            self._renewed, self._renewed_s = renewal, self._clock_s()
+        finally:
+            self._renewal = None
+
+    async def _list_sweeps(self, renewal: _Renewal) -> None:
+        begin, after = len(renewal.listed), ""
+        while True:
+            page = await self._storage.list_entries(SWEEPS_PREFIX, delimiter="/", after=after)
+            for row in page.objects:
+                if not self._take(renewal, row, len(renewal.listed) - begin):
+                    return
+            if page.next_after is None:
+                return
+            after = page.next_after
+
+    def _take(self, renewal: _Renewal, row: ObjectSummary, count: int) -> bool:
+        """Note a listed record; False once there are too many."""
+        if count >= self._max_rows:
+            self._is_cut = True
+            return False
+        if record_of(row) is not None:
+            renewal.listed[row.key] = row
+        return True
+
+    async def _read(self, listed: Sequence[ObjectSummary]) -> None:
+        """Open those that changed, a few at a time."""
+        records = [
+            record
+            for row in listed
+            if not self._is_kept(row) and (record := record_of(row)) is not None
+        ]
+        for batch in read_batches(range(len(records)), records):
+            await self._pace.next_batch()
+            entries = await asyncio.gather(*(self._entry(records[number]) for number in batch))
+            for number, entry in zip(batch, entries, strict=True):
+                self._keep(records[number].listed.key, entry)
+
+    def _is_kept(self, row: ObjectSummary) -> bool:
+        entry = self._entries.get(row.key)
+        if entry is None or entry.etag != row.etag:
+            return False
+        return not entry.is_unreadable or self._clock_s() - entry.read_at_s < _UNREADABLE_AGAIN_S
+
+    def _keep(self, s3_key: str, entry: _Entry | None) -> None:
+        self._version += 1
+        if entry is None:
+            self._entries.pop(s3_key, None)
+        else:
+            self._entries[s3_key] = entry
+
+    async def _entry(self, record: Record) -> _Entry | None:
+        """What a record says by a read now; None if it is gone.
+
+        A record of sweeps that does not open has no row: nothing says which sweeps it had.
+        """
+        opened = await open_record(self._storage, self._keys, record)
+        if opened is None:
+            return None
+        if isinstance(opened, CodedError):
+            return _Entry(
+                record.listed.etag,
+                None
+                if record.sweep_path is not None
+                else unreadable_project(record.project, opened),
+                is_unreadable=True,
+                read_at_s=self._clock_s(),
+            )
+        return _opened_entry(opened)
+
+    # What it knows.
+
+    def _snapshot(self) -> Snapshot:
+        renewed = self._renewed or self._renewal
+        if renewed is None:  # it failed, and so did the question that waited for it
+            return Snapshot(self._now(), is_complete=False)
+        is_current = self._witness is not None and self._witness.is_current
+        key = (self._version, self._received, is_current)
+        if self._joined is not None and self._joined[0] == key:
+            known = self._joined[1]
+            if known.at == renewed.at:
+                return known
+        snapshot = self._join(
+            self._entries,
+            renewed.at,
+            renewed.received,
+            None,
+            is_complete=self._renewed is not None and not self._is_cut,
+        )
+        self._joined = (key, snapshot)
+        return snapshot
+
+    def _join(
+        self,
+        entries: dict[str, _Entry],
+        at: datetime,
+        received: int,
+        projects: set[str] | None,
+        *,
+        is_complete: bool,
+    ) -> Snapshot:
+        """The rows of these entries; `projects` are the only ones asked about."""
+        rows: dict[str, ProjectStatus] = {}
+        sweeps: list[SweepStatus] = []
+        for entry in entries.values():
+            sweeps += entry.sweeps
+            if entry.keyring is not None:
+                project = entry.keyring.project
+                of_sweeps = entries.get(record_path(project))
+                rows[project] = self._compared(_joined(entry.keyring, of_sweeps), entry, received)
+        for removed in self._removed(rows, projects, received):
+            rows[removed.project] = removed
+        is_cut = len(sweeps) > self._max_rows
+        return Snapshot(
+            at,
+            tuple(rows[name] for name in sorted(rows)),
+            tuple(order_sweeps(sweeps)[: self._max_rows]),
+            is_complete=is_complete and not is_cut,
+        )
+
+    def _compared(self, row: ProjectStatus, entry: _Entry, received: int) -> ProjectStatus:
+        """The row with what the marks say; a mark that arrived meanwhile leaves it open."""
+        if self._witness is None or entry.mark is None or not self._knows(row.project):
+            return row
+        state = self._witness.table.find_state(row.project, entry.mark, received)
+        return row if state is None else row.model_copy(update={"mark": state.value})
+
+    def _removed(
+        self, rows: Iterable[str], projects: set[str] | None, received: int
+    ) -> list[ProjectStatus]:
+        """A row for each project that has a mark and no keyring."""
+        # Before the first renewal has ended, a keyring may only not have been read yet.
+        if self._witness is None or (projects is None and self._renewed is None):
+            return []
+        table, known = self._witness.table, set(rows)
+        return [
+            ProjectStatus(project=project, mark="removed")
+            for project in table.projects()
+            if project not in known
+            and (projects is None or project in projects)
+            and table.find_state(project, None, received) is MarkState.REMOVED
+        ]
+
+    def _knows(self, project: str) -> bool:
+        """Whether the newest mark of a project is known, or what a replaced stream had."""
+        if self._witness is None:
+            return False
+        if self._witness.table.find_lost(project) is not None:
+            return True
+        try:
+            self._witness.check_current(project)
+        except MarksUnavailableError:
+            return False
+        return True
+
+
+def _opened_entry(opened: Opened) -> _Entry:
+    content = opened.content
+    if isinstance(content, Keyring):
+        mark = Mark(content.serial, opened.digest, content.current.generation)
+        return _Entry(opened.etag, project_status(content), mark)
+    return _sweeps_entry(opened.etag, content)
+
+
+def _sweeps_entry(etag: str, content: SweepRecord) -> _Entry:
+    record = content.record
+    if record is None:
+        raise TypeError("a record in the folder of a round")
+    rows = tuple(Sweep(record, origin).row() for origin in record.origins)
+    return _Entry(etag, sweeps=rows, proven_at=_proven_at(record))
+
+
+def _proven_at(record: ProjectRecord | AllRecord) -> str | None:
+    """When the newest evidence was complete: the parts of sweeps of all leave only that."""
+    if isinstance(record, AllRecord) or record.evidence is None:
+        return None
+    try:
+        return parse_evidence(record.evidence.encode()).predicate.proven_to
+    except EvidenceError:
+        return None
+
+
+def _joined(row: ProjectStatus, of_sweeps: _Entry | None) -> ProjectStatus:
+    """A keyring with what its record of sweeps says."""
+    fields: dict[str, object] = {"key_since": row.rotated_at or row.enrolled_at}
+    if of_sweeps is not None:
+        ended = [each for each in of_sweeps.sweeps if each.ended_at is not None]
+        last = max(ended, key=lambda each: each.ended_at or "", default=None)
+        proof = max(
+            (each for each in ended if each.clean),
+            key=lambda each: each.ended_at or "",
+            default=None,
+        )
+        times = [of_sweeps.proven_at, None if proof is None else proof.ended_at]
+        fields |= {
+            "last_proof_at": max(filter(None, times), default=None),
+            "last_proof_sweep": None if proof is None else proof.sweep_id,
+            "last_end_sweep": None if last is None else last.sweep_id,
+            "last_end_clean": None if last is None else last.clean,
+            "running_sweeps": tuple(
+                each.sweep_id for each in of_sweeps.sweeps if each.status == "running"
+            )
+            or None,
+        }
+    return row.model_copy(update=fields)

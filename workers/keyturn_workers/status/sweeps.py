@@ -1,0 +1,311 @@
+"""One sweep: its progress, the parts of a sweep of all, and what failed (SPEC 8.5, 16.1).
+
+The parts that ended clean are only counted. Of the others, and of the failures, a bounded number is
+read, some each time that they are asked for; a report says whether these are all.
+"""
+
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from keyturn.counts import Counts
+from keyturn.errors import CodedError
+from keyturn.identifiers import ALL_PROJECTS, is_project
+from keyturn.messages import CodeCount, FailureStatus, StatusFilter, SweepStatus
+from keyturn_workers.errors import MissingError
+from keyturn_workers.status.pace import BATCH, Pace
+from keyturn_workers.status.query import (
+    Selection,
+    filter_failures,
+    order_parts,
+    select,
+)
+from keyturn_workers.status.records import RECORD_ERRORS
+from keyturn_workers.status.rows import Sweep, find_sweep, origin_status, unreadable_sweep
+from keyturn_workers.status.summaries import EtagCache
+from keyturn_workers.storage import ObjectSummary, Storage
+from keyturn_workers.sweep import Origin, SweepStore
+from keyturn_workers.sweep.progress import find_origin
+from keyturn_workers.sweep.record import End, Failure, PartEnd, Walk
+from keyturn_workers.sweep.store import parse_record_path, part_path, round_prefix
+
+MAX_PARTS: Final = 20_000
+MAX_FAILURES: Final = 20_000
+READING_S: Final = 1.5
+"""How long one question reads records that were not read before."""
+_MAX_CACHED: Final = 50_000
+_MAX_COUNTED: Final = 100
+_LISTINGS_AT_ONCE: Final = 20
+_RECOUNT_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One project's part of a sweep of all; or a sweep of one project.
+
+    Attributes:
+        row: Its row; with only ids and a code if its record does not open.
+        round_id: The round that has its failures, if any.
+    """
+
+    row: SweepStatus
+    round_id: str | None = None
+
+
+@dataclass(slots=True)
+class Parts:
+    """The parts of a sweep of all that run, or did not end clean; and whether these are all."""
+
+    parts: list[Part] = field(default_factory=list)
+    is_complete: bool = True
+
+
+@dataclass(slots=True)
+class _Count:
+    number: int = 0
+    after: str = ""
+    begun_s: float = 0.0
+    known: int | None = None
+
+
+class SweepReader:
+    """Reads one sweep. Methods raise the errors of the storage where it cannot be read.
+
+    Args:
+        storage: The bucket.
+        store: The records of sweeps.
+        pace: Waits between batches.
+        reading_s: How long one question reads; None reads to the end.
+        clock_s: Seconds that only grow; for tests.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        store: SweepStore,
+        pace: Pace,
+        *,
+        reading_s: float | None = READING_S,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._storage = storage
+        self._store = store
+        self._pace = pace
+        self._reading_s = reading_s
+        self._clock_s = clock_s
+        # Both are created once, and asked about again and again.
+        self._ends: EtagCache[PartEnd] = EtagCache(_MAX_CACHED)
+        self._failures: EtagCache[tuple[Failure, ...]] = EtagCache(_MAX_CACHED)
+        self._counts: OrderedDict[str, _Count] = OrderedDict()
+
+    async def sweep(
+        self, sweep_id: str, project: str, page: int, limit: int
+    ) -> Selection[SweepStatus]:
+        """The sweep, before a page of its parts; no rows if no record has it."""
+        try:
+            sweep = find_sweep(await self._store.find(project), sweep_id)
+            if sweep is None:
+                part = await self._find_ended(sweep_id, project)
+                rows = () if part is None else (part.row,)
+                return Selection(rows, len(rows), len(rows))
+        except RECORD_ERRORS as exc:
+            return Selection((unreadable_sweep(sweep_id, project, exc),), 1, 1)
+        if project != ALL_PROJECTS:
+            expected = await self._count_objects(project) if sweep.origin.is_open else None
+            return Selection((sweep.row(expected=expected),), 1, 1)
+        found = await self._parts(sweep)
+        open_rows = [part.row for part in found.parts if part.row.status == "running"]
+        whole = sweep.row(sum_counts(open_rows, sweep.counts))
+        parts = order_parts(part.row for part in found.parts)
+        selected = select(parts, page, limit, of_all=len(parts))
+        return Selection(
+            (whole, *selected.rows),
+            selected.total,
+            selected.of_all,
+            is_complete=selected.is_complete and found.is_complete,
+        )
+
+    async def failures(
+        self, sweep_id: str, project: str, wanted: StatusFilter, page: int, limit: int
+    ) -> tuple[Selection[FailureStatus], tuple[CodeCount, ...]]:
+        """A page of the failures that match; and how many there are of each code, in all."""
+        sweep = find_sweep(await self._store.find(project), sweep_id)
+        found = Parts()
+        if sweep is None:
+            part = await self._find_ended(sweep_id, project)
+            found.parts = [] if part is None else [part]
+        elif project == ALL_PROJECTS:
+            found = await self._parts(sweep)
+        else:
+            found.parts = [Part(sweep.row(), sweep.round_id)]
+        rows: list[FailureStatus] = []
+        is_complete, deadline = found.is_complete, self._deadline()
+        for part in found.parts:
+            is_complete &= await self._add_failures(part, rows, deadline)
+        matching = filter_failures(rows, wanted)
+        selected = select(matching, page, limit, of_all=len(rows))
+        codes = Counter(row.code for row in rows)
+        counts = tuple(CodeCount(code=code, count=count) for code, count in codes.most_common())
+        return replace(selected, is_complete=is_complete and selected.is_complete), counts
+
+    def _deadline(self) -> float:
+        return float("inf") if self._reading_s is None else self._clock_s() + self._reading_s
+
+    # Failures.
+
+    async def _add_failures(self, part: Part, rows: list[FailureStatus], deadline: float) -> bool:
+        """Add the failures of one part; whether these are all."""
+        project, round_id = part.row.project, part.round_id
+        if part.row.status is None and part.row.code is not None:
+            rows.append(FailureStatus(project=project, code=part.row.code))
+        elif round_id is not None:
+            async for s3_key in self._store.failure_records(project, round_id):
+                path = parse_record_path(s3_key)
+                if path is None or not path.is_failures:
+                    continue
+                is_known = self._failures.get(s3_key, "") is not None
+                if len(rows) >= MAX_FAILURES or (not is_known and self._clock_s() > deadline):
+                    return False
+                rows += await self._failures_of(project, s3_key)
+        return True
+
+    async def _failures_of(self, project: str, s3_key: str) -> list[FailureStatus]:
+        failures = self._failures.get(s3_key, "")
+        if failures is None:
+            await self._pace.next_batch()
+            try:
+                failures = await self._store.read_failures(project, s3_key)
+            except MissingError:
+                return []  # the folder of its round has been removed since
+            except RECORD_ERRORS as exc:
+                return [FailureStatus(project=project, code=exc.code)]
+            self._failures.put(s3_key, "", failures, len(failures))
+        return [FailureStatus(project=project, key=each.key, code=each.code) for each in failures]
+
+    # The parts of a sweep of all.
+
+    async def _parts(self, sweep: Sweep) -> Parts:
+        """The parts that run, and those that ended and are not clean."""
+        walk, found = sweep.current, Parts()
+        running = sorted(walk.open_parts) if isinstance(walk, Walk) else []
+        for begin in range(0, len(running), BATCH):
+            await self._pace.next_batch()
+            batch = running[begin : begin + BATCH]
+            found.parts += await asyncio.gather(
+                *(self._open_part(sweep.origin, str(sweep.round_id), each) for each in batch)
+            )
+        if sweep.round_id is not None:
+            await self._add_ended(sweep.origin, sweep.round_id, frozenset(running), found)
+        return found
+
+    async def _add_ended(
+        self, origin: Origin, walk_id: str, running: frozenset[str], found: Parts
+    ) -> None:
+        deadline, batch = self._deadline(), list[ObjectSummary]()
+
+        async def add() -> None:
+            await self._pace.next_batch()
+            parts = await asyncio.gather(*(self._ended_part(origin, walk_id, row) for row in batch))
+            found.parts += [part for part in parts if part is not None and not part.row.clean]
+            batch.clear()
+
+        async for row in self._storage.list(round_prefix(ALL_PROJECTS, walk_id)):
+            project = _project_of(walk_id, row.key)
+            if not is_project(project) or project in running:
+                continue
+            if self._clock_s() > deadline and self._ends.get(row.key, row.etag) is None:
+                found.is_complete = False
+                break
+            batch.append(row)
+            if len(batch) == BATCH:
+                await add()
+            if len(found.parts) >= MAX_PARTS:
+                found.is_complete = False
+                break
+        await add()
+
+    async def _find_ended(self, sweep_id: str, project: str) -> Part | None:
+        """The part of one project that ended, whose record does not have it any more.
+
+        Raises:
+            CodedError: the record of the sweeps of all does not open.
+        """
+        sweep = find_sweep(await self._store.find(ALL_PROJECTS), sweep_id)
+        if sweep is None or sweep.round_id is None:
+            return None
+        s3_key = part_path(sweep.round_id, project)
+        async for row in self._storage.list(s3_key, limit=1):
+            if row.key == s3_key:
+                return await self._ended_part(sweep.origin, sweep.round_id, row)
+        return None
+
+    async def _open_part(self, origin: Origin, walk_id: str, project: str) -> Part:
+        part = replace(origin, kind="part", walk_id=walk_id)
+        try:
+            record = (await self._store.read(project)).record
+        except MissingError:
+            return Part(origin_status(project, part))
+        except RECORD_ERRORS as exc:
+            return _unreadable_part(origin, project, exc)
+        added = find_origin(record, part.name)
+        if added is None:  # its end is being published, or the next step adds it again
+            return Part(origin_status(project, part))
+        sweep = Sweep(record, added)
+        return Part(sweep.row(), sweep.round_id)
+
+    async def _ended_part(self, origin: Origin, walk_id: str, listed: ObjectSummary) -> Part | None:
+        """A part whose end was listed; None if that has been removed since."""
+        project = _project_of(walk_id, listed.key)
+        ended = self._ends.get(listed.key, listed.etag)
+        if ended is None:
+            try:
+                ended = await self._store.look_up_part_end(walk_id, project)
+            except RECORD_ERRORS as exc:
+                return _unreadable_part(origin, project, exc)
+            if ended is None:
+                return None
+            self._ends.put(listed.key, listed.etag, ended)
+        at, round_id = listed.last_modified, ended.round_id
+        end = End(at, ended.clean, ended.counts, round_id, code=ended.code, detail=ended.detail)
+        return Part(origin_status(project, replace(origin, kind="part", end=end)), round_id)
+
+    # How many objects there are.
+
+    async def _count_objects(self, project: str) -> int | None:
+        """How many objects the project had some minutes ago; None while that is not known.
+
+        A project may have millions of objects, and no single report may take as long as listing
+        them all. So each report goes on where the last one stopped.
+        """
+        count = self._counts.pop(project, None) or _Count(begun_s=self._clock_s())
+        self._counts[project] = count
+        while len(self._counts) > _MAX_COUNTED:
+            self._counts.popitem(last=False)
+        if count.known is not None and self._clock_s() - count.begun_s < _RECOUNT_S:
+            return count.known
+        for _ in range(_LISTINGS_AT_ONCE):
+            page = await self._storage.list_entries(f"{project}/", after=count.after)
+            count.number += len(page.objects)
+            if page.next_after is None:
+                count.known, count.number, count.after = count.number, 0, ""
+                count.begun_s = self._clock_s()
+                break
+            count.after = page.next_after
+        return count.known
+
+
+def sum_counts(rows: Iterable[SweepStatus], start: Counts) -> Counts:
+    """The counts of these sweeps, added to those of others."""
+    return sum((row.counts for row in rows if row.counts is not None), start)
+
+
+def _unreadable_part(origin: Origin, project: str, error: CodedError) -> Part:
+    row = unreadable_sweep(origin.id, project, error)
+    return Part(row.model_copy(update={"part_of_all": True}))
+
+
+def _project_of(walk_id: str, s3_key: str) -> str:
+    return s3_key.removeprefix(round_prefix(ALL_PROJECTS, walk_id)).removesuffix(".json")
