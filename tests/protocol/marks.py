@@ -149,8 +149,8 @@ class _BrokerConnection:
     def separate(self) -> _BrokerConnection:
         return self
 
-    async def publish(self, request_id: str, routing_key: str, message: Any) -> None:
-        del request_id, routing_key
+    async def publish(self, routing_key: str, message: Any) -> None:
+        del routing_key
         await self.link.publish(message, self._timeout_s)
 
 

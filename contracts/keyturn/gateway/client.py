@@ -56,8 +56,8 @@ from keyturn.gateway.responses import (
 from keyturn.gateway.transport import MAX_CONNECTIONS, Transport, is_unencrypted
 from keyturn.identifiers import is_uuid
 from keyturn.metadata import check_content_type, encode_caller_metadata
-from keyturn.publisher.body_source import Body
 from keyturn.publisher.requests import ApiKey
+from keyturn.publisher.staging import Body
 
 _CALLER: Final = 3  # frames up to the caller of `connect`: its own, and contextlib's
 CONNECT_TIMEOUT_S: Final = 10.0

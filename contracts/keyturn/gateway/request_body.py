@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 
-from keyturn.publisher.body_source import Body, blocks
+from keyturn.publisher.staging import Body, blocks
 
 
 class RequestBody:

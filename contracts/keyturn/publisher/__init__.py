@@ -9,10 +9,9 @@
 | module | holds |
 | --- | --- |
 | `client` | `Publisher`: enroll, upload, rotate, sweep, delete, wait, progress, events |
-| `requests`, `body_source`, `staging` | building requests; bodies as streams; bodies in S3 |
-| `pending_uploads` | staged uploads without a known outcome, kept for a retry with the same body |
-| `connection` | one connection to the broker, confirmed publishing |
-| `broker_address` | where the broker is, and its TLS |
+| `requests` | building requests: checked, sealed, signed |
+| `staging` | bodies as streams; bodies in S3, and their requests kept for a retry |
+| `connection` | the broker's address and TLS; one connection to it, confirmed publishing |
 | `event_stream` | reading streams of events |
 | `event_matcher`, `event_waiter` | which events belong to a request; waiting for its answer |
 

@@ -14,51 +14,48 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final, Self
 
 from keyturn.crypto import Sealer, seal, to_base64
-from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError
+from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError, SettingsError
 from keyturn.identifiers import ALL_PROJECTS, staging_s3_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
     STARTED,
     STATUS_LIMIT,
     AuditedLetter,
+    AuditRequested,
     DeadLetterAction,
     DeadLettersAction,
+    DeadLettersRequested,
+    DeleteRequested,
     Event,
     InlineBody,
+    RecoverRequested,
     Request,
     Staged,
     StagedBody,
     StatusFilter,
+    StatusRequested,
     StatusView,
+    SweepRequested,
     UploadRequested,
     WorkerReported,
 )
-from keyturn.publisher.body_source import Body, blocks, head
-from keyturn.publisher.broker_address import BrokerAddress
-from keyturn.publisher.connection import BrokerConnection, persistent_json
+from keyturn.publisher.connection import BrokerAddress, BrokerConnection, persistent_json
 from keyturn.publisher.event_matcher import RequestType
 from keyturn.publisher.event_stream import Verifier, follow
 from keyturn.publisher.event_waiter import EventWaiter
-from keyturn.publisher.optional_tracing import publisher_tracing
-from keyturn.publisher.pending_uploads import PendingUploads
 from keyturn.publisher.requests import (
     ApiKey,
     SignedRequest,
     UploadDraft,
-    build_audit,
-    build_dead_letters,
-    build_delete,
+    build,
     build_enroll,
-    build_recovery,
     build_rotation,
-    build_status,
-    build_sweep,
     draft_upload,
     new_id,
     sign,
     signed_now,
 )
-from keyturn.publisher.staging import CONNECTIONS, Staging
+from keyturn.publisher.staging import CONNECTIONS, Body, PendingUploads, Staging, blocks, head
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import EVENTS_STREAM, WORKERS_STREAM
 
@@ -198,19 +195,19 @@ class Publisher:
             NotDeliveredError: no worker serves enrollments, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        request = build_enroll(
-            self._settings,
-            project,
-            api_key=api_key,
-            plaintext=plaintext,
-            v0=v0,
-            v0_api_key=v0_api_key,
-            adopt=adopt,
-            actor=actor,
-            request_id=request_id or new_id(),
+        return await self._publish(
+            build_enroll(
+                self._settings,
+                project,
+                api_key=api_key,
+                plaintext=plaintext,
+                v0=v0,
+                v0_api_key=v0_api_key,
+                adopt=adopt,
+                actor=actor,
+                request_id=request_id or new_id(),
+            )
         )
-        await self._publish(request)
-        return request.request_id
 
     async def upload(
         self,
@@ -293,16 +290,16 @@ class Publisher:
             NotDeliveredError: no worker serves rotations, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `rotation_id`.
         """
-        request = build_rotation(
-            self._settings,
-            project,
-            api_key=api_key,
-            expected_generation=expected_generation,
-            actor=actor,
-            rotation_id=rotation_id or new_id(),
+        return await self._publish(
+            build_rotation(
+                self._settings,
+                project,
+                api_key=api_key,
+                expected_generation=expected_generation,
+                actor=actor,
+                rotation_id=rotation_id or new_id(),
+            )
         )
-        await self._publish(request)
-        return request.rotation_id
 
     async def sweep(
         self,
@@ -330,16 +327,17 @@ class Publisher:
             NotDeliveredError: no worker serves sweeps, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `sweep_id`.
         """
-        request = build_sweep(
-            project,
-            master_key=master_key,
-            encrypt_plaintext=encrypt_plaintext,
-            repair=repair,
-            actor=actor,
-            sweep_id=sweep_id or new_id(),
+        return await self._publish(
+            build(
+                SweepRequested,
+                project=project,
+                master_key=master_key,
+                encrypt_plaintext=encrypt_plaintext,
+                repair=repair,
+                actor=actor,
+                sweep_id=sweep_id or new_id(),
+            )
         )
-        await self._publish(request)
-        return request.sweep_id
 
     async def delete(
         self,
@@ -364,9 +362,15 @@ class Publisher:
             NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        request = build_delete(project, object_key, actor=actor, request_id=request_id or new_id())
-        await self._publish(request)
-        return request.request_id
+        return await self._publish(
+            build(
+                DeleteRequested,
+                project=project,
+                key=object_key,
+                actor=actor,
+                request_id=request_id or new_id(),
+            )
+        )
 
     async def status(
         self,
@@ -407,21 +411,22 @@ class Publisher:
             NotDeliveredError: no worker serves requests, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; requesting it again does no harm.
         """
-        request = build_status(
-            view,
-            project,
-            sweep_id=sweep_id,
-            filter=filter,
-            order=order,
-            page=page,
-            limit=limit,
-            after=after,
-            known=known,
-            actor=actor,
-            request_id=request_id or new_id(),
+        return await self._publish(
+            build(
+                StatusRequested,
+                view=view,
+                project=project,
+                sweep_id=sweep_id,
+                filter=filter,
+                order=order,
+                page=page,
+                limit=limit,
+                after=after,
+                known=known,
+                actor=actor,
+                request_id=request_id or new_id(),
+            )
         )
-        await self._publish(request)
-        return request.request_id
 
     async def record_audit(
         self,
@@ -453,17 +458,19 @@ class Publisher:
             NotDeliveredError: no worker serves requests, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        request = build_audit(
-            action,
-            queue,
-            letters,
-            actor=actor,
-            outcome=outcome,
-            reason=reason,
-            request_id=request_id or new_id(),
+        return await self._publish(
+            build(
+                AuditRequested,
+                action=action,
+                queue=queue,
+                letters=tuple(letters),
+                actor=actor,
+                outcome=outcome,
+                reason=reason,
+                request_id=request_id or new_id(),
+                project=ALL_PROJECTS,
+            )
         )
-        await self._publish(request)
-        return request.request_id
 
     async def move_dead_letters(
         self,
@@ -495,17 +502,19 @@ class Publisher:
             NotDeliveredError: no worker serves requests, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        request = build_dead_letters(
-            action,
-            queue,
-            code=code,
-            letters=letters,
-            actor=actor,
-            reason=reason,
-            request_id=request_id or new_id(),
+        return await self._publish(
+            build(
+                DeadLettersRequested,
+                action=action,
+                queue=queue,
+                code=code,
+                letters=None if letters is None else tuple(letters),
+                actor=actor,
+                reason=reason,
+                request_id=request_id or new_id(),
+                project=ALL_PROJECTS,
+            )
         )
-        await self._publish(request)
-        return request.request_id
 
     async def recover(
         self,
@@ -537,17 +546,18 @@ class Publisher:
             NotDeliveredError: no worker serves recoveries, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        request = build_recovery(
-            project,
-            digest=digest,
-            serial=serial,
-            mark=mark,
-            reason=reason,
-            actor=actor,
-            request_id=request_id or new_id(),
+        return await self._publish(
+            build(
+                RecoverRequested,
+                project=project,
+                digest=digest,
+                serial=serial,
+                mark=mark,
+                reason=reason,
+                actor=actor,
+                request_id=request_id or new_id(),
+            )
         )
-        await self._publish(request)
-        return request.request_id
 
     async def wait(
         self,
@@ -680,18 +690,19 @@ class Publisher:
                 if (report := self._verifier.worker_report(record)) is not None:
                     yield report
 
-    async def _publish(self, request: Request) -> None:
+    async def _publish(self, request: Request) -> str:
         signed = sign(self._settings, request)
         with self._waiter.sending(request, signed.body):
             if self._tracing is None:
                 await self._send(signed)
-                return
-            with self._tracing.sending(request, len(signed.body)) as more:
-                await self._send(replace(signed, headers={**signed.headers, **more}))
+            else:
+                with self._tracing.sending(request, len(signed.body)) as more:
+                    await self._send(replace(signed, headers={**signed.headers, **more}))
+        return signed.request_id
 
     async def _send(self, signed: SignedRequest) -> None:
         message = persistent_json(signed.body, signed.request_id, signed.headers)
-        await self._connection.publish(signed.request_id, signed.type, message)
+        await self._connection.publish(signed.type, message)
 
     def _staging_key(self, upload_id: str) -> str:
         return staging_s3_key(self._settings.publisher_name, upload_id)
@@ -723,3 +734,22 @@ class Publisher:
             self._pending_uploads.remember(request)
             raise
         self._pending_uploads.forget(request.upload_id)
+
+
+def publisher_tracing(settings: PublisherSettings) -> "PublisherTracing | None":
+    """What records a publisher's traces; None where they are off.
+
+    Raises:
+        SettingsError: they are on, and OpenTelemetry is not installed.
+    """
+    if not settings.tracing:
+        return None
+    try:
+        from keyturn.tracing import PublisherTracing  # noqa: PLC0415  # an extra of its own
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "opentelemetry":
+            raise
+        raise SettingsError(
+            "KEYTURN_TRACING is on, but OpenTelemetry is not installed: pip install 'keyturn[otel]'"
+        ) from exc
+    return PublisherTracing(settings.publisher_name)

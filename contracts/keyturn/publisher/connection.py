@@ -1,4 +1,4 @@
-"""One connection to the broker: confirmed publishing, and channels for consumers (SPEC 6.1, 6.2).
+"""The broker: its address and TLS, confirmed publishing, channels for consumers (SPEC 6.1, 6.2).
 
 A lost connection or channel is opened again when it is next needed. Every message is
 persistent and `mandatory`, and its publish waits for the broker's confirmation; nothing is
@@ -13,17 +13,24 @@ changes nothing outside itself: no patch, no filter or level on another library'
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Final, Self, TypeGuard
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final, Self, TypeAlias, TypeGuard
 from weakref import WeakSet
 
+import aio_pika
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
+    AuthenticationError,
     ChannelNotFoundEntity,
+    ConnectionClosed,
     DeliveryError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
     PublishError,
 )
 from aiormq.exceptions import ChannelAccessRefused
@@ -35,11 +42,10 @@ from keyturn.errors import (
     OutcomeUnknownError,
     PublisherError,
 )
-from keyturn.publisher.broker_address import (
-    Broker,
-    connect_to_broker,
-    describe_broker_failure,
-)
+from keyturn.settings import BrokerTlsSettings, DeploymentSettings
+from keyturn.tls import BROKER
+from keyturn.tls_failures import describe_tls_failure
+from keyturn.tls_renewal import renewing_context
 from keyturn.topology import EXCHANGE
 
 _log = logging.getLogger(__name__)
@@ -49,6 +55,134 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 _ALARM_POLL_S: Final = 0.1
 _START_A_WORKER: Final = "; start one, then publish again"
 _AT_ALARM: Final = "its memory or disk alarm is on"
+# RabbitMQ's reply codes for a refused vhost: not allowed, and internal error.
+_NOT_ALLOWED: Final = (530, 541)
+_CLOSE: Final = "<Connection.Close "
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """A broker's URL, and the context of TLS connections to it.
+
+    Attributes:
+        url: It holds a password, and is never logged or raised.
+        tls: None where the URL begins with `amqp://`.
+    """
+
+    url: str = field(repr=False)
+    tls: ssl.SSLContext | None = None
+
+    @classmethod
+    def of(cls, settings: DeploymentSettings) -> Self:
+        """The address that the settings name. Reads the files of certificates.
+
+        Later connections read them again if they have changed.
+
+        Raises:
+            SettingsError: names the setting whose file cannot be used.
+        """
+        return cls.parse(settings.amqp_url.get_secret_value(), settings)
+
+    @classmethod
+    def parse(cls, url: str, tls: BrokerTlsSettings) -> Self:
+        """The address of a URL and the files of certificates; errors as `of`."""
+        if not url.startswith(BROKER.tls_scheme):
+            return cls(url)
+        files = (tls.amqp_ca_file, tls.amqp_cert_file, tls.amqp_key_file)
+        return cls(url, renewing_context(BROKER, *files))
+
+
+Broker: TypeAlias = BrokerAddress | str
+"""A broker's address; as text, a URL that the system's authorities verify, if it has TLS."""
+
+
+async def connect_to_broker(broker: Broker) -> AbstractConnection:
+    """Open a connection.
+
+    Raises:
+        BrokerTlsError: TLS failed.
+        OSError, AMQPError, RuntimeError: the broker is away, refuses, or hangs up.
+    """
+    address = BrokerAddress(broker) if isinstance(broker, str) else broker
+    try:
+        return await aio_pika.connect(address.url, ssl_context=address.tls)
+    except CONNECTION_EXCEPTIONS as exc:
+        if (problem := describe_tls_failure(exc, BROKER)) is not None:
+            raise BrokerTlsError(f"the broker cannot be reached ({problem})") from exc
+        if _is_vhost_refused(exc):
+            # Otherwise stream readers would take the unexpected frame for an undecodable message.
+            raise ConnectionError("the broker refused the vhost") from exc
+        raise
+
+
+def describe_broker_failure(error: BaseException) -> str:
+    """Why no connection to the broker was made: a clause about "it", or the kind of failure."""
+    return describe_broker_problem(error) or type(error).__name__
+
+
+def describe_broker_problem(error: BaseException) -> str | None:
+    """What an operator must fix, as a clause about "it"; None if the broker may just be away."""
+    return describe_tls_failure(error, BROKER) or _describe_refusal(error)
+
+
+def _describe_refusal(error: BaseException) -> str | None:
+    """What the broker refuses, and the setting to check; None if it refused nothing.
+
+    The broker's own text is not repeated, because it names the user and the vhost.
+    """
+    if isinstance(error, ProbableAuthenticationError):
+        return f"it refuses the user name or password in {BROKER.url}"
+    if isinstance(error, AuthenticationError):
+        return "it does not accept password logins"
+    if _is_vhost_refused(error) or _is_vhost_refused(error.__cause__):
+        return (
+            f"it refuses the vhost in {BROKER.url}: check its name, the user's permissions there, "
+            "and its connection limits"
+        )
+    return None
+
+
+def _is_vhost_refused(error: BaseException | None) -> bool:
+    """Whether the broker closed the connection instead of opening the vhost.
+
+    The client library reports that as an unexpected frame; only the error's text names the frame.
+    """
+    if isinstance(error, ConnectionClosed):
+        return bool(error.args) and error.args[0] in _NOT_ALLOWED
+    return isinstance(error, InvalidFrameError) and _CLOSE in str(error)
+
+
+class OnePublishPerId:
+    """Lets the publishes of one message id wait for each other, and for no other.
+
+    The client library matches a message that the broker returns by its id: of two with one id in
+    flight, each could get the other's outcome. One that is on no queue would count as confirmed.
+    """
+
+    def __init__(self) -> None:
+        self._in_flight: dict[str, asyncio.Event] = {}
+
+    @asynccontextmanager
+    async def turn(
+        self, message_id: str | None, timeout_s: float | None = None
+    ) -> AsyncIterator[None]:
+        """Publish a message of this id in the block. Without an id, the library makes one.
+
+        Raises:
+            TimeoutError: the publish before it took too long.
+        """
+        if not message_id:
+            yield
+            return
+        async with asyncio.timeout(timeout_s):
+            while (previous := self._in_flight.get(message_id)) is not None:
+                await previous.wait()
+        done = self._in_flight[message_id] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._in_flight[message_id]
+            done.set()
 
 
 class BrokerConnection:
@@ -72,7 +206,8 @@ class BrokerConnection:
         self._connecting = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._reopening = asyncio.Lock()
-        self._in_flight: dict[str, asyncio.Task[None]] = {}
+        self._one_per_id = OnePublishPerId()
+        self._publishes: set[asyncio.Task[None]] = set()
         self._sending: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._overlapping: WeakSet[asyncio.Task[None]] = WeakSet()
@@ -104,18 +239,18 @@ class BrokerConnection:
     async def close(self) -> None:
         """Abandon publishes that are under way, and close the connection."""
         self._closed = True
-        await _cancel(self._in_flight.values())
+        await _cancel(self._publishes)
         if self._connection is not None:
             await close_quietly(self._connection.close())
         await _cancel((*self._closing, *self._sending))
 
-    async def publish(self, request_id: str, routing_key: str, message: Message) -> None:
+    async def publish(self, routing_key: str, message: Message) -> None:
         """Publish to the exchange and wait for the broker's confirmation.
 
-        Cancelling the caller ends its wait only: the message may still arrive.
+        Two messages of one id are published one after the other. Cancelling the caller ends its
+        wait only: the message may still arrive.
 
         Args:
-            request_id: The id of the message; two of one id are published one after the other.
             routing_key: The type of the request.
             message: As `persistent_json` makes it.
 
@@ -123,22 +258,23 @@ class BrokerConnection:
             NotDeliveredError: the message is on no queue.
             OutcomeUnknownError: it was sent, but not confirmed.
         """
-        # The client library matches a returned message by its id: of two with one id in
-        # flight, each could get the other's outcome, so the second waits.
-        while (previous := self._in_flight.get(request_id)) is not None:
-            await asyncio.wait({previous})
-        task = asyncio.create_task(self._publish(routing_key, message))
-        self._in_flight[request_id] = task
-        task.add_done_callback(lambda done: self._forget(request_id, done))
+        task = asyncio.create_task(self._publish_in_turn(routing_key, message))
+        self._publishes.add(task)
+        task.add_done_callback(self._ended)
         await asyncio.wait({task})
         if task.cancelled():
             raise OutcomeUnknownError("the connection was closed before the broker confirmed")
         task.result()
 
-    def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
-        del self._in_flight[request_id]
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._publishes.discard(task)
+        self._sending.discard(task)
         if not task.cancelled():
-            task.exception()  # marks it as retrieved: the caller may be gone
+            task.exception()  # marks it as retrieved: who waited for it may be gone
+
+    async def _publish_in_turn(self, routing_key: str, message: Message) -> None:
+        async with self._one_per_id.turn(message.message_id):
+            await self._publish(routing_key, message)
 
     async def channel(self, prefetch: int) -> AbstractChannel:
         """A new channel for a consumer, which closes it.
@@ -169,7 +305,7 @@ class BrokerConnection:
             self._overlapping.update(self._sending)
             self._overlapping.add(sending)
         self._sending.add(sending)
-        sending.add_done_callback(self._sent)
+        sending.add_done_callback(self._ended)
         if (overdue := await self._wait_for_confirmation(sending, deadline)) is not None:
             self._retire(channel)
             raise overdue
@@ -230,11 +366,6 @@ class BrokerConnection:
             return True
         self._has_logged_alarm = False
         return False
-
-    def _sent(self, sending: asyncio.Task[None]) -> None:
-        self._sending.discard(sending)
-        if not sending.cancelled():
-            sending.exception()  # marks it as retrieved: the publish may have timed out
 
     def _retire(self, channel: AbstractChannel) -> None:
         # An overdue confirmation may still arrive: later publishes get a new channel, so that

@@ -55,10 +55,10 @@ from keyturn.messages import (
     parse_event,
     parse_worker_report,
 )
-from keyturn.publisher.broker_address import describe_broker_failure
 from keyturn.publisher.connection import (
     BrokerConnection,
     close_quietly,
+    describe_broker_failure,
     normalize_connection_errors,
 )
 from keyturn.topology import (

@@ -7,7 +7,7 @@ It must never put a secret or a value into an error.
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -25,25 +25,14 @@ from keyturn.crypto import (
 )
 from keyturn.crypto import to_base64 as to_b64
 from keyturn.errors import MalformedRequestError
-from keyturn.identifiers import ALL_PROJECTS, format_time
+from keyturn.identifiers import format_time
 from keyturn.messages import (
-    AuditedLetter,
-    AuditRequested,
-    DeadLetterAction,
-    DeadLettersAction,
-    DeadLettersRequested,
-    DeleteRequested,
     EnrollRequested,
     InlineBody,
-    RecoverRequested,
     Request,
     RotationRequested,
     SealedSecret,
     StagedBody,
-    StatusFilter,
-    StatusRequested,
-    StatusView,
-    SweepRequested,
     UploadRequested,
     encode,
     problems,
@@ -117,12 +106,11 @@ def draft_upload(
     Raises:
         MalformedRequestError: a name, the content type or the metadata is not allowed.
     """
-    checked = _checked(
+    checked = build(
         UploadRequested,
         upload_id=upload_id,
         project=project,
         key=object_key,
-        requested_at=format_time(datetime.now(UTC)),
         content_type=content_type,
         metadata=dict(metadata) if metadata else None,
         sealed_key=_placeholder(settings),
@@ -150,11 +138,10 @@ def build_enroll(
     Raises:
         MalformedRequestError: a name or an API key does not have the form of SPEC 1.
     """
-    checked = _checked(
+    checked = build(
         EnrollRequested,
         request_id=request_id,
         project=project,
-        requested_at=format_time(datetime.now(UTC)),
         sealed_kek=_placeholder(settings),
         plaintext="allowed" if plaintext else None,
         v0="allowed" if v0 or v0_api_key is not None else None,
@@ -182,185 +169,16 @@ def build_rotation(
     Raises:
         MalformedRequestError: a name or the API key does not have the form of SPEC 1.
     """
-    checked = _checked(
+    checked = build(
         RotationRequested,
         rotation_id=rotation_id,
         project=project,
-        requested_at=format_time(datetime.now(UTC)),
         expected_generation=expected_generation,
         sealed_kek=_placeholder(settings),
         actor=actor,
     )
     sealed = _sealed_kek(settings, api_key, "rotation", rotation_id, project)
     return checked.model_copy(update={"sealed_kek": sealed})
-
-
-def build_sweep(
-    project: str,
-    *,
-    master_key: str | None,
-    encrypt_plaintext: bool,
-    repair: bool,
-    actor: str | None = None,
-    sweep_id: str,
-) -> SweepRequested:
-    """A sweep of one project, or of all (`*`).
-
-    Raises:
-        MalformedRequestError: a name does not have the form of SPEC 1.
-    """
-    return _checked(
-        SweepRequested,
-        sweep_id=sweep_id,
-        project=project,
-        requested_at=format_time(datetime.now(UTC)),
-        master_key=master_key,
-        encrypt_plaintext=encrypt_plaintext,
-        repair=repair,
-        actor=actor,
-    )
-
-
-def build_delete(
-    project: str, object_key: str, *, actor: str | None = None, request_id: str
-) -> DeleteRequested:
-    """A delete of one object.
-
-    Raises:
-        MalformedRequestError: a name does not have the form of SPEC 1.
-    """
-    return _checked(
-        DeleteRequested,
-        request_id=request_id,
-        project=project,
-        key=object_key,
-        requested_at=format_time(datetime.now(UTC)),
-        actor=actor,
-    )
-
-
-def build_status(
-    view: StatusView,
-    project: str,
-    *,
-    sweep_id: str | None,
-    filter: StatusFilter | None,  # noqa: A002 - as the message names it
-    order: str | None,
-    page: int | None,
-    limit: int,
-    after: str | None,
-    known: str | None,
-    actor: str | None,
-    request_id: str,
-) -> StatusRequested:
-    """A request for one page of a report.
-
-    Raises:
-        MalformedRequestError: a name does not have the form of SPEC 1, or the view needs others.
-    """
-    return _checked(
-        StatusRequested,
-        request_id=request_id,
-        project=project,
-        requested_at=format_time(datetime.now(UTC)),
-        view=view,
-        sweep_id=sweep_id,
-        filter=filter,
-        order=order,
-        page=page,
-        limit=limit,
-        after=after,
-        known=known,
-        actor=actor,
-    )
-
-
-def build_audit(
-    action: DeadLetterAction,
-    queue: str,
-    letters: Sequence[AuditedLetter],
-    *,
-    actor: str,
-    outcome: str,
-    reason: str | None,
-    request_id: str,
-) -> AuditRequested:
-    """A request to record what a person does to dead letters.
-
-    Raises:
-        MalformedRequestError: no letters or too many, or a name, outcome or reason that a record
-            cannot hold.
-    """
-    return _checked(
-        AuditRequested,
-        request_id=request_id,
-        project=ALL_PROJECTS,
-        requested_at=format_time(datetime.now(UTC)),
-        action=action,
-        queue=queue,
-        letters=tuple(letters),
-        outcome=outcome,
-        reason=reason,
-        actor=actor,
-    )
-
-
-def build_dead_letters(
-    action: DeadLettersAction,
-    queue: str,
-    *,
-    code: str | None,
-    letters: Sequence[str] | None,
-    actor: str,
-    reason: str | None,
-    request_id: str,
-) -> DeadLettersRequested:
-    """A request to replay or discard dead letters.
-
-    Raises:
-        MalformedRequestError: neither or both of `code` and `letters` are given, too many letters,
-            or no such queue.
-    """
-    return _checked(
-        DeadLettersRequested,
-        request_id=request_id,
-        project=ALL_PROJECTS,
-        requested_at=format_time(datetime.now(UTC)),
-        action=action,
-        queue=queue,
-        code=code,
-        letters=None if letters is None else tuple(letters),
-        reason=reason,
-        actor=actor,
-    )
-
-
-def build_recovery(
-    project: str,
-    *,
-    digest: str,
-    serial: int | None,
-    mark: str | None,
-    reason: str,
-    actor: str | None,
-    request_id: str,
-) -> RecoverRequested:
-    """A request to accept a project's keyring as it was found.
-
-    Raises:
-        MalformedRequestError: a name, a digest or the reason does not have its form.
-    """
-    return _checked(
-        RecoverRequested,
-        request_id=request_id,
-        project=project,
-        requested_at=format_time(datetime.now(UTC)),
-        reason=reason,
-        serial=serial,
-        mark=mark,
-        digest=digest,
-        actor=actor,
-    )
 
 
 def _sealed_kek(
@@ -382,9 +200,14 @@ def _sealed_kek(
     return _seal(settings, kek, kek_info(purpose, request_id, project))
 
 
-def _checked(model: type[_Model], **fields: Any) -> _Model:
+def build(model: type[_Model], **fields: Any) -> _Model:
+    """A request that is made now.
+
+    Raises:
+        MalformedRequestError: names the fields that a worker would refuse, never a value.
+    """
     try:
-        return model(**fields)
+        return model(requested_at=format_time(datetime.now(UTC)), **fields)
     except ValidationError as exc:
         raise MalformedRequestError(problems(exc)) from None  # the cause repeats values
 

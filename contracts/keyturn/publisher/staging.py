@@ -1,22 +1,34 @@
-"""Bodies above the inline limit: sealed while they stream into the bucket (SPEC 6.4).
+"""Bodies: read in small blocks, and above the inline limit sealed into the bucket (SPEC 6.4).
 
-A body up to 8 MiB is one put, a larger one a multipart upload of 8 MiB parts, a few at a time.
-Memory is bounded whatever the body's length, which need not be known. A failed multipart
-upload is aborted, so that nothing of it is left behind. Each body is sent with its MD5: some
-servers store what arrived before a connection was lost.
-It must never write a byte of plaintext.
+A body has any form that a caller may have. No more of it is held than one block and the parts in
+flight, whatever its length, which need not be known. Files are read in a thread.
+
+A staged body up to 8 MiB is one put, a larger one a multipart upload of 8 MiB parts, a few at a
+time. A failed multipart upload is aborted, so that nothing of it is left behind. Each body is sent
+with its MD5: some servers store what arrived before a connection was lost.
+
+Where the outcome of a staged upload is unknown, its request is kept for a retry with the same body.
+To stage the body again would seal it under another transport key, and the first message, if it is
+on the queue after all, could not open it.
+
+It must never write a byte of plaintext, and never keep a body or a transport key.
 """
 
 import asyncio
 import hashlib
 import logging
+import time
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Iterable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
 from keyturn.crypto import Sealer
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
+from keyturn.messages import UploadRequested
 from keyturn.tls import STORAGE
 from keyturn.tls_failures import describe_tls_failure
 
@@ -26,6 +38,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+BLOCK_BYTES: Final = 1024 * 1024
+Bytes = bytes | bytearray | memoryview
+Body = Bytes | Path | BinaryIO | AsyncIterable[bytes]
 PART_BYTES: Final = 8 * 1024 * 1024
 MAX_PARTS: Final = 10_000  # S3's own limit
 CONNECTIONS: Final = 16
@@ -33,6 +48,64 @@ _PARTS_AT_ONCE: Final = 3
 # Some servers guess a missing one from the body, which is ciphertext.
 _CONTENT_TYPE: Final = "application/octet-stream"
 _Answer = TypeVar("_Answer")
+MAX_PENDING: Final = 1024
+MAX_AGE_S: Final = 24 * 3600.0
+
+
+async def blocks(body: Body) -> AsyncGenerator[memoryview, None]:
+    """The body's bytes in order, at most 1 MiB at a time, never an empty block.
+
+    Raises:
+        TypeError: not a `Body`, or a source that yields anything but bytes.
+        OSError: a file cannot be read.
+    """
+    if isinstance(body, bytes | bytearray | memoryview):
+        for block in _cut(body):
+            yield block
+    elif isinstance(body, Path):
+        file = await asyncio.to_thread(body.open, "rb")
+        try:
+            async with aclosing(_file_blocks(file)) as read:
+                async for block in read:
+                    yield block
+        finally:
+            await asyncio.to_thread(file.close)
+    elif isinstance(body, AsyncIterable):
+        async for piece in body:
+            for block in _cut(piece):
+                yield block
+    elif callable(getattr(body, "read", None)):
+        async with aclosing(_file_blocks(body)) as read:
+            async for block in read:
+                yield block
+    else:
+        raise TypeError(f"a body cannot be a {type(body).__name__}")
+
+
+async def _file_blocks(file: BinaryIO) -> AsyncGenerator[memoryview, None]:
+    while piece := await asyncio.to_thread(file.read, BLOCK_BYTES):
+        for block in _cut(piece):
+            yield block
+
+
+def _cut(piece: object) -> list[memoryview]:
+    if not isinstance(piece, bytes | bytearray | memoryview):
+        raise TypeError(f"a body consists of bytes, not of {type(piece).__name__}")
+    view = memoryview(piece).cast("B")
+    return [view[start : start + BLOCK_BYTES] for start in range(0, len(view), BLOCK_BYTES)]
+
+
+async def head(source: AsyncIterator[memoryview], limit_bytes: int) -> tuple[bytearray, bool]:
+    """The beginning of the source, and whether that is all of it.
+
+    If the source holds more than `limit_bytes`, up to one block more than that is returned.
+    """
+    gathered = bytearray()
+    async for block in source:
+        gathered += block
+        if len(gathered) > limit_bytes:
+            return gathered, False
+    return gathered, True
 
 
 class Staging:
@@ -198,3 +271,41 @@ async def _translated(call: Awaitable[_Answer]) -> _Answer:
     except (BotoCoreError, HttpError, TimeoutError) as exc:
         problem = describe_tls_failure(exc, STORAGE) or type(exc).__name__
         raise StorageUnavailableError(f"staging failed ({problem})") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    request: UploadRequested
+    at_s: float
+
+
+class PendingUploads:
+    """Requests that were sent without a confirmation, by upload id."""
+
+    def __init__(self) -> None:
+        self._sent: OrderedDict[str, _Sent] = OrderedDict()
+
+    def earlier(self, request: UploadRequested) -> UploadRequested | None:
+        """The earlier request for this upload of this object, if it may be on the queue."""
+        sent = self._sent.get(request.upload_id)
+        if sent is None or not _is_of_one_object(sent.request, request):
+            return None
+        return sent.request if time.monotonic() - sent.at_s < MAX_AGE_S else None
+
+    def remember(self, request: UploadRequested) -> None:
+        """Keep a request whose outcome is unknown."""
+        before = self._sent.pop(request.upload_id, None)
+        # Its age is that of the body in staging.
+        again = before is not None and before.request.sealed_key == request.sealed_key
+        at_s = before.at_s if before is not None and again else time.monotonic()
+        self._sent[request.upload_id] = _Sent(request, at_s)
+        while len(self._sent) > MAX_PENDING:
+            self._sent.popitem(last=False)
+
+    def forget(self, upload_id: str) -> None:
+        """Drop a request that the broker has confirmed."""
+        self._sent.pop(upload_id, None)
+
+
+def _is_of_one_object(one: UploadRequested, other: UploadRequested) -> bool:
+    return (one.project, one.key) == (other.project, other.key)

@@ -12,7 +12,7 @@ import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from keyturn.crypto import SigningKey
-from keyturn.messages import ProjectEnrolled, UploadRejected, UploadStored, encode
+from keyturn.messages import ProjectEnrolled, SweepRequested, UploadRejected, UploadStored, encode
 from keyturn.publisher import (
     EventsUnavailableError,
     NotSentHereError,
@@ -20,7 +20,7 @@ from keyturn.publisher import (
     PublisherError,
     WaitTimeoutError,
 )
-from keyturn.publisher.requests import build_sweep
+from keyturn.publisher.requests import build
 from tests.integration.publisher.side import (
     EVENTS,
     OWN_STREAM,
@@ -118,10 +118,7 @@ async def test_wait_ends_in_time(settings: PublisherSettings, worker: WorkerSide
 
 async def test_wait_without_a_stream_says_so(settings: PublisherSettings) -> None:
     none = r"has declared keyturn\.events\.billing: none has started yet"
-    request = build_sweep(
-        "acme", master_key=None, encrypt_plaintext=False, repair=False,
-        sweep_id=str(uuid.uuid4()),
-    )  # fmt: skip
+    request = build(SweepRequested, sweep_id=str(uuid.uuid4()), project="acme")
     async with Publisher.open(settings) as publisher:
         with pytest.raises(EventsUnavailableError, match=none):
             await publisher.wait(str(uuid.uuid4()), timeout_s=20, **_UPLOAD)

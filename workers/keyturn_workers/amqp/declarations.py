@@ -8,8 +8,7 @@ from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
 from keyturn import topology
-from keyturn.publisher.broker_address import Broker, connect_to_broker
-from keyturn.publisher.connection import normalize_connection_errors
+from keyturn.publisher.connection import Broker, connect_to_broker, normalize_connection_errors
 
 
 class TopologyError(Exception):

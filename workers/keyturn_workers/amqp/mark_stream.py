@@ -29,8 +29,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import format_time, parse_time
 from keyturn.messages import KeyringMarked, encode_mark, parse_mark
-from keyturn.publisher.broker_address import Broker
-from keyturn.publisher.connection import BrokerConnection, persistent_json
+from keyturn.publisher.connection import Broker, BrokerConnection, persistent_json
 from keyturn.publisher.event_stream import StreamRecord, follow, last_offset
 from keyturn.topology import EVENT_KEY_HEADER, KEYRING_MARKED, MARKS_STREAM, SIGNATURE_HEADER
 from keyturn_workers.keyring.marks import Finding, Mark, MarkTable
@@ -223,10 +222,9 @@ class MarkStream:
             SIGNATURE_HEADER: self._signing_key.sign_mark(self._deployment, body),
             EVENT_KEY_HEADER: self._signing_key.id,
         }
-        message_id = str(uuid.uuid4())
-        message = persistent_json(body, message_id, headers)
+        message = persistent_json(body, str(uuid.uuid4()), headers)
         try:
-            await self._publishing.publish(message_id, KEYRING_MARKED, message)
+            await self._publishing.publish(KEYRING_MARKED, message)
         except PublisherError as exc:
             raise MarksUnavailableError(f"the keyring cannot be marked: {exc}") from exc
 

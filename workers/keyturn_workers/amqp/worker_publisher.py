@@ -5,9 +5,8 @@ Reports alone are not mandatory, and have a channel of their own: they state not
 and a broker that refuses or returns them must not keep an event from its stream.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from pamqp import commands
 from keyturn.crypto import SigningKey
 from keyturn.errors import BadSignatureError, CodedError
 from keyturn.messages import Event, WorkerReported, encode, encode_worker_report, request_id
-from keyturn.publisher.connection import normalize_connection_errors
+from keyturn.publisher.connection import OnePublishPerId, normalize_connection_errors
 from keyturn.topology import (
     ALL_DELAYS_S,
     EVENT_KEY_HEADER,
@@ -77,7 +76,7 @@ class WorkerPublisher:
         self._reports = ConfirmedPublisher(
             broker, EXCHANGE, timeout_s=_TIMEOUT_S, is_mandatory=False
         )
-        self._in_flight: dict[str, asyncio.Event] = {}
+        self._one_per_id = OnePublishPerId()
 
     async def publish_event(self, event: Event) -> None:
         """Publish a signed event.
@@ -205,29 +204,8 @@ class WorkerPublisher:
 
     async def _to_queue(self, message: Message, queue: str) -> None:
         with confirmed():
-            async with self._one_at_a_time(message.message_id):
+            async with self._one_per_id.turn(message.message_id, _TIMEOUT_S):
                 await self._broker.publish(message, queue, timeout=_TIMEOUT_S)
-
-    @asynccontextmanager
-    async def _one_at_a_time(self, message_id: str | None) -> AsyncIterator[None]:
-        """Let copies of one message wait for each other, and no other message.
-
-        The client library matches a returned message by its id: of two copies with one id in
-        flight, each could get the other's outcome. A copy that is on no queue would count as
-        confirmed, and its delivery be acknowledged. Without an id, the library makes one.
-        """
-        if not message_id:
-            yield
-            return
-        async with asyncio.timeout(_TIMEOUT_S):
-            while (previous := self._in_flight.get(message_id)) is not None:
-                await previous.wait()
-        done = self._in_flight[message_id] = asyncio.Event()
-        try:
-            yield
-        finally:
-            del self._in_flight[message_id]
-            done.set()
 
 
 @contextmanager

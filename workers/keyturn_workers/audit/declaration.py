@@ -9,8 +9,7 @@ from aio_pika import ExchangeType
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from keyturn.errors import NotDeliveredError
-from keyturn.publisher.broker_address import Broker, connect_to_broker
-from keyturn.publisher.connection import normalize_connection_errors
+from keyturn.publisher.connection import Broker, connect_to_broker, normalize_connection_errors
 from keyturn.topology import AUDIT_STREAM, EXCHANGE, Queue
 
 

@@ -7,8 +7,7 @@ way as a worker.
 from typing import Final
 
 from keyturn.crypto import SigningKey
-from keyturn.publisher.broker_address import Broker
-from keyturn.publisher.connection import BrokerConnection, persistent_json
+from keyturn.publisher.connection import Broker, BrokerConnection, persistent_json
 from keyturn.topology import AUDIT_RECORDED, EVENT_KEY_HEADER, SIGNATURE_HEADER
 
 PUBLISH_TIMEOUT_S: Final = 30.0
@@ -54,7 +53,7 @@ class AuditPublisher:
             EVENT_KEY_HEADER: self._event_key.id,
         }
         message = persistent_json(body, audit_id, headers)
-        await self._connection.publish(audit_id, AUDIT_RECORDED, message)
+        await self._connection.publish(AUDIT_RECORDED, message)
 
     async def close(self) -> None:
         """Abandon what is being published, and disconnect."""

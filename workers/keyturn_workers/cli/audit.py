@@ -21,8 +21,7 @@ from keyturn.audit import Finding
 from keyturn.crypto import EventVerifier
 from keyturn.identifiers import parse_time
 from keyturn.messages import AuditRecorded, load_json
-from keyturn.publisher.broker_address import BrokerAddress
-from keyturn.publisher.connection import BrokerConnection
+from keyturn.publisher.connection import BrokerAddress, BrokerConnection
 from keyturn.publisher.event_stream import Start, StreamRecord, follow, last_offset
 from keyturn.topology import AUDIT_STREAM
 from keyturn_workers.cli.arguments import MOMENT_FORM, AsJson, parse_moment

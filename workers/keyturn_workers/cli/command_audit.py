@@ -17,7 +17,7 @@ from aio_pika.exceptions import AMQPException
 
 from keyturn.errors import CodedError, PublisherError
 from keyturn.messages import STARTED, AuditAction
-from keyturn.publisher.broker_address import BrokerAddress, describe_broker_failure
+from keyturn.publisher.connection import BrokerAddress, describe_broker_failure
 from keyturn.topology import audit_queue
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, DerivedKek
 from keyturn_workers.audit.declaration import declare_missing

@@ -38,8 +38,7 @@ from keyturn.messages import (
     encode,
     request_id,
 )
-from keyturn.publisher.broker_address import BrokerAddress
-from keyturn.publisher.connection import persistent_json
+from keyturn.publisher.connection import BrokerAddress, persistent_json
 from keyturn.settings import DeploymentSettings, S3Settings
 from keyturn.topology import (
     CODE_HEADER,

@@ -12,7 +12,7 @@ import typer
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPException, ChannelClosed
 
-from keyturn.publisher.broker_address import (
+from keyturn.publisher.connection import (
     Broker,
     BrokerAddress,
     connect_to_broker,

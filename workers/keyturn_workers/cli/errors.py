@@ -21,7 +21,7 @@ from keyturn.errors import (
     PublisherError,
     SettingsError,
 )
-from keyturn.publisher.broker_address import describe_broker_failure
+from keyturn.publisher.connection import describe_broker_failure
 from keyturn_workers.cli.bucket import broker_endpoint, first_error
 from keyturn_workers.cli.output import printable
 from keyturn_workers.dead_letters.queue import DeadLetterError

@@ -18,7 +18,7 @@ import structlog
 from keyturn.crypto import VerifyKey
 from keyturn.errors import CodedError, EventsUnavailableError, StorageUnavailableError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
-from keyturn.publisher.broker_address import BrokerAddress
+from keyturn.publisher.connection import BrokerAddress
 from keyturn.settings import DeploymentSettings
 from keyturn.topology import MARKS_STREAM
 from keyturn_workers.amqp.mark_stream import MarkStream, following

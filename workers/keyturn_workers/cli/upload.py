@@ -20,8 +20,8 @@ from keyturn.errors import MalformedRequestError, SettingsError
 from keyturn.identifiers import check_object_key
 from keyturn.metadata import check_content_type, encode_caller_metadata
 from keyturn.publisher import Publisher
-from keyturn.publisher.body_source import blocks
 from keyturn.publisher.requests import new_id
+from keyturn.publisher.staging import blocks
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, validate_object_key
 from keyturn_workers.cli.errors import note

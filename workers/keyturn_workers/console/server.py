@@ -16,7 +16,7 @@ import structlog
 from starlette.types import ASGIApp
 
 from keyturn.publisher import Publisher
-from keyturn.publisher.broker_address import BrokerAddress
+from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
 from keyturn_workers.broker_tls import check_broker_tls
 from keyturn_workers.console.actions.service import Actions

@@ -19,7 +19,7 @@ from keyturn.messages import (
     DeadLettersRequested,
     RequestOrigin,
 )
-from keyturn.publisher.broker_address import Broker
+from keyturn.publisher.connection import Broker
 from keyturn_workers.amqp import DeferError, Handled
 from keyturn_workers.amqp.retry import utc_now
 from keyturn_workers.amqp.worker_publisher import confirmed

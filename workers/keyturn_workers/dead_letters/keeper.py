@@ -18,8 +18,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
 from keyturn.identifiers import has_control_characters, parse_time
-from keyturn.publisher.broker_address import Broker, connect_to_broker
-from keyturn.publisher.connection import normalize_connection_errors
+from keyturn.publisher.connection import Broker, connect_to_broker, normalize_connection_errors
 from keyturn.topology import (
     CODE_HEADER,
     DEAD_AT_HEADER,

@@ -32,8 +32,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.exceptions import ChannelLockedResource
 
-from keyturn.publisher.broker_address import Broker, connect_to_broker
-from keyturn.publisher.connection import normalize_connection_errors
+from keyturn.publisher.connection import Broker, connect_to_broker, normalize_connection_errors
 from keyturn.topology import DEAD_LOCK, DEAD_QUEUES
 
 LOCK_TIMEOUT_S: Final = 120.0

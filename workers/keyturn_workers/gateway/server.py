@@ -20,7 +20,7 @@ from keyturn.crypto import Secret
 from keyturn.errors import EventsUnavailableError, StorageUnavailableError
 from keyturn.identifiers import KEYRINGS_PREFIX, STAGING_PREFIX, path_order
 from keyturn.publisher import Publisher
-from keyturn.publisher.broker_address import BrokerAddress
+from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
 from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties

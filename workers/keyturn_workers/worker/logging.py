@@ -10,7 +10,7 @@ import sys
 import orjson
 import structlog
 
-from keyturn.publisher.broker_address import describe_broker_problem
+from keyturn.publisher.connection import describe_broker_problem
 from keyturn_workers.settings import LogFormat
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

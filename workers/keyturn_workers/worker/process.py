@@ -35,7 +35,7 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import KEYRINGS_PREFIX
-from keyturn.publisher.broker_address import BrokerAddress
+from keyturn.publisher.connection import BrokerAddress
 from keyturn.topology import UPLOAD_QUEUE, audit_queue
 from keyturn_workers.amqp import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams

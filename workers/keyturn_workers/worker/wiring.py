@@ -8,7 +8,7 @@ from typing import Any, Final
 from faststream.rabbit import RabbitBroker
 
 from keyturn.identifiers import KEYRINGS_PREFIX
-from keyturn.publisher.broker_address import BrokerAddress
+from keyturn.publisher.connection import BrokerAddress
 from keyturn.topology import (
     CONTROL_QUEUE,
     DEAD_QUEUES,

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from keyturn.publisher.body_source import Body
+    from keyturn.publisher.staging import Body
 
 
 BODY = os.urandom(1000)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.publisher.body_source import BLOCK_BYTES, blocks, head
+from keyturn.publisher.staging import BLOCK_BYTES, blocks, head
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

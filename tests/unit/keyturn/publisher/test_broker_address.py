@@ -19,12 +19,12 @@ from pamqp.commands import Connection
 from pydantic import SecretStr
 
 from keyturn.errors import BrokerTlsError, BrokerUnavailableError, SettingsError
-from keyturn.publisher.broker_address import (
+from keyturn.publisher.connection import (
     BrokerAddress,
+    BrokerConnection,
     connect_to_broker,
     describe_broker_failure,
 )
-from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import DeploymentSettings
 from tests.support.tls_proxy import server_context
 from tools.harness.loopback_server import loopback_server

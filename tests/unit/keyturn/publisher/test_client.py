@@ -22,6 +22,7 @@ from keyturn.messages import (
     InlineBody,
     StagedBody,
     parse_request,
+    request_id,
 )
 from keyturn.publisher import Publisher
 from tests.unit.keyturn.publisher.test_requests import API_KEY, INTAKE, SETTINGS
@@ -47,9 +48,10 @@ class FakeConnection:
     error: Exception | None = None
     sent: list[tuple[str, Request]] = field(default_factory=list)
 
-    async def publish(self, request_id: str, routing_key: str, message: Message) -> None:
-        assert message.message_id == request_id
-        self.sent.append((routing_key, parse_request(message.body)))
+    async def publish(self, routing_key: str, message: Message) -> None:
+        request = parse_request(message.body)
+        assert message.message_id == request_id(request)
+        self.sent.append((routing_key, request))
         if self.error is not None:
             raise self.error
 

@@ -73,17 +73,16 @@ async def test_a_refusal_of_another_publish_leaves_the_outcome_unknown(
     monkeypatch.setattr("keyturn.publisher.connection._send", send)
     broker = BrokerConnection("amqp://127.0.0.1:1/", publish_timeout_s=5)
     monkeypatch.setattr(broker, "_publishing_channel", open_channel)
-    message = persistent_json(b"{}", "id", {})
+    messages = [persistent_json(b"{}", f"id-{number}", {}) for number in range(3)]
     both = [
-        asyncio.create_task(broker.publish(f"id-{number}", "upload.requested", message))
-        for number in range(2)
+        asyncio.create_task(broker.publish("upload.requested", message)) for message in messages[:2]
     ]
     await asyncio.sleep(0.01)
     refuse.set()
     outcomes = await asyncio.gather(*both, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [OutcomeUnknownError] * 2
     with pytest.raises(NotDeliveredError, match="may not write"):
-        await broker.publish("alone", "upload.requested", message)
+        await broker.publish("upload.requested", messages[2])
     await broker.close()
 
 
@@ -162,12 +161,12 @@ async def test_what_waits_for_the_broker_is_published_in_the_order_in_which_it_c
 ) -> None:
     """Records of an audit trail would otherwise seem to be missing, or to have been moved."""
     broker = _FakeBroker(refusals=10)
-    monkeypatch.setattr("keyturn.publisher.broker_address.aio_pika.connect", broker.connect)
+    monkeypatch.setattr("keyturn.publisher.connection.aio_pika.connect", broker.connect)
     monkeypatch.setattr("keyturn.publisher.connection._RECONNECT_PAUSES_S", (0.001, 0.002))
     connection = BrokerConnection("amqp://127.0.0.1:1/", publish_timeout_s=5)
     ids = [str(number) for number in range(8)]
     await asyncio.gather(
-        *(connection.publish(id_, "audit.recorded", persistent_json(b"{}", id_, {})) for id_ in ids)
+        *(connection.publish("audit.recorded", persistent_json(b"{}", id_, {})) for id_ in ids)
     )
     await connection.close()
     assert broker.published == ids

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from keyturn.errors import SettingsError
-from keyturn.publisher.optional_tracing import publisher_tracing
+from keyturn.publisher.client import publisher_tracing
 from keyturn.tracing import PublisherTracing
 from tests.unit.keyturn.publisher.test_requests import SETTINGS
 

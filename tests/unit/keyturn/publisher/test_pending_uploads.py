@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from keyturn.messages import Staged, StagedBody, UploadRequested
-from keyturn.publisher import pending_uploads
-from keyturn.publisher.pending_uploads import PendingUploads
 from keyturn.publisher.requests import new_id, sign, signed_now
+from keyturn.publisher.staging import MAX_AGE_S, MAX_PENDING, PendingUploads
 from tests.unit.keyturn.publisher.test_requests import SETTINGS, new_draft
 
 if TYPE_CHECKING:
@@ -49,17 +48,17 @@ def test_memory_is_bounded_in_number_and_by_the_age_of_the_staged_body(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr("keyturn.publisher.pending_uploads.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("keyturn.publisher.staging.time.monotonic", lambda: now_s)
     kept, first = PendingUploads(), _sent()
     kept.remember(first)
-    now_s = pending_uploads.MAX_AGE_S - 1
+    now_s = MAX_AGE_S - 1
     kept.remember(signed_now(first))  # a second try, with the body of the first
     assert kept.earlier(first) is not None
-    now_s = pending_uploads.MAX_AGE_S
+    now_s = MAX_AGE_S
     assert kept.earlier(first) is None
     staged_anew = _sent(upload_id=first.upload_id)
     kept.remember(staged_anew)
     assert kept.earlier(first) == staged_anew
-    for _ in range(pending_uploads.MAX_PENDING):
+    for _ in range(MAX_PENDING):
         kept.remember(first.model_copy(update={"upload_id": new_id()}))
     assert kept.earlier(first) is None

@@ -21,7 +21,13 @@ from keyturn.crypto import (
     user_kek,
 )
 from keyturn.errors import MalformedRequestError
-from keyturn.messages import InlineBody, RotationRequested, SweepRequested, parse_request
+from keyturn.messages import (
+    DeleteRequested,
+    InlineBody,
+    RotationRequested,
+    SweepRequested,
+    parse_request,
+)
 from keyturn.publisher import requests
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 
@@ -81,7 +87,11 @@ def _sweep(**change: Any) -> SweepRequested:
         "repair": False,
         "sweep_id": requests.new_id(),
     }
-    return requests.build_sweep(**(given_ | change))
+    return requests.build(SweepRequested, **(given_ | change))
+
+
+def _delete(project: str, key: str) -> DeleteRequested:
+    return requests.build(DeleteRequested, project=project, key=key, request_id=requests.new_id())
 
 
 def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
@@ -167,7 +177,7 @@ def test_no_api_key_shows_in_what_is_sent(build: Any) -> None:
     [
         lambda project: _rotation(project=project),
         lambda project: _sweep(project=project),
-        lambda project: requests.build_delete(project, "a", request_id=requests.new_id()),
+        lambda project: _delete(project, "a"),
     ],
 )
 @pytest.mark.parametrize("project", ["", "Acme", "_all", "a" * 64, "a/b"])
@@ -198,7 +208,7 @@ def test_a_rotation_from_no_generation_is_refused(generation: int) -> None:
 @given(st.text(max_size=80))
 def test_any_key_is_deleted_or_refused_as_malformed(key: str) -> None:
     try:
-        request = requests.build_delete("acme", key, request_id=requests.new_id())
+        request = _delete("acme", key)
     except MalformedRequestError:
         return
     assert parse_request(requests.sign(SETTINGS, request).body) == request

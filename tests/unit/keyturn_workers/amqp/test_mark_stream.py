@@ -140,12 +140,12 @@ class Connection:
     def separate(self) -> Connection:
         return Connection(self.broker)
 
-    async def publish(self, message_id: str, routing_key: str, message: Message) -> None:
-        assert message.message_id == message_id
+    async def publish(self, routing_key: str, message: Message) -> None:
+        assert message.message_id
         assert routing_key == KEYRING_MARKED
         await asyncio.sleep(0)
         if self.broker.is_away:
-            raise NotDeliveredError(message_id)
+            raise NotDeliveredError(message.message_id)
         self.broker.before_append()
         headers = message.headers
         self.broker.append(

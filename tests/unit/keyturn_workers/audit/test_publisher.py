@@ -21,17 +21,17 @@ _NOBODY = "amqp://nobody@127.0.0.1:1/"
 
 
 async def test_a_record_is_signed_for_its_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[tuple[str, str, Message]] = []
+    sent: list[tuple[str, Message]] = []
 
-    async def publish(self: Any, request_id: str, routing_key: str, message: Message) -> None:
+    async def publish(self: Any, routing_key: str, message: Message) -> None:
         del self
-        sent.append((request_id, routing_key, message))
+        sent.append((routing_key, message))
 
     monkeypatch.setattr(BrokerConnection, "publish", publish)
     publisher = AuditPublisher(_NOBODY, "test", EVENT_KEY)
     await publisher.publish("an-id", b"{}")
-    ((audit_id, routing_key, message),) = sent
-    assert (audit_id, routing_key, message.message_id) == ("an-id", AUDIT_RECORDED, "an-id")
+    ((routing_key, message),) = sent
+    assert (routing_key, message.message_id) == (AUDIT_RECORDED, "an-id")
     assert message.delivery_mode is DeliveryMode.PERSISTENT
     # No publisher's stream may take it.
     assert set(message.headers) == {SIGNATURE_HEADER, EVENT_KEY_HEADER}

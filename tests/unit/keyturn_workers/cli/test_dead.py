@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel
     from typer.testing import Result
 
-    from keyturn.publisher.broker_address import BrokerAddress
+    from keyturn.publisher.connection import BrokerAddress
 
 _DEAD = dead_letter_name(UPLOAD_QUEUE)
 _CONTROL_DEAD = dead_letter_name(CONTROL_QUEUE)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pytest
     from typer.testing import Result
 
-    from keyturn.publisher.broker_address import BrokerAddress
+    from keyturn.publisher.connection import BrokerAddress
 
 _URL = "amqp://kim:sesame@127.0.0.1:5672/"
 

@@ -6,8 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from keyturn.messages import DeleteRequested
 from keyturn.publisher import WaitTimeoutError
-from keyturn.publisher.requests import build_delete, draft_upload
+from keyturn.publisher.requests import build, draft_upload
 from tests.unit.keyturn.publisher.test_requests import SETTINGS
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class FakePublisher:
         return rotation_id
 
     async def delete(self, project: str, object_key: str, *, request_id: str) -> str:
-        build_delete(project, object_key, request_id=request_id)
+        build(DeleteRequested, project=project, key=object_key, request_id=request_id)
         if self.fails is not None:
             raise self.fails
         self.deletes.append({"project": project, "key": object_key, "id": request_id})

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from keyturn.publisher.broker_address import Broker, connect_to_broker
-from keyturn.publisher.connection import normalize_connection_errors
+from keyturn.publisher.connection import Broker, connect_to_broker, normalize_connection_errors
 from keyturn_workers.console.dead.index import LETTERS_MAX, QueueLetters
 from keyturn_workers.console.dead.letters import Compactor, IndexedLetter, digest_text
 from keyturn_workers.dead_letters.letters import digest_of, json_headers, redacted_body

@@ -20,7 +20,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException, DeliveryEr
 
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import AUDITED_LETTERS, AuditedLetter
-from keyturn.publisher.broker_address import Broker, describe_broker_failure
+from keyturn.publisher.connection import Broker, describe_broker_failure
 from keyturn_workers.console.dead.audit_recorder import NotRecordedError, Recorder
 from keyturn_workers.console.dead.jobs import Failure, Job, Plan
 from keyturn_workers.console.dead.letter_reader import locked_channel

@@ -23,12 +23,12 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
-from keyturn.publisher.broker_address import (
+from keyturn.publisher.connection import (
     Broker,
     connect_to_broker,
     describe_broker_failure,
+    normalize_connection_errors,
 )
-from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.console.dead.audit_recorder import AuditPublisher, NotRecordedError, Recorder
 from keyturn_workers.console.dead.index import DeadIndex

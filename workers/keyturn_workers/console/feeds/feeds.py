@@ -16,8 +16,7 @@ from keyturn.crypto import EventVerifier, VerifyKey
 from keyturn.errors import EventsUnavailableError
 from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages import STATUS_LIMIT, StatusReported, StatusView
-from keyturn.publisher.broker_address import Broker
-from keyturn.publisher.connection import BrokerConnection
+from keyturn.publisher.connection import Broker, BrokerConnection
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier
 from keyturn.topology import AUDIT_STREAM, EVENTS_STREAM, WORKERS_STREAM, publisher_stream
 from keyturn_workers.console.feeds.audit_feed import NEWEST, AuditFolder, read_older

@@ -14,10 +14,10 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
-from keyturn.publisher.broker_address import describe_broker_failure
 from keyturn.publisher.connection import (
     BrokerConnection,
     close_quietly,
+    describe_broker_failure,
     normalize_connection_errors,
 )
 from keyturn_workers.console.feeds.feed_state import FeedState
