@@ -21,7 +21,7 @@ from keyturn.errors import MalformedRequestError, StorageUnavailableError, TooMa
 from keyturn.identifiers import format_time, parse_time
 from keyturn.messages import UNKNOWN_CODE, StatusRequested
 from keyturn.messages.status import CodeCount, DeadLetterStatus, DeadQueueStatus
-from keyturn.publisher.broker_address import Broker, describe_broker_failure
+from keyturn.publisher.connection import Broker, describe_broker_failure
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.dead_letters.letters import (
     describe,
