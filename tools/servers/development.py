@@ -40,7 +40,7 @@ def serve(environ: dict[str, str]) -> None:
         print("ready", flush=True)
         signal.pause()
     finally:
-        rgw.stop()
+        rgw.close()
 
 
 def main() -> None:

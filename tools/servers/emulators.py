@@ -7,26 +7,26 @@ and in its scratch folder, and keep it from using a container engine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from tools.servers.process import (
-    ServerProcess,
-    accepts_tcp,
-    free_port,
-    remove_scratch,
-    scratch_folder,
-)
-from tools.servers.python_environment import locked_python
+from tools.servers.packages import CACHE, MissingPackagesError
+from tools.servers.process import PrivateServer
 from tools.servers.s3 import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 _READY_TIMEOUT_S = 90.0
+_ROOT: Final = Path(__file__).parents[2]
+PROJECTS: Final = Path(__file__).with_name("environments")
+"""A folder for each locked environment, which uv creates below `.scratch`."""
 
 
-class Emulator:
+class Emulator(PrivateServer):
     """A server in one process; its data is deleted when it is stopped.
 
     Args:
@@ -38,11 +38,9 @@ class Emulator:
     def __init__(
         self, name: str, module: str, settings: Callable[[Path, int, S3Server], Mapping[str, str]]
     ) -> None:
+        super().__init__(name)
         self._name = name
         self._module = module
-        self._folder = scratch_folder(name)
-        self._port = free_port()
-        self._process: ServerProcess | None = None
         self.server = S3Server.private(self._port, name)
         self.environment = {
             "HOME": str(self._folder),
@@ -62,24 +60,9 @@ class Emulator:
             MissingPackagesError: its environment cannot be created here.
             ServerError: it exited or was not ready in time.
         """
-        self._process = ServerProcess(
-            [str(locked_python(self._name)), "-m", self._module],
-            env=self.environment,
-            scratch=self._folder,
-            log=self._folder / "output.log",
-            grace_s=0,
-        )
-        self._process.wait_until(
-            lambda: accepts_tcp(self._port), what=self._name, timeout_s=_READY_TIMEOUT_S
-        )
+        command = [str(locked_python(self._name)), "-m", self._module]
+        self._launch(self._name, command, self.environment, timeout_s=_READY_TIMEOUT_S)
         return self.server
-
-    def stop(self) -> None:
-        """End it; does nothing if it never ran."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        remove_scratch(self._folder)
 
 
 def localstack() -> Emulator:
@@ -116,3 +99,44 @@ def _ministack_settings(folder: Path, port: int, server: S3Server) -> Mapping[st
         "SFTP_ENABLED": "0",
         "IOT_MTLS_ENABLED": "0",
     }
+
+
+def locked_python(name: str) -> Path:
+    """The interpreter of an environment, which is created or updated from its lock file.
+
+    Args:
+        name: Its folder below `environments/`.
+
+    Raises:
+        MissingPackagesError: it cannot be created here; the text says why.
+    """
+    own = _ROOT / ".tools" / "bin" / "uv"
+    uv = shutil.which("uv") or (str(own) if own.is_file() else None)
+    if uv is None:
+        raise MissingPackagesError("uv is missing: `make doctor` installs it")
+    folder = CACHE / name
+    done = subprocess.run(
+        [uv, "sync", "--locked", "--quiet", "--project", str(PROJECTS / name)],
+        env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise MissingPackagesError(
+            f"cannot create the environment for {name}:\n{done.stderr[-2000:]}"
+        )
+    return folder / "bin" / "python"
+
+
+def installed_version(name: str, package: str) -> str:
+    """The version of a package in an environment that `locked_python` created."""
+    script = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
+    done = subprocess.run(
+        [str(CACHE / name / "bin" / "python"), "-c", script, package],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()

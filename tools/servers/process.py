@@ -1,4 +1,4 @@
-"""The owner's side of a server process; free ports and scratch folders.
+"""Private servers: the owner's side of their processes, free ports and scratch folders.
 
 For the private servers of tests, demo and bench. It never signals a process by name: a server is
 ended through the pipe to the reaper that started it.
@@ -16,10 +16,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
 
 SCRATCH = "KEYTURN_TEST_SCRATCH"
 """The variable that names the folder of scratch folders."""
@@ -183,3 +184,90 @@ class ServerProcess:
             self._process.wait()
             pipe.close()
         self._process.wait()
+
+
+class PrivateServer:
+    """A server of one process, with a port and a scratch folder of its own. A context manager.
+
+    A subclass defines `start`, which calls `_launch`. After `stop` it can be started again, with
+    what it keeps in its folder; `close` removes that too.
+
+    Args:
+        name: A short name for its folder.
+        grace_s: Seconds between SIGTERM and SIGKILL at `stop`; 0 kills at once.
+    """
+
+    def __init__(self, name: str, *, grace_s: float = 0) -> None:
+        self._folder = scratch_folder(name)
+        self._grace_s = grace_s
+        self._port = free_port()
+        self._starts = 0
+        self._process: ServerProcess | None = None
+
+    def start(self) -> object:
+        """Start it, and wait until it serves.
+
+        Raises:
+            ServerError: it exited or was not ready in time.
+        """
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the process; does nothing if it is not running."""
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+    def close(self) -> None:
+        """Kill the process and remove its data; does nothing if it never ran."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        remove_scratch(self._folder)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _launch(
+        self,
+        what: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        ready: Callable[[], bool] | None = None,
+        *,
+        timeout_s: float = 60,
+    ) -> None:
+        """Start the process, and wait until `ready`; by default, until its port accepts."""
+        self._starts += 1
+        self._process = ServerProcess(
+            command,
+            env=env,
+            scratch=self._folder,
+            log=self._folder / f"output-{self._starts}.log",
+            grace_s=self._grace_s,
+        )
+        self._process.wait_until(
+            ready or (lambda: accepts_tcp(self._port)), what=what, timeout_s=timeout_s
+        )
+
+    def _launch_module(self, what: str, module: str, **env: str) -> None:
+        """Start a module of this repository that serves on `--port`."""
+        root = str(Path(__file__).parents[2])
+        self._launch(
+            what,
+            [sys.executable, "-m", module, f"--port={self._port}"],
+            {**os.environ, "TMPDIR": str(self._folder), "PYTHONPATH": root, **env},
+        )

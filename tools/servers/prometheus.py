@@ -11,25 +11,17 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 from tools.servers import packages
-from tools.servers.process import (
-    ServerError,
-    ServerProcess,
-    free_port,
-    remove_scratch,
-    scratch_folder,
-)
+from tools.servers.process import PrivateServer, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
 
 _PACKAGE: Final = "prometheus"
-_READY_TIMEOUT_S: Final = 30.0
 _CALL_TIMEOUT_S: Final = 30.0
 
 
@@ -41,7 +33,7 @@ class Series:
     values: dict[float, float]
 
 
-class Prometheus:
+class Prometheus(PrivateServer):
     """One throwaway server. A context manager: it runs during the block.
 
     Args:
@@ -53,9 +45,7 @@ class Prometheus:
 
     def __init__(self, configuration: Mapping[str, object]) -> None:
         self._program = packages.path_of("prometheus", _PACKAGE)
-        self._folder = scratch_folder("prometheus")
-        self._port = free_port()
-        self._process: ServerProcess | None = None
+        super().__init__("prometheus")
         # JSON is YAML.
         (self._folder / "prometheus.yml").write_text(json.dumps(configuration))
 
@@ -65,7 +55,8 @@ class Prometheus:
         Raises:
             ServerError: it exited, or was not ready in time.
         """
-        self._process = ServerProcess(
+        self._launch(
+            "Prometheus",
             [
                 str(self._program),
                 f"--config.file={self._folder}/prometheus.yml",
@@ -73,19 +64,9 @@ class Prometheus:
                 f"--web.listen-address=127.0.0.1:{self._port}",
                 "--log.level=warn",
             ],
-            env={"PATH": os.defpath, "HOME": str(self._folder)},
-            scratch=self._folder,
-            log=self._folder / "output.log",
-            grace_s=0,
+            {"PATH": os.defpath, "HOME": str(self._folder)},
+            self._is_ready,
         )
-        self._process.wait_until(self._is_ready, what="Prometheus", timeout_s=_READY_TIMEOUT_S)
-
-    def close(self) -> None:
-        """End it and remove its data; does nothing if it never ran."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        remove_scratch(self._folder)
 
     def query(self, expr: str) -> list[Series]:
         """The present result of an expression that gives a vector.
@@ -129,22 +110,6 @@ class Prometheus:
         if answer.get("status") != "success":
             raise ServerError(f"Prometheus answered {status} to {path} {parameters}: {body!r}")
         return answer["data"]
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _request(self, target: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_CALL_TIMEOUT_S)

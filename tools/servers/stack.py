@@ -124,7 +124,7 @@ class Servers:
                 starting.append(pool.submit(self.rabbitmq.start))
             if server is not None:
                 private = server()
-                self._stack.callback(private.stop)
+                self._stack.callback(private.close)
                 starting.append(pool.submit(private.start))
             for done in starting:
                 done.result()

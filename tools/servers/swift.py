@@ -112,7 +112,7 @@ class Swift:
         self._serve("proxy", self._port, _PROXY + filters.format(user=self._user, secret=secret))
         return self.server
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Kill them, the proxy first, and remove the scratch folder."""
         while self._processes:
             self._processes.pop().kill()

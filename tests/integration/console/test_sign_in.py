@@ -25,8 +25,7 @@ from tools.harness.console_browser import NARROW, ConsoleVisit, visiting
 from tools.harness.console_client import console_client
 from tools.harness.process import GatewayProcess, console
 from tools.servers import S3Server
-from tools.servers.oidc_provider import OidcProviderProcess
-from tools.servers.oidc_provider_server import CLIENT_ID
+from tools.servers.oidc_provider import CLIENT_ID, OidcProviderProcess
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:

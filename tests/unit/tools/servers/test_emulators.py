@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.servers import python_environment
-from tools.servers.emulators import Emulator, localstack, ministack
+from tools.servers import emulators
+from tools.servers.emulators import (
+    PROJECTS,
+    Emulator,
+    installed_version,
+    localstack,
+    locked_python,
+    ministack,
+)
 from tools.servers.packages import MissingPackagesError
-from tools.servers.python_environment import PROJECTS, installed_version, locked_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +39,7 @@ def test_an_emulator_stays_on_loopback_and_in_its_folder(
     port = emulator.server.endpoint_url.rpartition(":")[2]
     where = settings.get("GATEWAY_LISTEN") or f"{settings['BIND_HOST']}:{settings['GATEWAY_PORT']}"
     assert where == f"127.0.0.1:{port}"
-    emulator.stop()
+    emulator.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,7 +61,7 @@ def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.parent.mkdir()
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    monkeypatch.setattr(python_environment, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(emulators, "CACHE", tmp_path / "cache")
     return program
 
 

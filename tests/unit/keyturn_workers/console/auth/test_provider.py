@@ -18,7 +18,7 @@ from keyturn.errors import SettingsError
 from keyturn_workers.console.auth.claims import ClaimRules
 from keyturn_workers.console.auth.provider import Provider, ProviderError, RefusedError
 from tests.unit.keyturn_workers.console.auth.settings import CLIENT_SECRET, console_settings
-from tools.servers.oidc_provider_server import Faults, OidcProvider
+from tools.servers.oidc_provider import Faults, OidcProvider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

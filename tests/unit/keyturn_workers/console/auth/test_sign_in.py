@@ -23,7 +23,7 @@ from tests.unit.keyturn_workers.console.auth.settings import CLIENT_SECRET, cons
 from tools.harness.console_client import forms_of
 from tools.harness.console_data import empty_model
 from tools.harness.console_preview import PreviewFeeds
-from tools.servers.oidc_provider_server import Faults, OidcProvider
+from tools.servers.oidc_provider import Faults, OidcProvider
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
