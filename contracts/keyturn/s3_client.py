@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.errors import SettingsError
 from keyturn.settings import S3Settings
-from keyturn.tls import STORAGE
-from keyturn.tls_renewal import renewing_context
+from keyturn.tls import STORAGE, renewing_context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,21 +1,72 @@
-"""TLS contexts from the PEM files that settings name (SPEC 11).
+"""TLS: contexts from the PEM files that settings name, and what a failure means (SPEC 11).
 
 A context that this module makes verifies the server's certificate and name, speaks TLS 1.2 or
 later, and may show a client certificate. Nothing can switch the verification off.
+
+A long-running process reads the files again when they change. Each new connection uses what they
+contain when its handshake begins; open connections keep what they have. So a renewed client
+certificate or a changed authority needs no restart. Files that cannot be used change nothing: the
+previous ones stay in use. No task watches the files: a client library keeps one context for all its
+connections, so the context itself checks them, once for each handshake.
+
+A failed connection is described in one line that names the setting. The libraries between pass
+OpenSSL's errors on as causes of their own; that line holds nothing of a request, an address or a
+certificate.
 
 It must never print what a file holds, or its path: a person may have put the key itself there. It
 must never ask for a password: a process has no terminal.
 """
 
+import asyncio
+import logging
 import socket
 import ssl
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from keyturn.errors import SettingsError
+
+# A renewal writes one file after the other; until both are there, no problem is reported.
+_SETTLED_NS: Final = 10**9
+
+_log = logging.getLogger(__name__)
+# X509_V_ERR_… of OpenSSL.
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+_UNKNOWN_ISSUER: Final = frozenset({2, 7, 18, 19, 20, 21})
+_OTHER_HOST: Final = frozenset({62, 64})
+
+_ALERT_AS_FRAME_BYTES: Final = range(0x00020201, 0x00020301)
+
+# Of a server that speaks something else than TLS on this port.
+_NOT_TLS: Final = frozenset(
+    {
+        "HTTP_REQUEST",
+        "HTTPS_PROXY_REQUEST",
+        "PACKET_LENGTH_TOO_LONG",
+        "RECORD_LAYER_FAILURE",
+        "UNKNOWN_PROTOCOL",
+        "WRONG_VERSION_NUMBER",
+    }
+)
+_OTHER_VERSION: Final = frozenset(
+    {"NO_PROTOCOLS_AVAILABLE", "TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL"}
+)
+# Alerts by which a server refuses the certificate that it was shown.
+_REFUSED: Final = {
+    "SSLV3_ALERT_BAD_CERTIFICATE": "malformed",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "expired",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "revoked",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "not accepted",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "unsupported",
+    "TLSV1_ALERT_ACCESS_DENIED": "access denied",
+    "TLSV1_ALERT_UNKNOWN_CA": "unknown authority",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,3 +255,176 @@ def _pair_problem(certificate: Path, key: Path, names: PairSettings, error: OSEr
         return f"{names.key} is not the key of the first certificate in {names.certificate}"
     reason = getattr(error, "reason", None) or "refused by OpenSSL"
     return f"{names.certificate} cannot be used ({reason})"
+
+
+_States: TypeAlias = dict[str, FileState | None]
+
+
+def renewing_context(
+    names: PeerSettings,
+    ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> ssl.SSLContext:
+    """As `client_context`, for all connections of a long-running process.
+
+    Raises:
+        SettingsError: names the setting whose file cannot be used.
+    """
+    if ca is None and certificate is None and key is None:
+        return client_context(names)
+    return _RenewingContext(ssl.PROTOCOL_TLS_CLIENT, names, ca, certificate, key)
+
+
+class _RenewingContext(ssl.SSLContext):
+    """Wraps connections with a context made from the current files. It trusts no CA itself."""
+
+    def __init__(
+        self,
+        _: int,
+        names: PeerSettings,
+        ca: Path | None,
+        certificate: Path | None,
+        key: Path | None,
+    ) -> None:
+        super().__init__()
+        self._names = names
+        self._files = (ca, certificate, key)
+        self._used = self._states()
+        self._current = client_context(names, *self._files)
+        # The files that were last reported as unusable.
+        self._unusable: _States | None = None
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """As in `ssl`, with what the files contain now. asyncio and uvloop call this."""
+        self._renew()
+        return self._current.wrap_bio(*args, **kwargs)
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        """As in `ssl`, with what the files contain now."""
+        self._renew()
+        return self._current.wrap_socket(*args, **kwargs)
+
+    def _renew(self) -> None:
+        states = self._states()
+        if states in (self._used, self._unusable):
+            return
+        changed = [name for name, state in states.items() if state != self._used[name]]
+        try:
+            context = client_context(self._names, *self._files)
+            expires = self._expiry() if self._names.certificate in changed else None
+        except SettingsError as exc:
+            self._refuse(states, str(exc))
+            return
+        if self._states() != states:
+            return  # they changed while they were read: the next connection checks again
+        self._current, self._used, self._unusable = context, states, None
+        until = "" if expires is None else f", expires {expires}"
+        _log.info("certificate renewed: %s%s", ", ".join(changed), until)
+
+    def _refuse(self, states: _States, problem: str) -> None:
+        """Keep what is in use, and report the problem once, if the files have settled."""
+        changed_ns = max((state.changed_ns for state in states.values() if state), default=0)
+        if time.time_ns() - changed_ns >= _SETTLED_NS:
+            self._unusable = states
+            _log.error("certificate not renewed; the old one stays in use: %s", problem)
+
+    def _expiry(self) -> datetime | None:
+        _, certificate, _ = self._files
+        expires = None if certificate is None else expiry(certificate)
+        if expires is not None and expires < datetime.now(UTC):
+            raise SettingsError(f"{self._names.certificate} has expired")
+        return expires
+
+    def _states(self) -> _States:
+        names = (self._names.ca, self._names.certificate, self._names.key)
+        return {
+            name: file_state(path)
+            for name, path in zip(names, self._files, strict=True)
+            if path is not None
+        }
+
+
+def describe_tls_failure(error: BaseException, names: PeerSettings) -> str | None:
+    """What is wrong with TLS towards a server, as a clause about "it"; None if nothing is.
+
+    Trying again will not help, until a person changes a certificate or a setting.
+
+    Args:
+        error: As a library raised it, with its causes.
+        names: The settings of that server.
+    """
+    for cause in _causes(error):
+        if _is_alert(cause):
+            return needs_tls(names)
+        if isinstance(cause, ssl.SSLError) and (text := _describe(cause, names)) is not None:
+            return text
+    return None
+
+
+def needs_tls(names: PeerSettings) -> str:
+    """What is wrong where a port of TLS was spoken to without."""
+    return f"it speaks TLS on that port: {names.url} must begin with {names.tls_scheme}"
+
+
+def _is_alert(error: BaseException) -> bool:
+    """Whether a server answered what was sent without TLS by an alert of TLS."""
+    if isinstance(error, asyncio.IncompleteReadError):
+        # A fatal alert, 15 03 03 00 02 02 0a, is a frame of AMQP of this many bytes.
+        expected = error.expected or 0
+        return not error.partial and expected in _ALERT_AS_FRAME_BYTES
+    # aiohttp shows what it takes for a malformed status line.
+    return r"b'\x15\x03" in str(getattr(error, "message", ""))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything that led to it, each once."""
+    seen: set[int] = set()
+    pending: list[object] = [error]
+    while pending:
+        one = pending.pop()
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        pending += [one.__context__, one.__cause__]
+        # Of aiohttp: what it wraps.
+        pending += [getattr(one, "os_error", None), getattr(one, "certificate_error", None)]
+
+
+def _describe(error: ssl.SSLError, names: PeerSettings) -> str | None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _describe_verification(error, names)
+    match getattr(error, "reason", None):
+        case reason if reason in _NOT_TLS:
+            text = f"it does not speak TLS on that port: check {names.url}"
+        case reason if reason in _OTHER_VERSION:
+            text = "it does not speak TLS 1.2 or later"
+        case "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+            text = f"it requires a client certificate: set {names.certificate} and {names.key}"
+        case "SSLV3_ALERT_HANDSHAKE_FAILURE":
+            may = f"it may require a client certificate, {names.certificate}"
+            text = f"it refused the handshake: {may}"
+        case reason if reason in _REFUSED:
+            text = f"it refused the client certificate of {names.certificate}: {_REFUSED[reason]}"
+        case _:
+            return None
+    return text
+
+
+def _describe_verification(error: ssl.SSLCertVerificationError, names: PeerSettings) -> str | None:
+    # aiohttp has subclasses of its own, without a code: what they wrap has it.
+    match getattr(error, "verify_code", None):
+        case None:
+            return None
+        case code if code == _EXPIRED:
+            what = "has expired"
+        case code if code == _NOT_YET_VALID:
+            what = "is not valid yet"
+        case code if code in _UNKNOWN_ISSUER:
+            what = f"is from an unknown authority: check {names.ca}"
+        case code if code in _OTHER_HOST:
+            what = f"is for another host than the one in {names.url}"
+        case code:
+            what = f"does not verify (error {code} of OpenSSL)"
+    return f"its certificate {what}"

@@ -9,14 +9,10 @@
 
 | module | holds |
 | --- | --- |
-| `client` | `Client`: list, open, stat, upload, delete, link, rotate, rotation |
+| `client` | `Client`: list, open, stat, upload, delete, link, rotate, rotation; an open object |
 | `listing` | pages of a listing, checked against what was requested; pure |
 | `links` | links that open one object without the API key; pure |
-| `object_stream` | one object while it is read: its length, and its body as a checked stream |
 | `responses` | what a response's status, headers and problem document mean; pure |
-| `paths` | where a request goes: checked names, encoded; pure |
-| `authorized_requests` | requests with one API key, and what becomes of their responses |
-| `request_body` | a body on its way to the gateway, watched for progress |
 | `transport` | one pool of connections; sends each request once; errors without secrets |
 
 Exceptions are in `keyturn.errors`: the class of its code for what the gateway refuses, and
@@ -36,10 +32,9 @@ from keyturn.errors import (
     UnexpectedResponseError,
     UploadPendingError,
 )
-from keyturn.gateway.client import Client, DeleteReceipt, UploadReceipt
+from keyturn.gateway.client import Client, DeleteReceipt, OpenObject, UploadReceipt
 from keyturn.gateway.links import CiphertextLink, Link
 from keyturn.gateway.listing import ListedObject, ListedPrefix
-from keyturn.gateway.object_stream import OpenObject
 from keyturn.gateway.responses import ObjectInfo
 
 __all__ = [

@@ -2,7 +2,10 @@
 
 It is the caller's half of SPEC 9. Names are checked before anything is sent. The API key is
 sent to the gateway's own address only, never to where that redirects: use https unless the
-gateway runs on the same machine.
+gateway runs on the same machine. A body is yielded as it arrives and ends cleanly only if all of it
+arrived: the only sign of a chunk that does not authenticate is that the gateway ends the
+connection.
+
 It must never log or raise an API key, a body or a link, and never send an upload, a delete
 or a rotation twice.
 """
@@ -12,19 +15,21 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, overload
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
+from urllib.parse import quote
 
 import orjson
 from pydantic import SecretStr
 
 from keyturn.crypto import check_api_key
 from keyturn.errors import (
+    IncompleteBodyError,
     MalformedRequestError,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
     UploadPendingError,
 )
-from keyturn.gateway.authorized_requests import AuthorizedRequests
 from keyturn.gateway.links import (
     CIPHERTEXT_LINK_MAX_S,
     CiphertextLink,
@@ -43,9 +48,6 @@ from keyturn.gateway.listing import (
     PageRequest,
     parse_page,
 )
-from keyturn.gateway.object_stream import OpenObject
-from keyturn.gateway.paths import object_path, objects_path, rotation_path, rotations_path
-from keyturn.gateway.request_body import RequestBody
 from keyturn.gateway.responses import (
     META_PREFIX,
     ByteRange,
@@ -53,11 +55,21 @@ from keyturn.gateway.responses import (
     content_lengths,
     object_info,
 )
-from keyturn.gateway.transport import MAX_CONNECTIONS, Transport, is_unencrypted
-from keyturn.identifiers import is_uuid
+from keyturn.gateway.transport import (
+    MAX_CONNECTIONS,
+    AuthorizedRequests,
+    RequestBody,
+    Transport,
+    is_unencrypted,
+    next_piece,
+)
+from keyturn.identifiers import check_object_key, is_project, is_uuid
 from keyturn.metadata import check_content_type, encode_caller_metadata
 from keyturn.publisher.requests import ApiKey
 from keyturn.publisher.staging import Body
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _CALLER: Final = 3  # frames up to the caller of `connect`: its own, and contextlib's
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -65,6 +77,7 @@ IDLE_TIMEOUT_S: Final = 60.0
 UPLOAD_WAIT_S: Final = 50
 """Less than the 60 seconds after which common proxies end a request without a response."""
 _WHOLE: Final = ByteRange(0, None)
+_UNRESERVED: Final = "/-_.~"
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT = 200, 201, 202, 204
 
 
@@ -93,6 +106,71 @@ class DeleteReceipt:
 
     request_id: str | None
     deleted: bool
+
+
+class OpenObject:
+    """An object, or a range of one, whose body is still to be read. Made by `Client.open`.
+
+    Args:
+        info: Its size and metadata.
+        length: Bytes of plaintext to come: of the whole object, or of the range.
+        response: The open response; its owner closes it.
+    """
+
+    def __init__(self, info: ObjectInfo, length: int, response: "aiohttp.ClientResponse") -> None:
+        self.info = info
+        self.length = length
+        self._answer = response
+        self._left_bytes = length
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the whole object's plaintext."""
+        return self.info.size_bytes
+
+    @property
+    def content_type(self) -> str | None:
+        """As stored; not authenticated."""
+        return self.info.content_type
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The caller's own, decoded; not authenticated."""
+        return self.info.metadata
+
+    @property
+    def etag(self) -> str | None:
+        """As sent, with its quotes; no rotation changes it."""
+        return self.info.etag
+
+    @property
+    def last_modified(self) -> datetime | None:
+        """When its content was stored; no rotation changes it."""
+        return self.info.last_modified
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body in pieces of any size, once; a second call continues where the first stopped.
+
+        Every piece is authentic when it is yielded. The pieces are the whole object, or range,
+        only if the iteration ends without an error.
+
+        Raises:
+            IncompleteBodyError: the body ended before its length, or stalled.
+        """
+        while self._left_bytes:
+            piece = await next_piece(self._answer)
+            if not piece:
+                raise IncompleteBodyError("the body ended before its length")
+            self._left_bytes -= len(piece)
+            yield piece
+
+    async def read(self) -> bytes:
+        """The rest of the body, all of it in memory.
+
+        Raises:
+            IncompleteBodyError: as `chunks`; nothing is returned.
+        """
+        return b"".join([piece async for piece in self.chunks()])
 
 
 class Client:
@@ -515,3 +593,51 @@ def _required_id(status: int, fields: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not is_uuid(value):
         raise UnexpectedResponseError(f"the response has no {name}", status=status)
     return value
+
+
+def objects_path(project: str) -> str:
+    """The path of a project's objects.
+
+    Raises:
+        MalformedRequestError: the project does not have the form of SPEC 1.
+    """
+    return f"{_project_path(project)}/objects"
+
+
+def object_path(project: str, object_key: str) -> str:
+    """The path of one object.
+
+    Raises:
+        MalformedRequestError: the project or the key does not have the form of SPEC 1.
+    """
+    try:
+        check_object_key(object_key)
+    except ValueError as exc:
+        raise MalformedRequestError(str(exc)) from exc
+    return f"{objects_path(project)}/{quote(object_key, safe=_UNRESERVED)}"
+
+
+def rotations_path(project: str) -> str:
+    """The path of a project's rotations.
+
+    Raises:
+        MalformedRequestError: the project does not have the form of SPEC 1.
+    """
+    return f"{_project_path(project)}/rotations"
+
+
+def rotation_path(project: str, rotation_id: str) -> str:
+    """The path of one rotation.
+
+    Raises:
+        MalformedRequestError: the project or the id does not have the form of SPEC 1.
+    """
+    if not is_uuid(rotation_id):
+        raise MalformedRequestError("a rotation's id is a UUID in lower case")
+    return f"{rotations_path(project)}/{rotation_id}"
+
+
+def _project_path(project: str) -> str:
+    if not is_project(project):
+        raise MalformedRequestError("a project id has 1 to 63 characters of a-z, 0-9 and -")
+    return f"/v1/projects/{project}"

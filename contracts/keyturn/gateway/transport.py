@@ -1,8 +1,15 @@
-"""Requests to the gateway over one pool of connections, each sent once (SPEC 9).
+"""Requests to the gateway over one pool of connections, each sent once (SPEC 9, 12).
+
+`AuthorizedRequests` sends them with one API key. A response with another status than expected is
+raised as the error that it means, without the secrets of the request.
 
 No redirect is followed and nothing is sent again automatically, except that aiohttp repeats a
 GET or a HEAD if a kept-alive connection was dropped. aiohttp is imported only when a pool is
 opened: it is an optional dependency.
+
+aiohttp wraps what a body's source raises; the caller gets the original exception. The idle timeout
+must never run while the source is read: a slow source is the caller's business, a server that
+stops reading is not.
 
 It must never let an exception of aiohttp out, not even as a cause or a context: some hold the
 request with its `Authorization`.
@@ -13,10 +20,10 @@ import errno
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -28,10 +35,15 @@ from keyturn.errors import (
     SettingsError,
     StorageUnavailableError,
 )
-from keyturn.gateway.request_body import RequestBody, reset
-from keyturn.gateway.responses import redirect_target
-from keyturn.tls import GATEWAY
-from keyturn.tls_failures import describe_tls_failure
+from keyturn.gateway.responses import (
+    ByteRange,
+    json_object,
+    redirect_target,
+    response_error,
+    storage_response_error,
+)
+from keyturn.publisher.staging import Body, blocks
+from keyturn.tls import GATEWAY, describe_tls_failure
 
 if TYPE_CHECKING:
     import aiohttp
@@ -44,6 +56,7 @@ _OWN_HEADERS: Final = {
     "User-Agent": "keyturn-reader",
     "Accept-Encoding": "identity",  # lengths and ranges are those of the object itself
 }
+_OK, _PARTIAL, _REDIRECT = 200, 206, 307
 _Result = TypeVar("_Result")
 
 
@@ -57,6 +70,49 @@ class _Failure:
 
     reason: str
     unsent: bool = False
+
+
+class RequestBody:
+    """A body that is sent once.
+
+    Args:
+        body: In any form that a publisher accepts.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self.failure: Exception | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`Content-Length` of bytes in memory; a file may grow while it is read."""
+        if not isinstance(self._body, bytes | bytearray | memoryview):
+            return {}
+        return {"Content-Length": str(memoryview(self._body).nbytes)}
+
+    async def blocks_with_timeout(
+        self, idle: asyncio.Timeout, idle_s: float, wait_s: float
+    ) -> AsyncIterator[memoryview]:
+        """The blocks in order; `idle` runs while one is sent, `wait_s` longer after the last."""
+        try:
+            async with aclosing(blocks(self._body)) as source:
+                reset(idle, None)
+                async for block in source:
+                    reset(idle, idle_s)
+                    yield block
+                    reset(idle, None)
+            reset(idle, idle_s + wait_s)
+        except Exception as exc:
+            self.failure = exc
+            raise
+
+
+def reset(idle: asyncio.Timeout, seconds: float | None) -> None:
+    """Let a timeout expire in `seconds`, or never."""
+    when = None if seconds is None else asyncio.get_running_loop().time() + seconds
+    # It can have expired, or the response be there already: the last steps of a request.
+    with suppress(RuntimeError):
+        idle.reschedule(when)
 
 
 class Transport:
@@ -279,6 +335,135 @@ class Transport:
                 )
 
         return await _outcome(ask())
+
+
+class AuthorizedRequests:
+    """Sends requests with an API key.
+
+    Args:
+        transport: The connections.
+        api_key: The project's current API key.
+    """
+
+    def __init__(self, transport: Transport, api_key: SecretStr) -> None:
+        self._transport = transport
+        self._api_key = api_key
+
+    async def read(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        done: int = _OK,
+        max_bytes: int = RESPONSE_MAX_BYTES,
+    ) -> dict[str, Any]:
+        """The document of a response to a request that changes nothing.
+
+        Args:
+            method: Its method.
+            path: Its path and query, encoded.
+            body: A JSON document to send, or None.
+            done: The status of success.
+            max_bytes: The longest document; a longer one counts as empty.
+
+        Raises:
+            GatewayUnavailableError: there is no response, or a part of one.
+            CodedError, UnexpectedResponseError: the response has another status.
+        """
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        response = await self._transport.read(method, path, headers, self._api_key, body)
+        try:
+            is_done = response.status == done
+            received = await self._transport.body_of(
+                response, max_bytes=max_bytes if is_done else RESPONSE_MAX_BYTES
+            )
+            if received is None:
+                raise GatewayUnavailableError("the gateway's response was cut short")
+            if not is_done:
+                raise self._error(response, received)
+            return json_object(received)
+        finally:
+            response.close()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        request_body: RequestBody | None,
+        done: tuple[int, ...],
+        *,
+        wait_s: int = 0,
+        secret: SecretStr | None = None,
+    ) -> tuple[int, dict[str, Any]]:
+        """Send a request once; return status and document of a response of success.
+
+        Args:
+            method: Its method.
+            path: Its path, encoded.
+            headers: Its headers.
+            request_body: Its body, or None.
+            done: The statuses of success.
+            wait_s: Seconds that the gateway was asked to wait.
+            secret: What of the body no error may repeat.
+
+        Raises:
+            GatewayUnavailableError: nothing was sent.
+            ResponseLostError: there is no response, or a part of one.
+            CodedError, UnexpectedResponseError: the response has another status.
+        """
+        response = await self._transport.send(
+            method, path, headers, self._api_key, request_body, wait_s=wait_s
+        )
+        try:
+            received = await self._transport.body_of(response)
+            if received is None:
+                raise ResponseLostError("the gateway's response was cut short")
+            if response.status not in done:
+                raise self._error(response, received, secret)
+            return response.status, json_object(received)
+        finally:
+            response.close()
+
+    @asynccontextmanager
+    async def object(
+        self, method: str, path: str, span: ByteRange
+    ) -> "AsyncIterator[tuple[aiohttp.ClientResponse, bool]]":
+        """The response about an object, and whether it came from the storage (SPEC 9.3)."""
+        headers = {} if span.is_whole else {"Range": span.header}
+        response = await self._transport.read(method, path, headers, self._api_key)
+        try:
+            if by_storage := response.status == _REDIRECT:
+                redirected = await self._transport.follow(response, headers)
+                response.close()
+                response = redirected
+            if response.status not in (_OK, _PARTIAL):
+                if by_storage:
+                    raise storage_response_error(response.status)
+                raise await self._object_error(response)
+            yield response, by_storage
+        finally:
+            # If the body was read to its end, the connection is in the pool already.
+            response.close()
+
+    async def _object_error(self, response: "aiohttp.ClientResponse") -> Exception:
+        if response.method == "HEAD":
+            return self._error(response, None)
+        body = await self._transport.body_of(response)
+        if body is None:
+            return GatewayUnavailableError("the gateway's response was cut short")
+        return self._error(response, body)
+
+    def _error(
+        self,
+        response: "aiohttp.ClientResponse",
+        body: bytes | None,
+        secret: SecretStr | None = None,
+    ) -> Exception:
+        held = (self._api_key, secret)
+        secrets = tuple(one.get_secret_value() for one in held if one is not None)
+        return response_error(response.status, response.headers, body, secrets=secrets)
 
 
 def _authorized(headers: Mapping[str, str], api_key: SecretStr | None) -> Mapping[str, str]:

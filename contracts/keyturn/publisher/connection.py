@@ -43,9 +43,7 @@ from keyturn.errors import (
     PublisherError,
 )
 from keyturn.settings import BrokerTlsSettings, DeploymentSettings
-from keyturn.tls import BROKER
-from keyturn.tls_failures import describe_tls_failure
-from keyturn.tls_renewal import renewing_context
+from keyturn.tls import BROKER, describe_tls_failure, renewing_context
 from keyturn.topology import EXCHANGE
 
 _log = logging.getLogger(__name__)

@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 from keyturn.crypto import Sealer
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
 from keyturn.messages import UploadRequested
-from keyturn.tls import STORAGE
-from keyturn.tls_failures import describe_tls_failure
+from keyturn.tls import STORAGE, describe_tls_failure
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client

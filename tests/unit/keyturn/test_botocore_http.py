@@ -27,8 +27,7 @@ from keyturn.botocore_http import VerifyingSession, verified_sessions
 from keyturn.errors import SettingsError
 from keyturn.s3_client import open_client
 from keyturn.settings import S3Settings
-from keyturn.tls import STORAGE, client_context
-from keyturn.tls_failures import describe_tls_failure
+from keyturn.tls import STORAGE, client_context, describe_tls_failure
 from tests.support.aws_web_identity import use_web_identity
 from tests.support.tls_proxy import server_context
 from tools.harness.loopback_server import loopback_server

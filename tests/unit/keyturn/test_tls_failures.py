@@ -12,8 +12,7 @@ import aiohttp
 import pytest
 from aio_pika.exceptions import AMQPException
 
-from keyturn.tls import BROKER, STORAGE, client_context
-from keyturn.tls_failures import describe_tls_failure
+from keyturn.tls import BROKER, STORAGE, client_context, describe_tls_failure
 from tests.support.tls_proxy import server_context, tls_proxy
 from tools.harness.loopback_server import loopback_server
 from tools.servers.certificates import Authority

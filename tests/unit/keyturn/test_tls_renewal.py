@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from keyturn import tls_renewal
+from keyturn import tls
 from keyturn.errors import SettingsError
-from keyturn.tls import BROKER
-from keyturn.tls_renewal import renewing_context
+from keyturn.tls import BROKER, renewing_context
 from tests.support.tls_proxy import server_context
 from tools.harness.loopback_server import loopback_server
 from tools.servers.certificates import Authority, Certificate
@@ -70,14 +69,14 @@ class _Files:
 
 @pytest.fixture
 def files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> _Files:
-    caplog.set_level(logging.INFO, "keyturn.tls_renewal")
+    caplog.set_level(logging.INFO, "keyturn.tls")
     return _Files(tmp_path)
 
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files count as settled at once."""
-    monkeypatch.setattr(tls_renewal, "_SETTLED_NS", 0)
+    monkeypatch.setattr(tls, "_SETTLED_NS", 0)
 
 
 async def test_a_new_connection_shows_the_renewed_certificate(

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from keyturn.tls import STORAGE
-from keyturn.tls_failures import describe_tls_failure
+from keyturn.tls import STORAGE, describe_tls_failure
 
 if TYPE_CHECKING:
     from aiohttp.connector import Connection

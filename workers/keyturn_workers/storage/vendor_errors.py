@@ -13,8 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.settings import S3Settings
-from keyturn.tls import STORAGE, speaks_tls
-from keyturn.tls_failures import needs_tls
+from keyturn.tls import STORAGE, needs_tls, speaks_tls
 from keyturn_workers.errors import StorageTlsError
 from keyturn_workers.storage.s3_session import ConnectionLostError, TlsFailedError
 

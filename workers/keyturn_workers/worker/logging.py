@@ -18,7 +18,7 @@ _PRINTABLE = (str, int, float, OSError, type(None))
 # These log every message or request, some with complete headers and URLs.
 # It logs each batch that it cannot send: `keyturn_workers.tracing.exporter` reports that once.
 _SILENT = "opentelemetry"
-_RENEWALS = "keyturn.tls_renewal"
+_RENEWALS = "keyturn.tls"
 # Reconnects after a lost connection.
 _RECONNECTING = "aio_pika.robust_connection"
 _QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")

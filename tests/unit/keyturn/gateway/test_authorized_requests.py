@@ -8,9 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from keyturn.errors import NotFoundError, UnauthorizedError, UnexpectedResponseError
-from keyturn.gateway.authorized_requests import AuthorizedRequests
 from keyturn.gateway.responses import ByteRange
-from keyturn.gateway.transport import Transport
+from keyturn.gateway.transport import AuthorizedRequests, Transport
 from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
     FakeGateway,

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from keyturn.gateway import Client, IncompleteBodyError
-from keyturn.gateway.object_stream import OpenObject
+from keyturn.gateway.client import OpenObject
 from keyturn.gateway.responses import ObjectInfo
 from tests.unit.keyturn.gateway.gateway import API_KEY, cut, drop, serving
 

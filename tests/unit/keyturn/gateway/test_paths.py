@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keyturn.errors import MalformedRequestError
-from keyturn.gateway.paths import object_path, objects_path, rotation_path, rotations_path
+from keyturn.gateway.client import object_path, objects_path, rotation_path, rotations_path
 from tests.unit.keyturn.gateway.gateway import AN_ID
 
 
