@@ -122,11 +122,11 @@ fuzz: $(UV)  ## Mutate all that comes from outside; ARGS="--only metadata --seco
 
 .PHONY: load
 load: setup  ## Drain 50,000 uploads by 1, 2 and 4 workers, and with workers and broker restarted
-	@$(PYTHON) -m tools.load $(ARGS)
+	@$(PYTHON) -m tools.chaos load $(ARGS)
 
 .PHONY: capacity
 capacity: setup  ## Say how many processes a load needs; ARGS="--objects 1e9 --hours 24"
-	@$(PYTHON) -m tools.capacity $(ARGS)
+	@$(PYTHON) -m tools.chaos capacity $(ARGS)
 
 .PHONY: chaos
 chaos: setup  ## Break everything on a schedule, then check every object and message; ARGS="--seed 7"

@@ -17,11 +17,10 @@ import pytest_asyncio
 
 from keyturn import topology
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
-from tools.chaos import bucket_checks, checks, message_checks, secrecy_checks
-from tools.chaos.evidence import Evidence, Letter, OnBroker, honest
-from tools.chaos.load import FLAWS_WITHOUT_EVENT, LATE_PROJECT
+from tools.chaos import bucket_checks, checks
+from tools.chaos.evidence import Evidence, Letter, OnBroker, honest, stored_ids
+from tools.chaos.plan import FLAWS_WITHOUT_EVENT, HOSTILE, LATE_PROJECT, THEFTS, WRITER, make_plan
 from tools.chaos.run import run
-from tools.chaos.schedule import HOSTILE, THEFTS, WRITER, make_plan
 from tools.servers import Servers
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from tools.chaos.bucket_checks import BucketReport
-    from tools.chaos.load import Upload
+    from tools.chaos.plan import Upload
     from tools.servers import RabbitMQ, S3Server
 
 pytestmark = [
@@ -127,7 +126,7 @@ def _without_events(broker: OnBroker, upload: Upload) -> OnBroker:
 def test_a_lost_dead_letter_is_found(evidence: Evidence) -> None:
     lost = _refused(evidence)
     broken = replace(evidence, broker=_without_letter(evidence.broker, lost))
-    (message,) = message_checks.ends(broken)
+    (message,) = checks.ends(broken)
     assert lost.upload_id in message
 
 
@@ -136,7 +135,7 @@ def test_a_dead_letter_with_another_code_is_found(evidence: Evidence) -> None:
     broker = _without_letter(evidence.broker, lost)
     queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
     broker.letters.append(Letter(queue, lost.upload_id, "bad_seal"))
-    (message,) = message_checks.ends(replace(evidence, broker=broker))
+    (message,) = checks.ends(replace(evidence, broker=broker))
     assert lost.upload_id in message
 
 
@@ -144,21 +143,19 @@ def test_a_valid_upload_among_the_dead_letters_is_found(evidence: Evidence) -> N
     queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
     letter = Letter(queue, _plain(evidence).upload_id, "corrupt_object")
     broker = replace(evidence.broker, letters=[*evidence.broker.letters, letter])
-    assert _plain(evidence).upload_id in message_checks.ends(replace(evidence, broker=broker))[0]
+    assert _plain(evidence).upload_id in checks.ends(replace(evidence, broker=broker))[0]
 
 
 def test_a_dead_step_of_a_sweep_is_found(evidence: Evidence) -> None:
     letter = Letter(topology.dead_letter_name(topology.PLAN_QUEUE), "None", "corrupt_object")
     broker = replace(evidence.broker, letters=[*evidence.broker.letters, letter])
-    assert message_checks.ends(replace(evidence, broker=broker)) == [
-        f"unexpected dead letter: {letter}"
-    ]
+    assert checks.ends(replace(evidence, broker=broker)) == [f"unexpected dead letter: {letter}"]
 
 
 @pytest.mark.parametrize("which", [_plain, _refused])
 def test_a_missing_event_is_found(evidence: Evidence, which: Callable[[Evidence], Upload]) -> None:
     broker = _without_events(evidence.broker, which(evidence))
-    message = message_checks.events(replace(evidence, broker=broker))
+    message = checks.events(replace(evidence, broker=broker))
     assert which(evidence).upload_id in "".join(message)
 
 
@@ -179,7 +176,7 @@ def test_a_refusal_that_was_killed_after_its_dead_letter_needs_no_event_of_its_o
         broker = replace(
             evidence.broker, letters=letters, events=[*others, {**event, "code": code}]
         )
-        return "".join(message_checks.events(replace(evidence, broker=broker)))
+        return "".join(checks.events(replace(evidence, broker=broker)))
 
     assert upload.upload_id not in found("deleted_key")
     assert upload.upload_id in found("already_exists")
@@ -187,7 +184,7 @@ def test_a_refusal_that_was_killed_after_its_dead_letter_needs_no_event_of_its_o
 
 def test_a_missing_completion_of_a_rotation_is_found(evidence: Evidence) -> None:
     kept = [e for e in evidence.broker.events if e["type"] != "rotation.completed"]
-    message = message_checks.events(replace(evidence, broker=replace(evidence.broker, events=kept)))
+    message = checks.events(replace(evidence, broker=replace(evidence.broker, events=kept)))
     assert len(message) == 4
 
 
@@ -209,23 +206,23 @@ def test_a_missing_completion_of_a_rotation_is_found(evidence: Evidence) -> None
     ids=["unsigned", "unexpected", "wrong"],
 )
 def test_a_wrong_event_is_found(evidence: Evidence, change: Change) -> None:
-    assert message_checks.events(replace(evidence, broker=change(evidence.broker)))
+    assert checks.events(replace(evidence, broker=change(evidence.broker)))
 
 
 def test_a_pair_that_was_stored_twice_is_found(evidence: Evidence) -> None:
     pair = [upload for upload in evidence.plan.load.uploads if upload.pair is not None]
-    refused = next(u for u in pair if u.upload_id not in message_checks.stored_ids(evidence))
+    refused = next(u for u in pair if u.upload_id not in stored_ids(evidence))
     broker = _without_letter(evidence.broker, refused)
     event = {"type": "upload.stored", "upload_id": refused.upload_id}
     broker = replace(broker, events=[*broker.events, event])
-    message = message_checks.ends(replace(evidence, broker=broker))
+    message = checks.ends(replace(evidence, broker=broker))
     assert f"pair {refused.pair}" in message[0]
 
 
 def test_a_remaining_message_is_found(evidence: Evidence) -> None:
     depths = {**evidence.broker.depths, "keyturn.plan.retry.5s": 1}
     broker = replace(evidence.broker, depths=depths)
-    assert message_checks.queues(replace(evidence, broker=broker)) == [
+    assert checks.queues(replace(evidence, broker=broker)) == [
         "1 messages are left in keyturn.plan.retry.5s"
     ]
 
@@ -328,7 +325,7 @@ def test_an_unexpected_object_and_leftovers_are_found(evidence: Evidence) -> Non
 @pytest.mark.parametrize("place", ["logs", "metrics", "disk"])
 def test_a_planted_secret_is_found(evidence: Evidence, report: BucketReport, place: str) -> None:
     """A DEK, a transport key and a plaintext, each in a different encoding."""
-    secrets_by_name = secrecy_checks.all_secrets(evidence, report)
+    secrets_by_name = bucket_checks.all_secrets(evidence, report)
     dek = next(name for name in secrets_by_name if name.startswith("DEK"))
     key = next(name for name in secrets_by_name if name.startswith("transport key"))
     planted = evidence.folder / place / "planted"
@@ -341,7 +338,7 @@ def test_a_planted_secret_is_found(evidence: Evidence, report: BucketReport, pla
             )
         )
     )
-    found = secrecy_checks.leaks(evidence, report)
+    found = bucket_checks.leaks(evidence, report)
     planted.unlink()
     assert found == [f"{name} in planted of {place}" for name in sorted((dek, "plaintext", key))]
 
@@ -351,7 +348,7 @@ def test_a_scan_that_finds_nothing_at_all_fails(evidence: Evidence, report: Buck
     empty = evidence.folder / "empty"
     for place in ("logs", "metrics", "disk"):
         (empty / place).mkdir(parents=True)
-    found = secrecy_checks.leaks(replace(evidence, folder=empty), report)
+    found = bucket_checks.leaks(replace(evidence, folder=empty), report)
     assert [line.split(":")[0] for line in found] == ["the scan does not work"] * 4
 
 

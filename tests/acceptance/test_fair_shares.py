@@ -1,7 +1,7 @@
 """What one tenant does to a gateway takes nothing from another one (SPEC 9.3, 13), in small.
 
-`python -m tools.load.shares` measures it; here no request of the other tenant is refused, none
-waits out of all proportion, and nothing of an attack stays behind.
+No request of the other tenant is refused, none waits out of all proportion, and nothing of an
+attack stays behind.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from tests.support.attacks import ATTACKS, Arena
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
 from tools.harness.worker_under_test import fresh_amqp_url, run_worker_for
-from tools.load.attacks import ATTACKS
-from tools.load.shares import Arena
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ async def arena(broker: Servers, ceph: S3Server) -> AsyncIterator[Arena]:
 
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_an_attack_does_not_affect_another_tenant(arena: Arena, name: str) -> None:
-    found = await arena.measure_attack(name, _SECONDS, rounds=1)
+    found = await arena.measure_attack(name, _SECONDS)
     assert found.under.refused == []
     for kind in found.quiet.seconds:
         most_ms = _TIMES * found.quiet.p50_ms(kind) + _BESIDES_MS

@@ -1,6 +1,7 @@
-"""`python -m tools.chaos --seed N`: one fault-injection run on private servers, with a report.
+"""`python -m tools.chaos [chaos|load|capacity]`: one of the profiles, on private servers.
 
-Exit status 0 if every check holds, 1 if one fails, 2 if the servers did not start.
+The profile `chaos` exits with 0 if every check holds, with 1 if one fails, and with 2 if the
+servers did not start.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from tools.chaos import capacity, drain
 from tools.chaos.checks import run_checks
+from tools.chaos.plan import make_plan
 from tools.chaos.run import run
-from tools.chaos.schedule import make_plan
 from tools.servers import Servers
 from tools.servers.packages import MissingPackagesError
 from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
-    from tools.chaos.schedule import Plan
+    from tools.chaos.plan import Plan
 
 _SHOWN = 12
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, help="random seed of the run (default: a fresh one)")
     parser.add_argument(
@@ -48,7 +50,7 @@ def _arguments() -> argparse.Namespace:
         "--keep", type=Path, help="folder for schedule, logs, metrics, disks and report"
     )
     parser.add_argument("--schedule", action="store_true", help="only print the schedule")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def print_schedule(plan: Plan) -> None:
@@ -89,14 +91,9 @@ def _go(message: argparse.Namespace, plan: Plan, folder: Path, again: str) -> in
     return 0 if print_report(found, evidence.counts, again) else 1
 
 
-def main() -> int:
+def chaos(argv: list[str]) -> int:
     """Plan and run, then check and report."""
-    message = _arguments()
-    # On SIGTERM it still stops everything that it started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Connection losses are intended: aio-pika's tracebacks of them are noise.
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")
+    message = _arguments(argv)
     seed = random.SystemRandom().randrange(10**6) if message.seed is None else message.seed
     plan = make_plan(seed, message.uploads)
     print_schedule(plan)
@@ -118,5 +115,20 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+PROFILES = {"chaos": chaos, "load": drain.main, "capacity": capacity.main}
+
+
+def main(argv: list[str]) -> int:
+    """Run the profile that the first argument names, by default `chaos`."""
+    # On SIGTERM it still stops everything that it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Connection losses are intended: aio-pika's tracebacks of them are noise.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")
+    if argv and argv[0] in PROFILES:
+        return PROFILES[argv[0]](argv[1:])
+    return chaos(argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -25,8 +25,7 @@ from keyturn.crypto import SigningKey, new_api_key, to_base64
 from keyturn.errors import NotSentHereError
 from keyturn.publisher import PublisherError
 from keyturn.publisher.requests import SignedRequest
-from tools.chaos.load import FLAWS_WITHOUT_EVENT, rng_for
-from tools.chaos.schedule import HOSTILE, RIVAL
+from tools.chaos.plan import FLAWS_WITHOUT_EVENT, HOSTILE, RIVAL, rng_for
 from tools.harness import requests as rq
 from tools.harness.stream import consume_stream
 
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyturn.messages import Event
-    from tools.chaos.load import Upload
-    from tools.chaos.load_sender import EventLog, RecordingPublisher
-    from tools.chaos.schedule import Action
+    from tools.chaos.plan import Action, Upload
+    from tools.chaos.publisher import EventLog, RecordingPublisher
     from tools.harness.deployment import Deployment
 
 _RECENT = 40

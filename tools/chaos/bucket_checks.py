@@ -5,31 +5,58 @@ The bucket is read once, in threads; the violations of all checks are collected 
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import re
+import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from botocore.exceptions import ClientError
 
-from keyturn.crypto import BODY_CONTEXT, SealError, admin_kek, kek_id, open_sealed, user_kek
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    SealError,
+    admin_kek,
+    from_base64,
+    kek_id,
+    open_sealed,
+    record_kek,
+    upload_info,
+    user_kek,
+)
 from keyturn.errors import EvidenceError
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from keyturn.metadata import encode_caller_metadata
-from tools.chaos.load import plaintext
-from tools.chaos.message_checks import stored_ids
+from tools.chaos.evidence import stored_ids
+from tools.chaos.plan import plaintext
 from tools.harness import stored_objects
 from tools.harness.bucket import Bucket, unwrap_data_key
+from tools.harness.canaries import Canaries, encodings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from keyturn.crypto import Kek, Role
     from tools.chaos.evidence import Evidence
-    from tools.chaos.load import Upload
+    from tools.chaos.plan import Upload
     from tools.harness.deployment import Deployment
     from tools.harness.tenants import Tenant
+
+# What a worker logs and publishes of a request that it served (SPEC 15.3).
+_AUDIT_RECORD: Final = {"audit record": b'"action":"request.served"'}
+# The broker's password is on its own disk, so it is not searched there; no log may show it.
+_NOT_ON_DISK = ("broker's password",)
+_LOOKED_FOR_BYTES = 12
+# grep reads one pattern per line, and a NUL ends a pattern in some modes.
+_NOT_IN_A_PATTERN = re.compile(rb"[\n\0]")
+_AT_LEAST_BYTES = 8
 
 DOCTOR_PREFIX = ".keyturn/doctor/"
 _THREADS = 8
@@ -216,3 +243,122 @@ def _check_leftovers(evidence: Evidence, report: BucketReport) -> None:
     tenants = [*evidence.tenants.values(), *([evidence.rival] if evidence.rival else [])]
     for tenant in tenants:
         report.left += tenant.left()
+
+
+def all_secrets(evidence: Evidence, report: BucketReport) -> dict[str, bytes]:
+    """All secrets by name."""
+    found = dict(Canaries.of(evidence.deployment).secrets)
+    found |= {f"master key {name}": key for name, key in evidence.masters.items()}
+    for project, tenant in evidence.tenants.items():
+        for number, api_key in enumerate(tenant.api_keys, start=1):
+            found[f"API key {number} of {project}"] = api_key.encode()
+            found[f"user KEK {number} of {project}"] = user_kek(api_key, project).reveal()
+        for name, master in evidence.masters.items():
+            found[f"operator's KEK {name} of {project}"] = admin_kek(master, project).reveal()
+            found[f"record KEK {name} of {project}"] = record_kek(master, project).reveal()
+    found |= {f"DEK of {s3_key}": dek for s3_key, dek in report.deks.items()}
+    return found | _transport_keys(evidence)
+
+
+def _transport_keys(evidence: Evidence) -> dict[str, bytes]:
+    """The transport key of each message, opened as a worker would."""
+    found = {}
+    for upload in evidence.plan.load.uploads:
+        if upload.flaw is not None:
+            continue
+        info = upload_info(upload.upload_id, upload.project, upload.key)
+        for number, signed in enumerate(evidence.sent.get(upload.upload_id, ()), start=1):
+            sealed = from_base64(json.loads(signed.body)["sealed_key"]["ciphertext"])
+            name = f"transport key {number} of {upload.upload_id}"
+            found[name] = evidence.deployment.intake.open(sealed, info)
+    return found
+
+
+def leaks(evidence: Evidence, report: BucketReport) -> list[str]:
+    """No secret is in any log, in any metrics scrape, or on the broker's disk."""
+    secrets = all_secrets(evidence, report)
+    on_disk = {name: secret for name, secret in secrets.items() if name not in _NOT_ON_DISK}
+    found = [
+        f"{leak} of {place}"
+        for place, looked_for in (("logs", secrets), ("metrics", secrets), ("disk", on_disk))
+        for leak in scan_folder(evidence.folder / place, looked_for)
+    ]
+    evidence.counts["secrets searched for"] = len(secrets)
+    evidence.counts["searched, MiB"] = {
+        place: round(size_bytes(evidence.folder / place) / 1024**2, 1)
+        for place in ("logs", "metrics", "disk")
+    }
+    return found + _check_scan_works(evidence)
+
+
+def _check_scan_works(evidence: Evidence) -> list[str]:
+    """The scan must find what does occur there; otherwise it proves nothing.
+
+    That is upload ids, and records of the audit trail: an enrollment makes one.
+    """
+    ids = {upload.upload_id: upload.upload_id.encode() for upload in evidence.plan.load.uploads}
+    return [
+        f"the scan does not work: it finds no {what} in {place}"
+        for what, present in (("upload id", ids), ("audit record", _AUDIT_RECORD))
+        for place in ("logs", "disk")
+        if not scan_folder(evidence.folder / place, present)
+    ]
+
+
+_FOUND, _NOTHING = 0, 1
+
+
+def patterns(secret: bytes) -> set[bytes]:
+    """Patterns, at least one of which occurs in a file that contains the secret."""
+    start = secret[:_LOOKED_FOR_BYTES]
+    # Inside a longer base64 text a group of three may begin at its second or third byte.
+    inside = (secret[shift : shift + _LOOKED_FOR_BYTES] for shift in (1, 2))
+    texts = encodings(start)
+    found = {text.encode(code) for text in texts for code in ("latin-1", "utf-8")} - {start}
+    for part in inside:
+        found |= {base64.b64encode(part), base64.urlsafe_b64encode(part)}
+    raw = _plain_part(secret)
+    found = {text for text in found if not _NOT_IN_A_PATTERN.search(text)}
+    # grep cannot find a pattern with a newline, neither raw nor as UTF-8.
+    return found | ({raw, raw.decode("latin-1").encode()} if raw else set())
+
+
+def _plain_part(secret: bytes) -> bytes | None:
+    """The longest part that can be a pattern; shorter if the secret has newlines."""
+    longest = max(_NOT_IN_A_PATTERN.split(secret), key=len)
+    return longest[:_LOOKED_FOR_BYTES] if len(longest) >= _AT_LEAST_BYTES else None
+
+
+def scan_folder(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
+    """The secrets that occur in the files of a folder: `NAME in FILE`, without duplicates.
+
+    Raises:
+        RuntimeError: grep failed.
+    """
+    names: dict[bytes, str] = {}
+    for name, secret in secrets.items():
+        for pattern in patterns(secret):
+            names.setdefault(pattern, name)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"\n".join(names))
+        file.flush()
+        done = subprocess.run(
+            ["grep", "--fixed-strings", "--recursive", "--text", "--only-matching", "--null",
+             "--with-filename", "--file", file.name, "."],
+            cwd=folder,
+            env={"LC_ALL": "C", "PATH": os.environ["PATH"]},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )  # fmt: skip
+    if done.returncode not in {_FOUND, _NOTHING}:
+        raise RuntimeError(f"grep failed: {done.stderr[:200]!r}")
+    lines = {tuple(line.split(b"\0", 1)) for line in done.stdout.split(b"\n") if line}
+    return sorted(
+        {f"{names.get(what, '?')} in {Path(os.fsdecode(where))}" for where, what in lines}
+    )
+
+
+def size_bytes(folder: Path) -> int:
+    """The total size of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

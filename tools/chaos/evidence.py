@@ -18,7 +18,7 @@ from keyturn import topology
 from keyturn.crypto import MarkVerifier, SignatureError, VerifyKey
 from keyturn.messages import parse_mark
 from tools.chaos.attackers import Attacks, digest
-from tools.chaos.schedule import RIVAL
+from tools.chaos.plan import RIVAL
 from tools.harness.requests import new_id
 from tools.harness.stream import consume_stream
 from tools.harness.wire import open_wire
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from keyturn.messages import KeyringMarked
     from keyturn.publisher.requests import SignedRequest
     from tools.chaos.operator import OperatorRequest
-    from tools.chaos.schedule import Plan
+    from tools.chaos.plan import Plan
     from tools.chaos.thief import Theft
     from tools.harness.deployment import Deployment
     from tools.harness.tenants import Tenant
@@ -182,3 +182,10 @@ def events_by_request(broker: OnBroker) -> dict[str, Counter[str]]:
         for request_id in event_ids(event):
             by_id.setdefault(request_id, Counter())[what] += 1
     return by_id
+
+
+def stored_ids(evidence: Evidence) -> set[str]:
+    """The uploads that were reported as stored."""
+    return {
+        event["upload_id"] for event in honest(evidence.broker) if event["type"] == "upload.stored"
+    }

@@ -12,15 +12,14 @@ from urllib.parse import quote
 import aiohttp
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from tools.chaos.load import plaintext, rng_for
-from tools.chaos.schedule import GATEWAY
-from tools.chaos.supervisor import KEYRING_CACHE_S
+from tools.chaos.plan import GATEWAY, plaintext, rng_for
+from tools.chaos.processes import KEYRING_CACHE_S
 
 if TYPE_CHECKING:
     import random
 
-    from tools.chaos.load import Upload
     from tools.chaos.operator import Operator
+    from tools.chaos.plan import Upload
 
 _PAUSE_S = 0.02
 _READERS = 2

@@ -13,21 +13,25 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from botocore.exceptions import ClientError
+
 from keyturn.crypto import new_api_key
-from keyturn.identifiers import ALL_PROJECTS, object_s3_key
+from keyturn.identifiers import ALL_PROJECTS, keyring_s3_key, object_s3_key
 from keyturn.messages import CountedEvent, Rejected
-from tools.chaos.keyring_file import KeyringFile
 from tools.harness import requests as rq
 from tools.harness.sweep_scenario import master_keys_setting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from mypy_boto3_s3 import S3Client
+
     from keyturn.messages import Event
-    from tools.chaos.load import Upload
-    from tools.chaos.load_sender import EventLog, LoadSender, RecordingPublisher
-    from tools.chaos.supervisor import Supervisor
+    from tools.chaos.processes import Supervisor
+    from tools.chaos.publisher import EventLog, LoadSender, RecordingPublisher
     from tools.harness.tenants import Tenant
+
+_CHANGED = frozenset({"PreconditionFailed", "NoSuchKey", "404", "412"})
 
 NEW_MASTER = "m2"
 _TAGGED = 30
@@ -186,7 +190,9 @@ class Operator:
         stored = [
             object_s3_key(upload.project, upload.key)
             for upload in self.sender.plan.load.uploads
-            if upload.project == tenant.project and upload.is_plain and self._is_stored(upload)
+            if upload.project == tenant.project
+            and upload.is_plain
+            and self.event_log.is_stored(upload.upload_id)
         ][:_TAGGED]
         for s3_key in stored:
             await asyncio.to_thread(
@@ -196,10 +202,6 @@ class Operator:
                 Tagging={"TagSet": [{"Key": k, "Value": v} for k, v in _TAGS.items()]},
             )
             self.tagged[s3_key] = _TAGS
-
-    def _is_stored(self, upload: Upload) -> bool:
-        events = self.event_log.events.get(upload.upload_id, ())
-        return any(event.type == "upload.stored" for event in events)
 
 
 def new_masters(first: bytes) -> dict[str, bytes]:
@@ -213,3 +215,50 @@ async def _present_keyring(tenant: Tenant) -> bytes:
     while (record := await asyncio.to_thread(file.find)) is None:  # noqa: ASYNC110  # no event
         await asyncio.sleep(_PAUSE_S)
     return record
+
+
+@dataclass(frozen=True)
+class KeyringFile:
+    """The object that holds a project's keyring."""
+
+    client: S3Client
+    bucket: str
+    s3_key: str
+
+    @classmethod
+    def of(cls, tenant: Tenant) -> KeyringFile:
+        """The keyring of a project."""
+        return cls(tenant.client, tenant.deployment.bucket, keyring_s3_key(tenant.project))
+
+    def read(self) -> tuple[bytes, str]:
+        """The record's bytes, and its ETag."""
+        answer = self.client.get_object(Bucket=self.bucket, Key=self.s3_key)
+        # Ceph compares with the ETag without its quotes.
+        return answer["Body"].read(), answer["ETag"].strip('"')
+
+    def replace(self, body: bytes, etag: str) -> bool:
+        """Put a record in the place of the one with this ETag; False if another one is there."""
+        try:
+            self.client.put_object(Bucket=self.bucket, Key=self.s3_key, Body=body, IfMatch=etag)
+        except ClientError as exc:
+            if exc.response["Error"]["Code"] in _CHANGED:
+                return False
+            raise
+        return True
+
+    def put(self, body: bytes) -> None:
+        """Put a record, whatever is there."""
+        self.client.put_object(Bucket=self.bucket, Key=self.s3_key, Body=body)
+
+    def remove(self) -> None:
+        """Delete it."""
+        self.client.delete_object(Bucket=self.bucket, Key=self.s3_key)
+
+    def find(self) -> bytes | None:
+        """The record's bytes; None if there is none."""
+        try:
+            return self.read()[0]
+        except ClientError as exc:
+            if exc.response["Error"]["Code"] in _CHANGED:
+                return None
+            raise

@@ -8,19 +8,26 @@ import os
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 from keyturn.crypto import SigningKey, new_api_key
-from tools.chaos import console_reports
 from tools.chaos.attackers import Attackers, publishers_with_rival
-from tools.chaos.broker import Broker
 from tools.chaos.bucket_checks import leftovers
-from tools.chaos.evidence import Evidence, OnBroker, on_broker
-from tools.chaos.fault_proxy import FaultProxy, run_fault_proxy
+from tools.chaos.evidence import Evidence, on_broker
 from tools.chaos.gateway_readers import GatewayReaders
-from tools.chaos.load import FLAWS_WITHOUT_EVENT, LATE_PROJECT, PROJECTS
-from tools.chaos.load_sender import (
+from tools.chaos.operator import Operator, new_masters
+from tools.chaos.plan import (
+    CONSOLE,
+    FLAWS_WITHOUT_EVENT,
+    GATEWAY,
+    LATE_PROJECT,
+    PROJECTS,
+    PUBLISHER,
+    RIVAL,
+)
+from tools.chaos.processes import VIEWER, Broker, Supervisor, run_supervisor
+from tools.chaos.publisher import (
     PUBLISH_TIMEOUT_S,
     EventLog,
     LoadSender,
@@ -28,67 +35,80 @@ from tools.chaos.load_sender import (
     publisher_settings,
     staging_settings,
 )
-from tools.chaos.operator import Operator, new_masters
-from tools.chaos.schedule import CONSOLE, GATEWAY, PUBLISHER, RIVAL
-from tools.chaos.supervisor import VIEWER, Supervisor, run_supervisor
+from tools.chaos.storage_proxy import FaultProxy, run_fault_proxy
 from tools.chaos.thief import Thief
 from tools.harness.console import ConsoleDeployment
+from tools.harness.console_client import console_client
 from tools.harness.sweep_scenario import master_keys_setting, wait_until_drained
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
     from pathlib import Path
     from typing import Any
 
-    from tools.chaos.schedule import Action, Plan
-    from tools.chaos.thief import Theft
+    from tools.chaos.operator import OperatorRequest
+    from tools.chaos.plan import Action, Plan
+    from tools.harness.console import Account
+    from tools.harness.console_client import ConsoleClient
     from tools.servers import RabbitMQ, S3Server
 
-_EMPTY_S = 120
+_ENDS: Final = ("rotation.completed", "sweep.completed")
+_ENDED: Final = (">Clean<", ">Not clean", " failed<")
+_SHOWN_S: Final = 60
+_PAUSE_S: Final = 0.5
+_EMPTY_S: Final = 120
 
 
-@dataclass
 class Run:
     """A run in progress."""
 
-    plan: Plan
-    deployment: ConsoleDeployment
-    folder: Path
-    broker: Broker
-    storage: FaultProxy
-    supervisor: Supervisor
-    print: Callable[[str], None]
-    tenants: dict[str, Tenant] = field(default_factory=dict)
-    masters: dict[str, bytes] = field(default_factory=dict)
-    unsettled: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    _requests: list[asyncio.Task[None]] = field(default_factory=list)
-    _broker_outage: asyncio.Task[None] | None = None
-    _began: float = field(default_factory=time.monotonic)
+    def __init__(
+        self,
+        plan: Plan,
+        deployment: ConsoleDeployment,
+        folder: Path,
+        broker: Broker,
+        storage: FaultProxy,
+        supervisor: Supervisor,
+        say: Callable[[str], None],
+    ) -> None:
+        self.plan = plan
+        self.deployment = deployment
+        self.folder = folder
+        self.broker = broker
+        self.storage = storage
+        self.supervisor = supervisor
+        self.masters = new_masters(deployment.master_key)
+        self.tenants = {
+            name: Tenant(deployment, name, [new_api_key()], dict(self.masters))
+            for name in (*PROJECTS, LATE_PROJECT, RIVAL)
+        }
+        self.rival_key = SigningKey.from_seed(os.urandom(32))
+        self.event_log = EventLog()
+        self.unsettled: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self._print = say
+        self._requests: list[asyncio.Task[None]] = []
+        self._broker_outage: asyncio.Task[None] | None = None
+        self._began = time.monotonic()
 
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the start, with one decimal."""
+    def _say(self, what: str) -> None:
+        """Print the progress with the elapsed time."""
+        self._print(f"{self._elapsed_s():>6} s  {what}")
+
+    def _elapsed_s(self) -> float:
         return round(time.monotonic() - self._began, 1)
 
-    def say(self, what: str) -> None:
-        """Print the progress with the elapsed time."""
-        self.print(f"{self.elapsed_s:>6} s  {what}")
+    def _port(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.supervisor.processes[name].port}"
 
     async def execute(self, timeout_s: float) -> Evidence:
         """The complete run; what did not complete in time is named in the evidence."""
-        self.masters = new_masters(self.deployment.master_key)
-        every = (*PROJECTS, LATE_PROJECT)
-        self.tenants = {
-            name: Tenant(self.deployment, name, [new_api_key()], dict(self.masters))
-            for name in every
-        }
-        self.say("starting the processes")
-        rival_key = SigningKey.from_seed(os.urandom(32))
-        publishers = publishers_with_rival(self.deployment, rival_key)
+        self._say("starting the processes")
+        publishers = publishers_with_rival(self.deployment, self.rival_key)
         await self.supervisor.start_all(
             self.storage.url, master_keys_setting(self.masters), publishers
         )
@@ -99,106 +119,113 @@ class Run:
             s3=staging_settings(self.deployment, self.storage.url),
             publish_timeout_s=PUBLISH_TIMEOUT_S,
         ) as publisher:
-            event_log = EventLog()
-            late = {LATE_PROJECT: asyncio.Event()}
-            sender = LoadSender(self.plan, self.deployment, publisher, event_log, late)
-            rival = Tenant(self.deployment, RIVAL, [new_api_key()], dict(self.masters))
-            everybody = {**self.tenants, RIVAL: rival}
-            operator = Operator(self.supervisor, sender, event_log, everybody)
-            attackers = Attackers(
-                self.deployment,
-                rival_key,
-                self.plan.seed,
-                publisher,
-                event_log,
-                {upload.upload_id: upload for upload in self.plan.load.uploads},
-            )
-            url = f"http://127.0.0.1:{self.supervisor.processes[GATEWAY].port}"
-            readers = GatewayReaders(operator, url, self.plan.seed, denied=self.storage.denied)
-            thief = Thief(
-                self.deployment,
-                operator,
-                self.supervisor,
-                sender,
-                event_log,
-                readers,
-                self.plan.seed,
-            )
+            self.publisher = publisher
             async with _in_background(
-                event_log.listen(publisher, sender.heard),
-                readers.keep_reading(),
-                self._keep_stored(readers, event_log),
+                self.event_log.listen(publisher, self.sender.heard),
+                self.readers.keep_reading(),
+                self._keep_stored(),
                 self.supervisor.keep_scraping(),
             ):
                 try:
                     async with asyncio.timeout(timeout_s):
-                        await self._all(sender, operator, event_log, attackers, thief)
+                        await self._all()
                 except TimeoutError:
-                    self.say(f"not completed after {timeout_s:g} s")
-                    self.unsettled += self._unfinished(sender, operator, event_log)
+                    self._say(f"not completed after {timeout_s:g} s")
+                    self.unsettled += self._unfinished()
                 for task in self._requests:
                     task.cancel()
-                attackers.stop()
-                thief.stop()
+                self.attackers.stop()
+                self.thief.stop()
                 await asyncio.gather(*self._requests, return_exceptions=True)
-        return await self._evidence(sender, operator, readers, attackers, rival, thief.thefts)
+        return await self._evidence()
 
-    async def _all(
-        self,
-        sender: LoadSender,
-        operator: Operator,
-        event_log: EventLog,
-        attackers: Attackers,
-        thief: Thief,
-    ) -> None:
+    # Who acts during the run.
+
+    @cached_property
+    def sender(self) -> LoadSender:
+        late = {LATE_PROJECT: asyncio.Event()}
+        return LoadSender(self.plan, self.deployment, self.publisher, self.event_log, late)
+
+    @cached_property
+    def operator(self) -> Operator:
+        return Operator(self.supervisor, self.sender, self.event_log, self.tenants)
+
+    @cached_property
+    def readers(self) -> GatewayReaders:
+        return GatewayReaders(
+            self.operator, self._port(GATEWAY), self.plan.seed, denied=self.storage.denied
+        )
+
+    @cached_property
+    def attackers(self) -> Attackers:
+        return Attackers(
+            self.deployment,
+            self.rival_key,
+            self.plan.seed,
+            self.publisher,
+            self.event_log,
+            {upload.upload_id: upload for upload in self.plan.load.uploads},
+        )
+
+    @cached_property
+    def thief(self) -> Thief:
+        return Thief(
+            self.deployment,
+            self.operator,
+            self.supervisor,
+            self.sender,
+            self.event_log,
+            self.readers,
+            self.plan.seed,
+        )
+
+    # What they do.
+
+    async def _all(self) -> None:
         for project in (*PROJECTS, RIVAL):
-            await operator.enroll(project)
+            await self.operator.enroll(project)
         async with asyncio.TaskGroup() as group:
-            group.create_task(sender.send_all())
-            group.create_task(self._keep_schedule(sender, operator, attackers, thief))
-        self.seconds["until all was published"] = self.elapsed_s
+            group.create_task(self.sender.send_all())
+            group.create_task(self._keep_schedule())
+        self.seconds["until all was published"] = self._elapsed_s()
         self.storage.calm()
-        self.say("all published, no more faults; waiting for what is in progress")
+        self._say("all published, no more faults; waiting for what is in progress")
         for upload in self.plan.load.uploads:
             if upload.flaw not in FLAWS_WITHOUT_EVENT:
-                await event_log.event(upload.upload_id)
-        self.say("all uploads reported; waiting for rotations, sweeps and deletions")
+                await self.event_log.event(upload.upload_id)
+        self._say("all uploads reported; waiting for rotations, sweeps and deletions")
         await asyncio.gather(*self._requests)
-        self.say("all completed; waiting for the victims of attacks")
-        await attackers.all_heard()
-        await operator.sweep_again()
+        self._say("all completed; waiting for the victims of attacks")
+        await self.attackers.all_heard()
+        await self.operator.sweep_again()
         async with open_wire(self.deployment) as wire:
             await wait_until_drained(wire, timeout_s=_EMPTY_S)
-        self.seconds["until all was completed"] = self.elapsed_s
-        self.say("all completed")
+        self.seconds["until all was completed"] = self._elapsed_s()
+        self._say("all completed")
 
-    async def _keep_schedule(
-        self, sender: LoadSender, operator: Operator, attackers: Attackers, thief: Thief
-    ) -> None:
+    async def _keep_schedule(self) -> None:
         for action in self.plan.actions:
-            await sender.reached(action.at)
-            self.storage.calm(sender.confirmed)
+            await self.sender.reached(action.at)
+            self.storage.calm(self.sender.confirmed)
             if action.what not in {"storm", "attack"}:
-                self.say(f"{sender.confirmed:>5} confirmed: {action.what} {action.to}")
-            await self._do(action, operator, attackers, thief)
+                self._say(f"{self.sender.confirmed:>5} confirmed: {action.what} {action.to}")
+            await self._do(action)
 
-    async def _do(
-        self, action: Action, operator: Operator, attackers: Attackers, thief: Thief
-    ) -> None:
-        """Perform an action; the operator's requests run alongside the schedule."""
-        requests: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {
-            "rotate": operator.rotate,
-            "sweep": operator.sweep,
-            "enroll": operator.enroll,
-            "delete": operator.delete,
+    async def _do(self, action: Action) -> None:
+        """Perform an action; what people and attackers request runs alongside the schedule."""
+        operator = self.operator
+        requests: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "attack": lambda: self.attackers.attack(action),
+            "steal keyring": lambda: self.thief.steal(action),
+            "new master key": lambda: operator.rotate_master_key(self.masters),
+            "rotate": lambda: operator.rotate(action.to),
+            "sweep": lambda: operator.sweep(action.to),
+            "enroll": lambda: operator.enroll(action.to),
+            "delete": lambda: operator.delete(action.to),
         }
         match action.what:
             case "storm":
                 self.storage.storm(action)
-            case "attack":
-                self._start_request(attackers.attack(action))
-            case "steal keyring":
-                self._start_request(thief.steal(action))
             case "kill":
                 await self.supervisor.kill(action.to)
             case "terminate":
@@ -209,109 +236,98 @@ class Run:
                 await self._at_broker(self.broker.stop)
             case "kill broker":
                 await self._at_broker(self.broker.kill)
-            case "new master key":
-                self._start_request(operator.rotate_master_key(self.masters))
             case what:
-                self._start_request(requests[what](action.to))
+                self._requests.append(asyncio.create_task(requests[what]()))
 
     async def _at_broker(self, do: Callable[[], None]) -> None:
         """Complete it even if the run's time is over meanwhile."""
         self._broker_outage = asyncio.create_task(asyncio.to_thread(do))
         await asyncio.shield(self._broker_outage)
 
-    def _start_request(self, request: Coroutine[Any, Any, None]) -> None:
-        self._requests.append(asyncio.create_task(request))
-
-    async def _keep_stored(self, readers: GatewayReaders, event_log: EventLog) -> None:
+    async def _keep_stored(self) -> None:
         """Twice a second, give the readers the objects that are stored and will not be deleted."""
         while True:
-            await asyncio.sleep(0.5)
-            readers.stored = [
+            await asyncio.sleep(_PAUSE_S)
+            self.readers.stored = [
                 upload
                 for upload in self.plan.load.uploads
-                if not upload.deleted
-                and upload.upload_id in event_log.events
-                and any(e.type == "upload.stored" for e in event_log.events[upload.upload_id])
+                if not upload.deleted and self.event_log.is_stored(upload.upload_id)
             ]
 
-    def _unfinished(self, sender: LoadSender, operator: Operator, event_log: EventLog) -> list[str]:
+    def _unfinished(self) -> list[str]:
         """What was not completed when the time was over."""
-        ends = [f"{len(self.plan.load.order) - sender.confirmed} publishes were not confirmed"]
+        events = self.event_log.events
+        unconfirmed = len(self.plan.load.order) - self.sender.confirmed
+        ends = [f"{unconfirmed} publishes were not confirmed"]
         ends += [
             f"upload {upload.upload_id} of {upload.project}/{upload.key}: no event"
             for upload in self.plan.load.uploads
-            if upload.upload_id not in event_log.events and upload.flaw not in FLAWS_WITHOUT_EVENT
+            if upload.upload_id not in events and upload.flaw not in FLAWS_WITHOUT_EVENT
         ]
-        for request in operator.requested:
-            types = {event.type for event in event_log.events.get(request.request_id, ())}
+        for request in self.operator.requested:
+            types = {event.type for event in events.get(request.request_id, ())}
             if request.expected_event not in types:
                 ends.append(f"{request.expected_event} of {request.project}: missing ({types})")
         return ends
 
-    async def _evidence(
-        self,
-        sender: LoadSender,
-        operator: Operator,
-        readers: GatewayReaders,
-        attackers: Attackers,
-        rival: Tenant,
-        thefts: list[Theft],
-    ) -> Evidence:
+    async def _evidence(self) -> Evidence:
         if self._broker_outage is not None:
             await self._broker_outage
         await self.supervisor.scrape()
-        self.say("asking the console what it has seen")
-        shown_at = f"http://127.0.0.1:{self.supervisor.processes[CONSOLE].port}"
-        misreported = await console_reports.misreported(shown_at, VIEWER, operator.requested)
-        self.say("ending the processes")
+        self._say("asking the console what it has seen")
+        missed = await misreported(self._port(CONSOLE), VIEWER, self.operator.requested)
+        self._say("ending the processes")
         await self.supervisor.end()
         left = await asyncio.to_thread(leftovers, self.deployment)
         if left:
             await self.supervisor.clean_staging(lambda: not leftovers(self.deployment))
         self.supervisor.keep_logs()
-        broker: OnBroker = await on_broker(self.deployment)
+        broker = await on_broker(self.deployment)
         await asyncio.to_thread(self.broker.end)
-        faults = sorted(self.storage.done.items())
+        rival = self.tenants[RIVAL]
         return Evidence(
             plan=self.plan,
             deployment=self.deployment,
             folder=self.folder,
-            tenants=self.tenants,
+            tenants={name: one for name, one in self.tenants.items() if one is not rival},
             masters=self.masters,
-            confirmed=frozenset(sender.confirmed_ids),
-            sent=sender.publisher.sent,
-            requested=operator.requested,
-            tagged=operator.tagged,
+            confirmed=frozenset(self.sender.confirmed_ids),
+            sent=self.publisher.sent,
+            requested=self.operator.requested,
+            tagged=self.operator.tagged,
             broker=broker,
-            attacks=attackers.attacks,
+            attacks=self.attackers.attacks,
             rival=rival,
-            thefts=thefts,
+            thefts=self.thief.thefts,
             unsettled=self.unsettled,
             unexpected_exits=self.supervisor.unexpected_exits,
             statuses=self.supervisor.statuses,
-            misread=readers.wrong,
-            misreported=misreported,
-            counts={
-                "done to processes": dict(self.supervisor.done),
-                "done to the broker": dict(self.broker.done),
-                "done to requests to the storage": {
-                    f"{fault}: {kind}": count for (fault, kind), count in faults
-                },
-                "attacks": dict(attackers.attacks.done),
-                "callers under attack": len(attackers.attacks.waited),
-                "keyrings stolen": dict(Counter(theft.kind for theft in thefts)),
-                "refusals of stolen keyrings": _sum(theft.refusals for theft in thefts),
-                "gateway's responses to the thief": _sum(theft.responses for theft in thefts),
-                "requests to the storage": dict(self.storage.seen.most_common()),
-                "publisher's retries": dict(sender.repeated),
-                "gateway's responses": dict(readers.seen),
-                "leftovers of killed processes, removed": len(left),
-                "processes started": sum(
-                    len(process.logs) for process in self.supervisor.processes.values()
-                ),
-                "seconds": self.seconds,
-            },
+            misread=self.readers.wrong,
+            misreported=missed,
+            counts=self._counts() | {"leftovers of killed processes, removed": len(left)},
         )
+
+    def _counts(self) -> dict[str, Any]:
+        attacks, thefts = self.attackers.attacks, self.thief.thefts
+        faults = sorted(self.storage.done.items())
+        processes = self.supervisor.processes.values()
+        return {
+            "done to processes": dict(self.supervisor.done),
+            "done to the broker": dict(self.broker.done),
+            "done to requests to the storage": {
+                f"{fault}: {kind}": count for (fault, kind), count in faults
+            },
+            "attacks": dict(attacks.done),
+            "callers under attack": len(attacks.waited),
+            "keyrings stolen": dict(Counter(theft.kind for theft in thefts)),
+            "refusals of stolen keyrings": _sum(theft.refusals for theft in thefts),
+            "gateway's responses to the thief": _sum(theft.responses for theft in thefts),
+            "requests to the storage": dict(self.storage.seen.most_common()),
+            "publisher's retries": dict(self.sender.repeated),
+            "gateway's responses": dict(self.readers.seen),
+            "processes started": sum(len(process.logs) for process in processes),
+            "seconds": self.seconds,
+        }
 
 
 def _sum(counters: Iterable[Counter[str]]) -> dict[str, int]:
@@ -331,6 +347,36 @@ async def _in_background(*works: Coroutine[Any, Any, None]) -> Any:
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+async def misreported(
+    url: str,
+    account: Account,
+    requested: Sequence[OperatorRequest],
+    *,
+    timeout_s: float = _SHOWN_S,
+) -> list[str]:
+    """Every rotation and sweep that ended and that the console at this URL does not show so.
+
+    The console was killed twice, and lost its broker (SPEC 16).
+    """
+    pages = {
+        f"/sweeps/{'_all' if each.project == '*' else each.project}/{each.request_id}"
+        for each in requested
+        if each.expected_event in _ENDS
+    }
+    until = time.monotonic() + timeout_s
+    async with console_client(url, account) as client:
+        while pages := {path for path in pages if not await _is_shown_ended(client, path)}:
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(_PAUSE_S)
+    return [f"{path} is not shown as ended" for path in sorted(pages)]
+
+
+async def _is_shown_ended(client: ConsoleClient, path: str) -> bool:
+    page = await client.get(path)
+    return page.status == 200 and any(text in page.text for text in _ENDED)
 
 
 async def run(

@@ -20,19 +20,18 @@ from keyturn.crypto import new_api_key
 from keyturn.publisher.requests import SignedRequest
 from tools.chaos.attackers import Message, publish
 from tools.chaos.gateway_readers import CACHED_S
-from tools.chaos.keyring_file import KeyringFile
-from tools.chaos.load import rng_for
-from tools.chaos.operator import ROLLED_BACK
+from tools.chaos.operator import ROLLED_BACK, KeyringFile
+from tools.chaos.plan import rng_for
 from tools.harness import requests as rq
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from tools.chaos.gateway_readers import GatewayReaders
-    from tools.chaos.load_sender import EventLog, LoadSender
     from tools.chaos.operator import Operator
-    from tools.chaos.schedule import Action
-    from tools.chaos.supervisor import Supervisor
+    from tools.chaos.plan import Action
+    from tools.chaos.processes import Supervisor
+    from tools.chaos.publisher import EventLog, LoadSender
     from tools.harness.deployment import Deployment
     from tools.harness.process import WorkerProcess
     from tools.harness.tenants import Tenant

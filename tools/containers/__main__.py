@@ -16,13 +16,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tools.containers import namespaces
-from tools.containers.build import Images, copy_sources
 from tools.containers.compose_test import ComposeTest
-from tools.containers.engine import CannotRunError, DockerError, Engine, find_engine
+from tools.containers.container import CheckFailedError, Report
+from tools.containers.engine import (
+    CannotRunError,
+    DockerError,
+    Engine,
+    PrivateEngine,
+    find_engine,
+    install,
+    leave_mounts,
+    leave_network,
+)
 from tools.containers.image_test import ImageTest
-from tools.containers.private_engine import PrivateEngine, install
-from tools.containers.report import CheckFailedError, Report
+from tools.containers.images import Images, copy_sources
 from tools.servers.process import remove_scratch
 
 if TYPE_CHECKING:
@@ -59,7 +66,7 @@ class _Session:
             images.provide()
             return given
         install()
-        namespaces.leave_mounts()
+        leave_mounts()
         folder = self._folder / "engine"
         private = PrivateEngine(folder)
         self._stack.callback(private.remove)
@@ -67,7 +74,7 @@ class _Session:
         Images(private.engine, self.project, folder).provide()
         # From here on nothing is fetched: what runs is alone in a network of its own.
         private.stop()
-        namespaces.leave_network()
+        leave_network()
         private.start(bridge=True)
         return private.engine
 

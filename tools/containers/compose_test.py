@@ -25,18 +25,27 @@ from keyturn.messages import ProjectEnrolled, RotationAccepted, RotationComplete
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.app import app
-from tools.containers.container import UID, Container
+from tools.containers.container import (
+    PROJECT,
+    UID,
+    CheckFailedError,
+    Container,
+    Report,
+    burst,
+    read_back,
+    require,
+    send,
+    shorten_leases,
+)
 from tools.containers.engine import CannotRunError
-from tools.containers.objects import PROJECT, burst, read_back, send, shorten_leases
-from tools.containers.report import CheckFailedError, Report, require
 from tools.harness.console import Account
 from tools.harness.console_client import console_client
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tools.containers.container import TestObject
     from tools.containers.engine import Engine
-    from tools.containers.objects import TestObject
 
 SCALE: Final = {"upload": 4, "sweep": 2}
 PORTS: Final = {"broker": 5672, "storage": 8000, "gateway": 8080, "console": 8090}

@@ -1,20 +1,33 @@
-"""One container: how compose.yaml limits it, its health, and how it ends."""
+"""One container, the objects that pass through it, and the report of the checks."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import shlex
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tools.containers.report import CheckFailedError, require
+from keyturn.messages import UploadStored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from keyturn.gateway import Client
+    from keyturn.publisher import Publisher
     from tools.containers.engine import Engine
+
+PROJECT: Final = "acme"
+_AT_ONCE: Final = 64
+_WAIT_S: Final = 120.0
+_KIB: Final = 1024
+# Above the inline limit of 256 KiB, and above one part of an upload in parts.
+STAGED_BYTES: Final = 300 * _KIB
+LARGE_BYTES: Final = 9 * _KIB * _KIB
 
 _POLL_S: Final = 0.3
 _HEALTHY_TIMEOUT_S: Final = 120.0
@@ -155,3 +168,121 @@ def wider_limits(seen: Mapping[str, Any]) -> list[str]:
     if "ro" not in seen["root"]:
         problems.append("the root is writable")
     return problems + [f"{folder} is writable" for folder in seen["writable"]]
+
+
+@dataclass(frozen=True)
+class TestObject:
+    """A key, and a body that follows from it."""
+
+    key: str
+    size_bytes: int
+
+    def body(self) -> bytes:
+        """The same bytes at each call."""
+        return random.Random(self.key).randbytes(self.size_bytes)  # noqa: S311  # no secret
+
+
+def burst(name: str, count: int) -> list[TestObject]:
+    """Many small objects, a few that are staged, one that is stored in parts, and an empty one."""
+    sizes = [LARGE_BYTES, 0] + [STAGED_BYTES] * (count // 40)
+    sizes += [_KIB + 37 * number % (8 * _KIB) for number in range(count - len(sizes))]
+    return [TestObject(f"{name}/{number:04}", size) for number, size in enumerate(sizes)]
+
+
+def shorten_leases(folder: Path) -> None:
+    """Have a rotation take seconds: its proof begins two leases after it."""
+    with (folder / "keyturn.env").open("a") as file:
+        file.write("KEYTURN_LEASE_S=5\n")
+
+
+async def send(
+    publisher: Publisher,
+    objects: Sequence[TestObject],
+    *,
+    stored: asyncio.Semaphore | None = None,
+) -> None:
+    """Upload all, many at once, and wait until each is stored; `stored` counts them.
+
+    Raises:
+        CheckFailedError: one was refused, or its event has another size.
+    """
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def send_one(one: TestObject) -> None:
+        async with slots:
+            request = await publisher.upload(PROJECT, one.key, one.body())
+        event = await publisher.wait(request, timeout_s=_WAIT_S)
+        if not isinstance(event, UploadStored) or event.size != one.size_bytes:
+            raise CheckFailedError(f"{one.key}: {event}")
+        if stored is not None:
+            stored.release()
+
+    async with asyncio.TaskGroup() as group:
+        for one in objects:
+            group.create_task(send_one(one))
+
+
+async def read_back(client: Client, objects: Sequence[TestObject]) -> int:
+    """Download all, and return how many are what was sent: all of them.
+
+    Raises:
+        CheckFailedError: one differs.
+    """
+    slots = asyncio.Semaphore(_AT_ONCE // 4)
+
+    async def read_one(one: TestObject) -> None:
+        async with slots, client.open(PROJECT, one.key) as stream:
+            body = b"".join([chunk async for chunk in stream.chunks()])
+        if body != one.body():
+            raise CheckFailedError(f"{one.key}: {len(body)} bytes that differ from those sent")
+
+    async with asyncio.TaskGroup() as group:
+        for one in objects:
+            group.create_task(read_one(one))
+    return len(objects)
+
+
+class CheckFailedError(Exception):
+    """What must hold does not; the text says what was seen."""
+
+
+class Report:
+    """Prints each check as it ends; `passed` and `failed` are their numbers."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._started = time.monotonic()
+        self.passed = 0
+        self.failed = 0
+
+    @contextmanager
+    def check(self, what: str) -> Iterator[list[str]]:
+        """Check something in a block; what the block appends is printed beside it."""
+        started = time.monotonic()
+        details: list[str] = []
+        try:
+            yield details
+        except Exception:
+            self.failed += 1
+            print(f"FAILED  {what}", flush=True)
+            raise
+        self.passed += 1
+        seconds = time.monotonic() - started
+        more = f": {', '.join(details)}" if details else ""
+        print(f"ok {seconds:5.1f} s  {what}{more}", flush=True)
+
+    def close(self) -> None:
+        """Print the totals."""
+        seconds = time.monotonic() - self._started
+        print(f"{self._name} took {seconds:.0f} s", flush=True)
+        print(f"{self._name}: {self.passed} passed, {self.failed} failed", flush=True)
+
+
+def require(condition: object, seen: str) -> None:
+    """Fail the check with what was seen, unless the condition holds.
+
+    Raises:
+        CheckFailedError: it does not.
+    """
+    if not condition:
+        raise CheckFailedError(seen)

@@ -15,17 +15,20 @@ import yaml
 
 from keyturn.errors import UnauthorizedError
 from keyturn.gateway import Client
-from tools.containers.build import IMAGE, STORAGE, broker_reference
-from tools.containers.container import UID, Container, service_flags
-from tools.containers.objects import (
+from tools.containers.container import (
     LARGE_BYTES,
     PROJECT,
     STAGED_BYTES,
+    UID,
+    Container,
+    Report,
     TestObject,
     read_back,
+    require,
+    service_flags,
     shorten_leases,
 )
-from tools.containers.report import Report, require
+from tools.containers.images import IMAGE, STORAGE, broker_reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

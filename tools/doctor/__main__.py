@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 from keyturn_workers.cli.output import print_table
 from keyturn_workers.storage.probe.runner import probe
-from tools.doctor.results import Column, ServerResults, cells, needs, with_decided_rows
+from tools.doctor.results import Column, ServerResults, cells, document, needs, with_decided_rows
 from tools.doctor.server_kinds import KINDS, probe_bucket
-from tools.doctor.tables import document
 from tools.harness.memory_storage import MemoryStorage
 from tools.servers import S3Server
 from tools.servers.packages import MissingPackagesError

@@ -3,7 +3,7 @@
 Kubernetes' own kinds against its published schemas (`kubernetes-validate`); those of KEDA,
 cert-manager and the Prometheus Operator against the definitions that `cloudcoil` generates its
 models from; those of RabbitMQ's operators, for which there is no package, against the fields of
-their documentation that are used here (`rabbitmq_schemas`). An unknown field is an error: a cluster
+their documentation that are used here (`RABBITMQ_SCHEMAS`). An unknown field is an error: a cluster
 would drop it without a word.
 """
 
@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]
 
-from tools.manifests.rabbitmq_schemas import RABBITMQ_SCHEMAS
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tools.manifests.documents import Document, Manifests
+
+_TEXT: Final = {"type": "string", "minLength": 1}
+_METADATA: Final = {"type": "object"}
+_PATTERN: Final = {"type": "string"}
 
 VERSIONS: Final = ("1.31", "1.37")
 """The oldest and the newest version of Kubernetes that is checked."""
@@ -78,3 +80,73 @@ def _model_schema(group: str, kind: str) -> dict[str, Any]:
         if "properties" in part:
             part["additionalProperties"] = False
     return schema
+
+
+def _object(required: tuple[str, ...], **fields: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _resource(required: tuple[str, ...], **spec: Any) -> dict[str, Any]:
+    return _object(
+        ("apiVersion", "kind", "metadata", "spec"),
+        apiVersion={"const": "rabbitmq.com/v1beta1"},
+        kind=_TEXT,
+        metadata=_METADATA,
+        spec=_object(required, **spec),
+    )
+
+
+_REFERENCE: Final = _object(("name",), name=_TEXT)
+_CLUSTER: Final = _object(("name",), name=_TEXT, namespace=_TEXT)
+
+RABBITMQ_SCHEMAS: Final[dict[tuple[str, str], dict[str, Any]]] = {
+    ("rabbitmq.com/v1beta1", kind): schema
+    for kind, schema in {
+        "RabbitmqCluster": _resource(
+            ("replicas",),
+            replicas={"type": "integer", "minimum": 0},
+            image=_TEXT,
+            tls=_object(
+                ("secretName",),
+                secretName=_TEXT,
+                caSecretName=_TEXT,
+                disableNonTLSListeners={"type": "boolean"},
+            ),
+            rabbitmq=_object((), additionalConfig=_TEXT, additionalPlugins={"type": "array"}),
+            resources=_object((), requests={"type": "object"}, limits={"type": "object"}),
+            persistence=_object((), storage=_TEXT, storageClassName=_TEXT),
+            affinity={"type": "object"},
+        ),
+        "Vhost": _resource(
+            ("name", "rabbitmqClusterReference"),
+            name=_TEXT,
+            deletionPolicy={"enum": ["delete", "retain"]},
+            rabbitmqClusterReference=_CLUSTER,
+        ),
+        "User": _resource(
+            ("rabbitmqClusterReference",),
+            importCredentialsSecret=_REFERENCE,
+            rabbitmqClusterReference=_CLUSTER,
+            tags={"type": "array", "items": _TEXT},
+        ),
+        "Permission": _resource(
+            ("vhost", "permissions", "userReference", "rabbitmqClusterReference"),
+            vhost=_TEXT,
+            userReference=_REFERENCE,
+            permissions=_object((), configure=_PATTERN, write=_PATTERN, read=_PATTERN),
+            rabbitmqClusterReference=_CLUSTER,
+        ),
+        "TopicPermission": _resource(
+            ("vhost", "permissions", "userReference", "rabbitmqClusterReference"),
+            vhost=_TEXT,
+            userReference=_REFERENCE,
+            permissions=_object(("exchange",), exchange=_TEXT, write=_PATTERN, read=_PATTERN),
+            rabbitmqClusterReference=_CLUSTER,
+        ),
+    }.items()
+}

@@ -11,8 +11,8 @@ import pytest
 from playwright.async_api import expect
 
 from tools.bench.world import open_world
-from tools.chaos.console_reports import misreported
 from tools.chaos.operator import OperatorRequest
+from tools.chaos.run import misreported
 from tools.harness import requests as rq
 from tools.harness.console import console_user
 from tools.harness.console_browser import visiting

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.manifests.render import KUBERNETES, render
+from tools.manifests.documents import KUBERNETES, render
 from tools.servers.packages import MissingPackagesError
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ import yaml
 from keyturn_workers.cli.init import init
 from keyturn_workers.console.settings import ConsoleSettings
 from keyturn_workers.settings import GatewaySettings, WorkerSettings
-from tools.manifests.pods import write_volume
-from tools.manifests.render import KUBERNETES, kubectl, render
+from tools.manifests.documents import KUBERNETES, kubectl, render, write_volume
 from tools.servers.packages import MissingPackagesError
 from tools.supply.lock import ROOT
 

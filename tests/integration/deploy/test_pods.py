@@ -23,9 +23,7 @@ from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings
 from tools.harness.console import Account, ConsoleDeployment, write_passwords
 from tools.harness.process import WorkerProcess, console, gateway, worker
-from tools.manifests.documents import Manifests, name_of
-from tools.manifests.pod_policies import PROBES
-from tools.manifests.pods import PodProcess, prepare, write_volume
+from tools.manifests.documents import PROBES, Manifests, PodProcess, name_of, prepare, write_volume
 from tools.servers import RabbitMQ, packages
 from tools.servers.certificates import Authority
 

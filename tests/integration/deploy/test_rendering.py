@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn_workers.worker.grants import parse_grants
-from tools.manifests.documents import Manifests, container_of
+from tools.manifests.documents import KUBERNETES, Manifests, RenderError, container_of, render
 from tools.manifests.policies import violations
-from tools.manifests.render import KUBERNETES, RenderError, render
 from tools.manifests.schemas import invalid
 from tools.supply.lock import ROOT
 

@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.settings import SECRETS_DIR_VARIABLE
 from tools.manifests.documents import SETTINGS
-from tools.manifests.setting_policies import secret_names, setting_names
+from tools.manifests.policies import secret_names, setting_names
 from tools.manifests.systemd import SYSTEMD, exposure, problems, root_with
 from tools.servers.packages import MissingPackagesError, path_of
 

@@ -26,7 +26,7 @@ from keyturn.messages import (
 )
 from keyturn.publisher import Publisher
 from tests.integration.publisher.side import worker_side
-from tools.chaos.load_sender import publisher_settings
+from tools.chaos.publisher import publisher_settings
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
 

@@ -22,22 +22,25 @@ from tests.unit.keyturn_workers.storage.scripted_server import (
     ScriptedServer,
     scripted_server,
 )
-from tools.chaos import secret_scan
-from tools.chaos.fault_proxy import FaultProxy, kind_of, run_fault_proxy
-from tools.chaos.load import FLAWS, STORED, make_load, plaintext
-from tools.chaos.schedule import (
+from tools.chaos import bucket_checks
+from tools.chaos.plan import (
     CONSOLE,
     FALSE_RESPONSES,
     FAULTS,
+    FLAWS,
     GATEWAY,
     HOSTILE,
     KINDS,
+    STORED,
     THEFTS,
     WORKERS,
     WRITER,
     Action,
+    make_load,
     make_plan,
+    plaintext,
 )
+from tools.chaos.storage_proxy import FaultProxy, kind_of, run_fault_proxy
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:
@@ -352,13 +355,13 @@ def test_a_secret_in_a_file_is_found(tmp_path: Path, encode: Callable[[bytes], b
     noise = os.urandom(100_000)
     (tmp_path / "below" / "segment.1").write_bytes(noise + encode(keys["key 7"]) + noise)
     (tmp_path / "other").write_bytes(noise)
-    assert secret_scan.scan_folder(tmp_path, keys) == ["key 7 in below/segment.1"]
+    assert bucket_checks.scan_folder(tmp_path, keys) == ["key 7 in below/segment.1"]
 
 
 @pytest.mark.slow
 def test_no_secret_is_found_in_unrelated_files(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(os.urandom(1_000_000))
-    assert secret_scan.scan_folder(tmp_path, {str(n): os.urandom(32) for n in range(2000)}) == []
+    assert bucket_checks.scan_folder(tmp_path, {str(n): os.urandom(32) for n in range(2000)}) == []
 
 
 @pytest.mark.parametrize(
@@ -382,5 +385,5 @@ def test_a_secret_with_newlines_or_quotes_is_found(tmp_path: Path, key: bytes) -
     shown = [key, repr(key).encode(), json.dumps(repr(key)).encode(), utf_8]
     for number, text in enumerate(shown):
         (tmp_path / f"log-{number}").write_bytes(b"before" + text + b"after")
-    found = secret_scan.scan_folder(tmp_path, {"key": key, "other": os.urandom(32)})
+    found = bucket_checks.scan_folder(tmp_path, {"key": key, "other": os.urandom(32)})
     assert found == [f"key in log-{number}" for number in range(len(shown))]

@@ -14,7 +14,7 @@ from aiohttp import web
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from tools.chaos import gateway_readers
 from tools.chaos.gateway_readers import GatewayReaders
-from tools.chaos.load import Upload, plaintext
+from tools.chaos.plan import Upload, plaintext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable

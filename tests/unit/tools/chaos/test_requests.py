@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn.messages import EnrollRejected, ProjectEnrolled
 from tools.chaos import operator as operators
-from tools.chaos.load import make_load
-from tools.chaos.load_sender import EventLog, LoadSender
 from tools.chaos.operator import Operator
-from tools.chaos.schedule import Plan
+from tools.chaos.plan import Plan, make_load
+from tools.chaos.publisher import EventLog, LoadSender
 
 if TYPE_CHECKING:
     import pytest

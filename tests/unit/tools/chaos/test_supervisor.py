@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tools.chaos import supervisor as crews
-from tools.chaos.supervisor import ManagedProcess, Supervisor, run_supervisor
+from tools.chaos import processes as crews
+from tools.chaos.processes import ManagedProcess, Supervisor, run_supervisor
 from tools.harness.console import ConsoleDeployment
 from tools.harness.process import WorkerProcess, worker
 from tools.harness.tcp_proxy import proxy

@@ -17,9 +17,8 @@ from keyturn.messages import RotationAccepted, RotationRejected
 from tests.unit.tools.chaos.fake_keyring import FakeS3
 from tools.chaos import thief as of_thief
 from tools.chaos.gateway_readers import GatewayReaders
-from tools.chaos.load import Upload
-from tools.chaos.load_sender import EventLog
-from tools.chaos.schedule import Action
+from tools.chaos.plan import Action, Upload
+from tools.chaos.publisher import EventLog
 from tools.chaos.thief import Thief
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.tools.containers.fake_engine import FakeEngine
-from tools.containers.base_image import BROKER, base_references, make_base, pull
-from tools.containers.build import ROOT
 from tools.containers.engine import CannotRunError
+from tools.containers.images import BROKER, ROOT, base_references, make_base, pull
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.unit.tools.containers.fake_engine import FakeEngine
-from tools.containers.build import IMAGE, ROOT, STORAGE, Images, broker_reference, copy_sources
+from tools.containers.images import IMAGE, ROOT, STORAGE, Images, broker_reference, copy_sources
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,8 @@ import socket
 
 import yaml
 
-from tools.containers.build import ROOT
 from tools.containers.compose_test import PORTS, counted, taken_ports
+from tools.containers.images import ROOT
 
 _METRICS = """\
 # HELP keyturn_requests_served_total Requests served, by the event published.

@@ -8,9 +8,14 @@ import pytest
 import yaml
 
 from tests.unit.tools.containers.fake_engine import FakeEngine
-from tools.containers.build import ROOT
-from tools.containers.container import Container, changed_files, service_flags, wider_limits
-from tools.containers.report import CheckFailedError
+from tools.containers.container import (
+    CheckFailedError,
+    Container,
+    changed_files,
+    service_flags,
+    wider_limits,
+)
+from tools.containers.images import ROOT
 
 _SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())[
     "services"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools.containers.machine import (
+from tools.containers.images import (
     CA_BUNDLE,
     ca_bundle,
     image_environment,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.containers.namespaces import available_bytes, mounts_below
+from tools.containers.engine import available_bytes, mounts_below
 
 _MOUNTS = """\
 21 1 254:0 / / rw,relatime - ext4 /dev/vda rw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools.containers.private_engine import remove_cgroups
+from tools.containers.engine import remove_cgroups
 
 if TYPE_CHECKING:
     from pathlib import Path

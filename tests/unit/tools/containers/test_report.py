@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.containers.report import CheckFailedError, Report, require
+from tools.containers.container import CheckFailedError, Report, require
 
 
 def test_checks_are_counted_and_a_failure_is_not_swallowed(

@@ -17,7 +17,7 @@ from tools.docs.diagrams import (
     find_diagrams,
     read_svg,
 )
-from tools.docs.site_check import external_in_html
+from tools.docs.site_hook import external_in_html
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.docs.site_check import external_in_css, external_in_html, external_in_site
+from tools.docs.site_hook import external_in_css, external_in_html, external_in_site
 
 if TYPE_CHECKING:
     from pathlib import Path

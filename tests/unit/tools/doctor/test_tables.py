@@ -12,10 +12,13 @@ from tools.doctor.results import (
     Column,
     ServerResults,
     cells,
+    document,
     needs,
+    placed,
+    short,
+    whole,
     with_decided_rows,
 )
-from tools.doctor.tables import document, placed, short, whole
 from tools.harness.memory_storage import MemoryStorage
 
 NEEDED = {"a": "required", "a, many at once": "required", "b": "wanted", "c": "info"}

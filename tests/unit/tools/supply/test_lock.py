@@ -7,8 +7,17 @@ import tomllib
 from typing import TYPE_CHECKING
 
 from tests.unit.tools.supply.exported import export
-from tools.supply.dependencies import FILE, PURPOSES, generate, license_of
-from tools.supply.lock import OURS, ROOT, direct, packages, shipped
+from tools.supply.lock import (
+    FILE,
+    OURS,
+    PURPOSES,
+    ROOT,
+    direct,
+    generate,
+    license_of,
+    packages,
+    shipped,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +96,7 @@ def test_what_builds_the_wheel_is_pinned() -> None:
 
 
 def test_dependencies_are_few_documented_and_free() -> None:
-    assert FILE.read_text() == generate(), "run `python -m tools.supply.dependencies`"
+    assert FILE.read_text() == generate(), "run `python -m tools.supply.lock`"
     assert list(direct()) == sorted(PURPOSES)
     assert len(direct()) <= _FEW
     for name in shipped():

@@ -9,25 +9,30 @@ import asyncio
 from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from keyturn.crypto import VerifyKey
 from keyturn.errors import StorageUnavailableError
+from keyturn.identifiers import format_time
 from keyturn.messages import request_id
 from keyturn.publisher import Publisher, PublisherError
+from keyturn.publisher.requests import SignedRequest
 from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings
-from tools.chaos.invalid_uploads import invalid_request
-from tools.chaos.load import FLAWS_WITHOUT_EVENT, plaintext
-from tools.chaos.schedule import RIVAL
+from tools.chaos.plan import FLAWS_WITHOUT_EVENT, RIVAL, plaintext
+from tools.harness import requests as rq
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import Any
 
     from keyturn.messages import Event
-    from keyturn.publisher.requests import SignedRequest
-    from tools.chaos.load import Upload
-    from tools.chaos.schedule import Plan
+    from tools.chaos.plan import Plan, Upload
     from tools.harness.deployment import Deployment
+
+_TYPE = "upload.requested"
+_TOO_LARGE_BYTES = 6 * 1024**3
+_TOO_OLD = timedelta(days=8)
 
 PUBLISH_TIMEOUT_S = 10
 _PAUSE_S = 0.2
@@ -90,6 +95,10 @@ class EventLog:
                     self.events.setdefault(request_id(event), []).append(event)
                     self._changed.notify_all()
                 heard(request_id(event))
+
+    def is_stored(self, upload_id: str) -> bool:
+        """Whether an upload was reported as stored."""
+        return any(event.type == "upload.stored" for event in self.events.get(upload_id, ()))
 
     async def event(self, of_request: str, *types: str, after: int = 0) -> Event:
         """Wait for the first event of a request, of any type or one of these types.
@@ -213,3 +222,45 @@ class LoadSender:
             await self.publisher._send(self.publisher.sent[upload.upload_id][-1])
         else:
             await self._once(upload)
+
+
+def invalid_request(deployment: Deployment, seed: int, upload: Upload) -> SignedRequest:
+    """The signed request of an upload with a flaw."""
+    body = _body(deployment, seed, upload)
+    headers = rq.headers(body, deployment.publisher_key)
+    if upload.flaw == "forged":
+        headers = rq.headers(body, deployment.event_key)
+    if upload.flaw == "not permitted":
+        headers = rq.headers(body, deployment.narrow_key, publisher="narrow")
+    return SignedRequest(upload.upload_id, _TYPE, body, headers)
+
+
+def _body(deployment: Deployment, seed: int, upload: Upload) -> bytes:
+    if upload.flaw == "unreadable":
+        return b'{"type": "upload.requested", '
+    sealed_for = "another/key" if upload.flaw == "sealed for another key" else upload.key
+    made = rq.upload(
+        deployment,
+        upload.project,
+        sealed_for,
+        plaintext(seed, upload),
+        staged=upload.flaw == "nothing staged",
+        upload_id=upload.upload_id,
+    )
+    return rq.encode({**made.document, **_changed(made.document, upload)})
+
+
+def _changed(document: dict[str, Any], upload: Upload) -> dict[str, Any]:
+    match upload.flaw:
+        case "unknown field":
+            return {"color": "blue"}
+        case "expired":
+            return {"requested_at": format_time(datetime.now(UTC) - _TOO_OLD)}
+        case "other intake key":
+            return {"sealed_key": {**document["sealed_key"], "intake_key": "gone"}}
+        case "sealed for another key":
+            return {"key": upload.key}
+        case "too large":
+            return {"body": {"staged": {"size": _TOO_LARGE_BYTES}}}
+        case _:
+            return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -19,7 +20,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from tools.chaos.schedule import CONSOLE, EVERYBODY, GATEWAY, PUBLISHER, WORKERS
+from keyturn import topology
+from tools.chaos.plan import CONSOLE, EVERYBODY, GATEWAY, PUBLISHER, WORKERS
 from tools.harness.console import Account, write_passwords
 from tools.harness.process import console, gateway, worker
 from tools.harness.tcp_proxy import Proxy, proxy
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from tools.harness.console import ConsoleDeployment
     from tools.harness.process import WorkerProcess
+    from tools.servers import RabbitMQ
 
 LEASE_S = 3
 KEYRING_CACHE_S = 0.5
@@ -289,3 +292,43 @@ async def run_supervisor(deployment: ConsoleDeployment, folder: Path) -> AsyncIt
                 process.stop_requested = True
             await supervisor.stop_watching()
             supervisor.keep_logs()
+
+
+@dataclass
+class Broker:
+    """The private broker of a run; its disk is copied at each stop, to be searched later."""
+
+    rabbitmq: RabbitMQ
+    folder: Path
+    done: Counter[str] = field(default_factory=Counter)
+    stops: int = 0
+
+    def wait_until_it_survives(self) -> None:
+        """Wait until the metadata is on disk without which a killed node does not recover."""
+        for queue in topology.queues():
+            if not queue.is_stream:
+                self.rabbitmq.wait_until_registered(queue.name)
+        self.rabbitmq.wait_until_streams_registered()
+
+    def stop(self) -> None:
+        """Stop the broker gracefully, and start it again."""
+        self.rabbitmq.process.end()
+        self._keep_disk()
+        self.rabbitmq.start()
+        self.done["broker stopped"] += 1
+
+    def kill(self) -> None:
+        """Kill the broker with SIGKILL, and start it again."""
+        self.rabbitmq.kill()
+        self._keep_disk()
+        self.rabbitmq.start()
+        self.done["broker killed"] += 1
+
+    def end(self) -> None:
+        """Stop the broker for good; its disk is copied once more."""
+        self.rabbitmq.process.end()
+        self._keep_disk()
+
+    def _keep_disk(self) -> None:
+        self.stops += 1
+        shutil.copytree(self.rabbitmq.data_folder, self.folder / "disk" / f"stop-{self.stops}")

@@ -1,39 +1,49 @@
-"""Attacks with which one tenant tries to starve the others of a gateway (SPEC 9.3, 13).
+"""One tenant of a gateway that is attacked by another (SPEC 9.3, 13), for acceptance tests.
 
-A separate process, so that it does not slow the process that measures:
-
-    KEYTURN_ATTACK_KEY=… python -m tools.load.attacks NAME HOST PORT SECONDS PROJECT
-
-PROJECT is a project whose key the attack may rotate. The process prints the number of responses
-by status.
+A tenant's requests are measured without and under an attack; then what the attack left is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import sys
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
+from keyturn import topology
 from keyturn.crypto import new_api_key
-from tools.harness.http import exchange, object_target, request
+from tools.harness import stored_objects
+from tools.harness.http import Client, exchange, object_target, request
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from tools.harness.process import GatewayProcess
+    from tools.harness.worker_under_test import WorkerUnderTest
 
 ATTACKER = "attacker"
 ACCOMPLICE = "accomplice"
 TAKEN = "taken"
 LARGE = "large"
 DELETED = "deleted"
-KEY_VARIABLE = "KEYTURN_ATTACK_KEY"
 _KIB = 1024
 _WRONG = "kt_" + "w" * 43
+_VICTIM: Final = "victim"
+_OBJECTS: Final = 51
+_LARGE_BYTES: Final = 32 * 1024 * 1024
+_SMALL_BYTES: Final = 4096
+# A larger body too: it needs an upload slot and space in staging.
+_STAGED_BYTES: Final = 300 * 1024
+_BEGIN_S: Final = 3.0
+# Longer than the measurement, so that requests that wait for the attack's end are measured.
+_OUTLASTS_S: Final = 4.0
+_SETTLE_S: Final = 1.0
+_ENROLL_PAUSE_S: Final = 0.2
+_SERVED: Final = (topology.UPLOAD_QUEUE, topology.CONTROL_QUEUE)
 
 
 @dataclass
@@ -188,7 +198,7 @@ async def deletes(attack: Attack) -> None:
     await _together(32, one)
 
 
-ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
+ATTACKS: dict[str, Callable[[Attack], Coroutine[Any, Any, None]]] = {
     "refused-small": refused_small,
     "refused-large": refused_large,
     "slow-downloads": slow_downloads,
@@ -199,17 +209,127 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
 }
 
 
-def main(argv: list[str]) -> None:
-    """Attack for the given time, and print the statuses."""
-    name, host, port, seconds, project = argv
-    attack = Attack(host, int(port), os.environ[KEY_VARIABLE], float(seconds), project)
+@dataclass
+class TenantSample:
+    """A tenant's requests: seconds by kind, and the responses that were not successful."""
 
-    async def run() -> None:
-        await ATTACKS[name](attack)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
 
-    asyncio.run(run())
-    print(json.dumps(attack.statuses))
+    def p50_ms(self, kind: str) -> float:
+        """The median."""
+        return 1000 * statistics.median(self.seconds[kind])
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+@dataclass
+class AttackResult:
+    """What a tenant got without and under one attack, and what the attack left behind."""
+
+    quiet: TenantSample
+    under: TenantSample
+    attacker: Counter[str]
+    dead: int
+    staged: int
+
+
+@dataclass
+class Arena:
+    """A gateway with a worker and three projects."""
+
+    serving: WorkerUnderTest
+    process: GatewayProcess
+    client: Client
+    count: int = 0
+
+    async def prepare(self) -> None:
+        """Store the objects that the attacks and the tenant request."""
+        for project in (ATTACKER, ACCOMPLICE, _VICTIM):
+            await self.serving.enroll(project)
+        await self._put(ATTACKER, TAKEN, b"x")
+        await self._put(ATTACKER, DELETED, b"x")
+        await self._put(ATTACKER, LARGE, bytes(_LARGE_BYTES))
+        await self._put(_VICTIM, "small", bytes(_SMALL_BYTES))
+
+    async def _rotated_project(self) -> str:
+        """Create a project with objects, whose key an attack may rotate."""
+        await self.serving.enroll("rotated")
+        for number in range(_OBJECTS):
+            await self._put("rotated", f"object-{number}", b"x" * 100)
+        return "rotated"
+
+    async def _put(self, project: str, key: str, body: bytes) -> None:
+        wait = {"Prefer": "wait=30"}
+        answer = await self.client.request(project, key, wait, method="PUT", body=body)
+        assert answer.status == 201, answer
+
+    async def measure_attack(self, name: str, seconds: float) -> AttackResult:
+        """Measure the tenant without and under this attack, and count what the attack left."""
+        project = await self._rotated_project() if name == "rotations" else ACCOMPLICE
+        dead_before, staged_before = await self._leftovers()
+        quiet = await self._tenant(seconds)
+        lasts_s = _BEGIN_S + seconds + _OUTLASTS_S
+        host, port, api_key = self.process.host, self.process.port, self.client.api_key
+        attack = Attack(host, port, api_key, lasts_s, project)
+        running = asyncio.create_task(ATTACKS[name](attack))
+        await asyncio.sleep(_BEGIN_S)
+        under = await self._tenant(seconds)
+        await running
+        await asyncio.sleep(_SETTLE_S)
+        dead, staged = await self._leftovers()
+        return AttackResult(
+            quiet, under, attack.statuses, dead - dead_before, staged - staged_before
+        )
+
+    async def _tenant(self, seconds: float) -> TenantSample:
+        """Send the tenant's requests: 20 reads, 4 small and 2 larger bodies per second.
+
+        At the same time the operator enrolls projects, one after the other: the control queue
+        serves everyone.
+        """
+        seen, until = TenantSample(), time.monotonic() + seconds
+        small, staged = bytes(_SMALL_BYTES), bytes(_STAGED_BYTES)
+        await asyncio.gather(
+            self._steadily(seen, "get", until, 20, lambda: ("GET", "small", b"")),
+            self._steadily(seen, "put", until, 4, lambda: ("PUT", self._key(), small)),
+            self._steadily(seen, "staged put", until, 2, lambda: ("PUT", self._key(), staged)),
+            self._enroll(seen, until),
+        )
+        return seen
+
+    async def _enroll(self, seen: TenantSample, until: float) -> None:
+        while (began := time.monotonic()) < until:
+            await self.serving.enroll(self._key())
+            seen.seconds.setdefault("enroll", []).append(time.monotonic() - began)
+            await asyncio.sleep(_ENROLL_PAUSE_S)
+
+    def _key(self) -> str:
+        self.count += 1
+        return f"new-{self.count}"
+
+    async def _steadily(
+        self, seen: TenantSample, kind: str, until: float, per_s: float, what: Any
+    ) -> None:
+        tasks = set()
+        while (now := time.monotonic()) < until:
+            tasks.add(asyncio.create_task(self._request(seen, kind, *what())))
+            await asyncio.sleep(now + 1 / per_s - time.monotonic())
+        await asyncio.gather(*tasks)
+
+    async def _request(
+        self, seen: TenantSample, kind: str, method: str, key: str, body: bytes
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            answer = await self.client.request(_VICTIM, key, method=method, body=body)
+            problem = str(answer.status)
+        except (OSError, TimeoutError) as exc:
+            problem = type(exc).__name__
+        seen.seconds.setdefault(kind, []).append(time.perf_counter() - began)
+        if problem not in ("200", "202"):
+            seen.refused.append(f"{kind}: {problem}")
+
+    async def _leftovers(self) -> tuple[int, int]:
+        """The numbers of dead letters and of bodies in staging."""
+        dead = [await self.serving.wire.depth(f"{queue}.dead") for queue in _SERVED]
+        staged = stored_objects.list_keys(self.serving.deployment, ".keyturn/staging/")
+        return sum(dead), len(staged)

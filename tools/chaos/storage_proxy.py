@@ -23,17 +23,22 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from tools.chaos.http import Message, absence, head, redated, refusal, with_body, without
-from tools.chaos.schedule import FALSE_RESPONSES
+from tools.chaos.plan import FALSE_RESPONSES
 from tools.harness.loopback_server import loopback_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tools.chaos.schedule import Action
+    from tools.chaos.plan import Action
+
+_SAYS = {"500": "InternalError", "503": "SlowDown"}
+_NO_SUCH_KEY = b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>"
+_PAGE = b"<html><head><title>404 Not Found</title></head><body>Not Found</body></html>"
 
 _LIMIT_BYTES = 1024 * 1024
 _BODILESS = frozenset({204, 304})
@@ -90,7 +95,9 @@ class _Storm:
 class FaultProxy:
     """Forwards to one server; `seen` counts requests by kind, `done` faults by name and kind.
 
-    `denied` has the S3 keys that were falsely reported missing, and when last (monotonic).
+    `denied` has the S3 keys that were falsely reported missing, and when last (monotonic). `puts`
+    counts successful puts by key, and `unanswered` those of them whose client was gone before the
+    response. Requests for objects are forwarded `delay_s` later.
     """
 
     host: str
@@ -99,6 +106,9 @@ class FaultProxy:
     seen: Counter[str] = field(default_factory=Counter)
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
     denied: dict[str, float] = field(default_factory=dict)
+    puts: Counter[str] = field(default_factory=Counter)
+    unanswered: int = 0
+    delay_s: float = 0.0
     _storms: list[_Storm] = field(default_factory=list)
     _spared: set[str] = field(default_factory=set)
 
@@ -170,7 +180,12 @@ class _Connection:
         kind = kind_of(method, target, request.headers)
         fault = self._proxy._next(kind)
         if fault is None:
-            return await self._give(await self._forward(request))
+            if kind.endswith(" object"):
+                await asyncio.sleep(self._proxy.delay_s)
+            answer = await self._forward(request)
+            if kind == "put object" and answer.first[1] == "200":
+                return await self._give_put(key_of(target), answer)
+            return await self._give(answer)
         if fault.to in FALSE_RESPONSES:
             return await self._send_false_response(fault, kind, request)
         self._proxy.done[fault.to, kind] += 1
@@ -231,6 +246,14 @@ class _Connection:
             return answer
         return await with_body(reader, answer, execute="content-length" not in answer.headers)
 
+    async def _give_put(self, s3_key: str, answer: Message) -> bool:
+        """Pass on a successful put, and count it."""
+        if self._writer.is_closing() or self._reader.at_eof():
+            self._proxy.unanswered += 1
+            return False
+        self._proxy.puts[s3_key] += 1
+        return await self._give(answer)
+
     async def _give(self, answer: Message) -> bool:
         self._writer.write(answer.raw)
         await self._writer.drain()
@@ -255,3 +278,106 @@ async def run_fault_proxy(url: str) -> AsyncIterator[FaultProxy]:
     running = FaultProxy(at.hostname, at.port or 80)
     async with loopback_server(running._serve, limit_bytes=_LIMIT_BYTES) as running.url:
         yield running
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request or a response: its raw head, and its body."""
+
+    first: tuple[str, str, str]
+    headers: dict[str, str]
+    head: bytes
+    body: bytes = b""
+
+    @property
+    def raw(self) -> bytes:
+        return self.head + self.body
+
+
+async def head(reader: asyncio.StreamReader) -> Message:
+    """The next message's head.
+
+    Raises:
+        asyncio.IncompleteReadError: the connection ended.
+    """
+    raw = await reader.readuntil(b"\r\n\r\n")
+    first, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
+    one, two, three = (*first.split(" ", 2), "")[:3]
+    split = (line.partition(":") for line in lines)
+    headers = {name.lower(): value.strip() for name, _, value in split}
+    return Message((one, two, three), headers, raw)
+
+
+def without(message: Message, header: str) -> Message:
+    """The message without this header."""
+    lines = message.head.split(b"\r\n")
+    kept = [line for line in lines if not line.lower().startswith(f"{header}:".encode())]
+    return Message(message.first, message.headers, b"\r\n".join(kept))
+
+
+async def with_body(
+    reader: asyncio.StreamReader, message: Message, *, execute: bool = False
+) -> Message:
+    """The message with its body, in its original framing."""
+    headers = message.headers
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        body = await _chunks(reader)
+    elif "content-length" in headers:
+        body = await reader.readexactly(int(headers["content-length"]))
+    else:
+        body = await reader.read() if execute else b""
+    return Message(message.first, headers, message.head, body)
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    raw = bytearray()
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        size_bytes = int(line.split(b";")[0], 16)
+        raw += line + await reader.readexactly(size_bytes + 2)
+        if size_bytes == 0:
+            return bytes(raw)
+
+
+def refusal(status: str, method: str) -> Message:
+    """An error response of an overloaded S3 server."""
+    code = _SAYS[status]
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+    sent = b"" if method == "HEAD" else body
+    lines = (
+        f"HTTP/1.1 {status} {code}",
+        "Content-Type: application/xml",
+        *(("Retry-After: 1",) if status == "503" else ()),
+        f"Content-Length: {len(sent)}",
+        "",
+        "",
+    )
+    return Message(("HTTP/1.1", status, code), {}, "\r\n".join(lines).encode(), sent)
+
+
+def absence(answer: Message, *, page: bool) -> Message:
+    """A 404 in place of a response: S3's, or a proxy's HTML page."""
+    body, kind = (_PAGE, "text/html") if page else (_NO_SUCH_KEY, "application/xml")
+    lines = (
+        "HTTP/1.1 404 Not Found",
+        f"Content-Type: {kind}",
+        *([f"Date: {answer.headers['date']}"] if "date" in answer.headers else []),
+        f"Content-Length: {len(body)}",
+        "",
+        "",
+    )
+    return Message(("HTTP/1.1", "404", "Not Found"), {}, "\r\n".join(lines).encode(), body)
+
+
+def redated(answer: Message, seconds: float) -> Message | None:
+    """The response with its `Date` shifted by `seconds`; None if it has no `Date`."""
+    if "date" not in answer.headers:
+        return None
+    moved = parsedate_to_datetime(answer.headers["date"]) + timedelta(seconds=seconds)
+    date = format_datetime(moved, usegmt=True)
+    lines = [
+        f"Date: {date}".encode() if line.lower().startswith(b"date:") else line
+        for line in answer.head.split(b"\r\n")
+    ]
+    headers = {**answer.headers, "date": date}
+    return Message(answer.first, headers, b"\r\n".join(lines), answer.body)

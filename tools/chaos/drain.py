@@ -1,0 +1,695 @@
+"""The profile `load`: upload workers drain a long queue, in peace or while something is stopped.
+
+| part | while the queue is drained (SPEC 6.2, 7) |
+| --- | --- |
+| `drain` | nothing is stopped; once by each number of workers |
+| `restart` | all workers get SIGTERM at once, and new ones start |
+| `deploy` | each worker in turn gets a successor that serves, and SIGTERM |
+| `broker` | the broker is stopped and started; the workers stay |
+| `broker-kill` | the broker is killed and started; the workers stay |
+
+All uploads are confirmed before the first worker starts, and afterwards every object, event and
+dead letter is counted. Where something is stopped, a proxy counts the puts as well, so that the
+bucket is not the only evidence that no upload was stored twice. Events are published at least once:
+after SIGTERM alone, each exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import aio_pika
+import psutil
+from aio_pika.exceptions import AMQPException, ChannelInvalidStateError
+from rich.console import Console
+
+from keyturn import topology
+from keyturn.crypto import SealError
+from keyturn.publisher import Publisher
+from tools.bench.figures import Results, Row, Spread, number, table
+from tools.chaos.evidence import on_broker
+from tools.chaos.publisher import publisher_settings, staging_settings
+from tools.chaos.storage_proxy import run_fault_proxy
+from tools.harness import requests, stored_objects
+from tools.harness.deployment import Deployment
+from tools.harness.process import worker
+from tools.harness.wire import Wire, open_wire
+from tools.servers import Servers
+from tools.servers.process import ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from tools.chaos.storage_proxy import FaultProxy
+    from tools.harness.process import WorkerProcess
+    from tools.servers import RabbitMQ
+
+PROJECT: Final = "load"
+PARTS: Final = ("drain", "restart", "deploy", "broker", "broker-kill")
+_GRACEFUL: Final = ("drain", "restart", "deploy")
+_CONCURRENCY: Final = 64
+_SIZE_BYTES: Final = 4096
+_NAMESPACE: Final = uuid.UUID("5b1f6c9e-3c0a-4f8e-9d55-2f1d0c7a9b10")
+_MIB: Final = 2**20
+# What a run of each part has: uploads, and disruptions.
+_UPLOADS: Final = {"drain": 50_000} | dict.fromkeys(PARTS[1:], 20_000)
+_TIMES: Final = {"restart": 5, "deploy": 5, "broker": 2, "broker-kill": 2}
+_QUICK: Final = 6_000
+_CREW: Final = 2
+_PUBLISH_S: Final = 120.0
+_PUBLISHED_AT_ONCE: Final = 256
+_STAGED_AT_ONCE: Final = 8
+_INLINE_MAX_BYTES: Final = 256 * 1024
+_LOOK_S: Final = 0.2
+_START_S: Final = 60
+_SLOWEST_PER_S: Final = 40
+_STOP_S: Final = 90
+_SAMPLE_OPENED: Final = 50
+_HELD_S: Final = 1.0
+_TENTHS: Final = 10
+
+
+class DrainError(Exception):
+    """A drain was not completed, or not as promised."""
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """`count` uploads of `size_bytes` each, of the run `name`, by number.
+
+    Key, id and bytes depend only on name and number; ids differ between runs.
+    """
+
+    name: str
+    count: int
+    size_bytes: int = _SIZE_BYTES
+
+    def key(self, number: int) -> str:
+        """The object's key."""
+        return f"{self.name}/{number:09}"
+
+    def upload_id(self, number: int) -> str:
+        """The upload's id."""
+        return str(uuid.uuid5(_NAMESPACE, self.key(number)))
+
+    def body(self, number: int) -> bytes:
+        """The plaintext; no two uploads have the same."""
+        return hashlib.shake_128(self.key(number).encode()).digest(self.size_bytes)
+
+
+async def enroll(deployment: Deployment) -> None:
+    """Enroll the project; the worker that does it declares the topology too.
+
+    Raises:
+        DrainError: it was rejected.
+    """
+    async with worker(deployment.worker_env(), "control"), open_wire(deployment) as wire:
+        document = requests.enroll(deployment, PROJECT)
+        body = requests.encode(document)
+        await wire.publish(document["type"], body, requests.headers(body, deployment.publisher_key))
+        event = await wire.outcome(document["request_id"])
+    if event["type"] != "project.enrolled":
+        raise DrainError(f"the project was not enrolled: {event}")
+
+
+async def fill(deployment: Deployment, uploads: Uploads) -> float:
+    """Publish all uploads, each confirmed; returns the publisher's CPU milliseconds for each."""
+    began_s, waiting = time.process_time(), iter(range(uploads.count))
+    inline = uploads.size_bytes <= _INLINE_MAX_BYTES
+    async with Publisher.open(
+        publisher_settings(deployment, deployment.amqp_url),
+        s3=staging_settings(deployment, deployment.s3.endpoint_url),
+        publish_timeout_s=_PUBLISH_S,
+    ) as publisher:
+
+        async def publish() -> None:
+            for each in waiting:
+                await publisher.upload(
+                    PROJECT,
+                    uploads.key(each),
+                    uploads.body(each),
+                    upload_id=uploads.upload_id(each),
+                )
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_PUBLISHED_AT_ONCE if inline else _STAGED_AT_ONCE):
+                group.create_task(publish())
+    return 1000 * (time.process_time() - began_s) / uploads.count
+
+
+@dataclass
+class Crew:
+    """The upload workers of a drain: started, stopped, replaced."""
+
+    env: dict[str, str]
+    stack: AsyncExitStack
+    running: list[WorkerProcess] = field(default_factory=list)
+    every: list[WorkerProcess] = field(default_factory=list)
+    peaks_bytes: list[int] = field(default_factory=list)
+
+    async def start(self, count: int = 1) -> None:
+        """Start `count` more workers; they serve when this returns."""
+        starting = [
+            self.stack.enter_async_context(worker(self.env, "upload")) for _ in range(count)
+        ]
+        started = await asyncio.gather(*starting)
+        self.running += started
+        self.every += started
+
+    async def stop(self, *which: WorkerProcess) -> None:
+        """Send SIGTERM to these workers, by default to all, and wait until they exit.
+
+        Raises:
+            DrainError: one did not exit in time, or not with status 0.
+        """
+        stopping = which or tuple(self.running)
+        for each in stopping:
+            self.peaks_bytes.append(_peak_bytes(each.process.pid))
+            each.process.send_signal(signal.SIGTERM)
+        for each in stopping:
+            self.running.remove(each)
+            try:
+                exit_status = await each.ended(timeout_s=_STOP_S)
+            except TimeoutError as exc:
+                raise DrainError(f"a worker did not exit within {_STOP_S} s") from exc
+            if exit_status != 0:
+                raise DrainError(f"a worker exited with {exit_status}: {each.lines[-20:]}")
+
+    def served(self) -> list[dict[str, Any]]:
+        """The log lines of all uploads that the workers have stored."""
+        lines = (line for each in self.every for line in each.lines if '"upload.stored"' in line)
+        return [line for line in map(json.loads, lines) if line["event"] == "upload.stored"]
+
+    async def wait_until_served(self, uploads: Uploads) -> None:
+        """Wait until each upload is acknowledged: an empty queue does not show unacknowledged ones.
+
+        Raises:
+            DrainError: it took too long.
+        """
+        until = time.perf_counter() + _START_S + uploads.count / _SLOWEST_PER_S
+        while len({line["upload_id"] for line in self.served()}) < uploads.count:
+            if time.perf_counter() > until:
+                raise DrainError("not every upload was acknowledged in time")
+            await asyncio.sleep(0.5)
+
+
+def _peak_bytes(pid: int) -> int:
+    """A process's peak memory, as the kernel counts it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One moment: seconds, queued messages, and each worker's CPU seconds and memory."""
+
+    at_s: float
+    depth: int
+    cpu_s: tuple[float, ...] = ()
+    rss_bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """An undisturbed drain by tenths of its objects: rates, and growth of memory.
+
+    `growth` is a worker's largest, in the second half: during the first 10,000 uploads or so its
+    heap grows, because the garbage collector runs rarely.
+    """
+
+    per_s: float
+    cpu_ms: float
+    tenths_per_s: tuple[float, ...]
+    growth: float
+
+    @property
+    def steady(self) -> float:
+        """The last tenth's rate relative to the first one's."""
+        return self.tenths_per_s[-1] / self.tenths_per_s[0]
+
+
+def paced(samples: Sequence[Sample]) -> Pace:
+    """Summarize the samples of an undisturbed drain; the queue must be empty in the last one.
+
+    Raises:
+        ValueError: there are too few samples of a drain.
+    """
+    if len(samples) <= _TENTHS or samples[-1].depth != 0 or samples[0].depth <= 0:
+        raise ValueError("too few samples of a drain")
+    first, last = samples[0], samples[-1]
+    left = [first.depth * (_TENTHS - tenth) // _TENTHS for tenth in range(1, _TENTHS + 1)]
+    edges = [first, *(next(each for each in samples if each.depth <= depth) for depth in left)]
+    if any(a.at_s >= b.at_s for a, b in pairwise(edges)):
+        raise ValueError("the queue was drained faster than it was sampled")
+    half, *later = (edge.rss_bytes for edge in edges[_TENTHS // 2 :])
+    return Pace(
+        per_s=first.depth / (last.at_s - first.at_s),
+        cpu_ms=1000 * (sum(last.cpu_s) - sum(first.cpu_s)) / first.depth,
+        tenths_per_s=tuple((a.depth - b.depth) / (b.at_s - a.at_s) for a, b in pairwise(edges)),
+        growth=max(
+            (now / then for each in later for now, then in zip(each, half, strict=True)), default=1
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of all uploads of a run, read from the broker and the bucket.
+
+    `stored` counts objects, `reported` uploads with a signed event, `reported_again` further events
+    of an upload, `other_events` events other than `upload.stored`.
+    """
+
+    uploads: int
+    stored: int
+    reported: int
+    reported_again: int
+    other_events: int
+    waiting: int
+    dead: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every upload is stored and reported, and no message is left or dead."""
+        done = (self.stored, self.reported, self.other_events, self.waiting, self.dead)
+        return done == (self.uploads, self.uploads, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Drained:
+    """The result of one drain.
+
+    `times` counts disruptions while the queue was not empty. Where there were some, `created`
+    counts the successful puts, `created_again` those whose target had been put before,
+    `unanswered` those whose client was gone before the response, and `served_again` the
+    redeliveries that a worker served; `pace` is of an undisturbed drain.
+    """
+
+    part: str
+    workers: int
+    wall_s: float
+    outcome: Outcome
+    peak_mib: float
+    publisher_cpu_ms: float = 0.0
+    served_again: int = 0
+    times: int = 0
+    created: int = 0
+    created_again: int = 0
+    unanswered: int = 0
+    pace: Pace | None = None
+
+    @property
+    def per_s(self) -> float:
+        """Objects a second."""
+        return self.outcome.uploads / self.wall_s
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU milliseconds of the workers for each object, in an undisturbed drain."""
+        return 0.0 if self.pace is None else self.pace.cpu_ms
+
+    def check(self) -> None:
+        """Check that no upload was lost, stored twice or, without a crash, reported twice.
+
+        Raises:
+            DrainError: one was.
+        """
+        graceful, uploads = self.part in _GRACEFUL, self.outcome.uploads
+        # A broker stop cancels the handlers, which then never see their puts' responses.
+        put = self.created + (0 if graceful else self.unanswered)
+        problems = {
+            "not every upload was completed": not self.outcome.is_complete,
+            "the puts do not match the uploads": self.part != "drain"
+            and not self.created <= uploads <= put,
+            "an upload was stored twice": self.created_again > 0,
+            "an upload was reported twice": graceful and self.outcome.reported_again > 0,
+            "a put was interrupted": graceful and self.unanswered > 0,
+        }
+        for problem, is_so in problems.items():
+            if is_so:
+                raise DrainError(f"{self.part}: {problem}: {asdict(self)}")
+
+    def rows(self, server: str) -> list[Row]:
+        """Its figures, with the targets of SPEC 7."""
+        ended, graceful = self.outcome, self.part in _GRACEFUL
+        once = 0 if graceful else None
+        name = f"{self.part}, {ended.uploads:,} uploads, {self.workers} workers"
+        figures: list[tuple[str, str, float, float | None, float | None]] = [
+            ("rate", "objects/s", self.per_s, None, None),
+            ("peak memory of a worker", "MiB", self.peak_mib, None, None),
+        ]
+        if self.pace is not None:
+            figures += [
+                ("last tenth against first", "times", self.pace.steady, 0.8, None),
+                ("memory in the second half", "times", self.pace.growth, None, 1.1),
+                ("CPU of all workers", "ms/object", self.pace.cpu_ms, None, None),
+                ("CPU of the publisher", "ms/object", self.publisher_cpu_ms, None, None),
+            ]
+        else:
+            figures += [
+                ("disruptions under load", "", self.times, None, None),
+                ("successful puts", "", self.created, None, None),
+                ("puts of an existing target", "", self.created_again, None, 0),
+                ("puts without a waiting client", "", self.unanswered, None, once),
+                ("served after an earlier delivery", "", self.served_again, None, None),
+            ]
+        figures += [
+            ("uploads without an object", "", ended.uploads - ended.stored, None, 0),
+            ("uploads without an event", "", ended.uploads - ended.reported, None, 0),
+            ("events beyond an upload's first", "", ended.reported_again, None, once),
+            ("dead letters", "", ended.dead, None, 0),
+        ]
+        return [
+            Row(f"{name}: {figure}", server, unit, Spread((value,)), at_least=least, at_most=most)
+            for figure, unit, value, least, most in figures
+        ]
+
+
+async def drain(
+    deployment: Deployment,
+    uploads: Uploads,
+    part: str = "drain",
+    *,
+    workers: int,
+    times: int = 0,
+    broker: RabbitMQ | None = None,
+    delay_s: float = 0.0,
+    at_once: int = _CONCURRENCY,
+    full: Callable[[], None] = lambda: None,
+) -> Drained:
+    """Fill the queue of an enrolled project, drain it, and check the outcome.
+
+    Args:
+        deployment: A deployment whose bucket has none of these uploads.
+        uploads: What is published first.
+        part: One of `PARTS`.
+        workers: The number of workers.
+        times: The maximum number of disruptions; for a deploy, rounds that replace each worker.
+        broker: The deployment's broker, to be stopped.
+        delay_s: The delay of each request for an object; if set, they are delayed further while a
+            successor starts, so that a short queue is not empty before it serves.
+        at_once: Concurrent uploads of each worker.
+        full: Called while all uploads wait.
+
+    Raises:
+        DrainError: an upload was lost, stored twice, or reported twice without a crash.
+    """
+    publisher_cpu_ms = await fill(deployment, uploads)
+    full()
+    async with AsyncExitStack() as stack:
+        env = deployment.worker_env(UPLOAD_CONCURRENCY=str(at_once))
+        between: FaultProxy | None = None
+        if part != "drain":
+            between = await stack.enter_async_context(run_fault_proxy(deployment.s3.endpoint_url))
+            between.delay_s = delay_s
+            env["KEYTURN_S3_ENDPOINT_URL"] = between.url
+        crew = Crew(env, stack)
+        await crew.start(workers)
+        began = time.perf_counter()
+        disturb = _disturbance(part, crew, workers, broker, between)
+        queue = await stack.enter_async_context(_Queue(deployment.amqp_url))
+        samples, under_load = await _watch(queue, crew, uploads.count, times, disturb)
+        wall_s = time.perf_counter() - began
+        await crew.wait_until_served(uploads)
+        await crew.stop()
+        again = sum(bool(line["again"]) for line in crew.served())
+    puts = Counter[str]() if between is None else between.puts
+    found = Drained(
+        part,
+        workers,
+        wall_s,
+        await read_outcome(deployment, uploads),
+        max(crew.peaks_bytes) / _MIB,
+        publisher_cpu_ms,
+        again,
+        under_load,
+        created=puts.total(),
+        created_again=puts.total() - len(puts),
+        unanswered=0 if between is None else between.unanswered,
+        pace=paced(samples) if part == "drain" else None,
+    )
+    found.check()
+    return found
+
+
+def _disturbance(
+    part: str, crew: Crew, workers: int, broker: RabbitMQ | None, between: FaultProxy | None
+) -> Callable[[], Awaitable[None]]:
+    async def restart() -> None:
+        await crew.stop()
+        await crew.start(workers)
+
+    async def deploy() -> None:
+        assert between is not None
+        usual_s = between.delay_s
+        for each in list(crew.running):
+            between.delay_s = _HELD_S if usual_s else 0.0
+            await crew.start()
+            between.delay_s = usual_s
+            await crew.stop(each)
+
+    async def restart_broker() -> None:
+        assert broker is not None
+        await asyncio.to_thread(broker.restart)
+
+    async def kill_broker() -> None:
+        assert broker is not None
+        for queue in (topology.UPLOAD_QUEUE, topology.dead_letter_name(topology.UPLOAD_QUEUE)):
+            await asyncio.to_thread(broker.wait_until_registered, queue)
+        await asyncio.to_thread(broker.wait_until_streams_registered)
+        await asyncio.to_thread(broker.kill)
+        await asyncio.to_thread(broker.start)
+
+    return {
+        "drain": restart,
+        "restart": restart,
+        "deploy": deploy,
+        "broker": restart_broker,
+        "broker-kill": kill_broker,
+    }[part]
+
+
+class _Queue:
+    """The upload queue's depth, over a connection that is renewed after each loss."""
+
+    def __init__(self, amqp_url: str) -> None:
+        self._amqp_url = amqp_url
+        self._stack = AsyncExitStack()
+        self._wire: Wire | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def depth(self) -> int | None:
+        """The number of messages that wait; None while the broker does not tell."""
+        try:
+            if self._wire is None:
+                connection = await aio_pika.connect(self._amqp_url)
+                await self._stack.enter_async_context(connection)
+                self._wire = Wire(await connection.channel(), [])
+            return await self._wire.depth(topology.UPLOAD_QUEUE)
+        except (OSError, AMQPException, ChannelInvalidStateError):
+            self._wire = None
+            return None
+
+
+async def _watch(
+    queue: _Queue, crew: Crew, count: int, times: int, disturb: Callable[[], Awaitable[None]]
+) -> tuple[list[Sample], int]:
+    """Sample until the queue is empty, and disrupt `times` times in its first half or a bit later.
+
+    Returns the samples, and how many disruptions ended before the queue was empty.
+
+    Raises:
+        DrainError: none did, or the queue was not drained in time.
+    """
+    pending = [count - each * count // (2 * times + 1) for each in range(1, times + 1)]
+    samples, under_load = list[Sample](), 0
+    until = time.perf_counter() + _START_S + count / _SLOWEST_PER_S
+    watched = {id(each): psutil.Process(each.process.pid) for each in crew.running}
+    while time.perf_counter() < until:
+        depth = await queue.depth()
+        if depth == 0:
+            samples.append(_sample(0, watched) if not times else Sample(time.perf_counter(), 0))
+            if times and not under_load:
+                raise DrainError("the queue was empty before the first disruption ended")
+            return samples, under_load
+        if depth is not None and pending and depth <= pending[0]:
+            pending.pop(0)
+            await disturb()
+            while (left := await queue.depth()) is None and time.perf_counter() < until:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_S)
+            under_load += left != 0
+        elif depth is not None and not times:
+            samples.append(_sample(depth, watched))
+        await asyncio.sleep(_LOOK_S)
+    raise DrainError("the queue was not drained in time")
+
+
+def _sample(depth: int, watched: dict[int, psutil.Process]) -> Sample:
+    return Sample(
+        time.perf_counter(),
+        depth,
+        tuple(sum(each.cpu_times()[:2]) for each in watched.values()),
+        tuple(each.memory_info().rss for each in watched.values()),
+    )
+
+
+async def read_outcome(deployment: Deployment, uploads: Uploads) -> Outcome:
+    """Count everything, and open some evenly spread objects with both keys.
+
+    Raises:
+        DrainError: an object does not open to the uploaded bytes.
+    """
+    broker = await on_broker(deployment)
+    counts, other = count_events(broker.events, uploads)
+    some = range(0, uploads.count, max(1, uploads.count // _SAMPLE_OPENED))
+    await asyncio.to_thread(_check_objects, deployment, uploads, some)
+    stored = await asyncio.to_thread(
+        stored_objects.list_keys, deployment, f"{PROJECT}/{uploads.name}/"
+    )
+    return Outcome(
+        uploads=uploads.count,
+        stored=len(stored),
+        reported=len(counts),
+        reported_again=counts.total() - len(counts),
+        other_events=other,
+        waiting=sum(n for name, n in broker.depths.items() if name not in topology.DEAD_QUEUES),
+        dead=len(broker.letters),
+    )
+
+
+def count_events(events: list[dict[str, Any]], uploads: Uploads) -> tuple[Counter[str], int]:
+    """The number of `upload.stored` events of each upload, and of other events, of this run."""
+    keys = {uploads.upload_id(each): uploads.key(each) for each in range(uploads.count)}
+    ours = [event for event in events if event.get("upload_id") in keys]
+    stored = Counter(
+        event["upload_id"]
+        for event in ours
+        if event["type"] == "upload.stored" and event["key"] == keys[event["upload_id"]]
+    )
+    return stored, len(ours) - stored.total()
+
+
+def _check_objects(deployment: Deployment, uploads: Uploads, numbers: range) -> None:
+    for each in numbers:
+        key = uploads.key(each)
+        for by in ("user", "admin"):
+            try:
+                plaintext = stored_objects.decrypt(deployment, PROJECT, key, by)
+            except SealError as exc:
+                raise DrainError(f"{key} does not open with its {by} key") from exc
+            if plaintext != uploads.body(each):
+                raise DrainError(f"{key} opens to bytes other than the uploaded ones")
+        shown = stored_objects.read_object(deployment, PROJECT, key)
+        if shown.metadata["enc-upload"] != uploads.upload_id(each):
+            raise DrainError(f"{key} belongs to another upload")
+
+
+# The command.
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.chaos load", description="Load Keyturn.")
+    parser.add_argument(
+        "--only", type=_parts, default=PARTS, metavar="PART,PART", help=f"of {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--uploads",
+        type=int,
+        metavar="N",
+        help=f"uploads in the queue ({_UPLOADS['drain']} for drain, {_UPLOADS['broker']} else)",
+    )
+    parser.add_argument(
+        "--bytes", type=int, default=_SIZE_BYTES, metavar="N", help="bytes of an upload"
+    )
+    parser.add_argument(
+        "--workers", type=_numbers, default=[1, 2, 4], metavar="N,N", help="workers for drain"
+    )
+    parser.add_argument("--quick", action="store_true", help=f"a short run with {_QUICK} uploads")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    return parser.parse_args(argv)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if unknown := set(parts) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"unknown parts: {', '.join(sorted(unknown))}")
+    return parts
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(each) for each in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError("at least one")
+    return numbers
+
+
+async def _run(part: str, workers: int, given: argparse.Namespace) -> Drained:
+    # Fresh servers for each drain: data of an earlier one does not affect it.
+    with Servers("ceph", environ={}) as servers:
+        deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
+        await enroll(deployment)
+        count = given.uploads or (_QUICK if given.quick else _UPLOADS[part])
+        return await drain(
+            deployment,
+            Uploads(f"{part}-{workers}", count, given.bytes),
+            part,
+            workers=workers,
+            times=0 if part == "drain" else 1 if given.quick else _TIMES[part],
+            broker=servers.rabbitmq,
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Run the requested parts, print a table; returns the exit status.
+
+    0 if every upload was handled once, even if an aim was missed. 1 if an upload was lost, stored
+    twice, or reported twice without a crash, or if a measurement failed.
+    """
+    given = _arguments(argv)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    results, failed, began = Results(), False, time.monotonic()
+    for part in given.only:
+        try:
+            for workers in given.workers if part == "drain" else [_CREW]:
+                console.print(f"{part} by {workers} …")
+                found = asyncio.run(_run(part, workers, given))
+                results.rows += found.rows("ceph")
+                if found.pace is not None:
+                    rates = ", ".join(map(number, found.pace.tenths_per_s))
+                    results.notes.append(f"{workers} workers: objects/s in each tenth: {rates}")
+        except (DrainError, ServerError, ValueError) as exc:
+            failed = True
+            results.notes.append(f"{part}: FAILED: {exc}")
+        # After each part: an interrupted run keeps its results.
+        if given.json:
+            given.json.write_text(results.as_json())
+    results.notes.append(
+        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end, "
+        f"{time.monotonic() - began:.0f} s in total"
+    )
+    console.print(table(results.rows, title="Keyturn load"))
+    for note in results.notes:
+        console.print(note, markup=False)
+    if given.json:
+        given.json.write_text(results.as_json())
+    return 1 if failed else 0
