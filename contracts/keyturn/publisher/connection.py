@@ -17,6 +17,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Final, Self, TypeAlias, TypeGuard
 from weakref import WeakSet
 
@@ -203,7 +204,6 @@ class BrokerConnection:
         self._channel: AbstractChannel | None = None
         self._connecting = asyncio.Lock()
         self._opening = asyncio.Lock()
-        self._reopening = asyncio.Lock()
         self._one_per_id = OnePublishPerId()
         self._publishes: set[asyncio.Task[None]] = set()
         self._sending: set[asyncio.Task[None]] = set()
@@ -381,46 +381,32 @@ class BrokerConnection:
         """
         if _is_open(self._channel):
             return self._channel
+        problem: BaseException = TimeoutError()
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._reopening.acquire()
-        except TimeoutError as exc:
-            raise _unavailable(exc) from exc
-        try:
-            return await self._reopen_channel(deadline)
-        finally:
-            self._reopening.release()
-
-    async def _reopen_channel(self, deadline: float) -> AbstractChannel:
-        attempt = 0
-        while True:
-            try:
-                with normalize_connection_errors():
-                    async with asyncio.timeout_at(deadline):
-                        return await self._open_channel()
-            except ChannelNotFoundEntity as exc:
-                raise _publish_error(exc, "") from exc
-            except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
-                pause_s = _RECONNECT_PAUSES_S[min(attempt, len(_RECONNECT_PAUSES_S) - 1)]
-                attempt += 1
-                if asyncio.get_running_loop().time() + pause_s >= deadline:
-                    raise _unavailable(exc) from exc
-                await asyncio.sleep(pause_s)
+            async with asyncio.timeout_at(deadline), self._opening:
+                for pause_s in chain(_RECONNECT_PAUSES_S, repeat(_RECONNECT_PAUSES_S[-1])):
+                    if _is_open(self._channel):
+                        return self._channel
+                    try:
+                        with normalize_connection_errors():
+                            self._channel = await self._open_channel()
+                    except ChannelNotFoundEntity as exc:
+                        raise _publish_error(exc, "") from exc
+                    except CONNECTION_EXCEPTIONS as exc:
+                        problem = exc
+                        await asyncio.sleep(pause_s)
+        except TimeoutError:
+            pass
+        raise _unavailable(problem) from problem
 
     async def _open_channel(self) -> AbstractChannel:
-        if _is_open(self._channel):
-            return self._channel
-        async with self._opening:
-            if _is_open(self._channel):
-                return self._channel
-            connection = await self._connect_once()
-            channel = connection.channel(publisher_confirms=True, on_return_raises=True)
-            await channel.initialize()
-            # Checked before anything is published: publishing to a missing exchange closes the
-            # channel, and every publish on it would lose its outcome.
-            await channel.get_exchange(EXCHANGE, ensure=True)
-            self._channel = channel
-            return channel
+        connection = await self._connect_once()
+        channel = connection.channel(publisher_confirms=True, on_return_raises=True)
+        await channel.initialize()
+        # Checked before anything is published: publishing to a missing exchange closes the
+        # channel, and every publish on it would lose its outcome.
+        await channel.get_exchange(EXCHANGE, ensure=True)
+        return channel
 
     async def _connect_once(self) -> AbstractConnection:
         if self._closed:

@@ -17,7 +17,6 @@ closes says nothing about any message.
 """
 
 import asyncio
-import enum
 import errno
 import itertools
 import logging
@@ -420,13 +419,6 @@ async def _first_of(*consumers: "_Messages") -> int:
     return offset
 
 
-class _Loss(enum.Enum):
-    """Why a consumer delivers nothing more."""
-
-    CONNECTION = enum.auto()
-    UNDECODABLE = enum.auto()
-
-
 @dataclass(frozen=True, slots=True)
 class _Delivery:
     """A record, and how to acknowledge it and all before it."""
@@ -490,6 +482,7 @@ async def last_offset(
     return last
 
 
+_Loss = _InterruptedError | _UndecodableError
 _Messages = asyncio.Queue[_Delivery | _Loss]
 
 
@@ -502,7 +495,7 @@ async def _consumer(
     prefetch: int,
     isolated: bool,
 ) -> AsyncIterator[_Messages]:
-    """The messages of a new consumer, ended by a `_Loss`.
+    """The messages of a new consumer, ended by what it was lost to.
 
     Args:
         connection: The broker.
@@ -532,7 +525,9 @@ async def _consumer(
         # Below aio-pika, which fails on odd delivery modes and expirations and drops those
         # messages without acknowledging them.
         underlay = await channel.get_underlay_channel()
-        underlay.on_consumer_cancel_callbacks.add(lambda _: messages.put_nowait(_Loss.CONNECTION))
+        underlay.on_consumer_cancel_callbacks.add(
+            lambda _: messages.put_nowait(_InterruptedError())
+        )
         arguments: Any = {_OFFSET_HEADER: start}
         with normalize_connection_errors(), _undecodable_errors():
             await channel.get_queue(stream, ensure=True)
@@ -548,7 +543,7 @@ def _delivery(message: DeliveredMessage) -> _Delivery | _Loss:
     headers = message.header.properties.headers or {}
     offset, tag = headers.get(_OFFSET_HEADER), message.delivery_tag
     if tag is None:  # the broker sets it on every delivery
-        return _Loss.CONNECTION
+        return _InterruptedError()
     if not isinstance(offset, int):
         # The broker sets it too: a decoder that reads what it cannot decode as empty headers, as
         # that of a worker, a gateway or a command does, has lost it.
@@ -570,13 +565,10 @@ async def _received(messages: _Messages) -> _Delivery:
         _InterruptedError: the consumer was lost.
         _UndecodableError: it was lost to a message that cannot be decoded.
     """
-    match await messages.get():
-        case _Loss.UNDECODABLE:
-            raise _UndecodableError
-        case _Loss.CONNECTION:
-            raise _InterruptedError
-        case _Delivery() as delivery:
-            return delivery
+    message = await messages.get()
+    if isinstance(message, _Delivery):
+        return message
+    raise message
 
 
 async def _drain(messages: _Messages, offset: int) -> AsyncGenerator[StreamRecord, None]:
@@ -597,8 +589,8 @@ async def _drain(messages: _Messages, offset: int) -> AsyncGenerator[StreamRecor
 
 
 def _loss(exc: BaseException | None) -> _Loss:
-    loss = _Loss.UNDECODABLE if _is_undecodable(exc) else _Loss.CONNECTION
-    _log.debug("a consumer was lost: %s (%s)", loss.name, type(exc).__name__)
+    loss = _UndecodableError() if _is_undecodable(exc) else _InterruptedError()
+    _log.debug("a consumer was lost: %s (%s)", type(loss).__name__, type(exc).__name__)
     return loss
 
 

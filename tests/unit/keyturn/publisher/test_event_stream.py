@@ -77,22 +77,22 @@ class _Broker:
 
     def lose(self) -> None:
         for _, queue in self._consumers:
-            queue.put_nowait(event_stream._Loss.CONNECTION)
+            queue.put_nowait(event_stream._InterruptedError())
 
     def write_undecodable(self, at: datetime = _NOW) -> None:
         """What breaks the connection of the consumer that it is delivered to."""
-        self._log.append((at, event_stream._Loss.UNDECODABLE))
+        self._log.append((at, event_stream._UndecodableError()))
 
     def break_shared_connection(self) -> None:
         for _, queue in self._shared:
-            queue.put_nowait(event_stream._Loss.UNDECODABLE)
+            queue.put_nowait(event_stream._UndecodableError())
 
     async def attachment(self, number: int) -> None:
         await asyncio.wait_for(self.attached[number].wait(), timeout=5)
 
     def break_every_connection(self) -> None:
         for _, queue in self._consumers:
-            queue.put_nowait(event_stream._Loss.UNDECODABLE)
+            queue.put_nowait(event_stream._UndecodableError())
 
     def make_anew(self) -> None:
         self.lose()
@@ -516,10 +516,10 @@ async def test_errors_of_closing_say_nothing(caplog: pytest.LogCaptureFixture) -
     ) as messages:
         (lost,) = connection.channels[0].close_callbacks
         lost(None, OverflowError("a value of the message"))
-        assert await messages.get() is event_stream._Loss.UNDECODABLE
+        assert isinstance(await messages.get(), event_stream._UndecodableError)
     assert [each.getMessage() for each in caplog.records] == [
         "reading keyturn.events from 7 on, 1 messages at a time",
-        "a consumer was lost: UNDECODABLE (OverflowError)",
+        "a consumer was lost: _UndecodableError (OverflowError)",
     ]
 
 
