@@ -160,42 +160,36 @@ async def test_an_accepted_rotation_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     assert run.thief.thefts[0].answer == "rotation.accepted"
 
 
-def _rotate(s3: FakeS3) -> None:
-    s3.body = b"generation 2 of the thief"
+def _replace(s3: FakeS3) -> None:
+    s3.body = b"generation 2 of the thief, or 1 of another enrollment"
 
 
-def _enroll(s3: FakeS3) -> None:
-    s3.body = b"generation 1 of another enrollment"
+def _write(s3: FakeS3) -> None:
+    """An object that was written before may have any generation: its sweep may not be over."""
+    s3.objects = {
+        "amber/before": ("1:kek", NOW - SECOND),
+        "amber/newest": ("2:kek", NOW + SECOND),
+        "amber/tombstone": ("", NOW + SECOND),
+        "amber/old": ("1:kek", NOW + SECOND),
+    }
 
 
-@pytest.mark.parametrize(("kind", "change"), [("rolled back", _rotate), ("removed", _enroll)])
-async def test_a_worker_that_changes_a_stolen_keyring_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, kind: str, change: During
+@pytest.mark.parametrize(
+    ("kind", "during", "problem"),
+    [
+        ("rolled back", _replace, ".keyturn/keyrings/amber.json was changed meanwhile"),
+        ("removed", _replace, ".keyturn/keyrings/amber.json was changed meanwhile"),
+        ("rolled back", _write, "amber/old was written under generation 1:kek meanwhile"),
+    ],
+)
+async def test_what_a_worker_does_for_a_stolen_keyring_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, kind: str, during: During, problem: str
 ) -> None:
-    run = _Run(monkeypatch, change)
+    run = _Run(monkeypatch, during)
     await run.thief.steal(_theft(kind))
-    (problem,) = run.thief.thefts[0].problems
-    assert problem.startswith(".keyturn/keyrings/amber.json was changed meanwhile")
+    (found,) = run.thief.thefts[0].problems
+    assert found.startswith(problem)
     assert run.s3.body == NEWEST
-
-
-async def test_an_object_that_was_written_under_the_old_generation_is_noticed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """One that was written before may have any generation: its sweep may not be over."""
-
-    def write(s3: FakeS3) -> None:
-        s3.objects = {
-            "amber/before": ("1:kek", NOW - SECOND),
-            "amber/newest": ("2:kek", NOW + SECOND),
-            "amber/tombstone": ("", NOW + SECOND),
-            "amber/old": ("1:kek", NOW + SECOND),
-        }
-
-    run = _Run(monkeypatch, write)
-    await run.thief.steal(_theft("rolled back"))
-    (problem,) = run.thief.thefts[0].problems
-    assert problem == "amber/old was written under generation 1:kek meanwhile"
 
 
 @asynccontextmanager
@@ -216,40 +210,29 @@ async def _gateway(status: int, *, seen: list[str]) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-@pytest.mark.parametrize("status", [200, 202, 401, 503])
+@pytest.mark.parametrize(
+    ("status", "is_killed", "judged"),
+    [(200, False, 2), (202, False, 2), (401, False, 2), (503, False, 2), (200, True, 0)],
+)
 async def test_a_gateway_that_serves_the_old_key_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, status: int
+    monkeypatch: pytest.MonkeyPatch, status: int, is_killed: bool, judged: int
 ) -> None:
-    run, seen = _Run(monkeypatch, _nothing), list[str]()
-    run.readers.stored = [Upload(1, "id", "amber", "a.bin", 3), Upload(2, "id", "birch", "b", 3)]
-    async with _gateway(status, seen=seen) as run.readers.url:
-        await run.thief.steal(_theft("rolled back"))
-    assert seen == [
-        "GET /v1/projects/amber/objects/a.bin",
-        "POST /v1/projects/amber/rotations",
-    ]
-    (theft,) = run.thief.thefts
-    assert theft.responses == {f"read: {status}": 1, f"rotation: {status}": 1}
-    served = [f"the gateway answered {status} to a {what} with the old key" for what in _TRIES]
-    assert theft.problems == (served if status < 300 else [])
-
-
-async def test_a_gateway_that_was_killed_meanwhile_is_not_judged(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It may not have read the marks yet."""
+    """One that was killed meanwhile is not judged: it may not have read the marks yet."""
     run, seen = _Run(monkeypatch, _nothing), list[str]()
 
     def kill(_: FakeS3) -> None:
         run.served_s = 0.0
 
-    run.during = kill
-    run.readers.stored = [Upload(1, "id", "amber", "a.bin", 3)]
-    async with _gateway(200, seen=seen) as run.readers.url:
+    if is_killed:
+        run.during = kill
+    run.readers.stored = [Upload(1, "id", "amber", "a.bin", 3), Upload(2, "id", "birch", "b", 3)]
+    async with _gateway(status, seen=seen) as run.readers.url:
         await run.thief.steal(_theft("rolled back"))
-    assert len(seen) == 2
-    assert run.thief.thefts[0].responses == {}
-    assert run.thief.thefts[0].problems == []
+    assert seen == ["GET /v1/projects/amber/objects/a.bin", "POST /v1/projects/amber/rotations"]
+    (theft,) = run.thief.thefts
+    assert theft.responses.total() == judged
+    served = [f"the gateway answered {status} to a {what} with the old key" for what in _TRIES]
+    assert theft.problems == (served if judged and status < 300 else [])
 
 
 async def test_a_theft_waits_until_a_rotation_is_long_accepted(

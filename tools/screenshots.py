@@ -1,7 +1,8 @@
-"""`python -m tools.screenshots`: every page of the console as PNG, light, dark and narrow.
+"""`make screenshots`: every page of the console as PNG, light, dark and narrow.
 
-The deployment is real: workers, broker, storage, and a console of which the pictures are taken in
-Chromium. With `--readme` only the two pictures of the README are written, into `docs/images/`.
+The deployment is real: workers, broker, storage, hundreds of projects, refusals, failures, a long
+rotation, and a console of which the pictures are taken in Chromium. With `--readme` only the two
+pictures of the README are written, into `docs/images/`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import aio_pika
+
+from keyturn.crypto import new_api_key
+from tools.bench.world import open_world
+from tools.harness import console_events, console_letters, console_projects
+from tools.harness import requests as rq
 from tools.harness.console_browser import DESKTOP, NARROW, launched, signed_in, visiting
 from tools.harness.console_client import console_client
 from tools.harness.console_crawl import crawl, pages_of
+from tools.harness.console_history import Publisher
 from tools.harness.console_site import OPERATOR, console_site
-from tools.screenshots.scenery import furnish, rotate_long
 from tools.servers import Servers
 
 if TYPE_CHECKING:
@@ -30,7 +37,57 @@ if TYPE_CHECKING:
 
     from tools.harness.console_site import ConsoleSite
 
-_ROOT: Final = Path(__file__).parents[2]
+
+LONG: Final = "umbrella"
+"""The project whose rotation is under way while the pictures are taken."""
+
+_PROJECTS: Final = 240
+_LETTERS: Final = 60
+_FEW: Final = 3
+_UPLOADS: Final = 5000
+_OBJECTS: Final = 20_000
+_SIZE_BYTES: Final = 64
+
+
+async def furnish(site: ConsoleSite, *, is_calm: bool = False) -> None:
+    """Add projects, dead letters, an hour of uploads (as events alone) and a large project.
+
+    Where it is calm there are few dead letters, and none is hostile.
+    """
+    deployment = site.deployment
+    names = console_projects.names(_PROJECTS)
+    await console_projects.put_keyrings(deployment, names)
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
+        channel = await connection.channel()
+        uploads = console_events.stored_uploads(names, _UPLOADS)
+        await console_events.publish(channel, deployment, uploads)
+        letters = console_letters.refused_uploads(deployment, _FEW if is_calm else _LETTERS)
+        await console_letters.publish(channel, letters)
+        if not is_calm:
+            await console_letters.publish(channel, console_letters.hostile_letters(deployment))
+    publisher = Publisher(deployment, site.wire)
+    await publisher.publish_and_wait(rq.enroll(deployment, LONG))
+    async with open_world(deployment) as world:
+        await world.load(LONG, _OBJECTS, _SIZE_BYTES)
+    await asyncio.gather(
+        *(
+            publisher.upload("initech", [f"q{quarter}/{number:03}.csv" for number in range(50)])
+            for quarter in range(1, 5)
+        )
+    )
+
+
+async def rotate_long(site: ConsoleSite) -> str:
+    """Begin the long rotation; returns its id once it makes progress."""
+    publisher = Publisher(site.deployment, site.wire)
+    rotation = await publisher.publish(rq.rotation(site.deployment, LONG, new_api_key()))
+    await site.wire.event(
+        lambda event: event["type"] == "sweep.progressed" and event["sweep_id"] == rotation
+    )
+    return rotation
+
+
+_ROOT: Final = Path(__file__).parents[1]
 _INTO: Final = _ROOT / ".scratch" / "screenshots"
 _README: Final = _ROOT / "docs" / "images"
 _README_MAX_BYTES: Final = 200_000

@@ -1,1 +1,0 @@
-"""The tests of the images themselves: what decides in them, without an engine."""

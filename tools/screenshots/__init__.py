@@ -1,1 +1,0 @@
-"""Pictures of every page of the console, from a real deployment (`make screenshots`)."""
