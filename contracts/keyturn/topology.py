@@ -28,9 +28,7 @@ KEYRING_MARKED: Final = "keyring.marked"
 PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
 UNSIGNED_DEAD_QUEUE: Final = "keyturn.unsigned.dead"
-# Exclusive queues, held as locks: by the worker that keeps the dead letters within their
-# bounds, and by the command that reads them, so that another reader never sees only half.
-DEAD_KEEPER_LOCK: Final = "keyturn.dead.keeper"
+# An exclusive queue, held as a lock by who reads dead letters: another reader would see only half.
 DEAD_LOCK: Final = "keyturn.dead.lock"
 
 UPLOAD_REQUESTS: Final = ("upload.requested",)
@@ -163,6 +161,31 @@ DEAD_QUEUES: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy for queues. An operator sets it: a worker cannot."""
+
+    name: str
+    pattern: str
+    definition: Mapping[str, str | int]
+
+
+def _bounds(days: int, mebibytes: int) -> dict[str, str | int]:
+    return {
+        "message-ttl": days * 24 * 3600 * 1000,
+        "max-length-bytes": mebibytes * 1024**2,
+        "overflow": "drop-head",
+    }
+
+
+# A flood of unsigned messages pushes out nothing that was signed.
+DEAD_POLICIES: Final = (
+    Policy("keyturn-dead", r"^keyturn\.(upload|control|plan|sweep)\.dead$", _bounds(30, 256)),
+    Policy("keyturn-unsigned-dead", r"^keyturn\.unsigned\.dead$", _bounds(7, 64)),
+)
+"""What bounds the dead letters, unless the operator chooses other values (SPEC 6.9)."""
+
+
 def publisher_stream(publisher: str) -> str:
     """The stream that holds the events of one publisher's own requests (SPEC 6.8)."""
     return f"{EVENTS_STREAM}.{publisher}"
@@ -199,8 +222,8 @@ def _dead_letters_to(queue: str) -> dict[str, str | int]:
 
 def _dead_queue(name: str) -> Queue:
     # No delivery limit: inspecting a dead letter counts as a delivery, and a limit without a
-    # dead-letter exchange drops messages. No limit of age or length either: those are settings
-    # of the workers, and a declared argument cannot change (SPEC 6.9).
+    # dead-letter exchange drops messages. No limit of age or size either: those are policies,
+    # which can change, and an argument would override them (SPEC 6.9).
     return Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": -1})
 
 

@@ -36,9 +36,8 @@ SETTINGS: Final = {
     "LEASE_S": "1",
     "KEYRING_CACHE_S": "0.3",
     "SWEEP_PAGE_KEYS": "100",
-    "DEAD_MAX_BYTES": str(4 * 2**30),
 }
-"""Of the workers: a proof waits for two leases; 100,000 dead letters are not too many."""
+"""Of the workers: a proof waits for two leases."""
 
 _CAUGHT_UP_S: Final = 90
 _PAUSE_S: Final = 0.1

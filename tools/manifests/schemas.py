@@ -134,6 +134,15 @@ RABBITMQ_SCHEMAS: Final[dict[tuple[str, str], dict[str, Any]]] = {
             rabbitmqClusterReference=_CLUSTER,
             tags={"type": "array", "items": _TEXT},
         ),
+        "Policy": _resource(
+            ("name", "pattern", "definition", "rabbitmqClusterReference"),
+            name=_TEXT,
+            vhost=_TEXT,
+            pattern=_TEXT,
+            applyTo={"enum": ["queues", "exchanges", "all"]},
+            definition={"type": "object"},
+            rabbitmqClusterReference=_CLUSTER,
+        ),
         "Permission": _resource(
             ("vhost", "permissions", "userReference", "rabbitmqClusterReference"),
             vhost=_TEXT,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from keyturn.topology import DEAD_POLICIES
 from tools.servers.process import (
     ServerError,
     ServerProcess,
@@ -81,12 +82,24 @@ ssl_options.fail_if_no_peer_cert = true
 
 
 def definitions(user: str, vhosts: list[str]) -> dict[str, object]:
-    """Definitions that give a user all permissions in these vhosts."""
+    """Definitions of vhosts with all permissions for a user, and bounds of the dead letters."""
     return {
         "vhosts": [{"name": vhost} for vhost in vhosts],
         "permissions": [
             {"user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}
             for vhost in vhosts
+        ],
+        "policies": [
+            {
+                "vhost": vhost,
+                "name": policy.name,
+                "pattern": policy.pattern,
+                "apply-to": "quorum_queues",
+                "definition": dict(policy.definition),
+                "priority": 0,
+            }
+            for vhost in vhosts
+            for policy in DEAD_POLICIES
         ],
     }
 

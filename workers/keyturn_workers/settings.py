@@ -225,12 +225,6 @@ class WorkerSettings(
     sweep_page_keys: Annotated[int, Field(ge=1, le=10_000)] = 500
     # How often a sweep worker looks for sweeps whose messages were lost.
     sweep_rescue_interval_s: Annotated[float, Field(gt=0)] = 600
-    # Dead letters of each queue, by age and by bytes with headers; unsigned ones separately.
-    dead_max_age_s: Annotated[int, Field(ge=1)] = 30 * _DAY_S
-    dead_max_bytes: Annotated[int, Field(ge=1)] = 256 * _MIB
-    unsigned_dead_max_age_s: Annotated[int, Field(ge=1)] = 7 * _DAY_S
-    unsigned_dead_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
-    dead_check_interval_s: Annotated[float, Field(gt=0)] = 60
     control_concurrency: Annotated[int, Field(ge=1, le=2000)] = 16
     # How often a process reports what it does on the stream `keyturn.workers`.
     worker_report_interval_s: Annotated[float, Field(gt=0, le=3600)] = 15

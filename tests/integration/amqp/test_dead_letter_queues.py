@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aio_pika
 import pytest
 
+from keyturn.topology import DEAD_POLICIES, UNSIGNED_DEAD_QUEUE
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.dead_letters import queue as queue_module
 from keyturn_workers.dead_letters.queue import QueueBrowser, ready_count
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+
+    from keyturn.topology import Policy
+    from tools.servers import Servers
 
 pytestmark = pytest.mark.servers
 _DEAD, _OTHER = "keyturn.upload.dead", "keyturn.control.dead"
@@ -164,3 +169,29 @@ async def test_an_error_while_a_message_is_read_ends_the_reading(vhost_url: str)
             assert [batch async for batch in browser.batches(fails)]
         await browser.requeue(10)
     assert await _order(vhost_url) == list(range(10))
+
+
+def _policy(broker: Servers, url: str, policy: Policy, **definition: int) -> None:
+    assert broker.rabbitmq is not None
+    vhost = unquote(urlsplit(url).path[1:])
+    command = ("set_policy", "-p", vhost, "--apply-to", "quorum_queues")
+    given = json.dumps({**policy.definition, **definition})
+    broker.rabbitmq.control(*command, policy.name, policy.pattern, given)
+
+
+async def test_policies_drop_the_oldest_by_age_and_by_size(broker: Servers, vhost_url: str) -> None:
+    if broker.rabbitmq is None:
+        pytest.skip("the policies of a given broker are its operator's")
+    signed, unsigned = DEAD_POLICIES
+    _policy(broker, vhost_url, unsigned, **{"max-length-bytes": 1000})
+    _policy(broker, vhost_url, signed, **{"message-ttl": 3000})
+    await _fill(vhost_url, count=5)
+    async with _connected(vhost_url) as (_, channel):
+        # What was read and returned is not a day younger.
+        async with asyncio.timeout(20):
+            while await _order(vhost_url):  # noqa: ASYNC110  # the broker has no event
+                await asyncio.sleep(0.2)
+        for number in range(50):
+            message = aio_pika.Message(b"x" * 100, message_id=str(number))
+            await channel.default_exchange.publish(message, UNSIGNED_DEAD_QUEUE)
+    assert await _order(vhost_url, UNSIGNED_DEAD_QUEUE) == list(range(40, 50))

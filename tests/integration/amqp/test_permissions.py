@@ -36,7 +36,7 @@ from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.declarations import declare, declare_streams
-from keyturn_workers.amqp.locks import broker_lock
+from keyturn_workers.dead_letters.queue import exclusive
 from tools.generate.console_examples import worker_reports
 from tools.generate.examples import compact
 from tools.generate.examples import events as event_examples
@@ -344,8 +344,8 @@ async def test_a_console_publishes_the_requests_of_its_pages(
 
 async def test_a_console_moves_dead_letters_while_it_holds_their_lock(users: Users) -> None:
     async with await aio_pika.connect(users.url("console")) as connection:
-        async with broker_lock(connection, topology.DEAD_LOCK) as acquired:
-            assert acquired
+        async with exclusive(connection):
+            pass
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         dead = await channel.get_queue("keyturn.sweep.dead", ensure=False)
         await publish(channel, dead.name, exchange="")

@@ -25,7 +25,7 @@ things of RabbitMQ decide how:
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
@@ -41,8 +41,6 @@ _LOCK_RETRY_S: Final = 0.1
 _BATCH: Final = 128
 _PREFETCH_MAX: Final = 65_535
 _IDLE_S: Final = 5.0
-_REQUEUE_TIMEOUT_S: Final = 30.0
-_REQUEUED_PER_S: Final = 2000
 _POLL_S: Final = 0.02
 # Of the whole process: no two consumers of a channel have one name.
 _numbers: Final = itertools.count()
@@ -252,8 +250,8 @@ class QueueBrowser:
         """Return everything that is not acknowledged, and wait until the queue shows it.
 
         The broker requeues messages only after it has replied, even to the close of the channel:
-        the next reader could find the queue empty. The wait is bounded, because another consumer
-        may receive the messages meanwhile.
+        the next reader could find the queue empty. The wait ends as well where the count no longer
+        rises: a policy may have dropped messages, or another consumer received some.
 
         Args:
             left: How many messages are not acknowledged.
@@ -263,10 +261,14 @@ class QueueBrowser:
             await self._flush()
         underlay = await self._channel.get_underlay_channel()
         await underlay.basic_nack(0, multiple=True, requeue=True)  # 0: everything
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_REQUEUE_TIMEOUT_S + left / _REQUEUED_PER_S):
-                while await ready_count(self._queue) < expected:  # noqa: ASYNC110  # no event says so
-                    await asyncio.sleep(_POLL_S)
+        loop = asyncio.get_running_loop()
+        highest, risen_s = -1, loop.time()
+        while (ready := await ready_count(self._queue)) < expected:
+            if ready > highest:
+                highest, risen_s = ready, loop.time()
+            elif loop.time() - risen_s > _IDLE_S:
+                return
+            await asyncio.sleep(_POLL_S)
 
     async def _flush(self) -> None:
         """Wait until the queue has all acknowledgments, so that they outlive the channel."""

@@ -32,7 +32,6 @@ from keyturn.identifiers import parse_time
 from keyturn.messages import QueueReport
 from keyturn.topology import (
     CONTROL_QUEUE,
-    DEAD_QUEUES,
     PUBLISHER_EVENTS,
     REQUESTS,
     SWEEP_QUEUE,
@@ -285,10 +284,6 @@ class WorkerMetrics:
         """A put of this process stored `size_bytes` of plaintext."""
         self._families.stored.inc(size_bytes)
 
-    def count_dropped_letter(self, queue: str, reason: str) -> None:
-        """A dead letter was dropped for its age or for its queue's size."""
-        self._families.dead_dropped.labels(queue, reason).inc()
-
     def track_audit(self, pending: Callable[[], int]) -> None:
         """Report at each scrape how many audit records the broker has not confirmed."""
         self._families.audit_pending.set_function(pending)
@@ -355,15 +350,6 @@ class _Families:
         self.refused = counter(
             "requests_refused", "Messages that became dead letters.", "queue", "code"
         )
-        self.dead_dropped = counter(
-            "dead_letters_dropped",
-            "Dead letters dropped for their age or their queue's size.",
-            "queue",
-            "reason",
-        )
-        for queue in DEAD_QUEUES:
-            for reason in ("age", "bytes"):
-                self.dead_dropped.labels(queue, reason)
         self.retries = counter("retries", "Messages scheduled for a retry.", "queue", "code")
         self.in_flight = gauge("messages_in_flight", "Messages being processed.")
         self.oldest = gauge(

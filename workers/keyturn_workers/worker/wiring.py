@@ -11,10 +11,8 @@ from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.topology import (
     CONTROL_QUEUE,
-    DEAD_QUEUES,
     PLAN_QUEUE,
     SWEEP_QUEUE,
-    UNSIGNED_DEAD_QUEUE,
 )
 from keyturn_workers.amqp import (
     ConsumerContext,
@@ -33,7 +31,6 @@ from keyturn_workers.control import (
     Recoverer,
     Rotator,
 )
-from keyturn_workers.dead_letters.keeper import Bounds, DeadLetterKeeper
 from keyturn_workers.keyring import KeyringReader, Witness
 from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -141,7 +138,6 @@ class Wiring:
 
     def background(self, roles: frozenset[str]) -> Iterator[Coroutine[Any, Any, None]]:
         """What runs forever concurrently with the consumers of the roles."""
-        yield self._bound_dead_letters()
         # Every role needs the time: an upload's lease, the age of a request, a rotation's date.
         yield keep_clock_known(self.learn_time)
         yield self._keys.purge_periodically()
@@ -274,22 +270,6 @@ class Wiring:
         await clean_staging_periodically(
             self._storage, older_than=older_than, interval_s=settings.staging_sweep_interval_s
         )
-
-    async def _bound_dead_letters(self) -> None:
-        """Keep dead letters within their bounds, by one worker at a time (SPEC 6.9)."""
-        settings = self._settings
-        signed = Bounds(timedelta(seconds=settings.dead_max_age_s), settings.dead_max_bytes)
-        unsigned = Bounds(
-            timedelta(seconds=settings.unsigned_dead_max_age_s), settings.unsigned_dead_max_bytes
-        )
-        keeper = DeadLetterKeeper(
-            BrokerAddress.of(settings),
-            {queue: unsigned if queue == UNSIGNED_DEAD_QUEUE else signed for queue in DEAD_QUEUES},
-            self._metrics,
-            interval_s=settings.dead_check_interval_s,
-            now=self._now,
-        )
-        await keeper.run()
 
     async def _look_at_sweeps(self) -> None:
         """Resume sweeps whose messages were lost, and compare keyrings with their marks."""

@@ -1,10 +1,10 @@
-"""Which dead letters are dropped, and what of each is kept (SPEC 6.9)."""
+"""What is kept of a dead letter (SPEC 6.9)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,47 +17,12 @@ from pamqp.header import ContentHeader
 from keyturn.errors import all_errors
 from keyturn.topology import REQUEST_ID_FIELDS
 from keyturn_workers.amqp.retry import dead_letter_of, identity_body, sent_headers
-from keyturn_workers.dead_letters.keeper import Bounds, MeasuredLetter, measure, select_surplus
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
-BOUNDS = Bounds(timedelta(days=30), 1000)
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
-
-
-def letters(*ages_and_sizes: tuple[float | None, int]) -> list[MeasuredLetter]:
-    """By days of age, and bytes."""
-    return [
-        MeasuredLetter(size, None if days is None else NOW - timedelta(days=days))
-        for days, size in ages_and_sizes
-    ]
-
-
-@pytest.mark.parametrize(
-    ("found", "dropped"),
-    [
-        ([], {}),
-        ([(1, 10), (0, 10)], {}),
-        ([(30, 10)], {}),
-        ([(31, 10), (1, 10)], {0: "age"}),
-        ([(None, 10), (31, 10), (None, 10)], {1: "age"}),
-        ([(3, 500), (2, 500)], {}),
-        ([(3, 500), (2, 500), (1, 1)], {0: "bytes"}),
-        ([(3, 90), (2, 900), (1, 90)], {0: "bytes", 1: "bytes"}),
-        ([(31, 800), (2, 500), (1, 500)], {0: "age"}),
-        ([(None, 600), (2, 600)], {0: "bytes"}),
-        ([(0, 5000)], {0: "bytes"}),
-        # What an attacker dates into the past takes no older one along, and none into the
-        # future stays for ever.
-        ([(1, 100), (9999, 10), (0, 100)], {1: "age"}),
-        ([(-9999, 600), (1, 600)], {0: "bytes"}),
-    ],
-)
-def test_surplus(found: list[tuple[float | None, int]], dropped: dict[int, str]) -> None:
-    """By age each for itself; by bytes the oldest first, down to nine tenths of the bound."""
-    assert select_surplus(letters(*found), BOUNDS, NOW) == dropped
 
 
 def message(body: bytes, **headers: Any) -> AbstractIncomingMessage:
@@ -75,27 +40,6 @@ def request(kind: str = "upload.requested", **more: Any) -> bytes:
     return json.dumps(
         {"type": kind, "requested_at": "2026-11-01T00:00:00Z"} | named | more
     ).encode()
-
-
-@pytest.mark.parametrize(
-    ("found", "dead_at"),
-    [
-        (message(b"", keyturn_dead_at="2026-11-24T10:00:00.000000Z"), NOW),
-        (message(b"", keyturn_dead_at="long ago"), None),
-        (message(b"", x_death=[{"time": datetime(2026, 11, 24, 10)}]), NOW),  # noqa: DTZ001  # as pamqp gives it
-        (message(b"", x_death=["odd"]), None),
-        (message(request()), None),
-    ],
-)
-def test_age_is_what_a_worker_or_the_broker_noted(
-    found: AbstractIncomingMessage, dead_at: datetime | None
-) -> None:
-    assert measure(found).dead_at == dead_at
-
-
-def test_headers_count_as_bytes() -> None:
-    plain = measure(message(b"x" * 10)).size_bytes
-    assert measure(message(b"x" * 10, own="y" * 5000)).size_bytes >= plain + 5000
 
 
 @pytest.mark.parametrize("code", sorted(all_errors()))

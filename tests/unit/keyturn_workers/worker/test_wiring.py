@@ -11,13 +11,10 @@ from faststream.rabbit import RabbitBroker
 from keyturn.errors import StorageUnavailableError
 from keyturn.topology import (
     CONTROL_QUEUE,
-    DEAD_QUEUES,
     PLAN_QUEUE,
     SWEEP_QUEUE,
-    UNSIGNED_DEAD_QUEUE,
     UPLOAD_QUEUE,
 )
-from keyturn_workers.dead_letters.keeper import Bounds
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.sweep.handler import HintConsumer
 from keyturn_workers.worker import wiring as wiring_module
@@ -92,8 +89,8 @@ def test_steps_and_pages_share_one_handler(wired: _Wired) -> None:
     assert steps._handler is pages._handler
 
 
-def test_every_role_learns_the_time_and_bounds_dead_letters(wired: _Wired) -> None:
-    always = ["_bound_dead_letters", "keep_clock_known", "purge_periodically"]
+def test_every_role_learns_the_time(wired: _Wired) -> None:
+    always = ["keep_clock_known", "purge_periodically"]
     wiring = wired()
     assert _background(wiring, CONTROL) == always
     assert _background(wiring, UPLOAD) == [*always, "_clean_up_staging"]
@@ -151,33 +148,3 @@ async def test_records_are_kept_as_long_as_a_request_may_be_repeated(
     more = {"REQUEST_MAX_AGE_S": "1000", "STAGING_GRACE_S": "60", "SWEEP_RESCUE_INTERVAL_S": "9"}
     await _run(wired(**more), "_look_at_sweeps")
     assert seen == {"keep_for": timedelta(seconds=1060), "interval_s": 9}
-
-
-async def test_unsigned_dead_letters_have_bounds_of_their_own(
-    wired: _Wired, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A flood of unsigned messages pushes out nothing that was signed."""
-    seen: dict[str, Any] = {}
-
-    class Keeper:
-        def __init__(self, _: str, bounds: dict[str, Any], *__: object, **___: object) -> None:
-            seen.update(bounds)
-
-        async def run(self) -> None:
-            pass
-
-    monkeypatch.setattr(wiring_module, "DeadLetterKeeper", Keeper)
-    more = {
-        "DEAD_MAX_AGE_S": "5000",
-        "DEAD_MAX_BYTES": "2000000",
-        "UNSIGNED_DEAD_MAX_AGE_S": "600",
-        "UNSIGNED_DEAD_MAX_BYTES": "1000000",
-    }
-    await _run(wired(**more), "_bound_dead_letters")
-    assert set(seen) == set(DEAD_QUEUES)
-    unsigned = seen.pop(UNSIGNED_DEAD_QUEUE)
-    (signed,) = set(seen.values())
-    assert (signed, unsigned) == (
-        Bounds(timedelta(seconds=5000), 2_000_000),
-        Bounds(timedelta(seconds=600), 1_000_000),
-    )
