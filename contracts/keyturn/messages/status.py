@@ -234,6 +234,7 @@ class SweepStatus(StatusModel):
         left_s: Seconds left at that rate, and until a proof is possible.
         pages: Pages planned so far.
         pages_open: Pages not proven yet.
+        stepped_at: When it was last seen to go on, by the storage's clock.
         progress: The phase that it is in, and the moments that it passed.
     """
 
@@ -264,6 +265,7 @@ class SweepStatus(StatusModel):
     pages: Count | None = None
     pages_open: Count | None = None
     parts_ended: Count | None = None
+    stepped_at: Time | None = None
     progress: Progress | None = None
 
 

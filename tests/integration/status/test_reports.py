@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 
 from keyturn.evidence import verify_chain
-from keyturn.messages import StatusReported, SweepCompleted
+from keyturn.messages import StatusFilter, StatusReported, SweepCompleted
 from keyturn.publisher import Publisher
 from keyturn.settings import NamedIntakeKey, PublisherSettings
-from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name, retry_name
+from keyturn.topology import CONTROL_QUEUE, DEAD_QUEUES, UPLOAD_QUEUE, dead_letter_name, retry_name
 from tools.harness import console_projects, stored_objects
 from tools.harness import requests as rq
 from tools.harness.console import PUBLISHER, ConsoleDeployment
@@ -52,13 +52,19 @@ class Site:
         assert isinstance(event, StatusReported)
         return event
 
-    async def pages(
-        self, view: StatusView, project: str = "*", **more: Any
-    ) -> list[StatusReported]:
-        pages = [await self.report(view, project, **more)]
+    async def complete(self, view: StatusView, project: str = "*", **more: Any) -> StatusReported:
+        """The first page, once all that it is of has been read."""
+        while True:
+            report = await self.report(view, project, **{"page": 1} | more)
+            assert report.code is None, report.detail
+            if report.is_complete:
+                return report
+
+    async def census(self, project: str = "*") -> list[StatusReported]:
+        pages = [await self.report("objects", project, page=1, limit=1000)]
         while pages[-1].next is not None:
-            pages.append(await self.report(view, project, after=pages[-1].next, **more))
-        assert [page.code for page in pages] == [None] * len(pages)
+            after = pages[-1].next
+            pages.append(await self.report("objects", project, page=1, limit=1000, after=after))
         return pages
 
     async def sweep(self, project: str) -> SweepCompleted:
@@ -98,22 +104,20 @@ async def site(broker: Servers, ceph: S3Server) -> AsyncIterator[Site]:
             yield Site(running, storage, publisher)
 
 
-async def test_an_inventory_of_thousands_comes_in_pages_and_unchanged_ones_without_rows(
-    site: Site,
-) -> None:
-    pages = await site.pages("projects", limit=1000)
+async def test_thousands_of_projects_are_filtered_ordered_and_paged(site: Site) -> None:
+    names = sorted([*_PROJECTS, "acme", "forged"])
+    first = await site.complete("projects", limit=1000)
+    pages = [first, *[await site.report("projects", limit=1000, page=page) for page in (2, 3)]]
     rows = [row for page in pages for row in page.projects or ()]
-    assert len(pages) == 3
-    assert sorted(row.project for row in rows) == sorted([*_PROJECTS, "acme", "forged"])
+    assert [row.project for row in rows] == names
     assert {row.project: row.code for row in rows if row.code} == {"forged": "corrupt_object"}
-    assert {row.master_key for row in rows} == {"m1", None}
-    again = [
-        await site.report("projects", limit=1000, after=page.after, known=page.digest)
-        for page in pages
-    ]
-    assert [page.unchanged for page in again] == [True] * 3
-    assert [page.projects for page in again] == [None] * 3
-    assert [page.next for page in again] == [page.next for page in pages]
+    assert (first.total, first.of_all) == (len(names), len(names))
+    last = await site.report("projects", limit=2, page=1, order="-project")
+    assert [row.project for row in last.projects or ()] == names[:-3:-1]
+    wanted = StatusFilter(state="attention", text="forge")
+    broken = await site.report("projects", page=1, filter=wanted)
+    assert [row.project for row in broken.projects or ()] == ["forged"]
+    assert (broken.total, broken.of_all) == (1, len(names))
 
 
 async def test_a_sweep_its_failures_its_evidence_and_what_depends_on_each_key(site: Site) -> None:
@@ -126,15 +130,15 @@ async def test_a_sweep_its_failures_its_evidence_and_what_depends_on_each_key(si
     running.put("acme/odd", b"x", {"enc-algo": "ROT13"})
     failed = await site.sweep("acme")
     assert not failed.clean
-    (page,) = await site.pages("sweeps")
+    page = await site.complete("sweeps")
     ends = {row.sweep_id: (row.project, row.status, row.clean) for row in page.sweeps or ()}
     assert ends[clean.sweep_id] == ("acme", "done", True)
     assert ends[failed.sweep_id] == ("acme", "done", False)
-    (page,) = await site.pages("sweep", "acme", sweep_id=failed.sweep_id)
+    page = await site.complete("sweep", "acme", sweep_id=failed.sweep_id)
     assert [row.counts.failed for row in page.sweeps or () if row.counts] == [1]
-    (page,) = await site.pages("failures", "acme", sweep_id=failed.sweep_id)
+    page = await site.complete("failures", "acme", sweep_id=failed.sweep_id)
     assert [(row.key, row.code) for row in page.failures or ()] == [("odd", "unknown_algorithm")]
-    (page,) = await site.pages("evidence", "acme")
+    page = await site.complete("evidence", "acme")
     (proof,) = page.evidence_files or ()
     assert (proof.digest, proof.code) == (clean.evidence, None)
     keys = [deployment.event_key.verify_key()]
@@ -143,17 +147,17 @@ async def test_a_sweep_its_failures_its_evidence_and_what_depends_on_each_key(si
     # Its name has the id of the round. Inside are the ids of the requests that it answers.
     assert proof.sweep_id == file.predicate.sweep_id
     assert [each.id for each in file.predicate.origins] == [clean.sweep_id]
-    (page,) = await site.pages("objects", "acme")
+    (page,) = await site.census("acme")
     groups = {(row.kind, row.master_key, row.code): row.count for row in page.objects or ()}
     assert groups == {("encrypted", "m1", None): 3, ("unreadable", None, "unknown_algorithm"): 1}
-    (page,) = await site.pages("master_keys")
+    page = await site.complete("master_keys")
     rows = [(row.master_key, row.provider, row.active, row.code) for row in page.master_keys or ()]
     assert rows == [("m1", "local", True, None)]
 
 
 async def test_a_census_counts_every_keyring_over_its_pages(site: Site) -> None:
     kinds: Counter[str] = Counter()
-    for page in await site.pages("objects", limit=1000):
+    for page in await site.census():
         for row in page.objects or ():
             kinds[row.kind] += row.count
     assert kinds["keyring"] == len(_PROJECTS) + 1
@@ -165,18 +169,42 @@ async def test_a_storage_that_is_away_is_a_code_and_neither_a_retry_nor_a_dead_l
 ) -> None:
     site.storage.stop()
     try:
-        reports = [await site.report("projects"), await site.report("objects")]
+        reports = [await site.report(view, "acme", page=1) for view in ("projects", "objects")]
+        attention = await site.report("attention", page=1)
     finally:
         site.storage.resume()
     assert [report.code for report in reports] == ["storage_unavailable"] * 2
-    assert (await site.report("projects", limit=1)).code is None
+    assert attention.code is None
+    assert (await site.report("projects", "acme", page=1)).code is None
     wire = site.running.wire
     queues = (CONTROL_QUEUE, dead_letter_name(CONTROL_QUEUE), retry_name(CONTROL_QUEUE, 1))
     assert [await wire.depth(queue) for queue in queues] == [0, 0, 0]
 
 
+async def test_workers_queues_totals_and_the_audit_trail_are_views_too(site: Site) -> None:
+    sweep = await site.sweep("acme")
+    workers = await site.complete("workers")
+    assert [row.is_missing for row in workers.workers or ()] == [False]
+    queues = await site.report("queues", page=1)
+    depths = {row.queue: (row.depth, row.consumers, row.dead) for row in queues.queues or ()}
+    assert depths[UPLOAD_QUEUE] == (0, 1, 0)
+    totals = await site.complete("totals")
+    assert len(totals.totals or ()) == 60
+    assert sum(row.control for row in totals.totals or ()) > 0
+    served = StatusFilter(request_id=sweep.sweep_id)
+    while not (await site.complete("audit", filter=served)).audit_records:
+        pass  # each question waits a moment: the record comes after the effect
+    dead = await site.complete("dead_letters")
+    assert dead.dead_letters == ()
+    assert len(dead.dead_queues or ()) == len(DEAD_QUEUES)
+    attention = await site.report("attention", page=1)
+    items = {row.rule: row.severity for row in attention.attention or ()}
+    assert items["keyrings_broken"] == "act"
+    assert "sources_unread" not in items
+
+
 async def test_a_worker_reports_what_it_does_and_when_it_ends(site: Site) -> None:
-    await site.report("projects", limit=1)
+    await site.report("projects", "acme", page=1)
     async with (
         worker(site.running.deployment.worker_env(**_SETTINGS), "upload") as other,
         aclosing(site.publisher.worker_reports()) as reports,

@@ -6,10 +6,11 @@ console asks again by itself, and a report of an hour ago is of no use to it.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from uuid import uuid4
 
 import structlog
 
@@ -22,12 +23,15 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import ALL_PROJECTS, format_time
 from keyturn.messages import StatusReported, StatusRequested, StatusView
+from keyturn.topology import UNSIGNED_DEAD_QUEUE
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.status.attention import Facts, find_attention
 from keyturn_workers.status.evidence_view import EvidenceView
 from keyturn_workers.status.failures_view import FailuresView
-from keyturn_workers.status.index import WAIT_S, Index
+from keyturn_workers.status.feeds import BrokerFeeds
+from keyturn_workers.status.index import WAIT_S, Index, Snapshot
 from keyturn_workers.status.master_keys_view import read_master_keys
 from keyturn_workers.status.object_counter import ObjectCounter
 from keyturn_workers.status.objects_view import ObjectsView
@@ -36,6 +40,7 @@ from keyturn_workers.status.page import Page, digest
 from keyturn_workers.status.query import (
     NO_FILTER,
     Selection,
+    filter_audit,
     filter_projects,
     filter_sweeps,
     order_projects,
@@ -71,6 +76,7 @@ _FIELDS: Final[dict[StatusView, str]] = {
     "dead_letters": "dead_letters",
 }
 
+_T = TypeVar("_T")
 _log = structlog.get_logger()
 
 
@@ -111,7 +117,8 @@ class StatusReader:
         now: The time.
         max_waiting: How many reports may wait for those that are read.
         witness: The marks that keyrings are compared with.
-        wait_s: How long a report waits for the index to be renewed; None waits for the end.
+        wait_s: How long a report waits for what is still being read; None waits for the end.
+        feeds: What is read of the broker.
     """
 
     def __init__(
@@ -125,7 +132,9 @@ class StatusReader:
         max_waiting: int = MAX_WAITING,
         witness: Witness | None = None,
         wait_s: float | None = WAIT_S,
+        feeds: BrokerFeeds | None = None,
     ) -> None:
+        self._feeds = feeds
         self._wait_s = wait_s
         self._now = now
         self._max_waiting = max_waiting
@@ -173,33 +182,130 @@ class StatusReader:
 
     async def _answer(self, request: StatusRequested, page: int) -> dict[str, Any]:
         """The fields of one page."""
+        project, limit, sweep_id = request.project, request.limit, str(request.sweep_id)
+        found: dict[str, Any]
         match request.view:
             case "projects" | "sweeps":
-                return await self._of_index(request, page)
+                found = await self._of_index(request, page)
             case "sweep":
-                selected = await self._sweeps.sweep(
-                    str(request.sweep_id), request.project, page, request.limit
-                )
-                return _fields("sweeps", selected)
+                selected = await self._sweeps.sweep(sweep_id, project, page, limit)
+                found = _fields("sweeps", selected)
             case "failures":
+                wanted = request.filter or NO_FILTER
                 failures, codes = await self._sweeps.failures(
-                    str(request.sweep_id),
-                    request.project,
-                    request.filter or NO_FILTER,
-                    page,
-                    request.limit,
+                    sweep_id, project, wanted, page, limit
                 )
-                return _fields("failures", failures) | {"codes": codes}
+                found = _fields("failures", failures) | {"codes": codes}
             case "evidence":
-                files = await self._evidence.page(request.project, page, request.limit)
-                return _fields("evidence_files", files)
+                files = await self._evidence.page(project, page, limit)
+                found = _fields("evidence_files", files)
             case "master_keys":
-                return await self._master_keys()
+                found = await self._master_keys()
             case "objects":
-                objects = await self._objects.read(request.project, request.after, request.limit)
-                return {"objects": objects.rows, "next": objects.next}
-            case view:
-                raise MalformedRequestError(f"the view {view} is not served here")
+                objects = await self._objects.read(project, request.after, limit)
+                found = {"objects": objects.rows, "next": objects.next}
+            case _:
+                found = await self._of_broker(request, page)
+        return found
+
+    async def _of_broker(self, request: StatusRequested, page: int) -> dict[str, Any]:
+        """A page of what is read of the broker."""
+        feeds = self._feeds
+        if feeds is None:
+            raise MalformedRequestError(f"the view {request.view} is not served here")
+        rows: Sequence[Any]
+        match request.view:
+            case "workers":
+                is_complete = await feeds.read_workers(self._wait_s)
+                rows = feeds.workers.rows()
+                is_complete &= not feeds.workers.is_truncated
+            case "totals":
+                is_complete = await feeds.read_workers(self._wait_s)
+                rows = feeds.workers.totals()
+            case "queues":
+                depths = await feeds.depths.read()
+                await feeds.read_workers(self._wait_s)
+                rows = feeds.workers.queues(depths.queues)
+                at = {"at": format_time(depths.at)}
+                return at | _fields("queues", select(rows, page, request.limit, of_all=len(rows)))
+            case "attention":
+                facts = await self._facts(feeds)
+                rows, is_complete = find_attention(facts), facts.is_complete
+            case "audit":
+                return await self._audit(feeds, request, page)
+            case _:
+                if feeds.dead_letters is None:
+                    raise MalformedRequestError("dead letters are not read here")
+                return await feeds.dead_letters(request)
+        selected = select(rows, page, request.limit, of_all=len(rows))
+        return _fields(_FIELDS[request.view], selected, is_complete=is_complete)
+
+    async def _audit(
+        self, feeds: BrokerFeeds, request: StatusRequested, page: int
+    ) -> dict[str, Any]:
+        is_read = await feeds.read_audit(self._wait_s)
+        rows = feeds.audit.rows()
+        matching = filter_audit(rows, request.filter or NO_FILTER)
+        selected = select(matching, page, request.limit, of_all=len(rows))
+        is_complete = is_read and not feeds.audit.has_older
+        found = _fields("audit_records", selected, is_complete=is_complete)
+        return found | {"findings": feeds.audit.findings_without_record()}
+
+    async def _facts(self, feeds: BrokerFeeds) -> Facts:
+        """What the rules judge by; what cannot be read is named."""
+        unread: dict[str, str] = {}
+
+        async def attempt(source: str, reading: Awaitable[_T]) -> _T | None:
+            try:
+                return await reading
+            except CodedError as exc:
+                unread[source] = exc.detail
+            except StorageAnswerError as exc:
+                unread[source] = f"the storage refuses: {type(exc).__name__}"
+            return None
+
+        snapshot, depths, dead, keys, _, _ = await asyncio.gather(
+            attempt("keyrings and sweeps", self._index.snapshot(self._wait_s)),
+            attempt("queues", feeds.depths.read()),
+            attempt("dead letters", self._dead_letters(feeds)),
+            attempt("master keys", read_master_keys(self._keys, self._active_master_key)),
+            attempt("reports of workers", feeds.read_workers(self._wait_s)),
+            attempt("the audit trail", feeds.read_audit(self._wait_s)),
+        )
+        snapshot = snapshot or Snapshot(self._now(), is_complete=False)
+        queues = {} if depths is None else depths.queues
+        unsigned = queues.get(UNSIGNED_DEAD_QUEUE)
+        return Facts(
+            now=self._now(),
+            indexed_at=format_time(snapshot.at),
+            projects=snapshot.projects,
+            sweeps=snapshot.sweeps,
+            queues_at=None if depths is None else format_time(depths.at),
+            queues=feeds.workers.queues(queues),
+            depths=feeds.depths.of_queue,
+            unsigned_depth=None if unsigned is None else unsigned.depth,
+            workers=feeds.workers.rows(),
+            master_keys=keys or (),
+            dead_at=None if dead is None else dead["at"],
+            dead_codes=() if dead is None else dead["codes"],
+            audit_findings=feeds.audit.findings,
+            unread=unread,
+            is_complete=snapshot.is_complete,
+        )
+
+    async def _dead_letters(self, feeds: BrokerFeeds) -> dict[str, Any] | None:
+        if feeds.dead_letters is None:
+            return None
+        now = format_time(self._now())
+        request = StatusRequested(
+            request_id=str(uuid4()),
+            requested_at=now,
+            project=ALL_PROJECTS,
+            view="dead_letters",
+            page=1,
+            limit=1,
+        )
+        return await feeds.dead_letters(request)
 
     async def _of_index(self, request: StatusRequested, page: int) -> dict[str, Any]:
         """A page of projects, or of sweeps."""
@@ -260,6 +366,8 @@ class StatusReader:
     async def close(self) -> None:
         """End what is being read."""
         await self._index.close()
+        if self._feeds is not None:
+            await self._feeds.close()
 
     def _reported(self, request: StatusRequested, found: dict[str, Any]) -> StatusReported:
         fields: dict[str, Any] = {

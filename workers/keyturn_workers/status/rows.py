@@ -99,7 +99,10 @@ class Sweep:
         if not self.origin.is_open:
             return row
         return row.model_copy(
-            update={"expected_objects": expected}
+            update={
+                "expected_objects": expected,
+                "stepped_at": _shown(self.record.stepped_at),
+            }
             | self._round_fields()
             | self._progress_fields(counts, expected)
         )
@@ -130,6 +133,10 @@ class Sweep:
         wait = (self.proof_not_before or stepped_at) - stepped_at
         left_s = max(progress.left, wait, timedelta()).total_seconds()
         return {"rate_per_s": progress.rate_per_s, "left_s": left_s}
+
+
+def _shown(at: datetime | None) -> str | None:
+    return None if at is None else format_time(at)
 
 
 def _begun_at(record: ProjectRecord | AllRecord, current: Round | Walk) -> datetime:

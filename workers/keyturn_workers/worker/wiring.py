@@ -35,6 +35,8 @@ from keyturn_workers.keyring import KeyringReader, Witness
 from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.status.dead_letters import DeadLetterView
+from keyturn_workers.status.feeds import BrokerFeeds
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.clock import keep_clock_known
@@ -239,7 +241,16 @@ class Wiring:
                 self._identity(),
                 in_hand=lambda: self._metrics.queue(CONTROL_QUEUE).in_flight,
                 witness=self._witness,
+                feeds=self._feeds(),
             ),
+        )
+
+    def _feeds(self) -> BrokerFeeds:
+        """What reports need of the broker."""
+        settings, broker = self._settings, BrokerAddress.of(self._settings)
+        event_keys = [key.verify_key() for key in settings.event_key]
+        return BrokerFeeds(
+            broker, settings.deployment, event_keys, dead_letters=DeadLetterView(broker)
         )
 
     def _identity(self) -> Identity:
