@@ -12,12 +12,11 @@ import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from keyturn.crypto import SigningKey
-from keyturn.messages import ProjectEnrolled, SweepRequested, UploadRejected, UploadStored, encode
+from keyturn.messages import SweepRequested, UploadRejected, UploadStored, encode
 from keyturn.publisher import (
     EventsUnavailableError,
     NotSentHereError,
     Publisher,
-    PublisherError,
     WaitTimeoutError,
 )
 from keyturn.publisher.requests import build
@@ -70,17 +69,6 @@ async def test_event_published_while_many_wait_reaches_its_own(
     for n, (upload_id, event) in enumerate(zip(ids, events, strict=True)):
         assert event.upload_id == upload_id  # type: ignore[union-attr]
         assert isinstance(event, UploadStored if n % 3 else UploadRejected)
-
-
-async def test_enrollment_is_waited_for_too(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    async with Publisher.open(settings) as publisher:
-        request_id = await publisher.enroll("acme", api_key="k" * 32)
-        enrolled = ProjectEnrolled(request_id=request_id, project="acme", generation=1, at=AT)
-        published = answer(publisher, enrolled)
-        await worker.publish(published)
-        assert await publisher.wait(request_id, timeout_s=20) == published
 
 
 async def test_forged_events_are_never_believed(
@@ -143,19 +131,6 @@ async def test_another_process_waits_from_a_moment_on(
             await other.wait(upload_id, since=since, timeout_s=20)
 
 
-async def test_retry_after_a_refusal_waits_for_the_new_answer(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    async with Publisher.open(settings) as publisher:
-        upload_id = await publisher.upload("acme", "a", b"x")
-        await worker.publish(answer(publisher, _rejected(upload_id)))
-        assert isinstance(await publisher.wait(upload_id, timeout_s=20), UploadRejected)
-        await publisher.upload("acme", "a", b"x", upload_id=upload_id)
-        waiting = asyncio.create_task(publisher.wait(upload_id, timeout_s=20))
-        await worker.publish(answer(publisher, stored(upload_id)))
-        assert isinstance(await waiting, UploadStored)
-
-
 async def test_reader_that_restarts_passes_over_the_answer_to_an_earlier_attempt(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
@@ -187,19 +162,6 @@ async def test_forgotten_request_is_still_found(
         waits = (publisher.wait(i, timeout_s=20, **_UPLOAD) for i in ids)
         events = await asyncio.gather(*waits)
         assert [event.upload_id for event in events] == ids  # type: ignore[union-attr]
-
-
-async def test_waits_end_with_the_publisher(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    async with Publisher.open(settings) as publisher:
-        upload_id = await publisher.upload("acme", "a", b"x")
-        first = await publisher.upload("acme", "b", b"x")
-        waiting = asyncio.create_task(publisher.wait(upload_id, timeout_s=20))
-        await worker.publish(answer(publisher, stored(first)))
-        await publisher.wait(first, timeout_s=20)
-    with pytest.raises(PublisherError, match="closed"):
-        await waiting
 
 
 async def test_events_gives_all_that_is_signed_in_order(

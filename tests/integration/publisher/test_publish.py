@@ -13,8 +13,7 @@ import pytest
 
 from keyturn import topology
 from keyturn.crypto import from_base64, user_kek, v0_user_kek
-from keyturn.errors import BodyTooLargeError, MalformedRequestError
-from keyturn.messages import INLINE_MAX_BYTES, EnrollRequested, InlineBody, UploadRequested
+from keyturn.messages import EnrollRequested, InlineBody, UploadRequested
 from keyturn.publisher import (
     BrokerUnavailableError,
     NotDeliveredError,
@@ -27,13 +26,10 @@ from tests.integration.publisher.side import (
     opened_body,
     opened_kek,
     settings_for,
-    transport_key,
     verified,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from keyturn.settings import PublisherSettings
 
 API_KEY = "kt_" + "k" * 43
@@ -88,49 +84,6 @@ async def test_upload_is_sealed_signed_and_carries_what_was_given(
     assert abs(datetime.now(UTC) - request.requested_at_instant) < timedelta(minutes=1)
 
 
-async def test_optional_fields_that_are_not_given_are_not_sent(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    async with Publisher.open(settings) as publisher:
-        await publisher.upload("acme", "a", b"")
-    request = verified(await worker.take())
-    assert request.model_fields_set == {
-        "type", "upload_id", "project", "key", "requested_at", "sealed_key", "body",
-    }  # fmt: skip
-    assert _inline(request) == b""
-
-
-async def test_transport_key_is_fresh_for_each_upload(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    upload_id = str(uuid.uuid4())
-    async with Publisher.open(settings) as publisher:
-        for _ in range(2):
-            await publisher.upload("acme", "a", b"x", upload_id=upload_id)
-    first, second = verified(await worker.take()), verified(await worker.take())
-    assert first.upload_id == second.upload_id == upload_id
-    assert transport_key(first) != transport_key(second)
-
-
-async def test_every_kind_of_body_up_to_the_limit_goes_inline(
-    settings: PublisherSettings, worker: WorkerSide, tmp_path: Path
-) -> None:
-    data = bytes(range(256)) * (INLINE_MAX_BYTES // 256)
-    path = tmp_path / "body"
-    path.write_bytes(data)
-
-    async def pieces() -> object:
-        for start in range(0, len(data), 1000):
-            yield data[start : start + 1000]
-
-    async with Publisher.open(settings) as publisher:
-        with path.open("rb") as file:
-            for body in (data, bytearray(data), memoryview(data), path, file, pieces()):
-                await publisher.upload("acme", "a", body)  # type: ignore[arg-type]
-    for _ in range(6):
-        assert _inline(verified(await worker.take())) == data
-
-
 async def test_enrollment_carries_the_keks_and_never_the_api_key(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
@@ -153,52 +106,6 @@ async def test_enrollment_carries_the_keks_and_never_the_api_key(
     plain = verified(await worker.take(topology.CONTROL_QUEUE))
     assert (plain.plaintext, plain.v0, plain.sealed_v0_kek) == (None, None, None)
     assert plain.adopt is False
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"project": "Acme"}, "project"),
-        ({"object_key": "a/../b"}, "key"),
-        ({"metadata": {"enc-algo": "x"}}, "metadata"),
-        ({"content_type": "a\nb"}, "content_type"),
-        ({"upload_id": "not-an-id"}, "upload_id"),
-    ],
-)
-async def test_malformed_upload_is_refused_before_anything_is_sent_or_read(
-    settings: PublisherSettings, worker: WorkerSide, change: dict[str, object], named: str
-) -> None:
-    read = []
-
-    async def body() -> object:
-        read.append(True)
-        yield b""
-
-    given = {"project": "acme", "object_key": "a"} | change
-    async with Publisher.open(settings) as publisher:
-        with pytest.raises(MalformedRequestError, match=named):
-            await publisher.upload(body=body(), **given)  # type: ignore[arg-type]
-    assert not read
-    assert await worker.count() == 0
-
-
-async def test_malformed_api_key_is_refused_without_being_repeated(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    async with Publisher.open(settings) as publisher:
-        with pytest.raises(MalformedRequestError, match="32 to 512") as refused:
-            await publisher.enroll("acme", api_key="hunter2")
-    assert "hunter2" not in repr(refused.value) + repr(refused.value.__cause__)
-    assert await worker.count(topology.CONTROL_QUEUE) == 0
-
-
-async def test_body_above_the_limit_without_staging_names_what_is_missing(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    async with Publisher.open(settings) as publisher:
-        with pytest.raises(BodyTooLargeError, match="KEYTURN_S3_BUCKET"):
-            await publisher.upload("acme", "a", bytes(INLINE_MAX_BYTES + 1))
-    assert await worker.count() == 0
 
 
 async def test_without_any_worker_nothing_is_delivered_and_the_publisher_goes_on(

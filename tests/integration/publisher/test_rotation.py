@@ -16,17 +16,15 @@ from keyturn.messages import (
     COUNT_FIELDS,
     DeleteRequested,
     Event,
-    ObjectDeleted,
     RotationAccepted,
     RotationCompleted,
     RotationFailed,
     RotationRejected,
     RotationRequested,
-    SweepCompleted,
     SweepProgressed,
     SweepRequested,
 )
-from keyturn.publisher import NotDeliveredError, Publisher, WaitTimeoutError
+from keyturn.publisher import Publisher
 from tests.integration.publisher.side import INTAKE, WorkerSide, answer, answer_elsewhere, verified
 
 if TYPE_CHECKING:
@@ -105,59 +103,6 @@ async def test_sweeps_and_deletes_reach_the_control_queue(
     assert isinstance(delete, DeleteRequested)
     assert (delete.request_id, delete.key) == (request_id, "reports/q3.pdf")
     assert await worker.count(topology.CONTROL_QUEUE) == 0
-
-
-async def test_without_a_control_worker_nothing_is_taken(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    await worker.delete(topology.CONTROL_QUEUE)
-    async with Publisher.open(settings) as publisher:
-        with pytest.raises(NotDeliveredError):
-            await publisher.rotate("acme", api_key=API_KEY)
-        with pytest.raises(NotDeliveredError):
-            await publisher.sweep("acme")
-        with pytest.raises(NotDeliveredError):
-            await publisher.delete("acme", "a")
-
-
-async def test_acceptance_and_end_are_waited_for_apart(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    async with Publisher.open(settings) as publisher:
-        rotation_id = await publisher.rotate("acme", api_key=API_KEY)
-        end = asyncio.create_task(publisher.wait_completed(rotation_id, timeout_s=20))
-        accepted, completed = (
-            answer(publisher, event) for event in (_accepted(rotation_id), _completed(rotation_id))
-        )
-        await worker.publish(accepted)
-        await worker.publish(answer(publisher, _progressed(rotation_id, 5)))
-        assert await publisher.wait(rotation_id, timeout_s=20) == accepted
-        with pytest.raises(WaitTimeoutError):
-            await publisher.wait_completed(rotation_id, timeout_s=0.3)
-        assert not end.done()
-        await worker.publish(completed)
-        assert await end == completed
-        assert await publisher.wait(rotation_id, timeout_s=20) == accepted
-
-
-async def test_a_sweep_and_a_delete_are_answered_by_their_end(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    async with Publisher.open(settings) as publisher:
-        sweep_id = await publisher.sweep("*")
-        end = asyncio.create_task(publisher.wait(sweep_id, timeout_s=20))
-        await worker.publish(answer(publisher, _progressed(sweep_id, 5)))
-        request_id = await publisher.delete("acme", "a")
-        event = ObjectDeleted(request_id=request_id, project="acme", key="a", at=AT)
-        deleted = answer(publisher, event)
-        await worker.publish(deleted)
-        # One reader, in order: the progress has been read by now.
-        assert await publisher.wait(request_id, timeout_s=20) == deleted
-        assert not end.done()
-        completed = SweepCompleted(sweep_id=sweep_id, project="*", at=AT, **COUNTS)
-        await worker.publish(answer(publisher, completed))
-        assert await end == answer(publisher, completed)
-        assert await publisher.wait_completed(sweep_id, timeout_s=20) == await end
 
 
 async def test_progress_gives_every_event_of_one_request_and_ends(

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 
-from keyturn import topology
 from keyturn.crypto import Opener, sealed_size, transport_context
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import staging_s3_key
 from keyturn.messages import INLINE_MAX_BYTES, StagedBody
-from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, Publisher, staging
+from keyturn.publisher import OutcomeUnknownError, Publisher, staging
 from keyturn.settings import S3Settings
 from tests.integration.publisher.side import Network, WorkerSide, transport_key, verified
 from tools.servers.s3 import S3Server, new_bucket, sync_client
@@ -122,15 +121,6 @@ async def test_large_body_is_staged_sealed_in_every_form(
     assert bucket.open_uploads() == 0
 
 
-async def test_small_body_is_not_staged(
-    settings: PublisherSettings, worker: WorkerSide, bucket: Bucket
-) -> None:
-    async with Publisher.open(settings, s3=bucket.settings) as publisher:
-        await publisher.upload("acme", "small", _pieces(bytes(INLINE_MAX_BYTES), 1000))
-    assert bucket.keys() == []
-    assert await worker.count() == 1
-
-
 async def test_memory_is_bounded_whatever_the_length(
     settings: PublisherSettings, worker: WorkerSide, ceph_only: Bucket
 ) -> None:
@@ -214,16 +204,6 @@ async def test_storage_that_refuses_is_reported_and_nothing_is_published(
     assert await worker.count() == 0
 
 
-async def test_staged_body_of_an_undelivered_request_is_deleted(
-    settings: PublisherSettings, worker: WorkerSide, bucket: Bucket
-) -> None:
-    await worker.delete(topology.UPLOAD_QUEUE)
-    async with Publisher.open(settings, s3=bucket.settings) as publisher:
-        with pytest.raises(NotDeliveredError):
-            await publisher.upload("acme", "big", bytes(MIB))
-    assert bucket.keys() == []
-
-
 async def test_retry_of_an_unknown_outcome_signs_again_and_keeps_body_and_key(
     network: tuple[Network, PublisherSettings], worker: WorkerSide, ceph_only: Bucket
 ) -> None:
@@ -247,21 +227,3 @@ async def test_retry_of_an_unknown_outcome_signs_again_and_keeps_body_and_key(
     assert two == one.model_copy(update={"requested_at": two.requested_at})
     assert _digest(first, ceph_only) == hashlib.sha256(data).hexdigest()
     assert _digest(second, ceph_only) == hashlib.sha256(data).hexdigest()
-
-
-async def test_undelivered_retry_keeps_the_body_of_a_first_try_that_may_have_arrived(
-    network: tuple[Network, PublisherSettings], worker: WorkerSide, ceph_only: Bucket
-) -> None:
-    relay, settings = network
-    upload_id, data = str(uuid.uuid4()), os.urandom(MIB)
-    async with Publisher.open(settings, s3=ceph_only.settings, publish_timeout_s=1) as publisher:
-        await publisher.upload("acme", "warm", b"x")
-        relay.silence()
-        with pytest.raises(OutcomeUnknownError):
-            await publisher.upload("acme", "big", data, upload_id=upload_id)
-        relay.restore()
-        first = [await worker.take() for _ in range(2)][1]
-        await worker.delete(topology.UPLOAD_QUEUE)
-        with pytest.raises(NotDeliveredError):
-            await publisher.upload("acme", "big", data, upload_id=upload_id)
-    assert _digest(first, ceph_only) == hashlib.sha256(data).hexdigest()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from yarl import URL
 
-from keyturn import topology
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.messages import COUNT_FIELDS, RotationCompleted
 from keyturn.publisher import EventsUnavailableError, Publisher
@@ -31,19 +29,6 @@ if TYPE_CHECKING:
 _AT = "2026-11-24T10:00:00Z"
 _ROTATION: Any = {"project": "acme", "request_type": "rotation.requested"}
 _COUNTS: dict[str, Any] = dict.fromkeys(COUNT_FIELDS, 0) | {"clean": True}
-
-
-async def test_a_publisher_reads_its_own_stream_alone(
-    settings: PublisherSettings, worker: WorkerSide
-) -> None:
-    await worker.delete(topology.EVENTS_STREAM)
-    async with Publisher.open(settings) as publisher:
-        upload_id = await publisher.upload("acme", "a", b"x")
-        published = answer(publisher, stored(upload_id))
-        await worker.publish(published)
-        assert await publisher.wait(upload_id, timeout_s=20) == published
-        async with aclosing(publisher.progress(upload_id)) as events:
-            assert await anext(events) == published
 
 
 async def test_a_publisher_without_a_stream_of_its_own_learns_why(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
@@ -17,11 +18,12 @@ from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
     NEW_API_KEY,
     Answer,
+    FakeGateway,
     serving,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 CALLS = [
     "open",
@@ -40,27 +42,33 @@ EACH_WAY = ["open", "upload", "list"]
 """One of each way in which a refusal with a body is read: of an object, of a sending, of a read."""
 
 
-async def ask(client: Client, how: str, *, project: str = "acme", key: str = "k") -> None:
+async def ask(
+    client: Client, how: str, *, project: str = "acme", key: str = "k", **more: Any
+) -> None:
     """Make one request of a kind of `CALLS`."""
     if how == "open":
-        async with client.open(project, key):
+        async with client.open(project, key, **more):
             pass
-    elif how == "stat":
-        await client.stat(project, key)
     elif how == "upload":
-        await client.upload(project, key, b"the body", wait=False)
+        await client.upload(project, key, b"the body", **{"wait": False} | more)
     elif how == "rotate":
-        await client.rotate(project, SecretStr(NEW_API_KEY))
+        await client.rotate(project, **{"new_api_key": SecretStr(NEW_API_KEY)} | more)
     elif how == "rotation":
-        await client.rotation(project, AN_ID)
+        await client.rotation(project, **{"rotation_id": AN_ID} | more)
     elif how == "list":
-        _ = [entry async for entry in client.list(project)]
-    elif how == "delete":
-        await client.delete(project, key)
-    elif how == "link":
-        await client.link(project, key)
+        _ = [entry async for entry in client.list(project, **more)]
     else:
-        await client.ciphertext_link(project, key)
+        await getattr(client, how)(project, key, **more)
+
+
+@asynccontextmanager
+async def connected(answer: Answer, **options: Any) -> AsyncIterator[tuple[FakeGateway, Client]]:
+    """A gateway that answers so, and a client of it."""
+    async with (
+        serving(answer) as gateway,
+        Client.connect(gateway.url, API_KEY, **options) as client,
+    ):
+        yield gateway, client
 
 
 async def refusal(answer: Answer, how: str) -> Exception:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from keyturn.gateway import Client, IncompleteBodyError
+from keyturn.gateway import IncompleteBodyError
 from keyturn.gateway.client import OpenObject
 from keyturn.gateway.responses import ObjectInfo
-from tests.unit.keyturn.gateway.gateway import API_KEY, cut, drop, serving
+from tests.unit.keyturn.gateway.asking import connected
+from tests.unit.keyturn.gateway.gateway import cut, drop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +25,7 @@ async def test_a_body_that_is_cut_raises_after_what_came(missing: int) -> None:
     sent = body[: len(body) - missing]
     given = bytearray()
     async with (
-        serving(cut(sent, len(body))) as gateway,
-        Client.connect(gateway.url, API_KEY) as client,
+        connected(cut(sent, len(body))) as (_, client),
         client.open("acme", "k") as opened,
     ):
         assert opened.length == len(body)
@@ -51,8 +51,7 @@ async def test_a_range_that_is_cut_raises() -> None:
         return response
 
     async with (
-        serving(answer) as gateway,
-        Client.connect(gateway.url, API_KEY) as client,
+        connected(answer) as (_, client),
         client.open("acme", "k", start=10, length=10) as opened,
     ):
         with pytest.raises(IncompleteBodyError):
@@ -70,8 +69,7 @@ async def test_a_body_that_stalls_raises() -> None:
         return response
 
     async with (
-        serving(answer) as gateway,
-        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
+        connected(answer, idle_timeout_s=0.2) as (_, client),
         client.open("acme", "k") as opened,
     ):
         with pytest.raises(IncompleteBodyError, match="SocketTimeoutError"):

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.errors import UnauthorizedError
-from keyturn.gateway import Client
+from tests.unit.keyturn.gateway.asking import connected
 from tests.unit.keyturn.gateway.gateway import (
     AN_ID,
-    API_KEY,
     UPLOADED,
     after,
     problem_answer,
-    serving,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ async def test_of_a_refused_upload_no_body_is_sent_nor_read() -> None:
     async def refuse(_: web.Request) -> web.StreamResponse:
         return problem_answer(401, "unauthorized")
 
-    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with connected(UPLOADED) as (gateway, client):
         gateway.expect = refuse
         with pytest.raises(UnauthorizedError):
             await client.upload("acme", "k", body())
@@ -49,7 +47,7 @@ async def test_a_source_that_fails_fails_as_it_did_and_completes_nothing() -> No
         yield b"a beginning"
         raise MineError
 
-    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with connected(UPLOADED) as (gateway, client):
         with pytest.raises(MineError):
             await client.upload("acme", "k", body())
         assert (await client.upload("acme", "k", b"the next")).upload_id == AN_ID
@@ -57,7 +55,7 @@ async def test_a_source_that_fails_fails_as_it_did_and_completes_nothing() -> No
 
 
 async def test_a_missing_file_is_raised_and_completes_nothing(tmp_path: Path) -> None:
-    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with connected(UPLOADED) as (gateway, client):
         with pytest.raises(FileNotFoundError):
             await client.upload("acme", "k", tmp_path / "none")
         assert (await client.upload("acme", "k", b"the next")).upload_id == AN_ID
@@ -73,9 +71,6 @@ async def test_a_slow_source_is_no_fault_of_the_server() -> None:
         yield b"b"
         await after(0.5)
 
-    async with (
-        serving(UPLOADED) as gateway,
-        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.25) as client,
-    ):
+    async with connected(UPLOADED, idle_timeout_s=0.25) as (gateway, client):
         await client.upload("acme", "k", body())
     assert gateway.seen[0].body == b"ab"

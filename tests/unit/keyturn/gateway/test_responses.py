@@ -12,11 +12,10 @@ from keyturn.errors import (
     all_errors,
 )
 from keyturn.gateway import (
-    Client,
     UnexpectedResponseError,
 )
 from keyturn.gateway.responses import is_web_address
-from tests.unit.keyturn.gateway.asking import CALLS, EACH_WAY, read, refusal
+from tests.unit.keyturn.gateway.asking import CALLS, EACH_WAY, connected, read, refusal
 from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
     HEADERS,
@@ -109,10 +108,7 @@ def test_a_web_address_is_whole_and_encoded(url: str, *, is_one: bool) -> None:
 
 async def test_headers_that_say_nothing_are_none() -> None:
     headers = {"Last-Modified": "yesterday", "Content-Type": "a/b"}
-    async with (
-        serving(object_of(b"x", headers)) as gateway,
-        Client.connect(gateway.url, API_KEY) as client,
-    ):
+    async with connected(object_of(b"x", headers)) as (_, client):
         info = await client.stat("acme", "k")
     assert (info.etag, info.last_modified, info.metadata) == (None, None, {})
 

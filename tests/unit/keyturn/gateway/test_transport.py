@@ -27,7 +27,15 @@ from keyturn.gateway import (
     ResponseLostError,
     UnexpectedResponseError,
 )
-from tests.unit.keyturn.gateway.asking import CALLS, SENT_ONCE, failure, own_frames, read, refusal
+from tests.unit.keyturn.gateway.asking import (
+    CALLS,
+    SENT_ONCE,
+    connected,
+    failure,
+    own_frames,
+    read,
+    refusal,
+)
 from tests.unit.keyturn.gateway.gateway import (
     AN_ID,
     API_KEY,
@@ -124,10 +132,7 @@ async def test_a_redirect_is_followed_without_the_api_key(
 
 
 async def test_the_storages_description_of_the_object_is_returned(storage: FakeGateway) -> None:
-    async with (
-        serving(_to(storage.url + SIGNED)) as gateway,
-        Client.connect(gateway.url, API_KEY) as client,
-    ):
+    async with connected(_to(storage.url + SIGNED)) as (_, client):
         info = await client.stat("acme", "k")
     assert storage.methods == ["HEAD"]
     assert (info.size_bytes, info.content_type, info.etag) == (len(BODY), "text/csv", '"md5"')
@@ -239,10 +244,7 @@ async def test_a_plaintext_body_that_is_cut_raises() -> None:
 
 
 async def test_what_is_sent_is_never_redirected(storage: FakeGateway) -> None:
-    async with (
-        serving(_to(storage.url + SIGNED)) as gateway,
-        Client.connect(gateway.url, API_KEY) as client,
-    ):
+    async with connected(_to(storage.url + SIGNED)) as (_, client):
         for call in (
             client.upload("acme", "k", b"body"),
             client.rotate("acme", API_KEY),
@@ -340,7 +342,7 @@ async def test_an_upload_is_not_sent_again_when_a_kept_connection_drops(body: by
         drop(request)
         return web.Response()
 
-    async with serving(UPLOADED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+    async with connected(UPLOADED) as (gateway, client):
         await client.upload("acme", "first", b"so that a connection is kept")
         gateway.expect = hang_up
         with pytest.raises(ResponseLostError):
@@ -350,10 +352,7 @@ async def test_an_upload_is_not_sent_again_when_a_kept_connection_drops(body: by
 
 async def test_a_deletion_is_not_sent_again_when_a_kept_connection_drops() -> None:
     """The HTTP client by itself would send it twice; it is sent without a body."""
-    async with (
-        serving(json_always(202, {"request_id": AN_ID})) as gateway,
-        Client.connect(gateway.url, API_KEY) as client,
-    ):
+    async with connected(json_always(202, {"request_id": AN_ID})) as (gateway, client):
         await client.delete("acme", "first")
         gateway.answer = _hang_up
         with pytest.raises(ResponseLostError):
@@ -369,10 +368,7 @@ async def test_a_deletions_answer_may_take_as_long_as_the_requested_wait() -> No
         await after(0.2)
         return web.Response(status=204)
 
-    async with (
-        serving(answer) as gateway,
-        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.1) as client,
-    ):
+    async with connected(answer, idle_timeout_s=0.1) as (_, client):
         assert (await client.delete("acme", "k", wait_s=1)).deleted
         with pytest.raises(ResponseLostError, match="TimeoutError"):
             await client.delete("acme", "k")
@@ -385,10 +381,7 @@ async def test_a_server_that_stops_reading_ends_the_upload() -> None:
         await over.wait()
         return web.Response()
 
-    async with (
-        serving(UPLOADED) as gateway,
-        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
-    ):
+    async with connected(UPLOADED, idle_timeout_s=0.2) as (gateway, client):
         gateway.expect = stand_still
         with pytest.raises(ResponseLostError, match="TimeoutError"):
             await client.upload("acme", "k", b"body")
@@ -402,10 +395,7 @@ async def test_a_server_that_never_answers_ends_the_upload() -> None:
         await over.wait()
         return web.Response()
 
-    async with (
-        serving(answer) as gateway,
-        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
-    ):
+    async with connected(answer, idle_timeout_s=0.2) as (_, client):
         with pytest.raises(ResponseLostError, match="TimeoutError"):
             await client.upload("acme", "k", b"body", wait=False)
         over.set()
@@ -416,10 +406,7 @@ async def test_an_answer_may_take_as_long_as_the_requested_wait() -> None:
         await after(0.6)
         return json_answer(201, {"upload_id": AN_ID})
 
-    async with (
-        serving(answer) as gateway,
-        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.25) as client,
-    ):
+    async with connected(answer, idle_timeout_s=0.25) as (_, client):
         assert (await client.upload("acme", "k", b"body", wait_s=1)).stored
 
 
@@ -428,9 +415,6 @@ async def test_waiting_for_a_connection_is_no_idleness() -> None:
         await after(0.2)
         return json_answer(201, {"upload_id": AN_ID})
 
-    async with (
-        serving(answer) as gateway,
-        Client.connect(gateway.url, API_KEY, idle_timeout_s=0.5, max_connections=1) as client,
-    ):
+    async with connected(answer, idle_timeout_s=0.5, max_connections=1) as (_, client):
         uploads = [client.upload("acme", f"k{n}", b"body") for n in range(4)]
         assert len(await asyncio.gather(*uploads)) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,13 +30,14 @@ from tests.unit.keyturn.publisher.test_requests import API_KEY, INTAKE, SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+    from pathlib import Path
 
     from aio_pika import Message
 
     from keyturn.crypto import Sealer
     from keyturn.messages import Request
     from keyturn.publisher.connection import BrokerConnection
-    from keyturn.publisher.staging import Staging
+    from keyturn.publisher.staging import Body, Staging
 
 UPLOAD_ID = "2f6c9a0e-0000-4000-8000-000000000001"
 LARGE = bytes(INLINE_MAX_BYTES + 1)
@@ -116,6 +118,69 @@ async def test_a_body_up_to_the_limit_travels_sealed_inside_the_request(size: in
     assert isinstance(request.body, InlineBody)
     assert _plaintext(request, from_base64(request.body.inline)) == body
     assert scene.staging.puts == 0
+
+
+async def test_optional_fields_that_are_not_given_are_not_sent() -> None:
+    scene = _scene()
+    await scene.publisher.upload("acme", "a", b"")
+    ((_, request),) = scene.connection.sent
+    assert request.model_fields_set == {
+        "type", "upload_id", "project", "key", "requested_at", "sealed_key", "body",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [INLINE_MAX_BYTES, INLINE_MAX_BYTES + 1])
+async def test_a_body_of_every_form_arrives_as_it_is(size: int, tmp_path: Path) -> None:
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    path = tmp_path / "body"
+    path.write_bytes(data)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), 1000):
+            yield data[start : start + 1000]
+
+    bodies: list[Body] = [
+        data, bytearray(data), memoryview(data), path, io.BytesIO(data), pieces(),
+    ]  # fmt: skip
+    for body in bodies:
+        scene = _scene()
+        await scene.publisher.upload("acme", "a", body)
+        ((_, request),) = scene.connection.sent
+        assert request.type == "upload.requested"
+        if isinstance(request.body, InlineBody):
+            assert size == INLINE_MAX_BYTES
+            sealed = from_base64(request.body.inline)
+        else:
+            (sealed,) = scene.staging.stored.values()
+        assert _plaintext(request, sealed) == data
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"project": "Acme"}, "project"),
+        ({"object_key": "a/../b"}, "key"),
+        ({"metadata": {"enc-algo": "x"}}, "metadata"),
+        ({"content_type": "a\nb"}, "content_type"),
+        ({"upload_id": "not-an-id"}, "upload_id"),
+    ],
+)
+async def test_a_malformed_upload_is_refused_before_anything_is_sent_or_read(
+    change: Any, named: str
+) -> None:
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(True)
+        yield b""
+
+    scene = _scene()
+    with pytest.raises(MalformedRequestError, match=named):
+        await scene.publisher.upload(
+            **{"project": "acme", "object_key": "a", "body": body()} | change
+        )
+    assert not read
+    assert scene.connection.sent == []
 
 
 async def test_a_larger_body_is_staged_sealed_before_its_request_is_sent() -> None:

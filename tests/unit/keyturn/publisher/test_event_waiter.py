@@ -34,6 +34,7 @@ from keyturn.publisher import (
     NotDeliveredError,
     NotSentHereError,
     OutcomeUnknownError,
+    PublisherError,
     WaitTimeoutError,
 )
 from keyturn.publisher.event_stream import StreamRecord, Verifier
@@ -152,61 +153,54 @@ async def test_a_rotation_is_answered_when_accepted_and_ended_when_completed(
     assert waiter._waiting == {}
 
 
-async def test_what_was_published_before_anyone_waited_is_known(
-    waiter: _Reading, first: _Rotation
+@pytest.mark.parametrize(
+    ("published", "answer", "end"),
+    [
+        ((_PROGRESS,), None, None),
+        ((_ACCEPTED, _PROGRESS), _ACCEPTED, None),
+        ((_ACCEPTED, _PROGRESS, _COMPLETED), _ACCEPTED, _COMPLETED),
+        ((_ACCEPTED, _FAILED), _ACCEPTED, _FAILED),
+        ((_REFUSED,), _REFUSED, _REFUSED),
+        # An operator replayed it: it goes on.
+        ((_REFUSED, _ACCEPTED), _ACCEPTED, None),
+        ((_FAILED, _ACCEPTED), _ACCEPTED, None),
+        ((_FAILED, _ACCEPTED, _COMPLETED), _ACCEPTED, _COMPLETED),
+        # Delivered twice: neither another acceptance nor the refusal of a copy undoes anything.
+        ((_ACCEPTED, _COMPLETED, _ACCEPTED), _ACCEPTED, _COMPLETED),
+        ((_ACCEPTED, _REFUSED), _ACCEPTED, None),
+        ((_ACCEPTED, _REFUSED, _COMPLETED, _REFUSED), _ACCEPTED, _COMPLETED),
+        ((_COMPLETED, _REFUSED), _COMPLETED, _COMPLETED),
+    ],
+    ids=lambda events: "-".join(e.type for e in events) if isinstance(events, tuple) else "",
+)
+@pytest.mark.parametrize("waits", ["before", "after"])
+async def test_the_answer_and_the_end_of_what_was_published(
+    waiter: _Reading,
+    first: _Rotation,
+    published: tuple[Event, ...],
+    answer: Event | None,
+    end: Event | None,
+    waits: str,
 ) -> None:
-    waiter.publish(first(_ACCEPTED), first(_PROGRESS))
-    assert await waiter.answer() == first(_ACCEPTED)
-    assert await waiter.end() is None
-    waiter.publish(first(_COMPLETED))
-    assert await waiter.answer() == first(_ACCEPTED)
-    assert await waiter.end() == first(_COMPLETED)
-
-
-async def test_progress_answers_nothing(waiter: _Reading, first: _Rotation) -> None:
-    waiter.publish(first(_PROGRESS))
-    assert await waiter.answer() is None
-    assert await waiter.end() is None
-
-
-async def test_a_refusal_is_both_the_answer_and_the_end(waiter: _Reading, first: _Rotation) -> None:
-    waiter.publish(first(_REFUSED))
-    assert await waiter.answer() == first(_REFUSED)
-    assert await waiter.end() == first(_REFUSED)
-
-
-async def test_a_rotation_that_cannot_go_on_has_ended(waiter: _Reading, first: _Rotation) -> None:
-    waiting = waiter.begin(ended=True)
+    early = [waiter.begin(), waiter.begin(ended=True)] if waits == "before" else []
     await asyncio.sleep(0)
-    waiter.publish(first(_ACCEPTED), first(_FAILED))
-    assert await waiting == first(_FAILED)
-    assert await waiter.answer() == first(_ACCEPTED)
+    waiter.publish(*(first(event) for event in published))
+    assert await waiter.answer() == (answer and first(answer))
+    assert await waiter.end() == (end and first(end))
+    # A wait ends with the first event that ends it, whatever comes later.
+    for wait, expected in zip(early, (answer, end), strict=False):
+        if expected is not None:
+            assert await wait in [first(event) for event in published]
+        wait.cancel()
 
 
-@pytest.mark.parametrize("over", [_REFUSED, _FAILED], ids=["refused", "failed"])
-async def test_a_rotation_that_was_replayed_goes_on(
-    waiter: _Reading, first: _Rotation, over: Event
-) -> None:
-    waiter.publish(first(over), first(_ACCEPTED))
-    assert await waiter.answer() == first(_ACCEPTED)
-    assert await waiter.end() is None
-    waiter.publish(first(_COMPLETED))
-    assert await waiter.end() == first(_COMPLETED)
-
-
-async def test_a_delivery_twice_does_not_take_the_end_away(
-    waiter: _Reading, first: _Rotation
-) -> None:
-    waiter.publish(first(_ACCEPTED), first(_COMPLETED), first(_ACCEPTED))
-    assert await waiter.end() == first(_COMPLETED)
-
-
-async def test_a_refusal_of_a_copy_undoes_nothing(waiter: _Reading, first: _Rotation) -> None:
-    waiter.publish(first(_ACCEPTED), first(_REFUSED))
-    assert await waiter.answer() == first(_ACCEPTED)
-    assert await waiter.end() is None
-    waiter.publish(first(_COMPLETED), first(_REFUSED))
-    assert await waiter.end() == first(_COMPLETED)
+async def test_waits_end_with_the_publisher(waiter: _Reading) -> None:
+    waiter.send()
+    waiting = waiter.begin()
+    await asyncio.sleep(0)
+    await waiter.close()
+    with pytest.raises(PublisherError, match="closed"):
+        await waiting
 
 
 # What belongs to another request.
