@@ -22,7 +22,14 @@ from keyturn.topology import (
 )
 from tools import generate
 
-_BY_HAND = {PurePosixPath("examples/sealed.json")}
+_TYPES = {
+    *REQUEST_MODELS,
+    *EVENT_MODELS,
+    *AUDIT_MODELS,
+    *WORKER_REPORT_MODELS,
+    *MARK_MODELS,
+}
+_BY_HAND = {PurePosixPath(f"examples/{name}.json") for name in (*_TYPES, "sealed")}
 
 
 def test_generated_files_are_what_is_committed() -> None:
@@ -48,13 +55,7 @@ def test_every_message_has_a_model_and_every_model_a_schema() -> None:
     assert set(WORKER_REPORT_MODELS) == {WORKER_REPORTED}
     assert set(MARK_MODELS) == {KEYRING_MARKED}
     schemas = {p.stem for p in generate.files() if p.parts[0] == "schemas"}
-    assert schemas == {
-        *REQUEST_MODELS,
-        *EVENT_MODELS,
-        *AUDIT_MODELS,
-        *WORKER_REPORT_MODELS,
-        *MARK_MODELS,
-    }
+    assert schemas == _TYPES
 
 
 def test_asyncapi_names_the_topology() -> None:

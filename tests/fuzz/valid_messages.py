@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.crypto import new_api_key, to_base64
 from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, WORKER_REPORT_MODELS
 from keyturn.topology import CONTROL_REQUESTS, REQUESTS
-from tools.generate.sealed_secrets import API_KEY
-from tools.generate.sealed_secrets import PROJECT as EXAMPLES_PROJECT
+from tools.generate.examples import API_KEY
+from tools.generate.examples import PROJECT as EXAMPLES_PROJECT
 from tools.harness import requests as rq
 from tools.harness.canaries import MARKER
 from tools.harness.deployment import Deployment

@@ -1,9 +1,9 @@
-"""Generates what other languages and people read: schemas, examples, the AsyncAPI document.
+"""Generates what other languages and people read: schemas, the AsyncAPI document, signatures.
 
-`python -m tools.generate` writes the files below `contracts/`; a test compares them
-with what is committed. Everything comes from the models (`keyturn.messages`) and the
-topology (`keyturn.topology`), so that it cannot contradict them (SPEC 6). It never runs in a
-service: nothing else imports it.
+`python -m tools.generate` writes the files below `contracts/`; a test compares them with what is
+committed. Schemas and AsyncAPI come from the models (`keyturn.messages`) and the topology
+(`keyturn.topology`), so that they cannot contradict them (SPEC 6). The examples themselves are
+written by hand. It never runs in a service.
 """
 
 import json
@@ -11,27 +11,26 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tools.generate.asyncapi import asyncapi
-from tools.generate.examples import examples
+from tools.generate.examples import signed
 from tools.generate.schemas import schemas
 
 ROOT = Path(__file__).resolve().parents[2] / "contracts"
 
 
-def files(root: Path = ROOT) -> dict[PurePosixPath, str]:
+def files() -> dict[PurePosixPath, str]:
     """Every generated file by its path below `contracts/`."""
-    sealed = json.loads((root / "examples" / "sealed.json").read_text(encoding="utf-8"))
     made: dict[PurePosixPath, str] = {
         PurePosixPath("schemas") / f"{name}.json": pretty(schema)
         for name, schema in schemas().items()
     }
     made[PurePosixPath("asyncapi.json")] = pretty(asyncapi())
-    made |= {PurePosixPath("examples") / name: text for name, text in examples(sealed).items()}
+    made[PurePosixPath("examples/signed.json")] = pretty(signed())
     return made
 
 
 def write(root: Path = ROOT) -> list[PurePosixPath]:
     """Write them all; return the paths."""
-    made = files(root)
+    made = files()
     for path, text in made.items():
         target = root / path
         target.parent.mkdir(parents=True, exist_ok=True)

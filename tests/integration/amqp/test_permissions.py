@@ -37,8 +37,7 @@ from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.dead_letters.queue import exclusive
-from tools.generate.console_examples import worker_reports
-from tools.generate.examples import compact
+from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 from tools.harness import requests
 from tools.harness.console import ConsoleDeployment

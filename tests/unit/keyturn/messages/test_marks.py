@@ -16,8 +16,7 @@ from keyturn.messages import (
     parse_worker_report,
 )
 from tests.unit.keyturn.messages.examples import EVENTS
-from tools.generate.console_examples import worker_reports
-from tools.generate.examples import audit_records, compact, marks
+from tools.generate.examples import audit_records, compact, marks, worker_reports
 
 EXAMPLES = marks()["keyring.marked"]
 

@@ -20,8 +20,7 @@ from keyturn.messages import (
     parse_event,
 )
 from tests.unit.keyturn.messages.examples import EVENTS
-from tools.generate.console_examples import worker_reports
-from tools.generate.sealed_secrets import SWEEP_ID
+from tools.generate.examples import SWEEP_ID, worker_reports
 
 REPORTS = [document for document in EVENTS if document["type"] == "status.reported"]
 ROWS = tuple(name for name, field in StatusReported.model_fields.items() if ", ..." in str(field))

@@ -15,8 +15,7 @@ from keyturn.messages import (
     parse_worker_report,
 )
 from tests.unit.keyturn.messages.examples import EVENTS
-from tools.generate.console_examples import worker_reports
-from tools.generate.examples import audit_records, compact
+from tools.generate.examples import audit_records, compact, worker_reports
 
 EXAMPLES = worker_reports()["worker.reported"]
 

@@ -18,7 +18,7 @@ from keyturn.messages import (
 )
 from keyturn.publisher.event_matcher import EventMatcher, is_answer, is_end
 from keyturn.topology import PUBLISHER_EVENTS, REQUESTS
-from tools.generate.sealed_secrets import PUBLISHER
+from tools.generate.examples import PUBLISHER
 
 _ID = "c4d9b7aa-1f0e-4a57-b1d2-93e86a7f4c33"
 _OTHER_ID = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"

@@ -18,8 +18,7 @@ from keyturn.errors import EventsUnavailableError
 from keyturn.publisher import event_stream
 from keyturn.publisher.event_stream import StreamRecord, Verifier
 from tools.generate import pretty
-from tools.generate.console_examples import worker_reports
-from tools.generate.examples import audit_records, events
+from tools.generate.examples import audit_records, events, worker_reports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -40,7 +40,7 @@ from keyturn.publisher import (
 from keyturn.publisher.event_stream import StreamRecord, Verifier
 from keyturn.publisher.event_waiter import EventWaiter, claimed_ids
 from keyturn.publisher.requests import new_id
-from tools.generate.sealed_secrets import PUBLISHER, ROTATION_ID
+from tools.generate.examples import PUBLISHER, ROTATION_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,7 @@ from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.messages import parse_event, parse_worker_report
 from keyturn.topology import EVENTS
 from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
-from tools.generate.console_examples import worker_reports
-from tools.generate.examples import compact
+from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 
 KEY = SigningKey.from_seed(bytes(32))
