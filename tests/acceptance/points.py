@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aio_pika.message import IncomingMessage
 
-from keyturn_workers.amqp import RequestConsumer, WorkerPublisher
+from keyturn_workers.amqp.publisher import WorkerPublisher
+from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.control import enrollment
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage.s3 import S3Storage

@@ -10,7 +10,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn_workers.amqp import WorkerPublisher
+from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.storage.s3 import S3Storage
 from keyturn_workers.sweep import (
     ALL,

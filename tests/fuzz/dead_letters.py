@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.topology import UNSIGNED_DEAD_QUEUE, WORKER_HEADERS, dead_letter_name
-from keyturn_workers.amqp.retry import sent_headers
+from keyturn_workers.amqp.failures import sent_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn.messages import Event, encode
 from keyturn.topology import WORKER_HEADERS
-from keyturn_workers.amqp.retry import Retry, RetryNotes, longest_delay_s
+from keyturn_workers.amqp.failures import Retry, RetryNotes, longest_delay_s
 from tests.protocol.waiters import EVENT_KEY, signed
 from tests.protocol.wire import CURRENT
 

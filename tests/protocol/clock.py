@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 EPOCH: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 # Whatever asks the machine for its time of day.
 _MODULES: Final = (
-    "keyturn_workers.amqp.mark_stream",
-    "keyturn_workers.amqp.retry",
+    "keyturn_workers.keyring.mark_stream",
+    "keyturn_workers.amqp.failures",
     "keyturn_workers.control.deletion",
     "keyturn_workers.control.enrollment",
     "keyturn_workers.control.handler",

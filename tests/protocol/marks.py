@@ -18,7 +18,7 @@ from keyturn.errors import (
 )
 from keyturn.publisher.event_stream import StreamRecord
 from keyturn.topology import EVENT_KEY_HEADER, SIGNATURE_HEADER
-from keyturn_workers.amqp import mark_stream
+from keyturn_workers.keyring import mark_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.crypto import IntakeKey, Secret, SigningKey, VerifyKey
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.amqp import ConsumerContext, RequestConsumer, TimeSource
-from keyturn_workers.amqp.mark_stream import MarkStream
+from keyturn_workers.amqp.consumer import ConsumerContext
+from keyturn_workers.amqp.request_consumer import RequestConsumer, TimeSource
 from keyturn_workers.audit import AuditProcess, AuditTrail
 from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.deletion import Deleter
@@ -24,6 +24,7 @@ from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.keyring.mark_stream import MarkStream
 from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Capabilities

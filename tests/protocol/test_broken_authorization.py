@@ -13,7 +13,7 @@ import pytest
 
 from keyturn.topology import ATTEMPT_HEADER, CONTROL_QUEUE, NOT_BEFORE_HEADER, UPLOAD_QUEUE
 from keyturn_workers.amqp import request_consumer
-from keyturn_workers.amqp.retry import Retry, RetryNotes
+from keyturn_workers.amqp.failures import Retry, RetryNotes
 from keyturn_workers.upload import UploadHandler
 from keyturn_workers.worker.authorization import Arrival, rejection_of
 from keyturn_workers.worker.grants import Grant

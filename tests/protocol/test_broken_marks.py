@@ -16,7 +16,6 @@ from keyturn.errors import MalformedRequestError
 from keyturn.evidence import parse
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.messages import parse_mark
-from keyturn_workers.amqp.mark_stream import MarkStream
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import RotationResult, Rotator
@@ -28,6 +27,7 @@ from keyturn_workers.keyring import (
     retire_old_keys,
     with_evidence,
 )
+from keyturn_workers.keyring.mark_stream import MarkStream
 from keyturn_workers.keyring.marks import Finding, MarkTable
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.reconciler import Reconciler

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from keyturn.topology import ATTEMPT_HEADER
-from keyturn_workers.amqp import RequestConsumer
+from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep.handler import HintConsumer
 from keyturn_workers.sweep.store import record_path

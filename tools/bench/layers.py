@@ -56,7 +56,7 @@ _OWNERS = (
     ("/aio_pika/", "AMQP: aio-pika"),
     ("/faststream/", "AMQP: FastStream"),
     ("/workers/keyturn_workers/amqp/request_consumer", "broker logic"),
-    ("/workers/keyturn_workers/amqp/retry", "broker logic"),
+    ("/workers/keyturn_workers/amqp/failures", "broker logic"),
     ("/keyturn_workers/amqp/", "AMQP: our own part"),
     ("/prometheus_client/", "metrics"),
     ("/workers/keyturn_workers/worker/metrics", "metrics"),

@@ -13,7 +13,7 @@ from aiormq.exceptions import ChannelInvalidStateError
 from faststream.rabbit import Channel, RabbitBroker
 from pamqp import commands
 
-from keyturn_workers.amqp.confirmed_publisher import ConfirmedPublisher
+from keyturn_workers.amqp.publisher import ConfirmedPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

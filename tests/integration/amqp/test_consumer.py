@@ -12,7 +12,7 @@ import pytest
 from aio_pika.exceptions import MessageProcessError
 from faststream.rabbit import RabbitBroker
 
-from keyturn_workers.amqp import DirectConsumer, SubscriberConsumer, finish
+from keyturn_workers.amqp.consumer import DirectConsumer, SubscriberConsumer, finish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -34,8 +34,8 @@ from keyturn.messages import (
 from keyturn.publisher import BrokerUnavailableError, NotDeliveredError, Publisher
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import PublisherSettings
-from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.declarations import declare, declare_streams
+from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
 from keyturn_workers.dead_letters.queue import exclusive
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
@@ -498,7 +498,7 @@ async def test_what_a_console_is_allowed_works_from_end_to_end(
 
 
 def _is_closed(publisher: WorkerPublisher) -> bool:
-    channel = publisher._reports._channel
+    channel = publisher._reports._opened.channel
     return channel is None or channel.is_closed
 
 

@@ -15,7 +15,7 @@ from keyturn.crypto import Secret, VerifyKey, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.amqp.declarations import declare
-from keyturn_workers.amqp.retry import identity_body
+from keyturn_workers.amqp.failures import identity_body
 from keyturn_workers.dead_letters.queue import open_letters, read_letters
 from keyturn_workers.keyring.model import Generation, Keyring
 from tests.integration.cli.conftest import document

@@ -1,4 +1,4 @@
-"""The consumers of a worker: one for each queue (SPEC 6.2, 11).
+"""From the broker to a handler, and from a delivery to its acknowledgment (SPEC 6.2, 11, 12).
 
 | class | consumes by | for |
 | --- | --- | --- |
@@ -8,31 +8,56 @@
 Both bound the deliveries in flight by the prefetch of a channel, and consume again after a lost
 connection. `QueueConsumer` adds what neither library has: whether the broker has this process as
 a consumer, and an end in order.
+
+`MessageConsumer` takes each delivery to its end. A message is acknowledged only after its effect
+and its event are durable, or after the broker confirmed its copy in a retry or dead-letter queue.
+Whatever else happens, it is redelivered.
+
+| what happened | what becomes of the message |
+| --- | --- |
+| it is not admitted | a dead letter |
+| it came too early | back to its retry queue, with the same note |
+| it was served | acknowledged |
+| `DeferError` | to a retry queue, without counting an attempt |
+| a transient error, or a bug | to a retry queue, as one more attempt |
+| a permanent error, or too many attempts | a dead letter |
+| the broker did not confirm | given back to its queue |
 """
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
-from typing import Any, Final
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
-import aiormq
 import structlog
 from aio_pika.abc import (
-    AbstractChannel,
     AbstractIncomingMessage,
     AbstractQueue,
-    AbstractRobustChannel,
 )
+from aio_pika.exceptions import AMQPException
 from faststream import AckPolicy
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
 
+from keyturn.errors import CodedError, KeyringRolledBackError, StorageUnavailableError
+from keyturn_workers.amqp.failures import Retry, attempts, utc_now
+from keyturn_workers.amqp.publisher import NotConfirmedError, OpenChannel, WorkerPublisher
+from keyturn_workers.worker.authorization import Signer
+from keyturn_workers.worker.metrics import Delivery, WorkerMetrics
+
+# While disconnected, publishing fails at once; without a pause this would spin.
+_PAUSE_S: Final = 1
 _CANCEL_TIMEOUT_S: Final = 5
 # Until the handlers of deliveries that came just before the broker's answer have begun.
 _BEGIN_S: Final = 0.05
 
 Handle = Callable[[AbstractIncomingMessage], Awaitable[None]]
+Report = Callable[[], None]
+"""Logs and counts what became of a message: called once it was acknowledged."""
 
 _log = structlog.get_logger()
 
@@ -50,7 +75,7 @@ class QueueConsumer(ABC):
         self._idle = asyncio.Event()
         self._idle.set()
         self._queue: AbstractQueue | None = None
-        self._channel: aiormq.Channel | None = None
+        self._opened = OpenChannel()
 
     @abstractmethod
     async def _consume(self) -> AbstractQueue:
@@ -63,15 +88,7 @@ class QueueConsumer(ABC):
             ChannelInvalidStateError: the connection was lost meanwhile.
         """
         self._queue = await self._consume()
-        channel = self._queue.channel
-        if not isinstance(channel, AbstractRobustChannel):
-            raise TypeError("a channel that is not opened again after a lost connection")
-        channel.reopen_callbacks.add(self._follow)
-        await self._follow(channel)
-
-    async def _follow(self, channel: AbstractChannel | None) -> None:
-        opened = None if channel is None else await channel.get_underlay_channel()
-        self._channel = opened if isinstance(opened, aiormq.Channel) else None
+        await self._opened.follow(self._queue.channel)
 
     async def _receive(self, message: AbstractIncomingMessage) -> None:
         self._in_flight += 1
@@ -89,7 +106,7 @@ class QueueConsumer(ABC):
         A channel forgets a consumer that the broker cancels, for instance because its queue was
         deleted. Performs no I/O.
         """
-        channel = self._channel
+        channel = self._opened.channel
         return channel is not None and not channel.is_closed and bool(channel.consumers)
 
     async def cancel(self) -> None:
@@ -100,7 +117,7 @@ class QueueConsumer(ABC):
         process gets: behind a large upload that takes its whole grace period, a full prefetch.
         Where the broker does not answer, this returns after a few seconds.
         """
-        queue, channel = self._queue, self._channel
+        queue, channel = self._queue, self._opened.channel
         if queue is None or channel is None or channel.is_closed or not channel.consumers:
             return
         # Never cancelled: aiormq would then close the channel, and end the handlers with it.
@@ -184,3 +201,186 @@ def _log_failure(request: "asyncio.Future[Any]") -> None:
     # The process stops in any case; the broker redelivers what it had sent here.
     if not request.cancelled() and (error := request.exception()) is not None:
         _log.debug("consumer not canceled", error=type(error).__name__)
+
+
+class DeferError(Exception):
+    """The message is to be redelivered after `wait_s` seconds without counting an attempt.
+
+    The broker does the waiting: the worker may die meanwhile.
+    """
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"in {wait_s:.0f} s")
+        self.wait_s = wait_s
+
+
+class NotAdmittedError(Exception):
+    """The message must not be served: why, and who signed it, if that is proven."""
+
+    def __init__(self, error: CodedError, signer: Signer | None = None) -> None:
+        super().__init__(error.code)
+        self.error = error
+        self.signer = signer
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerContext:
+    """What every consumer of a process uses. `now` gives the time of ages and retries."""
+
+    worker_publisher: WorkerPublisher
+    metrics: WorkerMetrics
+    now: Callable[[], datetime] = utc_now
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An admitted delivery. `publisher` is empty for the workers' own messages."""
+
+    message: AbstractIncomingMessage
+    retry: Retry | None
+    publisher: str
+
+    @property
+    def seen_before(self) -> bool:
+        """Whether an earlier delivery may have done part of it.
+
+        Only the broker and the workers can say so, never an unsigned header: with one, anyone with
+        write access to the broker could make an upload abort the multipart uploads at its key.
+        """
+        return bool(self.message.redelivered) or self.retry is not None
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What identifies it in logs."""
+        return {}
+
+
+JobT = TypeVar("JobT", bound=Job)
+ResultT = TypeVar("ResultT")
+
+
+class MessageConsumer(ABC, Generic[JobT, ResultT]):
+    """Consumes the deliveries of one queue."""
+
+    def __init__(self, queue: str, context: ConsumerContext) -> None:
+        self._queue = queue
+        self._worker_publisher = context.worker_publisher
+        self._now = context.now
+        self._metrics = context.metrics.queue(queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Deliveries being served."""
+        return self._metrics.in_flight
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        """Serve one delivery to its end; raises only if it is cancelled."""
+        with self._metrics.delivery() as delivery:
+            try:
+                report = await self._consume(message, delivery)
+                await message.ack()
+            except Exception:  # noqa: BLE001  # no error may lose a message
+                # The broker did not confirm, so nothing is acknowledged: the message is
+                # redelivered, from here or, after a lost connection, by the broker itself.
+                _log.exception(
+                    "delivery not finished", queue=self._queue, message_id=message.message_id
+                )
+                await asyncio.sleep(_PAUSE_S)
+                await _give_back(message)
+            else:
+                report()
+
+    async def _consume(self, message: AbstractIncomingMessage, delivery: Delivery) -> Report:
+        try:
+            job = await self._admit(message, delivery)
+        except NotAdmittedError as exc:
+            return await self._reject(message, exc)
+        if job.retry is not None and job.retry.early_s(self._now()):
+            # Moved out of its retry queue: this neither counts as an attempt nor ends the wait.
+            await self._worker_publisher.put_back(
+                message, self._queue, job.retry, publisher=job.publisher
+            )
+            return self._metrics.count_deferred
+        try:
+            with self._metrics.stage("serve"):
+                result = await self._serve(job)
+        except DeferError as exc:
+            await self._worker_publisher.defer(
+                message, self._queue, exc.wait_s, publisher=job.publisher
+            )
+            return self._metrics.count_deferred
+        except (AMQPException, NotConfirmedError):
+            raise  # what it publishes was not confirmed: the broker redelivers the message
+        except Exception as exc:  # noqa: BLE001  # a bug of ours must not lose a message
+            return await self._retry_or_give_up(job, _error_of(exc, job))
+        return await self._complete(job, result, delivery)
+
+    async def _retry_or_give_up(self, job: JobT, error: CodedError) -> Report:
+        attempt = attempts(job.retry, error)
+        delay_s = self._retry_delay_s(job, error, attempt)
+        if delay_s is None:
+            return await self._give_up(job, error)
+        await self._worker_publisher.schedule_retry(
+            job.message, self._queue, error, attempt, delay_s, publisher=job.publisher
+        )
+        return partial(self._report_retry, job, error, delay_s)
+
+    def _report_retry(self, job: JobT, error: CodedError, delay_s: int) -> None:
+        self._metrics.count_retry(error)
+        log = _log.error if isinstance(error, KeyringRolledBackError) else _log.warning
+        log(
+            "retry scheduled",
+            **job.log_fields,
+            code=error.code,
+            detail=error.detail,
+            delay_s=delay_s,
+        )
+
+    @abstractmethod
+    async def _admit(self, message: AbstractIncomingMessage, delivery: Delivery) -> JobT:
+        """Read and authorize a delivery.
+
+        Raises:
+            NotAdmittedError
+        """
+
+    @abstractmethod
+    async def _reject(self, message: AbstractIncomingMessage, refusal: NotAdmittedError) -> Report:
+        """Make what was not admitted a dead letter."""
+
+    @abstractmethod
+    async def _serve(self, job: JobT) -> ResultT:
+        """Do what the message requests.
+
+        Raises:
+            DeferError
+            CodedError: retried, or given up.
+            NotConfirmedError, AMQPException: redelivered.
+        """
+
+    @abstractmethod
+    async def _complete(self, job: JobT, result: ResultT, delivery: Delivery) -> Report:
+        """Publish what was done, before the message is acknowledged."""
+
+    @abstractmethod
+    def _retry_delay_s(self, job: JobT, error: CodedError, attempt: int) -> int | None:
+        """Seconds until the next attempt, or None if the error is final."""
+
+    @abstractmethod
+    async def _give_up(self, job: JobT, error: CodedError) -> Report:
+        """Make what failed for good a dead letter."""
+
+
+def _error_of(exc: Exception, job: Job) -> CodedError:
+    """The error that an exception is retried as. To be called where it is handled."""
+    if isinstance(exc, CodedError):
+        return exc
+    _log.exception("unexpected failure", **job.log_fields)
+    return StorageUnavailableError(f"internal failure: {type(exc).__name__}")
+
+
+async def _give_back(message: AbstractIncomingMessage) -> None:
+    try:
+        await message.nack(requeue=True)
+    except Exception as exc:  # noqa: BLE001  # the channel is gone: the broker redelivers it
+        _log.debug("delivery lost with its channel", problem=type(exc).__name__)

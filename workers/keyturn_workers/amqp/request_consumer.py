@@ -27,15 +27,15 @@ from keyturn.messages import (
     with_origin,
 )
 from keyturn.topology import PUBLISHER_HEADER
-from keyturn_workers.amqp.message_consumer import (
+from keyturn_workers.amqp.consumer import (
     ConsumerContext,
     Job,
     MessageConsumer,
     NotAdmittedError,
     Report,
 )
-from keyturn_workers.amqp.retry import retry_delay_s, utc_now
-from keyturn_workers.amqp.worker_publisher import NotConfirmedError
+from keyturn_workers.amqp.failures import retry_delay_s, utc_now
+from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.worker.authorization import (
     Arrival,
     Rules,

@@ -21,10 +21,10 @@ from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.settings import DeploymentSettings
 from keyturn.topology import MARKS_STREAM
-from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.cli.bucket import batched
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.keyring import Keyring, Mark, MarkState, MarkTable
+from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.records import Opened, Record, open_record, record_of
 from keyturn_workers.storage import Storage

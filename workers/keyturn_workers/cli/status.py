@@ -22,7 +22,6 @@ from keyturn.messages import Event, Failed, Rejected, SweepStatus
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
-from keyturn_workers.amqp.mark_stream import MarkStream
 from keyturn_workers.cli.arguments import AsJson, validate_project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.census import (
@@ -41,6 +40,7 @@ from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
 from keyturn_workers.cli.sweep_report import PART_COLUMNS, SweepReport, read_sweep
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
+from keyturn_workers.keyring.mark_stream import MarkStream
 
 # For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4

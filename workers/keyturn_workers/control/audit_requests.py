@@ -17,8 +17,8 @@ from uuid import UUID, uuid5
 
 from keyturn.identifiers import format_time
 from keyturn.messages import AuditAccepted, AuditRequested, RequestOrigin
-from keyturn_workers.amqp import Handled
-from keyturn_workers.amqp.retry import utc_now
+from keyturn_workers.amqp.failures import utc_now
+from keyturn_workers.amqp.request_consumer import Handled
 from keyturn_workers.audit import AuditTrail
 
 REMEMBERED: Final = 10_000

@@ -20,9 +20,10 @@ from keyturn.messages import (
     RequestOrigin,
 )
 from keyturn.publisher.connection import Broker
-from keyturn_workers.amqp import DeferError, Handled
-from keyturn_workers.amqp.retry import utc_now
-from keyturn_workers.amqp.worker_publisher import confirmed
+from keyturn_workers.amqp.consumer import DeferError
+from keyturn_workers.amqp.failures import utc_now
+from keyturn_workers.amqp.publisher import confirmed
+from keyturn_workers.amqp.request_consumer import Handled
 from keyturn_workers.audit import AuditTrail
 from keyturn_workers.dead_letters.letters import DeadLetter, is_selected
 from keyturn_workers.dead_letters.move import Move, Record, move_letters

@@ -22,7 +22,7 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn.metadata import ALGO, DELETED
-from keyturn_workers.amqp import DeferError
+from keyturn_workers.amqp.consumer import DeferError
 from keyturn_workers.errors import ArchivedError, MissingError, RefusedError, UnstorableKeyError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.operator_keys import OperatorKeys

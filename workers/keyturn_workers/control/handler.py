@@ -24,7 +24,7 @@ from keyturn.messages import (
     SweepRequested,
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
-from keyturn_workers.amqp import Handled
+from keyturn_workers.amqp.request_consumer import Handled
 from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.dead_letters import DeadLetterMover
 from keyturn_workers.control.deletion import Deleter

@@ -36,7 +36,7 @@ from keyturn.topology import (
     UPLOAD_QUEUE,
     UPLOAD_REQUESTS,
 )
-from keyturn_workers.amqp.retry import copy_of
+from keyturn_workers.amqp.failures import copy_of
 
 Obstacle = Literal["body", "type", "expired"]
 """Why a letter cannot be replayed: its body was not kept, it names no type of request, or it is

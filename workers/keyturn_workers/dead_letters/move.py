@@ -8,7 +8,7 @@ It must never acknowledge a letter whose copy was not confirmed, or that is not 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +18,7 @@ from aio_pika.exceptions import DeliveryError
 
 from keyturn.errors import CodedError
 from keyturn.messages import STARTED, AuditAction, DeadLettersAction
+from keyturn.publisher.connection import OnePublishPerId
 from keyturn_workers.dead_letters.letters import (
     DeadLetter,
     check_body_kept,
@@ -178,12 +179,14 @@ class _Pass:
     _selected: int = 0
     _held_bytes: int = 0
     _acknowledged: int = 0
+    _one_per_id: OnePublishPerId = field(default_factory=OnePublishPerId)
 
     async def run(self) -> None:
         self._selected = self.moved.moved + self.moved.left
         async for batch in self.browser.batches(self._select):
-            for part in _parts([selected for selected in batch if selected is not None]):
-                await self._move(part)
+            found = [selected for selected in batch if selected is not None]
+            for start in range(0, len(found), _AT_ONCE):
+                await self._move(found[start : start + _AT_ONCE])
             self._held_bytes = 0
 
     async def requeue(self) -> None:
@@ -248,9 +251,10 @@ class _Pass:
 
     async def _publish(self, copy: _Copy) -> None:
         if copy.message is not None:
-            await self.channel.default_exchange.publish(
-                copy.message, copy.queue, mandatory=True, timeout=_CONFIRM_TIMEOUT_S
-            )
+            async with self._one_per_id.turn(copy.message.message_id, _CONFIRM_TIMEOUT_S):
+                await self.channel.default_exchange.publish(
+                    copy.message, copy.queue, mandatory=True, timeout=_CONFIRM_TIMEOUT_S
+                )
 
     def _count(self, letter: DeadLetter, problem: Problem | None) -> None:
         if problem is None:
@@ -260,23 +264,3 @@ class _Pass:
             self.moved.left += 1
             self.moved.first_problem = self.moved.first_problem or problem
         self.move.report(letter, problem)
-
-
-def _parts(batch: Sequence[_Selected]) -> Iterator[list[_Selected]]:
-    """Parts of a batch in which no message id occurs twice.
-
-    The client library matches a message that the broker returns by its id: of two copies with one
-    id in flight, each could get the other's outcome.
-    """
-    part: list[_Selected] = []
-    ids: set[str] = set()
-    for selected in batch:
-        message_id = None if selected.message is None else selected.message.message_id
-        if len(part) == _AT_ONCE or message_id in ids:
-            yield part
-            part, ids = [], set()
-        part.append(selected)
-        if message_id is not None:
-            ids.add(message_id)
-    if part:
-        yield part

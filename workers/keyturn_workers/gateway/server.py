@@ -22,7 +22,6 @@ from keyturn.identifiers import KEYRINGS_PREFIX, STAGING_PREFIX, path_order
 from keyturn.publisher import Publisher
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
-from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.broker_tls import check_broker_tls
@@ -38,6 +37,7 @@ from keyturn_workers.http_server import server as http_server
 from keyturn_workers.http_server.server import open_listeners
 from keyturn_workers.http_server.tls import ServerCertificate, open_certificate
 from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Capabilities, Headers, IfAbsent, Storage

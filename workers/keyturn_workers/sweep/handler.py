@@ -20,7 +20,7 @@ from keyturn.errors import (
     StorageUnavailableError,
 )
 from keyturn.topology import RETRY_DELAYS_S, SWEEP_QUEUE
-from keyturn_workers.amqp.message_consumer import (
+from keyturn_workers.amqp.consumer import (
     ConsumerContext,
     DeferError,
     Job,
@@ -28,7 +28,7 @@ from keyturn_workers.amqp.message_consumer import (
     NotAdmittedError,
     Report,
 )
-from keyturn_workers.amqp.retry import retry_delay_s
+from keyturn_workers.amqp.failures import retry_delay_s
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, parse, queue_of

@@ -24,7 +24,7 @@ from keyturn.messages import (
     with_origin,
 )
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
-from keyturn_workers.amqp.retry import longest_delay_s
+from keyturn_workers.amqp.failures import longest_delay_s
 from keyturn_workers.sweep.record import AllRecord, OpenPage, Origin, ProjectRecord
 
 _MAX: Final = 2**53 - 1

@@ -19,8 +19,8 @@ from keyturn.errors import CodedError
 from keyturn.messages import Event, request_id
 from keyturn.topology import EXCHANGE, TRACEPARENT_HEADER, retry_name
 from keyturn.tracing import traceparent_of
-from keyturn_workers.amqp import WorkerPublisher
-from keyturn_workers.amqp.retry import Retry, utc_now
+from keyturn_workers.amqp.failures import Retry, utc_now
+from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.tracing.scope import Value, current_scope
 
 

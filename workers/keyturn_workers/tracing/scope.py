@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
 from keyturn.errors import CodedError
-from keyturn_workers.amqp import DeferError
+from keyturn_workers.amqp.consumer import DeferError
 
 # A page of a sweep makes thousands of requests to the storage.
 MAX_SPANS: Final = 256

@@ -11,8 +11,8 @@ from starlette.types import ASGIApp
 
 from keyturn.crypto import SigningKey
 from keyturn.settings import S3Settings
-from keyturn_workers.amqp import WorkerPublisher
 from keyturn_workers.amqp.consumer import Handle
+from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.port import BASELINE
 from keyturn_workers.storage.s3 import S3Storage, open_storage

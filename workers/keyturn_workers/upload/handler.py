@@ -14,7 +14,7 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time
 from keyturn.messages import Request, RequestOrigin, StagedBody, UploadRequested, UploadStored
 from keyturn.topology import UPLOAD_QUEUE, UPLOAD_REQUESTS
-from keyturn_workers.amqp import Handled
+from keyturn_workers.amqp.request_consumer import Handled
 from keyturn_workers.upload.uploader import Uploader, UploadResult
 
 

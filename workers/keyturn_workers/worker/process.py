@@ -37,12 +37,12 @@ from keyturn.errors import (
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.topology import UPLOAD_QUEUE, audit_queue
-from keyturn_workers.amqp import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
+from keyturn_workers.amqp.consumer import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
-from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
 from keyturn_workers.errors import StorageTlsError, UnsafeStorageError
+from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
 from keyturn_workers.settings import WorkerSettings

@@ -16,7 +16,7 @@ import structlog
 
 from keyturn.identifiers import format_time
 from keyturn.messages import WorkerReported
-from keyturn_workers.amqp import NotConfirmedError
+from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.audit import AuditProcess
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.worker.metrics import WorkerMetrics

@@ -14,13 +14,8 @@ from keyturn.topology import (
     PLAN_QUEUE,
     SWEEP_QUEUE,
 )
-from keyturn_workers.amqp import (
-    ConsumerContext,
-    RequestConsumer,
-    RequestHandler,
-    TimeSource,
-)
-from keyturn_workers.amqp.consumer import Handle
+from keyturn_workers.amqp.consumer import ConsumerContext, Handle
+from keyturn_workers.amqp.request_consumer import RequestConsumer, RequestHandler, TimeSource
 from keyturn_workers.audit import AuditProcess, AuditTrail, RequestRecorder
 from keyturn_workers.control import (
     AuditRequests,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from keyturn_workers.amqp import (
-    message_consumer,
-)
+from keyturn_workers.amqp import consumer
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(message_consumer, "_PAUSE_S", 0)
+    monkeypatch.setattr(consumer, "_PAUSE_S", 0)

@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin, UploadStored
-from keyturn_workers.amqp import (
-    ConsumerContext,
-    Handled,
-    RequestConsumer,
-    WorkerPublisher,
-)
-from keyturn_workers.amqp.retry import Retry, RetryNotes, utc_now
+from keyturn_workers.amqp.consumer import ConsumerContext
+from keyturn_workers.amqp.failures import Retry, RetryNotes, utc_now
+from keyturn_workers.amqp.request_consumer import Handled, RequestConsumer
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -31,6 +27,7 @@ if TYPE_CHECKING:
         CodedError,
     )
     from keyturn.messages import Event, Request
+    from keyturn_workers.amqp.publisher import WorkerPublisher
 
 
 KEY = SigningKey.from_seed(bytes(32))

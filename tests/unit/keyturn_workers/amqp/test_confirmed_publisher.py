@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelInvalidStateError
 from pamqp import commands
 
-from keyturn_workers.amqp.confirmed_publisher import ConfirmedPublisher
+from keyturn_workers.amqp.publisher import ConfirmedPublisher
 from tests.unit.keyturn_workers.amqp.connections import FakeConnection
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from faststream.rabbit import RabbitBroker, TestRabbitBroker
 
-from keyturn_workers.amqp import DirectConsumer, SubscriberConsumer, consumer, finish
+from keyturn_workers.amqp import consumer
+from keyturn_workers.amqp.consumer import DirectConsumer, SubscriberConsumer, finish
 from tests.unit.keyturn_workers.amqp.connections import FakeConnection
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 
 from keyturn.errors import all_errors
 from keyturn.topology import REQUEST_ID_FIELDS
-from keyturn_workers.amqp.retry import dead_letter_of, identity_body, sent_headers
+from keyturn_workers.amqp.failures import dead_letter_of, identity_body, sent_headers
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage

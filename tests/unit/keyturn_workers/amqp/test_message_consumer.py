@@ -15,10 +15,8 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
-from keyturn_workers.amqp import (
-    DeferError,
-    NotConfirmedError,
-)
+from keyturn_workers.amqp.consumer import DeferError
+from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.scrape import risen
 from tests.unit.keyturn_workers.amqp.deliveries import (

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.topology import CODE_HEADER
+from keyturn_workers.amqp.failures import copy_of
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.amqp.retry import copy_of
 from tests.fuzz import wire
 from tests.fuzz.offline_worker import Channel, received
 from tests.fuzz.watch import Clock

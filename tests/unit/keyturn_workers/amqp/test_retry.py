@@ -18,7 +18,7 @@ from pamqp.header import ContentHeader
 from keyturn.crypto import SigningKey
 from keyturn.errors import CodedError, TransientError, UnknownProjectError, all_errors
 from keyturn.topology import ALL_DELAYS_S, RETRY_DELAYS_S, queues, retry_name
-from keyturn_workers.amqp.retry import (
+from keyturn_workers.amqp.failures import (
     Retry,
     RetryNotes,
     attempts,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from keyturn.messages import DeadLettersMoved, DeadLettersRequested, RequestOrigin, encode
-from keyturn_workers.amqp import DeferError, NotConfirmedError
+from keyturn_workers.amqp.consumer import DeferError
+from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.audit import trail as trail_module
 from keyturn_workers.control import DeadLetterMover
 from keyturn_workers.control import dead_letters as module

@@ -10,7 +10,7 @@ import pytest
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import DeleteRequested
-from keyturn_workers.amqp import DeferError
+from keyturn_workers.amqp.consumer import DeferError
 from keyturn_workers.control import Deleter
 from keyturn_workers.errors import UnstorableKeyError
 from keyturn_workers.keyring import KeyringReader

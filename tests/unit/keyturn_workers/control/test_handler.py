@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
@@ -39,7 +39,7 @@ from keyturn.messages import (
     UploadRequested,
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
-from keyturn_workers.amqp import DeferError, Handled
+from keyturn_workers.amqp.consumer import DeferError
 from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import (
     KeyringContradictedError,
@@ -58,6 +58,9 @@ from tests.unit.keyturn_workers.upload.bench import bench
 from tests.unit.keyturn_workers.upload.bench import request as upload_request
 from tests.unit.keyturn_workers.witness import FakeWitness
 from tools.harness.local_keys import operator_keys
+
+if TYPE_CHECKING:
+    from keyturn_workers.amqp.request_consumer import Handled
 
 INTAKE: Final = IntakeKey.from_seed(bytes(32))
 OTHER: Final = RequestOrigin("web", "1" * 64)

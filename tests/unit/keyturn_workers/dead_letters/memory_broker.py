@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import asyncio
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +29,8 @@ class MemoryBroker:
         refuses: Message ids that are returned to their publisher.
         on_publish: Called before a copy is accepted.
         on_ack: Called before an acknowledgment.
+        delays: Whether a confirmation takes a moment.
+        most_in_flight: How many copies with one id were in flight at once.
     """
 
     queues: dict[str, deque[Letter]] = field(default_factory=dict)
@@ -35,6 +38,9 @@ class MemoryBroker:
     refuses: set[str | None] = field(default_factory=set)
     on_publish: Callable[[], None] = lambda: None
     on_ack: Callable[[], None] = lambda: None
+    delays: bool = False
+    in_flight: Counter[str | None] = field(default_factory=Counter)
+    most_in_flight: dict[str | None, int] = field(default_factory=dict)
 
     def fill(self, queue: str, *letters: Letter) -> None:
         """Put letters into a queue, which is declared by it."""
@@ -74,6 +80,13 @@ class MemoryChannel:
 
     async def publish(self, message: Message, routing_key: str, **options: Any) -> None:
         assert options["mandatory"]
+        name = message.message_id
+        self.broker.in_flight[name] += 1
+        most = self.broker.most_in_flight
+        most[name] = max(most.get(name, 0), self.broker.in_flight[name])
+        if self.broker.delays:
+            await asyncio.sleep(0)
+        self.broker.in_flight[name] -= 1
         self.broker.on_publish()
         if message.message_id in self.broker.refuses:
             raise DeliveryError(None, None)  # type: ignore[arg-type]

@@ -23,8 +23,8 @@ from keyturn.errors import (
     UnknownProjectError,
 )
 from keyturn.topology import ATTEMPT_HEADER, PLAN_QUEUE, SWEEP_QUEUE
-from keyturn_workers.amqp import ConsumerContext
-from keyturn_workers.amqp.retry import Retry, RetryNotes
+from keyturn_workers.amqp.consumer import ConsumerContext
+from keyturn_workers.amqp.failures import Retry, RetryNotes
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.sweep.handler import HintConsumer
 from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, encode

@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind
 from keyturn.crypto import SigningKey
 from keyturn.errors import AlreadyExistsError, BadSignatureError, StorageUnavailableError
 from keyturn.trace_context import TraceContext
-from keyturn_workers.amqp import NotConfirmedError
+from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.tracing.publishing import TracedWorkerPublisher
 from keyturn_workers.tracing.scope import Value, begin, recorded
 from tests.unit.keyturn_workers.amqp.deliveries import STORED

@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from keyturn.errors import AlreadyExistsError
-from keyturn_workers.amqp import DeferError
+from keyturn_workers.amqp.consumer import DeferError
 from keyturn_workers.tracing.scope import MAX_SPANS, begin, current_scope, recorded
 from tests.unit.keyturn_workers.tracing.recorder import Recorder
 

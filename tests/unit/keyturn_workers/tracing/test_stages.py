@@ -9,7 +9,9 @@ from opentelemetry.trace import SpanKind
 
 from keyturn.counts import Counts
 from keyturn.errors import AlreadyExistsError, CodedError, StorageUnavailableError
-from keyturn_workers.amqp import DeferError, NotConfirmedError, RequestConsumer
+from keyturn_workers.amqp.consumer import DeferError
+from keyturn_workers.amqp.publisher import NotConfirmedError
+from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.tracing.scope import begin, recorded
 from keyturn_workers.tracing.stages import TracedMetrics
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -66,7 +68,7 @@ async def test_a_served_request() -> None:
 async def test_what_became_of_a_request(
     monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: str, error_type: str | None
 ) -> None:
-    monkeypatch.setattr("keyturn_workers.amqp.message_consumer._PAUSE_S", 0)
+    monkeypatch.setattr("keyturn_workers.amqp.consumer._PAUSE_S", 0)
     recorder = await _consumed(error)
     assert recorder.attributes("root")["keyturn.outcome"] == outcome
     assert recorder.attributes("root").get("error.type") == error_type

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from keyturn_workers.amqp import retry
+from keyturn_workers.amqp import failures as retry
 from keyturn_workers.console.model.attention_facts import Facts, Rule
 from keyturn_workers.console.model.attention_work import (
     CODES_WITHOUT_BODY,

@@ -5,14 +5,17 @@ Reports alone are not mandatory, and have a channel of their own: they state not
 and a broker that refuses or returns them must not keep an event from its stream.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import aiormq
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aiormq.exceptions import ChannelInvalidStateError
 from faststream.exceptions import IncorrectState
 from faststream.rabbit import RabbitBroker
 from pamqp import commands
@@ -33,8 +36,7 @@ from keyturn.topology import (
     dead_letter_name,
     retry_name,
 )
-from keyturn_workers.amqp.confirmed_publisher import ConfirmedPublisher
-from keyturn_workers.amqp.retry import (
+from keyturn_workers.amqp.failures import (
     Retry,
     RetryNotes,
     copy_of,
@@ -46,6 +48,93 @@ from keyturn_workers.worker.metrics import WAITING
 
 _TIMEOUT_S: Final = 30
 _REPORTS: Final = (STATUS_REPORTED, WORKER_REPORTED)
+
+
+class OpenChannel:
+    """aiormq's channel below one of aio-pika's that is opened again after a lost connection.
+
+    Attributes:
+        channel: The channel that was opened last; None before that.
+    """
+
+    def __init__(self) -> None:
+        self.channel: aiormq.Channel | None = None
+
+    async def follow(self, robust: AbstractChannel) -> None:
+        """Note the channel below this one, now and each time that it is opened again."""
+        if not isinstance(robust, AbstractRobustChannel):
+            raise TypeError("a channel that is not opened again after a lost connection")
+        robust.reopen_callbacks.add(self._note)
+        await self._note(robust)
+
+    async def _note(self, robust: AbstractChannel | None) -> None:
+        opened = None if robust is None else await robust.get_underlay_channel()
+        self.channel = opened if isinstance(opened, aiormq.Channel) else None
+
+
+class ConfirmedPublisher:
+    """Publishes to one exchange, many messages at once, on a channel of its own.
+
+    `Exchange.publish` of aio-pika holds its channel's lock until the socket has taken a message, so
+    that messages are sent one after the other. aiormq's `basic_publish` with `wait=False` gives the
+    lock back as soon as a message is in its write queue, and returns on the broker's confirmation
+    as well.
+
+    Args:
+        broker: The connection.
+        exchange: Where to publish.
+        timeout_s: How long the broker's confirmation may take.
+        is_mandatory: Whether a message that no queue takes is an error.
+    """
+
+    def __init__(
+        self, broker: RabbitBroker, exchange: str, *, timeout_s: float, is_mandatory: bool = True
+    ) -> None:
+        self._broker = broker
+        self._exchange = exchange
+        self._timeout_s = timeout_s
+        self._is_mandatory = is_mandatory
+        self._opening = asyncio.Lock()
+        self._opened = OpenChannel()
+        self._is_open = False
+
+    async def publish(
+        self, routing_key: str, body: bytes, properties: commands.Basic.Properties
+    ) -> None:
+        """Publish; returns once the broker confirmed the message.
+
+        `properties` gets a new message id.
+
+        Raises:
+            DeliveryError, PublishError: the broker refused the message, or no queue takes it
+                although it is mandatory.
+            ChannelInvalidStateError, AMQPConnectionError: there is no connection, or it was
+                lost meanwhile.
+            TimeoutError: the broker did not confirm in time.
+        """
+        if not self._is_open:
+            await self._open()
+        channel = self._opened.channel
+        if channel is None or channel.is_closed:
+            # aio-pika opens it again; waiting for that would delay the redelivery.
+            raise ChannelInvalidStateError("the channel of events is closed")
+        await channel.basic_publish(
+            body,
+            exchange=self._exchange,
+            routing_key=routing_key,
+            properties=properties,
+            mandatory=self._is_mandatory,
+            timeout=self._timeout_s,
+            wait=False,
+        )
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._is_open:
+                return
+            connection = await self._broker.connect()
+            await self._opened.follow(await connection.channel(on_return_raises=True))
+            self._is_open = True
 
 
 class NotConfirmedError(Exception):

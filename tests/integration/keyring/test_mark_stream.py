@@ -13,8 +13,8 @@ from keyturn import topology
 from keyturn.crypto import SigningKey
 from keyturn.messages import KeyringMarked
 from keyturn_workers.amqp.declarations import declare
-from keyturn_workers.amqp.mark_stream import MarkStream, following
 from keyturn_workers.keyring import Mark
+from keyturn_workers.keyring.mark_stream import MarkStream, following
 from tests.unit.keyturn_workers.factories import AT, keyring
 from tools.harness.marks import sign_mark
 

@@ -16,9 +16,8 @@ from keyturn.errors import EventsUnavailableError, MarksUnavailableError, NotDel
 from keyturn.messages import KeyringMarked, encode_mark, parse_mark
 from keyturn.publisher.event_stream import StreamRecord
 from keyturn.topology import EVENT_KEY_HEADER, KEYRING_MARKED, MARKS_STREAM, SIGNATURE_HEADER
-from keyturn_workers.amqp import mark_stream
-from keyturn_workers.amqp.mark_stream import MarkStream, following
-from keyturn_workers.keyring import Keyring, Mark
+from keyturn_workers.keyring import Keyring, Mark, mark_stream
+from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.keyring.marks import Finding
 from tests.unit.keyturn_workers.factories import AT, keyring
 

@@ -1,0 +1,1 @@
+"""Tests of keyrings and their marks on real servers."""
