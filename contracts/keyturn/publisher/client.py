@@ -129,8 +129,12 @@ class Publisher:
         async with AsyncExitStack() as stack:
             staging = None
             if s3 is not None:
-                from keyturn.s3_client import open_client  # noqa: PLC0415  # an extra of its own
-
+                try:
+                    from keyturn.s3 import open_client  # noqa: PLC0415  # an extra of its own
+                except ModuleNotFoundError as exc:
+                    raise SettingsError(
+                        "S3 needs aioboto3, which is not installed: install keyturn[staging]"
+                    ) from exc
                 client = await stack.enter_async_context(
                     open_client(
                         s3, max_connections=CONNECTIONS, total_max_attempts=_STAGING_ATTEMPTS

@@ -36,9 +36,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from keyturn.botocore_http import VerifyingSession, verified_sessions
 from keyturn.crypto import Secret, expand_message
 from keyturn.errors import KmsUnavailableError, SettingsError
+from keyturn.s3 import VerifyingSession, verified_sessions
 from keyturn_workers.key_uris import AwsKmsUri
 from keyturn_workers.master_keys.port import Derivation, KeyDescription, KmsRefusedError
 from keyturn_workers.settings import KmsSettings

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from keyturn.errors import SettingsError, StorageUnavailableError
-from keyturn.s3_client import new_session, open_client, storage_context
+from keyturn.s3 import new_session, open_client, storage_context
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.storage.port import (

@@ -22,10 +22,9 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from keyturn import botocore_http
-from keyturn.botocore_http import VerifyingSession, verified_sessions
+from keyturn import s3
 from keyturn.errors import SettingsError
-from keyturn.s3_client import open_client
+from keyturn.s3 import VerifyingSession, open_client, verified_sessions
 from keyturn.settings import S3Settings
 from keyturn.tls import STORAGE, client_context, describe_tls_failure
 from tests.support.aws_web_identity import use_web_identity
@@ -297,7 +296,7 @@ def test_other_servers_of_credentials_are_allowed(
 ) -> None:
     """AWS's own speak plain HTTP, and a server on this machine could read its files anyway."""
     _use_metadata(monkeypatch, tmp_path, **given)
-    botocore_http._check_metadata_servers(given.get(_INSTANCE))
+    s3._check_metadata_servers(given.get(_INSTANCE))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The S3 client of `keyturn.s3_client` (SPEC 11)."""
+"""The S3 client of `keyturn.s3` (SPEC 11)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from keyturn.errors import SettingsError
-from keyturn.s3_client import new_session, open_client
+from keyturn.publisher import Publisher
+from keyturn.s3 import new_session, open_client
 from keyturn.settings import S3Settings
+from tests.unit.keyturn.publisher.test_requests import SETTINGS
 
 
 def settings(**values: str) -> S3Settings:
@@ -43,11 +45,12 @@ async def test_retries_are_a_choice() -> None:
         assert client.meta.config.retries["total_max_attempts"] == 4  # type: ignore[attr-defined]
 
 
-def test_without_aioboto3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the extra to install."""
+async def test_without_aioboto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aioboto3", None)
+    monkeypatch.delitem(sys.modules, "keyturn.s3")
     with pytest.raises(SettingsError, match=r"keyturn\[staging\]"):
-        new_session(settings())
+        async with Publisher.open(SETTINGS, s3=settings(), connect=False):
+            pass
 
 
 def test_loggers_of_other_libraries_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

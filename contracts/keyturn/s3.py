@@ -1,23 +1,33 @@
-"""HTTP for clients of botocore, with the server's name verified (SPEC 11).
+"""S3 clients for staging and for the workers' storage: sessions that verify servers (SPEC 11).
 
-aiobotocore's own session does not verify the name: botocore switches that off in its TLS context,
-since urllib3 compares the name itself, and aiohttp leaves it to the context. There, a certificate
-of any host from a trusted authority passes for the storage's.
+A client suits servers other than AWS (no checksum trailers, path-style addressing where an endpoint
+is set) and resends nothing unless configured to.
 
-This is a session as `AioConfig(http_session_cls=...)` takes it, for `https` alone. It follows no
-redirect: botocore does, with another signature.
+aiobotocore's own HTTP session does not verify the server's name: botocore switches that off in its
+TLS context, since urllib3 compares the name itself, and aiohttp leaves it to the context. There, a
+certificate of any host from a trusted authority passes for the storage's. `VerifiedSession` is a
+session as `AioConfig(http_session_cls=...)` takes it, for `https` alone. It follows no redirect:
+botocore does, with another signature.
+
+Logging belongs to the host process. At level DEBUG, botocore logs whole requests with their
+headers: a process that sets its root logger to DEBUG should keep `botocore` and `aiobotocore`
+at WARNING.
+
+This module needs aioboto3, of the extra `keyturn[staging]`: import it only where S3 is used.
 """
 
 import copy
 import os
 import ssl
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import cache, partial
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import urlsplit
 
+import aioboto3
 import aiohttp
 from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
@@ -37,11 +47,96 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.httpsession import ProxyConfiguration, get_cert_path
+from botocore.loaders import Loader, create_loader
 from yarl import URL
 
 from keyturn.errors import SettingsError
+from keyturn.settings import S3Settings
+from keyturn.tls import STORAGE, renewing_context
 
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+
+CONNECT_TIMEOUT_S: Final = 5
+READ_TIMEOUT_S: Final = 60
 _CHUNKED: Final = "chunked"
+
+
+@cache
+def _data_loader() -> Loader:
+    """Botocore's descriptions of services, read once per process and not once per session."""
+    return create_loader()
+
+
+def new_session(settings: S3Settings) -> aioboto3.Session:
+    """A session with the settings' keys, or without them with the standard AWS chain."""
+    botocore_session = VerifyingSession()
+    botocore_session.register_component("data_loader", _data_loader())
+    secret = settings.s3_secret_access_key
+    return aioboto3.Session(
+        aws_access_key_id=settings.s3_access_key_id,
+        aws_secret_access_key=None if secret is None else secret.get_secret_value(),
+        region_name=settings.s3_region,
+        botocore_session=botocore_session,
+    )
+
+
+def storage_context(settings: S3Settings) -> ssl.SSLContext | None:
+    """The context of TLS connections, where the settings name a file for it.
+
+    Later connections read the files again if they have changed.
+
+    Raises:
+        SettingsError: names the setting whose file cannot be used.
+    """
+    files = (settings.s3_ca_file, settings.s3_cert_file, settings.s3_key_file)
+    return renewing_context(STORAGE, *files) if any(files) else None
+
+
+@asynccontextmanager
+async def open_client(
+    settings: S3Settings,
+    *,
+    max_connections: int,
+    total_max_attempts: int = 1,
+    tls: ssl.SSLContext | None = None,
+) -> "AsyncIterator[S3Client]":
+    """An aiobotocore S3 client, open for the duration of the block.
+
+    Args:
+        settings: Where the bucket is, and the credentials.
+        max_connections: The size of the pool; at least the intended concurrency.
+        total_max_attempts: 1 never resends after a response of 5xx; more is for writes that
+            may be repeated safely.
+        tls: From `storage_context`, if the caller has it already.
+
+    Raises:
+        SettingsError: a file of certificates cannot be used.
+    """
+    session = new_session(settings)
+    more: dict[str, Any] = {}
+    if not (settings.s3_endpoint_url or "").startswith("http://"):
+        more["http_session_cls"] = verified_sessions(tls or storage_context(settings))
+    config = AioConfig(
+        signature_version="s3v4",
+        s3={
+            # A private endpoint seldom has a DNS name for each bucket. At AWS "auto" would
+            # presign for the global host, which redirects for the first hours of a bucket.
+            "addressing_style": "virtual" if settings.s3_endpoint_url is None else "path",
+            "us_east_1_regional_endpoint": "regional",
+        },
+        # Trailing checksums are AWS's own; other servers store them in the body or refuse.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"total_max_attempts": total_max_attempts, "mode": "standard"},
+        max_pool_connections=max_connections,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        tcp_keepalive=True,
+        **more,
+    )
+    async with session.client("s3", endpoint_url=settings.s3_endpoint_url, config=config) as client:
+        yield client
 
 
 def verified_sessions(tls: ssl.SSLContext | None = None) -> type[AIOHTTPSession]:
