@@ -28,7 +28,7 @@ from keyturn.topology import (
     UNSIGNED_DEAD_QUEUE,
     UPLOAD_QUEUE,
 )
-from keyturn_workers.amqp.retry import CODES_WITHOUT_BODY
+from keyturn_workers.amqp.failures import CODES_WITHOUT_BODY
 from keyturn_workers.code_help import CODES, code_help
 from keyturn_workers.status.query import OLD_KEY
 
