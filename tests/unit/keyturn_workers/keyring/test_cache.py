@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
+from keyturn.errors import StorageUnavailableError
 from keyturn_workers.keyring import cache as cache_module
-from keyturn_workers.keyring.cache import CacheEntry, KeyringCache
-from tests.unit.keyturn_workers.factories import keyring, snapshot
+from keyturn_workers.keyring.cache import CacheEntry, KeyringCache, Listing, Listings, name_of
+from keyturn_workers.storage import Lease
+from tests.unit.keyturn_workers.factories import DATE, MASTER_KEYS, keyring, snapshot
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterator
 
     from keyturn_workers.keyring import KeyringSnapshot
+
+NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
+RING: Final = keyring()
 
 SNAPSHOT: Final = snapshot(keyring())
 DIGEST: Final = bytes(32)
@@ -160,3 +168,77 @@ def test_a_cleared_cache_is_empty() -> None:
     _stored(cache, "a", "b")
     cache.clear()
     assert (_projects(cache), cache.names, cache.total_bytes) == ([], [], 0)
+
+
+def listing(after: str, last: str | None, sent_s: float = 0) -> Listing:
+    return Listing(after, last, {}, NOW, sent_s, leased=True, proves=False)
+
+
+def spans(listings: Listings, names: str) -> Iterator[str]:
+    """The beginning of the segment of each name, or a dash."""
+    for name in names:
+        found = listings.covering(name)
+        yield "-" if found is None else found.after or "^"
+
+
+def test_a_listing_covers_from_its_start_to_its_last_key() -> None:
+    listings = Listings()
+    listings.add(listing("c", "f"))
+    assert "".join(spans(listings, "abcdefgh")) == "---ccc--"
+    listings.add(listing("", "b"))
+    assert "".join(spans(listings, "abcdefgh")) == "^^-ccc--"
+    listings.add(listing("f", None))
+    assert "".join(spans(listings, "abcdefgh")) == "^^-cccff"
+
+
+def test_a_newer_listing_takes_the_place_of_those_that_begin_within_it() -> None:
+    listings = Listings()
+    for after, last in (("a", "c"), ("c", "e"), ("e", "g")):
+        listings.add(listing(after, last))
+    listings.add(listing("b", "d"))
+    assert "".join(spans(listings, "bcdefg")) == "abb-ee"
+    listings.add(listing("a", None))
+    assert "".join(spans(listings, "bcdefg")) == "aaaaaa"
+    assert len(listings) == 1
+
+
+def test_a_listing_begins_where_the_one_before_did() -> None:
+    listings = Listings()
+    names = [name_of(f"p{number}") for number in range(9)]
+    assert listings.start_for(names[5], names) == "p0.jso" < names[0]
+    listings.add(listing("", names[3]))
+    assert listings.start_for(names[2], names) == ""
+    assert listings.start_for(names[5], names) == "p4.jso" > names[3]
+
+
+def test_names_are_in_the_order_of_the_storage() -> None:
+    """`acme-1.json` comes before `acme.json` there, though `acme` before `acme-1`."""
+    assert sorted(map(name_of, ["acme", "acme-1", "acme1"])) == [
+        "acme-1.json",
+        "acme.json",
+        "acme1.json",
+    ]
+
+
+def test_the_lease_is_counted_from_the_date_of_the_read() -> None:
+    assert snapshot(RING).lease == Lease(DATE, 15)
+
+
+@pytest.mark.parametrize(("named_s", "lease_s"), [(60, 15), (15, 15), (5, 5)])
+def test_no_write_has_a_longer_lease_than_the_keyring_names(named_s: int, lease_s: int) -> None:
+    """Proofs and deletes wait for no longer one."""
+    assert snapshot(replace(RING, lease_s=named_s)).lease == Lease(DATE, lease_s)
+
+
+def test_a_read_that_gives_no_lease_fences_no_write() -> None:
+    unleased = snapshot(RING, leased=False)
+    with pytest.raises(StorageUnavailableError, match="no lease"):
+        _ = unleased.lease
+
+
+def test_a_snapshot_prints_no_key() -> None:
+    assert RING.current.kek is not None
+    read = snapshot(RING)
+    for secret in (RING.current.kek, *MASTER_KEYS.values(), read.desired.admin_kek):
+        assert secret.reveal().hex() not in repr(read)
+        assert repr(secret.reveal()) not in repr(read)

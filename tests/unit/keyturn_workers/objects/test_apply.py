@@ -7,19 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import BODY_CONTEXT, new_dek, open_sealed, open_tombstone
+from keyturn.crypto import BODY_CONTEXT, Secret, new_dek, open_sealed, open_tombstone, sealed_size
 from keyturn.errors import (
     ArchivedObjectError,
+    BodyTooLargeError,
+    CorruptObjectError,
     LockedObjectError,
     StorageUnavailableError,
 )
 from keyturn.identifiers import format_time
 from keyturn.metadata import METADATA_MAX_BYTES, Plaintext, Tombstone, parse, size_bytes
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
+from keyturn_workers.keyring import forbid_plaintext, retire_old_keys
+from keyturn_workers.objects.apply import (
+    PUT_MAX_BYTES,
+    ActionExecutor,
+    ObjectWrite,
+    check_fits_one_put,
+    check_unchanged,
+    check_v0_body,
+    encrypt_plaintext,
+    is_lock_refusal,
+    recheck_state,
+    tags_at_risk,
+)
 from keyturn_workers.objects.plan_action import Encrypt, NoOp, ResealTombstone, Rewrap
 from keyturn_workers.objects.wraps import verify_upload
-from keyturn_workers.storage import Capabilities, Headers
+from keyturn_workers.storage import Capabilities, Headers, Lease
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,
     AT,
@@ -27,6 +41,7 @@ from tests.unit.keyturn_workers.factories import (
     deleted,
     enc,
     keyring,
+    rotated,
     sealed_object,
 )
 from tests.unit.keyturn_workers.scene import (
@@ -47,6 +62,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from keyturn_workers.objects.plan_action import PlannedAction
+
+DEK = new_dek()
+BODIES = pytest.mark.parametrize(
+    "body", [b"hello", bytes(2_500_000)], ids=["one piece", "several pieces"]
+)
 
 KEEPS_TAGS = Capabilities(copy_keeps_tags=True)
 
@@ -450,3 +470,249 @@ async def test_an_object_of_the_earlier_system_keeps_its_time() -> None:
     on.storage.advance(60)
     await on.reconcile()
     assert await stored(on) == (format_time(before), None)
+
+
+async def test_an_unchanged_state_gives_a_new_lease() -> None:
+    on = Scene()
+    before = await on.keyrings.read_fresh("acme")
+    on.storage.advance(5)
+    after = await recheck_state(on.keyrings, before)
+    assert after.desired.same_state(before.desired)
+    assert after.lease.read_at > before.lease.read_at
+
+
+@pytest.mark.parametrize("move", [Scene.rotate, Scene.change_master_key], ids=["user", "master"])
+async def test_a_state_that_moved_refuses_the_write(
+    move: Callable[[Scene], Awaitable[None]],
+) -> None:
+    on = Scene()
+    before = await on.keyrings.read_fresh("acme")
+    await move(on)
+    with pytest.raises(PreconditionError):
+        await recheck_state(on.keyrings, before)
+
+
+async def test_plaintext_that_was_forbidden_is_another_state() -> None:
+    on = Scene(ring=keyring(plaintext=True))
+    before = await on.keyrings.read_fresh("acme")
+    on.write_keyring(forbid_plaintext(on.ring))
+    with pytest.raises(PreconditionError):
+        await recheck_state(on.keyrings, before)
+
+
+async def test_earlier_keys_that_are_retired_change_no_state() -> None:
+    on = Scene(ring=rotated(keyring()))
+    before = await on.keyrings.read_fresh("acme")
+    on.write_keyring(retire_old_keys(on.ring))
+    await recheck_state(on.keyrings, before)
+
+
+async def test_an_object_as_it_was_read_is_unchanged() -> None:
+    on = Scene()
+    on.plant({}, b"")
+    await check_unchanged(on.storage, TARGET, (await on.read_view()).head)
+
+
+async def test_an_object_with_other_metadata_has_changed() -> None:
+    """A tombstone has the ETag of an empty body: the ETag by itself would not show it."""
+    on = Scene()
+    on.plant({}, b"")
+    head = (await on.read_view()).head
+    await on.delete()
+    assert (await on.storage.head(TARGET)).etag == head.etag
+    with pytest.raises(PreconditionError):
+        await check_unchanged(on.storage, TARGET, head)
+
+
+async def test_an_object_with_another_body_has_changed() -> None:
+    on = Scene()
+    on.plant({}, b"one")
+    head = (await on.read_view()).head
+    on.plant({}, b"two")
+    with pytest.raises(PreconditionError):
+        await check_unchanged(on.storage, TARGET, head)
+
+
+async def test_an_object_that_is_gone_is_missing() -> None:
+    on = Scene()
+    on.plant({}, b"")
+    head = (await on.read_view()).head
+    await on.storage.delete(TARGET)
+    with pytest.raises(MissingError):
+        await check_unchanged(on.storage, TARGET, head)
+
+
+@pytest.mark.parametrize(
+    ("locked", "late_s", "by_the_lock"),
+    [(True, 0, True), (True, 10, True), (True, 20, False), (False, 0, False)],
+)
+async def test_a_refusal_within_the_lease_is_by_the_lock(
+    *, locked: bool, late_s: int, by_the_lock: bool
+) -> None:
+    """The storage answers both with the same 403: its clock shows which it was."""
+    on = Scene()
+    on.plant({}, b"", locked=locked)
+    head = (await on.read_view()).head
+    lease = Lease(on.storage.now, 15)
+    on.storage.advance(late_s)
+    assert await is_lock_refusal(on.storage, TARGET, head, lease) is by_the_lock
+
+
+# A v0 body.
+
+
+async def _check(on: Scene, dek: bytes) -> None:
+    await check_v0_body(on.storage, TARGET, (await on.read_view()).head, Secret(dek))
+
+
+@pytest.mark.parametrize("size", [0, 5, 3_000_000])
+async def test_a_v0_body_opens_under_its_own_dek_alone(size: int) -> None:
+    on = Scene()
+    on.plant_v0(DEK, size=size)
+    await _check(on, DEK)
+    with pytest.raises(CorruptObjectError):
+        await _check(on, new_dek())
+
+
+@pytest.mark.parametrize("cut", [1, 16, 10_000])
+async def test_a_v0_body_that_was_cut_does_not_open(cut: int) -> None:
+    on = Scene()
+    body = on.plant_v0(DEK, size=20_000)
+    head = await on.storage.head(TARGET)
+    on.storage.plant(TARGET, body[:-cut], head.headers)
+    with pytest.raises(CorruptObjectError):
+        await _check(on, DEK)
+
+
+# Plaintext.
+
+
+async def _write(on: Scene) -> ObjectWrite:
+    snapshot = await on.keyrings.read_fresh("acme")
+    head = (await on.read_view()).head
+    return ObjectWrite(TARGET, head, Headers({"written": "yes"}), snapshot)
+
+
+async def _encrypt(on: Scene, write: ObjectWrite) -> None:
+    await encrypt_plaintext(on.storage, on.keyrings, write, DEK)
+
+
+@pytest.mark.parametrize("body", [b"", b"hello", bytes(2_500_000)], ids=len)
+async def test_plaintext_is_replaced_by_its_sealed_body(body: bytes) -> None:
+    on = in_plaintext(body)
+    await _encrypt(on, await _write(on))
+    head, sealed = await on.storage.read(TARGET, max_bytes=10**7)
+    assert open_sealed(DEK, BODY_CONTEXT, sealed) == body
+    assert head.metadata == {"written": "yes"}
+
+
+async def test_an_empty_body_is_put_at_once() -> None:
+    """Streamed, it could outlast its lease and bring back a deleted object."""
+    on = in_plaintext(b"")
+    await _encrypt(on, await _write(on))
+    assert (on.storage.calls["put"], on.storage.calls["put_stream"]) == (1, 0)
+
+
+@pytest.mark.parametrize("body", [b"", b"hello"], ids=len)
+async def test_a_put_after_its_lease_is_refused(body: bytes) -> None:
+    on = in_plaintext(body)
+    write = await _write(on)
+    await on.late()
+    with pytest.raises(RefusedError):
+        await _encrypt(on, write)
+    assert await on.body() == body
+
+
+@BODIES
+@pytest.mark.parametrize("move", [Scene.rotate, Scene.change_master_key], ids=["user", "master"])
+async def test_a_state_that_moves_while_the_body_is_sent_refuses_the_put(
+    body: bytes, move: Callable[[Scene], Awaitable[None]]
+) -> None:
+    """The lease bounds when a put begins, not when it ends."""
+    on = in_plaintext(body)
+    write = await _write(on)
+    on.storage.before_next("read", lambda: move(on))  # the recheck's read of the keyring
+    with pytest.raises(PreconditionError):
+        await _encrypt(on, write)
+    assert await on.body() == body
+
+
+async def test_plaintext_that_is_gone_is_missing() -> None:
+    on = in_plaintext()
+    write = await _write(on)
+    await on.storage.delete(TARGET)
+    with pytest.raises(MissingError):
+        await _encrypt(on, write)
+
+
+async def test_one_put_holds_so_much_and_no_more() -> None:
+    on = in_plaintext()
+    head = (await on.read_view()).head
+    fits = PUT_MAX_BYTES - (sealed_size(PUT_MAX_BYTES) - PUT_MAX_BYTES)
+    assert check_fits_one_put(replace(head, size_bytes=fits)) <= PUT_MAX_BYTES
+    with pytest.raises(BodyTooLargeError):
+        check_fits_one_put(replace(head, size_bytes=PUT_MAX_BYTES))
+
+
+# As actions of a sweep.
+
+
+async def test_a_v0_body_that_does_not_open_gets_no_wraps() -> None:
+    """The body does not commit to its key: the wraps alone prove nothing."""
+    on = Scene()
+    on.plant_v0(new_dek(), body_dek=new_dek())
+    before = await on.storage.head(TARGET)
+    with pytest.raises(CorruptObjectError):
+        await on.reconcile()
+    assert (await on.storage.head(TARGET)).metadata == before.metadata
+    assert on.storage.calls["copy_onto_itself"] == 0
+
+
+async def test_a_v0_body_replaced_before_it_is_checked_is_left_alone() -> None:
+    on = Scene()
+    on.plant_v0(new_dek())
+    on.storage.before_next("stream", on.delete)
+    with pytest.raises(PreconditionError):
+        await on.reconcile()
+
+
+@pytest.mark.parametrize("body", [b"hello", bytes(2_500_000)], ids=["small", "large"])
+async def test_no_body_lands_under_outdated_wraps(body: bytes) -> None:
+    """The lease bounds when a put begins; the rotation comes while the body is sent."""
+    on = in_plaintext(body)
+    on.storage.before_next("stream", on.rotate)
+    with pytest.raises(PreconditionError):
+        await on.reconcile(ENCRYPT)
+    assert await on.body() == body
+    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
+
+
+@pytest.mark.parametrize("operation", ["stream", "put_stream"])
+async def test_plaintext_replaced_meanwhile_is_left_alone(operation: str) -> None:
+    on = in_plaintext()
+
+    async def change() -> None:
+        on.plant({}, b"other")
+
+    on.storage.before_next(operation, change)
+    with pytest.raises(PreconditionError):
+        await on.reconcile(ENCRYPT)
+    assert await on.body() == b"other"
+
+
+async def test_plaintext_deleted_meanwhile_stays_deleted() -> None:
+    on = in_plaintext()
+    on.storage.before_next("put_stream", on.delete)
+    with pytest.raises(PreconditionError):
+        await on.reconcile(ENCRYPT)
+    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
+
+
+async def test_plaintext_above_one_put_is_too_large() -> None:
+    on = in_plaintext()
+    view, action, snapshot = await on.plan_action(ENCRYPT)
+    large = replace(view, head=replace(view.head, size_bytes=5 * 1024**3))
+    with pytest.raises(BodyTooLargeError):
+        await on.executor.execute("acme", KEY, large, action, snapshot)
+    assert on.storage.calls["stream"] == 0
+    assert await on.body() == b"hello"

@@ -27,6 +27,7 @@ from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
 from keyturn_workers.objects.plan_action import ObjectView, Options, Rewrap, plan_action
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page import CannotProveYetError, gather_all, restore_noted_tags
+from keyturn_workers.sweep.page_listing import Row, list_batches
 from keyturn_workers.sweep.record import Failure, OpenPage, State
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,
@@ -488,3 +489,41 @@ async def test_the_first_failure_cancels_the_rest_and_is_raised_as_it_is() -> No
     with pytest.raises(CorruptObjectError):
         await gather_all(works)
     assert canceled.is_set()
+
+
+async def _rows(
+    storage: MemoryStorage, after: str, last: str, *, versioned: bool, size: int = 2
+) -> list[Row]:
+    rows: list[Row] = []
+    async for batch in list_batches(storage, "acme", after, last, versioned=versioned, size=size):
+        assert 0 < len(batch) <= size
+        rows += batch
+    return rows
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+@pytest.mark.parametrize(
+    ("after", "last", "keys"),
+    [("", "", "abcde"), ("a", "d", "bcd"), ("e", "", ""), ("c", "", "de")],
+)
+async def test_a_page_begins_after_its_first_edge_and_includes_the_last(
+    after: str, last: str, keys: str, *, versioned: bool
+) -> None:
+    storage = MemoryStorage(versioned=versioned)
+    for key in "abcde":
+        storage.plant(f"acme/{key}", b"", Headers({}))
+    storage.plant("acme-2/z", b"", Headers({}))
+    rows = await _rows(storage, after, last, versioned=versioned)
+    assert [row.key for row in rows] == list(keys)
+    assert all(row.exists and not row.noncurrent for row in rows)
+
+
+async def test_each_key_comes_with_its_noncurrent_versions() -> None:
+    storage = MemoryStorage(versioned=True)
+    for key in ("a", "a", "a", "b"):
+        storage.plant(f"acme/{key}", b"", Headers({}))
+    await storage.delete("acme/b")
+    one, other = await _rows(storage, "", "", versioned=True)
+    assert (one.key, one.exists, len(one.noncurrent)) == ("a", True, 2)
+    # The delete marker is the newest version, and no version to remove.
+    assert (other.key, other.exists, len(other.noncurrent)) == ("b", False, 1)

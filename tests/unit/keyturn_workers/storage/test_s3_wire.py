@@ -1,10 +1,15 @@
-"""What answers mean (SPEC 8.2, 12): pure functions of status, code and headers."""
+"""The headers of copies, for features that no test server has (SPEC 8.2)."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+from xml.sax.saxutils import escape
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import (
@@ -14,18 +19,30 @@ from keyturn_workers.errors import (
     RefusedError,
     UnstorableKeyError,
 )
+from keyturn_workers.storage import Headers, Lease
 from keyturn_workers.storage.s3_wire import (
     RESTATED,
     RangeNotSatisfiableError,
     check_embedded_error,
+    decode_names,
     error_code,
     error_for,
+    find_columns,
+    find_rows,
+    find_text,
     parse_head,
     parse_tags,
     parse_versioning,
     read_error_for,
     text_element,
 )
+from tests.unit.keyturn_workers.storage.scripted_server import ETAG, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keyturn_workers.storage.s3 import S3Storage
+    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
 
 NEEDED = {
     "ETag": '"abc-2"',
@@ -33,6 +50,172 @@ NEEDED = {
     "Last-Modified": "Mon, 23 Nov 2026 09:00:00 GMT",
     "Content-Length": "56",
 }
+UNSTORABLE = [
+    (400, "KeyTooLongError", "too long"),
+    (409, "ExistingObjectIsFile", "the name of a folder"),
+    (409, "ExistingObjectIsDirectory", "the folder of other objects"),
+]
+_TEXT = st.text(st.sampled_from("%+=&;_#aF2 3\n\r~/\u00e9\u65e5\U0001f5dd'\"<>\x01"), max_size=12)
+
+COPIED = b"<CopyObjectResult><ETag>&quot;x&quot;</ETag></CopyObjectResult>"
+BEGUN = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+EMPTY_MD5 = "1B2M2Y8AsgTpgAmY7PhCfg=="
+
+# As AWS returns them for an object, and accepts them in a copy.
+KMS = {
+    "x-amz-server-side-encryption": "aws:kms",
+    "x-amz-server-side-encryption-aws-kms-key-id": "arn:aws:kms:eu-central-1:1:key/a-b",
+    "x-amz-server-side-encryption-bucket-key-enabled": "true",
+}
+LOCK = {
+    "x-amz-object-lock-legal-hold": "ON",
+    "x-amz-object-lock-mode": "COMPLIANCE",
+    "x-amz-object-lock-retain-until-date": "2099-01-01T00:00:00.000Z",
+}
+OBJECT_HEADERS = {
+    "storage class": {"x-amz-storage-class": "INTELLIGENT_TIERING"},
+    "archive class": {"x-amz-storage-class": "GLACIER"},
+    "encrypted under a key": KMS,
+    "locked": LOCK,
+    "everything": {
+        **KMS,
+        **LOCK,
+        "cache-control": "no-store",
+        "content-disposition": "inline",
+        "content-encoding": "br",
+        "content-language": "de",
+        "expires": "never",
+        "x-amz-storage-class": "STANDARD_IA",
+        "x-amz-website-redirect-location": "/other",
+    },
+}
+
+
+def test_everything_is_everything() -> None:
+    """A header that is restated and not in the table would go untested."""
+    assert OBJECT_HEADERS["everything"].keys() == RESTATED
+
+
+@pytest.mark.parametrize("name", OBJECT_HEADERS)
+async def test_a_self_copy_sends_what_was_given(
+    server: ScriptedServer, storage: S3Storage, name: str
+) -> None:
+    """Each header unchanged and signed, with the new metadata; a lock with its digest."""
+    object_headers = OBJECT_HEADERS[name]
+    response_headers = {
+        **object_headers,
+        "Content-Type": "text/x",
+        "x-amz-meta-author": "kim",
+        "x-amz-meta-enc-a": "1",
+    }
+    server.script = [Reply(200, b"start", response_headers), Reply(200, COPIED)]
+    head, _ = await storage.read_start("a/k", 56)
+    replaced = Headers(
+        {"author": "kim", "enc-a": "2"}, head.headers.content_type, head.headers.restated
+    )
+    await storage.copy_onto_itself("a/k", replaced, source_etag=ETAG, lease=Lease(head.date, 15))
+    request = server.requests[1]
+    assert {name: request.headers.get(name) for name in object_headers} == object_headers
+    assert request.headers["content-type"] == "text/x"
+    assert request.headers["x-amz-meta-author"] == "kim"
+    assert request.headers["x-amz-meta-enc-a"] == "2"
+    assert request.headers["x-amz-metadata-directive"] == "REPLACE"
+    digest = EMPTY_MD5 if LOCK.keys() <= object_headers.keys() else None
+    assert request.headers.get("content-md5") == digest
+    signed = request.target.partition("X-Amz-SignedHeaders=")[2].partition("&")[0].split("%3B")
+    assert object_headers.keys() <= set(signed)
+
+
+@pytest.mark.parametrize("name", OBJECT_HEADERS)
+async def test_a_multipart_copy_restates_headers_when_it_is_created(
+    server: ScriptedServer, storage: S3Storage, name: str
+) -> None:
+    """Not with its parts, where S3 would refuse them."""
+    object_headers = OBJECT_HEADERS[name]
+    copied = b"<CopyPartResult><ETag>&quot;p&quot;</ETag></CopyPartResult>"
+    server.script = [Reply(200, BEGUN), Reply(200, copied)]
+    upload_id = await storage.create_multipart(
+        "a/k", Headers({"enc-a": "2"}, "text/x", object_headers)
+    )
+    await storage.copy_part("a/k", upload_id, 1, first=0, last=9, source_etag=ETAG)
+    begun, part = server.requests
+    assert {name: begun.headers.get(name) for name in object_headers} == object_headers
+    assert begun.headers["x-amz-meta-enc-a"] == "2"
+    assert object_headers.keys().isdisjoint(part.headers)
+    assert part.headers["x-amz-copy-source-range"] == "bytes=0-9"
+    assert part.headers["x-amz-copy-source-if-match"] == ETAG
+
+
+async def test_an_empty_put_has_its_digest(server: ScriptedServer, storage: S3Storage) -> None:
+    """A bucket that locks by default refuses a put without one, and a tombstone must be stored."""
+    await storage.put("a/k", b"", Headers({"enc-algo": "deleted"}))
+    assert server.requests[0].headers["content-md5"] == EMPTY_MD5
+
+
+@pytest.mark.parametrize("status", [200, 403])
+async def test_an_archived_source_is_an_error(
+    server: ScriptedServer, storage: S3Storage, status: int
+) -> None:
+    """Reported at once or inside a 200; never retried."""
+    server.script = [Reply(status, b"<Error><Code>InvalidObjectState</Code></Error>")] * 2
+    lease = Lease((await _date(storage, server)), 15)
+    with pytest.raises(ArchivedError):
+        await storage.copy_onto_itself("a/k", Headers({}), source_etag=ETAG, lease=lease)
+
+
+async def _date(storage: S3Storage, server: ScriptedServer) -> datetime:
+    server.script.insert(0, Reply())
+    return (await storage.head("a/k")).date
+
+
+async def test_an_archived_object_is_not_read(server: ScriptedServer, storage: S3Storage) -> None:
+    """Its head can be read, its bytes cannot; there is no second attempt."""
+    server.script = [Reply(403, b"<Error><Code>InvalidObjectState</Code></Error>")]
+    with pytest.raises(ArchivedError):
+        await storage.read_start("a/k", 56)
+    assert len(server.requests) == 1
+    server.script = [Reply(200, headers={"x-amz-storage-class": "DEEP_ARCHIVE"})]
+    assert (await storage.head("a/k")).archived
+
+
+async def test_a_version_is_requested_by_its_id(server: ScriptedServer, storage: S3Storage) -> None:
+    """In the query of the GET, and of the HEAD of an empty object."""
+    server.script = [
+        Reply(416, b"<Error><Code>InvalidRange</Code></Error>"),
+        Reply(200, headers={"x-amz-version-id": "a+b/c"}),
+    ]
+    head, start = await storage.read_start("a/k", 56, version_id="a+b/c")
+    assert (head.version_id, start) == ("a+b/c", b"")
+    assert [request.method for request in server.requests] == ["GET", "HEAD"]
+    assert all(request.target.endswith("/a/k?versionId=a%2Bb%2Fc") for request in server.requests)
+
+
+async def test_a_delete_marker_is_missing(server: ScriptedServer, storage: S3Storage) -> None:
+    """AWS responds 405 if one is read by its version id."""
+    refused = b"<Error><Code>MethodNotAllowed</Code></Error>"
+    server.script = [Reply(405, refused, {"x-amz-delete-marker": "true"})]
+    with pytest.raises(MissingError):
+        await storage.read_start("a/k", 56, version_id="m")
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"), [(None, "binary/octet-stream"), ("text/html", "text/html")]
+)
+async def test_a_put_always_has_a_content_type(
+    server: ScriptedServer, storage: S3Storage, given: str | None, sent: str
+) -> None:
+    """Without one SeaweedFS stores an empty object when a connection is lost."""
+    stored = Reply(200, b"", {"ETag": f'"{ETAG}"'})
+    server.script = [stored, stored, Reply(200, BEGUN)]
+    headers = Headers({}, given)
+    await storage.put("a/k", b"body", headers)
+    await storage.put_stream("a/k", _body(), 4, headers)
+    await storage.create_multipart("a/k", headers)
+    assert [each.headers["content-type"] for each in server.requests] == [sent] * 3
+
+
+async def _body() -> AsyncIterator[bytes]:
+    yield b"body"
 
 
 @pytest.mark.parametrize(
@@ -68,13 +251,6 @@ def test_every_status_has_its_error(status: int, code: str, error: type[Exceptio
     found = error_for("put", status, code)
     assert type(found) is error
     assert str(found).endswith(f"put: {code or status}")
-
-
-UNSTORABLE = [
-    (400, "KeyTooLongError", "too long"),
-    (409, "ExistingObjectIsFile", "the name of a folder"),
-    (409, "ExistingObjectIsDirectory", "the folder of other objects"),
-]
 
 
 @pytest.mark.parametrize(("status", "code", "reason"), UNSTORABLE)
@@ -252,3 +428,44 @@ def test_embedded_errors_are_errors() -> None:
         )
     with pytest.raises(StorageUnavailableError, match="InternalError"):
         check_embedded_error("copy", b"<Error><Code>InternalError</Code></Error>", b"<CopyObject")
+
+
+@given(st.lists(_TEXT, max_size=4))
+def test_texts_are_read_as_they_were_written(texts: list[str]) -> None:
+    rows = "".join(f"<Row>\n <Other/><Name>{escape(text)}</Name></Row>" for text in texts)
+    (names,) = find_columns(find_rows("Row", f"<Rows>{rows}</Rows>".encode()), "Name")
+    assert list(names) == texts
+
+
+@given(st.lists(_TEXT, max_size=4))
+def test_names_are_decoded_as_they_were_encoded(names: list[str]) -> None:
+    assert list(decode_names([quote(name, safe="") for name in names])) == names
+
+
+def test_references_are_replaced_once() -> None:
+    body = b"<Key>&amp;lt;&#39;&#x1F5DD;&quot;&apos;&#1;&nbsp;</Key>"
+    assert find_text("Key", body) == "&lt;'\U0001f5dd\"'\x01&nbsp;"
+
+
+def test_an_element_may_be_absent_or_empty() -> None:
+    assert find_text("Key", b"<Keys>a</Keys>") is None
+    assert find_text("Key", b"<Key/>") == find_text("Key", b"<Key></Key>") == ""
+    assert find_rows("Row", b"<Rows></Rows>") == []
+    assert find_columns([], "Name") == [[]]
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"<Row><Name>a</Name>", "without an end"),
+        (b"<Row></Row>", "lacks"),
+        (b"<Row><Name>a</Row>", "lacks"),
+        (b"<Row><Name>a</Name><Name>b</Name></Row>", "lacks"),
+        (b"<Row><Name>\xff</Name></Row>", "decode"),
+        (b"<Row><Name>&#xD800;</Name></Row>", "surrogates"),
+        (b"<Row><Name>&#x110000;</Name></Row>", "range"),
+    ],
+)
+def test_what_is_not_whole_is_an_error(body: bytes, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        find_columns(find_rows("Row", body), "Name")
