@@ -14,9 +14,8 @@ import pytest
 
 from keyturn.crypto import VerifyKey
 from tools.harness.scene import check_queues_empty, served_uploads
-from tools.harness.stream import consume_stream
 from tools.harness.tcp_proxy import proxy
-from tools.harness.wire import open_wire
+from tools.harness.wire import consume_stream, open_wire
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage

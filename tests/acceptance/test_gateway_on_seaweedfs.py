@@ -17,8 +17,7 @@ from tools.harness.canaries import MARKER
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
-from tools.harness.scene import enrolled_scene
-from tools.harness.sweep_scenario import wait_for_end
+from tools.harness.scene import enrolled_scene, wait_for_end
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket

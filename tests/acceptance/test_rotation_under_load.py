@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tools.harness import requests as rq
 from tools.harness.canaries import MARKER
 from tools.harness.deployment import Deployment
-from tools.harness.scene import Scene, check_queues_empty, events_of
-from tools.harness.sweep_scenario import (
-    all_projects_sweep,
+from tools.harness.scene import (
+    Scene,
+    check_queues_empty,
     enroll_projects,
+    events_of,
     master_keys_setting,
     wait_for_end,
     wait_until_drained,
@@ -214,7 +216,7 @@ async def test_rotations_survive_killed_workers(
         coming = asyncio.create_task(uploads.keep_coming())
         killing = asyncio.create_task(crew.keep_killing())
         await _rotate_twice(scene, wire, tenant)
-        sweep = all_projects_sweep(master_key="m2")
+        sweep = rq.sweep("*", master_key="m2")
         await scene.publish(wire, sweep)
         tenant.masters = masters
         await wait_for_end(wire, sweep["sweep_id"], "sweep.completed", timeout_s=_TIMEOUT_S)

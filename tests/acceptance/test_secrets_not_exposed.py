@@ -35,6 +35,7 @@ from keyturn.crypto import (
 from keyturn.identifiers import EVIDENCE_PREFIX, KEYS_PREFIX
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_stream import follow, last_offset
+from tools.harness import requests as rq
 from tools.harness import stored_objects
 from tools.harness.canaries import Canaries, secrets_of_link
 from tools.harness.console import Account, ConsoleDeployment, console_user, write_passwords
@@ -43,9 +44,9 @@ from tools.harness.console_crawl import crawl
 from tools.harness.http import Client, object_target
 from tools.harness.otlp_receiver import otlp_receiver
 from tools.harness.process import console, gateway
-from tools.harness.scene import Scene, check_queues_empty
-from tools.harness.sweep_scenario import (
-    all_projects_sweep,
+from tools.harness.scene import (
+    Scene,
+    check_queues_empty,
     enroll_projects,
     master_keys_setting,
     wait_for_end,
@@ -162,7 +163,7 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server, folder: Path, received: Rec
         assert (await wire.outcome(again.upload_id))["code"] == "already_exists"
         await asyncio.to_thread(tenant.remember, dict(scene.plaintexts))
         links = await _given_away(scene, Client(serving, tenant.api_keys[0]))
-        sweep = all_projects_sweep(master_key="m2")
+        sweep = rq.sweep("*", master_key="m2")
         await scene.publish(wire, sweep)
         await wait_for_end(wire, sweep["sweep_id"], "sweep.completed")
         tenant.masters = masters

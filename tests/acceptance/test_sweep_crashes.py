@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tools.harness import requests as rq
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
-from tools.harness.scene import Scene, check_queues_empty, events_of
-from tools.harness.sweep_scenario import (
-    all_projects_sweep,
+from tools.harness.scene import (
+    Scene,
     check_ends,
+    check_queues_empty,
     enroll_projects,
+    events_of,
     master_keys_setting,
     run_concurrently,
     small_plaintexts,
@@ -37,7 +39,7 @@ from tools.servers import new_bucket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tools.harness.sweep_scenario import Logs
+    from tools.harness.scene import Logs
     from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
     from tools.servers import S3Server, Servers
@@ -292,7 +294,7 @@ async def _all_survives(
     for tenant in tenants:
         tenant.masters = masters
     settings = {**_SETTINGS, "MASTER_KEYS": master_keys_setting(masters)}
-    request = all_projects_sweep(master_key="m2")
+    request = rq.sweep("*", master_key="m2")
     sweep_id = request["sweep_id"]
     async with (
         scene.worker("all", point=death.point, **settings) as dying,

@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tools.harness.scene import Scene, check_queues_empty
-from tools.harness.sweep_scenario import (
+from tools.harness.scene import (
+    Scene,
     check_ends,
+    check_queues_empty,
     enroll_projects,
     small_plaintexts,
     wait_for_end,

@@ -27,7 +27,7 @@ from keyturn.publisher import PublisherError
 from keyturn.publisher.requests import SignedRequest
 from tools.chaos.plan import FLAWS_WITHOUT_EVENT, HOSTILE, RIVAL, rng_for
 from tools.harness import requests as rq
-from tools.harness.stream import consume_stream
+from tools.harness.wire import consume_stream
 
 if TYPE_CHECKING:
     import random

@@ -20,8 +20,7 @@ from keyturn.messages import parse_mark
 from tools.chaos.attackers import Attacks, digest
 from tools.chaos.plan import RIVAL
 from tools.harness.requests import new_id
-from tools.harness.stream import consume_stream
-from tools.harness.wire import open_wire
+from tools.harness.wire import consume_stream, open_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable

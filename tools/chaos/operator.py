@@ -19,7 +19,7 @@ from keyturn.crypto import new_api_key
 from keyturn.identifiers import ALL_PROJECTS, keyring_s3_key, object_s3_key
 from keyturn.messages import CountedEvent, Rejected
 from tools.harness import requests as rq
-from tools.harness.sweep_scenario import master_keys_setting
+from tools.harness.scene import master_keys_setting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -39,7 +39,7 @@ from tools.chaos.storage_proxy import FaultProxy, run_fault_proxy
 from tools.chaos.thief import Thief
 from tools.harness.console import ConsoleDeployment
 from tools.harness.console_client import console_client
-from tools.harness.sweep_scenario import master_keys_setting, wait_until_drained
+from tools.harness.scene import master_keys_setting, wait_until_drained
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket

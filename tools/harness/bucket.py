@@ -253,6 +253,7 @@ class Bucket:
 def unwrap_data_key(
     metadata: dict[str, str], kek: Secret, role: Role, project: str, key: str, generation: int
 ) -> bytes | None:
+    """The DEK of one wrap in metadata, or None; labels are ignored."""
     try:
         return unwrap_dek(
             kek,

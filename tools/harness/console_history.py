@@ -15,7 +15,7 @@ from keyturn.crypto import new_api_key
 from tools.harness import hostile
 from tools.harness import requests as rq
 from tools.harness.bucket import Bucket
-from tools.harness.sweep_scenario import wait_for_end
+from tools.harness.scene import wait_for_end
 
 if TYPE_CHECKING:
     from tools.harness.bucket import HandmadeObject

@@ -5,31 +5,20 @@ Every check reads with boto3 and the specified formats only (`tools.harness.stor
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from keyturn.crypto import (
     BODY_CONTEXT,
-    SealError,
     admin_kek,
     kek_id,
-    kek_info,
     new_api_key,
-    open_record,
     open_sealed,
-    open_tombstone,
     record_kek,
-    seal,
-    to_base64,
-    unwrap_dek,
     user_kek,
-    wrap_dek,
 )
 from keyturn.evidence import Evidence, in_chain_order, verify_chain
 from keyturn.identifiers import (
@@ -41,6 +30,7 @@ from keyturn.identifiers import (
 )
 from tools.harness import requests as rq
 from tools.harness import stored_objects
+from tools.harness.bucket import Bucket, unwrap_data_key
 from tools.harness.canaries import MARKER
 
 if TYPE_CHECKING:
@@ -53,7 +43,6 @@ if TYPE_CHECKING:
     from tools.harness.stored_objects import StoredObject
 
 _THREADS = 8
-_ALGORITHM = "Cobblestone-256"
 _CALLERS = {"author": "kim", "note": "=?utf-8?q?=C3=BC?="}
 
 
@@ -85,81 +74,43 @@ class Tenant:
     def __post_init__(self) -> None:
         self.api_keys = self.api_keys or [self.deployment.api_key]
         self.masters = self.masters or {"m1": self.deployment.master_key}
-        self.client: S3Client = stored_objects.s3_client(self.deployment)
+        self.bucket = Bucket(self.deployment)
+
+    @property
+    def client(self) -> S3Client:
+        """A plain S3 client."""
+        return self.bucket.client
 
     # Requests.
 
     def rotation(self, **more: Any) -> dict[str, Any]:
         """A request to rotate to a new API key, which becomes the project's expected key."""
         self.api_keys.append(new_api_key())
-        rotation_id = rq.new_id()
-        kek = user_kek(self.api_keys[-1], self.project)
-        ciphertext = self.deployment.intake.public_key.seal(
-            kek.reveal(), kek_info("rotation", rotation_id, self.project)
-        )
-        return {
-            "type": "rotation.requested",
-            "rotation_id": rotation_id,
-            "project": self.project,
-            "requested_at": rq.now(),
-            "sealed_kek": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
-            **more,
-        }
+        return rq.rotation(self.deployment, self.project, self.api_keys[-1], **more)
 
     def delete(self, key: str) -> dict[str, Any]:
         """A request to delete an object."""
-        return {
-            "type": "delete.requested",
-            "request_id": rq.new_id(),
-            "project": self.project,
-            "key": key,
-            "requested_at": rq.now(),
-        }
+        return rq.delete(self.project, key)
 
     # Objects.
 
     def put(self, key: str, plaintext: bytes, *, tags: dict[str, str] | None = None) -> None:
         """Put a sealed object of generation 1 by hand, as an upload would."""
-        dek = os.urandom(32)
-        body = seal(dek, BODY_CONTEXT, plaintext)
-        user, admin = self._user_kek(1), self._admin_kek(next(iter(self.masters)))
-        wraps: dict[str, tuple[Kek, Role]] = {
-            "enc-dek-user": (user, "user"),
-            "enc-dek-admin": (admin, "admin"),
-        }
-        metadata = {
-            name: to_base64(
-                wrap_dek(
-                    kek,
-                    role,
-                    algorithm=_ALGORITHM,
-                    project=self.project,
-                    object_key=key,
-                    generation=1,
-                    dek=dek,
-                )
-            )
-            for name, (kek, role) in wraps.items()
-        }
-        answer = self.client.put_object(
-            Bucket=self.deployment.bucket,
-            Key=object_s3_key(self.project, key),
-            Body=body,
+        master_key = next(iter(self.masters.items()))
+        made = self.bucket.made(
+            self.project, key, plaintext, api_key=self.api_keys[0], master_key=master_key
+        )
+        self.bucket.put_made(
+            self.project,
+            made,
             ContentType="text/x-canary",
             Tagging="&".join(f"{name}={value}" for name, value in (tags or {}).items()),
-            Metadata={
-                **metadata,
-                **_CALLERS,
-                "enc-algo": _ALGORITHM,
-                "enc-kek-user": f"1:{kek_id(user)}",
-                "enc-kek-admin": next(iter(self.masters)),
-                "enc-upload": rq.new_id(),
-            },
+            Metadata={**_CALLERS, "enc-upload": rq.new_id()},
         )
         self.objects[key] = Put(
             stored_objects.sha256(plaintext),
-            stored_objects.sha256(body),
-            answer["ETag"],
+            stored_objects.sha256(made.body),
+            self.bucket.head(object_s3_key(self.project, key))["ETag"],
             _CALLERS,
             "text/x-canary",
             tags or {},
@@ -227,20 +178,10 @@ class Tenant:
     def _check_old_keys_open_nothing(self, key: str, shown: StoredObject) -> None:
         old = [self._user_kek(number) for number in range(1, len(self.api_keys))]
         old += [self._admin_kek(name) for name in list(self.masters)[:-1]]
-        for name, role in (("enc-dek-user", "user"), ("enc-dek-admin", "admin")):
-            wrap = base64.b64decode(shown.metadata[name], validate=True)
-            for kek in old:
-                for generation in range(1, len(self.api_keys) + 1):
-                    with pytest.raises(SealError):
-                        unwrap_dek(
-                            kek,
-                            role,  # type: ignore[arg-type]
-                            algorithm=_ALGORITHM,
-                            project=self.project,
-                            object_key=key,
-                            generation=generation,
-                            wrap=wrap,
-                        )
+        roles: tuple[Role, ...] = ("user", "admin")
+        for role, kek, generation in product(roles, old, range(1, len(self.api_keys) + 1)):
+            dek = unwrap_data_key(shown.metadata, kek, role, self.project, key, generation)
+            assert dek is None, (key, role)
 
     def _check_unchanged(self, key: str, shown: StoredObject, etag: str) -> None:
         put = self.objects[key]
@@ -262,11 +203,7 @@ class Tenant:
 
     def check_deleted(self, key: str) -> None:
         """The key has an empty tombstone, which the master key opens."""
-        shown = stored_objects.read_object(self.deployment, self.project, key)
-        assert (shown.body, shown.metadata["enc-algo"]) == (b"", "deleted")
-        assert shown.metadata.keys() == {"enc-algo", "enc-dek-admin"}
-        sealed = base64.b64decode(shown.metadata["enc-dek-admin"], validate=True)
-        open_tombstone(admin_kek(self._master, self.project), self.project, key, sealed)
+        self.bucket.deleted_at(object_s3_key(self.project, key), self._master)
 
     # Records.
 
@@ -291,11 +228,9 @@ class Tenant:
     def _record(self, key: str, project: str) -> dict[str, Any] | None:
         if key not in stored_objects.list_keys(self.deployment, key):
             return None
-        answer = self.client.get_object(Bucket=self.deployment.bucket, Key=key)
-        record = json.loads(answer["Body"].read())
-        kek = record_kek(self.masters[record["master_key"]], project)
-        opened = open_record(kek, key, base64.b64decode(record["sealed"], validate=True))
-        return {**json.loads(opened), "master_key": record["master_key"]}
+        name = json.loads(self.bucket.get(key)[0])["master_key"]
+        content = self.bucket.record(key, project, (name, self.masters[name]))
+        return {**content, "master_key": name}
 
     def evidence(self) -> list[bytes]:
         """The project's files of evidence, in the order of their chain."""

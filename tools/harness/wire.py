@@ -12,17 +12,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from keyturn.crypto import SignatureError, VerifyKey
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+    from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
     from tools.harness.deployment import Deployment
 
 Events = list[dict[str, Any]]
+_STREAM_PREFETCH = 100
+_STREAM_PAUSE_S = 0.2
 
 
 @dataclass
@@ -130,3 +133,26 @@ async def open_wire(deployment: Deployment) -> AsyncIterator[Wire]:
 
         await queue.consume(follow, no_ack=True)
         yield wire
+
+
+async def consume_stream(
+    connection: AbstractConnection,
+    name: str,
+    take: Callable[[AbstractIncomingMessage], Awaitable[None]],
+) -> None:
+    """Consume a stream from its beginning, once it is available.
+
+    A restarted broker accepts connections before that.
+    """
+    while True:
+        # One channel each: the broker closes the channel on an error.
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=_STREAM_PREFETCH)
+        try:
+            stream = await channel.declare_queue(name, passive=True)
+            await stream.consume(take, arguments={"x-stream-offset": "first"})
+        except (ChannelNotFoundEntity, ChannelPreconditionFailed):
+            # The stream's leader is down, or no replica runs yet.
+            await asyncio.sleep(_STREAM_PAUSE_S)
+        else:
+            return

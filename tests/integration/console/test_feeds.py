@@ -24,7 +24,7 @@ from tools.harness import hostile
 from tools.harness import requests as rq
 from tools.harness.console import PUBLISHER
 from tools.harness.console_history import Publisher as Client
-from tools.harness.sweep_scenario import wait_for_end
+from tools.harness.scene import wait_for_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

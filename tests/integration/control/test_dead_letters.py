@@ -20,7 +20,7 @@ from keyturn_workers.dead_letters.letters import describe
 from keyturn_workers.dead_letters.queue import open_letters, read_letters
 from tools.harness.console import ConsoleDeployment
 from tools.harness.process import worker
-from tools.harness.stream import consume_stream
+from tools.harness.wire import consume_stream
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
