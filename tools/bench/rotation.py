@@ -27,10 +27,10 @@ from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.sweep.hints import SweepPage, encode
 from keyturn_workers.sweep.record import OpenPage, Round
 from keyturn_workers.sweep.store import record_path
-from tools.bench.delay_proxy import delay_proxy
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, bare, worker
-from tools.bench.world import key_of, open_world, pages_of
+from tools.bench.world import Traffic, key_of, open_world, pages_of
+from tools.chaos.storage_proxy import run_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel
 
     from keyturn_workers.sweep import ProjectRecord
-    from tools.bench.delay_proxy import Seen
     from tools.bench.processes import Running
     from tools.bench.world import World
     from tools.harness.deployment import Deployment
@@ -218,20 +217,19 @@ async def _rounds(world: World, scratch: Path, count: int, warm: int, rounds: in
     return found
 
 
-async def _counted(world: World, scratch: Path, count: int) -> tuple[Seen, Seen]:
+async def _counted(world: World, scratch: Path, count: int) -> tuple[Traffic, Traffic]:
     """What a writing pass and a proving pass sent, in passes that are not timed."""
     pages = pages_of([key_of(number) for number in range(count)], PAGE_KEYS)
-    under = f"/{world.deployment.bucket}/{PROJECT}/"
     async with (
-        delay_proxy(world.deployment.s3.endpoint_url, delay_ms=0, under=under) as between,
+        run_fault_proxy(world.deployment.s3.endpoint_url) as between,
         run_page_worker(world, scratch, "counted", url=between.url) as ours,
     ):
         await world.turn(PROJECT)
-        await between.seen()
+        Traffic.take(between)
         await ours.write(PROJECT, pages)
-        written = await between.seen()
+        written = Traffic.take(between)
         await ours.prove(PROJECT, pages)
-        return written, await between.seen()
+        return written, Traffic.take(between)
 
 
 async def sampled(world: World, scratch: Path, name: str, count: int) -> tuple[Path, Rate]:
@@ -283,14 +281,16 @@ def rows(server: str, found: Rounds) -> list[Row]:
     ]
 
 
-def wire_rows(server: str, name: str, seen: Seen, objects: int, *, most_requests: int) -> list[Row]:
+def wire_rows(
+    server: str, name: str, seen: Traffic, objects: int, *, most_requests: int
+) -> list[Row]:
     """Requests to an object itself, and bytes received for it, listings and records included."""
     return [
         Row(
             f"rotation, {name}, requests to an object",
             server,
             "requests",
-            Spread((seen.under / objects,)),
+            Spread((seen.to_objects / objects,)),
             at_most=most_requests,
         ),
         Row(

@@ -20,10 +20,10 @@ import aio_pika
 
 from keyturn.crypto import VerifyKey
 from keyturn.topology import EVENTS_STREAM, EXCHANGE, UPLOAD_QUEUE, dead_letter_name
-from tools.bench.delay_proxy import delay_proxy
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, bare, worker
-from tools.bench.world import open_world
+from tools.bench.world import Traffic, open_world
+from tools.chaos.storage_proxy import run_fault_proxy
 from tools.harness import requests, stored_objects
 from tools.harness.wire import Wire, open_wire
 
@@ -276,9 +276,9 @@ async def measure_projects(
             rates.append(await ours(deployment, scratch, prefix, count, projects=of))
     figure, server = f"4 KiB uploads in {projects:,} projects", deployment.s3.kind
     compared = Comparison(figure, server, "the same uploads in one project", many, one)
-    async with delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under="/") as between:
+    async with run_fault_proxy(deployment.s3.endpoint_url) as between:
         await ours(deployment, scratch, "counted", count, url=between.url, projects=names)
-        seen = await between.seen()
+        seen = Traffic.take(between)
     # Each keyring must be read once in the life of a process, whatever comes after.
     requests_an_upload = Spread(((seen.requests - projects) / count,))
     return [

@@ -52,12 +52,12 @@ if TYPE_CHECKING:
         Awaitable,
         Callable,
         Iterable,
-        Mapping,
         Sequence,
     )
 
     from keyturn_workers.keyring import DesiredState
     from keyturn_workers.master_keys.operator_keys import OperatorKeys
+    from tools.chaos.storage_proxy import FaultProxy
     from tools.harness.deployment import Deployment
 
 MASTER_KEY = "m1"
@@ -153,9 +153,7 @@ class World:
 
         await _for_each(range(count), put)
 
-    async def load(
-        self, project: str, count: int, size_bytes: int, *, tags: Mapping[str, str] | None = None
-    ) -> None:
+    async def load(self, project: str, count: int, size_bytes: int) -> None:
         """Put `count` small objects, sealed with the project's present keyring."""
         desired = (await self.keyrings.read_fresh(project)).desired
         plaintext = os.urandom(size_bytes)
@@ -165,8 +163,6 @@ class World:
             headers = _headers(desired, key_of(number), dek)
             s3_key = object_s3_key(project, key_of(number))
             await self.storage.put(s3_key, seal(dek, BODY_CONTEXT, plaintext), headers)
-            if tags:
-                await self.storage.write_tags(s3_key, tags)
 
         await _for_each(range(count), put)
 
@@ -213,6 +209,24 @@ def pages_of(keys: Sequence[str], page_keys: int, *, after: str = "") -> list[tu
     """Pages that touch each other over keys in their order: the key before, and the last one."""
     lasts = [keys[min(at + page_keys, len(keys)) - 1] for at in range(0, len(keys), page_keys)]
     return list(zip([after, *lasts[:-1]], lasts, strict=True))
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What went through a proxy: requests, those of them to objects, and bytes of responses."""
+
+    requests: int
+    to_objects: int
+    received_bytes: int
+
+    @classmethod
+    def take(cls, between: FaultProxy) -> Traffic:
+        """What went through since the last time."""
+        to_objects = (count for kind, count in between.seen.items() if kind.endswith(" object"))
+        found = cls(between.seen.total(), sum(to_objects), between.received_bytes)
+        between.seen.clear()
+        between.received_bytes = 0
+        return found
 
 
 @asynccontextmanager

@@ -97,7 +97,8 @@ class FaultProxy:
 
     `denied` has the S3 keys that were falsely reported missing, and when last (monotonic). `puts`
     counts successful puts by key, and `unanswered` those of them whose client was gone before the
-    response. Requests for objects are forwarded `delay_s` later.
+    response. `received_bytes` is what clients got. Requests for objects are forwarded `delay_s`
+    later.
     """
 
     host: str
@@ -108,6 +109,7 @@ class FaultProxy:
     denied: dict[str, float] = field(default_factory=dict)
     puts: Counter[str] = field(default_factory=Counter)
     unanswered: int = 0
+    received_bytes: int = 0
     delay_s: float = 0.0
     _storms: list[_Storm] = field(default_factory=list)
     _spared: set[str] = field(default_factory=set)
@@ -255,6 +257,7 @@ class _Connection:
         return await self._give(answer)
 
     async def _give(self, answer: Message) -> bool:
+        self._proxy.received_bytes += len(answer.raw)
         self._writer.write(answer.raw)
         await self._writer.drain()
         return answer.headers.get("connection", "").lower() != "close"

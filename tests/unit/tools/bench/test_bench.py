@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from keyturn.counts import Counts
 from tools.bench import against_plain, plain, rotation
 from tools.bench.__main__ import _arguments, _measurements
-from tools.bench.delay_proxy import Seen
 from tools.bench.figures import (
     WAITING,
     Comparison,
@@ -31,7 +30,7 @@ from tools.bench.figures import (
 from tools.bench.layers import by_layer, layer_of
 from tools.bench.processes import BenchError
 from tools.bench.uploads import Letter, Sample, steady
-from tools.bench.world import key_of, pages_of
+from tools.bench.world import Traffic, key_of, pages_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -213,7 +212,7 @@ def test_a_pass_that_left_something_out_is_no_measurement() -> None:
 
 
 def test_requests_and_bytes_are_held_against_their_limits() -> None:
-    seen = Seen(requests=2100, under=2000, received_bytes=3_072_000)
+    seen = Traffic(requests=2100, to_objects=2000, received_bytes=3_072_000)
     to_it, received = rotation.wire_rows("ceph", "writing pass", seen, 1000, most_requests=2)
     assert (to_it.ours.median, to_it.met) == (2.0, True)
     assert (received.ours.median, received.met) == (3.0, False)
