@@ -21,6 +21,7 @@ from keyturn.errors import (
     NoUsableWrapError,
     UnknownMasterKeyError,
 )
+from keyturn_workers.background import repeat
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.circuit_breaker import CallLimits, CircuitBreaker, Observe
 from keyturn_workers.master_keys.derived_keks import (
@@ -203,9 +204,11 @@ class OperatorKeys:
 
     async def purge_periodically(self) -> None:
         """Purge for ever, so that no KEK outlives its time in a process that does nothing."""
-        while True:
-            await asyncio.sleep(min(60.0, self._limits.cache_s / 4))
+
+        async def purge() -> None:
             self.purge()
+
+        await repeat(purge, lambda: min(60.0, self._limits.cache_s / 4))
 
     async def aclose(self) -> None:
         """Close the providers' sessions and connections, and forget every KEK."""

@@ -10,7 +10,6 @@ reference came from one wrong front end, and they become the new reference.
 The local clock is CLOCK_BOOTTIME: it cannot be set, and it runs while the machine is suspended.
 """
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ from typing import Final
 import structlog
 
 from keyturn.errors import StorageUnavailableError
+from keyturn_workers.background import repeat
 from keyturn_workers.errors import StorageAnswerError
 
 INTERVAL_S: Final = 240.0
@@ -259,9 +259,11 @@ async def keep_clock_known(
         observe: Makes one request and observes the `Date` of its response.
         interval_s: The time between two requests.
     """
-    while True:
+
+    async def observe_once() -> None:
         try:
             await observe()
         except (StorageUnavailableError, StorageAnswerError) as exc:
             _log.info("storage time not observed", problem=str(exc))
-        await asyncio.sleep(interval_s)
+
+    await repeat(observe_once, lambda: interval_s)

@@ -29,6 +29,7 @@ from keyturn.errors import (
     CorruptObjectError,
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
+from keyturn_workers.background import repeat
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring import Keyring, Mark, rotations_to_prove
 from keyturn_workers.keyring.marks import MarkWatch
@@ -300,12 +301,17 @@ def _rotations_of(keyring: Keyring) -> Iterable[Origin]:
 
 async def scan_periodically(periodic: PeriodicScan, *, interval_s: float) -> None:
     """Scan for ever, at random intervals so that workers are out of step."""
-    while True:
-        await asyncio.sleep(interval_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+
+    async def scan() -> None:
         try:
             resumed = await periodic.scan(datetime.now(UTC))
         except Exception:  # noqa: BLE001  # the broker may be down: another scan follows
             _log.exception("periodic scan failed")
-            continue
+            return
         if resumed:
             _log.warning("sweeps resumed", records=resumed)
+
+    def pause_s() -> float:
+        return interval_s * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+
+    await repeat(scan, pause_s, pause_first=True)

@@ -6,7 +6,6 @@ some grace: no request that could still be served names it then. The same holds 
 uploads that were never completed.
 """
 
-import asyncio
 import random
 from collections.abc import Awaitable
 from datetime import datetime, timedelta
@@ -15,6 +14,7 @@ import structlog
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import OWN_PREFIX, STAGING_PREFIX, is_project, keyring_s3_key
+from keyturn_workers.background import repeat
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.probe.runner import PREFIX as DOCTOR_PREFIX
@@ -89,14 +89,19 @@ async def clean_staging_periodically(
     storage: Storage, *, older_than: timedelta, interval_s: float
 ) -> None:
     """Clean staging at intervals, with jitter so that workers do not run in step."""
-    while True:
-        await asyncio.sleep(interval_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+
+    async def clean() -> None:
         try:
             deleted, aborted = await clean_staging(
                 storage, older_than=older_than, now=datetime.now().astimezone()
             )
         except Exception as exc:  # noqa: BLE001  # any failure: the next round retries
             _log.warning("staging cleanup failed", problem=type(exc).__name__)
-            continue
+            return
         if deleted or aborted:
             _log.info("staging cleaned", bodies=deleted, multipart_uploads=aborted)
+
+    def pause_s() -> float:
+        return interval_s * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+
+    await repeat(clean, pause_s, pause_first=True)

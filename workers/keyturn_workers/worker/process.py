@@ -2,6 +2,9 @@
 
 On SIGTERM and SIGINT it asks for no further deliveries, finishes those under way within
 `SHUTDOWN_GRACE_S`, and exits. What it could not finish goes back to its queue.
+
+Everything that runs belongs to a block, and ends with it: background work (`background`), and the
+connection to the broker, which `_App` closes whatever became of its start.
 """
 
 import asyncio
@@ -11,14 +14,13 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
 )
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import stamina
 import structlog
@@ -35,12 +37,13 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import KEYRINGS_PREFIX
-from keyturn.publisher.connection import BrokerAddress
+from keyturn.publisher.connection import BrokerAddress, close_quietly
 from keyturn.topology import UPLOAD_QUEUE, audit_queue
 from keyturn_workers.amqp.consumer import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
+from keyturn_workers.background import background
 from keyturn_workers.errors import StorageTlsError, UnsafeStorageError
 from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -58,14 +61,15 @@ from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.reporter import WorkerReporter
 from keyturn_workers.worker.wiring import Wiring
 
+if TYPE_CHECKING:
+    from aio_pika import RobustConnection
+
 # Connections beyond one an object: keyring reads, records, the control role, health.
 _SPARE_CONNECTIONS: Final = 32
 _RECONNECT_S: Final = 1.0
 _BROKER_TIMEOUT_S: Final = 5
 # How often the bucket's checks run at most for the sake of outcomes that are not essential.
 _PROBES: Final = 4
-_CANCELLATIONS: Final = 50
-_CANCELLATION_S: Final = 0.1
 
 _T = TypeVar("_T")
 _Consumers = Mapping[str, QueueConsumer]
@@ -96,8 +100,7 @@ async def run_worker(
             on=_StartFailedError, attempts=None, timeout=settings.start_timeout_s, wait_max=3
         ):
             with attempt:
-                async with _cancel_leftover_tasks():
-                    await _serve(settings, roles, instrumentation or Instrumentation())
+                await _serve(settings, roles, instrumentation or Instrumentation())
     except _StartFailedError as exc:
         raise exc.cause from None
     _log.info("worker stopped", roles=sorted(roles))
@@ -112,7 +115,14 @@ class _StartFailedError(Exception):
 
 
 class _App(FastStream):
-    """FastStream, which also remembers whether it started and whether it was requested to exit."""
+    """FastStream, with a connection that is always closed.
+
+    aio-pika takes a cancellation in the midst of an attempt to connect for an attempt that failed,
+    and goes on, unless the connection is being closed (`RobustConnection`). FastStream starts the
+    broker in a task that it cancels, and can close only a connection that it got: what it loses
+    would reconnect for ever. So the first attempt is a task of its own, which ends by its timeout,
+    and later ones end with the connection.
+    """
 
     def __init__(
         self,
@@ -122,9 +132,13 @@ class _App(FastStream):
         log_start: Callable[[], None],
         grace_s: float,
     ) -> None:
-        async def started() -> None:
+        self._connecting: asyncio.Task[RobustConnection] | None = None
+
+        async def connect() -> None:
             # Only after `run` has set its signal handlers: a reader of this line may signal.
             log_start()
+            self._connecting = asyncio.create_task(broker.connect())
+            await asyncio.shield(self._connecting)
 
         async def attach() -> None:
             for consumer in consumers.values():
@@ -135,7 +149,7 @@ class _App(FastStream):
         super().__init__(
             broker,
             logger=None,
-            on_startup=[started],
+            on_startup=[connect],
             after_startup=[attach],
             on_shutdown=[partial(finish, consumers.values(), grace_s), reporter.stop],
         )
@@ -159,26 +173,16 @@ class _App(FastStream):
         self.exit_requested = True
         super().exit()
 
-
-@asynccontextmanager
-async def _cancel_leftover_tasks() -> AsyncIterator[None]:
-    """Cancel the tasks that the block leaves behind.
-
-    A failed start can leave a connection that nothing closes any more. It reconnects forever,
-    consumers included, and takes a cancellation during an attempt for a failed attempt: the
-    process would never end. Cancelled once more, while it waits, it ends.
-    """
-    before = asyncio.all_tasks()
-    try:
-        yield
-    finally:
-        for _ in range(_CANCELLATIONS):
-            left = asyncio.all_tasks() - before - {asyncio.current_task()}
-            if not left:
-                break
-            for task in left:
-                task.cancel()
-            await asyncio.wait(left, timeout=_CANCELLATION_S)
+    async def close_connection(self) -> None:
+        """Close the connection, once the attempt to connect has ended. Nothing if it is closed."""
+        connecting = self._connecting
+        if connecting is None:
+            return
+        await asyncio.wait({connecting}, timeout=2 * _BROKER_TIMEOUT_S)
+        if not connecting.done():
+            connecting.cancel()  # it has connected, and waits for a channel
+        elif not connecting.cancelled() and connecting.exception() is None:
+            await close_quietly(connecting.result().close())
 
 
 async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrumentation) -> None:
@@ -221,6 +225,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
             graceful_timeout=None,  # `finish` waits, once for all consumers
             logger=None,
             reconnect_interval=_RECONNECT_S,
+            timeout=_BROKER_TIMEOUT_S,
         )
         metrics.add_process()
         grants = _grants_keeper(settings, address)
@@ -248,9 +253,9 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
             )
             if grants is not None:
                 stack.enter_context(_on_hangup(grants.reload))
-                await stack.enter_async_context(_background(grants.watch()))
+                await stack.enter_async_context(background(grants.watch()))
             for work in (reporter.run(), *wiring.background(roles)):
-                await stack.enter_async_context(_background(work))
+                await stack.enter_async_context(background(work))
             reduce_garbage_collection()
             await _run(app)
 
@@ -311,6 +316,8 @@ async def _run(app: _App) -> None:
         else:
             _reset_signals()
             raise _StartFailedError(exc) from exc
+    finally:
+        await app.close_connection()
 
 
 def _max_connections(settings: WorkerSettings) -> int:
@@ -466,35 +473,3 @@ def _checks(
         "storage": storage_responds,
         "marks": marks_are_current,
     }
-
-
-@asynccontextmanager
-async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` concurrently with the consumers, and end it with them."""
-    task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
-    ending = False
-
-    def report(done: asyncio.Task[None]) -> None:
-        # The client library also ends a task as cancelled when a connection is lost.
-        if not (done.cancelled() and ending):
-            _report_end(done)
-
-    task.add_done_callback(report)
-    try:
-        yield
-    finally:
-        ending = True
-        # Cancelled during a request to the broker, the client library may raise an error of a
-        # lost connection instead of the cancellation; work that retries then goes on.
-        for _ in range(_CANCELLATIONS):
-            task.cancel()
-            done, _pending = await asyncio.wait({task}, timeout=_CANCELLATION_S)
-            if done:
-                break
-
-
-def _report_end(task: asyncio.Task[None]) -> None:
-    """Log what ended background work: the consumers go on without it."""
-    problem = None if task.cancelled() else task.exception()
-    if task.cancelled() or problem is not None:
-        _log.error("background work failed", work=task.get_name(), exc_info=problem)

@@ -221,7 +221,7 @@ async def test_an_idle_worker_proves_at_once(
         if requests > AN_HOUR_S // INTERVAL_S:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr("keyturn_workers.storage.clock.asyncio.sleep", sleep)
+    monkeypatch.setattr("keyturn_workers.background.asyncio.sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         await keep_clock_known(observe)
     assert machine.response().proves

@@ -1,4 +1,4 @@
-"""Background work ends with a worker's consumers, whatever the client library does."""
+"""A worker's start and end: no connection is left behind, and no bucket is used untested."""
 
 from __future__ import annotations
 
@@ -11,119 +11,95 @@ from typing import TYPE_CHECKING, Any, cast
 import aio_pika
 import pytest
 import stamina
-from aiormq.exceptions import ChannelInvalidStateError
 from faststream.rabbit import RabbitBroker
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import UnsafeStorageError
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.worker import process
-from keyturn_workers.worker.process import _App, _background, _cancel_leftover_tasks
+from keyturn_workers.worker.process import _App
 from keyturn_workers.worker.reporter import WorkerReporter
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ResumesLate
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from typing import Self
 
     from keyturn_workers.settings import WorkerSettings
     from keyturn_workers.storage import Headers
     from keyturn_workers.storage.port import WriteResult
 
 
-async def test_a_connection_that_is_just_being_made_again_ends() -> None:
-    """aio-pika takes a cancellation in the midst of an attempt for one more that failed."""
-    called = asyncio.Event()
+class _SilentBroker:
+    """Accepts connections, and says nothing."""
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
+        self.url = ""
+        self._server: asyncio.Server | None = None
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"amqp://guest:guest@127.0.0.1:{port}/?reconnect_interval=1"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for writer in self._writers:
+            writer.close()
+        assert self._server is not None
+        self._server.close()
+
+    def _accept(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        self.called.set()
+
+
+def _app(url: str, **how: Any) -> _App:
+    reporter = WorkerReporter(cast("Any", None), cast("Any", None))
+    return _App(RabbitBroker(url, logger=None, **how), {}, reporter, lambda: None, 0.05)
+
+
+async def test_aio_pika_swallows_a_cancellation_while_it_connects() -> None:
+    """Why `_App` never cancels an attempt. If this fails, `_App` can be FastStream's own."""
     before = asyncio.all_tasks()
+    async with _SilentBroker() as broker, asyncio.timeout(10):
+        connecting = asyncio.create_task(aio_pika.connect_robust(broker.url))
+        await broker.called.wait()
+        left = asyncio.all_tasks() - before - {connecting}
+        for task in (connecting, *left):
+            task.cancel()
+        _, pending = await asyncio.wait({connecting, *left}, timeout=0.1)
+        assert connecting.cancelled()
+        assert pending
+        for task in pending:  # it waits for the next attempt now
+            task.cancel()
+        await asyncio.wait(pending)
 
-    def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        called.set()
-        kept.append(writer)
 
-    kept: list[asyncio.StreamWriter] = []
-    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    async with _cancel_leftover_tasks():
-        url = f"amqp://guest:guest@127.0.0.1:{port}/?reconnect_interval=1"
-        connecting = asyncio.create_task(aio_pika.connect_robust(url))
-        await asyncio.wait_for(called.wait(), 10)
-    assert connecting.cancelled()
+@pytest.mark.parametrize("how", ["exit", "cancel"])
+async def test_a_start_that_ends_while_it_connects_leaves_no_connection_behind(how: str) -> None:
+    before = asyncio.all_tasks()
+    async with _SilentBroker() as broker, asyncio.timeout(10):
+        app = _app(broker.url, timeout=0.5)
+        running = asyncio.create_task(process._run(app))
+        await broker.called.wait()
+        if how == "exit":
+            app.exit()
+        else:
+            running.cancel()
+        await asyncio.wait({running})
+        assert running.cancelled() or running.exception() is None
+        assert asyncio.all_tasks() == before
+
+
+async def test_a_broker_that_cannot_be_reached_is_a_failed_start() -> None:
+    before = asyncio.all_tasks()
+    with pytest.raises(process._StartFailedError, match="Connection"):
+        await process._run(_app("amqp://guest:guest@127.0.0.1:1/"))
     assert asyncio.all_tasks() == before
-    for writer in kept:
-        writer.close()
-    silent.close()
-
-
-async def test_what_ran_before_runs_on() -> None:
-    """And what the block raised is raised."""
-    forever = asyncio.Event()
-    outside = asyncio.create_task(forever.wait())
-    inside: list[asyncio.Task[bool]] = []
-
-    async def fail() -> None:
-        async with _cancel_leftover_tasks():
-            inside.append(asyncio.create_task(forever.wait()))
-            raise ValueError("of the block")
-
-    with pytest.raises(ValueError, match="of the block"):
-        await fail()
-    assert inside[0].cancelled()
-    assert not outside.done()
-    forever.set()
-    await outside
-
-
-async def test_work_that_takes_a_cancellation_for_a_lost_connection_ends() -> None:
-    """Aiormq raises its own error where a request was cancelled; a loop then tries again."""
-    cancelled = 0
-
-    async def keep() -> None:
-        nonlocal cancelled
-        while True:
-            try:
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    cancelled += 1
-                    if cancelled < 4:
-                        raise ChannelInvalidStateError("closed")
-            except ChannelInvalidStateError:
-                await asyncio.sleep(0)
-
-    async with asyncio.timeout(10), _background(keep()):
-        await asyncio.sleep(0)
-    assert cancelled == 4
-
-
-async def test_background_work_that_fails_is_logged_at_once(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    async def fail() -> None:
-        raise ValueError("of the work")
-
-    async with _background(fail()):
-        await asyncio.sleep(0.01)
-        output = capsys.readouterr().out
-    assert "background work failed" in output
-    assert "of the work" in output
-
-
-async def test_background_work_that_the_client_library_cancels_is_logged(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A lost connection ends futures as cancelled, and with them the task that awaits one."""
-
-    async def lose() -> None:
-        future = asyncio.get_running_loop().create_future()
-        future.cancel()
-        await future
-
-    async with _background(lose()):
-        await asyncio.sleep(0.01)
-        assert "background work failed" in capsys.readouterr().out
-    async with _background(asyncio.Event().wait()):  # type: ignore[arg-type]
-        await asyncio.sleep(0)
-    assert "background work failed" not in capsys.readouterr().out
 
 
 async def test_a_broker_that_never_answers_does_not_keep_the_process(
@@ -136,8 +112,7 @@ async def test_a_broker_that_never_answers_does_not_keep_the_process(
 
     monkeypatch.setattr(RabbitBroker, "stop", never)
     monkeypatch.setattr(process, "_BROKER_TIMEOUT_S", 0.01)
-    reporter = WorkerReporter(cast("Any", None), cast("Any", never))
-    app = _App(RabbitBroker("amqp://127.0.0.1:1/"), {}, reporter, lambda: None, 0.05)
+    app = _app("amqp://127.0.0.1:1/")
     async with asyncio.timeout(5):
         await app.stop()
     assert "the broker did not answer" in capsys.readouterr().out
