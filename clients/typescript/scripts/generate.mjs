@@ -6,7 +6,8 @@ import openapiTS, { astToString } from "openapi-typescript";
 
 const contract = new URL("../../../workers/keyturn_workers/gateway/openapi.json", import.meta.url);
 const target = new URL("../src/openapi.ts", import.meta.url);
-const header = "// Generated from workers/keyturn_workers/gateway/openapi.json by `npm run generate`. Do not edit.\n\n";
+const header =
+  "// Generated from workers/keyturn_workers/gateway/openapi.json by `npm run generate`. Do not edit.\n\n";
 
 const generated = header + astToString(await openapiTS(contract, { alphabetize: true }));
 if (process.argv.includes("--check")) {

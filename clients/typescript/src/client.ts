@@ -1,5 +1,5 @@
 /** `Keyturn`: access to one project through a gateway (SPEC 9). */
-import type { DeleteReceipt } from "./delete.ts";
+
 import { type GetOptions, type OpenObject, openObject, statObject } from "./download.ts";
 import type { CiphertextLink, CiphertextLinkOptions, Link, LinkOptions } from "./links.ts";
 import type { ListEntry, ListOptions } from "./list.ts";
@@ -15,7 +15,7 @@ import type { ObjectInfo } from "./object_info.ts";
 import type { RotationState, WatchOptions } from "./rotation.ts";
 import type { Connection } from "./transport.ts";
 import type { PutOptions, PutReceipt, UploadBody } from "./upload.ts";
-import type { WaitOptions } from "./write.ts";
+import type { DeleteReceipt, WaitOptions } from "./write.ts";
 
 /** Options of a client. */
 export interface KeyturnOptions {
@@ -114,7 +114,7 @@ export class Keyturn {
    * once the request is on its queue.
    */
   async delete(key: string, options: WaitOptions = {}): Promise<DeleteReceipt> {
-    return (await import("./delete.ts")).deleteObject(this.#connection, this.#url(key), options);
+    return (await import("./write.ts")).deleteObject(this.#connection, this.#url(key), options);
   }
 
   /** A URL that opens one object without the API key, until it expires or the key is rotated. */

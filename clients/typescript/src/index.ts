@@ -1,6 +1,5 @@
 /** The client of the Keyturn gateway: read, list, upload, delete and link encrypted files. */
 export { Keyturn, type KeyturnOptions, type RequestOptions } from "./client.ts";
-export type { DeleteReceipt } from "./delete.ts";
 export { type GetOptions, OpenObject } from "./download.ts";
 export * from "./errors.ts";
 export type { CiphertextLink, CiphertextLinkOptions, Link, LinkOptions } from "./links.ts";
@@ -9,4 +8,4 @@ export type { ObjectInfo } from "./object_info.ts";
 export type { ByteRange } from "./range.ts";
 export type { RotationCounts, RotationState, WatchOptions } from "./rotation.ts";
 export type { Progress, PutOptions, PutReceipt, UploadBody } from "./upload.ts";
-export type { WaitOptions } from "./write.ts";
+export type { DeleteReceipt, WaitOptions } from "./write.ts";

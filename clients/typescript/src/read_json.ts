@@ -1,5 +1,5 @@
 /** Requests that change nothing and are answered with JSON: repeated like all reads. */
-import { jsonObject } from "./json.ts";
+import { jsonObject } from "./response_error.ts";
 import {
   authorized,
   type Connection,

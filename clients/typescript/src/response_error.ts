@@ -15,7 +15,6 @@ import {
   UnauthorizedError,
   UnexpectedResponseError,
 } from "./errors.ts";
-import { jsonObject } from "./json.ts";
 
 const DETAIL_MAX_CHARACTERS = 1000;
 const CLASSES = new Map([
@@ -74,4 +73,13 @@ export function storageError(status: number | undefined): KeyturnError {
 function retryAfter(value: string | null): number | undefined {
   const seconds = Number(value) || (Date.parse(`${value}`) - Date.now()) / 1000;
   return seconds > 0 ? seconds : undefined;
+}
+
+/** A JSON object from a peer that may send anything; an empty one for anything else. */
+export function jsonObject(text: string): Record<string, unknown> {
+  try {
+    return Object(JSON.parse(text));
+  } catch {
+    return {};
+  }
 }

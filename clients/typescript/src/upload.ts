@@ -5,12 +5,19 @@
  * gateway that stops reading is not.
  */
 import { type Source, sourceOf } from "./body_source.ts";
-import { encodeMetadata } from "./encode_metadata.ts";
 import { UploadPendingError } from "./errors.ts";
 import { malformed } from "./names.ts";
-import { type Connection, Exchange, exchange, inBrowser, type Request } from "./transport.ts";
+import { META_PREFIX, OWN_PREFIX } from "./object_info.ts";
+import { isWellFormed } from "./text.ts";
+import {
+  type Connection,
+  Exchange,
+  exchange,
+  inBrowser,
+  type Request,
+  stated,
+} from "./transport.ts";
 import { idOf, write } from "./write.ts";
-import { sendByXhr } from "./xhr.ts";
 
 /** What can be uploaded. A stream needs its `size`. */
 export type UploadBody =
@@ -186,4 +193,75 @@ async function blobOf(source: Source): Promise<Blob> {
     blocks.push(block as BlobPart);
   }
   return new Blob(blocks);
+}
+
+const METADATA_MAX_BYTES = 1024;
+
+/** Encode names and values, or refuse what the gateway would. */
+function encodeMetadata(metadata: Readonly<Record<string, string>>): Record<string, string> {
+  const headers: Record<string, string> = {};
+  let bytes = 0;
+  for (const [name, value] of Object.entries(metadata)) {
+    if (!/^[a-z0-9-]+$/.test(name) || name.startsWith(OWN_PREFIX)) {
+      throw malformed("metadata names consist of a-z, 0-9 and -, and do not begin with enc-");
+    }
+    const encoded = encodeValue(value);
+    bytes += name.length + encoded.length;
+    headers[META_PREFIX + name] = encoded;
+  }
+  if (bytes > METADATA_MAX_BYTES) {
+    throw malformed(`metadata has at most ${METADATA_MAX_BYTES} bytes on the wire`);
+  }
+  return headers;
+}
+
+function encodeValue(value: unknown): string {
+  if (typeof value !== "string" || !isWellFormed(value) || /\p{Cc}/u.test(value)) {
+    throw malformed("metadata values are text without control characters");
+  }
+  if (/^[ -~]*$/.test(value) && value === value.trim() && !value.includes("=?")) {
+    return value;
+  }
+  const bytes = new TextEncoder().encode(value);
+  return `=?utf-8?b?${btoa(String.fromCharCode(...bytes))}?=`;
+}
+
+/** Send a body once, in a browser: `fetch` reports no progress. Rejects where no response comes. */
+function sendByXhr(
+  request: Request,
+  body: Blob,
+  signal: AbortSignal,
+  onSent: (bytes: number) => void,
+): Promise<Response> {
+  return new Promise((resolve, reject) => {
+    const xhr = new XMLHttpRequest();
+    xhr.open("PUT", request.url);
+    xhr.responseType = "arraybuffer";
+    for (const [name, value] of Object.entries(stated(request.headers))) {
+      xhr.setRequestHeader(name, value);
+    }
+    xhr.upload.onprogress = ({ loaded }) => {
+      try {
+        onSent(loaded);
+      } catch (error) {
+        reject(error);
+        xhr.abort();
+      }
+    };
+    xhr.onload = () => {
+      const headers = new Headers();
+      for (const line of xhr
+        .getAllResponseHeaders()
+        .trim()
+        .split(/[\r\n]+/)) {
+        const colon = line.indexOf(":");
+        headers.append(line.slice(0, colon), line.slice(colon + 1).trim());
+      }
+      const content: BodyInit | null = xhr.response.byteLength ? xhr.response : null;
+      resolve(new Response(content, { status: xhr.status, headers }));
+    };
+    xhr.onerror = xhr.onabort = () => reject(new TypeError("no response"));
+    signal.addEventListener("abort", () => xhr.abort());
+    xhr.send(body);
+  });
 }

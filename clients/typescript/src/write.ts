@@ -1,7 +1,7 @@
-/** Requests that change something: sent once, and a lost response is an error of its own. */
+/** Requests that change something: sent once, and a lost response is an error of its own; deletes. */
 import { ResponseLostError, UnexpectedResponseError } from "./errors.ts";
-import { jsonObject } from "./json.ts";
 import { malformed } from "./names.ts";
+import { jsonObject } from "./response_error.ts";
 import { isId } from "./text.ts";
 import {
   authorized,
@@ -83,4 +83,24 @@ export function idOf({ status, fields }: Outcome, name: string): string {
     throw new UnexpectedResponseError("the response has no id", { status });
   }
   return id;
+}
+
+/** A delete that the gateway has accepted. */
+export interface DeleteReceipt {
+  /** The request's id; undefined if the object is deleted already. */
+  readonly requestId: string | undefined;
+  /** Whether the object is deleted already. */
+  readonly deleted: boolean;
+}
+
+/** Delete one object. */
+export async function deleteObject(
+  connection: Connection,
+  url: string,
+  options: WaitOptions,
+): Promise<DeleteReceipt> {
+  const outcome = await write(connection, [202, 204], { method: "DELETE", url }, options);
+  return outcome.status === 204
+    ? { requestId: undefined, deleted: true }
+    : { requestId: idOf(outcome, "request_id"), deleted: false };
 }

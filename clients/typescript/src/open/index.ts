@@ -12,6 +12,6 @@ export {
 } from "../errors.ts";
 export type { ObjectInfo } from "../object_info.ts";
 export type { ByteRange } from "../range.ts";
-export { LinkExpiredError } from "./errors.ts";
 export { type OpenOptions, open, openBytes, openStream } from "./open.ts";
+export { LinkExpiredError } from "./stored_body.ts";
 export type { ObjectKeys } from "./unwrap.ts";

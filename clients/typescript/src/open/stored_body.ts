@@ -7,6 +7,7 @@
  */
 import {
   CodedError,
+  GatewayError,
   IncompleteBodyError,
   NotFoundError,
   UnexpectedResponseError,
@@ -16,7 +17,11 @@ import { storageError } from "../response_error.ts";
 import { type Exchange, exchange, type HttpSettings, Lost, pause } from "../transport.ts";
 import { type Bytes, corrupt, joined } from "./cobblestone.ts";
 import type { Source } from "./decrypt.ts";
-import { LinkExpiredError } from "./errors.ts";
+
+/** The storage refuses a ciphertext link: it has expired, or was changed. Get a new one. */
+export class LinkExpiredError extends GatewayError {
+  override readonly name: string = "LinkExpiredError";
+}
 
 /** Where the stored bytes are, and how they are asked for. */
 export interface StoredBody {
