@@ -44,8 +44,6 @@ SEED = 20
 UPLOADS = 100
 SETTLES_S = 360
 
-Change = Callable[[OnBroker], OnBroker]
-
 
 @pytest.fixture(scope="module")
 def own_servers() -> Iterator[Servers]:
@@ -123,40 +121,99 @@ def _without_events(broker: OnBroker, upload: Upload) -> OnBroker:
     return replace(broker, events=kept)
 
 
-def test_a_lost_dead_letter_is_found(evidence: Evidence) -> None:
-    lost = _refused(evidence)
-    broken = replace(evidence, broker=_without_letter(evidence.broker, lost))
-    (message,) = checks.ends(broken)
-    assert lost.upload_id in message
+UPLOAD_DEAD = topology.dead_letter_name(topology.UPLOAD_QUEUE)
+PLAN_DEAD = topology.dead_letter_name(topology.PLAN_QUEUE)
 
 
-def test_a_dead_letter_with_another_code_is_found(evidence: Evidence) -> None:
-    lost = _refused(evidence)
-    broker = _without_letter(evidence.broker, lost)
-    queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
-    broker.letters.append(Letter(queue, lost.upload_id, "bad_seal"))
-    (message,) = checks.ends(replace(evidence, broker=broker))
-    assert lost.upload_id in message
+def _dead(broker: OnBroker, *letters: Letter) -> OnBroker:
+    return replace(broker, letters=[*broker.letters, *letters])
 
 
-def test_a_valid_upload_among_the_dead_letters_is_found(evidence: Evidence) -> None:
-    queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
-    letter = Letter(queue, _plain(evidence).upload_id, "corrupt_object")
-    broker = replace(evidence.broker, letters=[*evidence.broker.letters, letter])
-    assert _plain(evidence).upload_id in checks.ends(replace(evidence, broker=broker))[0]
+def _stored_pair(evidence: Evidence) -> OnBroker:
+    """Both uploads of a pair are stored."""
+    pair = [upload for upload in evidence.plan.load.uploads if upload.pair is not None]
+    refused = next(u for u in pair if u.upload_id not in stored_ids(evidence))
+    broker = _without_letter(evidence.broker, refused)
+    event = {"type": "upload.stored", "upload_id": refused.upload_id}
+    return replace(broker, events=[*broker.events, event])
 
 
-def test_a_dead_step_of_a_sweep_is_found(evidence: Evidence) -> None:
-    letter = Letter(topology.dead_letter_name(topology.PLAN_QUEUE), "None", "corrupt_object")
-    broker = replace(evidence.broker, letters=[*evidence.broker.letters, letter])
-    assert checks.ends(replace(evidence, broker=broker)) == [f"unexpected dead letter: {letter}"]
+def _other_sizes(evidence: Evidence) -> OnBroker:
+    events = [
+        {**event, "size": -1} if event["type"] == "upload.stored" else event
+        for event in evidence.broker.events
+    ]
+    return replace(evidence.broker, events=events)
 
 
-@pytest.mark.parametrize("which", [_plain, _refused])
-def test_a_missing_event_is_found(evidence: Evidence, which: Callable[[Evidence], Upload]) -> None:
-    broker = _without_events(evidence.broker, which(evidence))
-    message = checks.events(replace(evidence, broker=broker))
-    assert which(evidence).upload_id in "".join(message)
+Change = Callable[[Evidence], OnBroker]
+BROKEN: dict[str, tuple[Callable[[Evidence], list[str]], Change, str]] = {
+    "a lost dead letter": (
+        checks.ends,
+        lambda e: _without_letter(e.broker, _refused(e)),
+        "ended as []",
+    ),
+    "a dead letter with another code": (
+        checks.ends,
+        lambda e: _dead(
+            _without_letter(e.broker, _refused(e)),
+            Letter(UPLOAD_DEAD, _refused(e).upload_id, "bad_seal"),
+        ),
+        "ended as ['bad_seal']",
+    ),
+    "a valid upload among the dead letters": (
+        checks.ends,
+        lambda e: _dead(e.broker, Letter(UPLOAD_DEAD, _plain(e).upload_id, "corrupt_object")),
+        "ended as ['corrupt_object', 'stored']",
+    ),
+    "a dead step of a sweep": (
+        checks.ends,
+        lambda e: _dead(e.broker, Letter(PLAN_DEAD, "None", "corrupt_object")),
+        "unexpected dead letter",
+    ),
+    "a pair that was stored twice": (checks.ends, _stored_pair, "not once stored and once"),
+    "a missing event of a stored upload": (
+        checks.events,
+        lambda e: _without_events(e.broker, _plain(e)),
+        "events []",
+    ),
+    "a missing event of a refused upload": (
+        checks.events,
+        lambda e: _without_events(e.broker, _refused(e)),
+        "events []",
+    ),
+    "a missing completion of a rotation": (
+        checks.events,
+        lambda e: replace(
+            e.broker, events=[x for x in e.broker.events if x["type"] != "rotation.completed"]
+        ),
+        "no rotation.completed",
+    ),
+    "an event that is not signed": (
+        checks.events,
+        lambda e: replace(e.broker, unverified=["of no attack"]),
+        "without a signature that verifies",
+    ),
+    "an event of no request": (
+        checks.events,
+        lambda e: replace(
+            e.broker, events=[*e.broker.events, {"type": "upload.stored", "upload_id": "x"}]
+        ),
+        "unexpected event",
+    ),
+    "an event with another size": (checks.events, _other_sizes, "wrong event"),
+    "a remaining message": (
+        checks.queues,
+        lambda e: replace(e.broker, depths={**e.broker.depths, "keyturn.plan.retry.5s": 1}),
+        "1 messages are left in keyturn.plan.retry.5s",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_is_found(evidence: Evidence, name: str) -> None:
+    check, change, message = BROKEN[name]
+    assert message in "\n".join(check(replace(evidence, broker=change(evidence))))
 
 
 def test_a_refusal_that_was_killed_after_its_dead_letter_needs_no_event_of_its_own(
@@ -180,51 +237,6 @@ def test_a_refusal_that_was_killed_after_its_dead_letter_needs_no_event_of_its_o
 
     assert upload.upload_id not in found("deleted_key")
     assert upload.upload_id in found("already_exists")
-
-
-def test_a_missing_completion_of_a_rotation_is_found(evidence: Evidence) -> None:
-    kept = [e for e in evidence.broker.events if e["type"] != "rotation.completed"]
-    message = checks.events(replace(evidence, broker=replace(evidence.broker, events=kept)))
-    assert len(message) == 4
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda broker: replace(broker, unverified=["of no attack"]),
-        lambda broker: replace(
-            broker, events=[*broker.events, {"type": "upload.stored", "upload_id": "unexpected"}]
-        ),
-        lambda broker: replace(
-            broker,
-            events=[
-                {**event, "size": -1} if event["type"] == "upload.stored" else event
-                for event in broker.events
-            ],
-        ),
-    ],
-    ids=["unsigned", "unexpected", "wrong"],
-)
-def test_a_wrong_event_is_found(evidence: Evidence, change: Change) -> None:
-    assert checks.events(replace(evidence, broker=change(evidence.broker)))
-
-
-def test_a_pair_that_was_stored_twice_is_found(evidence: Evidence) -> None:
-    pair = [upload for upload in evidence.plan.load.uploads if upload.pair is not None]
-    refused = next(u for u in pair if u.upload_id not in stored_ids(evidence))
-    broker = _without_letter(evidence.broker, refused)
-    event = {"type": "upload.stored", "upload_id": refused.upload_id}
-    broker = replace(broker, events=[*broker.events, event])
-    message = checks.ends(replace(evidence, broker=broker))
-    assert f"pair {refused.pair}" in message[0]
-
-
-def test_a_remaining_message_is_found(evidence: Evidence) -> None:
-    depths = {**evidence.broker.depths, "keyturn.plan.retry.5s": 1}
-    broker = replace(evidence.broker, depths=depths)
-    assert checks.queues(replace(evidence, broker=broker)) == [
-        "1 messages are left in keyturn.plan.retry.5s"
-    ]
 
 
 @dataclass

@@ -76,12 +76,12 @@ def print_report(found: dict[str, list[str]], counts: dict[str, object], again: 
     return holds
 
 
-def _go(message: argparse.Namespace, plan: Plan, folder: Path, again: str) -> int:
+def _go(given: argparse.Namespace, plan: Plan, folder: Path, again: str) -> int:
     (folder / "schedule.json").write_text(json.dumps(plan.shown(), indent=1))
     began = time.monotonic()
-    with Servers(message.server, environ={}) as servers:
+    with Servers(given.server, environ={}) as servers:
         assert servers.rabbitmq is not None
-        running = run(plan, servers.rabbitmq, servers.s3, folder, timeout_s=message.timeout_s)
+        running = run(plan, servers.rabbitmq, servers.s3, folder, timeout_s=given.timeout_s)
         evidence = uvloop.run(running)
         found = run_checks(evidence)
     evidence.counts["seconds in total"] = round(time.monotonic() - began, 1)
@@ -93,17 +93,17 @@ def _go(message: argparse.Namespace, plan: Plan, folder: Path, again: str) -> in
 
 def chaos(argv: list[str]) -> int:
     """Plan and run, then check and report."""
-    message = _arguments(argv)
-    seed = random.SystemRandom().randrange(10**6) if message.seed is None else message.seed
-    plan = make_plan(seed, message.uploads)
+    given = _arguments(argv)
+    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
+    plan = make_plan(seed, given.uploads)
     print_schedule(plan)
-    if message.schedule:
+    if given.schedule:
         return 0
-    again = f'make chaos ARGS="--seed {seed} --uploads {message.uploads} --server {message.server}"'
-    folder = message.keep or Path(tempfile.mkdtemp(prefix="keyturn-chaos-"))
+    again = f'make chaos ARGS="--seed {seed} --uploads {given.uploads} --server {given.server}"'
+    folder = given.keep or Path(tempfile.mkdtemp(prefix="keyturn-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _go(message, plan, folder, again)
+        return _go(given, plan, folder, again)
     except (ServerError, MissingPackagesError) as exc:
         print(exc, file=sys.stderr)
         return 2
@@ -111,7 +111,7 @@ def chaos(argv: list[str]) -> int:
         print(f"stopped; repeat with: {again}", file=sys.stderr)
         return 1
     finally:
-        if message.keep is None:
+        if given.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -122,8 +122,9 @@ def main(argv: list[str]) -> int:
     """Run the profile that the first argument names, by default `chaos`."""
     # On SIGTERM it still stops everything that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Connection losses are intended: aio-pika's tracebacks of them are noise.
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    # Connection losses and unsigned messages are intended: what libraries log of them is noise.
+    for name in ("aiormq", "keyturn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")
     if argv and argv[0] in PROFILES:
         return PROFILES[argv[0]](argv[1:])

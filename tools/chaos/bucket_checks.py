@@ -1,6 +1,10 @@
-"""Checks of the bucket, with boto3 and the specified formats only (`tools.harness`).
+"""Checks of the bucket and of secrecy, with boto3 and the specified formats only (`tools.harness`).
 
 The bucket is read once, in threads; the violations of all checks are collected in one report.
+
+Then no key and no plaintext may be where SPEC 13 forbids them. Searched for are the canary of all
+plaintexts, API keys, user, admin and record KEKs, master keys, seeds, every object's DEK, and the
+transport key of every published message, as bytes and in the usual encodings.
 """
 
 from __future__ import annotations
@@ -60,6 +64,8 @@ _AT_LEAST_BYTES = 8
 
 DOCTOR_PREFIX = ".keyturn/doctor/"
 _THREADS = 8
+# Statuses of grep.
+_FOUND, _NOTHING = 0, 1
 
 
 @dataclass
@@ -303,9 +309,6 @@ def _check_scan_works(evidence: Evidence) -> list[str]:
         for place in ("logs", "disk")
         if not scan_folder(evidence.folder / place, present)
     ]
-
-
-_FOUND, _NOTHING = 0, 1
 
 
 def patterns(secret: bytes) -> set[bytes]:

@@ -1,4 +1,8 @@
-"""The checks after a run; each returns descriptions of its violations."""
+"""The checks after a run; each returns descriptions of its violations.
+
+Those of messages (SPEC 6.2, 6.7), of attacks and of stolen keyrings (SPEC 5.5) are here, those of
+the bucket in `bucket_checks`.
+"""
 
 from __future__ import annotations
 

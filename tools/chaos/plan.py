@@ -1,7 +1,11 @@
-"""The load of a run: uploads of many kinds and their plaintexts, from only the seed. Pure.
+"""The plan of a run, from only the seed: its uploads and their plaintexts, and its actions. Pure.
 
 Most uploads are plain. Some are published twice, some compete with a second writer of their key,
 and some must be rejected, each for one reason of SPEC 12. A few keys are deleted and written again.
+
+Actions are plain data that can be printed. Time is counted in publishes that the broker has
+confirmed, not in seconds, so that the same seed injects the same fault at the same point of the
+work on slow and fast machines.
 """
 
 from __future__ import annotations
