@@ -96,37 +96,33 @@ time.sleep(600)
 """
 
 
-def _stand_in(monkeypatch: pytest.MonkeyPatch, handler: str) -> None:
-    """Another program in the worker's place, with this handler of SIGTERM."""
-    program = (sys.executable, "-c", _STANDS_IN.format(handler=handler))
-    monkeypatch.setattr(crews, "worker", partial(worker, program=program))
-
-
-async def test_a_process_that_does_not_exit_in_time_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And is gone afterwards all the same."""
-    monkeypatch.setattr(crews, "_END_S", 0.5)
-    _stand_in(monkeypatch, "signal.SIG_IGN")
-    async with _one_worker(tmp_path) as (supervisor, process):
-        await _process(process, 1)
-        await supervisor.terminate(NAME, successor=False)
-        assert supervisor.statuses == [f"{NAME} exited with None within 0.5 s of SIGTERM"]
-        assert process.logs[0].process.returncode == -signal.SIGKILL
-
-
 @pytest.mark.parametrize(
-    ("handler", "status"), [("lambda *_: sys.exit(3)", 3), ("signal.SIG_DFL", -15)]
+    ("handler", "within_s", "status"),
+    [
+        ("lambda *_: sys.exit(3)", 40, 3),
+        ("signal.SIG_DFL", 40, -15),
+        # It does not exit in time, and is gone afterwards all the same.
+        ("signal.SIG_IGN", 0.5, None),
+    ],
 )
 async def test_a_failed_shutdown_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str, status: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handler: str,
+    within_s: float,
+    status: int | None,
 ) -> None:
-    _stand_in(monkeypatch, handler)
+    monkeypatch.setattr(crews, "_END_S", within_s)
+    program = (sys.executable, "-c", _STANDS_IN.format(handler=handler))
+    monkeypatch.setattr(crews, "worker", partial(worker, program=program))
     async with _one_worker(tmp_path) as (supervisor, process):
         await _process(process, 1)
         await supervisor.terminate(NAME, successor=False)
-        assert supervisor.statuses == [f"{NAME} exited with {status} within 40 s of SIGTERM"]
+        assert supervisor.statuses == [
+            f"{NAME} exited with {status} within {within_s} s of SIGTERM"
+        ]
         assert supervisor.unexpected_exits == []
+        assert process.logs[0].process.returncode == (-signal.SIGKILL if status is None else status)
 
 
 def test_a_process_serves_from_the_start_that_it_logged() -> None:
