@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 import aio_pika
 
 from keyturn.crypto import new_api_key
-from tools.bench.world import open_world
 from tools.harness import console_events, console_letters, console_projects
 from tools.harness import requests as rq
 from tools.harness.console_browser import DESKTOP, NARROW, launched, signed_in, visiting
@@ -28,6 +27,7 @@ from tools.harness.console_client import console_client
 from tools.harness.console_crawl import crawl, pages_of
 from tools.harness.console_history import Publisher
 from tools.harness.console_site import OPERATOR, console_site
+from tools.harness.world import open_world
 from tools.servers import Servers
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@
 | `gateway`, `load_client`, `passthrough_server` | downloads and listings through the gateway |
 | `layers`, `stack_sampler` | CPU time by layer of the code |
 | `bare` | the baseline: plain aioboto3 in a separate process |
-| `world` | projects and objects that the bench puts directly |
 | `processes`, `figures` | worker processes and their counters; medians, rows, table, JSON |
 
 The rounds of both sides alternate, so that other load on the machine affects both. All traffic

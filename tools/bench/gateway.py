@@ -23,16 +23,16 @@ from keyturn.crypto import to_base64
 from keyturn.identifiers import object_s3_key
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, bare, printed, sample_from_now, serving
-from tools.bench.world import MASTER_KEY, key_of, open_world
 from tools.harness import stored_objects
+from tools.harness.world import MASTER_KEY, key_of, open_world
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from tools.bench.processes import Running
-    from tools.bench.world import World
     from tools.harness.deployment import Deployment
+    from tools.harness.world import World
 
 PROJECT: Final = "gateway"
 PASSED: Final = "the same server, passing stored bytes"

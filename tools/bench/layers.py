@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tools.bench import gateway, rotation, uploads
 from tools.bench.figures import WAITING
-from tools.bench.world import open_world
+from tools.harness.world import open_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,9 +71,6 @@ _OWNERS = (
     ("/asyncio/", "event loop"),
     ("/keyturn_workers/keyring/", "keyring"),
     ("/keyturn_workers/objects/apply", "sweep logic"),
-    ("/keyturn_workers/objects/encrypt_in_place", "sweep logic"),
-    ("/keyturn_workers/objects/multipart_copy", "sweep logic"),
-    ("/keyturn_workers/objects/reconcile", "sweep logic"),
     ("/keyturn_workers/objects/", "envelope"),
     ("/keyturn_workers/sweep/", "sweep logic"),
     ("/keyturn_workers/", "upload logic"),

@@ -23,6 +23,8 @@ from tools.bench.figures import Rate
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tools.chaos.storage_proxy import FaultProxy
+
 _ROOT = Path(__file__).parents[2]
 _START_S = 60
 _STOP_S = 60
@@ -191,3 +193,21 @@ async def bare(env: dict[str, str], what: str, prefix: str, **bounds: int) -> Ra
     """Run one of `tools.bench.bare`'s loops; errors as `printed`."""
     options = [text for name, value in bounds.items() for text in (f"--{name}", str(value))]
     return Rate.reported(await printed(env, "tools.bench.bare", what, prefix, *options))
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What went through a proxy: requests, those of them to objects, and bytes of responses."""
+
+    requests: int
+    to_objects: int
+    received_bytes: int
+
+    @classmethod
+    def take(cls, between: FaultProxy) -> Traffic:
+        """What went through since the last time."""
+        to_objects = (count for kind, count in between.seen.items() if kind.endswith(" object"))
+        found = cls(between.seen.total(), sum(to_objects), between.received_bytes)
+        between.seen.clear()
+        between.received_bytes = 0
+        return found

@@ -28,9 +28,9 @@ from keyturn_workers.sweep.hints import SweepPage, encode
 from keyturn_workers.sweep.record import OpenPage, Round
 from keyturn_workers.sweep.store import record_path
 from tools.bench.figures import Comparison, Rate, Row, Spread
-from tools.bench.processes import BenchError, bare, worker
-from tools.bench.world import Traffic, key_of, open_world, pages_of
+from tools.bench.processes import BenchError, Traffic, bare, worker
 from tools.chaos.storage_proxy import run_fault_proxy
+from tools.harness.world import key_of, open_world, pages_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from keyturn_workers.sweep import ProjectRecord
     from tools.bench.processes import Running
-    from tools.bench.world import World
     from tools.harness.deployment import Deployment
+    from tools.harness.world import World
 
 CONCURRENCY: Final = 64
 PAGE_KEYS: Final = 500

@@ -21,11 +21,11 @@ import aio_pika
 from keyturn.crypto import VerifyKey
 from keyturn.topology import EVENTS_STREAM, EXCHANGE, UPLOAD_QUEUE, dead_letter_name
 from tools.bench.figures import Comparison, Rate, Row, Spread
-from tools.bench.processes import BenchError, bare, worker
-from tools.bench.world import Traffic, open_world
+from tools.bench.processes import BenchError, Traffic, bare, worker
 from tools.chaos.storage_proxy import run_fault_proxy
 from tools.harness import requests, stored_objects
 from tools.harness.wire import Wire, open_wire
+from tools.harness.world import open_world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

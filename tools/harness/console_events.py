@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import math
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,6 @@ import aio_pika
 
 from keyturn import topology
 from keyturn.identifiers import format_time
-from keyturn.messages import COUNT_FIELDS
 from tools.harness.requests import new_id
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from tools.harness.deployment import Deployment
 
 _AT_ONCE: Final = 1000
-_TURNS_PER_S: Final = 10
 _REQUEST: Final = "0" * 64
 
 
@@ -56,26 +53,6 @@ async def publish(
     return count
 
 
-def ended_sweeps(projects: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
-    """The ends of sweeps over the last hours, some with failures; projects take turns."""
-    now = datetime.now(UTC)
-    for number in range(count):
-        failed = 3 if number % 17 == 0 else 0
-        counts = dict.fromkeys(COUNT_FIELDS, 0)
-        counts |= {"objects": 500 + number % 300, "failed": failed}
-        counts["current"] = counts["objects"] - failed
-        yield {
-            "type": "sweep.completed",
-            "sweep_id": new_id(),
-            "project": projects[number % len(projects)],
-            "at": format_time(now - timedelta(seconds=(count - number) * 5)),
-            "publisher": "api",
-            "request": _REQUEST,
-            "clean": failed == 0,
-            **counts,
-        }
-
-
 def stored_uploads(projects: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
     """Uploads that were stored over the last hour, in waves; projects take turns."""
     now = datetime.now(UTC)
@@ -84,18 +61,6 @@ def stored_uploads(projects: Sequence[str], count: int) -> Iterator[dict[str, An
         ago_s = max(0.0, 3600 * share + 200 * math.sin(15 * share))
         project = projects[number % len(projects)]
         yield _stored(project, number, now - timedelta(seconds=ago_s))
-
-
-async def keep_storing(
-    channel: AbstractChannel, deployment: Deployment, projects: Sequence[str], per_s: int
-) -> None:
-    """Publish that uploads were stored just now, at this rate, until cancelled."""
-    numbers = itertools.count()
-    while True:
-        part = [next(numbers) for _ in range(max(1, per_s // _TURNS_PER_S))]
-        now = datetime.now(UTC)
-        stored = (_stored(projects[number % len(projects)], number, now) for number in part)
-        await asyncio.gather(publish(channel, deployment, stored), asyncio.sleep(1 / _TURNS_PER_S))
 
 
 def _stored(project: str, number: int, at: datetime) -> dict[str, Any]:

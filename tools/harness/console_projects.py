@@ -11,12 +11,12 @@ from keyturn.crypto import Secret, kek_id
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Generation, Keyring, create_keyring
-from tools.bench.world import MASTER_KEY, open_world
 from tools.harness.requests import new_id
+from tools.harness.world import MASTER_KEY, open_world
 
 if TYPE_CHECKING:
-    from tools.bench.world import World
     from tools.harness.deployment import Deployment
+    from tools.harness.world import World
 
 _AT_ONCE: Final = 64
 _OLDEST_DAYS: Final = 900

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import expect
 
-from tools.bench.world import open_world
 from tools.chaos.operator import OperatorRequest
 from tools.chaos.run import misreported
 from tools.harness import requests as rq
@@ -20,6 +19,7 @@ from tools.harness.console_client import console_client
 from tools.harness.console_history import Publisher
 from tools.harness.console_site import OPERATOR, SETTINGS, VIEWER
 from tools.harness.process import worker
+from tools.harness.world import open_world
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keyturn.counts import Counts
-from tools.bench import against_plain, plain, rotation
+from tools.bench import against_plain, layers, plain, rotation
 from tools.bench.__main__ import _arguments, _measurements
 from tools.bench.figures import (
     WAITING,
@@ -28,9 +29,9 @@ from tools.bench.figures import (
     table,
 )
 from tools.bench.layers import by_layer, layer_of
-from tools.bench.processes import BenchError
+from tools.bench.processes import BenchError, Traffic
 from tools.bench.uploads import Letter, Sample, steady
-from tools.bench.world import Traffic, key_of, pages_of
+from tools.harness.world import key_of, pages_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,12 +121,19 @@ def test_time_counts_for_the_innermost_layer_that_has_a_name(
     assert layer_of(stack) == layer
 
 
+def test_every_layer_of_our_own_code_names_something_that_exists() -> None:
+    root = Path(__file__).parents[4]
+    modules = [f"/{path.relative_to(root)}" for path in root.glob("*/keyturn*/**/*.py")]
+    ours = [text for text, _ in layers._OWNERS if "keyturn" in text]
+    assert [text for text in ours if not any(text in module for module in modules)] == []
+
+
 def test_layers_are_milliseconds_that_add_up_to_the_cpu_time() -> None:
     stacks = [(["/keyturn/crypto/intake.py"], 20), (["/keyturn/crypto/wraps.py"], 10)]
-    layers = by_layer([*stacks, (["/structlog/x.py"], 10)], Rate(per_s=500, cpu_ms=0.8))
-    assert sum(layers.values()) == pytest.approx(0.8 + 1.2)
-    assert layers["logs"] == pytest.approx(0.2)
-    assert layers[WAITING] == pytest.approx(1.2)
+    found = by_layer([*stacks, (["/structlog/x.py"], 10)], Rate(per_s=500, cpu_ms=0.8))
+    assert sum(found.values()) == pytest.approx(0.8 + 1.2)
+    assert found["logs"] == pytest.approx(0.2)
+    assert found[WAITING] == pytest.approx(1.2)
     # More than one core was busy: nothing waited.
     assert by_layer(stacks, Rate(per_s=1000, cpu_ms=1.5))[WAITING] == 0.0
     shown = profile_table("p", {"a": 0.6, WAITING: 1.2})

@@ -1,7 +1,7 @@
-"""A project that the bench owns: its keyring and its objects, put directly (SPEC 4, 5).
+"""Projects whose keyrings and objects are put directly, by the workers' own code (SPEC 4, 5).
 
-Uploading is not measured, so objects are sealed and put without a request, in the form in which
-an upload stores them.
+For the bench and for large deployments: objects are sealed and put without a request, in the form
+in which an upload stores them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from keyturn_workers.sweep import Options, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import KeyRange, OpenPage, Round, State
-from tools.bench.processes import BenchError
 from tools.harness.local_keys import operator_keys
 from tools.harness.marks import mark_keyrings
 from tools.harness.requests import new_id, now
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
 
     from keyturn_workers.keyring import DesiredState
     from keyturn_workers.master_keys.operator_keys import OperatorKeys
-    from tools.chaos.storage_proxy import FaultProxy
     from tools.harness.deployment import Deployment
 
 MASTER_KEY = "m1"
@@ -76,7 +74,7 @@ def key_of(number: int) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """A deployment's bucket, as the bench itself reads and writes it."""
+    """A deployment's bucket, as workers read and write it."""
 
     deployment: Deployment
     storage: S3Storage
@@ -98,7 +96,7 @@ class World:
             self.keys,
             lease_s=self.keyrings.lease_s,
         ):
-            raise BenchError(f"the project {project} already exists")
+            raise RuntimeError(f"the project {project} already exists")
         await mark_keyrings(self.deployment, project)
 
     async def turn(self, project: str) -> None:
@@ -119,7 +117,7 @@ class World:
             self.keys,
             lease_s=self.keyrings.lease_s,
         ):
-            raise BenchError(f"the keyring of {project} was changed meanwhile")
+            raise RuntimeError(f"the keyring of {project} was changed meanwhile")
         await mark_keyrings(self.deployment, project)
 
     def _new_kek(self, project: str) -> Secret:
@@ -209,24 +207,6 @@ def pages_of(keys: Sequence[str], page_keys: int, *, after: str = "") -> list[tu
     """Pages that touch each other over keys in their order: the key before, and the last one."""
     lasts = [keys[min(at + page_keys, len(keys)) - 1] for at in range(0, len(keys), page_keys)]
     return list(zip([after, *lasts[:-1]], lasts, strict=True))
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What went through a proxy: requests, those of them to objects, and bytes of responses."""
-
-    requests: int
-    to_objects: int
-    received_bytes: int
-
-    @classmethod
-    def take(cls, between: FaultProxy) -> Traffic:
-        """What went through since the last time."""
-        to_objects = (count for kind, count in between.seen.items() if kind.endswith(" object"))
-        found = cls(between.seen.total(), sum(to_objects), between.received_bytes)
-        between.seen.clear()
-        between.received_bytes = 0
-        return found
 
 
 @asynccontextmanager
