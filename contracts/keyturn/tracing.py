@@ -1,11 +1,18 @@
-"""The spans of a publisher, by OpenTelemetry (SPEC 6.11). Needs the extra `keyturn[otel]`.
+"""The spans of a publisher, by OpenTelemetry, and links to other processes (SPEC 6.11).
 
-The application configures OpenTelemetry; this module only uses its API. Without a provider, and
-where the application does not sample, nothing is recorded and no header is sent.
+Needs the extra `keyturn[otel]`. The application configures OpenTelemetry; this module only uses its
+API. Without a provider, and where the application does not sample, nothing is recorded and no
+header is sent.
+
+The header `traceparent` of a message is not signed: anyone with write access to the broker can put
+any value into it. So it only ever becomes a *link* to another trace. It is never the parent of a
+span, and never decides whether one is recorded. FastStream's middleware and the instrumentations
+for aio-pika would make it the parent.
 
 It must never record a project, an object key, a secret, or the text of an exception.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,25 +29,58 @@ from opentelemetry.trace import (
     TraceFlags,
 )
 
+from keyturn.errors import CodedError
 from keyturn.messages import Event, Rejected, Request, request_id
 from keyturn.topology import EXCHANGE, TRACEPARENT_HEADER, publisher_stream
-from keyturn.trace_context import TraceContext
 
+# Version 00 of W3C Trace Context, which is 55 characters long. Later versions are not read.
+_TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
 # Requests whose events may still come; the oldest are forgotten.
 _MAX_TRACKED: Final = 10_000
 _NOTHING: Final[Mapping[str, str]] = {}
 
 
-def link_to(context: TraceContext) -> Link:
-    """A link to a span of another process, which is not trusted."""
-    flags = TraceFlags(TraceFlags.SAMPLED if context.is_sampled else TraceFlags.DEFAULT)
-    return Link(SpanContext(context.trace_id, context.span_id, is_remote=True, trace_flags=flags))
+def links_to(header: object) -> tuple[Link, ...]:
+    """The link to the span that a header `traceparent` names; none for any other form."""
+    match = _TRACEPARENT.fullmatch(header) if isinstance(header, str) else None
+    if match is None:
+        return ()
+    trace_id, span_id, flags = (int(part, 16) for part in match.groups())
+    sampled = TraceFlags(flags & TraceFlags.SAMPLED)
+    context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=sampled)
+    return (Link(context),) if context.is_valid else ()
 
 
 def traceparent_of(span: trace.Span) -> str:
     """The header that names this span."""
     context = span.get_span_context()
-    return TraceContext(context.trace_id, context.span_id, context.trace_flags.sampled).header()
+    sampled = int(context.trace_flags.sampled)
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{sampled:02x}"
+
+
+@contextmanager
+def current(
+    span: trace.Span, no_failures: tuple[type[BaseException], ...] = (GeneratorExit,)
+) -> Iterator[None]:
+    """Make the span the current one, and end it. Of an error only its code or type is recorded."""
+    try:
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            yield
+    except no_failures:
+        raise
+    except BaseException as exc:
+        fail(span, exc)
+        raise
+    finally:
+        span.end()
+
+
+def fail(span: trace.Span, error: BaseException | str) -> None:
+    """Mark a span as failed, with the code of SPEC 12 or the type of the error, never its text."""
+    if isinstance(error, BaseException):
+        error = error.code if isinstance(error, CodedError) else type(error).__name__
+    span.set_attribute("error.type", error)
+    span.set_status(StatusCode.ERROR)
 
 
 class PublisherTracing:
@@ -82,7 +122,7 @@ class PublisherTracing:
             }
         )
         self._remember(identity, span.get_span_context())
-        with _current(span):
+        with current(span):
             yield {TRACEPARENT_HEADER: traceparent_of(span)}
 
     @contextmanager
@@ -91,7 +131,7 @@ class PublisherTracing:
         span = self._tracer.start_span("stage body", kind=SpanKind.CLIENT)
         if size_bytes is not None:
             span.set_attribute("keyturn.body.size", size_bytes)
-        with _current(span):
+        with current(span):
             yield
 
     def received(self, event: Event, traceparent: str) -> None:
@@ -102,13 +142,12 @@ class PublisherTracing:
         sent = self._sent.get(request_id(event))
         if sent is None:
             return
-        worker = TraceContext.parse(traceparent)
         destination = f"{EXCHANGE}:{event.type}:{self._stream}"
         span = self._tracer.start_span(
             f"receive {destination}",
             context=trace.set_span_in_context(NonRecordingSpan(sent)),
             kind=SpanKind.CLIENT,
-            links=() if worker is None else (link_to(worker),),
+            links=links_to(traceparent),
             attributes={
                 "messaging.system": "rabbitmq",
                 "messaging.operation.name": "receive",
@@ -127,17 +166,3 @@ class PublisherTracing:
         self._sent.move_to_end(identity)
         while len(self._sent) > _MAX_TRACKED:
             self._sent.popitem(last=False)
-
-
-@contextmanager
-def _current(span: trace.Span) -> Iterator[None]:
-    """Make the span the current one, and end it. Of an error only its type is recorded."""
-    try:
-        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-            yield
-    except BaseException as exc:
-        span.set_attribute("error.type", type(exc).__name__)
-        span.set_status(StatusCode.ERROR)
-        raise
-    finally:
-        span.end()

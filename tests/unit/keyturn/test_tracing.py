@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanKind, StatusCode
 
 from keyturn.messages import DeleteRequested, ObjectDeleted
-from keyturn.trace_context import TraceContext
-from keyturn.tracing import PublisherTracing
+from keyturn.tracing import PublisherTracing, links_to, traceparent_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,9 +69,9 @@ def test_a_publish_is_a_span_whose_context_goes_with_the_message() -> None:
         "messaging.message.id": REQUEST.request_id,
         "messaging.message.body.size": 300,
     }
-    context = TraceContext.parse(headers["traceparent"])
-    assert context is not None
-    assert (context.trace_id, context.span_id) == (span.context.trace_id, span.context.span_id)
+    (link,) = links_to(headers["traceparent"])
+    assert link.context.trace_id == span.context.trace_id
+    assert link.context.span_id == span.context.span_id
     assert "secret" not in span.to_json()
 
 
@@ -132,3 +133,50 @@ def test_an_event_for_what_was_not_sent_here_is_not_recorded() -> None:
     app = _Application()
     app.tracing.received(EVENT, WORKER)
     assert not app.spans
+
+
+TRACE, SPAN = WORKER[3:35], WORKER[36:52]
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_sampled"), [("01", True), ("00", False), ("02", False), ("03", True)]
+)
+def test_a_context_in_the_form_of_w3c_is_read_and_written(flags: str, is_sampled: bool) -> None:
+    (link,) = links_to(f"00-{TRACE}-{SPAN}-{flags}")
+    context = link.context
+    assert (context.trace_id, context.span_id) == (int(TRACE, 16), int(SPAN, 16))
+    assert (context.is_remote, context.trace_flags.sampled) == (True, is_sampled)
+    written = traceparent_of(NonRecordingSpan(context))
+    assert written == f"00-{TRACE}-{SPAN}-{int(is_sampled):02x}"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        7,
+        b"00-" + TRACE.encode() + b"-" + SPAN.encode() + b"-01",
+        {"traceparent": f"00-{TRACE}-{SPAN}-01"},
+        "",
+        f"01-{TRACE}-{SPAN}-01",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE}-{SPAN}-1",
+        f"00-{TRACE}-{SPAN}-0x",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}{SPAN}-01",
+        f" 00-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01\n",
+        f"00-{TRACE}-{SPAN}-01" * 1000,
+        "00-" + "٣" * 32 + f"-{SPAN}-01",  # digits, but not of hex
+    ],
+)  # fmt: skip
+def test_a_context_in_any_other_form_is_ignored(header: object) -> None:
+    assert links_to(header) == ()
+
+
+@given(st.text())
+def test_no_text_of_a_sender_is_an_error(header: str) -> None:
+    assert len(links_to(header)) <= 1

@@ -188,12 +188,7 @@ class WorkerPublisher:
         return {
             SIGNATURE_HEADER: self._event_key.sign_event(self._deployment, body),
             EVENT_KEY_HEADER: self._event_key_id,
-            **self._trace_headers(),
         }
-
-    def _trace_headers(self) -> dict[str, Any]:
-        """What traces add to the worker's own messages (`keyturn_workers.tracing`)."""
-        return {}
 
     async def _publish(
         self, routing_key: str, body: bytes, headers: dict[str, Any], correlation_id: str
@@ -285,7 +280,6 @@ class WorkerPublisher:
         """
         message = Message(
             body,
-            headers=self._trace_headers(),
             content_type="application/json",
             delivery_mode=DeliveryMode.PERSISTENT,
         )

@@ -24,8 +24,8 @@ def _run(*roles: str) -> None:
     from keyturn_workers.worker.process import run_worker  # noqa: PLC0415
 
     service = "keyturn-worker" if len(roles) > 1 else f"keyturn-worker-{roles[0]}"
-    with naming_storage(settings), open_tracing(settings, service) as instrumentation:
-        uvloop.run(run_worker(settings, frozenset(roles), instrumentation))
+    with naming_storage(settings), open_tracing(settings, service) as tracing:
+        uvloop.run(run_worker(settings, frozenset(roles), tracing))
 
 
 @app.command("upload")
@@ -60,5 +60,5 @@ def gateway() -> None:
     from keyturn_workers.gateway.server import run_gateway  # noqa: PLC0415
     from keyturn_workers.tracing import open_tracing  # noqa: PLC0415
 
-    with open_tracing(settings, "keyturn-gateway") as instrumentation:
-        uvloop.run(run_gateway(settings, instrumentation))
+    with open_tracing(settings, "keyturn-gateway") as tracing:
+        uvloop.run(run_gateway(settings, tracing))

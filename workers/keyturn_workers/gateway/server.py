@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from starlette.types import ASGIApp
@@ -43,11 +43,14 @@ from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Capabilities, Headers, IfAbsent, Storage
 from keyturn_workers.storage.probe.key_checks import find_order
 from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
+from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.storage.vendor_errors import explaining_tls
 from keyturn_workers.sweep import SweepStore
-from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.health import Check
+
+if TYPE_CHECKING:
+    from keyturn_workers.tracing.spans import Tracing
 
 # Connections to the storage besides one per request: keyrings, records, health.
 _SPARE_CONNECTIONS: Final = 16
@@ -67,14 +70,12 @@ _DETECTION_RETRY_S: Final = 30.0
 _log = structlog.get_logger()
 
 
-async def run_gateway(
-    settings: GatewaySettings, instrumentation: Instrumentation | None = None
-) -> None:
+async def run_gateway(settings: GatewaySettings, tracing: "Tracing | None" = None) -> None:
     """Serve until a signal stops the process.
 
     Args:
         settings: Of the gateway.
-        instrumentation: Makes the parts that traces concern; by default, without traces.
+        tracing: Records traces.
 
     Raises:
         SettingsError: no S3 credentials are configured, or a file of certificates cannot be used.
@@ -89,7 +90,7 @@ async def run_gateway(
     tolerate_odd_properties()
     metrics = GatewayMetrics()
     metrics.registry.add_process()
-    async with open_app(settings, metrics, instrumentation) as app:
+    async with open_app(settings, metrics, tracing) as app:
         await serve(settings, app, certificate)
     _log.info("gateway stopped")
 
@@ -98,10 +99,9 @@ async def run_gateway(
 async def open_app(
     settings: GatewaySettings,
     metrics: GatewayMetrics,
-    instrumentation: Instrumentation | None = None,
+    tracing: "Tracing | None" = None,
 ) -> AsyncIterator[ASGIApp]:
     """Yield the application, with its storage and its publisher open."""
-    parts = instrumentation or Instrumentation()
     connections = settings.gateway_concurrency + HEADS_AT_ONCE + _SPARE_CONNECTIONS
     # Without a broker, or without permission to read the stream, it only knows fewer marks.
     marks = MarkStream(
@@ -112,7 +112,11 @@ async def open_app(
         signing_key=None,
     )
     async with (
-        parts.open_storage(settings, max_connections=connections) as storage,
+        open_storage(
+            settings,
+            max_connections=connections,
+            trace_configs=tracing.trace_configs(settings.s3_bucket) if tracing else (),
+        ) as storage,
         Publisher.open(
             settings,
             s3=settings,
@@ -160,7 +164,8 @@ async def open_app(
         gateway = Gateway(settings, auth, opener, storage, sweeps, publisher, metrics)
         purging = asyncio.create_task(keys.purge_periodically())
         try:
-            yield parts.application(gateway.application(_checks(storage, publisher)))
+            app = gateway.application(_checks(storage, publisher))
+            yield tracing.application(app) if tracing else app
         finally:
             purging.cancel()
             await gateway.close()

@@ -20,6 +20,9 @@ RESET_CONNECTION: Final = "keyturn.abort"
 ERROR_CODE: Final = "keyturn.code"
 """In a request's scope: why it failed, for traces (`note_error`)."""
 
+ABORTED: Final = "keyturn.aborted"
+"""In a request's scope: its response was cut off, for traces."""
+
 IS_CLOSED: Final = "keyturn.gone"
 """In a request's state: a function that returns whether its connection is closed."""
 
@@ -41,6 +44,7 @@ def abort(scope: Scope) -> None:
     reset: Callable[[], None] | None = scope.get("state", {}).get(RESET_CONNECTION)
     if reset is None:
         raise RuntimeError("the server offers no way to reset a connection")
+    scope[ABORTED] = True
     reset()
 
 

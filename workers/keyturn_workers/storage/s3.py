@@ -455,7 +455,7 @@ async def open_storage(
     *,
     capabilities: Capabilities = BASELINE,
     max_connections: int = 128,
-    http_client: type[S3HttpClient] = S3HttpClient,
+    trace_configs: Sequence[aiohttp.TraceConfig] = (),
 ) -> AsyncIterator[S3Storage]:
     """Open the configured bucket for the life of the process.
 
@@ -463,7 +463,7 @@ async def open_storage(
         settings: The bucket and its credentials.
         capabilities: As measured by `keyturn_workers.storage.probe.runner`.
         max_connections: The size of the pool; at least the intended concurrency.
-        http_client: Sends the requests.
+        trace_configs: Watch the requests.
 
     Raises:
         SettingsError: the standard AWS chain has no credentials, or a file of certificates cannot
@@ -478,8 +478,10 @@ async def open_storage(
             "or provide credentials through the standard AWS chain"
         )
     base_url = await _bucket_url(settings, tls)
-    async with open_session(max_connections, tls=tls or True) as session:
-        http = http_client(
+    async with open_session(
+        max_connections, tls=tls or True, trace_configs=trace_configs
+    ) as session:
+        http = S3HttpClient(
             session,
             base_url=base_url,
             bucket=settings.s3_bucket,

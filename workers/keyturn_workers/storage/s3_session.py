@@ -11,7 +11,7 @@ drops. Each connection that it takes from its pool is checked here, because
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -112,19 +112,24 @@ def _drop_unsent(transport: asyncio.WriteTransport) -> None:
 
 @asynccontextmanager
 async def open_session(
-    max_connections: int, *, tls: ssl.SSLContext | bool = True
+    max_connections: int,
+    *,
+    tls: ssl.SSLContext | bool = True,
+    trace_configs: Sequence[aiohttp.TraceConfig] = (),
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The one session of a storage.
 
     Args:
         max_connections: The size of the pool.
         tls: What `https` servers are checked against; by default the system's authorities.
+        trace_configs: Watch the requests.
     """
     connector = CleanConnector(limit=max_connections, keepalive_timeout=_KEEP_ALIVE_S, ssl=tls)
     async with aiohttp.ClientSession(
         connector=connector,
         middlewares=(surface_loss,),
         cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=list(trace_configs),
         skip_auto_headers=_AUTOMATIC_HEADERS,
         read_bufsize=_READ_AHEAD_BYTES,
         auto_decompress=False,  # a stored Content-Encoding belongs to the object

@@ -1,24 +1,79 @@
 """Traces by OpenTelemetry, off by default (SPEC 6.11, 11, 13). Needs the extra `otel`.
 
-A process is built from the parts that an `Instrumentation` gives. Without traces these are the
-plain ones, and OpenTelemetry is not even imported; with traces they are subclasses and wrappers
-that make spans, so that the rest of the product knows nothing of traces.
-
 | module | what it holds |
 | --- | --- |
-| `setup` | `open_tracing`: chooses the parts for a process |
-| `instrumentation` | the plain parts |
-| `traced` | those that make spans |
-| `environment` | checks OpenTelemetry's own variables. Pure |
-| `provider`, `sampling` | the tracer provider, and a bounded end; which traces it records |
-| `exporter` | reports once when the receiver is away |
-| `scope` | the trace of one delivery or request while it is served |
-| `deliveries`, `stages`, `publishing` | the spans of a worker |
-| `s3` | requests to the storage |
-| `http` | requests to the gateway |
+| `settings` | checks OpenTelemetry's own variables |
+| `spans` | the spans of a worker and of a gateway: instrumentations, and what they do not cover |
+| `export` | what may leave the process, how much of it, and what if the receiver is away |
+
+Without traces, OpenTelemetry is not even imported.
 """
 
-from keyturn_workers.tracing.instrumentation import Instrumentation
-from keyturn_workers.tracing.setup import open_tracing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Protocol
 
-__all__ = ["Instrumentation", "open_tracing"]
+from pydantic import SecretStr
+
+from keyturn_workers.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from keyturn_workers.tracing.spans import Tracing
+
+_MISSING: Final = (
+    "KEYTURN_TRACING is on, but OpenTelemetry is not installed: pip install 'keyturn-workers[otel]'"
+)
+# What the extra installs; of anything else, a missing module is a mistake of ours.
+_PACKAGES: Final = frozenset({"opentelemetry", "google", "requests"})
+
+
+class TracedSettings(Protocol):
+    """What the settings of a process with traces have."""
+
+    @property
+    def tracing(self) -> bool:
+        """Whether the process records traces."""
+        ...
+
+    @property
+    def deployment(self) -> str:
+        """The deployment's name."""
+        ...
+
+    @property
+    def amqp_url(self) -> SecretStr:
+        """The broker's address."""
+        ...
+
+
+@contextmanager
+def open_tracing(settings: TracedSettings, service: str) -> Iterator["Tracing | None"]:
+    """Record the traces of a process that lives as long as the block; None where they are off.
+
+    Args:
+        settings: Of the process.
+        service: Its name in traces, unless `OTEL_SERVICE_NAME` gives one.
+
+    Raises:
+        MissingExtraError: OpenTelemetry is not installed.
+        SettingsError: one of its variables is malformed.
+    """
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if not settings.tracing or is_disabled:
+        yield None
+        return
+    try:
+        from keyturn_workers.tracing.export import running_provider  # noqa: PLC0415  # an extra
+        from keyturn_workers.tracing.settings import check_environment  # noqa: PLC0415
+        from keyturn_workers.tracing.spans import open_spans  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] in _PACKAGES:
+            raise MissingExtraError(_MISSING) from exc
+        raise
+    receiver = check_environment(os.environ)
+    with (
+        running_provider(service, settings.deployment, receiver) as provider,
+        open_spans(provider, settings.amqp_url.get_secret_value()) as tracing,
+    ):
+        yield tracing

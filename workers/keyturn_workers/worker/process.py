@@ -53,7 +53,6 @@ from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.storage.vendor_errors import explaining_tls
-from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.grants import GrantsFile, GrantsKeeper
 from keyturn_workers.worker.health import Check, health_server
@@ -63,6 +62,8 @@ from keyturn_workers.worker.wiring import Wiring
 
 if TYPE_CHECKING:
     from aio_pika import RobustConnection
+
+    from keyturn_workers.tracing.spans import Tracing
 
 # Connections beyond one an object: keyring reads, records, the control role, health.
 _SPARE_CONNECTIONS: Final = 32
@@ -80,7 +81,7 @@ _log = structlog.get_logger()
 async def run_worker(
     settings: WorkerSettings,
     roles: frozenset[str],
-    instrumentation: Instrumentation | None = None,
+    tracing: "Tracing | None" = None,
 ) -> None:
     """Serve the roles until a signal stops the process.
 
@@ -100,7 +101,7 @@ async def run_worker(
             on=_StartFailedError, attempts=None, timeout=settings.start_timeout_s, wait_max=3
         ):
             with attempt:
-                await _serve(settings, roles, instrumentation or Instrumentation())
+                await _serve(settings, roles, tracing)
     except _StartFailedError as exc:
         raise exc.cause from None
     _log.info("worker stopped", roles=sorted(roles))
@@ -185,12 +186,14 @@ class _App(FastStream):
             await close_quietly(connecting.result().close())
 
 
-async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrumentation) -> None:
+async def _serve(
+    settings: WorkerSettings, roles: frozenset[str], tracing: "Tracing | None"
+) -> None:
     address = BrokerAddress.of(settings)
     capabilities = await _measure_storage(settings)
     audit_stream = audit_queue(settings.audit_max_age_s, settings.audit_max_bytes)
     await _retry_start(settings, lambda: declare(address, settings.publishers, audit_stream))
-    metrics = parts.metrics()
+    metrics = WorkerMetrics() if tracing is None else tracing.metrics()
     process = AuditProcess.start(" ".join(("worker", *sorted(roles))))
     marks = MarkStream(
         address,
@@ -203,8 +206,11 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
         following(marks),
         # Outermost but one: it publishes what the others recorded last.
         _open_audit_trail(settings, address, process, metrics) as audit,
-        parts.open_storage(
-            settings, capabilities=capabilities, max_connections=_max_connections(settings)
+        open_storage(
+            settings,
+            capabilities=capabilities,
+            max_connections=_max_connections(settings),
+            trace_configs=() if tracing is None else tracing.trace_configs(settings.s3_bucket),
         ) as storage,
         open_operator_keys(
             settings,
@@ -229,7 +235,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str], parts: Instrum
         )
         metrics.add_process()
         grants = _grants_keeper(settings, address)
-        wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit, parts, marks)
+        wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit, tracing, marks)
         await _retry_start(settings, wiring.learn_time)
         consumers = {
             queue: _consumer_type(queue)(broker, queue, prefetch, handle)

@@ -3,7 +3,7 @@
 from collections.abc import Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from faststream.rabbit import RabbitBroker
 
@@ -15,6 +15,7 @@ from keyturn.topology import (
     SWEEP_QUEUE,
 )
 from keyturn_workers.amqp.consumer import ConsumerContext, Handle
+from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.amqp.request_consumer import RequestConsumer, RequestHandler, TimeSource
 from keyturn_workers.audit import AuditProcess, AuditTrail, RequestRecorder
 from keyturn_workers.control import (
@@ -43,13 +44,15 @@ from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.periodic import PeriodicScan, scan_periodically
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.upload.cleanup import clean_staging_periodically
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import GrantsKeeper
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.reporter import WorkerFacts, WorkerReporter
+
+if TYPE_CHECKING:
+    from keyturn_workers.tracing.spans import Tracing
 
 UPLOAD: Final = "upload"
 CONTROL: Final = "control"
@@ -73,10 +76,10 @@ class Wiring:
         metrics: WorkerMetrics,
         grants: GrantsKeeper | None = None,
         audit: AuditTrail | None = None,
-        instrumentation: Instrumentation | None = None,
+        tracing: "Tracing | None" = None,
         witness: Witness | None = None,
     ) -> None:
-        self._parts = instrumentation or Instrumentation()
+        self._tracing = tracing
         self._grants = grants
         self._audit = audit
         self._settings = settings
@@ -91,7 +94,8 @@ class Wiring:
             witness=witness,
         )
         self._now = self._keyrings.clock.now
-        self._worker_publisher = self._parts.worker_publisher(
+        publisher = WorkerPublisher if tracing is None else tracing.worker_publisher
+        self._worker_publisher = publisher(
             broker, settings.deployment, settings.event_key, self._now
         )
         self._context = ConsumerContext(self._worker_publisher, metrics, self._now)
@@ -116,7 +120,9 @@ class Wiring:
         The prefetch bounds how many messages of a queue are handled at once.
         """
         for queue, prefetch, handle in self._consumers(roles):
-            yield queue, prefetch, self._parts.handle(queue, handle)
+            if self._tracing is not None:
+                handle = self._tracing.handle(queue, handle)  # noqa: PLW2901  # the same, traced
+            yield queue, prefetch, handle
 
     def _consumers(self, roles: frozenset[str]) -> Iterator[tuple[str, int, Handle]]:
         settings = self._settings

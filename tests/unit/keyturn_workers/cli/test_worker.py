@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.cli import serve
 from keyturn_workers.cli.app import app
-from keyturn_workers.tracing import Instrumentation
 from keyturn_workers.worker import process
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
@@ -35,11 +34,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
     """The roles of each worker that was run."""
     runs: list[frozenset[str]] = []
 
-    async def run_worker(
-        settings: WorkerSettings, roles: frozenset[str], instrumentation: object
-    ) -> None:
+    async def run_worker(settings: WorkerSettings, roles: frozenset[str], tracing: object) -> None:
         assert settings.s3_bucket == "bucket"
-        assert type(instrumentation) is Instrumentation  # no traces
+        assert tracing is None
         runs.append(roles)
 
     monkeypatch.setattr(process, "run_worker", run_worker)

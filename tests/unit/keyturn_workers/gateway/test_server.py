@@ -13,7 +13,6 @@ from keyturn_workers.gateway import server
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.http_server.server import AddressError
 from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.tracing import Instrumentation
 from tests.unit.keyturn_workers.gateway.asgi import ask
 from tools.harness.deployment import Deployment
 from tools.harness.memory_storage import MemoryStorage
@@ -62,20 +61,18 @@ async def test_without_a_broker_it_starts_and_says_that_it_is_not_ready(
 ) -> None:
     calls: list[int] = []
 
-    class InMemory(Instrumentation):
-        @asynccontextmanager
-        async def open_storage(
-            self, *_: object, max_connections: int = 0, **__: object
-        ) -> AsyncIterator[Any]:
-            calls.append(max_connections)
-            yield MemoryStorage()
+    @asynccontextmanager
+    async def in_memory(*_: object, max_connections: int, **__: object) -> AsyncIterator[Any]:
+        calls.append(max_connections)
+        yield MemoryStorage()
 
+    monkeypatch.setattr(server, "open_storage", in_memory)
     settings = _settings(
         monkeypatch, GATEWAY_CONCURRENCY="7", AMQP_URL=f"amqp://127.0.0.1:{free_port()}/"
     )
     with capture_logs():
         async with (
-            server.open_app(settings, GatewayMetrics(), InMemory()) as app,
+            server.open_app(settings, GatewayMetrics()) as app,
             asyncio.timeout(30),
         ):
             alive, ready = await ask(app, "GET", "/healthz"), await ask(app, "GET", "/readyz")

@@ -1,39 +1,52 @@
-"""Spans in memory, as the tests of the modules read them."""
+"""Spans in memory, as they would leave the process."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.propagate import get_global_textmap, set_global_textmap
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
-from keyturn_workers.tracing.sampling import DecidedIds, RootSampling
+from keyturn_workers.tracing.export import SafeSpanProcessor
+from keyturn_workers.tracing.spans import NoPropagator, Tracing
+from tests.unit.keyturn_workers.amqp.deliveries import Scene, message
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from aio_pika.abc import AbstractIncomingMessage
+
+    from tests.unit.keyturn_workers.amqp.deliveries import FakeMessage
 
 TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 SPAN_ID = 0x00F067AA0BA902B7
 TRACEPARENT = f"00-{TRACE_ID:032x}-{SPAN_ID:016x}-01"
+DELIVERY = "process keyturn:upload.requested:keyturn.upload"
 
 
 class Recorder:
-    """A tracer, and what it recorded."""
+    """What a process with traces records."""
 
     def __init__(self, *, sampled: bool = True) -> None:
         sampler = ALWAYS_ON if sampled else ALWAYS_OFF
-        ids = DecidedIds()
-        self.provider = TracerProvider(sampler=sampler, id_generator=ids, shutdown_on_exit=False)
+        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
         self._exporter = InMemorySpanExporter()
-        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracer: Tracer = self.provider.get_tracer("test")
-        self.sampling = RootSampling(self.tracer, ids, 1.0 if sampled else 0.0)
+        processor = SafeSpanProcessor(SimpleSpanProcessor(self._exporter))
+        self.provider.add_span_processor(processor)
+        self.tracing = Tracing(self.provider, "amqp://kim:secret@broker/secret-vhost")
 
     @property
     def spans(self) -> tuple[ReadableSpan, ...]:
         return self._exporter.get_finished_spans()
+
+    @property
+    def names(self) -> list[str]:
+        return [span.name for span in self.spans]
 
     def span(self, name: str) -> ReadableSpan:
         """The only span of this name."""
@@ -55,3 +68,29 @@ class Recorder:
     def shown(self) -> str:
         """Everything, as text to search in."""
         return "\n".join(span.to_json() for span in self.spans)
+
+    async def delivered(
+        self,
+        work: Callable[[], Awaitable[object]] | None = None,
+        delivery: FakeMessage | None = None,
+    ) -> None:
+        """Handle a delivery to `keyturn.upload`, which does this work."""
+
+        async def handle(_: AbstractIncomingMessage) -> None:
+            if work is not None:
+                await work()
+
+        traced = self.tracing.handle("keyturn.upload", handle)
+        await traced(cast("AbstractIncomingMessage", delivery or message(Scene())))
+
+
+@contextmanager
+def as_in_a_process() -> Iterator[None]:
+    """No propagator, and no instrumentation outside of traces: as `open_spans` sets it up."""
+    before = get_global_textmap()
+    set_global_textmap(NoPropagator())
+    try:
+        with suppress_instrumentation():
+            yield
+    finally:
+        set_global_textmap(before)

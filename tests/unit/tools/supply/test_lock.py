@@ -37,7 +37,7 @@ _ALLOWED = {
     "MPL-2.0",
     "PSF-2.0",
 }
-_FEW = 37
+_FEW = 40
 _UV = r"(?:\buv|\$\(UV\))"
 
 

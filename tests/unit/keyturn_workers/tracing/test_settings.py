@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from keyturn.errors import SettingsError
-from keyturn_workers.tracing.environment import (
-    check_environment,
-    is_disabled,
-    receiver,
-    root_ratio,
-)
+from keyturn_workers.tracing.settings import check_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,41 +90,4 @@ def test_a_certificate_must_be_a_file(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_receiver_is_shown_without_a_password(environ: dict[str, str], expected: str) -> None:
-    assert receiver(environ) == expected
-
-
-@pytest.mark.parametrize(("value", "disabled"), [("true", True), ("TRUE ", True), ("false", False)])
-def test_its_own_switch_turns_it_off(value: str, disabled: bool) -> None:
-    assert is_disabled({"OTEL_SDK_DISABLED": value}) is disabled
-    assert not is_disabled({})
-
-
-@pytest.mark.parametrize(
-    ("environ", "ratio"),
-    [
-        ({}, 1.0),
-        ({"OTEL_TRACES_SAMPLER": "always_on"}, 1.0),
-        ({"OTEL_TRACES_SAMPLER": "parentbased_always_on", "OTEL_TRACES_SAMPLER_ARG": "0.5"}, 1.0),
-        ({"OTEL_TRACES_SAMPLER": "always_off"}, 0.0),
-        ({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}, 0.0),
-        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"}, 0.25),
-        (
-            {"OTEL_TRACES_SAMPLER": "ParentBased_TraceIdRatio", "OTEL_TRACES_SAMPLER_ARG": "0.01"},
-            0.01,
-        ),
-    ],
-)
-def test_the_share_of_traces_without_a_parent(
-    environ: dict[str, str], ratio: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The SDK reads the same sampler from the same variables."""
-    check_environment(environ)
-    assert root_ratio(environ) == ratio
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    sampler = TracerProvider(shutdown_on_exit=False).sampler
-    bound = TraceIdRatioBased.get_bound_for_rate(ratio)
-    limit = TraceIdRatioBased.TRACE_ID_LIMIT
-    for trace_id in {0, max(bound - 1, 0), min(bound, limit), limit}:
-        decision = sampler.should_sample(None, trace_id, "process").decision
-        assert (decision is Decision.RECORD_AND_SAMPLE) is (trace_id < bound)
+    assert check_environment(environ) == expected

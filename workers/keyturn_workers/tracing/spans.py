@@ -1,0 +1,461 @@
+"""The spans of a worker and of a gateway (SPEC 6.2, 6.7, 6.11, 9).
+
+| span | by |
+| --- | --- |
+| a request to the gateway | OpenTelemetry's ASGI middleware |
+| a request to the storage | OpenTelemetry's trace configuration for aiohttp |
+| a delivery, and what it publishes | this module: a sender's context must not become a parent |
+| a stage of a delivery | the worker's metrics, which time it anyway |
+
+One trace for each delivery and each request to the gateway. No context is taken from outside or
+handed to the storage: the process does not propagate. A sender's `traceparent` becomes a link.
+Outside of a recorded trace, instrumentations are suppressed.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import aiohttp
+from aio_pika import Message
+from aio_pika.abc import AbstractIncomingMessage
+from faststream.rabbit import RabbitBroker
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.aiohttp_client import create_trace_config
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.propagate import set_global_textmap
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import Span, SpanKind
+from starlette.datastructures import Headers
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
+
+from keyturn.crypto import SigningKey
+from keyturn.errors import CodedError
+from keyturn.identifiers import (
+    EVIDENCE_PREFIX,
+    KEYRINGS_PREFIX,
+    KEYS_PREFIX,
+    STAGING_PREFIX,
+    parse_time,
+)
+from keyturn.topology import EXCHANGE, PUBLISHER_EVENTS, REQUESTS, TRACEPARENT_HEADER
+from keyturn.tracing import current, fail, links_to, traceparent_of
+from keyturn_workers.amqp.consumer import DeferError, Handle
+from keyturn_workers.amqp.publisher import WorkerPublisher
+from keyturn_workers.http_server.client_connection import ABORTED, ERROR_CODE
+from keyturn_workers.worker.metrics import Delivery, QueueMetrics, Stage, WorkerMetrics
+
+_Attributes: TypeAlias = dict[str, str | int]
+
+_PORTS: Final = {"amqp": 5672, "amqps": 5671}
+# An unsigned message may have any id; that of a request is a UUID.
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_TYPES: Final = frozenset((*PUBLISHER_EVENTS, *REQUESTS))
+# Neither a deferral is a failure, nor an iterator that is not needed any more.
+_NO_FAILURES: Final = (DeferError, GeneratorExit)
+_OTHER: Final = "other"
+# Health checks and scrapes come every few seconds, and tell nothing.
+_UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_METHODS: Final = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS"})
+_SERVER_ERROR: Final = 500
+_CONVERTOR: Final = re.compile(r":[a-z_]+\}")
+_RECORDS: Final = ".keyturn/"
+_KINDS: Final = (
+    (KEYRINGS_PREFIX, "keyring"),
+    (STAGING_PREFIX, "staged body"),
+    (EVIDENCE_PREFIX, "evidence"),
+    (KEYS_PREFIX, "known text"),
+    (_RECORDS, "record"),
+)
+_COPY_SOURCE: Final = "x-amz-copy-source"
+_OPERATIONS: Final = {
+    "GET": "GetObject",
+    "GET tagging": "GetObjectTagging",
+    "GET versioning": "GetBucketVersioning",
+    "GET list-type": "ListObjectsV2",
+    "GET versions": "ListObjectVersions",
+    "GET uploads": "ListMultipartUploads",
+    "HEAD": "HeadObject",
+    "PUT": "PutObject",
+    "PUT tagging": "PutObjectTagging",
+    "PUT partNumber": "UploadPart",
+    f"PUT {_COPY_SOURCE}": "CopyObject",
+    f"PUT partNumber {_COPY_SOURCE}": "UploadPartCopy",
+    "POST uploads": "CreateMultipartUpload",
+    "POST uploadId": "CompleteMultipartUpload",
+    "DELETE": "DeleteObject",
+    "DELETE uploadId": "AbortMultipartUpload",
+}
+_MARKERS: Final = ("tagging", "versioning", "list-type", "versions", "uploads", "partNumber")
+
+_delivery: ContextVar[Span] = ContextVar("keyturn_delivery", default=trace.INVALID_SPAN)
+"""The root span of the delivery that is handled, where it is recorded."""
+
+
+class Tracing:
+    """What records the traces of a process. Created by `open_spans`."""
+
+    def __init__(self, provider: TracerProvider, amqp_url: str) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("keyturn-workers", version("keyturn-workers"))
+        url = urlsplit(amqp_url)  # its user, password and vhost are not recorded
+        self._broker: _Attributes = {
+            "server.address": url.hostname or "localhost",
+            "server.port": url.port or _PORTS.get(url.scheme, 0),
+            "messaging.system": "rabbitmq",
+        }
+
+    def metrics(self) -> WorkerMetrics:
+        """The process's metrics, which make the spans of stages."""
+        return _TracedMetrics(self._tracer)
+
+    def handle(self, queue: str, handle: Handle) -> Handle:
+        """Handle the deliveries of a queue, each in a trace of its own."""
+        destinations = {
+            queue: queue,  # by the default exchange: retries, replays, a sweep's own messages
+            **{key: f"{EXCHANGE}:{key}:{queue}" for key in REQUESTS},
+        }
+
+        async def traced(message: AbstractIncomingMessage) -> None:
+            key = message.routing_key or ""
+            destination = destinations.get(key, f"{EXCHANGE}:{_OTHER}:{queue}")
+            root = self._tracer.start_span(f"process {destination}", Context(), SpanKind.CONSUMER)
+            if not root.is_recording():
+                await handle(message)
+                return
+            for link in links_to(message.headers.get(TRACEPARENT_HEADER)):
+                root.add_link(link.context)
+            root.set_attributes(
+                {
+                    **self._broker,
+                    "messaging.operation.name": "process",
+                    "messaging.operation.type": "process",
+                    "messaging.destination.name": destination,
+                    "messaging.rabbitmq.destination.routing_key": (
+                        key if key in destinations else _OTHER
+                    ),
+                    "messaging.message.body.size": len(message.body),
+                    "keyturn.redelivered": bool(message.redelivered),
+                    # Until the consumer says otherwise.
+                    "keyturn.outcome": "returned",
+                }
+            )
+            if message.delivery_tag is not None:
+                tag = "messaging.rabbitmq.message.delivery_tag"
+                root.set_attribute(tag, message.delivery_tag)
+            if message.message_id is not None and _UUID.fullmatch(message.message_id):
+                root.set_attribute("messaging.message.id", message.message_id)
+            token = _delivery.set(root)
+            try:
+                with _unsuppressed(), current(root, _NO_FAILURES):
+                    await handle(message)
+            finally:
+                _delivery.reset(token)
+
+        return traced
+
+    def worker_publisher(
+        self,
+        broker: RabbitBroker,
+        deployment: str,
+        event_keys: Sequence[SigningKey],
+        now: Callable[[], datetime],
+    ) -> WorkerPublisher:
+        """Publish on a worker's behalf; in a recorded trace, each message is a span."""
+        return _TracedPublisher(broker, deployment, event_keys, now, self._sending)
+
+    def _sending(
+        self, destination: str, routing_key: str, conversation_id: str | None = None
+    ) -> AbstractContextManager[None]:
+        if not _delivery.get().is_recording():
+            return nullcontext()
+        attributes: _Attributes = {
+            **self._broker,
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": destination,
+            "messaging.rabbitmq.destination.routing_key": routing_key,
+        }
+        if conversation_id is not None:
+            attributes["messaging.message.conversation_id"] = conversation_id
+        span = self._tracer.start_span(
+            f"send {destination}", kind=SpanKind.PRODUCER, attributes=attributes
+        )
+        return current(span, _NO_FAILURES)
+
+    def trace_configs(self, bucket: str) -> list[aiohttp.TraceConfig]:
+        """What makes a span of each request to the storage."""
+        describe = partial(_describe_s3, f"{bucket}/")
+        return [
+            create_trace_config(
+                request_hook=describe, response_hook=_end_s3, tracer_provider=self._provider
+            )
+        ]
+
+    def application(self, app: ASGIApp) -> ASGIApp:
+        """Serve each request to the gateway in a trace of its own, if that is sampled."""
+
+        async def described(scope: Scope, receive: Receive, send: Send) -> None:
+            root = trace.get_current_span()
+            if not root.is_recording():
+                with suppress_instrumentation():
+                    await app(scope, receive, send)
+                return
+            for link in links_to(Headers(scope=scope).get(TRACEPARENT_HEADER)):
+                root.add_link(link.context)
+
+            async def sending(message: AsgiMessage) -> None:
+                if message["type"] == "http.response.start":
+                    _describe_request(root, scope, message)
+                await send(message)
+
+            try:
+                await app(scope, receive, sending)
+            finally:
+                if scope.get(ABORTED):
+                    fail(root, scope.get(ERROR_CODE, "aborted"))
+
+        middleware = OpenTelemetryMiddleware(
+            described,
+            default_span_details=lambda scope: (_method(scope), {}),
+            tracer_provider=self._provider,
+            exclude_spans=["receive", "send"],
+        )
+
+        async def traced(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http" or scope["path"] in _UNTRACED:
+                await app(scope, receive, send)
+                return
+            with _unsuppressed():
+                await middleware(scope, receive, send)
+
+        return traced
+
+
+class NoPropagator(TextMapPropagator):
+    """Takes no context from a request, and adds none to one."""
+
+    def extract(self, carrier: Any, context: Context | None = None, getter: Any = None) -> Context:
+        """Return the context without anything of the carrier's."""
+        del carrier, getter
+        return context or Context()
+
+    def inject(self, carrier: Any, context: Context | None = None, setter: Any = None) -> None:
+        """Leave the carrier as it is."""
+
+    @property
+    def fields(self) -> set[str]:
+        """No header."""
+        return set()
+
+
+@contextmanager
+def open_spans(provider: TracerProvider, amqp_url: str) -> Iterator[Tracing]:
+    """Record what the process does within the block.
+
+    Args:
+        provider: Where spans go; the gateway's publisher uses it too.
+        amqp_url: The broker's address.
+    """
+    trace.set_tracer_provider(provider)
+    set_global_textmap(NoPropagator())
+    with suppress_instrumentation():
+        yield Tracing(provider, amqp_url)
+
+
+@contextmanager
+def _unsuppressed() -> Iterator[None]:
+    token = otel_context.attach(Context())
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+def _method(scope: MutableMapping[str, Any]) -> str:
+    method: str = scope["method"]
+    return method if method in _METHODS else "_OTHER"
+
+
+def _describe_request(root: Span, scope: Scope, message: AsgiMessage) -> None:
+    """Record the route of a request, never its path, and the code of its failure."""
+    if isinstance(route := scope.get("route"), Route):
+        template = _CONVERTOR.sub("}", route.path)
+        root.update_name(f"{_method(scope)} {template}")
+        root.set_attribute("http.route", template)
+    code: str | None = scope.get(ERROR_CODE)
+    if code is not None:
+        root.set_attribute("keyturn.code", code)
+    if message["status"] >= _SERVER_ERROR:
+        fail(root, code or str(message["status"]))
+    if (size := dict(message["headers"]).get(b"content-length")) is not None:
+        root.set_attribute("http.response.body.size", int(size))
+
+
+def _describe_s3(root: str, span: Span, params: aiohttp.TraceRequestStartParams) -> None:
+    """Name a request to the storage: its operation, and the kind of what it is for."""
+    if not span.is_recording():
+        return
+    marks = [name for name in _MARKERS if name in params.url.query]
+    if not marks and "uploadId" in params.url.query:
+        marks = ["uploadId"]
+    marks += [_COPY_SOURCE] if _COPY_SOURCE in params.headers else []
+    operation = _OPERATIONS.get(" ".join((params.method, *marks)), _OTHER)
+    span.update_name(f"S3.{operation}")
+    span.set_attribute("rpc.system.name", "aws-api")
+    span.set_attribute("rpc.method", operation)
+    span.set_attribute("keyturn.storage.kind", kind_of(params.url.path[1:].removeprefix(root)))
+    if (size := params.headers.get("Content-Length", "")).isdecimal():
+        span.set_attribute("http.request.body.size", int(size))
+
+
+def _end_s3(
+    span: Span, params: aiohttp.TraceRequestEndParams | aiohttp.TraceRequestExceptionParams
+) -> None:
+    if isinstance(params, aiohttp.TraceRequestExceptionParams):
+        fail(span, params.exception)
+    elif not params.response.ok:
+        fail(span, str(params.response.status))
+
+
+def kind_of(s3_key: str) -> str:
+    """What an S3 key is for: one of a closed set."""
+    if not s3_key:
+        return "bucket"
+    if not s3_key.startswith(_RECORDS):
+        return "object"
+    return next(kind for prefix, kind in _KINDS if s3_key.startswith(prefix))
+
+
+class _TracedPublisher(WorkerPublisher):
+    """Events and a sweep's own messages carry the context of the span that sent them.
+
+    A copy in a retry or dead-letter queue keeps the header as it was sent.
+    """
+
+    def __init__(
+        self,
+        broker: RabbitBroker,
+        deployment: str,
+        event_keys: Sequence[SigningKey],
+        now: Callable[[], datetime],
+        sending: Callable[..., AbstractContextManager[None]],
+    ) -> None:
+        super().__init__(broker, deployment, event_keys, now)
+        self._sending = sending
+
+    async def _publish(
+        self, routing_key: str, body: bytes, headers: dict[str, Any], correlation_id: str
+    ) -> None:
+        with self._sending(f"{EXCHANGE}:{routing_key}", routing_key, correlation_id):
+            await super()._publish(routing_key, body, headers | _context_header(), correlation_id)
+
+    async def _to_queue(self, message: Message, queue: str) -> None:
+        with self._sending(queue, queue):
+            if not message.headers:  # a copy has those of its retry or of its letter
+                message = Message(
+                    message.body,
+                    headers=_context_header(),
+                    content_type=message.content_type,
+                    delivery_mode=message.delivery_mode,
+                )
+            await super()._to_queue(message, queue)
+
+
+def _context_header() -> dict[str, Any]:
+    span = trace.get_current_span()
+    return {TRACEPARENT_HEADER: traceparent_of(span)} if span.is_recording() else {}
+
+
+class _TracedDelivery(Delivery):
+    __slots__ = ()
+
+    def identify(self, kind: Literal["request", "round"], identity: str) -> None:
+        """See `Delivery.identify`."""
+        _delivery.get().set_attribute(f"keyturn.{kind}.id", identity)
+
+
+class _TracedQueueMetrics(QueueMetrics):
+    """The metrics of one queue, the stages of its deliveries, and their outcome."""
+
+    delivery_type = _TracedDelivery
+    tracer: trace.Tracer
+
+    def stage(self, name: Stage) -> AbstractContextManager[None]:
+        """See `QueueMetrics.stage`."""
+        timer = super().stage(name)
+        if not _delivery.get().is_recording():
+            return timer
+        return _stage(timer, self.tracer.start_span(name))
+
+    def count_served(self, message_type: str) -> None:
+        """See `QueueMetrics.count_served`."""
+        super().count_served(message_type)
+        if message_type in _TYPES:
+            _delivery.get().set_attribute("keyturn.served_as", message_type)
+
+    def count_hint(self) -> None:
+        """See `QueueMetrics.count_hint`."""
+        super().count_hint()
+        _delivery.get().set_attribute("keyturn.outcome", "served")
+
+    def note_wait(self, requested_at: str) -> None:
+        """See `QueueMetrics.note_wait`."""
+        super().note_wait(requested_at)
+        if (root := _delivery.get()).is_recording():
+            waited = datetime.now(UTC) - parse_time(requested_at)
+            # The sender's clock may be ahead of this one.
+            root.set_attribute("keyturn.waited_s", max(0.0, round(waited.total_seconds(), 3)))
+
+    def count_refused(self, error: CodedError) -> None:
+        """See `QueueMetrics.count_refused`."""
+        super().count_refused(error)
+        _fail_delivery("refused", error)
+
+    def count_retry(self, error: CodedError) -> None:
+        """See `QueueMetrics.count_retry`."""
+        super().count_retry(error)
+        _fail_delivery("retried", error)
+
+    def count_deferred(self) -> None:
+        """See `QueueMetrics.count_deferred`."""
+        super().count_deferred()
+        _delivery.get().set_attribute("keyturn.outcome", "deferred")
+
+
+class _TracedMetrics(WorkerMetrics):
+    """All metrics of one process, and the spans of what it measures."""
+
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self.queue_type = type("TracedQueueMetrics", (_TracedQueueMetrics,), {"tracer": tracer})
+        super().__init__()
+
+    def count_page(self, counts: Mapping[str, int], failed_codes: Iterable[str]) -> None:
+        """See `WorkerMetrics.count_page`."""
+        super().count_page(counts, failed_codes)
+        for name, count in counts.items():
+            _delivery.get().set_attribute(f"keyturn.page.{name}", count)
+
+
+@contextmanager
+def _stage(timer: AbstractContextManager[None], span: Span) -> Iterator[None]:
+    with timer, current(span, _NO_FAILURES):
+        yield
+
+
+def _fail_delivery(outcome: str, error: CodedError) -> None:
+    root = _delivery.get()
+    root.set_attribute("keyturn.outcome", outcome)
+    fail(root, error)
