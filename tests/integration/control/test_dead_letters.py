@@ -12,7 +12,7 @@ import pytest
 
 from keyturn import topology
 from keyturn.identifiers import format_time
-from keyturn.messages import DeadLettersMoved
+from keyturn.messages import DeadLettersMoved, StatusReported
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp.declarations import declare
@@ -84,6 +84,17 @@ async def _audited(url: str) -> dict[str, dict[str, Any]]:
     return records
 
 
+async def _shown(console: Publisher) -> StatusReported:
+    """The view of dead letters, once a worker has read them."""
+    async with asyncio.timeout(60):
+        while True:
+            asked = await console.status("dead_letters", page=1, limit=3)
+            report = await console.wait(asked, timeout_s=60)
+            assert isinstance(report, StatusReported)
+            if report.dead_letters:
+                return report
+
+
 async def test_a_replay_of_one_code_survives_the_death_of_its_worker(
     vhost_url: str, moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +107,13 @@ async def test_a_replay_of_one_code_survives_the_death_of_its_worker(
     async with Publisher.open(PublisherSettings.read()) as console:
         # Nothing consumes uploads: what is replayed stays in its work queue.
         async with worker(env, "control") as first:
+            shown = await _shown(console)
+            assert [row.message_id for row in shown.dead_letters or ()] == _NAMES[:3]
+            assert {code.code: code.count for code in shown.codes or ()} == {
+                "bad_seal": 500,
+                "storage_unavailable": 500,
+            }
+            assert (shown.of_all, shown.is_complete) == (1000, False)
             moving = await console.move_dead_letters(
                 "replay", _DEAD, code="storage_unavailable", actor="Kim Doe", reason="it is back"
             )

@@ -17,7 +17,7 @@ from typing import Any, Final
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
-from keyturn.errors import MalformedRequestError, StorageUnavailableError, TooManyRequestsError
+from keyturn.errors import MalformedRequestError, StorageUnavailableError
 from keyturn.identifiers import format_time, parse_time
 from keyturn.messages import UNKNOWN_CODE, StatusRequested
 from keyturn.messages.status import CodeCount, DeadLetterStatus, DeadQueueStatus
@@ -35,6 +35,7 @@ from keyturn_workers.dead_letters.queue import (
     open_letters,
     read_letters,
 )
+from keyturn_workers.status.index import WAIT_S
 
 READ_PER_QUEUE: Final = 1000
 """Letters of a queue that are shown: the oldest."""
@@ -79,6 +80,7 @@ class DeadLetterView:
         broker: The broker's address.
         now: The time.
         clock_s: A monotonic clock, in seconds.
+        wait_s: How long a report waits for a reading.
     """
 
     def __init__(
@@ -86,29 +88,34 @@ class DeadLetterView:
         broker: Broker,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock_s: Callable[[], float] = time.monotonic,
+        wait_s: float = WAIT_S,
     ) -> None:
         self._broker = broker
         self._now = now
         self._clock_s = clock_s
-        self._turn = asyncio.Lock()
+        self._wait_s = wait_s
+        self._reading: asyncio.Task[None] | None = None
         self._last: Reading | None = None
+        self._problem: str | None = None
         self._fresh_until_s = 0.0
 
     async def __call__(self, request: StatusRequested) -> dict[str, Any]:
         """The fields of the report that answers the request.
 
+        It waits for a reading that is due, but not for long: a queue of 100,000 letters takes most
+        of a minute. Meanwhile, the reading before answers, or none with `is_complete` false.
+
         Raises:
-            TooManyRequestsError: another process is reading the letters, and this one has read
-                none yet.
             StorageUnavailableError: the broker cannot be reached.
         """
-        async with self._turn:
-            if self._last is None or self._clock_s() >= self._fresh_until_s:
-                await self._read()
-            reading = self._last
-        if reading is None:
-            raise TooManyRequestsError("another process is reading the dead letters")
-        return _page(reading, request)
+        is_read = self._reading is None or self._reading.done()
+        if is_read and self._clock_s() >= self._fresh_until_s:
+            self._reading = asyncio.create_task(self._read(), name="dead letters")
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=self._wait_s)
+        if self._problem is not None:
+            raise StorageUnavailableError(f"the dead letters cannot be read: {self._problem}")
+        return _page(self._last or Reading(self._now(), (), ()), request)
 
     async def _read(self) -> None:
         began_s, at = self._clock_s(), self._now()
@@ -122,15 +129,10 @@ class DeadLetterView:
                     queues.append(DeadQueueStatus(queue=queue, depth=depth, read=len(found)))
         except LockedError:
             return  # the reading before says how old it is
-        except (
-            UnknownQueueError,
-            AMQPException,
-            OSError,
-            TimeoutError,
-            *CONNECTION_EXCEPTIONS,
-        ) as exc:
-            problem = describe_broker_failure(exc)
-            raise StorageUnavailableError(f"the dead letters cannot be read: {problem}") from exc
+        except (UnknownQueueError, AMQPException, OSError, *CONNECTION_EXCEPTIONS) as exc:
+            self._problem = describe_broker_failure(exc)
+            return
+        self._problem = None
         self._last = Reading(at, tuple(letters), tuple(queues))
         ended_s = self._clock_s()
         self._fresh_until_s = ended_s + max(_FRESH_S, _SHARE * (ended_s - began_s))
@@ -150,7 +152,8 @@ def _page(reading: Reading, request: StatusRequested) -> dict[str, Any]:
         ),
         "total": len(matching),
         "of_all": len(reading.letters),
-        "is_complete": all(queue.depth == queue.read for queue in reading.queues),
+        "is_complete": bool(reading.queues)
+        and all(queue.depth == queue.read for queue in reading.queues),
     }
 
 

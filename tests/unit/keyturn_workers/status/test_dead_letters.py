@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.errors import StorageUnavailableError, TooManyRequestsError
+from keyturn.errors import StorageUnavailableError
 from keyturn.messages import StatusReported, StatusRequested
 from keyturn.messages.status import DeadQueueStatus
 from keyturn.topology import DEAD_QUEUES
-from keyturn_workers.dead_letters.queue import LockedError
+from keyturn_workers.dead_letters.queue import LockedError, read_letters
 from keyturn_workers.status import dead_letters as module
 from keyturn_workers.status.dead_letters import DeadLetterView
 from tests.unit.keyturn_workers.dead_letters.letters import Letter, letter, upload
@@ -37,10 +38,16 @@ class _Scene:
         self.reads = 0
         self.problem: Exception | None = None
         self.takes_s = 0.0
-        self.view = DeadLetterView(
-            "amqp://broker", lambda: _NOW + timedelta(seconds=self.now_s), lambda: self.now_s
-        )
+        self.view = self.new_view(wait_s=10)
         monkeypatch.setattr(module, "open_letters", self._open)
+
+    def new_view(self, wait_s: float) -> DeadLetterView:
+        return DeadLetterView(
+            "amqp://broker",
+            lambda: _NOW + timedelta(seconds=self.now_s),
+            lambda: self.now_s,
+            wait_s,
+        )
 
     @asynccontextmanager
     async def _open(self, *_: object) -> AsyncIterator[AbstractChannel]:
@@ -147,8 +154,8 @@ async def test_what_was_read_is_remembered_with_its_time_as_long_as_reading_took
 
 async def test_while_others_read_the_last_reading_answers(scene: _Scene) -> None:
     scene.problem = LockedError()
-    with pytest.raises(TooManyRequestsError):
-        await scene.report()
+    first = await scene.report()
+    assert (first.dead_letters, first.dead_queues, first.is_complete) == ((), (), False)
     scene.problem = None
     await scene.report()
     scene.now_s, scene.problem = 100.0, LockedError()
@@ -157,3 +164,25 @@ async def test_while_others_read_the_last_reading_answers(scene: _Scene) -> None
     with pytest.raises(StorageUnavailableError, match="cannot be read") as refused:
         await scene.report()
     assert "secret" not in str(refused.value)
+
+
+async def test_a_report_does_not_wait_for_a_reading_that_takes_long(
+    scene: _Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker reads two reports at once: other views would wait behind a long queue."""
+    going_on = asyncio.Event()
+
+    async def slow(*arguments: Any) -> Any:
+        await going_on.wait()
+        return await read_letters(*arguments)
+
+    monkeypatch.setattr(module, "read_letters", slow)
+    scene.broker.fill(_UPLOADS, Letter(b"a", {}, "a"))
+    scene.view = scene.new_view(wait_s=0)
+    for _ in range(2):
+        assert not (await scene.report()).is_complete
+    going_on.set()
+    await asyncio.wait({task for task in asyncio.all_tasks() if task.get_name() == "dead letters"})
+    found = await scene.report()
+    assert [row.message_id for row in found.dead_letters or ()] == ["a"]
+    assert (scene.reads, found.is_complete) == (1, True)
