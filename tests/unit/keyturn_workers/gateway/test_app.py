@@ -1,9 +1,9 @@
-"""The door that every request passes: routes, refusals, bounds, counting (SPEC 9.6, 13)."""
+"""The whole application: routes, errors, CORS and metrics (SPEC 9.3, 9.6)."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 import pytest
@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.gateway.description import DOCS_HEADERS, openapi_json
+from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.problems import MEDIA_TYPE
 from keyturn_workers.gateway.request import object_path
 from keyturn_workers.http_server import client_connection
@@ -31,6 +32,9 @@ from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
     from starlette.types import Scope
+
+# --- The door that every request passes: routes, refusals, bounds, counting (SPEC 9.6, 13)
+
 
 _SECRET = "a secret in an exception"  # as the name says
 
@@ -332,3 +336,179 @@ async def test_a_keyring_below_its_objects_is_counted() -> None:
     got = await serving.ask()
     assert (got.status, got.document()["code"]) == (503, "keyring_rolled_back")
     assert serving.counted("failures_total", code="keyring_rolled_back") == 1
+
+
+# --- CORS: off by default, and else on every response (SPEC 9.3)
+
+
+_ORIGIN = "https://app.example.com"
+_OTHER = "https://other.example.com"
+_PREFLIGHT = {"origin": _ORIGIN, "access-control-request-method": "PUT"}
+_ALLOW_ORIGIN = "access-control-allow-origin"
+
+
+def _cors_headers(headers: dict[str, str]) -> set[str]:
+    return {name for name in headers if name.startswith("access-control")}
+
+
+async def test_without_origins_there_is_no_cors() -> None:
+    serving = Serving()
+    serving.bench.plant_sealed()
+    for method, headers in (("GET", {"origin": _ORIGIN}), ("OPTIONS", _PREFLIGHT)):
+        got = await serving.ask(method, headers=headers)
+        assert not _cors_headers(got.headers)
+        assert "vary" not in got.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "key", "status"),
+    [
+        ("GET", PATH, True, 200),
+        ("HEAD", PATH, True, 200),
+        ("PUT", PATH, True, 409),
+        ("GET", PATH, False, 401),
+        ("GET", f"{PATH}/missing", True, 404),
+        ("GET", "/no/such/path", True, 404),
+        ("POST", PATH, True, 405),
+        ("OPTIONS", PATH, False, 204),
+        ("GET", "/healthz", False, 200),
+    ],
+)
+async def test_every_response_can_be_read_by_a_page_of_an_allowed_origin(
+    method: str, target: str, status: int, *, key: bool
+) -> None:
+    serving = Serving(cors_origins=(_ORIGIN,))
+    serving.bench.plant_sealed()
+    more = {} if key else {"key": NEW_API_KEY}
+    got = await serving.ask(method, target, headers={"origin": _ORIGIN}, **more)
+    assert got.status == status
+    assert got.headers[_ALLOW_ORIGIN] == _ORIGIN
+    assert got.headers["access-control-expose-headers"] == "*"
+    assert got.headers["vary"] == "Origin"
+    assert "access-control-allow-credentials" not in got.headers
+
+
+async def test_an_unexpected_error_and_a_full_gateway_can_be_read_too() -> None:
+    serving = Serving(cors_origins=(_ORIGIN,), concurrency=1)
+    serving.bench.storage.fail_next("read", RuntimeError("unexpected"))
+    got = await serving.ask(headers={"origin": _ORIGIN})
+    assert (got.status, got.headers[_ALLOW_ORIGIN]) == (500, _ORIGIN)
+    with serving.limit.hold("other"):
+        got = await serving.ask(headers={"origin": _ORIGIN})
+    assert (got.status, got.headers[_ALLOW_ORIGIN]) == (503, _ORIGIN)
+
+
+@pytest.mark.parametrize("origin", [_OTHER, "null", _ORIGIN.upper(), f"{_ORIGIN}.evil", None])
+async def test_other_origins_read_nothing(origin: str | None) -> None:
+    """The response varies by the origin all the same: a cache must not serve it to others."""
+    serving = Serving(cors_origins=(_ORIGIN,))
+    serving.bench.plant_sealed()
+    got = await serving.ask(headers={} if origin is None else {"origin": origin})
+    assert got.status == 200
+    assert (_ALLOW_ORIGIN in got.headers, got.headers["vary"]) == (False, "Origin")
+
+
+async def test_any_origin() -> None:
+    serving = Serving(cors_origins=("*",))
+    serving.bench.plant_sealed()
+    for origin in (_ORIGIN, "null"):
+        got = await serving.ask(headers={"origin": origin, "cookie": "a=b"})
+        assert got.headers[_ALLOW_ORIGIN] == "*"
+        assert "access-control-allow-credentials" not in got.headers
+
+
+async def test_a_preflight_needs_no_api_key_and_reads_nothing() -> None:
+    serving = Serving(cors_origins=(_ORIGIN,))
+    requested = "authorization,if-none-match,prefer,range,x-keyturn-meta-author"
+    for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+        asked = {
+            "access-control-request-method": method,
+            "access-control-request-headers": requested,
+        }
+        got = await serving.ask("OPTIONS", key=None, headers={"origin": _ORIGIN, **asked})
+        assert got.status == 200
+        assert got.headers[_ALLOW_ORIGIN] == _ORIGIN
+        assert method in got.headers["access-control-allow-methods"].split(", ")
+        assert got.headers["access-control-allow-headers"] == requested  # a `*` lacks the first
+        assert int(got.headers["access-control-max-age"]) > 0
+    assert not serving.bench.storage.calls
+
+
+@pytest.mark.parametrize("change", [{"origin": _OTHER}, {"access-control-request-method": "PATCH"}])
+async def test_a_refused_preflight_is_a_problem_document(change: dict[str, str]) -> None:
+    serving = Serving(cors_origins=(_ORIGIN,))
+    got = await serving.ask("OPTIONS", key=None, headers={**_PREFLIGHT, **change})
+    assert (got.status, got.headers["content-type"]) == (400, MEDIA_TYPE)
+    assert got.document()["detail"] == "CORS does not allow this origin or method"
+    assert not _cors_headers(got.headers)
+    assert "Origin" in got.headers["vary"]
+
+
+async def test_an_ordinary_options_request_is_no_preflight() -> None:
+    serving = Serving(cors_origins=(_ORIGIN,))
+    got = await serving.ask("OPTIONS", key=None, headers={"origin": _ORIGIN})
+    assert (got.status, got.headers[_ALLOW_ORIGIN]) == (204, _ORIGIN)
+    assert "PUT" in got.headers["allow"]
+
+
+# --- The gateway's metrics: labels of fixed sets, on a separate registry (SPEC 9.6, 13)
+
+
+_LABELS: Final = {"route", "method", "status", "code", "reason", "le"}
+
+
+def test_two_processes_share_nothing() -> None:
+    one, other = GatewayMetrics(), GatewayMetrics()
+    one.sent_bytes.inc(5)
+    name = "keyturn_gateway_sent_bytes_total"
+    assert one.registry.get_sample_value(name) == 5
+    assert other.registry.get_sample_value(name) == 0
+
+
+def test_failures_are_shown_before_they_happen() -> None:
+    """An alert on a rise would miss the first one otherwise."""
+    shown = GatewayMetrics().registry.get_sample_value
+    for code in ("corrupt_object", "no_usable_wrap", "storage_unavailable", "kms_unavailable"):
+        assert shown("keyturn_gateway_failures_total", {"code": code}) == 0
+    # A caller's own errors are no failures.
+    assert shown("keyturn_gateway_failures_total", {"code": "not_found"}) is None
+    for reason in ("client_gone", "client_slow", "corrupt_object"):
+        assert shown("keyturn_gateway_aborted_total", {"reason": reason}) == 0
+
+
+def test_no_label_is_chosen_by_a_caller() -> None:
+    """A project, a key or an id would reveal customers, and grow without a limit."""
+    metrics = GatewayMetrics()
+    metrics.requests.labels("objects", "GET", "200").inc()
+    metrics.first_byte_s.labels("objects").observe(0.1)
+    metrics.failures.labels("corrupt_object").inc()
+    metrics.aborted.labels("client_gone").inc()
+    families = list(text_string_to_metric_families(metrics.render()[0].decode()))
+    assert all(family.name.startswith("keyturn_gateway_") for family in families)
+    assert {name for f in families for sample in f.samples for name in sample.labels} == _LABELS
+
+
+def test_the_first_byte_is_measured_from_a_millisecond_to_half_a_minute() -> None:
+    metrics = GatewayMetrics()
+    for seconds in (0.0005, 31):
+        metrics.first_byte_s.labels("objects").observe(seconds)
+
+    def counted(le: str) -> float | None:
+        labels = {"route": "objects", "le": le}
+        name = "keyturn_gateway_first_byte_seconds_bucket"
+        return metrics.registry.get_sample_value(name, labels)
+
+    assert (counted("0.001"), counted("30.0"), counted("+Inf")) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", "text/plain; version="),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1"),
+    ],
+)
+def test_the_format_is_the_one_that_is_accepted(accept: str, content_type: str) -> None:
+    body, served = GatewayMetrics().render(accept)
+    assert served.startswith(content_type)
+    assert body.endswith(b"# EOF\n") is bool(accept)

@@ -1,22 +1,44 @@
-"""How much of a gateway one project may use (SPEC 9.3)."""
+"""What one project may use of a gateway: requests, slots, staging (SPEC 9.3, 9.4)."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.errors import TooManyRequestsError
+from keyturn.errors import StorageUnavailableError, TooManyRequestsError
+from keyturn.identifiers import staging_s3_key
+from keyturn.messages import INLINE_MAX_BYTES
+from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
+from keyturn.publisher.requests import new_id
+from keyturn_workers.errors import RefusedError as StorageRefusedError
+from keyturn_workers.gateway import uploads
+from keyturn_workers.gateway.publishing import PendingRequests
 from keyturn_workers.gateway.shares import (
     ConcurrencyLimit,
     GatewayBusyError,
     ProjectSlots,
     share_of,
 )
-from keyturn_workers.gateway.uploads import MIN_STAGED_BYTES, StagingLedger
+from keyturn_workers.gateway.uploads import (
+    MIN_STAGED_BYTES,
+    StagingLedger,
+    StagingQuota,
+    UploadLimits,
+)
+from keyturn_workers.storage import Headers
+from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
+from tools.harness.memory_storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from keyturn.publisher import Publisher
+
+# --- How much of a gateway one project may use (SPEC 9.3)
+
 
 MIB = MIN_STAGED_BYTES
 
@@ -200,3 +222,114 @@ async def test_a_timeout_reports_whose_slots_are_in_use() -> None:
                 async with slots.hold("c"):
                     pass
     assert not slots._projects
+
+
+# --- What one project may have in staging, with few listings (SPEC 9.3)
+
+
+def _quota(storage: MemoryStorage, mib: int = 4) -> StagingQuota:
+    return StagingQuota(storage, "gateway", StagingLedger(mib * MIB, 0.5))
+
+
+async def test_bodies_from_before_the_start_count_toward_the_total() -> None:
+    storage = MemoryStorage()
+    storage.plant(staging_s3_key("gateway", "old"), bytes(3 * MIB), Headers({}))
+    storage.plant(staging_s3_key("other", "theirs"), bytes(9 * MIB), Headers({}))
+    quota = _quota(storage)
+    await quota.reserve("a", "1", MIB)
+    with pytest.raises(GatewayBusyError):
+        await quota.reserve("b", "2", MIB)
+
+
+async def test_refused_uploads_share_listings_with_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A flood of bodies beyond a share does not become a flood of listings."""
+    monkeypatch.setattr(uploads, "_LISTING_MIN_PAUSE_S", 60.0)
+    storage = MemoryStorage()
+    quota = _quota(storage)
+    for number in range(2):
+        await quota.reserve("a", f"{number}", MIB)
+    refused = [quota.reserve("a", f"more-{number}", MIB) for number in range(200)]
+    results = await asyncio.gather(*refused, return_exceptions=True)
+    assert {type(result) for result in results} == {TooManyRequestsError}
+    assert storage.calls["list"] == 1
+
+
+async def test_a_failed_listing_of_staging_is_transient() -> None:
+    storage = MemoryStorage()
+    storage.fail_next("list", StorageRefusedError("AccessDenied"))
+    with pytest.raises(StorageUnavailableError):
+        await _quota(storage).reserve("a", "1", MIB)
+
+
+# --- What an upload needs, by the size of its body: its request, a slot, staging (SPEC 9.3, 9.4)
+
+
+_LARGE = INLINE_MAX_BYTES + 1
+
+
+@pytest.fixture
+def pending() -> PendingRequests:
+    return PendingRequests(
+        cast("Publisher", FakePublisher()),
+        "upload.requested",
+        noun="uploads pending",
+        per_project=10,
+        total=10,
+        outcome_wait_s=600,
+        project_bytes=INLINE_MAX_BYTES,
+    )
+
+
+@pytest.fixture
+def ledger() -> StagingLedger:
+    return StagingLedger(2**30, 1.0)
+
+
+@pytest.fixture
+def limits(ledger: StagingLedger) -> UploadLimits:
+    slots = ProjectSlots(4, 1.0, "uploads", wait_s=30)
+    return UploadLimits(slots, StagingQuota(MemoryStorage(), "gateway", ledger))
+
+
+async def test_an_inline_body_counts_with_its_request(
+    limits: UploadLimits, pending: PendingRequests, ledger: StagingLedger
+) -> None:
+    with pending.hold("a", new_id()) as first, pending.hold("a", new_id()) as second:
+        async with limits.hold(first) as claim, limits.hold(second) as other:
+            await claim.grow(INLINE_MAX_BYTES)
+            with pytest.raises(TooManyRequestsError):
+                await other.grow(1)
+        assert (first.size_bytes, ledger.used_bytes) == (INLINE_MAX_BYTES, 0)
+
+
+async def test_a_body_that_outgrows_its_request_counts_in_staging(
+    limits: UploadLimits, pending: PendingRequests, ledger: StagingLedger
+) -> None:
+    with pending.hold("a", new_id()) as request:
+        async with limits.hold(request) as claim:
+            for size_bytes in (1000, INLINE_MAX_BYTES, _LARGE):
+                await claim.grow(size_bytes)
+            assert (request.size_bytes, ledger.used_bytes) == (0, MIN_STAGED_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(NotDeliveredError("no"), 0), (OutcomeUnknownError("?"), MIN_STAGED_BYTES)]
+)
+async def test_what_may_have_been_published_stays_in_staging(
+    limits: UploadLimits,
+    pending: PendingRequests,
+    ledger: StagingLedger,
+    error: Exception,
+    left: int,
+) -> None:
+    async def publish() -> None:
+        with pending.hold("a", new_id()) as request:
+            async with limits.hold(request) as claim:
+                await claim.grow(_LARGE)
+                raise error
+
+    with pytest.raises(type(error)):
+        await publish()
+    assert ledger.used_bytes == left
