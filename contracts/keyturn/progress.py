@@ -5,6 +5,7 @@ What was observed earlier than two leases after the last change proves nothing (
 second half has an earliest end, which the record knows.
 """
 
+import math
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -55,8 +56,8 @@ class Progress(BaseModel):
     all_rewrapped_at: _Time | None = None
 
     def seconds_to_proof(self, now: datetime) -> float | None:
-        """Seconds until everything can be proven; None outside of that phase, or once passed."""
-        if self.phase != "proving" or self.proof_possible_at is None:
+        """Seconds until everything can be proven; None once passed, or if that is not known."""
+        if self.phase in ("waiting", "ended") or self.proof_possible_at is None:
             return None
         left_s = (parse_time(self.proof_possible_at) - now).total_seconds()
         return left_s if left_s > 0 else None
@@ -68,5 +69,5 @@ def describe(progress: Progress, now: datetime) -> str:
     if progress.phase in ("rewrapping", "proving"):
         total = "" if progress.total is None else f" of {progress.total}"
         text += f" {progress.done}{total}"
-    seconds = progress.seconds_to_proof(now)
-    return text if seconds is None else f"{text}, earliest end in {seconds:.0f} s"
+    seconds = progress.seconds_to_proof(now) if progress.phase == "proving" else None
+    return text if seconds is None else f"{text}, earliest end in {math.ceil(seconds)} s"

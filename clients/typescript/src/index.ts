@@ -6,6 +6,6 @@ export type { CiphertextLink, CiphertextLinkOptions, Link, LinkOptions } from ".
 export type { ListEntry, ListedObject, ListedPrefix, ListOptions } from "./list.ts";
 export type { ObjectInfo } from "./object_info.ts";
 export type { ByteRange } from "./range.ts";
-export type { RotationCounts, RotationState, WatchOptions } from "./rotation.ts";
+export type { RotationCounts, RotationProgress, RotationState, WatchOptions } from "./rotation.ts";
 export type { Progress, PutOptions, PutReceipt, UploadBody } from "./upload.ts";
 export type { DeleteReceipt, WaitOptions } from "./write.ts";

@@ -247,6 +247,22 @@ export interface components {
             title: string;
             upload_id?: string;
         };
+        Progress: {
+            /** Format: date-time */
+            all_rewrapped_at?: string;
+            done: number;
+            /** Format: date-time */
+            first_rewrap_at?: string;
+            /**
+             * @description `waiting` for a worker or for the next round; `rewrapping` `done` of `total` objects; `proving` that `done` of `total` are as desired, not before `proof_possible_at`; `ended`
+             * @enum {unknown}
+             */
+            phase: "waiting" | "rewrapping" | "proving" | "ended";
+            /** Format: date-time */
+            proof_possible_at?: string;
+            /** @description Absent until all objects were listed */
+            total?: number;
+        };
     };
     responses: never;
     parameters: never;
@@ -1318,6 +1334,7 @@ export interface operations {
                         counts?: components["schemas"]["Counts"];
                         detail?: string;
                         generation?: number;
+                        progress?: components["schemas"]["Progress"];
                         project: string;
                         rotation_id: string;
                         /**

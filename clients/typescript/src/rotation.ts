@@ -12,12 +12,17 @@ type Document = operations["getRotation"]["responses"]["200"]["content"]["applic
 /** What a rotation's sweep found and did (SPEC 8.6). */
 export type RotationCounts = components["schemas"]["Counts"];
 
+/** The phase of a rotation's sweep: rewrapping, then proving `done` of `total` objects. */
+export type RotationProgress = components["schemas"]["Progress"];
+
 /** Where a rotation is. `completed` with `counts.clean` proves that no old wrap is left. */
 export interface RotationState {
   readonly rotationId: string;
   readonly state: Document["state"];
   readonly generation: number | undefined;
   readonly counts: RotationCounts | undefined;
+  /** While it is running, and once it is completed. */
+  readonly progress: RotationProgress | undefined;
   /** Why it was rejected or failed: a code of SPEC 12. */
   readonly code: string | undefined;
   readonly detail: string | undefined;
@@ -62,12 +67,12 @@ export async function readRotation(
   }
   const url = `${connection.url}/rotations/${rotationId}`;
   const document = (await readJson(connection, { url, signal })) as Partial<Document>;
-  const { rotation_id, state, generation, counts, code, detail } = document;
+  const { rotation_id, state, generation, counts, progress, code, detail } = document;
   if (rotation_id !== rotationId || typeof state !== "string" || !STATE.test(state)) {
     const reason = "the response describes another rotation, or none";
     throw new UnexpectedResponseError(reason, { status: 200 });
   }
-  return { rotationId, state, generation, counts, code, detail };
+  return { rotationId, state, generation, counts, progress, code, detail };
 }
 
 /** Each new state, up to and with the last one. */

@@ -149,8 +149,8 @@ def _keyring_row(keyring: Keyring) -> Row:
         "plaintext": _permission(allowed=row.plaintext),
         "v0": _permission(allowed=row.v0),
         "earlier_keks": row.earlier_keks,
-        "enrolled_at": _shown(row.enrolled_at),
-        "turned_at": _shown(row.rotated_at),
+        "enrolled_at": shown_time(row.enrolled_at),
+        "turned_at": shown_time(row.rotated_at),
         "evidence": row.evidence,
     }
 
@@ -169,8 +169,8 @@ def sweep_row(row: SweepStatus) -> Row:
         "objects": counts.objects,
         "rewrapped": counts.rewrapped,
         "failed": counts.failed,
-        "started_at": _shown(row.started_at),
-        "ended_at": _shown(row.ended_at),
+        "started_at": shown_time(row.started_at),
+        "ended_at": shown_time(row.ended_at),
     }
 
 
@@ -178,7 +178,8 @@ def _permission(*, allowed: bool | None) -> str:
     return "allowed" if allowed else "forbidden"
 
 
-def _shown(time: str | None) -> str | None:
+def shown_time(time: str | None) -> str | None:
+    """A time of a message, to the second."""
     return None if time is None else to_seconds(parse_time(time))
 
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -19,6 +19,7 @@ from keyturn.crypto import VerifyKey
 from keyturn.errors import NotFoundError, SettingsError, UnknownProjectError
 from keyturn.identifiers import ALL_PROJECTS, is_uuid, parse_time
 from keyturn.messages import Event, Failed, Rejected, SweepStatus
+from keyturn.progress import describe
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
@@ -246,8 +247,11 @@ def _show_sweep(report: SweepReport, event: Event | None = None, *, as_json: boo
         final = {} if event is None else {"event": event.model_dump(mode="json")}
         print_json(document | final)
     else:
-        nested = ("counts", "parts", "failures", "more_failures")
+        nested = ("counts", "parts", "failures", "more_failures", "progress")
         fields = {name: value for name, value in document.items() if name not in nested}
+        progress = report.row.progress
+        if progress is not None and progress.phase != "ended":
+            fields["phase"] = describe(progress, datetime.now(UTC))
         fields["round_also_answers"] = ", ".join(document.get("round_also_answers", ())) or None
         rows = [(name, value) for name, value in fields.items() if value is not None]
         print_table(("field", "value"), [*rows, *document["counts"].items()])

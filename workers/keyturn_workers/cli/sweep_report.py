@@ -7,17 +7,16 @@ from typing import Any, Final
 
 from keyturn.errors import CodedError
 from keyturn.identifiers import ALL_PROJECTS
-from keyturn.messages import STATUS_MAX_LIMIT, SweepStatus
+from keyturn.messages import SweepStatus
 from keyturn_workers.cli.bucket import batched, count_objects, open_bucket
 from keyturn_workers.cli.errors import note
-from keyturn_workers.cli.record_index import CONCURRENCY, Row, sweep_row, to_seconds
+from keyturn_workers.cli.record_index import CONCURRENCY, Row, shown_time, sweep_row
 from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.status.failures_view import FailuresView
 from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.records import RECORD_ERRORS
 from keyturn_workers.status.rows import Sweep, find_sweep
-from keyturn_workers.status.sweep_parts import Part, SweepParts, sum_counts
+from keyturn_workers.status.sweeps import SweepReader, sum_counts
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import AllRecord, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import Round
@@ -70,19 +69,19 @@ async def read_sweep(
         open_report_keys(settings, storage, "status") as keys,
     ):
         store = SweepStore(storage, keys)
-        parts = SweepParts(storage, store, Pace(lambda: 0))
+        reader = SweepReader(storage, store, Pace(lambda: 0), reading_s=None)
         found = await _find(store, sweep_id, project)
         if not found:
-            part = None if project is None else await parts.find_ended(sweep_id, project)
+            part = None if project is None else await reader.find_ended(sweep_id, project)
             if project is None or part is None:
                 return None
             chosen, report = project, SweepReport(part.row, _document(part.row))
         else:
             chosen, sweep = next(iter(found.items()))
             others = tuple(name for name in found if name != chosen)
-            row, more = await _describe(storage, parts, sweep, time_left=time_left)
+            row, more = await _describe(storage, reader, sweep, time_left=time_left)
             report = SweepReport(row, _document(row) | more, others, sweep.record.stepped_at)
-        failures = await _failures(FailuresView(store, parts), sweep_id, chosen, limit)
+        failures = await _failures(reader, sweep_id, chosen, limit)
     report.document["failures"] = failures[:limit]
     report.document["more_failures"] = limit is not None and len(failures) > limit
     return report
@@ -120,7 +119,7 @@ async def _open(store: SweepStore, project: str) -> ProjectRecord | AllRecord | 
 
 
 async def _describe(
-    storage: Storage, parts: SweepParts, sweep: Sweep, *, time_left: bool
+    storage: Storage, reader: SweepReader, sweep: Sweep, *, time_left: bool
 ) -> tuple[SweepStatus, dict[str, Any]]:
     """The row of a sweep, and what its document says beyond it."""
     record, current, round_id = sweep.record, sweep.current, sweep.round_id
@@ -132,11 +131,13 @@ async def _describe(
         ],
     }
     if isinstance(record, AllRecord):
-        live, not_clean, clean = await _read_parts(parts, sweep)
+        parts = await reader.parts(sweep)
+        live = [part.row for part in parts.parts if part.is_open]
+        not_clean = [part.row for part in parts.parts if not part.is_open]
         more["parts"] = {
-            "ended_clean": clean,
-            "live": [_part_row(part) for part in live],
-            "ended_not_clean": [_part_row(part) for part in not_clean],
+            "ended_clean": parts.clean,
+            "live": [_part_row(row) for row in live],
+            "ended_not_clean": [_part_row(row) for row in not_clean],
         }
         return sweep.row(sum_counts(live, sweep.counts)), more
     is_counted = time_left and sweep.origin.is_open
@@ -149,25 +150,15 @@ async def _describe(
         "ranges_planned": sum(keys.planned for keys in ranges) if ranges else None,
         "pages": row.pages,
         "pages_not_proven": row.pages_open,
-        "proof_not_before": to_seconds(sweep.proof_not_before),
+        "proof_not_before": None
+        if row.progress is None
+        else shown_time(row.progress.proof_possible_at),
     }
     return row, more
 
 
-async def _read_parts(parts: SweepParts, sweep: Sweep) -> tuple[list[Part], list[Part], int]:
-    """The parts that run, those that did not end clean, and how many ended clean."""
-    live, not_clean, clean = list[Part](), list[Part](), 0
-    position: str | None = ""
-    while position is not None:
-        page = await parts.after(sweep, position, STATUS_MAX_LIMIT)
-        for part in page.parts:
-            (live if part.is_open else not_clean).append(part)
-        clean, position = clean + page.clean, page.next
-    return live, not_clean, clean
-
-
-def _part_row(part: Part) -> Row:
-    row = sweep_row(part.row)
+def _part_row(part: SweepStatus) -> Row:
+    row = sweep_row(part)
     return {name: row[name] for name in PART_COLUMNS}
 
 
@@ -177,20 +168,13 @@ def _document(row: SweepStatus) -> dict[str, Any]:
         "counts": {} if row.counts is None else row.counts.model_dump(),
         "rate_per_s": None if row.rate_per_s is None else round(row.rate_per_s, 1),
         "left_s": row.left_s,
+        "progress": None if row.progress is None else row.progress.model_dump(exclude_none=True),
     }
 
 
 async def _failures(
-    view: FailuresView, sweep_id: str, project: str, limit: int | None
+    reader: SweepReader, sweep_id: str, project: str, limit: int | None
 ) -> list[Row]:
     """The failures of a sweep: all, or one more than the limit, to know of more."""
-    rows: list[Row] = []
-    after: str | None = None
-    while limit is None or len(rows) <= limit:
-        left = STATUS_MAX_LIMIT if limit is None else limit + 1 - len(rows)
-        page = await view.read(sweep_id, project, after, min(left, STATUS_MAX_LIMIT))
-        rows += [row.model_dump() for row in page.rows]
-        after = page.next
-        if after is None:
-            break
-    return rows
+    rows, _ = await reader.all_failures(sweep_id, project, None if limit is None else limit + 1)
+    return [row.model_dump() for row in rows]

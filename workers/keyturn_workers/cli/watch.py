@@ -5,35 +5,102 @@ Progress goes to standard error: a bar on a terminal, otherwise a line every few
 nothing with JSON output. The caller prints the end.
 """
 
+import asyncio
 import math
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as ProgressBar
 
+from keyturn.counts import Counts
 from keyturn.errors import SettingsError
-from keyturn.messages import COUNT_FIELDS, CountedEvent, Event, Failed, Rejected, RotationAccepted
+from keyturn.identifiers import ALL_PROJECTS, parse_time
+from keyturn.messages import (
+    CountedEvent,
+    Event,
+    Failed,
+    Rejected,
+    RotationAccepted,
+    SweepProgressed,
+)
+from keyturn.progress import Progress, describe
 from keyturn.publisher import PublisherError
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import count_objects, open_bucket, optional_task
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_rows, printable
 from keyturn_workers.cli.publishing import event_error
-from keyturn_workers.status.progress import SweepProgress
 
 LINE_INTERVAL_S: Final = 5.0
+_TICK_S: Final = 1.0
 _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")
 
 ObjectCounter = Callable[[], Coroutine[Any, Any, int]]
 
 
-Display = Callable[[SweepProgress, str], None]
-"""Shows the progress and the current state."""
+class Followed:
+    """What the events of a rotation or sweep have said so far.
+
+    Attributes:
+        state: What is going on.
+        expected: How many objects a listing returned, if there was one.
+    """
+
+    def __init__(self) -> None:
+        self.state = "waiting for a worker"
+        self.expected: int | None = None
+        self._counts: dict[str, Counts] = {}
+        self._progress: dict[str, Progress] = {}
+        self._started_at: datetime | None = None
+
+    def add(self, event: Event) -> None:
+        """Take over an event."""
+        self._started_at = self._started_at or parse_time(event.at)
+        self.state = _state(event)
+        if isinstance(event, CountedEvent):
+            project = str(event.project)
+            if project == ALL_PROJECTS:  # the sums of all parts
+                self._counts.clear()
+            self._counts[project] = event.counts
+        if isinstance(event, SweepProgressed) and event.progress is not None:
+            self._progress[event.project] = event.progress
+
+    @property
+    def counts(self) -> Counts:
+        """The counts, summed over projects."""
+        return sum(self._counts.values(), Counts())
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far it is; None before the first event, and of a sweep of all."""
+        if len(self._progress) != 1:
+            return None
+        (progress,) = self._progress.values()
+        if progress.total is None and self.expected is not None:
+            total = max(self.expected - self.counts.foreign, progress.done)
+            progress = progress.model_copy(update={"total": total})
+        return progress
+
+    def parts(self, now: datetime) -> Iterator[str]:
+        """The parts of a one-line summary."""
+        progress, counts = self.progress, self.counts
+        yield f"{counts.objects} objects" if progress is None else describe(progress, now)
+        yield f"{counts.rewrapped} rewrapped"
+        for name in ("encrypted", "failed"):
+            if count := getattr(counts, name):
+                yield f"{count} {name}"
+        elapsed_s = (now - (self._started_at or now)).total_seconds()
+        yield f"{timedelta(seconds=max(0, int(elapsed_s)))} elapsed"
+
+
+Display = Callable[[Followed], None]
+"""Shows what is known now."""
 
 
 async def watch(
@@ -44,24 +111,30 @@ async def watch(
     Args:
         events: Its events, and no others, until the end.
         as_json: Show nothing.
-        count: Counts the objects meanwhile. Without it the time left is unknown.
+        count: Counts the objects meanwhile, in case that the project is large.
 
     Raises:
         EventsUnavailableError: the event stream does not exist or may not be read.
     """
-    progress = SweepProgress()
+    followed = Followed()
 
     async def count_expected() -> None:
-        progress.expected = None if count is None else await count()
+        followed.expected = None if count is None else await count()
 
-    counting = optional_task(None if count is None or as_json else count_expected)
     last: Event | None = None
     with open_display(as_json=as_json) as show:
-        show(progress, "waiting for a worker")
-        async with counting, aclosing(events):
+
+        async def tick() -> None:
+            # Between events the time goes on, and the earliest end comes closer.
+            while True:
+                show(followed)
+                await asyncio.sleep(_TICK_S)
+
+        counting = optional_task(None if count is None or as_json else count_expected)
+        async with counting, optional_task(None if as_json else tick), aclosing(events):
             async for event in events:
-                progress.add_event(event)
-                show(progress, _state(event))
+                followed.add(event)
+                show(followed)
                 last = event
     if last is None:
         raise PublisherError("the event stream ended")  # it never does
@@ -96,7 +169,7 @@ def object_counter(project: str) -> ObjectCounter | None:
 def open_display(*, as_json: bool) -> Iterator[Display]:
     """The display for this process's standard error."""
     if as_json:
-        yield lambda _progress, _state: None
+        yield lambda _followed: None
     elif sys.stderr.isatty():
         with bar_display(Console(file=sys.stderr)) as show:
             yield show
@@ -108,19 +181,19 @@ def line_display(clock: Callable[[], float] = time.monotonic) -> Display:
     """Prints a plain line at first and then every few seconds, by this clock."""
     next_s = -math.inf
 
-    def show(progress: SweepProgress, state: str) -> None:
+    def show(followed: Followed) -> None:
         nonlocal next_s
         now_s = clock()
         if now_s >= next_s:
             next_s = now_s + LINE_INTERVAL_S
-            note(f"{state}: {', '.join(progress.parts(datetime.now(UTC)))}")
+            note(f"{followed.state}: {', '.join(followed.parts(datetime.now(UTC)))}")
 
     return show
 
 
 @contextmanager
 def bar_display(console: Console) -> Iterator[Display]:
-    """A progress bar with the counts, the rate and the time left; it disappears at the end."""
+    """A progress bar of the phase, with the counts; it disappears at the end."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.fields[state]}", markup=False),
@@ -128,16 +201,17 @@ def bar_display(console: Console) -> Iterator[Display]:
         TaskProgressColumn(),
         TextColumn("{task.fields[parts]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with ProgressBar(*columns, console=console, transient=True) as bar:
         task_id = bar.add_task("", total=None, state="", parts="")
 
-        def show(progress: SweepProgress, state: str) -> None:
+        def show(followed: Followed) -> None:
+            progress = followed.progress
             bar.update(
                 task_id,
-                completed=progress.done,
-                total=progress.total,
-                state=printable(state),
-                parts=", ".join(progress.parts(datetime.now(UTC))),
+                completed=0 if progress is None else progress.done,
+                total=None if progress is None else progress.total,
+                state=printable(followed.state),
+                parts=", ".join(followed.parts(datetime.now(UTC))),
             )
 
         yield show
@@ -152,7 +226,7 @@ def print_end(event: Event, **more: object) -> None:
     """
     if not isinstance(event, CountedEvent):
         return
-    counts = {name: getattr(event, name) for name in COUNT_FIELDS}
+    counts = event.counts.to_json()
     used = {name: n for name, n in counts.items() if n or name in _ALWAYS_SHOWN}
     row = {"project": event.project, **used, "clean": event.clean, **more}
     print_rows(tuple(row), [row])

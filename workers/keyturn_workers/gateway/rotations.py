@@ -46,6 +46,7 @@ from keyturn_workers.gateway.shares import ConcurrencyLimit
 from keyturn_workers.keyring import find_generation_number
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.sweep import SweepStore
+from keyturn_workers.sweep.progress import progress_of
 
 _ACCEPTED: Final = 202
 _BODY_MAX_BYTES: Final = 8 * 1024
@@ -217,12 +218,12 @@ class RotationRoutes:
             return state  # it has not been added, or ended long ago
         end = origin.end
         is_clean = end is not None and end.clean
-        counts: dict[str, Any] = {**record.counts_of(origin).to_json(), "clean": is_clean}
-        if end is None:
-            return state | {"state": "running", "counts": counts}
-        if end.code:
+        if end is not None and end.code:
             return state | {"state": "failed", "code": end.code, "detail": end.detail}
-        return state | {"state": "completed", "counts": counts}
+        counts: dict[str, Any] = {**record.counts_of(origin).to_json(), "clean": is_clean}
+        progress = progress_of(record, origin).model_dump(mode="json", exclude_none=True)
+        now = "running" if end is None else "completed"
+        return state | {"state": now, "counts": counts, "progress": progress}
 
     def _not_accepted(self, project: str, rotation_id: str) -> dict[str, Any]:
         rotation = self._published.get(rotation_id)

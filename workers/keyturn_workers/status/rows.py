@@ -1,16 +1,17 @@
 """Keyrings and requests of sweeps as rows, without any key (SPEC 8.6, 16.1). Pure."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from keyturn.counts import Counts
 from keyturn.errors import CodedError
 from keyturn.identifiers import format_time
 from keyturn.messages import ProjectStatus, SweepStatus
+from keyturn.progress import Progress
 from keyturn_workers.keyring import Keyring
-from keyturn_workers.status.progress import SweepProgress
 from keyturn_workers.sweep import AllRecord, Origin, ProjectRecord
+from keyturn_workers.sweep.progress import current_round, progress_of
 from keyturn_workers.sweep.record import Round, Walk
 
 _MAX_DETAIL: Final = 500
@@ -60,12 +61,7 @@ class Sweep:
     @property
     def current(self) -> Round | Walk | None:
         """The running round, or walk, that answers it; None if it ended or waits for one."""
-        current, origin = self.record.round, self.origin
-        if current is None or not origin.is_open:
-            return None
-        # A rotation is answered by any round that proves its keyring.
-        is_later_rotation = origin.kind == "rotation" and origin.options == current.options
-        return current if is_later_rotation or origin.name in current.origins else None
+        return current_round(self.record, self.origin)
 
     @property
     def round_id(self) -> str | None:
@@ -80,12 +76,6 @@ class Sweep:
         counts = self.record.counts_of(self.origin)
         return counts.writes() if self.origin.is_open and self.current is None else counts
 
-    @property
-    def proof_not_before(self) -> datetime | None:
-        """What was observed earlier proves nothing (SPEC 8.4)."""
-        pages = self.current.open_pages if isinstance(self.current, Round) else ()
-        return max(filter(None, (page.not_before for page in pages)), default=None)
-
     def row(self, counts: Counts | None = None, expected: int | None = None) -> SweepStatus:
         """It as a row.
 
@@ -95,7 +85,9 @@ class Sweep:
             expected: How many objects there are; without it the time left is unknown.
         """
         counts = counts or self.counts
+        progress = progress_of(self.record, self.origin)
         row = origin_status(self.record.project, self.origin, counts)
+        row = row.model_copy(update={"progress": progress})
         if not self.origin.is_open:
             return row
         return row.model_copy(
@@ -104,7 +96,7 @@ class Sweep:
                 "stepped_at": _shown(self.record.stepped_at),
             }
             | self._round_fields()
-            | self._progress_fields(counts, expected)
+            | self._rate_fields(counts, expected, progress)
         )
 
     def _round_fields(self) -> dict[str, Any]:
@@ -120,19 +112,28 @@ class Sweep:
             "pages_open": len(current.open_pages),
         }
 
-    def _progress_fields(self, counts: Counts, expected: int | None) -> dict[str, Any]:
-        """The rate since its round began, and the seconds left, until a proof is possible."""
-        record, stepped_at = self.record, self.record.stepped_at
-        if self.current is None or stepped_at is None:
+    def _rate_fields(
+        self, counts: Counts, expected: int | None, progress: Progress
+    ) -> dict[str, Any]:
+        """The rate since its round began, and the seconds left, until a proof is possible.
+
+        Each object is inspected, changed if needed, and inspected again as proof: each of the two
+        inspections is half of the work.
+        """
+        current, stepped_at = self.current, self.record.stepped_at
+        if current is None or stepped_at is None:
             return {}
-        progress = SweepProgress(expected)
-        progress.add(_begun_at(record, self.current), record.project, Counts())
-        progress.add(stepped_at, record.project, counts)
-        if progress.left is None:
-            return {"rate_per_s": progress.rate_per_s}
-        wait = (self.proof_not_before or stepped_at) - stepped_at
-        left_s = max(progress.left, wait, timedelta()).total_seconds()
-        return {"rate_per_s": progress.rate_per_s, "left_s": left_s}
+        elapsed_s = (stepped_at - _begun_at(self.record, current)).total_seconds()
+        done = (counts.objects + counts.proven) / 2
+        if not done or elapsed_s <= 0:
+            return {}
+        rate_per_s = done / elapsed_s
+        total = progress.total if expected is None else expected - counts.foreign
+        if total is None or isinstance(current, Walk):
+            return {"rate_per_s": rate_per_s}
+        wait_s = progress.seconds_to_proof(stepped_at) or 0.0
+        left_s = max((max(total, counts.objects) - done) / rate_per_s, wait_s)
+        return {"rate_per_s": rate_per_s, "left_s": float(round(left_s))}
 
 
 def _shown(at: datetime | None) -> str | None:

@@ -49,17 +49,26 @@ class Part:
     Attributes:
         row: Its row; with only ids and a code if its record does not open.
         round_id: The round that has its failures, if any.
+        is_open: Whether it had not ended when the record of the sweep of all was read.
     """
 
     row: SweepStatus
     round_id: str | None = None
+    is_open: bool = False
 
 
 @dataclass(slots=True)
 class Parts:
-    """The parts of a sweep of all that run, or did not end clean; and whether these are all."""
+    """The parts of a sweep of all.
+
+    Attributes:
+        parts: Those that run, or did not end clean.
+        clean: How many ended clean.
+        is_complete: Whether these are all.
+    """
 
     parts: list[Part] = field(default_factory=list)
+    clean: int = 0
     is_complete: bool = True
 
 
@@ -108,7 +117,7 @@ class SweepReader:
         try:
             sweep = find_sweep(await self._store.find(project), sweep_id)
             if sweep is None:
-                part = await self._find_ended(sweep_id, project)
+                part = await self.find_ended(sweep_id, project)
                 rows = () if part is None else (part.row,)
                 return Selection(rows, len(rows), len(rows))
         except RECORD_ERRORS as exc:
@@ -116,8 +125,8 @@ class SweepReader:
         if project != ALL_PROJECTS:
             expected = await self._count_objects(project) if sweep.origin.is_open else None
             return Selection((sweep.row(expected=expected),), 1, 1)
-        found = await self._parts(sweep)
-        open_rows = [part.row for part in found.parts if part.row.status == "running"]
+        found = await self.parts(sweep)
+        open_rows = [part.row for part in found.parts if part.is_open]
         whole = sweep.row(sum_counts(open_rows, sweep.counts))
         parts = order_parts(part.row for part in found.parts)
         selected = select(parts, page, limit, of_all=len(parts))
@@ -132,31 +141,40 @@ class SweepReader:
         self, sweep_id: str, project: str, wanted: StatusFilter, page: int, limit: int
     ) -> tuple[Selection[FailureStatus], tuple[CodeCount, ...]]:
         """A page of the failures that match; and how many there are of each code, in all."""
-        sweep = find_sweep(await self._store.find(project), sweep_id)
-        found = Parts()
-        if sweep is None:
-            part = await self._find_ended(sweep_id, project)
-            found.parts = [] if part is None else [part]
-        elif project == ALL_PROJECTS:
-            found = await self._parts(sweep)
-        else:
-            found.parts = [Part(sweep.row(), sweep.round_id)]
-        rows: list[FailureStatus] = []
-        is_complete, deadline = found.is_complete, self._deadline()
-        for part in found.parts:
-            is_complete &= await self._add_failures(part, rows, deadline)
+        rows, is_complete = await self.all_failures(sweep_id, project)
         matching = filter_failures(rows, wanted)
         selected = select(matching, page, limit, of_all=len(rows))
         codes = Counter(row.code for row in rows)
         counts = tuple(CodeCount(code=code, count=count) for code, count in codes.most_common())
         return replace(selected, is_complete=is_complete and selected.is_complete), counts
 
+    async def all_failures(
+        self, sweep_id: str, project: str, most: int | None = MAX_FAILURES
+    ) -> tuple[list[FailureStatus], bool]:
+        """The failures in the order of their pages, about `most`; and whether these are all."""
+        sweep = find_sweep(await self._store.find(project), sweep_id)
+        found = Parts()
+        if sweep is None:
+            part = await self.find_ended(sweep_id, project)
+            found.parts = [] if part is None else [part]
+        elif project == ALL_PROJECTS:
+            found = await self.parts(sweep)
+        else:
+            found.parts = [Part(sweep.row(), sweep.round_id)]
+        rows: list[FailureStatus] = []
+        is_complete, deadline = found.is_complete, self._deadline()
+        for part in found.parts:
+            is_complete &= await self._add_failures(part, rows, deadline, most)
+        return rows, is_complete
+
     def _deadline(self) -> float:
         return float("inf") if self._reading_s is None else self._clock_s() + self._reading_s
 
     # Failures.
 
-    async def _add_failures(self, part: Part, rows: list[FailureStatus], deadline: float) -> bool:
+    async def _add_failures(
+        self, part: Part, rows: list[FailureStatus], deadline: float, most: int | None
+    ) -> bool:
         """Add the failures of one part; whether these are all."""
         project, round_id = part.row.project, part.round_id
         if part.row.status is None and part.row.code is not None:
@@ -167,7 +185,8 @@ class SweepReader:
                 if path is None or not path.is_failures:
                     continue
                 is_known = self._failures.get(s3_key, "") is not None
-                if len(rows) >= MAX_FAILURES or (not is_known and self._clock_s() > deadline):
+                is_late = not is_known and self._clock_s() > deadline
+                if is_late or (most is not None and len(rows) >= most):
                     return False
                 rows += await self._failures_of(project, s3_key)
         return True
@@ -187,7 +206,7 @@ class SweepReader:
 
     # The parts of a sweep of all.
 
-    async def _parts(self, sweep: Sweep) -> Parts:
+    async def parts(self, sweep: Sweep) -> Parts:
         """The parts that run, and those that ended and are not clean."""
         walk, found = sweep.current, Parts()
         running = sorted(walk.open_parts) if isinstance(walk, Walk) else []
@@ -209,7 +228,9 @@ class SweepReader:
         async def add() -> None:
             await self._pace.next_batch()
             parts = await asyncio.gather(*(self._ended_part(origin, walk_id, row) for row in batch))
-            found.parts += [part for part in parts if part is not None and not part.row.clean]
+            ended = [part for part in parts if part is not None]
+            found.parts += [part for part in ended if not part.row.clean]
+            found.clean += sum(part.row.clean is True for part in ended)
             batch.clear()
 
         async for row in self._storage.list(round_prefix(ALL_PROJECTS, walk_id)):
@@ -227,7 +248,7 @@ class SweepReader:
                 break
         await add()
 
-    async def _find_ended(self, sweep_id: str, project: str) -> Part | None:
+    async def find_ended(self, sweep_id: str, project: str) -> Part | None:
         """The part of one project that ended, whose record does not have it any more.
 
         Raises:
@@ -247,14 +268,14 @@ class SweepReader:
         try:
             record = (await self._store.read(project)).record
         except MissingError:
-            return Part(origin_status(project, part))
+            return Part(origin_status(project, part), is_open=True)
         except RECORD_ERRORS as exc:
-            return _unreadable_part(origin, project, exc)
+            return replace(_unreadable_part(origin, project, exc), is_open=True)
         added = find_origin(record, part.name)
         if added is None:  # its end is being published, or the next step adds it again
-            return Part(origin_status(project, part))
+            return Part(origin_status(project, part), is_open=True)
         sweep = Sweep(record, added)
-        return Part(sweep.row(), sweep.round_id)
+        return Part(sweep.row(), sweep.round_id, is_open=True)
 
     async def _ended_part(self, origin: Origin, walk_id: str, listed: ObjectSummary) -> Part | None:
         """A part whose end was listed; None if that has been removed since."""

@@ -30,6 +30,7 @@ from keyturn.errors import (
     UnknownProjectError,
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
+from keyturn.progress import Progress
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringContradictedError, KeyringHiddenError
 from keyturn_workers.sweep.progress import MAX_FAILURES, begin_walk, end_walk
@@ -230,7 +231,8 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         _log.error("part of a sweep of all projects failed", **fields, detail=error.detail)
         failed = Counts(failed=1)
         for request in one_pass.requests:
-            await self._dispatcher.publish_progress(project, request, failed)
+            ended = Progress(phase="ended")
+            await self._dispatcher.publish_progress(project, request, failed, progress=ended)
         end = PartEnd(failed, clean=False, code=error.code, detail=error.detail)
         await self._store.add_part_end(walk.id, project, end, one_pass.master_key)
 

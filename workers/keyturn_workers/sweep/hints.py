@@ -23,6 +23,7 @@ from keyturn.messages import (
     problems,
     with_origin,
 )
+from keyturn.progress import Progress
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
 from keyturn_workers.amqp.failures import longest_delay_s
 from keyturn_workers.sweep.record import AllRecord, OpenPage, Origin, ProjectRecord
@@ -111,10 +112,18 @@ class SweepDispatcher:
         await self._sender.send(encode(hint), queue_of(hint), delay_s)
 
     async def publish_progress(
-        self, project: str, origin: Origin, counts: Counts, *, clean: bool = False
+        self,
+        project: str,
+        origin: Origin,
+        counts: Counts,
+        *,
+        progress: Progress,
+        clean: bool = False,
     ) -> None:
         """Publish how far the sweep of a project is, once to the publisher of this origin."""
-        event = _counted("sweep.progressed", project, origin.id, counts, clean=clean)
+        event = _counted(
+            "sweep.progressed", project, origin.id, counts, clean=clean, progress=progress
+        )
         # Progress is matched by all but the digest (SPEC 6.7).
         await self._sender.publish_event(with_origin(event, origin.requests[0]))
 

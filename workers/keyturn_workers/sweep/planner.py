@@ -77,15 +77,22 @@ class Planner:
             *(self._pages(project, of.ranges[n], share) for n in unplanned[:room])
         )
         ranges, open_pages, number = list(of.ranges), list(of.open_pages), of.next_page
-        for n, edges in zip(unplanned, listed, strict=False):
+        keys = of.keys
+        for n, (edges, count) in zip(unplanned, listed, strict=False):
+            keys += count
             for last in edges:
                 open_pages.append(OpenPage(page=number, after=ranges[n].through, last=last))
                 number += 1
                 ranges[n] = replace(ranges[n], through=last, planned=last == ranges[n].end)
-        return replace(of, ranges=tuple(ranges), open_pages=tuple(open_pages), next_page=number)
+        return replace(
+            of, ranges=tuple(ranges), open_pages=tuple(open_pages), next_page=number, keys=keys
+        )
 
-    async def _pages(self, project: str, key_range: KeyRange, limit: int) -> list[str]:
-        """The last keys of the range's next pages. The last page of a range ends at its end."""
+    async def _pages(self, project: str, key_range: KeyRange, limit: int) -> tuple[list[str], int]:
+        """The last keys of the range's next pages, and how many keys these have.
+
+        The last page of a range ends at its end.
+        """
         edges: list[str] = []
         last, count = "", 0
         after = object_s3_key(project, key_range.through) if key_range.through else ""
@@ -93,16 +100,16 @@ class Planner:
         async for row in self._storage.list(f"{project}/", after=after):
             key = row.key.removeprefix(f"{project}/")
             if key_range.end and order(key) >= order(key_range.end):
-                return [*edges, key_range.end]
+                return [*edges, key_range.end], len(edges) * self._page_keys + count
             if count == self._page_keys:
                 # One more key follows, so the full page ends before it.
                 edges.append(last)
                 count = 0
                 if len(edges) == limit:
-                    return edges
+                    return edges, limit * self._page_keys
             last = key
             count += 1
-        return [*edges, key_range.end]
+        return [*edges, key_range.end], len(edges) * self._page_keys + count
 
     async def _keys_after(self, project: str, after: str, limit: int) -> list[str]:
         prefix = f"{project}/"

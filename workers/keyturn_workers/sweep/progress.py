@@ -22,7 +22,8 @@ from keyturn.errors import (
     StorageUnavailableError,
     TooManyRequestsError,
 )
-from keyturn.identifiers import parse_time
+from keyturn.identifiers import format_time, parse_time
+from keyturn.progress import Progress
 from keyturn.topology import RETRY_DELAYS_S
 from keyturn_workers.keyring import Keyring, find_generation_number
 from keyturn_workers.sweep.record import (
@@ -294,7 +295,9 @@ def begin_round(record: ProjectRecord, round_id: str) -> ProjectRecord:
         for start, key_range in zip(starts, ranges, strict=True)
     )
     names = tuple(each.name for each in chosen)
-    return replace(record, round=Round(round_id, chosen[0].options, names, replanned))
+    begun_at = None if record.round is None else record.round.first_rewrap_at
+    begun = Round(round_id, chosen[0].options, names, replanned, first_rewrap_at=begun_at)
+    return replace(record, round=begun)
 
 
 def with_state(
@@ -487,7 +490,18 @@ def apply_results(
         proven_to=max(filter(None, (of.proven_to, *dates)), default=None),
         width=min(MAX_WIDTH, max(MIN_WIDTH, _RESULTS_TO_WIDTH * len(results))),
     )
+    after = _with_moments(after, now, has_changed=any(each.changed for each in results.values()))
     return AppliedResults(replace(record, round=after, written=written), tuple(proven), failing)
+
+
+def _with_moments(of: Round, now: datetime, *, has_changed: bool) -> Round:
+    """The round with the moments that its results have passed."""
+    if has_changed and of.first_rewrap_at is None:
+        of = replace(of, first_rewrap_at=now)
+    is_rewrapped = of.everything_planned and all(page.attempts for page in of.open_pages)
+    if is_rewrapped and of.all_rewrapped_at is None:
+        of = replace(of, all_rewrapped_at=now)
+    return of
 
 
 def with_writes(record: ProjectRecord, results: Iterable[Result]) -> ProjectRecord:
@@ -588,6 +602,14 @@ def end_round(
         end: Their end, with the states that were proven.
         written: All writes that the record had counted by then.
     """
+    of = record.round
+    if of is not None:
+        end = replace(
+            end,
+            first_rewrap_at=of.first_rewrap_at,
+            all_rewrapped_at=of.all_rewrapped_at,
+            proof_possible_at=record.proof_after,
+        )
 
     def with_end(origin: Origin) -> Origin:
         if not origin.is_open or origin.name not in names:
@@ -596,6 +618,53 @@ def end_round(
         return replace(origin, end=replace(end, counts=own))
 
     return replace(_map_origins(record, with_end), round=None, clean_end=None)
+
+
+# How far a sweep is.
+
+
+def current_round(record: ProjectRecord | AllRecord, origin: Origin) -> Round | Walk | None:
+    """The running round, or walk, that answers an origin; None if it ended or waits for one."""
+    current = record.round
+    if current is None or not origin.is_open:
+        return None
+    # A rotation is answered by any round that proves its keyring.
+    is_later_rotation = origin.kind == "rotation" and origin.options == current.options
+    return current if is_later_rotation or origin.name in current.origins else None
+
+
+def progress_of(record: ProjectRecord | AllRecord, origin: Origin) -> Progress:
+    """How far an origin is: which phase, how many of how many, and the moments it passed."""
+    end, current = origin.end, current_round(record, origin)
+    if end is not None:
+        return Progress(
+            phase="ended",
+            done=end.counts.objects,
+            total=end.counts.objects,
+            proof_possible_at=_text(end.proof_possible_at),
+            first_rewrap_at=_text(end.first_rewrap_at),
+            all_rewrapped_at=_text(end.all_rewrapped_at),
+        )
+    if isinstance(current, Walk):
+        return Progress(phase="rewrapping", done=current.projects)
+    if current is None or isinstance(record, AllRecord):
+        return Progress(phase="waiting")
+    counts = current.counts
+    is_rewrapped = current.all_rewrapped_at is not None
+    keys = max(current.keys - counts.foreign, counts.objects)
+    waits = [page.not_before for page in current.open_pages if page.not_before is not None]
+    return Progress(
+        phase="proving" if is_rewrapped else "rewrapping",
+        done=current.proven.objects if is_rewrapped else counts.objects,
+        total=keys if current.everything_planned else None,
+        proof_possible_at=_text(max([record.proof_after, *waits])),
+        first_rewrap_at=_text(current.first_rewrap_at),
+        all_rewrapped_at=_text(current.all_rewrapped_at),
+    )
+
+
+def _text(at: datetime | None) -> str | None:
+    return None if at is None else format_time(at)
 
 
 # Sweeps of all projects.

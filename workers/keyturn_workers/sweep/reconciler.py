@@ -40,6 +40,7 @@ from keyturn_workers.sweep.progress import (
     mark_due_pages,
     next_due_at,
     open_origins,
+    progress_of,
     reconcile_clock,
     served_origins,
     unpublished_origins,
@@ -187,7 +188,12 @@ class Reconciler(StepRunner[ProjectRecord]):
             idle_s = next(pause_s for steps, pause_s in _IDLE_S if idle_steps >= steps)
             await self._dispatcher.send_step(record, max(idle_s, wait_s))
             for origin in heard:
-                await self._dispatcher.publish_progress(project, origin, record.counts_of(origin))
+                await self._dispatcher.publish_progress(
+                    project,
+                    origin,
+                    record.counts_of(origin),
+                    progress=progress_of(record, origin),
+                )
             await self._store.delete_page_results(project, current.id, proven)
         return True
 
@@ -381,9 +387,17 @@ def _origins_that_hear(
     if record.round is None:
         return ()
     origins = [each for each in open_origins(record) if each.name in record.round.origins]
-    if not any(record.counts_of(each) != before.counts_of(each) for each in origins):
+    if not any(_is_news(before, record, each) for each in origins):
         return ()
     return tuple(each for each in origins if with_parts or each.kind != "part")
+
+
+def _is_news(before: ProjectRecord, record: ProjectRecord, origin: Origin) -> bool:
+    """Whether the progress of an origin has changed. Of a part, only the counts matter."""
+    if record.counts_of(origin) != before.counts_of(origin):
+        return True
+    then, now = progress_of(before, origin), progress_of(record, origin)
+    return origin.kind != "part" and (then.phase, then.total) != (now.phase, now.total)
 
 
 def _is_due_for_parts(record: ProjectRecord, now: datetime) -> bool:

@@ -70,6 +70,9 @@ class End:
         failed_at_step: The step that gave up. A replay of its message, or of the request,
             takes back such an end.
         published: Whether each of its requests was answered.
+        first_rewrap_at: Of its round: when the first object had been changed.
+        all_rewrapped_at: When the last object had been brought to the desired state.
+        proof_possible_at: Before which nothing that was observed was a proof.
     """
 
     at: datetime
@@ -84,6 +87,9 @@ class End:
     detail: str = ""
     failed_at_step: int | None = None
     published: bool = False
+    first_rewrap_at: datetime | None = None
+    all_rewrapped_at: datetime | None = None
+    proof_possible_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +274,10 @@ class Round:
         proven_from: The storage's `Date` of the first observation that proved a page.
         proven_to: The storage's `Date` of the last one.
         width: How many pages may be under way at once.
+        keys: How many keys the planned pages had when they were listed.
+        first_rewrap_at: When the first object had been changed.
+        all_rewrapped_at: When each page had been attempted, and so every object had been brought
+            to the desired state.
     """
 
     id: str
@@ -280,6 +290,9 @@ class Round:
     proven_from: datetime | None = None
     proven_to: datetime | None = None
     width: int = 16
+    keys: int = 0
+    first_rewrap_at: datetime | None = None
+    all_rewrapped_at: datetime | None = None
 
     @property
     def everything_planned(self) -> bool:

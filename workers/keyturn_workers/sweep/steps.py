@@ -22,6 +22,7 @@ from keyturn_workers.sweep.progress import (
     end_failed,
     needs_step,
     open_origins,
+    progress_of,
     reopen_failed,
     unpublished_origins,
     with_ends_published,
@@ -172,7 +173,11 @@ class StepRunner(ABC, Generic[RecordT]):
         part = PartEnd.of(end)
         await self._store.add_part_end(origin.walk_id, record.project, part, master_key)
         await self._dispatcher.publish_progress(
-            record.project, origin, part.counts, clean=part.clean
+            record.project,
+            origin,
+            part.counts,
+            clean=part.clean,
+            progress=progress_of(record, origin),
         )
 
     # Messages that are lost, or given up.

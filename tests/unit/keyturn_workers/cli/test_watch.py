@@ -13,11 +13,11 @@ from rich.console import Console
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time
 from keyturn_workers.cli import watch
-from keyturn_workers.status.progress import SweepProgress
+from keyturn_workers.cli.watch import Followed
 from tests.unit.keyturn_workers.cli.fake_publisher import event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from keyturn.messages import Event
 
@@ -30,36 +30,75 @@ def _progressed(after_s: float, project: str = "acme", **counts: Any) -> Event:
     return event("sweep.progressed", at, sweep_id=_ID, project=project, **counts)
 
 
-def _after(*events: Event, expected: int | None = None) -> SweepProgress:
-    progress = SweepProgress(expected)
+def _followed(*events: Event, expected: int | None = None) -> Followed:
+    followed = Followed()
+    followed.expected = expected
     for each in events:
-        progress.add_event(each)
-    return progress
+        followed.add(each)
+    return followed
+
+
+def _at(after_s: float) -> str:
+    return format_time(_BEGIN + timedelta(seconds=after_s))
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected", "text"),
+    [
+        ({"phase": "rewrapping", "done": 40}, None, "rewrapping 40, 4 rewrapped"),
+        ({"phase": "rewrapping", "done": 40}, 91, "rewrapping 40 of 91, 4 rewrapped"),
+        ({"phase": "rewrapping", "done": 40, "total": 90}, 99, "rewrapping 40 of 90, 4 rewrapped"),
+        (
+            {"phase": "proving", "done": 46, "total": 91, "proof_possible_at": _at(32.4)},
+            None,
+            "proving 46 of 91, earliest end in 13 s, 4 rewrapped",
+        ),
+        (
+            {"phase": "proving", "done": 46, "total": 91, "proof_possible_at": _at(10)},
+            None,
+            "proving 46 of 91, 4 rewrapped",
+        ),
+        (None, None, "5 objects, 4 rewrapped"),
+    ],
+)
+def test_the_summary_names_the_phase_how_many_of_how_many_and_the_earliest_end(
+    progress: dict[str, Any] | None, expected: int | None, text: str
+) -> None:
+    event = _progressed(0, objects=5, rewrapped=4, progress=progress)
+    parts = _followed(event, expected=expected).parts(_BEGIN + timedelta(seconds=20))
+    assert ", ".join(parts) == f"{text}, 0:00:20 elapsed"
+
+
+def test_of_a_sweep_of_all_the_counts_are_sums_until_the_end_names_them() -> None:
+    ended = {"phase": "ended", "done": 5}
+    events = [_progressed(n, f"p{n}", objects=5, progress=ended) for n in range(3)]
+    followed = _followed(*events)
+    assert (followed.progress, followed.counts.objects) == (None, 15)
+    followed.add(event("sweep.completed", sweep_id=_ID, project="*", objects=16))
+    assert followed.counts.objects == 16
 
 
 def test_lines_are_printed_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     now_s = 100.0
     lines = watch.line_display(clock=lambda: now_s)
-    progress = _after(_progressed(0, objects=5, rewrapped=4, failed=1))
-    lines(progress, "acme")
-    lines(progress, "acme")
+    followed = _followed(_progressed(0, objects=5, rewrapped=4, failed=1))
+    lines(followed)
+    lines(followed)
     now_s += watch.LINE_INTERVAL_S
-    lines(progress, "a\x1b[2J")
+    followed.state = "a\x1b[2J"
+    lines(followed)
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("keyturn: acme: 5 objects, 4 rewrapped, 1 failed")
     assert second.startswith("keyturn: a\\x1b[2J: 5 objects")
 
 
-def test_a_terminal_shows_a_bar_with_rate_and_time_left() -> None:
+def test_a_terminal_shows_a_bar_of_the_phase() -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=160)
-    progress = _after(
-        _progressed(0, objects=100, current=100), _progressed(10, objects=600, current=600),
-        expected=1200,
-    )  # fmt: skip
+    progress = {"phase": "proving", "done": 600, "total": 1200}
     with watch.bar_display(console) as show:
-        show(progress, "acme")
-    for part in ("acme", "50%", "600 objects", "50 objects/s", "0:00:12 left"):
+        show(_followed(_progressed(10, objects=1200, current=600, progress=progress)))
+    for part in ("acme", "50%", "proving 600 of 1200", "elapsed"):
         assert part in shown.getvalue()
 
 
@@ -68,9 +107,11 @@ class _RecordingDisplay:
 
     def __init__(self) -> None:
         self.states: list[tuple[str, int, int | None]] = []
+        self.called: Callable[[], object] = lambda: None
 
-    def __call__(self, progress: SweepProgress, state: str) -> None:
-        self.states.append((state, progress.counts.objects, progress.total))
+    def __call__(self, followed: Followed) -> None:
+        self.states.append((followed.state, followed.counts.objects, followed.expected))
+        self.called()
 
 
 @pytest.fixture
@@ -102,11 +143,28 @@ async def test_watching_shows_every_event_and_returns_the_last(shown: _Recording
     end = await watch.watch(_events(accepted, _progressed(1, objects=2), _END), as_json=False)
     assert end == _END
     assert [(state, objects) for state, objects, _ in shown.states] == [
-        ("waiting for a worker", 0),
         ("generation 4", 0),
         ("acme", 2),
         ("acme", 3),
     ]
+
+
+async def test_between_two_events_the_display_is_renewed(
+    shown: _RecordingDisplay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earliest end comes closer, although nothing happens for two leases."""
+    monkeypatch.setattr(watch, "_TICK_S", 0.001)
+
+    renewed = asyncio.Event()
+    shown.called = lambda: renewed.set() if len(shown.states) > 5 else None
+
+    async def slow() -> AsyncGenerator[Event, None]:
+        yield _progressed(1, objects=2)
+        await renewed.wait()
+        yield _END
+
+    await watch.watch(slow(), as_json=False)
+    assert shown.states[-1] == ("acme", 3, None)
 
 
 async def test_objects_are_counted_while_watching(shown: _RecordingDisplay) -> None:

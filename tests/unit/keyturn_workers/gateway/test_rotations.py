@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from keyturn.counts import Counts
 from keyturn.errors import StorageUnavailableError, all_errors
-from keyturn.identifiers import is_uuid, keyring_s3_key
+from keyturn.identifiers import format_time, is_uuid, keyring_s3_key
 from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
 from keyturn_workers.gateway import rotations
@@ -376,16 +376,19 @@ async def test_each_status_of_the_record_is_a_state() -> None:
     assert set(counted) == {*COUNT_FIELDS, "clean"}
     code, detail = "unknown_master_key", "why"
     ended = End(_NOW, clean=False, counts=counts)
+    possible_at = format_time(_NOW + timedelta(seconds=30))
+    running = {"phase": "rewrapping", "done": 3, "proof_possible_at": possible_at}
+    over = {"progress": {"phase": "ended", "done": 3, "total": 3}}
     cases: list[tuple[End | None, dict[str, Any]]] = [
-        (None, {"state": "running", "counts": counted}),
+        (None, {"state": "running", "counts": counted, "progress": running}),
         (
             replace(ended, code=code, detail=detail),
             {"state": "failed", "code": code, "detail": detail},
         ),
-        (ended, {"state": "completed", "counts": counted}),
+        (ended, {"state": "completed", "counts": counted} | over),
         (
             replace(ended, clean=True),
-            {"state": "completed", "counts": {**counted, "clean": True}},
+            {"state": "completed", "counts": {**counted, "clean": True}} | over,
         ),
     ]
     for end, expected in cases:

@@ -9,6 +9,7 @@ import pytest
 
 from keyturn.counts import Counts
 from keyturn.messages import RequestOrigin, encode, parse_event
+from keyturn.progress import Progress
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
 from keyturn_workers.sweep import ALL, AllRecord, SweepDispatcher, end_event
 from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, parse
@@ -98,10 +99,13 @@ async def test_an_end_is_published_to_each_of_its_requests() -> None:
 async def test_progress_is_published_once_whatever_was_repeated() -> None:
     """It is matched by all but the digest."""
     sender = Sender()
-    await SweepDispatcher(sender).publish_progress("acme", ASKED, COUNTS)
+    await SweepDispatcher(sender).publish_progress(
+        "acme", ASKED, COUNTS, progress=Progress(phase="proving", done=1, total=2)
+    )
     event = sender.event()
     assert (event.type, event.origin) == ("sweep.progressed", ONE)
     assert (event.sweep_id, event.objects, event.clean) == (SWEEP_ID, 3, False)
+    assert event.progress.phase == "proving"
 
 
 def test_there_is_no_event_of_an_end_before_it() -> None:

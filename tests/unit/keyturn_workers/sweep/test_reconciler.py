@@ -17,7 +17,9 @@ from keyturn.evidence import Evidence, in_chain_order, parse, verify_chain
 from keyturn.identifiers import (
     SWEEPS_PREFIX,
     evidence_prefix,
+    format_time,
     keyring_s3_key,
+    parse_time,
 )
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import with_master_key
@@ -324,7 +326,7 @@ async def test_a_keyring_that_names_a_longer_lease_is_marked_before_a_page_is_pr
 
 
 @pytest.mark.parametrize(
-    ("asked", "pause_s", "events"), [(SWEEP, 2, 3), (PART, 2, 1), (PART, 121, 3)]
+    ("asked", "pause_s", "events"), [(SWEEP, 2, 4), (PART, 2, 1), (PART, 121, 3)]
 )
 async def test_the_progress_of_a_part_is_published_now_and_then(
     asked: Origin, pause_s: float, events: int
@@ -338,6 +340,31 @@ async def test_the_progress_of_a_part_is_published_now_and_then(
         await on.handler.run_step(_step((await on.record()).step), again=False)
         on.storage.advance(pause_s)
     assert on.messages.types() == ["sweep.progressed"] * events
+
+
+async def test_progress_names_the_phase_and_the_record_the_moments_that_it_passed() -> None:
+    on = Sweeping(page_keys=2)
+    await on.start()
+    await on.handler.run_step(_step(0), again=False)
+    for page in on.messages.pages():
+        await on.handler.process_page(page)
+    await on.handler.run_step(_step(1), again=False)
+    record = await on.record()
+    phases = [cast("Any", event).progress for event in on.messages.published]
+    assert [(each.phase, each.done, each.total) for each in phases] == [
+        ("rewrapping", 0, 3),
+        ("proving", 0, 3),
+    ]
+    assert phases[1].proof_possible_at == format_time(record.proof_after)
+    assert phases[1].first_rewrap_at is not None
+    assert phases[1].first_rewrap_at == phases[1].all_rewrapped_at
+    end = (await on.finish()).end
+    assert end is not None
+    assert end.clean
+    assert end.first_rewrap_at == parse_time(phases[1].first_rewrap_at)
+    assert end.all_rewrapped_at is not None
+    assert end.proof_possible_at is not None
+    assert end.all_rewrapped_at < end.proof_possible_at < end.at
 
 
 async def test_only_the_origins_of_the_round_hear_of_its_progress() -> None:
