@@ -232,7 +232,7 @@ _ALLOWED: Final = {
     "contracts/keyturn/crypto/base64.py": "the strict decoder itself",
     "workers/keyturn_workers/verify/object_check.py": "finds a wrap in whatever spelling",
     "clients/typescript/src/open/unwrap.ts": "compares with the one spelling",
-    "clients/typescript/src/metadata.ts": "reads RFC 2047",
+    "clients/typescript/src/object_info.ts": "reads RFC 2047",
 }
 
 
