@@ -19,7 +19,7 @@ from keyturn.crypto import VerifyKey
 from keyturn.errors import all_errors
 from keyturn.messages import parse_event, parse_request
 from keyturn.topology import ATTEMPT_HEADER, CODE_HEADER, DETAIL_HEADER, SIGNATURE_HEADER
-from keyturn_workers.worker.gc import reduce_garbage_collection
+from keyturn_workers.worker.runtime import reduce_garbage_collection
 from tests.fuzz import valid_messages
 from tests.fuzz.cases import Case, Cases
 from tests.fuzz.dead_letters import check_copy, dead_queue_of

@@ -17,8 +17,7 @@ from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_stream import follow, last_offset
 from keyturn.topology import AUDIT_STREAM, EVENTS_STREAM, audit_queue
 from keyturn_workers.amqp.declarations import TopologyError, declare
-from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
-from keyturn_workers.master_keys.operator_keys import KekDerived
+from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, KekDerived
 from tests.support.cuttable_proxy import proxy
 
 if TYPE_CHECKING:

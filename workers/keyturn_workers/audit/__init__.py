@@ -2,11 +2,8 @@
 
 | module | what it holds |
 | --- | --- |
-| `trail` | `AuditTrail`: one process's chain of records, published in order |
-| `process` | who this process is: its id, role, host, and the person who started it |
-| `publisher` | publishes a signed record on a connection of its own |
+| `trail` | `AuditTrail`: one process's chain of records, published in order; who the process is |
 | `requests` | `RequestRecorder`: a record for each request that a worker served or refused |
-| `declaration` | the trail's stream on the broker |
 
 A worker records *after* the effect and *before* it acknowledges the request: a crash in between
 brings the request back, and it is recorded then. So whatever changed is recorded at least once,
@@ -16,16 +13,20 @@ and once more if that fails.
 A command's trail is `cli.command_audit`. Checking one is `keyturn.audit`, reading one `cli.audit`.
 """
 
-from keyturn_workers.audit.process import AuditProcess
-from keyturn_workers.audit.publisher import AuditPublisher
 from keyturn_workers.audit.requests import RequestRecorder
-from keyturn_workers.audit.trail import AuditTrail, DerivedKek, log_kek_derived
+from keyturn_workers.audit.trail import (
+    AuditProcess,
+    AuditPublisher,
+    AuditTrail,
+    KekDerived,
+    log_kek_derived,
+)
 
 __all__ = [
     "AuditProcess",
     "AuditPublisher",
     "AuditTrail",
-    "DerivedKek",
+    "KekDerived",
     "RequestRecorder",
     "log_kek_derived",
 ]

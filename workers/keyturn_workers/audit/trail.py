@@ -13,23 +13,44 @@ It must never drop a record, and never publish one before those that it follows.
 """
 
 import asyncio
+import os
+import pwd
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice, takewhile
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 from uuid import uuid4
 
 import structlog
+from aio_pika import ExchangeType
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
-from keyturn.errors import PublisherError
+from keyturn.crypto import SigningKey
+from keyturn.errors import NotDeliveredError, PublisherError
 from keyturn.identifiers import format_time, is_project, parse_time
 from keyturn.messages import DONE, AuditAction, AuditRecorded, body_digest, encode_audit
-from keyturn.topology import AUDIT_RECORDED
-from keyturn_workers.audit.process import AuditProcess, one_line
+from keyturn.publisher.connection import (
+    Broker,
+    BrokerConnection,
+    connect_to_broker,
+    normalize_connection_errors,
+    persistent_json,
+)
+from keyturn.topology import (
+    AUDIT_RECORDED,
+    AUDIT_STREAM,
+    EVENT_KEY_HEADER,
+    EXCHANGE,
+    SIGNATURE_HEADER,
+    Queue,
+)
 
+_MAX_CHARACTERS: Final = 200
+PUBLISH_TIMEOUT_S: Final = 30.0
 MAX_PENDING: Final = 1000
 """Records that wait for the broker before the derivation of keys has to wait too."""
 _AT_ONCE: Final = 64
@@ -41,28 +62,61 @@ Publish = Callable[[str, bytes], Awaitable[None]]
 _log = structlog.get_logger()
 
 
-class DerivedKek(Protocol):
-    """A KEK that a provider derived, as the service that derives KEKs describes it."""
+@dataclass(frozen=True, slots=True)
+class AuditProcess:
+    """One run of a process.
 
-    @property
-    def master_key(self) -> str:
-        """The master key's id."""
+    Attributes:
+        id: A new UUID for each run: each has its own chain.
+        role: What it is, such as `worker control` or `download`.
+        host: The machine's name.
+        actor: Who does what no request asks for: `user@host`.
+    """
 
-    @property
-    def provider(self) -> str:
-        """What holds it, such as `awskms`."""
+    id: str
+    role: str
+    host: str
+    actor: str
 
-    @property
-    def kind(self) -> str:
-        """Which KEK, such as `admin` or `record`."""
+    @classmethod
+    def start(cls, role: str) -> Self:
+        """This process, begun now."""
+        host = one_line(socket.gethostname())
+        return cls(str(uuid4()), role, host, one_line(f"{_user()}@{host}"))
 
-    @property
-    def project(self) -> str:
-        """The project; perhaps a reserved name, which no project has."""
 
-    @property
-    def request_id(self) -> str | None:
-        """The provider's own id of the call, if it has one."""
+def one_line(text: str) -> str:
+    """A name as a record can hold it: at most 200 characters, none of them a control character."""
+    kept = "".join(character if character.isprintable() else "?" for character in text)
+    return kept[:_MAX_CHARACTERS] or "?"
+
+
+def _user() -> str:
+    # Not the environment, which anybody can set: the account that the kernel knows.
+    uid = os.getuid()
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)  # a container's user without a name
+
+
+@dataclass(frozen=True, slots=True)
+class KekDerived:
+    """A KEK that a provider derived.
+
+    Attributes:
+        master_key: The master key's id.
+        provider: What holds it, such as `awskms`.
+        kind: Which KEK: `admin` or `record`.
+        project: The project; perhaps a reserved name, which no project has.
+        request_id: The provider's own id of the call, if it has one.
+    """
+
+    master_key: str
+    provider: str
+    kind: str
+    project: str
+    request_id: str | None
 
 
 class AuditLog(Protocol):
@@ -94,7 +148,7 @@ class ProcessLog:
         _log.error("audit records not published", count=count)
 
 
-async def log_kek_derived(derived: DerivedKek) -> None:
+async def log_kek_derived(derived: KekDerived) -> None:
     """Log that a provider derived a KEK: all that a process without an event key can do."""
     _log.info("kek.derived", **_of_derived(derived))
 
@@ -175,7 +229,7 @@ class AuditTrail:
         await asyncio.shield(pending.confirmed)
         return pending.audit_id
 
-    async def kek_derived(self, derived: DerivedKek) -> None:
+    async def kek_derived(self, derived: KekDerived) -> None:
         """Record that a provider derived a KEK.
 
         It does not wait for the broker, unless many records do: a process that cannot record stops
@@ -284,7 +338,7 @@ def _problem(failure: object) -> str:
     return str(failure) if isinstance(failure, PublisherError) else type(failure).__name__
 
 
-def _of_derived(derived: DerivedKek) -> dict[str, Any]:
+def _of_derived(derived: KekDerived) -> dict[str, Any]:
     call = derived.request_id
     return {
         "master_key": derived.master_key,
@@ -293,3 +347,87 @@ def _of_derived(derived: DerivedKek) -> dict[str, Any]:
         "provider": derived.provider,
         "provider_request_id": None if call is None else one_line(call),
     }
+
+
+# The stream.
+
+
+class AuditPublisher:
+    """Signs and publishes records.
+
+    Args:
+        broker: The broker's address.
+        deployment: The installation that the records are signed for.
+        event_key: Signs them, like events.
+        timeout_s: How long one publish may take, connecting included.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        deployment: str,
+        event_key: SigningKey,
+        timeout_s: float = PUBLISH_TIMEOUT_S,
+    ) -> None:
+        self._connection = BrokerConnection(broker, publish_timeout_s=timeout_s)
+        self._deployment = deployment
+        self._event_key = event_key
+
+    async def connect(self) -> None:
+        """Connect now.
+
+        Raises:
+            BrokerUnavailableError: the broker refuses, or does not respond in time.
+        """
+        await self._connection.connect()
+
+    async def publish(self, audit_id: str, body: bytes) -> None:
+        """Publish one record; returns once the broker has it on disk.
+
+        Raises:
+            PublisherError: it is not on the stream, or perhaps not.
+        """
+        headers = {
+            SIGNATURE_HEADER: self._event_key.sign_event(self._deployment, body),
+            EVENT_KEY_HEADER: self._event_key.id,
+        }
+        message = persistent_json(body, audit_id, headers)
+        await self._connection.publish(AUDIT_RECORDED, message)
+
+    async def close(self) -> None:
+        """Abandon what is being published, and disconnect."""
+        await self._connection.close()
+
+
+async def declare_missing(broker: Broker, stream: Queue) -> None:
+    """Declare the stream for a command that writes to it, unless it exists.
+
+    Workers declare it with all other queues. A command leaves an existing one as it is: its bounds
+    are the workers' settings. A broker user that may not declare it also cannot delete it.
+
+    Raises:
+        NotDeliveredError: it does not exist, and the broker's user may not declare it.
+        OSError, AMQPException: the broker is not reachable.
+    """
+    with normalize_connection_errors():
+        async with await connect_to_broker(broker) as connection:
+            channel = await connection.channel()
+            try:
+                await channel.declare_queue(AUDIT_STREAM, passive=True)
+            except ChannelNotFoundEntity:
+                channel = await connection.channel()
+            else:
+                return
+            try:
+                exchange = await channel.declare_exchange(
+                    EXCHANGE, ExchangeType.TOPIC, durable=True
+                )
+                declared = await channel.declare_queue(
+                    stream.name, durable=True, arguments=dict(stream.arguments)
+                )
+                for routing_key in stream.bindings:
+                    await declared.bind(exchange, routing_key)
+            except ChannelAccessRefused as exc:
+                raise NotDeliveredError(
+                    f"no worker has declared {AUDIT_STREAM}; start one"
+                ) from exc

@@ -17,7 +17,7 @@ from typer.main import get_group
 from keyturn.settings import PREFIX
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.cli import errors
-from keyturn_workers.worker.core_dumps import disable_core_dumps
+from keyturn_workers.worker.runtime import disable_core_dumps
 
 _PROCESSES: Final = ("worker", "gateway", "console")
 

@@ -19,8 +19,8 @@ from keyturn.errors import CodedError, PublisherError
 from keyturn.messages import STARTED, AuditAction
 from keyturn.publisher.connection import BrokerAddress, describe_broker_failure
 from keyturn.topology import audit_queue
-from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, DerivedKek
-from keyturn_workers.audit.declaration import declare_missing
+from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, KekDerived
+from keyturn_workers.audit.trail import declare_missing
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.settings import AuditSettings
 
@@ -68,7 +68,7 @@ class CommandAudit:
                 f"the audit trail was not written within {self._timeout_s:g} s"
             ) from exc
 
-    async def kek_derived(self, derived: DerivedKek) -> None:
+    async def kek_derived(self, derived: KekDerived) -> None:
         """Record that a provider derived a KEK; see `AuditTrail.kek_derived`."""
         await self._trail.kek_derived(derived)
 

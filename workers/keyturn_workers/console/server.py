@@ -18,7 +18,6 @@ from starlette.types import ASGIApp
 from keyturn.publisher import Publisher
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
-from keyturn_workers.broker_tls import check_broker_tls
 from keyturn_workers.console.actions.service import Actions
 from keyturn_workers.console.auth.auth import Auth
 from keyturn_workers.console.dead import DeadLetters
@@ -29,9 +28,9 @@ from keyturn_workers.console.source_log import log_sources
 from keyturn_workers.console.web.app import create_app
 from keyturn_workers.console.web.context import ConsoleContext
 from keyturn_workers.console.web.rendering import compile_templates
-from keyturn_workers.http_server.server import open_listeners, serve
+from keyturn_workers.http_server.server import check_broker_tls, open_listeners, serve
 from keyturn_workers.http_server.tls import open_certificate
-from keyturn_workers.worker.gc import reduce_garbage_collection
+from keyturn_workers.worker.runtime import reduce_garbage_collection
 
 # A browser that takes nothing, or whose request's head takes longer, is disconnected.
 _IDLE_TIMEOUT_S: Final = 60.0

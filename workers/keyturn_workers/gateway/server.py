@@ -24,7 +24,6 @@ from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import log_kek_derived
-from keyturn_workers.broker_tls import check_broker_tls
 from keyturn_workers.errors import PreconditionError, StorageAnswerError, StorageTlsError
 from keyturn_workers.gateway.app import Gateway
 from keyturn_workers.gateway.auth import Authenticator
@@ -34,7 +33,7 @@ from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.objects import LegacyDecrypter, ObjectOpener
 from keyturn_workers.gateway.shares import ProjectSlots
 from keyturn_workers.http_server import server as http_server
-from keyturn_workers.http_server.server import open_listeners
+from keyturn_workers.http_server.server import check_broker_tls, open_listeners
 from keyturn_workers.http_server.tls import ServerCertificate, open_certificate
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.keyring.mark_stream import MarkStream, following
@@ -46,8 +45,8 @@ from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.storage.vendor_errors import explaining_tls
 from keyturn_workers.sweep import SweepStore
-from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.health import Check
+from keyturn_workers.worker.runtime import reduce_garbage_collection
 
 if TYPE_CHECKING:
     from keyturn_workers.tracing.spans import Tracing

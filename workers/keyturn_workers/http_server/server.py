@@ -23,12 +23,14 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from keyturn.errors import SettingsError
+from keyturn.errors import BrokerTlsError, BrokerUnavailableError, SettingsError
+from keyturn.publisher import Publisher
 from keyturn_workers.http_server.protocol import LimitedProtocol, make_protocol_class
 from keyturn_workers.http_server.tls import ServerCertificate, accept_tls
 
 _KEEP_ALIVE_S: Final = 15
 _BACKLOG: Final = 1024
+_BROKER_CHECK_S: Final = 5.0
 _UNSENT_BYTES: Final = 128 * 1024
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -202,3 +204,20 @@ async def _renewing(certificate: ServerCertificate | None) -> AsyncIterator[None
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def check_broker_tls(publisher: Publisher, timeout_s: float = _BROKER_CHECK_S) -> None:
+    """Connect once, before the process serves. A wrong certificate stays wrong.
+
+    A broker that is away may come back: the process starts without it.
+
+    Raises:
+        BrokerTlsError: TLS failed.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            await publisher.connect()
+    except BrokerTlsError:
+        raise
+    except (BrokerUnavailableError, TimeoutError):
+        return

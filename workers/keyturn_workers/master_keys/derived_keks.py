@@ -16,6 +16,7 @@ import structlog
 
 from keyturn.crypto import Secret, admin_kek_info, record_kek_info
 from keyturn.errors import KmsUnavailableError
+from keyturn_workers.audit import KekDerived
 from keyturn_workers.master_keys.circuit_breaker import CircuitBreaker
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, KnownText
 from keyturn_workers.master_keys.port import KmsRefusedError, MasterKey
@@ -35,17 +36,6 @@ _T = TypeVar("_T")
 _Name = tuple[Kind, str]
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class KekDerived:
-    """A KEK that a provider derived, for the audit trail and the metrics."""
-
-    master_key: str
-    provider: str
-    kind: Kind
-    project: str
-    request_id: str | None
 
 
 OnDerived = Callable[[KekDerived], Awaitable[None]]

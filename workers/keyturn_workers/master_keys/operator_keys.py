@@ -26,7 +26,6 @@ from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.circuit_breaker import CallLimits, CircuitBreaker, Observe
 from keyturn_workers.master_keys.derived_keks import (
     DerivedKeks,
-    KekDerived,
     KekLimits,
     OnDerived,
 )
@@ -34,8 +33,6 @@ from keyturn_workers.master_keys.known_text import CheckMasterKey, KnownText
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.port import MasterKey
 from keyturn_workers.storage.clock import boottime_s
-
-__all__ = ["KekDerived", "KekLimits", "OnDerived", "OperatorKeys"]
 
 # What a provider derives for a project not in memory counts only if its key was checked within this
 # time: a key that is deleted and created again keeps its name, and a token may be replaced.

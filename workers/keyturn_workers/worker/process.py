@@ -53,11 +53,11 @@ from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.storage.vendor_errors import explaining_tls
-from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.grants import GrantsFile, GrantsKeeper
 from keyturn_workers.worker.health import Check, health_server
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.reporter import WorkerReporter
+from keyturn_workers.worker.runtime import reduce_garbage_collection
 from keyturn_workers.worker.wiring import Wiring
 
 if TYPE_CHECKING:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 from structlog.testing import capture_logs
 
+from keyturn.identifiers import is_uuid
+from keyturn_workers.audit import KekDerived as Derived
 from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.audit import trail as module
-from keyturn_workers.audit.trail import ProcessLog
+from keyturn_workers.audit.trail import AuditProcess, ProcessLog, one_line
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT
-from keyturn_workers.master_keys.operator_keys import KekDerived as Derived
 from tests.unit.keyturn_workers.audit.memory import PROCESS, Clock, Log, Stream, trail_to
 
 if TYPE_CHECKING:
@@ -255,3 +259,29 @@ def test_the_log_of_a_process() -> None:
         },
         {"event": "audit records not published", "log_level": "error", "count": 2},
     ]
+
+
+# Who a process is.
+
+
+def test_each_run_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "somebody")
+    monkeypatch.setenv("USER", "somebody")
+    one, other = AuditProcess.start("download"), AuditProcess.start("download")
+    assert one.id != other.id
+    assert is_uuid(one.id)
+    assert one.host == socket.gethostname()
+    assert one.actor == f"{pwd.getpwuid(os.getuid()).pw_name}@{one.host}"
+
+
+def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_001)
+    assert AuditProcess.start("download").actor.startswith("4000000001@")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("kim@bastion", "kim@bastion"), ("", "?"), ("a\nb\x1b", "a?b?"), ("x" * 300, "x" * 200)],
+)
+def test_a_name_is_one_line(text: str, line: str) -> None:
+    assert one_line(text) == line

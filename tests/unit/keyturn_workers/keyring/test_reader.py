@@ -18,7 +18,8 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring import cache as cache_module
-from keyturn_workers.master_keys.operator_keys import KekLimits, OperatorKeys
+from keyturn_workers.master_keys.derived_keks import KekLimits
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Capabilities, Headers, ObjectHead, StorageClock
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.master_keys.fakes import MASTER, Clock, FakeProvider

@@ -14,10 +14,12 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownMasterKeyError,
 )
+from keyturn_workers.audit import KekDerived
 from keyturn_workers.master_keys.circuit_breaker import CallLimits
+from keyturn_workers.master_keys.derived_keks import KekLimits
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT
 from keyturn_workers.master_keys.local import LocalMasterKey
-from keyturn_workers.master_keys.operator_keys import KekDerived, KekLimits, OperatorKeys
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.port import KmsRefusedError
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, V0_ADMIN_KEK
 from tests.unit.keyturn_workers.master_keys.fakes import MASTER, Clock, FakeProvider

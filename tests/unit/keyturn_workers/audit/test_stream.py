@@ -1,4 +1,4 @@
-"""A command declares the trail's stream only where there is none (SPEC 15.3)."""
+"""The stream of the trail: records are signed for it, and a command declares it if need be."""
 
 from __future__ import annotations
 
@@ -7,15 +7,60 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aio_pika import DeliveryMode
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
-from keyturn.errors import NotDeliveredError
-from keyturn.topology import AUDIT_RECORDED, AUDIT_STREAM, EXCHANGE, audit_queue
-from keyturn_workers.audit import declaration
-from keyturn_workers.audit.declaration import declare_missing
+from keyturn.crypto import VerifyKey
+from keyturn.errors import BrokerUnavailableError, NotDeliveredError
+from keyturn.publisher.connection import BrokerConnection
+from keyturn.topology import (
+    AUDIT_RECORDED,
+    AUDIT_STREAM,
+    EVENT_KEY_HEADER,
+    EXCHANGE,
+    SIGNATURE_HEADER,
+    audit_queue,
+)
+from keyturn_workers.audit import AuditPublisher, trail
+from keyturn_workers.audit.trail import declare_missing
+from tests.unit.keyturn_workers.audit.memory import EVENT_KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from aio_pika import Message
+
+_NOBODY = "amqp://nobody@127.0.0.1:1/"
+
+
+async def test_a_record_is_signed_for_its_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, Message]] = []
+
+    async def publish(self: Any, routing_key: str, message: Message) -> None:
+        del self
+        sent.append((routing_key, message))
+
+    monkeypatch.setattr(BrokerConnection, "publish", publish)
+    publisher = AuditPublisher(_NOBODY, "test", EVENT_KEY)
+    await publisher.publish("an-id", b"{}")
+    ((routing_key, message),) = sent
+    assert (routing_key, message.message_id) == (AUDIT_RECORDED, "an-id")
+    assert message.delivery_mode is DeliveryMode.PERSISTENT
+    # No publisher's stream may take it.
+    assert set(message.headers) == {SIGNATURE_HEADER, EVENT_KEY_HEADER}
+    assert message.headers[EVENT_KEY_HEADER] == EVENT_KEY.id
+    signature = str(message.headers[SIGNATURE_HEADER])
+    VerifyKey.from_bytes(EVENT_KEY.public_bytes).verify_event("test", b"{}", signature)
+
+
+@pytest.mark.slow
+async def test_a_broker_that_is_away_is_an_error() -> None:
+    publisher = AuditPublisher(_NOBODY, "test", EVENT_KEY, timeout_s=1)
+    with pytest.raises(BrokerUnavailableError):
+        await publisher.connect()
+    with pytest.raises(BrokerUnavailableError):
+        await publisher.publish("an-id", b"{}")
+    await publisher.close()
 
 
 @dataclass
@@ -58,7 +103,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     async def connect(_: str) -> Any:
         return connection()
 
-    monkeypatch.setattr(declaration, "connect_to_broker", connect)
+    monkeypatch.setattr(trail, "connect_to_broker", connect)
     return made
 
 

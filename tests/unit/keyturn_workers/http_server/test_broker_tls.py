@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from keyturn.errors import BrokerTlsError, BrokerUnavailableError
-from keyturn_workers.broker_tls import check_broker_tls
+from keyturn_workers.http_server.server import check_broker_tls
 
 if TYPE_CHECKING:
     from keyturn.publisher import Publisher

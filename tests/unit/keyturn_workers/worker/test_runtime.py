@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import resource
 import subprocess
@@ -12,15 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn_workers.cli import app as app_module
-from keyturn_workers.worker import core_dumps
+from keyturn_workers.worker import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # In a separate process: what it sets holds for the rest of that process's life.
 _AFTERWARDS = """
 import ctypes, os, resource
-from keyturn_workers.worker.core_dumps import disable_core_dumps
+from keyturn_workers.worker.runtime import disable_core_dumps
 from keyturn_workers.worker.metrics import Registry
 if {uid} is not None:
     os.setgroups([])
@@ -79,5 +80,23 @@ def test_a_limit_alone_is_set_where_there_is_no_prctl(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("no prctl there"))
     monkeypatch.setattr(resource, "setrlimit", lambda which, limit: limits.append((which, limit)))
-    core_dumps.disable_core_dumps()
+    runtime.disable_core_dumps()
     assert limits == [(resource.RLIMIT_CORE, (0, 0))]
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    threshold = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("collector")
+def test_what_was_loaded_at_the_start_is_left_out_of_collections() -> None:
+    before = gc.get_freeze_count()
+    runtime.reduce_garbage_collection()
+    assert gc.get_freeze_count() > before + 1000
+    assert gc.get_threshold()[0] == 50_000
+    assert gc.isenabled()
