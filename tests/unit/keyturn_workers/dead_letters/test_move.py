@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from keyturn.errors import NotPermittedError
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.dead_letters import move as move_module
 from keyturn_workers.dead_letters.letters import DeadLetter, code_of
-from keyturn_workers.dead_letters.move import Move, Moved, Problem, move_letters
+from keyturn_workers.dead_letters.move import Move, Moved, Problem, _Pass, move_letters
 from tests.unit.keyturn_workers.dead_letters.letters import Letter
 from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from aio_pika import Message
     from aio_pika.abc import AbstractIncomingMessage
@@ -134,26 +135,75 @@ async def test_what_cannot_be_recorded_is_not_moved(action: DeadLettersAction) -
     assert (scene.left, scene.sent) == (["0", "1", "2", "3", "4"], [])
 
 
-@pytest.mark.parametrize("action", ["replay", "discard"])
-@pytest.mark.parametrize("step", range(24))
-async def test_a_crash_at_any_step_loses_no_letter(action: DeadLettersAction, step: int) -> None:
-    """The request is delivered again, and the next worker moves the rest."""
+async def _crashes(action: DeadLettersAction, step: int) -> list[str]:
+    """What is wrong after a crash at this step, and once the request was delivered again."""
     scene = _scene(*_mixed(12))
     scene.fails_at = step
-    selected = [str(n) for n in range(12) if n % 3]
-    steps = 3 * len(selected) if action == "replay" else 2 * len(selected)
-    if step < steps:
-        with pytest.raises(ConnectionError):
-            await scene.move(action)
-        lost = {*selected} - {*scene.left} - {*scene.sent}
-        assert action == "discard" or not lost
-        assert lost <= {name for _, name, _ in scene.outcomes}
+    selected = {str(n) for n in range(12) if n % 3}
+    wrong: list[str] = []
+
+    def check() -> None:
+        gone = selected - {*scene.left}
+        if action == "replay" and gone - {*scene.sent}:
+            wrong.append("lost")
+        moved = gone | ({*scene.sent} if action == "replay" else set())
+        if moved - {name for _, name, _ in scene.outcomes}:
+            wrong.append("not on record")
+
+    with suppress(ConnectionError):
+        await scene.move(action)
+    check()
     await scene.move(action)
-    assert scene.left == ["0", "3", "6", "9"]
-    if action == "replay":
-        assert {*scene.sent} == {*selected}
-        assert max(map(scene.sent.count, selected)) <= 2
-    assert {name for _, name, _ in scene.outcomes} == {*selected}
+    check()
+    if scene.left != ["0", "3", "6", "9"]:
+        wrong.append("not moved, or out of order")
+    if any(scene.sent.count(name) > 2 for name in selected):
+        wrong.append("sent more than twice")
+    return wrong
+
+
+@pytest.mark.parametrize("action", ["replay", "discard"])
+@pytest.mark.parametrize("step", range(25))
+async def test_a_crash_at_any_step_loses_no_letter(action: DeadLettersAction, step: int) -> None:
+    """The request is delivered again, and the next worker moves the rest."""
+    assert await _crashes(action, step) == []
+
+
+class _AcknowledgesBeforeTheConfirmation(_Pass):
+    async def _move(self, part: Sequence[Any]) -> None:
+        underlay = await self.channel.get_underlay_channel()
+        for each in part:
+            await self.move.record("dead_letter.replayed", each.letter, "started")
+            await underlay.basic_ack(each.tag)
+            self._acknowledged += 1
+        for each in part:
+            copy = await self._copy(each, {})
+            assert copy is not None
+            await self._publish(copy)
+
+
+class _RecordsWhatIsDone(_Pass):
+    async def _move(self, part: Sequence[Any]) -> None:
+        underlay = await self.channel.get_underlay_channel()
+        for each in part:
+            copy = await self._copy(each, {})
+            assert copy is not None
+            await self._publish(copy)
+            await underlay.basic_ack(each.tag)
+            self._acknowledged += 1
+        for each in part:
+            await self.move.record("dead_letter.replayed", each.letter, "done")
+
+
+@pytest.mark.parametrize(
+    ("broken", "caught"),
+    [(_AcknowledgesBeforeTheConfirmation, "lost"), (_RecordsWhatIsDone, "not on record")],
+)
+async def test_another_order_of_steps_is_caught(
+    broken: type[Any], caught: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move_module, "_Pass", broken)
+    assert caught in [wrong for step in range(24) for wrong in await _crashes("replay", step)]
 
 
 async def test_a_letter_that_the_broker_does_not_accept_stays_and_is_recorded_as_failed() -> None:
