@@ -9,26 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.errors import StorageUnavailableError, all_errors
-from keyturn.identifiers import is_uuid, keyring_s3_key
-from keyturn.messages import DeleteRejected, ObjectDeleted, ProjectEnrolled
+from keyturn.errors import StorageUnavailableError
+from keyturn.identifiers import is_uuid
+from keyturn.messages import DeleteRejected, ObjectDeleted
 from keyturn.publisher import (
     BrokerUnavailableError,
-    EventsUnavailableError,
     NotDeliveredError,
-    OutcomeUnknownError,
-    PublisherError,
 )
 from keyturn_workers.gateway import deletes
 from keyturn_workers.gateway.publishing import PendingRequests
 from keyturn_workers.gateway.request import object_path
-from keyturn_workers.storage import Headers
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted
-from tests.unit.keyturn_workers.gateway.asgi import Connection
-from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, NEW_API_KEY, TARGET, ring_of
+from tests.unit.keyturn_workers.factories import deleted
+from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, TARGET
 from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
-from tests.unit.keyturn_workers.gateway.test_problems import STATUSES
-from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -142,91 +135,12 @@ async def test_an_invalid_key_is_not_found(serving: Serving, target: str) -> Non
     assert not serving.publisher.deletes
 
 
-@pytest.mark.parametrize("key", [NEW_API_KEY, None])
-@pytest.mark.parametrize("allowed", [True, False])
-async def test_only_the_current_key_deletes(*, key: str | None, allowed: bool) -> None:
-    """A wrong key learns neither what exists nor how the gateway is set up."""
-    serving = Serving(delete_allowed=allowed)
-    serving.bench.plant_sealed()
-    answers = [
-        await _delete(serving, target, key=key)
-        for target in (PATH, object_path("acme", "none"), object_path("nobody", "x"))
-    ]
-    assert {answer.status for answer in answers} == {401}
-    assert len({answer.content for answer in answers}) == 1
-    assert not serving.publisher.deletes
-
-
-async def test_where_deletes_are_forbidden_nothing_is_read_or_published() -> None:
-    serving = Serving(delete_allowed=False)
-    serving.bench.plant_sealed()
-    await serving.bench.authenticate()
-    serving.bench.storage.calls.clear()
-    got = await _delete(serving, headers=_WAIT)
-    assert (got.status, got.document()["code"]) == (403, "not_permitted")
-    assert "ask the operator" in got.document()["detail"]
-    assert not serving.publisher.deletes
-    assert not serving.bench.storage.calls
-    assert (await serving.ask()).status == 200
-
-
-async def test_waiting_returns_204_once_the_object_is_deleted(serving: Serving) -> None:
-    serving.publisher.answer = _deleted
-    got = await _delete(serving, headers=_WAIT)
-    assert (got.status, got.content) == (204, b"")
-    assert got.headers == {"preference-applied": "wait=9"}
-
-
-async def test_waiting_returns_the_status_of_a_refusal(serving: Serving) -> None:
-    serving.deletes._pending._per_project = 1000
-    for code in all_errors():
-        serving.publisher.answer = _rejected(code)
-        got = await _delete(serving, headers=_WAIT)
-        assert (got.status, got.document()["code"]) == (STATUSES[code], code)
-        assert got.document()["request_id"] == serving.publisher.deletes[-1]["id"]
-
-
-async def test_waiting_in_vain_returns_202(serving: Serving) -> None:
-    got = await _delete(serving, headers={"prefer": "wait=0"})
-    assert (got.status, got.headers["preference-applied"]) == (202, "wait=0")
-    assert got.document() == {"request_id": serving.publisher.deletes[0]["id"]}
-
-
-@pytest.mark.parametrize("case", ["no events", "an unexpected event"])
-async def test_an_outcome_that_cannot_be_known_is_a_202(serving: Serving, case: str) -> None:
-    if case == "no events":
-        serving.publisher.wait_fails = EventsUnavailableError("no stream")
-    else:
-        serving.publisher.answer = lambda request_id: ProjectEnrolled(
-            request_id=request_id, project="acme", generation=1, at=_AT
-        )
-    assert (await _delete(serving, headers={"prefer": "wait=0"})).status == 202
-
-
 @pytest.mark.parametrize("prefer", ["respond-async", "wait", "wait=x", "wait=-1", 'x="wait=5"'])
 async def test_other_preferences_are_ignored(serving: Serving, prefer: str) -> None:
     serving.publisher.answer = _deleted
     got = await _delete(serving, headers={"prefer": prefer})
     assert got.status == 202
     assert "preference-applied" not in got.headers
-
-
-@pytest.mark.parametrize(
-    ("error", "has_id"),
-    [
-        (NotDeliveredError("no"), False),
-        (OutcomeUnknownError("?"), True),
-        (PublisherError("no"), False),
-    ],
-)
-async def test_a_failed_publication_is_a_503(
-    serving: Serving, error: Exception, *, has_id: bool
-) -> None:
-    serving.publisher.fails = error
-    got = await _delete(serving)
-    assert (got.status, got.headers["retry-after"]) == (503, "1")
-    assert ("request_id" in got.document()) is has_id
-    assert _pending(serving) == (1 if has_id else 0)  # it may be on its way
 
 
 async def test_after_the_broker_refused_a_delete_there_is_a_pause(serving: Serving) -> None:
@@ -281,44 +195,7 @@ async def test_a_body_is_ignored(serving: Serving) -> None:
     assert (await _delete(serving, body=[b"what", b"ever"], headers=_WAIT)).status == 204
 
 
-async def test_a_disconnect_while_waiting_ends_the_wait_alone(serving: Serving) -> None:
-    connection = Connection()
-    asking = asyncio.create_task(_delete(serving, headers={"prefer": "wait=20"}, on=connection))
-    await _settle()
-    connection.gone.set()
-    async with asyncio.timeout(5):
-        await asking
-    assert len(serving.publisher.deletes) == 1
-    assert _pending(serving) == 1
-    assert len(serving.deletes._pending._outcomes) == 1
-
-
 # How many are pending.
-
-
-async def test_deletes_without_an_outcome_are_limited(serving: Serving) -> None:
-    others = ring_of(NEW_API_KEY, "other")
-    serving.bench.storage.plant(
-        keyring_s3_key("other"), build_keyring(others, MASTER_KEYS), Headers({})
-    )
-    theirs = object_path("other", "x")
-    serving.bench.storage.plant("other/x", b"x", Headers({}))
-    for _ in range(3):
-        assert (await _delete(serving)).status == 202
-    refused = await _delete(serving)
-    assert (refused.status, refused.document()["code"]) == (429, "too_many_requests")
-    assert refused.headers["retry-after"] == "1"
-    assert len(serving.publisher.deletes) == 3
-    assert (await _delete(serving, theirs, key=NEW_API_KEY)).status == 202
-
-
-async def test_concurrent_deletes_are_limited_too() -> None:
-    """Each counts before it reads the storage: they cannot all pass the check at once."""
-    serving = Serving()
-    serving.bench.plant_sealed()
-    answers = await asyncio.gather(*(_delete(serving) for _ in range(8)))
-    assert sorted(answer.status for answer in answers) == [202] * 3 + [429] * 5
-    await serving.deletes.close()
 
 
 @pytest.mark.parametrize("answer", [_deleted, _rejected("locked_object")])
@@ -335,14 +212,6 @@ async def test_an_early_outcome_keeps_its_place_as_long_as_a_real_one(
     timers.run()
     assert not _pending(serving)
     assert not serving.deletes._pending._projects
-
-
-async def test_closing_ends_all_waits(serving: Serving) -> None:
-    await _delete(serving)
-    (outcome,) = serving.deletes._pending._outcomes
-    await serving.deletes.close()
-    assert outcome.cancelled()
-    assert not serving.deletes._pending._outcomes
 
 
 async def test_nothing_of_the_object_is_written_by_the_gateway(serving: Serving) -> None:

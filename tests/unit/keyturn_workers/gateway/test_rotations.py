@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn.counts import Counts
-from keyturn.errors import StorageUnavailableError, all_errors
+from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time, is_uuid, keyring_s3_key
-from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
-from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
+from keyturn.messages import COUNT_FIELDS, RotationRejected
+from keyturn.publisher import OutcomeUnknownError
 from keyturn_workers.gateway import rotations
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import Origin, ProjectRecord
@@ -26,13 +26,11 @@ from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, ring_of, turned_to
 from tests.unit.keyturn_workers.gateway.serving import ROTATIONS, Serving
-from tests.unit.keyturn_workers.gateway.test_problems import STATUSES
 from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keyturn.messages import Event
 
 _AT = "2026-11-24T10:00:00.000000Z"
 _NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -49,10 +47,6 @@ async def serving() -> AsyncIterator[Serving]:
 
 def _ask(api_key: Any = NEW_API_KEY) -> bytes:
     return json.dumps({"api_key": api_key}).encode()
-
-
-def _accepted(rotation_id: str) -> Event:
-    return RotationAccepted(rotation_id=rotation_id, project="acme", generation=2, at=_AT)
 
 
 def _rejected(code: str) -> Any:
@@ -181,35 +175,6 @@ async def test_a_key_that_the_project_has_or_had_is_refused_at_once(serving: Ser
     assert not other.publisher.rotations
 
 
-async def test_waiting_returns_a_rejection_or_202(serving: Serving) -> None:
-    waiting = {"prefer": "wait=9"}
-    serving.publisher.answer = _accepted
-    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
-    assert (got.status, got.headers["preference-applied"]) == (202, "wait=9")
-    for code in all_errors():
-        serving.publisher.answer = _rejected(code)
-        got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
-        assert (got.status, got.document()["code"]) == (STATUSES[code], code)
-        assert got.document()["rotation_id"] == serving.publisher.rotations[-1]["id"]
-
-
-async def test_waiting_in_vain_returns_202(serving: Serving) -> None:
-    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=0"})
-    assert (got.status, got.headers["preference-applied"]) == (202, "wait=0")
-
-
-@pytest.mark.parametrize(
-    ("error", "has_id"), [(NotDeliveredError("no"), False), (OutcomeUnknownError("?"), True)]
-)
-async def test_a_failed_publication_is_a_503(
-    serving: Serving, error: Exception, *, has_id: bool
-) -> None:
-    serving.publisher.fails = error
-    got = await serving.ask("POST", ROTATIONS, body=_ask())
-    assert (got.status, got.headers["retry-after"]) == (503, "1")
-    assert ("rotation_id" in got.document()) is has_id
-
-
 async def test_an_unconfirmed_rotation_is_known_by_its_id(serving: Serving) -> None:
     serving.publisher.fails = OutcomeUnknownError("?")
     rotation_id = (await serving.ask("POST", ROTATIONS, body=_ask())).document()["rotation_id"]
@@ -220,19 +185,6 @@ async def test_an_unconfirmed_rotation_is_known_by_its_id(serving: Serving) -> N
 # Where the operator forbids it.
 
 
-async def test_where_rotations_are_forbidden_the_current_key_cannot_replace_itself() -> None:
-    serving = Serving(rotation_allowed=False)
-    before = serving.bench.storage.stored_keys()
-    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=9"})
-    assert (got.status, got.document()["code"]) == (403, "not_permitted")
-    assert "ask the operator" in got.document()["detail"]
-    assert "retry-after" not in got.headers
-    assert NEW_API_KEY not in got.content.decode()
-    assert not serving.publisher.rotations
-    assert not serving.rotations._pending.in_all
-    assert serving.bench.storage.stored_keys() == before
-
-
 async def test_a_forbidden_rotation_is_refused_before_its_body_is_read() -> None:
     """Whatever the body holds: a malformed one, and one that its client announces."""
     serving = Serving(rotation_allowed=False)
@@ -240,22 +192,6 @@ async def test_a_forbidden_rotation_is_refused_before_its_body_is_read() -> None
     for body, headers in ((b"{", {}), ([None], announced)):
         got = await serving.ask("POST", ROTATIONS, body=body, headers=headers)
         assert (got.status, got.document()["code"]) == (403, "not_permitted")
-
-
-@pytest.mark.parametrize("project", ["acme", "nobody"])
-@pytest.mark.parametrize("key", [NEW_API_KEY, None, "short"])
-async def test_a_wrong_key_does_not_learn_that_rotations_are_forbidden(
-    project: str, key: str | None
-) -> None:
-    answers = []
-    for allowed in (True, False):
-        serving = Serving(rotation_allowed=allowed)
-        target = f"/v1/projects/{project}/rotations"
-        answers.append(await serving.ask("POST", target, key=key, body=_ask()))
-    allowed_answer, forbidden_answer = answers
-    assert forbidden_answer.status == 401
-    assert forbidden_answer.content == allowed_answer.content
-    assert forbidden_answer.headers == allowed_answer.headers
 
 
 async def test_a_rotation_of_the_operator_is_reported_where_callers_may_not_rotate() -> None:
@@ -289,16 +225,6 @@ async def test_rotations_without_an_outcome_are_limited(serving: Serving) -> Non
     assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 202
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not serving.rotations._pending.in_all
-
-
-@pytest.mark.parametrize("error", [NotDeliveredError("no"), PublisherError("no")])
-async def test_an_unpublished_rotation_is_not_in_progress(
-    serving: Serving, error: Exception
-) -> None:
-    serving.publisher.fails = error
-    for _ in range(5):
-        assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 503
     assert not serving.rotations._pending.in_all
 
 
@@ -501,14 +427,6 @@ async def test_the_memory_of_published_rotations_is_bounded(
         await serving.ask("POST", ROTATIONS, body=_ask())
     kept = [rotation["id"] for rotation in serving.publisher.rotations[-3:]]
     assert list(serving.rotations._published) == kept
-
-
-async def test_closing_cancels_the_waits_for_outcomes() -> None:
-    serving = Serving()
-    await serving.ask("POST", ROTATIONS, body=_ask())
-    outcomes = [rotation.outcome for rotation in serving.rotations._published.values()]
-    await serving.rotations.close()
-    assert all(outcome.done() for outcome in outcomes)
 
 
 async def test_a_disconnect_while_waiting_does_not_affect_the_rotation(

@@ -11,12 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers as HttpHeaders
 
-from keyturn.errors import StorageUnavailableError, all_errors
+from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import is_uuid, keyring_s3_key, staging_s3_key
-from keyturn.messages import INLINE_MAX_BYTES, ProjectEnrolled, UploadRejected, UploadStored
+from keyturn.messages import INLINE_MAX_BYTES, UploadStored
 from keyturn.publisher import (
-    BrokerUnavailableError,
-    EventsUnavailableError,
     NotDeliveredError,
     OutcomeUnknownError,
     PublisherError,
@@ -30,7 +28,6 @@ from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import KEY, NEW_API_KEY, ring_of
 from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
-from tests.unit.keyturn_workers.gateway.test_problems import STATUSES
 from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
@@ -42,15 +39,6 @@ _AT = "2026-11-24T10:00:00.000000Z"
 
 def _stored(upload_id: str) -> Event:
     return UploadStored(upload_id=upload_id, project="acme", key=KEY, size=4, generation=1, at=_AT)
-
-
-def _rejected(code: str) -> object:
-    def event_of(upload_id: str) -> Event:
-        return UploadRejected(
-            upload_id=upload_id, project="acme", code=code, detail="said so", at=_AT
-        )
-
-    return event_of
 
 
 async def until_taken(connection: Connection) -> None:
@@ -137,20 +125,6 @@ async def test_metadata_that_takes_long_to_decode_is_refused(value: str) -> None
     got = await serving.ask("PUT", headers={"x-keyturn-meta-a": value}, body=b"body")
     assert got.status in (202, 400)
     assert time.monotonic() - began < 0.5
-
-
-async def test_a_disconnect_while_waiting_ends_the_wait() -> None:
-    serving = Serving()
-    connection = Connection()
-    asking = asyncio.create_task(
-        serving.ask("PUT", body=b"x", headers={"prefer": "wait=20"}, on=connection)
-    )
-    for _ in range(50):
-        await asyncio.sleep(0)
-    assert serving.publisher.uploads
-    connection.gone.set()
-    async with asyncio.timeout(5):
-        await asking
 
 
 async def test_waiting_for_a_slot_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,25 +226,6 @@ async def test_larger_bodies_are_limited() -> None:
     assert second.status == 202
 
 
-@pytest.mark.parametrize(
-    ("error", "has_id"),
-    [
-        (NotDeliveredError("at amqp://secret"), False),
-        (BrokerUnavailableError("at amqp://secret"), False),
-        (OutcomeUnknownError("at amqp://secret"), True),
-        (PublisherError("at amqp://secret"), False),
-    ],
-)
-async def test_a_failed_publication_is_a_503(error: PublisherError, *, has_id: bool) -> None:
-    """The id is in the response only if the request may have been published."""
-    serving = Serving()
-    serving.publisher.fails = error
-    got = await serving.ask("PUT", body=b"x", headers={"prefer": "wait=5"})
-    assert (got.status, got.headers["retry-after"]) == (503, "1")
-    assert ("upload_id" in got.document()) is has_id
-    assert "secret" not in got.content.decode()
-
-
 async def test_a_failure_of_staging_is_a_503() -> None:
     serving = Serving()
     serving.publisher.fails = StorageUnavailableError("put: SlowDown")
@@ -288,33 +243,6 @@ async def test_waiting_returns_201_with_the_location() -> None:
     assert got.headers["location"] == "/v1/projects/acme/objects/a%20b/%C3%BC"
     assert got.headers["preference-applied"] == "wait=7"
     assert got.document() == {"upload_id": serving.publisher.uploads[0].upload_id}
-
-
-@pytest.mark.parametrize("code", sorted(all_errors()))
-async def test_waiting_returns_a_rejections_status(code: str) -> None:
-    serving = Serving()
-    serving.publisher.answer = _rejected(code)
-    got = await serving.ask("PUT", body=b"x", headers={"prefer": "wait=7"})
-    assert got.status == STATUSES[code]
-    document = got.document()
-    assert (document["code"], document["detail"]) == (code, "said so")
-    assert document["upload_id"] == serving.publisher.uploads[0].upload_id
-
-
-@pytest.mark.parametrize("error", [None, EventsUnavailableError("no stream")])
-async def test_waiting_in_vain_returns_202(error: Exception | None) -> None:
-    serving = Serving()
-    serving.publisher.wait_fails = error
-    got = await serving.ask("PUT", body=b"x", headers={"prefer": "wait=1"})
-    assert (got.status, got.headers["preference-applied"]) == (202, "wait=1")
-
-
-async def test_another_event_with_that_id_is_ignored() -> None:
-    serving = Serving()
-    serving.publisher.answer = lambda upload_id: ProjectEnrolled(
-        request_id=upload_id, project="acme", generation=1, at=_AT
-    )
-    assert (await serving.ask("PUT", body=b"x", headers={"prefer": "wait=1"})).status == 202
 
 
 @pytest.mark.parametrize(
@@ -481,24 +409,3 @@ async def test_one_api_key_cannot_fill_the_broker_while_no_worker_runs() -> None
         await asyncio.sleep(0)
     assert serving.uploads._pending.in_all == 0
     assert (await serving.ask("PUT", body=body)).status == 202
-
-
-async def test_the_number_of_uploads_without_an_outcome_is_limited() -> None:
-    """However small, or staged. Nothing of the storage is read for one that is refused."""
-    serving = Serving(max_pending=3)
-    theirs = _enroll_other(serving)
-    for body in (b"", b"x", LARGE):
-        assert (await serving.ask("PUT", body=[body])).status == 202
-    serving.bench.storage.calls.clear()
-    assert (await serving.ask("PUT", body=b"x")).status == 429
-    assert not serving.bench.storage.calls
-    assert (await serving.ask("PUT", theirs, key=NEW_API_KEY, body=b"x")).status == 202
-
-
-async def test_an_upload_that_may_have_been_published_counts_as_pending() -> None:
-    serving = Serving(max_pending=1)
-    serving.publisher.fails = NotDeliveredError("no")
-    assert (await serving.ask("PUT", body=b"x")).status == 503
-    serving.publisher.fails = OutcomeUnknownError("?")
-    assert (await serving.ask("PUT", body=b"x")).status == 503
-    assert (await serving.ask("PUT", body=b"x")).status == 429
