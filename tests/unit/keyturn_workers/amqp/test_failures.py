@@ -1,10 +1,11 @@
-"""When a delivery that failed is tried again, and what its copy carries (SPEC 7.5, 12)."""
+"""When a delivery that failed is retried, and what its copies keep (SPEC 6.9, 7.5, 12)."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import hmac
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,14 @@ from pamqp.header import ContentHeader
 
 from keyturn.crypto import SigningKey
 from keyturn.errors import CodedError, TransientError, UnknownProjectError, all_errors
-from keyturn.topology import ALL_DELAYS_S, RETRY_DELAYS_S, queues, retry_name
+from keyturn.topology import ALL_DELAYS_S, REQUEST_ID_FIELDS, RETRY_DELAYS_S, queues, retry_name
 from keyturn_workers.amqp.failures import (
     Retry,
     RetryNotes,
     attempts,
     copy_of,
+    dead_letter_of,
+    identity_body,
     retry_delay_s,
     sent_headers,
 )
@@ -199,13 +202,15 @@ def test_early() -> None:
         assert RETRY.early_s(NOW - timedelta(seconds=seconds)) == early
 
 
-def delivered(headers: Mapping[str, Any], **properties: Any) -> aio_pika.IncomingMessage:
+def delivered(
+    headers: Mapping[str, Any], body: bytes = b"body", **properties: Any
+) -> aio_pika.IncomingMessage:
     """A message as the broker gives it."""
     header = ContentHeader(properties=Basic.Properties(headers=dict(headers), **properties))
     deliver = Basic.Deliver("tag", 1, False, "keyturn", "upload.requested")  # noqa: FBT003  # pamqp's order
     channel: Any = None  # nothing here acknowledges
     return aio_pika.IncomingMessage(
-        DeliveredMessage(delivery=deliver, header=header, body=b"body", channel=channel)
+        DeliveredMessage(delivery=deliver, header=header, body=body, channel=channel)
     )
 
 
@@ -233,7 +238,7 @@ def test_sent_headers() -> None:
 
 def test_copy() -> None:
     """Body, headers and properties as sent; persistent; a worker's headers on top."""
-    kept = {
+    kept: dict[str, Any] = {
         "content_type": "application/json",
         "content_encoding": "identity",
         "message_id": "id",
@@ -273,3 +278,53 @@ def test_a_moment_beyond_the_longest_delay_holds_no_retry_up() -> None:
     assert a_day_ahead.early_s(NOW) == 0
     longest = replace(RETRY, not_before=NOW + timedelta(seconds=RETRY_DELAYS_S[-1]))
     assert longest.early_s(NOW) == RETRY_DELAYS_S[-1]
+
+
+# Dead letters.
+
+UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+
+
+def request(kind: str = "upload.requested", **more: Any) -> bytes:
+    named = {REQUEST_ID_FIELDS[kind]: UPLOAD_ID, "project": "acme", "key": "k"}
+    return json.dumps(
+        {"type": kind, "requested_at": "2026-11-01T00:00:00Z"} | named | more
+    ).encode()
+
+
+@pytest.mark.parametrize("code", sorted(all_errors()))
+def test_of_what_is_refused_however_often_it_is_sent_the_body_is_not_kept(code: str) -> None:
+    """400 refused uploads of 256 KiB left 271 MB of broker data in 5 s."""
+    body = request(body={"inline": "A" * 300_000})
+    sent = delivered({"keyturn-signature": "s", "own": "kept"}, body)
+    made = dead_letter_of(sent, all_errors()[code]("d"), NOW)
+    assert made.headers["keyturn-code"] == code
+    assert made.headers["keyturn-dead-at"] == "2026-11-24T10:00:00.000000Z"
+    assert sent_headers(made.headers) == {"keyturn-signature": "s", "own": "kept"}
+    if code not in {"already_exists", "deleted_key", "body_too_large"}:
+        assert made.body == body
+        assert "keyturn-body-dropped" not in made.headers
+        return
+    digest = hashlib.sha256(body).hexdigest()
+    assert made.headers["keyturn-body-dropped"] == digest
+    assert json.loads(made.body) == {
+        "type": "upload.requested",
+        "upload_id": UPLOAD_ID,
+        "project": "acme",
+        "key": "k",
+        "requested_at": "2026-11-01T00:00:00Z",
+        "body": {"sha256": digest, "bytes": len(body)},
+    }
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", request(upload_id="x"), request("sweep.requested")[:-1]]
+)
+def test_what_cannot_be_identified_is_kept_whole(body: bytes) -> None:
+    assert identity_body(body) is None
+
+
+def test_a_sender_cannot_claim_that_a_body_was_dropped() -> None:
+    """By that header its dead letter could not be replayed."""
+    claimed = {"keyturn-body-dropped": "x", "keyturn-dead-at": "x", "own": 1}
+    assert sent_headers(claimed) == {"own": 1}
