@@ -28,6 +28,7 @@ import uuid
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -189,6 +190,11 @@ class Crew:
             if exit_status != 0:
                 raise DrainError(f"a worker exited with {exit_status}: {each.lines[-20:]}")
 
+    def cpu_s(self) -> float:
+        """CPU seconds of the present workers so far."""
+        times = [psutil.Process(each.process.pid).cpu_times() for each in self.running]
+        return sum(each.user + each.system for each in times)
+
     def served(self) -> list[dict[str, Any]]:
         """The log lines of all uploads that the workers have stored."""
         lines = (line for each in self.every for line in each.lines if '"upload.stored"' in line)
@@ -216,11 +222,10 @@ def _peak_bytes(pid: int) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """One moment: seconds, queued messages, and each worker's CPU seconds and memory."""
+    """One moment: seconds, queued messages, and each worker's memory."""
 
     at_s: float
     depth: int
-    cpu_s: tuple[float, ...] = ()
     rss_bytes: tuple[int, ...] = ()
 
 
@@ -232,8 +237,6 @@ class Pace:
     heap grows, because the garbage collector runs rarely.
     """
 
-    per_s: float
-    cpu_ms: float
     tenths_per_s: tuple[float, ...]
     growth: float
 
@@ -251,15 +254,13 @@ def paced(samples: Sequence[Sample]) -> Pace:
     """
     if len(samples) <= _TENTHS or samples[-1].depth != 0 or samples[0].depth <= 0:
         raise ValueError("too few samples of a drain")
-    first, last = samples[0], samples[-1]
+    first = samples[0]
     left = [first.depth * (_TENTHS - tenth) // _TENTHS for tenth in range(1, _TENTHS + 1)]
     edges = [first, *(next(each for each in samples if each.depth <= depth) for depth in left)]
     if any(a.at_s >= b.at_s for a, b in pairwise(edges)):
         raise ValueError("the queue was drained faster than it was sampled")
     half, *later = (edge.rss_bytes for edge in edges[_TENTHS // 2 :])
     return Pace(
-        per_s=first.depth / (last.at_s - first.at_s),
-        cpu_ms=1000 * (sum(last.cpu_s) - sum(first.cpu_s)) / first.depth,
         tenths_per_s=tuple((a.depth - b.depth) / (b.at_s - a.at_s) for a, b in pairwise(edges)),
         growth=max(
             (now / then for each in later for now, then in zip(each, half, strict=True)), default=1
@@ -297,7 +298,7 @@ class Drained:
     `times` counts disruptions while the queue was not empty. Where there were some, `created`
     counts the successful puts, `created_again` those whose target had been put before,
     `unanswered` those whose client was gone before the response, and `served_again` the
-    redeliveries that a worker served; `pace` is of an undisturbed drain.
+    redeliveries that a worker served; `pace` is of an undisturbed drain, if it was long enough.
     """
 
     part: str
@@ -305,6 +306,8 @@ class Drained:
     wall_s: float
     outcome: Outcome
     peak_mib: float
+    per_s: float = 0.0
+    cpu_ms: float = 0.0
     publisher_cpu_ms: float = 0.0
     served_again: int = 0
     times: int = 0
@@ -312,16 +315,6 @@ class Drained:
     created_again: int = 0
     unanswered: int = 0
     pace: Pace | None = None
-
-    @property
-    def per_s(self) -> float:
-        """Objects a second."""
-        return self.outcome.uploads / self.wall_s
-
-    @property
-    def cpu_ms(self) -> float:
-        """CPU milliseconds of the workers for each object, in an undisturbed drain."""
-        return 0.0 if self.pace is None else self.pace.cpu_ms
 
     def check(self) -> None:
         """Check that no upload was lost, stored twice or, without a crash, reported twice.
@@ -357,10 +350,10 @@ class Drained:
             figures += [
                 ("last tenth against first", "times", self.pace.steady, 0.8, None),
                 ("memory in the second half", "times", self.pace.growth, None, 1.1),
-                ("CPU of all workers", "ms/object", self.pace.cpu_ms, None, None),
+                ("CPU of all workers", "ms/object", self.cpu_ms, None, None),
                 ("CPU of the publisher", "ms/object", self.publisher_cpu_ms, None, None),
             ]
-        else:
+        if self.part != "drain":
             figures += [
                 ("disruptions under load", "", self.times, None, None),
                 ("successful puts", "", self.created, None, None),
@@ -420,14 +413,15 @@ async def drain(
             env["KEYTURN_S3_ENDPOINT_URL"] = between.url
         crew = Crew(env, stack)
         await crew.start(workers)
-        began = time.perf_counter()
+        began, cpu_s = time.perf_counter(), crew.cpu_s()
         disturb = _disturbance(part, crew, workers, broker, between)
         queue = await stack.enter_async_context(_Queue(deployment.amqp_url))
         samples, under_load = await _watch(queue, crew, uploads.count, times, disturb)
         wall_s = time.perf_counter() - began
         await crew.wait_until_served(uploads)
+        cpu_s = crew.cpu_s() - cpu_s
         await crew.stop()
-        again = sum(bool(line["again"]) for line in crew.served())
+        served = crew.served()
     puts = Counter[str]() if between is None else between.puts
     found = Drained(
         part,
@@ -435,16 +429,33 @@ async def drain(
         wall_s,
         await read_outcome(deployment, uploads),
         max(crew.peaks_bytes) / _MIB,
+        steady_per_s(served),
+        1000 * cpu_s / uploads.count,
         publisher_cpu_ms,
-        again,
+        sum(bool(line["again"]) for line in served),
         under_load,
         created=puts.total(),
         created_again=puts.total() - len(puts),
         unanswered=0 if between is None else between.unanswered,
-        pace=paced(samples) if part == "drain" else None,
+        pace=_pace(samples) if part == "drain" else None,
     )
     found.check()
     return found
+
+
+def _pace(samples: Sequence[Sample]) -> Pace | None:
+    """The pace of a drain, if it was long enough to tell."""
+    try:
+        return paced(samples)
+    except ValueError:
+        return None
+
+
+def steady_per_s(served: list[dict[str, Any]]) -> float:
+    """Objects a second, without the first and the last fifth, which are fewer at once."""
+    moments = sorted(datetime.fromisoformat(line["timestamp"]) for line in served)
+    first, last = len(moments) // 5, len(moments) - 1 - len(moments) // 5
+    return (last - first) / (moments[last] - moments[first]).total_seconds()
 
 
 def _disturbance(
@@ -548,7 +559,6 @@ def _sample(depth: int, watched: dict[int, psutil.Process]) -> Sample:
     return Sample(
         time.perf_counter(),
         depth,
-        tuple(sum(each.cpu_times()[:2]) for each in watched.values()),
         tuple(each.memory_info().rss for each in watched.values()),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tools.chaos.drain import (
     _arguments,
     count_events,
     paced,
+    steady_per_s,
 )
 
 _DONE = Outcome(
@@ -26,10 +28,9 @@ _DEPLOYED = Drained("deploy", 2, 1.0, _DONE, peak_mib=1.0, times=2, created=10)
 
 
 def _samples(depths: list[int], rss: list[int]) -> list[Sample]:
-    """One worker that uses half a core, a sample a second."""
+    """One worker, a sample a second."""
     return [
-        Sample(n, depth, (n / 2,), (held,))
-        for n, (depth, held) in enumerate(zip(depths, rss, strict=True))
+        Sample(n, depth, (held,)) for n, (depth, held) in enumerate(zip(depths, rss, strict=True))
     ]
 
 
@@ -47,10 +48,16 @@ def test_a_drain_is_summarized_by_tenths_of_its_objects() -> None:
     # Twice as fast in its second half.
     depths = [1000 - 50 * n for n in range(11)] + [500 - 100 * n for n in range(1, 6)]
     found = paced(_samples(depths, [100, 100, 120, *[132] * 13]))
-    assert found.per_s == pytest.approx(1000 / 15)
-    assert found.cpu_ms == pytest.approx(7.5)
     assert found.tenths_per_s == (50.0,) * 5 + (100.0,) * 5
     assert found.steady == 2.0
+
+
+def test_the_rate_is_of_the_middle_of_a_drain() -> None:
+    """Ten a second, but for the first and the last two."""
+    moments = [0.0, 5.0, *(10 + n / 10 for n in range(6)), 20.0, 30.0]
+    begin = datetime(2026, 11, 29, tzinfo=UTC)
+    served = [{"timestamp": (begin + timedelta(seconds=at)).isoformat()} for at in moments]
+    assert steady_per_s(served) == pytest.approx(10)
 
 
 def test_memory_growth_is_measured_in_the_second_half() -> None:
