@@ -129,8 +129,11 @@ class _Server(uvicorn.Server):
             for listener in listeners:
                 listener.settimeout(0)  # it does not block
                 listener.listen(_BACKLOG)
-                accepting = accept_tls(listener, self._certificate, self._make_http)
-                self._accepting.append(asyncio.create_task(accepting))
+                accepting = asyncio.create_task(
+                    accept_tls(listener, self._certificate, self._make_http)
+                )
+                accepting.add_done_callback(self._accepting_ended)
+                self._accepting.append(accepting)
         host, port = listeners[0].getsockname()[:2]
         scheme = "http" if self._certificate is None else "https"
         _log.info(f"{self._name} started", host=host, port=port, scheme=scheme)
@@ -141,6 +144,12 @@ class _Server(uvicorn.Server):
             accepting.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         await super().shutdown(sockets)
+
+    def _accepting_ended(self, accepting: asyncio.Task[None]) -> None:
+        """Stop: a process that accepts nothing must not look alive."""
+        self.should_exit = True
+        if not accepting.cancelled() and (error := accepting.exception()) is not None:
+            _log.error("connections are not accepted any more", problem=type(error).__name__)
 
     def _make_http(self) -> LimitedProtocol:
         make: Any = self.config.http_protocol_class

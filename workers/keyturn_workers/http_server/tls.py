@@ -18,6 +18,7 @@ the key is the certificate's, and nothing changed meanwhile. Until then the pair
 """
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -37,7 +38,9 @@ CHECK_INTERVAL_S: Final = 1.0
 _CLOSE_TIMEOUT_S: Final = 600.0
 # asyncio would buffer 512 KiB of plain bytes for each connection.
 _WRITE_BUFFER_BYTES: Final = 64 * 1024
-_ACCEPT_PAUSE_S: Final = 0.1
+# The process or the machine has too much open, for as long as that lasts.
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_PAUSE_S: Final = 1.0
 # Of TLS 1.2; those of 1.3 are all good. Each has forward secrecy and is authenticated.
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -142,9 +145,11 @@ async def accept_tls(
     while True:
         try:
             sock, _ = await loop.sock_accept(listener)
-        except OSError:  # the client has gone, or too many files are open
-            await asyncio.sleep(_ACCEPT_PAUSE_S)
-            continue
+        except OSError as exc:
+            if exc.errno in _EXHAUSTED:
+                _log.warning("no connection accepted for a second", problem=exc.strerror)
+                await asyncio.sleep(_ACCEPT_PAUSE_S)
+            continue  # else the client has gone
         http = make_http()
         http.begin_handshake(sock, _serve_tls(sock, certificate.context, http))
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import socket
 import ssl
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
+from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
 from keyturn.tls import GATEWAY, PairSettings, client_context
+from keyturn_workers.http_server import tls
 from keyturn_workers.http_server.client_connection import abort
 from keyturn_workers.http_server.protocol import LimitedProtocol, make_protocol_class
 from keyturn_workers.http_server.server import open_listeners
@@ -316,6 +320,31 @@ async def test_an_idle_client_that_does_not_look_does_not_delay_the_end(tmp_path
         async with asyncio.timeout(2):
             while server.state.connections:  # noqa: ASYNC110  # nothing reports it
                 await asyncio.sleep(0.01)
+
+
+async def test_too_many_open_files_pause_it_and_a_client_that_has_gone_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls, "_ACCEPT_PAUSE_S", 0)
+    errors = [OSError(errno.ECONNABORTED, "gone"), OSError(errno.EMFILE, "Too many open files")]
+    tried = asyncio.Event()
+
+    async def sock_accept(_: object) -> None:
+        if errors:
+            raise errors.pop(0)
+        tried.set()
+        await asyncio.Event().wait()
+
+    loop = SimpleNamespace(sock_accept=sock_accept)
+    monkeypatch.setattr(
+        tls, "asyncio", SimpleNamespace(get_running_loop=lambda: loop, sleep=asyncio.sleep)
+    )
+    unused: Any = None
+    with capture_logs() as logged:
+        accepting = asyncio.create_task(accept_tls(unused, unused, unused))
+        await tried.wait()
+    accepting.cancel()
+    assert [line["event"] for line in logged] == ["no connection accepted for a second"]
 
 
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
