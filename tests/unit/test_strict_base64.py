@@ -29,7 +29,7 @@ from keyturn.evidence import parse as parse_evidence
 from keyturn.messages import InlineBody, SealedSecret
 from keyturn.project_keks import parse_project_keks
 from keyturn.settings import PublisherSettings, seed_from_b64
-from keyturn_workers.cli.audit_export import read_lines
+from keyturn_workers.cli.audit import read_lines
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.console.actions.form_tokens import FormExpiredError, FormTokens
 from keyturn_workers.console.auth.sessions import Account, Sessions

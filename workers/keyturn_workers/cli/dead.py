@@ -51,8 +51,8 @@ from keyturn_workers.cli.arguments import AsJson, Reason
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.command_audit import CommandAudit, command_audit
 from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.cli.output import print_json, print_rows
-from keyturn_workers.cli.report_keys import open_report_keys
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.dead_letters.letters import (

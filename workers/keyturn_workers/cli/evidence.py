@@ -4,29 +4,232 @@
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from keyturn.crypto import VerifyKey
-from keyturn.errors import CutEvidenceError, EvidenceError, NotFoundError
-from keyturn.evidence import Evidence, verify_chain
-from keyturn.identifiers import is_short_name
+from keyturn.errors import CutEvidenceError, EvidenceError, MalformedEvidenceError, NotFoundError
+from keyturn.evidence import (
+    MAX_EVIDENCE_BYTES,
+    Evidence,
+    Predicate,
+    in_chain_order,
+    parse,
+    verify_chain,
+)
+from keyturn.identifiers import evidence_prefix, is_short_name
 from keyturn.settings import S3Settings, seed_from_b64
-from keyturn_workers.cli import evidence_report
 from keyturn_workers.cli.arguments import AsJson, Project, validate_project
+from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.evidence_files import EvidenceFile, in_order, read_bucket, read_paths
-from keyturn_workers.cli.evidence_report import chain_rows, evidence_row
 from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
 from keyturn_workers.cli.settings import EvidenceSettings
+from keyturn_workers.errors import ArchivedError, MissingError
 
+COLUMNS: Final = (
+    *("proven_to", "generation", "kind", "answers", "objects", "rewrapped", "state", "digest"),
+)
+_MAX_SHOWN: Final = 3
+_UNKNOWN: Final = "not verified"
+_UNPROVEN: Final = "unproven"
+_VERIFIED: Final = "verified"
 app = typer.Typer(name="evidence", help="List, show, export or verify evidence.")
-
 _MIN_DIGEST: Final = 8
 _UNFOLDED: Final = ("answers", "digest")
+
+# Far above any real chain.
+_MAX_FILES: Final = 10_000
+_MAX_TOTAL_BYTES: Final = 256 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFile:
+    """The bytes of a file, and its name: the path, or the last part of the S3 key."""
+
+    name: str
+    envelope: bytes
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What it says; None if it is not a file of evidence."""
+        try:
+            return parse(self.envelope)
+        except MalformedEvidenceError:
+            return None
+
+
+async def read_bucket(settings: S3Settings, project: str) -> list[EvidenceFile]:
+    """The evidence of a project in the bucket, in the order of the chain.
+
+    Raises:
+        CommandError: there are too many files for any real chain.
+    """
+    prefix = evidence_prefix(project)
+    files: list[EvidenceFile] = []
+    left_bytes = _MAX_TOTAL_BYTES
+    async with open_bucket(settings, max_connections=2) as storage:
+        async for listed in storage.list(prefix, limit=_MAX_FILES + 1):
+            if len(files) == _MAX_FILES or left_bytes < 0:
+                raise CommandError(f"too many files under {prefix}")
+            try:
+                _, body = await storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
+            except MissingError:  # replaced while it was listed
+                continue
+            except ArchivedError:
+                body = b""  # it stays in the list, as no evidence
+            left_bytes -= len(body)
+            files.append(EvidenceFile(listed.key.removeprefix(prefix), body))
+    return in_order(files)
+
+
+def read_paths(paths: Sequence[Path]) -> list[EvidenceFile]:
+    """The files in the order given; a folder means its `*.json` files in order of name.
+
+    Raises:
+        typer.BadParameter: one cannot be read.
+    """
+    files = []
+    for path in paths:
+        if path.is_dir():
+            files += [_read(each) for each in sorted(path.glob("*.json"))]
+        else:
+            files.append(_read(path))
+    return files
+
+
+def _read(path: Path) -> EvidenceFile:
+    try:
+        with path.open("rb") as file:
+            return EvidenceFile(str(path), file.read(MAX_EVIDENCE_BYTES + 1))
+    except OSError as exc:
+        raise typer.BadParameter(f"{path}: {exc.strerror}") from None
+
+
+def in_order(files: Iterable[EvidenceFile]) -> list[EvidenceFile]:
+    """The files in the order of their chain, then those outside of it, then what is no evidence."""
+    by_envelope: defaultdict[bytes, list[EvidenceFile]] = defaultdict(list)
+    malformed = []
+    for file in files:
+        if file.evidence is None:
+            malformed.append(file)
+        else:
+            by_envelope[file.envelope].append(file)
+    # A file that is there twice is twice in the order too.
+    envelopes = [envelope for envelope, same in by_envelope.items() for _ in same]
+    ordered = [by_envelope[envelope].pop(0) for envelope in in_chain_order(envelopes)]
+    return ordered + malformed
+
+
+def evidence_row(file: EvidenceFile, state: str) -> dict[str, Any]:
+    """The row of one file: what it says, and the state of its place in the chain."""
+    evidence = file.evidence
+    if evidence is None:
+        return {"file": file.name, "state": state}
+    predicate = evidence.predicate.model_dump(mode="json")
+    counts = predicate.pop("counts")
+    return {
+        "file": file.name,
+        "digest": evidence.digest,
+        "state": state,
+        "signed_by": evidence.key_id,
+        "deployment": evidence.statement.deployment,
+        "project": evidence.statement.project,
+        **predicate,
+        "answers": _answers(evidence.predicate),
+        "objects": counts["objects"],
+        "rewrapped": counts["rewrapped"],
+        "counts": counts,
+    }
+
+
+def _answers(predicate: Predicate) -> str:
+    """The rotations and sweeps that a proof answers. Evidence of 0.10 names one, as `sweep_id`."""
+    ids = [origin.id for origin in predicate.origins[:_MAX_SHOWN]] or [predicate.sweep_id]
+    more = predicate.origin_count - len(ids)
+    return ", ".join(ids) + (f" and {more} more" if more > 0 else "")
+
+
+def chain_rows(
+    files: Sequence[EvidenceFile], keys: Sequence[VerifyKey], project: str
+) -> tuple[list[dict[str, Any]], EvidenceError | None]:
+    """A row for each file in the order of the chain, and the first error in it.
+
+    `state` is `verified`; or the kind of the error; or `unproven`, for what comes after that
+    error; or `not verified` without any key.
+    """
+    if not keys:
+        states = [_UNKNOWN if file.evidence else "malformed" for file in files]
+        return [evidence_row(*pair) for pair in zip(files, states, strict=True)], None
+    verified, error = _verified_part([file.envelope for file in files], keys, project)
+    states = [_VERIFIED] * verified + [_UNPROVEN] * (len(files) - verified)
+    if error is not None and files:
+        states[verified] = error.kind
+    return [evidence_row(*pair) for pair in zip(files, states, strict=True)], error
+
+
+def _verified_part(
+    envelopes: Sequence[bytes], keys: Sequence[VerifyKey], project: str
+) -> tuple[int, EvidenceError | None]:
+    """How many files from the first one on verify, and the error of the next one."""
+    error: EvidenceError | None = None
+    while envelopes:
+        try:
+            verify_chain(envelopes, keys, project=project)
+        except EvidenceError as exc:
+            # A chain is checked for one kind of error after the other: an earlier file may
+            # have another one.
+            error = exc
+            envelopes = envelopes[: exc.index or 0]
+        else:
+            break
+    return len(envelopes), error
+
+
+def proofs(chain: Sequence[Evidence]) -> list[str]:
+    """What a verified chain proves, a sentence each."""
+    newest = chain[-1]
+    last, counts, project = newest.predicate, newest.predicate.counts, newest.statement.project
+    number, deployment = _plural(counts.current, "encrypted object"), newest.statement.deployment
+    state = f"generation {last.generation} (KEK id {last.kek_id}) and master key {last.master_key}"
+    sentences = [
+        f"At {last.proven_to}, each of the {number} of {project} was wrapped under {state}.",
+        "None was left under an earlier key of the project, or under another master key.",
+        f"The deployment {deployment} states this: its event key {newest.key_id} signed it.",
+    ]
+    if counts.deleted:
+        sentences.append(f"{_plural(counts.deleted, 'deleted object')} had left a tombstone.")
+    return sentences
+
+
+def limits(chain: Sequence[Evidence], newest: str | None) -> list[str]:
+    """What a verified chain does not prove, a sentence each."""
+    last = chain[-1].predicate
+    sentences = []
+    if newest is None:
+        sentences.append(
+            "That this is the newest evidence: the keyring (`keyturn status`) and the completion "
+            "event name the newest digest; check it with --newest."
+        )
+    if not last.late_writes_refused:
+        sentences.append(
+            "That there were no late writes: this storage accepts writes after their lease."
+        )
+    if number := last.counts.plaintext:
+        verb = "is" if number == 1 else "are"
+        sentences.append(f"That every object is encrypted: {number} {verb} plaintext.")
+    sentences.append(
+        f"What has changed since {last.proven_to}: `keyturn verify` checks the bucket itself."
+    )
+    return sentences
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _verify_keys(values: Iterable[str]) -> list[VerifyKey]:
@@ -73,7 +276,7 @@ def list_evidence(project: Project, public_key: PublicKeys = None, as_json: AsJs
     keys = _event_keys(public_key)
     files = asyncio.run(read_bucket(S3Settings.read(), project))
     rows, error = chain_rows(files, keys, project)
-    print_rows(evidence_report.COLUMNS, rows, unfolded=_UNFOLDED, as_json=as_json)
+    print_rows(COLUMNS, rows, unfolded=_UNFOLDED, as_json=as_json)
     if not files:
         note("the bucket has no evidence of this project")
     elif not keys:
@@ -253,7 +456,7 @@ def _print_verified(
     as_json: bool,
 ) -> None:
     rows = [evidence_row(file, "verified") for file in files]
-    proves, limits = evidence_report.proofs(chain), evidence_report.limits(chain, newest)
+    proves, does_not = proofs(chain), limits(chain, newest)
     if as_json:
         document: dict[str, Any] = {
             "verified": True,
@@ -262,13 +465,13 @@ def _print_verified(
             "newest": None if newest is None else True,
             "digest": chain[-1].digest,
             "proves": proves,
-            "does_not_prove": limits,
+            "does_not_prove": does_not,
             "evidence": rows,
         }
         print_json(document)
         return
-    print_rows(evidence_report.COLUMNS, rows, unfolded=_UNFOLDED)
-    for heading, sentences in (("It proves:", proves), ("It does not prove:", limits)):
+    print_rows(COLUMNS, rows, unfolded=_UNFOLDED)
+    for heading, sentences in (("It proves:", proves), ("It does not prove:", does_not)):
         print_line("")
         print_line(heading)
         for sentence in sentences:

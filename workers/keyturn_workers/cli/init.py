@@ -34,8 +34,7 @@ from keyturn.settings import SEED_BYTES
 from keyturn.topology import CONTROL_REQUESTS
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.held_keys import parse_uri
-from keyturn_workers.cli.init_master_key import held_key_settings
+from keyturn_workers.cli.keys import held_key_settings, parse_uri
 from keyturn_workers.cli.output import print_json, print_line
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import StorageKeySettings

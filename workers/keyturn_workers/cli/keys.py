@@ -1,17 +1,481 @@
-"""`keyturn keys`: master keys, and what is derived from them (SPEC 2.2, 14).
+"""`keyturn keys`: list, check, create and import master keys (SPEC 2.2, 14).
 
-One module for each command; this one groups them.
+A command opens the master keys of its settings, and closes them at its end. It never prints a key,
+and of a URI only its location.
 """
 
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
 import typer
+from pydantic import SecretStr
 
-from keyturn_workers.cli import check_keys, create_key, export_project, import_key, list_keys
+from keyturn.crypto import Secret, master_prk, record_kek_info
+from keyturn.errors import (
+    KmsUnavailableError,
+    SettingsError,
+    UnknownMasterKeyError,
+)
+from keyturn.identifiers import key_check_s3_key
+from keyturn.settings import PREFIX
+from keyturn_workers.cli import export_project
+from keyturn_workers.cli.arguments import AsJson, Reason
+from keyturn_workers.cli.bucket import open_bucket
+from keyturn_workers.cli.command_audit import CommandAudit, command_audit
+from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.output import print_line, print_rows
+from keyturn_workers.cli.records import Row
+from keyturn_workers.cli.settings import MasterKeySettings, StatusSettings
+from keyturn_workers.errors import MissingError
+from keyturn_workers.key_uris import KeyUri, Pkcs11Uri, VaultUri, parse_key_uri
+from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
+from keyturn_workers.master_keys.local import LocalMasterKey
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.port import KeyDescription, MasterKey
+from keyturn_workers.master_keys.providers import (
+    generate_master_key,
+    import_master_key,
+    open_master_key,
+    open_operator_keys,
+)
+from keyturn_workers.settings import AuditSettings, KmsSettings, MasterKeySource, OperatorSettings
+from keyturn_workers.storage import Storage
 
+_COLUMNS: Final = (
+    "master_key", "provider", "location", "version", "active", "automatic_rotation", "imported",
+    "reachable",
+)  # fmt: skip
+_DERIVATIONS: Final = 20
+_CHECK_COLUMNS: Final = ("master_key", "provider", "derives", "known_text", "median_ms", "max_ms")
+_OPENS: Final = "opens"
+_NONE_YET: Final = "none yet"
+_WRONG: Final = "does not open"
+# The settings of each provider, by the scheme of its URIs; and those of all of them.
+_SETTINGS: Final = {"pkcs11": "pkcs11_", "awskms": "aws_kms_", "vault": "vault_"}
+_ALL: Final = "kms_"
 app = typer.Typer(name="keys", help="Manage master keys, and export one project's admin KEK.")
 
+KNOWN_INFO: Final = record_kek_info(RESERVED_PROJECT)
+"""What the KEK of the known texts is derived from. It opens no project's data."""
 
-app.command("list")(list_keys.list_keys)
-app.command("check")(check_keys.check_keys)
-app.command("create")(create_key.create_key)
-app.command("import")(import_key.import_key)
+
+def parse_uri(value: str) -> KeyUri:
+    """Parse the URI of an argument or an option.
+
+    Raises:
+        typer.BadParameter: it is no URI of a master key, or it has a PIN.
+    """
+    try:
+        uri = parse_key_uri(value)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from None
+    if isinstance(uri, Pkcs11Uri) and uri.pin is not None:
+        raise typer.BadParameter(
+            "other processes can read arguments: pass the PIN with KEYTURN_PKCS11_PIN_FILE"
+        )
+    return uri
+
+
+@asynccontextmanager
+async def opened(source: MasterKeySource, settings: KmsSettings) -> AsyncIterator[MasterKey]:
+    """The master key until the block ends.
+
+    Raises:
+        SettingsError: as `open_master_key`.
+    """
+    key = open_master_key(source, settings)
+    try:
+        yield key
+    finally:
+        await key.aclose()
+
+
+async def derive_known_kek(key: MasterKey) -> Secret:
+    """Derive the KEK of the known texts twice.
+
+    Raises:
+        KmsUnavailableError: the provider gives none, or the two differ.
+    """
+    first = await key.derive(KNOWN_INFO)
+    second = await key.derive(KNOWN_INFO)
+    if first.kek != second.kek:
+        raise KmsUnavailableError("two derivations of the same KEK differ")
+    return first.kek
+
+
+def describe_source(source: MasterKeySource) -> KeyDescription:
+    """What the settings alone say about a master key."""
+    if isinstance(source, Secret):
+        return KeyDescription("local", "in the settings")
+    version = str(source.version) if isinstance(source, VaultUri) else None
+    return KeyDescription(source.location.partition(":")[0], source.location, version)
+
+
+def concerns(description: KeyDescription) -> list[str]:
+    """What an operator should know about a key that works, one line each."""
+    found = list(description.warnings)
+    if description.provider == "local":
+        found.append("anyone who can read a process's settings has the key")
+    elif description.exportable:
+        found.append("the key can be exported from its provider")
+    if description.automatic_rotation:
+        found.append("the provider rotates the key automatically: turn that off (SPEC 2.2)")
+    if description.imported:
+        found.append("the key was imported: copies may still exist where it was generated")
+    return found
+
+
+@asynccontextmanager
+async def open_report_keys(
+    settings: OperatorSettings, storage: Storage, role: str
+) -> AsyncIterator[OperatorKeys]:
+    """The operator's keys until the block ends; `role` is the command's name.
+
+    Raises:
+        SettingsError: a setting that a provider needs is missing.
+    """
+    async with AsyncExitStack() as stack:
+        audit = None
+        if any(not isinstance(source, Secret) for source in settings.master_keys.values()):
+            audit = await _open_audit(stack, role)
+        keys = await stack.enter_async_context(
+            open_operator_keys(
+                settings,
+                storage,
+                seals=False,
+                on_derived=None if audit is None else audit.kek_derived,
+            )
+        )
+        yield keys
+
+
+async def _open_audit(stack: AsyncExitStack, role: str) -> CommandAudit | None:
+    try:
+        return await stack.enter_async_context(command_audit(AuditSettings.read(), role))
+    except (SettingsError, CommandError) as exc:
+        note(f"derived KEKs are not recorded in the audit trail: {exc}")
+        return None
+
+
+def list_keys(as_json: AsJson = False) -> None:
+    """List the master keys of KEYTURN_MASTER_KEYS, and where they are held.
+
+    Exits with 1 if a provider does not respond, or denies access.
+    """
+    settings = MasterKeySettings.read()
+    rows = asyncio.run(_rows(settings))
+    print_rows(_COLUMNS, rows, unfolded=("master_key", "location"), as_json=as_json)
+    if not as_json:
+        for row in rows:
+            for warning in row["warnings"]:
+                note(f"{row['master_key']}: {warning}")
+    if away := [row for row in rows if not row["reachable"]]:
+        raise CommandError("; ".join(f"{row['master_key']}: {row['error']}" for row in away))
+
+
+async def _rows(settings: MasterKeySettings) -> list[Row]:
+    return await asyncio.gather(
+        *(_row(name, source, settings) for name, source in settings.master_keys.items())
+    )
+
+
+async def _row(name: str, source: MasterKeySource, settings: MasterKeySettings) -> Row:
+    error = None
+    try:
+        async with opened(source, settings) as key:
+            description, warnings = await _describe(key, source)
+    except (KmsUnavailableError, SettingsError) as exc:
+        description, warnings, error = describe_source(source), [], str(exc)
+    active = settings.active_master_key
+    return {
+        "master_key": name,
+        "provider": description.provider,
+        "location": description.location,
+        "version": description.version,
+        "active": None if active is None else name == active,
+        "automatic_rotation": description.automatic_rotation,
+        "exportable": description.exportable,
+        "imported": description.imported,
+        "reachable": error is None,
+        "warnings": warnings,
+        "error": error,
+    }
+
+
+async def _describe(key: MasterKey, source: MasterKeySource) -> tuple[KeyDescription, list[str]]:
+    """What the provider says; a process may be allowed to derive and not to describe."""
+    try:
+        description = await key.describe()
+    except KmsUnavailableError as exc:
+        try:
+            await derive_known_kek(key)
+        except KmsUnavailableError:
+            raise exc from None
+        warning = f"it derives, but its properties cannot be read: {exc.detail}"
+        return describe_source(source), [warning]
+    return description, concerns(description)
+
+
+def check_keys(
+    master_keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID", help="Ids of master keys. Default: all of them."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that each master key derives KEKs and matches the bucket, and measure it.
+
+    Derives twice and compares, opens the known text in the bucket, and measures 20 derivations.
+    Warns of a key that can be exported, that its provider rotates, or that was imported. Exits
+    with 1 if a key cannot be used, or is another one than the bucket knows by its id.
+    """
+    settings = StatusSettings.read()
+    names = list(dict.fromkeys(master_keys or settings.master_keys))
+    for name in names:
+        if name not in settings.master_keys:
+            raise UnknownMasterKeyError(f"{name} is not in KEYTURN_MASTER_KEYS")
+    rows = asyncio.run(_check(settings, names))
+    print_rows(_CHECK_COLUMNS, rows, unfolded=("master_key",), as_json=as_json)
+    if not as_json:
+        for row in rows:
+            for warning in row["warnings"]:
+                note(f"{row['master_key']}: {warning}")
+    if failed := [row for row in rows if row["error"] is not None]:
+        raise CommandError("; ".join(f"{row['master_key']}: {row['error']}" for row in failed))
+
+
+async def _check(settings: StatusSettings, names: Sequence[str]) -> list[Row]:
+    async with open_bucket(settings, max_connections=2) as storage:
+        # One after the other: what is measured is a provider that is otherwise idle.
+        return [await _check_one(storage, settings, name) for name in names]
+
+
+async def _check_one(storage: Storage, settings: StatusSettings, name: str) -> Row:
+    source = settings.master_keys[name]
+    row: dict[str, Any] = {
+        "master_key": name,
+        "provider": describe_source(source).provider,
+        "derives": False,
+        "known_text": None,
+        "median_ms": None,
+        "max_ms": None,
+        "warnings": [],
+        "error": None,
+    }
+    try:
+        async with opened(source, settings) as key:
+            kek = await derive_known_kek(key)
+            row["derives"] = True
+            row["known_text"] = await _known_text(storage, name, kek)
+            row |= await _measure(key)
+            row["warnings"] = await _warnings(key)
+    except (KmsUnavailableError, SettingsError) as exc:
+        row["error"] = str(exc)
+    if row["known_text"] == _WRONG:
+        row["error"] = (
+            f"this id belongs to another key: {key_check_s3_key(name)} in the bucket does not "
+            "open under this one"
+        )
+    return row
+
+
+async def _known_text(storage: Storage, name: str, kek: Secret) -> str:
+    try:
+        await storage.read(key_check_s3_key(name))
+    except MissingError:
+        return _NONE_YET
+    try:
+        await check_known_text(storage, name, kek, create=False)
+    except UnknownMasterKeyError:
+        return _WRONG
+    return _OPENS
+
+
+async def _measure(key: MasterKey) -> dict[str, float]:
+    times_ms = []
+    for _ in range(_DERIVATIONS):
+        began_s = time.perf_counter()
+        await key.derive(KNOWN_INFO)
+        times_ms.append((time.perf_counter() - began_s) * 1000)
+    return {
+        "median_ms": round(statistics.median(times_ms), 3),
+        "max_ms": round(max(times_ms), 3),
+    }
+
+
+async def _warnings(key: MasterKey) -> list[str]:
+    try:
+        return concerns(await key.describe())
+    except KmsUnavailableError as exc:
+        return [f"its properties cannot be read: {exc.detail}"]
+
+
+def create_key(
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="pkcs11:… or vault:… of the key to create.")
+    ],
+) -> None:
+    """Generate a master key inside an HSM or a KMS, which it never leaves.
+
+    AWS KMS chooses the name of a key itself: create one there with `aws kms create-key`.
+    """
+    target = parse_uri(uri)
+    asyncio.run(_create(KmsSettings.read(), target))
+    print_line("Created. It can derive KEKs. To use it:")
+    print_line("1. Add it under a new id to KEYTURN_MASTER_KEYS of every worker and gateway, e.g.")
+    print_line(f"   {json.dumps('m2')}: {json.dumps(target.location)}")
+    print_line("2. Check it: keyturn keys check m2")
+    print_line("3. Set KEYTURN_ACTIVE_MASTER_KEY=m2, and restart them.")
+    print_line("4. Move existing objects: keyturn sweep --all --master-key m2 --watch")
+
+
+async def _create(settings: KmsSettings, uri: KeyUri) -> None:
+    try:
+        await generate_master_key(uri, settings)
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
+    try:
+        async with opened(uri, settings) as key:
+            await derive_known_kek(key)
+    except KmsUnavailableError as exc:
+        raise CommandError(f"created, but it cannot derive KEKs: {exc.detail}") from exc
+
+
+async def create_if_missing(settings: KmsSettings, uri: KeyUri) -> bool:
+    """Make sure that a key derives, and generate it if it cannot be used; whether it was new.
+
+    Raises:
+        CommandError: it does not derive, and could not be generated.
+    """
+    try:
+        async with opened(uri, settings) as key:
+            await derive_known_kek(key)
+    except KmsUnavailableError as exc:
+        try:
+            await _create(settings, uri)
+        except (CommandError, KmsUnavailableError) as failure:
+            raise CommandError(f"{exc.detail}; {failure}") from failure
+        return True
+    return False
+
+
+def import_key(
+    master_key: Annotated[
+        str, typer.Argument(metavar="ID", help="The id of a key in KEYTURN_MASTER_KEYS.")
+    ],
+    uri: Annotated[
+        str,
+        typer.Argument(metavar="URI", help="pkcs11:…, awskms:… or vault:…: where to import it."),
+    ],
+    reason: Reason = None,
+) -> None:
+    """Import a master key from the settings into an HSM or a KMS, under the same id.
+
+    Nothing is rewrapped. The command derives a KEK there and compares it with the local one, and
+    prints the setting to change only if they agree. The import is recorded in the audit trail
+    first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).
+    """
+    target = parse_uri(uri)
+    settings = MasterKeySettings.read()
+    held = settings.master_keys.get(master_key)
+    if held is None:
+        raise UnknownMasterKeyError(f"{master_key} is not in KEYTURN_MASTER_KEYS")
+    if not isinstance(held, Secret):
+        raise CommandError(
+            f"the value of {master_key} is not in the settings, so it cannot be imported"
+        )
+    trail = command_audit(AuditSettings.read(), "keys import", reason)
+    asyncio.run(_import(settings, master_key, held, target, trail))
+    note(
+        f"{master_key} now derives the same KEKs in the provider. Replace its entry in "
+        "KEYTURN_MASTER_KEYS of every worker and gateway with:"
+    )
+    print_line(f"{json.dumps(master_key)}: {json.dumps(target.location)}")
+
+
+async def _import(
+    settings: MasterKeySettings,
+    master_key: str,
+    held: Secret,
+    uri: KeyUri,
+    trail: AbstractAsyncContextManager[CommandAudit],
+) -> None:
+    expected = await derive_known_kek(LocalMasterKey(held))
+    # It may be there already: an import that was interrupted can be repeated.
+    problem = await _problem(settings, uri, expected)
+    if problem is None:
+        return
+    provider = describe_source(uri).provider
+    async with (
+        trail as audit,
+        audit.act("master_key.imported", master_key=master_key, provider=provider),
+    ):
+        try:
+            await import_master_key(uri, settings, master_prk(held.reveal()))
+        except ValueError as exc:
+            raise CommandError(f"{exc} ({problem})") from exc
+        problem = await _problem(settings, uri, expected)
+        if problem is not None:
+            raise CommandError(f"imported, but do not use it yet: {problem}")
+
+
+async def _problem(settings: MasterKeySettings, uri: KeyUri, expected: Secret) -> str | None:
+    """Why the key there cannot serve as this master key; None if it can.
+
+    Raises:
+        CommandError: it is another key.
+    """
+    try:
+        async with opened(uri, settings) as key:
+            kek = await derive_known_kek(key)
+    except KmsUnavailableError as exc:
+        return exc.detail
+    if kek != expected:
+        raise CommandError(
+            "the provider's key differs from the local one: do not use it under this id"
+        )
+    return None
+
+
+def held_key_settings(name: str, uri: KeyUri) -> dict[str, str]:
+    """Make sure that the key derives, and return the settings by which a process uses it.
+
+    Raises:
+        CommandError: it does not derive, and could not be generated.
+        SettingsError: a setting of its provider is missing or malformed.
+    """
+    settings = KmsSettings.read()
+    if asyncio.run(create_if_missing(settings, uri)):
+        note(f"generated {uri.location}")
+    return {
+        "KEYTURN_MASTER_KEYS": json.dumps({name: uri.location}),
+        "KEYTURN_ACTIVE_MASTER_KEY": name,
+        **_provider_settings(settings, uri),
+    }
+
+
+def _provider_settings(settings: KmsSettings, uri: KeyUri) -> dict[str, str]:
+    """What the environment says about this provider; a secret only where it is given as a value."""
+    prefixes = (_SETTINGS[uri.location.partition(":")[0]], _ALL)
+    return {
+        f"{PREFIX}{field.upper()}": _text(getattr(settings, field))
+        for field in type(settings).model_fields
+        if field in settings.model_fields_set and field.startswith(prefixes)
+    }
+
+
+def _text(value: SecretStr | Path | str | float) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+app.command("list")(list_keys)
+app.command("check")(check_keys)
+app.command("create")(create_key)
+app.command("import")(import_key)
 app.command("export-project")(export_project.export_project)

@@ -24,7 +24,7 @@ from keyturn_workers.cli.arguments import (
 )
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.keyring_marks import MarkedKeyring, compare_keyrings, open_marks
+from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.cli.output import print_rows
 from keyturn_workers.cli.publishing import (
     print_request_rows,
@@ -32,8 +32,7 @@ from keyturn_workers.cli.publishing import (
     request_row,
     wait_for_row,
 )
-from keyturn_workers.cli.record_index import to_seconds
-from keyturn_workers.cli.report_keys import open_report_keys
+from keyturn_workers.cli.records import MarkedKeyring, compare_keyrings, open_marks, to_seconds
 from keyturn_workers.keyring import MarkState
 from keyturn_workers.settings import OperatorSettings
 

@@ -122,7 +122,7 @@ class FakeKms:
 def fake_kms(monkeypatch: pytest.MonkeyPatch) -> FakeKms:
     """A provider that the commands use instead of every other."""
     kms = FakeKms()
-    monkeypatch.setattr("keyturn_workers.cli.held_keys.open_master_key", kms.open)
-    monkeypatch.setattr("keyturn_workers.cli.import_key.import_master_key", kms.import_)
-    monkeypatch.setattr("keyturn_workers.cli.create_key.generate_master_key", kms.generate)
+    monkeypatch.setattr("keyturn_workers.cli.keys.open_master_key", kms.open)
+    monkeypatch.setattr("keyturn_workers.cli.keys.import_master_key", kms.import_)
+    monkeypatch.setattr("keyturn_workers.cli.keys.generate_master_key", kms.generate)
     return kms

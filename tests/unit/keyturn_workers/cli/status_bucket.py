@@ -88,8 +88,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage | None = None)
     async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
         yield made.storage
 
-    for module in ("status", "sweep_report"):
-        monkeypatch.setattr(f"keyturn_workers.cli.{module}.open_bucket", opened)
+    monkeypatch.setattr("keyturn_workers.cli.status.open_bucket", opened)
     return made
 
 

@@ -11,7 +11,7 @@ import pytest
 from keyturn.audit import Problem
 from keyturn.crypto import EventVerifier, VerifyKey, from_base64
 from keyturn.publisher.event_stream import StreamRecord
-from keyturn_workers.cli.audit_export import Inspection, is_of_project, read_lines, to_line
+from keyturn_workers.cli.audit import Inspection, is_of_project, read_lines, to_line
 from keyturn_workers.cli.errors import CommandError
 from tests.unit.keyturn.test_audit import DEPLOYMENT, KEY, chain
 

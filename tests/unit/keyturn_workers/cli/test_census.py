@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.errors import StorageUnavailableError, UnknownMasterKeyError
-from keyturn_workers.cli.census import CONCURRENCY, object_rows, take_census
+from keyturn_workers.cli.records import OBJECTS_AT_ONCE, object_rows, take_census
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.census import ObjectGroup
@@ -51,10 +51,10 @@ class _Concurrent(MemoryStorage):
 
 async def test_the_census_reads_no_more_objects_at_once_than_allowed() -> None:
     storage = _Concurrent()
-    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(3 * CONCURRENCY + 1)))
+    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(3 * OBJECTS_AT_ONCE + 1)))
     census = await take_census(storage, operator_keys(MASTER_KEYS), {})
-    assert sum(census.values()) == 3 * CONCURRENCY + 1
-    assert storage.highest == CONCURRENCY
+    assert sum(census.values()) == 3 * OBJECTS_AT_ONCE + 1
+    assert storage.highest == OBJECTS_AT_ONCE
 
 
 async def test_an_object_deleted_after_the_listing_is_not_counted() -> None:
@@ -78,11 +78,11 @@ async def test_the_census_shows_a_progress_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     storage = MemoryStorage()
-    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(CONCURRENCY + 2)))
+    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(OBJECTS_AT_ONCE + 2)))
     terminal = _Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     census = await take_census(storage, operator_keys(MASTER_KEYS), {})
-    assert census == Counter({next(iter(census)): CONCURRENCY + 2})
+    assert census == Counter({next(iter(census)): OBJECTS_AT_ONCE + 2})
     assert "census: acme" in terminal.getvalue()
     assert "66/66" in terminal.getvalue()
 

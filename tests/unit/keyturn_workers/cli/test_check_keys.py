@@ -37,7 +37,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
         yield made
 
-    monkeypatch.setattr("keyturn_workers.cli.check_keys.open_bucket", opened)
+    monkeypatch.setattr("keyturn_workers.cli.keys.open_bucket", opened)
     return made
 
 

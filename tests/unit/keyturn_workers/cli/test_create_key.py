@@ -44,7 +44,7 @@ def test_a_key_that_does_not_derive_is_not_recommended(
     async def generated(*_: object) -> None:
         kms.keys[URI] = FakeKey(PRK, failure="access denied")
 
-    monkeypatch.setattr("keyturn_workers.cli.create_key.generate_master_key", generated)
+    monkeypatch.setattr("keyturn_workers.cli.keys.generate_master_key", generated)
     result = _run(URI)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "created, but it cannot derive KEKs: access denied" in result.stderr

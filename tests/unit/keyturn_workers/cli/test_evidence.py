@@ -51,7 +51,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
         yield made
 
-    monkeypatch.setattr("keyturn_workers.cli.evidence_files.open_bucket", opened)
+    monkeypatch.setattr("keyturn_workers.cli.evidence.open_bucket", opened)
     return made
 
 

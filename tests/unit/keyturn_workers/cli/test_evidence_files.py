@@ -10,9 +10,9 @@ import typer
 
 from keyturn.evidence import MAX_EVIDENCE_BYTES
 from keyturn.settings import S3Settings
-from keyturn_workers.cli import evidence_files
+from keyturn_workers.cli import evidence
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.cli.evidence_files import EvidenceFile, in_order, read_bucket, read_paths
+from keyturn_workers.cli.evidence import EvidenceFile, in_order, read_bucket, read_paths
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, chain_of
@@ -34,7 +34,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
         yield made
 
-    monkeypatch.setattr("keyturn_workers.cli.evidence_files.open_bucket", opened)
+    monkeypatch.setattr("keyturn_workers.cli.evidence.open_bucket", opened)
     return made
 
 
@@ -82,7 +82,7 @@ async def test_a_file_that_is_gone_since_the_listing_is_none(storage: MemoryStor
 async def test_planted_files_do_not_fill_the_memory(
     storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr(evidence_files, limit, value)
+    monkeypatch.setattr(evidence, limit, value)
     for number in range(4):
         _plant(storage, f"{number}.json", b"x" * 1000)
     with pytest.raises(CommandError, match="too many files under"):

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from keyturn.evidence import Evidence, parse
-from keyturn_workers.cli.evidence_files import EvidenceFile
-from keyturn_workers.cli.evidence_report import chain_rows, evidence_row, limits, proofs
+from keyturn_workers.cli.evidence import EvidenceFile, chain_rows, evidence_row, limits, proofs
 from tests.unit.keyturn.evidence.shared import (
     COUNTS,
     FIRST_KEY,

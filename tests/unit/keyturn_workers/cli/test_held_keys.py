@@ -7,7 +7,7 @@ import typer
 
 from keyturn.crypto import Secret, record_kek
 from keyturn.errors import KmsUnavailableError
-from keyturn_workers.cli.held_keys import (
+from keyturn_workers.cli.keys import (
     concerns,
     derive_known_kek,
     describe_source,

@@ -25,7 +25,7 @@ LINE = f'"m1": "{URI}"\n'
 @pytest.fixture(autouse=True)
 def audit(monkeypatch: pytest.MonkeyPatch) -> FakeAudit:
     made = FakeAudit()
-    monkeypatch.setattr("keyturn_workers.cli.import_key.command_audit", made)
+    monkeypatch.setattr("keyturn_workers.cli.keys.command_audit", made)
     return made
 
 
@@ -110,7 +110,7 @@ def test_a_key_that_does_not_derive_after_the_import_is_not_recommended(
         del source, settings
         kms.keys[URI] = FakeKey(prk, failure="access denied")
 
-    monkeypatch.setattr("keyturn_workers.cli.import_key.import_master_key", imported)
+    monkeypatch.setattr("keyturn_workers.cli.keys.import_master_key", imported)
     result = _run("m1", URI)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "imported, but do not use it yet: access denied" in result.stderr

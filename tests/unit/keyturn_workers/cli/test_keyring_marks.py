@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.cli.keyring_marks import compare_keyrings
+from keyturn_workers.cli.records import compare_keyrings
 from keyturn_workers.keyring import MarkState, MarkTable
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
@@ -16,7 +16,7 @@ from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from keyturn_workers.cli.keyring_marks import MarkedKeyring
+    from keyturn_workers.cli.records import MarkedKeyring
 
 _KEYS = operator_keys(MASTER_KEYS)
 _AT = datetime(2026, 11, 24, 10, tzinfo=UTC)

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.cli import record_index
-from keyturn_workers.cli.record_index import RecordIndex, read_records, to_seconds
+from keyturn_workers.cli import records
+from keyturn_workers.cli.records import RecordIndex, read_records, to_seconds
 from keyturn_workers.errors import ArchivedError
-from keyturn_workers.status import records
+from keyturn_workers.status import records as opened_records
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
     all_record,
@@ -106,8 +106,8 @@ def test_a_relabeled_record_does_not_count_for_the_key_that_it_names(held: Bench
 def test_a_planted_record_is_a_row_or_counted_and_a_huge_one_is_not_read(
     held: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_index, "_MAX_FAILING", 2)
-    monkeypatch.setattr(records, "MAX_BYTES", 100)
+    monkeypatch.setattr(records, "_MAX_FAILING", 2)
+    monkeypatch.setattr(opened_records, "MAX_BYTES", 100)
     held.plant(".keyturn/keyrings/acme.json", {}, bytes(101))
     for number in range(3):
         held.plant(f".keyturn/sweeps/acme/{round_id(1)}/failures/{number}.json", {}, bytes(101))

@@ -15,7 +15,7 @@ import typer
 from keyturn.crypto import to_base64
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import recover
-from keyturn_workers.cli.keyring_marks import MarkedKeyring
+from keyturn_workers.cli.records import MarkedKeyring
 from keyturn_workers.keyring import MarkTable
 from keyturn_workers.keyring.marks import MarkState
 from keyturn_workers.storage import Headers

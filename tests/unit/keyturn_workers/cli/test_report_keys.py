@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import to_base64
-from keyturn_workers.cli import report_keys
+from keyturn_workers.cli import keys
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.cli.report_keys import open_report_keys
+from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.settings import OperatorSettings
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
@@ -52,7 +52,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch, master_keys: str, audit: _Audit) 
     }
     for name, value in settings.items():
         monkeypatch.setenv(f"KEYTURN_{name}", value)
-    monkeypatch.setattr(report_keys, "command_audit", audit.open)
+    monkeypatch.setattr(keys, "command_audit", audit.open)
     monkeypatch.setattr(
         "keyturn_workers.master_keys.providers.open_master_key", lambda *_: FakeProvider()
     )
