@@ -31,9 +31,8 @@ from keyturn.project_keks import parse_project_keks
 from keyturn.settings import PublisherSettings, seed_from_b64
 from keyturn_workers.cli.audit import read_lines
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.console.actions.form_tokens import FormExpiredError, FormTokens
-from keyturn_workers.console.auth.sessions import Account, Sessions
-from keyturn_workers.console.auth.signed_out import SignedOut
+from keyturn_workers.console.auth.sessions import Account, Sessions, SignedOut
+from keyturn_workers.console.form_tokens import FormExpiredError, FormTokens
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.worker.grants import parse_grants
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, chain_of

@@ -110,14 +110,6 @@ class ConsoleClient:
         """Whether the client's session goes on."""
         return not (await self.get("/sign-in")).path.startswith("/sign-in")
 
-    @asynccontextmanager
-    async def events(self) -> AsyncIterator[aiohttp.StreamReader]:
-        """The stream of events, as a page that is looked at holds it."""
-        unlimited = aiohttp.ClientTimeout(total=None)
-        async with self.session.get(f"{self.url}/events", timeout=unlimited) as response:
-            assert response.status == 200
-            yield response.content
-
 
 _COOKIES: dict[tuple[str, str, str], aiohttp.CookieJar] = {}
 """Sessions by URL, name and password: sign-ins are limited for each name."""

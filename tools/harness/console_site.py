@@ -131,11 +131,7 @@ async def _caught_up(url: str, history: History) -> None:
         "/dead": 'href="/dead/',
         "/audit": history.clean_sweep_id,
     }
-    async with (
-        asyncio.timeout(_CAUGHT_UP_S),
-        console_client(url, VIEWER) as client,
-        client.events(),  # somebody looks: it asks for what is shown at once
-    ):
+    async with asyncio.timeout(_CAUGHT_UP_S), console_client(url, VIEWER) as client:
         for path, text in shown.items():
             while True:
                 if text in (await client.get(path)).text:

@@ -30,7 +30,7 @@ PURPOSES = {
     "cryptography": "AES-256-GCM, HKDF, HPKE with ML-KEM-768, Ed25519; all cryptography there is",
     "faststream": "the workers' consumers on RabbitMQ",
     "httptools": "uvicorn's HTTP parser in C; selected by name, not imported",
-    "httpx2": "Authlib's HTTP client; the extra `console`",
+    "httpx2": "Authlib's HTTP client, and what asks Prometheus; the extra `console`",
     "itsdangerous": "the console's signed cookies; the extra `console`",
     "jinja2": "the console's pages; the extra `console`",
     "joserfc": "the errors of ID tokens, below Authlib; the extra `console`",
@@ -50,7 +50,6 @@ PURPOSES = {
     "python-multipart": "the console's forms; the extra `console`",
     "python-pkcs11": "master keys in an HSM; the extra `pkcs11`",
     "rich": "tables and progress on a terminal",
-    "sse-starlette": "the console's pages refresh themselves; the extra `console`",
     "stamina": "retries of reads",
     "starlette": "routes and streams of the gateway and the console",
     "structlog": "logs without payloads",
@@ -101,7 +100,7 @@ there is no wheel for a machine, these tests are skipped.
 _SCRIPTS = """\
 The console serves two scripts of others, from the repository. They are no packages, so `make sbom`
 and `make audit` do not list them. A test compares their hashes with this table."""
-_VENDORED = ROOT / "workers/keyturn_workers/console/web/static/vendor/README.md"
+_VENDORED = ROOT / "workers/keyturn_workers/console/rendering/static/vendor/README.md"
 
 PUBLISHERS = "keyturn"
 SHIPPED = "keyturn-workers"

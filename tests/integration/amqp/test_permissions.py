@@ -11,8 +11,9 @@ import json
 import re
 import secrets
 import shlex
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,7 +26,7 @@ from faststream.rabbit import RabbitBroker
 from keyturn import topology
 from keyturn.crypto import SigningKey
 from keyturn.messages import (
-    AuditedLetter,
+    DeadLettersMoved,
     EnrollRejected,
     StatusReported,
     parse_event,
@@ -36,7 +37,6 @@ from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
-from keyturn_workers.dead_letters.queue import exclusive
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 from tools.harness import requests
@@ -272,6 +272,12 @@ async def test_a_workers_reports_of_status_reach_their_publisher_alone(users: Us
 
 CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "another publisher's stream": lambda c: read(c, _BILLING),
+    "all events": lambda c: read(c, topology.EVENTS_STREAM),
+    "the audit trail": lambda c: read(c, topology.AUDIT_STREAM),
+    "the workers' reports": lambda c: read(c, topology.WORKERS_STREAM),
+    "dead letters": lambda c: get(c, "keyturn.upload.dead"),
+    "the lock of dead letters": lambda c: c.declare_queue(topology.DEAD_LOCK, exclusive=True),
+    "the default exchange": lambda c: publish(c, topology.UPLOAD_QUEUE, exchange=""),
     "a work queue": lambda c: get(c, topology.UPLOAD_QUEUE),
     "the control queue": lambda c: get(c, topology.CONTROL_QUEUE),
     "the workers' own hints": lambda c: get(c, topology.PLAN_QUEUE),
@@ -315,22 +321,14 @@ async def test_a_console_is_refused(users: Users, what: str) -> None:
         assert channel.is_closed
 
 
-async def test_a_console_reads_its_streams_and_dead_letters_and_sees_how_long_queues_are(
-    users: Users,
-) -> None:
-    streams = (topology.EVENTS_STREAM, topology.AUDIT_STREAM, topology.WORKERS_STREAM)
+async def test_a_console_reads_its_own_stream(users: Users) -> None:
     async with channel_of(users, "console") as channel:
-        for stream in (*streams, topology.publisher_stream("console")):
-            await read(channel, stream)
-        for dead in topology.DEAD_QUEUES:
-            await get(channel, dead)
-        for queue in (topology.UPLOAD_QUEUE, topology.CONTROL_QUEUE, topology.SWEEP_QUEUE):
-            found = await channel.declare_queue(queue, passive=True)
-            assert found.declaration_result.message_count is not None
-            assert found.declaration_result.consumer_count is not None
+        await read(channel, topology.publisher_stream("console"))
 
 
-_OF_PAGES = sorted({*topology.CONTROL_REQUESTS} - {"enroll.requested", "recover.requested"})
+_OF_PAGES = sorted(
+    {*topology.CONTROL_REQUESTS} - {"enroll.requested", "recover.requested", "audit.requested"}
+)
 
 
 @pytest.mark.parametrize("routing_key", _OF_PAGES)
@@ -339,20 +337,6 @@ async def test_a_console_publishes_the_requests_of_its_pages(
 ) -> None:
     async with channel_of(users, "console") as channel:
         await publish(channel, routing_key)
-
-
-async def test_a_console_moves_dead_letters_while_it_holds_their_lock(users: Users) -> None:
-    async with await aio_pika.connect(users.url("console")) as connection:
-        async with exclusive(connection):
-            pass
-        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        dead = await channel.get_queue("keyturn.sweep.dead", ensure=False)
-        await publish(channel, dead.name, exchange="")
-        async with asyncio.timeout(20):
-            while (letter := await dead.get(fail=False)) is None:
-                pass
-        await publish(channel, topology.SWEEP_QUEUE, exchange="")
-        await letter.ack()
 
 
 async def test_a_stream_for_a_new_publisher(users: Users) -> None:
@@ -437,7 +421,7 @@ async def test_what_is_allowed_works_from_end_to_end(
 async def test_what_a_console_is_allowed_works_from_end_to_end(
     users: Users, moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reports reach it alone, letters are recorded, and its grant holds whatever it writes to."""
+    """Reports reach it alone, letters are recorded, and its grant holds whoever writes for it."""
     deployment = ConsoleDeployment(users.url("worker"), moto, new_bucket(moto))
     console_env = deployment.console_env(tmp_path / "passwords", amqp_url=users.url("console"))
     for name, value in console_env.items():
@@ -454,12 +438,14 @@ async def test_what_a_console_is_allowed_works_from_end_to_end(
             headers: Any = requests.headers(body, deployment.publisher_key)
             await exchange.publish(aio_pika.Message(body, headers=headers), enrollment["type"])
         await process.logged(enrollment["request_id"])
-        # Signed by the console, past its topic permission.
-        async with channel_of(users, "console") as channel:
+        # Signed by the console, past its topic permission; and a dead letter.
+        async with channel_of(users, "operator") as channel:
             body = requests.encode(forged)
             headers = requests.headers(body, deployment.console_key, publisher="console")
             message = aio_pika.Message(body, headers=headers, message_id=forged["request_id"])
             await channel.default_exchange.publish(message, topology.CONTROL_QUEUE, timeout=20)
+            dead = aio_pika.Message(b"a letter")
+            await channel.default_exchange.publish(dead, "keyturn.upload.dead", timeout=20)
         refused = await console.wait(
             forged["request_id"], project="globex", request_type="enroll.requested", timeout_s=60
         )
@@ -470,31 +456,22 @@ async def test_what_a_console_is_allowed_works_from_end_to_end(
         for report in await asyncio.gather(*waits):
             assert isinstance(report, StatusReported)
             assert [row.project for row in report.projects or ()] == ["acme"]
-        letter = AuditedLetter(request="0" * 64)
-        moved = await console.record_audit(
-            "dead_letter.discarded", "keyturn.upload.dead", [letter], actor="Kim Doe"
+        letter = sha256(b"a letter").hexdigest()
+        moved = await console.move_dead_letters(
+            "discard", "keyturn.upload.dead", letters=[letter], actor="Kim Doe"
         )
-        assert (await console.wait(moved, timeout_s=60)).type == "audit.accepted"
-        async with asyncio.timeout(60), aclosing(console.worker_reports()) as workers:
-            running = await anext(workers)
-        assert running.roles == ("control", "sweep", "upload")
+        answer = await console.wait(moved, timeout_s=60)
+        assert isinstance(answer, DeadLettersMoved)
+        assert (answer.moved, answer.left) == (1, 0)
         assert await process.terminate() == 0
-    seen = []
-    async for event in events(users, "console", topology.EVENTS_STREAM, 1000):
-        seen.append(event["type"])
-        if event.get("request_id") == moved:
-            break
-    assert {"project.enrolled", "audit.accepted"} <= set(seen)
-    assert topology.STATUS_REPORTED not in seen
     records = []
-    async for record in events(users, "console", topology.AUDIT_STREAM, 1000):
+    async for record in events(users, "auditor", topology.AUDIT_STREAM, 1000):
         records.append(record)
         if record["action"] == "dead_letter.discarded":
             break
     assert (records[-1]["actor"], records[-1]["publisher"]) == ("Kim Doe", "console")
     by_request = {record.get("request_id"): record for record in records}
     assert {by_request[each]["actor"] for each in asked} == {"Kim Doe"}
-    assert moved not in by_request
 
 
 def _is_closed(publisher: WorkerPublisher) -> bool:

@@ -76,5 +76,6 @@ async def test_all_of_it_can_be_found_filtered_and_paged_through(
         )
         await _open(page, f"{site.url}/dead")
         await expect(page.locator("main")).to_contain_text(f"{_LETTERS:,}", timeout=_COMPLETE_MS)
+        await expect(page.locator("main")).to_contain_text("The oldest 1,000 are shown")
         await _open(page, f"{site.url}/")
         assert await visit.findings() == []

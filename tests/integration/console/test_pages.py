@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
-KINDS: Final = {*NAV, "/projects/{project}", "/sweeps/{project}/{id}", "/dead/{queue}/h-{digest}"}
+KINDS: Final = {*NAV, "/projects/{project}", "/sweeps/{project}/{id}", "/dead/{queue}/{digest}"}
 """Kinds of pages that must be reachable from the first one."""
 
 

@@ -23,7 +23,7 @@ from keyturn_workers.console.settings import ConsoleSettings
 from keyturn_workers.worker.logging import configure
 
 if TYPE_CHECKING:
-    from keyturn_workers.console.auth.password_file import User
+    from keyturn_workers.console.auth.passwords import User
 
 _EXTRA: Final = "keyturn console needs its extra: pip install 'keyturn-workers[console]'"
 # Of the extra; one that is missing says that all of them are.
@@ -36,7 +36,6 @@ _PACKAGES: Final = frozenset(
         "jinja2",
         "joserfc",
         "python_multipart",
-        "sse_starlette",
     }
 )
 _FileOption = Annotated[
@@ -84,8 +83,8 @@ def add_user(
     console reads the file again, and ends the sessions of a person whose line changed.
     """
     with _needs_extra():
-        from keyturn_workers.console.auth import password_file, passwords  # noqa: PLC0415
-    if not password_file.is_user_name(name):
+        from keyturn_workers.console.auth import passwords  # noqa: PLC0415
+    if not passwords.is_user_name(name):
         raise typer.BadParameter("a name has 1 to 64 characters of a-z, A-Z, 0-9 and . _ @ + -")
     _read(file)  # one that cannot be used is said before anything is typed
     password = _read_password()
@@ -97,8 +96,8 @@ def add_user(
     with _locked(file):
         users = _read(file)
         action = "changed" if name in users else "added"
-        users[name] = password_file.User(name, role, digest)
-        write_secret(file, password_file.format_users(users), force=True)
+        users[name] = passwords.User(name, role, digest)
+        write_secret(file, passwords.format_users(users), force=True)
     print_line(f"{action} {name} with the role {role} in {file}")
 
 
@@ -108,13 +107,13 @@ def remove_user(
 ) -> None:
     """Remove a person from the password file. A running console ends their sessions."""
     with _needs_extra():
-        from keyturn_workers.console.auth import password_file  # noqa: PLC0415
+        from keyturn_workers.console.auth import passwords  # noqa: PLC0415
     with _locked(file):
         users = _read(file)
         if name not in users:
             raise CommandError(f"{file} has no user of this name")
         del users[name]
-        write_secret(file, password_file.format_users(users), force=True)
+        write_secret(file, passwords.format_users(users), force=True)
     print_line(f"removed {name} from {file}")
 
 
@@ -136,7 +135,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> "dict[str, User]":
-    from keyturn_workers.console.auth.password_file import parse_users  # noqa: PLC0415
+    from keyturn_workers.console.auth.passwords import parse_users  # noqa: PLC0415
 
     try:
         return parse_users(file.read_text(encoding="utf-8"))

@@ -1,36 +1,31 @@
 """One console process (SPEC 16).
 
-It starts without a broker, and says on its pages what it cannot read. On SIGTERM and SIGINT it ends
-the streams of events, accepts no new connection, completes responses within `SHUTDOWN_GRACE_S`, and
-exits with status 0.
+It starts without a broker, and says on its pages since when nothing was answered. On SIGTERM and
+SIGINT it accepts no new connection, completes responses within `SHUTDOWN_GRACE_S`, and exits with
+status 0.
 """
 
-import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Final
 
 import structlog
 from starlette.types import ASGIApp
 
 from keyturn.publisher import Publisher
-from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
-from keyturn_workers.console.actions.service import Actions
+from keyturn_workers.console.actions import Actions
+from keyturn_workers.console.app import create_app
+from keyturn_workers.console.ask import Asker
 from keyturn_workers.console.auth.auth import Auth
-from keyturn_workers.console.dead import DeadLetters
-from keyturn_workers.console.feeds import Feeds
-from keyturn_workers.console.model import Model
+from keyturn_workers.console.census import CensusTaker
+from keyturn_workers.console.context import ConsoleContext
+from keyturn_workers.console.prometheus import Prometheus
+from keyturn_workers.console.rendering.templates import compile_templates
 from keyturn_workers.console.settings import ConsoleSettings, url_of
-from keyturn_workers.console.source_log import log_sources
-from keyturn_workers.console.web.app import create_app
-from keyturn_workers.console.web.context import ConsoleContext
-from keyturn_workers.console.web.rendering import compile_templates
 from keyturn_workers.http_server.server import check_broker_tls, open_listeners, serve
 from keyturn_workers.http_server.tls import open_certificate
-from keyturn_workers.worker.runtime import reduce_garbage_collection
 
 # A browser that takes nothing, or whose request's head takes longer, is disconnected.
 _IDLE_TIMEOUT_S: Final = 60.0
@@ -38,25 +33,6 @@ _HEAD_TIMEOUT_S: Final = 15.0
 _MAX_CONNECTIONS: Final = 500
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Console:
-    """A console that can be served.
-
-    Attributes:
-        app: All pages, protected.
-        auth: Who may use them.
-        model: What they show.
-        feeds: What fills the model, for as long as the pages are served.
-        dead: Reads and moves dead letters, for as long as the pages are served.
-    """
-
-    app: ASGIApp
-    auth: Auth
-    model: Model
-    feeds: Feeds
-    dead: DeadLetters
 
 
 async def run_console(settings: ConsoleSettings) -> None:
@@ -79,34 +55,25 @@ async def run_console(settings: ConsoleSettings) -> None:
         for listener in listeners:
             sockets.enter_context(listener)
         port = listeners[0].getsockname()[1]
-        async with open_console(settings, port) as console, asyncio.TaskGroup() as tasks:
-            background = [
-                tasks.create_task(console.feeds.run()),
-                tasks.create_task(console.dead.run()),
-                tasks.create_task(log_sources(console.model)),
-            ]
-            # A full collection visits all of the model: 90 ms with 10,000 projects, in which no
-            # page is served.
-            reduce_garbage_collection()
+        # The driver logs each attempt to connect, several lines a minute while the broker is away;
+        # the console says once that nothing is answered.
+        logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
+        async with open_console(settings, port) as app:
             await serve(
-                console.app,
+                app,
                 listeners,
                 name="console",
                 head_timeout_s=_HEAD_TIMEOUT_S,
                 max_connections=_MAX_CONNECTIONS,
                 grace_s=settings.shutdown_grace_s,
                 certificate=certificate,
-                on_stop=console.auth.stop,
             )
-            await console.dead.finish()
-            for task in background:
-                task.cancel()
     _log.info("console stopped")
 
 
 @asynccontextmanager
-async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[Console]:
-    """Yield a console whose publisher is open; the broker may be away.
+async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[ASGIApp]:
+    """Yield the protected application, whose publisher is open; the broker may be away.
 
     Args:
         settings: Of the console.
@@ -116,32 +83,20 @@ async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[Co
         SettingsError: a file that the settings name cannot be used.
     """
     own_url = url_of(settings.console_host, port, settings.console_scheme)
-    public_url = settings.console_public_url or own_url
-    auth = Auth(settings, public_url, port)
-    broker = BrokerAddress.of(settings)
-    async with Publisher.open(settings, connect=False) as publisher:
+    auth = Auth(settings, settings.console_public_url or own_url, port)
+    url = settings.console_prometheus_url
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(Publisher.open(settings, connect=False))
         await check_broker_tls(publisher)
-        model = Model(
-            settings.publisher_name, history=timedelta(seconds=settings.console_history_s)
-        )
-        feeds = Feeds(settings, model, publisher, broker)
-        actions = Actions(
-            publisher,
-            on_change=lambda: model.changes.publish("sweeps"),
-            on_sweep=model.apply_request,
-        )
-        dead = DeadLetters(broker, model, publisher)
-        context = ConsoleContext(
-            settings=settings,
-            model=model,
-            feeds=feeds,
-            publisher=publisher,
-            auth=auth,
-            dead=dead,
-            actions=actions,
-        )
+        asker = Asker(publisher)
+        stack.push_async_callback(asker.close)
+        census = CensusTaker(asker)
+        stack.push_async_callback(census.close)
+        actions = Actions(publisher)
+        stack.push_async_callback(actions.close)
+        prometheus = None if url is None else Prometheus(url.get_secret_value())
+        if prometheus is not None:
+            stack.push_async_callback(prometheus.close)
         compile_templates()
-        try:
-            yield Console(auth.protect(create_app(context)), auth, model, feeds, dead)
-        finally:
-            await actions.close()
+        context = ConsoleContext(settings.publisher_name, asker, actions, census, prometheus)
+        yield auth.protect(create_app(context, auth))

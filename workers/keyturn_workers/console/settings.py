@@ -67,6 +67,14 @@ def _issuer(url: str) -> str:
     return url
 
 
+def _prometheus(value: object) -> SecretStr:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be an http:// or https:// URL, such as http://prometheus:9090")
+    return SecretStr(text)
+
+
 def _session_key(value: object) -> Secret:
     return value if isinstance(value, Secret) else Secret(seed_from_b64(value))
 
@@ -89,13 +97,14 @@ def _scopes(value: str) -> str:
 
 PublicOrigin = Annotated[PublicUrl, AfterValidator(_origin)]
 Issuer = Annotated[str, AfterValidator(_issuer)]
+PrometheusUrl = Annotated[SecretStr, PlainValidator(_prometheus)]
 SessionKey = Annotated[Secret, NoDecode, BeforeValidator(_session_key)]
 Names = Annotated[tuple[str, ...], NoDecode, PlainValidator(_names)]
 ClaimName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class ConsoleSettings(PublisherSettings, LogSettings):
-    """What the console reads: it is a publisher that people sign in to."""
+    """The console is a publisher that people sign in to."""
 
     console_host: str = "127.0.0.1"
     console_port: Annotated[int, Field(ge=0, le=65535)] = 8090
@@ -122,10 +131,9 @@ class ConsoleSettings(PublisherSettings, LogSettings):
     console_oidc_operate_roles: Names = ("operate",)
     console_oidc_name_claim: ClaimName = "preferred_username"
     console_oidc_ca_file: Path | None = None
-    # How far back events are read at the start.
-    console_history_s: Annotated[int, Field(ge=0)] = 86400
-    # How often all projects are asked for.
-    console_refresh_s: Annotated[float, Field(gt=0)] = 300
+    # A Prometheus that scrapes the workers: charts of *Now* over more than an hour. It may hold
+    # credentials.
+    console_prometheus_url: PrometheusUrl | None = None
     shutdown_grace_s: Annotated[float, Field(gt=0)] = 60
 
     @property

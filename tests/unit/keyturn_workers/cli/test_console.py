@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from keyturn_workers.cli import console, secrets
 from keyturn_workers.cli.app import app
 from keyturn_workers.console import server
-from keyturn_workers.console.auth.password_file import PasswordFile
-from keyturn_workers.console.auth.passwords import Passwords
-from tests.unit.keyturn_workers.console.auth.settings import console_env
+from keyturn_workers.console.auth.passwords import PasswordFile, Passwords
+from tests.unit.keyturn_workers.console.console_env import console_env
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,10 +13,9 @@ import pytest
 import structlog
 
 from keyturn.errors import SettingsError
-from keyturn_workers.console import server
 from keyturn_workers.console.server import open_console, run_console
 from keyturn_workers.http_server.server import AddressError
-from tests.unit.keyturn_workers.console.auth.settings import console_settings
+from tests.unit.keyturn_workers.console.console_env import console_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,8 +51,8 @@ def logged() -> Iterator[asyncio.Queue[dict[str, Any]]]:
 
 @pytest.mark.slow
 async def test_without_a_broker_its_pages_are_served(passwords: Path) -> None:
-    async with open_console(console_settings(passwords), 8090) as console:
-        transport = httpx2.ASGITransport(app=console.app)
+    async with open_console(console_settings(passwords), 8090) as app:
+        transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://127.0.0.1:8090"
         ) as client:
@@ -66,19 +65,13 @@ async def test_without_a_broker_its_pages_are_served(passwords: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_signal_ends_it(
-    passwords: Path, logged: asyncio.Queue[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reductions: list[None] = []
-    # It holds for the process, which is the tests' here.
-    monkeypatch.setattr(server, "reduce_garbage_collection", lambda: reductions.append(None))
+async def test_a_signal_ends_it(passwords: Path, logged: asyncio.Queue[dict[str, Any]]) -> None:
     running = asyncio.create_task(run_console(console_settings(passwords)))
     async with asyncio.timeout(10):
         while (line := await logged.get())["event"] != "console started":
             pass
         async with httpx2.AsyncClient() as client:
             assert (await client.get(f"http://127.0.0.1:{line['port']}/healthz")).text == "ok\n"
-        assert len(reductions) == 1
         os.kill(os.getpid(), signal.SIGTERM)
         await running
     while (line := logged.get_nowait())["event"] != "console stopped":

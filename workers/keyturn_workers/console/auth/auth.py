@@ -1,34 +1,31 @@
 """Sign-in and protection as one value, made from the settings (SPEC 16.3).
 
-auth = Auth(settings, public_url)
+auth = Auth(settings, public_url, port)
 app = auth.protect(create_app(ConsoleContext(…, auth=auth, …)))
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Final
 
 import httpx2
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from keyturn_workers.console.auth.access_log import AccessLog
-from keyturn_workers.console.auth.accounts import Accounts
-from keyturn_workers.console.auth.headers import SecurityHeaders
-from keyturn_workers.console.auth.password_file import PasswordFile
-from keyturn_workers.console.auth.passwords import Hasher, Passwords
-from keyturn_workers.console.auth.person import SESSION_SCOPE, Person, csrf_token, person_of
-from keyturn_workers.console.auth.protection import ErrorPage, Protection
+from keyturn_workers.console.auth.passwords import Hasher, PasswordFile, Passwords
+from keyturn_workers.console.auth.protection import (
+    AccessLog,
+    ErrorPage,
+    OwnOrigins,
+    Protection,
+    SecurityHeaders,
+)
 from keyturn_workers.console.auth.provider import Provider
-from keyturn_workers.console.auth.requests import OwnOrigins
-from keyturn_workers.console.auth.sessions import Sessions
-from keyturn_workers.console.auth.sign_in import CALLBACK, OPEN_PATHS, Render, SignIn
-from keyturn_workers.console.auth.signed_out import SignedOut
+from keyturn_workers.console.auth.sessions import Sessions, SignedOut
+from keyturn_workers.console.auth.sign_in import CALLBACK, OPEN_PATHS, Accounts, Render, SignIn
+from keyturn_workers.console.rendering.templates import http_error_page
+from keyturn_workers.console.rendering.templates import render as render_page
 from keyturn_workers.console.settings import ConsoleSettings
-from keyturn_workers.console.web.errors import http_error_page
-from keyturn_workers.console.web.rendering import render as render_page
 
 
 class Auth:
@@ -83,7 +80,6 @@ class Auth:
             render,
         )
         self._error_page = error_page
-        self._stopping = asyncio.Event()
 
     @property
     def routes(self) -> Sequence[BaseRoute]:
@@ -100,7 +96,6 @@ class Auth:
                 origins=self._origins,
                 open_paths=OPEN_PATHS,
                 error_page=self._error_page,
-                stopping=self._stopping,
             )
         ]
 
@@ -108,15 +103,3 @@ class Auth:
         """Add what every response needs, also those of errors: headers, and a line in the log."""
         is_https = self._origins.public.startswith("https://")
         return AccessLog(SecurityHeaders(app, is_https=is_https))
-
-    def stop(self) -> None:
-        """End the streams of events: the process is to end."""
-        self._stopping.set()
-
-    def person_of(self, request: Request) -> Person | None:
-        """The person; None on the pages that need no session."""
-        return person_of(request) if SESSION_SCOPE in request.scope else None
-
-    def csrf_token(self, request: Request) -> str:
-        """The value of the hidden field `csrf`; empty where there is no session."""
-        return csrf_token(request) if SESSION_SCOPE in request.scope else ""

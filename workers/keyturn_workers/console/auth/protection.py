@@ -1,42 +1,164 @@
-"""What each request passes before a page serves it (SPEC 16.3).
+"""Protection of every request and response, and the access log (SPEC 16.3).
 
 In this order: the host is the console's own, except for probes and static files; an unsafe request
 comes from a page of the console, is a small form and carries the token of its session; a person is
 signed in. A route needs no session only if its path is in `open_paths`.
+
+A page of another site can make a browser send requests here, with cookies where it is the same
+site: another port of this machine, another name below the same domain. And a name of an attacker
+can resolve to this machine (DNS rebinding). So the host must be one of the console's own, and an
+unsafe request must come from a page of one of these origins.
 """
 
-import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
-from urllib.parse import quote
+from typing import Final, Self
+from urllib.parse import quote, urlsplit
 
-from starlette.datastructures import MutableHeaders
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keyturn_workers.console.auth.person import CSRF_FIELD, SESSION_SCOPE, Session
-from keyturn_workers.console.auth.requests import (
-    HOME,
-    SAFE_METHODS,
-    OwnOrigins,
-    without_odd_cookies,
-)
 from keyturn_workers.console.auth.sessions import COOKIE, Sessions
 from keyturn_workers.http_server.client_connection import ClientGoneError, read_body
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+# A path of this site: no other host behind `//`, no backslash, which browsers take for a slash.
+_LOCAL: Final = re.compile(r"/(?:[^/\\\x00-\x20\x7f-\x9f][^\\\x00-\x20\x7f-\x9f]*)?")
+_LOCAL_MAX_CHARACTERS: Final = 1000
+_COOKIE_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HOME: Final = "/"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnOrigins:
+    """The origins under which this console may be used.
+
+    Attributes:
+        public: The origin as browsers see it.
+        hosts: What `Host` may hold.
+        origins: What `Origin` may hold.
+    """
+
+    public: str
+    hosts: frozenset[str]
+    origins: frozenset[str]
+
+    @classmethod
+    def of(cls, public_url: str, port: int, scheme: str = "http") -> Self:
+        """Those of a public URL, and of this machine itself on the console's own port."""
+        local = {f"{host}:{port}" for host in _LOOPBACK}
+        return cls(
+            public_url,
+            frozenset(local | {urlsplit(public_url).netloc}),
+            frozenset({f"{scheme}://{host}" for host in local} | {public_url}),
+        )
+
+    def is_own_host(self, host: str | None) -> bool:
+        """Whether a `Host` header names this console."""
+        return host is not None and host.lower() in self.hosts
+
+    def is_own_page(self, headers: Mapping[str, str]) -> bool:
+        """Whether an unsafe request comes from a page of this console.
+
+        Browsers send `Origin` with each one. `null` is what a page without an origin sends.
+        """
+        origin = headers.get("origin")
+        if origin is not None:
+            return origin in self.origins
+        return headers.get("sec-fetch-site") == "same-origin"
+
+    def page_of(self, referer: str | None) -> str:
+        """The path of the page that a request came from, if it is one of this console."""
+        if referer is None:
+            return HOME
+        try:
+            parts = urlsplit(referer)
+        except ValueError:
+            return HOME
+        if f"{parts.scheme}://{parts.netloc}" not in self.origins:
+            return HOME
+        return local_path(f"{parts.path}?{parts.query}" if parts.query else parts.path)
+
+
+def without_odd_cookies(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    r"""The headers without cookies whose names are not plain.
+
+    Browsers take a name with `__Host-` only from this host. Starlette removes blanks around names,
+    `\x85` and `\xa0` too: with one of these, another host of the domain could set such a name.
+    """
+    return [
+        (name, _plain_cookies(value) if name == b"cookie" else value) for name, value in headers
+    ]
+
+
+def _plain_cookies(value: bytes) -> bytes:
+    pairs = (pair.strip(b" ") for pair in value.split(b";"))
+    return b"; ".join(pair for pair in pairs if _COOKIE_NAME.fullmatch(pair.partition(b"=")[0]))
+
+
+def local_path(target: str | None) -> str:
+    """The path and query to go to after the sign-in; `/` for anything that is not local."""
+    if target is None or len(target) > _LOCAL_MAX_CHARACTERS:
+        return HOME
+    return target if _LOCAL.fullmatch(target) else HOME
+
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_ALWAYS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_CACHE_CONTROL: Final = "Cache-Control"
+_HSTS: Final = "max-age=31536000"
+
+
+class SecurityHeaders:
+    """ASGI middleware that adds them. A response may say itself how long it may be kept."""
+
+    def __init__(self, app: ASGIApp, *, is_https: bool) -> None:
+        self._app = app
+        self._headers = {**_ALWAYS, **({"Strict-Transport-Security": _HSTS} if is_https else {})}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers[name] = value
+                headers.setdefault(_CACHE_CONTROL, "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
 
 MAX_BODY_BYTES: Final = 256 * 1024
 SIGN_IN: Final = "/sign-in"
 _HEALTH: Final = "/healthz"
 _STATIC: Final = "/static/"
-_EVENTS: Final = "/events"
 _FORM: Final = "application/x-www-form-urlencoded"
 _BODY_TIMEOUT_S: Final = 15.0
-CHECK_S: Final = 1.0
-"""How often a stream of events looks whether its session has ended."""
 ErrorPage = Callable[[Request, Exception], Awaitable[Response]]
 
 
@@ -56,7 +178,6 @@ class Protection:
         origins: OwnOrigins,
         open_paths: frozenset[str],
         error_page: ErrorPage,
-        stopping: asyncio.Event,
     ) -> None:
         """Take what decides.
 
@@ -66,14 +187,12 @@ class Protection:
             origins: Where the console may be used.
             open_paths: Served without a session, as are static files and `/healthz`.
             error_page: Makes the page of an `HTTPException`.
-            stopping: Set once the process is to end: streams of events then do.
         """
         self._app = app
         self._sessions = sessions
         self._origins = origins
         self._open_paths = open_paths
         self._error_page = error_page
-        self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
@@ -98,8 +217,6 @@ class Protection:
             await checked(scope, receive, send)
         elif cookie is None or session is None:
             await self._app(scope, checked, send)
-        elif scope["path"] == _EVENTS:
-            await self._stream(scope, checked, send, cookie)
         else:
             await self._app(scope, checked, self._renewing(request, cookie, send))
 
@@ -123,7 +240,7 @@ class Protection:
         return _replay(body, request.receive)
 
     def _to_sign_in(self, request: Request) -> Response:
-        if "hx-request" in request.headers or request.scope["path"] == _EVENTS:
+        if "hx-request" in request.headers:
             # A redirect would be followed, and the sign-in page put into a part of the page.
             return PlainTextResponse("signed out\n", 401, {"HX-Refresh": "true"})
         if request.method in SAFE_METHODS:
@@ -148,37 +265,6 @@ class Protection:
             await send(message)
 
         return send_with_cookie
-
-    async def _stream(self, scope: Scope, receive: Receive, send: Send, cookie: str) -> None:
-        """Serve events until their session ends, or the process does."""
-        is_open = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal is_open
-            await send(message)
-            is_open = bool(message.get("more_body", message["type"] == "http.response.start"))
-
-        serving = asyncio.ensure_future(self._app(scope, receive, send_and_note))
-        ending = asyncio.ensure_future(self._ended(cookie))
-        try:
-            await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                await serving
-        finally:
-            for task in (serving, ending):
-                task.cancel()
-            await asyncio.gather(serving, ending, return_exceptions=True)
-        if is_open:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _ended(self, cookie: str) -> None:
-        while self._sessions.read(cookie) is not None:
-            try:
-                async with asyncio.timeout(CHECK_S):
-                    await self._stopping.wait()
-            except TimeoutError:
-                continue
-            return
 
 
 def _sets_session(headers: MutableHeaders) -> bool:
@@ -226,3 +312,55 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive_again
+
+
+_MAX_PATH_CHARACTERS: Final = 500
+_QUIET_PATHS: Final = ("/static/", "/healthz")
+_CANCELED: Final = 499
+
+_log = structlog.get_logger()
+
+
+class AccessLog:
+    """ASGI middleware that writes the lines. It is outside of what knows the person."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), _CANCELED
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            _write(scope, status, time.perf_counter() - started)
+
+
+def _write(scope: Scope, status: int, took_s: float) -> None:
+    session = scope.get(SESSION_SCOPE)
+    path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
+    write = _log.debug if _is_quiet(scope) else _log.info
+    write(
+        "request",
+        person=None if session is None else session.person.name,
+        method=scope["method"],
+        path=path.partition("?")[0][:_MAX_PATH_CHARACTERS],
+        status=int(status),  # an `HTTPStatus` shows as more than its number
+        took_ms=round(took_s * 1000, 1),
+    )
+
+
+def _is_quiet(scope: Scope) -> bool:
+    if scope["method"] not in SAFE_METHODS:
+        return False
+    return scope["path"].startswith(_QUIET_PATHS) or "hx-request" in Headers(scope=scope)

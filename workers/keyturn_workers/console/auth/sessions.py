@@ -1,14 +1,7 @@
-"""Sessions: one signed cookie each, which names the person and when the session began (SPEC 16.3).
+"""Signers of cookies and form tokens that read a signature strictly (SPEC, conventions).
 
-A cookie is signed, so the console keeps nothing and survives a restart. It is refused
-
-    after `CONSOLE_SESSION_S`, or `CONSOLE_IDLE_S` without an action,
-    once it was signed out (`SignedOut`),
-    once its account changed: removed, another password, another role, other settings of the
-    provider (its `stamp`),
-    once the key changed that signs it.
-
-Each sign-in makes a new id, so an id that somebody planted before gains nothing.
+itsdangerous decodes a signature before it compares it, and ignores stray bits and foreign
+characters there. Here the texts are compared, so a token has exactly one spelling.
 """
 
 import hashlib
@@ -17,14 +10,90 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
-from itsdangerous import BadData, URLSafeSerializer
+import structlog
+from itsdangerous import BadData, Signer, TimestampSigner, URLSafeSerializer, want_bytes
 
 from keyturn.crypto import Secret
+from keyturn.errors import SettingsError
 from keyturn_workers.console.auth.person import Person, Role, Session
-from keyturn_workers.console.auth.signed_out import SignedOut
-from keyturn_workers.console.signers import StrictSigner
+
+
+class StrictSigner(Signer):
+    """A signer whose signatures have one spelling."""
+
+    def verify_signature(self, value: str | bytes, sig: str | bytes) -> bool:
+        """Whether `sig` is the text that this signer writes for `value`."""
+        return hmac.compare_digest(self.get_signature(value), want_bytes(sig))
+
+
+class StrictTimestampSigner(StrictSigner, TimestampSigner):
+    """The same, with a time in what is signed."""
+
+
+_log = structlog.get_logger()
+
+
+class SignedOut:
+    """Ids of sessions, each until the session's end."""
+
+    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
+        """Read the file, and write it again without what has ended.
+
+        Raises:
+            SettingsError: it cannot be read or written.
+        """
+        self._path = path
+        self._clock = clock
+        self._ends: dict[str, float] = {}
+        if path is None:
+            return
+        try:
+            path.touch(mode=0o600)
+            self._ends = dict(_parse(path.read_text(encoding="utf-8")))
+            self._purge()
+            path.write_text("".join(map(_line, self._ends.items())), encoding="utf-8")
+        except (OSError, ValueError) as exc:
+            raise SettingsError(
+                f"KEYTURN_CONSOLE_SIGNED_OUT_FILE cannot be used ({type(exc).__name__})"
+            ) from exc
+
+    def __contains__(self, session: object) -> bool:
+        """Whether a session was signed out."""
+        return session in self._ends
+
+    def add(self, session: str, ends_at: float) -> None:
+        """Sign a session out."""
+        self._purge()
+        self._ends[session] = ends_at
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line((session, ends_at)))
+        except OSError as exc:
+            # This process remembers it all the same.
+            _log.error("sign-out not recorded in the file", error=type(exc).__name__)
+
+    def _purge(self) -> None:
+        now = self._clock()
+        self._ends = {session: end for session, end in self._ends.items() if end > now}
+
+
+def _line(entry: tuple[str, float]) -> str:
+    session, ends_at = entry
+    return f"{session} {ends_at:.0f}\n"
+
+
+def _parse(text: str) -> list[tuple[str, float]]:
+    entries = []
+    for line in text.splitlines():
+        session, _, ends_at = line.partition(" ")
+        entries.append((session, float(ends_at)))
+    return entries
+
 
 COOKIE: Final = "__Host-keyturn-console"
 _ID_BYTES: Final = 16

@@ -1,1 +1,0 @@
-"""Tests of what the console may do."""

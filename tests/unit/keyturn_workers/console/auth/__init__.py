@@ -1,1 +1,0 @@
-"""Tests of sign-in, sessions and the protection of requests, without a server."""

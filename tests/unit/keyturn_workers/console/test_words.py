@@ -1,0 +1,248 @@
+"""Addresses of pages, codes, and what pages say about sweeps (SPEC 8.6, 12, 16.2)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+from starlette.datastructures import QueryParams
+
+from keyturn.errors import all_errors
+from keyturn.identifiers import parse_time
+from keyturn.messages import AttentionLink, Counts, Progress, SweepStatus
+from keyturn.messages.audit import AuditAction
+from keyturn_workers.code_help import CODES, code_help
+from keyturn_workers.console.rendering import words
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+_ID = "2f6c9a0e-0000-4000-8000-000000000001"
+_NOW = parse_time("2026-11-26T09:30:00Z")
+_ROW = SweepStatus(sweep_id=_ID, project="acme", kind="sweep", status="running")
+_COUNTS = Counts(objects=10, current=4, plaintext=1, deleted=2, failed=1, noncurrent_stale=3)
+
+
+def _row(**change: Any) -> SweepStatus:
+    return _ROW.model_copy(update=change)
+
+
+def test_paths_of_pages() -> None:
+    assert words.project_path("a/b?c") == "/projects/a%2Fb%3Fc"
+    assert words.sweep_path("acme", "id") == "/sweeps/acme/id"
+    assert words.sweep_path("*", "id") == "/sweeps/_all/id"
+    assert words.project_of_segment("_all") == "*"
+    assert words.project_of_segment("Not one") is None
+
+
+@pytest.mark.parametrize(
+    ("link", "path"),
+    [
+        (AttentionLink(page="project", project="acme"), "/projects/acme"),
+        (AttentionLink(page="sweep", project="*", sweep_id=_ID), f"/sweeps/_all/{_ID}"),
+        (AttentionLink(page="sweep"), "/"),
+        (
+            AttentionLink(page="dead_letters", filter={"queue": "keyturn.upload.dead"}),
+            "/dead?queue=keyturn.upload.dead",
+        ),
+        (AttentionLink(page="master_keys"), "/keys"),
+        (
+            AttentionLink(page="projects", filter={"state": "old_key", "order": "-key_since"}),
+            "/projects?state=old_key&sort=key_since&order=desc",
+        ),
+    ],
+)
+def test_what_needs_attention_leads_to_its_page(link: AttentionLink, path: str) -> None:
+    assert words.attention_link(link) == path
+
+
+def test_an_address_keeps_what_is_set_and_changes_what_is_named() -> None:
+    params = QueryParams("text=a%26b&page=3&empty=")
+    assert words.address("/projects", params, page=4) == "/projects?text=a%26b&page=4"
+    assert words.address("/projects", params, page=None, text="") == "/projects"
+
+
+@pytest.mark.parametrize(
+    ("typed", "page"), [("", 1), ("0", 1), ("-1", 1), ("x", 1), ("7", 7), ("9" * 99, 1_000_000)]
+)
+def test_the_number_of_a_page(typed: str, page: int) -> None:
+    assert words.page_of(QueryParams({"page": typed})) == page
+
+
+def test_what_is_malformed_is_the_default() -> None:
+    params = QueryParams({"state": "x", "text": " a " + "b" * 2000})
+    assert words.choice_of(params, "state", ("any", "ok"), "any") == "any"
+    assert words.choice_of(QueryParams("state=ok"), "state", ("any", "ok"), "any") == "ok"
+    assert len(words.text_of(params, "text")) == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "word"),
+    [
+        ({}, "busy", "Running"),
+        ({"status": "failed"}, "bad", "Stopped"),
+        ({"status": None}, "bad", "Unreadable"),
+        ({"status": "done", "clean": True}, "ok", "Clean"),
+        ({"status": "done", "clean": False, "counts": _COUNTS}, "warn", "Not clean, 1 failed"),
+        ({"status": "done", "clean": False}, "warn", "Not clean"),
+    ],
+)
+def test_the_state_of_a_sweep_is_a_word_and_never_its_color_alone(
+    change: dict[str, Any], kind: str, word: str
+) -> None:
+    assert words.sweep_badge(_row(**change)) == words.Badge(kind, word)
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [({"kind": "rotation"}, "Rotation"), ({"master_key": "m2"}, "Master key sweep"), ({}, "Sweep")],
+)
+def test_kinds_of_sweeps(change: dict[str, Any], shown: str) -> None:
+    assert words.sweep_kind(_row(**change)) == shown
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, words.SweepProgress("not counted yet")),
+        ({"progress": Progress(phase="waiting")}, words.SweepProgress("Waits for a worker")),
+        (
+            {"progress": Progress(phase="waiting"), "waits_for_round": True},
+            words.SweepProgress("Waits for the next round"),
+        ),
+        (
+            {"progress": Progress(phase="rewrapping", done=5)},
+            words.SweepProgress("Rewrapping, 5 objects so far"),
+        ),
+        (
+            {"progress": Progress(phase="rewrapping", done=5, total=20)},
+            words.SweepProgress("Rewrapping 5 of 20 objects", 5, 20),
+        ),
+        (
+            # The project has grown since it was counted.
+            {"progress": Progress(phase="rewrapping", done=30, total=20)},
+            words.SweepProgress("Rewrapping 30 of 20 objects", 20, 20),
+        ),
+        (
+            {
+                "progress": Progress(
+                    phase="proving", done=46, total=91, proof_possible_at="2026-11-26T09:30:12Z"
+                )
+            },
+            words.SweepProgress("Proving 46 of 91 objects, earliest end in 12 s", 46, 91),
+        ),
+        (
+            {
+                "progress": Progress(
+                    phase="proving", done=46, total=91, proof_possible_at="2026-11-26T09:29:00Z"
+                )
+            },
+            words.SweepProgress("Proving 46 of 91 objects", 46, 91),
+        ),
+        (
+            {"project": "*", "progress": Progress(phase="rewrapping", done=3, total=9)},
+            words.SweepProgress("Rewrapping 3 of 9 projects", 3, 9),
+        ),
+        ({"status": "done", "counts": _COUNTS}, words.SweepProgress("10 objects")),
+        ({"status": "done"}, words.SweepProgress("—")),
+    ],
+)
+def test_progress_is_that_of_the_phase(
+    change: dict[str, Any], expected: words.SweepProgress
+) -> None:
+    assert words.sweep_progress(_row(**change), _NOW) == expected
+
+
+def _moments(row: SweepStatus, now: datetime = _NOW) -> list[tuple[str, str]]:
+    return [(each.title, each.state) for each in words.sweep_moments(row, now)]
+
+
+def test_the_moments_of_a_sweep_pass_one_after_the_other() -> None:
+    names = ["Requested", "First rewrap", "All rewrapped", "Proof possible from", "Proven"]
+    begun = _row(requested_at="2026-11-26T09:20:00Z")
+    assert _moments(begun) == list(
+        zip(names, ["done", "next", "later", "later", "later"], strict=True)
+    )
+    proving = begun.model_copy(
+        update={
+            "progress": Progress(
+                phase="proving",
+                first_rewrap_at="2026-11-26T09:21:00Z",
+                all_rewrapped_at="2026-11-26T09:22:00Z",
+                proof_possible_at="2026-11-26T09:30:12Z",
+            )
+        }
+    )
+    assert [state for _, state in _moments(proving)] == ["done", "done", "done", "next", "later"]
+    later = parse_time("2026-11-26T09:31:00Z")
+    assert [state for _, state in _moments(proving, later)][-2:] == ["done", "next"]
+    ended = proving.model_copy(
+        update={"status": "done", "clean": True, "ended_at": "2026-11-26T09:30:20Z"}
+    )
+    assert {state for _, state in _moments(ended)} == {"done"}
+    assert words.sweep_moments(ended, _NOW)[-1].at == parse_time("2026-11-26T09:30:20Z")
+
+
+@pytest.mark.parametrize(
+    ("change", "title"),
+    [
+        ({"status": "done", "clean": False}, "Ended, not clean"),
+        ({"status": "failed"}, "Stopped"),
+        ({}, "Proven"),
+    ],
+)
+def test_the_end_of_a_sweep_is_called_what_it_is(change: dict[str, Any], title: str) -> None:
+    assert words.sweep_moments(_row(**change), _NOW)[-1].title == title
+
+
+def test_where_nothing_had_to_be_rewrapped_that_is_said() -> None:
+    progress = Progress(phase="proving", all_rewrapped_at="2026-11-26T09:22:00Z")
+    first = words.sweep_moments(_row(progress=progress), _NOW)[1]
+    assert (first.state, first.note) == ("done", "nothing had to be rewrapped")
+
+
+def test_each_count_has_its_meaning() -> None:
+    shown = words.sweep_counts(_COUNTS)
+    assert [each.value for each in shown] == [
+        getattr(_COUNTS, name) for name in Counts.model_fields
+    ]
+    assert all(each.meaning for each in shown)
+    assert words.sweep_counts(None) == ()
+
+
+def test_options_are_phrases() -> None:
+    row = _row(master_key="m2", encrypt_plaintext=True, repair=True)
+    assert words.sweep_options(row)[:2] == ("master key m2", "encrypt plaintext")
+    assert words.sweep_options(_ROW) == ()
+
+
+def test_each_action_of_the_audit_trail_has_words() -> None:
+    assert words.AUDIT_ACTIONS.keys() == set(get_args(AuditAction))
+    assert words.audit_action("of tomorrow") == "of tomorrow"
+
+
+_REFERENCE = Path(__file__).parents[4] / "docs" / "reference" / "errors.md"
+
+
+def _plain(markdown: str) -> str:
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown).replace("`", "")
+
+
+def test_the_help_is_that_of_the_reference() -> None:
+    section = _REFERENCE.read_text().partition("## Codes")[2].partition("\n## ")[0]
+    rows = [line.strip()[1:-1].split("|") for line in section.splitlines() if line[:3] == "| `"]
+    documented = {
+        code.strip().strip("`"): (_plain(meaning.strip()), _plain(remedy.strip()))
+        for code, _, _, meaning, remedy in rows
+    }
+    assert {code: (help_.meaning, help_.remedy) for code, help_ in CODES.items()} == documented
+
+
+def test_each_code_has_its_help() -> None:
+    assert CODES.keys() == all_errors().keys()
+
+
+def test_an_unknown_code_is_shown_as_unknown() -> None:
+    assert "does not know" in code_help("code_of_tomorrow").meaning

@@ -1,0 +1,512 @@
+"""What people do by the console: signed requests, each published once (SPEC 6.7, 16.1).
+
+    actions = Actions(publisher)
+    action = await actions.start_sweep(person, request_id, "acme", SweepOptions())
+    action.state  # sending, published, accepted, rejected, not_sent or unknown
+
+A request's id is decided by the form that it comes from. So a form that is sent twice publishes
+once, and an attempt that the broker did not confirm is repeated under the same id, which takes
+effect once.
+
+Memory is bounded: at most `max_kept` requests are remembered, and none younger than the forms'
+longest life is forgotten, since its form could be sent again. A new API key is held only until the
+broker has confirmed its request, and never longer than `KEY_LIFE_S`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Final, Literal
+
+import structlog
+from pydantic import SecretStr
+from starlette.exceptions import HTTPException
+
+from keyturn.errors import (
+    CodedError,
+    KeyturnError,
+    NotDeliveredError,
+    OutcomeUnknownError,
+    PublisherError,
+    WaitTimeoutError,
+)
+from keyturn.identifiers import ALL_PROJECTS
+from keyturn.messages import DeadLettersAction, DeadLettersMoved, Event, Rejected
+from keyturn.publisher import Publisher
+from keyturn.publisher.event_matcher import RequestType
+from keyturn_workers.console.auth.person import Person
+from keyturn_workers.console.form_tokens import FORM_LIFE_S, KEY_LIFE_S, FormTokens, FreshKeys
+
+ActionKind = Literal["sweep", "rotation", "delete", "dead_letters"]
+REQUEST_TYPES: Final[dict[ActionKind, RequestType]] = {
+    "sweep": "sweep.requested",
+    "rotation": "rotation.requested",
+    "delete": "delete.requested",
+    "dead_letters": "dead_letters.requested",
+}
+
+
+class ActionState(StrEnum):
+    """Where a request is.
+
+    | state | what is known |
+    | --- | --- |
+    | `sending` | it is being published |
+    | `published` | the broker has it; no worker has answered |
+    | `accepted` | a worker has accepted it, or has done it |
+    | `rejected` | a worker has refused it |
+    | `not_sent` | it is on no queue; nothing happens |
+    | `unknown` | the broker did not confirm it: it may be on its queue, or not |
+    """
+
+    SENDING = "sending"
+    PUBLISHED = "published"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    NOT_SENT = "not_sent"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOptions:
+    """What a sweep does beyond bringing wraps to the desired state (SPEC 6.6)."""
+
+    master_key: str | None = None
+    encrypt_plaintext: bool = False
+    repair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """Dead letters of one queue that are to be replayed or discarded.
+
+    Attributes:
+        code: All with this code.
+        letters: Or single ones: the hex SHA-256 of their bodies.
+        count: How many of them were shown to the person.
+        moved: How many were moved, once that is known.
+        left: How many could not be.
+    """
+
+    move: DeadLettersAction
+    queue: str
+    code: str | None = None
+    letters: tuple[str, ...] = ()
+    count: int = 0
+    reason: str | None = None
+    moved: int | None = None
+    left: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A request that a person made by the console. It never holds a key.
+
+    Attributes:
+        request_id: The id of the request; of a sweep or rotation also that of its sweep.
+        project: `*` for all.
+        person: The name of the person, which the request names as its actor.
+        options: Of a sweep.
+        object_key: Of a delete.
+        letters: Of dead letters.
+        expected_generation: Of a rotation: the generation that it replaces.
+        generation: Of a rotation that was accepted.
+        code: Why it was refused.
+        detail: The same for people; also why it was not sent, or why no answer can be read.
+        is_waiting: Whether its answer is waited for.
+        attempts: How often it was published, each time under the same id.
+    """
+
+    request_id: str
+    kind: ActionKind
+    project: str
+    person: str
+    at: datetime
+    options: SweepOptions | None = None
+    object_key: str | None = None
+    letters: Letters | None = None
+    expected_generation: int | None = None
+    state: ActionState = ActionState.SENDING
+    updated_at: datetime | None = None
+    generation: int | None = None
+    code: str | None = None
+    detail: str = ""
+    is_waiting: bool = False
+    attempts: int = 1
+
+    @property
+    def is_final(self) -> bool:
+        """Whether its answer is known."""
+        return self.state in (ActionState.ACCEPTED, ActionState.REJECTED)
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether publishing it again, under the same id, helps: it takes effect once."""
+        return self.state in (ActionState.NOT_SENT, ActionState.UNKNOWN)
+
+
+def repeated(action: Action, person: str, at: datetime) -> Action:
+    """When it is published once more, under the same id."""
+    # An attempt whose outcome is unknown stays so until one is confirmed.
+    is_unsent = action.state is ActionState.NOT_SENT
+    return replace(
+        action,
+        state=ActionState.SENDING if is_unsent else action.state,
+        person=person,
+        attempts=action.attempts + 1,
+        updated_at=at,
+    )
+
+
+def published(action: Action, at: datetime) -> Action:
+    """After the broker's confirmation; an answer may have been faster."""
+    if action.is_final:
+        return action
+    return replace(action, state=ActionState.PUBLISHED, updated_at=at, code=None, detail="")
+
+
+def failed_to_publish(action: Action, error: KeyturnError, at: datetime) -> Action:
+    """After an attempt to publish that was not confirmed."""
+    if action.is_final:
+        return action
+    detail = error.detail if isinstance(error, CodedError) else str(error)
+    code = error.code if isinstance(error, CodedError) else None
+    # Once an attempt may have reached a queue, the failure of a later one does not take it back.
+    may_be_sent = action.state is ActionState.UNKNOWN or isinstance(error, OutcomeUnknownError)
+    is_unsent = isinstance(error, CodedError | NotDeliveredError) and not may_be_sent
+    state = ActionState.NOT_SENT if is_unsent else ActionState.UNKNOWN
+    return replace(action, state=state, updated_at=at, code=code, detail=detail)
+
+
+def answered(action: Action, event: Event, at: datetime) -> Action:
+    """After an event of its request, whose signature was checked."""
+    if isinstance(event, Rejected):
+        return replace(
+            action,
+            state=ActionState.REJECTED,
+            updated_at=at,
+            code=event.code,
+            detail=event.detail,
+            is_waiting=False,
+        )
+    if isinstance(event, DeadLettersMoved) and action.letters is not None:
+        letters = replace(action.letters, moved=event.moved, left=event.left)
+        action = replace(action, letters=letters, code=event.code, detail=event.detail or "")
+    else:
+        generation = getattr(event, "generation", None)
+        action = replace(action, generation=generation, code=None, detail="")
+    return replace(action, state=ActionState.ACCEPTED, updated_at=at, is_waiting=False)
+
+
+def cannot_wait(action: Action, error: PublisherError, at: datetime) -> Action:
+    """While the stream with the answer cannot be read."""
+    return replace(action, updated_at=at, detail=f"its answer cannot be read: {error}")
+
+
+MAX_KEPT: Final = 1000
+PUBLISH_WAIT_S: Final = 2.0
+"""How long a page waits for the broker's confirmation; the publish itself continues."""
+ANSWER_WAIT_S: Final = 86400.0
+_READ_AGAIN_S: Final = 5.0
+_log = structlog.get_logger()
+
+
+class TooManyActionsError(HTTPException):
+    """More requests than are remembered were made within the life of a form."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "Too many requests were made within the last hour. Nothing was published."
+        )
+
+
+_Publish = Callable[[str], Awaitable[str]]  # of the actor
+
+
+@dataclass(slots=True)
+class _Entry:
+    action: Action
+    publish: _Publish | None  # None once it is not needed any more: it may hold an API key
+    holds_key: bool = False
+    is_settled: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Actions:
+    """The requests that people made by this console since it started.
+
+    Args:
+        publisher: Signs and publishes; connected or not.
+        max_kept: How many are remembered.
+        publish_wait_s: How long a call waits for the broker's confirmation.
+        answer_wait_s: How long an answer is waited for.
+        read_again_s: The pause before a stream that cannot be read is read again.
+
+    Attributes:
+        forms: The tokens of the forms that lead here.
+        fresh_keys: API keys that were shown and are not published yet.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        max_kept: int = MAX_KEPT,
+        publish_wait_s: float = PUBLISH_WAIT_S,
+        answer_wait_s: float = ANSWER_WAIT_S,
+        read_again_s: float = _READ_AGAIN_S,
+    ) -> None:
+        self._publisher = publisher
+        self._max_kept = max_kept
+        self._publish_wait_s = publish_wait_s
+        self._answer_wait_s = answer_wait_s
+        self._read_again_s = read_again_s
+        self._entries: dict[str, _Entry] = {}
+        self.forms = FormTokens()
+        self.fresh_keys = FreshKeys()
+
+    async def start_sweep(
+        self, person: Person, request_id: str, project: str, options: SweepOptions
+    ) -> Action:
+        """Request a sweep of one project, or of `*`; with a known id nothing is published.
+
+        Raises:
+            TooManyActionsError: nothing was published.
+        """
+
+        def publish(actor: str) -> Awaitable[str]:
+            return self._publisher.sweep(
+                project,
+                master_key=options.master_key,
+                encrypt_plaintext=options.encrypt_plaintext,
+                repair=options.repair,
+                actor=actor,
+                sweep_id=request_id,
+            )
+
+        action = Action(
+            request_id,
+            "sweep",
+            project,
+            person.name,
+            datetime.now(UTC),
+            options=options,
+        )
+        return await self._begin(action, publish)
+
+    async def rotate(
+        self,
+        person: Person,
+        request_id: str,
+        project: str,
+        *,
+        api_key: SecretStr,
+        expected_generation: int,
+    ) -> Action:
+        """Request a rotation to a new API key; with a known id nothing is published.
+
+        Raises:
+            TooManyActionsError: nothing was published.
+        """
+
+        def publish(actor: str) -> Awaitable[str]:
+            return self._publisher.rotate(
+                project,
+                api_key=api_key,
+                expected_generation=expected_generation,
+                actor=actor,
+                rotation_id=request_id,
+            )
+
+        action = Action(
+            request_id,
+            "rotation",
+            project,
+            person.name,
+            datetime.now(UTC),
+            expected_generation=expected_generation,
+        )
+        return await self._begin(action, publish, holds_key=True)
+
+    async def delete(
+        self, person: Person, request_id: str, project: str, object_key: str
+    ) -> Action:
+        """Request that an object be deleted; with a known id nothing is published.
+
+        Raises:
+            TooManyActionsError: nothing was published.
+        """
+
+        def publish(actor: str) -> Awaitable[str]:
+            return self._publisher.delete(project, object_key, actor=actor, request_id=request_id)
+
+        action = Action(
+            request_id, "delete", project, person.name, datetime.now(UTC), object_key=object_key
+        )
+        return await self._begin(action, publish)
+
+    async def move_letters(self, person: Person, request_id: str, letters: Letters) -> Action:
+        """Request that dead letters be replayed or discarded.
+
+        Raises:
+            TooManyActionsError: nothing was published.
+        """
+
+        def publish(actor: str) -> Awaitable[str]:
+            return self._publisher.move_dead_letters(
+                letters.move,
+                letters.queue,
+                code=letters.code,
+                letters=letters.letters or None,
+                actor=actor,
+                reason=letters.reason,
+                request_id=request_id,
+            )
+
+        action = Action(
+            request_id,
+            "dead_letters",
+            ALL_PROJECTS,
+            person.name,
+            datetime.now(UTC),
+            letters=letters,
+        )
+        return await self._begin(action, publish)
+
+    async def repeat(self, person: Person, request_id: str) -> Action | None:
+        """Publish a request again under its id; as it is if that cannot help. None if unknown."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return None
+        if self.may_repeat(request_id):
+            if entry.task is not None:
+                entry.task.cancel()
+            self._set(entry, repeated(entry.action, person.name, datetime.now(UTC)))
+            await self._publish(entry)
+        return entry.action
+
+    def may_repeat(self, request_id: str) -> bool:
+        """Whether `repeat` would publish: a request that was not confirmed, and is still held."""
+        entry = self._entries.get(request_id)
+        return (
+            entry is not None
+            and entry.publish is not None
+            and entry.is_settled.is_set()
+            and entry.action.may_be_repeated
+        )
+
+    def get(self, request_id: str) -> Action | None:
+        """A request by its id; None if it was not made here, or is forgotten."""
+        entry = self._entries.get(request_id)
+        return None if entry is None else entry.action
+
+    async def close(self) -> None:
+        """Stop waiting. What was published continues."""
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for entry in self._entries.values():
+            entry.publish = None
+
+    async def _begin(self, action: Action, publish: _Publish, *, holds_key: bool = False) -> Action:
+        # Registered before anything is awaited: a form that is sent twice at once comes here twice.
+        if (known := self._entries.get(action.request_id)) is not None:
+            await self._wait_briefly(known)
+            return known.action
+        self._make_room()
+        entry = _Entry(action, publish, holds_key)
+        self._entries[action.request_id] = entry
+        if holds_key:
+            asyncio.get_running_loop().call_later(KEY_LIFE_S, self._forget_request, entry)
+        await self._publish(entry)
+        return entry.action
+
+    async def _publish(self, entry: _Entry) -> None:
+        entry.is_settled.clear()
+        entry.task = asyncio.create_task(self._run(entry))
+        await self._wait_briefly(entry)
+
+    async def _wait_briefly(self, entry: _Entry) -> None:
+        try:
+            async with asyncio.timeout(self._publish_wait_s):
+                await entry.is_settled.wait()
+        except TimeoutError:
+            return  # the page shows that it is being sent
+
+    async def _run(self, entry: _Entry) -> None:
+        publish = entry.publish
+        if publish is None:
+            return
+        try:
+            await publish(entry.action.person)
+        except (CodedError, PublisherError) as exc:
+            self._set(entry, failed_to_publish(entry.action, exc, datetime.now(UTC)))
+        else:
+            self._set(entry, published(entry.action, datetime.now(UTC)))
+            entry.publish = None
+        finally:
+            # The task's own frame would keep the key while it waits for the answer.
+            del publish
+            entry.is_settled.set()
+        action = entry.action
+        _log.info(
+            "request made", state=action.state.value, kind=action.kind, request_id=action.request_id
+        )
+        if action.state is not ActionState.NOT_SENT:
+            await self._wait(entry)
+
+    async def _wait(self, entry: _Entry) -> None:
+        self._set(entry, replace(entry.action, is_waiting=True))
+        try:
+            async with asyncio.timeout(self._answer_wait_s):
+                event = await self._answer(entry)
+        except TimeoutError:
+            self._set(entry, replace(entry.action, is_waiting=False))
+            return
+        entry.publish = None
+        self._set(entry, answered(entry.action, event, datetime.now(UTC)))
+
+    async def _answer(self, entry: _Entry) -> Event:
+        while True:
+            try:
+                return await self._next_event(entry.action)
+            except WaitTimeoutError:
+                continue
+            except PublisherError as exc:
+                self._set(entry, cannot_wait(entry.action, exc, datetime.now(UTC)))
+                await asyncio.sleep(self._read_again_s)
+
+    async def _next_event(self, action: Action) -> Event:
+        request_type = REQUEST_TYPES[action.kind]
+        if action.kind != "sweep":
+            return await self._publisher.wait(
+                action.request_id, project=action.project, request_type=request_type
+            )
+        # A sweep has no event that accepts it: its first progress does.
+        events = self._publisher.progress(
+            action.request_id, project=action.project, request_type=request_type
+        )
+        async with aclosing(events):
+            async for event in events:
+                return event
+        raise PublisherError("the stream of events ended")
+
+    def _set(self, entry: _Entry, action: Action) -> None:
+        entry.action = action
+
+    def _forget_request(self, entry: _Entry) -> None:
+        entry.publish = None
+
+    def _make_room(self) -> None:
+        if len(self._entries) < self._max_kept:
+            return
+        oldest = next(iter(self._entries.values()))
+        if datetime.now(UTC) - oldest.action.at < timedelta(seconds=FORM_LIFE_S):
+            raise TooManyActionsError
+        if oldest.task is not None:
+            oldest.task.cancel()
+        del self._entries[oldest.action.request_id]

@@ -1,0 +1,347 @@
+"""Queries of state: what a page asks of control workers, and the last answer to it (SPEC 16.1).
+
+    answer = await asker.ask(Query("projects", order="project"))
+    answer.report   # the last report that could be read, or None
+    answer.at       # when its reading began: the age of what is shown
+    answer.problem  # why there is nothing newer, and `answer.since` since when
+
+Equal queries share one request, and an answer of the last second serves everyone. Where a newer
+answer does not come soon, the page shows the last one with its age, and is asked again a moment
+later by the browser. Nothing else is kept: an answer is forgotten a minute after the last page
+that asked for it, and the oldest beyond `MAX_KEPT`.
+
+If control workers do not answer, requests pause, longer and longer, so that they do not find a pile
+of stale requests when they return. A person who opens a page does not wait for the end of a pause.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, Generic, TypeVar
+
+import structlog
+from pydantic import ValidationError
+
+from keyturn.errors import (
+    BrokerUnavailableError,
+    CodedError,
+    PublisherError,
+    TooManyRequestsError,
+    WaitTimeoutError,
+)
+from keyturn.identifiers import ALL_PROJECTS, parse_time
+from keyturn.messages import (
+    STATUS_LIMIT,
+    StatusFilter,
+    StatusRejected,
+    StatusReported,
+    StatusView,
+)
+from keyturn.publisher import Publisher
+
+MAX_KEPT: Final = 100
+KEEP_S: Final = 60.0
+FRESH_S: Final = 1.0
+FIRST_WAIT_S: Final = 2.0
+"""How long a page waits for the first answer to a query."""
+NEWER_WAIT_S: Final = 0.25
+"""How long a page waits for a newer answer, where it has one, or knows that none comes."""
+TIMEOUT_S: Final = 15.0
+PAUSES_S: Final = (5.0, 15.0, 30.0, 60.0)
+"""Between requests that control workers do not answer."""
+_BROKER_PAUSE_S: Final = 2.0
+"""Between attempts to reach the broker: nothing is left there."""
+_CONNECT_TIMEOUT_S: Final = 3.0
+MAX_UNDER_WAY: Final = 4
+"""Requests at once, of all queries: a control worker reads two at a time, and lets six wait."""
+_BUSY_TRIES: Final = 3
+_BUSY_PAUSE_S: Final = 0.3
+
+FilterValue = str | bool
+T = TypeVar("T")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked for, as `status.requested` says it; two that are equal have one answer."""
+
+    view: StatusView
+    project: str = ALL_PROJECTS
+    sweep_id: str | None = None
+    filter: tuple[tuple[str, FilterValue], ...] = ()
+    order: str | None = None
+    page: int = 1
+    limit: int = STATUS_LIMIT
+    after: str | None = None
+
+
+def filled(**values: FilterValue | None) -> tuple[tuple[str, FilterValue], ...]:
+    """A filter of the values that say something."""
+    return tuple((name, value) for name, value in values.items() if value)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known of a query.
+
+    Attributes:
+        report: The last report with rows; None before there is one.
+        problem: Why there is nothing newer, as a sentence; empty if nothing is wrong.
+        since: Since when that is so.
+    """
+
+    report: StatusReported | None = None
+    problem: str = ""
+    since: datetime | None = None
+
+    @property
+    def at(self) -> datetime | None:
+        """When the reading of the report began."""
+        return None if self.report is None else parse_time(self.report.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a table.
+
+    Attributes:
+        rows: Its rows.
+        number: Which page, from 1.
+        size: Rows of a whole page.
+        total: All rows that match the filter.
+        of_all: The same without the filter.
+        is_complete: Whether nothing was left out: no bound was reached, and all has been read.
+    """
+
+    rows: Sequence[T]
+    number: int
+    size: int
+    total: int
+    of_all: int
+    is_complete: bool
+
+    @property
+    def pages(self) -> int:
+        """How many pages there are, at least 1."""
+        return max(1, -(-self.total // self.size))
+
+
+def page_of(report: StatusReported, rows: Sequence[T] | None, query: Query) -> Page[T]:
+    """The page that a report holds, with its rows."""
+    shown = rows or ()
+    total = len(shown) if report.total is None else report.total
+    return Page(
+        shown,
+        report.page or query.page,
+        query.limit,
+        total,
+        total if report.of_all is None else report.of_all,
+        is_complete=report.is_complete is not False,
+    )
+
+
+@dataclass(slots=True)
+class _Entry:
+    answer: Answer = field(default_factory=Answer)
+    asked_at: float = 0.0
+    answered_at: float | None = None
+    task: asyncio.Task[None] | None = None
+
+    def note_problem(self, problem: str) -> None:
+        known = self.answer
+        since = known.since if known.problem else datetime.now(UTC)
+        self.answer = Answer(known.report, problem, since)
+
+
+@dataclass(slots=True)
+class _Silence:
+    """How many requests in a row were not answered, until when to pause, since when, and why."""
+
+    failures: int = 0
+    until: float = 0.0
+    problem: str = ""
+    since: datetime | None = None
+
+
+class Asker:
+    """Asks control workers, and keeps the last answers. Used from one event loop.
+
+    Args:
+        publisher: Signs and publishes; connected or not.
+        timeout_s: Seconds until a request counts as not answered.
+        first_wait_s: How long `ask` waits where there is no answer yet.
+        clock: A monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        first_wait_s: float = FIRST_WAIT_S,
+        newer_wait_s: float = NEWER_WAIT_S,
+        pauses_s: Sequence[float] = PAUSES_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._publisher = publisher
+        self._timeout_s = timeout_s
+        self._first_wait_s = first_wait_s
+        self._newer_wait_s = newer_wait_s
+        self._pauses_s = pauses_s
+        self._clock = clock
+        self._entries: dict[Query, _Entry] = {}
+        self._slots = asyncio.Semaphore(MAX_UNDER_WAY)
+        self._silence = _Silence()
+
+    def peek(self, query: Query) -> Answer:
+        """What is known now; nothing is asked for."""
+        entry = self._entries.get(query)
+        return self._shown(Answer() if entry is None else entry.answer)
+
+    async def ask(self, query: Query, *, is_eager: bool = True, is_brief: bool = False) -> Answer:
+        """The newest answer that comes soon, or the last one.
+
+        Args:
+            query: What is asked for.
+            is_eager: Whether a person opens a page: that does not wait for the end of a pause.
+            is_brief: Whether the page is as good without the answer.
+        """
+        entry = self._entry(query)
+        if entry.task is None and self._is_due(entry, is_eager=is_eager):
+            entry.task = asyncio.create_task(self._run(query, entry))
+        if entry.task is not None:
+            is_known = entry.answer.report is not None or bool(self._shown(entry.answer).problem)
+            wait_s = self._newer_wait_s if is_known or is_brief else self._first_wait_s
+            await asyncio.wait({entry.task}, timeout=wait_s)
+        return self._shown(entry.answer)
+
+    async def read(
+        self, query: Query, *, actor: str | None = None
+    ) -> StatusReported | StatusRejected:
+        """The answer to a query, which is not kept.
+
+        Args:
+            query: What is asked for.
+            actor: The person who started this; the audit trail names them.
+
+        Raises:
+            PublisherError: it could not be sent, or was not answered in time.
+            MalformedRequestError: it cannot be asked for.
+        """
+        async with self._slots:
+            for _ in range(_BUSY_TRIES):
+                event = await self._request(query, actor)
+                if not isinstance(event, StatusRejected) or event.code != TooManyRequestsError.code:
+                    break
+                await asyncio.sleep(_BUSY_PAUSE_S)
+            return event
+
+    async def close(self) -> None:
+        """Abandon what is under way."""
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _entry(self, query: Query) -> _Entry:
+        now = self._clock()
+        entry = self._entries.pop(query, None) or _Entry()
+        entry.asked_at = now
+        for other, kept in tuple(self._entries.items()):
+            is_over = kept.asked_at < now - KEEP_S or len(self._entries) >= MAX_KEPT
+            if kept.task is None and is_over:
+                del self._entries[other]
+        self._entries[query] = entry
+        return entry
+
+    def _is_due(self, entry: _Entry, *, is_eager: bool) -> bool:
+        now = self._clock()
+        if entry.answered_at is not None and now - entry.answered_at < FRESH_S:
+            return False
+        if is_eager or not self._silence.problem:
+            return True
+        if now < self._silence.until:
+            return False
+        self._silence.until = now + self._timeout_s  # one request finds out for all
+        return True
+
+    async def _run(self, query: Query, entry: _Entry) -> None:
+        try:
+            event = await self.read(query)
+        except PublisherError as exc:
+            self._note_silence(exc)
+        except (CodedError, ValidationError) as exc:
+            words = str(exc) if isinstance(exc, CodedError) else "the filter is malformed"
+            entry.note_problem(f"It cannot be asked for: {words}.")
+        else:
+            self._note_answer()
+            detail = f" ({event.detail})" if event.detail else ""
+            if isinstance(event, StatusRejected):
+                entry.note_problem(f"Control workers refuse it: {event.code}{detail}.")
+            elif event.code is not None:
+                entry.note_problem(f"It cannot be read: {event.code}{detail}.")
+            else:
+                entry.answer = Answer(event)
+        finally:
+            entry.answered_at = self._clock()
+            entry.task = None
+
+    async def _request(self, query: Query, actor: str | None) -> StatusReported | StatusRejected:
+        # A publish waits half a minute for a broker that is away; a page should say so at once.
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await self._publisher.connect()
+        except TimeoutError as exc:
+            raise BrokerUnavailableError("the broker does not respond") from exc
+        request_id = await self._publisher.status(
+            query.view,
+            query.project,
+            sweep_id=query.sweep_id,
+            filter=StatusFilter.model_validate(dict(query.filter)) if query.filter else None,
+            order=query.order,
+            page=query.page,
+            limit=query.limit,
+            after=query.after,
+            actor=actor,
+        )
+        event = await self._publisher.wait(request_id, timeout_s=self._timeout_s)
+        if not isinstance(event, StatusReported | StatusRejected):  # the waiter matches types
+            raise PublisherError(f"unexpected answer {event.type}")
+        return event
+
+    def _shown(self, answer: Answer) -> Answer:
+        """The answer; where nothing is answered at all, with the reason of that."""
+        if not self._silence.problem:
+            return answer
+        return Answer(answer.report, self._silence.problem, self._silence.since)
+
+    def _note_silence(self, error: PublisherError) -> None:
+        silence, problem = self._silence, _words(error)
+        if problem != silence.problem:
+            _log.warning("control workers do not answer", problem=problem)
+        pause_s, failures = _BROKER_PAUSE_S, silence.failures
+        if isinstance(error, WaitTimeoutError):
+            pause_s = self._pauses_s[min(failures, len(self._pauses_s) - 1)]
+            failures += 1
+        self._silence = _Silence(
+            failures,
+            self._clock() + pause_s,
+            problem,
+            silence.since or datetime.now(UTC),
+        )
+
+    def _note_answer(self) -> None:
+        if self._silence.problem:
+            _log.info("control workers answer again")
+        self._silence = _Silence()
+
+
+def _words(error: PublisherError) -> str:
+    """Why nothing was answered, as a sentence for a page."""
+    if isinstance(error, WaitTimeoutError):
+        return "No control worker answers."
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."

@@ -1,0 +1,123 @@
+"""What the pages of actions have in common: forms, their tokens, and paths (SPEC 16.3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from keyturn.identifiers import is_uuid
+from keyturn_workers.code_help import code_help
+from keyturn_workers.console.actions import REQUEST_TYPES, Action, Actions
+from keyturn_workers.console.auth.person import Person, require_operate, session_of
+from keyturn_workers.console.context import context_of
+from keyturn_workers.console.form_tokens import FORM_LIFE_S, FormExpiredError, FormToken
+from keyturn_workers.console.rendering import words
+from keyturn_workers.console.rendering.templates import render, see_other
+
+TOKEN_FIELD: Final = "form"  # noqa: S105 - the name of a field
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A person who may act, and the session that they act in."""
+
+    person: Person
+    session_id: str
+
+
+def operator_of(request: Request) -> Operator:
+    """Who sends a request for an action.
+
+    Raises:
+        Forbidden: their role does not allow it.
+    """
+    return Operator(require_operate(request), session_of(request).id)
+
+
+def actions_of(request: Request) -> Actions:
+    """The actions of this console."""
+    return context_of(request).actions
+
+
+def new_token(request: Request, purpose: str, *subject: str) -> str:
+    """The token of a form on the page that is rendered."""
+    return actions_of(request).forms.make(session_of(request).id, purpose, *subject)
+
+
+def read_token(
+    request: Request, form: Mapping[str, str], purpose: str, *, life_s: int = FORM_LIFE_S
+) -> FormToken | None:
+    """What the token of a form says; None if it cannot be served any more."""
+    try:
+        return actions_of(request).forms.read(
+            form.get(TOKEN_FIELD, ""), session_of(request).id, purpose, life_s=life_s
+        )
+    except FormExpiredError:
+        return None
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a form; files are left out."""
+    fields = await request.form(max_files=0)
+    return {name: value for name, value in fields.items() if isinstance(value, str)}
+
+
+def project_of_path(request: Request, *, all_allowed: bool = False) -> str:
+    """The project that the path names.
+
+    Raises:
+        HTTPException: 404, it names none.
+    """
+    project = words.project_of_segment(request.path_params["project"])
+    if project is None or (project == "*" and not all_allowed):
+        raise HTTPException(404)
+    return project
+
+
+def id_of_path(request: Request, name: str) -> str:
+    """The id that the path names.
+
+    Raises:
+        HTTPException: 404, it is no id.
+    """
+    value: str = request.path_params[name]
+    if not is_uuid(value):
+        raise HTTPException(404)
+    return value
+
+
+def outcome_path(action: Action) -> str:
+    """The page that shows what became of a request."""
+    if action.kind == "sweep":
+        return words.sweep_path(action.project, action.request_id)
+    return f"/actions/{action.request_id}"
+
+
+def outcome_page(action: Action) -> Response:
+    """What a form answers: a reload of the page that it leads to repeats nothing."""
+    return see_other(outcome_path(action))
+
+
+def outcome_values(request: Request, action: Action | None) -> dict[str, Any]:
+    """What the template of an outcome needs."""
+    context = context_of(request)
+    return {
+        "action": action,
+        "may_repeat": action is not None and actions_of(request).may_repeat(action.request_id),
+        "help": code_help(action.code) if action is not None and action.code else None,
+        "publisher": context.publisher_name,
+        "request_type": REQUEST_TYPES[action.kind] if action is not None else "",
+    }
+
+
+def expired_page(request: Request, back: str) -> Response:
+    """The page of a form that cannot be served any more. Nothing was published."""
+    return render(request, "actions/expired.html", status_code=409, back=back)
+
+
+def is_confirmed(typed: str, phrase: str) -> bool:
+    """Whether the phrase was typed; blanks around it do not count, case does."""
+    return typed.strip() == phrase.strip() and bool(phrase.strip())

@@ -1,0 +1,296 @@
+"""*Sweeps* and *Sweep*: progress, counts, failures and what to do about them (SPEC 8.6, 16.2).
+
+Names of objects that failed are untrusted: those that failed as foreign may hold any character.
+"""
+
+import csv
+import io
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from keyturn import evidence
+from keyturn.errors import CodedError, EvidenceError, PublisherError
+from keyturn.identifiers import ALL_PROJECTS, is_project
+from keyturn.messages import (
+    SWEEP_STATES,
+    FailureStatus,
+    StatusReported,
+    SweepStatus,
+)
+from keyturn_workers.code_help import code_help
+from keyturn_workers.console.ask import Answer, Query, filled, page_of
+from keyturn_workers.console.context import ask, context_of
+from keyturn_workers.console.pages.forms import (
+    actions_of,
+    id_of_path,
+    outcome_values,
+    project_of_path,
+)
+from keyturn_workers.console.pages.projects import evidence_query
+from keyturn_workers.console.rendering import words
+from keyturn_workers.console.rendering.templates import REFRESH_S, render
+
+PATH: Final = "/sweeps"
+_PAGE_ROWS: Final = 100
+_FILE_ROWS: Final = 200
+_RUNNING_REFRESH_S: Final = 2
+_STATES: Final = {
+    "": "Any",
+    "running": "Running",
+    "not_clean": "Ended, not clean",
+    "done": "Ended",
+    "failed": "Stopped",
+}
+_KINDS: Final = {"": "Any", "rotation": "Rotations", "sweep": "Sweeps"}
+# A spreadsheet takes a cell that begins so for a formula; some take full-width signs, too.
+_FORMULA_STARTS: Final = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "\uff1d",
+    "\uff0b",
+    "\uff0d",
+    "\uff20",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The dates of a proof, as its evidence says them, by the storage's clock."""
+
+    turned_at: str
+    proven_from: str
+    proven_to: str
+    late_writes_refused: bool
+    digest: str
+
+
+async def show_all(request: Request) -> Response:
+    """Answer `GET /sweeps`: those that are under way first."""
+    params = request.query_params
+    text = words.text_of(params, "text")
+    state = words.choice_of(params, "state", SWEEP_STATES, "")
+    kind = words.choice_of(params, "kind", tuple(_KINDS), "")
+    parts = params.get("parts") == "yes"
+    project = words.text_of(params, "project")
+    query = Query(
+        "sweeps",
+        project if is_project(project) else ALL_PROJECTS,
+        filter=filled(text=text, state=state, kind=kind, parts=parts),
+        page=words.page_of(params),
+        limit=_PAGE_ROWS,
+    )
+    (answer,) = await ask(request, query)
+    report = answer.report
+    return render(
+        request,
+        "sweeps/sweeps.html",
+        refresh_s=REFRESH_S,
+        answer=answer,
+        page=report and page_of(report, report.sweeps, query),
+        text=text,
+        state=state,
+        kind=kind,
+        parts=parts,
+        project=project,
+        states=list(_STATES.items()),
+        kinds=list(_KINDS.items()),
+        is_filtered=bool(query.filter or project),
+        url=lambda number: words.address(PATH, params, page=number),
+    )
+
+
+async def show(request: Request) -> Response:
+    """Answer `GET /sweeps/{project}/{sweep_id}`; also of one that no worker has begun yet."""
+    project = project_of_path(request, all_allowed=True)
+    sweep_id = id_of_path(request, "sweep_id")
+    params = request.query_params
+    query = Query(
+        "sweep", project, sweep_id, page=words.page_of(params, "parts_page"), limit=_PAGE_ROWS
+    )
+    code, text = words.text_of(params, "code"), words.text_of(params, "text")
+    failed_query = _failures_query(project, sweep_id, code, text, words.page_of(params), _PAGE_ROWS)
+    wanted = [query, failed_query]
+    if project != ALL_PROJECTS:
+        wanted.append(evidence_query(project))
+    answer, failed, *held = await ask(request, *wanted)
+    row, parts = _sweep_of(answer.report, project, sweep_id)
+    action = actions_of(request).get(sweep_id)
+    if action is not None and action.project != project:
+        action = None
+    if row is None and action is None and answer.report is not None:
+        raise HTTPException(404, "There is no such sweep. Its record may be gone.")
+    path = words.sweep_path(project, sweep_id)
+    is_running = row is None or row.status == "running"
+    return render(
+        request,
+        "sweeps/sweep.html",
+        refresh_s=_RUNNING_REFRESH_S if is_running else REFRESH_S,
+        project=project,
+        sweep_id=sweep_id,
+        answer=answer,
+        row=row,
+        parts=parts,
+        parts_page=answer.report and page_of(answer.report, parts, query),
+        parts_url=lambda number: words.address(path, params, parts_page=number) + "#parts",
+        path=path,
+        proof=_proof(held[0], row) if held and row is not None else None,
+        failed=failed,
+        failed_page=failed.report and page_of(failed.report, failed.report.failures, failed_query),
+        codes=_codes(failed.report),
+        code=code,
+        text=text,
+        url=lambda number: words.address(path, params, page=number) + "#failures",
+        again=_again_query(row) if row is not None else "",
+        taken=urlencode({"code": code, "text": text}),
+        **outcome_values(request, action),
+    )
+
+
+async def failures_text(request: Request) -> Response:
+    """The failures that match, a line each, to copy."""
+    return await _file(request, as_text, "text/plain; charset=utf-8")
+
+
+async def failures_csv(request: Request) -> Response:
+    """The failures that match, for a spreadsheet."""
+    name = f"failures-{id_of_path(request, 'sweep_id')}.csv"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return await _file(request, as_csv, "text/csv", headers)
+
+
+async def _file(
+    request: Request,
+    write: Callable[[Iterable[FailureStatus]], str],
+    media_type: str,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """All pages of failures that match, one after the other as they are read."""
+    project = project_of_path(request, all_allowed=True)
+    sweep_id = id_of_path(request, "sweep_id")
+    code, text = (words.text_of(request.query_params, name) for name in ("code", "text"))
+
+    async def read(number: int) -> StatusReported:
+        query = _failures_query(project, sweep_id, code, text, number, _FILE_ROWS)
+        try:
+            answer = await context_of(request).asker.read(query)
+        except (PublisherError, CodedError) as exc:
+            raise HTTPException(503, "The failures cannot be read now.") from exc
+        if not isinstance(answer, StatusReported) or answer.code is not None:
+            raise HTTPException(503, f"The failures cannot be read now ({answer.code}).")
+        return answer
+
+    async def pages(first: StatusReported) -> AsyncIterator[str]:
+        yield (_CSV_HEAD if write is as_csv else "") + write(first.failures or ())
+        # One that cannot be read ends the connection, so that no file looks complete.
+        for number in range(2, -(-(first.total or 0) // _FILE_ROWS) + 1):
+            yield write((await read(number)).failures or ())
+
+    return StreamingResponse(pages(await read(1)), media_type=media_type, headers=headers)
+
+
+def _failures_query(
+    project: str, sweep_id: str, code: str, text: str, page: int, limit: int
+) -> Query:
+    is_code = code.isascii() and code.replace("_", "").isalnum()
+    chosen = filled(code=code if is_code else "", text=text)
+    return Query("failures", project, sweep_id, filter=chosen, page=page, limit=limit)
+
+
+def _sweep_of(
+    report: StatusReported | None, project: str, sweep_id: str
+) -> tuple[SweepStatus | None, tuple[SweepStatus, ...]]:
+    """The sweep, and its parts if it is one of all."""
+    rows = (report and report.sweeps) or ()
+    row = next((row for row in rows if (row.project, row.sweep_id) == (project, sweep_id)), None)
+    return row, tuple(each for each in rows if each is not row)
+
+
+def _codes(report: StatusReported | None) -> list[tuple[str, int, str, str]]:
+    """Each code of the failures: how many have it, what it means, and what to do."""
+    return [
+        (each.code, each.count, code_help(each.code).meaning, code_help(each.code).remedy)
+        for each in (report and report.codes) or ()
+    ]
+
+
+def as_text(rows: Iterable[FailureStatus]) -> str:
+    """A line each: code, project, key, with tabs between; what does not print is escaped."""
+    return "".join(f"{row.code}\t{row.project}\t{_printable(row.key or '')}\n" for row in rows)
+
+
+_CSV_HEAD: Final = "project,key,code\r\n"
+
+
+def as_csv(rows: Iterable[FailureStatus]) -> str:
+    """RFC 4180. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    out = io.StringIO()
+    csv.writer(out).writerows((row.project, _cell(row.key or ""), row.code) for row in rows)
+    return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        one if one.isprintable() and one != "\\" else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def _again_query(row: SweepStatus) -> str:
+    """The query of the form that starts the same sweep again."""
+    fields = {"scope": "all"} if row.project == ALL_PROJECTS else {"project": row.project}
+    fields |= {"encrypt_plaintext": "yes"} if row.encrypt_plaintext else {}
+    fields |= {"repair": "yes"} if row.repair else {}
+    fields |= {"master_key": row.master_key} if row.master_key else {}
+    return urlencode(fields)
+
+
+def _proof(held: Answer, row: SweepStatus) -> Proof | None:
+    """The dates in the evidence of this sweep, if a control worker reported it."""
+    for file in (held.report and held.report.evidence_files) or ():
+        if row.evidence is None or file.digest != row.evidence or file.envelope is None:
+            continue
+        try:
+            read = evidence.parse(file.envelope.encode())
+        except EvidenceError:
+            return None
+        # The digest is that of the signed event or record of the end.
+        if read.digest != row.evidence:
+            return None
+        said = read.statement.predicate
+        return Proof(
+            _date(said.turned_at),
+            _date(said.proven_from),
+            _date(said.proven_to),
+            said.late_writes_refused,
+            row.evidence,
+        )
+    return None
+
+
+def _date(text: str) -> str:
+    """A date of the evidence in words of the pages; the fraction of a second if it has one."""
+    return text.replace("T", " ").removesuffix("Z").removesuffix(".000000")
+
+
+routes = [
+    Route(PATH, show_all),
+    Route("/sweeps/{project}/{sweep_id}", show),
+    Route("/sweeps/{project}/{sweep_id}/failures.txt", failures_text),
+    Route("/sweeps/{project}/{sweep_id}/failures.csv", failures_csv),
+]

@@ -1,0 +1,140 @@
+"""Charts as SVG that the server draws, each with the same numbers as text (SPEC 16.2). Pure.
+
+Only the shapes are in the SVG, which stretches to its place. Words and numbers are HTML around it,
+so that they keep their size on a phone. Colors come from the style sheet by class.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from markupsafe import Markup, escape
+
+from keyturn_workers.console.rendering.text import rate
+
+Point = tuple[datetime, float]
+WIDTH: Final = 600
+HEIGHT: Final = 100
+_TABLE_ROWS: Final = 24
+_MINUTE: Final = timedelta(minutes=1)
+_STEPS: Final = (1, 2, 2.5, 5, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawn series.
+
+    Attributes:
+        title: What is counted, with its unit.
+        kind: The class that colors it: `accent`, `bad`.
+        svg: The picture.
+        summary: The picture in one sentence.
+        top: The value at the upper edge.
+        ticks: The times below the picture, evenly spaced.
+        table: The same numbers, over a few longer spans: the beginning of each, and its mean.
+        latest: The newest value.
+        is_empty: Whether there is nothing but zeros.
+    """
+
+    title: str
+    kind: str
+    svg: Markup
+    summary: str
+    top: float
+    ticks: tuple[str, ...]
+    table: tuple[tuple[datetime, float], ...]
+    latest: float
+    is_empty: bool
+
+
+def bars(title: str, series: Sequence[Point], *, kind: str = "accent", unit: str = "") -> Chart:
+    """A chart of one bar for each point, for counts in equal spans of time.
+
+    Args:
+        title: What is counted.
+        series: The beginning of each span, and its value; not empty.
+        kind: Its color.
+        unit: Of the values, for the summary and for the words shown at a bar.
+    """
+    top = ceiling(max((value for _, value in series), default=0))
+    step = WIDTH / max(1, len(series))
+    shapes = []
+    for index, (at, value) in enumerate(series):
+        height = value / top * HEIGHT
+        left, width = index * step, step * 0.86
+        words = f"{_clock(at)}: {rate(value)}{unit}"
+        # A hit area of the whole height, so that also a small bar shows its value.
+        shapes.append(
+            f"<g><title>{escape(words)}</title>"
+            f'<rect class="hit" x="{left:.2f}" y="0" width="{step:.2f}" height="{HEIGHT}"/>'
+            f'<rect class="bar" x="{left:.2f}" y="{HEIGHT - height:.2f}" width="{width:.2f}" '
+            f'height="{height:.2f}"/></g>'
+        )
+    # `Markup.format` for each bar would take half of the page's time.
+    drawn = Markup("".join(shapes))  # noqa: S704 - numbers and escaped text
+    return _chart(title, kind, series, top, drawn, unit)
+
+
+def ceiling(value: float) -> float:
+    """A round number at or above the value, for the upper edge."""
+    if value <= 0 or not math.isfinite(value):
+        return 1.0
+    size = 10.0 ** math.floor(math.log10(value))
+    return next(step * size for step in _STEPS if value <= step * size * (1 + 1e-9))
+
+
+def _chart(
+    title: str, kind: str, series: Sequence[Point], top: float, shapes: Markup, unit: str
+) -> Chart:
+    summary = _summary(title, series, unit)
+    grid = Markup('<path class="grid" d="M0 0H{0}M0 {1}H{0}M0 {2}H{0}"/>').format(
+        WIDTH, HEIGHT // 2, HEIGHT
+    )
+    svg = Markup(
+        '<svg class="plot {}" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" '
+        'aria-label="{}">{}{}</svg>'
+    ).format(kind, WIDTH, HEIGHT, summary, grid, shapes)
+    values = [value for _, value in series]
+    return Chart(
+        title=title,
+        kind=kind,
+        svg=svg,
+        summary=summary,
+        top=top,
+        ticks=_ticks(series),
+        table=_condense(series),
+        latest=values[-1] if values else 0,
+        is_empty=not any(values),
+    )
+
+
+def _summary(title: str, series: Sequence[Point], unit: str) -> str:
+    if not series:
+        return f"{title}: no values yet."
+    values = [value for _, value in series]
+    return (
+        f"{title}, from {_clock(series[0][0])} to {_clock(series[-1][0])} UTC: lowest "
+        f"{rate(min(values))}{unit}, highest {rate(max(values))}{unit}, latest "
+        f"{rate(values[-1])}{unit}."
+    )
+
+
+def _ticks(series: Sequence[Point], count: int = 4) -> tuple[str, ...]:
+    if not series:
+        return ()
+    first, last = series[0][0], series[-1][0]
+    part = (last - first) / (count - 1)
+    form = "%H:%M:%S" if part < _MINUTE else "%H:%M"
+    return tuple(_clock(first + part * index, form) for index in range(count))
+
+
+def _condense(series: Sequence[Point]) -> tuple[Point, ...]:
+    width = -(-len(series) // _TABLE_ROWS) or 1
+    parts = [series[index : index + width] for index in range(0, len(series), width)]
+    return tuple((part[0][0], sum(value for _, value in part) / len(part)) for part in parts)
+
+
+def _clock(at: datetime, form: str = "%H:%M") -> str:
+    return at.astimezone(UTC).strftime(form)

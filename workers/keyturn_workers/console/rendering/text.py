@@ -1,0 +1,114 @@
+"""How values become text on a page: untrusted text, numbers, times (SPEC 16.2). Pure.
+
+All that comes from a bucket, a message or a person is untrusted. Jinja2 escapes it; `visible` also
+shows what would hide or reorder text, such as control and bidirectional characters.
+"""
+
+import math
+from datetime import UTC, datetime
+from typing import Final
+
+from markupsafe import Markup, escape
+
+from keyturn.identifiers import parse_time
+
+_MINUTE_S: Final = 60
+_HOUR_S: Final = 3600
+_DAY_S: Final = 86_400
+_UNITS: Final = ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min"), (1, "s"))
+_SHOWN_CHARACTERS: Final = 4096
+
+
+def visible(text: object, limit: int = _SHOWN_CHARACTERS) -> Markup:
+    """Untrusted text, isolated, with each character that does not print shown as its code point.
+
+    Spaces at an end and in a row are kept, since `a` and `a ` are two object keys.
+    """
+    shown = str(text)
+    cut = len(shown) - limit
+    if cut > 0:
+        shown = shown[:limit]
+    if shown.isprintable():
+        body = escape(shown)
+    else:
+        body = Markup().join(_character(character) for character in shown)
+    if cut > 0:
+        body += Markup('<span class="code-point">… {} more characters</span>').format(cut)
+    return Markup('<bdi class="text">{}</bdi>').format(body)
+
+
+def _character(character: str) -> Markup:
+    if character.isprintable():
+        return escape(character)
+    return Markup('<span class="code-point">U+{:04X}</span>').format(ord(character))
+
+
+def plain(text: object, limit: int = 200) -> str:
+    """Untrusted text for a place that takes no markup, such as an attribute or a title."""
+    shown = "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in str(text)[:limit])
+    return shown if len(str(text)) <= limit else f"{shown}…"
+
+
+def sentence(text: str) -> str:
+    """A text with a capital letter at its beginning and a period at its end, if it has any."""
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}." if text else ""
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """`12,345`; a dash where nothing is known."""
+    if value is None:
+        return "—"
+    return f"{value:,.{digits}f}"
+
+
+def rate(value: float | None) -> str:
+    """A rate with about three significant digits; a whole number without decimals."""
+    if value is None:
+        return "—"
+    digits = 0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2  # noqa: PLR2004
+    return f"{value:,.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """The two largest units: `45 s`, `3 min 20 s`, `2 d 4 h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "—"
+    left = round(max(seconds, 0))
+    parts: list[str] = []
+    for size, unit in _UNITS:
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count} {unit}" if count else "")
+        if len(parts) == 2:  # noqa: PLR2004
+            break
+    return " ".join(part for part in parts if part) or "0 s"
+
+
+def ago(at: datetime, now: datetime) -> str:
+    """`3 min ago`, `in 2 h`, `now`: one unit, as the script of the page writes it too."""
+    seconds = (now - at).total_seconds()
+    size = abs(seconds)
+    if size < 1:
+        return "now"
+    for unit_s, unit in _UNITS:
+        if size >= unit_s:
+            count = f"{int(size // unit_s)} {unit}"
+            return f"{count} ago" if seconds > 0 else f"in {count}"
+    return "now"  # pragma: no cover
+
+
+def clock_time(at: datetime, now: datetime) -> str:
+    """UTC with seconds; with the date where it is not today's."""
+    at = at.astimezone(UTC)
+    shape = "%H:%M:%S" if at.date() == now.astimezone(UTC).date() else "%Y-%m-%d %H:%M:%S"
+    return at.strftime(shape)
+
+
+def moment(at: datetime | str | None) -> datetime | None:
+    """An instant, which messages hold as text."""
+    return parse_time(at) if isinstance(at, str) else at
+
+
+def iso(at: datetime) -> str:
+    """The value of a `datetime` attribute."""
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

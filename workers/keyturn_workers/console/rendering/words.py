@@ -1,0 +1,263 @@
+"""Addresses of pages, and what pages say about sweeps, records and codes (SPEC 8.6, 16.2). Pure.
+
+An address is a person's or a bookmark's: what is malformed in it is the default.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, TypeVar, cast
+from urllib.parse import quote, urlencode
+
+from starlette.datastructures import QueryParams
+
+from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project, parse_time
+from keyturn.messages import AttentionLink, Counts, Progress, SweepStatus
+from keyturn_workers.console.rendering.text import duration, number
+
+_T = TypeVar("_T", bound=str)
+_MAX_TEXT: Final = 200
+_MAX_PAGE: Final = 1_000_000
+_PAGES: Final = {
+    "queues": "/queues",
+    "dead_letters": "/dead",
+    "audit": "/audit",
+    "projects": "/projects",
+    "sweeps": "/sweeps",
+    "master_keys": "/keys",
+}
+AUDIT_ACTIONS: Final[dict[str, str]] = {
+    "request.served": "Request served",
+    "request.refused": "Request refused",
+    "kek.derived": "Key derived from a master key",
+    "object.opened_as_operator": "Object opened with a master key",
+    "dead_letter.replayed": "Dead letter replayed",
+    "dead_letter.discarded": "Dead letter discarded",
+    "project_kek.exported": "Project's key exported",
+    "master_key.imported": "Master key imported",
+}
+_COUNT_WORDS: Final = {
+    "objects": ("Objects", "object keys of the last pass, other than foreign names"),
+    "rewrapped": ("Rewrapped", "objects that got new wraps; their ciphertext did not change"),
+    "current": ("Current", "objects at the desired state, as the last pass saw them"),
+    "plaintext": ("Plaintext", "objects without encryption, which the project allows"),
+    "encrypted": ("Encrypted", "plaintext objects that were encrypted in place"),
+    "deleted": ("Deleted", "tombstones: keys of deleted objects, which stay taken"),
+    "foreign": ("Foreign", "names that no object can have, such as folder markers; left alone"),
+    "failed": ("Failed", "objects that could not be brought to the desired state; see Failures"),
+    "noncurrent_stale": (
+        "Old versions",
+        "noncurrent versions that still hold wraps under an earlier key",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """One count of SPEC 8.6 in words."""
+
+    title: str
+    value: int
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Badge:
+    """A state as a word and a kind of badge: ok, busy, warn, bad or off."""
+
+    kind: str
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """How far a sweep is. `done` and `of` are for a bar; without them only the text is known."""
+
+    text: str
+    done: int | None = None
+    of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One of the moments of a sweep; `state` is done, next or later."""
+
+    title: str
+    state: str
+    at: datetime | None
+    note: str = ""
+
+
+def project_path(project: str) -> str:
+    """The page of a project."""
+    return f"/projects/{quote(project, safe='')}"
+
+
+def sweep_path(project: str, sweep_id: str) -> str:
+    """The page of a sweep or rotation."""
+    folder = ALL_PROJECTS_FOLDER if project == ALL_PROJECTS else project
+    return f"/sweeps/{quote(folder, safe='')}/{quote(sweep_id, safe='')}"
+
+
+def attention_link(link: AttentionLink) -> str:
+    """The page that shows what needs attention."""
+    if link.page == "project" and link.project is not None:
+        return project_path(link.project)
+    if link.page == "sweep" and link.project is not None and link.sweep_id is not None:
+        return sweep_path(link.project, link.sweep_id)
+    path, chosen = _PAGES.get(link.page, "/"), dict(link.filter or {})
+    order = chosen.pop("order", "")
+    if order:
+        chosen |= {"sort": order.removeprefix("-"), "order": "desc" if order[0] == "-" else ""}
+    return address(path, QueryParams(chosen))
+
+
+def address(path: str, params: QueryParams, **changed: object) -> str:
+    """A path with these parameters; what is empty or None is left out."""
+    kept = {name: value for name, value in params.items() if name not in changed}
+    named = kept | {name: str(value) for name, value in changed.items() if value is not None}
+    query = urlencode({name: value for name, value in named.items() if value})
+    return f"{path}?{query}" if query else path
+
+
+def text_of(params: QueryParams, name: str) -> str:
+    """What a person typed."""
+    return params.get(name, "").strip()[:_MAX_TEXT]
+
+
+def page_of(params: QueryParams, name: str = "page") -> int:
+    """The number of a page, from 1."""
+    value = params.get(name, "")
+    if not (value.isascii() and value.isdigit()):
+        return 1
+    return min(max(int(value[:9]), 1), _MAX_PAGE)
+
+
+def choice_of(params: QueryParams, name: str, choices: Sequence[_T], default: _T) -> _T:
+    """One of some words."""
+    value = params.get(name)
+    return cast("_T", value) if value in choices else default
+
+
+def project_of_segment(segment: str) -> str | None:
+    """The project, or `*`, that a segment of a path names; None if it names none."""
+    if segment == ALL_PROJECTS_FOLDER:
+        return ALL_PROJECTS
+    return segment if is_project(segment) else None
+
+
+def project_words(project: str) -> str:
+    """A project for people."""
+    return "all projects" if project == ALL_PROJECTS else project
+
+
+def audit_action(action: str) -> str:
+    """What an audit record says that was done."""
+    return AUDIT_ACTIONS.get(action, action)
+
+
+def sweep_kind(row: SweepStatus) -> str:
+    """What kind of sweep it is."""
+    if row.kind == "rotation":
+        return "Rotation"
+    return "Master key sweep" if row.master_key is not None else "Sweep"
+
+
+def sweep_badge(row: SweepStatus) -> Badge:
+    """Its state."""
+    if row.status == "running":
+        return Badge("busy", "Running")
+    if row.status == "failed":
+        return Badge("bad", "Stopped")
+    if row.status is None:
+        return Badge("bad", "Unreadable")
+    if row.clean:
+        return Badge("ok", "Clean")
+    failed = 0 if row.counts is None else row.counts.failed
+    return Badge("warn", f"Not clean, {number(failed)} failed" if failed else "Not clean")
+
+
+def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
+    """How far it is."""
+    if row.status != "running":
+        return SweepProgress("—" if row.counts is None else f"{number(row.counts.objects)} objects")
+    known = row.progress
+    if known is None:
+        return SweepProgress("not counted yet")
+    if known.phase == "waiting":
+        waits = "Waits for the next round" if row.waits_for_round else "Waits for a worker"
+        return SweepProgress(waits)
+    unit = "projects" if row.project == ALL_PROJECTS else "objects"
+    verb = "Proving" if known.phase == "proving" else "Rewrapping"
+    if known.total is None:
+        return SweepProgress(f"{verb}, {number(known.done)} {unit} so far")
+    text = f"{verb} {number(known.done)} of {number(known.total)} {unit}"
+    left_s = known.seconds_to_proof(now)
+    if left_s is not None:
+        text += f", earliest end in {duration(left_s)}"
+    return SweepProgress(text, min(known.done, known.total), known.total)
+
+
+def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
+    """From its request to its proof: what was, what is next and what comes after that."""
+    known = row.progress or Progress(phase="waiting")
+    has_ended = row.status not in ("running", None)
+    ended_at = _moment(row.ended_at)
+    possible_at = _moment(known.proof_possible_at)
+    rewrapped_at = _moment(known.all_rewrapped_at)
+    first_at = _moment(known.first_rewrap_at)
+    is_nothing_new = rewrapped_at is not None and first_at is None
+    steps = [
+        ("Requested", _moment(row.requested_at or row.started_at), True, ""),
+        (
+            "First rewrap",
+            first_at,
+            first_at is not None or is_nothing_new or has_ended,
+            "nothing had to be rewrapped" if is_nothing_new else "",
+        ),
+        ("All rewrapped", rewrapped_at, rewrapped_at is not None or has_ended, ""),
+        (
+            "Proof possible from",
+            possible_at,
+            has_ended or (possible_at is not None and possible_at <= now),
+            "",
+        ),
+        (_end_title(row), ended_at if has_ended else None, has_ended, ""),
+    ]
+    following = next((index for index, each in enumerate(steps) if not each[2]), len(steps))
+    return tuple(
+        Moment(title, "done" if is_done else "next" if index == following else "later", at, note)
+        for index, (title, at, is_done, note) in enumerate(steps)
+    )
+
+
+def _end_title(row: SweepStatus) -> str:
+    if row.status == "failed":
+        return "Stopped"
+    return "Ended, not clean" if row.status == "done" and not row.clean else "Proven"
+
+
+def _moment(text: str | None) -> datetime | None:
+    return parse_time(text) if text else None
+
+
+def sweep_counts(counts: Counts | None) -> tuple[Count, ...]:
+    """The counts of SPEC 8.6, each with its meaning; empty while nothing is counted."""
+    if counts is None:
+        return ()
+    return tuple(
+        Count(title, getattr(counts, name), meaning)
+        for name, (title, meaning) in _COUNT_WORDS.items()
+    )
+
+
+def sweep_options(row: SweepStatus) -> tuple[str, ...]:
+    """Its options, each as a phrase."""
+    words = []
+    if row.master_key is not None:
+        words.append(f"master key {row.master_key}")
+    if row.encrypt_plaintext:
+        words.append("encrypt plaintext")
+    if row.repair:
+        words.append("repair: also use earlier keys of the project, and replace broken user wraps")
+    return tuple(words)

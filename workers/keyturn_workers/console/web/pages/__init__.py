@@ -1,1 +1,0 @@
-"""The pages that only read: Now, Projects, Project, Queues and workers, Audit (SPEC 16.2)."""
