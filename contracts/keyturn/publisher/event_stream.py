@@ -187,6 +187,10 @@ class _UndecodableError(Exception):
     """The connection was lost because the client library cannot decode what it received."""
 
 
+class _HandshakeError(Exception):
+    """The client library cannot decode what the broker sends before anything is delivered."""
+
+
 class _OtherStreamError(Exception):
     """A stream of that name exists, but it is not the one that was read before."""
 
@@ -231,7 +235,7 @@ async def follow(
             _log.warning("the stream of events was declared anew; reading it from its start")
             reader.start_again()
             continue
-        except _UndecodableError as exc:
+        except _HandshakeError as exc:
             if not reader.has_attached:
                 raise EventsUnavailableError("the broker's frames cannot be decoded") from exc
             _log.debug("reading events failed before a consumer was attached")
@@ -282,7 +286,7 @@ class _Reader:
         Raises:
             _InterruptedError: a consumer was lost.
             _OtherStreamError: the stream was declared anew.
-            _UndecodableError: no consumer could be attached.
+            _HandshakeError: no consumer could be attached.
         """
         if self._next is None:
             self._next = await self._first_offset()
@@ -304,12 +308,18 @@ class _Reader:
     async def _attach(
         self, start: Start, *, prefetch: int = 1, isolated: bool = False
     ) -> "AsyncIterator[_Messages]":
-        async with _consumer(
-            self._connection, self._stream, start, prefetch=prefetch, isolated=isolated
-        ) as messages:
-            self.has_attached = True
-            self._note_problem(None)
-            yield messages
+        is_attached = False
+        try:
+            async with _consumer(
+                self._connection, self._stream, start, prefetch=prefetch, isolated=isolated
+            ) as messages:
+                is_attached = self.has_attached = True
+                self._note_problem(None)
+                yield messages
+        except _UndecodableError as exc:
+            if isolated and not is_attached:  # which no message of the stream has caused
+                raise _HandshakeError from exc
+            raise
 
     async def _read_many(self, offset: int) -> AsyncGenerator[StreamRecord, None]:
         """The records from `offset` on that one consumer delivers."""

@@ -391,6 +391,27 @@ async def test_an_error_of_attaching_skips_nothing(broker: _Broker) -> None:
     assert await reading == [0, 1]
 
 
+async def test_an_error_of_attaching_does_not_lead_to_an_earlier_moment(broker: _Broker) -> None:
+    broker.write(_NOW - timedelta(days=2))
+    reading = asyncio.create_task(_read(1))
+    await broker.attachment(2)
+    broker.refused = dict.fromkeys(range(3, 8), event_stream._UndecodableError())
+    broker.break_shared_connection()
+    await broker.attachment(9)
+    broker.write()
+    assert await reading == [1]
+
+
+async def test_a_broker_that_cannot_be_decoded_is_an_error_at_the_first_attempt(
+    broker: _Broker,
+) -> None:
+    for start in (0, _EARLIER):
+        broker.starts.clear()
+        broker.refused = dict.fromkeys(range(1, 3), event_stream._UndecodableError())
+        with pytest.raises(EventsUnavailableError, match="frames cannot be decoded"):
+            await _read(1, start)
+
+
 async def test_an_error_of_acknowledging_skips_nothing(broker: _Broker) -> None:
     """What follows the record may break the connection before its acknowledgment is sent."""
     broker.write()
