@@ -38,12 +38,6 @@ def test_counts_survive_a_round_trip_as_flat_fields(counts: dict[str, int], clea
 
 
 @pytest.mark.parametrize("valid", EVENTS, ids=lambda document: document["type"])
-def test_readers_ignore_fields_that_they_do_not_know(valid: dict[str, Any]) -> None:
-    known = parse_event(json.dumps(valid).encode())
-    assert parse_event(json.dumps(valid | {"of_a_later_release": [1]}).encode()) == known
-
-
-@pytest.mark.parametrize("valid", EVENTS, ids=lambda document: document["type"])
 def test_an_origin_is_a_publisher_and_a_digest_together(valid: dict[str, Any]) -> None:
     model = EVENT_MODELS[valid["type"]]
     bare = {name: value for name, value in valid.items() if name not in ("publisher", "request")}
