@@ -11,11 +11,10 @@ chunks of another body at the same key do not decrypt, so a read can resume on a
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Any, Final, Protocol
 
 from keyturn import metadata as object_metadata
@@ -330,17 +329,40 @@ def _offset(chunk: int) -> int:
 _IN_THREAD_BYTES: Final = 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class LegacyLimits:
+    """Limits the objects of the earlier system, which are opened whole.
+
+    Attributes:
+        slots: How many are in memory at once.
+        max_bytes: The largest stored body.
+    """
+
+    slots: ProjectSlots
+    max_bytes: int
+
+
 @dataclass(slots=True)
 class LegacyReader:
     """Opens one object of the earlier system.
 
     Args:
+        storage: The bucket.
+        project: Whose slot it takes.
+        s3_key: The object's S3 key.
         head: What the storage says about the object.
-        decrypt: Fetches the body and returns the plaintext. Errors as `ObjectReader.verify`.
+        dek: Opens the body.
+        limits: How large it may be, and how many may be open.
+        stack: Releases the slot: the plaintext is in memory until the response is sent.
     """
 
+    storage: Storage
+    project: str
+    s3_key: str
     head: ObjectHead
-    decrypt: Callable[[], Awaitable[bytes]] = field(repr=False)
+    dek: bytes = field(repr=False)
+    limits: LegacyLimits
+    stack: AsyncExitStack
     _plaintext: bytes | None = field(default=None, repr=False)
 
     @property
@@ -354,10 +376,30 @@ class LegacyReader:
         return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
 
     async def verify(self, prefetch: Span | None = None) -> None:
-        """Open the object. See `ObjectReader`."""
+        """Open the object. See `ObjectReader`.
+
+        Raises:
+            TooManyRequestsError: the project has its share of them open.
+            GatewayBusyError: no slot became free.
+            PreconditionError: the object was replaced.
+        """
         del prefetch
-        if self._plaintext is None:
-            self._plaintext = await self.decrypt()
+        if self._plaintext is not None:
+            return
+        max_bytes = self.limits.max_bytes
+        if self.head.size_bytes > max_bytes:
+            raise BodyTooLargeError(
+                f"an object of the earlier system is opened whole, up to {max_bytes} bytes"
+            )
+        await self.stack.enter_async_context(self.limits.slots.hold(self.project))
+        async with self.storage.stream(self.s3_key, if_match=self.head.etag) as stream:
+            sealed = b"".join([piece async for piece in stream.chunks(PIECE_BYTES)])
+        with seal_errors_as_corrupt():
+            self._plaintext = (
+                await asyncio.to_thread(v0_open, self.dek, sealed)
+                if len(sealed) > _IN_THREAD_BYTES
+                else v0_open(self.dek, sealed)
+            )
 
     async def read_range(self, span: Span) -> Pieces:
         """Yield the plaintext of a range. See `ObjectReader`."""
@@ -369,49 +411,6 @@ class LegacyReader:
     def read_all(self) -> Pieces:
         """Yield the whole plaintext. See `ObjectReader`."""
         return self.read_range(Span(0, self.size_bytes))
-
-
-class LegacyDecrypter:
-    """Decrypts bodies of the earlier system, a few at a time.
-
-    Args:
-        storage: The bucket.
-        slots: Limits how many are in memory at once.
-        max_bytes: The largest stored body.
-    """
-
-    def __init__(self, storage: Storage, slots: ProjectSlots, *, max_bytes: int) -> None:
-        self._storage = storage
-        self._slots = slots
-        self._max_bytes = max_bytes
-
-    async def decrypt(
-        self, project: str, s3_key: str, head: ObjectHead, dek: bytes, stack: AsyncExitStack
-    ) -> bytes:
-        """Fetch the body and return its plaintext.
-
-        The slot is released when `stack` is closed: the plaintext is in memory until the
-        response is sent.
-
-        Raises:
-            BodyTooLargeError: the body is too large.
-            CorruptObjectError: it does not authenticate.
-            TooManyRequestsError: the project has its share of them open.
-            GatewayBusyError: no slot became free.
-            StorageUnavailableError: the storage failed.
-            PreconditionError: the object was replaced.
-        """
-        if head.size_bytes > self._max_bytes:
-            raise BodyTooLargeError(
-                f"an object of the earlier system is opened whole, up to {self._max_bytes} bytes"
-            )
-        await stack.enter_async_context(self._slots.hold(project))
-        async with self._storage.stream(s3_key, if_match=head.etag) as stream:
-            sealed = b"".join([piece async for piece in stream.chunks(PIECE_BYTES)])
-        with seal_errors_as_corrupt():
-            if len(sealed) > _IN_THREAD_BYTES:
-                return await asyncio.to_thread(v0_open, dek, sealed)
-            return v0_open(dek, sealed)
 
 
 @dataclass(slots=True)
@@ -488,7 +487,7 @@ class ObjectOpener:
         storage: The bucket.
         auth: Reads the keyring again if an object is newer than the caller's snapshot of it.
         keys: The operator's keys.
-        legacy: Decrypts objects of the earlier system.
+        legacy: Limits the objects of the earlier system.
     """
 
     def __init__(
@@ -496,7 +495,7 @@ class ObjectOpener:
         storage: Storage,
         auth: Authenticator,
         keys: OperatorKeys,
-        legacy: LegacyDecrypter,
+        legacy: LegacyLimits,
     ) -> None:
         self._storage = storage
         self._auth = auth
@@ -611,8 +610,9 @@ class ObjectOpener:
         if opened is None:
             return PlaintextReader(self._storage, s3_key, head)
         if opened.algorithm != COBBLESTONE:
-            decrypt = partial(self._legacy.decrypt, project, s3_key, head, opened.dek, stack)
-            return LegacyReader(head, decrypt)
+            return LegacyReader(
+                self._storage, project, s3_key, head, opened.dek, self._legacy, stack
+            )
         with seal_errors_as_corrupt():
             chunks = ChunkReader(opened.dek, BODY_CONTEXT, start[:HEADER_BYTES])
             size_bytes = plaintext_size(head.size_bytes)

@@ -30,7 +30,7 @@ from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.listing import HEADS_AT_ONCE
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.objects import LegacyDecrypter, ObjectOpener
+from keyturn_workers.gateway.objects import LegacyLimits, ObjectOpener
 from keyturn_workers.gateway.shares import ProjectSlots
 from keyturn_workers.http_server import server as http_server
 from keyturn_workers.http_server.server import check_broker_tls, open_listeners
@@ -157,7 +157,7 @@ async def open_app(
             "reads of v0 objects",
             wait_s=_V0_SLOT_WAIT_S,
         )
-        legacy = LegacyDecrypter(storage, v0_slots, max_bytes=settings.gateway_v0_max_bytes)
+        legacy = LegacyLimits(v0_slots, settings.gateway_v0_max_bytes)
         opener = ObjectOpener(storage, auth, keys, legacy)
         sweeps = SweepStore(storage, keys)
         gateway = Gateway(settings, auth, opener, storage, sweeps, publisher, metrics)

@@ -15,9 +15,9 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -242,49 +242,34 @@ class StagingQuota:
             task.exception()  # retrieve it: the waiters may all have been cancelled
 
 
-class UploadLimits:
-    """Limits what uploads use, of one project and in all.
+class UploadClaim:
+    """What one upload uses while its body is received and published: a context manager.
 
     Args:
+        pending: The upload, which counts as pending.
         slots: Limits how many larger bodies are received at once.
         quota: Limits what is in staging.
     """
 
-    def __init__(self, slots: ProjectSlots, quota: StagingQuota) -> None:
-        self._slots = slots
-        self._quota = quota
-
-    @asynccontextmanager
-    async def hold(self, pending: PendingRequest) -> AsyncIterator["UploadClaim"]:
-        """Yield a claim for one upload, while its body is received and published."""
-        upload_id = pending.request_id
-        async with AsyncExitStack() as stack:
-            try:
-                yield UploadClaim(pending, self._slots, self._quota, stack)
-            except (OutcomeUnknownError, asyncio.CancelledError):
-                self._quota.complete(upload_id)  # a worker may be about to store it
-                raise
-            except BaseException:
-                self._quota.release(upload_id)
-                raise
-            self._quota.complete(upload_id)
-
-
-class UploadClaim:
-    """What one upload uses. Created by `UploadLimits.hold`."""
-
-    def __init__(
-        self,
-        pending: PendingRequest,
-        slots: ProjectSlots,
-        quota: StagingQuota,
-        stack: AsyncExitStack,
-    ) -> None:
+    def __init__(self, pending: PendingRequest, slots: ProjectSlots, quota: StagingQuota) -> None:
         self._pending = pending
         self._slots = slots
         self._quota = quota
-        self._stack = stack
+        self._slot = AsyncExitStack()
         self._has_slot = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        upload_id = self._pending.request_id
+        if kind is None or issubclass(kind, OutcomeUnknownError | asyncio.CancelledError):
+            self._quota.complete(upload_id)  # a worker may be about to store it
+        else:
+            self._quota.release(upload_id)
+        await self._slot.aclose()
 
     async def grow(self, size_bytes: int) -> None:
         """Acquire what a body of at least this size needs.
@@ -301,7 +286,7 @@ class UploadClaim:
         project = self._pending.project
         if not self._has_slot:
             self._pending.resize(0)  # the body is staged
-            await self._stack.enter_async_context(self._slots.hold(project))
+            await self._slot.enter_async_context(self._slots.hold(project))
             self._has_slot = True
         await self._quota.reserve(project, self._pending.request_id, size_bytes)
 
@@ -333,12 +318,10 @@ class UploadRoutes:
         self._idle_timeout_s = settings.gateway_idle_timeout_s
         self._wait_max_s = settings.gateway_wait_max_s
         self.ledger = StagingLedger(settings.gateway_staging_max_bytes, share)
-        self._limits = UploadLimits(
-            ProjectSlots(
-                settings.gateway_upload_concurrency, share, "uploads", wait_s=_SLOT_WAIT_S
-            ),
-            StagingQuota(storage, settings.publisher_name, self.ledger),
+        self._slots = ProjectSlots(
+            settings.gateway_upload_concurrency, share, "uploads", wait_s=_SLOT_WAIT_S
         )
+        self._quota = StagingQuota(storage, settings.publisher_name, self.ledger)
         self._pending = PendingRequests(
             publisher,
             "upload.requested",
@@ -382,7 +365,7 @@ class UploadRoutes:
                 # staging nor the dead letters. If two requests pass at once, the workers refuse
                 # one.
                 await self._opener.require_unused_key(caller, key)
-                async with self._limits.hold(pending) as claim:
+                async with UploadClaim(pending, self._slots, self._quota) as claim:
                     # A declared length is claimed before the body is requested from the client.
                     await claim.grow(declared_bytes)
                     publishing = self._publisher.upload(

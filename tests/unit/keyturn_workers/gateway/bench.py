@@ -13,7 +13,7 @@ from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.objects import LegacyDecrypter, LegacyReader, ObjectOpener
+from keyturn_workers.gateway.objects import LegacyLimits, LegacyReader, ObjectOpener
 from keyturn_workers.gateway.shares import ProjectSlots
 from keyturn_workers.keyring import Keyring, KeyringReader, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -183,7 +183,7 @@ class Bench:
         )
         keys = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
         slots = ProjectSlots(2, self.v0_share, "reads of v0 objects", wait_s=self.v0_wait_s)
-        legacy = LegacyDecrypter(self.storage, slots, max_bytes=self.v0_max_bytes)
+        legacy = LegacyLimits(slots, self.v0_max_bytes)
         self.opener = ObjectOpener(self.storage, self.auth, keys, legacy)
 
     @property

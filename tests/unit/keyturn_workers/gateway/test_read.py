@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import uuid
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.message import Message
@@ -36,7 +37,7 @@ from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.objects import (
-    LegacyDecrypter,
+    LegacyLimits,
     LegacyReader,
     ObjectOpener,
     PlaintextReader,
@@ -134,13 +135,11 @@ def _head(metadata: dict[str, str], content_type: str | None = None, **restated:
     return ObjectHead(10, "e" * 32, AT, AT, Headers(metadata, content_type, named))
 
 
-async def _unread() -> bytes:
-    raise AssertionError("headers need no plaintext")
-
-
 def _whole(head: ObjectHead) -> LegacyReader:
-    # Nonce and tag in addition to the plaintext.
-    return LegacyReader(replace(head, size_bytes=head.size_bytes + 28), _unread)
+    # Nonce and tag in addition to the plaintext. There is no body: headers need none.
+    stored = replace(head, size_bytes=head.size_bytes + 28)
+    limits = LegacyLimits(ProjectSlots(1, 1.0, "reads", wait_s=0), 0)
+    return LegacyReader(MemoryStorage(), "acme", "acme/k", stored, b"", limits, AsyncExitStack())
 
 
 def _plain(head: ObjectHead) -> PlaintextReader:
@@ -750,7 +749,7 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
         cache_s=0,
         refusal_min_s=0,
     )
-    legacy = LegacyDecrypter(storage, ProjectSlots(1, 1.0, "reads", wait_s=0), max_bytes=1)
+    legacy = LegacyLimits(ProjectSlots(1, 1.0, "reads", wait_s=0), 1)
     opener = ObjectOpener(storage, auth, operator_keys(_MASTER), legacy)
     limit = ConcurrencyLimit(4, 1.0, "requests")
     objects = ObjectRoutes(auth, limit, opener, {}, GatewayMetrics(), presign_plaintext=True)

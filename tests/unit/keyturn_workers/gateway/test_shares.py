@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +18,7 @@ from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
 from keyturn.publisher.requests import new_id
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import uploads
-from keyturn_workers.gateway.publishing import PendingRequests
+from keyturn_workers.gateway.publishing import PendingRequest, PendingRequests
 from keyturn_workers.gateway.shares import (
     ConcurrencyLimit,
     GatewayBusyError,
@@ -28,7 +29,7 @@ from keyturn_workers.gateway.uploads import (
     MIN_STAGED_BYTES,
     StagingLedger,
     StagingQuota,
-    UploadLimits,
+    UploadClaim,
 )
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
@@ -282,22 +283,26 @@ def pending() -> PendingRequests:
     )
 
 
+Claiming = Callable[[PendingRequest], UploadClaim]
+
+
 @pytest.fixture
 def ledger() -> StagingLedger:
     return StagingLedger(2**30, 1.0)
 
 
 @pytest.fixture
-def limits(ledger: StagingLedger) -> UploadLimits:
+def claiming(ledger: StagingLedger) -> Claiming:
     slots = ProjectSlots(4, 1.0, "uploads", wait_s=30)
-    return UploadLimits(slots, StagingQuota(MemoryStorage(), "gateway", ledger))
+    quota = StagingQuota(MemoryStorage(), "gateway", ledger)
+    return lambda pending: UploadClaim(pending, slots, quota)
 
 
 async def test_an_inline_body_counts_with_its_request(
-    limits: UploadLimits, pending: PendingRequests, ledger: StagingLedger
+    claiming: Claiming, pending: PendingRequests, ledger: StagingLedger
 ) -> None:
     with pending.hold("a", new_id()) as first, pending.hold("a", new_id()) as second:
-        async with limits.hold(first) as claim, limits.hold(second) as other:
+        async with claiming(first) as claim, claiming(second) as other:
             await claim.grow(INLINE_MAX_BYTES)
             with pytest.raises(TooManyRequestsError):
                 await other.grow(1)
@@ -305,10 +310,10 @@ async def test_an_inline_body_counts_with_its_request(
 
 
 async def test_a_body_that_outgrows_its_request_counts_in_staging(
-    limits: UploadLimits, pending: PendingRequests, ledger: StagingLedger
+    claiming: Claiming, pending: PendingRequests, ledger: StagingLedger
 ) -> None:
     with pending.hold("a", new_id()) as request:
-        async with limits.hold(request) as claim:
+        async with claiming(request) as claim:
             for size_bytes in (1000, INLINE_MAX_BYTES, _LARGE):
                 await claim.grow(size_bytes)
             assert (request.size_bytes, ledger.used_bytes) == (0, MIN_STAGED_BYTES)
@@ -318,7 +323,7 @@ async def test_a_body_that_outgrows_its_request_counts_in_staging(
     ("error", "left"), [(NotDeliveredError("no"), 0), (OutcomeUnknownError("?"), MIN_STAGED_BYTES)]
 )
 async def test_what_may_have_been_published_stays_in_staging(
-    limits: UploadLimits,
+    claiming: Claiming,
     pending: PendingRequests,
     ledger: StagingLedger,
     error: Exception,
@@ -326,7 +331,7 @@ async def test_what_may_have_been_published_stays_in_staging(
 ) -> None:
     async def publish() -> None:
         with pending.hold("a", new_id()) as request:
-            async with limits.hold(request) as claim:
+            async with claiming(request) as claim:
                 await claim.grow(_LARGE)
                 raise error
 
