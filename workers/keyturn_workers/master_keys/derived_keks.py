@@ -58,7 +58,7 @@ class KekLimits:
     fresh_s: float = 60
 
 
-class _Use(enum.Enum):
+class Use(enum.Enum):
     """What may be done with a cached KEK at its age."""
 
     USE = enum.auto()
@@ -68,16 +68,16 @@ class _Use(enum.Enum):
     NEVER = enum.auto()
 
 
-def _use_at(age_s: float, limits: KekLimits, *, is_away: bool) -> _Use:
-    """Decide about a KEK of this age. `is_away`: the provider did not respond last."""
+def decide_use(age_s: float, limits: KekLimits, *, is_away: bool) -> Use:
+    """Decide about a KEK of this age. `is_away`: the provider did not respond last. Pure."""
     if age_s < limits.cache_s * _REFRESH_AT:
-        return _Use.USE
+        return Use.USE
     if age_s >= limits.cache_max_s:
-        return _Use.NEVER
+        return Use.NEVER
     # While it is known to be away no caller waits for the calls that find out if it is back.
     if age_s < limits.cache_s or is_away:
-        return _Use.USE_AND_REFRESH
-    return _Use.ASK_FIRST
+        return Use.USE_AND_REFRESH
+    return Use.ASK_FIRST
 
 
 class _SharedTasks:
@@ -189,9 +189,9 @@ class DerivedKeks:
         if cached is None:
             return None
         use = self._use_of(cached)
-        if use not in (_Use.USE, _Use.USE_AND_REFRESH):
+        if use not in (Use.USE, Use.USE_AND_REFRESH):
             return None
-        if use is _Use.USE_AND_REFRESH:
+        if use is Use.USE_AND_REFRESH:
             self._refresh(name, cached)
         self._keks.move_to_end(name)
         return cached.kek
@@ -221,7 +221,7 @@ class DerivedKeks:
             raise
         except KmsUnavailableError:
             cached = self._keks.get(name)
-            if cached is None or self._use_of(cached) is _Use.NEVER:
+            if cached is None or self._use_of(cached) is Use.NEVER:
                 raise
             return cached.kek
 
@@ -250,7 +250,7 @@ class DerivedKeks:
     def purge(self) -> None:
         """Forget the KEKs that are not in use, and those that are too old."""
         for name, cached in tuple(self._keks.items()):
-            if self._use_of(cached) in (_Use.ASK_FIRST, _Use.NEVER):
+            if self._use_of(cached) in (Use.ASK_FIRST, Use.NEVER):
                 self._forget(name)
 
     async def aclose(self) -> None:
@@ -259,10 +259,10 @@ class DerivedKeks:
         self._keks.clear()
         await self._master_key.aclose()
 
-    def _use_of(self, cached: _CachedKek) -> _Use:
+    def _use_of(self, cached: _CachedKek) -> Use:
         age_s = self._clock_s() - cached.derived_s
         is_away = self._breaker is not None and self._breaker.is_away
-        return _use_at(age_s, self._limits, is_away=is_away)
+        return decide_use(age_s, self._limits, is_away=is_away)
 
     def _refresh(self, name: _Name, cached: _CachedKek) -> None:
         # Not at each use: a provider that is away is asked once in a while.

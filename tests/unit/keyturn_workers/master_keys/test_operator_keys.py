@@ -16,7 +16,7 @@ from keyturn.errors import (
 )
 from keyturn_workers.audit import KekDerived
 from keyturn_workers.master_keys.circuit_breaker import CallLimits
-from keyturn_workers.master_keys.derived_keks import KekLimits
+from keyturn_workers.master_keys.derived_keks import KekLimits, Use, decide_use
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -45,6 +45,25 @@ class Bench:
         """Let what runs in the background end."""
         for _ in range(20):
             await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "use", "use_while_away"),
+    [
+        (0, Use.USE, Use.USE),
+        (74, Use.USE, Use.USE),
+        (75, Use.USE_AND_REFRESH, Use.USE_AND_REFRESH),
+        (99, Use.USE_AND_REFRESH, Use.USE_AND_REFRESH),
+        (100, Use.ASK_FIRST, Use.USE_AND_REFRESH),
+        (999, Use.ASK_FIRST, Use.USE_AND_REFRESH),
+        (1000, Use.NEVER, Use.NEVER),
+    ],
+)
+def test_what_a_kek_may_be_used_for_depends_on_its_age(
+    age_s: float, use: Use, use_while_away: Use
+) -> None:
+    assert decide_use(age_s, LIMITS, is_away=False) is use
+    assert decide_use(age_s, LIMITS, is_away=True) is use_while_away
 
 
 async def test_a_kek_is_what_hkdf_derives() -> None:

@@ -21,6 +21,7 @@ from keyturn_workers.master_keys.pkcs11_module import (
     module_at,
     translate,
 )
+from keyturn_workers.master_keys.port import KmsRefusedError
 from tests.support.fake_pkcs11 import PIN, FakeModule, FakeSlot, FakeToken
 
 TIMEOUT_S = 5.0
@@ -243,6 +244,15 @@ def test_a_refused_pin_is_tried_once(
     assert fake.token.pins == ["wrong"]
     if error is not pkcs11.PinLocked:
         _open(module, PIN)
+
+
+def test_a_new_pin_may_be_tried_at_once(module: Pkcs11Module) -> None:
+    pins = ["wrong"]
+    with pytest.raises(KmsRefusedError) as caught, module.call(TIMEOUT_S) as epoch:
+        module.open_session(module.token(URI), lambda: Secret(pins[-1].encode()), epoch)
+    assert not caught.value.has_new_credential()
+    pins.append(PIN)
+    assert caught.value.has_new_credential()
 
 
 def test_a_refused_pin_is_not_shown(module: Pkcs11Module) -> None:

@@ -90,27 +90,24 @@ async def test_a_redirect_is_not_followed() -> None:
         assert other.requests == []
 
 
-async def _html(_: web.Request) -> web.Response:
-    return web.Response(text=f"<h1>Welcome, {TOKEN}</h1>", content_type="text/html")
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (f"<h1>Welcome, {TOKEN}</h1>".encode(), {"Content-Type": "text/html"}),
+        (b"[1]", {}),
+        (b"[" * 60_000, {}),
+        (gzip.compress(b'{"data": {}}'), {"Content-Encoding": "gzip"}),
+    ],
+    ids=["html", "list", "deep", "compressed"],
+)
+async def test_a_response_that_is_no_plain_json_object_is_refused(
+    body: bytes, headers: dict[str, str]
+) -> None:
+    async def respond(_: web.Request) -> web.Response:
+        return web.Response(body=body, headers=headers)
 
-
-async def _list(_: web.Request) -> web.Response:
-    return web.json_response([1])
-
-
-async def _deep(_: web.Request) -> web.Response:
-    return web.Response(body=b"[" * 60_000)
-
-
-async def _compressed(_: web.Request) -> web.Response:
-    body = gzip.compress(b'{"data": {}}')
-    return web.Response(body=body, headers={"Content-Encoding": "gzip"})
-
-
-@pytest.mark.parametrize("respond", [_html, _list, _deep, _compressed])
-async def test_a_response_that_is_no_plain_json_object_is_refused(respond: object) -> None:
     async with fake_vault() as vault:
-        vault.respond = respond  # type: ignore[assignment]  # one of the above
+        vault.respond = respond
         assert "not a JSON object" in await _failure(vault.url)
 
 
@@ -132,24 +129,21 @@ async def test_a_large_response_is_cut_off() -> None:
     assert sent < 32 * 2**20
 
 
-async def test_what_is_not_http_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not valid HTTP"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"data":', ""),
+    ],
+)
+async def test_what_is_not_http_or_cut_is_refused(sent: bytes, text: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        writer.write(sent)
         writer.close()
 
     async with loopback_server(serve) as url:
-        assert "not valid HTTP" in await _failure(url)
-
-
-async def test_a_body_that_is_cut_is_refused() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"data":')
-        writer.close()
-
-    async with loopback_server(serve) as url:
-        await _failure(url)
+        assert text in await _failure(url)
 
 
 async def test_a_server_that_is_not_there_is_reported() -> None:
@@ -237,9 +231,6 @@ def test_malformed_sections_are_empty() -> None:
 def test_what_would_break_a_header_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="printable ASCII"):
         header_value(value)
-
-
-def test_white_space_around_a_value_is_not_part_of_it() -> None:
     assert header_value(" token\n") == "token"
 
 
@@ -286,30 +277,17 @@ async def _login_auth(
         await http.aclose()
 
 
-async def test_a_token_is_read_again_for_each_call() -> None:
+async def test_a_token_is_read_again_for_each_call_and_after_it_was_refused() -> None:
     reader = Reader("first")
     auth = TokenAuth(reader.read)
-    assert await auth.token() == Secret(b"first")
-    reader.value = "second"
-    assert await auth.token() == Secret(b"second")
-
-
-async def test_a_refused_token_has_no_other_until_it_is_replaced() -> None:
-    reader = Reader("first")
-    auth = TokenAuth(reader.read)
-    assert await auth.replace(await auth.token()) is None
+    first = await auth.token()
+    assert first == Secret(b"first")
+    assert await auth.replace(first) is None
     failure = auth.refusal("refused")
     assert (failure.detail, failure.has_new_credential()) == ("refused", False)
     reader.value = "second"
     assert failure.has_new_credential()
-
-
-async def test_a_token_that_is_replaced_while_its_call_is_sent_is_used_at_once() -> None:
-    reader = Reader("first")
-    auth = TokenAuth(reader.read)
-    refused = await auth.token()
-    reader.value = "second"
-    assert await auth.replace(refused) == Secret(b"second")
+    assert await auth.replace(first) == await auth.token() == Secret(b"second")
 
 
 async def test_many_calls_share_one_login() -> None:
@@ -334,33 +312,30 @@ async def test_a_token_is_renewed_after_two_thirds_of_its_life() -> None:
     assert vault.paths() == [LOGIN, RENEW]
 
 
-async def test_a_token_near_its_longest_life_is_replaced_by_a_login() -> None:
+@pytest.mark.parametrize(
+    ("change", "waits_s", "paths"),
+    [
+        # It has nearly reached its longest life.
+        ({"renewed_lease_s": 600}, 2401, [LOGIN, RENEW, LOGIN]),
+        ({"renewable": False}, 2401, [LOGIN, LOGIN]),
+        # It may not renew itself.
+        ({"tokens": set()}, 2401, [LOGIN, RENEW, LOGIN]),
+        # It has expired.
+        ({}, 3600, [LOGIN, LOGIN]),
+    ],
+)
+async def test_a_token_that_cannot_be_renewed_is_replaced_by_a_login(
+    change: dict[str, object], waits_s: int, paths: list[str]
+) -> None:
     clock = Clock()
     async with fake_vault() as vault, _login_auth(vault, clock) as auth:
-        vault.renewed_lease_s = 600
+        vault.renewable = bool(change.get("renewable", True))
         await auth.token()
-        clock.now += 2401
+        for name, value in change.items():
+            setattr(vault, name, value)
+        clock.now += waits_s
         assert await auth.token() == Secret(b"s.login-2")
-    assert vault.paths() == [LOGIN, RENEW, LOGIN]
-
-
-async def test_a_token_that_cannot_be_renewed_is_replaced_by_a_login() -> None:
-    clock = Clock()
-    async with fake_vault() as vault, _login_auth(vault, clock) as auth:
-        vault.renewable = False
-        await auth.token()
-        clock.now += 2401
-        assert await auth.token() == Secret(b"s.login-2")
-    assert vault.paths() == [LOGIN, LOGIN]
-
-
-async def test_a_token_that_may_not_renew_itself_is_replaced_by_a_login() -> None:
-    clock = Clock()
-    async with fake_vault() as vault, _login_auth(vault, clock) as auth:
-        await auth.token()
-        vault.tokens.clear()
-        clock.now += 2401
-        assert await auth.token() == Secret(b"s.login-2")
+    assert vault.paths() == paths
 
 
 async def test_while_a_renewal_fails_the_token_is_used_to_its_end() -> None:
@@ -377,15 +352,6 @@ async def test_while_a_renewal_fails_the_token_is_used_to_its_end() -> None:
         clock.now += 1200
         with pytest.raises(KmsRefusedError, match="refuses the login"):
             await auth.token()
-
-
-async def test_an_expired_token_is_not_used() -> None:
-    clock = Clock()
-    async with fake_vault() as vault, _login_auth(vault, clock) as auth:
-        await auth.token()
-        clock.now += 3600
-        assert await auth.token() == Secret(b"s.login-2")
-    assert vault.paths() == [LOGIN, LOGIN]
 
 
 async def test_a_token_without_an_end_is_kept() -> None:
