@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 _SPARE_CONNECTIONS: Final = 32
 _RECONNECT_S: Final = 1.0
 _BROKER_TIMEOUT_S: Final = 5
+# For one attempt to connect, TLS included.
+_CONNECT_TIMEOUT_S: Final = 15
 # How often the bucket's checks run at most for the sake of outcomes that are not essential.
 _PROBES: Final = 4
 
@@ -179,7 +181,7 @@ class _App(FastStream):
         connecting = self._connecting
         if connecting is None:
             return
-        await asyncio.wait({connecting}, timeout=2 * _BROKER_TIMEOUT_S)
+        await asyncio.wait({connecting}, timeout=_CONNECT_TIMEOUT_S + _BROKER_TIMEOUT_S)
         if not connecting.done():
             connecting.cancel()  # it has connected, and waits for a channel
         elif not connecting.cancelled() and connecting.exception() is None:
@@ -231,7 +233,7 @@ async def _serve(
             graceful_timeout=None,  # `finish` waits, once for all consumers
             logger=None,
             reconnect_interval=_RECONNECT_S,
-            timeout=_BROKER_TIMEOUT_S,
+            timeout=_CONNECT_TIMEOUT_S,
         )
         metrics.add_process()
         grants = _grants_keeper(settings, address)
