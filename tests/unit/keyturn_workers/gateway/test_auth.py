@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import auth as auth_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
-from keyturn_workers.gateway.auth import AuthenticationError, NoApiKeyError
+from keyturn_workers.gateway.auth import AuthenticationError, Caller, NoApiKeyError
 from keyturn_workers.gateway.request import Link
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import clock as clock_module
@@ -202,42 +203,6 @@ async def test_a_rotated_key_is_accepted_for_the_cache_time_and_no_longer(clock:
     await bench.authenticate(NEW_API_KEY)
 
 
-async def test_the_current_key_is_never_refused_right_after_a_rotation(clock: Clock) -> None:
-    """It was refused for up to the cache's 2 seconds. Now the old one is refused."""
-    bench = Bench()
-    await bench.authenticate()
-    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
-    clock.now += 0.1
-    await bench.authenticate()
-    await bench.authenticate(NEW_API_KEY)
-    await _refused(bench, "acme", f"Bearer {API_KEY}")
-
-
-async def test_a_read_older_than_the_cache_time_is_not_joined(clock: Clock) -> None:
-    """A delayed response of the storage shows the keyring as it was when it was sent."""
-    bench = Bench()
-    started, answered = asyncio.Event(), asyncio.Event()
-    real = bench.storage.read
-
-    async def stalls(key: str, **how: int) -> object:
-        shown = await real(key, **how)
-        started.set()
-        await answered.wait()
-        return shown
-
-    bench.storage.read = stalls  # type: ignore[method-assign, assignment]
-    early = asyncio.create_task(bench.authenticate())
-    await started.wait()
-    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
-    clock.now += 2.001
-    late = asyncio.create_task(bench.authenticate())
-    await asyncio.sleep(0)
-    answered.set()
-    assert (await early).snapshot.keyring.current.generation == 1
-    with pytest.raises(UnauthorizedError):
-        await late
-
-
 @pytest.mark.parametrize("project", ["acme", "unknown", "No Project"])
 async def test_no_wrong_key_is_refused_before_the_minimum_time(project: str) -> None:
     bench = Bench(refusal_min_s=0.03)
@@ -318,13 +283,6 @@ async def test_a_wrong_key_derives_one_kek_whatever_the_project(
         assert len(derived) == 1
 
 
-async def test_many_callers_at_once_share_one_read() -> None:
-    bench = Bench()
-    callers = [bench.authenticate() for _ in range(50)]
-    assert len(await asyncio.gather(*callers)) == 50
-    assert bench.storage.calls == {"read": 1}
-
-
 async def test_many_callers_of_an_unknown_project_share_one_read() -> None:
     bench = Bench()
     await asyncio.gather(*(_refused(bench, "unknown") for _ in range(50)))
@@ -339,15 +297,6 @@ async def test_a_cancelled_caller_does_not_cancel_the_others() -> None:
     first.cancel()
     assert len(await asyncio.gather(*others)) == 3
     assert bench.storage.calls == {"read": 1}
-
-
-async def test_a_project_is_accepted_as_soon_as_it_is_enrolled() -> None:
-    """An earlier request does not make it unknown."""
-    bench = Bench()
-    await _refused(bench, "late")
-    ring = ring_of(API_KEY, "late")
-    bench.storage.plant(keyring_s3_key("late"), build_keyring(ring, MASTER_KEYS), Headers({}))
-    assert await bench.auth.authenticate("late", [f"Bearer {API_KEY}"])
 
 
 async def test_the_memory_of_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,19 +350,6 @@ async def test_a_storage_failure_authenticates_no_caller_and_is_not_cached() -> 
     await bench.authenticate()
 
 
-async def test_reauthentication_starts_a_new_read() -> None:
-    bench = Bench()
-    caller = await bench.authenticate()
-    again = await bench.auth.reauthenticate(caller)
-    assert again.kek == caller.kek
-    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
-    with pytest.raises(UnauthorizedError):
-        await bench.auth.reauthenticate(caller)
-    await bench.storage.delete(keyring_s3_key("acme"))
-    with pytest.raises(UnauthorizedError):
-        await bench.auth.reauthenticate(caller)
-
-
 async def test_no_secret_shows() -> None:
     bench = Bench()
     caller = await bench.authenticate()
@@ -421,6 +357,104 @@ async def test_no_secret_shows() -> None:
     secrets += [repr(MASTER_KEYS["m1"].reveal()), repr(bench.desired.admin_kek.reveal())]
     for shown in (repr(caller), repr(vars(bench.auth)), str(caller)):
         assert not [secret for secret in secrets if secret in shown]
+
+
+# By an API key and by a link: the same keyrings decide.
+
+
+def _by_key(bench: Bench, api_key: str = API_KEY, project: str = "acme") -> Awaitable[Caller]:
+    return bench.auth.authenticate(project, [f"Bearer {api_key}"])
+
+
+def _by_link(bench: Bench, api_key: str = API_KEY, project: str = "acme") -> Awaitable[Caller]:
+    return bench.auth.authenticate_link(project, KEY, _link(api_key, project=project))
+
+
+_Ask = Callable[..., Awaitable[Caller]]
+_either = pytest.mark.parametrize("ask", [_by_key, _by_link])
+
+
+@_either
+async def test_what_is_current_is_never_refused_right_after_a_rotation(
+    clock: Clock, ask: _Ask
+) -> None:
+    """It was refused for up to the cache's 2 seconds. Now the old one is refused."""
+    bench = Bench()
+    await ask(bench)
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    clock.now += 0.1
+    await ask(bench)
+    await ask(bench, NEW_API_KEY)
+    with pytest.raises(UnauthorizedError):
+        await ask(bench)
+
+
+@pytest.mark.parametrize(("ask", "cache_s"), [(_by_key, 2.0), (_by_link, 60.0)])
+async def test_a_read_that_is_too_old_is_not_joined(
+    clock: Clock, ask: _Ask, cache_s: float
+) -> None:
+    """A delayed response of the storage shows the keyring as it was when it was sent."""
+    bench = Bench(cache_s=cache_s)
+    started, answered = asyncio.Event(), asyncio.Event()
+    real = bench.storage.read
+
+    async def stalls(key: str, **how: int) -> object:
+        shown = await real(key, **how)
+        started.set()
+        await answered.wait()
+        return shown
+
+    bench.storage.read = stalls  # type: ignore[method-assign, assignment]
+    early = asyncio.ensure_future(ask(bench))
+    await started.wait()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    clock.now += 2.001
+    late = asyncio.ensure_future(ask(bench))
+    await asyncio.sleep(0)
+    answered.set()
+    assert (await early).snapshot.keyring.current.generation == 1
+    with pytest.raises(UnauthorizedError):
+        await late
+
+
+@_either
+async def test_many_callers_at_once_share_one_read(ask: _Ask) -> None:
+    bench = Bench()
+    assert len(await asyncio.gather(*(ask(bench) for _ in range(50)))) == 50
+    assert bench.storage.calls == {"read": 1}
+
+
+@_either
+async def test_a_project_is_accepted_as_soon_as_it_is_enrolled(ask: _Ask) -> None:
+    """An earlier request does not make it unknown."""
+    bench = Bench()
+    with pytest.raises(UnauthorizedError):
+        await ask(bench, project="late")
+    ring = ring_of(API_KEY, "late")
+    bench.storage.plant(keyring_s3_key("late"), build_keyring(ring, MASTER_KEYS), Headers({}))
+    assert await ask(bench, project="late")
+
+
+@_either
+async def test_a_keyring_that_cannot_be_opened_is_no_detail_for_strangers(ask: _Ask) -> None:
+    bench = Bench()
+    bench.storage.plant(keyring_s3_key("acme"), b"[]", Headers({}))
+    with pytest.raises(CorruptObjectError) as refused:
+        await ask(bench)
+    assert refused.value.detail == ""
+
+
+@_either
+async def test_reauthentication_starts_a_new_read(ask: _Ask) -> None:
+    bench = Bench()
+    caller = await ask(bench)
+    assert (await bench.auth.reauthenticate(caller)).kek == caller.kek
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    with pytest.raises(UnauthorizedError):
+        await bench.auth.reauthenticate(caller)
+    await bench.storage.delete(keyring_s3_key("acme"))
+    with pytest.raises(UnauthorizedError):
+        await bench.auth.reauthenticate(caller)
 
 
 class TestLinks:
@@ -479,22 +513,6 @@ class TestLinks:
             costs.append(bench.storage.calls)
         assert costs[0] == costs[1] == {"read": 2}
 
-    async def test_a_link_made_after_a_rotation_is_honored_at_once(self) -> None:
-        """This gateway has the keyring of before in its cache; another one made the link."""
-        bench = Bench()
-        await bench.authenticate()
-        bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
-        assert await bench.auth.authenticate_link("acme", KEY, _link(NEW_API_KEY))
-
-    async def test_a_link_of_a_project_that_was_enrolled_a_moment_ago_is_honored(self) -> None:
-        bench = Bench()
-        link = _link(project="other")
-        with pytest.raises(UnauthorizedError):
-            await bench.auth.authenticate_link("other", KEY, link)
-        ring = ring_of(project="other")
-        bench.storage.plant(keyring_s3_key("other"), build_keyring(ring, MASTER_KEYS), Headers({}))
-        assert await bench.auth.authenticate_link("other", KEY, link)
-
     async def test_a_rotation_ends_a_link_within_the_cache_time(self, clock: Clock) -> None:
         bench = Bench()
         link = _link(expires=10**9)
@@ -530,52 +548,6 @@ class TestLinks:
             callers = (bench.auth.authenticate_link("acme", KEY, _LINK) for _ in range(50))
             assert len(await asyncio.gather(*callers)) == 50
         assert bench.storage.calls["read"] <= 3
-
-    async def test_a_link_does_not_join_an_old_read(self, clock: Clock) -> None:
-        """With a longer cache time, an API key would."""
-        bench = Bench(cache_s=60.0)
-        started, answered = asyncio.Event(), asyncio.Event()
-        real = bench.storage.read
-
-        async def stalls(key: str, **how: int) -> object:
-            shown = await real(key, **how)
-            started.set()
-            await answered.wait()
-            return shown
-
-        bench.storage.read = stalls  # type: ignore[method-assign, assignment]
-        early = asyncio.create_task(bench.auth.authenticate_link("acme", KEY, _LINK))
-        await started.wait()
-        bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
-        clock.now += 2.001
-        late = asyncio.create_task(bench.auth.authenticate_link("acme", KEY, _LINK))
-        await asyncio.sleep(0)
-        answered.set()
-        assert (await early).snapshot.keyring.current.generation == 1
-        with pytest.raises(UnauthorizedError):
-            await late
-
-    async def test_a_rotation_during_a_read_ends_the_link(self) -> None:
-        bench = Bench()
-        caller = await bench.auth.authenticate_link("acme", KEY, _link())
-        assert (await bench.auth.reauthenticate(caller)).kek == caller.kek
-        bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
-        with pytest.raises(UnauthorizedError):
-            await bench.auth.reauthenticate(caller)
-
-    async def test_links_to_many_objects_share_one_read(self) -> None:
-        bench = Bench()
-        links = [_link(object_key=f"{at}") for at in range(50)]
-        callers = (bench.auth.authenticate_link("acme", f"{at}", links[at]) for at in range(50))
-        assert len(await asyncio.gather(*callers)) == 50
-        assert bench.storage.calls == {"read": 1}
-
-    async def test_a_keyring_that_cannot_be_opened_is_no_detail_for_strangers(self) -> None:
-        bench = Bench()
-        bench.storage.plant(keyring_s3_key("acme"), b"[]", Headers({}))
-        with pytest.raises(CorruptObjectError) as refused:
-            await bench.auth.authenticate_link("acme", KEY, _link())
-        assert refused.value.detail == ""
 
 
 def _link(
