@@ -38,7 +38,6 @@ CONTROL_REQUESTS: Final = (
     "sweep.requested",
     "delete.requested",
     "status.requested",
-    "audit.requested",
     "dead_letters.requested",
     "recover.requested",
 )
@@ -59,8 +58,6 @@ EVENTS: Final = (
     "object.deleted",
     "delete.rejected",
     "status.rejected",
-    "audit.accepted",
-    "audit.rejected",
     "dead_letters.moved",
     "dead_letters.rejected",
     "project.recovered",
@@ -79,7 +76,6 @@ REQUEST_ID_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "sweep.requested": "sweep_id",
         "delete.requested": "request_id",
         "status.requested": "request_id",
-        "audit.requested": "request_id",
         "dead_letters.requested": "request_id",
         "recover.requested": "request_id",
     }

@@ -77,7 +77,7 @@ _SERVED: Final = (
     "object.deleted",
     "sweep.requested",
     "status.reported",
-    "audit.accepted",
+    "dead_letters.moved",
 )
 
 

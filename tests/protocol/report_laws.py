@@ -1,32 +1,19 @@
-"""Checks what control workers report and record for consoles: it must be so (SPEC 15.3, 16.1)."""
+"""Checks what control workers report to consoles: it must be so (SPEC 16.1)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from keyturn.messages import AuditRecorded
     from keyturn_workers.worker.grants import Grant
     from tests.protocol.oracle import Project
     from tests.protocol.waiters import SentRequest, Waiter
 
 
-@dataclass(frozen=True)
-class Action:
-    """What a person did to a dead letter, as the audit trail has it."""
-
-    publisher: str
-    actor: str
-    action: str
-    queue: str
-    letter: str
-
-
 class ReportLaws:
-    """Checks reports of status, records of letters, and what consoles do by them.
+    """Checks reports of status.
 
     Args:
         violated: Takes what is wrong.
@@ -51,18 +38,11 @@ class ReportLaws:
         self._ended_sweeps = ended_sweeps
         # How many states each project had when a request was signed.
         self._states_at: dict[tuple[str, str], dict[str, int]] = {}
-        # Those that publishers may have recorded, and those that the broker has.
-        self._requested: set[Action] = set()
-        self._recorded: set[Action] = set()
-        self.records: list[AuditRecorded] = []
 
     def sent(self, request: SentRequest) -> None:
         """A publisher signed a request."""
         at = {name: len(project.states) for name, project in self._projects.items()}
         self._states_at.setdefault((request.publisher, request.digest), at)
-        is_allowed = self._grants[request.publisher].allows(request.kind, request.project)
-        if request.kind == "audit.requested" and is_allowed:
-            self._requested.update(actions_of(request))
 
     # What workers publish.
 
@@ -72,26 +52,6 @@ class ReportLaws:
             return
         if event.type == "status.reported":
             self._check_rows(event, request, "published of")
-        elif event.type == "audit.accepted" and not self.is_recorded(request):
-            self._violated("audit.accepted was published, and not every letter was recorded")
-
-    def recorded(self, record: AuditRecorded) -> None:
-        """The broker has a record of a letter: its publisher must have requested it."""
-        action = Action(
-            str(record.publisher),
-            record.actor,
-            record.action,
-            str(record.queue),
-            str(record.request),
-        )
-        if action not in self._requested:
-            self._violated(f"{record.action} was recorded, and {record.publisher} may not do it")
-        self._recorded.add(action)
-        self.records.append(record)
-
-    def is_recorded(self, request: SentRequest) -> bool:
-        """Whether the broker has a record of each letter of a request."""
-        return self._recorded.issuperset(actions_of(request))
 
     def _check_rows(self, event: Any, request: SentRequest, how: str) -> None:
         about = f"status.reported {how} {request.publisher}'s request"
@@ -123,10 +83,6 @@ class ReportLaws:
         """A waiter believed an answer: to one of these attempts of its request."""
         tries = [*tries]
         about = f"{event.type} believed by {waiter}"
-        if event.type == "audit.accepted":
-            if not any(map(self.is_recorded, tries)):
-                self._violated(f"{about}, and not every letter was recorded")
-            return
         if event.project != waiter.request.project:
             self._violated(f"{about} is about another project")
         if event.view not in {request.document["view"] for request in tries}:
@@ -137,19 +93,3 @@ class ReportLaws:
             earliest = min(of_try.get(row.project, 0) for of_try in states_at)
             if at is not None and at + 1 < earliest and row.project not in self._touched:
                 self._violated(f"{about} has a state from before it was requested")
-
-    # What consoles do.
-
-    def moved(self, action: Action) -> None:
-        """A console moved a letter."""
-        if action not in self._recorded:
-            self._violated(f"{action.action} was done, and not recorded before")
-
-
-def actions_of(request: SentRequest) -> set[Action]:
-    """What the audit trail is to have of a request for records."""
-    named = request.document
-    return {
-        Action(request.publisher, named["actor"], named["action"], named["queue"], each["request"])
-        for each in named["letters"]
-    }

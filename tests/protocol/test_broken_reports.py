@@ -6,7 +6,6 @@ publisher learns what it may not know, or a console believes what is not so.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,22 +14,19 @@ from keyturn.errors import NotPermittedError
 from keyturn.messages import parse_request, request_id
 from keyturn.publisher.event_matcher import EventMatcher
 from keyturn_workers.amqp import request_consumer
-from keyturn_workers.audit import AuditTrail
 from keyturn_workers.status.reader import StatusReader
 from keyturn_workers.status.summaries import EtagCache
 from keyturn_workers.worker.authorization import authorize
-from tests.protocol.console import Console
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import Options, Parts
-from tests.protocol.stories import begin, stop_at, violations
-from tests.protocol.world import World
+from tests.protocol.stories import begin, violations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyturn.messages import Event, Request, StatusReported, StatusRequested
     from keyturn_workers.worker.authorization import Signer
-    from tests.protocol.broker import QueuedMessage
+    from tests.protocol.world import World
 
 _matches = EventMatcher.matches
 _authorize = authorize
@@ -67,31 +63,13 @@ def a_publisher_of_one_project_requests_all(world: World) -> None:
     assert world.ended(refused)
 
 
-def a_publisher_of_one_project_has_letters_recorded(world: World) -> None:
-    """Dead letters belong to no project, so only a publisher of all may act on them."""
-    begin(world, "a")
-    refused = world.audit(["0" * 64], publisher="second")
-    world.run()
-    assert world.ended(refused)
-
-
-@pytest.mark.parametrize(
-    ("story", "caught"),
-    [
-        (a_publisher_of_one_project_requests_all, "status.reported of other in *"),
-        (a_publisher_of_one_project_has_letters_recorded, "audit.accepted of second in *"),
-        (
-            a_publisher_of_one_project_has_letters_recorded,
-            "dead_letter.replayed was recorded, and second may not do it",
-        ),
-    ],
-)
 def test_what_concerns_all_projects_needs_the_grant_for_all(
-    story: Callable[[World], None], caught: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    story = a_publisher_of_one_project_requests_all
     assert violations(story) == []
     monkeypatch.setattr(request_consumer, "authorize", _whatever_it_was_granted)
-    assert caught in violations(story)
+    assert "status.reported of other in *" in violations(story)
 
 
 def a_publisher_of_one_project_requests_it(world: World) -> None:
@@ -172,20 +150,6 @@ def a_report_of_another_project_under_the_same_id(world: World) -> None:
     world.run(keep=lambda queued: queued is kept)
 
 
-def an_acceptance_of_other_letters_that_is_published_again(world: World) -> None:
-    """One letter is recorded; of the next one an attacker repeats the acceptance of the first."""
-    begin(world, "a")
-    world.upload("acme", "a", b"again", publisher="api")
-    world.upload("acme", "a", b"and again", publisher="api")
-    world.run()
-    (first, _), (second, _) = world.dead
-    moved = world.console.move(first, discard=True)
-    world.run()
-    accepted = world.stream[-1]
-    world.console.move(second, discard=True, request_id=moved)
-    world.broker_writer.publish_again(accepted)
-
-
 _BELIEVED = "believed by the waiter of api's"
 
 
@@ -217,16 +181,6 @@ _BELIEVED = "believed by the waiter of api's"
             _by_id_alone,
             f"status.reported {_BELIEVED} status.requested is about another project",
         ),
-        (
-            an_acceptance_of_other_letters_that_is_published_again,
-            _whatever_the_bytes,
-            f"audit.accepted {_BELIEVED} audit.requested, and not every letter was recorded",
-        ),
-        (
-            an_acceptance_of_other_letters_that_is_published_again,
-            _by_id_alone,
-            "dead_letter.discarded was done, and not recorded before",
-        ),
     ],
     ids=lambda part: part.__name__.lstrip("_") if callable(part) else "",
 )
@@ -239,81 +193,3 @@ def test_a_report_is_believed_only_as_the_answer_to_its_very_request(
     assert violations(story) == []
     monkeypatch.setattr(EventMatcher, "matches", broken)
     assert any(caught in what for what in violations(story))
-
-
-# What is recorded, and when.
-
-
-def a_letter_is_replayed(world: World) -> None:
-    """Refused, since there was no such project; then there is, and the letter is served."""
-    begin(world, "a")
-    upload = world.upload("nowhere", "k", b"x", publisher="api")
-    world.run()
-    world.enroll("nowhere")
-    world.run()
-    ((letter, error),) = world.dead
-    assert error.code == "unknown_project"
-    world.console.move(letter, discard=False)
-    world.run(hold=lambda call: call.op == "publish audit.recorded", seconds=5)
-    world.run()
-    assert world.dead == []
-    assert [event.type for event in world.ended(upload)] == ["upload.rejected", "upload.stored"]
-
-
-class _HastyConsole(Console):
-    """Moves a letter as soon as it has requested the record."""
-
-    def move(self, letter: QueuedMessage, *, discard: bool, request_id: str | None = None) -> str:
-        move = self._begin(letter, discard=discard)
-        request_id = self._request(move, request_id)
-        self._do(move)
-        return request_id
-
-
-class _HastyTrail(AuditTrail):
-    """Takes a record for written that is only on its way."""
-
-    async def record(self, *args: Any, **fields: Any) -> str:
-        recording = asyncio.ensure_future(super().record(*args, **fields))
-        await asyncio.sleep(0)
-        del recording
-        return ""
-
-
-@pytest.mark.parametrize(
-    ("parts", "caught"),
-    [
-        (Parts(console=_HastyConsole), "dead_letter.replayed was done, and not recorded before"),
-        (
-            Parts(trail=_HastyTrail),
-            "audit.accepted was published, and not every letter was recorded",
-        ),
-    ],
-    ids=["a console that does not wait", "a worker that does not wait"],
-)
-def test_no_letter_is_moved_before_the_audit_trail_has_it(parts: Parts, caught: str) -> None:
-    assert violations(a_letter_is_replayed) == []
-    assert caught in violations(a_letter_is_replayed, parts)
-
-
-def a_worker_dies_between_record_and_acceptance(world: World) -> None:
-    """The request is delivered again: the letter is recorded twice, under one id."""
-    begin(world, "a")
-    world.upload("acme", "a", b"again", publisher="api")
-    world.run()
-    ((letter, _),) = world.dead
-    world.console.move(letter, discard=True)
-    accepting = stop_at(world, "publish audit.accepted")
-    world.crash(accepting.sender, arriving=lambda _: False)
-    world.run()
-    assert world.dead == []
-
-
-def test_a_crash_between_record_and_acceptance_loses_neither() -> None:
-    with World() as world:
-        a_worker_dies_between_record_and_acceptance(world)
-        world.settle()
-        assert world.oracle.violations == []
-        first, second = world.oracle.reports.records
-        assert first.audit_id == second.audit_id
-        assert first.process != second.process

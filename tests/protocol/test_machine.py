@@ -88,7 +88,6 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a listing": lambda call: call.op.startswith("list"),
     "an event": lambda call: call.op.startswith("publish "),
     "a mark": lambda call: call.op == PUBLISH,
-    "an audit record": lambda call: call.op == "publish audit.recorded",
     "a message": lambda call: call.op.startswith(("send", "put off")),
     "a removal": lambda call: call.op.startswith("delete"),
 }
@@ -205,18 +204,6 @@ class Protocol(RuleBasedStateMachine):
         elif view == "evidence" and project == "*":
             project, view = "*", "master_keys"
         self.on.status(project, view=view, publisher=publisher, **more)
-
-    @rule(pick=PICKS, discard=st.booleans())
-    def a_console_moves_a_letter(self, pick: int, *, discard: bool) -> None:
-        if self.on.dead:
-            letter, _ = self.on.dead[pick % len(self.on.dead)]
-            self.on.console.move(letter, discard=discard)
-
-    @rule(pick=PICKS, publisher=PUBLISHER)
-    def audit(self, pick: int, publisher: str) -> None:
-        """A publisher has something recorded, be it allowed to or not."""
-        sent = list(self.on.sent_requests.values())
-        self.on.audit([sent[pick % len(sent)].digest], publisher=publisher)
 
     @rule(pick=PICKS, signed_again=st.booleans())
     def request_again(self, pick: int, *, signed_again: bool) -> None:

@@ -28,7 +28,6 @@ RESPONSES: Final = {
     "sweep.requested": {"sweep.rejected"},
     "delete.requested": {"object.deleted", "delete.rejected"},
     "status.requested": {"status.reported", "status.rejected"},
-    "audit.requested": {"audit.accepted", "audit.rejected"},
     "recover.requested": {"project.recovered", "recover.rejected"},
 }
 ENDS: Final = {

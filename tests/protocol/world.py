@@ -19,13 +19,11 @@ import structlog
 
 from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_info
 from keyturn.identifiers import format_time, keyring_s3_key, object_s3_key, staging_s3_key
-from keyturn.messages import parse_audit
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.clock import INTERVAL_S
 from tests.protocol.broker import Delivery, QueuedMessage
 from tests.protocol.clock import Clock, Loop
-from tests.protocol.console import ACTOR
 from tests.protocol.hostile import BrokerWriter, BucketWriter
 from tests.protocol.marks import Marks
 from tests.protocol.oracle import Oracle
@@ -43,7 +41,7 @@ from tests.protocol.waiters import ENDS, Record, SentRequest, Waiter, verified
 from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from keyturn.errors import CodedError
     from keyturn.messages import Event
@@ -94,7 +92,6 @@ class World:
         self.sent_requests: dict[tuple[str, str], SentRequest] = self.oracle.laws.sent_requests
         self.waiters: list[Waiter] = []
         self.broker_writer = BrokerWriter(self)
-        self.console = self.parts.console(self)
         # By number: the leases of processes that have another one than the rest.
         self.leases = dict(self.options.leases)
         self.processes = [Process(self, n) for n in range(self.options.processes)]
@@ -147,7 +144,6 @@ class World:
             for waiter in self.waiters:
                 if waiter.receive(event):
                     self.oracle.believed(waiter, event)
-                    self.console.believed(waiter, event)
 
     def _wrote(self, s3_key: str, stored: Stored, call: Call | None) -> None:
         self.bucket_writer.saw(s3_key, stored)
@@ -157,10 +153,6 @@ class World:
         self.oracle.marks.appended(record, self.clock.seconds)
         for process in self.processes:
             process.link.wake()
-
-    def recorded(self, body: bytes) -> None:
-        """A worker's record of the audit trail is durable."""
-        self.oracle.reports.recorded(parse_audit(body))
 
     def acknowledged(self, delivery: Delivery) -> None:
         self.oracle.acknowledged(delivery)
@@ -320,29 +312,6 @@ class World:
         request_id = request_id or self._id()
         document = {"type": "status.requested", "request_id": request_id, "project": project}
         return self._publish({**document, "view": view, **more}, publisher, honest=honest)
-
-    def audit(
-        self,
-        letters: Sequence[str],
-        *,
-        publisher: str = "api",
-        action: str = "dead_letter.replayed",
-        queue: str = "keyturn.upload.dead",
-        request_id: str | None = None,
-        honest: bool = True,
-    ) -> str:
-        """Ask for records of what is done to the letters with these digests."""
-        request_id = request_id or self._id()
-        document = {
-            "type": "audit.requested",
-            "request_id": request_id,
-            "project": "*",
-            "actor": ACTOR,
-            "action": action,
-            "queue": queue,
-            "letters": [{"request": digest} for digest in letters],
-        }
-        return self._publish(document, publisher, honest=honest)
 
     def upload(
         self,

@@ -43,8 +43,6 @@ from keyturn.messages.codec import (
 )
 from keyturn.messages.events import (
     EVENT_MODELS,
-    AuditAccepted,
-    AuditRejected,
     CountedEvent,
     DeadLettersMoved,
     DeadLettersRejected,
@@ -90,14 +88,10 @@ from keyturn.messages.fields import (
 from keyturn.messages.json_text import load_json, problems
 from keyturn.messages.marks import MARK_MODELS, KeyringMarked, encode_mark, parse_mark
 from keyturn.messages.requests import (
-    AUDITED_LETTERS,
     INLINE_MAX_BYTES,
     NAMED_LETTERS,
     REQUEST_MODELS,
     UNKNOWN_CODE,
-    AuditedLetter,
-    AuditRequested,
-    DeadLetterAction,
     DeadLettersRequested,
     DeleteRequested,
     EnrollRequested,
@@ -149,7 +143,6 @@ from keyturn.progress import Phase, Progress
 
 __all__ = [
     "ALL_ONLY_VIEWS",
-    "AUDITED_LETTERS",
     "AUDIT_MODELS",
     "CODE_PATTERN",
     "COUNT_FIELDS",
@@ -171,14 +164,10 @@ __all__ = [
     "WORKER_REPORT_MODELS",
     "AttentionLink",
     "AttentionStatus",
-    "AuditAccepted",
     "AuditAction",
     "AuditLink",
     "AuditRecorded",
-    "AuditRejected",
-    "AuditRequested",
     "AuditStatus",
-    "AuditedLetter",
     "Base64",
     "CallerMetadata",
     "CodeCount",
@@ -186,7 +175,6 @@ __all__ = [
     "Count",
     "CountedEvent",
     "Counts",
-    "DeadLetterAction",
     "DeadLetterStatus",
     "DeadLettersAction",
     "DeadLettersMoved",

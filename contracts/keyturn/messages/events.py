@@ -280,21 +280,6 @@ class StatusRejected(RejectedModel):
     request_id: RequestId
 
 
-class AuditAccepted(EventModel):
-    """What the request names is in the audit trail."""
-
-    type: Literal["audit.accepted"] = "audit.accepted"
-    request_id: RequestId
-    project: Literal["*"]
-
-
-class AuditRejected(RejectedModel):
-    """The request to record something was refused."""
-
-    type: Literal["audit.rejected"] = "audit.rejected"
-    request_id: RequestId
-
-
 class DeadLettersMoved(EventModel):
     """The dead letters that a request selects were replayed or discarded (SPEC 16.1).
 
@@ -358,8 +343,6 @@ Event = (
     | DeleteRejected
     | StatusReported
     | StatusRejected
-    | AuditAccepted
-    | AuditRejected
     | DeadLettersMoved
     | DeadLettersRejected
     | ProjectRecovered
@@ -373,7 +356,6 @@ Rejected = (
     | SweepRejected
     | DeleteRejected
     | StatusRejected
-    | AuditRejected
     | DeadLettersRejected
     | RecoverRejected
 )
@@ -394,8 +376,6 @@ EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
     "delete.rejected": DeleteRejected,
     "status.reported": StatusReported,
     "status.rejected": StatusRejected,
-    "audit.accepted": AuditAccepted,
-    "audit.rejected": AuditRejected,
     "dead_letters.moved": DeadLettersMoved,
     "dead_letters.rejected": DeadLettersRejected,
     "project.recovered": ProjectRecovered,

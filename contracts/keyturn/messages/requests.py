@@ -27,7 +27,6 @@ from keyturn.messages.fields import (
 )
 from keyturn.messages.status import (
     ALL_ONLY_VIEWS,
-    QUEUE_PATTERN,
     STATUS_FILTERS,
     STATUS_LIMIT,
     STATUS_MAX_LIMIT,
@@ -40,15 +39,10 @@ from keyturn.messages.status import (
 
 INLINE_MAX_BYTES: Final = 256 * 1024
 """Plaintext bytes above which a body is staged in the bucket."""
-AUDITED_LETTERS: Final = 500
-"""Dead letters that one request has recorded at most."""
 NAMED_LETTERS: Final = 500
 """Dead letters that one request names at most. By code, it moves any number."""
 UNKNOWN_CODE: Final = "unknown"
 """The code of dead letters that name none, or none that is a code."""
-REQUEST_TYPE_PATTERN: Final = r"^[a-z_]{1,32}\.requested$"
-DeadLetterAction = Literal["dead_letter.replayed", "dead_letter.discarded"]
-"""What a console has recorded before it does it."""
 _STAGED_MAX_BYTES: Final = 2**53 - 1  # what every JSON implementation can count to
 
 
@@ -206,50 +200,6 @@ class StatusRequested(ControlRequestModel):
         return self
 
 
-class AuditedLetter(StrictModel):
-    """A dead letter that is about to be replayed or discarded, by its own claim.
-
-    Attributes:
-        request: Hex SHA-256 of its body.
-        request_type: Its type, if it is that of a request.
-        request_id: Its id, if it has one.
-        project: Its project, if it names one.
-    """
-
-    request: RequestDigest
-    request_type: Annotated[str, Field(pattern=REQUEST_TYPE_PATTERN)] | None = None
-    request_id: RequestId | None = None
-    project: Project | None = None
-
-
-class AuditRequested(ControlRequestModel):
-    """Record what a person does to dead letters, who has no event key (SPEC 15.3, 16.1).
-
-    The letters are moved only after `audit.accepted`.
-
-    Attributes:
-        project: `*`: dead letters belong to no project.
-        action: What is done.
-        queue: The dead-letter queue.
-        letters: Each becomes one record of the audit trail.
-        outcome: `started` before it is done; afterward the code, where it failed.
-        reason: Why, in the words of the person.
-    """
-
-    type: Literal["audit.requested"] = "audit.requested"
-    request_id: RequestId
-    project: Literal["*"]
-    actor: Actor
-    action: DeadLetterAction
-    queue: Annotated[str, Field(pattern=QUEUE_PATTERN)]
-    letters: Annotated[
-        tuple[AuditedLetter, ...],
-        Field(strict=False, min_length=1, max_length=AUDITED_LETTERS),
-    ]
-    outcome: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")] = "started"
-    reason: Reason | None = None
-
-
 class DeadLettersRequested(ControlRequestModel):
     """Replay or discard dead letters of one queue (SPEC 6.9, 16.1).
 
@@ -322,7 +272,6 @@ Request = (
     | SweepRequested
     | DeleteRequested
     | StatusRequested
-    | AuditRequested
     | DeadLettersRequested
     | RecoverRequested
 )
@@ -333,7 +282,6 @@ REQUEST_MODELS: Final[dict[str, type[RequestModel]]] = {
     "sweep.requested": SweepRequested,
     "delete.requested": DeleteRequested,
     "status.requested": StatusRequested,
-    "audit.requested": AuditRequested,
     "dead_letters.requested": DeadLettersRequested,
     "recover.requested": RecoverRequested,
 }

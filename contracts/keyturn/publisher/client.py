@@ -18,11 +18,7 @@ from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownE
 from keyturn.identifiers import ALL_PROJECTS, staging_s3_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
-    STARTED,
     STATUS_LIMIT,
-    AuditedLetter,
-    AuditRequested,
-    DeadLetterAction,
     DeadLettersAction,
     DeadLettersRequested,
     DeleteRequested,
@@ -429,50 +425,6 @@ class Publisher:
                 known=known,
                 actor=actor,
                 request_id=request_id or new_id(),
-            )
-        )
-
-    async def record_audit(
-        self,
-        action: DeadLetterAction,
-        queue: str,
-        letters: Sequence[AuditedLetter],
-        *,
-        actor: str,
-        outcome: str = STARTED,
-        reason: str | None = None,
-        request_id: str | None = None,
-    ) -> str:
-        """Request that an action on dead letters be recorded; return the request's id.
-
-        Only `audit.accepted`, which `wait` returns, says that the audit trail holds one record
-        for each letter. Act on the letters after it (SPEC 15.3).
-
-        Args:
-            action: What is done, such as `dead_letter.replayed`.
-            queue: The dead-letter queue.
-            letters: At most 500.
-            actor: The person who does it.
-            outcome: `started` before it is done; the code of an error if it then failed.
-            reason: Why, in the person's words, on one line.
-            request_id: The id of an earlier attempt to repeat; a new one by default.
-
-        Raises:
-            MalformedRequestError: an argument is not valid.
-            NotDeliveredError: no worker serves requests, or the broker cannot be reached.
-            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
-        """
-        return await self._publish(
-            build(
-                AuditRequested,
-                action=action,
-                queue=queue,
-                letters=tuple(letters),
-                actor=actor,
-                outcome=outcome,
-                reason=reason,
-                request_id=request_id or new_id(),
-                project=ALL_PROJECTS,
             )
         )
 

@@ -31,7 +31,6 @@ RequestType = Literal[
     "sweep.requested",
     "delete.requested",
     "status.requested",
-    "audit.requested",
     "dead_letters.requested",
     "recover.requested",
 ]
@@ -44,7 +43,6 @@ _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "sweep.requested": frozenset({"sweep.rejected"}),
         "delete.requested": frozenset({"object.deleted", "delete.rejected"}),
         "status.requested": frozenset({"status.reported", "status.rejected"}),
-        "audit.requested": frozenset({"audit.accepted", "audit.rejected"}),
         "dead_letters.requested": frozenset({"dead_letters.moved", "dead_letters.rejected"}),
         "recover.requested": frozenset({"project.recovered", "recover.rejected"}),
     }

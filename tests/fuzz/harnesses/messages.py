@@ -95,7 +95,7 @@ HARNESS: Final = Harness(
         '"enroll.requested"',
         '"rotation.requested"',
         '"status.requested"',
-        '"audit.requested"',
+        '"dead_letters.requested"',
         '"recover.requested"',
     ),
 )

@@ -290,7 +290,7 @@ CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "a report of status": lambda c: publish(c, topology.STATUS_REPORTED),
     "a report of a worker": lambda c: publish(c, topology.WORKER_REPORTED),
     "an audit record": lambda c: publish(c, topology.AUDIT_RECORDED),
-    "an acceptance": lambda c: publish(c, "audit.accepted"),
+    "an answer": lambda c: publish(c, "dead_letters.moved"),
     "a CC to another type": lambda c: publish(c, "status.requested", CC=["enroll.requested"]),
     "a BCC to an event": lambda c: publish(c, "status.requested", BCC=["upload.stored"]),
     "the exchange of publishers' events": lambda c: publish(
@@ -326,9 +326,7 @@ async def test_a_console_reads_its_own_stream(users: Users) -> None:
         await read(channel, topology.publisher_stream("console"))
 
 
-_OF_PAGES = sorted(
-    {*topology.CONTROL_REQUESTS} - {"enroll.requested", "recover.requested", "audit.requested"}
-)
+_OF_PAGES = sorted({*topology.CONTROL_REQUESTS} - {"enroll.requested", "recover.requested"})
 
 
 @pytest.mark.parametrize("routing_key", _OF_PAGES)

@@ -4,8 +4,8 @@ Only for requests that a known publisher signed. Of others nothing is recorded: 
 write to the broker could push the records of the stream out with a flood of them. They are logged
 and counted, and kept among the unsigned dead letters (SPEC 6.9).
 
-A served `audit.requested` or `dead_letters.requested` gets no record of its own: the records of
-its letters name its publisher and its person.
+A served `dead_letters.requested` gets no record of its own: the records of its letters name its
+publisher and its person.
 """
 
 import time
@@ -16,7 +16,6 @@ from typing import Any, Final
 from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_project
 from keyturn.messages import (
-    AuditRequested,
     DeadLettersRequested,
     DeleteRequested,
     RecoverRequested,
@@ -54,7 +53,7 @@ class RequestRecorder:
 
     async def served(self, request: Request, origin: RequestOrigin) -> None:
         """The request was served. To be called after the effect, before the acknowledgment."""
-        if isinstance(request, AuditRequested | DeadLettersRequested):
+        if isinstance(request, DeadLettersRequested):
             return
         if isinstance(request, StatusRequested) and not self._is_due(request, origin.publisher):
             return

@@ -3,7 +3,6 @@
 See SPEC 5.4, 6, 8 and 16.
 """
 
-from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.dead_letters import DeadLetterMover
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
@@ -12,7 +11,6 @@ from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import Rotator
 
 __all__ = [
-    "AuditRequests",
     "ControlHandler",
     "DeadLetterMover",
     "Deleter",

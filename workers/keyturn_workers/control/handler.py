@@ -6,7 +6,6 @@ from typing import Any, Final
 from keyturn.errors import CodedError, MalformedRequestError, PermanentError
 from keyturn.identifiers import format_time, parse_time
 from keyturn.messages import (
-    AuditRequested,
     DeadLettersRequested,
     DeleteRequested,
     EnrollRequested,
@@ -25,7 +24,6 @@ from keyturn.messages import (
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp.request_consumer import Handled
-from keyturn_workers.control.audit_requests import AuditRequests
 from keyturn_workers.control.dead_letters import DeadLetterMover
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
@@ -52,7 +50,6 @@ class ControlHandler:
         starter: SweepStarter,
         deleter: Deleter,
         *,
-        audit_requests: AuditRequests | None = None,
         dead_letter_mover: DeadLetterMover | None = None,
         status_reader: StatusReader | None = None,
         recoverer: Recoverer | None = None,
@@ -61,7 +58,6 @@ class ControlHandler:
         self._rotator = rotator
         self._starter = starter
         self._deleter = deleter
-        self._audit_requests = audit_requests
         self._dead_letter_mover = dead_letter_mover
         self._status_reader = status_reader
         self._recoverer = recoverer
@@ -80,8 +76,6 @@ class ControlHandler:
                 handled = await self._delete(request)
             case RecoverRequested() if self._recoverer is not None:
                 handled = _recovered(request, await self._recoverer.recover(request))
-            case AuditRequested() if self._audit_requests is not None:
-                handled = await self._audit_requests.serve(request, origin)
             case DeadLettersRequested() if self._dead_letter_mover is not None:
                 handled = await self._dead_letter_mover.serve(request, origin)
             case StatusRequested() if self._status_reader is not None:

@@ -19,7 +19,6 @@ from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.amqp.request_consumer import RequestConsumer, RequestHandler, TimeSource
 from keyturn_workers.audit import AuditProcess, AuditTrail, RequestRecorder
 from keyturn_workers.control import (
-    AuditRequests,
     ControlHandler,
     DeadLetterMover,
     Deleter,
@@ -224,16 +223,14 @@ class Wiring:
         recoverer = None
         if self._witness is not None:
             recoverer = Recoverer(storage, self._keys, self._witness, lease_s=settings.lease_s)
-        audit_requests = dead_letter_mover = None
+        dead_letter_mover = None
         if self._audit is not None:
-            audit_requests = AuditRequests(self._audit, self._now)
             dead_letter_mover = DeadLetterMover(BrokerAddress.of(settings), self._audit, self._now)
         return ControlHandler(
             enroller,
             rotator,
             self._starter,
             deleter,
-            audit_requests=audit_requests,
             dead_letter_mover=dead_letter_mover,
             recoverer=recoverer,
             status_reader=StatusReader(

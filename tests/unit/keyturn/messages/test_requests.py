@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from keyturn.messages import (
     ALL_ONLY_VIEWS,
-    AUDITED_LETTERS,
     NAMED_LETTERS,
     REASON_MAX_CHARACTERS,
     REQUEST_MODELS,
@@ -69,7 +68,7 @@ def test_a_body_is_inline_or_staged_and_of_a_size_that_can_be(body: dict[str, An
         )
 
 
-_OF_ALL = ("sweep.requested", "status.requested", "audit.requested", "dead_letters.requested")
+_OF_ALL = ("sweep.requested", "status.requested", "dead_letters.requested")
 
 
 def test_only_sweeps_and_what_operators_request_may_be_of_all_projects() -> None:
@@ -80,18 +79,6 @@ def test_only_sweeps_and_what_operators_request_may_be_of_all_projects() -> None
         else:
             with pytest.raises(ValidationError, match="project"):
                 model.model_validate(document)
-
-
-def _letters(count: int) -> list[dict[str, Any]]:
-    return [{"request": f"{number:064x}"} for number in range(count)]
-
-
-def test_one_request_has_a_bounded_number_of_letters_recorded() -> None:
-    model, valid = REQUEST_MODELS["audit.requested"], _example("audit.requested")
-    model.model_validate(valid | {"letters": _letters(AUDITED_LETTERS)})
-    for count in (0, AUDITED_LETTERS + 1):
-        with pytest.raises(ValidationError, match="letters"):
-            model.model_validate(valid | {"letters": _letters(count)})
 
 
 @pytest.mark.parametrize(
@@ -115,17 +102,11 @@ def test_dead_letters_are_selected_by_their_code_or_one_by_one(
         REQUEST_MODELS["dead_letters.requested"].model_validate(document | selection)
 
 
-def test_the_largest_request_for_records_fits_in_a_message() -> None:
+def test_the_largest_request_for_letters_fits_in_a_message() -> None:
     """RabbitMQ's own limit is 16 MiB; and every retry is a copy of it."""
-    letter = {
-        "request": "f" * 64,
-        "request_type": f"{'a' * 32}.requested",
-        "request_id": "f" * 8 + "-ffff" * 3 + "-" + "f" * 12,
-        "project": "a" * 63,
-    }
-    more = {"letters": [letter] * AUDITED_LETTERS, "reason": "\U0001f511" * REASON_MAX_CHARACTERS}
-    request: Any = REQUEST_MODELS["audit.requested"].model_validate(
-        _example("audit.requested") | more
+    more = {"letters": ["f" * 64] * NAMED_LETTERS, "reason": "\U0001f511" * REASON_MAX_CHARACTERS}
+    request: Any = REQUEST_MODELS["dead_letters.requested"].model_validate(
+        _example("dead_letters.requested") | {"code": None} | more
     )
     assert len(encode(request)) < 256 * 1024
 

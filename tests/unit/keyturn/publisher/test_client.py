@@ -19,7 +19,6 @@ from keyturn.errors import (
 from keyturn.identifiers import staging_s3_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
-    AuditedLetter,
     InlineBody,
     StagedBody,
     parse_request,
@@ -286,16 +285,12 @@ async def test_a_request_for_a_project_that_cannot_be_is_not_sent(request_type: 
     assert scene.connection.sent == []
 
 
-LETTER = AuditedLetter(request="0" * 64, request_type="upload.requested", project="acme")
 FOR_A_PERSON: list[Callable[[Publisher, str], Coroutine[Any, Any, str]]] = [
     lambda publisher, actor: publisher.enroll("acme", api_key=API_KEY, actor=actor),
     lambda publisher, actor: publisher.rotate("acme", api_key=API_KEY, actor=actor),
     lambda publisher, actor: publisher.sweep("acme", actor=actor),
     lambda publisher, actor: publisher.delete("acme", "a", actor=actor),
     lambda publisher, actor: publisher.status("master_keys", actor=actor),
-    lambda publisher, actor: publisher.record_audit(
-        "dead_letter.replayed", "keyturn.upload.dead", [LETTER], actor=actor
-    ),
     lambda publisher, actor: publisher.move_dead_letters(
         "replay", "keyturn.upload.dead", code="unknown_project", actor=actor
     ),
@@ -349,18 +344,3 @@ async def test_dead_letters_are_moved_by_code_or_by_their_digests() -> None:
         with pytest.raises(MalformedRequestError, match="either code or letters"):
             await publisher.move_dead_letters("replay", queue, actor="Kim", **wrong)
     assert len(scene.connection.sent) == 2
-
-
-async def test_an_action_on_letters_is_to_be_recorded_as_started_with_its_reason() -> None:
-    scene = _scene()
-    request_id = await scene.publisher.record_audit(
-        "dead_letter.discarded", "keyturn.unsigned.dead", [LETTER], actor="Kim", reason="a flood"
-    )
-    ((routing_key, request),) = scene.connection.sent
-    assert routing_key == request.type == "audit.requested"
-    assert (request.request_id, request.project) == (request_id, "*")
-    assert (request.action, request.queue) == ("dead_letter.discarded", "keyturn.unsigned.dead")
-    assert (request.letters, request.outcome, request.reason) == ((LETTER,), "started", "a flood")
-    with pytest.raises(MalformedRequestError, match="letters"):
-        await scene.publisher.record_audit("dead_letter.replayed", "keyturn.dead", [], actor="Kim")
-    assert len(scene.connection.sent) == 1

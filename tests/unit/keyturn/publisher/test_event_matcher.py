@@ -39,15 +39,11 @@ _ANSWERS = {
     "sweep.requested": ("sweep.rejected",),
     "delete.requested": ("object.deleted", "delete.rejected"),
     "status.requested": ("status.reported", "status.rejected"),
-    "audit.requested": ("audit.accepted", "audit.rejected"),
     "dead_letters.requested": ("dead_letters.moved", "dead_letters.rejected"),
     "recover.requested": ("project.recovered", "recover.rejected"),
 }
 # Of all projects, always.
 _OF_ALL = (
-    "audit.requested",
-    "audit.accepted",
-    "audit.rejected",
     "dead_letters.requested",
     "dead_letters.moved",
     "dead_letters.rejected",

@@ -28,7 +28,7 @@ _SECRETS = (
 REQUESTS = {name: next(iter(titles.values())) for name, titles in requests().items()}
 
 
-OF_LETTERS = {"audit.requested", "dead_letters.requested"}
+OF_LETTERS = {"dead_letters.requested"}
 
 
 async def _served(document: dict[str, Any]) -> AuditRecorded:

@@ -22,9 +22,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import (
-    AuditAccepted,
-    AuditedLetter,
-    AuditRequested,
+    DeadLettersRequested,
     DeleteRequested,
     EnrollRequested,
     ObjectDeleted,
@@ -40,7 +38,7 @@ from keyturn.messages import (
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp.consumer import DeferError
-from keyturn_workers.control import AuditRequests, ControlHandler, Deleter, Enroller, Rotator
+from keyturn_workers.control import ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import (
     KeyringContradictedError,
     KeyringRemovedError,
@@ -50,7 +48,6 @@ from keyturn_workers.keyring import (
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.sweep import Options
 from keyturn_workers.sweep.progress import MAX_OPEN_SWEEPS
-from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.sweep.records import AT, LEASE_S, OTHER_ID, SWEEP_ID, origin
 from tests.unit.keyturn_workers.sweep.sweeping import KEYS, ORIGIN, Sweeping
@@ -133,32 +130,19 @@ async def test_an_upload_is_not_served_here() -> None:
 # Records for a console.
 
 
-def _audit() -> AuditRequested:
-    return AuditRequested(
+async def test_a_worker_without_an_audit_trail_moves_no_dead_letters() -> None:
+    request = DeadLettersRequested(
         request_id=SWEEP_ID,
         project="*",
         requested_at=AT,
         actor="Kim Doe",
-        action="dead_letter.discarded",
+        action="discard",
         queue="keyturn.upload.dead",
-        letters=(AuditedLetter(request="0" * 64),),
+        code="bad_seal",
     )
-
-
-async def test_a_request_for_records_is_accepted_once_they_are_made() -> None:
-    control, stream = Control(), Stream()
-    trail = trail_to(stream)
-    control.handler._audit_requests = AuditRequests(trail)
-    async with trail.running():
-        handled = await control.serve(_audit())
-    assert isinstance(handled.event, AuditAccepted)
-    assert [record.action for record in stream.records] == ["dead_letter.discarded"]
-    assert await control.find(_audit()) is None  # an expired one is refused: nothing was recorded
-
-
-async def test_a_worker_without_an_audit_trail_accepts_no_request_for_records() -> None:
     with pytest.raises(MalformedRequestError, match="not served here"):
-        await Control().serve(_audit())
+        await Control().serve(request)
+    assert await Control().find(request) is None  # an expired one is refused: it may be half done
 
 
 # Enrollments.
