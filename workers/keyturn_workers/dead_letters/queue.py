@@ -41,7 +41,6 @@ _LOCK_RETRY_S: Final = 0.1
 _BATCH: Final = 128
 _PREFETCH_MAX: Final = 65_535
 _IDLE_S: Final = 5.0
-_REQUEUE_TIMEOUT_S: Final = 60.0
 _REQUEUED_PER_S: Final = 500
 _POLL_S: Final = 0.02
 # Of the whole process: no two consumers of a channel have one name.
@@ -252,9 +251,9 @@ class QueueBrowser:
         """Return everything that is not acknowledged, and wait until the queue shows it.
 
         The broker requeues messages only after it has replied, even to the close of the channel:
-        the next reader could find the queue empty. The wait is bounded, and ends as well where most
-        are there and the count no longer rises: a policy may have dropped some, or another consumer
-        received them.
+        the next reader could find the queue empty. The wait ends as well where the count no longer
+        rises, for as long as the broker may take with so many: a policy may have dropped some, or
+        another consumer received them.
 
         Args:
             left: How many messages are not acknowledged.
@@ -265,12 +264,12 @@ class QueueBrowser:
         underlay = await self._channel.get_underlay_channel()
         await underlay.basic_nack(0, multiple=True, requeue=True)  # 0: everything
         loop = asyncio.get_running_loop()
-        ends_s = loop.time() + _REQUEUE_TIMEOUT_S + left / _REQUEUED_PER_S
+        patience_s = _IDLE_S + left / _REQUEUED_PER_S
         highest, risen_s = 0, loop.time()
-        while (ready := await ready_count(self._queue)) < expected and loop.time() < ends_s:
+        while (ready := await ready_count(self._queue)) < expected:
             if ready > highest:
                 highest, risen_s = ready, loop.time()
-            elif ready > expected // 2 and loop.time() - risen_s > _IDLE_S:
+            elif loop.time() - risen_s > patience_s:
                 return
             await asyncio.sleep(_POLL_S)
 
