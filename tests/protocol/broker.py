@@ -121,6 +121,10 @@ class WorkerPublisher:
         effect = lambda: self._world.event_published(event, record, delivery)  # noqa: E731
         await self._publish(f"publish {event.type}", effect)
 
+    async def publish_record(self, audit_id: str, body: bytes) -> None:
+        del audit_id
+        await self._publish("publish audit.recorded", lambda: self._world.recorded(body))
+
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         queued = QueuedMessage(queue, body, routing_key=queue)
         await self._publish(f"send {queue}", lambda: self._put(queued, delay_s))

@@ -32,7 +32,7 @@ _OPTIONS: Final = {
 # What may be so by another request already: that it is so is judged in the bucket.
 _JOINED: Final = frozenset({"sweep.requested", "delete.requested"})
 # What changes nothing in the bucket, whatever its answer: `report_laws` judges that.
-_CHANGELESS: Final = frozenset({"status.requested"})
+_CHANGELESS: Final = frozenset({"status.requested", "dead_letters.requested"})
 _ENDS_OF: Final = {
     "project.enrolled": "enroll",
     "project.recovered": "recover",
@@ -335,7 +335,7 @@ class Laws:
                 return (request.publisher, request.digest) in self._tombstoned
             case "recover.requested":
                 return (request.publisher, request.digest) in self._recovered
-            case "status.requested":
+            case "status.requested" | "dead_letters.requested":
                 return False
         return (request.publisher, request.digest) in self._planned  # of a sweep
 

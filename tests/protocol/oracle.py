@@ -555,7 +555,7 @@ class Oracle:
     def believed(self, waiter: Waiter, event: Any) -> None:
         """A waiter believed that an event answers its request."""
         self.laws.believed(waiter, event)
-        if event.type == "status.reported":
+        if event.type in ("status.reported", "dead_letters.moved"):
             self.reports.believed(waiter, event, self.laws.tries(waiter))
         if event.type in ("rotation.completed", "sweep.completed"):
             self.laws.ended(waiter, self._ended_options.get((waiter.request.id, event.project)))

@@ -16,6 +16,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.amqp.consumer import ConsumerContext
 from keyturn_workers.amqp.request_consumer import RequestConsumer, TimeSource
+from keyturn_workers.audit import AuditProcess, AuditTrail
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
@@ -39,6 +40,7 @@ from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.protocol.broker import Delivery, WorkerPublisher
+from tests.protocol.letter_mover import LetterMover
 from tests.protocol.marks import Link
 from tests.protocol.waiters import EVENT_KEY
 from tests.protocol.wire import Wire
@@ -92,12 +94,14 @@ class Parts:
     store: type[SweepStore] = SweepStore
     evidence_log: type[EvidenceLog] = EvidenceLog
     periodic: type[PeriodicScan] = PeriodicScan
+    trail: type[AuditTrail] = AuditTrail
     status_reader: type[StatusReader] = StatusReader
     consumer: type[RequestConsumer] = RequestConsumer
     hint_consumer: type[HintConsumer] = HintConsumer
     wire: type[Wire] = Wire
     keyrings: type[KeyringReader] = KeyringReader
     mark_stream: type[MarkStream] = MarkStream
+    letter_mover: type[LetterMover] = LetterMover
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,11 @@ class Process:
         worker_publisher: Any = WorkerPublisher(self)
         self._worker_publisher = worker_publisher
         now = self.keyrings.clock.now
+        self._trail = world.parts.trail(
+            AuditProcess.start("worker control"), worker_publisher.publish_record, now=now
+        )
+        # Not `running`, which publishes what is left when it ends: a process that is killed cannot.
+        self._recording = world.loop.create_task(self._trail._send())
         self._context = ConsumerContext(worker_publisher, WorkerMetrics(), now)
         self._sweep_context = SweepContext(
             storage,
@@ -179,6 +188,7 @@ class Process:
     def end(self) -> None:
         """Kill it: it sends nothing any more."""
         self.wire.dead = True
+        self._recording.cancel()
         self._following.cancel()
 
     def keep_current(self) -> None:
@@ -236,6 +246,7 @@ class Process:
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
             recoverer=parts.recoverer(storage, self._keys, self.marks, lease_s=self.lease_s),
+            dead_letter_mover=parts.letter_mover(self.world, self._trail, keyrings.clock.now),
             status_reader=parts.status_reader(
                 storage, self._keys, Identity("test", "m1", ()), now=keyrings.clock.now
             ),

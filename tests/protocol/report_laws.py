@@ -1,19 +1,38 @@
-"""Checks what control workers report to consoles: it must be so (SPEC 16.1)."""
+"""Checks what control workers report and record for consoles: it must be so (SPEC 15.3, 16.1)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from keyturn.messages import AuditAction, AuditRecorded, DeadLettersAction
     from keyturn_workers.worker.grants import Grant
     from tests.protocol.oracle import Project
     from tests.protocol.waiters import SentRequest, Waiter
 
 
+ACTIONS: Final[dict[DeadLettersAction, AuditAction]] = {
+    "replay": "dead_letter.replayed",
+    "discard": "dead_letter.discarded",
+}
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a person did to a dead letter, as the audit trail has it."""
+
+    publisher: str
+    actor: str
+    action: str
+    queue: str
+    letter: str
+
+
 class ReportLaws:
-    """Checks reports of status.
+    """Checks reports of status, records of letters, and what is done to letters by them.
 
     Args:
         violated: Takes what is wrong.
@@ -38,11 +57,18 @@ class ReportLaws:
         self._ended_sweeps = ended_sweeps
         # How many states each project had when a request was signed.
         self._states_at: dict[tuple[str, str], dict[str, int]] = {}
+        # Those that publishers may have recorded, and those that the broker has.
+        self._requested: set[Action] = set()
+        self._recorded: set[Action] = set()
+        self.records: list[AuditRecorded] = []
 
     def sent(self, request: SentRequest) -> None:
         """A publisher signed a request."""
         at = {name: len(project.states) for name, project in self._projects.items()}
         self._states_at.setdefault((request.publisher, request.digest), at)
+        is_allowed = self._grants[request.publisher].allows(request.kind, request.project)
+        if request.kind == "dead_letters.requested" and is_allowed:
+            self._requested.update(actions_of(request))
 
     # What workers publish.
 
@@ -52,6 +78,26 @@ class ReportLaws:
             return
         if event.type == "status.reported":
             self._check_rows(event, request, "published of")
+        elif event.type == "dead_letters.moved" and event.moved > self.recorded_of(request):
+            self._violated("dead_letters.moved was published, and not every letter was recorded")
+
+    def recorded(self, record: AuditRecorded) -> None:
+        """The broker has a record of a letter: its publisher must have requested it."""
+        action = Action(
+            str(record.publisher),
+            record.actor,
+            record.action,
+            str(record.queue),
+            str(record.request),
+        )
+        if action not in self._requested:
+            self._violated(f"{record.action} was recorded, and {record.publisher} may not do it")
+        self._recorded.add(action)
+        self.records.append(record)
+
+    def recorded_of(self, request: SentRequest) -> int:
+        """How many letters of a request the broker has a record of."""
+        return len(self._recorded & actions_of(request))
 
     def _check_rows(self, event: Any, request: SentRequest, how: str) -> None:
         about = f"status.reported {how} {request.publisher}'s request"
@@ -83,6 +129,10 @@ class ReportLaws:
         """A waiter believed an answer: to one of these attempts of its request."""
         tries = [*tries]
         about = f"{event.type} believed by {waiter}"
+        if event.type == "dead_letters.moved":
+            if event.moved > max(map(self.recorded_of, tries), default=0):
+                self._violated(f"{about}, and not every letter was recorded")
+            return
         if event.project != waiter.request.project:
             self._violated(f"{about} is about another project")
         if event.view not in {request.document["view"] for request in tries}:
@@ -93,3 +143,20 @@ class ReportLaws:
             earliest = min(of_try.get(row.project, 0) for of_try in states_at)
             if at is not None and at + 1 < earliest and row.project not in self._touched:
                 self._violated(f"{about} has a state from before it was requested")
+
+    # What is done for consoles.
+
+    def moved(self, action: Action) -> None:
+        """A worker moved a letter."""
+        if action not in self._recorded:
+            self._violated(f"{action.action} was done, and not recorded before")
+
+
+def actions_of(request: SentRequest) -> set[Action]:
+    """What the audit trail is to have of a request to move dead letters."""
+    named = request.document
+    action = ACTIONS[named["action"]]
+    return {
+        Action(request.publisher, named["actor"], action, named["queue"], letter)
+        for letter in named["letters"]
+    }

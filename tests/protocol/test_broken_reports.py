@@ -1,4 +1,4 @@
-"""Reports of status and records for consoles, with a guard taken out: each is caught (SPEC 16.1).
+"""Reports of status and moves of dead letters, with a guard taken out: each is caught (SPEC 16.1).
 
 Each story runs twice: with the workers' own classes nothing is violated, and without the guard a
 publisher learns what it may not know, or a console believes what is not so.
@@ -6,6 +6,7 @@ publisher learns what it may not know, or a console believes what is not so.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,19 +15,30 @@ from keyturn.errors import NotPermittedError
 from keyturn.messages import parse_request, request_id
 from keyturn.publisher.event_matcher import EventMatcher
 from keyturn_workers.amqp import request_consumer
+from keyturn_workers.audit import AuditTrail
 from keyturn_workers.status.reader import StatusReader
 from keyturn_workers.status.summaries import EtagCache
 from keyturn_workers.worker.authorization import authorize
 from tests.protocol.hostile import HostilePublisher
+from tests.protocol.letter_mover import LetterMover
 from tests.protocol.process import Options, Parts
-from tests.protocol.stories import begin, violations
+from tests.protocol.stories import begin, stop_at, violations
+from tests.protocol.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keyturn.messages import Event, Request, StatusReported, StatusRequested
+    from keyturn.messages import (
+        DeadLettersRequested,
+        Event,
+        Request,
+        RequestOrigin,
+        StatusReported,
+        StatusRequested,
+    )
+    from keyturn_workers.dead_letters.move import Record
     from keyturn_workers.worker.authorization import Signer
-    from tests.protocol.world import World
+    from tests.protocol.broker import QueuedMessage
 
 _matches = EventMatcher.matches
 _authorize = authorize
@@ -63,13 +75,34 @@ def a_publisher_of_one_project_requests_all(world: World) -> None:
     assert world.ended(refused)
 
 
+def a_publisher_of_one_project_has_letters_moved(world: World) -> None:
+    """Dead letters belong to no project, so only a publisher of all may act on them."""
+    begin(world, "a")
+    world.upload("acme", "a", b"again", publisher="api")
+    world.run()
+    ((letter, _),) = world.dead
+    refused = world.move_letters(letter, publisher="second")
+    world.run()
+    assert world.ended(refused)
+
+
+@pytest.mark.parametrize(
+    ("story", "caught"),
+    [
+        (a_publisher_of_one_project_requests_all, "status.reported of other in *"),
+        (a_publisher_of_one_project_has_letters_moved, "dead_letters.moved of second in *"),
+        (
+            a_publisher_of_one_project_has_letters_moved,
+            "dead_letter.replayed was recorded, and second may not do it",
+        ),
+    ],
+)
 def test_what_concerns_all_projects_needs_the_grant_for_all(
-    monkeypatch: pytest.MonkeyPatch,
+    story: Callable[[World], None], caught: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    story = a_publisher_of_one_project_requests_all
     assert violations(story) == []
     monkeypatch.setattr(request_consumer, "authorize", _whatever_it_was_granted)
-    assert "status.reported of other in *" in violations(story)
+    assert caught in violations(story)
 
 
 def a_publisher_of_one_project_requests_it(world: World) -> None:
@@ -150,6 +183,20 @@ def a_report_of_another_project_under_the_same_id(world: World) -> None:
     world.run(keep=lambda queued: queued is kept)
 
 
+def a_move_of_other_letters_that_is_published_again(world: World) -> None:
+    """One letter is moved; of the next one an attacker repeats the answer for the first."""
+    begin(world, "a")
+    world.upload("acme", "a", b"again", publisher="api")
+    world.upload("acme", "a", b"and again", publisher="api")
+    world.run()
+    (first, _), (second, _) = world.dead
+    moved = world.move_letters(first, action="discard")
+    world.run()
+    answer = world.stream[-1]
+    world.move_letters(second, action="discard", request_id=moved)
+    world.broker_writer.publish_again(answer)
+
+
 _BELIEVED = "believed by the waiter of api's"
 
 
@@ -181,6 +228,16 @@ _BELIEVED = "believed by the waiter of api's"
             _by_id_alone,
             f"status.reported {_BELIEVED} status.requested is about another project",
         ),
+        (
+            a_move_of_other_letters_that_is_published_again,
+            _whatever_the_bytes,
+            f"dead_letters.moved {_BELIEVED} dead_letters.requested, and not every letter was",
+        ),
+        (
+            a_move_of_other_letters_that_is_published_again,
+            _by_id_alone,
+            f"dead_letters.moved {_BELIEVED} dead_letters.requested, and not every letter was",
+        ),
     ],
     ids=lambda part: part.__name__.lstrip("_") if callable(part) else "",
 )
@@ -193,3 +250,82 @@ def test_a_report_is_believed_only_as_the_answer_to_its_very_request(
     assert violations(story) == []
     monkeypatch.setattr(EventMatcher, "matches", broken)
     assert any(caught in what for what in violations(story))
+
+
+# What is recorded, and when.
+
+
+def a_letter_is_replayed(world: World) -> None:
+    """Refused, since there was no such project; then there is, and the letter is served."""
+    begin(world, "a")
+    upload = world.upload("nowhere", "k", b"x", publisher="api")
+    world.run()
+    world.enroll("nowhere")
+    world.run()
+    ((letter, error),) = world.dead
+    assert error.code == "unknown_project"
+    world.move_letters(letter)
+    world.run(hold=lambda call: call.op == "publish audit.recorded", seconds=5)
+    world.run()
+    assert world.dead == []
+    assert [event.type for event in world.ended(upload)] == ["upload.rejected", "upload.stored"]
+
+
+class _HastyMover(LetterMover):
+    """Moves a letter, and has it recorded then."""
+
+    async def move(
+        self,
+        letter: QueuedMessage,
+        request: DeadLettersRequested,
+        origin: RequestOrigin,
+        record: Record,
+    ) -> None:
+        self.do(letter, request, origin)
+        await self.record(letter, request, record)
+
+
+class _HastyTrail(AuditTrail):
+    """Takes a record for written that is only on its way."""
+
+    async def record(self, *args: Any, **fields: Any) -> str:
+        recording = asyncio.ensure_future(super().record(*args, **fields))
+        await asyncio.sleep(0)
+        del recording
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("parts", "caught"),
+    [
+        (Parts(letter_mover=_HastyMover), "dead_letter.replayed was done, and not recorded before"),
+        (Parts(trail=_HastyTrail), "dead_letter.replayed was done, and not recorded before"),
+    ],
+    ids=["a mover that records later", "a trail that does not wait"],
+)
+def test_no_letter_is_moved_before_the_audit_trail_has_it(parts: Parts, caught: str) -> None:
+    assert violations(a_letter_is_replayed) == []
+    assert caught in violations(a_letter_is_replayed, parts)
+
+
+def a_worker_dies_between_record_and_move(world: World) -> None:
+    """The request is delivered again: the letter is recorded twice, under one id."""
+    begin(world, "a")
+    world.upload("acme", "a", b"again", publisher="api")
+    world.run()
+    ((letter, _),) = world.dead
+    world.move_letters(letter, action="discard")
+    recording = stop_at(world, "publish audit.recorded")
+    world.crash(recording.sender, arriving=lambda _: True)
+    world.run()
+    assert world.dead == []
+
+
+def test_a_crash_between_record_and_move_loses_neither() -> None:
+    with World() as world:
+        a_worker_dies_between_record_and_move(world)
+        world.settle()
+        assert world.oracle.violations == []
+        first, second = world.oracle.reports.records
+        assert first.audit_id == second.audit_id
+        assert first.process != second.process

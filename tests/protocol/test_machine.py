@@ -88,6 +88,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a listing": lambda call: call.op.startswith("list"),
     "an event": lambda call: call.op.startswith("publish "),
     "a mark": lambda call: call.op == PUBLISH,
+    "an audit record": lambda call: call.op == "publish audit.recorded",
     "a message": lambda call: call.op.startswith(("send", "put off")),
     "a removal": lambda call: call.op.startswith("delete"),
 }
@@ -204,6 +205,19 @@ class Protocol(RuleBasedStateMachine):
         elif view == "evidence" and project == "*":
             project, view = "*", "master_keys"
         self.on.status(project, view=view, publisher=publisher, **more)
+
+    @rule(pick=PICKS, discard=st.booleans())
+    def a_console_moves_a_letter(self, pick: int, *, discard: bool) -> None:
+        if self.on.dead:
+            letter, _ = self.on.dead[pick % len(self.on.dead)]
+            self.on.move_letters(letter, action="discard" if discard else "replay")
+
+    @rule(pick=PICKS, publisher=PUBLISHER)
+    def move_letters(self, pick: int, publisher: str) -> None:
+        """A publisher has letters moved that may be there, be it allowed to or not."""
+        sent = list(self.on.sent_requests.values())
+        dead = [letter for letter, _ in self.on.dead][:1]
+        self.on.move_letters(*dead, digests=[sent[pick % len(sent)].digest], publisher=publisher)
 
     @rule(pick=PICKS, signed_again=st.booleans())
     def request_again(self, pick: int, *, signed_again: bool) -> None:

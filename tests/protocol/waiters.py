@@ -28,6 +28,7 @@ RESPONSES: Final = {
     "sweep.requested": {"sweep.rejected"},
     "delete.requested": {"object.deleted", "delete.rejected"},
     "status.requested": {"status.reported", "status.rejected"},
+    "dead_letters.requested": {"dead_letters.moved", "dead_letters.rejected"},
     "recover.requested": {"project.recovered", "recover.rejected"},
 }
 ENDS: Final = {

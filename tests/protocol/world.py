@@ -19,12 +19,14 @@ import structlog
 
 from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_info
 from keyturn.identifiers import format_time, keyring_s3_key, object_s3_key, staging_s3_key
-from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
+from keyturn.messages import parse_audit
+from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.clock import INTERVAL_S
 from tests.protocol.broker import Delivery, QueuedMessage
 from tests.protocol.clock import Clock, Loop
 from tests.protocol.hostile import BrokerWriter, BucketWriter
+from tests.protocol.letter_mover import ACTOR
 from tests.protocol.marks import Marks
 from tests.protocol.oracle import Oracle
 from tests.protocol.process import (
@@ -41,7 +43,7 @@ from tests.protocol.waiters import ENDS, Record, SentRequest, Waiter, verified
 from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from keyturn.errors import CodedError
     from keyturn.messages import Event
@@ -92,6 +94,8 @@ class World:
         self.sent_requests: dict[tuple[str, str], SentRequest] = self.oracle.laws.sent_requests
         self.waiters: list[Waiter] = []
         self.broker_writer = BrokerWriter(self)
+        # Which of the dead letters a request names: not one that dies later with the same body.
+        self.chosen_letters: dict[str, tuple[QueuedMessage, ...]] = {}
         # By number: the leases of processes that have another one than the rest.
         self.leases = dict(self.options.leases)
         self.processes = [Process(self, n) for n in range(self.options.processes)]
@@ -153,6 +157,10 @@ class World:
         self.oracle.marks.appended(record, self.clock.seconds)
         for process in self.processes:
             process.link.wake()
+
+    def recorded(self, body: bytes) -> None:
+        """A worker's record of the audit trail is durable."""
+        self.oracle.reports.recorded(parse_audit(body))
 
     def acknowledged(self, delivery: Delivery) -> None:
         self.oracle.acknowledged(delivery)
@@ -312,6 +320,30 @@ class World:
         request_id = request_id or self._id()
         document = {"type": "status.requested", "request_id": request_id, "project": project}
         return self._publish({**document, "view": view, **more}, publisher, honest=honest)
+
+    def move_letters(
+        self,
+        *letters: QueuedMessage,
+        digests: Sequence[str] = (),
+        action: str = "replay",
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+    ) -> str:
+        """Ask that dead letters be moved; `digests` are of letters that are not there."""
+        request_id = request_id or self._id()
+        self.chosen_letters[request_id] = letters
+        named = [hashlib.sha256(letter.body).hexdigest() for letter in letters]
+        document = {
+            "type": "dead_letters.requested",
+            "request_id": request_id,
+            "project": "*",
+            "actor": ACTOR,
+            "action": action,
+            "queue": dead_letter_name(letters[0].queue if letters else UPLOAD_QUEUE),
+            "letters": [*named, *digests],
+        }
+        return self._publish(document, publisher, honest=honest)
 
     def upload(
         self,

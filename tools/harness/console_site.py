@@ -126,10 +126,10 @@ async def _caught_up(url: str, history: History) -> None:
     """Wait until the console shows what happened before it began."""
     shown = {
         "/projects/acme": history.rotation_id,
-        "/projects": "initech",
+        "/projects?text=initech": "/projects/initech",
         f"/sweeps/globex/{history.failed_sweep_id}": "ordinary/q3 report.pdf",
         "/dead": 'href="/dead/',
-        "/audit": history.clean_sweep_id,
+        f"/audit?text={history.clean_sweep_id}": f"{history.clean_sweep_id}</span>",
     }
     async with asyncio.timeout(_CAUGHT_UP_S), console_client(url, VIEWER) as client:
         for path, text in shown.items():
