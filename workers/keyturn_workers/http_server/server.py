@@ -15,7 +15,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -94,12 +94,10 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         name: str,
         certificate: ServerCertificate | None,
-        on_stop: Callable[[], None] | None,
     ) -> None:
         super().__init__(config)
         self._name = name
         self._certificate = certificate
-        self._on_stop = on_stop
         self._accepting: list[asyncio.Task[None]] = []
 
     @contextmanager
@@ -107,17 +105,12 @@ class _Server(uvicorn.Server):
         """Stop on a signal. uvicorn's own would raise the signal again after the shutdown."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._stop, number)
+            loop.add_signal_handler(number, self.handle_exit, number, None)
         try:
             yield
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
-
-    def _stop(self, number: signal.Signals) -> None:
-        if self._on_stop is not None:
-            self._on_stop()
-        self.handle_exit(number, None)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and log the address."""
@@ -168,7 +161,6 @@ async def serve(
     max_connections: int,
     grace_s: float,
     certificate: ServerCertificate | None = None,
-    on_stop: Callable[[], None] | None = None,
 ) -> None:
     """Serve until a signal stops the process.
 
@@ -180,7 +172,6 @@ async def serve(
         max_connections: How many connections may be open at once.
         grace_s: How long a signal waits for responses in progress.
         certificate: Of TLS; None for plain HTTP.
-        on_stop: Called on a signal, before that wait.
     """
     # uvicorn's messages contain paths, and so object keys. The process logs what is needed.
     for logger in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
@@ -199,7 +190,7 @@ async def serve(
         timeout_graceful_shutdown=int(grace_s),
     )
     async with _renewing(certificate):
-        await _Server(config, name, certificate, on_stop).serve(list(listeners))
+        await _Server(config, name, certificate).serve(list(listeners))
 
 
 @asynccontextmanager

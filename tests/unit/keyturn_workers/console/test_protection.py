@@ -23,9 +23,9 @@ from keyturn_workers.console.auth.person import (
     Person,
     Role,
     Session,
-    csrf_token,
     person_of,
     require_operate,
+    session_of,
 )
 from keyturn_workers.console.auth.protection import (
     MAX_BODY_BYTES,
@@ -48,7 +48,7 @@ _KIM: Final = Account("password", "kim", "kim", "operate", "stamp")
 
 
 async def _page(request: Request) -> Response:
-    return PlainTextResponse(f"{person_of(request).name} {csrf_token(request)}")
+    return PlainTextResponse(f"{person_of(request).name} {session_of(request).csrf}")
 
 
 async def _change(request: Request) -> Response:
@@ -494,7 +494,7 @@ def _request(role: Role) -> Request:
 def test_a_route_knows_the_person_and_their_token() -> None:
     request = _request("view")
     assert person_of(request).name == "kim"
-    assert csrf_token(request) == "token"
+    assert session_of(request).csrf == "token"
 
 
 def test_only_the_role_operate_may_change_something() -> None:

@@ -4,7 +4,6 @@ Routes run behind `Auth.protect`, which lets only people who are signed in throu
 
     person = person_of(request)
     person = require_operate(request)  # 403 for the role `view`
-    csrf_token(request)                # for the hidden field `csrf` of each form
 """
 
 from dataclasses import dataclass
@@ -90,8 +89,3 @@ def require_operate(request: HTTPConnection) -> Person:
     if not person.may_operate:
         raise Forbidden
     return person
-
-
-def csrf_token(request: HTTPConnection) -> str:
-    """The token for the hidden field `csrf` of each form."""
-    return session_of(request).csrf

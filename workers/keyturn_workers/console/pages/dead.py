@@ -20,7 +20,6 @@ from keyturn.messages import (
     REASON_MAX_CHARACTERS,
     UNKNOWN_CODE,
     DeadLettersAction,
-    DeadLetterStatus,
     StatusReported,
 )
 from keyturn.topology import DEAD_QUEUES
@@ -237,11 +236,6 @@ def _cut(report: StatusReported | None) -> list[tuple[str, int, int]]:
     """Queues of which not all letters were read: how many they hold, and how many were."""
     rows = (report and report.dead_queues) or ()
     return [(row.queue, row.depth, row.read) for row in rows if row.depth > row.read]
-
-
-def letter_name(row: DeadLetterStatus) -> str:
-    """What a person calls a letter."""
-    return row.message_id or row.letter
 
 
 routes = [
