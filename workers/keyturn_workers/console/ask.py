@@ -54,6 +54,10 @@ PAUSES_S: Final = (5.0, 15.0, 30.0, 60.0)
 _BROKER_PAUSE_S: Final = 2.0
 """Between attempts to reach the broker: nothing is left there."""
 _CONNECT_TIMEOUT_S: Final = 3.0
+REFUSED_PAUSE_S: Final = 60.0
+"""Until a query that was refused is asked again by itself: each refusal is a dead letter."""
+MAX_WAITING: Final = 50
+"""Queries that wait for their answers at once; further ones are asked at the next opening."""
 MAX_UNDER_WAY: Final = 4
 """Requests at once, of all queries: a control worker reads two at a time, and lets six wait."""
 _BUSY_TRIES: Final = 3
@@ -148,6 +152,7 @@ class _Entry:
     answer: Answer = field(default_factory=Answer)
     asked_at: float = 0.0
     answered_at: float | None = None
+    is_refused: bool = False
     task: asyncio.Task[None] | None = None
 
     def note_problem(self, problem: str) -> None:
@@ -234,7 +239,7 @@ class Asker:
         async with self._slots:
             for _ in range(_BUSY_TRIES):
                 event = await self._request(query, actor)
-                if not isinstance(event, StatusRejected) or event.code != TooManyRequestsError.code:
+                if event.code != TooManyRequestsError.code:
                     break
                 await asyncio.sleep(_BUSY_PAUSE_S)
             return event
@@ -259,7 +264,10 @@ class Asker:
 
     def _is_due(self, entry: _Entry, *, is_eager: bool) -> bool:
         now = self._clock()
-        if entry.answered_at is not None and now - entry.answered_at < FRESH_S:
+        if sum(other.task is not None for other in self._entries.values()) >= MAX_WAITING:
+            return False
+        fresh_s = REFUSED_PAUSE_S if entry.is_refused and not is_eager else FRESH_S
+        if entry.answered_at is not None and now - entry.answered_at < fresh_s:
             return False
         if is_eager or not self._silence.problem:
             return True
@@ -279,6 +287,7 @@ class Asker:
         else:
             self._note_answer()
             detail = f" ({event.detail})" if event.detail else ""
+            entry.is_refused = isinstance(event, StatusRejected)
             if isinstance(event, StatusRejected):
                 entry.note_problem(f"Control workers refuse it: {event.code}{detail}.")
             elif event.code is not None:

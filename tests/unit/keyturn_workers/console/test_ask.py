@@ -239,6 +239,33 @@ async def test_a_problem_of_one_query_is_not_that_of_another() -> None:
     assert (await asker.ask(Query("workers"))).problem == ""
 
 
+async def test_a_refused_query_is_not_asked_all_day() -> None:
+    """Each refusal is a dead letter."""
+    workers, clock = _Workers([_refusal("not_permitted")]), _Clock()
+    asker = _asker(workers, clock)
+    for _ in range(5):
+        await asker.ask(_PROJECTS, is_eager=False)
+        clock.now_s += 5
+    assert len(workers.asked) == 1
+    await asker.ask(_PROJECTS)
+    clock.now_s += ask.REFUSED_PAUSE_S
+    await asker.ask(_PROJECTS, is_eager=False)
+    assert len(workers.asked) == 3
+
+
+async def test_few_queries_wait_for_their_answers_at_once() -> None:
+    workers = _Workers([_report()])
+    workers.gate.clear()
+    asker = _asker(workers, first_wait_s=0.0)
+    for page in range(1, 3 * ask.MAX_WAITING):
+        await asker.ask(Query("projects", page=page))
+    workers.gate.set()
+    answered = [Query("projects", page=page) for page in range(1, 3 * ask.MAX_WAITING)]
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert sum(asker.peek(query).report is not None for query in answered) == ask.MAX_WAITING
+
+
 async def test_a_filter_that_no_message_can_hold_is_said_and_not_sent() -> None:
     workers = _Workers([_report()])
     answer = await _asker(workers).ask(Query("projects", filter=filled(master_key="\n")))
@@ -248,7 +275,8 @@ async def test_a_filter_that_no_message_can_hold_is_said_and_not_sent() -> None:
 
 async def test_busy_workers_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask, "_BUSY_PAUSE_S", 0.0)
-    workers = _Workers([_refusal("too_many_requests"), _report()])
+    busy = _report(code="too_many_requests", projects=None)
+    workers = _Workers([busy, _report()])
     assert (await _asker(workers).ask(_PROJECTS)).at == _AT
     assert len(workers.asked) == 2
 
