@@ -16,8 +16,8 @@ from keyturn.messages import parse_request, request_id
 from keyturn.publisher.event_matcher import EventMatcher
 from keyturn_workers.amqp import request_consumer
 from keyturn_workers.audit import AuditTrail
+from keyturn_workers.status.index import Index
 from keyturn_workers.status.reader import StatusReader
-from keyturn_workers.status.summaries import EtagCache
 from keyturn_workers.worker.authorization import authorize
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.letter_mover import LetterMover
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         StatusRequested,
     )
     from keyturn_workers.dead_letters.move import Record
+    from keyturn_workers.storage import ObjectSummary
     from keyturn_workers.worker.authorization import Signer
     from tests.protocol.broker import QueuedMessage
 
@@ -140,11 +141,10 @@ def test_a_report_has_no_row_from_before_it_was_requested(monkeypatch: pytest.Mo
     options = Options(processes=1)
     assert violations(a_report_after_a_rotation, options=options) == []
 
-    def whatever_the_etag(cache: EtagCache[Any], s3_key: str, etag: str) -> Any:
-        del etag
-        return cache._kept.get(s3_key, (None, None))[1]
+    def whatever_the_etag(index: Index, row: ObjectSummary) -> bool:
+        return row.key in index._entries
 
-    monkeypatch.setattr(EtagCache, "get", whatever_the_etag)
+    monkeypatch.setattr(Index, "_is_kept", whatever_the_etag)
     found = violations(a_report_after_a_rotation, options=options)
     assert any("has a state from before it was requested" in what for what in found)
 

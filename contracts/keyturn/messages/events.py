@@ -250,10 +250,7 @@ class StatusReported(EventModel):
     total: Count | None = None
     of_all: Count | None = None
     is_complete: bool | None = None
-    after: Cursor | None = None
     next: Cursor | None = None
-    digest: RequestDigest | None = None
-    unchanged: bool = False
     code: Annotated[str, Field(pattern=CODE_PATTERN)] | None = None
     detail: str | None = None
     projects: Rows[ProjectStatus] | None = None

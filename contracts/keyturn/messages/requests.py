@@ -156,11 +156,9 @@ class StatusRequested(ControlRequestModel):
         sweep_id: For `sweep` and `failures`.
         filter: Which rows; the view decides which fields it may have.
         order: A column of the view, descending with a leading `-`; ties are ordered by name.
-        page: Which page, from 1. Without one the request is of a console of an earlier version,
-            which pages by `after`.
+        page: Which page, from 1.
         limit: At most so many rows; for `objects`, so many S3 keys are inspected.
         after: Where a page of `objects` begins: `next` of the page before.
-        known: `digest` of the page that the publisher holds; an equal one comes without rows.
     """
 
     type: Literal["status.requested"] = "status.requested"
@@ -170,10 +168,9 @@ class StatusRequested(ControlRequestModel):
     sweep_id: RequestId | None = None
     filter: StatusFilter | None = None
     order: Annotated[str, Field(max_length=64)] | None = None
-    page: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     limit: Annotated[int, Field(ge=1, le=STATUS_MAX_LIMIT)] = STATUS_LIMIT
     after: Cursor | None = None
-    known: RequestDigest | None = None
 
     @model_validator(mode="after")
     def _check_sweep(self) -> Self:
@@ -183,6 +180,8 @@ class StatusRequested(ControlRequestModel):
             raise ValueError("evidence is that of one project")
         if self.view in ALL_ONLY_VIEWS and self.project != ALL_PROJECTS:
             raise ValueError(f"the view {self.view} is that of all projects")
+        if self.after is not None and self.view != "objects":
+            raise ValueError("only the view objects is paged by after")
         return self
 
     @model_validator(mode="after")

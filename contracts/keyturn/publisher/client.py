@@ -380,10 +380,9 @@ class Publisher:
         sweep_id: str | None = None,
         filter: StatusFilter | None = None,  # noqa: A002 - as the message names it
         order: str | None = None,
-        page: int | None = None,
+        page: int = 1,
         limit: int = STATUS_LIMIT,
         after: str | None = None,
-        known: str | None = None,
         actor: str | None = None,
         request_id: str | None = None,
     ) -> str:
@@ -402,7 +401,6 @@ class Publisher:
             page: Which page, from 1.
             limit: Rows of a page at most; of the view `objects`, S3 keys inspected.
             after: Of the view `objects`: `next` of the page before.
-            known: `digest` of the page as it is known: if it is the same, no rows are sent.
             actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
 
@@ -422,7 +420,6 @@ class Publisher:
                 page=page,
                 limit=limit,
                 after=after,
-                known=known,
                 actor=actor,
                 request_id=request_id or new_id(),
             )

@@ -3,7 +3,7 @@
 Every record is opened (`keyturn_workers.status.records`). One that does not open is shown with its
 code. No key of a record is kept. Keyrings are compared with their marks (SPEC 5.5): a command has
 no event key of its own here, follows the stream like a gateway, and adds no marks. A census of the
-objects (`keyturn_workers.status.census`) shows which master keys are in use; whether one may be
+objects (`keyturn_workers.status.objects`) shows which master keys are in use; whether one may be
 dropped is decided in `keyturn_workers.key_usage_rules`.
 """
 
@@ -42,7 +42,7 @@ from keyturn_workers.keyring import Keyring, Mark, MarkState, MarkTable
 from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.wraps import past_generations
-from keyturn_workers.status.census import (
+from keyturn_workers.status.objects import (
     NONCURRENT,
     UNREADABLE,
     Census,

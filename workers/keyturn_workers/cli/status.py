@@ -49,8 +49,7 @@ from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
 from keyturn_workers.keyring.mark_stream import MarkStream
 from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.status.pace import Pace
-from keyturn_workers.status.records import RECORD_ERRORS
+from keyturn_workers.status.records import RECORD_ERRORS, Pace
 from keyturn_workers.status.rows import Sweep, find_sweep
 from keyturn_workers.status.sweeps import SweepReader, sum_counts
 from keyturn_workers.storage import Storage

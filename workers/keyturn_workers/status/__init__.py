@@ -1,19 +1,21 @@
-"""What the records and the objects of a bucket say, for operators (SPEC 8.6, 16.1).
+"""The only reader of state for people: a view, a filter, an order, a page (SPEC 8.6, 16.1).
 
-`keyturn status` and the control worker's reports share it. It opens records and wraps with the
-operator's master keys, changes nothing, and never returns a key, a wrap or a DEK.
+Control workers answer `status.requested` by it, and commands call it in process. It opens records
+and wraps with the operator's master keys, changes nothing, and never returns a key, a wrap or a
+DEK.
 
 | module | what it does |
 | --- | --- |
 | `reader` | `StatusReader`: the report that a `status.requested` asks for |
-| `page` | one page of rows: where it is cut, and its digest |
-| `record_views` | the views `projects` and `sweeps` |
-| `sweep_view`, `sweep_parts` | the view `sweep`, with the parts of a sweep of all |
-| `failures_view`, `evidence_view`, `master_keys_view` | the views of these names |
-| `objects_view`, `census` | the view `objects`: what each object and record depends on |
-| `records` | opens a listed record: a keyring, or one of sweeps |
+| `query` | filters, orders and pages rows |
+| `index` | rows of all keyrings and sweeps, renewed by listings |
 | `rows` | keyrings, and the origins of records of sweeps, as rows |
-| `summaries` | rows of records by their ETags, so that a page is cheap the second time |
-| `progress` | how far a sweep is, and how fast |
-| `object_counter` | how many objects a project has, counted some listings at a time |
+| `records` | opens listed records, a few at a time |
+| `sweeps` | one sweep with its parts, and its failures |
+| `evidence` | the evidence of one project |
+| `objects` | what each object and record depends on |
+| `workers`, `audit` | what follows from reports of workers, and from the audit trail |
+| `feeds` | reads both of the broker, and the depths of queues |
+| `dead_letters` | the oldest letters of each dead-letter queue |
+| `attention` | rules that find what needs a person |
 """

@@ -23,11 +23,17 @@ from keyturn.identifiers import (
 from keyturn.messages import ProjectStatus, SweepStatus
 from keyturn_workers.keyring import Keyring, Mark, MarkState, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.query import order_sweeps
-from keyturn_workers.status.records import Opened, Record, SweepRecord, open_record, record_of
+from keyturn_workers.status.records import (
+    Opened,
+    Pace,
+    Record,
+    SweepRecord,
+    open_record,
+    read_batches,
+    record_of,
+)
 from keyturn_workers.status.rows import Sweep, project_status, unreadable_project
-from keyturn_workers.status.summaries import read_batches
 from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep import AllRecord, ProjectRecord
 from keyturn_workers.sweep.store import record_path
@@ -37,6 +43,7 @@ MAX_ROWS: Final = 30_000
 RENEWED_EVERY_S: Final = 2.0
 WAIT_S: Final = 1.5
 """How long a question waits for a renewal."""
+_READ_AT_ONCE: Final = 32
 _UNREADABLE_AGAIN_S: Final = 30.0
 
 Now = Callable[[], datetime]
@@ -232,11 +239,11 @@ class Index:
             for row in listed
             if not self._is_kept(row) and (record := record_of(row)) is not None
         ]
-        for batch in read_batches(range(len(records)), records):
+        for batch in read_batches(records, _READ_AT_ONCE):
             await self._pace.next_batch()
-            entries = await asyncio.gather(*(self._entry(records[number]) for number in batch))
-            for number, entry in zip(batch, entries, strict=True):
-                self._keep(records[number].listed.key, entry)
+            entries = await asyncio.gather(*map(self._entry, batch))
+            for record, entry in zip(batch, entries, strict=True):
+                self._keep(record.listed.key, entry)
 
     def _is_kept(self, row: ObjectSummary) -> bool:
         entry = self._entries.get(row.key)

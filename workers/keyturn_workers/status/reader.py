@@ -22,21 +22,16 @@ from keyturn.errors import (
     TooManyRequestsError,
 )
 from keyturn.identifiers import ALL_PROJECTS, format_time
-from keyturn.messages import StatusReported, StatusRequested, StatusView
+from keyturn.messages import MasterKeyStatus, StatusReported, StatusRequested, StatusView
 from keyturn.topology import UNSIGNED_DEAD_QUEUE
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.attention import Facts, find_attention
-from keyturn_workers.status.evidence_view import EvidenceView
-from keyturn_workers.status.failures_view import FailuresView
+from keyturn_workers.status.evidence import EvidenceView
 from keyturn_workers.status.feeds import BrokerFeeds
 from keyturn_workers.status.index import WAIT_S, Index, Snapshot
-from keyturn_workers.status.master_keys_view import read_master_keys
-from keyturn_workers.status.object_counter import ObjectCounter
-from keyturn_workers.status.objects_view import ObjectsView
-from keyturn_workers.status.pace import Pace
-from keyturn_workers.status.page import Page, digest
+from keyturn_workers.status.objects import ObjectsView
 from keyturn_workers.status.query import (
     NO_FILTER,
     Selection,
@@ -46,11 +41,8 @@ from keyturn_workers.status.query import (
     order_projects,
     select,
 )
-from keyturn_workers.status.record_views import RecordViews
+from keyturn_workers.status.records import Pace
 from keyturn_workers.status.rows import short_detail
-from keyturn_workers.status.summaries import Summaries
-from keyturn_workers.status.sweep_parts import SweepParts
-from keyturn_workers.status.sweep_view import SweepView
 from keyturn_workers.status.sweeps import SweepReader
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import SweepStore
@@ -59,7 +51,6 @@ READ_AT_ONCE: Final = 2
 """Reports that one process reads at once."""
 MAX_WAITING: Final = 6
 """Reports that wait for that; further ones are answered with `too_many_requests`."""
-
 _FIELDS: Final[dict[StatusView, str]] = {
     "projects": "projects",
     "sweeps": "sweeps",
@@ -75,9 +66,30 @@ _FIELDS: Final[dict[StatusView, str]] = {
     "audit": "audit_records",
     "dead_letters": "dead_letters",
 }
-
 _T = TypeVar("_T")
 _log = structlog.get_logger()
+
+
+async def read_master_keys(
+    keys: OperatorKeys, active_master_key: str | None
+) -> tuple[MasterKeyStatus, ...]:
+    """A row for each master key, each checked against the text that the bucket knows it by."""
+    errors = await keys.check_all()
+    return tuple(
+        MasterKeyStatus(
+            master_key=name,
+            provider=keys.provider_of(name),
+            active=name == active_master_key,
+            code=_code(errors[name]),
+        )
+        for name in keys.ids
+    )
+
+
+def _code(error: Exception | None) -> str | None:
+    if error is None:
+        return None
+    return error.code if isinstance(error, CodedError) else StorageUnavailableError.code
 
 
 def _nothing() -> int:
@@ -144,10 +156,6 @@ class StatusReader:
         self._active_master_key = identity.active_master_key
         store = SweepStore(storage, keys)
         pace = Pace(lambda: in_hand() - self._in_hand)
-        parts = SweepParts(storage, store, pace)
-        self._records = RecordViews(storage, Summaries(storage, keys, pace), witness)
-        self._sweep = SweepView(store, parts, ObjectCounter(storage))
-        self._failures = FailuresView(store, parts)
         self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys, pace)
         self._objects = ObjectsView(storage, keys, pace)
         self._index = Index(storage, keys, pace, now, witness=witness)
@@ -163,10 +171,7 @@ class StatusReader:
             async with self._reading:
                 # What changes while it is read may be missing from it.
                 at = self._now()
-                if request.page is not None:
-                    found = await self._answer(request, request.page)
-                else:  # of a console of an earlier version
-                    found = _of_page(request, await self._read(request))
+                found = await self._answer(request)
             return self._reported(request, {"at": format_time(at)} | found)
         except CodedError as exc:
             return self._reported(request, _of_error(exc))
@@ -180,9 +185,10 @@ class StatusReader:
         finally:
             self._in_hand -= 1
 
-    async def _answer(self, request: StatusRequested, page: int) -> dict[str, Any]:
+    async def _answer(self, request: StatusRequested) -> dict[str, Any]:
         """The fields of one page."""
-        project, limit, sweep_id = request.project, request.limit, str(request.sweep_id)
+        project, page, limit = request.project, request.page, request.limit
+        sweep_id = str(request.sweep_id)
         found: dict[str, Any]
         match request.view:
             case "projects" | "sweeps":
@@ -202,8 +208,8 @@ class StatusReader:
             case "master_keys":
                 found = await self._master_keys()
             case "objects":
-                objects = await self._objects.read(project, request.after, limit)
-                found = {"objects": objects.rows, "next": objects.next}
+                rows, following = await self._objects.read(project, request.after, limit)
+                found = {"objects": rows, "next": following}
             case _:
                 found = await self._of_broker(request, page)
         return found
@@ -341,28 +347,6 @@ class StatusReader:
         selected = Selection(rows, len(rows), len(rows))
         return _fields("master_keys", selected, is_complete=snapshot.is_complete)
 
-    async def _read(self, request: StatusRequested) -> Page[Any]:
-        project, after, limit = request.project, request.after, request.limit
-        page: Page[Any]
-        match request.view:
-            case "projects":
-                page = await self._records.projects(project, after, limit)
-            case "sweeps":
-                page = await self._records.sweeps(project, after, limit)
-            case "sweep":
-                page = await self._sweep.read(str(request.sweep_id), project, after, limit)
-            case "failures":
-                page = await self._failures.read(str(request.sweep_id), project, after, limit)
-            case "evidence":
-                page = await self._evidence.read(project, after, limit)
-            case "master_keys":
-                page = Page(await read_master_keys(self._keys, self._active_master_key), None)
-            case "objects":
-                page = await self._objects.read(project, after, limit)
-            case view:
-                raise MalformedRequestError(f"the view {view} is not served here")
-        return page
-
     async def close(self) -> None:
         """End what is being read."""
         await self._index.close()
@@ -377,7 +361,6 @@ class StatusReader:
             "view": request.view,
             "sweep_id": request.sweep_id,
             "page": request.page,
-            "after": request.after,
         }
         return StatusReported(**fields | found)
 
@@ -389,14 +372,6 @@ def _fields(name: str, selected: Selection[Any], *, is_complete: bool = True) ->
         "of_all": selected.of_all,
         "is_complete": selected.is_complete and is_complete,
     }
-
-
-def _of_page(request: StatusRequested, page: Page[Any]) -> dict[str, Any]:
-    of_rows = digest(page.rows)
-    found = {"next": page.next, "digest": of_rows}
-    if of_rows == request.known:
-        return found | {"unchanged": True}
-    return found | {_FIELDS[request.view]: page.rows}
 
 
 def _of_error(error: CodedError) -> dict[str, Any]:

@@ -4,11 +4,13 @@ Every record is opened: an attacker who writes the bucket can relabel a record, 
 it open under another master key.
 """
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from keyturn.errors import (
     ArchivedObjectError,
@@ -35,7 +37,9 @@ from keyturn_workers.sweep.store import RecordPath, parse_record_path
 
 # Far above any real record; a larger one was planted, and could exhaust the memory.
 MAX_BYTES: Final = 16 * 1024**2
-
+# Records are read whole, and some are large.
+_MAX_BYTES_AT_ONCE: Final = 32 * 1024**2
+_T = TypeVar("_T")
 RECORD_ERRORS: Final = (
     ArchivedObjectError,
     CorruptObjectError,
@@ -43,6 +47,31 @@ RECORD_ERRORS: Final = (
     KmsUnavailableError,
 )
 """Why one record does not open. Others may open all the same."""
+
+BATCH: Final = 8
+"""Reads of one report at once."""
+_MAX_WAIT_S: Final = 0.25
+_LOOK_S: Final = 0.005
+
+
+class Pace:
+    """Waits between the batches of a report.
+
+    Args:
+        others: How many other requests the process has in hand.
+        max_wait_s: The longest wait for them, before each batch.
+    """
+
+    def __init__(self, others: Callable[[], int], max_wait_s: float = _MAX_WAIT_S) -> None:
+        self._others = others
+        self._max_wait_s = max_wait_s
+
+    async def next_batch(self) -> None:
+        """Return once the next batch may begin."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._max_wait_s
+        while self._others() > 0 and loop.time() < until:  # noqa: ASYNC110  # a count has no event
+            await asyncio.sleep(_LOOK_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +164,47 @@ async def _parse(body: bytes, record: Record, keys: OperatorKeys) -> Keyring | S
         return SweepRecord(master_key, None)
     kind: type[ProjectRecord | AllRecord] = AllRecord if project == ALL_PROJECTS else ProjectRecord
     return SweepRecord(master_key, from_json(kind, content))
+
+
+def read_batches(records: Sequence[Record], at_once: int = BATCH) -> Iterator[Sequence[Record]]:
+    """The records to read at once: few, and not too many bytes of them."""
+    batch: list[Record] = []
+    size_bytes = 0
+    for record in records:
+        size_bytes += record.listed.size_bytes
+        if batch and (len(batch) == at_once or size_bytes > _MAX_BYTES_AT_ONCE):
+            yield batch
+            batch, size_bytes = [], record.listed.size_bytes
+        batch.append(record)
+    if batch:
+        yield batch
+
+
+class EtagCache(Generic[_T]):
+    """Values by S3 key, each with the ETag that it was made from; the least used ones go.
+
+    Args:
+        max_kept: The size of all values together.
+    """
+
+    def __init__(self, max_kept: int) -> None:
+        self._max_kept = max_kept
+        self._kept: OrderedDict[str, tuple[str, _T, int]] = OrderedDict()
+        self._size = 0
+
+    def get(self, s3_key: str, etag: str) -> _T | None:
+        """The value made from exactly this ETag."""
+        kept = self._kept.get(s3_key)
+        if kept is None or kept[0] != etag:
+            return None
+        self._kept.move_to_end(s3_key)
+        return kept[1]
+
+    def put(self, s3_key: str, etag: str, value: _T, size: int = 1) -> None:
+        """Keep a value, in place of any other of this key."""
+        _, _, replaced_size = self._kept.pop(s3_key, ("", None, 0))
+        self._kept[s3_key] = (etag, value, size)
+        self._size += size - replaced_size
+        while self._size > self._max_kept:
+            _, (_, _, evicted_size) = self._kept.popitem(last=False)
+            self._size -= evicted_size

@@ -16,16 +16,14 @@ from keyturn.errors import CodedError
 from keyturn.identifiers import ALL_PROJECTS, is_project
 from keyturn.messages import CodeCount, FailureStatus, StatusFilter, SweepStatus
 from keyturn_workers.errors import MissingError
-from keyturn_workers.status.pace import BATCH, Pace
 from keyturn_workers.status.query import (
     Selection,
     filter_failures,
     order_parts,
     select,
 )
-from keyturn_workers.status.records import RECORD_ERRORS
+from keyturn_workers.status.records import BATCH, RECORD_ERRORS, EtagCache, Pace
 from keyturn_workers.status.rows import Sweep, find_sweep, origin_status, unreadable_sweep
-from keyturn_workers.status.summaries import EtagCache
 from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep import Origin, SweepStore
 from keyturn_workers.sweep.progress import find_origin

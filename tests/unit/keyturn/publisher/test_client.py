@@ -21,6 +21,7 @@ from keyturn.messages import (
     INLINE_MAX_BYTES,
     InlineBody,
     StagedBody,
+    StatusFilter,
     parse_request,
     request_id,
 )
@@ -314,12 +315,13 @@ async def test_a_request_names_the_person_if_its_name_is_one(
 
 async def test_a_page_of_a_report_is_requested_as_it_is_asked_for() -> None:
     scene = _scene()
-    known = "a" * 64
-    await scene.publisher.status("projects", after="cursor", limit=1000, known=known)
+    wanted = StatusFilter(state="attention")
+    await scene.publisher.status("projects", filter=wanted, order="-generation", page=3, limit=9)
     ((_, request),) = scene.connection.sent
     assert request.type == "status.requested"
     assert (request.project, request.view, request.sweep_id) == ("*", "projects", None)
-    assert (request.after, request.limit, request.known) == ("cursor", 1000, known)
+    assert (request.filter, request.order) == (wanted, "-generation")
+    assert (request.page, request.limit, request.after) == (3, 9, None)
     with pytest.raises(MalformedRequestError, match="sweep_id"):
         await scene.publisher.status("failures", "acme")
     assert len(scene.connection.sent) == 1

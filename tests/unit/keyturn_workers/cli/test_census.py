@@ -13,7 +13,7 @@ from keyturn.errors import StorageUnavailableError, UnknownMasterKeyError
 from keyturn_workers.cli.records import OBJECTS_AT_ONCE, object_rows, take_census
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.status.census import ObjectGroup
+from keyturn_workers.status.objects import ObjectGroup
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
 )

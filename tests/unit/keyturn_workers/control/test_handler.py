@@ -321,7 +321,7 @@ async def test_a_report_answers_even_if_the_storage_is_away_and_is_not_retried()
     assert isinstance(handled.event, StatusReported)
     assert [row.project for row in handled.event.projects or ()] == ["acme"]
     control.on.storage.fail_next("list_entries", StorageUnavailableError("down"))
-    handled = await control.serve(status())
+    handled = await control.serve(status(view="objects"))
     assert isinstance(handled.event, StatusReported)
     assert handled.event.code == "storage_unavailable"
     assert handled.logged["code"] == "storage_unavailable"

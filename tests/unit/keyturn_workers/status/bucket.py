@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from keyturn.crypto import SigningKey
 from keyturn.messages import StatusRequested
 from keyturn_workers.keyring import create_keyring
-from keyturn_workers.status.pace import Pace
 from keyturn_workers.status.reader import Identity, StatusReader
+from keyturn_workers.status.records import Pace
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import SweepStore
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, enc, sealed_object

@@ -11,7 +11,7 @@ from keyturn.errors import KmsUnavailableError, StorageUnavailableError
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.status.census import (
+from keyturn_workers.status.objects import (
     ObjectGroup,
     ObjectInspector,
     find_rolled_back,

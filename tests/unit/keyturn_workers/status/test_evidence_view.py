@@ -11,7 +11,6 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.evidence import digest, parse, sign
 from keyturn.identifiers import evidence_s3_key
 from keyturn_workers.errors import ArchivedError
-from keyturn_workers.status import evidence_view
 from tests.unit.keyturn.evidence.shared import statement
 from tests.unit.keyturn_workers.cli.status_bucket import sweep_id
 from tests.unit.keyturn_workers.status.bucket import DEPLOYMENT, EVENT_KEY, Bucket
@@ -35,12 +34,8 @@ def _put(bucket: Bucket, number: int, envelope: bytes) -> None:
 
 async def _rows(bucket: Bucket, **more: Any) -> list[EvidenceStatus]:
     page = await bucket.report("evidence", "acme", **more)
-    rows = list(page.evidence_files or ())
-    while page.next is not None:
-        page = await bucket.report("evidence", "acme", after=page.next, **more)
-        rows += page.evidence_files or ()
     assert page.code is None
-    return rows
+    return list(page.evidence_files or ())
 
 
 async def test_evidence_comes_as_stored_with_its_digest_and_its_time() -> None:
@@ -87,16 +82,17 @@ async def test_an_archived_file_is_a_row_and_a_lost_one_or_a_foreign_name_none()
     assert await _rows(bucket) == []
 
 
-async def test_a_page_is_over_after_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_reads_only_its_own_files() -> None:
     bucket = Bucket()
     for number in range(1, 21):
         _put(bucket, number, _envelope(number))
-    monkeypatch.setattr(evidence_view, "MAX_BYTES", 3000)
-    page = await bucket.report("evidence", "acme")
-    assert 1 <= len(page.evidence_files or ()) < 20
-    rows = await _rows(bucket)
+    reads = bucket.storage.calls["read"]
+    pages = [await bucket.report("evidence", "acme", page=page, limit=7) for page in (1, 2, 3)]
+    assert [len(page.evidence_files or ()) for page in pages] == [7, 7, 6]
+    assert {page.total for page in pages} == {20}
+    assert bucket.storage.calls["read"] == reads + 20
+    rows = [row for page in pages for row in page.evidence_files or ()]
     assert sorted(row.generation for row in rows) == list(range(1, 21))
-    assert len(await _rows(bucket, limit=3)) == 20
 
 
 async def test_an_outage_of_the_storage_is_a_code() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from keyturn.errors import KmsUnavailableError, StorageUnavailableError, UnknownMasterKeyError
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.status.master_keys_view import read_master_keys
+from keyturn_workers.status.reader import read_master_keys
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.status.bucket import Bucket
 

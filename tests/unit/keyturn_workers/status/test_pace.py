@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from keyturn_workers.status.pace import Pace
+from keyturn_workers.status.records import Pace
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.status.bucket import Bucket, request
 

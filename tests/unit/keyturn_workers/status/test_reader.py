@@ -1,4 +1,4 @@
-"""A report is a page, an unchanged one, or the reason why there is none (SPEC 16.1)."""
+"""A report is a page, or the reason why there is none (SPEC 16.1)."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ async def test_a_report_repeats_what_was_requested(bucket: Bucket) -> None:
     assert (report.sweep_id, report.sweeps, report.next) == (sweep_id(1), (), None)
 
 
-async def test_a_known_page_comes_without_rows_and_a_changed_one_with_them(bucket: Bucket) -> None:
-    first = await bucket.report("projects", limit=1)
-    assert (first.unchanged, len(first.projects or ())) == (False, 1)
-    again = await bucket.report("projects", limit=1, known=first.digest)
-    assert (again.unchanged, again.projects, again.digest) == (True, None, first.digest)
-    assert again.next == first.next
+async def test_a_report_counts_what_matches_and_what_there_is(bucket: Bucket) -> None:
+    for page, names in ((1, ["acme"]), (2, ["other"]), (3, [])):
+        report = await bucket.report("projects", limit=1, page=page)
+        assert [row.project for row in report.projects or ()] == names
+        assert (report.page, report.total, report.of_all) == (page, 2, 2)
+        assert report.is_complete
+    wanted = {"text": "othe"}
+    report = await bucket.report("projects", filter=wanted)
+    assert (report.total, report.of_all) == (1, 2)
     bucket.replace(rotated(keyring("acme")))
-    changed = await bucket.report("projects", limit=1, known=first.digest)
-    assert (changed.unchanged, changed.digest == first.digest) == (False, False)
+    changed = await bucket.report("projects", "acme")
     assert [row.generation for row in changed.projects or ()] == [2]
 
 
@@ -57,9 +59,9 @@ async def test_what_cannot_be_read_is_a_report_with_its_code(
     bucket: Bucket, failure: Exception, detail: str
 ) -> None:
     bucket.storage.fail_next("list_entries", failure)
-    report = await bucket.report("projects", known="0" * 64)
+    report = await bucket.report("projects")
     assert (report.code, report.detail) == ("storage_unavailable", detail)
-    assert (report.projects, report.digest, report.unchanged) == (None, None, False)
+    assert (report.projects, report.total) == (None, None)
     assert (await bucket.report("projects")).code is None
 
 
@@ -79,7 +81,7 @@ async def test_the_time_of_a_report_is_before_what_it_read(bucket: Bucket) -> No
         read.append(len(asked))
 
     bucket.storage.before_next("list_entries", note)
-    report = await reader.report(request("projects"))
+    report = await reader.report(request("objects"))
     assert read == [1]
     assert report.at == "2026-11-24T10:00:00.000000Z"
 
@@ -98,7 +100,7 @@ async def test_a_process_reads_few_reports_at_once_and_refuses_what_is_too_many(
     reader = bucket.new_reader(max_waiting=3)
 
     async def report() -> StatusReported:
-        return await reader.report(request("projects"))
+        return await reader.report(request("objects"))
 
     tasks = [asyncio.create_task(report()) for _ in range(READ_AT_ONCE + 3)]
     for _ in range(READ_AT_ONCE):
@@ -120,14 +122,14 @@ async def test_a_report_that_is_canceled_gives_its_place_back(bucket: Bucket) ->
 
     for _ in range(READ_AT_ONCE):
         bucket.storage.before_next("list_entries", wait)
-    tasks = [asyncio.create_task(reader.report(request("projects"))) for _ in range(READ_AT_ONCE)]
+    tasks = [asyncio.create_task(reader.report(request("objects"))) for _ in range(READ_AT_ONCE)]
     for _ in range(READ_AT_ONCE):
         await begun.acquire()
-    assert (await reader.report(request("projects"))).code == "too_many_requests"
+    assert (await reader.report(request("objects"))).code == "too_many_requests"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert (await reader.report(request("projects"))).code is None
+    assert (await reader.report(request("objects"))).code is None
 
 
 def test_every_view_has_its_field() -> None:

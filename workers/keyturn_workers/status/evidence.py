@@ -16,9 +16,8 @@ from keyturn.evidence import MAX_EVIDENCE_BYTES, Evidence, digest, parse
 from keyturn.identifiers import evidence_prefix, format_time, parse_evidence_name
 from keyturn.messages import EvidenceStatus
 from keyturn_workers.errors import ArchivedError, MissingError
-from keyturn_workers.status.pace import BATCH, Pace
-from keyturn_workers.status.page import MAX_BYTES, Entry, Page, cut
 from keyturn_workers.status.query import Selection, select
+from keyturn_workers.status.records import BATCH, Pace
 from keyturn_workers.storage import ObjectSummary, Storage
 
 MAX_FILES: Final = 10_000
@@ -64,26 +63,6 @@ class EvidenceView:
         selected = select(rows, 1, limit, of_all=len(listed))
         is_complete = selected.is_complete and not is_cut
         return replace(selected, total=len(listed), is_complete=is_complete)
-
-    async def read(self, project: str, after: str | None, limit: int) -> Page[EvidenceStatus]:
-        """A page, in the order of the files' names.
-
-        Raises:
-            StorageUnavailableError, StorageAnswerError: not all of it can be read.
-        """
-        prefix = evidence_prefix(project)
-        listing = await self._storage.list_entries(prefix, after=after or "", limit=limit)
-        entries: list[Entry[EvidenceStatus]] = []
-        size_bytes = 0
-        for begin in range(0, len(listing.objects), BATCH):
-            await self._pace.next_batch()
-            batch = listing.objects[begin : begin + BATCH]
-            rows = await asyncio.gather(*(self._row(project, prefix, each) for each in batch))
-            entries += [Entry(each.key, row) for each, row in zip(batch, rows, strict=True)]
-            size_bytes += sum(each.size_bytes for each in batch)
-            if size_bytes > MAX_BYTES and begin + BATCH < len(listing.objects):
-                return cut(entries, entries[-1].position, limit)
-        return cut(entries, listing.next_after, limit)
 
     async def _row(self, project: str, prefix: str, listed: ObjectSummary) -> EvidenceStatus | None:
         """The row of one file; None for what cannot be evidence by its name, or is gone."""
