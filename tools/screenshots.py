@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Final
 import aio_pika
 
 from keyturn.crypto import new_api_key
-from tools.harness import console_events, console_letters, console_projects
+from tools.harness import console_letters, console_projects
 from tools.harness import requests as rq
 from tools.harness.console_browser import DESKTOP, NARROW, launched, signed_in, visiting
 from tools.harness.console_client import console_client
 from tools.harness.console_crawl import crawl, pages_of
 from tools.harness.console_history import Publisher
 from tools.harness.console_site import OPERATOR, console_site
+from tools.harness.marks import mark_keyrings
 from tools.harness.world import open_world
 from tools.servers import Servers
 
@@ -44,23 +45,21 @@ LONG: Final = "umbrella"
 _PROJECTS: Final = 240
 _LETTERS: Final = 60
 _FEW: Final = 3
-_UPLOADS: Final = 5000
 _OBJECTS: Final = 20_000
 _SIZE_BYTES: Final = 64
 
 
 async def furnish(site: ConsoleSite, *, is_calm: bool = False) -> None:
-    """Add projects, dead letters, an hour of uploads (as events alone) and a large project.
+    """Add projects, dead letters and a large project.
 
     Where it is calm there are few dead letters, and none is hostile.
     """
     deployment = site.deployment
     names = console_projects.names(_PROJECTS)
     await console_projects.put_keyrings(deployment, names)
+    await mark_keyrings(deployment, *names)
     async with await aio_pika.connect(deployment.amqp_url) as connection:
         channel = await connection.channel()
-        uploads = console_events.stored_uploads(names, _UPLOADS)
-        await console_events.publish(channel, deployment, uploads)
         letters = console_letters.refused_uploads(deployment, _FEW if is_calm else _LETTERS)
         await console_letters.publish(channel, letters)
         if not is_calm:
