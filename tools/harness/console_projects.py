@@ -11,6 +11,7 @@ from keyturn.crypto import Secret, kek_id
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Generation, Keyring, create_keyring
+from tools.harness.marks import mark_keyrings
 from tools.harness.requests import new_id
 from tools.harness.world import MASTER_KEY, open_world
 
@@ -51,12 +52,13 @@ def keyring(project: str, number: int, now: datetime) -> Keyring:
 async def put_keyrings(
     deployment: Deployment, projects: list[str], *, now: datetime | None = None
 ) -> None:
-    """Put the projects' keyrings, a few at once."""
+    """Put the projects' keyrings, a few at once, and their marks."""
     now = now or datetime.now(UTC)
     remaining = enumerate(projects)
     async with open_world(deployment) as world, asyncio.TaskGroup() as group:
         for _ in range(_AT_ONCE):
             group.create_task(_put_each(world, remaining, now))
+    await mark_keyrings(deployment, *projects)
 
 
 async def _put_each(world: World, remaining: enumerate[str], now: datetime) -> None:

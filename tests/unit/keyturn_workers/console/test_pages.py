@@ -393,6 +393,7 @@ def test_dead_letters_are_counted_by_code_with_what_to_do() -> None:
         "Expired",
     ):
         assert words in page
+    assert "Replay all 38" not in page  # they would be refused again
     scene.get("/dead?queue=keyturn.upload&code=bad_seal&text=x")
     asked = [each for each in scene.publisher.asked if each["view"] == "dead_letters"][-1]
     assert (asked["filter"].queue, asked["filter"].code) == ("keyturn.upload.dead", "bad_seal")

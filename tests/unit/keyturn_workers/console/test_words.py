@@ -176,6 +176,11 @@ def test_the_moments_of_a_sweep_pass_one_after_the_other() -> None:
         }
     )
     assert [state for _, state in _moments(proving)] == ["done", "done", "done", "next", "later"]
+    # While objects are rewrapped, the earliest end moves with each write.
+    rewrapping = begun.model_copy(
+        update={"progress": Progress(phase="rewrapping", proof_possible_at="2026-11-26T09:00:00Z")}
+    )
+    assert words.sweep_moments(rewrapping, _NOW)[3] == words.Moment(names[3], "later", None)
     later = parse_time("2026-11-26T09:31:00Z")
     assert [state for _, state in _moments(proving, later)][-2:] == ["done", "next"]
     ended = proving.model_copy(

@@ -15,6 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from keyturn.errors import (
+    AlreadyExistsError,
+    BodyTooLargeError,
+    DeletedKeyError,
+    RequestExpiredError,
+)
 from keyturn.messages import (
     NAMED_LETTERS,
     REASON_MAX_CHARACTERS,
@@ -47,6 +53,11 @@ OBSTACLES: Final = {
     "the publisher sends it again, or an operator runs `keyturn dead replay --resign`.",
 }
 """Why a letter cannot be replayed from the console."""
+_NOT_REPLAYED: Final = frozenset(
+    error.code
+    for error in (AlreadyExistsError, DeletedKeyError, BodyTooLargeError, RequestExpiredError)
+)
+"""Codes of letters whose body was not kept, or that would be refused again (SPEC 6.9)."""
 _PURPOSE: Final = "dead-letters"
 _PAGE_ROWS: Final = 100
 _TYPED_FROM: Final = 100
@@ -97,7 +108,7 @@ async def show(request: Request) -> Response:
         queues=[("", "Any"), *((each, each) for each in DEAD_QUEUES)],
         codes=[("", "Any"), *((each, each) for each in codes)],
         is_filtered=bool(query.filter),
-        obstacles=OBSTACLES,
+        not_replayed=_NOT_REPLAYED,
         url=lambda number: words.address(PATH, params, page=number),
     )
 

@@ -203,8 +203,9 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
     known = row.progress or Progress(phase="waiting")
     has_ended = row.status not in ("running", None)
     ended_at = _moment(row.ended_at)
-    possible_at = _moment(known.proof_possible_at)
     rewrapped_at = _moment(known.all_rewrapped_at)
+    # Before that it moves with each write.
+    possible_at = None if rewrapped_at is None else _moment(known.proof_possible_at)
     first_at = _moment(known.first_rewrap_at)
     is_nothing_new = rewrapped_at is not None and first_at is None
     steps = [
