@@ -35,9 +35,10 @@
     for (const element of document.querySelectorAll(".secret")) element.textContent = "";
   });
 
-  // An open page asks for itself again every few seconds, while it is visible. What is typed, opened
-  // or ticked stays: htmx changes only what differs.
-  let asked = Date.now();
+  // An open page asks for itself again a second after it was opened, which did not wait long for
+  // answers, and then every few seconds, while it is visible. What is typed, opened or ticked stays:
+  // htmx changes only what differs.
+  let asked = 0;
   let isAsking = false;
   const refresh = () => {
     const page = document.getElementById("page");
