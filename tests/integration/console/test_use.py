@@ -30,6 +30,8 @@ pytestmark = [
 
 NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
 _LATE_S: Final = 0.5
+_POLLED_MS: Final = 20_000
+"""How long a page may take to show a change: a few of the times it asks again."""
 _REFRESHES: Final = 60
 _TABS: Final = 60
 
@@ -57,7 +59,7 @@ async def test_a_page_refreshes_itself_and_keeps_what_a_person_is_doing(
     await field.press("ArrowLeft")
     publisher = Publisher(site.deployment, site.wire)
     await publisher.publish_and_wait(rq.enroll(site.deployment, "vandelay"))
-    await expect(page.get_by_role("link", name="vandelay")).to_be_visible()
+    await expect(page.get_by_role("link", name="vandelay")).to_be_visible(timeout=_POLLED_MS)
     await expect(field).to_have_value("vandel")
     await expect(field).to_be_focused()
     assert await field.evaluate("element => element.selectionStart") == len("vandel") - 1
