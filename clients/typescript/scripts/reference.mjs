@@ -77,6 +77,8 @@ async function generate(entry, title) {
       interfacePropertiesFormat: "table",
       classPropertiesFormat: "table",
       indexFormat: "table",
+      // Every property is readonly.
+      tableColumnSettings: { hideDefaults: true, hideModifiers: true },
       logLevel: "Warn",
       treatWarningsAsErrors: true,
       validation: { notExported: false },
