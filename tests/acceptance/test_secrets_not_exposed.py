@@ -227,6 +227,7 @@ async def _read_all(running: GatewayProcess, scene: Scene) -> Seen:
         shown = await _until_shows(client, f"/projects/{PROJECT}", "<dd>2</dd>")
         scene.canaries.secrets["API key that the console showed"] = await _rotated(client)
         pages = await crawl(client)
+        await client.get("/healthz")  # logged at `debug` alone
         cookies = {
             f"cookie {cookie.key}": cookie.value.encode()
             for cookie in client.session.cookie_jar
