@@ -94,6 +94,7 @@ STATUS_FILTERS: Final[dict[str, tuple[str, ...]]] = {
     "projects": ("text", "state", "master_key"),
     "sweeps": ("text", "state", "kind", "parts"),
     "failures": ("code", "text"),
+    "objects": ("records",),
     "audit": (
         "text",
         "action",
@@ -149,6 +150,7 @@ class StatusFilter(StrictModel):
         text: Words that the row must contain, in any of its texts.
         state: One of those of the view.
         parts: Whether parts of sweeps of `*` are rows too.
+        records: Only keyrings and records of sweeps, or only objects; both by default.
         reports: Whether requests for reports that consoles make by themselves are rows too.
         since: Not before then.
         until: Before then.
@@ -159,6 +161,7 @@ class StatusFilter(StrictModel):
     master_key: ShortName | None = None
     kind: Literal["rotation", "sweep"] | None = None
     parts: bool | None = None
+    records: bool | None = None
     code: Code | None = None
     action: _Text | None = None
     actor: _Text | None = None
@@ -236,6 +239,12 @@ class SweepStatus(StatusModel):
         pages_open: Pages not proven yet.
         stepped_at: When it was last seen to go on, by the storage's clock.
         progress: The phase that it is in, and the moments that it passed.
+        round_id: The round, or walk, that answers it or answered it; in the view `sweep`, like
+            all below.
+        also_answers: The other sweeps and rotations that this round answers.
+        ranges: How many ranges of keys its round is divided into.
+        ranges_planned: How many of them are planned to their end.
+        parts_clean: Of a sweep of `*`: the parts that ended clean.
     """
 
     sweep_id: RequestId
@@ -267,6 +276,11 @@ class SweepStatus(StatusModel):
     parts_ended: Count | None = None
     stepped_at: Time | None = None
     progress: Progress | None = None
+    round_id: RequestId | None = None
+    also_answers: Rows[RequestId] | None = None
+    ranges: Count | None = None
+    ranges_planned: Count | None = None
+    parts_clean: Count | None = None
 
 
 class FailureStatus(StatusModel):
@@ -317,6 +331,8 @@ class ObjectGroupStatus(StatusModel):
             `keyring` or `sweep_record`.
         master_key: The master key that opened the admin wrap, the tombstone or the record.
         code: Why an unreadable one does not open.
+        project: Whose they are; absent in pages of all projects, but for commands.
+        record: The S3 key of a record that does not open; only for commands, like `detail`.
     """
 
     kind: Literal[
@@ -334,6 +350,9 @@ class ObjectGroupStatus(StatusModel):
     generation: Generation | None = None
     master_key: ShortName | None = None
     code: Code | None = None
+    project: Project | None = None
+    record: str | None = None
+    detail: str | None = None
 
 
 class QueueReport(StatusModel):

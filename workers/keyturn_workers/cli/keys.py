@@ -29,8 +29,7 @@ from keyturn_workers.cli.arguments import AsJson, Reason
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.command_audit import CommandAudit, command_audit
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_line, print_rows
-from keyturn_workers.cli.records import Row
+from keyturn_workers.cli.output import Row, print_line, print_rows
 from keyturn_workers.cli.settings import MasterKeySettings, StatusSettings
 from keyturn_workers.errors import MissingError
 from keyturn_workers.key_uris import KeyUri, Pkcs11Uri, VaultUri, parse_key_uri

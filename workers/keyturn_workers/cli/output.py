@@ -26,6 +26,8 @@ from rich.text import Text
 
 _PLAIN_WIDTH: Final = 100_000
 
+Row = dict[str, Any]
+
 
 def printable(text: str) -> str:
     """The text with every unprintable character escaped."""

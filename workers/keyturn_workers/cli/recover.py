@@ -5,14 +5,16 @@ either has changed by the time a worker reads them, nothing is done.
 """
 
 import asyncio
+import hashlib
 import sys
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.errors import CodedError
-from keyturn.identifiers import ALL_PROJECTS
+from keyturn.identifiers import ALL_PROJECTS, keyring_s3_key
 from keyturn.publisher import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings
@@ -32,9 +34,19 @@ from keyturn_workers.cli.publishing import (
     request_row,
     wait_for_row,
 )
-from keyturn_workers.cli.records import MarkedKeyring, compare_keyrings, open_marks, to_seconds
-from keyturn_workers.keyring import MarkState
+from keyturn_workers.cli.reports import Reports, open_marks, to_seconds
+from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring import (
+    KEYRING_MAX_BYTES,
+    Mark,
+    MarkState,
+    MarkTable,
+    parse_keyring,
+)
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import OperatorSettings
+from keyturn_workers.status.records import RECORD_ERRORS
+from keyturn_workers.storage import Storage
 
 _AT_ONCE: Final = 64
 _FOUND: Final = (
@@ -42,6 +54,28 @@ _FOUND: Final = (
     *("serial", "generation", "changed_at"),
 )
 _OUTCOME: Final = ("project", "status", "generation", "serial", "request_id", "code", "detail")
+_MAX_READS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Contradicted:
+    """A keyring that its mark contradicts: what a request to recover it must name.
+
+    Attributes:
+        project: The project.
+        state: How they compare.
+        found: What the record says.
+        changed_at: When the record was put.
+        mark: The highest mark, if there is one.
+        marked_at: When that was published.
+    """
+
+    project: str
+    state: MarkState
+    found: Mark
+    changed_at: datetime | None
+    mark: Mark | None
+    marked_at: datetime | None
 
 
 def _validate_target(value: str) -> str | None:
@@ -111,36 +145,62 @@ async def _recover(
 
 async def _find(
     settings: OperatorSettings, publisher: PublisherSettings, project: str
-) -> list[MarkedKeyring]:
+) -> list[Contradicted]:
     """The keyrings that can be recovered.
 
     Raises:
         CommandError: there is none, and one project was named.
     """
     only = None if project == ALL_PROJECTS else project
-    found: list[MarkedKeyring] = []
-    seen = 0
+    found: list[Contradicted] = []
     async with (
         open_marks(publisher, publisher.event_public_key) as marks,
         open_bucket(settings) as storage,
         open_report_keys(settings, storage, "recover") as keys,
     ):
-        async for each in compare_keyrings(storage, keys, marks.table, only):
-            seen += 1
-            if isinstance(each, tuple):
-                _report(only, each[0], _explain(each[1]))
-            elif each.state is MarkState.REMOVED:
+        rows = await Reports(storage, keys, witness=marks).keyrings(only)
+        for row in rows:
+            if row.code is not None:
+                reason = f"{row.code}: {row.detail}" if row.detail else row.code
+                _report(only, row.project, f"has a keyring that cannot be read: {reason}")
+            elif row.mark == "removed":
                 removed = "has no keyring any more: restore its newest record, or use "
-                _report(only, each.project, f"{removed}`keyturn enroll {each.project} --adopt`")
-            elif each.state.is_contradicted:
-                found.append(each)
-    if only is not None and not seen:
+                _report(only, row.project, f"{removed}`keyturn enroll {row.project} --adopt`")
+            elif row.mark is not None and MarkState(row.mark).is_contradicted:
+                contradicted = await read_contradicted(storage, keys, marks.table, row.project)
+                if contradicted is not None:
+                    found.append(contradicted)
+    if only is not None and not rows:
         raise CommandError(f"unknown_project: {only} has neither a keyring nor a mark")
     return found
 
 
-def _explain(error: CodedError) -> str:
-    return f"has a keyring that cannot be read: {error}"
+async def read_contradicted(
+    storage: Storage, keys: OperatorKeys, table: MarkTable, project: str
+) -> Contradicted | None:
+    """A keyring and its mark as they are now; None if the mark does not contradict it any more.
+
+    Raises:
+        CommandError: the keyring changes all the time.
+        StorageUnavailableError, StorageAnswerError: it cannot be read.
+    """
+    for _ in range(_MAX_READS):
+        since = table.received
+        try:
+            head, body = await storage.read(keyring_s3_key(project), max_bytes=KEYRING_MAX_BYTES)
+            keyring = await parse_keyring(body, project, keys)
+        except (MissingError, *RECORD_ERRORS):
+            return None
+        digest = hashlib.sha256(body).digest()
+        found = Mark(keyring.serial, digest, keyring.current.generation)
+        state = table.find_state(project, found, since)
+        if state is None:  # a mark arrived meanwhile
+            continue
+        if not state.is_contradicted:
+            return None
+        mark, marked_at = table.find(project), table.find_date(project)
+        return Contradicted(project, state, found, head.last_modified, mark, marked_at)
+    raise CommandError(f"the keyring of {project} kept changing while it was read")
 
 
 def _report(only: str | None, project: str, problem: str) -> None:
@@ -150,7 +210,7 @@ def _report(only: str | None, project: str, problem: str) -> None:
     note(f"{project} {problem}")
 
 
-def _confirm(found: list[MarkedKeyring], *, yes: bool, as_json: bool) -> None:
+def _confirm(found: list[Contradicted], *, yes: bool, as_json: bool) -> None:
     if not as_json:
         print_rows(_FOUND, [_row(each) for each in found])
     if yes or not sys.stdin.isatty():
@@ -159,7 +219,7 @@ def _confirm(found: list[MarkedKeyring], *, yes: bool, as_json: bool) -> None:
     typer.confirm(f"Accept the keyring of {which} as it is now?", abort=True, err=True)
 
 
-def _row(each: MarkedKeyring) -> dict[str, Any]:
+def _row(each: Contradicted) -> dict[str, Any]:
     mark, found = each.mark, each.found
     return {
         "project": each.project,
@@ -167,22 +227,20 @@ def _row(each: MarkedKeyring) -> dict[str, Any]:
         "mark_serial": mark and mark.serial,
         "mark_generation": mark and mark.generation,
         "marked_at": to_seconds(each.marked_at),
-        "serial": found and found.serial,
-        "generation": found and found.generation,
+        "serial": found.serial,
+        "generation": found.generation,
         "changed_at": to_seconds(each.changed_at),
     }
 
 
 async def _request(
-    settings: PublisherSettings, found: list[MarkedKeyring], reason: str, timeout_s: float
+    settings: PublisherSettings, found: list[Contradicted], reason: str, timeout_s: float
 ) -> list[dict[str, Any]]:
     slots = asyncio.Semaphore(_AT_ONCE)
     async with Publisher.open(settings) as publisher:
 
-        async def recover_one(each: MarkedKeyring) -> dict[str, Any]:
+        async def recover_one(each: Contradicted) -> dict[str, Any]:
             row = request_row(project=each.project, request_id=new_id())
-            if each.found is None:  # a removed keyring is not among them
-                return row
             publish = partial(
                 publisher.recover,
                 each.project,

@@ -6,61 +6,83 @@ the operator's master keys, and must never show a key, a wrap or a DEK.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from keyturn.crypto import VerifyKey
-from keyturn.errors import CodedError, NotFoundError, SettingsError, UnknownProjectError
-from keyturn.identifiers import ALL_PROJECTS, is_uuid, parse_time
-from keyturn.messages import Event, Failed, Rejected, SweepStatus
+from keyturn.errors import (
+    KeyringRolledBackError,
+    NotFoundError,
+    SettingsError,
+    UnknownMasterKeyError,
+    UnknownProjectError,
+)
+from keyturn.identifiers import ALL_PROJECTS, KEYRINGS_PREFIX, is_uuid, parse_time
+from keyturn.messages import (
+    Counts,
+    Event,
+    Failed,
+    ObjectGroupStatus,
+    ProjectStatus,
+    Rejected,
+    StatusFilter,
+    SweepStatus,
+)
 from keyturn.progress import describe
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import AsJson, validate_project
-from keyturn_workers.cli.bucket import batched, count_objects, open_bucket
+from keyturn_workers.cli.bucket import count, open_bucket, optional_task
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.keys import open_report_keys
-from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
-from keyturn_workers.cli.publishing import PendingRequest, resumable
-from keyturn_workers.cli.records import (
-    CONCURRENCY,
-    OBJECTS_AT_ONCE,
-    RecordIndex,
+from keyturn_workers.cli.output import (
     Row,
-    mark_rolled_back,
-    marks_by_key,
-    master_key_rows,
-    object_rows,
+    print_json,
+    print_line,
+    print_rows,
+    print_table,
+    printable,
+    progress_display,
+)
+from keyturn_workers.cli.publishing import PendingRequest, resumable
+from keyturn_workers.cli.reports import (
+    OBJECTS_AT_ONCE,
+    WHOLE,
+    Reports,
     open_marks,
-    read_records,
     shown_time,
-    sweep_row,
-    take_census,
-    way_out,
 )
 from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
+from keyturn_workers.key_usage_rules import KeyUsage, Surroundings, judge_drop, missing_key
 from keyturn_workers.keyring.mark_stream import MarkStream
 from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.status.records import RECORD_ERRORS, Pace
-from keyturn_workers.status.rows import Sweep, find_sweep
-from keyturn_workers.status.sweeps import SweepReader, sum_counts
+from keyturn_workers.status.objects import NONCURRENT, UNREADABLE, list_objects
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep import AllRecord, ProjectRecord, SweepStore
-from keyturn_workers.sweep.record import Round
+from keyturn_workers.sweep.store import parse_record_path
 
 # For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4
 _MAX_SHOWN: Final = 20
+_MAX_FAILING: Final = 100
 _SEVERAL: Final = 2
 _NO_SWEEP: Final = "the bucket has no sweep or rotation with this id"
+_REMOVED: Final = "removed"
+WAYS_OUT: Final = {
+    "rolled_back": "restore the newest record, or `keyturn recover {project}`",
+    _REMOVED: "restore the newest record, or `keyturn enroll {project} --adopt`",
+    "unknown": "`keyturn recover {project}`, if the broker or the bucket was restored",
+}
 
 PART_COLUMNS: Final = ("project", "status", "code", "clean", "objects", "rewrapped", "failed")
 _FIELDS: Final = (
@@ -78,13 +100,11 @@ class SweepReport:
         row: The sweep as a row.
         document: What the command shows.
         other_projects: Projects with another sweep of the same id: publishers choose the ids.
-        stepped_at: When its record was worked on last, by the storage's clock.
     """
 
     row: SweepStatus
     document: dict[str, Any]
     other_projects: tuple[str, ...] = ()
-    stepped_at: datetime | None = None
 
 
 async def read_sweep(
@@ -101,123 +121,108 @@ async def read_sweep(
     to list, None for all. The time left needs a count of all objects.
 
     Raises:
-        CorruptObjectError, UnknownMasterKeyError: the record does not open.
+        CommandError: the record does not open.
         StorageUnavailableError: the storage does not answer.
     """
+    # One more than the limit, to know of more.
+    failures = sys.maxsize if limit is None else limit + 1
+    bounds = replace(WHOLE, counts_objects=time_left, failures=failures)
     async with (
         open_bucket(settings) as storage,
         open_report_keys(settings, storage, "status") as keys,
     ):
-        store = SweepStore(storage, keys)
-        reader = SweepReader(storage, store, Pace(lambda: 0), reading_s=None)
-        found = await _find(store, sweep_id, project)
-        if not found:
-            part = None if project is None else await reader.find_ended(sweep_id, project)
-            if project is None or part is None:
-                return None
-            chosen, report = project, SweepReport(part.row, _document(part.row))
-        else:
-            chosen, sweep = next(iter(found.items()))
-            others = tuple(name for name in found if name != chosen)
-            row, more = await _describe(storage, reader, sweep, time_left=time_left)
-            report = SweepReport(row, _document(row) | more, others, sweep.record.stepped_at)
-        failures = await _failures(reader, sweep_id, chosen, limit)
-    report.document["failures"] = failures[:limit]
-    report.document["more_failures"] = limit is not None and len(failures) > limit
-    return report
+        reports = Reports(storage, keys, bounds=bounds)
+        names = [project] if project is not None else await _projects_of(reports, sweep_id)
+        if not names:
+            return None
+        rows = await reports.rows("sweep", names[0], sweep_id=sweep_id)
+        if not rows:
+            return None
+        row, *parts = rows
+        if row.status is None and not row.part_of_all:
+            raise CommandError(f"{row.code}: {row.detail}" if row.detail else str(row.code))
+        found = await reports.rows("failures", names[0], sweep_id=sweep_id)
+    # Each page of the view begins with the sweep itself.
+    parts = sorted(
+        (part for part in parts if part.project != row.project), key=lambda part: part.project
+    )
+    document = _document(row, parts)
+    document["failures"] = [each.model_dump() for each in found[:limit]]
+    document["more_failures"] = limit is not None and len(found) > limit
+    return SweepReport(row, document, tuple(names[1:]))
 
 
-async def _find(store: SweepStore, sweep_id: str, project: str | None) -> dict[str, Sweep]:
-    """The sweeps with this id, by project. Only that of `*` if there is one.
+async def _projects_of(reports: Reports, sweep_id: str) -> list[str]:
+    """The projects that have a sweep with this id. Only `*` if there is one of all.
 
     The parts of a sweep of all share its id; they are not other sweeps.
     """
-    if project is not None:
-        sweep = find_sweep(await store.find(project), sweep_id)
-        return {} if sweep is None else {project: sweep}
-    found, unreadable = dict[str, Sweep](), list[str]()
-    async for batch in batched(store.projects(), CONCURRENCY):
-        names = [name for name, _, _ in batch]
-        records = await asyncio.gather(*(_open(store, name) for name in names))
-        for name, each in zip(names, records, strict=True):
-            if isinstance(each, CodedError):
-                unreadable.append(name)
-            elif (sweep := find_sweep(each, sweep_id)) is not None:
-                found[name] = sweep
-        if ALL_PROJECTS in found:
-            return {ALL_PROJECTS: found[ALL_PROJECTS]}
-    if unreadable and not found:
-        note(f"the records of these projects do not open: {', '.join(unreadable[:_MAX_SHOWN])}")
+    wanted = StatusFilter(text=sweep_id, parts=True)
+    rows = await reports.rows("sweeps", filter=wanted)
+    found = sorted({row.project for row in rows if row.sweep_id == sweep_id})
+    if ALL_PROJECTS in found:
+        return [ALL_PROJECTS]
+    if not found:
+        failing = (await _read_records(reports, None)).failing
+        paths = (parse_record_path(row.record or "") for row in failing)
+        unreadable = sorted(path.project for path in paths if path is not None and path.is_main)
+        if unreadable:
+            shown = ", ".join(unreadable[:_MAX_SHOWN])
+            note(f"the records of these projects do not open: {shown}")
     return found
 
 
-async def _open(store: SweepStore, project: str) -> ProjectRecord | AllRecord | CodedError | None:
-    try:
-        return await store.find(project)
-    except RECORD_ERRORS as exc:
-        return exc
-
-
-async def _describe(
-    storage: Storage, reader: SweepReader, sweep: Sweep, *, time_left: bool
-) -> tuple[SweepStatus, dict[str, Any]]:
-    """The row of a sweep, and what its document says beyond it."""
-    record, current, round_id = sweep.record, sweep.current, sweep.round_id
-    others = [Sweep(record, each) for each in record.origins if each != sweep.origin]
-    more: dict[str, Any] = {
-        "round": round_id,
-        "round_also_answers": [
-            each.origin.id for each in others if round_id is not None and each.round_id == round_id
-        ],
-    }
-    if isinstance(record, AllRecord):
-        parts = await reader.parts(sweep)
-        live = [part.row for part in parts.parts if part.is_open]
-        not_clean = [part.row for part in parts.parts if not part.is_open]
-        more["parts"] = {
-            "ended_clean": parts.clean,
-            "live": [_part_row(row) for row in live],
-            "ended_not_clean": [_part_row(row) for row in not_clean],
-        }
-        return sweep.row(sum_counts(live, sweep.counts)), more
-    is_counted = time_left and sweep.origin.is_open
-    row = sweep.row(expected=await count_objects(storage, record.project) if is_counted else None)
-    ranges = current.ranges if isinstance(current, Round) else ()
-    more |= {
-        "proves_generation": row.generation,
-        "proves_master_key": row.proves_master_key,
-        "ranges": len(ranges) or None,
-        "ranges_planned": sum(keys.planned for keys in ranges) if ranges else None,
-        "pages": row.pages,
-        "pages_not_proven": row.pages_open,
-        "proof_not_before": None
-        if row.progress is None
-        else shown_time(row.progress.proof_possible_at),
-    }
-    return row, more
-
-
-def _part_row(part: SweepStatus) -> Row:
-    row = sweep_row(part)
-    return {name: row[name] for name in PART_COLUMNS}
-
-
-def _document(row: SweepStatus) -> dict[str, Any]:
+def _document(row: SweepStatus, parts: Sequence[SweepStatus]) -> dict[str, Any]:
     values = row.model_dump() | sweep_row(row)
-    return {name: values[name] for name in _FIELDS} | {
+    progress = row.progress
+    document = {name: values[name] for name in _FIELDS} | {
         "counts": {} if row.counts is None else row.counts.model_dump(),
         "rate_per_s": None if row.rate_per_s is None else round(row.rate_per_s, 1),
         "left_s": row.left_s,
-        "progress": None if row.progress is None else row.progress.model_dump(exclude_none=True),
+        "progress": None if progress is None else progress.model_dump(exclude_none=True),
+        "round": row.round_id,
+        "round_also_answers": list(row.also_answers or ()),
+    }
+    if row.project == ALL_PROJECTS:
+        return document | {
+            "parts": {
+                "ended_clean": row.parts_clean,
+                "live": _part_rows(part for part in parts if part.ended_at is None),
+                "ended_not_clean": _part_rows(part for part in parts if part.ended_at is not None),
+            }
+        }
+    return document | {
+        "proves_generation": row.generation,
+        "proves_master_key": row.proves_master_key,
+        "ranges": row.ranges,
+        "ranges_planned": row.ranges_planned,
+        "pages": row.pages,
+        "pages_not_proven": row.pages_open,
+        "proof_not_before": progress and shown_time(progress.proof_possible_at),
     }
 
 
-async def _failures(
-    reader: SweepReader, sweep_id: str, project: str, limit: int | None
-) -> list[Row]:
-    """The failures of a sweep: all, or one more than the limit, to know of more."""
-    rows, _ = await reader.all_failures(sweep_id, project, None if limit is None else limit + 1)
-    return [row.model_dump() for row in rows]
+def _part_rows(parts: Iterable[SweepStatus]) -> list[Row]:
+    return [{name: sweep_row(part)[name] for name in PART_COLUMNS} for part in parts]
+
+
+def sweep_row(row: SweepStatus) -> Row:
+    """A sweep in one row."""
+    counts = row.counts or Counts()
+    return {
+        "sweep_id": row.sweep_id,
+        "kind": row.kind,
+        "project": row.project,
+        "status": row.status,
+        "code": row.code,
+        "clean": row.clean,
+        "objects": counts.objects,
+        "rewrapped": counts.rewrapped,
+        "failed": counts.failed,
+        "started_at": shown_time(row.started_at),
+        "ended_at": shown_time(row.ended_at),
+        "detail": row.detail,
+    }
 
 
 def _validate_sweep_project(value: str | None) -> str | None:
@@ -297,30 +302,34 @@ async def _show_overview(
         open_report_keys(settings, storage, "status") as keys,
         _open_marks() as (marks, problem),
     ):
-        table = None if marks is None else marks.stream.table
-        index = await read_records(storage, keys, project=project, table=table)
-        if project is not None and is_uuid(project) and not index.keyrings:
+        reports = Reports(storage, keys, witness=None if marks is None else marks.stream)
+        keyrings = await reports.keyrings(project)
+        sweeps = await reports.rows("sweeps", project)
+        records = await _read_records(reports, project)
+        is_known = any(row.mark != _REMOVED for row in keyrings)
+        if project is not None and is_uuid(project) and not is_known:
             raise NotFoundError(_NO_SWEEP)
-        census = None
+        groups = None
         if objects:
-            census = await take_census(storage, keys, index.generations, project=project)
-            await mark_rolled_back(storage, keys, index.keyrings, census)
+            groups = await take_census(reports, storage, project)
+            keyrings = await _find_rolled_back(reports, keyrings, groups)
     if problem is not None:
         note(f"keyrings were not compared with their marks: {problem}")
+    running = sum(row.status == "running" for row in sweeps)
     document = {
-        "act_now": [] if marks is None else _act_now(index),
+        "act_now": _act_now(keyrings),
         "marks_by_event_key": marks and marks_by_key(marks.stream, marks.keys),
-        "keyrings": index.keyrings,
-        "sweeps": index.sweeps,
-        "records_that_do_not_open": index.failing,
-        "objects": None if census is None else object_rows(census),
-        "master_keys": master_key_rows(settings, index, census, project),
+        "keyrings": [_keyring_row(row) for row in keyrings if row.mark != _REMOVED],
+        "sweeps": [sweep_row(row) for row in sweeps],
+        "records_that_do_not_open": records.failing_rows(),
+        "objects": None if groups is None else object_rows(groups),
+        "master_keys": master_key_rows(settings, records, groups, running, project),
     }
     if as_json:
         print_json(document)
     else:
         _print_overview(document, project)
-    if project is not None and not index.keyrings and not index.contradicted:
+    if project is not None and not keyrings:
         raise UnknownProjectError.of(project)
 
 
@@ -346,12 +355,201 @@ async def _open_marks() -> AsyncIterator[tuple[_Marks | None, str | None]]:
         yield marks, problem
 
 
-def _act_now(index: RecordIndex) -> list[Row]:
+def _act_now(keyrings: Iterable[ProjectStatus]) -> list[Row]:
     """The keyrings that no worker uses until an operator acts."""
     return [
-        {"project": each.project, "state": each.state.value, "what_to_do": way_out(each)}
-        for each in sorted(index.contradicted, key=lambda each: each.project)
+        {
+            "project": row.project,
+            "state": row.mark,
+            "what_to_do": WAYS_OUT[row.mark].format(project=row.project),
+        }
+        for row in keyrings
+        if row.mark in WAYS_OUT
     ]
+
+
+def marks_by_key(marks: MarkStream, verify_keys: tuple[VerifyKey, ...]) -> dict[str, int]:
+    """How many projects' marks each of the event keys signed."""
+    earlier = Counter(key_id for key_id, _ in marks.signed_before.values())
+    counts = {key.id: earlier[key.id] for key in verify_keys}
+    projects = sum(1 for _ in marks.table.projects())
+    counts[verify_keys[0].id] = projects - earlier.total()
+    return counts
+
+
+def _keyring_row(row: ProjectStatus) -> Row:
+    permissions = {True: "allowed", False: "forbidden", None: None}
+    return {
+        "project": row.project,
+        "generation": row.generation,
+        "kek_id": row.kek_id,
+        "master_key": row.master_key,
+        "plaintext": permissions[row.plaintext],
+        "v0": permissions[row.v0],
+        "earlier_keks": row.earlier_keks,
+        "enrolled_at": shown_time(row.enrolled_at),
+        "turned_at": shown_time(row.rotated_at),
+        "evidence": row.evidence,
+        "mark": row.mark,
+        "code": row.code,
+        "detail": row.detail,
+    }
+
+
+# What depends on which master key.
+
+
+@dataclass(slots=True)
+class Records:
+    """Keyrings and records of sweeps by what opens them.
+
+    Attributes:
+        under: How many there are of each kind under each master key.
+        unreadable: How many of any kind do not open.
+        missing_master_keys: How many name each master key that is not available.
+        failing: Records of sweeps that do not open, up to a limit.
+    """
+
+    under: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    unreadable: int = 0
+    missing_master_keys: Counter[str] = field(default_factory=Counter)
+    failing: list[ObjectGroupStatus] = field(default_factory=list)
+
+    def add(self, row: ObjectGroupStatus) -> None:
+        """Count the records of one row."""
+        if row.kind != UNREADABLE:
+            self.under[row.kind, row.master_key] += row.count
+            return
+        self.unreadable += row.count
+        if row.code == UnknownMasterKeyError.code:
+            self.missing_master_keys[row.detail or ""] += row.count
+        if row.record is not None and not row.record.startswith(KEYRINGS_PREFIX):
+            self.failing.append(row)
+
+    def failing_rows(self) -> list[Row]:
+        """The first records of sweeps that do not open."""
+        failing = sorted(self.failing, key=lambda row: row.record or "")[:_MAX_FAILING]
+        return [
+            {"record": row.record, "code": row.code, "detail": row.detail or ""} for row in failing
+        ]
+
+
+async def _read_records(reports: Reports, project: str | None) -> Records:
+    records = Records()
+    for row in await reports.rows("objects", project, filter=StatusFilter(records=True)):
+        records.add(row)
+    return records
+
+
+Groups = Counter[ObjectGroupStatus]
+"""Objects by what they depend on; the rows have no count of their own."""
+
+
+async def take_census(reports: Reports, storage: Storage, project: str | None = None) -> Groups:
+    """Inspect every object of the bucket or of one project.
+
+    Raises:
+        StorageUnavailableError, StorageAnswerError, KmsUnavailableError: the census would be
+            incomplete.
+    """
+    groups: Groups = Counter()
+    text = TextColumn("census: {task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress_display(*columns) as progress:
+        bar = progress.add_task("", total=None)
+
+        async def show_total() -> None:
+            prefix = "" if project is None else f"{project}/"
+            progress.update(bar, total=await count(list_objects(storage, prefix)))
+
+        # A second listing is only worth it if the total is displayed.
+        async with optional_task(None if progress.disable else show_total):
+            pages = reports.pages("objects", project, filter=StatusFilter(records=False))
+            async for page in pages:
+                for row in page.objects or ():
+                    groups[row.model_copy(update={"count": 0})] += row.count
+                    progress.update(
+                        bar, advance=row.count, description=printable(row.project or "")
+                    )
+    return groups
+
+
+async def _find_rolled_back(
+    reports: Reports, keyrings: Sequence[ProjectStatus], groups: Groups
+) -> list[ProjectStatus]:
+    """The keyrings; those older than what opens among their project's objects have a code."""
+    highest: dict[str | None, int] = {}
+    for group in groups:
+        if group.kind != NONCURRENT:
+            newest = max(highest.get(group.project, 0), group.generation or 0)
+            highest[group.project] = newest
+    found: list[ProjectStatus] = []
+    for row in keyrings:
+        newest = highest.get(row.project, 0)
+        if row.generation is not None and newest > row.generation:
+            # It may have been rotated since: only a keyring read after the objects counts.
+            now = (await reports.keyrings(row.project) or [row])[0].generation
+            if now is not None and newest > now:
+                code, detail = KeyringRolledBackError.code, f"an object is at generation {newest}"
+                row = row.model_copy(update={"code": code, "detail": detail})  # noqa: PLW2901
+        found.append(row)
+    return found
+
+
+def object_rows(groups: Groups) -> list[Row]:
+    """A row for each group of objects, by project and kind, the newest generation first."""
+    names = ("project", "kind", "generation", "master_key", "code")
+    rows = [{name: getattr(g, name) for name in names} | {"objects": groups[g]} for g in groups]
+    return sorted(rows, key=_object_order)
+
+
+def _object_order(row: Row) -> tuple[Any, ...]:
+    key, code = row["master_key"] or "", row["code"] or ""
+    return row["project"] or "", row["kind"], -(row["generation"] or 0), key, code
+
+
+def master_key_rows(
+    settings: StatusSettings,
+    records: Records,
+    groups: Groups | None,
+    running_sweeps: int,
+    project: str | None,
+) -> list[Row]:
+    """A row for each available master key, and for each missing one that a record names.
+
+    `groups` is None if objects were not inspected, `project` the only one that was inspected.
+    """
+    objects: Counter[str | None] = Counter()
+    noncurrent: Counter[str | None] = Counter()
+    unreadable = 0
+    for group, number in (groups or Groups()).items():
+        (noncurrent if group.kind == NONCURRENT else objects)[group.master_key] += number
+        unreadable += number if group.kind == UNREADABLE else 0
+    around = Surroundings(running_sweeps, unreadable, records.unreadable, project)
+    active = settings.active_master_key
+    rows: list[Row] = []
+    for name in settings.master_keys:
+        row: Row = {
+            "master_key": name,
+            "held": True,
+            "active": None if active is None else name == active,
+            "objects": None if groups is None else objects[name],
+            "noncurrent": None if groups is None else noncurrent[name],
+            "keyrings": records.under["keyring", name],
+            "sweep_records": records.under["sweep_record", name],
+        }
+        of_records = row["keyrings"] + row["sweep_records"]
+        usage = KeyUsage(row["objects"], row["noncurrent"] or 0, of_records, row["active"])
+        verdict = judge_drop(usage, around)
+        told = f"{name}: {verdict.reason}"
+        rows.append(row | {"may_be_dropped": verdict.may_be_dropped, "told": told})
+    for name, number in sorted(records.missing_master_keys.items()):
+        row = {"master_key": name, "held": False, "may_be_dropped": None}
+        rows.append(row | {"told": f"{name}: {missing_key(number)}"})
+    return rows
+
+
+# Tables.
 
 
 def _print_marks(document: dict[str, Any]) -> None:
@@ -475,12 +673,12 @@ async def _follow(settings: PublisherSettings, report: SweepReport, *, as_json: 
     count = None if row.project == ALL_PROJECTS else object_counter(row.project)
     since = None if row.started_at is None else parse_time(row.started_at)
     async with Publisher.open(settings) as publisher:
-        events = _own_events(row, report.stepped_at, publisher.events(since))
+        events = _own_events(row, publisher.events(since))
         return await watch(events, as_json=as_json, count=count)
 
 
 async def _own_events(
-    row: SweepStatus, stepped_at: datetime | None, events: AsyncGenerator[Event, None]
+    row: SweepStatus, events: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[Event, None]:
     """The events of this sweep until it ends.
 
@@ -493,6 +691,7 @@ async def _own_events(
         request_type="rotation.requested" if row.kind == "rotation" else "sweep.requested",
         request_id=row.sweep_id,
     )
+    stepped_at = None if row.stepped_at is None else parse_time(row.stepped_at)
     async with aclosing(events):
         async for event in events:
             if not matcher.matches(event) or isinstance(event, Rejected):

@@ -25,6 +25,7 @@ from keyturn_workers.keyring import Keyring, Mark, MarkState, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.query import order_sweeps
 from keyturn_workers.status.records import (
+    OF_WORKER,
     Opened,
     Pace,
     Record,
@@ -38,8 +39,6 @@ from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep import AllRecord, ProjectRecord
 from keyturn_workers.sweep.store import record_path
 
-MAX_ROWS: Final = 30_000
-"""Rows of keyrings that are kept, and as many of sweeps."""
 RENEWED_EVERY_S: Final = 2.0
 WAIT_S: Final = 1.5
 """How long a question waits for a renewal."""
@@ -120,7 +119,7 @@ class Index:
         *,
         witness: Witness | None = None,
         clock_s: Callable[[], float] = time.monotonic,
-        max_rows: int = MAX_ROWS,
+        max_rows: int = OF_WORKER.rows,
     ) -> None:
         self._storage = storage
         self._keys = keys

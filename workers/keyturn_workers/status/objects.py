@@ -6,7 +6,7 @@ holds, not only enrolled projects: an object without a keyring still needs its m
 
 import asyncio
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -30,14 +30,17 @@ from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.wraps import KeyUsage, find_key_usage, past_generations
 from keyturn_workers.status.records import (
-    BATCH,
+    OF_WORKER,
     RECORD_ERRORS,
+    Bounds,
     Pace,
     Record,
+    list_records,
     open_record,
     read_batches,
     record_of,
 )
+from keyturn_workers.status.rows import short_detail
 from keyturn_workers.storage import ObjectHead, ObjectSummary, ObjectVersion, Storage
 
 _TAG_CHARACTERS: Final = 16
@@ -56,7 +59,7 @@ class ObjectGroup:
 
     `kind` is that of `keyturn_workers.objects.wraps`, or `noncurrent` for an older version,
     `foreign`, or `unreadable` with the reason in `code`. `project` is empty for a key outside
-    of projects.
+    of projects. A record that does not open is a group of its own, with its S3 key.
     """
 
     project: str
@@ -64,6 +67,8 @@ class ObjectGroup:
     generation: int | None = None
     master_key: str | None = None
     code: str | None = None
+    record: str | None = None
+    detail: str | None = None
 
 
 Census = Counter[ObjectGroup]
@@ -146,35 +151,6 @@ async def read_generations(storage: Storage, keys: OperatorKeys, project: str) -
     return (keyring.current.generation, *past_generations(keyring))
 
 
-async def find_rolled_back(
-    storage: Storage, keys: OperatorKeys, generations: dict[str, int], census: Census
-) -> dict[str, int]:
-    """The projects whose keyring is older than what opens among their objects (SPEC 5.4).
-
-    Args:
-        storage: The bucket.
-        keys: The operator's keys.
-        generations: Of each project whose keyring opens, the current one.
-        census: What the objects are.
-
-    Returns:
-        By project, the newest generation of its objects.
-    """
-    highest: defaultdict[str, int] = defaultdict(int)
-    for group in census:
-        if group.kind != NONCURRENT:
-            highest[group.project] = max(highest[group.project], group.generation or 0)
-    found = {}
-    for project, generation in generations.items():
-        if highest[project] <= generation:
-            continue
-        # The project may have been rotated since: only a keyring read after the objects counts.
-        now = await read_generations(storage, keys, project)
-        if now and highest[project] > now[0]:
-            found[project] = highest[project]
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Item:
     """A listed object, or an older version of it."""
@@ -204,34 +180,48 @@ class _Position:
 class ObjectsView:
     """Inspects objects and records, some S3 keys a page."""
 
-    def __init__(self, storage: Storage, keys: OperatorKeys, pace: Pace) -> None:
+    def __init__(
+        self, storage: Storage, keys: OperatorKeys, pace: Pace, bounds: Bounds = OF_WORKER
+    ) -> None:
         self._storage = storage
         self._keys = keys
         self._pace = pace
+        self._bounds = bounds
 
     async def read(
-        self, project: str, after: str | None, limit: int
+        self, project: str, after: str | None, limit: int, *, records: bool | None = None
     ) -> tuple[tuple[ObjectGroupStatus, ...], str | None]:
         """The groups of at most `limit` listed objects, and the position of the next page.
 
-        Generations are told apart for one project only.
+        Generations are told apart for one project only, unless the bounds say otherwise. With
+        `records` only keyrings and records of sweeps are read; without it, only objects; if it is
+        None, both.
 
         Raises:
             StorageUnavailableError, StorageAnswerError, KmsUnavailableError: the census would be
                 incomplete.
         """
         position = _Position.parse(after)
+        if records:
+            found, next_after = await list_records(self._storage, project, position.s3_key, limit)
+            census = await self._open(found)
+            return self._rows(census, project), next_after and str(_Position("", next_after))
         prefix = "" if project == ALL_PROJECTS else f"{project}/"
         if await self._storage.versioning():
             items, following = await self._list_versions(prefix, position, limit)
         else:
             items, following = await self._list(prefix, position, limit)
-        own = [item for item in items if _is_own(item)]
+        own = [] if records is False else [item for item in items if _is_own(item)]
         census = await self._inspect([item for item in items if not _is_own(item)])
         # Older versions of records open nothing that the latest one does not.
         latest = [item.listed for item in own if item.version_id is None]
         census += await self._open([each for row in latest if (each := record_of(row))])
-        return _rows(census, with_generations=project != ALL_PROJECTS), following
+        return self._rows(census, project), following
+
+    def _rows(self, census: Census, project: str) -> tuple[ObjectGroupStatus, ...]:
+        is_detailed = self._bounds.is_detailed
+        with_generations = is_detailed or project != ALL_PROJECTS
+        return _rows(census, with_generations=with_generations, is_detailed=is_detailed)
 
     # What there is.
 
@@ -294,12 +284,13 @@ class ObjectsView:
 
         inspector = ObjectInspector(self._storage, self._keys, generations)
         census: Census = Counter()
-        for begin in range(0, len(items), BATCH):
+        at_once = self._bounds.at_once
+        for begin in range(0, len(items), at_once):
             await self._pace.next_batch()
             groups = await asyncio.gather(
                 *(
                     inspector.inspect(item.listed.key, item.version_id)
-                    for item in items[begin : begin + BATCH]
+                    for item in items[begin : begin + at_once]
                 )
             )
             census.update(group for group in groups if group is not None)
@@ -307,7 +298,7 @@ class ObjectsView:
 
     async def _open(self, records: Sequence[Record]) -> Census:
         census: Census = Counter()
-        for batch in read_batches(records):
+        for batch in read_batches(records, self._bounds.at_once):
             await self._pace.next_batch()
             opened = await asyncio.gather(
                 *(open_record(self._storage, self._keys, record) for record in batch)
@@ -320,7 +311,12 @@ class ObjectsView:
                     case KmsUnavailableError():
                         raise each
                     case CodedError():
-                        census[ObjectGroup(project, UNREADABLE, code=each.code)] += 1
+                        code, s3_key = each.code, record.listed.key
+                        detail = short_detail(each)
+                        group = ObjectGroup(
+                            project, UNREADABLE, code=code, record=s3_key, detail=detail
+                        )
+                        census[group] += 1
                     case _:
                         kind = "keyring" if isinstance(each.content, Keyring) else "sweep_record"
                         group = ObjectGroup(project, kind, master_key=each.content.master_key)
@@ -341,14 +337,17 @@ def _item(version: ObjectVersion) -> _Item:
     return _Item(summary, None if version.is_latest else version.version_id)
 
 
-def _rows(census: Census, *, with_generations: bool) -> tuple[ObjectGroupStatus, ...]:
+def _rows(
+    census: Census, *, with_generations: bool, is_detailed: bool
+) -> tuple[ObjectGroupStatus, ...]:
     merged: Census = Counter()
     for group, number in census.items():
         generation = group.generation if with_generations else None
-        merged[replace(group, project="", generation=generation)] += number
-    ordered = sorted(
-        merged, key=lambda g: (g.kind, -(g.generation or 0), g.master_key or "", g.code or "")
-    )
+        row = replace(group, generation=generation)
+        if not is_detailed:
+            row = replace(row, project="", record=None, detail=None)
+        merged[row] += number
+    ordered = sorted(merged, key=_order)
     return tuple(
         ObjectGroupStatus.model_validate(
             {
@@ -357,7 +356,15 @@ def _rows(census: Census, *, with_generations: bool) -> tuple[ObjectGroupStatus,
                 "generation": group.generation,
                 "master_key": group.master_key,
                 "code": group.code,
+                "project": group.project if is_project(group.project) else None,
+                "record": group.record,
+                "detail": group.detail,
             }
         )
         for group in ordered
     )
+
+
+def _order(group: ObjectGroup) -> tuple[object, ...]:
+    key, code, record = group.master_key or "", group.code or "", group.record or ""
+    return group.project, group.kind, -(group.generation or 0), key, code, record

@@ -10,9 +10,8 @@ from pydantic import BaseModel
 
 from keyturn.identifiers import format_time
 from keyturn.messages import AuditStatus, FailureStatus, ProjectStatus, StatusFilter, SweepStatus
+from keyturn_workers.status.records import MAX_PAGE_BYTES
 
-MAX_BYTES: Final = 512 * 1024
-"""A report must stay well below what a broker and its readers take comfortably."""
 OLD_KEY: Final = timedelta(days=365)
 NO_FILTER: Final = StatusFilter()
 _CONTRADICTED: Final = ("rolled_back", "removed", "unknown")
@@ -28,7 +27,7 @@ class Selection(Generic[RowT]):
         rows: The rows of the page.
         total: How many match the filter.
         of_all: How many there are.
-        is_complete: Whether the page holds all of its rows: it ends after `MAX_BYTES`.
+        is_complete: Whether the page holds all of its rows: it ends after `MAX_PAGE_BYTES`.
     """
 
     rows: tuple[RowT, ...]
@@ -38,7 +37,7 @@ class Selection(Generic[RowT]):
 
 
 def select(
-    matching: Sequence[RowT], page: int, limit: int, *, of_all: int, max_bytes: int = MAX_BYTES
+    matching: Sequence[RowT], page: int, limit: int, *, of_all: int, max_bytes: int = MAX_PAGE_BYTES
 ) -> Selection[RowT]:
     """One page of the rows that match; none where the page lies behind the last one."""
     begin = (page - 1) * limit

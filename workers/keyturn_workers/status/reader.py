@@ -30,10 +30,11 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.attention import Facts, find_attention
 from keyturn_workers.status.evidence import EvidenceView
 from keyturn_workers.status.feeds import BrokerFeeds
-from keyturn_workers.status.index import WAIT_S, Index, Snapshot
+from keyturn_workers.status.index import Index, Snapshot
 from keyturn_workers.status.objects import ObjectsView
 from keyturn_workers.status.query import (
     NO_FILTER,
+    RowT,
     Selection,
     filter_audit,
     filter_projects,
@@ -41,7 +42,7 @@ from keyturn_workers.status.query import (
     order_projects,
     select,
 )
-from keyturn_workers.status.records import Pace
+from keyturn_workers.status.records import OF_WORKER, Bounds, Pace
 from keyturn_workers.status.rows import short_detail
 from keyturn_workers.status.sweeps import SweepReader
 from keyturn_workers.storage import Storage
@@ -51,7 +52,7 @@ READ_AT_ONCE: Final = 2
 """Reports that one process reads at once."""
 MAX_WAITING: Final = 6
 """Reports that wait for that; further ones are answered with `too_many_requests`."""
-_FIELDS: Final[dict[StatusView, str]] = {
+ROWS_OF: Final[dict[StatusView, str]] = {
     "projects": "projects",
     "sweeps": "sweeps",
     "sweep": "sweeps",
@@ -66,6 +67,7 @@ _FIELDS: Final[dict[StatusView, str]] = {
     "audit": "audit_records",
     "dead_letters": "dead_letters",
 }
+"""By view, the field of a report that holds its rows."""
 _T = TypeVar("_T")
 _log = structlog.get_logger()
 
@@ -129,7 +131,7 @@ class StatusReader:
         now: The time.
         max_waiting: How many reports may wait for those that are read.
         witness: The marks that keyrings are compared with.
-        wait_s: How long a report waits for what is still being read; None waits for the end.
+        bounds: How much one report reads.
         feeds: What is read of the broker.
     """
 
@@ -143,11 +145,12 @@ class StatusReader:
         now: Callable[[], datetime] = _utc_now,
         max_waiting: int = MAX_WAITING,
         witness: Witness | None = None,
-        wait_s: float | None = WAIT_S,
+        bounds: Bounds = OF_WORKER,
         feeds: BrokerFeeds | None = None,
     ) -> None:
         self._feeds = feeds
-        self._wait_s = wait_s
+        self._bounds = bounds
+        self._wait_s = bounds.wait_s
         self._now = now
         self._max_waiting = max_waiting
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
@@ -157,9 +160,9 @@ class StatusReader:
         store = SweepStore(storage, keys)
         pace = Pace(lambda: in_hand() - self._in_hand)
         self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys, pace)
-        self._objects = ObjectsView(storage, keys, pace)
-        self._index = Index(storage, keys, pace, now, witness=witness)
-        self._sweeps = SweepReader(storage, store, pace, reading_s=wait_s)
+        self._objects = ObjectsView(storage, keys, pace, bounds)
+        self._index = Index(storage, keys, pace, now, witness=witness, max_rows=bounds.rows)
+        self._sweeps = SweepReader(storage, store, pace, bounds=bounds)
 
     async def report(self, request: StatusRequested) -> StatusReported:
         """One page, or the reason why it cannot be read now. Raises nothing."""
@@ -169,10 +172,7 @@ class StatusReader:
         self._in_hand += 1
         try:
             async with self._reading:
-                # What changes while it is read may be missing from it.
-                at = self._now()
-                found = await self._answer(request)
-            return self._reported(request, {"at": format_time(at)} | found)
+                return await self.read(request)
         except CodedError as exc:
             return self._reported(request, _of_error(exc))
         except StorageAnswerError as exc:
@@ -185,6 +185,17 @@ class StatusReader:
         finally:
             self._in_hand -= 1
 
+    async def read(self, request: StatusRequested) -> StatusReported:
+        """One page.
+
+        Raises:
+            CodedError, StorageAnswerError: why it cannot be read now.
+        """
+        # What changes while it is read may be missing from it.
+        at = self._now()
+        found = await self._answer(request)
+        return self._reported(request, {"at": format_time(at)} | found)
+
     async def _answer(self, request: StatusRequested) -> dict[str, Any]:
         """The fields of one page."""
         project, page, limit = request.project, request.page, request.limit
@@ -192,7 +203,7 @@ class StatusReader:
         found: dict[str, Any]
         match request.view:
             case "projects" | "sweeps":
-                found = await self._of_index(request, page)
+                found = await self._of_index(request)
             case "sweep":
                 selected = await self._sweeps.sweep(sweep_id, project, page, limit)
                 found = _fields("sweeps", selected)
@@ -208,7 +219,9 @@ class StatusReader:
             case "master_keys":
                 found = await self._master_keys()
             case "objects":
-                rows, following = await self._objects.read(project, request.after, limit)
+                rows, following = await self._objects.read(
+                    project, request.after, limit, records=(request.filter or NO_FILTER).records
+                )
                 found = {"objects": rows, "next": following}
             case _:
                 found = await self._of_broker(request, page)
@@ -244,7 +257,7 @@ class StatusReader:
                     raise MalformedRequestError("dead letters are not read here")
                 return await feeds.dead_letters(request)
         selected = select(rows, page, request.limit, of_all=len(rows))
-        return _fields(_FIELDS[request.view], selected, is_complete=is_complete)
+        return _fields(ROWS_OF[request.view], selected, is_complete=is_complete)
 
     async def _audit(
         self, feeds: BrokerFeeds, request: StatusRequested, page: int
@@ -313,7 +326,13 @@ class StatusReader:
         )
         return await feeds.dead_letters(request)
 
-    async def _of_index(self, request: StatusRequested, page: int) -> dict[str, Any]:
+    def _select(
+        self, rows: Sequence[RowT], request: StatusRequested, of_all: int
+    ) -> Selection[RowT]:
+        page, limit = request.page, request.limit
+        return select(rows, page, limit, of_all=of_all, max_bytes=self._bounds.page_bytes)
+
+    async def _of_index(self, request: StatusRequested) -> dict[str, Any]:
         """A page of projects, or of sweeps."""
         is_all = request.project == ALL_PROJECTS
         if is_all:
@@ -326,14 +345,14 @@ class StatusReader:
             of_all = len(snapshot.projects)
             projects = filter_projects(snapshot.projects, wanted, self._now())
             ordered = order_projects(projects, request.order)
-            selected = select(ordered, page, request.limit, of_all=of_all)
+            selected = self._select(ordered, request, of_all)
             return at | _fields("projects", selected, is_complete=snapshot.is_complete)
         known = [row for row in snapshot.sweeps if is_all or row.project == request.project]
         with_parts = not is_all
         sweeps = filter_sweeps(known, wanted, with_parts=with_parts)
         unfiltered = NO_FILTER.model_copy(update={"parts": wanted.parts})
         of_all = len(filter_sweeps(known, unfiltered, with_parts=with_parts))
-        found = select(sweeps, page, request.limit, of_all=of_all)
+        found = self._select(sweeps, request, of_all)
         return at | _fields("sweeps", found, is_complete=snapshot.is_complete)
 
     async def _master_keys(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ it open under another master key.
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Generic, TypeVar
@@ -50,6 +50,8 @@ RECORD_ERRORS: Final = (
 
 BATCH: Final = 8
 """Reads of one report at once."""
+MAX_PAGE_BYTES: Final = 512 * 1024
+"""A report must stay well below what a broker and its readers take comfortably."""
 _MAX_WAIT_S: Final = 0.25
 _LOOK_S: Final = 0.005
 
@@ -72,6 +74,33 @@ class Pace:
         until = loop.time() + self._max_wait_s
         while self._others() > 0 and loop.time() < until:  # noqa: ASYNC110  # a count has no event
             await asyncio.sleep(_LOOK_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much one report reads: in a worker a little at a time, for a command everything.
+
+    Attributes:
+        wait_s: How long it waits for what is still being read; None waits for the end.
+        at_once: How many objects it inspects at once.
+        rows: How many keyrings, and how many sweeps, are rows.
+        failures: About how many failures of one sweep are read.
+        page_bytes: The size of a page.
+        counts_objects: Whether the objects of a sweep that runs are counted.
+        is_detailed: Whether groups of objects name their project, and unreadable records their
+            S3 key.
+    """
+
+    wait_s: float | None = 1.5
+    at_once: int = BATCH
+    rows: int = 30_000
+    failures: int = 20_000
+    page_bytes: int = MAX_PAGE_BYTES
+    counts_objects: bool = True
+    is_detailed: bool = False
+
+
+OF_WORKER: Final = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +147,30 @@ def record_of(listed: ObjectSummary) -> Record | None:
     return None if path is None else Record(listed, path.project, path)
 
 
-async def list_records(storage: Storage, project: str | None) -> AsyncIterator[Record]:
-    """All keyrings, then all records of sweeps; or those of one project."""
-    async for row in storage.list(KEYRINGS_PREFIX if project is None else keyring_s3_key(project)):
-        record = record_of(row)
-        if record is not None:
-            yield record
-    async for row in storage.list(f"{SWEEPS_PREFIX}{project or ''}"):
-        record = record_of(row)
-        if record is not None and project in (None, record.project):
-            yield record
+async def list_records(
+    storage: Storage, project: str, after: str, limit: int
+) -> tuple[list[Record], str | None]:
+    """Some of all keyrings and then all records of sweeps, or of those of one project.
+
+    Args:
+        storage: The bucket.
+        project: The project, or `*`.
+        after: Where to begin; empty at first.
+        limit: How many S3 keys to list.
+
+    Returns:
+        The records, and where the next ones begin; None if there are no more.
+    """
+    prefixes = [KEYRINGS_PREFIX, SWEEPS_PREFIX]
+    if project != ALL_PROJECTS:
+        prefixes = [keyring_s3_key(project), f"{SWEEPS_PREFIX}{project}"]
+    behind = [prefix for prefix in prefixes if after > prefix and not after.startswith(prefix)]
+    prefix, *later = prefixes[len(behind) :]
+    listing = await storage.list_entries(prefix, after=after, limit=limit)
+    found = [record for row in listing.objects if (record := record_of(row)) is not None]
+    if project != ALL_PROJECTS:
+        found = [record for record in found if record.project == project]
+    return found, listing.next_after or (later[0] if later else None)
 
 
 async def open_record(

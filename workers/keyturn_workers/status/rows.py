@@ -99,6 +99,23 @@ class Sweep:
             | self._rate_fields(counts, expected, progress)
         )
 
+    def round_details(self) -> dict[str, Any]:
+        """What the row of the view `sweep` says of its round beyond that of other views."""
+        others = [Sweep(self.record, each) for each in self.record.origins if each != self.origin]
+        details: dict[str, Any] = {
+            "round_id": self.round_id,
+            "also_answers": tuple(
+                each.origin.id
+                for each in others
+                if self.round_id is not None and each.round_id == self.round_id
+            ),
+        }
+        if isinstance(self.current, Round) and self.current.ranges:
+            ranges = self.current.ranges
+            planned = sum(keys.planned for keys in ranges)
+            details |= {"ranges": len(ranges), "ranges_planned": planned}
+        return details
+
     def _round_fields(self) -> dict[str, Any]:
         current, record = self.current, self.record
         if isinstance(current, Walk):

@@ -5,24 +5,27 @@ read, some each time that they are asked for; a report says whether these are al
 """
 
 import asyncio
+import math
+import sys
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from keyturn.counts import Counts
 from keyturn.errors import CodedError
-from keyturn.identifiers import ALL_PROJECTS, is_project
+from keyturn.identifiers import ALL_PROJECTS, format_time, is_project
 from keyturn.messages import CodeCount, FailureStatus, StatusFilter, SweepStatus
 from keyturn_workers.errors import MissingError
 from keyturn_workers.status.query import (
+    RowT,
     Selection,
     filter_failures,
     order_parts,
     select,
 )
-from keyturn_workers.status.records import BATCH, RECORD_ERRORS, EtagCache, Pace
+from keyturn_workers.status.records import BATCH, OF_WORKER, RECORD_ERRORS, Bounds, EtagCache, Pace
 from keyturn_workers.status.rows import Sweep, find_sweep, origin_status, unreadable_sweep
 from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep import Origin, SweepStore
@@ -31,9 +34,6 @@ from keyturn_workers.sweep.record import End, Failure, PartEnd, Walk
 from keyturn_workers.sweep.store import parse_record_path, part_path, round_prefix
 
 MAX_PARTS: Final = 20_000
-MAX_FAILURES: Final = 20_000
-READING_S: Final = 1.5
-"""How long one question reads records that were not read before."""
 _MAX_CACHED: Final = 50_000
 _MAX_COUNTED: Final = 100
 _LISTINGS_AT_ONCE: Final = 20
@@ -85,7 +85,7 @@ class SweepReader:
         storage: The bucket.
         store: The records of sweeps.
         pace: Waits between batches.
-        reading_s: How long one question reads; None reads to the end.
+        bounds: How much one question reads.
         clock_s: Seconds that only grow; for tests.
     """
 
@@ -95,17 +95,18 @@ class SweepReader:
         store: SweepStore,
         pace: Pace,
         *,
-        reading_s: float | None = READING_S,
+        bounds: Bounds = OF_WORKER,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage = storage
         self._store = store
         self._pace = pace
-        self._reading_s = reading_s
+        self._bounds = bounds
         self._clock_s = clock_s
         # Both are created once, and asked about again and again.
         self._ends: EtagCache[PartEnd] = EtagCache(_MAX_CACHED)
-        self._failures: EtagCache[tuple[Failure, ...]] = EtagCache(_MAX_CACHED)
+        cached = max(_MAX_CACHED, bounds.failures)
+        self._failures: EtagCache[tuple[Failure, ...]] = EtagCache(cached)
         self._counts: OrderedDict[str, _Count] = OrderedDict()
 
     async def sweep(
@@ -121,13 +122,17 @@ class SweepReader:
         except RECORD_ERRORS as exc:
             return Selection((unreadable_sweep(sweep_id, project, exc),), 1, 1)
         if project != ALL_PROJECTS:
-            expected = await self._count_objects(project) if sweep.origin.is_open else None
-            return Selection((sweep.row(expected=expected),), 1, 1)
+            is_counted = sweep.origin.is_open and self._bounds.counts_objects
+            expected = await self._count_objects(project) if is_counted else None
+            row = sweep.row(expected=expected).model_copy(update=sweep.round_details())
+            return Selection((row,), 1, 1)
         found = await self.parts(sweep)
         open_rows = [part.row for part in found.parts if part.is_open]
-        whole = sweep.row(sum_counts(open_rows, sweep.counts))
+        whole = sweep.row(sum_counts(open_rows, sweep.counts)).model_copy(
+            update=sweep.round_details() | {"parts_clean": found.clean}
+        )
         parts = order_parts(part.row for part in found.parts)
-        selected = select(parts, page, limit, of_all=len(parts))
+        selected = self._select(parts, page, limit, of_all=len(parts))
         return Selection(
             (whole, *selected.rows),
             selected.total,
@@ -139,17 +144,20 @@ class SweepReader:
         self, sweep_id: str, project: str, wanted: StatusFilter, page: int, limit: int
     ) -> tuple[Selection[FailureStatus], tuple[CodeCount, ...]]:
         """A page of the failures that match; and how many there are of each code, in all."""
-        rows, is_complete = await self.all_failures(sweep_id, project)
+        rows, is_complete = await self._all_failures(sweep_id, project)
         matching = filter_failures(rows, wanted)
-        selected = select(matching, page, limit, of_all=len(rows))
+        selected = self._select(matching, page, limit, of_all=len(rows))
         codes = Counter(row.code for row in rows)
         counts = tuple(CodeCount(code=code, count=count) for code, count in codes.most_common())
         return replace(selected, is_complete=is_complete and selected.is_complete), counts
 
-    async def all_failures(
-        self, sweep_id: str, project: str, most: int | None = MAX_FAILURES
-    ) -> tuple[list[FailureStatus], bool]:
-        """The failures in the order of their pages, about `most`; and whether these are all."""
+    def _select(
+        self, rows: Sequence[RowT], page: int, limit: int, *, of_all: int
+    ) -> Selection[RowT]:
+        return select(rows, page, limit, of_all=of_all, max_bytes=self._bounds.page_bytes)
+
+    async def _all_failures(self, sweep_id: str, project: str) -> tuple[list[FailureStatus], bool]:
+        """The failures in the order of their pages, and whether these are all."""
         sweep = find_sweep(await self._store.find(project), sweep_id)
         found = Parts()
         if sweep is None:
@@ -162,17 +170,16 @@ class SweepReader:
         rows: list[FailureStatus] = []
         is_complete, deadline = found.is_complete, self._deadline()
         for part in found.parts:
-            is_complete &= await self._add_failures(part, rows, deadline, most)
+            is_complete &= await self._add_failures(part, rows, deadline)
         return rows, is_complete
 
     def _deadline(self) -> float:
-        return float("inf") if self._reading_s is None else self._clock_s() + self._reading_s
+        wait_s = self._bounds.wait_s
+        return math.inf if wait_s is None else self._clock_s() + wait_s
 
     # Failures.
 
-    async def _add_failures(
-        self, part: Part, rows: list[FailureStatus], deadline: float, most: int | None
-    ) -> bool:
+    async def _add_failures(self, part: Part, rows: list[FailureStatus], deadline: float) -> bool:
         """Add the failures of one part; whether these are all."""
         project, round_id = part.row.project, part.round_id
         if part.row.status is None and part.row.code is not None:
@@ -184,7 +191,7 @@ class SweepReader:
                     continue
                 is_known = self._failures.get(s3_key, "") is not None
                 is_late = not is_known and self._clock_s() > deadline
-                if is_late or (most is not None and len(rows) >= most):
+                if is_late or len(rows) >= self._bounds.failures:
                     return False
                 rows += await self._failures_of(project, s3_key)
         return True
@@ -283,7 +290,9 @@ class SweepReader:
             try:
                 ended = await self._store.look_up_part_end(walk_id, project)
             except RECORD_ERRORS as exc:
-                return _unreadable_part(origin, project, exc)
+                part = _unreadable_part(origin, project, exc)
+                ended_at = format_time(listed.last_modified)
+                return replace(part, row=part.row.model_copy(update={"ended_at": ended_at}))
             if ended is None:
                 return None
             self._ends.put(listed.key, listed.etag, ended)
@@ -305,7 +314,8 @@ class SweepReader:
             self._counts.popitem(last=False)
         if count.known is not None and self._clock_s() - count.begun_s < _RECOUNT_S:
             return count.known
-        for _ in range(_LISTINGS_AT_ONCE):
+        most = sys.maxsize if self._bounds.wait_s is None else _LISTINGS_AT_ONCE
+        for _ in range(most):
             page = await self._storage.list_entries(f"{project}/", after=count.after)
             count.number += len(page.objects)
             if page.next_after is None:

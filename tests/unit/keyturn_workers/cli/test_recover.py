@@ -15,8 +15,7 @@ import typer
 from keyturn.crypto import to_base64
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import recover
-from keyturn_workers.cli.records import MarkedKeyring
-from keyturn_workers.keyring import MarkTable
+from keyturn_workers.keyring import Mark, MarkTable
 from keyturn_workers.keyring.marks import MarkState
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.cli.fake_publisher import Commands, event
@@ -45,7 +44,9 @@ class _Bench:
 
         @asynccontextmanager
         async def open_marks(*_: object) -> AsyncIterator[SimpleNamespace]:
-            yield SimpleNamespace(table=self.table)
+            yield SimpleNamespace(
+                table=self.table, is_current=True, check_current=lambda _project: None
+            )
 
         @asynccontextmanager
         async def open_bucket(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
@@ -104,7 +105,9 @@ class _Terminal(io.StringIO):
 
 
 def test_on_a_terminal_a_person_may_still_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    keyring = MarkedKeyring("acme", MarkState.ROLLED_BACK, None, None, None, None)
+    keyring = recover.Contradicted(
+        "acme", MarkState.ROLLED_BACK, Mark(1, bytes(32), 1), None, None, None
+    )
     for answer in ("n\n", "\n"):
         monkeypatch.setattr("sys.stdin", _Terminal(answer))
         with pytest.raises(typer.Abort):

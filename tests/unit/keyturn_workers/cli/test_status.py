@@ -262,6 +262,24 @@ def test_records_that_do_not_open_are_rows_with_their_codes(bucket: Bench) -> No
         assert code in table
 
 
+def test_only_some_of_many_planted_records_are_shown_and_all_of_them_count(
+    bucket: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_MAX_FAILING", 2)
+    for number in range(3):
+        planted = f".keyturn/sweeps/acme/{round_id(1)}/failures/{number}.json"
+        bucket.plant(planted, {}, b"nothing")
+    report = bucket.json()
+    assert [row["record"][-6] for row in report["records_that_do_not_open"]] == ["0", "1"]
+    assert _key_usage(report)[0].endswith("3 records cannot be opened with any available key")
+
+
+def test_a_storage_outage_fails_the_report(bucket: Bench) -> None:
+    bucket.enroll(_FIRST)
+    bucket.storage.fail_next("read", StorageUnavailableError("no answer"))
+    assert bucket.run().stderr.endswith("keyturn: storage_unavailable: no answer\n")
+
+
 def test_a_relabeled_keyring_does_not_count_for_the_key_that_it_names(bucket: Bench) -> None:
     bucket.enroll(_FIRST)
     _, body = asyncio.run(bucket.storage.read(".keyturn/keyrings/acme.json"))
@@ -377,7 +395,12 @@ def _give_marks(monkeypatch: pytest.MonkeyPatch, bucket: Bench) -> dict[str, byt
         body = asyncio.run(bucket.storage.read(keyring_s3_key(project)))[1]
         table.receive(project, mark_of(body, project))
         bodies[project] = body
-    stream = SimpleNamespace(table=table, signed_before={"other": (keys[1].id, b"{}")})
+    stream = SimpleNamespace(
+        table=table,
+        signed_before={"other": (keys[1].id, b"{}")},
+        is_current=True,
+        check_current=lambda _project: None,
+    )
 
     @asynccontextmanager
     async def opened(*_: object) -> AsyncIterator[Any]:

@@ -166,9 +166,9 @@ def test_failures_are_limited_unless_all_are_requested(bucket: Bench) -> None:
         f"p{page}/{n:03}" for page in (0, 1) for n in range(10)
     ]
     assert report["more_failures"] is True
-    # The record, once to find it and once for its failures, the text that proves the master key,
-    # and three pages of five.
-    assert bucket.storage.calls["read"] - reads == 6
+    # The record, to find its project, to show it and for its failures, the text that proves the
+    # master key, and three pages of five.
+    assert bucket.storage.calls["read"] - reads == 7
     every = bucket.json(_ID, "--failures")
     assert (len(every["failures"]), every["more_failures"]) == (50, False)
     result = bucket.run(_ID)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +13,6 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.objects import (
     ObjectGroup,
     ObjectInspector,
-    find_rolled_back,
     list_objects,
     read_generations,
 )
@@ -117,15 +115,3 @@ async def test_the_generations_are_those_of_the_keyring_if_it_opens() -> None:
     bucket.storage.fail_next("read", StorageUnavailableError("no answer"))
     with pytest.raises(StorageUnavailableError):
         await read_generations(bucket.storage, KEYS, "acme")
-
-
-async def test_a_keyring_is_rolled_back_only_if_it_is_older_when_read_again() -> None:
-    bucket = Bucket()
-    await bucket.enroll(keyring())
-    census = Counter({ObjectGroup("acme", "encrypted", 2, "m1"): 1})
-    older = Counter({ObjectGroup("acme", "noncurrent", 9, "m1"): 1})
-    found = await find_rolled_back(bucket.storage, KEYS, {"acme": 1}, census + older)
-    assert found == {"acme": 2}
-    assert await find_rolled_back(bucket.storage, KEYS, {"acme": 1}, older) == {}
-    bucket.replace(rotated(keyring()))
-    assert await find_rolled_back(bucket.storage, KEYS, {"acme": 1}, census) == {}

@@ -83,6 +83,25 @@ async def test_of_one_project_the_generations_are_told_apart() -> None:
     }
 
 
+_RECORDS = ("keyring", "sweep_record")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 1000])
+async def test_records_and_objects_are_counted_apart_where_that_is_wanted(limit: int) -> None:
+    bucket = await _filled()
+    records = await _census(bucket, limit=limit, filter={"records": True})
+    objects = await _census(bucket, limit=limit, filter={"records": False})
+    assert records + objects == _ALL
+    assert {kind for kind, *_ in records} == {*_RECORDS, "unreadable"}
+    assert not {kind for kind, *_ in objects} & {*_RECORDS}
+    of_project = await _census(bucket, "acme", limit=limit, filter={"records": True})
+    assert of_project == {
+        ("keyring", None, "m1", None): 1,
+        ("sweep_record", None, "m1", None): 1,
+        ("sweep_record", None, "m2", None): 1,
+    }
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 1000])
 async def test_older_versions_are_counted_apart_however_the_pages_cut_a_key(limit: int) -> None:
     bucket = await _filled(MemoryStorage(versioned=True))

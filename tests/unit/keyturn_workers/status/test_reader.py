@@ -133,5 +133,5 @@ async def test_a_report_that_is_canceled_gives_its_place_back(bucket: Bucket) ->
 
 
 def test_every_view_has_its_field() -> None:
-    assert reader_module._FIELDS.keys() == {*get_args(StatusView)}
-    assert {*reader_module._FIELDS.values()} < {*StatusReported.model_fields}
+    assert reader_module.ROWS_OF.keys() == {*get_args(StatusView)}
+    assert {*reader_module.ROWS_OF.values()} < {*StatusReported.model_fields}

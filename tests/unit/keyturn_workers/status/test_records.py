@@ -41,8 +41,13 @@ async def storage() -> MemoryStorage:
     return bucket
 
 
-async def _listed(storage: MemoryStorage, project: str | None = None) -> list[Record]:
-    return [record async for record in list_records(storage, project)]
+async def _listed(storage: MemoryStorage, project: str = "*", limit: int = 1000) -> list[Record]:
+    found: list[Record] = []
+    after: str | None = ""
+    while after is not None:
+        records, after = await list_records(storage, project, after, limit)
+        found += records
+    return found
 
 
 async def _open_first(storage: MemoryStorage, known: str = "m1 m2") -> Any:
@@ -54,16 +59,24 @@ async def _open_first(storage: MemoryStorage, known: str = "m1 m2") -> Any:
 async def test_listed_records_have_the_project_that_they_are_sealed_for(
     storage: MemoryStorage,
 ) -> None:
-    assert [each.project for each in await _listed(storage)] == [
-        *("acme", "other"),
-        *("*", "acme-2", "acme", "acme"),
-    ]
+    for limit in (1, 2, 1000):
+        assert [each.project for each in await _listed(storage, limit=limit)] == [
+            *("acme", "other"),
+            *("*", "acme-2", "acme", "acme"),
+        ]
     names = [each.listed.key for each in await _listed(storage, "acme")]
     assert names == [
         _ACME,
         ".keyturn/sweeps/acme.json",
         f".keyturn/sweeps/acme/{round_id(1)}/failures/00000000.json",
     ]
+
+
+async def test_a_key_without_a_records_name_is_not_listed(storage: MemoryStorage) -> None:
+    listed = await _listed(storage)
+    for name in ("keyrings/No Project.json", "keyrings/acme", "sweeps/acme/x/failures/0.json"):
+        storage.plant(f".keyturn/{name}", b"nothing", Headers({}))
+    assert await _listed(storage) == listed
 
 
 async def test_each_record_opens_as_what_it_is(storage: MemoryStorage) -> None:

@@ -1,22 +1,28 @@
-"""What the marks say about each project's keyring (SPEC 5.5)."""
+"""Commands ask for every page of a report, of everything (SPEC 16.1)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.cli.records import compare_keyrings
+from keyturn_workers.cli import reports
+from keyturn_workers.cli.recover import read_contradicted
+from keyturn_workers.cli.reports import Reports, to_seconds
 from keyturn_workers.keyring import MarkState, MarkTable
 from keyturn_workers.storage import Headers
+from tests.unit.keyturn_workers.cli.status_bucket import Bench, done, record, sweep_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from keyturn_workers.cli.records import MarkedKeyring
+    from keyturn.messages import StatusView
 
 _KEYS = operator_keys(MASTER_KEYS)
 _AT = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -26,6 +32,13 @@ class _Bucket:
     def __init__(self) -> None:
         self.storage, self.table = MemoryStorage(), MarkTable()
 
+    @property
+    def reports(self) -> Reports:
+        witness: Any = SimpleNamespace(
+            table=self.table, is_current=True, check_current=lambda _project: None
+        )
+        return Reports(self.storage, _KEYS, witness=witness)
+
     def put(self, project: str, serial: int) -> bytes:
         body = build_keyring(replace(keyring(project), serial=serial), MASTER_KEYS)
         self.storage.plant(keyring_s3_key(project), body, Headers({}))
@@ -34,18 +47,27 @@ class _Bucket:
     def mark(self, body: bytes, project: str) -> None:
         self.table.receive(project, mark_of(body, project), at=_AT)
 
-    async def compare(self, project: str | None = None) -> dict[str, Any]:
-        compared = compare_keyrings(self.storage, _KEYS, self.table, project)
-        return {
-            each[0] if isinstance(each, tuple) else each.project: each async for each in compared
-        }
+    async def states(self, project: str | None = None) -> dict[str, str | None]:
+        return {row.project: row.code or row.mark for row in await self.reports.keyrings(project)}
 
-    async def states(self, project: str | None = None) -> dict[str, MarkState | str]:
-        found = await self.compare(project)
-        return {
-            name: each[1].code if isinstance(each, tuple) else each.state
-            for name, each in found.items()
-        }
+
+@pytest.mark.parametrize("limit", [1, 2, 1000])
+async def test_every_page_of_a_view_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(reports, "STATUS_MAX_LIMIT", limit)
+    bench, asked = Bench(), _Bucket()
+    bench.storage = asked.storage
+    projects = [f"p{number}" for number in range(5)]
+    for project in projects:
+        asked.put(project, 1)
+        bench.put(keyring(project), "a")
+    await bench.store.create(record(done(1), done(2), done(3)), "m1")
+    views: list[StatusView] = ["projects", "sweeps", "objects"]
+    projects_, sweeps, objects = [await asked.reports.rows(view) for view in views]
+    assert [row.project for row in projects_] == projects
+    assert [row.sweep_id for row in sweeps] == [sweep_id(number) for number in (3, 2, 1)]
+    assert sum(row.count for row in objects) == 2 * len(projects) + 1
 
 
 async def test_every_keyring_is_compared_with_its_mark() -> None:
@@ -69,19 +91,23 @@ async def test_every_keyring_is_compared_with_its_mark() -> None:
         "never-marked": MarkState.UNMARKED,
         "newer": MarkState.UNMARKED,
         "older": MarkState.ROLLED_BACK,
-        "unknown": MarkState.UNKNOWN,
         "removed": MarkState.REMOVED,
+        "unknown": MarkState.UNKNOWN,
     }
     assert await on.states() == expected
     for project, state in expected.items():
         assert await on.states(project) == {project: state}
-    rolled_back: MarkedKeyring = (await on.compare())["older"]
-    assert rolled_back.found is not None
-    assert rolled_back.mark is not None
-    assert (rolled_back.found.serial, rolled_back.mark.serial, rolled_back.marked_at) == (2, 3, _AT)
+    older = await read_contradicted(on.storage, _KEYS, on.table, "older")
+    assert older is not None
+    assert older.mark is not None
+    assert (older.found.serial, older.mark.serial, older.marked_at) == (2, 3, _AT)
+    assert await read_contradicted(on.storage, _KEYS, on.table, "current") is None
 
 
-async def test_a_keyring_that_changes_while_it_is_read_was_not_rolled_back() -> None:
+@pytest.mark.parametrize("is_for_recover", [False, True])
+async def test_a_keyring_that_changes_while_it_is_read_was_not_rolled_back(
+    *, is_for_recover: bool
+) -> None:
     on = _Bucket()
     on.mark(on.put("acme", 1), "acme")
     old = (await on.storage.read(keyring_s3_key("acme")))[1]
@@ -90,7 +116,7 @@ async def test_a_keyring_that_changes_while_it_is_read_was_not_rolled_back() -> 
         """The keyring changes, and a read under way still shows the state before."""
         on.mark(on.put("acme", 2), "acme")
         on.storage.plant(keyring_s3_key("acme"), old, Headers({}))
-        on.storage.before_next("read", restore)
+        on.storage.before_next("read" if is_for_recover else "list", restore)
 
     newest = build_keyring(replace(keyring("acme"), serial=3), MASTER_KEYS)
 
@@ -99,7 +125,10 @@ async def test_a_keyring_that_changes_while_it_is_read_was_not_rolled_back() -> 
         on.mark(newest, "acme")
 
     on.storage.before_next("read", change)
-    assert await on.states() == {"acme": MarkState.CURRENT}
+    if is_for_recover:
+        assert await read_contradicted(on.storage, _KEYS, on.table, "acme") is None
+    else:
+        assert await on.states() == {"acme": MarkState.CURRENT}
 
 
 async def test_what_a_replaced_stream_had_still_counts() -> None:
@@ -112,3 +141,10 @@ async def test_what_a_replaced_stream_had_still_counts() -> None:
     assert await on.states() == {"acme": MarkState.ROLLED_BACK}
     await on.storage.delete(keyring_s3_key("acme"))
     assert await on.states() == {"acme": MarkState.REMOVED}
+
+
+def test_a_time_is_shown_in_utc_to_the_second() -> None:
+    instant = datetime(2026, 11, 24, 11, 0, 0, 999, tzinfo=timezone(timedelta(hours=1)))
+    assert to_seconds(instant) == "2026-11-24T10:00:00Z"
+    assert to_seconds(datetime(999, 1, 1, tzinfo=UTC)) == "0999-01-01T00:00:00Z"
+    assert to_seconds(None) is None
