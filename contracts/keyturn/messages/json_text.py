@@ -39,11 +39,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
         raise _JsonError("duplicate name in an object")
-    for pair in pairs:
-        for text in pair:
-            if isinstance(text, str) and not text.isascii():
-                text.encode()  # a lone surrogate is no text: it raises a ValueError
+    for name, value in pairs:
+        _check_text(name)
+        _check_text(value)
     return document
+
+
+def _check_text(value: object) -> None:
+    """Check the strings of a value, lists within lists included; an object has checked its own."""
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode()  # a lone surrogate is no text: it raises a ValueError
+    elif isinstance(value, list):
+        for each in value:
+            _check_text(each)
 
 
 def _refuse_constant(name: str) -> NoReturn:

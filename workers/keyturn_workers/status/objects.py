@@ -207,6 +207,9 @@ class ObjectsView:
             census = await self._open(found)
             return self._rows(census, project), next_after and str(_Position("", next_after))
         prefix = "" if project == ALL_PROJECTS else f"{project}/"
+        # The publisher may be allowed this project alone, and chooses the position.
+        if not position.s3_key.startswith(prefix) and after is not None:
+            raise MalformedRequestError("after is no position in this project")
         if await self._storage.versioning():
             items, following = await self._list_versions(prefix, position, limit)
         else:

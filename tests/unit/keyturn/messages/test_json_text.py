@@ -41,6 +41,8 @@ def test_deep_nesting_is_malformed() -> None:
         (b'"text"', "the body is not a JSON object"),
         (b"\xff", "the body is not a JSON object"),
         (b'{"a": "\\ud800"}', "the body is not a JSON object"),
+        (b'{"a": ["\\ud800"]}', "the body is not a JSON object"),
+        (b'{"a": [[{"b": ["", ["\\udfff"]]}]]}', "the body is not a JSON object"),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": -Infinity}', "-Infinity is not JSON"),
         (b'{"a": {"b": 1, "b": 1}}', "duplicate name in an object"),

@@ -145,3 +145,11 @@ async def test_what_would_make_the_census_incomplete_is_a_code(
 
     monkeypatch.setattr(type(KEYS), "record_kek", away)
     assert (await bucket.report("objects")).code == "kms_unavailable"
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+async def test_a_position_outside_of_the_project_tells_nothing(versioned: bool) -> None:
+    bucket = await _filled(MemoryStorage(versioned=versioned))
+    for s3_key in ("other/a", ".keyturn/keyrings/other.json", "acme"):
+        report = await bucket.report("objects", "acme", after=f"{'0' * 16}:{s3_key}")
+        assert (report.code, report.objects) == ("malformed_request", None)
