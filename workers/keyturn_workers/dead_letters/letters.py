@@ -43,6 +43,11 @@ Obstacle = Literal["body", "type", "expired"]
 past its age and would be refused again."""
 
 _DIGEST_DIGITS: Final = 16
+# More than any request has. To parse and show a body of many megabytes takes seconds, in which the
+# process does nothing else.
+_READ_MAX_BYTES: Final = 512 * 1024
+_TOO_LARGE: Final = "larger than any request"
+_METADATA_MAX_CHARACTERS: Final = 4096
 _ID_MAX_CHARACTERS: Final = 64
 _CODE: Final = re.compile(CODE_PATTERN)
 # Fields without a secret in a well-formed request; of all others only the length is shown.
@@ -227,6 +232,8 @@ def work_queue(body: bytes, dead: str) -> str:
     """
     if dead != UNSIGNED_DEAD_QUEUE:
         return dead.removesuffix(".dead")
+    if len(body) > _READ_MAX_BYTES:
+        raise MalformedRequestError(f"it is {_TOO_LARGE}")
     claimed = claimed_type(body)
     if claimed not in REQUESTS:
         raise MalformedRequestError("it has no request type, so there is no queue to replay it to")
@@ -260,6 +267,8 @@ def _obstacle(message: AbstractIncomingMessage, queue: str) -> Obstacle | None:
 
 
 def _document(body: bytes) -> Mapping[str, Any]:
+    if len(body) > _READ_MAX_BYTES:
+        return {}
     try:
         return load_json(body)
     except MalformedRequestError:
@@ -279,6 +288,8 @@ def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def redacted_body(body: bytes) -> dict[str, Any]:
     """A request's fields; only the lengths of sealed and unknown ones."""
+    if len(body) > _READ_MAX_BYTES:
+        return {"unreadable": _TOO_LARGE, "bytes": len(body)}
     try:
         document = load_json(body)
     except MalformedRequestError as exc:
@@ -293,7 +304,7 @@ def _redact(name: str, value: object) -> object:
     if name in _SAFE_FIELDS and not isinstance(value, dict | list):
         return value
     if name == "metadata" and isinstance(value, dict):
-        return value
+        return value if len(json.dumps(value)) <= _METADATA_MAX_CHARACTERS else _elide(value)
     if name in _SAFE_NESTED_FIELDS and isinstance(value, dict):
         safe = _SAFE_NESTED_FIELDS[name]
         return {part: v if part in safe else _elide(v) for part, v in value.items()}

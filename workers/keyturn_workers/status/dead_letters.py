@@ -36,6 +36,7 @@ from keyturn_workers.dead_letters.queue import (
     read_letters,
 )
 from keyturn_workers.status.index import WAIT_S
+from keyturn_workers.status.query import select
 
 READ_PER_QUEUE: Final = 1000
 """Letters of a queue that are shown: the oldest."""
@@ -140,19 +141,20 @@ class DeadLetterView:
 
 def _page(reading: Reading, request: StatusRequested) -> dict[str, Any]:
     matching = [row for row in reading.letters if _matches(row, request)]
-    first = ((request.page or 1) - 1) * request.limit
+    selected = select(matching, request.page, request.limit, of_all=len(reading.letters))
     codes = Counter((row.queue, row.code or UNKNOWN_CODE) for row in reading.letters)
     return {
         "at": format_time(reading.at),
-        "dead_letters": tuple(matching[first : first + request.limit]),
+        "dead_letters": selected.rows,
         "dead_queues": reading.queues,
         "codes": tuple(
             CodeCount(code=code, count=count, queue=queue)
             for (queue, code), count in sorted(codes.items())
         ),
-        "total": len(matching),
-        "of_all": len(reading.letters),
-        "is_complete": bool(reading.queues)
+        "total": selected.total,
+        "of_all": selected.of_all,
+        "is_complete": selected.is_complete
+        and bool(reading.queues)
         and all(queue.depth == queue.read for queue in reading.queues),
     }
 

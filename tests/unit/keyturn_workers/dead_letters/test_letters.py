@@ -209,3 +209,17 @@ def test_headers_become_json_whatever_they_hold() -> None:
     assert json.loads(json.dumps(json_headers(headers))) == {
         "a": "b'\\xff'", "b": "2026-11-24 00:00:00+00:00", "c": [{"d": 1}], "e": None,
     }  # fmt: skip
+
+
+def test_a_body_that_no_request_has_is_not_read() -> None:
+    fields = "".join(f', "f{number}": 1' for number in range(50_000))
+    body = f'{{"type": "upload.requested", "project": "acme"{fields}}}'.encode()
+    assert len(body) > 512 * 1024
+    described = describe(Letter(body, {}).message, "keyturn.unsigned.dead")
+    assert (described.type, described.project, described.obstacle) == (None, None, "type")
+    assert redacted_body(body) == {"unreadable": "larger than any request", "bytes": len(body)}
+
+
+def test_metadata_that_no_request_has_is_left_out() -> None:
+    shown = redacted_body(b'{"metadata": {"a": "%s"}}' % (b"x" * 5000))
+    assert shown == {"metadata": "<5009 characters of JSON>"}

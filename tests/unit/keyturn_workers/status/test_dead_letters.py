@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn.messages import StatusReported, StatusRequested
+from keyturn.messages import StatusReported, StatusRequested, encode
 from keyturn.messages.status import DeadQueueStatus
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.dead_letters.queue import LockedError, read_letters
@@ -186,3 +186,19 @@ async def test_a_report_does_not_wait_for_a_reading_that_takes_long(
     found = await scene.report()
     assert [row.message_id for row in found.dead_letters or ()] == ["a"]
     assert (scene.reads, found.is_complete) == (1, True)
+
+
+async def test_a_page_of_odd_letters_is_bounded_in_bytes(scene: _Scene) -> None:
+    wide = '{"type": "upload.requested", "key": "%s"}' % ("\U0001f511" * 2000)
+    scene.broker.fill(_UPLOADS, *(Letter(wide.encode(), {}, str(number)) for number in range(200)))
+    report = await scene.report(limit=1000)
+    assert 0 < len(report.dead_letters or ()) < 200
+    assert (report.total, report.is_complete) == (200, False)
+    assert len(encode(report)) < 600 * 1024
+
+
+async def test_a_letter_with_a_lone_surrogate_does_not_spoil_the_report(scene: _Scene) -> None:
+    odd = b'{"type": "upload.requested", "metadata": {"a": ["\\ud800"]}}'
+    scene.broker.fill(_UNSIGNED, Letter(odd, {}, "odd"))
+    report = await scene.report()
+    assert b"unreadable" in encode(report)
