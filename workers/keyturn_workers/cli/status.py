@@ -10,28 +10,24 @@ import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from keyturn.crypto import VerifyKey
 from keyturn.errors import (
-    KeyringRolledBackError,
     NotFoundError,
     SettingsError,
-    UnknownMasterKeyError,
     UnknownProjectError,
 )
-from keyturn.identifiers import ALL_PROJECTS, KEYRINGS_PREFIX, is_uuid, parse_time
+from keyturn.identifiers import ALL_PROJECTS, is_uuid, parse_time
 from keyturn.messages import (
     Counts,
     Event,
     Failed,
-    ObjectGroupStatus,
     ProjectStatus,
     Rejected,
     StatusFilter,
@@ -42,7 +38,7 @@ from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import AsJson, validate_project
-from keyturn_workers.cli.bucket import count, open_bucket, optional_task
+from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.cli.output import (
@@ -51,30 +47,29 @@ from keyturn_workers.cli.output import (
     print_line,
     print_rows,
     print_table,
-    printable,
-    progress_display,
 )
 from keyturn_workers.cli.publishing import PendingRequest, resumable
 from keyturn_workers.cli.reports import (
     OBJECTS_AT_ONCE,
     WHOLE,
     Reports,
+    find_rolled_back,
+    master_key_rows,
+    object_rows,
     open_marks,
+    read_records,
     shown_time,
+    take_census,
 )
 from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
-from keyturn_workers.key_usage_rules import KeyUsage, Surroundings, judge_drop, missing_key
 from keyturn_workers.keyring.mark_stream import MarkStream
 from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.status.objects import NONCURRENT, UNREADABLE, list_objects
-from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.store import parse_record_path
 
 # For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4
 _MAX_SHOWN: Final = 20
-_MAX_FAILING: Final = 100
 _SEVERAL: Final = 2
 _NO_SWEEP: Final = "the bucket has no sweep or rotation with this id"
 _REMOVED: Final = "removed"
@@ -163,7 +158,7 @@ async def _projects_of(reports: Reports, sweep_id: str) -> list[str]:
     if ALL_PROJECTS in found:
         return [ALL_PROJECTS]
     if not found:
-        failing = (await _read_records(reports, None)).failing
+        failing = (await read_records(reports, None)).failing
         paths = (parse_record_path(row.record or "") for row in failing)
         unreadable = sorted(path.project for path in paths if path is not None and path.is_main)
         if unreadable:
@@ -305,14 +300,14 @@ async def _show_overview(
         reports = Reports(storage, keys, witness=None if marks is None else marks.stream)
         keyrings = await reports.keyrings(project)
         sweeps = await reports.rows("sweeps", project)
-        records = await _read_records(reports, project)
+        records = await read_records(reports, project)
         is_known = any(row.mark != _REMOVED for row in keyrings)
         if project is not None and is_uuid(project) and not is_known:
             raise NotFoundError(_NO_SWEEP)
         groups = None
         if objects:
             groups = await take_census(reports, storage, project)
-            keyrings = await _find_rolled_back(reports, keyrings, groups)
+            keyrings = await find_rolled_back(reports, keyrings, groups)
     if problem is not None:
         note(f"keyrings were not compared with their marks: {problem}")
     running = sum(row.status == "running" for row in sweeps)
@@ -394,159 +389,6 @@ def _keyring_row(row: ProjectStatus) -> Row:
         "code": row.code,
         "detail": row.detail,
     }
-
-
-# What depends on which master key.
-
-
-@dataclass(slots=True)
-class Records:
-    """Keyrings and records of sweeps by what opens them.
-
-    Attributes:
-        under: How many there are of each kind under each master key.
-        unreadable: How many of any kind do not open.
-        missing_master_keys: How many name each master key that is not available.
-        failing: Records of sweeps that do not open, up to a limit.
-    """
-
-    under: Counter[tuple[str, str | None]] = field(default_factory=Counter)
-    unreadable: int = 0
-    missing_master_keys: Counter[str] = field(default_factory=Counter)
-    failing: list[ObjectGroupStatus] = field(default_factory=list)
-
-    def add(self, row: ObjectGroupStatus) -> None:
-        """Count the records of one row."""
-        if row.kind != UNREADABLE:
-            self.under[row.kind, row.master_key] += row.count
-            return
-        self.unreadable += row.count
-        if row.code == UnknownMasterKeyError.code:
-            self.missing_master_keys[row.detail or ""] += row.count
-        if row.record is not None and not row.record.startswith(KEYRINGS_PREFIX):
-            self.failing.append(row)
-
-    def failing_rows(self) -> list[Row]:
-        """The first records of sweeps that do not open."""
-        failing = sorted(self.failing, key=lambda row: row.record or "")[:_MAX_FAILING]
-        return [
-            {"record": row.record, "code": row.code, "detail": row.detail or ""} for row in failing
-        ]
-
-
-async def _read_records(reports: Reports, project: str | None) -> Records:
-    records = Records()
-    for row in await reports.rows("objects", project, filter=StatusFilter(records=True)):
-        records.add(row)
-    return records
-
-
-Groups = Counter[ObjectGroupStatus]
-"""Objects by what they depend on; the rows have no count of their own."""
-
-
-async def take_census(reports: Reports, storage: Storage, project: str | None = None) -> Groups:
-    """Inspect every object of the bucket or of one project.
-
-    Raises:
-        StorageUnavailableError, StorageAnswerError, KmsUnavailableError: the census would be
-            incomplete.
-    """
-    groups: Groups = Counter()
-    text = TextColumn("census: {task.description}", markup=False)
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_display(*columns) as progress:
-        bar = progress.add_task("", total=None)
-
-        async def show_total() -> None:
-            prefix = "" if project is None else f"{project}/"
-            progress.update(bar, total=await count(list_objects(storage, prefix)))
-
-        # A second listing is only worth it if the total is displayed.
-        async with optional_task(None if progress.disable else show_total):
-            pages = reports.pages("objects", project, filter=StatusFilter(records=False))
-            async for page in pages:
-                for row in page.objects or ():
-                    groups[row.model_copy(update={"count": 0})] += row.count
-                    progress.update(
-                        bar, advance=row.count, description=printable(row.project or "")
-                    )
-    return groups
-
-
-async def _find_rolled_back(
-    reports: Reports, keyrings: Sequence[ProjectStatus], groups: Groups
-) -> list[ProjectStatus]:
-    """The keyrings; those older than what opens among their project's objects have a code."""
-    highest: dict[str | None, int] = {}
-    for group in groups:
-        if group.kind != NONCURRENT:
-            newest = max(highest.get(group.project, 0), group.generation or 0)
-            highest[group.project] = newest
-    found: list[ProjectStatus] = []
-    for row in keyrings:
-        newest = highest.get(row.project, 0)
-        if row.generation is not None and newest > row.generation:
-            # It may have been rotated since: only a keyring read after the objects counts.
-            now = (await reports.keyrings(row.project) or [row])[0].generation
-            if now is not None and newest > now:
-                code, detail = KeyringRolledBackError.code, f"an object is at generation {newest}"
-                row = row.model_copy(update={"code": code, "detail": detail})  # noqa: PLW2901
-        found.append(row)
-    return found
-
-
-def object_rows(groups: Groups) -> list[Row]:
-    """A row for each group of objects, by project and kind, the newest generation first."""
-    names = ("project", "kind", "generation", "master_key", "code")
-    rows = [{name: getattr(g, name) for name in names} | {"objects": groups[g]} for g in groups]
-    return sorted(rows, key=_object_order)
-
-
-def _object_order(row: Row) -> tuple[Any, ...]:
-    key, code = row["master_key"] or "", row["code"] or ""
-    return row["project"] or "", row["kind"], -(row["generation"] or 0), key, code
-
-
-def master_key_rows(
-    settings: StatusSettings,
-    records: Records,
-    groups: Groups | None,
-    running_sweeps: int,
-    project: str | None,
-) -> list[Row]:
-    """A row for each available master key, and for each missing one that a record names.
-
-    `groups` is None if objects were not inspected, `project` the only one that was inspected.
-    """
-    objects: Counter[str | None] = Counter()
-    noncurrent: Counter[str | None] = Counter()
-    unreadable = 0
-    for group, number in (groups or Groups()).items():
-        (noncurrent if group.kind == NONCURRENT else objects)[group.master_key] += number
-        unreadable += number if group.kind == UNREADABLE else 0
-    around = Surroundings(running_sweeps, unreadable, records.unreadable, project)
-    active = settings.active_master_key
-    rows: list[Row] = []
-    for name in settings.master_keys:
-        row: Row = {
-            "master_key": name,
-            "held": True,
-            "active": None if active is None else name == active,
-            "objects": None if groups is None else objects[name],
-            "noncurrent": None if groups is None else noncurrent[name],
-            "keyrings": records.under["keyring", name],
-            "sweep_records": records.under["sweep_record", name],
-        }
-        of_records = row["keyrings"] + row["sweep_records"]
-        usage = KeyUsage(row["objects"], row["noncurrent"] or 0, of_records, row["active"])
-        verdict = judge_drop(usage, around)
-        told = f"{name}: {verdict.reason}"
-        rows.append(row | {"may_be_dropped": verdict.may_be_dropped, "told": told})
-    for name, number in sorted(records.missing_master_keys.items()):
-        row = {"master_key": name, "held": False, "may_be_dropped": None}
-        rows.append(row | {"told": f"{name}: {missing_key(number)}"})
-    return rows
 
 
 # Tables.

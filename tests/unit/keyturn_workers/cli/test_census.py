@@ -11,8 +11,13 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError, UnknownMasterKeyError
 from keyturn.messages import ObjectGroupStatus
-from keyturn_workers.cli.reports import OBJECTS_AT_ONCE, Reports
-from keyturn_workers.cli.status import Groups, object_rows, take_census
+from keyturn_workers.cli.reports import (
+    OBJECTS_AT_ONCE,
+    Groups,
+    Reports,
+    object_rows,
+    take_census,
+)
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys

@@ -14,7 +14,7 @@ import pytest
 from keyturn.crypto import SigningKey, new_dek, to_base64
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.cli import status
+from keyturn_workers.cli import reports, status
 from keyturn_workers.keyring import MarkTable, replace_keyring
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.cli.status_bucket import (
@@ -265,7 +265,7 @@ def test_records_that_do_not_open_are_rows_with_their_codes(bucket: Bench) -> No
 def test_only_some_of_many_planted_records_are_shown_and_all_of_them_count(
     bucket: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "_MAX_FAILING", 2)
+    monkeypatch.setattr(reports, "_MAX_FAILING", 2)
     for number in range(3):
         planted = f".keyturn/sweeps/acme/{round_id(1)}/failures/{number}.json"
         bucket.plant(planted, {}, b"nothing")
