@@ -10,7 +10,7 @@ brings the request back, and it is recorded then. So whatever changed is recorde
 perhaps twice. Nothing brings a command back, so a command records *before* it acts (`started`),
 and once more if that fails.
 
-A command's trail is `cli.command_audit`. Checking one is `keyturn.audit`, reading one `cli.audit`.
+Checking one is `keyturn.audit`; commands write and read one by `cli.audit`.
 """
 
 from keyturn_workers.audit.requests import RequestRecorder

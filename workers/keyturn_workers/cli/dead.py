@@ -48,8 +48,8 @@ from keyturn.topology import (
     SIGNATURE_HEADER,
 )
 from keyturn_workers.cli.arguments import AsJson, Reason
+from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
-from keyturn_workers.cli.command_audit import CommandAudit, command_audit
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.cli.output import print_json, print_rows

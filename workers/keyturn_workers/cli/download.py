@@ -33,10 +33,10 @@ from keyturn_workers.cli.arguments import (
     Reason,
     parse_duration_s,
 )
+from keyturn_workers.cli.audit import command_audit
 from keyturn_workers.cli.bucket import open_bucket
-from keyturn_workers.cli.command_audit import command_audit
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.gateway_client import configured_gateway, gateway_client
+from keyturn_workers.cli.objects import configured_gateway, gateway_client
 from keyturn_workers.cli.output import ByteProgress, byte_progress, print_json, print_line
 from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import ReaderSettings

@@ -7,8 +7,10 @@ only its length. `ls` and `delete` work through a gateway too, with only the API
 
 import asyncio
 import math
-from collections.abc import Mapping
-from contextlib import aclosing
+import ssl
+import warnings
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -31,13 +33,21 @@ from keyturn.errors import (
     UnknownAlgorithmError,
     UnknownProjectError,
 )
-from keyturn.gateway import Client, DeleteReceipt, ListedObject, ListedPrefix
+from keyturn.gateway import (
+    Client,
+    DeleteReceipt,
+    ListedObject,
+    ListedPrefix,
+    UnencryptedGatewayWarning,
+)
 from keyturn.gateway.listing import PAGE_MAX_ENTRIES
+from keyturn.gateway.transport import is_unencrypted
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn.publisher import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings, S3Settings
+from keyturn.tls import GATEWAY, client_context
 from keyturn_workers.cli.arguments import (
     ApiKeyFile,
     AsJson,
@@ -49,7 +59,6 @@ from keyturn_workers.cli.arguments import (
 )
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import note
-from keyturn_workers.cli.gateway_client import configured_gateway, gateway_client
 from keyturn_workers.cli.output import print_json, print_rows, print_table
 from keyturn_workers.cli.publishing import (
     print_request_rows,
@@ -58,6 +67,7 @@ from keyturn_workers.cli.publishing import (
     wait_for_row,
 )
 from keyturn_workers.cli.secrets import read_api_key
+from keyturn_workers.cli.settings import GatewayTlsSettings, GatewayUrlSettings
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import PAGE_KEYS, ObjectHead, ObjectSummary, Storage
 
@@ -424,3 +434,32 @@ def _failed_status(exc: GatewayError) -> str:
         isinstance(exc, UnexpectedResponseError) and exc.status >= _SERVER_ERROR
     )
     return "unknown" if is_lost else "failed"
+
+
+# Through a gateway: with only the API key, without bucket, broker or pepper (SPEC 9).
+
+
+def configured_gateway(option: str | None) -> str | None:
+    """The gateway's URL: of the option, else of the settings; None to work without one.
+
+    Raises:
+        SettingsError: the setting is not a gateway's URL.
+    """
+    return option or GatewayUrlSettings.read().gateway_url
+
+
+def _context() -> ssl.SSLContext | None:
+    ca = GatewayTlsSettings.read().gateway_ca_file
+    # A redirect may lead to a storage with a certificate of a public authority.
+    return None if ca is None else client_context(GATEWAY, ca, with_system=True)
+
+
+@asynccontextmanager
+async def gateway_client(url: str, api_key: SecretStr) -> AsyncIterator[Client]:
+    """A client, with one line instead of a warning where the API key is sent unencrypted."""
+    if is_unencrypted(url):
+        note("the API key is sent to the gateway unencrypted; use https://")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnencryptedGatewayWarning)  # see the note above
+        async with Client.connect(url, api_key, tls=_context()) as client:
+            yield client

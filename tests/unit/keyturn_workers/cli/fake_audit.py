@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from keyturn_workers.cli.command_audit import CommandAudit
+from keyturn_workers.cli.audit import CommandAudit
 from keyturn_workers.cli.errors import CommandError
 from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
 

@@ -8,8 +8,8 @@ import pytest
 
 from keyturn.errors import BadSealError, BrokerUnavailableError, NotDeliveredError
 from keyturn_workers.audit import AuditPublisher, KekDerived
-from keyturn_workers.cli import command_audit as module
-from keyturn_workers.cli.command_audit import CommandAudit, command_audit
+from keyturn_workers.cli import audit as module
+from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.settings import AuditSettings
 from tests.unit.keyturn_workers.audit.memory import EVENT_KEY, Stream, trail_to

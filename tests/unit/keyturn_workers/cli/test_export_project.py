@@ -39,14 +39,14 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
         yield made
 
-    monkeypatch.setattr("keyturn_workers.cli.export_project.open_bucket", opened)
+    monkeypatch.setattr("keyturn_workers.cli.keys.open_bucket", opened)
     return made
 
 
 @pytest.fixture(autouse=True)
 def audit(monkeypatch: pytest.MonkeyPatch) -> FakeAudit:
     made = FakeAudit()
-    monkeypatch.setattr("keyturn_workers.cli.export_project.command_audit", made)
+    monkeypatch.setattr("keyturn_workers.cli.keys.command_audit", made)
     return made
 
 

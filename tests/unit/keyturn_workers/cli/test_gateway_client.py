@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from keyturn.errors import SettingsError
-from keyturn_workers.cli.gateway_client import configured_gateway, gateway_client
+from keyturn_workers.cli.objects import configured_gateway, gateway_client
 from tests.unit.keyturn.gateway.gateway import API_KEY
 
 _URL = "https://files.example.com"
