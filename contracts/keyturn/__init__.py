@@ -16,8 +16,12 @@
 | `keyturn.evidence` | evidence that old keys are gone: its format and its verification |
 | `keyturn.project_keks` | the file with which an auditor opens one project |
 | `keyturn.messages` | requests and events as models |
+| `keyturn.counts`, `keyturn.progress` | counts of a sweep, and how far it is: pure, no I/O |
 | `keyturn.audit` | checks an audit trail: pure, no I/O |
-| `keyturn.topology`, `keyturn.metadata`, `keyturn.identifiers` | names on the broker and in S3 |
+| `keyturn.topology` | exchanges, queues and streams, and retry delays |
+| `keyturn.metadata`, `keyturn.identifiers` | metadata and names in S3 |
+| `keyturn.s3`, `keyturn.tls` | S3 clients, and TLS on every connection |
+| `keyturn.tracing` | spans of a publisher; needs `keyturn[otel]` |
 | `keyturn.crypto` | the cryptography: pure, no I/O |
 
 The names below are imported when they are first used, so that `import keyturn` costs nothing

@@ -1,4 +1,4 @@
-"""Exchange, queues and routing keys, in one place (SPEC 6.1, 6.2).
+"""Exchanges, queues, routing keys and retry delays, in one place (SPEC 6.1, 6.2).
 
 Plain data: workers declare it (the streams of publishers first, so that where a request is
 accepted, its publisher can read the answer), and publishers only name it. The arguments of a queue

@@ -159,7 +159,7 @@ def _stalling(original: Any, stalled: list[bool]) -> Any:
 
 
 def _tell(name: str, key: str, write: asyncio.Task[Any]) -> None:
-    outcome = "cancelled" if write.cancelled() else type(write.exception()).__name__
+    outcome = "canceled" if write.cancelled() else type(write.exception()).__name__
     sys.stderr.write(f"late {name}: {outcome} {key}\n")
 
 

@@ -73,7 +73,7 @@ async def test_ready_while_the_broker_is_there(
 async def test_not_ready_without_its_consumers(
     vhost_url: str, ceph: S3Server, ceph_bucket: str
 ) -> None:
-    """The broker cancelled a consumer on an open connection: not ready until it is back."""
+    """The broker canceled a consumer on an open connection: not ready until it is back."""
     deployment = Deployment(vhost_url, ceph, ceph_bucket)
     port = free_port()
     async with (

@@ -120,7 +120,7 @@ class Laws:
     def stored(
         self, s3_key: str, delivery: Delivery | None, plaintext: bytes | None, *, tagged: bool
     ) -> None:
-        """An object was put: the first one holds its key for ever."""
+        """An object was put: the first one holds its key forever."""
         request = self.request_of(delivery)
         if request is None or request.kind != "upload.requested":
             self._holders.setdefault(s3_key, Holder())

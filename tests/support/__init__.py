@@ -1,1 +1,4 @@
-"""What tests share: deployments, hand-made messages, worker processes, an independent reader."""
+"""Helpers that tests share: faulty proxies, certificates, fakes of hardware and of other systems.
+
+Deployments, hand-made messages and worker processes are in `tools.harness`.
+"""

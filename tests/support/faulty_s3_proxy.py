@@ -106,7 +106,7 @@ class ReadsStale(Honest):
 
 @dataclass
 class ListsStale(Honest):
-    """Shows the first listing of a prefix for ever."""
+    """Shows the first listing of a prefix forever."""
 
     _first: dict[str, Answer] = field(default_factory=dict)
 

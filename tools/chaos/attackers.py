@@ -136,7 +136,7 @@ class Attackers:
         await asyncio.gather(*self._waits.values())
 
     def stop(self) -> None:
-        """Cancel all waits; a victim whose wait is cancelled has received nothing."""
+        """Cancel all waits; a victim whose wait is canceled has received nothing."""
         for task in self._waits.values():
             task.cancel()
 

@@ -51,7 +51,7 @@ class GatewayReaders:
     stolen: set[str] = field(default_factory=set)
 
     async def keep_reading(self) -> None:
-        """Read until cancelled."""
+        """Read until canceled."""
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session, asyncio.TaskGroup() as both:
             for number in range(_READERS):
                 both.create_task(self._read_on(session, rng_for(self.seed, f"reader {number}")))

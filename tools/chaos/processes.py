@@ -246,7 +246,7 @@ class Supervisor:
             await running.terminate()
 
     async def keep_scraping(self) -> None:
-        """Save the `/metrics` of every process periodically, until cancelled."""
+        """Save the `/metrics` of every process periodically, until canceled."""
         while True:
             await self.scrape()
             await asyncio.sleep(_METRICS_EVERY_S)

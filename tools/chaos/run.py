@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from tools.servers import RabbitMQ, S3Server
 
 _ENDS: Final = ("rotation.completed", "sweep.completed")
-_ENDED: Final = (">Clean<", ">Not clean", " failed<")
+_ENDED: Final = (">Clean<", ">Not clean")
 _SHOWN_S: Final = 60
 _PAUSE_S: Final = 0.5
 _EMPTY_S: Final = 120

@@ -19,7 +19,7 @@ _LIMIT_BYTES = 2**16
 async def loopback_server(
     serve: Serve, *, limit_bytes: int = _LIMIT_BYTES, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[str]:
-    """Listen on loopback and yield the URL. Open connections are cancelled at the end."""
+    """Listen on loopback and yield the URL. Open connections are canceled at the end."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -2,6 +2,17 @@
 
 They listen on loopback only, keep all data in a scratch folder, and end with the process that
 started them, even if that is killed. Nothing here touches a server that it did not start.
+
+| modules | what they hold |
+| --- | --- |
+| `stack`, `__main__`, `development` | a broker and a storage, for tests and by hand |
+| `rabbitmq` | the broker |
+| `ceph`, `moto`, `seaweedfs`, `emulators`, `rclone`, `swift` | S3 servers; see also `s3` |
+| `moto_kms`, `openbao`, `softhsm` | keepers of keys |
+| `oidc_provider`, `prometheus`, `chromium` | what consoles need around them |
+| `moto_server`, `moto_kms_server` | moto's own processes |
+| `process`, `reaper`, `certificates` | processes that end with their owner; certificates |
+| `packages`, `apt`, `other_release` | Debian packages |
 """
 
 from tools.servers.ceph import CephRgw

@@ -1,1 +1,1 @@
-"""The processes: upload and control workers, the keyring, storage, and the command line."""
+"""The processes: workers, the gateway, the console, and the command line `keyturn`."""

@@ -1,10 +1,10 @@
 """Work beside what a process serves: repeated until the process ends, and ended with it.
 
 One cancellation has to be enough, but a library can swallow it. Where a request to the broker is
-cancelled while its connection is lost, aiormq raises the error of the connection
+canceled while its connection is lost, aiormq raises the error of the connection
 (`aiormq.abc.TaskWrapper`), and before Python 3.12 `asyncio.wait_for` returns a result that came at
-the same moment. A loop that handles both and goes on would never end. But a cancelled task stays
-marked as cancelled (`asyncio.Task.cancelling`), so a loop looks there before it goes on.
+the same moment. A loop that handles both and goes on would never end. But a canceled task stays
+marked as canceled (`asyncio.Task.cancelling`), so a loop looks there before it goes on.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from typing import Any, Final
 import structlog
 
 END_TIMEOUT_S: Final = 5.0
-"""How long the end of a process waits for work that was cancelled."""
+"""How long the end of a process waits for work that was canceled."""
 
 _log = structlog.get_logger()
 
 
-def raise_if_cancelled() -> None:
-    """Raise `CancelledError` in a task that was cancelled, even if a library swallowed that."""
+def raise_if_canceled() -> None:
+    """Raise `CancelledError` in a task that was canceled, even if a library swallowed that."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
@@ -33,7 +33,7 @@ async def repeat(
     *,
     pause_first: bool = False,
 ) -> None:
-    """Do something again and again, until the task is cancelled.
+    """Do something again and again, until the task is canceled.
 
     Args:
         action: Handles its own errors: one that it raises ends the repetition.
@@ -44,7 +44,7 @@ async def repeat(
         await asyncio.sleep(pause_s())
     while True:
         await action()
-        raise_if_cancelled()
+        raise_if_canceled()
         await asyncio.sleep(pause_s())
 
 
@@ -58,7 +58,7 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     is_ending = False
 
     def report(done: asyncio.Task[None]) -> None:
-        # The client library also ends a task as cancelled when a connection is lost.
+        # The client library also ends a task as canceled when a connection is lost.
         problem = None if done.cancelled() else done.exception()
         if problem is not None or (done.cancelled() and not is_ending):
             _log.error("background work failed", work=done.get_name(), exc_info=problem)

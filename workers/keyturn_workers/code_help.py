@@ -26,7 +26,8 @@ def code_help(code: str) -> CodeHelp:
 CODES: Final = {
     "already_enrolled": CodeHelp(
         "the project has a keyring, or objects under its prefix",
-        "none if it is yours; to adopt objects whose keyring is gone, keyturn enroll --adopt",
+        "nothing, if the project is already yours; to adopt objects whose keyring is gone, "
+        "keyturn enroll --adopt",
     ),
     "already_exists": CodeHelp(
         "another upload's object has this object key", "use a new object key"
@@ -72,7 +73,7 @@ CODES: Final = {
     ),
     "kms_unavailable": CodeHelp(
         "the provider of a master key did not answer, refused, or contradicted itself",
-        "look at the provider; which projects wait",
+        "check the provider; affected projects wait until it answers",
     ),
     "lease_mismatch": CodeHelp(
         "this worker's KEYTURN_LEASE_S is shorter than the one in the project's record",
@@ -80,7 +81,7 @@ CODES: Final = {
     ),
     "locked_object": CodeHelp(
         "an object lock refuses the change",
-        "remove the lock, or wait for its end, then sweep again",
+        "remove the lock, or wait until the lock expires, then sweep again",
     ),
     "malformed_request": CodeHelp(
         "not the JSON that the schema asks for, or a name that is not allowed, or that this "
@@ -114,9 +115,9 @@ CODES: Final = {
         "the storage did not answer, or answered with its own error", "wait; look at the storage"
     ),
     "too_many_requests": CodeHelp(
-        "the project uses its share of the gateway, or has too many uploads pending. Of a sweep: "
-        "16 of the publisher's sweeps of this project are open. In a report of status: the worker "
-        "is reading other reports",
+        "the project has used up its share of the gateway, or has too many uploads pending. For a "
+        "sweep: 16 of the publisher's sweeps of this project are open; for a status report: the "
+        "worker is reading other reports",
         "retry after Retry-After, a sweep after another one has ended. In TypeScript, transient "
         "is true",
     ),

@@ -191,7 +191,7 @@ class AuditBounds(Settings):
 
 
 class AuditSettings(DeploymentSettings, AuditBounds):
-    """What a command needs that records what it does."""
+    """What a command that records its actions needs."""
 
     # The first signs.
     event_key: SigningKeysSetting

@@ -21,6 +21,7 @@ a whole object takes one request to the storage.
 | `reader` | `Reader` and `open_object` |
 | `decrypted_object` | one object while it is read: its size, and its plaintext as a stream |
 | `stored_body` | the stored bytes by their presigned URL, over as many requests as it takes |
+| `plaintext` | the plaintext of stored bytes, whole or a range; pure |
 | `unwrap` | the DEK that an API key opens; pure |
 
 Only Cobblestone-256 objects are opened here. The gateway serves plaintext objects and those of

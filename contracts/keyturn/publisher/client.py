@@ -611,7 +611,7 @@ class Publisher:
                 yield event
 
     async def events(self, since: datetime | None = None) -> AsyncGenerator[Event, None]:
-        """Every signed event of the deployment that this version knows, in order, for ever.
+        """Every signed event of the deployment that this version knows, in order, forever.
 
         These are the events of all publishers: the broker's user needs permission to read
         `keyturn.events`. Reading begins at `since`, perhaps a little earlier (streams are stored
@@ -631,7 +631,7 @@ class Publisher:
     async def worker_reports(
         self, since: datetime | None = None
     ) -> AsyncGenerator[WorkerReported, None]:
-        """What every worker process reports about itself every few seconds, for ever (SPEC 16.2).
+        """What every worker process reports about itself every few seconds, forever (SPEC 16.2).
 
         The broker's user needs permission to read `keyturn.workers`, which holds the reports of
         about a day. Arguments and errors are those of `events`.

@@ -296,7 +296,7 @@ class BrokerConnection:
         deadline = loop.time() + self._timeout_s
         await self._wait_for_alarm_to_end(deadline)
         channel = await self._publishing_channel(deadline)
-        # Not cancelled at the deadline: the client library would forget the message's id, and
+        # Not canceled at the deadline: the client library would forget the message's id, and
         # log the whole message should the broker return it late.
         sending = asyncio.create_task(_send(channel, routing_key, message))
         if self._sending:
@@ -432,7 +432,7 @@ async def _send(channel: AbstractChannel, routing_key: str, message: Message) ->
 async def _close_whenever(channel: AbstractChannel) -> None:
     """Close it as soon as the broker responds, or the connection is lost; ends its publishes.
 
-    Neither this nor they are cancelled earlier: of a message that the broker returns then, the
+    Neither this nor they are canceled earlier: of a message that the broker returns then, the
     client library would no longer know the id, and would log it with its body.
     """
     with suppress(TimeoutError, *CONNECTION_EXCEPTIONS), normalize_connection_errors():
@@ -452,7 +452,7 @@ def normalize_connection_errors() -> Iterator[None]:
 
     These are a bare `Exception`, `StopAsyncIteration` where the broker hangs up during the
     handshake (which would silently end an `async for` around it), and a `CancelledError` where
-    a heartbeat fails, although nothing cancelled the task.
+    a heartbeat fails, although nothing canceled the task.
 
     Raises:
         ConnectionError: in place of one of these. Every other exception passes unchanged.

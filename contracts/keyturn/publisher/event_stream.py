@@ -207,7 +207,7 @@ async def follow(
     *,
     note_problem: Callable[[str | None], None] = ignore_problem,
 ) -> AsyncGenerator[StreamRecord, None]:
-    """Every message of one stream from `start` on, for ever, each one once.
+    """Every message of one stream from `start` on, forever, each one once.
 
     Args:
         connection: The broker; not the connection that publishes (see the module).

@@ -15,7 +15,7 @@ last confirmed one count too.
 Memory is bounded: of at most `max_tracked` requests the last attempts and their answers are
 remembered. The oldest requests are forgotten first; a wait for a forgotten one is like a wait for
 another process's request. Reports of status are large and requested all the time: a request for
-one is forgotten as soon as a wait for it ends, be it without an answer.
+one is forgotten as soon as a wait for it ends, even if it got no answer.
 
 It must never accept an event by its id alone: the signature is checked first, then everything
 else that `EventMatcher` requires.
@@ -133,7 +133,11 @@ class _SentRequest:
         return (mine.request_type, mine.project) == (matcher.request_type, matcher.project)
 
     def accepted_for(self, attempt: _Attempt) -> list[_Attempt]:
-        """The attempts whose answers a wait accepts that began when `attempt` was the newest."""
+        """The attempts whose answers a wait accepts.
+
+        Args:
+            attempt: The newest one when the wait began.
+        """
         if not attempt.is_doubtful:
             return [attempt]
         first = self._attempts.index(attempt) if attempt in self._attempts else 0
@@ -205,7 +209,7 @@ class EventWaiter:
         attempt = self._track(matcher).begin(matcher)
         try:
             yield
-        except BaseException:  # cancelled, too: it may be on its queue, or may not
+        except BaseException:  # canceled, too: it may be on its queue, or may not
             attempt.is_doubtful = True
             self._resolve(matcher.request_id)
             raise

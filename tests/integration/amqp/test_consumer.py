@@ -197,7 +197,7 @@ async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(
                 await asyncio.sleep(0.05)
 
 
-async def test_a_cancelled_consumer_gets_no_more_and_finishes_what_it_has(
+async def test_a_canceled_consumer_gets_no_more_and_finishes_what_it_has(
     consumer_type: ConsumerType, vhost_url: str
 ) -> None:
     """One handler is slow: its process must not keep the rest from the other consumers."""
@@ -213,7 +213,7 @@ async def test_a_cancelled_consumer_gets_no_more_and_finishes_what_it_has(
         assert await scene.ready_count() == 20 - _PREFETCH
 
 
-async def test_what_arrives_while_the_consumer_is_cancelled_is_handled(
+async def test_what_arrives_while_the_consumer_is_canceled_is_handled(
     consumer_type: ConsumerType, vhost_url: str
 ) -> None:
     """The broker may send until it answers: dropped, such a delivery would wait for the end."""
@@ -313,7 +313,7 @@ async def test_a_broker_that_does_not_answer_delays_a_cancellation_only_briefly(
     network: tuple[Network, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And cuts nothing short: aiormq closes the channel of a request that is cancelled."""
+    """And cuts nothing short: aiormq closes the channel of a request that is canceled."""
     monkeypatch.setattr("keyturn_workers.amqp.consumer._CANCEL_TIMEOUT_S", 0.2)
     relay, url = network
     async with consuming(consumer_type, vhost_url, behind=url) as scene:

@@ -1,1 +1,1 @@
-"""Tests of enrollments on real servers."""
+"""Requests to control workers, on real servers: enrollments, rotations, deletes, dead letters."""

@@ -191,7 +191,7 @@ async def test_lost_connection_leaves_the_outcome_unknown_and_comes_back(
     assert await worker.count() == 7
 
 
-async def test_cancelled_publish_still_arrives_once(
+async def test_canceled_publish_still_arrives_once(
     network: tuple[Network, PublisherSettings], worker: WorkerSide
 ) -> None:
     relay, settings = network
@@ -228,7 +228,7 @@ async def test_late_return_is_not_logged_with_its_body(
 ) -> None:
     """The client library logs a returned message whole if it no longer knows its publish.
 
-    So a publish that times out is not cancelled; no filter on another library's logger.
+    So a publish that times out is not canceled; no filter on another library's logger.
     """
     monkeypatch.setattr("keyturn.publisher.connection._CLOSE_TIMEOUT_S", 0.5)
     relay, settings = network

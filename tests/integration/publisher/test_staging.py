@@ -157,7 +157,7 @@ async def test_source_that_fails_leaves_nothing_behind(
     assert await worker.count() == 0
 
 
-async def test_cancelled_upload_leaves_nothing_behind(
+async def test_canceled_upload_leaves_nothing_behind(
     settings: PublisherSettings, worker: WorkerSide, ceph_only: Bucket
 ) -> None:
     reached = asyncio.Event()

@@ -1,7 +1,7 @@
 """Messages with properties and headers that could send a copy of them astray (SPEC 12).
 
 What is refused is copied to the dead letters. A copy must not vanish, must not be routed
-elsewhere, must not be held against the worker's own user, and must not come back for ever.
+elsewhere, must not be held against the worker's own user, and must not come back forever.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def opens_as(served: WorkerUnderTest, key: str, data: bytes = b"data") -> None:
 
 @pytest.mark.parametrize("size_bytes", [4, 300_000, 6 * 2**20], ids=["put", "stream", "parts"])
 async def test_a_key_that_is_a_folder(served: WorkerUnderTest, size_bytes: int) -> None:
-    """The server says that it exists, and shows nothing: that is not put off for ever."""
+    """The server says that it exists, and shows nothing: that is not put off forever."""
     name = f"folder-{size_bytes}"
     await uploaded(served, f"{name}/child")
     await refused(served, name, "begin with this key and a slash", size_bytes=size_bytes)

@@ -12,7 +12,7 @@ from keyturn_workers import background as module
 from keyturn_workers.background import background, repeat
 
 
-async def test_work_is_repeated_with_pauses_until_it_is_cancelled() -> None:
+async def test_work_is_repeated_with_pauses_until_it_is_canceled() -> None:
     rounds, third = 0, asyncio.Event()
 
     async def act() -> None:
@@ -29,7 +29,7 @@ async def test_work_is_repeated_with_pauses_until_it_is_cancelled() -> None:
 
 
 async def _request_on_a_lost_connection() -> None:
-    """A request to the broker whose connection is lost as it is cancelled."""
+    """A request to the broker whose connection is lost as it is canceled."""
     request = TaskWrapper(asyncio.create_task(asyncio.Event().wait()))
     request._exception = ChannelInvalidStateError("closed")
     await request
@@ -92,7 +92,7 @@ async def test_background_work_that_fails_is_logged_at_once(
 async def test_background_work_that_the_client_library_cancels_is_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A lost connection ends futures as cancelled, and with them the task that awaits one."""
+    """A lost connection ends futures as canceled, and with them the task that awaits one."""
 
     async def lose() -> None:
         future = asyncio.get_running_loop().create_future()

@@ -120,7 +120,7 @@ class QueueConsumer(ABC):
         queue, channel = self._queue, self._opened.channel
         if queue is None or channel is None or channel.is_closed or not channel.consumers:
             return
-        # Never cancelled: aiormq would then close the channel, and end the handlers with it.
+        # Never canceled: aiormq would then close the channel, and end the handlers with it.
         requests = [asyncio.ensure_future(queue.cancel(tag)) for tag in channel.consumers]
         for request in requests:
             request.add_done_callback(_log_failure)
@@ -274,7 +274,7 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
         return self._metrics.in_flight
 
     async def __call__(self, message: AbstractIncomingMessage) -> None:
-        """Serve one delivery to its end; raises only if it is cancelled."""
+        """Serve one delivery to its end; raises only if it is canceled."""
         with self._metrics.delivery() as delivery:
             try:
                 report = await self._consume(message, delivery)

@@ -206,7 +206,7 @@ def tail(
         typer.Option(
             parser=parse_moment,
             metavar="TIME",
-            help=f"Begin with the records since then: {MOMENT_FORM}. Default: new ones only.",
+            help=f"Start at this time: {MOMENT_FORM}. Default: new ones only.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -297,12 +297,14 @@ def export(
         typer.Option(
             parser=parse_moment,
             metavar="TIME",
-            help=f"Only records since then: {MOMENT_FORM}. Default: all.",
+            help=f"Start at this time: {MOMENT_FORM}. Default: all.",
         ),
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option(parser=parse_moment, metavar="TIME", help="Only records before then."),
+        typer.Option(
+            parser=parse_moment, metavar="TIME", help="Only records from before this time."
+        ),
     ] = None,
     project: Annotated[
         str | None,

@@ -57,7 +57,7 @@ def _needs_extra() -> Iterator[None]:
 
 @app.callback(invoke_without_command=True)
 def console(context: typer.Context) -> None:
-    """Run the operator's console: a web page to see a deployment and steer it."""
+    """Run the operator's console: a web UI to monitor and operate a deployment."""
     if context.invoked_subcommand is not None:
         return
     settings = ConsoleSettings.read()

@@ -36,13 +36,13 @@ def upload() -> None:
 
 @app.command("control")
 def control() -> None:
-    """Handle enrollments, rotations, sweeps and deletes."""
+    """Serve enrollments, rotations, recoveries, sweeps, deletes, dead letters and status."""
     _run(_CONTROL)
 
 
 @app.command("sweep")
 def sweep() -> None:
-    """Process the pages of sweeps: rewrap objects and prove it."""
+    """Plan sweeps, rewrap objects, and prove that none was missed."""
     _run(_SWEEP)
 
 

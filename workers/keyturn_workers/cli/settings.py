@@ -67,7 +67,7 @@ class ReaderSettings(Settings):
 
 
 class GatewayUrlSettings(Settings):
-    """The gateway, for a command that can work without."""
+    """The gateway, for a command that can do without one."""
 
     gateway_url: GatewayUrl | None = None
 
@@ -79,7 +79,7 @@ class GatewayTlsSettings(Settings):
 
 
 class BrokerSettings(BrokerTlsSettings):
-    """The broker, for a command that can work without."""
+    """The broker, for a command that can do without one."""
 
     amqp_url: SecretStr | None = None
 

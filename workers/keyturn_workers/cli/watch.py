@@ -111,7 +111,7 @@ async def watch(
     Args:
         events: Its events, and no others, until the end.
         as_json: Show nothing.
-        count: Counts the objects meanwhile, in case that the project is large.
+        count: Counts the objects meanwhile, in case the project is large.
 
     Raises:
         EventsUnavailableError: the event stream does not exist or may not be read.

@@ -1,4 +1,4 @@
-"""What people do by the console: signed requests, each published once (SPEC 6.7, 16.1).
+"""What people do through the console: signed requests, each published once (SPEC 6.7, 16.1).
 
     actions = Actions(publisher)
     action = await actions.start_sweep(person, request_id, "acme", SweepOptions())
@@ -236,7 +236,7 @@ class _Entry:
 
 
 class Actions:
-    """The requests that people made by this console since it started.
+    """The requests that people made through this console since it started.
 
     Args:
         publisher: Signs and publishes; connected or not.

@@ -52,12 +52,12 @@ TIMEOUT_S: Final = 15.0
 PAUSES_S: Final = (5.0, 15.0, 30.0, 60.0)
 """Between requests that control workers do not answer."""
 _BROKER_PAUSE_S: Final = 2.0
-"""Between attempts to reach the broker: nothing is left there."""
+"""Between attempts to reach the broker: a failed attempt leaves no message."""
 _CONNECT_TIMEOUT_S: Final = 3.0
 REFUSED_PAUSE_S: Final = 60.0
-"""Until a query that was refused is asked again by itself: each refusal is a dead letter."""
+"""Until a query that was refused is retried automatically: each refusal is a dead letter."""
 MAX_WAITING: Final = 50
-"""Queries that wait for their answers at once; further ones are asked at the next opening."""
+"""Queries that wait for their answers at once; others are asked when the page is next opened."""
 MAX_UNDER_WAY: Final = 4
 """Requests at once, of all queries: a control worker reads two at a time, and lets six wait."""
 _BUSY_TRIES: Final = 3

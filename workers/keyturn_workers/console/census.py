@@ -143,7 +143,7 @@ class CensusTaker:
             try:
                 answer = await self._asker.read(query, actor=actor)
             except PublisherError as exc:
-                _log.info("the count of what depends on each key waits", problem=str(exc))
+                _log.info("key census paused", problem=str(exc))
                 await asyncio.sleep(self._pause_s)
                 continue
             except CodedError as exc:

@@ -307,7 +307,7 @@ class Authenticator:
     def _read_done(self, project: str, task: asyncio.Task[KeyringSnapshot]) -> None:
         del self._reading[project]
         if not task.cancelled():
-            task.exception()  # retrieve it: the waiters may all have been cancelled
+            task.exception()  # retrieve it: the waiters may all have been canceled
 
 
 def _api_key(authorization: list[str]) -> str:

@@ -58,12 +58,14 @@ class PendingRequests:
         publisher: The gateway's publisher, which receives the outcomes.
         request_type: The type of the requests.
         noun: What is counted, for the error's detail: "deletes pending".
-        per_project: How many of one project may be pending.
+        per_project: How many of one project may be pending: `KEYTURN_GATEWAY_PENDING` uploads,
+            `KEYTURN_GATEWAY_PROJECT_DELETES` or `KEYTURN_GATEWAY_PROJECT_ROTATIONS`.
         total: How many of all projects may be pending: it bounds this process's memory.
         outcome_wait_s: How long a request counts at most.
         min_s: How long it counts at least, however soon its outcome is known.
-        project_bytes: How many bytes of one project may be pending. A project that has none
-            pending may always have one request.
+        project_bytes: How many bytes of one project may be pending, for uploads
+            `KEYTURN_GATEWAY_PENDING_BYTES`. A project that has none pending may always have one
+            request.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """How much of one gateway a single project may use at once (SPEC 9.3).
 
     ConcurrencyLimit   concurrent requests
-    ProjectSlots       larger bodies that are received, and v0 objects that are open: who comes
-                       while all are in use waits for a while
+    ProjectSlots       larger bodies that are received, and v0 objects that are open: a caller
+                       that arrives while all are in use waits briefly
     Staging            bytes in staging that are not stored yet (`uploads`)
 
 Each has a total for the whole process, and a share of it that one project may use. A project at its

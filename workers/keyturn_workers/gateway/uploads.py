@@ -239,7 +239,7 @@ class StagingQuota:
     def _listing_done(self, task: asyncio.Task[None]) -> None:
         self._listing = None
         if not task.cancelled():
-            task.exception()  # retrieve it: the waiters may all have been cancelled
+            task.exception()  # retrieve it: the waiters may all have been canceled
 
 
 class UploadClaim:

@@ -142,7 +142,7 @@ class _Server(uvicorn.Server):
         """Stop: a process that accepts nothing must not look alive."""
         self.should_exit = True
         if not accepting.cancelled() and (error := accepting.exception()) is not None:
-            _log.error("connections are not accepted any more", problem=type(error).__name__)
+            _log.error("no longer accepting connections", problem=type(error).__name__)
 
     def _make_http(self) -> LimitedProtocol:
         make: Any = self.config.http_protocol_class

@@ -1,4 +1,14 @@
-"""The keyring: what a project's objects must be wrapped under (SPEC 5)."""
+"""The keyring: what a project's objects must be wrapped under (SPEC 5).
+
+| module | what it holds |
+| --- | --- |
+| `model` | a keyring as a value, and its changes. Pure |
+| `store` | opens and writes keyrings, always by conditional put |
+| `sealed_records` | sealed JSON in the bucket: keyrings, and records of sweeps |
+| `reader`, `cache` | reads shared by a process, and what it remembers of them |
+| `marks` | marks, and how a keyring compares with its mark |
+| `mark_stream` | the stream of marks on the broker: followed, and added to |
+"""
 
 from keyturn_workers.keyring.cache import KeyringSnapshot
 from keyturn_workers.keyring.marks import (

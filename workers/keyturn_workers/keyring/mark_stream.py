@@ -39,9 +39,9 @@ from keyturn_workers.storage.clock import boottime_s
 _TIMEOUT_S: Final = 10.0
 _CATCH_UP_S: Final = 5.0
 _CATCH_UP_OF_GATEWAY_S: Final = 0.5
-# A consumer at the end of the stream that shows nothing for this long shows nothing at all. At a
-# start the stream is probably empty, and a message too many does no harm. A process that adds no
-# marks cannot make sure by a message of its own, so it waits longer.
+# A consumer at the end of the stream that is silent for this long is taken as having nothing to
+# show. At a start the stream is probably empty, and one extra message does no harm. A process that
+# adds no marks cannot make sure by a message of its own, so it waits longer.
 _SILENCE_S: Final = 0.5
 _SILENCE_AT_START_S: Final = 0.1
 _SILENCE_OF_READER_S: Final = 1.0
@@ -262,7 +262,7 @@ class MarkStream:
             await self._send(body)
 
     async def run(self) -> None:
-        """Follow the stream for ever."""
+        """Follow the stream forever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(self._keep_current())

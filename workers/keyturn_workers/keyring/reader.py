@@ -8,7 +8,7 @@ No keyring leaves this module before its mark is on the stream, and none that a 
 (SPEC 5.5). Writers need nothing for it: after they have put a keyring they read it again.
 
 With many projects one listing replaces a read each: it shows, by their ETags, that the cached
-keyrings have not changed when it was sent (`keyturn_workers.keyring.cache`).
+keyrings had not changed when it was sent (`keyturn_workers.keyring.cache`).
 """
 
 import asyncio
@@ -62,7 +62,11 @@ _T = TypeVar("_T")
 
 
 class KeyringReader:
-    """Reads of keyrings for one process, shared by its uploads."""
+    """Reads of keyrings for one process, shared by its uploads.
+
+    Reading also writes: if the mark of the keyring's state is missing from the stream, a worker
+    publishes it and reads again. A gateway publishes none.
+    """
 
     def __init__(
         self,
@@ -121,7 +125,10 @@ class KeyringReader:
         return snapshot
 
     def get_cached(self, project: str) -> KeyringSnapshot | None:
-        """What `read_recent` would return at once, without a request."""
+        """What `read_recent` would return at once, without a request.
+
+        It is at most `cache_s` old: the setting `KEYTURN_KEYRING_CACHE_S`.
+        """
         snapshot = self.get_last(project)
         if snapshot is None:
             return None

@@ -1,1 +1,14 @@
-"""Master keys, wherever they are held, and the KEKs derived from them (SPEC 2.2, 11)."""
+"""Master keys, wherever they are held, and the KEKs derived from them (SPEC 2.2, 11).
+
+| module | what it holds |
+| --- | --- |
+| `operator_keys` | all master keys of a process: derives a project's KEKs |
+| `derived_keks`, `circuit_breaker` | how long a KEK is kept, and when its provider is called |
+| `admin_keks` | a project's admin KEKs as a value. Pure |
+| `known_text` | whether this process has the right key under an id |
+| `port`, `providers` | the port to a master key, and which class serves which kind |
+| `local` | a key in the settings |
+| `pkcs11`, `pkcs11_module` | a key on a PKCS #11 token |
+| `awskms` | a key in AWS KMS |
+| `vault`, `vault_client` | a key in HashiCorp Vault or OpenBao |
+"""

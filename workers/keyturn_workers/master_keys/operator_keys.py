@@ -200,7 +200,7 @@ class OperatorKeys:
         self._when_forgotten.append(forget)
 
     async def purge_periodically(self) -> None:
-        """Purge for ever, so that no KEK outlives its time in a process that does nothing."""
+        """Purge forever, so that no KEK outlives its time in a process that does nothing."""
 
         async def purge() -> None:
             self.purge()

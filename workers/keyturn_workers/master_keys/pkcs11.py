@@ -210,7 +210,7 @@ def _again_if_lost(function: Callable[[], _T]) -> _T:
 
 
 class BlockingCalls:
-    """Run blocking calls that cannot be cancelled, each in a thread of its own.
+    """Run blocking calls that cannot be canceled, each in a thread of its own.
 
     A caller that gives up leaves its thread alone, which keeps its place until its call returns.
     Unlike the threads of `concurrent.futures`, these do not keep the process from exiting while a

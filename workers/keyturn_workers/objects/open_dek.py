@@ -145,7 +145,7 @@ def _open_v1(wraps: Wraps, header: bytes, object_key: str, reader: ReaderKeys) -
 
 
 def _check_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys, dek: bytes) -> None:
-    """The rule of `keyturn_workers.objects.unwrap.open_wraps`, for an admin wrap that opened.
+    """The rule of `keyturn_workers.objects.wraps`, for an admin wrap that opened.
 
     Raises:
         WrapsDisagreeError: the keyring shows that the user wrap should hold this DEK.

@@ -15,7 +15,7 @@ DEK.
 | `evidence` | the evidence of one project |
 | `objects` | what each object and record depends on |
 | `workers`, `audit` | what follows from reports of workers, and from the audit trail |
-| `feeds` | reads both of the broker, and the depths of queues |
+| `feeds` | reads both, and queue depths, from the broker |
 | `dead_letters` | the oldest letters of each dead-letter queue |
 | `attention` | rules that find what needs a person |
 """

@@ -24,6 +24,7 @@ from keyturn.messages import (
 )
 from keyturn.topology import (
     CONTROL_QUEUE,
+    PLAN_QUEUE,
     SWEEP_QUEUE,
     UNSIGNED_DEAD_QUEUE,
     UPLOAD_QUEUE,
@@ -42,7 +43,12 @@ CLOCK_UNKNOWN_AFTER: Final = timedelta(minutes=5)
 ROTATION_SLOW_AFTER: Final = timedelta(hours=1)
 STUCK_AFTER: Final = timedelta(minutes=15)
 KEPT_AFTER: Final = timedelta(days=1)
-ROLE_QUEUES: Final = {UPLOAD_QUEUE: "upload", CONTROL_QUEUE: "control", SWEEP_QUEUE: "sweep"}
+ROLE_QUEUES: Final = {
+    UPLOAD_QUEUE: "upload",
+    CONTROL_QUEUE: "control",
+    SWEEP_QUEUE: "sweep",
+    PLAN_QUEUE: "sweep",
+}
 _OTHER: Final = "other codes"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SEVERITIES: Final = ("act", "soon", "info")
@@ -461,7 +467,7 @@ _NOT_CLEAN_REMEDY: Final = (
 
 
 def sweeps_not_clean(facts: Facts) -> Iterable[AttentionStatus]:
-    """Projects whose newest sweep failed or ended not clean; and the newest sweep of all."""
+    """Projects whose newest sweep failed or did not end clean; and the newest sweep of all."""
     rows = [row for row in facts.projects if row.last_end_clean is False]
     if len(rows) > LISTED:
         yield _item(
@@ -569,7 +575,7 @@ def earlier_keys_kept(facts: Facts) -> Iterable[AttentionStatus]:
             "earlier_keys_kept",
             "soon",
             f"{count_of(len(rows), 'project')} with an earlier key not yet retired",
-            f"{listed(row.project for row in rows)}: no sweep has proven since the rotation that "
+            f"{listed(row.project for row in rows)}: since the rotation, no sweep has proven that "
             "nothing needs it.",
             _project_link(rows, "earlier_keks"),
             "Sweep the project; a clean end retires the earlier keys.",

@@ -137,7 +137,7 @@ class StreamFollower:
                     try:
                         take(record)
                     except Exception:  # noqa: BLE001  # one message must not hide all that follow
-                        _log.exception("passed over a message", stream=self._stream)
+                        _log.exception("skipped an unreadable message", stream=self._stream)
                     if not self._settled.is_set():
                         silence.cancel()
                         silence = loop.call_later(_SILENCE_S, self._settled.set)

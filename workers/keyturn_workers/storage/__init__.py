@@ -8,7 +8,7 @@
 | `signing` | AWS Signature Version 4 |
 | `s3_wire` | what requests contain and responses mean. Pure |
 | `listing` | the same for listings. Pure |
-| `vendor_errors` | the one place that translates errors of aiohttp and botocore |
+| `vendor_errors` | translates exceptions of aiohttp and botocore |
 | `probe` | what the configured bucket does: `keyturn doctor`, and each worker's start |
 | `clock` | the storage's clock |
 | `streaming_body` | large bodies |

@@ -249,7 +249,7 @@ class StorageClock:
 async def keep_clock_known(
     observe: Callable[[], Awaitable[None]], *, interval_s: float = INTERVAL_S
 ) -> None:
-    """Observe the storage's time now, and then at each interval, until cancelled.
+    """Observe the storage's time now, and then at each interval, until canceled.
 
     A response is a reference for ten minutes, and an inspection proves something only if the clock
     was known for two leases before. A sweep worker that was idle for longer could prove nothing for

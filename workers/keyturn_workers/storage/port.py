@@ -439,7 +439,7 @@ async def open_multipart(storage: Storage, s3_key: str, headers: Headers) -> Asy
     try:
         yield upload_id
     except BaseException:
-        # Shielded: a cancelled upload must not leave its parts behind either.
+        # Shielded: a canceled upload must not leave its parts behind either.
         await asyncio.shield(abort_multipart(storage, s3_key, upload_id))
         raise
 

@@ -1,4 +1,6 @@
-"""The one place where errors of aiohttp and botocore become errors of the port (SPEC 12).
+"""Turns exceptions of aiohttp and botocore into errors of the port (SPEC 12).
+
+S3's own error codes are in `s3_wire`.
 
 The text of the new error is only the operation and the kind of failure: some of the vendors'
 messages repeat the URL, which may contain a signature.

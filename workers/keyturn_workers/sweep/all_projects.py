@@ -191,7 +191,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
             return False
         except (UnknownMasterKeyError, KmsUnavailableError) as exc:
             # The others continue. A later pass tries again, perhaps in a process with the key.
-            _log.warning("project put off", project=project, code=exc.code, detail=exc.detail)
+            _log.warning("project deferred", project=project, code=exc.code, detail=exc.detail)
             one_pass.deferred += 1
             return False
         except (CorruptObjectError, GenerationMismatchError, KeyringContradictedError) as exc:

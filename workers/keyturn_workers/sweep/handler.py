@@ -94,7 +94,7 @@ class SweepHandler:
         with self._stage("take"):
             result = await self._page_worker.process(record, current, page)
         with self._stage("record"):
-            # Completed even if this message's handler is cancelled, as when the connection to
+            # Completed even if this message's handler is canceled, as when the connection to
             # the broker is lost. A result without the check that follows would stay for days.
             recording = asyncio.create_task(self._record(record, current.id, page, result))
             self._recording.add(recording)

@@ -300,7 +300,7 @@ def _rotations_of(keyring: Keyring) -> Iterable[Origin]:
 
 
 async def scan_periodically(periodic: PeriodicScan, *, interval_s: float) -> None:
-    """Scan for ever, at random intervals so that workers are out of step."""
+    """Scan forever, at random intervals so that workers are out of step."""
 
     async def scan() -> None:
         try:

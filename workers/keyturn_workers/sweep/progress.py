@@ -386,10 +386,10 @@ def reconcile_clock(
     elif not record.is_dated:
         # The worker that dated it may have met one slow front end, and dated it too early.
         record = _date_state_change(record, now, proves=proves)
-    parts_heard_at = record.parts_heard_at
-    if parts_heard_at is not None and parts_heard_at > now:
-        parts_heard_at = None
-    record = replace(record, parts_heard_at=parts_heard_at)
+    parts_notified_at = record.parts_notified_at
+    if parts_notified_at is not None and parts_notified_at > now:
+        parts_notified_at = None
+    record = replace(record, parts_notified_at=parts_notified_at)
     lease_s = record.lease_s
     record = _map_pages(record, lambda page: _drop_implausible_times(page, now, lease_s))
     return record, begins_again

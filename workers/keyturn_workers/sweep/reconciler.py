@@ -173,9 +173,9 @@ class Reconciler(StepRunner[ProjectRecord]):
         idle_steps = 0 if _has_progressed(stored.record, record) else record.idle_steps + 1
         record = replace(record, step=record.step + 1, stepped_at=now, idle_steps=idle_steps)
         with_parts = _is_due_for_parts(record, now)
-        heard = _origins_that_hear(stored.record, record, with_parts=with_parts)
-        if heard and with_parts:
-            record = replace(record, parts_heard_at=now)
+        notified = _origins_to_notify(stored.record, record, with_parts=with_parts)
+        if notified and with_parts:
+            record = replace(record, parts_notified_at=now)
         if not await self._store.change(record, stored.etag, snapshot.desired.master_key):
             return False
         if unpublished_origins(record):
@@ -187,7 +187,7 @@ class Reconciler(StepRunner[ProjectRecord]):
             wait_s = 0.0 if due_at is None else (due_at - now).total_seconds()
             idle_s = next(pause_s for steps, pause_s in _IDLE_S if idle_steps >= steps)
             await self._dispatcher.send_step(record, max(idle_s, wait_s))
-            for origin in heard:
+            for origin in notified:
                 await self._dispatcher.publish_progress(
                     project,
                     origin,
@@ -380,7 +380,7 @@ def _has_progressed(before: ProjectRecord, record: ProjectRecord) -> bool:
     return (before.round, len(open_origins(before))) != (record.round, len(open_origins(record)))
 
 
-def _origins_that_hear(
+def _origins_to_notify(
     before: ProjectRecord, record: ProjectRecord, *, with_parts: bool
 ) -> tuple[Origin, ...]:
     """The origins whose progress is published: none if nothing progressed."""
@@ -403,4 +403,4 @@ def _is_news(before: ProjectRecord, record: ProjectRecord, origin: Origin) -> bo
 def _is_due_for_parts(record: ProjectRecord, now: datetime) -> bool:
     """Whether progress of parts of a sweep of all may be published again."""
     pause = timedelta(seconds=_PART_PROGRESS_INTERVAL_S)
-    return record.parts_heard_at is None or now - record.parts_heard_at >= pause
+    return record.parts_notified_at is None or now - record.parts_notified_at >= pause

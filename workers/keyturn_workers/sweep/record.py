@@ -345,14 +345,14 @@ class ProjectRecord:
         stepped_lease_s: The lease of the worker that made the last step.
         step: The number of the step that the record waits for.
         stepped_at: The storage's `Date` of the last step.
-        parts_heard_at: When progress was last published to parts of a sweep of all.
+        parts_notified_at: When progress was last published to parts of a sweep of all.
         idle_steps: How many steps passed since one that had something to do.
         origins: The requests, open and ended, in the order in which they were added.
         master_key_named_at: When the newest request that named a master key was signed.
         round: The running round, if any.
         written: The writes of all results that steps have applied, of all rounds.
         clean_end: The clean end that is being made, if any.
-        evidence: The envelope of the newest evidence, in case that its file is lost.
+        evidence: The envelope of the newest evidence, in case its file is lost.
     """
 
     project: str
@@ -363,7 +363,7 @@ class ProjectRecord:
     is_dated: bool = False
     step: int = 0
     stepped_at: datetime | None = None
-    parts_heard_at: datetime | None = None
+    parts_notified_at: datetime | None = None
     idle_steps: int = 0
     origins: tuple[Origin, ...] = ()
     master_key_named_at: str | None = None

@@ -20,7 +20,7 @@ from keyturn.identifiers import is_project, is_short_name
 from keyturn.messages import load_json
 from keyturn.settings import json_text, seed_from_b64
 from keyturn.topology import REQUESTS
-from keyturn_workers.background import raise_if_cancelled
+from keyturn_workers.background import raise_if_canceled
 
 _ALL: Final = "*"
 # How often a file is checked, and how often it is read even if it looks unchanged.
@@ -227,4 +227,4 @@ class GrantsKeeper:
                     continue
             self._reload.clear()
             await self.refresh()
-            raise_if_cancelled()
+            raise_if_canceled()

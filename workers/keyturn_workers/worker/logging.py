@@ -16,7 +16,7 @@ from keyturn_workers.settings import LogFormat
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRINTABLE = (str, int, float, OSError, type(None))
 # These log every message or request, some with complete headers and URLs.
-# It logs each batch that it cannot send: `keyturn_workers.tracing.exporter` reports that once.
+# It logs each batch that it cannot send: `keyturn_workers.tracing.export` reports that once.
 _SILENT = "opentelemetry"
 _RENEWALS = "keyturn.tls"
 # Reconnects after a lost connection.

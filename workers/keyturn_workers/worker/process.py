@@ -123,7 +123,7 @@ class _App(FastStream):
     aio-pika takes a cancellation in the midst of an attempt to connect for an attempt that failed,
     and goes on, unless the connection is being closed (`RobustConnection`). FastStream starts the
     broker in a task that it cancels, and can close only a connection that it got: what it loses
-    would reconnect for ever. So the first attempt is a task of its own, which ends by its timeout,
+    would reconnect forever. So the first attempt is a task of its own, which ends by its timeout,
     and later ones end with the connection.
     """
 

@@ -18,7 +18,7 @@ from keyturn.identifiers import format_time
 from keyturn.messages import WorkerReported
 from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.audit import AuditProcess
-from keyturn_workers.background import raise_if_cancelled
+from keyturn_workers.background import raise_if_canceled
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.worker.metrics import WorkerMetrics
 
@@ -91,7 +91,7 @@ class WorkerReporter:
         await self._begun.wait()
         while not self._is_stopping:
             await self._report(is_stopping=False)
-            raise_if_cancelled()
+            raise_if_canceled()
             await asyncio.sleep(self._facts.settings.worker_report_interval_s)
 
     async def stop(self) -> None:

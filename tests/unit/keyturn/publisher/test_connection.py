@@ -35,7 +35,7 @@ def test_a_stop_of_nothing_is_a_loss() -> None:
 
 
 async def test_a_future_that_a_lost_connection_cancels_is_a_loss() -> None:
-    """When a heartbeat fails, aiormq cancels its futures; nothing cancelled this task."""
+    """When a heartbeat fails, aiormq cancels its futures; nothing canceled this task."""
     future = asyncio.get_running_loop().create_future()
     future.cancel()
     with pytest.raises(ConnectionError), normalize_connection_errors():

@@ -346,7 +346,7 @@ async def test_the_end_of_a_sweep_ends_it_for_every_try(waiter: _Reading, first:
 @pytest.mark.parametrize(
     "became_of_it",
     [OutcomeUnknownError, asyncio.CancelledError, NotDeliveredError],
-    ids=["unknown", "cancelled", "not delivered"],
+    ids=["unknown", "canceled", "not delivered"],
 )
 @pytest.mark.parametrize("began", ["before", "meanwhile", "after"])
 async def test_where_a_try_may_not_have_arrived_the_one_before_answers_too(

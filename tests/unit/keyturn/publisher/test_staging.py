@@ -170,7 +170,7 @@ async def test_a_source_that_fails_fails_as_it_did_and_leaves_nothing() -> None:
     assert (s3.objects, s3.uploads) == ({}, {})
 
 
-async def test_a_cancelled_upload_is_aborted() -> None:
+async def test_a_canceled_upload_is_aborted() -> None:
     s3 = FakeS3(hold=asyncio.Event())
     task = asyncio.create_task(_put(s3, bytes(500_000)))
     await s3.begun.wait()

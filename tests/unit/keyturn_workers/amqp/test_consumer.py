@@ -71,7 +71,7 @@ async def test_deliveries_are_bounded_by_the_prefetch_before_any_arrives(
     assert order.index("set_qos") < order.index("get_queue")
 
 
-async def test_a_consumer_that_the_broker_cancelled_is_not_active(
+async def test_a_consumer_that_the_broker_canceled_is_not_active(
     connection: FakeConnection, direct: DirectConsumer
 ) -> None:
     """As it does when the queue is deleted."""
@@ -123,7 +123,7 @@ async def test_the_grace_period_ends_the_wait(
     await delivery
 
 
-async def test_a_handler_that_is_cancelled_is_no_longer_waited_for(
+async def test_a_handler_that_is_canceled_is_no_longer_waited_for(
     connection: FakeConnection, direct: DirectConsumer
 ) -> None:
     delivery = await _begin(connection)
@@ -137,7 +137,7 @@ async def test_a_handler_that_is_cancelled_is_no_longer_waited_for(
 async def test_a_broker_that_does_not_answer_does_not_hold_up_the_end(
     connection: FakeConnection, direct: DirectConsumer
 ) -> None:
-    """Nor is the request to it cancelled: aiormq would close the channel of the handlers."""
+    """Nor is the request to it canceled: aiormq would close the channel of the handlers."""
     request: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def never(_: str) -> None:

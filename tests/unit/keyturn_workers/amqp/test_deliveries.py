@@ -520,7 +520,7 @@ async def test_a_closed_channel_raises_nothing() -> None:
     assert await consume(FakeHandler(scene), delivery) == ["served", "published failed"]
 
 
-async def test_a_cancelled_delivery_is_neither_acknowledged_nor_given_back() -> None:
+async def test_a_canceled_delivery_is_neither_acknowledged_nor_given_back() -> None:
     """At the end of the grace period the broker itself redelivers the message."""
     scene = Scene()
     handler = FakeHandler(scene, gate=asyncio.Event())

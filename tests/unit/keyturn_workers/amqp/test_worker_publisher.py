@@ -91,7 +91,7 @@ async def _turns() -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("end", ["confirmed", "lost", "cancelled"])
+@pytest.mark.parametrize("end", ["confirmed", "lost", "canceled"])
 async def test_copies_of_one_message_are_published_one_after_the_other(end: str) -> None:
     """A returned message is known by its id only: each copy could get the other's outcome."""
     broker = _Copies()

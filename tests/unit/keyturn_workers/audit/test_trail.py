@@ -196,7 +196,7 @@ async def test_what_cannot_be_published_at_the_end_is_counted() -> None:
     assert (log.lost, len(log.records)) == (2, 2)
 
 
-async def test_a_cancelled_caller_leaves_its_record() -> None:
+async def test_a_canceled_caller_leaves_its_record() -> None:
     stream = Stream()
     stream.gate.clear()
     trail = trail_to(stream)

@@ -82,7 +82,7 @@ def test_what_is_malformed_is_the_default() -> None:
     ("change", "kind", "word"),
     [
         ({}, "busy", "Running"),
-        ({"status": "failed"}, "bad", "Stopped"),
+        ({"status": "failed"}, "bad", "Failed"),
         ({"status": None}, "bad", "Unreadable"),
         ({"status": "done", "clean": True}, "ok", "Clean"),
         ({"status": "done", "clean": False, "counts": _COUNTS}, "warn", "Not clean, 1 failed"),
@@ -194,7 +194,7 @@ def test_the_moments_of_a_sweep_pass_one_after_the_other() -> None:
     ("change", "title"),
     [
         ({"status": "done", "clean": False}, "Ended, not clean"),
-        ({"status": "failed"}, "Stopped"),
+        ({"status": "failed"}, "Failed"),
         ({}, "Proven"),
     ],
 )

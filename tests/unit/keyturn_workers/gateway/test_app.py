@@ -207,7 +207,7 @@ async def test_a_project_at_its_share_of_requests_leaves_the_rest_to_others() ->
     assert (await serving.ask()).status == 200
 
 
-async def test_a_cancelled_request_releases_its_slot() -> None:
+async def test_a_canceled_request_releases_its_slot() -> None:
     serving = Serving(concurrency=1)
     serving.bench.plant_sealed(bytes(20 * CHUNK))
     connection = Connection()

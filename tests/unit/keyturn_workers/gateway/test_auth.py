@@ -289,7 +289,7 @@ async def test_many_callers_of_an_unknown_project_share_one_read() -> None:
     assert bench.storage.calls == {"read": 1}
 
 
-async def test_a_cancelled_caller_does_not_cancel_the_others() -> None:
+async def test_a_canceled_caller_does_not_cancel_the_others() -> None:
     bench = Bench()
     first = asyncio.create_task(bench.authenticate())
     others = [asyncio.create_task(bench.authenticate()) for _ in range(3)]

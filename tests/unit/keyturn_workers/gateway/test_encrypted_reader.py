@@ -511,7 +511,7 @@ async def test_a_prefetched_chunk_is_authenticated_like_any_other() -> None:
 async def test_a_failed_read_is_raised_unwrapped(
     index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of the two fails, the other is cancelled."""
+    """Whichever of the two fails, the other is canceled."""
     monkeypatch.setattr("keyturn_workers.gateway.objects._RESUMES", 0)
     storage = WatchedStorage()
     storage.together = 2

@@ -58,7 +58,7 @@ async def _connected(
     finally:
         writer.transport.abort()
         server.close()
-        # A request that does not see the disconnect is cancelled here, and its test fails.
+        # A request that does not see the disconnect is canceled here, and its test fails.
         async with asyncio.timeout(_TIMEOUT_S):
             await asyncio.gather(*state.tasks, return_exceptions=True)
         await lost

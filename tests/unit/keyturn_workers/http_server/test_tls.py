@@ -236,7 +236,7 @@ async def test_silent_clients_do_not_keep_others_out(tmp_path: Path) -> None:
         silent = [await stack.enter_async_context(server.silent()) for _ in range(_MAX_CONNECTIONS)]
         while len(server.state.connections) < _MAX_CONNECTIONS:  # noqa: ASYNC110  # nothing reports it
             await asyncio.sleep(0.01)
-        # The set is small: a new client may itself be closed for the next one, but not for ever.
+        # The set is small: a new client may itself be closed for the next one, but not forever.
         for _ in range(5):
             async with server.connected() as (reader, writer):
                 assert await _get(reader, writer) == b"HTTP/1.1 200 OK"

@@ -204,7 +204,7 @@ async def test_a_call_without_an_answer_ends() -> None:
     assert bench.breaker.is_away
 
 
-async def test_a_probe_that_is_cancelled_leaves_the_next_one_to_another() -> None:
+async def test_a_probe_that_is_canceled_leaves_the_next_one_to_another() -> None:
     bench = Bench(DOWN)
     await bench.fail()
     bench.provider.failure, bench.provider.held = None, asyncio.Event()

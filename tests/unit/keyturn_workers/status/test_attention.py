@@ -216,6 +216,20 @@ def test_an_item_links_to_what_shows_it(facts: dict[str, Any], link: dict[str, A
     assert item.link.model_dump(exclude_none=True) == link
 
 
+@pytest.mark.parametrize(
+    ("queue", "role"),
+    [
+        ("keyturn.upload", "upload"),
+        ("keyturn.control", "control"),
+        ("keyturn.plan", "sweep"),
+        ("keyturn.sweep", "sweep"),
+    ],
+)
+def test_an_unserved_queue_names_the_worker_that_consumes_it(queue: str, role: str) -> None:
+    items = find_attention(Facts(**_queue(queue=queue, consumers=0)))
+    assert [each.command for each in items] == [f"keyturn worker {role}"]
+
+
 def test_many_projects_are_one_item_and_a_few_have_their_own() -> None:
     many = [
         ProjectStatus(project=f"p{n}", last_end_sweep=uid(n), last_end_clean=False)

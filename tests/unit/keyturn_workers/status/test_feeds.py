@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Streams:
-    """Streams in memory, each followed for ever."""
+    """Streams in memory, each followed forever."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.records: dict[str, list[StreamRecord]] = {}

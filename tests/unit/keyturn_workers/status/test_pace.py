@@ -1,4 +1,4 @@
-"""What is more urgent goes first, though no report waits for ever (SPEC 16.1)."""
+"""What is more urgent goes first, though no report waits forever (SPEC 16.1)."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_contradictions_that_contradict_each_other_are_no_new_reference() -> Non
 def test_a_wrong_front_end_that_is_met_first_does_not_remain_the_reference(
     ahead_s: float, others: int
 ) -> None:
-    """Each of its responses put off the others for ever."""
+    """Each of its responses put off the others forever."""
     on = Machine()
     right = [0.0] * others
     given = on.responses(180, ahead_s, *right)

@@ -549,7 +549,7 @@ def test_a_page_waits_for_no_moment_that_only_a_wrong_date_explains() -> None:
         page(2, sent_at=PROOF),
         page(3, sent_at=None, not_before=soon),
         stepped_at=ahead,
-        parts_heard_at=ahead,
+        parts_notified_at=ahead,
     )
     after, _ = reconcile_clock(before, PROOF, proves=True)
     assert [(each.sent_at, each.not_before) for each in the_round(after).open_pages] == [
@@ -558,7 +558,7 @@ def test_a_page_waits_for_no_moment_that_only_a_wrong_date_explains() -> None:
         (PROOF, None),
         (None, soon),
     ]
-    assert after.parts_heard_at is None
+    assert after.parts_notified_at is None
     assert [each.page for each in mark_due_pages(the_round(after), PROOF)[1]] == [0, 1]
 
 

@@ -374,8 +374,8 @@ async def test_only_the_origins_of_the_round_hear_of_its_progress() -> None:
     await on.deliver()
     await on.start(origin(origin_id=LATER_ID))
     await on.deliver_until(lambda record: record.written.rewrapped == 3)
-    heard = {(each.publisher, each.sweep_id) for each in _events(on, "sweep.progressed")}
-    assert heard == {("api", SWEEP_ID), ("web", OTHER_ID)}
+    notified = {(each.publisher, each.sweep_id) for each in _events(on, "sweep.progressed")}
+    assert notified == {("api", SWEEP_ID), ("web", OTHER_ID)}
 
 
 async def test_a_part_leaves_an_end_for_its_walk_and_evidence() -> None:

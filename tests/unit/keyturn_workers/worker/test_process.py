@@ -182,7 +182,7 @@ async def test_a_worker_does_not_start_without_knowing_which_keys_to_refuse(
 async def test_a_bucket_that_may_be_unsafe_is_used_even_if_a_check_fails_every_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Some servers answer these requests with an error for ever: the cautious answer holds."""
+    """Some servers answer these requests with an error forever: the cautious answer holds."""
     storage = _SlowDown("/d/c", math.inf)
     _use(monkeypatch, storage)
     with stamina.set_testing(True, attempts=process._PROBES + 1):

@@ -49,7 +49,7 @@ OBSTACLES: Final = {
     None: "It can be replayed.",
     "body": "Its body was not kept: with this code, only what identifies the request is.",
     "type": "It names no type of request, so there is no queue to replay it to.",
-    "expired": "It is past its age, and would be refused again. Its request must be signed anew: "
+    "expired": "It has expired, would be refused again, and must be re-signed: "
     "the publisher sends it again, or an operator runs `keyturn dead replay --resign`.",
 }
 """Why a letter cannot be replayed from the console."""

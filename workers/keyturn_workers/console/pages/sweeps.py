@@ -46,7 +46,7 @@ _STATES: Final = {
     "running": "Running",
     "not_clean": "Ended, not clean",
     "done": "Ended",
-    "failed": "Stopped",
+    "failed": "Failed",
 }
 _KINDS: Final = {"": "Any", "rotation": "Rotations", "sweep": "Sweeps"}
 # A spreadsheet takes a cell that begins so for a formula; some take full-width signs, too.

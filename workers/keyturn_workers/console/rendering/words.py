@@ -1,6 +1,6 @@
 """Addresses of pages, and what pages say about sweeps, records and codes (SPEC 8.6, 16.2). Pure.
 
-An address is a person's or a bookmark's: what is malformed in it is the default.
+Addresses are typed or bookmarked, so malformed values fall back to defaults.
 """
 
 from collections.abc import Sequence
@@ -168,7 +168,7 @@ def sweep_badge(row: SweepStatus) -> Badge:
     if row.status == "running":
         return Badge("busy", "Running")
     if row.status == "failed":
-        return Badge("bad", "Stopped")
+        return Badge("bad", "Failed")
     if row.status is None:
         return Badge("bad", "Unreadable")
     if row.clean:
@@ -234,7 +234,7 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
 
 def _end_title(row: SweepStatus) -> str:
     if row.status == "failed":
-        return "Stopped"
+        return "Failed"
     return "Ended, not clean" if row.status == "done" and not row.clean else "Proven"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from keyturn.errors import SettingsError, StorageUnavailableError
-from keyturn_workers.errors import RefusedError, StorageAnswerError, UnsafeStorageError
+from keyturn_workers.errors import RefusedError, StorageAnswerError
 from keyturn_workers.storage.port import Capabilities, Headers
 from keyturn_workers.storage.probe import checks
 from keyturn_workers.storage.probe.checks import CHECKS, Check, Needed
@@ -76,16 +76,6 @@ class Report:
             unlisted_names=checks.ALL_NAMES not in passed,
             lists_by_path=order == BY_PATH if order else None,
         )
-
-    def check(self) -> None:
-        """Refuse a bucket on which Keyturn's guarantees would not hold.
-
-        Raises:
-            UnsafeStorageError: a requirement of SPEC 10 is not met; names each row.
-        """
-        if self.unsafe:
-            rows = "; ".join(f"{row.name}: {row.detail}" for row in self.unsafe)
-            raise UnsafeStorageError(f"the bucket does not meet the requirements: {rows}")
 
 
 async def probe(storage: ProbeStorage, *, quick: bool = False) -> Report:
