@@ -23,6 +23,7 @@ FRESH_S: Final = 15.0
 TIMEOUT_S: Final = 2.0
 BUCKETS: Final = 60
 _MAX_BYTES: Final = 1024 * 1024
+_MAX_COUNT: Final = 2.0**53
 _MINUTE_S: Final = 60
 _SERIES: Final = {
     "stored": 'sum(increase(keyturn_requests_served_total{{type="upload.stored"}}[{0}s]))',
@@ -92,8 +93,10 @@ class Prometheus:
     async def _read(self, hours: int) -> History:
         known = self._known.get(hours, (0.0, History()))[1]
         try:
-            history = await self._ask(hours, datetime.now(UTC))
-        except (httpx2.HTTPError, _UnusableError) as exc:
+            # The client's own timeout is that of each piece.
+            async with asyncio.timeout(TIMEOUT_S):
+                history = await self._ask(hours, datetime.now(UTC))
+        except (TimeoutError, httpx2.HTTPError, _UnusableError) as exc:
             history = replace(known, problem=_words(exc))
         self._known[hours] = (time.monotonic(), history)
         return history
@@ -160,11 +163,13 @@ class Prometheus:
 
 
 def _pairs(row: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """The times and values of a row; NaN counts as nothing."""
+    """The times and values of a row; what is no count, such as NaN, counts as nothing."""
     try:
         pairs = [(float(at), float(value)) for at, value in row.get("values", [row.get("value")])]
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, OverflowError) as exc:
         raise _UnusableError from exc
+    if not all(math.isfinite(at) and not _MAX_COUNT < value < math.inf for at, value in pairs):
+        raise _UnusableError
     return [(at, max(0.0, value)) for at, value in pairs if math.isfinite(value)]
 
 
@@ -174,16 +179,24 @@ def _codes(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
     counts = [
         (code, sum(value for _, value in _pairs(row)))
         for row in rows
-        if (code := (row.get("metric") or {}).get("code")) in known
+        if (code := _code(row)) in known
     ]
     seen = [(code, count) for code, count in counts if round(count)]
     return sorted(seen, key=lambda each: (-each[1], each[0]))
 
 
+def _code(row: Mapping[str, Any]) -> str:
+    metric = row.get("metric")
+    code = metric.get("code", "") if isinstance(metric, dict) else None
+    if not isinstance(code, str):
+        raise _UnusableError
+    return code
+
+
 def _words(error: Exception) -> str:
     if isinstance(error, httpx2.HTTPStatusError):
         return f"Prometheus answered with status {error.response.status_code}."
-    if isinstance(error, httpx2.TimeoutException):
+    if isinstance(error, TimeoutError | httpx2.TimeoutException):
         return "Prometheus did not answer in time."
     if isinstance(error, httpx2.HTTPError):
         return "Prometheus cannot be reached."

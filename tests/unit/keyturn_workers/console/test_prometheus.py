@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import httpx2
@@ -13,6 +13,9 @@ import pytest
 
 from keyturn_workers.console import prometheus as module
 from keyturn_workers.console.prometheus import BUCKETS, Prometheus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 _URL = "http://user:secret@prometheus.test:9090/prefix"
 
@@ -44,6 +47,10 @@ class _Server:
                 {"metric": {"code": "not_permitted"}, "value": [0, "0"]},
             ]
         return httpx2.Response(200, content=orjson.dumps({"data": {"result": result}}))
+
+
+def _result(rows: list[Any]) -> httpx2.Response:
+    return httpx2.Response(200, content=orjson.dumps({"data": {"result": rows}}))
 
 
 def _prometheus(server: _Server) -> Prometheus:
@@ -92,6 +99,11 @@ async def test_an_answer_serves_all_who_look_for_a_while(monkeypatch: pytest.Mon
             "something else",
         ),
         (httpx2.Response(200, content=b" " * (1024 * 1024 + 1)), "something else"),
+        (_result([{"metric": "x", "value": [0, "1"]}]), "something else"),
+        (_result([{"metric": {"code": []}, "value": [0, "1"]}]), "something else"),
+        (_result([{"metric": {}, "values": [["inf", "1"]]}]), "something else"),
+        (_result([{"metric": {}, "values": [["nan", "1"]]}]), "something else"),
+        (_result([{"metric": {}, "values": [[0, "1e308"], [0, "1e308"]]}] * 2), "something else"),
     ],
 )
 async def test_what_cannot_be_read_is_said_beside_what_was_read_before(
@@ -114,3 +126,22 @@ async def test_what_cannot_be_read_is_said_beside_what_was_read_before(
 async def test_what_is_no_count_is_nothing(value: str) -> None:
     history = await _prometheus(_Server(value)).read(1)
     assert history.totals["stored"] == 0
+
+
+async def test_an_answer_that_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece comes within the timeout of a read, and the answer never ends."""
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.05)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        del request
+        return httpx2.Response(200, content=trickle())
+
+    prometheus = Prometheus(_URL, transport=httpx2.MockTransport(answer))
+    async with asyncio.timeout(5):
+        history = await prometheus.read(1)
+    assert "in time" in history.problem
