@@ -63,7 +63,8 @@ class DeadLetterMover:
                 is_selected,
                 code=request.code,
                 letters=None if request.letters is None else frozenset(request.letters),
-                before=request.requested_at_instant,
+                # Its clock may be ahead: what dies again meanwhile is not replayed once more.
+                before=min(request.requested_at_instant, self._now()),
             ),
             record=self._recorder(request, origin),
         )

@@ -89,10 +89,11 @@ class Snapshot:
 
 @dataclass(slots=True)
 class _Renewal:
-    """One pass over the listings."""
+    """One pass over the listings; `is_cut` once there were too many records."""
 
     at: datetime
     received: int
+    is_cut: bool = False
     task: asyncio.Task[None] | None = None
     listed: dict[str, ObjectSummary] = field(default_factory=dict)
 
@@ -132,7 +133,6 @@ class Index:
         self._renewal: _Renewal | None = None
         self._renewed: _Renewal | None = None  # the last one that came to its end
         self._renewed_s = 0.0
-        self._is_cut = False
         self._version = 0
         self._joined: tuple[tuple[int, int, bool], Snapshot] | None = None
 
@@ -195,7 +195,6 @@ class Index:
 
     async def _renew(self, renewal: _Renewal) -> None:
         try:
-            self._is_cut = False
             async for row in self._storage.list(KEYRINGS_PREFIX):
                 if not self._take(renewal, row, len(renewal.listed)):
                     break
@@ -225,7 +224,7 @@ class Index:
     def _take(self, renewal: _Renewal, row: ObjectSummary, count: int) -> bool:
         """Note a listed record; False once there are too many."""
         if count >= self._max_rows:
-            self._is_cut = True
+            renewal.is_cut = True
             return False
         if record_of(row) is not None:
             renewal.listed[row.key] = row
@@ -293,7 +292,7 @@ class Index:
             renewed.at,
             renewed.received,
             None,
-            is_complete=self._renewed is not None and not self._is_cut,
+            is_complete=self._renewed is not None and not self._renewed.is_cut,
         )
         self._joined = (key, snapshot)
         return snapshot

@@ -177,7 +177,11 @@ def filter_audit(rows: Iterable[AuditStatus], wanted: StatusFilter) -> list[Audi
 def _is_wanted(row: AuditStatus, wanted: StatusFilter) -> bool:
     is_ok = row.outcome in ("done", "started")
     # A console asks for reports by itself, and these are most of all records.
-    is_own_report = is_ok and row.request_type == "status.requested" and row.actor == row.publisher
+    is_own_report = (
+        row.action == "request.served"
+        and row.request_type == "status.requested"
+        and row.actor == row.publisher
+    )
     return (
         (bool(wanted.reports) or not is_own_report)
         and (wanted.since is None or row.at >= wanted.since)

@@ -108,6 +108,14 @@ async def test_all_of_a_code_that_died_before_the_request_are_moved_and_counted(
     assert (handled.logged["moved"], handled.logged["left"]) == (1, 0)
 
 
+async def test_a_letter_that_dies_again_stays_where_the_requests_clock_is_ahead(
+    broker: MemoryBroker, trail: AuditTrail
+) -> None:
+    broker.fill(_DEAD, _letter("a"), _letter("again", dead_at="2026-11-26T10:00:31Z"))
+    await _serve(trail, _request(requested_at="2026-11-26T10:05:00Z"))
+    assert [letter.message_id for letter in broker.queues[_DEAD]] == ["again"]
+
+
 async def test_single_letters_are_named_by_the_digests_of_their_bodies(
     broker: MemoryBroker, trail: AuditTrail
 ) -> None:

@@ -27,6 +27,8 @@ from tests.unit.keyturn_workers.status.bucket import AT_ONCE, KEYS, Bucket
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from keyturn.messages import ProjectStatus
 
 _NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -102,6 +104,29 @@ async def test_too_many_records_are_cut_and_the_index_says_so() -> None:
     snapshot = await scene.renewed()
     assert _rows(snapshot).keys() == {"a", "b"}
     assert not snapshot.is_complete
+
+
+async def test_an_index_that_was_cut_is_not_complete_while_it_is_renewed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = _Scene(max_rows=2)
+    await scene.bucket.enroll(*map(keyring, ("a", "b", "c")))
+    await scene.renewed()
+    list_rows = scene.bucket.storage.list
+
+    async def hang(prefix: str, **more: Any) -> AsyncIterator[Any]:
+        if not more:
+            await asyncio.Event().wait()
+        async for row in list_rows(prefix, **more):
+            yield row
+
+    monkeypatch.setattr(scene.bucket.storage, "list", hang)
+    scene.clock.seconds += 2
+    await scene.index.snapshot(wait_s=0.01)
+    scene.bucket.replace(rotated(keyring("a")))
+    await scene.index.of_project("a")
+    assert not (await scene.index.snapshot(wait_s=0)).is_complete
+    await scene.index.close()
 
 
 async def test_a_listing_that_fails_is_the_answer_and_the_next_question_lists_again(

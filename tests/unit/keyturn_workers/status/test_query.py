@@ -176,16 +176,23 @@ _RECORDS = [
     _record(3, action="request.refused", outcome="not_permitted", project="acme"),
     _record(4, action="download", role="download", outcome="started", object_key="q3.pdf"),
     _record(5, request_id=_ID.format(7), project="acme"),
+    _record(
+        6,
+        action="dead_letter.discarded",
+        outcome="started",
+        request_type="status.requested",
+        actor="console",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("wanted", "counters"),
     [
-        ({}, [2, 3, 4, 5]),
-        ({"reports": True}, [1, 2, 3, 4, 5]),
+        ({}, [2, 3, 4, 5, 6]),
+        ({"reports": True}, [1, 2, 3, 4, 5, 6]),
         ({"outcome": "not_ok"}, [3]),
-        ({"outcome": "ok"}, [2, 4, 5]),
+        ({"outcome": "ok"}, [2, 4, 5, 6]),
         ({"action": "download"}, [4]),
         ({"project": "acme"}, [3, 5]),
         ({"actor": "kim"}, [2, 3, 4, 5]),
