@@ -8,11 +8,16 @@ answered with what has been read so far; the renewal goes on.
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from keyturn.errors import CodedError, EvidenceError, MarksUnavailableError
+from keyturn.errors import (
+    CodedError,
+    EvidenceError,
+    MarksUnavailableError,
+    StorageUnavailableError,
+)
 from keyturn.evidence import parse as parse_evidence
 from keyturn.identifiers import (
     ALL_PROJECTS,
@@ -21,6 +26,7 @@ from keyturn.identifiers import (
     keyring_s3_key,
 )
 from keyturn.messages import ProjectStatus, SweepStatus
+from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import Keyring, Mark, MarkState, Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.query import order_sweeps
@@ -58,6 +64,7 @@ class _Entry:
         mark: What a mark would say of it.
         sweeps: The rows of a record of sweeps.
         proven_at: When the newest evidence in that record was complete.
+        is_unread: Whether the storage did not give it.
         read_at_s: When it was read; of one that does not open, the reason may pass.
     """
 
@@ -67,6 +74,7 @@ class _Entry:
     sweeps: tuple[SweepStatus, ...] = ()
     proven_at: str | None = None
     is_unreadable: bool = False
+    is_unread: bool = False
     read_at_s: float = 0.0
 
 
@@ -240,6 +248,10 @@ class Index:
         for batch in read_batches(records, _READ_AT_ONCE):
             await self._pace.next_batch()
             entries = await asyncio.gather(*map(self._entry, batch))
+            if all(entry is not None and entry.is_unread for entry in entries):
+                # Is it the storage, or these records, such as some that another key encrypts?
+                async for _ in self._storage.list(KEYRINGS_PREFIX, limit=1):
+                    pass
             for record, entry in zip(batch, entries, strict=True):
                 self._keep(record.listed.key, entry)
 
@@ -261,19 +273,26 @@ class Index:
 
         A record of sweeps that does not open has no row: nothing says which sweeps it had.
         """
-        opened = await open_record(self._storage, self._keys, record)
+        try:
+            opened = await open_record(self._storage, self._keys, record)
+        except (StorageUnavailableError, StorageAnswerError) as exc:
+            # One record that the storage does not give must not hide all others.
+            unread = StorageUnavailableError(f"it cannot be read: {type(exc).__name__}")
+            return replace(self._unreadable(record, unread), is_unread=True)
         if opened is None:
             return None
         if isinstance(opened, CodedError):
-            return _Entry(
-                record.listed.etag,
-                None
-                if record.sweep_path is not None
-                else unreadable_project(record.project, opened),
-                is_unreadable=True,
-                read_at_s=self._clock_s(),
-            )
+            return self._unreadable(record, opened)
         return _opened_entry(opened)
+
+    def _unreadable(self, record: Record, error: CodedError) -> _Entry:
+        is_keyring = record.sweep_path is None
+        return _Entry(
+            record.listed.etag,
+            unreadable_project(record.project, error) if is_keyring else None,
+            is_unreadable=True,
+            read_at_s=self._clock_s(),
+        )
 
     # What it knows.
 

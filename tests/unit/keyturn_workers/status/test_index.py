@@ -12,6 +12,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import Mark
+from keyturn_workers.status import index as index_module
 from keyturn_workers.status.index import Index, Snapshot
 from tests.unit.keyturn_workers.cli.status_bucket import (
     all_record,
@@ -127,6 +128,54 @@ async def test_an_index_that_was_cut_is_not_complete_while_it_is_renewed(
     await scene.index.of_project("a")
     assert not (await scene.index.snapshot(wait_s=0)).is_complete
     await scene.index.close()
+
+
+async def test_a_record_that_the_storage_does_not_give_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one that somebody else's key encrypts (SSE-C)."""
+    scene = _Scene()
+    await scene.bucket.enroll(*map(keyring, ("0", "a")))
+    read = scene.bucket.storage.read
+
+    async def refuse(s3_key: str, **more: Any) -> Any:
+        if s3_key == keyring_s3_key("0"):
+            raise StorageUnavailableError("400 InvalidRequest")
+        return await read(s3_key, **more)
+
+    monkeypatch.setattr(scene.bucket.storage, "read", refuse)
+    monkeypatch.setattr(index_module, "_READ_AT_ONCE", 1)
+    snapshot = await scene.renewed()
+    rows = _rows(snapshot)
+    assert {name: row.code for name, row in rows.items()} == {
+        "0": "storage_unavailable",
+        "a": None,
+    }
+    assert snapshot.is_complete
+
+
+async def test_while_the_storage_gives_nothing_the_index_is_not_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("a"))
+    list_rows = scene.bucket.storage.list
+
+    async def away(prefix: str, **more: Any) -> AsyncIterator[Any]:
+        if more:
+            raise StorageUnavailableError("away")
+        async for row in list_rows(prefix):
+            yield row
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise StorageUnavailableError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scene.bucket.storage, "list", away)
+        patched.setattr(scene.bucket.storage, "read", refuse)
+        with pytest.raises(StorageUnavailableError):
+            await scene.renewed()
+    assert (await scene.renewed()).projects[0].code is None
 
 
 async def test_a_listing_that_fails_is_the_answer_and_the_next_question_lists_again(
