@@ -258,7 +258,11 @@ class BlockingCalls:
             with suppress(RuntimeError):  # the process ends, and its loop is closed
                 loop.call_soon_threadsafe(settle, outcome)
 
-        threading.Thread(target=serve, name="pkcs11", daemon=True).start()
+        try:
+            threading.Thread(target=serve, name="pkcs11", daemon=True).start()
+        except RuntimeError:  # the process or its container has too many
+            self._places.release()
+            raise KmsUnavailableError("no thread for a call to the PKCS #11 token") from None
         return future
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
@@ -44,6 +45,7 @@ _FRESH_S: Final = 5.0
 _SHARE: Final = 10
 """The part of the time that is spent on reading is one in this number."""
 _LOCK_TIMEOUT_S: Final = 2.0
+_log = structlog.get_logger()
 _WORD_MAX_CHARACTERS: Final = 64
 _DETAIL_MAX_CHARACTERS: Final = 300
 _TEXT_MAX_CHARACTERS: Final = 2000
@@ -132,6 +134,10 @@ class DeadLetterView:
             return  # the reading before says how old it is
         except (UnknownQueueError, AMQPException, OSError, *CONNECTION_EXCEPTIONS) as exc:
             self._problem = describe_broker_failure(exc)
+            return
+        except Exception as exc:  # noqa: BLE001  # no report may show letters as if there were none
+            _log.exception("dead letters not read")
+            self._problem = f"internal failure: {type(exc).__name__}"
             return
         self._problem = None
         self._last = Reading(at, tuple(letters), tuple(queues))

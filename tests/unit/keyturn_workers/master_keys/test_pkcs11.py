@@ -361,3 +361,16 @@ def test_a_hanging_call_does_not_keep_the_process() -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("gave up\n", "")
+
+
+async def test_a_call_that_gets_no_thread_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = BlockingCalls(1, 5)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(KmsUnavailableError, match="no thread"):
+            await calls.run(lambda: 1)
+    assert await calls.run(lambda: 2) == 2

@@ -202,3 +202,16 @@ async def test_a_letter_with_a_lone_surrogate_does_not_spoil_the_report(scene: _
     scene.broker.fill(_UNSIGNED, Letter(odd, {}, "odd"))
     report = await scene.report()
     assert b"unreadable" in encode(report)
+
+
+async def test_letters_that_cannot_be_described_are_not_shown_as_none(
+    scene: _Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise TypeError("odd")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "read_letters", fail)
+        with pytest.raises(StorageUnavailableError, match="TypeError"):
+            await scene.report()
+    assert (await scene.report()).is_complete
