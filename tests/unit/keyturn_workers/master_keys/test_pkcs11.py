@@ -366,7 +366,7 @@ def test_a_hanging_call_does_not_keep_the_process() -> None:
 async def test_a_call_that_gets_no_thread_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = BlockingCalls(1, 5)
 
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
