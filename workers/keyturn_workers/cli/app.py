@@ -154,11 +154,7 @@ def root(
     """Encrypt many customers' files in one S3 bucket, and rotate their keys."""
     _load_env_files(env_file or [])
     tolerate_odd_properties()
-    if context.invoked_subcommand not in (
-        "worker",
-        "gateway",
-        "console",
-    ):  # which configure their own logs
+    if context.invoked_subcommand not in _PROCESSES:  # which configure their own logs
         _silence_libraries()
 
 

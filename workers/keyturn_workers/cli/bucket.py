@@ -6,7 +6,7 @@ An address is shown without what may be secret in it: user, password, query.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from yarl import URL
 
@@ -17,8 +17,6 @@ from keyturn_workers.storage import Storage
 
 if TYPE_CHECKING:
     from keyturn_workers.storage.s3 import S3Storage
-
-_T = TypeVar("_T")
 
 
 def broker_endpoint() -> str | None:
@@ -101,18 +99,6 @@ async def count(items: AsyncIterator[object]) -> int:
     async for _ in items:
         number += 1
     return number
-
-
-async def batched(items: AsyncIterator[_T], size: int) -> AsyncIterator[list[_T]]:
-    """The items in lists of `size`; the last one may be shorter."""
-    batch: list[_T] = []
-    async for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 @asynccontextmanager

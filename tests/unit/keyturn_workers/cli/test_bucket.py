@@ -10,7 +10,7 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.bucket import batched, count_objects, open_bucket, optional_task
+from keyturn_workers.cli.bucket import count_objects, open_bucket, optional_task
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import s3 as s3_storage
 from tools.harness.memory_storage import MemoryStorage
@@ -65,17 +65,6 @@ async def test_the_objects_of_one_project_are_counted() -> None:
         storage.plant(key, b"", Headers({}))
     assert await count_objects(storage, "acme") == 2
     assert await count_objects(storage, "none") == 0
-
-
-@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (3, [3]), (7, [3, 3, 1])])
-async def test_batches_are_full_except_for_the_last(count: int, sizes: list[int]) -> None:
-    async def items() -> AsyncIterator[int]:
-        for item in range(count):
-            yield item
-
-    found = [batch async for batch in batched(items(), 3)]
-    assert [len(batch) for batch in found] == sizes
-    assert [item for batch in found for item in batch] == list(range(count))
 
 
 async def test_what_runs_beside_a_command_ends_with_it() -> None:
