@@ -117,6 +117,7 @@ class Index:
         witness: The marks that keyrings are compared with.
         clock_s: Seconds that only grow; for tests.
         max_rows: How many rows of keyrings, and of sweeps, are kept.
+        is_whole: Whether one record that the storage does not give is an error, and not a row.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Index:
         witness: Witness | None = None,
         clock_s: Callable[[], float] = time.monotonic,
         max_rows: int = OF_WORKER.rows,
+        is_whole: bool = False,
     ) -> None:
         self._storage = storage
         self._keys = keys
@@ -137,6 +139,7 @@ class Index:
         self._witness = witness
         self._clock_s = clock_s
         self._max_rows = max_rows
+        self._is_whole = is_whole
         self._entries: dict[str, _Entry] = {}
         self._renewal: _Renewal | None = None
         self._renewed: _Renewal | None = None  # the last one that came to its end
@@ -276,6 +279,8 @@ class Index:
         try:
             opened = await open_record(self._storage, self._keys, record)
         except (StorageUnavailableError, StorageAnswerError) as exc:
+            if self._is_whole:
+                raise
             # One record that the storage does not give must not hide all others.
             unread = StorageUnavailableError(f"it cannot be read: {type(exc).__name__}")
             return replace(self._unreadable(record, unread), is_unread=True)

@@ -161,7 +161,11 @@ class StatusReader:
         pace = Pace(lambda: in_hand() - self._in_hand)
         self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys, pace)
         self._objects = ObjectsView(storage, keys, pace, bounds)
-        self._index = Index(storage, keys, pace, now, witness=witness, max_rows=bounds.rows)
+        # A command shows everything or fails.
+        is_whole = bounds.wait_s is None
+        self._index = Index(
+            storage, keys, pace, now, witness=witness, max_rows=bounds.rows, is_whole=is_whole
+        )
         self._sweeps = SweepReader(storage, store, pace, bounds=bounds)
 
     async def report(self, request: StatusRequested) -> StatusReported:
