@@ -67,8 +67,12 @@ class Wire:
             await self._arrived.wait_for(lambda: len(self.events) > known)
 
     async def outcome(self, request_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
-        """The first event of a request."""
-        return await self.event(lambda event: request_id in event.values(), timeout_s=timeout_s)
+        """The first event of a request that is no progress: that may come before the answer."""
+
+        def is_answer(event: dict[str, Any]) -> bool:
+            return request_id in event.values() and event["type"] != "sweep.progressed"
+
+        return await self.event(is_answer, timeout_s=timeout_s)
 
     async def take(self, queue: str, *, timeout_s: float = 60) -> AbstractIncomingMessage:
         """Take one message from a queue; waits for it."""

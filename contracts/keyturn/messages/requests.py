@@ -186,9 +186,9 @@ class StatusRequested(ControlRequestModel):
 
     @model_validator(mode="after")
     def _check_query(self) -> Self:
-        allowed = STATUS_FILTERS.get(self.view, ())
+        allowed = set(STATUS_FILTERS.get(self.view, ()))
         chosen = StatusFilter() if self.filter is None else self.filter
-        unknown = sorted(chosen.model_fields_set.difference(allowed))
+        unknown = sorted(chosen.model_dump(exclude_none=True).keys() - allowed)
         if unknown:
             raise ValueError(f"the view {self.view} has no filter {', '.join(unknown)}")
         if chosen.state is not None and chosen.state not in STATUS_STATES[self.view]:
