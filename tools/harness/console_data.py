@@ -162,9 +162,7 @@ class MadeUp:
             page=asked["page"],
             total=len(found),
             of_all=len(all_rows),
-            is_complete=True,
-            **rows,
-            **self.more.get(view, {}),
+            **{"is_complete": True} | rows | self.more.get(view, {}),
         )
 
     async def progress(self, request_id: str, **_more: Any) -> AsyncGenerator[Event, None]:

@@ -17,7 +17,7 @@ from keyturn.errors import BrokerUnavailableError, WaitTimeoutError
 from keyturn.messages import FailureStatus
 from keyturn_workers.console.auth.protection import OwnOrigins, Protection
 from keyturn_workers.console.auth.sessions import COOKIE, Account, Sessions, SignedOut
-from keyturn_workers.console.pages import queues
+from keyturn_workers.console.pages import queues, sweeps
 from keyturn_workers.console.pages.audit import moment_of
 from keyturn_workers.console.pages.queues import differences, is_present
 from keyturn_workers.console.pages.sweeps import as_csv, as_text
@@ -380,6 +380,20 @@ def test_all_pages_of_failures_are_in_the_file() -> None:
     assert len(table.text.splitlines()) == 1 + 11
     scene.publisher.error = WaitTimeoutError("none")
     scene.get(f"{_FAILED}/failures.txt", 503)
+
+
+def test_a_file_of_failures_says_if_they_are_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "_FIRST_PAUSE_S", 0)
+    scene = lived()
+    scene.publisher.rows["failures"] = [
+        FailureStatus(project="hooli", key="k", code="bad_seal") for _ in range(250)
+    ]
+    scene.publisher.more["failures"] = {"is_complete": False}
+    lines = scene.get(f"{_FAILED}/failures.txt").splitlines()
+    assert len(lines) == 251
+    assert lines[-1].startswith("# not all failures")
+    asked = [each["page"] for each in scene.publisher.asked if each["view"] == "failures"]
+    assert asked[-6:] == [1, 1, 1, 1, 1, 2]
 
 
 def test_dead_letters_are_counted_by_code_with_what_to_do() -> None:

@@ -3,6 +3,7 @@
 Names of objects that failed are untrusted: those that failed as foreign may hold any character.
 """
 
+import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -40,6 +41,10 @@ from keyturn_workers.console.rendering.templates import REFRESH_S, render
 PATH: Final = "/sweeps"
 _PAGE_ROWS: Final = 100
 _FILE_ROWS: Final = 200
+# A worker that has just been asked for the first time reads on, and says that it has not ended.
+_FIRST_TRIES: Final = 5
+_FIRST_PAUSE_S: Final = 1.0
+_NOT_ALL: Final = "# not all failures: a control worker did not read all of them\r\n"
 _RUNNING_REFRESH_S: Final = 2
 _STATES: Final = {
     "": "Any",
@@ -191,13 +196,27 @@ async def _file(
             raise HTTPException(503, f"The failures cannot be read now ({answer.code}).")
         return answer
 
+    async def read_first() -> StatusReported:
+        """The first page, once all failures were read or a worker cannot hold them all."""
+        for _ in range(_FIRST_TRIES):
+            answer = await read(1)
+            if answer.is_complete:
+                break
+            await asyncio.sleep(_FIRST_PAUSE_S)
+        return answer
+
     async def pages(first: StatusReported) -> AsyncIterator[str]:
         yield (_CSV_HEAD if write is as_csv else "") + write(first.failures or ())
+        is_complete = bool(first.is_complete)
         # One that cannot be read ends the connection, so that no file looks complete.
         for number in range(2, -(-(first.total or 0) // _FILE_ROWS) + 1):
-            yield write((await read(number)).failures or ())
+            page = await read(number)
+            is_complete = is_complete and bool(page.is_complete)
+            yield write(page.failures or ())
+        if not is_complete:
+            yield _NOT_ALL
 
-    return StreamingResponse(pages(await read(1)), media_type=media_type, headers=headers)
+    return StreamingResponse(pages(await read_first()), media_type=media_type, headers=headers)
 
 
 def _failures_query(
