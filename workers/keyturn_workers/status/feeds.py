@@ -94,7 +94,7 @@ class StreamFollower:
             self._settled.clear()
             self._problem = None
             self._task = asyncio.create_task(self._follow(self._begin()))
-        elif self._until is not None:
+        elif self._until is not None and not self._until.expired():
             now_s = asyncio.get_running_loop().time()
             self._until.reschedule(now_s + self._followed_for_s)
         with suppress(TimeoutError):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from keyturn.errors import EventsUnavailableError, StorageUnavailableError
 from keyturn_workers.status import feeds
-from keyturn_workers.status.feeds import BrokerFeeds
+from keyturn_workers.status.feeds import BrokerFeeds, StreamFollower
 from tests.unit.keyturn_workers.status.messages import (
     DEPLOYMENT,
     KEY,
@@ -33,6 +33,8 @@ class _Streams:
         self.problem: str | None = None
         self.starts: list[Any] = []
         self.closed = 0
+        self.is_ending, self.may_end = asyncio.Event(), asyncio.Event()
+        self.may_end.set()
         monkeypatch.setattr(feeds, "follow", self.follow)
         monkeypatch.setattr(feeds, "last_offset", self.last_offset)
         monkeypatch.setattr(feeds, "_SILENCE_S", 0.01)
@@ -53,6 +55,8 @@ class _Streams:
                 yield record
             await asyncio.Event().wait()
         finally:
+            self.is_ending.set()
+            await self.may_end.wait()
             self.closed += 1
 
 
@@ -116,3 +120,28 @@ async def test_a_stream_that_nobody_asks_about_is_followed_no_longer(streams: _S
     assert streams.closed == 1
     assert await read.read_workers(None)
     await read.close()
+
+
+async def test_a_question_while_the_following_ends_is_answered_by_what_was_read(
+    streams: _Streams,
+) -> None:
+    streams.records["keyturn.workers"] = [stream_record(0, worker(0, 1))]
+    streams.may_end.clear()
+    rows: list[StreamRecord] = []
+    follower = StreamFollower(
+        "amqp://nobody@localhost:1/",
+        "keyturn.workers",
+        _from_first,
+        lambda: rows.append,
+        followed_for_s=0.05,
+    )
+    assert await follower.wait(None)
+    await streams.is_ending.wait()
+    assert await follower.wait(None)
+    assert len(rows) == 1
+    streams.may_end.set()
+    await follower.close()
+
+
+async def _from_first(_connection: object) -> Literal["first"]:
+    return "first"
