@@ -45,7 +45,8 @@ _FRESH_S: Final = 5.0
 _SHARE: Final = 10
 """The part of the time that is spent on reading is one in this number."""
 _LOCK_TIMEOUT_S: Final = 2.0
-_log = structlog.get_logger()
+# Workers write the codes, of which there are few; a broker writer can make up any number.
+_MAX_CODES: Final = 500
 _WORD_MAX_CHARACTERS: Final = 64
 _DETAIL_MAX_CHARACTERS: Final = 300
 _TEXT_MAX_CHARACTERS: Final = 2000
@@ -59,6 +60,8 @@ _SEARCHED: Final = (
     "publisher",
     "text",
 )
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +158,13 @@ def _page(reading: Reading, request: StatusRequested) -> dict[str, Any]:
         "dead_queues": reading.queues,
         "codes": tuple(
             CodeCount(code=code, count=count, queue=queue)
-            for (queue, code), count in sorted(codes.items())
+            for (queue, code), count in sorted(codes.most_common(_MAX_CODES))
         ),
         "total": selected.total,
         "of_all": selected.of_all,
         "is_complete": selected.is_complete
         and bool(reading.queues)
+        and len(codes) <= _MAX_CODES
         and all(queue.depth == queue.read for queue in reading.queues),
     }
 

@@ -197,6 +197,17 @@ async def test_a_page_of_odd_letters_is_bounded_in_bytes(scene: _Scene) -> None:
     assert len(encode(report)) < 600 * 1024
 
 
+async def test_codes_that_were_made_up_are_bounded_in_number(scene: _Scene) -> None:
+    scene.broker.fill(
+        _UPLOADS,
+        *(Letter(b"{}", {"keyturn-code": f"made_up_{n % 600}"}, str(n)) for n in range(900)),
+    )
+    report = await scene.report(limit=1)
+    assert len(report.codes or ()) == 500
+    assert sum(each.count for each in report.codes or ()) == 800  # those with most letters
+    assert not report.is_complete
+
+
 async def test_a_letter_with_a_lone_surrogate_does_not_spoil_the_report(scene: _Scene) -> None:
     odd = b'{"type": "upload.requested", "metadata": {"a": ["\\ud800"]}}'
     scene.broker.fill(_UNSIGNED, Letter(odd, {}, "odd"))
