@@ -166,7 +166,8 @@ class Live:
             await self._settled()
             watching.cancel()
             await self._good_one("after all of them")
-            if self._connections() != connections:
+            # A report may have opened more of them, to follow a stream.
+            if any(map(set.difference, connections, self._connections())):
                 self._found("a worker has lost its connection")
             for running in self._workers:
                 if await running.terminate() != 0:

@@ -13,7 +13,7 @@ from keyturn.errors import SettingsError
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.probe.runner import PREFIX, probe
 from tests.integration.storage.conftest import opened
-from tools.doctor.results import ServerResults, cells
+from tools.doctor.results import HOLDS, ServerResults, cells
 from tools.doctor.server_kinds import KINDS, probe_bucket
 from tools.harness.known_storage import CEPH
 from tools.servers.s3 import sync_client
@@ -81,6 +81,9 @@ async def test_the_committed_table_is_what_servers_answer(
     running: S3Server = request.getfixturevalue(FIXTURES[server])
     committed = ServerResults.read().column(server, bucket)
     found = cells(await probe_bucket(running, bucket))
+    # A race that a server has lost once may be won the next time.
+    races = {row for row in found if row.endswith(", many at once") and found[row] == HOLDS}
+    found = {**found, **{row: committed.rows[row] for row in races}}
     assert found == dict(committed.rows), "run `make doctor ARGS=--write`"
     if server in PINNED:
         assert committed.version == version(PINNED[server])
