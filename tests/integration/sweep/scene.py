@@ -74,12 +74,17 @@ class Scene:
         return sent
 
     async def first_event(self, document: Document, *, after: int | None = None) -> Event:
-        """Publish a request; returns its first event from then on."""
+        """Publish a request; returns its first event from then on that is no progress.
+
+        Progress may come before the answer: a round can begin before that is published.
+        """
         known = len(self.wire.events) if after is None else after
         sent = await self.send(document)
         return await self.wire.event(
             lambda event: (
-                sent.request_id in event.values() and event not in self.wire.events[:known]
+                sent.request_id in event.values()
+                and event["type"] != "sweep.progressed"
+                and event not in self.wire.events[:known]
             )
         )
 
