@@ -419,7 +419,7 @@ async def test_what_is_allowed_works_from_end_to_end(
 async def test_what_a_console_is_allowed_works_from_end_to_end(
     users: Users, moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reports reach it alone, letters are recorded, and its grant holds whoever writes for it."""
+    """Reports reach it alone, letters are recorded, and its grant binds any client."""
     deployment = ConsoleDeployment(users.url("worker"), moto, new_bucket(moto))
     console_env = deployment.console_env(tmp_path / "passwords", amqp_url=users.url("console"))
     for name, value in console_env.items():

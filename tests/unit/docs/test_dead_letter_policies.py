@@ -1,4 +1,4 @@
-"""What operators are told to set on the broker are the policies of the specification (SPEC 6.9)."""
+"""The documents and manifests set the policies of the specification (SPEC 6.9)."""
 
 from __future__ import annotations
 

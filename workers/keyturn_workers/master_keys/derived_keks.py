@@ -119,7 +119,7 @@ class _SharedTasks:
     def _end(self, name: object, done: asyncio.Task[Any]) -> None:
         del self._running[name]
         if not done.cancelled():
-            done.exception()  # perhaps nobody waits any more
+            done.exception()  # perhaps no caller waits any more
 
 
 @dataclass(slots=True)

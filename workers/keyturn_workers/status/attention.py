@@ -377,7 +377,7 @@ def dead_letters(facts: Facts) -> Iterable[AttentionStatus]:
     queues: defaultdict[str, set[str]] = defaultdict(set)
     for count in facts.dead_codes:
         if count.queue != UNSIGNED_DEAD_QUEUE and count.count:
-            # Headers are nobody's word: invented codes must not fill the page.
+            # Headers are not signed: invented codes must not fill the page.
             code = count.code if count.code in CODES else _OTHER
             numbers[code] += count.count
             queues[code].add(count.queue or "")

@@ -116,7 +116,7 @@ class StreamFollower:
             async with asyncio.timeout(self._followed_for_s) as self._until:
                 await self._read(connection, take)
         except TimeoutError:
-            pass  # nobody asks any more
+            pass  # no one has asked for a while
         except EventsUnavailableError as exc:
             self._problem = str(exc)
         finally:

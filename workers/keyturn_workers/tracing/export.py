@@ -1,8 +1,8 @@
 """What of a trace leaves the process: allowed attributes only, a bounded number of spans.
 
 Instrumentations record URLs, hosts and texts of errors, which hold names, signatures and tokens.
-So `SafeSpanProcessor` is the only way out: what is not on its list is not sent, whoever recorded it
-(SPEC 13).
+So `SafeSpanProcessor` is the only way out: what is not on its list is not sent, by
+whichever instrumentation it was recorded (SPEC 13).
 """
 
 import threading

@@ -133,7 +133,7 @@ async def test_an_index_that_was_cut_is_not_complete_while_it_is_renewed(
 async def test_a_record_that_the_storage_does_not_give_hides_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one that somebody else's key encrypts (SSE-C)."""
+    """As one that is encrypted under another client's key (SSE-C)."""
     scene = _Scene()
     await scene.bucket.enroll(*map(keyring, ("0", "a")))
     read = scene.bucket.storage.read
