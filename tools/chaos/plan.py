@@ -139,6 +139,7 @@ class Upload:
     """One upload, and how it may end: `stored`, or codes of SPEC 12.
 
     Exactly one upload of a `pair` must be stored. `deleted`: its key is deleted once it is stored.
+    `rewrites`: the upload that wrote this key before; this one is published once that is stored.
     """
 
     number: int
@@ -152,6 +153,7 @@ class Upload:
     flaw: str | None = None
     pair: int | None = None
     deleted: bool = False
+    rewrites: str | None = None
     may_end: frozenset[str] = frozenset({STORED})
 
     @property
@@ -224,7 +226,9 @@ def with_deletions(load: Load, seed: int, count: int) -> Load:
     }
     for old, new in zip(gone, late, strict=True):
         refusals = frozenset({"deleted_key", "already_exists"})
-        changed[new.number] = replace(new, project=old.project, key=old.key, may_end=refusals)
+        changed[new.number] = replace(
+            new, project=old.project, key=old.key, rewrites=old.upload_id, may_end=refusals
+        )
     return Load(tuple(changed.get(upload.number, upload) for upload in load.order))
 
 

@@ -91,10 +91,14 @@ class EventLog:
             async for event in events:
                 if event.publisher == RIVAL:
                     continue  # it uses others' ids, but these events are not theirs (SPEC 6.7)
-                async with self._changed:
-                    self.events.setdefault(request_id(event), []).append(event)
-                    self._changed.notify_all()
+                await self.add(event)
                 heard(request_id(event))
+
+    async def add(self, event: Event) -> None:
+        """Record an event, and wake those who wait for it."""
+        async with self._changed:
+            self.events.setdefault(request_id(event), []).append(event)
+            self._changed.notify_all()
 
     def is_stored(self, upload_id: str) -> bool:
         """Whether an upload was reported as stored."""
@@ -207,6 +211,9 @@ class LoadSender:
             return
         if upload.project in self.enrolled:
             await self.enrolled[upload.project].wait()
+        if upload.rewrites is not None:
+            # The earlier one may be delivered again after its worker was killed, behind this one.
+            await self.event_log.event(upload.rewrites, "upload.stored")
         await self.publisher.upload(
             upload.project,
             upload.key,

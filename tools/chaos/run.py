@@ -237,7 +237,8 @@ class Run:
             case "kill broker":
                 await self._at_broker(self.broker.kill)
             case what:
-                self._requests.append(asyncio.create_task(requests[what]()))
+                name = f"{action.what} {action.to}"
+                self._requests.append(asyncio.create_task(requests[what](), name=name))
 
     async def _at_broker(self, do: Callable[[], None]) -> None:
         """Complete it even if the run's time is over meanwhile."""
@@ -258,7 +259,8 @@ class Run:
         """What was not completed when the time was over."""
         events = self.event_log.events
         unconfirmed = len(self.plan.load.order) - self.sender.confirmed
-        ends = [f"{unconfirmed} publishes were not confirmed"]
+        ends = [f"{unconfirmed} publishes were not confirmed"] if unconfirmed else []
+        ends += [f"{task.get_name()}: unfinished" for task in self._requests if not task.done()]
         ends += [
             f"upload {upload.upload_id} of {upload.project}/{upload.key}: no event"
             for upload in self.plan.load.uploads

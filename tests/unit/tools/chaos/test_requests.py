@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from keyturn.messages import EnrollRejected, ProjectEnrolled
+from keyturn.messages import EnrollRejected, ProjectEnrolled, UploadStored
 from tools.chaos import operator as operators
 from tools.chaos.operator import Operator
-from tools.chaos.plan import Plan, make_load
+from tools.chaos.plan import Plan, make_load, with_deletions
 from tools.chaos.publisher import EventLog, LoadSender
 
 if TYPE_CHECKING:
@@ -66,6 +67,29 @@ async def test_without_an_upload_that_waits_an_earlier_one_is_published_again() 
     assert publisher.ids == [*(u.upload_id for u in of_amber), of_amber[-1].upload_id]
     await sender.send_early("nothing was sent to this project")
     assert len(publisher.ids) == len(of_amber) + 1
+
+
+async def test_a_key_is_written_again_only_once_it_was_stored() -> None:
+    """Else the first writer, delivered again after its worker was killed, may come second."""
+    sender, publisher = _sender()
+    sender.plan = replace(sender.plan, load=with_deletions(sender.plan.load, 7, 1))
+    again = next(u for u in sender.plan.load.uploads if u.rewrites is not None)
+    first = next(u for u in sender.plan.load.uploads if u.upload_id == again.rewrites)
+    assert first.deleted
+    sending = asyncio.create_task(sender._send(again))
+    await sender._send(first)
+    assert publisher.ids == [first.upload_id]
+    stored = UploadStored(
+        upload_id=first.upload_id,
+        project=first.project,
+        key=first.key,
+        at=AT,
+        size=first.size_bytes,
+        generation=1,
+    )
+    await sender.event_log.add(stored)
+    await sending
+    assert publisher.ids == [first.upload_id, again.upload_id]
 
 
 def _refused(request_id: str) -> Event:
