@@ -8,9 +8,10 @@ enough is the proof. This module only reports what it saw.
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -245,9 +246,11 @@ class PageAttempt:
         rows = [row for row in batch if is_object_key(row.key)]
         await gather_all(self._count_foreign(row) for row in batch if not is_object_key(row.key))
         inspected = await self._for_each(
-            (row.key, self._inspect(row.key)) for row in rows if row.exists
+            (row.key, partial(self._inspect, row.key)) for row in rows if row.exists
         )
-        restored = await self._for_each((each.key, self._restore_tags(each)) for each in inspected)
+        restored = await self._for_each(
+            (each.key, partial(self._restore_tags, each)) for each in inspected
+        )
         planned = await self._write(restored)
         for each in planned:
             self._tally.objects += 1
@@ -315,17 +318,17 @@ class PageAttempt:
         return planned
 
     async def _for_each(
-        self, work: Iterable[tuple[str, Coroutine[Any, Any, PlannedObject]]]
+        self, work: Iterable[tuple[str, Callable[[], Awaitable[PlannedObject]]]]
     ) -> list[PlannedObject]:
-        """The objects whose work succeeded, each done in a slot."""
+        """The objects whose work succeeded, each begun in a slot."""
         done = await gather_all(self._guard(key, each) for key, each in work)
         return [each for each in done if each is not None]
 
-    async def _guard(self, key: str, work: Coroutine[Any, Any, _T]) -> _T | None:
+    async def _guard(self, key: str, work: Callable[[], Awaitable[_T]]) -> _T | None:
         """Do one object's work in a slot. A failure of only this object is noted, not raised."""
         async with self._worker.slots:
             try:
-                return await work
+                return await work()
             except (
                 KeyringRolledBackError,
                 MarksUnavailableError,
@@ -392,13 +395,15 @@ class PageAttempt:
         for _ in range(_MAX_ATTEMPTS):
             if not todo:
                 return done
-            written = await self._for_each((each.key, self._apply(each)) for each in todo)
+            written = await self._for_each((each.key, partial(self._apply, each)) for each in todo)
             # Begins after the last copy. Only such a read shows that no copy rests on a state
             # that had ended before it.
             after = await self._fresh_keyring()
             todo = [e for e in written if not e.snapshot.desired.same_state(after.desired)]
             done += [e for e in written if e.snapshot.desired.same_state(after.desired)]
-            todo = await self._for_each((each.key, self._inspect(each.key)) for each in todo)
+            todo = await self._for_each(
+                (each.key, partial(self._inspect, each.key)) for each in todo
+            )
         raise StorageUnavailableError("the desired state kept changing")
 
     async def _note_tags(self, todo: Sequence[PlannedObject]) -> list[PlannedObject]:
@@ -415,7 +420,7 @@ class PageAttempt:
                 tags_by_key[planned.key] = await self._tags.read(planned)
             return planned
 
-        readable = await self._for_each((each.key, read(each)) for each in at_risk)
+        readable = await self._for_each((each.key, partial(read, each)) for each in at_risk)
         if readable:
             await self._tags.note(tags_by_key, readable[0].snapshot.desired.master_key)
         unreadable = {each.key for each in at_risk} - {each.key for each in readable}

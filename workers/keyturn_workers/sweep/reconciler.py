@@ -393,11 +393,16 @@ def _origins_to_notify(
 
 
 def _is_news(before: ProjectRecord, record: ProjectRecord, origin: Origin) -> bool:
-    """Whether the progress of an origin has changed. Of a part, only the counts matter."""
+    """Whether the progress of an origin has changed. Of a part, only the counts matter.
+
+    That a round has begun is none: its event could come before the one that accepts the request.
+    """
     if record.counts_of(origin) != before.counts_of(origin):
         return True
     then, now = progress_of(before, origin), progress_of(record, origin)
-    return origin.kind != "part" and (then.phase, then.total) != (now.phase, now.total)
+    if origin.kind == "part" or (now.phase == "rewrapping" and not now.done):
+        return False
+    return (then.phase, then.total) != (now.phase, now.total)
 
 
 def _is_due_for_parts(record: ProjectRecord, now: datetime) -> bool:

@@ -8,6 +8,8 @@ that an old key opens.
 from __future__ import annotations
 
 import asyncio
+import gc
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -225,6 +227,15 @@ async def test_a_failure_of_the_whole_page_is_raised(error: Exception) -> None:
     page.storage.fail_next("read_start", error, times=2)
     with pytest.raises(type(error)):
         await page.process()
+
+
+async def test_objects_that_still_wait_for_a_slot_are_given_up_without_a_warning() -> None:
+    page = Page()
+    page.plant(*"abcdefghij")
+    page.storage.fail_next("read_start", MarksUnavailableError("not current"))
+    with suppress(MarksUnavailableError):
+        await page.process()
+    gc.collect()  # warns of coroutines that were never awaited
 
 
 async def test_only_so_many_objects_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -326,7 +326,7 @@ async def test_a_keyring_that_names_a_longer_lease_is_marked_before_a_page_is_pr
 
 
 @pytest.mark.parametrize(
-    ("asked", "pause_s", "events"), [(SWEEP, 2, 4), (PART, 2, 1), (PART, 121, 3)]
+    ("asked", "pause_s", "events"), [(SWEEP, 2, 3), (PART, 2, 1), (PART, 121, 3)]
 )
 async def test_the_progress_of_a_part_is_published_now_and_then(
     asked: Origin, pause_s: float, events: int
@@ -346,18 +346,22 @@ async def test_progress_names_the_phase_and_the_record_the_moments_that_it_passe
     on = Sweeping(page_keys=2)
     await on.start()
     await on.handler.run_step(_step(0), again=False)
-    for page in on.messages.pages():
-        await on.handler.process_page(page)
+    # The event that accepts a rotation may not have been published yet.
+    assert on.messages.published == []
+    first, second = on.messages.pages()
+    await on.handler.process_page(first)
     await on.handler.run_step(_step(1), again=False)
+    await on.handler.process_page(second)
+    await on.handler.run_step(_step(2), again=False)
     record = await on.record()
     phases = [cast("Any", event).progress for event in on.messages.published]
     assert [(each.phase, each.done, each.total) for each in phases] == [
-        ("rewrapping", 0, 3),
+        ("rewrapping", 2, 3),
         ("proving", 0, 3),
     ]
     assert phases[1].proof_possible_at == format_time(record.proof_after)
-    assert phases[1].first_rewrap_at is not None
-    assert phases[1].first_rewrap_at == phases[1].all_rewrapped_at
+    assert phases[0].first_rewrap_at == phases[1].first_rewrap_at is not None
+    assert phases[1].all_rewrapped_at is not None
     end = (await on.finish()).end
     assert end is not None
     assert end.clean
