@@ -27,7 +27,7 @@ _MODULES: Final = (
     "keyturn_workers.storage.clock",
     "keyturn_workers.sweep.steps",
     "keyturn_workers.sweep.all_projects",
-    "keyturn_workers.sweep.hints",
+    "keyturn_workers.sweep.messages",
     "keyturn_workers.sweep.starter",
     "keyturn_workers.upload.handler",
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key, object_s3_key
 from keyturn.messages import encode as encode_event
 from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
-from keyturn_workers.sweep.hints import SweepPage, SweepStep, encode
+from keyturn_workers.sweep.messages import SweepPage, SweepStep, encode
 from keyturn_workers.sweep.store import parse_record_path, record_path
 from tests.protocol.broker import QueuedMessage
 from tests.protocol.mark_laws import project_of

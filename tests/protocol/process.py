@@ -32,8 +32,8 @@ from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import HintConsumer, SweepHandler
 from keyturn_workers.sweep.page import PageWorker
+from keyturn_workers.sweep.paginator import Paginator
 from keyturn_workers.sweep.periodic import PeriodicScan
-from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.worker.authorization import Rules
@@ -90,7 +90,7 @@ class Parts:
     reconciler: type[Reconciler] = Reconciler
     all_projects: type[AllProjectsSweep] = AllProjectsSweep
     page_worker: type[PageWorker] = PageWorker
-    planner: type[Planner] = Planner
+    paginator: type[Paginator] = Paginator
     store: type[SweepStore] = SweepStore
     evidence_log: type[EvidenceLog] = EvidenceLog
     periodic: type[PeriodicScan] = PeriodicScan
@@ -256,8 +256,8 @@ class Process:
         storage, keyrings, keys = self._storage, self.keyrings, self._keys
         parts, store, context = self.world.parts, self._store, self._sweep_context
         options = self.world.options
-        planner = parts.planner(storage, options.page_keys)
-        reconciler = parts.reconciler(context, planner, lease_s=self.lease_s)
+        paginator = parts.paginator(storage, options.page_keys)
+        reconciler = parts.reconciler(context, paginator, lease_s=self.lease_s)
         all_projects = parts.all_projects(context, self._starter)
         limit = options.copy_limit_bytes
         page_worker = parts.page_worker(

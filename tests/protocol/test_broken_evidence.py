@@ -12,9 +12,9 @@ from keyturn.evidence import Evidence, parse
 from keyturn.identifiers import EVIDENCE_PREFIX, evidence_s3_key
 from keyturn_workers.keyring import sealed_records, with_evidence
 from keyturn_workers.sweep.evidence import EvidenceLog
-from keyturn_workers.sweep.progress import end_round, served_origins
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.sweep.record import End
+from keyturn_workers.sweep.transitions import end_round, served_origins
 from tests.protocol.process import Parts
 from tests.protocol.stories import begin, hint, stop_at, violations, without
 

@@ -225,7 +225,7 @@ def test_an_observation_dated_after_the_step_proves_nothing(
     monkeypatch.setattr("keyturn_workers.storage.clock.StorageClock.observe", _trusted)
     # Where no date is doubted, the step's own read is still a separate guard.
     assert violations(an_attempt_a_day_ahead) == []
-    monkeypatch.setattr("keyturn_workers.sweep.progress._is_late_enough", _however_late)
+    monkeypatch.setattr("keyturn_workers.sweep.proof._is_late_enough", _however_late)
     assert _proven_early(violations(an_attempt_a_day_ahead))
 
 

@@ -16,12 +16,12 @@ from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
-from keyturn_workers.sweep.hints import SweepStep
+from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.periodic import PeriodicScan, _rotations_of
-from keyturn_workers.sweep.progress import begin_walk, end_failed, find_repeated, open_origins
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.sweep.record import Origin, ProjectRecord, State
 from keyturn_workers.sweep.starter import SweepStarter
+from keyturn_workers.sweep.transitions import begin_walk, end_failed, find_repeated, open_origins
 from tests.protocol.process import LEASE_S, Options, Parts
 from tests.protocol.stories import (
     accept_early_proofs,
@@ -188,7 +188,7 @@ def a_rotation_beside_the_repair_of_another_publisher(world: World) -> None:
 def test_a_round_serves_requests_of_one_set_of_options(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_rotation_beside_the_repair_of_another_publisher
     assert violations(story) == []
-    monkeypatch.setattr("keyturn_workers.sweep.progress.choose_origins", open_origins)
+    monkeypatch.setattr("keyturn_workers.sweep.transitions.choose_origins", open_origins)
     found = violations(story, settle=False)
     assert "a repair touched the rotation of another publisher" in found
 
@@ -268,7 +268,7 @@ def test_a_copy_that_the_record_does_not_know_changes_no_keyring(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     story = a_copy_of_a_request_whose_end_was_dropped
-    monkeypatch.setattr("keyturn_workers.sweep.progress._MAX_ENDS", 1)
+    monkeypatch.setattr("keyturn_workers.sweep.transitions._MAX_ENDS", 1)
     assert violations(story, settle=False) == []
     monkeypatch.setattr("keyturn_workers.sweep.starter.check_order", lambda *_: None)
     found = violations(story, settle=False)

@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.topology import PLAN_QUEUE
-from keyturn_workers.sweep.hints import SweepStep, encode
+from keyturn_workers.sweep.messages import SweepStep, encode
 from keyturn_workers.sweep.page import PageAttempt
-from keyturn_workers.sweep.planner import Planner
+from keyturn_workers.sweep.paginator import Paginator
 from keyturn_workers.sweep.record import ProjectRecord, State
 from tests.protocol.broker import QueuedMessage
 from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
@@ -110,7 +110,7 @@ def test_pages_are_proven_by_their_results_not_by_their_number(
     assert violations(a_copy_that_arrives_behind_a_later_sweep) == []
     # Each page with any result counts as done.
     accept_early_proofs(monkeypatch)
-    monkeypatch.setattr("keyturn_workers.sweep.progress._next_attempt", lambda *_: None)
+    monkeypatch.setattr("keyturn_workers.sweep.proof._next_attempt", lambda *_: None)
     assert _set_back(violations(a_copy_that_arrives_behind_a_later_sweep))
 
 
@@ -172,7 +172,7 @@ def a_rotation_of_many_pages(world: World) -> None:
     world.run()
 
 
-class _Gapped(Planner):
+class _Gapped(Paginator):
     """Goes on behind the first key of each page."""
 
     async def extend(self, project: str, of: Round) -> Round:
@@ -188,7 +188,7 @@ class _Gapped(Planner):
 
 def test_no_key_lies_between_two_pages() -> None:
     assert violations(a_rotation_of_many_pages, options=ONE_KEY_A_PAGE) == []
-    found = violations(a_rotation_of_many_pages, Parts(planner=_Gapped), ONE_KEY_A_PAGE)
+    found = violations(a_rotation_of_many_pages, Parts(paginator=_Gapped), ONE_KEY_A_PAGE)
     assert any("acme/b is wrapped under (1," in what and "at the end of" in what for what in found)
 
 
@@ -264,9 +264,9 @@ def _whatever_the_range(record: Any, page: Any, result: Any) -> bool:
 
 def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_record_that_was_rolled_back
-    monkeypatch.setattr("keyturn_workers.sweep.planner.PAGES_PER_STEP", 1)
+    monkeypatch.setattr("keyturn_workers.sweep.paginator.PAGES_PER_STEP", 1)
     assert violations(story, options=ONE_KEY_A_PAGE) == []
-    monkeypatch.setattr("keyturn_workers.sweep.progress._matches", _whatever_the_range)
+    monkeypatch.setattr("keyturn_workers.sweep.proof._matches", _whatever_the_range)
     as_created = lambda record, *_, **__: (replace(record, is_dated=True), False)  # noqa: E731
     monkeypatch.setattr("keyturn_workers.sweep.reconciler.reconcile_clock", as_created)
     found = violations(story, options=ONE_KEY_A_PAGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from keyturn_workers.sweep.progress import open_origins
+from keyturn_workers.sweep.transitions import open_origins
 from tests.protocol.process import Options
 from tests.protocol.stories import establish_clock
 from tests.protocol.world import World
@@ -66,7 +66,7 @@ def test_a_round_for_each_request_would_multiply_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "keyturn_workers.sweep.progress.choose_origins", lambda record: open_origins(record)[:1]
+        "keyturn_workers.sweep.transitions.choose_origins", lambda record: open_origins(record)[:1]
     )
     monkeypatch.setattr(
         "keyturn_workers.sweep.reconciler.served_origins",

@@ -5,7 +5,7 @@ proving pass; a process of plain aioboto3 does a HEAD and a self-copy of as many
 of the same size, and a HEAD. They alternate. Requests and bytes are counted in a pass of
 its own, by a proxy in between.
 
-The bench acts as the planner: it writes the project's record with all pages of a round as
+The bench acts as the reconciler: it writes the project's record with all pages of a round as
 sent, and sends them, and no step; so the workers do pages and nothing else. What each
 page found is read from its sealed record afterwards. A pass that did not do all that it
 should is no measurement.
@@ -24,7 +24,7 @@ import aio_pika
 
 from keyturn.counts import Counts
 from keyturn.topology import SWEEP_QUEUE
-from keyturn_workers.sweep.hints import SweepPage, encode
+from keyturn_workers.sweep.messages import SweepPage, encode
 from keyturn_workers.sweep.record import OpenPage, Round
 from keyturn_workers.sweep.store import record_path
 from tools.bench.figures import Comparison, Rate, Row, Spread

@@ -33,7 +33,7 @@ from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.topology import EVENTS_MAX_BYTES
 from keyturn_workers.keyring.reader import BETWEEN_READS_S
 from keyturn_workers.settings import GatewaySettings, WorkerSettings
-from keyturn_workers.sweep import planner, reconciler
+from keyturn_workers.sweep import paginator, reconciler
 from tools.bench.figures import number
 from tools.chaos.drain import PROJECT, DrainError, Uploads, drain, enroll
 from tools.harness import requests
@@ -266,7 +266,7 @@ def rotation(measured: Measured, ask: Ask) -> dict[str, str]:
     writing = rate(at_once, written.own_ms + 2 * ask.latency_ms, written.cpu_ms(0), ask.share)
     proving = rate(at_once, proven.own_ms + ask.latency_ms, proven.cpu_ms(0), ask.share)
     pages, wanted_s = math.ceil(ask.objects / PAGE_KEYS), 3600 * ask.hours
-    steps_s = reconciler.STEP_INTERVAL_S * math.ceil(pages / planner.PAGES_PER_STEP)
+    steps_s = reconciler.STEP_INTERVAL_S * math.ceil(pages / paginator.PAGES_PER_STEP)
     least_s = 2 * LEASE_S + steps_s
     work_s = ask.objects / writing.per_s + ask.objects / proving.per_s
     workers = f"{math.ceil(work_s / (wanted_s - 2 * LEASE_S)):,}" if least_s <= wanted_s else ""
@@ -282,7 +282,7 @@ def rotation(measured: Measured, ask: Ask) -> dict[str, str]:
         "at least, with any number": span(least_s),
         f"pages of {PAGE_KEYS} keys": f"{pages:,}",
         "takes of pages, each a message and a record": f"{2 * pages:,} or more",
-        "unproven at once": f"{min(pages, planner.MAX_OPEN_PAGES):,} pages",
+        "unproven at once": f"{min(pages, paginator.MAX_OPEN_PAGES):,} pages",
         "listings": f"{listings:,}",
         "storage, writes and reads a second": f"{number(writes_per_s)} and {number(reads_per_s)}",
         "prefixes by AWS's floor": f"{prefixes(writes_per_s, reads_per_s):,}",

@@ -17,13 +17,13 @@ from keyturn.messages import (
     parse_worker_report,
     rejection,
 )
-from keyturn_workers.sweep import hints
+from keyturn_workers.sweep import messages
 from tests.fuzz import documents, valid_messages
 from tests.fuzz.harness import Harness, as_text, check
 from tests.unit.keyturn_workers.factories import AT
 
 _ERROR: Final = MalformedRequestError("a reason")
-_PARSERS: Final = (parse_request, parse_event, parse_worker_report, parse_audit, hints.parse)
+_PARSERS: Final = (parse_request, parse_event, parse_worker_report, parse_audit, messages.parse)
 
 
 def run(data: bytes) -> str:

@@ -279,8 +279,8 @@ class ObjectRoutes:
         byte_range = None if head_only else _requested_range(headers)
         start_bytes = _start_bytes(headers, caller, byte_range, head_only=head_only)
         async with self._opener.open(caller, object_key, start_bytes=start_bytes) as reader:
-            plan = _Plan(byte_range, delivery, head_only=head_only)
-            selected = await self._select(headers, reader, plan)
+            options = _ReadOptions(byte_range, delivery, head_only=head_only)
+            selected = await self._select(headers, reader, options)
             if isinstance(selected, Response):
                 await selected(scope, receive, send)
                 return
@@ -295,26 +295,26 @@ class ObjectRoutes:
             await self._send(scope, receive, send, _Body(pieces, length, start))
 
     async def _select(
-        self, headers: Headers, reader: ObjectReader, plan: "_Plan"
+        self, headers: Headers, reader: ObjectReader, options: "_ReadOptions"
     ) -> Response | Span | None:
         """Return a response without a body, the range to send, or None for the whole object."""
-        byte_range = plan.byte_range
+        byte_range = options.byte_range
         etag, modified = reader.etag, content_modified_at(reader.head)
         match evaluate_conditions(headers, etag, modified):
             case "failed":
                 return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
             case "not_modified":
-                return Response(None, _NOT_MODIFIED, validator_headers(reader, plan.delivery))
+                return Response(None, _NOT_MODIFIED, validator_headers(reader, options.delivery))
             case _:
                 pass
-        if isinstance(reader, PlaintextReader) and self._presign_plaintext and plan.redirectable:
+        if isinstance(reader, PlaintextReader) and self._presign_plaintext and options.redirectable:
             url = await self._opener.presign(reader, PRESIGNED_S)
             redirect = {"cache-control": "no-store", "content-security-policy": "sandbox"}
             return RedirectResponse(url, headers=redirect)
         if byte_range is not None and not if_range_matches(headers, etag, modified):
             byte_range = None
         span = None if byte_range is None else byte_range.span(reader.size_bytes)
-        if plan.head_only or byte_range is not None or isinstance(reader, LegacyReader):
+        if options.head_only or byte_range is not None or isinstance(reader, LegacyReader):
             await reader.verify(span)
         if byte_range is None or byte_range.is_suffix_of_empty(reader.size_bytes):
             return None
@@ -359,7 +359,7 @@ class ObjectRoutes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _ReadOptions:
     """What the request asks for, before the object is known."""
 
     byte_range: ByteRange | None

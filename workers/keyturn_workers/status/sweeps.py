@@ -29,9 +29,9 @@ from keyturn_workers.status.records import BATCH, OF_WORKER, RECORD_ERRORS, Boun
 from keyturn_workers.status.rows import Sweep, find_sweep, origin_status, unreadable_sweep
 from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep import Origin, SweepStore
-from keyturn_workers.sweep.progress import find_origin
 from keyturn_workers.sweep.record import End, Failure, PartEnd, Walk
 from keyturn_workers.sweep.store import parse_record_path, part_path, round_prefix
+from keyturn_workers.sweep.transitions import find_origin
 
 MAX_PARTS: Final = 20_000
 _MAX_CACHED: Final = 50_000

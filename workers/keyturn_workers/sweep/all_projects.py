@@ -33,11 +33,12 @@ from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, par
 from keyturn.progress import Progress
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringContradictedError, KeyringHiddenError
-from keyturn_workers.sweep.progress import MAX_FAILURES, begin_walk, end_walk
+from keyturn_workers.sweep.proof import MAX_FAILURES
 from keyturn_workers.sweep.record import ALL, AllRecord, End, Origin, PartEnd, Walk
 from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.steps import StepRunner, SweepContext
 from keyturn_workers.sweep.store import StoredRecord
+from keyturn_workers.sweep.transitions import begin_walk, end_walk
 
 # Parts under way at once: each waits for two leases, however small the project.
 MAX_OPEN_PARTS: Final = 512

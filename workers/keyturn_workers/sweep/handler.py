@@ -31,7 +31,7 @@ from keyturn_workers.amqp.consumer import (
 from keyturn_workers.amqp.failures import retry_delay_s
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
-from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, parse, queue_of
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
 from keyturn_workers.sweep.page import CannotProveYetError, PageWorker
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.sweep.record import ALL, OpenPage, ProjectRecord, Result

@@ -1,7 +1,7 @@
 """The object keys of a page, as the bucket lists them now (SPEC 8.5, 8.6).
 
-A page may have grown since it was planned, so keys come in batches and memory stays bounded. On
-a versioned bucket each key comes with its noncurrent versions.
+A page may have grown since it was added to the record, so keys come in batches and memory stays
+bounded. On a versioned bucket each key comes with its noncurrent versions.
 """
 
 from collections.abc import AsyncIterator

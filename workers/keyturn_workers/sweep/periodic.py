@@ -36,10 +36,10 @@ from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.keyring.store import KEYRING_MAX_BYTES, parse_keyring
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.page import restore_noted_tags
-from keyturn_workers.sweep.progress import needs_step
 from keyturn_workers.sweep.record import Origin, ProjectRecord
 from keyturn_workers.sweep.starter import SweepStarter, new_origin
 from keyturn_workers.sweep.steps import SweepContext
+from keyturn_workers.sweep.transitions import needs_step
 
 # A step waits at most 600 s for its next attempt, and two leases for a proof.
 STALLED_AFTER: Final = timedelta(minutes=15)

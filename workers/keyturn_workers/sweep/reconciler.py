@@ -1,6 +1,6 @@
 """The loop that brings one project to its desired state, and proves it (SPEC 8.4 to 8.6).
 
-A step reads the project's record and its keyring, applies the results of pages, plans further
+A step reads the project's record and its keyring, applies the results of pages, adds further
 pages, changes the record by one conditional put (a clean end takes several, see `evidence`), and
 only then sends what follows from it. No result triggers a step: each step schedules the next one.
 A step that arrives twice, late or out of order finds that the record waits for another one. What
@@ -31,24 +31,9 @@ from keyturn_workers.keyring import (
 )
 from keyturn_workers.sweep.evidence import counts_of
 from keyturn_workers.sweep.page import restore_noted_tags
-from keyturn_workers.sweep.planner import Planner
-from keyturn_workers.sweep.progress import (
-    apply_results,
-    begin_round,
-    end_overtaken,
-    end_round,
-    mark_due_pages,
-    next_due_at,
-    open_origins,
-    progress_of,
-    reconcile_clock,
-    served_origins,
-    unpublished_origins,
-    with_lease,
-    with_pages_unsent,
-    with_state,
-    with_writes,
-)
+from keyturn_workers.sweep.paginator import Paginator
+from keyturn_workers.sweep.progress import progress_of
+from keyturn_workers.sweep.proof import apply_results, mark_due_pages, next_due_at, with_writes
 from keyturn_workers.sweep.record import (
     CleanEnd,
     End,
@@ -60,6 +45,18 @@ from keyturn_workers.sweep.record import (
 )
 from keyturn_workers.sweep.steps import RESUME_STEPS, StepRunner, SweepContext
 from keyturn_workers.sweep.store import StoredRecord
+from keyturn_workers.sweep.transitions import (
+    begin_round,
+    end_overtaken,
+    end_round,
+    open_origins,
+    reconcile_clock,
+    served_origins,
+    unpublished_origins,
+    with_lease,
+    with_pages_unsent,
+    with_state,
+)
 
 # Between steps of a record that has something to do. Progress is published no more often.
 STEP_INTERVAL_S: Final = 1.0
@@ -77,14 +74,14 @@ class Reconciler(StepRunner[ProjectRecord]):
 
     Args:
         context: What the parts of a sweep share.
-        planner: Plans pages.
+        paginator: Divides object keys into pages.
         lease_s: The lease of this process, which should be that of all (SPEC 8.4).
     """
 
-    def __init__(self, context: SweepContext, planner: Planner, *, lease_s: int) -> None:
+    def __init__(self, context: SweepContext, paginator: Paginator, *, lease_s: int) -> None:
         super().__init__(context)
         self._evidence = context.evidence
-        self._planner = planner
+        self._paginator = paginator
         self._lease_s = lease_s
 
     async def _read(self, project: str) -> StoredRecord[ProjectRecord]:
@@ -139,7 +136,7 @@ class Reconciler(StepRunner[ProjectRecord]):
             record = await self._begin_round(record)
         if record.round is None:
             return await self._continue(stored, record, snapshot)
-        extended = await self._planner.extend(project, record.round)
+        extended = await self._paginator.extend(project, record.round)
         record = replace(record, round=extended)
         if extended.complete:
             return await self._complete(stored, record, extended)
@@ -153,7 +150,7 @@ class Reconciler(StepRunner[ProjectRecord]):
         if begun is None:
             return record
         if is_first:
-            begun = replace(begun, ranges=await self._planner.key_ranges(record.project))
+            begun = replace(begun, ranges=await self._paginator.key_ranges(record.project))
             if not self._refuses_late_writes:
                 _log.warning("the storage does not refuse late writes", project=record.project)
         ids = [name[1] for name in begun.origins[:_MAX_LOGGED]]

@@ -2,8 +2,8 @@
 
 A rotation, or a request to sweep, adds an *origin* to the record of its project. A *round* proves
 the state of the project for origins that were there when it began, page by page. Each of these
-origins then gets its own end. `progress` says what becomes of a record; `store` reads and writes
-it.
+origins then gets its own end. `transitions` says what becomes of a record; `store` reads and
+writes it.
 
 A page covers the object keys after `after` up to and including `last`. The pages of a key range
 adjoin by construction, so no object key lies between two of them.
@@ -195,9 +195,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """A range of object keys, planned up to `through`, to be planned up to `end`.
+    """A range of object keys, up to `end`. Those up to `through` are in pages.
 
-    An empty `end` is the end of the project.
+    An empty `end` is the end of the project. `planned` is whether all its keys are in pages.
     """
 
     through: str = ""
@@ -269,12 +269,12 @@ class Round:
         id: A random UUID. Records of its pages, and its evidence, have it in their names.
         options: The options of all origins that it serves.
         origins: The origins that it serves. They were there when it began.
-        next_page: How many pages were planned.
+        next_page: How many pages there are, with those that are proven.
         proven: The counts of proven pages, and of those given up on, each by its last attempt.
         proven_from: The storage's `Date` of the first observation that proved a page.
         proven_to: The storage's `Date` of the last one.
         width: How many pages may be under way at once.
-        keys: How many keys the planned pages had when they were listed.
+        keys: How many keys the pages had when they were listed.
         first_rewrap_at: When the first object had been changed.
         all_rewrapped_at: When each page had been attempted, and so every object had been brought
             to the desired state.
@@ -295,14 +295,14 @@ class Round:
     all_rewrapped_at: datetime | None = None
 
     @property
-    def everything_planned(self) -> bool:
+    def is_fully_paginated(self) -> bool:
         """Whether every object key of the project is in a page, proven or open."""
         return all(key_range.planned for key_range in self.ranges)
 
     @property
     def complete(self) -> bool:
         """Whether every page is proven."""
-        return self.everything_planned and not self.open_pages
+        return self.is_fully_paginated and not self.open_pages
 
     @property
     def counts(self) -> Counts:

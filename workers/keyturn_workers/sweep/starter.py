@@ -7,13 +7,6 @@ from keyturn.errors import CorruptObjectError, StorageUnavailableError, UnknownM
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringSnapshot, replace_keyring, with_master_key
-from keyturn_workers.sweep.progress import (
-    add_origin,
-    check_order,
-    check_share,
-    find_repeated,
-    needs_step,
-)
 from keyturn_workers.sweep.record import (
     ALL,
     AllRecord,
@@ -25,6 +18,13 @@ from keyturn_workers.sweep.record import (
 )
 from keyturn_workers.sweep.steps import SweepContext
 from keyturn_workers.sweep.store import RecordT, UnknownRecordError
+from keyturn_workers.sweep.transitions import (
+    add_origin,
+    check_order,
+    check_share,
+    find_repeated,
+    needs_step,
+)
 
 _MAX_ATTEMPTS: Final = 8
 

@@ -17,19 +17,19 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.evidence import EvidenceLog
-from keyturn_workers.sweep.hints import SweepDispatcher, SweepStep
-from keyturn_workers.sweep.progress import (
+from keyturn_workers.sweep.messages import SweepDispatcher, SweepStep
+from keyturn_workers.sweep.progress import progress_of
+from keyturn_workers.sweep.record import AllRecord, Origin, OriginName, PartEnd, ProjectRecord
+from keyturn_workers.sweep.store import RecordT, StoredRecord, SweepStore
+from keyturn_workers.sweep.transitions import (
     end_failed,
     needs_step,
     open_origins,
-    progress_of,
     reopen_failed,
     unpublished_origins,
     with_ends_published,
     without_old_ends,
 )
-from keyturn_workers.sweep.record import AllRecord, Origin, OriginName, PartEnd, ProjectRecord
-from keyturn_workers.sweep.store import RecordT, StoredRecord, SweepStore
 
 # `run_step` takes a repeated message of step n for the one that led to n + 1. A number that is
 # skipped prevents that.

@@ -40,8 +40,8 @@ from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import HintConsumer, SweepHandler
 from keyturn_workers.sweep.page import PageWorker
+from keyturn_workers.sweep.paginator import Paginator
 from keyturn_workers.sweep.periodic import PeriodicScan, scan_periodically
-from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.upload.cleanup import clean_staging_periodically
@@ -259,8 +259,8 @@ class Wiring:
     @cached_property
     def _sweep(self) -> SweepHandler:
         settings, context = self._settings, self._sweep_context
-        planner = Planner(context.storage, settings.sweep_page_keys)
-        reconciler = Reconciler(context, planner, lease_s=settings.lease_s)
+        paginator = Paginator(context.storage, settings.sweep_page_keys)
+        reconciler = Reconciler(context, paginator, lease_s=settings.lease_s)
         all_projects = AllProjectsSweep(context, self._starter)
         page_worker = PageWorker(
             context.storage,

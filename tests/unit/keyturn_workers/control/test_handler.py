@@ -47,7 +47,7 @@ from keyturn_workers.keyring import (
 )
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.sweep import Options
-from keyturn_workers.sweep.progress import MAX_OPEN_SWEEPS
+from keyturn_workers.sweep.transitions import MAX_OPEN_SWEEPS
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.sweep.records import AT, LEASE_S, OTHER_ID, SWEEP_ID, origin
 from tests.unit.keyturn_workers.sweep.sweeping import KEYS, ORIGIN, Sweeping

@@ -1,4 +1,4 @@
-"""The record of a project whose one page is under way, and a bucket that an attacker can write."""
+"""Records of a project, results of their pages, and a bucket that an attacker can write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import Any, Final
 from keyturn.counts import Counts
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import Origin, ProjectRecord, SweepStore
-from keyturn_workers.sweep.record import End, Kind, OpenPage, OriginName, Result, Round, State
+from keyturn_workers.sweep.proof import AppliedResults, apply_results
+from keyturn_workers.sweep.record import (
+    End,
+    KeyRange,
+    Kind,
+    OpenPage,
+    OriginName,
+    Result,
+    Round,
+    State,
+)
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS
 from tools.harness.memory_storage import MemoryStorage
 
@@ -24,6 +34,7 @@ LEASE_S: Final = 15
 PROOF: Final = NOW + timedelta(seconds=2 * LEASE_S + 1)
 STATE: Final = State(2, "9f86d081884c7d65", "m1", plaintext=False, serial=3)
 PAGE: Final = OpenPage(page=0, after="", last="", sent_at=NOW, sends=1)
+SEEN: Final = Counts(objects=5, current=5)
 RESULT: Final = Result("", "", STATE, PROOF, Counts(objects=1, current=1), changed=0, proves=True)
 
 
@@ -59,6 +70,35 @@ def record(*origins: Origin, **more: Any) -> ProjectRecord:
 
 
 RECORD: Final = record(SWEEP, round=round_of(PAGE))
+
+
+def running(*pages: OpenPage, **more: Any) -> ProjectRecord:
+    """A record whose round has these pages open, and nothing left to paginate."""
+    ranges = (KeyRange(through="z", planned=True),)
+    return record(SWEEP, round=round_of(*pages, ranges=ranges), **more)
+
+
+def page(number: int = 0, **more: Any) -> OpenPage:
+    """A page whose second attempt is under way."""
+    return replace(OpenPage(number, "a", "m", attempts=1, sent_at=NOW, sends=1), **more)
+
+
+def result(**more: Any) -> Result:
+    """A result of that page that proves it."""
+    return replace(RESULT, **{"after": "a", "last": "m", "counts": SEEN, **more})
+
+
+def the_round(of: ProjectRecord) -> Round:
+    """Its round."""
+    assert of.round is not None
+    return of.round
+
+
+def apply(
+    before: ProjectRecord, results: dict[int, Result], now: datetime = PROOF
+) -> AppliedResults:
+    """The results of pages by their numbers, applied."""
+    return apply_results(before, the_round(before), results, now)
 
 
 @dataclass

@@ -19,11 +19,11 @@ from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, S
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
-from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, parse
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse
 from keyturn_workers.sweep.page import PageWorker
-from keyturn_workers.sweep.planner import Planner
-from keyturn_workers.sweep.progress import find_origin
+from keyturn_workers.sweep.paginator import Paginator
 from keyturn_workers.sweep.reconciler import Reconciler
+from keyturn_workers.sweep.transitions import find_origin
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     OPERATOR_KEYS,
@@ -124,7 +124,7 @@ class Sweeping:
 
     def process(self, lease_s: int) -> Reconciler:
         """The steps of a process with this lease."""
-        return Reconciler(self.context, Planner(self.storage, self.page_keys), lease_s=lease_s)
+        return Reconciler(self.context, Paginator(self.storage, self.page_keys), lease_s=lease_s)
 
     def evidence_log(self, *event_keys: SigningKey) -> EvidenceLog:
         """The evidence of a process that holds these event keys."""

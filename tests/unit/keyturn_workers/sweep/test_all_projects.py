@@ -27,9 +27,9 @@ from keyturn_workers.sweep import (
     SweepStore,
 )
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
-from keyturn_workers.sweep.hints import SweepStep
-from keyturn_workers.sweep.progress import open_origins
+from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.record import PartEnd, Walk
+from keyturn_workers.sweep.transitions import open_origins
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS, keyring
 from tests.unit.keyturn_workers.sweep.records import LATER_ID, OTHER_ID, SWEEP_ID, origin
 from tests.unit.keyturn_workers.sweep.sweeping import KEEP_FOR

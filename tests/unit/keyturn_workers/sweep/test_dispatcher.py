@@ -12,7 +12,7 @@ from keyturn.messages import RequestOrigin, encode, parse_event
 from keyturn.progress import Progress
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
 from keyturn_workers.sweep import ALL, AllRecord, SweepDispatcher, end_event
-from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, parse
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse
 from tests.unit.keyturn_workers.sweep.records import (
     PAGE,
     RECORD,

@@ -10,7 +10,7 @@ import pytest
 
 from keyturn_workers.sweep import ALL, SweepStore
 from keyturn_workers.sweep.handler import SweepHandler
-from keyturn_workers.sweep.hints import SweepPage, SweepStep
+from keyturn_workers.sweep.messages import SweepPage, SweepStep
 from keyturn_workers.sweep.store import record_path, round_prefix
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS
 from tests.unit.keyturn_workers.sweep.records import (

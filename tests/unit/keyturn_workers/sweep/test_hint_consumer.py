@@ -27,7 +27,7 @@ from keyturn_workers.amqp.consumer import ConsumerContext
 from keyturn_workers.amqp.failures import Retry, RetryNotes
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.sweep.handler import HintConsumer
-from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, encode
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode
 from keyturn_workers.sweep.page import CannotProveYetError
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.scrape import risen

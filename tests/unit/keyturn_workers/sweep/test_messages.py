@@ -6,7 +6,7 @@ import pytest
 
 from keyturn.errors import MalformedRequestError
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
-from keyturn_workers.sweep.hints import Hint, SweepPage, SweepStep, encode, parse, queue_of
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode, parse, queue_of
 
 ROUND_ID = "2f6c9a0e-3333-4333-8333-333333333333"
 STEP = SweepStep(project="acme", step=4)

@@ -1,726 +1,79 @@
-"""What becomes of a record: its origins, rounds, pages and ends (SPEC 8.4 to 8.6)."""
+"""Progress is true: rewrapping, then proving, with the earliest end (SPEC 8.4, 8.6)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from keyturn.counts import Counts
-from keyturn.errors import (
-    GenerationMismatchError,
-    LeaseMismatchError,
-    MalformedRequestError,
-    StorageUnavailableError,
-    TooManyRequestsError,
-)
-from keyturn_workers.sweep import AllRecord, Options, Origin, ProjectRecord
-from keyturn_workers.sweep.progress import (
-    MAX_FAILURES,
-    MAX_OPEN_SWEEPS,
-    MAX_WIDTH,
-    MIN_WIDTH,
-    RESEND_AFTER_S,
-    AppliedResults,
-    add_origin,
-    apply_results,
-    begin_round,
-    begin_walk,
-    check_order,
-    check_share,
-    choose_origins,
-    end_failed,
-    end_overtaken,
-    end_round,
-    end_walk,
-    find_origin,
-    find_repeated,
-    mark_due_pages,
-    needs_step,
-    next_due_at,
-    open_origins,
-    reconcile_clock,
-    reopen_failed,
-    served_origins,
-    unpublished_origins,
-    with_ends_published,
-    with_lease,
-    with_pages_unsent,
-    with_state,
-    with_writes,
-    without_old_ends,
-)
-from keyturn_workers.sweep.record import (
-    CleanEnd,
-    End,
-    Failure,
-    KeyRange,
-    Kind,
-    OpenPage,
-    Result,
-    Round,
-)
-from tests.unit.keyturn_workers.factories import keyring, rotated
-from tests.unit.keyturn_workers.sweep.records import (
-    LATER_ID,
-    LEASE_S,
-    NOW,
-    OTHER_ID,
-    PROOF,
-    RESULT,
-    ROUND_ID,
-    STATE,
-    SWEEP,
-    SWEEP_ID,
-    ended,
-    origin,
-    record,
-    round_of,
-)
+from keyturn.identifiers import format_time
+from keyturn_workers.sweep import AllRecord, Origin, ProjectRecord
+from keyturn_workers.sweep.progress import progress_of
+from keyturn_workers.sweep.record import KeyRange, OpenPage, Round, Walk
+from tests.unit.keyturn_workers.sweep.records import NOW, RECORD, ROUND_ID, SWEEP, ended
 
-SEEN = Counts(objects=5, current=5)
-REPAIR = Options(repair=True)
-KEEP_FOR = timedelta(days=8)
-A_DAY = timedelta(days=1)
-RING = rotated(keyring())
-ROTATION = origin("rotation", RING.current.rotation_id)
-OTHER = origin(origin_id=OTHER_ID)
+_SEEN = Counts(objects=10, current=10)
+_UNSEEN = OpenPage(0, after="", last="m")
+_SEEN_PAGE = OpenPage(1, after="m", last="", attempts=1, seen=_SEEN)
+_PLANNED = (KeyRange(planned=True),)
+_PROVEN = Counts(objects=30, current=29, failed=1, foreign=2)
 
 
-def many(number: int, kind: Kind = "sweep", publisher: str = "api") -> tuple[Origin, ...]:
-    return tuple(origin(kind, f"{SWEEP_ID[:-3]}{each:03}", publisher) for each in range(number))
-
-
-def ids(origins: tuple[Origin, ...]) -> list[str]:
-    return [each.id for each in origins]
-
-
-def only(changed: ProjectRecord) -> Origin:
-    (found,) = changed.origins
-    return found
-
-
-def end_of(found: Origin) -> End:
-    assert found.end is not None
-    return found.end
-
-
-# Origins are added.
-
-
-def test_an_origin_counts_the_writes_from_its_beginning() -> None:
-    late = add_origin(record(SWEEP, written=Counts(rewrapped=7)), OTHER)
-    assert [each.written_before.rewrapped for each in late.origins] == [0, 7]
-
-
-def test_a_repeated_request_adds_its_digest_whatever_became_of_the_first_one() -> None:
-    again = replace(SWEEP, digests=("1" * 64,), requested_at="2026-11-25T00:00:00Z")
-    for before in (SWEEP, ended(SWEEP, published=False)):
-        added = only(add_origin(record(before), again))
-        assert added == replace(before, digests=("0" * 64, "1" * 64))
-        assert only(add_origin(record(added), again)) == added
-    # One that was answered is answered again when the request is served.
-    assert only(add_origin(record(ended(SWEEP)), again)) == ended(SWEEP)
+def _record(*origins: Origin, **of_round: Any) -> ProjectRecord:
+    fields: dict[str, Any] = {"ranges": _PLANNED, "keys": 42, "proven": _PROVEN}
+    names = tuple(each.name for each in origins)
+    current = Round(ROUND_ID, SWEEP.options, names, **fields | of_round)
+    return replace(RECORD, origins=origins or (SWEEP,), round=current)
 
 
 @pytest.mark.parametrize(
-    "options",
-    [Options(repair=True), Options(encrypt_plaintext=True), Options(master_key="m2")],
-    ids=str,
-)
-def test_the_same_id_with_other_options_is_refused(options: Options) -> None:
-    other = replace(SWEEP, options=options)
-    for before in (SWEEP, ended(SWEEP), ended(SWEEP, failed_at_step=3)):
-        with pytest.raises(MalformedRequestError):
-            find_repeated(record(before), other)
-        with pytest.raises(MalformedRequestError):
-            add_origin(record(before), other)
-
-
-@pytest.mark.parametrize(
-    "other",
+    ("record", "expected"),
     [
-        replace(SWEEP, kind="rotation"),
-        replace(SWEEP, publisher="web"),
-        replace(SWEEP, kind="part", walk_id=ROUND_ID),
-        OTHER,
-    ],
-    ids=["kind", "publisher", "walk", "id"],
-)
-def test_an_origin_of_another_name_is_another_one(other: Origin) -> None:
-    """An id of one publisher does not keep another, or a rotation, from using it."""
-    assert find_repeated(record(SWEEP), replace(other, options=REPAIR)) is None
-    assert len(add_origin(record(SWEEP), replace(other, options=REPAIR)).origins) == 2
-
-
-def test_a_sweep_whose_step_gave_up_is_taken_up_as_the_youngest() -> None:
-    """What was proven before does not answer it."""
-    failed = ended(SWEEP, clean=False, code="corrupt_object", failed_at_step=3)
-    added = add_origin(record(failed, OTHER), replace(SWEEP, digests=("1" * 64,)))
-    assert ids(added.origins) == [OTHER_ID, SWEEP_ID]
-    assert added.origins[1] == replace(SWEEP, digests=("0" * 64, "1" * 64), is_repeated=True)
-
-
-def test_a_late_copy_of_a_request_names_no_master_key_after_a_later_one() -> None:
-    """Not even if its own end was dropped since."""
-    first, later = (
-        origin(origin_id=each, options=Options(master_key=name), requested_at=at)
-        for each, name, at in (
-            (SWEEP_ID, "m2", "2026-11-24T10:00:00Z"),
-            (OTHER_ID, "m1", "2026-11-24T10:00:01Z"),
-        )
-    )
-    after = replace(add_origin(add_origin(record(), first), later), origins=())
-    with pytest.raises(GenerationMismatchError):
-        check_order(after, first)
-    check_order(after, later)
-    check_order(after, SWEEP)
-
-
-def test_a_rotation_that_is_repeated_waits_for_the_next_round() -> None:
-    """What was proven before the repetition does not answer it."""
-    running = record(SWEEP, ROTATION, round=round_of())
-    assert ids(served_origins(running, the_round(running), RING)) == [SWEEP_ID, ROTATION.id]
-    repeated = record(SWEEP, replace(ROTATION, is_repeated=True), round=round_of())
-    assert ids(served_origins(repeated, the_round(repeated), RING)) == [SWEEP_ID]
-
-
-def test_a_clean_end_that_is_not_finished_needs_a_step() -> None:
-    """The keyring may name its evidence, whose file does not exist yet."""
-    made = CleanEnd("{}", STATE, (), Counts())
-    assert needs_step(record(ended(SWEEP), clean_end=made))
-    assert not needs_step(record(ended(SWEEP)))
-
-
-def test_writes_count_though_the_round_began_again() -> None:
-    counted = with_writes(
-        record(written=Counts(rewrapped=1)),
-        [replace(RESULT, counts=Counts(encrypted=2, rewrapped=3, objects=5))],
-    )
-    assert counted.written == Counts(rewrapped=4, encrypted=2)
-
-
-def test_a_sweep_that_was_overtaken_is_not_taken_up_again() -> None:
-    overtaken = ended(SWEEP, clean=False, code="generation_mismatch")
-    assert not only(add_origin(record(overtaken), SWEEP)).is_open
-
-
-def test_a_publisher_has_a_limited_number_of_open_sweeps() -> None:
-    full = record(*many(MAX_OPEN_SWEEPS))
-    with pytest.raises(TooManyRequestsError, match="16"):
-        check_share(full, "api")
-    check_share(full, "web")
-    check_share(record(*many(MAX_OPEN_SWEEPS - 1), ended(OTHER), ROTATION), "api")
-    check_share(record(*many(20, "rotation"), *many(20, "part")), "api")
-
-
-# Origins that a round serves.
-
-
-def test_a_round_serves_the_oldest_and_all_with_its_options() -> None:
-    repairs = origin(origin_id=LATER_ID, options=REPAIR)
-    assert choose_origins(record(ended(SWEEP), OTHER, repairs, ROTATION)) == (OTHER, ROTATION)
-    assert choose_origins(record(repairs, OTHER)) == (repairs,)
-    assert choose_origins(record(ended(SWEEP))) == ()
-
-
-def test_what_is_added_while_a_round_runs_waits_for_the_next_one() -> None:
-    """No request is answered by a proof that is older than itself."""
-    running = record(SWEEP, OTHER, round=round_of())
-    assert served_origins(running, round_of(), RING) == (SWEEP,)
-
-
-@pytest.mark.parametrize(
-    ("rotation", "is_served"),
-    [
-        (ROTATION, True),
-        (replace(ROTATION, options=REPAIR), False),
-        (origin("rotation", LATER_ID), False),
-        (origin("sweep", RING.current.rotation_id), False),
-        (ended(ROTATION), False),
-    ],
-    ids=["proven", "other options", "not in the keyring", "a sweep with its id", "ended"],
-)
-def test_a_rotation_is_served_by_any_round_that_proves_its_generation(
-    rotation: Origin, *, is_served: bool
-) -> None:
-    served = served_origins(record(SWEEP, rotation), round_of(), RING)
-    assert (rotation in served) is is_served
-
-
-# Origins that fail.
-
-
-@pytest.mark.parametrize(
-    ("asked", "detail"),
-    [
-        (origin(options=Options(master_key="m2")), "master key m1"),
-        (origin("rotation", LATER_ID), "restored"),
-        (origin(options=Options(master_key="m1")), None),
-        (SWEEP, None),
-        (ROTATION, None),
-        (origin("rotation", RING.history[0].rotation_id), None),
-        (origin("part", OTHER_ID, walk_id=ROUND_ID, options=Options(master_key="m2")), "m1"),
-    ],
-)
-def test_a_request_that_the_keyring_does_not_follow_any_more_has_failed(
-    asked: Origin, detail: str | None
-) -> None:
-    running = record(asked, round=round_of(names=(asked.name,), proven=SEEN))
-    after = only(end_overtaken(running, RING, PROOF))
-    if detail is None:
-        assert after.is_open
-        return
-    end = end_of(after)
-    assert (end.clean, end.code, end.at) == (False, "generation_mismatch", PROOF)
-    assert (end.counts, end.failed_at_step) == (SEEN, None)
-    assert detail in end.detail
-
-
-def test_an_origin_that_ended_is_not_overtaken() -> None:
-    done = ended(origin(options=Options(master_key="m2")))
-    assert end_overtaken(record(done), RING, PROOF) == record(done)
-
-
-def test_a_step_that_gives_up_fails_every_open_origin_until_its_message_is_replayed() -> None:
-    running = record(
-        ended(ROTATION), SWEEP, OTHER, round=round_of(proven=SEEN), written=Counts(rewrapped=2)
-    )
-    failed = end_failed(running, "corrupt_object", "forged", PROOF)
-    assert open_origins(failed) == ()
-    assert failed.round is None
-    assert failed.origins[0] == ended(ROTATION)
-    end = end_of(failed.origins[1])
-    assert (end.code, end.detail, end.failed_at_step) == ("corrupt_object", "forged", 3)
-    assert end.counts == SEEN.model_copy(update={"rewrapped": 2})
-    taken_up = [replace(each, is_repeated=True) for each in (SWEEP, OTHER)]
-    assert reopen_failed(failed).origins == (ended(ROTATION), *taken_up)
-    assert reopen_failed(replace(failed, step=4)) == replace(failed, step=4)
-
-
-def test_a_clean_end_that_is_being_made_answers_no_origin_that_has_failed() -> None:
-    """It stays, for the keyring may name its evidence. What is taken up again is proven anew."""
-    made = CleanEnd("{}", STATE, (SWEEP.name,), Counts())
-    failed = end_failed(record(SWEEP, clean_end=made), "x", "", PROOF)
-    assert failed.clean_end == replace(made, origins=())
-    assert end_failed(AllRecord(origins=(SWEEP,)), "x", "", PROOF).origins[0].status == "failed"
-
-
-# Ends that are published, and kept for a while.
-
-
-def test_ends_are_published_once_and_parts_leave_the_record() -> None:
-    part = ended(origin("part", OTHER_ID, walk_id=ROUND_ID), published=False)
-    asked = replace(ended(SWEEP, published=False), digests=("1" * 64, "2" * 64))
-    before = record(asked, part, ROTATION)
-    assert unpublished_origins(before) == (asked, part)
-    after = with_ends_published(before, [asked.name, part.name, ROTATION.name])
-    assert after.origins == (replace(ended(SWEEP), digests=("1" * 64,)), ROTATION)
-    assert unpublished_origins(after) == ()
-
-
-@pytest.mark.parametrize(
-    ("origins", "needs"),
-    [((), False), ((ended(SWEEP),), False), ((ended(SWEEP, published=False),), True)],
-)
-def test_a_record_needs_a_step_while_an_origin_is_not_answered(
-    origins: tuple[Origin, ...], *, needs: bool
-) -> None:
-    assert needs_step(record(*origins)) is needs
-    assert needs_step(record(*origins, OTHER))
-
-
-def test_ends_are_kept_while_a_request_may_be_repeated() -> None:
-    kept = record(ended(SWEEP), ended(OTHER, published=False), origin(origin_id=LATER_ID))
-    assert without_old_ends(kept, NOW + KEEP_FOR, KEEP_FOR) == kept
-    later = without_old_ends(kept, NOW + KEEP_FOR + timedelta(seconds=1), KEEP_FOR)
-    assert ids(later.origins) == [OTHER_ID, LATER_ID]
-
-
-def test_a_bounded_number_of_ends_is_kept_of_each_publisher() -> None:
-    others = ended(origin(publisher="web"))
-    crowd = tuple(map(ended, many(70)))
-    kept = without_old_ends(record(others, *crowd), NOW, KEEP_FOR)
-    assert kept.origins == (others, *crowd[-64:])
-
-
-def test_the_newest_rotation_stays_however_old_it_is() -> None:
-    """Without it, the periodic look would take it for one that was lost, and add it again."""
-    earlier = ended(origin("rotation", OTHER_ID), clean=True)
-    full = record(earlier, ended(ROTATION), *map(ended, many(64)))
-    kept = without_old_ends(full, NOW + 9 * KEEP_FOR, KEEP_FOR)
-    assert ids(kept.origins) == [ROTATION.id]
-
-
-def test_rotations_stay_until_a_clean_end_follows_them() -> None:
-    """Until then the keyring names them, and each would be added and swept again."""
-    unproven = [ended(each, clean=False) for each in many(70, "rotation")]
-    late = NOW + KEEP_FOR + A_DAY
-    kept = without_old_ends(record(*unproven, ended(OTHER, clean=False)), late, KEEP_FOR)
-    assert kept.origins == tuple(unproven)
-    clean = ended(OTHER, at=NOW)
-    assert ids(without_old_ends(record(*unproven, clean), late, KEEP_FOR).origins) == [
-        unproven[-1].id
-    ]
-
-
-# Rounds.
-
-
-def running(*pages: OpenPage, **more: Any) -> ProjectRecord:
-    """A record whose round has these pages open, and no others to plan."""
-    ranges = (KeyRange(through="z", planned=True),)
-    return record(SWEEP, round=round_of(*pages, ranges=ranges), **more)
-
-
-def page(number: int = 0, **more: Any) -> OpenPage:
-    return replace(OpenPage(number, "a", "m", attempts=1, sent_at=NOW, sends=1), **more)
-
-
-def result(**more: Any) -> Result:
-    return replace(RESULT, **{"after": "a", "last": "m", "counts": SEEN, **more})
-
-
-def the_round(of: ProjectRecord) -> Round:
-    assert of.round is not None
-    return of.round
-
-
-def apply(
-    before: ProjectRecord, results: dict[int, Result], now: datetime = PROOF
-) -> AppliedResults:
-    return apply_results(before, the_round(before), results, now)
-
-
-def pages_after(before: ProjectRecord, outcome: Result) -> tuple[OpenPage, ...]:
-    return the_round(apply(before, {0: outcome}).record).open_pages
-
-
-def test_a_new_round_keeps_only_the_writes_and_the_key_ranges() -> None:
-    ranges = (KeyRange("f", "f", planned=True), KeyRange("k", ""))
-    before = record(
-        SWEEP,
-        OTHER,
-        round=round_of(page(), ranges=ranges, proven=SEEN, proven_from=PROOF, proven_to=PROOF),
-        written=Counts(rewrapped=7),
-    )
-    after = begin_round(before, LATER_ID)
-    assert after == replace(before, round=after.round)
-    assert the_round(after) == Round(
-        LATER_ID,
-        SWEEP.options,
-        (SWEEP.name, OTHER.name),
-        ranges=(KeyRange("", "f"), KeyRange("f", "")),
-    )
-    assert after.counts_of(SWEEP) == Counts(rewrapped=7)
-
-
-def test_no_round_begins_for_nobody() -> None:
-    assert begin_round(record(ended(SWEEP), round=round_of()), LATER_ID).round is None
-
-
-def test_another_state_has_its_own_date() -> None:
-    state = replace(STATE, generation=3)
-    after = with_state(record(SWEEP), state, PROOF, dated=False)
-    assert (after.state, after.changed_at, after.is_dated) == (state, PROOF, False)
-
-
-def test_each_origin_has_its_end_with_the_writes_since_it_was_added() -> None:
-    late = replace(OTHER, written_before=Counts(rewrapped=3))
-    waits = origin(origin_id=LATER_ID)
-    made = CleanEnd("{}", STATE, (), Counts())
-    before = record(ended(ROTATION), SWEEP, late, waits, round=round_of(), clean_end=made)
-    names = [each.name for each in (ROTATION, SWEEP, late)]
-    after = end_round(
-        before, names, End(PROOF, clean=True, counts=SEEN), Counts(rewrapped=4, encrypted=1)
-    )
-    assert after.origins[0] == ended(ROTATION)
-    assert [end_of(each).counts for each in after.origins[1:3]] == [
-        SEEN.model_copy(update={"rewrapped": 4, "encrypted": 1}),
-        SEEN.model_copy(update={"rewrapped": 1, "encrypted": 1}),
-    ]
-    assert open_origins(after) == (waits,)
-    assert (after.round, after.clean_end) == (None, None)
-
-
-def test_a_walk_serves_the_oldest_and_those_with_its_options() -> None:
-    repairs = origin(origin_id=LATER_ID, options=REPAIR)
-    begun = begin_walk(AllRecord(origins=(SWEEP, repairs, OTHER)), ROUND_ID)
-    walk = begun.round
-    assert walk is not None
-    assert (walk.id, walk.options, walk.origins) == (
-        ROUND_ID,
-        SWEEP.options,
-        (SWEEP.name, OTHER.name),
-    )
-    end = End(PROOF, clean=True, counts=SEEN)
-    after = end_walk(begun, walk, end)
-    assert after.round is None
-    assert [each.end for each in after.origins] == [end, None, end]
-    assert find_origin(after, repairs.name) == repairs
-
-
-# Leases.
-
-
-def test_a_longer_lease_is_written_into_the_record_and_begins_the_round_again() -> None:
-    """What that worker writes may arrive later than the pages so far were held against."""
-    after, begins_again = with_lease(running(page()), 60, None, PROOF)
-    assert begins_again
-    assert (after.lease_s, after.stepped_lease_s, after.changed_at) == (60, 60, NOW)
-    assert after.proof_after == NOW + timedelta(seconds=120)
-
-
-def test_the_longest_lease_of_the_keyrings_writers_counts() -> None:
-    after, begins_again = with_lease(running(page()), LEASE_S, 60, PROOF)
-    assert (after.lease_s, after.stepped_lease_s, begins_again) == (60, LEASE_S, True)
-    # It continues by that lease, since no worker with that lease makes steps.
-    assert with_lease(after, LEASE_S, 60, PROOF) == (after, False)
-
-
-def test_a_worker_with_a_shorter_lease_leaves_the_round_to_others() -> None:
-    before = running(page(), lease_s=60, stepped_lease_s=60, stepped_at=NOW)
-    with pytest.raises(LeaseMismatchError, match="60 s"):
-        with_lease(before, LEASE_S, 60, NOW + timedelta(minutes=15))
-
-
-def test_an_abandoned_round_continues_by_its_own_lease() -> None:
-    """Else one whose lease was shortened everywhere would never end."""
-    before = running(page(), lease_s=60, stepped_lease_s=60, stepped_at=NOW)
-    after, begins_again = with_lease(before, LEASE_S, 60, NOW + timedelta(minutes=15, seconds=1))
-    assert (after.lease_s, after.stepped_lease_s, begins_again) == (60, LEASE_S, False)
-    later = replace(after, stepped_at=PROOF)
-    assert with_lease(later, LEASE_S, 60, PROOF) == (later, False)
-
-
-@pytest.mark.parametrize(("seconds", "lease_s"), [(120, 60), (121, LEASE_S)])
-def test_between_rounds_a_shorter_lease_counts_once_no_write_by_the_longer_is_left(
-    seconds: int, lease_s: int
-) -> None:
-    rests = record(SWEEP, lease_s=60, stepped_lease_s=60)
-    after, begins_again = with_lease(rests, LEASE_S, None, NOW + timedelta(seconds=seconds))
-    assert (after.lease_s, after.stepped_lease_s, begins_again) == (lease_s, LEASE_S, False)
-
-
-# One wrong `Date`.
-
-
-def test_a_state_dated_after_the_read_is_dated_again() -> None:
-    """One `Date` a day ahead must not stall a rotation for a day."""
-    after, begins_again = reconcile_clock(running(changed_at=PROOF + A_DAY), PROOF, proves=True)
-    assert (after.changed_at, after.is_dated, begins_again) == (PROOF, True, True)
-
-
-@pytest.mark.parametrize("moments", [(PROOF, NOW), (NOW, PROOF)], ids=["changed", "stepped"])
-def test_a_clock_not_known_for_long_dates_no_state_back(moments: tuple[datetime, ...]) -> None:
-    """It may be this read that is wrong: a state dated too early would be proven too early."""
-    before = running(page(), changed_at=moments[0], stepped_at=moments[1])
-    with pytest.raises(StorageUnavailableError):
-        reconcile_clock(before, PROOF - timedelta(seconds=1), proves=False)
-    assert reconcile_clock(before, PROOF, proves=False) == (before, False)
-
-
-def test_a_state_is_dated_anew_until_a_read_that_proves_dates_it() -> None:
-    """A worker that had just started met a slow front end: pages were proven too early."""
-    early, begins_again = reconcile_clock(running(page(), is_dated=False), PROOF, proves=False)
-    assert (early.changed_at, early.is_dated, begins_again) == (PROOF, False, False)
-    after_two_leases = early.proof_after + timedelta(seconds=1)
-    found = {0: result(observed_at=after_two_leases)}
-    applied = apply(early, found, after_two_leases)
-    assert applied.proven == ()
-    assert apply(replace(early, is_dated=True), found, after_two_leases).proven
-    # The first read that proves dates it, and pages wait for the proof from then on.
-    dated, _ = reconcile_clock(applied.record, after_two_leases, proves=True)
-    assert (dated.changed_at, dated.is_dated) == (after_two_leases, True)
-    (waiting,) = the_round(dated).open_pages
-    assert waiting.not_before is not None
-    assert waiting.not_before >= dated.proof_after
-    again, _ = reconcile_clock(dated, dated.proof_after, proves=True)
-    assert again.changed_at == after_two_leases
-
-
-def test_a_page_waits_for_no_moment_that_only_a_wrong_date_explains() -> None:
-    ahead, soon = PROOF + A_DAY, PROOF + timedelta(minutes=19)
-    before = running(
-        page(0, sent_at=ahead),
-        page(1, sent_at=None, not_before=ahead),
-        page(2, sent_at=PROOF),
-        page(3, sent_at=None, not_before=soon),
-        stepped_at=ahead,
-        parts_notified_at=ahead,
-    )
-    after, _ = reconcile_clock(before, PROOF, proves=True)
-    assert [(each.sent_at, each.not_before) for each in the_round(after).open_pages] == [
-        (None, None),
-        (None, None),
-        (PROOF, None),
-        (None, soon),
-    ]
-    assert after.parts_notified_at is None
-    assert [each.page for each in mark_due_pages(the_round(after), PROOF)[1]] == [0, 1]
-
-
-# Results.
-
-
-def test_a_page_in_the_desired_state_is_proven_late_enough() -> None:
-    applied = apply(running(page()), {0: result()})
-    assert applied.proven == (page(),)
-    assert the_round(applied.record).complete
-    assert the_round(applied.record).proven == SEEN
-
-
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        pytest.param(result(changed=1), id="something was changed"),
-        pytest.param(
-            result(observed_at=PROOF - timedelta(seconds=1)), id="two leases were not over"
+        (replace(RECORD, origins=(SWEEP,), round=None), ("waiting", 0, None)),
+        (_record(), ("waiting", 0, None)),  # a round that does not answer it
+        (_record(SWEEP, open_pages=(_UNSEEN, _SEEN_PAGE)), ("rewrapping", 40, 40)),
+        (_record(SWEEP, open_pages=(_UNSEEN,)), ("rewrapping", 30, 40)),
+        (_record(SWEEP, open_pages=(_UNSEEN,), ranges=(KeyRange(),)), ("rewrapping", 30, None)),
+        (
+            _record(SWEEP, open_pages=(_SEEN_PAGE,), all_rewrapped_at=NOW),
+            ("proving", 30, 40),
         ),
-        pytest.param(result(observed_at=NOW), id="observed when the state changed"),
-        pytest.param(
-            result(observed_at=PROOF + timedelta(seconds=1)), id="dated after the step's own read"
+        # Objects that came after the listing.
+        (
+            _record(SWEEP, open_pages=(_SEEN_PAGE,), all_rewrapped_at=NOW, keys=7),
+            ("proving", 30, 40),
         ),
-        pytest.param(result(proves=False), id="the storage's clock was not known long enough"),
-        pytest.param(result(state=None), id="the state changed during the attempt"),
-        pytest.param(result(state=replace(STATE, generation=1)), id="another generation"),
-        pytest.param(result(state=replace(STATE, kek_id="0" * 16)), id="another KEK"),
-        pytest.param(result(state=replace(STATE, master_key="m2")), id="another master key"),
-        pytest.param(result(state=replace(STATE, plaintext=True)), id="another permission"),
-        pytest.param(result(state=replace(STATE, serial=5)), id="a state that came back"),
-        pytest.param(result(after=""), id="another beginning"),
-        pytest.param(result(last="q"), id="another end"),
-        pytest.param(result(failures=(Failure("k", "corrupt_object"),)), id="an object failed"),
     ],
 )
-def test_a_page_is_processed_again_if_its_result_proves_nothing(outcome: Result) -> None:
-    applied = apply(running(page()), {0: outcome})
-    current = the_round(applied.record)
-    (again,) = current.open_pages
-    assert (again.attempts, again.sent_at, again.sends) == (2, None, 0)
-    assert (applied.proven, current.complete, current.proven) == ((), False, Counts())
-    assert again.not_before is not None
-    assert again.not_before >= applied.record.proof_after
+def test_the_phase_says_how_many_of_how_many(
+    record: ProjectRecord, expected: tuple[str, int, int | None]
+) -> None:
+    progress = progress_of(record, SWEEP)
+    assert (progress.phase, progress.done, progress.total) == expected
 
 
-def test_a_page_without_a_result_stays_as_it_is() -> None:
-    applied = apply(running(page(0), page(1)), {1: result()})
-    assert the_round(applied.record).open_pages == (page(0),)
+def test_everything_can_be_proven_once_every_page_may_be_attempted_again() -> None:
+    soon, late = (RECORD.proof_after + timedelta(seconds=n) for n in (0, 60))
+    waiting = replace(_SEEN_PAGE, not_before=late)
+    for pages, possible_at in (((_SEEN_PAGE,), soon), ((_SEEN_PAGE, waiting), late)):
+        progress = progress_of(_record(SWEEP, open_pages=pages), SWEEP)
+        assert progress.proof_possible_at == format_time(possible_at)
 
 
-def test_writes_add_up_over_all_attempts() -> None:
-    wrote = result(changed=3, counts=Counts(objects=5, rewrapped=3, current=2))
-    first = apply(running(page()), {0: wrote}).record
-    second = apply(first, {0: result()}).record
-    assert second.counts_of(SWEEP) == Counts(objects=5, rewrapped=3, current=5)
+def test_of_a_sweep_of_all_the_projects_that_ended_are_counted() -> None:
+    walk = Walk(ROUND_ID, SWEEP.options, (SWEEP.name,), projects=7)
+    progress = progress_of(AllRecord(origins=(SWEEP,), round=walk), SWEEP)
+    assert (progress.phase, progress.done) == ("rewrapping", 7)
 
 
-def test_a_failing_object_is_tried_a_few_times_and_then_recorded() -> None:
-    failing = result(
-        counts=Counts(objects=5, current=4, failed=1), failures=(Failure("k", "corrupt_object"),)
-    )
-    tried = running(page())
-    for _ in range(MAX_FAILURES - 1):
-        applied = apply(tried, {0: failing})
-        assert (applied.proven, applied.failing) == ((), {})
-        tried = applied.record
-    applied = apply(tried, {0: failing})
-    assert the_round(applied.record).complete
-    assert applied.failing == {0: failing}
-    assert applied.record.counts_of(SWEEP).failed == 1
-    assert not the_round(applied.record).counts.all_as_desired
-
-
-def test_a_storage_that_is_away_has_more_tries_and_longer_pauses() -> None:
-    away = result(failures=(Failure("k", "storage_unavailable"),))
-    tried, waits = running(page()), list[float]()
-    while not (applied := apply(tried, {0: away})).failing:
-        tried = applied.record
-        (again,) = the_round(tried).open_pages
-        assert again.not_before is not None
-        waits.append((again.not_before - PROOF).total_seconds())
-    assert len(waits) >= MAX_FAILURES
-    assert waits[-1] > 60
-
-
-def test_tries_are_not_spent_while_other_objects_change() -> None:
-    both = result(changed=1, failures=(Failure("k", "storage_unavailable"),))
-    (again,) = pages_after(running(page()), both)
-    assert again.failures == 0
-
-
-def test_a_page_that_always_changes_waits_longer_and_longer() -> None:
-    waits = []
-    for attempts in (1, 5, 8, 40):
-        (again,) = pages_after(running(page(attempts=attempts)), result(changed=1))
-        assert again.not_before is not None
-        waits.append((again.not_before - PROOF).total_seconds())
-    assert waits == sorted(waits)
-    assert waits[0] <= 0
-    assert waits[-1] == 600
-
-
-def test_the_width_follows_the_rate_of_results() -> None:
-    for number, width in ((1, MIN_WIDTH), (100, 400), (500, MAX_WIDTH)):
-        many_pages = running(*map(page, range(number)))
-        applied = apply(many_pages, {each: result() for each in range(number)})
-        assert the_round(applied.record).width == width
-
-
-def test_a_round_knows_when_its_first_and_its_last_page_were_proven() -> None:
-    def at(seconds: int) -> datetime:
-        return PROOF + timedelta(seconds=seconds)
-
-    found = {number: result(observed_at=at(seconds)) for number, seconds in enumerate((5, 1, 9))}
-    first = apply(running(*map(page, range(4))), found, at(20)).record
-    assert (the_round(first).proven_from, the_round(first).proven_to) == (at(1), at(9))
-    middle = apply(first, {3: result(observed_at=at(7))}, at(20)).record
-    assert (the_round(middle).proven_from, the_round(middle).proven_to) == (at(1), at(9))
-
-
-# Which pages are sent.
-
-
-def test_pages_are_sent_up_to_the_width_and_no_page_twice() -> None:
-    waiting = round_of(*(page(n, sent_at=None, attempts=0) for n in range(MIN_WIDTH + 5)))
-    first, sent = mark_due_pages(waiting, NOW)
-    assert [each.page for each in sent] == list(range(MIN_WIDTH))
-    assert mark_due_pages(first, NOW + timedelta(seconds=1)) == (first, ())
-
-
-def test_a_page_is_not_sent_before_an_attempt_can_prove_something() -> None:
-    held = the_round(running(page(sent_at=None, not_before=PROOF)))
-    assert mark_due_pages(held, PROOF)[1] == ()
-    assert next_due_at(held) == PROOF
-    assert [each.page for each in mark_due_pages(held, PROOF + timedelta(seconds=1))[1]] == [0]
-
-
-@pytest.mark.parametrize(
-    "of",
-    [
-        the_round(running(page(0, sent_at=None, not_before=PROOF), page(1))),
-        the_round(running(page(0, sent_at=None, not_before=PROOF), page(1, sent_at=None))),
-        round_of(page(sent_at=None, not_before=PROOF)),
-    ],
-    ids=["one is under way", "one is due", "more is to be planned"],
-)
-def test_a_step_that_has_something_to_do_waits_for_no_page(of: Round) -> None:
-    assert next_due_at(of) is None
-
-
-def test_a_page_without_a_result_is_sent_again_with_growing_delay() -> None:
-    lost, moments = round_of(page()), list[int]()
-    for seconds in range(0, 7 * RESEND_AFTER_S, 60):
-        lost, sent = mark_due_pages(lost, NOW + timedelta(seconds=seconds))
-        moments += [seconds] if sent else []
-    assert len(moments) == 2
-    assert moments[0] > RESEND_AFTER_S
-    assert moments[1] - moments[0] > 2 * RESEND_AFTER_S
-
-
-def test_a_record_that_is_resumed_sends_its_pages_again() -> None:
-    (again,) = the_round(with_pages_unsent(running(page()))).open_pages
-    assert again == page(sent_at=None)
-    assert with_pages_unsent(record(SWEEP)) == record(SWEEP)
+def test_an_end_keeps_the_moments() -> None:
+    origin = ended(SWEEP)
+    assert origin.end is not None
+    end = replace(origin.end, counts=_SEEN, first_rewrap_at=NOW, proof_possible_at=NOW)
+    progress = progress_of(RECORD, replace(origin, end=end))
+    assert (progress.phase, progress.done, progress.total) == ("ended", 10, 10)
+    assert progress.first_rewrap_at == progress.proof_possible_at == format_time(NOW)
+    assert progress.all_rewrapped_at is None

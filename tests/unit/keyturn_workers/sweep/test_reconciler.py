@@ -25,9 +25,9 @@ from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import with_master_key
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import Options, Origin, ProjectRecord
-from keyturn_workers.sweep.hints import SweepStep
-from keyturn_workers.sweep.progress import find_origin, open_origins
+from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.record import End, PartEnd
+from keyturn_workers.sweep.transitions import find_origin, open_origins
 from tests.unit.keyturn_workers.factories import keyring, rotated
 from tests.unit.keyturn_workers.sweep.records import (
     LATER_ID,

@@ -21,7 +21,7 @@ from keyturn_workers.errors import PreconditionError
 from keyturn_workers.keyring import KeyringContradictedError, Mark, sealed_records
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import ALL, Options, new_origin
-from keyturn_workers.sweep.hints import SweepStep
+from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.record import State, to_json
 from keyturn_workers.sweep.store import UnknownRecordError, record_path
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS, rotated

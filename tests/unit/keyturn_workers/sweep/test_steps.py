@@ -13,7 +13,7 @@ from keyturn.counts import Counts
 from keyturn.errors import NotFoundError, StorageUnavailableError
 from keyturn_workers.errors import PreconditionError
 from keyturn_workers.sweep import ALL, AllRecord, Origin, ProjectRecord
-from keyturn_workers.sweep.hints import SweepStep
+from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.record import PartEnd
 from tests.unit.keyturn_workers.sweep.records import (
     NOW,

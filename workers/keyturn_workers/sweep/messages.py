@@ -1,7 +1,8 @@
-"""The hints between sweep workers, and what a sweep sends (SPEC 6.7, 8.5, 8.6).
+"""The messages of sweeps: hints between workers, and events (SPEC 6.7, 8.5, 8.6).
 
-Hints are not signed and prove nothing: the project's sealed record says what is to be done. A
-forged or stale hint finds nothing to do there, or does work that had to be done anyway.
+Hints ask for a step or for a page. They are not signed and prove nothing: the project's sealed
+record says what is to be done. A forged or stale hint finds nothing to do there, or does work
+that had to be done anyway.
 """
 
 from datetime import UTC, datetime

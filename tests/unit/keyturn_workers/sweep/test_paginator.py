@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.sweep.page_listing import list_batches
-from keyturn_workers.sweep.planner import MAX_OPEN_PAGES, Planner
+from keyturn_workers.sweep.paginator import MAX_OPEN_PAGES, Paginator
 from keyturn_workers.sweep.record import KeyRange, OpenPage, Round
 from tests.unit.keyturn_workers.sweep.records import round_of
 from tools.harness.memory_storage import MemoryStorage
@@ -33,11 +33,11 @@ def bucket(keys: Iterable[str], *, by_path: bool = False) -> MemoryStorage:
     return storage
 
 
-async def all_pages(planner: Planner, of: Round) -> list[OpenPage]:
+async def all_pages(paginator: Paginator, of: Round) -> list[OpenPage]:
     """Every page, planned in as many steps as it takes while each page is proven at once."""
     pages: list[OpenPage] = []
     while not of.complete:
-        of = await planner.extend("acme", of)
+        of = await paginator.extend("acme", of)
         assert len(of.open_pages) <= MAX_OPEN_PAGES
         pages += of.open_pages
         of = replace(of, open_pages=())
@@ -58,7 +58,7 @@ async def test_every_key_is_in_exactly_one_page(
     storage = bucket(keys, by_path=by_path)
     edges = ["", *sorted(borders, key=storage.capabilities.order)[:5], ""]
     ranges = tuple(KeyRange(start, end) for start, end in itertools.pairwise(edges))
-    pages = await all_pages(Planner(storage, page_keys), round_of(ranges=ranges))
+    pages = await all_pages(Paginator(storage, page_keys), round_of(ranges=ranges))
     found = [key for page in pages for key in await keys_of(storage, page)]
     assert sorted(found, key=str.encode) == sorted(keys, key=str.encode)
     assert len({page.page for page in pages}) == len(pages)
@@ -71,7 +71,7 @@ async def test_a_key_that_comes_after_planning_is_in_a_page_too(
 ) -> None:
     """Pages are ranges without gaps, not lists: what is uploaded meanwhile is inspected."""
     storage = bucket(keys, by_path=by_path)
-    pages = await all_pages(Planner(storage, page_keys), round_of())
+    pages = await all_pages(Paginator(storage, page_keys), round_of())
     for key in later:
         storage.plant(f"acme/{key}", b"", Headers({}))
     found = [key for page in pages for key in await keys_of(storage, page)]
@@ -88,7 +88,7 @@ async def test_ranges_of_the_wrong_order_would_miss_a_key() -> None:
 
 
 async def test_an_empty_project_has_one_page() -> None:
-    pages = await all_pages(Planner(bucket(()), 5), round_of())
+    pages = await all_pages(Paginator(bucket(()), 5), round_of())
     assert [(page.after, page.last) for page in pages] == [("", "")]
 
 
@@ -108,20 +108,20 @@ async def test_a_large_project_is_listed_by_ranges_that_cover_it(
     names: list[str], *, by_path: bool
 ) -> None:
     storage = bucket(names, by_path=by_path)
-    planner = Planner(storage, 20)
-    ranges = await planner.key_ranges("acme")
+    paginator = Paginator(storage, 20)
+    ranges = await paginator.key_ranges("acme")
     assert (ranges[0].through, ranges[-1].end) == ("", "")
     for one, other in itertools.pairwise(ranges):
         assert one.end == other.through
-    pages = await all_pages(planner, round_of(ranges=ranges))
+    pages = await all_pages(paginator, round_of(ranges=ranges))
     found = [key for page in pages for key in await keys_of(storage, page, 50)]
     assert sorted(found) == sorted(names)
 
 
 async def test_a_small_project_has_one_range() -> None:
-    assert await Planner(bucket("abc"), 20).key_ranges("acme") == (KeyRange(),)
+    assert await Paginator(bucket("abc"), 20).key_ranges("acme") == (KeyRange(),)
 
 
 async def test_names_that_spread_are_listed_in_parallel() -> None:
     storage = bucket([f"{n * 7919 % 4096:03x}/{n}" for n in range(1200)])
-    assert len(await Planner(storage, 20).key_ranges("acme")) > 2
+    assert len(await Paginator(storage, 20).key_ranges("acme")) > 2

@@ -1,6 +1,6 @@
-"""Planning: a project's object keys as adjoining pages (SPEC 8.5).
+"""Divides a project's object keys into adjoining pages (SPEC 8.5).
 
-The number of open pages is bounded, however many objects there are: further pages are planned
+The number of open pages is bounded, however many objects there are: further pages are added
 as earlier ones are proven. Large projects are listed in parallel, by key ranges.
 """
 
@@ -11,10 +11,10 @@ from typing import Final
 
 from keyturn.identifiers import object_s3_key
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.progress import MAX_WIDTH
+from keyturn_workers.sweep.proof import MAX_WIDTH
 from keyturn_workers.sweep.record import KeyRange, OpenPage, Round
 
-# How many pages may be open at once, and how many one step plans at most.
+# How many pages may be open at once, and how many one step adds at most.
 MAX_OPEN_PAGES: Final = MAX_WIDTH
 PAGES_PER_STEP: Final = 64
 # A project of at least this many pages is listed by key ranges.
@@ -24,12 +24,12 @@ _MAX_RANGES: Final = 8
 _BORDERS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
-class Planner:
-    """Plans the pages of projects.
+class Paginator:
+    """Divides the object keys of projects into pages.
 
     Args:
         storage: The bucket.
-        page_keys: How many object keys a page has when it is planned.
+        page_keys: How many object keys a page has when it is added.
     """
 
     def __init__(self, storage: Storage, page_keys: int) -> None:
@@ -69,16 +69,16 @@ class Planner:
     async def extend(self, project: str, of: Round) -> Round:
         """The round with further pages, as many as may be open."""
         room = min(PAGES_PER_STEP, MAX_OPEN_PAGES - len(of.open_pages))
-        if room <= 0 or of.everything_planned:
+        if room <= 0 or of.is_fully_paginated:
             return of
-        unplanned = [n for n, key_range in enumerate(of.ranges) if not key_range.planned]
-        share = max(1, room // len(unplanned))
+        unfinished = [n for n, key_range in enumerate(of.ranges) if not key_range.planned]
+        share = max(1, room // len(unfinished))
         listed = await asyncio.gather(
-            *(self._pages(project, of.ranges[n], share) for n in unplanned[:room])
+            *(self._pages(project, of.ranges[n], share) for n in unfinished[:room])
         )
         ranges, open_pages, number = list(of.ranges), list(of.open_pages), of.next_page
         keys = of.keys
-        for n, (edges, count) in zip(unplanned, listed, strict=False):
+        for n, (edges, count) in zip(unfinished, listed, strict=False):
             keys += count
             for last in edges:
                 open_pages.append(OpenPage(page=number, after=ranges[n].through, last=last))
