@@ -19,8 +19,8 @@ from keyturn_workers.console.actions import Actions
 from keyturn_workers.console.app import create_app
 from keyturn_workers.console.ask import Asker
 from keyturn_workers.console.auth.person import SESSION_SCOPE, Person, Role, Session
-from keyturn_workers.console.census import CensusTaker
 from keyturn_workers.console.context import ConsoleContext
+from keyturn_workers.console.key_usage import CensusTaker
 from tools.harness import console_data
 from tools.harness.console_data import MadeUp
 

@@ -48,7 +48,7 @@ from keyturn_workers.key_usage_rules import KeyUsage, Surroundings, judge_drop, 
 from keyturn_workers.keyring import Witness
 from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.status.objects import NONCURRENT, UNREADABLE, list_objects
+from keyturn_workers.status.key_usage import NONCURRENT, UNREADABLE, list_objects
 from keyturn_workers.status.reader import ROWS_OF, Identity, StatusReader
 from keyturn_workers.status.records import Bounds
 from keyturn_workers.storage import Storage

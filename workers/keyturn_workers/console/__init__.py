@@ -6,7 +6,7 @@
 | `context` | the parts that pages use, as one value |
 | `ask` | queries to control workers, and the last answer to each |
 | `actions` | requests that people make, each published once |
-| `census` | the count of what depends on each master key |
+| `key_usage` | what depends on each master key: a census of the whole bucket |
 | `prometheus` | history for the charts |
 | `form_tokens` | forms that take effect once, and fresh API keys |
 | `auth` | who may use it, and what protects its requests |

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from keyturn_workers.console.actions import Actions
 from keyturn_workers.console.ask import Answer, Asker, Query
-from keyturn_workers.console.census import CensusTaker
+from keyturn_workers.console.key_usage import CensusTaker
 from keyturn_workers.console.prometheus import Prometheus
 
 ATTENTION = Query("attention")

@@ -19,8 +19,8 @@ from keyturn_workers.console.actions import Actions
 from keyturn_workers.console.app import create_app
 from keyturn_workers.console.ask import Asker
 from keyturn_workers.console.auth.auth import Auth
-from keyturn_workers.console.census import CensusTaker
 from keyturn_workers.console.context import ConsoleContext
+from keyturn_workers.console.key_usage import CensusTaker
 from keyturn_workers.console.prometheus import Prometheus
 from keyturn_workers.console.rendering.templates import compile_templates
 from keyturn_workers.console.settings import ConsoleSettings, url_of

@@ -13,7 +13,7 @@ DEK.
 | `records` | opens listed records, a few at a time |
 | `sweeps` | one sweep with its parts, and its failures |
 | `evidence` | the evidence of one project |
-| `objects` | what each object and record depends on |
+| `key_usage` | the view `objects`: which key each object and record depends on |
 | `workers`, `audit` | what follows from reports of workers, and from the audit trail |
 | `feeds` | reads both, and queue depths, from the broker |
 | `dead_letters` | the oldest letters of each dead-letter queue |

@@ -31,7 +31,7 @@ from keyturn_workers.status.attention import Facts, find_attention
 from keyturn_workers.status.evidence import EvidenceView
 from keyturn_workers.status.feeds import BrokerFeeds
 from keyturn_workers.status.index import Index, Snapshot
-from keyturn_workers.status.objects import ObjectsView
+from keyturn_workers.status.key_usage import ObjectsView
 from keyturn_workers.status.query import (
     NO_FILTER,
     RowT,

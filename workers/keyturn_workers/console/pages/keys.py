@@ -11,8 +11,8 @@ from starlette.routing import Route
 from keyturn.identifiers import parse_time
 from keyturn.messages import SweepStatus, WorkerStatus
 from keyturn_workers.console.ask import Query, filled
-from keyturn_workers.console.census import Census, KeyRow, key_rows
 from keyturn_workers.console.context import ask, context_of
+from keyturn_workers.console.key_usage import Census, KeyRow, key_rows
 from keyturn_workers.console.pages.forms import operator_of
 from keyturn_workers.console.pages.queues import is_present
 from keyturn_workers.console.rendering.templates import REFRESH_S, render, see_other

@@ -1,8 +1,8 @@
-"""What depends on each master key: a count of the whole bucket, and what follows from it.
+"""What depends on each master key: a census of the whole bucket, and what follows from it.
 
-A person starts the count. Its pages are those of the view `objects` (SPEC 16.1), read one after the
-other; only their sums are kept, until the console restarts. One that was stopped goes on where it
-stopped. Whether a key can be dropped is decided by the same rule as for `keyturn status`.
+A person starts the census. Its pages are those of the view `objects` (SPEC 16.1), read one after
+the other; only their sums are kept, until the console restarts. One that was stopped goes on where
+it stopped. Whether a key can be dropped is decided by the same rule as for `keyturn status`.
 """
 
 import asyncio

@@ -19,7 +19,7 @@ from keyturn.messages import (
     SweepStatus,
     WorkerStatus,
 )
-from keyturn_workers.console.census import Census, CensusTaker, Group, KeyRow, key_rows
+from keyturn_workers.console.key_usage import Census, CensusTaker, Group, KeyRow, key_rows
 from keyturn_workers.console.pages.keys import key_rotation
 
 if TYPE_CHECKING:

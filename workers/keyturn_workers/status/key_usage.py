@@ -1,5 +1,7 @@
 """Which keys objects depend on: a census by what their wraps open under (SPEC 8.1, 8.7).
 
+The view `objects` (SPEC 16.1), a range of S3 keys a page.
+
 Each admin wrap and each tombstone is opened; labels are never believed. It covers all that a bucket
 holds, not only enrolled projects: an object without a keyring still needs its master key.
 """

@@ -10,7 +10,7 @@ from keyturn.errors import KmsUnavailableError, StorageUnavailableError
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.status.objects import (
+from keyturn_workers.status.key_usage import (
     ObjectGroup,
     ObjectInspector,
     list_objects,
