@@ -17,8 +17,10 @@ from keyturn.errors import MalformedRequestError
 from keyturn.messages.events import EventModel
 from keyturn.messages.fields import (
     Actor,
+    Code,
     Key,
     Project,
+    QueueName,
     Reason,
     RequestDigest,
     RequestId,
@@ -102,12 +104,12 @@ class AuditRecorded(AuditLink):
     request_id: RequestId | None = None
     project: Project | Literal["*"] | None = None
     object_key: Key | None = None
-    queue: Annotated[str, Field(pattern=r"^[a-z.-]{1,64}$")] | None = None
+    queue: QueueName | None = None
     master_key: ShortName | None = None
     kind: ShortName | None = None
     provider: ShortName | None = None
     provider_request_id: Actor | None = None
-    outcome: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
+    outcome: Code
     reason: Reason | None = None
 
 

@@ -2,20 +2,22 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from keyturn.counts import Counts
 from keyturn.messages.fields import (
-    CODE_PATTERN,
+    Code,
     Count,
     DeadLetterQueue,
     DeadLettersAction,
+    ExtensibleModel,
     Generation,
     Key,
     Project,
     RequestDigest,
     RequestId,
     RequestOrigin,
+    Rows,
     ShortName,
     Time,
 )
@@ -32,7 +34,6 @@ from keyturn.messages.status import (
     ObjectGroupStatus,
     ProjectStatus,
     QueueStatus,
-    Rows,
     StatusView,
     SweepStatus,
     TotalsStatus,
@@ -41,11 +42,8 @@ from keyturn.messages.status import (
 from keyturn.progress import Progress
 
 
-class EventModel(BaseModel):
+class EventModel(ExtensibleModel):
     """What all events have in common."""
-
-    # Readers ignore fields that they do not know (SPEC 6.7).
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     at: Time
     # The request's origin; absent where no request began it.
@@ -65,13 +63,13 @@ class RejectedModel(EventModel):
 
     # As sent: what was refused may not even have a well-formed project.
     project: str | None
-    code: Annotated[str, Field(pattern=CODE_PATTERN)]
+    code: Code
     detail: str
 
 
 class _Failed(EventModel):
     project: Project | Literal["*"]
-    code: Annotated[str, Field(pattern=CODE_PATTERN)]
+    code: Code
     detail: str
 
 
@@ -251,7 +249,7 @@ class StatusReported(EventModel):
     of_all: Count | None = None
     is_complete: bool | None = None
     next: Cursor | None = None
-    code: Annotated[str, Field(pattern=CODE_PATTERN)] | None = None
+    code: Code | None = None
     detail: str | None = None
     projects: Rows[ProjectStatus] | None = None
     sweeps: Rows[SweepStatus] | None = None
@@ -295,7 +293,7 @@ class DeadLettersMoved(EventModel):
     action: DeadLettersAction
     moved: Count
     left: Count
-    code: Annotated[str, Field(pattern=CODE_PATTERN)] | None = None
+    code: Code | None = None
     detail: str | None = None
 
 

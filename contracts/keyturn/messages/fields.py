@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -74,16 +74,30 @@ Actor = Annotated[str, Field(max_length=200, pattern=_NO_CONTROLS)]
 # What a person gives as the reason, in one line.
 Reason = Annotated[str, Field(max_length=REASON_MAX_CHARACTERS, pattern=_NO_CONTROLS)]
 CODE_PATTERN = r"^[a-z0-9_]{1,64}$"
+Code = Annotated[str, Field(pattern=CODE_PATTERN)]
 DeadLettersAction = Literal["replay", "discard"]
 DeadLetterQueue = Annotated[str, Field(pattern=f"^({'|'.join(map(re.escape, DEAD_QUEUES))})$")]
+QueueName = Annotated[str, Field(pattern=r"^[a-z.-]{1,64}$")]
 Generation = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+# JSON has no infinity, but its readers take 1e999 for one.
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_T = TypeVar("_T")
+# A list in JSON, which strict models would not take for a tuple.
+Rows = Annotated[tuple[_T, ...], Field(strict=False)]
 
 
 class StrictModel(BaseModel):
     """Frozen; refuses unknown fields and converts no types. Errors repeat no values."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ExtensibleModel(BaseModel):
+    """As `StrictModel`, but readers ignore fields that they do not know (SPEC 6.7)."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

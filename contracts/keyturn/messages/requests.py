@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 
 from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages.fields import (
-    CODE_PATTERN,
     Actor,
     Base64,
     CallerMetadata,
+    Code,
     ContentType,
     Count,
     DeadLetterQueue,
@@ -220,7 +220,7 @@ class DeadLettersRequested(ControlRequestModel):
     actor: Actor
     action: DeadLettersAction
     queue: DeadLetterQueue
-    code: Annotated[str, Field(pattern=CODE_PATTERN)] | None = None
+    code: Code | None = None
     letters: (
         Annotated[
             tuple[RequestDigest, ...],

@@ -3,18 +3,24 @@
 A report never holds a key, a wrap, a DEK, or anything of an object but its key and its state.
 """
 
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from keyturn.counts import Counts
 from keyturn.messages.fields import (
     Actor,
+    Code,
     Count,
+    ExtensibleModel,
     Generation,
+    Number,
     Project,
+    QueueName,
     RequestDigest,
     RequestId,
+    Rows,
+    Seconds,
     ShortName,
     StrictModel,
     Time,
@@ -128,19 +134,8 @@ STATUS_MAX_LIMIT: Final = 1000
 CURSOR_MAX_CHARACTERS: Final = 2048
 
 Cursor = Annotated[str, Field(min_length=1, max_length=CURSOR_MAX_CHARACTERS)]
-Code = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 SweepProject = Project | Literal["*"]
 _Text = Annotated[str, Field(max_length=200)]
-
-
-_T = TypeVar("_T")
-# JSON has no infinity, but its readers take 1e999 for one.
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-QUEUE_PATTERN: Final = r"^[a-z.-]{1,64}$"
-QueueName = Annotated[str, Field(pattern=QUEUE_PATTERN)]
-# A list in JSON, which strict models would not take for a tuple.
-Rows = Annotated[tuple[_T, ...], Field(strict=False)]
 
 
 class StatusFilter(StrictModel):
@@ -174,17 +169,11 @@ class StatusFilter(StrictModel):
     queue: QueueName | None = None
 
 
-class StatusModel(BaseModel):
-    """What all rows have in common: readers ignore fields that they do not know."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
-
-
 KeyringMark = Literal["current", "unmarked", "rolled_back", "removed", "unknown"]
 """How a keyring compares with its mark: of the last three, no worker uses the keyring."""
 
 
-class ProjectStatus(StatusModel):
+class ProjectStatus(ExtensibleModel):
     """One keyring (SPEC 5.2); of one that does not open only `project`, `code` and `detail`.
 
     Attributes:
@@ -224,7 +213,7 @@ class ProjectStatus(StatusModel):
     running_sweeps: Rows[RequestId] | None = None
 
 
-class SweepStatus(StatusModel):
+class SweepStatus(ExtensibleModel):
     """One sweep or rotation by its record; of one that does not open only ids and `code`.
 
     Attributes:
@@ -283,7 +272,7 @@ class SweepStatus(StatusModel):
     parts_clean: Count | None = None
 
 
-class FailureStatus(StatusModel):
+class FailureStatus(ExtensibleModel):
     """An object that a sweep could not bring to the desired state, and why."""
 
     project: Project
@@ -291,7 +280,7 @@ class FailureStatus(StatusModel):
     code: Code
 
 
-class EvidenceStatus(StatusModel):
+class EvidenceStatus(ExtensibleModel):
     """One file of evidence (SPEC 15.1).
 
     `envelope` is the DSSE envelope as stored; absent where the file does not verify.
@@ -306,7 +295,7 @@ class EvidenceStatus(StatusModel):
     code: Code | None = None
 
 
-class MasterKeyStatus(StatusModel):
+class MasterKeyStatus(ExtensibleModel):
     """A master key that the answering worker holds.
 
     Attributes:
@@ -323,7 +312,7 @@ class MasterKeyStatus(StatusModel):
     projects: Count | None = None
 
 
-class ObjectGroupStatus(StatusModel):
+class ObjectGroupStatus(ExtensibleModel):
     """How many objects, noncurrent versions or records of one page depend on the same key.
 
     Attributes:
@@ -355,7 +344,7 @@ class ObjectGroupStatus(StatusModel):
     detail: str | None = None
 
 
-class QueueReport(StatusModel):
+class QueueReport(ExtensibleModel):
     """What one process did with one queue since it began.
 
     Attributes:
@@ -378,7 +367,7 @@ class QueueReport(StatusModel):
     is_consuming: bool = True
 
 
-class WorkerStatus(StatusModel):
+class WorkerStatus(ExtensibleModel):
     """One worker process by its last report (see `WorkerReported`).
 
     Attributes:
@@ -406,7 +395,7 @@ class WorkerStatus(StatusModel):
     clock_unknown_since: Time | None = None
 
 
-class QueueStatus(StatusModel):
+class QueueStatus(ExtensibleModel):
     """One queue of requests.
 
     Attributes:
@@ -427,7 +416,7 @@ class QueueStatus(StatusModel):
     oldest_s: Number | None = None
 
 
-class TotalsStatus(StatusModel):
+class TotalsStatus(ExtensibleModel):
     """What all workers did in the minute that begins at `at`, by their reports.
 
     Attributes:
@@ -448,7 +437,7 @@ class TotalsStatus(StatusModel):
     retried: Count = 0
 
 
-class AttentionLink(StatusModel):
+class AttentionLink(ExtensibleModel):
     """The page that shows what needs a person, with what to fill in."""
 
     page: Literal[
@@ -459,7 +448,7 @@ class AttentionLink(StatusModel):
     filter: dict[str, str] | None = None
 
 
-class AttentionStatus(StatusModel):
+class AttentionStatus(ExtensibleModel):
     """Something that needs a person.
 
     Attributes:
@@ -481,7 +470,7 @@ class AttentionStatus(StatusModel):
     as_of: Time | None = None
 
 
-class AuditStatus(StatusModel):
+class AuditStatus(ExtensibleModel):
     """One record of the audit trail (SPEC 15.3; see `AuditRecorded`).
 
     Attributes:
@@ -514,7 +503,7 @@ class AuditStatus(StatusModel):
     findings: Rows[str] = ()
 
 
-class DeadLetterStatus(StatusModel):
+class DeadLetterStatus(ExtensibleModel):
     """A dead letter by its own claim, cut short, without its body.
 
     Attributes:
@@ -540,7 +529,7 @@ class DeadLetterStatus(StatusModel):
     text: str | None = None
 
 
-class DeadQueueStatus(StatusModel):
+class DeadQueueStatus(ExtensibleModel):
     """One dead-letter queue: how many letters it holds, and how many of them were read."""
 
     queue: QueueName
@@ -548,7 +537,7 @@ class DeadQueueStatus(StatusModel):
     read: Count
 
 
-class CodeCount(StatusModel):
+class CodeCount(ExtensibleModel):
     """How many failures of a sweep, or dead letters of a queue, have one code."""
 
     code: str

@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError
 
 from keyturn.errors import MalformedRequestError
 from keyturn.messages.events import EventModel
-from keyturn.messages.fields import Actor, RequestId, ShortName, Time
+from keyturn.messages.fields import Actor, RequestId, Rows, Seconds, ShortName, Time
 from keyturn.messages.json_text import load_json, problems
-from keyturn.messages.status import QueueReport, Rows, Seconds
+from keyturn.messages.status import QueueReport
 from keyturn.topology import WORKER_REPORTED
 
 
