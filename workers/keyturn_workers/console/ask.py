@@ -58,6 +58,8 @@ REFUSED_PAUSE_S: Final = 60.0
 """Until a query that was refused is retried automatically: each refusal is a dead letter."""
 MAX_WAITING: Final = 50
 """Queries that wait for their answers at once; others are asked when the page is next opened."""
+PAGE_ROWS: Final = 100
+"""Rows of one page of a table."""
 MAX_UNDER_WAY: Final = 4
 """Requests at once, of all queries: a control worker reads two at a time, and lets six wait."""
 _BUSY_TRIES: Final = 3

@@ -8,13 +8,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keyturn.identifiers import format_time, is_project
-from keyturn_workers.console.ask import Query, filled, page_of
+from keyturn_workers.console.ask import PAGE_ROWS, Query, filled, page_of
 from keyturn_workers.console.context import ask
 from keyturn_workers.console.rendering import words
 from keyturn_workers.console.rendering.templates import REFRESH_S, render
 
 PATH: Final = "/audit"
-_PAGE_ROWS: Final = 100
 _OUTCOMES: Final = {"": "Any", "ok": "Done", "not_ok": "Refused"}
 _ACTIONS: Final = {"": "Any", **words.AUDIT_ACTIONS}
 _FIELDS: Final = ("text", "actor", "project", "since", "until")
@@ -45,7 +44,7 @@ async def show(request: Request) -> Response:
             **{name: format_time(at) for name, at in moments.items() if at is not None},
         ),
         page=words.page_of(params),
-        limit=_PAGE_ROWS,
+        limit=PAGE_ROWS,
     )
     (answer,) = await ask(request, query)
     report = answer.report

@@ -30,7 +30,7 @@ from keyturn.messages import (
 )
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.console.actions import Letters
-from keyturn_workers.console.ask import Query, filled, page_of
+from keyturn_workers.console.ask import PAGE_ROWS, Query, filled, page_of
 from keyturn_workers.console.auth.person import require_operate
 from keyturn_workers.console.context import ask
 from keyturn_workers.console.pages.forms import (
@@ -59,7 +59,6 @@ _NOT_REPLAYED: Final = frozenset(
 )
 """Codes of letters whose body was not kept, or that would be refused again (SPEC 6.9)."""
 _PURPOSE: Final = "dead-letters"
-_PAGE_ROWS: Final = 100
 _TYPED_FROM: Final = 100
 """A replay of more letters is confirmed by typing their number."""
 _CODE: Final = re.compile(r"[a-z0-9_]{1,64}")
@@ -240,7 +239,7 @@ def _move_of(value: object) -> DeadLettersAction:
 
 def _query(queue: str, code: str, text: str, page: int) -> Query:
     chosen = filled(queue=queue, code=code if _CODE.fullmatch(code) else "", text=text)
-    return Query("dead_letters", filter=chosen, page=page, limit=_PAGE_ROWS)
+    return Query("dead_letters", filter=chosen, page=page, limit=PAGE_ROWS)
 
 
 def _cut(report: StatusReported | None) -> list[tuple[str, int, int]]:

@@ -10,13 +10,12 @@ from starlette.routing import Route
 
 from keyturn.identifiers import is_project
 from keyturn.messages import PROJECT_STATES, STATUS_ORDERS, EvidenceStatus
-from keyturn_workers.console.ask import Query, filled, page_of
+from keyturn_workers.console.ask import PAGE_ROWS, Query, filled, page_of
 from keyturn_workers.console.context import ask
 from keyturn_workers.console.rendering import words
 from keyturn_workers.console.rendering.templates import REFRESH_S, render
 
 PATH: Final = "/projects"
-PAGE_ROWS: Final = 100
 _ORDERS: Final = STATUS_ORDERS["projects"]
 _STATES: Final = {
     "": "Any",

@@ -26,7 +26,7 @@ from keyturn.messages import (
     SweepStatus,
 )
 from keyturn_workers.code_help import code_help
-from keyturn_workers.console.ask import Answer, Query, filled, page_of
+from keyturn_workers.console.ask import PAGE_ROWS, Answer, Query, filled, page_of
 from keyturn_workers.console.context import ask, context_of
 from keyturn_workers.console.pages.forms import (
     actions_of,
@@ -39,7 +39,6 @@ from keyturn_workers.console.rendering import words
 from keyturn_workers.console.rendering.templates import REFRESH_S, render
 
 PATH: Final = "/sweeps"
-_PAGE_ROWS: Final = 100
 _FILE_ROWS: Final = 200
 # A worker that has just been asked for the first time reads on, and says that it has not ended.
 _FIRST_TRIES: Final = 5
@@ -94,7 +93,7 @@ async def show_all(request: Request) -> Response:
         project if is_project(project) else ALL_PROJECTS,
         filter=filled(text=text, state=state, kind=kind, parts=parts),
         page=words.page_of(params),
-        limit=_PAGE_ROWS,
+        limit=PAGE_ROWS,
     )
     (answer,) = await ask(request, query)
     report = answer.report
@@ -122,10 +121,10 @@ async def show(request: Request) -> Response:
     sweep_id = id_of_path(request, "sweep_id")
     params = request.query_params
     query = Query(
-        "sweep", project, sweep_id, page=words.page_of(params, "parts_page"), limit=_PAGE_ROWS
+        "sweep", project, sweep_id, page=words.page_of(params, "parts_page"), limit=PAGE_ROWS
     )
     code, text = words.text_of(params, "code"), words.text_of(params, "text")
-    failed_query = _failures_query(project, sweep_id, code, text, words.page_of(params), _PAGE_ROWS)
+    failed_query = _failures_query(project, sweep_id, code, text, words.page_of(params), PAGE_ROWS)
     wanted = [query, failed_query]
     if project != ALL_PROJECTS:
         wanted.append(evidence_query(project))
