@@ -105,7 +105,7 @@ CODES: Final = {
     ),
     "range_not_satisfiable": CodeHelp("the range is outside the object", ""),
     "request_expired": CodeHelp(
-        "requested_at is more than 7 days old, or more than 5 minutes ahead",
+        "the request's requested_at is more than 7 days old, or more than 5 minutes ahead",
         "publish again, or keyturn dead replay --resign; check clocks",
     ),
     "staged_body_missing": CodeHelp(
@@ -127,7 +127,7 @@ CODES: Final = {
         "use the current API key, or make a new link",
     ),
     "unknown_algorithm": CodeHelp(
-        "enc-algo has a value that this version does not know",
+        "the object's enc-algo has a value that this version does not know",
         "upgrade, or find out who wrote the object",
     ),
     "unknown_intake_key": CodeHelp(

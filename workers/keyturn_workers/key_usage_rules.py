@@ -76,7 +76,7 @@ def missing_key(records: int) -> str:
 
 def plural(number: int, noun: str) -> str:
     """The number with its noun, in the singular or plural."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _obstacle(usage: KeyUsage, around: Surroundings) -> str:

@@ -396,7 +396,7 @@ class WorkerStatus(ExtensibleModel):
 
 
 class QueueStatus(ExtensibleModel):
-    """One queue of requests.
+    """One queue of requests; `keyturn.unsigned.dead` has a row with `dead` alone.
 
     Attributes:
         depth: Messages ready for delivery.

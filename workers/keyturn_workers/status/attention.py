@@ -30,7 +30,7 @@ from keyturn.topology import (
     UPLOAD_QUEUE,
 )
 from keyturn_workers.amqp.failures import CODES_WITHOUT_BODY
-from keyturn_workers.code_help import CODES, code_help
+from keyturn_workers.code_help import CODES, CodeHelp, code_help
 from keyturn_workers.status.query import OLD_KEY
 
 LISTED: Final = 5
@@ -50,6 +50,7 @@ ROLE_QUEUES: Final = {
     PLAN_QUEUE: "sweep",
 }
 _OTHER: Final = "other codes"
+_OTHER_HELP: Final = CodeHelp("no code, or one that this version does not know", "")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SEVERITIES: Final = ("act", "soon", "info")
 
@@ -382,7 +383,7 @@ def dead_letters(facts: Facts) -> Iterable[AttentionStatus]:
             numbers[code] += count.count
             queues[code].add(count.queue or "")
     for code, number in sorted(numbers.items(), key=lambda each: (-each[1], each[0])):
-        found = code_help(code)
+        found = _OTHER_HELP if code == _OTHER else code_help(code)
         filters = {} if code == _OTHER else {"code": code}
         if len(queues[code]) == 1:
             filters["queue"] = next(iter(queues[code]))

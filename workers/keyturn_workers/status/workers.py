@@ -17,6 +17,7 @@ from keyturn.topology import (
     DEAD_QUEUES,
     PLAN_QUEUE,
     SWEEP_QUEUE,
+    UNSIGNED_DEAD_QUEUE,
     UPLOAD_QUEUE,
     dead_letter_name,
     retry_name,
@@ -142,8 +143,11 @@ class WorkerBook:
         )
 
     def queues(self, depths: Mapping[str, QueueDepth]) -> tuple[QueueStatus, ...]:
-        """The queues of requests, with the broker's counts."""
-        return tuple(self._queue(queue, depths) for queue in WORK_QUEUES)
+        """The queues of requests, with the broker's counts, and the unsigned dead letters."""
+        rows = [self._queue(queue, depths) for queue in WORK_QUEUES]
+        if (unsigned := depths.get(UNSIGNED_DEAD_QUEUE)) is not None:
+            rows.append(QueueStatus(queue=UNSIGNED_DEAD_QUEUE, dead=unsigned.depth))
+        return tuple(rows)
 
     def _queue(self, queue: str, depths: Mapping[str, QueueDepth]) -> QueueStatus:
         own, dead = depths.get(queue), depths.get(dead_letter_name(queue))

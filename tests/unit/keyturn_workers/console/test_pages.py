@@ -254,7 +254,9 @@ def test_now_shows_what_needs_attention_with_its_remedy_and_link() -> None:
     assert "Projects 240 all of them" in words
     assert "Waiting requests 341" in words
     assert "Proving 46 of 91 objects, earliest end in" in words
-    assert "The last hour, by the reports of workers." in words
+    assert "The last hour, as reported by workers, as of" in words
+    # Each value has its time, also the totals.
+    assert "to replay or discard as of" in words
 
 
 def test_now_shows_more_than_an_hour_only_from_prometheus() -> None:
@@ -328,7 +330,7 @@ def test_progress_and_the_moments_of_a_sweep_are_those_of_its_record() -> None:
     page = scene.words(_PROVING)
     for words in (
         "Proving 46 of 91 objects, earliest end in",
-        "two leases after the last one",
+        "two leases after the last rewrap",
         "Requested",
         "First rewrap",
         "All rewrapped",

@@ -107,10 +107,10 @@ def test_kinds_of_sweeps(change: dict[str, Any], shown: str) -> None:
     ("change", "expected"),
     [
         ({}, words.SweepProgress("not counted yet")),
-        ({"progress": Progress(phase="waiting")}, words.SweepProgress("Waits for a worker")),
+        ({"progress": Progress(phase="waiting")}, words.SweepProgress("Waiting for a worker")),
         (
             {"progress": Progress(phase="waiting"), "waits_for_round": True},
-            words.SweepProgress("Waits for the next round"),
+            words.SweepProgress("Waiting for the next round"),
         ),
         (
             {"progress": Progress(phase="rewrapping", done=5)},
@@ -200,6 +200,26 @@ def test_the_moments_of_a_sweep_pass_one_after_the_other() -> None:
 )
 def test_the_end_of_a_sweep_is_called_what_it_is(change: dict[str, Any], title: str) -> None:
     assert words.sweep_moments(_row(**change), _NOW)[-1].title == title
+
+
+def test_a_sweep_that_failed_did_not_reach_the_later_moments() -> None:
+    failed = _row(
+        status="failed",
+        ended_at="2026-11-26T09:22:00Z",
+        progress=Progress(phase="ended", first_rewrap_at="2026-11-26T09:21:00Z"),
+    )
+    assert [(each.state, each.note) for each in words.sweep_moments(failed, _NOW)] == [
+        ("done", ""),
+        ("done", ""),
+        ("later", "not reached"),
+        ("later", "not reached"),
+        ("done", ""),
+    ]
+
+
+def test_a_sweep_of_all_projects_has_no_moments_of_rewrapping() -> None:
+    """Those are in the parts."""
+    assert _moments(_row(project="*")) == [("Requested", "done"), ("Proven", "next")]
 
 
 def test_where_nothing_had_to_be_rewrapped_that_is_said() -> None:

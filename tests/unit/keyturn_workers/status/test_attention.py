@@ -245,6 +245,7 @@ def test_letters_of_invented_codes_are_one_item() -> None:
     counts = [CodeCount(queue="keyturn.upload.dead", code=f"c{n}", count=1) for n in range(9)]
     (item,) = find_attention(Facts(now=at(0), dead_codes=counts))
     assert item.title == "9 dead letters: other codes"
+    assert item.detail == "No code, or one that this version does not know."
 
 
 def test_letters_without_their_body_can_only_be_discarded() -> None:

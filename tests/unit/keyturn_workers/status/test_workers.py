@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keyturn.messages import QueueStatus
 from keyturn_workers.status import workers
 from keyturn_workers.status.workers import QueueDepth, WorkerBook
 from tests.unit.keyturn_workers.status.messages import Clock, queue_report, text, uid, worker
@@ -68,6 +69,14 @@ def test_a_queue_shows_depth_retries_dead_letters_and_the_age_of_its_oldest() ->
     assert shown == (5, 1, 2, 3, 2.0)
     assert book.queues({"keyturn.upload": QueueDepth(0, 1)})[0].oldest_s is None
     assert book.queues({})[0].depth is None
+
+
+def test_unsigned_dead_letters_are_counted_after_the_queues() -> None:
+    """So the sum is that of all dead letters; while the number is unknown there is no row."""
+    book = _book(worker(0), now=1)
+    rows = book.queues({"keyturn.unsigned.dead": QueueDepth(4, 0)})
+    assert rows[-1] == QueueStatus(queue="keyturn.unsigned.dead", dead=4)
+    assert [row.queue for row in book.queues({})] == [row.queue for row in rows[:-1]]
 
 
 def test_the_clock_is_unknown_since_the_first_report_that_said_so() -> None:

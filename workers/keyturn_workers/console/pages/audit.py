@@ -16,6 +16,7 @@ from keyturn_workers.console.rendering.templates import REFRESH_S, render
 PATH: Final = "/audit"
 _OUTCOMES: Final = {"": "Any", "ok": "Done", "not_ok": "Refused"}
 _ACTIONS: Final = {"": "Any", **words.AUDIT_ACTIONS}
+_NO_TIME: Final = "Not a time, such as 2h or 2026-11-26"
 _FIELDS: Final = ("text", "actor", "project", "since", "until")
 
 
@@ -25,10 +26,10 @@ async def show(request: Request) -> Response:
     now = datetime.now(UTC)
     typed = {name: words.text_of(params, name) for name in _FIELDS}
     moments = {name: moment_of(typed[name], now) for name in ("since", "until")}
-    problems = {name: "Not a time" for name, at in moments.items() if at is None and typed[name]}
+    problems = {name: _NO_TIME for name, at in moments.items() if at is None and typed[name]}
     project = typed["project"]
     if project and not is_project(project):
-        problems["project"] = "Not a project's id"
+        problems["project"] = "Not a project id"
     action = words.choice_of(params, "action", tuple(_ACTIONS), "")
     outcome = words.choice_of(params, "outcome", tuple(_OUTCOMES), "")
     with_reports = params.get("reports") == "yes"

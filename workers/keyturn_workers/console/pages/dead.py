@@ -49,8 +49,8 @@ OBSTACLES: Final = {
     None: "It can be replayed.",
     "body": "Its body was not kept: with this code, only what identifies the request is.",
     "type": "It names no type of request, so there is no queue to replay it to.",
-    "expired": "It has expired, would be refused again, and must be re-signed: "
-    "the publisher sends it again, or an operator runs `keyturn dead replay --resign`.",
+    "expired": "It has expired and would be refused again, so it must be signed anew: "
+    "the publisher sends it again, or an operator runs keyturn dead replay --resign.",
 }
 """Why a letter cannot be replayed from the console."""
 _NOT_REPLAYED: Final = frozenset(

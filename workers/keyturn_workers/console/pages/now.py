@@ -53,6 +53,7 @@ async def show(request: Request) -> Response:
         row for row in (workers.report and workers.report.workers) or () if not row.is_missing
     ]
     rows = (queues.report and queues.report.queues) or ()
+    known = [each.at for each in (projects, running, workers, queues) if each.at is not None]
     return render(
         request,
         "now.html",
@@ -64,6 +65,7 @@ async def show(request: Request) -> Response:
         workers=workers,
         workers_present=sum(not row.is_stopping for row in present),
         queues=queues,
+        totals_at=min(known, default=None),
         backlog=sum(row.depth or 0 for row in rows),
         dead=sum(row.dead or 0 for row in rows),
         hours=hours,

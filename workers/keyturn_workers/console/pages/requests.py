@@ -97,7 +97,7 @@ async def _start_problems(request: Request, form: dict[str, str]) -> dict[str, s
     if form.get("scope") not in ("project", "all"):
         problems["scope"] = "Choose a project, or all."
     if form.get("scope") == "project" and not is_project(form.get("project", "").strip()):
-        problems["project"] = "Not a project's id."
+        problems["project"] = "Not a project id: use lower-case letters, digits and hyphens."
     if (key := form.get("master_key")) and key not in await _held(request):
         problems["master_key"] = "The workers do not hold this master key, as far as is known."
     return problems
@@ -153,7 +153,7 @@ def _delete_problems(form: dict[str, str]) -> dict[str, str]:
     except ValueError as exc:
         problems["key"] = f"Not an object key: {exc}."
     if form.get("typed", "") != key:
-        problems["typed"] = "This is not the same key. Blanks count."
+        problems["typed"] = "This is not the same key. Spaces count."
     return problems
 
 

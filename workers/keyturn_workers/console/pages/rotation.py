@@ -92,7 +92,7 @@ async def publish(request: Request) -> Response:
         return expired_page(request, _path(project))
     problems = _problems(form, project)
     if problems:
-        return _key_page(request, operator, fresh, shown=False, problems=problems)
+        return _key_page(request, operator, fresh, shown=False, form=form, problems=problems)
     actions.fresh_keys.drop(fresh.rotation_id)
     action = await actions.rotate(
         operator.person,
@@ -119,6 +119,7 @@ def _key_page(
     fresh: FreshKey,
     *,
     shown: bool,
+    form: dict[str, str] | None = None,
     problems: dict[str, str] | None = None,
 ) -> Response:
     forms = actions_of(request).forms
@@ -129,6 +130,7 @@ def _key_page(
         project=fresh.project,
         generation=fresh.expected_generation,
         api_key=fresh.api_key.get_secret_value() if shown else None,
+        is_saved=(form or {}).get("saved") == "yes",
         problems=problems or {},
         life_s=KEY_LIFE_S,
         token=forms.make(

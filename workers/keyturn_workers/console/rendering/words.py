@@ -185,7 +185,7 @@ def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
     if known is None:
         return SweepProgress("not counted yet")
     if known.phase == "waiting":
-        waits = "Waits for the next round" if row.waits_for_round else "Waits for a worker"
+        waits = "Waiting for the next round" if row.waits_for_round else "Waiting for a worker"
         return SweepProgress(waits)
     unit = "projects" if row.project == ALL_PROJECTS else "objects"
     verb = "Proving" if known.phase == "proving" else "Rewrapping"
@@ -202,6 +202,8 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
     """From its request to its proof: what was, what is next and what comes after that."""
     known = row.progress or Progress(phase="waiting")
     has_ended = row.status not in ("running", None)
+    # One that failed may have ended before any of these; an older record has none of them.
+    is_past = row.status == "done"
     ended_at = _moment(row.ended_at)
     rewrapped_at = _moment(known.all_rewrapped_at)
     # Before that it moves with each write.
@@ -213,18 +215,28 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
         (
             "First rewrap",
             first_at,
-            first_at is not None or is_nothing_new or has_ended,
+            first_at is not None or is_nothing_new or is_past,
             "nothing had to be rewrapped" if is_nothing_new else "",
         ),
-        ("All rewrapped", rewrapped_at, rewrapped_at is not None or has_ended, ""),
+        ("All rewrapped", rewrapped_at, rewrapped_at is not None or is_past, ""),
         (
             "Proof possible from",
             possible_at,
-            has_ended or (possible_at is not None and possible_at <= now),
+            is_past or (possible_at is not None and possible_at <= (ended_at or now)),
             "",
         ),
         (_end_title(row), ended_at if has_ended else None, has_ended, ""),
     ]
+    if row.project == ALL_PROJECTS:
+        # The others are those of each project's part.
+        steps = [steps[0], steps[-1]]
+    if has_ended:
+        return tuple(
+            Moment(title, "done", at, note)
+            if is_done
+            else Moment(title, "later", None, "not reached")
+            for title, at, is_done, note in steps
+        )
     following = next((index for index, each in enumerate(steps) if not each[2]), len(steps))
     return tuple(
         Moment(title, "done" if is_done else "next" if index == following else "later", at, note)
