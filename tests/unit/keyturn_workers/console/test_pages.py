@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from keyturn.crypto import Secret
 from keyturn.errors import BrokerUnavailableError, WaitTimeoutError
-from keyturn.messages import FailureStatus
+from keyturn.messages import FailureStatus, Progress
 from keyturn_workers.console.auth.protection import OwnOrigins, Protection
 from keyturn_workers.console.auth.sessions import COOKIE, Account, Sessions, SignedOut
 from keyturn_workers.console.pages import queues, sweeps
@@ -325,12 +325,25 @@ def test_evidence_is_downloaded_as_stored_and_none_that_does_not_verify() -> Non
     Scene(MadeUp(error=WaitTimeoutError("none"))).get("/projects/acme/evidence/x", 503)
 
 
+def test_a_sweep_that_may_be_proven_says_what_it_still_does() -> None:
+    publisher = console_data.deployment()
+    rows = publisher.rows["sweep"]
+    publisher.rows["sweep"] = [
+        row.model_copy(update={"progress": Progress(phase="proving", done=46, total=91)})
+        for row in rows
+    ]
+    page = Scene(publisher).words(_PROVING)
+    assert "Proving 46 of 91 objects" in page
+    assert "Each one is now inspected again, to prove it." in page
+    assert "two leases" not in page
+
+
 def test_progress_and_the_moments_of_a_sweep_are_those_of_its_record() -> None:
     scene = lived()
     page = scene.words(_PROVING)
     for words in (
         "Proving 46 of 91 objects, earliest end in",
-        "two leases after the last rewrap",
+        "two leases after the desired state changed",
         "Requested",
         "First rewrap",
         "All rewrapped",

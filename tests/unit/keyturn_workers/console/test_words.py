@@ -117,7 +117,11 @@ def test_kinds_of_sweeps(change: dict[str, Any], shown: str) -> None:
             words.SweepProgress("Rewrapping, 5 objects so far"),
         ),
         (
-            {"progress": Progress(phase="rewrapping", done=5, total=20)},
+            {
+                "progress": Progress(
+                    phase="rewrapping", done=5, total=20, proof_possible_at="2026-11-26T09:30:12Z"
+                )
+            },
             words.SweepProgress("Rewrapping 5 of 20 objects", 5, 20),
         ),
         (
@@ -176,7 +180,7 @@ def test_the_moments_of_a_sweep_pass_one_after_the_other() -> None:
         }
     )
     assert [state for _, state in _moments(proving)] == ["done", "done", "done", "next", "later"]
-    # While objects are rewrapped, the earliest end moves with each write.
+    # While objects are rewrapped, that moment may still move.
     rewrapping = begun.model_copy(
         update={"progress": Progress(phase="rewrapping", proof_possible_at="2026-11-26T09:00:00Z")}
     )

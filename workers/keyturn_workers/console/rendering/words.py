@@ -192,7 +192,8 @@ def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
     if known.total is None:
         return SweepProgress(f"{verb}, {number(known.done)} {unit} so far")
     text = f"{verb} {number(known.done)} of {number(known.total)} {unit}"
-    left_s = known.seconds_to_proof(now)
+    # Before that, rewrapping takes longer than the leases.
+    left_s = known.seconds_to_proof(now) if known.phase == "proving" else None
     if left_s is not None:
         text += f", earliest end in {duration(left_s)}"
     return SweepProgress(text, min(known.done, known.total), known.total)
@@ -206,7 +207,7 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
     is_past = row.status == "done"
     ended_at = _moment(row.ended_at)
     rewrapped_at = _moment(known.all_rewrapped_at)
-    # Before that it moves with each write.
+    # Before that it moves with the pauses of pages.
     possible_at = None if rewrapped_at is None else _moment(known.proof_possible_at)
     first_at = _moment(known.first_rewrap_at)
     is_nothing_new = rewrapped_at is not None and first_at is None
