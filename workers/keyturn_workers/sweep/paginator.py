@@ -100,6 +100,8 @@ class Paginator:
         async for row in self._storage.list(f"{project}/", after=after):
             key = row.key.removeprefix(f"{project}/")
             if key_range.end and order(key) >= order(key_range.end):
+                # The end is in the range; it may have been deleted since.
+                count += key == key_range.end
                 return [*edges, key_range.end], len(edges) * self._page_keys + count
             if count == self._page_keys:
                 # One more key follows, so the full page ends before it.

@@ -33,15 +33,15 @@ def bucket(keys: Iterable[str], *, by_path: bool = False) -> MemoryStorage:
     return storage
 
 
-async def all_pages(paginator: Paginator, of: Round) -> list[OpenPage]:
-    """Every page, planned in as many steps as it takes while each page is proven at once."""
+async def all_pages(paginator: Paginator, of: Round) -> tuple[list[OpenPage], int]:
+    """Every page and the number of keys, in as many steps as it takes; each is proven at once."""
     pages: list[OpenPage] = []
     while not of.complete:
         of = await paginator.extend("acme", of)
         assert len(of.open_pages) <= MAX_OPEN_PAGES
         pages += of.open_pages
         of = replace(of, open_pages=())
-    return pages
+    return pages, of.keys
 
 
 async def keys_of(storage: MemoryStorage, page: OpenPage, size: int = 3) -> list[str]:
@@ -58,10 +58,11 @@ async def test_every_key_is_in_exactly_one_page(
     storage = bucket(keys, by_path=by_path)
     edges = ["", *sorted(borders, key=storage.capabilities.order)[:5], ""]
     ranges = tuple(KeyRange(start, end) for start, end in itertools.pairwise(edges))
-    pages = await all_pages(Paginator(storage, page_keys), round_of(ranges=ranges))
+    pages, count = await all_pages(Paginator(storage, page_keys), round_of(ranges=ranges))
     found = [key for page in pages for key in await keys_of(storage, page)]
     assert sorted(found, key=str.encode) == sorted(keys, key=str.encode)
     assert len({page.page for page in pages}) == len(pages)
+    assert count == len(keys)
 
 
 @settings(max_examples=30, deadline=None)
@@ -71,7 +72,7 @@ async def test_a_key_that_comes_after_planning_is_in_a_page_too(
 ) -> None:
     """Pages are ranges without gaps, not lists: what is uploaded meanwhile is inspected."""
     storage = bucket(keys, by_path=by_path)
-    pages = await all_pages(Paginator(storage, page_keys), round_of())
+    pages, _ = await all_pages(Paginator(storage, page_keys), round_of())
     for key in later:
         storage.plant(f"acme/{key}", b"", Headers({}))
     found = [key for page in pages for key in await keys_of(storage, page)]
@@ -88,7 +89,7 @@ async def test_ranges_of_the_wrong_order_would_miss_a_key() -> None:
 
 
 async def test_an_empty_project_has_one_page() -> None:
-    pages = await all_pages(Paginator(bucket(()), 5), round_of())
+    pages, _ = await all_pages(Paginator(bucket(()), 5), round_of())
     assert [(page.after, page.last) for page in pages] == [("", "")]
 
 
@@ -113,9 +114,10 @@ async def test_a_large_project_is_listed_by_ranges_that_cover_it(
     assert (ranges[0].through, ranges[-1].end) == ("", "")
     for one, other in itertools.pairwise(ranges):
         assert one.end == other.through
-    pages = await all_pages(paginator, round_of(ranges=ranges))
+    pages, count = await all_pages(paginator, round_of(ranges=ranges))
     found = [key for page in pages for key in await keys_of(storage, page, 50)]
     assert sorted(found) == sorted(names)
+    assert count == len(names)
 
 
 async def test_a_small_project_has_one_range() -> None:
