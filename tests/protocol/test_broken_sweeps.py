@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.topology import PLAN_QUEUE
@@ -51,7 +52,7 @@ def a_streamed_write_that_outlasts_a_new_state(world: World) -> None:
 async def _write_once(self: Any, planned: Any) -> Any:
     """`PageAttempt._write` without a keyring read after it."""
     todo = await self._note_tags([each for each in planned if each.writes])
-    done = await self._for_each((each.key, self._apply(each)) for each in todo)
+    done = await self._for_each((each.key, partial(self._apply, each)) for each in todo)
     return [each for each in planned if not each.writes] + done
 
 
