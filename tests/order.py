@@ -22,28 +22,43 @@ _LONG: Final = ("tests/acceptance/", "tests/integration/", "tests/fuzz/")
 
 # Seconds on two busy cores, roughly: only what takes far longer than the rest must be here.
 _SECONDS: Final = {
-    _WHOLE: 600,
-    "tests/acceptance/test_sweep_crashes.py": 450,
-    "tests/acceptance/test_providers.py": 390,
-    "tests/acceptance/test_sweep_workers.py": 270,
-    "tests/acceptance/test_secrets_not_exposed.py": 220,
-    "tests/acceptance/test_rotation_under_load.py": 190,
-    "tests/integration/amqp/test_permissions.py": 150,
-    "tests/acceptance/test_install.py": 100,
-    "tests/acceptance/test_event_key_rotation.py": 95,
-    "tests/acceptance/test_files.py": 95,
-    "tests/integration/cli/test_key_is_gone.py": 95,
-    "tests/acceptance/test_chaos.py": 90,
-    "tests/acceptance/test_shutdown.py": 90,
-    "tests/integration/cli/test_status.py": 75,
+    _WHOLE: 340,
+    "tests/acceptance/test_chaos.py": 310,
+    "tests/acceptance/test_providers.py": 300,
+    "tests/acceptance/test_sweep_workers.py": 210,
+    "tests/acceptance/test_sweep_crashes.py": 200,
+    "tests/acceptance/test_rotation_under_load.py": 110,
+    "tests/integration/control/test_marks.py": 100,
     "tests/integration/cli/test_foreign_events.py": 70,
-    "tests/integration/sweep/test_master_keys.py": 70,
-    "tests/acceptance/test_load.py": 70,
-    "tests/integration/test_read_only_root.py": 65,
-    "tests/integration/test_metrics.py": 65,
-    "tests/unit/clients/test_typescript.py": 65,
+    "tests/integration/cli/test_verify.py": 60,
+    "tests/integration/sweep/test_master_keys.py": 60,
+    "tests/integration/sweep/test_proofs.py": 60,
+    "tests/acceptance/test_secrets_not_exposed.py": 60,
+    "tests/integration/amqp/test_permissions.py": 60,
+    "tests/integration/monitoring/test_dashboards.py": 60,
+    "tests/integration/status/test_reports.py": 60,
+    "tests/fuzz/test_live.py": 50,
+    "tests/unit/clients/test_typescript.py": 50,
+    "tests/integration/cli/test_audit.py": 50,
+    "tests/integration/sweep/test_options.py": 50,
+    "tests/integration/cli/test_rotate_with_worker.py": 40,
+    "tests/integration/cli/test_status.py": 40,
+    "tests/integration/test_read_only_root.py": 40,
+    "tests/acceptance/test_event_key_rotation.py": 40,
+    "tests/integration/cli/test_key_is_gone.py": 40,
+    "tests/acceptance/test_gateway_on_seaweedfs.py": 35,
+    "tests/acceptance/test_install.py": 30,
+    "tests/acceptance/test_shutdown.py": 30,
+    "tests/integration/test_health.py": 30,
+    "tests/acceptance/test_files.py": 25,
+    "tests/acceptance/test_load.py": 25,
+    "tests/integration/cli/test_through_gateway.py": 25,
+    "tests/integration/tls/test_everything.py": 25,
+    "tests/integration/sweep/test_path_order.py": 20,
+    "tests/integration/sweep/test_resume.py": 20,
 }
 _SECONDS_A_TEST: Final = 2
+_SECONDS_AT_LEAST: Final = 10
 _SECONDS_AT_MOST: Final = 60
 
 
@@ -91,7 +106,8 @@ def _group(name: str) -> str:
 
 
 def _cost(group: str, tests: int) -> int:
-    return _SECONDS.get(group, min(_SECONDS_AT_MOST, _SECONDS_A_TEST * tests))
+    guess = min(_SECONDS_AT_MOST, max(_SECONDS_AT_LEAST, _SECONDS_A_TEST * tests))
+    return _SECONDS.get(group, guess)
 
 
 def modules() -> Iterable[str]:

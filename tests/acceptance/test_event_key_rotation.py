@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from tools.harness.wire import Wire
     from tools.servers import S3Server
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.servers
 
 _SETTINGS = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
 _AT_ONCE = 4

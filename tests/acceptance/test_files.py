@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tools.harness.process import WorkerProcess
     from tools.harness.scene import Scene
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.servers
 
 _KIB = 1024
 _EDGES = (0, 1, 16383, 16384, 16385, 256 * _KIB, 256 * _KIB + 1)

@@ -42,7 +42,8 @@ _BOUNDED = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(broker: Servers, ceph: S3Server) -> AsyncIterator[WorkerUnderTest]:
-    async with run_worker(broker, ceph, HEALTH_PORT=str(PORT)) as running:
+    settings = {"HEALTH_PORT": str(PORT), "LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
+    async with run_worker(broker, ceph, **settings) as running:
         yield running
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tools.servers import S3Server
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.servers
 
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = _ROOT / "tests" / "support" / "read_only.sh"

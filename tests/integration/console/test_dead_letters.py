@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.servers,
     pytest.mark.slow,
-    pytest.mark.timeout(180),
     pytest.mark.asyncio(loop_scope="package"),
 ]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tools.servers import S3Server
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 _WAITING = {UPLOAD_QUEUE: 7, SWEEP_QUEUE: 3, PLAN_QUEUE: 2}
 _TIMEOUT_S = 60

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tools.servers import S3Server
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 _TEXT = (ROOT / "docs/howto/systemd.md").read_text()
 _INSTALL, _SETTINGS, _PASSWORDS, _START = re.findall(r"```sh\n(.*?)```", _TEXT, re.DOTALL)
