@@ -15,7 +15,8 @@ import pytest
 from keyturn.topology import DEAD_POLICIES, UNSIGNED_DEAD_QUEUE
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.dead_letters import queue as queue_module
-from keyturn_workers.dead_letters.queue import QueueBrowser, ready_count
+from keyturn_workers.dead_letters.queue import QueueBrowser, open_letters, ready_count
+from keyturn_workers.status.feeds import DEPTHS_FOR_S, QueueDepths, utc_now
 from tests.support.cuttable_proxy import proxy
 
 if TYPE_CHECKING:
@@ -195,3 +196,36 @@ async def test_policies_drop_the_oldest_by_age_and_by_size(broker: Servers, vhos
             message = aio_pika.Message(b"x" * 100, message_id=str(number))
             await channel.default_exchange.publish(message, UNSIGNED_DEAD_QUEUE)
     assert await _order(vhost_url, UNSIGNED_DEAD_QUEUE) == list(range(40, 50))
+
+
+async def test_letters_that_are_being_read_are_counted_as_before(vhost_url: str) -> None:
+    """While one reads them, the queue looks empty to others; a page must not say so."""
+    await _fill(vhost_url, count=5)
+    depths = QueueDepths(vhost_url, utc_now, [_DEAD, _OTHER])
+    try:
+        assert (await depths.read()).queues[_DEAD].depth == 5
+        async with open_letters(vhost_url) as channel:
+            browser = await _browser(channel)
+            assert await _browse(browser) == [0, 1, 2, 3, 4]
+            await asyncio.sleep(DEPTHS_FOR_S)
+            assert (await depths.read()).queues[_DEAD].depth == 5
+            await browser.requeue(browser.received)
+        async with _connected(vhost_url) as (_, channel):
+            await (await channel.get_queue(_DEAD, ensure=False)).purge()
+        await asyncio.sleep(DEPTHS_FOR_S)
+        assert (await depths.read()).queues[_DEAD].depth == 0
+    finally:
+        await depths.close()
+
+
+async def test_a_first_count_waits_for_letters_that_are_being_read(vhost_url: str) -> None:
+    await _fill(vhost_url, count=5)
+    depths = QueueDepths(vhost_url, utc_now, [_DEAD])
+    async with open_letters(vhost_url) as channel:
+        browser = await _browser(channel)
+        await _browse(browser)
+        first = asyncio.create_task(depths.read())
+        await asyncio.sleep(0.5)
+        assert not first.done()
+    assert (await first).queues[_DEAD].depth == 5
+    await depths.close()

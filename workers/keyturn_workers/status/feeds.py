@@ -9,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from keyturn.crypto import EventVerifier, VerifyKey
 from keyturn.errors import EventsUnavailableError, StorageUnavailableError
@@ -28,7 +28,7 @@ from keyturn.publisher.connection import (
     normalize_connection_errors,
 )
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow, last_offset
-from keyturn.topology import AUDIT_STREAM, WORKERS_STREAM
+from keyturn.topology import AUDIT_STREAM, DEAD_LOCK, DEAD_QUEUES, WORKERS_STREAM
 from keyturn_workers.status.audit import MAX_RECORDS, AuditBook
 from keyturn_workers.status.workers import HISTORY, WATCHED_QUEUES, QueueDepth, WorkerBook
 
@@ -39,9 +39,12 @@ _SILENCE_S: Final = 1.0
 _FIRST_SILENCE_S: Final = 3.0  # it has to connect first
 _PREFETCH: Final = 1
 _TIMEOUT_S: Final = 20.0
-_AGAIN_S: Final = 2.0
+DEPTHS_FOR_S: Final = 2.0
+"""Depths are asked for again once they are this old."""
 _YIELD_EVERY: Final = 64
 _DEPTHS_KEPT: Final = 150
+_COUNTS_WHILE_READ: Final = 10
+_READ_AGAIN_S: Final = 0.2
 
 _log = structlog.get_logger()
 
@@ -164,6 +167,9 @@ class QueueDepths:
     A passive declaration needs no management plugin, changes nothing, and names a queue's messages
     that are ready and its consumers. A queue that does not exist closes the channel.
 
+    While a worker or a command reads dead letters, their queues look empty to others. So a depth
+    that fell, or the first, is believed only if none reads them: see `exclusive` in `dead_letters`.
+
     Args:
         broker: The broker's address.
         now: The time.
@@ -183,7 +189,7 @@ class QueueDepths:
         self._now = now
         self._queues = queues
         self._turn = asyncio.Lock()
-        self._read_s = -_AGAIN_S
+        self._read_s = -DEPTHS_FOR_S
         self.seen: deque[Depths] = deque(maxlen=_DEPTHS_KEPT)
 
     async def read(self) -> Depths:
@@ -193,7 +199,7 @@ class QueueDepths:
             StorageUnavailableError: the broker cannot be asked.
         """
         async with self._turn:
-            if time.monotonic() - self._read_s >= _AGAIN_S:
+            if time.monotonic() - self._read_s >= DEPTHS_FOR_S:
                 try:
                     async with asyncio.timeout(_TIMEOUT_S):
                         self.seen.append(await self._ask())
@@ -214,6 +220,39 @@ class QueueDepths:
         await close_quietly(self._connection.close())
 
     async def _ask(self) -> Depths:
+        for _ in range(_COUNTS_WHILE_READ):
+            counted = await self._count()
+            last = self.seen[-1].queues if self.seen else {}
+            fallen = {
+                name: last.get(name)
+                for name, now in counted.queues.items()
+                if name in DEAD_QUEUES and (name not in last or now.depth < last[name].depth)
+            }
+            if not fallen:
+                return counted
+            if not await self._are_letters_read():
+                return await self._count()
+            known = {name: depth for name, depth in fallen.items() if depth is not None}
+            if len(known) == len(fallen):
+                return replace(counted, queues={**counted.queues, **known})
+            await asyncio.sleep(_READ_AGAIN_S)
+        return counted
+
+    async def _are_letters_read(self) -> bool:
+        """Whether a process has the lock of the dead letters."""
+        channel = await self._connection.channel(_PREFETCH)
+        try:
+            with normalize_connection_errors():
+                await channel.get_queue(DEAD_LOCK, ensure=True)
+        except ChannelLockedResource:
+            return True
+        except (ChannelNotFoundEntity, ChannelAccessRefused):
+            return False
+        finally:
+            await close_quietly(channel.close())
+        return True
+
+    async def _count(self) -> Depths:
         at, found = self._now(), dict[str, QueueDepth]()
         channel = await self._connection.channel(_PREFETCH)
         for name in self._queues:
