@@ -13,9 +13,8 @@ SYNC := $(UV) sync --locked --all-packages --all-extras --quiet
 # The shipped set: what the image holds.
 EXPORT := $(UV) export --locked --package keyturn-workers --extra pkcs11 --extra console --extra otel --no-default-groups --quiet
 FILES ?=
-# Each process of the suite has servers of its own; given ones cannot be shared out. Most tests
-# wait for leases and processes: two cores keep up with six of them.
-PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,6)
+# Each process of the suite has servers of its own; given ones cannot be shared out.
+PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,4)
 ARGS ?=
 # Lines and branches that the tests without servers reach, in per cent.
 COVERAGE := 78
