@@ -39,6 +39,11 @@ def upload_info(upload_id: str, project: str, object_key: str) -> bytes:
     return label("keyturn/v1/intake", "upload", upload_id, project, object_key)
 
 
+def session_info(deployment: str, publisher: str) -> bytes:
+    """Return the HPKE `info` of the secret of a publisher's sealing session (SPEC 3.2)."""
+    return label("keyturn/v1/session", deployment, publisher)
+
+
 def kek_info(purpose: KekPurpose, request_id: str, project: str) -> bytes:
     """Return the HPKE `info` of a KEK in a request (SPEC 6.5)."""
     return label("keyturn/v1/intake", purpose, request_id, project)

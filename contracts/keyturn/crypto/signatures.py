@@ -1,14 +1,15 @@
 """Signatures of requests, events, marks and evidence: Ed25519 (SPEC 5.5, 6.3, 6.7, 15.1).
 
 A request's signature covers the publisher's name, an event's does not; their labels differ, so
-that neither is ever valid as the other, as a mark, or as the signature of a DSSE envelope.
-Requests, events and marks are bound to one deployment by their labels, evidence by its subject.
+that neither is ever valid as the other, as a batch of events, as a mark, or as the signature of a
+DSSE envelope. Requests, events and marks are bound to one deployment by their labels, evidence by
+its subject.
 Verification raises, and never returns a bool that a caller could forget to check.
 It must never parse a body: the bytes are verified before anything interprets them.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -59,6 +60,10 @@ class SigningKey:
     def sign_event(self, deployment: str, body: bytes) -> str:
         """Return the header `keyturn-signature` of an event, in base64 (SPEC 6.7)."""
         return to_base64(self._key.sign(_event(deployment) + body))
+
+    def sign_events(self, deployment: str, body: bytes) -> str:
+        """Return the header `keyturn-signature` of a batch of events, in base64 (SPEC 6.7)."""
+        return to_base64(self._key.sign(_events(deployment) + body))
 
     def sign_mark(self, deployment: str, body: bytes) -> str:
         """Return the header `keyturn-signature` of a keyring's mark, in base64 (SPEC 5.5)."""
@@ -136,6 +141,17 @@ class VerifyKey:
         except (InvalidSignature, ValueError) as exc:
             raise SignatureError from exc
 
+    def verify_events(self, deployment: str, body: bytes, signature_b64: str) -> None:
+        """Verify that this deployment signed `body` as a batch of events.
+
+        Raises:
+            SignatureError: it did not, or the signature is not 64 bytes in base64.
+        """
+        try:
+            self._key.verify(from_base64(signature_b64), _events(deployment) + body)
+        except (InvalidSignature, ValueError) as exc:
+            raise SignatureError from exc
+
     def verify_mark(self, deployment: str, body: bytes, signature_b64: str) -> None:
         """Verify that this deployment signed `body` as a keyring's mark.
 
@@ -172,16 +188,28 @@ class EventVerifier:
         self._keys = tuple((key.id, key) for key in keys)
 
     def is_signed(self, body: bytes, signature_b64: str, key_id: str = "") -> bool:
-        """Whether one of the keys signed `body`; the one that `key_id` names is tried first."""
-        named_first = sorted(self._keys, key=lambda item: item[0] != key_id)
-        return any(self._verifies(key, body, signature_b64) for _, key in named_first)
+        """Whether one of the keys signed `body` as one event.
 
-    def _verifies(self, key: VerifyKey, body: bytes, signature_b64: str) -> bool:
-        try:
-            key.verify_event(self._deployment, body, signature_b64)
-        except SignatureError:
-            return False
-        return True
+        The key that `key_id` names is tried first.
+        """
+        return self._any_key(VerifyKey.verify_event, body, signature_b64, key_id)
+
+    def is_batch_signed(self, body: bytes, signature_b64: str, key_id: str = "") -> bool:
+        """Whether one of the keys signed `body` as a batch of events; as `is_signed`."""
+        return self._any_key(VerifyKey.verify_events, body, signature_b64, key_id)
+
+    def _any_key(
+        self,
+        verify: Callable[[VerifyKey, str, bytes, str], None],
+        body: bytes,
+        signature_b64: str,
+        key_id: str,
+    ) -> bool:
+        for _, key in sorted(self._keys, key=lambda item: item[0] != key_id):
+            with suppress(SignatureError):
+                verify(key, self._deployment, body, signature_b64)
+                return True
+        return False
 
 
 class MarkVerifier:
@@ -219,6 +247,10 @@ def _request(deployment: str, publisher: str) -> bytes:
 
 def _event(deployment: str) -> bytes:
     return label("keyturn/v1/event", deployment) + b"\0"
+
+
+def _events(deployment: str) -> bytes:
+    return label("keyturn/v1/events", deployment) + b"\0"
 
 
 def _mark(deployment: str) -> bytes:

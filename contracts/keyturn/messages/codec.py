@@ -1,5 +1,8 @@
 """Messages to bytes and back, and the refusal that answers a request (SPEC 6.3, 6.7). Pure."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
@@ -13,6 +16,10 @@ from keyturn.messages.json_text import as_text, load_json, problems, readable_fi
 from keyturn.messages.requests import REQUEST_MODELS, Request
 from keyturn.topology import REQUEST_ID_FIELDS, REQUESTS
 
+EVENT_BATCH_MAX: Final = 64
+"""Events in one batch at most."""
+EVENT_BATCH_MAX_BYTES: Final = 256 * 1024
+"""Bytes of a batch at most."""
 _MAX_PROJECT_CHARACTERS: Final = 256
 _EVENT_ADAPTER: Final[TypeAdapter[Event]] = TypeAdapter(
     Annotated[Event, Field(discriminator="type")]
@@ -45,12 +52,22 @@ def with_origin(event: _EventT, origin: RequestOrigin | None) -> _EventT:
     return event.model_copy(update={"publisher": origin.publisher, "request": origin.request})
 
 
-def encode(message: Request | Event) -> bytes:
-    """The bytes that are signed and sent. Optional fields that are not set are left out."""
+def encode(message: Request | Event, *, traceparent: str = "") -> bytes:
+    """The bytes that are signed and sent. Optional fields that are not set are left out.
+
+    `traceparent` links an event to the trace of its request (SPEC 6.11).
+    """
     document = message.model_dump(mode="json", exclude_none=True)
     if isinstance(message, RejectedModel):
         document["project"] = message.project  # it may be null on purpose
+    if traceparent:
+        document["traceparent"] = traceparent
     return orjson.dumps(document)
+
+
+def encode_batch(event_type: str, events: Sequence[bytes]) -> bytes:
+    """The bytes of a batch (SPEC 6.7): events of one type and publisher, each as `encode` gave."""
+    return b'{"type":%b,"events":[%b]}' % (orjson.dumps(event_type), b",".join(events))
 
 
 def parse_request(body: bytes) -> Request:
@@ -75,8 +92,51 @@ def parse_event(body: bytes) -> Event:
     Raises:
         MalformedRequestError: not an event that this version knows.
     """
+    return _event_of(load_json(body))
+
+
+@dataclass(frozen=True, slots=True)
+class TracedEvent:
+    """An event, and the `traceparent` that it carries beside its own fields; empty without one."""
+
+    event: Event
+    traceparent: str
+
+
+def parse_traced_event(body: bytes) -> TracedEvent:
+    """An event with its `traceparent`; as `parse_event`."""
+    document = load_json(body)
+    return TracedEvent(_event_of(document), as_text(document.get("traceparent")) or "")
+
+
+def parse_batch(body: bytes) -> tuple[TracedEvent, ...]:
+    """Parse a batch of events (SPEC 6.7): those that this version can read, in their order.
+
+    Raises:
+        MalformedRequestError: not a batch.
+    """
+    batch = load_json(body)
+    events = batch.get("events")
+    if batch.keys() != {"type", "events"} or not isinstance(events, list):
+        raise MalformedRequestError("a batch has `type` and `events`, and nothing else")
+    if not 1 <= len(events) <= EVENT_BATCH_MAX or len(body) > EVENT_BATCH_MAX_BYTES:
+        raise MalformedRequestError("a batch has 1 to 64 events in at most 256 KiB")
+    readable = list[TracedEvent]()
+    for document in events:
+        with suppress(MalformedRequestError):
+            readable.append(_member_of(batch["type"], document))
+    return tuple(readable)
+
+
+def _member_of(batch_type: object, document: object) -> TracedEvent:
+    if not isinstance(document, dict) or document.get("type") != batch_type:
+        raise MalformedRequestError("not an event of the batch's type")
+    return TracedEvent(_event_of(document), as_text(document.get("traceparent")) or "")
+
+
+def _event_of(document: Mapping[str, Any]) -> Event:
     try:
-        return _EVENT_ADAPTER.validate_python(load_json(body))
+        return _EVENT_ADAPTER.validate_python(document)
     except ValidationError as exc:
         raise MalformedRequestError(problems(exc)) from None
 

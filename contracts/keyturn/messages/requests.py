@@ -53,6 +53,16 @@ class SealedSecret(StrictModel):
     ciphertext: Base64
 
 
+class SealedKey(SealedSecret):
+    """An upload's transport key: sealed to the intake key, or under a session (SPEC 3.2).
+
+    `session` is the session's secret as sealed to the intake key, HPKE's `enc ‖ ciphertext`;
+    `ciphertext` is then the transport key sealed under that secret.
+    """
+
+    session: Base64 | None = None
+
+
 class InlineBody(StrictModel):
     """A body of at most 256 KiB of plaintext, sealed with the transport key."""
 
@@ -100,7 +110,7 @@ class UploadRequested(RequestModel):
     key: Key
     content_type: ContentType | None = None
     metadata: CallerMetadata | None = None
-    sealed_key: SealedSecret
+    sealed_key: SealedKey
     body: InlineBody | StagedBody
 
 

@@ -49,9 +49,11 @@ from keyturn.errors import EventsUnavailableError, MalformedRequestError
 from keyturn.messages import (
     AuditRecorded,
     Event,
+    TracedEvent,
     WorkerReported,
     parse_audit,
-    parse_event,
+    parse_batch,
+    parse_traced_event,
     parse_worker_report,
 )
 from keyturn.publisher.connection import (
@@ -66,15 +68,14 @@ from keyturn.topology import (
     EVENTS_STREAM,
     MARKS_STREAM,
     SIGNATURE_HEADER,
-    TRACEPARENT_HEADER,
     UNSIGNED_DEAD_QUEUE,
     WORKERS_STREAM,
 )
 
 _log = logging.getLogger(__name__)
 
-PREFETCH: Final = 256
-_ACKNOWLEDGE_EVERY: Final = 64
+PREFETCH: Final = 64  # a record may be a batch of 256 KiB
+_ACKNOWLEDGE_EVERY: Final = 16
 _PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 # After each skipped message, until one can be read: a flood of them must not make every reader
 # reconnect as fast as it can.
@@ -84,7 +85,9 @@ _KNOWN_AGAIN_S: Final = 5.0
 _NEWEST_S: Final = 1.0
 _OFFSET_HEADER: Final = "x-stream-offset"
 _NO_OFFSET: Final = -1
-_HEADERS: Final = (SIGNATURE_HEADER, EVENT_KEY_HEADER, TRACEPARENT_HEADER)
+_HEADERS: Final = (SIGNATURE_HEADER, EVENT_KEY_HEADER)
+_BATCH_HINT: Final = b'"events":['
+_BATCH_HINT_WITHIN: Final = 64
 _START_A_WORKER: Final = "; start one"
 _UNKNOWN_PUBLISHER: Final = (
     ": none has started yet, or the workers do not know this publisher. In that case its requests "
@@ -115,7 +118,6 @@ class StreamRecord:
         body: The event's bytes as signed.
         signature: The header `keyturn-signature`, base64; empty where it is missing.
         key_id: The header `keyturn-event-key`: which key signed it. Not signed itself.
-        traceparent: The header of that name (SPEC 6.11). Not signed either.
         skipped: How many messages directly before it were skipped, since they cannot be decoded.
     """
 
@@ -123,11 +125,15 @@ class StreamRecord:
     body: bytes
     signature: str
     key_id: str = ""
-    traceparent: str = ""
     skipped: int = field(default=0, compare=False)
 
 
 _Message = TypeVar("_Message")
+_ParseEvents = Callable[[bytes], tuple[TracedEvent, ...]]
+
+
+def _parse_one(body: bytes) -> tuple[TracedEvent, ...]:
+    return (parse_traced_event(body),)
 
 
 class Verifier:
@@ -152,9 +158,24 @@ class Verifier:
         self.refused = 0
 
     def events(self, record: StreamRecord) -> tuple[Event, ...]:
-        """The events in it: none if its signature fails or this version does not know its type."""
-        event = self._parsed(record, parse_event)
-        return () if event is None else (event,)
+        """The events in it: none if its signature fails or this version does not know its type.
+
+        Of a batch, those that this version can read.
+        """
+        return tuple(one.event for one in self.traced_events(record))
+
+    def traced_events(self, record: StreamRecord) -> tuple[TracedEvent, ...]:
+        """As `events`, each with its `traceparent`."""
+        is_signed, is_batch_signed = self._signatures.is_signed, self._signatures.is_batch_signed
+        forms: list[tuple[Callable[[bytes, str, str], bool], _ParseEvents]]
+        forms = [(is_signed, _parse_one), (is_batch_signed, parse_batch)]
+        if _BATCH_HINT in record.body[:_BATCH_HINT_WITHIN]:
+            forms.reverse()  # the bytes say which is likely; the signature says which it is
+        for verifies, parse in forms:
+            if verifies(record.body, record.signature, record.key_id):
+                return self._readable(record, parse) or ()
+        self._refuse(record)
+        return ()
 
     def worker_report(self, record: StreamRecord) -> WorkerReported | None:
         """What a worker reports about itself (SPEC 16.2), or None if it is not such a report."""
@@ -169,9 +190,17 @@ class Verifier:
 
     def _parsed(self, record: StreamRecord, parse: Callable[[bytes], _Message]) -> _Message | None:
         if not self._signatures.is_signed(record.body, record.signature, record.key_id):
-            self.refused += 1
-            _log.warning("ignored a message that is not signed, at offset %d", record.offset)
+            self._refuse(record)
             return None
+        return self._readable(record, parse)
+
+    def _refuse(self, record: StreamRecord) -> None:
+        self.refused += 1
+        _log.warning("ignored a message that is not signed, at offset %d", record.offset)
+
+    def _readable(
+        self, record: StreamRecord, parse: Callable[[bytes], _Message]
+    ) -> _Message | None:
         try:
             return parse(record.body)
         except MalformedRequestError:
@@ -558,8 +587,8 @@ def _delivery(message: DeliveredMessage) -> _Delivery | _Loss:
         # The broker sets it too: a decoder that reads what it cannot decode as empty headers, as
         # that of a worker, a gateway or a command does, has lost it.
         offset = _NO_OFFSET
-    signature, key_id, traceparent = (_text(headers, name) for name in _HEADERS)
-    record = StreamRecord(offset, message.body, signature, key_id, traceparent)
+    signature, key_id = (_text(headers, name) for name in _HEADERS)
+    record = StreamRecord(offset, message.body, signature, key_id)
     return _Delivery(record, partial(message.channel.basic_ack, tag, multiple=True))
 
 

@@ -176,8 +176,7 @@ class EventWaiter:
         verifier: Decides which events are believed.
         publisher: The name under which requests are signed here.
         max_tracked: How many requests are remembered with their answers.
-        on_answer: Called with each answer to a request of this publisher, and the header
-            `traceparent` that came with it.
+        on_answer: Called with each answer to a request of this publisher, and its `traceparent`.
     """
 
     def __init__(
@@ -375,8 +374,8 @@ class EventWaiter:
 
     def _handle(self, record: StreamRecord) -> None:
         if any(one in self._sent or one in self._waiting for one in claimed_ids(record.body)):
-            for event in self._verifier.events(record):
-                self._receive(event, record.traceparent)
+            for one in self._verifier.traced_events(record):
+                self._receive(one.event, one.traceparent)
 
     def _receive(self, event: Event, traceparent: str) -> None:
         waiting = self._waiting.get(request_id(event), ())
@@ -405,12 +404,14 @@ def _before(moment: datetime) -> datetime:
 
 
 def claimed_ids(body: bytes) -> tuple[str, ...]:
-    """The ids of the requests that an unverified message claims to answer."""
+    """The ids of the requests that an unverified message, or a batch of them, claims to answer."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         return ()
     if not isinstance(document, dict) or not isinstance(kind := document.get("type"), str):
         return ()
-    value = document.get(_ID_FIELDS.get(kind, ""))
-    return (value,) if isinstance(value, str) else ()
+    name, members = _ID_FIELDS.get(kind, ""), document.get("events")
+    events = members if isinstance(members, list) else [document]
+    ids = (each.get(name) for each in events if isinstance(each, dict))
+    return tuple(one for one in ids if isinstance(one, str))
