@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import aio_pika
 import pytest
 
 from keyturn.crypto import VerifyKey
+from tools.harness.events import verified_events
 from tools.harness.scene import check_queues_empty, served_uploads
 from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import consume_stream, open_wire
@@ -39,10 +39,9 @@ async def _read_stream(deployment: Deployment, expected: set[str], timeout_s: fl
 
     async def take(message: AbstractIncomingMessage) -> None:
         signature = str(message.headers.get("keyturn-signature"))
-        verify.verify_event(deployment.name, message.body, signature)
-        event = json.loads(message.body)
-        assert event["type"] == "upload.stored"
-        missing.discard(event["upload_id"])
+        for event in verified_events(verify, deployment.name, message.body, signature):
+            assert event["type"] == "upload.stored"
+            missing.discard(event["upload_id"])
         if not missing:
             over.set()
         await message.ack()

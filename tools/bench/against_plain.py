@@ -9,7 +9,6 @@ side pays for its requests there.
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import time
 import uuid
@@ -23,6 +22,7 @@ from tools.bench import plain, uploads
 from tools.bench.figures import Comparison, Rate, Row, Spread, lower_is_better
 from tools.bench.processes import BenchError, serving, worker
 from tools.harness import stored_objects
+from tools.harness.events import documents_in
 from tools.harness.wire import Wire
 
 if TYPE_CHECKING:
@@ -193,11 +193,11 @@ async def _steady(
 
         async def note(message: AbstractIncomingMessage) -> None:
             now = time.perf_counter()
-            upload_id = json.loads(message.body).get("upload_id")
-            if upload_id in expected:
-                arrived[upload_id] = now
-                if len(arrived) == len(expected):
-                    complete.set()
+            for event in documents_in(message.body):
+                if (upload_id := event.get("upload_id")) in expected:
+                    arrived[upload_id] = now
+            if len(arrived) == len(expected):
+                complete.set()
             await message.ack()
 
         await _follow(following, side, note)

@@ -10,7 +10,6 @@ have been published, and there must be no dead letter.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, Traffic, bare, worker
 from tools.chaos.storage_proxy import run_fault_proxy
 from tools.harness import requests, stored_objects
+from tools.harness.events import documents_in, verified_events
 from tools.harness.wire import Wire, open_wire
 from tools.harness.world import open_world
 
@@ -204,10 +204,10 @@ async def count_events(
 
     async def look(message: aio_pika.abc.AbstractIncomingMessage) -> None:
         signature = str(message.headers.get("keyturn-signature"))
-        event = json.loads(message.body)
-        if event["type"] == "upload.stored" and event["key"].startswith(f"{name}/"):
-            verify.verify_event(deployment.name, message.body, signature)
-            keys.add(event["key"])
+        stored = [event for event in documents_in(message.body) if event["type"] == "upload.stored"]
+        if any(event["key"].startswith(f"{name}/") for event in stored):
+            verified_events(verify, deployment.name, message.body, signature)
+            keys.update(event["key"] for event in stored if event["key"].startswith(f"{name}/"))
             if len(keys) == count:
                 complete.set()
         await message.ack()

@@ -7,7 +7,6 @@ counts the messages in the queues, with aio-pika only.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from keyturn.crypto import MarkVerifier, SignatureError, VerifyKey
 from keyturn.messages import parse_mark
 from tools.chaos.attackers import Attacks, digest
 from tools.chaos.plan import RIVAL
+from tools.harness.events import verified_events
 from tools.harness.requests import new_id
 from tools.harness.wire import consume_stream, open_wire
 
@@ -120,11 +120,11 @@ async def _read_events(wire: Wire, deployment: Deployment, found: OnBroker) -> N
 
     def take(body: bytes, signature: str) -> None:
         try:
-            verify.verify_event(deployment.name, body, signature)
+            events = verified_events(verify, deployment.name, body, signature)
         except SignatureError:
             found.unverified.append(digest(body))
         else:
-            found.events.append(json.loads(body))
+            found.events += events
 
     await _read_stream(wire, deployment, topology.EVENTS_STREAM, "upload.stored", take)
 

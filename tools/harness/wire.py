@@ -6,7 +6,6 @@ It does not use the product's client, so it shows what any other client would se
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import aio_pika
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from keyturn.crypto import SignatureError, VerifyKey
+from tools.harness.events import verified_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -100,13 +100,13 @@ class Wire:
         return declared.declaration_result.message_count or 0
 
     async def _follow(self, message: AbstractIncomingMessage, verify: VerifyKey, name: str) -> None:
-        signature = message.headers.get("keyturn-signature")
+        signature = str(message.headers.get("keyturn-signature"))
         try:
-            verify.verify_event(name, message.body, str(signature))
+            events = verified_events(verify, name, message.body, signature)
         except SignatureError:
             return
         async with self._arrived:
-            self.events.append(json.loads(message.body))
+            self.events += events
             self._arrived.notify_all()
 
 

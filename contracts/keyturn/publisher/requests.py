@@ -31,6 +31,7 @@ from keyturn.messages import (
     InlineBody,
     Request,
     RotationRequested,
+    SealedKey,
     SealedSecret,
     StagedBody,
     UploadRequested,
@@ -113,11 +114,12 @@ def draft_upload(
         key=object_key,
         content_type=content_type,
         metadata=dict(metadata) if metadata else None,
-        sealed_key=_placeholder(settings),
+        sealed_key=SealedKey(intake_key=settings.intake_public_key.id, ciphertext=""),
         body=InlineBody(inline=""),
     )
     transport_key = Secret(os.urandom(TRANSPORT_KEY_BYTES))
-    sealed = _seal(settings, transport_key, upload_info(upload_id, project, object_key))
+    one_shot = _seal(settings, transport_key, upload_info(upload_id, project, object_key))
+    sealed = SealedKey(intake_key=one_shot.intake_key, ciphertext=one_shot.ciphertext)
     return UploadDraft(checked.model_copy(update={"sealed_key": sealed}), transport_key)
 
 

@@ -132,6 +132,20 @@ def test_any_of_several_event_keys_verifies_an_event_of_its_deployment() -> None
     assert not EventVerifier("default", []).is_signed(b"{}", signature)
 
 
+def test_one_event_and_a_batch_of_events_are_signed_under_labels_of_their_own() -> None:
+    body = b'{"type":"upload.stored","events":[]}'
+    batch, single = SIGNING.sign_events("default", body), SIGNING.sign_event("default", body)
+    Ed25519PublicKey.from_public_bytes(VERIFY.public_bytes).verify(
+        from_base64(batch), b"keyturn/v1/events\0default\0" + body
+    )
+    verifier = EventVerifier("default", [VERIFY])
+    assert verifier.is_batch_signed(body, batch)
+    assert not verifier.is_signed(body, batch)
+    assert not verifier.is_batch_signed(body, single)
+    assert not verifier.is_batch_signed(body + b" ", batch)
+    assert not verifier.is_batch_signed(body, SIGNING.sign_events("elsewhere", body))
+
+
 def test_the_key_that_signed_a_mark_is_found_whichever_key_it_names() -> None:
     other = SigningKey.from_seed(bytes(32))
     verifier = MarkVerifier("default", [other.verify_key(), VERIFY])

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import (
+    EVENT_BATCH_MAX,
+    EVENT_BATCH_MAX_BYTES,
     REQUEST_MODELS,
     RequestOrigin,
     encode,
+    encode_batch,
     identity,
+    parse_batch,
     parse_event,
     parse_request,
+    parse_traced_event,
     rejection,
 )
 from tests.unit.keyturn.messages.examples import EVENTS, REQUESTS
@@ -32,7 +37,7 @@ _json_values = st.recursive(
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused_as_malformed_and_in_no_other_way(body: bytes) -> None:
-    for parse in (parse_request, parse_event):
+    for parse in (parse_request, parse_event, parse_batch):
         with pytest.raises(MalformedRequestError):
             parse(body)
     assert identity(body) is None
@@ -93,3 +98,75 @@ def test_whatever_identity_reads_can_be_named_in_a_refusal(
             RequestOrigin.of("api", body),
         )
         assert parse_event(encode(event)) == event
+
+
+# Batches of events (SPEC 6.7).
+
+_STORED: Final = next(each for each in EVENTS if each["type"] == "upload.stored")
+_TRACE: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def _batch(*events: object, **more: object) -> bytes:
+    return json.dumps({"type": "upload.stored", "events": list(events), **more}).encode()
+
+
+@pytest.mark.parametrize("valid", EVENTS, ids=lambda d: d["type"])
+def test_a_batch_holds_the_events_that_were_encoded_for_it(valid: dict[str, Any]) -> None:
+    event = parse_event(json.dumps(valid).encode())
+    body = encode_batch(event.type, [encode(event), encode(event, traceparent=_TRACE)])
+    assert [(each.event, each.traceparent) for each in parse_batch(body)] == [
+        (event, ""),
+        (event, _TRACE),
+    ]
+    with pytest.raises(MalformedRequestError):
+        parse_event(body)
+    with pytest.raises(MalformedRequestError):
+        parse_batch(encode(event))
+    assert json.loads(body).keys() == {"type", "events"}
+
+
+def test_an_event_alone_carries_its_trace_too() -> None:
+    event = parse_event(json.dumps(_STORED).encode())
+    assert parse_traced_event(encode(event, traceparent=_TRACE)).traceparent == _TRACE
+    assert parse_traced_event(encode(event)).traceparent == ""
+
+
+@pytest.mark.parametrize(
+    "unreadable",
+    [
+        {**_STORED, "type": "upload.rejected"},
+        {**_STORED, "type": "upload.vanished"},
+        {name: value for name, value in _STORED.items() if name != "upload_id"},
+        _STORED["upload_id"],
+        None,
+        [_STORED],
+    ],
+    ids=["another type", "unknown type", "no id", "text", "null", "list"],
+)
+def test_a_member_that_cannot_be_read_is_skipped_and_the_rest_is_used(unreadable: object) -> None:
+    (first, last) = parse_batch(_batch(_STORED, unreadable, {**_STORED, "key": "last"}))
+    assert (first.event.key, last.event.key) == (_STORED["key"], "last")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _batch(),
+        _batch(*[_STORED] * (EVENT_BATCH_MAX + 1)),
+        _batch(_STORED, request="also"),
+        json.dumps({"events": [_STORED]}).encode(),
+        json.dumps({"type": "upload.stored", "events": {"0": _STORED}}).encode(),
+        _batch(_STORED) + b" " * EVENT_BATCH_MAX_BYTES,
+        b'{"type":"upload.stored","events":[],"events":[]}',
+    ],
+    ids=["empty", "65", "third field", "no type", "object", "too large", "twice"],
+)
+def test_what_is_no_batch_is_refused_as_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedRequestError):
+        parse_batch(body)
+
+
+def test_a_batch_of_as_many_as_fit_is_read() -> None:
+    assert len(parse_batch(_batch(*[_STORED] * EVENT_BATCH_MAX))) == EVENT_BATCH_MAX
+    padded = _batch(_STORED)
+    assert parse_batch(padded + b" " * (EVENT_BATCH_MAX_BYTES - len(padded)))

@@ -15,6 +15,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.errors import EventsUnavailableError
+from keyturn.messages import encode_batch
 from keyturn.publisher import event_stream
 from keyturn.publisher.event_stream import StreamRecord, Verifier
 from tools.generate import pretty
@@ -362,6 +363,34 @@ def test_each_kind_of_message_is_read_as_itself_alone_and_only_if_it_is_signed(k
     forged = StreamRecord(0, body, _FORGED.sign_event("test", body), _NEW.id)
     assert _read_as(verifier, forged)[kind] is None
     assert verifier.refused == 3
+
+
+_BATCH = encode_batch("upload.stored", [_BODY, _BODY.replace(b"upload.stored", b"later"), _BODY])
+
+
+@pytest.mark.parametrize("body", [_BATCH, b" " * 100 + _BATCH], ids=["plain", "no hint"])
+def test_a_batch_is_read_by_the_signature_of_a_batch_alone(body: bytes) -> None:
+    """Neither form passes for the other, however the bytes look."""
+    verifier = Verifier("test", _public(_OLD, _NEW))
+    batch = StreamRecord(0, body, _OLD.sign_events("test", body))
+    assert [event.type for event in verifier.events(batch)] == ["upload.stored"] * 2
+    assert verifier.refused == 0
+    relabeled = StreamRecord(0, body, _OLD.sign_event("test", body))
+    assert verifier.events(relabeled) == ()
+    assert verifier.refused == 0  # signed, and no event that this version knows
+    single = StreamRecord(0, _BODY, _OLD.sign_events("test", _BODY))
+    assert verifier.events(single) == ()
+    forged = StreamRecord(0, body, _FORGED.sign_events("test", body))
+    assert verifier.events(forged) == ()
+    assert verifier.refused == 1
+
+
+def test_no_event_can_be_taken_out_of_its_batch() -> None:
+    verifier = Verifier("test", _public(_OLD))
+    signature = _OLD.sign_events("test", _BATCH)
+    for body in (_BODY, encode_batch("upload.stored", [_BODY])):
+        assert verifier.events(StreamRecord(0, body, signature)) == ()
+    assert verifier.refused == 2
 
 
 def test_the_key_that_is_named_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from keyturn.messages import (
     SweepProgressed,
     SweepRequested,
     encode,
+    encode_batch,
     with_origin,
 )
 from keyturn.publisher import (
@@ -459,6 +460,16 @@ def test_any_bytes_claim_an_id_or_none(body: bytes) -> None:
     assert claimed_ids(body) == ()
 
 
+async def test_a_batch_answers_each_request_that_it_has_an_event_of(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    other = _Rotation(rotation_id=new_id())
+    events = [encode(one(_ACCEPTED, rotation_id=one.request.rotation_id)) for one in (other, first)]
+    body = encode_batch("rotation.accepted", [events[0], b'{"type":"unknown"}', events[1]])
+    waiter._handle(StreamRecord(0, body, _KEY.sign_events("test", body)))
+    assert await waiter.answer() is not None
+
+
 @pytest.mark.parametrize(
     ("body", "claimed"),
     [
@@ -467,6 +478,11 @@ def test_any_bytes_claim_an_id_or_none(body: bytes) -> None:
         (b'{"type": "upload.stored", "upload_id": 1}', ()),
         (b'{"type": "upload.requested", "upload_id": "a"}', ()),
         (b'{"type": 1, "upload_id": "a"}', ()),
+        (
+            b'{"type": "upload.stored", "events": [{"upload_id": "a"}, 1, {}, {"upload_id": "b"}]}',
+            ("a", "b"),
+        ),
+        (b'{"type": "upload.stored", "upload_id": "a", "events": 1}', ("a",)),
         (b'["upload_id"]', ()),
     ],
 )
