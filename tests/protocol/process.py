@@ -35,7 +35,13 @@ from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.paginator import Paginator
 from keyturn_workers.sweep.periodic import PeriodicScan
 from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
+from keyturn_workers.upload import (
+    Limits,
+    OpenedSessions,
+    UploadContext,
+    Uploader,
+    UploadHandler,
+)
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -233,8 +239,8 @@ class Process:
             stream_concurrency=2,
             copy_limit_bytes=self.world.options.copy_limit_bytes,
         )
-        intake_keys = {"main": intake()}
-        context = UploadContext(self._storage, self.keyrings, self._keys, intake_keys, limits)
+        sessions = OpenedSessions("test", {"main": intake()})
+        context = UploadContext(self._storage, self.keyrings, self._keys, sessions, limits)
         return UploadHandler(self.world.parts.uploader(context))
 
     def _control(self) -> ControlHandler:

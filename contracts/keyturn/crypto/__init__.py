@@ -33,7 +33,14 @@ from keyturn.crypto.cobblestone import (
     seal,
     sealed_size,
 )
-from keyturn.crypto.intake import IntakeKey, IntakePublicKey, KekPurpose, kek_info, upload_info
+from keyturn.crypto.intake import (
+    IntakeKey,
+    IntakePublicKey,
+    KekPurpose,
+    kek_info,
+    session_info,
+    upload_info,
+)
 from keyturn.crypto.keys import (
     Kek,
     Secret,
@@ -135,6 +142,7 @@ __all__ = [
     "seal_record",
     "seal_tombstone",
     "sealed_size",
+    "session_info",
     "to_base64",
     "transport_context",
     "unwrap_dek",

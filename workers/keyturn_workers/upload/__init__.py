@@ -5,6 +5,7 @@
 | `handler` | serves upload requests from the queue |
 | `uploader` | one upload, over all its attempts |
 | `attempt` | what all uploads share, an upload, and one attempt, as values |
+| `sessions` | opens transport keys, and remembers publishers' sealing sessions |
 | `body` | opens the request's body, inline or staged |
 | `put` | puts the object, and decides whether the keyring must be read again |
 | `existing` | finds the upload's own object at its target |
@@ -13,6 +14,7 @@
 
 from keyturn_workers.upload.attempt import Limits, UploadContext
 from keyturn_workers.upload.handler import UploadHandler
+from keyturn_workers.upload.sessions import OpenedSessions
 from keyturn_workers.upload.uploader import Uploader, UploadResult
 
-__all__ = ["Limits", "UploadContext", "UploadHandler", "UploadResult", "Uploader"]
+__all__ = ["Limits", "OpenedSessions", "UploadContext", "UploadHandler", "UploadResult", "Uploader"]

@@ -1,10 +1,9 @@
 """An upload, the context that all uploads share, and one attempt, as values (SPEC 4.3, 6.4, 7)."""
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from keyturn.crypto import ChunkError, IntakeKey, from_base64, new_dek, plaintext_size, upload_tag
+from keyturn.crypto import ChunkError, from_base64, new_dek, plaintext_size, upload_tag
 from keyturn.errors import BadSealError
 from keyturn.identifiers import object_s3_key, staging_s3_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
@@ -14,6 +13,7 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
 from keyturn_workers.objects.wraps import build_object_metadata, wrap
 from keyturn_workers.storage import Condition, Headers, IfMatch, Storage
+from keyturn_workers.upload.sessions import OpenedSessions
 from keyturn_workers.worker.metrics import WorkerMetrics
 
 
@@ -40,7 +40,7 @@ class UploadContext:
     storage: Storage
     keyrings: KeyringReader
     operator_keys: OperatorKeys
-    intake_keys: Mapping[str, IntakeKey]
+    sessions: OpenedSessions
     limits: Limits
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     stream_slots: asyncio.Semaphore = field(init=False)

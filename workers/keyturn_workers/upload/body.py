@@ -25,7 +25,6 @@ from keyturn.errors import BadSealError, BodyTooLargeError, StagedBodyMissingErr
 from keyturn.messages import INLINE_MAX_BYTES, InlineBody, StagedBody
 from keyturn_workers.errors import MissingError
 from keyturn_workers.upload.attempt import Upload, UploadContext
-from keyturn_workers.worker.authorization import open_secret
 
 PIECE_BYTES: Final = 1024 * 1024
 _INLINE_MAX_SEALED_BYTES: Final = sealed_size(INLINE_MAX_BYTES)
@@ -124,7 +123,7 @@ def open_transport_key(context: UploadContext, upload: Upload) -> bytes:
     """
     request = upload.request
     info = upload_info(request.upload_id, request.project, request.key)
-    return open_secret(request.sealed_key, info, context.intake_keys)
+    return context.sessions.open_key(request.sealed_key, info, upload.publisher)
 
 
 @asynccontextmanager

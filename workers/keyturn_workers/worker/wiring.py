@@ -43,7 +43,13 @@ from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.paginator import Paginator
 from keyturn_workers.sweep.periodic import PeriodicScan, scan_periodically
 from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
+from keyturn_workers.upload import (
+    Limits,
+    OpenedSessions,
+    UploadContext,
+    Uploader,
+    UploadHandler,
+)
 from keyturn_workers.upload.cleanup import clean_staging_periodically
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import GrantsKeeper
@@ -201,7 +207,7 @@ class Wiring:
                     self._storage,
                     self._keyrings,
                     self._keys,
-                    settings.intake_keys,
+                    OpenedSessions(settings.deployment, settings.intake_keys),
                     limits,
                     self._metrics,
                 )

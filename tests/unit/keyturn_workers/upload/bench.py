@@ -26,7 +26,7 @@ from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.objects.wraps import verify_upload
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
-from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadResult
+from keyturn_workers.upload import Limits, OpenedSessions, UploadContext, Uploader, UploadResult
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,
@@ -77,8 +77,9 @@ class Bench:
             part_size_bytes=PART_BYTES,
             stream_concurrency=2,
         )
+        sessions = OpenedSessions("test", {"main": INTAKE})
         self.context = UploadContext(
-            self.storage, self.keyrings, OPERATOR_KEYS, {"main": INTAKE}, limits, self.metrics
+            self.storage, self.keyrings, OPERATOR_KEYS, sessions, limits, self.metrics
         )
         self.uploader = Uploader(self.context)
 

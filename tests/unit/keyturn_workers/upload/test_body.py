@@ -18,6 +18,7 @@ from keyturn.errors import (
 )
 from keyturn.messages import INLINE_MAX_BYTES, InlineBody
 from keyturn_workers.storage import Headers
+from keyturn_workers.upload import OpenedSessions
 from keyturn_workers.upload.attempt import Upload
 from keyturn_workers.upload.body import (
     decrypt_stream,
@@ -178,7 +179,7 @@ def test_a_sealed_key_opens_for_its_own_object_alone() -> None:
 def test_a_key_sealed_for_an_unknown_intake_key_is_refused() -> None:
     on = bench()
     sent = request(on)
-    on.context.intake_keys = {}
+    on.context.sessions = OpenedSessions("test", {})
     with pytest.raises(UnknownIntakeKeyError):
         open_transport_key(on.context, Upload(sent, "api"))
 

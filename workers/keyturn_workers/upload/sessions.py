@@ -1,0 +1,85 @@
+"""Sealing sessions that publishers opened: a transport key under one needs no HPKE (SPEC 3.2, 6.4).
+
+A session's secret opens the transport keys of one publisher's uploads, and nothing else. It must
+never be logged or stored.
+"""
+
+import hashlib
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+from weakref import WeakKeyDictionary
+
+from keyturn.crypto import IntakeKey, SealError, Secret, from_base64, open_sealed, session_info
+from keyturn.errors import BadSealError
+from keyturn.messages import SealedKey
+from keyturn_workers.worker.authorization import (
+    SECRET_BYTES,
+    held_intake_key,
+    open_secret,
+    open_with,
+)
+
+SESSIONS_PER_PUBLISHER: Final = 64
+
+_Sessions: TypeAlias = OrderedDict[bytes, Secret]
+"""Secrets by SHA-256 of the sealed session, the least recently used first."""
+
+
+class OpenedSessions:
+    """Opens transport keys, and remembers the sessions under which they are sealed.
+
+    Only what opened is remembered, by intake key and publisher: no publisher evicts the sessions
+    of another one, and all are dropped with their intake key.
+
+    Args:
+        deployment: the name of the deployment.
+        intake_keys: those that this process holds, by id.
+        per_publisher: how many sessions of one publisher are remembered, for each intake key.
+    """
+
+    def __init__(
+        self,
+        deployment: str,
+        intake_keys: Mapping[str, IntakeKey],
+        *,
+        per_publisher: int = SESSIONS_PER_PUBLISHER,
+    ) -> None:
+        self._deployment = deployment
+        self._intake_keys = intake_keys
+        self._per_publisher = per_publisher
+        self._opened: WeakKeyDictionary[IntakeKey, defaultdict[str, _Sessions]] = (
+            WeakKeyDictionary()
+        )
+
+    def open_key(self, sealed: SealedKey, info: bytes, publisher: str) -> bytes:
+        """The transport key that this publisher sealed, in one of its two forms.
+
+        Raises:
+            UnknownIntakeKeyError: this worker does not hold the intake key.
+            BadSealError: the session is not this publisher's, the key does not open with this
+                `info`, or one of them has another length.
+        """
+        if sealed.session is None:
+            return open_secret(sealed, info, self._intake_keys)
+        intake_key = held_intake_key(sealed, self._intake_keys)
+        session = self._session(intake_key, from_base64(sealed.session), publisher)
+        try:
+            key = open_sealed(session.reveal(), info, from_base64(sealed.ciphertext))
+        except SealError as exc:
+            raise BadSealError("the sealed key does not open under its session") from exc
+        if len(key) != SECRET_BYTES:
+            raise BadSealError("the sealed key is not 32 bytes")
+        return key
+
+    def _session(self, intake_key: IntakeKey, sealed: bytes, publisher: str) -> Secret:
+        sessions = self._opened.setdefault(intake_key, defaultdict(OrderedDict))[publisher]
+        digest = hashlib.sha256(sealed).digest()
+        if (known := sessions.get(digest)) is not None:
+            sessions.move_to_end(digest)
+            return known
+        secret = Secret(open_with(intake_key, sealed, session_info(self._deployment, publisher)))
+        sessions[digest] = secret
+        if len(sessions) > self._per_publisher:
+            sessions.popitem(last=False)
+        return secret
