@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from keyturn.messages import (
     AUDIT_MODELS,
+    EVENT_BATCH_MAX,
     EVENT_MODELS,
     MARK_MODELS,
     REQUEST_MODELS,
@@ -17,6 +18,7 @@ from keyturn.messages import (
 from keyturn.topology import (
     AUDIT_STREAM,
     EVENT_KEY_HEADER,
+    EVENTS,
     EVENTS_STREAM,
     EXCHANGE,
     MARKS_STREAM,
@@ -57,8 +59,8 @@ _EVENT_HEADERS: Final[dict[str, Any]] = {
     "properties": {
         SIGNATURE_HEADER: _B64_ED25519
         | {
-            "description": "Ed25519 over 'keyturn/v1/event', the deployment and the body's "
-            "bytes, joined by one zero byte each"
+            "description": "Ed25519 over 'keyturn/v1/event', or of a batch 'keyturn/v1/events', "
+            "the deployment and the body's bytes, joined by one zero byte each"
         },
         EVENT_KEY_HEADER: {
             "type": "string",
@@ -71,7 +73,6 @@ _EVENT_HEADERS: Final[dict[str, Any]] = {
             "description": "Whose request it answers: the broker feeds the publisher's stream by "
             "it. Unsigned; readers trust only the body",
         },
-        TRACEPARENT_HEADER: _TRACEPARENT,
     },
 }
 # Of what no request begins.
@@ -80,7 +81,7 @@ _OWN_HEADERS: Final = _EVENT_HEADERS | {
     "properties": {
         name: schema
         for name, schema in _EVENT_HEADERS["properties"].items()
-        if name not in (PUBLISHER_HEADER, TRACEPARENT_HEADER)
+        if name != PUBLISHER_HEADER
     },
 }
 _MARK_HEADERS: Final = _OWN_HEADERS | {
@@ -158,9 +159,31 @@ def _message(name: str) -> dict[str, Any]:
         "headers": _headers(name),
         "payload": {
             "schemaFormat": "application/schema+json;version=draft-2020-12",
-            "schema": {"$ref": f"./schemas/{name}.json"},
+            "schema": _schema(name),
         },
     }
+
+
+def _schema(name: str) -> dict[str, Any]:
+    """A message's schema: events of most types also come in batches (SPEC 6.7)."""
+    one = {"$ref": f"./schemas/{name}.json"}
+    if name not in EVENTS:
+        return one
+    batch = {
+        "type": "object",
+        "required": ["type", "events"],
+        "additionalProperties": False,
+        "properties": {
+            "type": {"const": name},
+            "events": {
+                "type": "array",
+                "items": one,
+                "minItems": 1,
+                "maxItems": EVENT_BATCH_MAX,
+            },
+        },
+    }
+    return {"oneOf": [one, batch]}
 
 
 def _headers(name: str) -> dict[str, Any]:
