@@ -10,6 +10,7 @@
 | --- | --- |
 | `client` | `Publisher`: enroll, upload, rotate, sweep, delete, wait, progress, events |
 | `requests` | building requests: checked, sealed, signed |
+| `sessions` | sealing the transport keys of uploads under a session |
 | `staging` | bodies as streams; bodies in S3, and their requests kept for a retry |
 | `connection` | the broker's address and TLS; one connection to it, confirmed publishing |
 | `event_stream` | reading streams of events |

@@ -51,6 +51,7 @@ from keyturn.publisher.requests import (
     sign,
     signed_now,
 )
+from keyturn.publisher.sessions import SealingSession
 from keyturn.publisher.staging import CONNECTIONS, Body, PendingUploads, Staging, blocks, head
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import EVENTS_STREAM, WORKERS_STREAM
@@ -91,6 +92,7 @@ class Publisher:
             on_answer=None if tracing is None else tracing.received,
         )
         self._pending_uploads = PendingUploads()
+        self._sealing_session = SealingSession(settings)
 
     @classmethod
     @asynccontextmanager
@@ -241,7 +243,7 @@ class Publisher:
         """
         upload_id = upload_id or new_id()
         draft = draft_upload(
-            self._settings,
+            self._sealing_session,
             project,
             object_key,
             content_type=content_type,

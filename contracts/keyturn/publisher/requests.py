@@ -39,10 +39,14 @@ from keyturn.messages import (
     problems,
     request_id,
 )
+from keyturn.publisher.sessions import SealingSession
 from keyturn.settings import PublisherSettings
 from keyturn.topology import PUBLISHER_HEADER, SIGNATURE_HEADER
 
 TRANSPORT_KEY_BYTES: Final = 32
+# Stand in a request while its fields are checked, before anything secret is made.
+_UNSEALED_KEY: Final = SealedKey(intake_key="none", ciphertext="")
+_UNSEALED_KEK: Final = SealedSecret(intake_key="none", ciphertext="")
 ApiKey = str | SecretStr
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -94,7 +98,7 @@ def signed_now(request: UploadRequested) -> UploadRequested:
 
 
 def draft_upload(
-    settings: PublisherSettings,
+    session: SealingSession,
     project: str,
     object_key: str,
     *,
@@ -102,7 +106,7 @@ def draft_upload(
     metadata: Mapping[str, str] | None,
     upload_id: str,
 ) -> UploadDraft:
-    """An upload with a fresh transport key sealed to the workers.
+    """An upload with a fresh transport key, sealed to the workers under the publisher's session.
 
     Raises:
         MalformedRequestError: a name, the content type or the metadata is not allowed.
@@ -114,12 +118,11 @@ def draft_upload(
         key=object_key,
         content_type=content_type,
         metadata=dict(metadata) if metadata else None,
-        sealed_key=SealedKey(intake_key=settings.intake_public_key.id, ciphertext=""),
+        sealed_key=_UNSEALED_KEY,
         body=InlineBody(inline=""),
     )
     transport_key = Secret(os.urandom(TRANSPORT_KEY_BYTES))
-    one_shot = _seal(settings, transport_key, upload_info(upload_id, project, object_key))
-    sealed = SealedKey(intake_key=one_shot.intake_key, ciphertext=one_shot.ciphertext)
+    sealed = session.seal(transport_key, upload_info(upload_id, project, object_key))
     return UploadDraft(checked.model_copy(update={"sealed_key": sealed}), transport_key)
 
 
@@ -144,7 +147,7 @@ def build_enroll(
         EnrollRequested,
         request_id=request_id,
         project=project,
-        sealed_kek=_placeholder(settings),
+        sealed_kek=_UNSEALED_KEK,
         plaintext="allowed" if plaintext else None,
         v0="allowed" if v0 or v0_api_key is not None else None,
         adopt=adopt,
@@ -176,7 +179,7 @@ def build_rotation(
         rotation_id=rotation_id,
         project=project,
         expected_generation=expected_generation,
-        sealed_kek=_placeholder(settings),
+        sealed_kek=_UNSEALED_KEK,
         actor=actor,
     )
     sealed = _sealed_kek(settings, api_key, "rotation", rotation_id, project)
@@ -218,10 +221,6 @@ def _seal(settings: PublisherSettings, secret: Secret, info: bytes) -> SealedSec
     intake = settings.intake_public_key
     ciphertext = to_b64(intake.key.seal(secret.reveal(), info))
     return SealedSecret(intake_key=intake.id, ciphertext=ciphertext)
-
-
-def _placeholder(settings: PublisherSettings) -> SealedSecret:
-    return SealedSecret(intake_key=settings.intake_public_key.id, ciphertext="")
 
 
 def _text(secret: ApiKey) -> str:

@@ -34,6 +34,7 @@ from keyturn.messages import (
     with_origin,
 )
 from keyturn.settings import NamedIntakeKey, PublisherSettings
+from keyturn_workers.upload.sessions import OpenedSessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -217,9 +218,7 @@ def transport_key(request: UploadRequested) -> bytes:
     """The transport key, opened as a worker would."""
     assert request.sealed_key.intake_key == "main"
     info = upload_info(request.upload_id, request.project, request.key)
-    opened = INTAKE.open(from_base64(request.sealed_key.ciphertext), info)
-    assert len(opened) == 32
-    return opened
+    return OpenedSessions("test", {"main": INTAKE}).open_key(request.sealed_key, info, NAME)
 
 
 def opened_body(request: UploadRequested, sealed: bytes) -> bytes:

@@ -20,11 +20,14 @@ import typer
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+from keyturn.crypto import from_base64, session_info, to_base64, upload_info
 from keyturn.errors import (
     GenerationMismatchError,
     NotPermittedError,
     RequestExpiredError,
+    SettingsError,
     StagedBodyMissingError,
+    UnknownIntakeKeyError,
 )
 from keyturn.identifiers import format_time, parse_time, staging_s3_key
 from keyturn.messages import (
@@ -33,6 +36,7 @@ from keyturn.messages import (
     EnrollRequested,
     Request,
     RotationRequested,
+    SealedKey,
     StagedBody,
     UploadRequested,
     encode,
@@ -54,7 +58,7 @@ from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.cli.output import print_json, print_rows
 from keyturn_workers.cli.secrets import write_secret
-from keyturn_workers.cli.settings import ResignSettings
+from keyturn_workers.cli.settings import IntakeKeySettings, ResignSettings
 from keyturn_workers.dead_letters.letters import (
     DeadLetter,
     check_body_kept,
@@ -70,6 +74,11 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.settings import AuditSettings, OperatorSettings
 from keyturn_workers.storage import Headers, Storage
 from keyturn_workers.worker.authorization import Arrival, Rules, authorize, verify
+from keyturn_workers.worker.sealed_secrets import (
+    held_intake_key,
+    open_under_session,
+    open_with,
+)
 
 app = typer.Typer(name="dead", help="Inspect, replay or discard dead letters.")
 
@@ -204,7 +213,8 @@ def replay(
             help="Sign again as KEYTURN_PUBLISHER_NAME, with the current time. Only for letters "
             "rejected with request_expired that their publisher signed and may send "
             "(KEYTURN_PUBLISHERS). Rotations and enrollments only if named by id; a rotation "
-            "only if no later one was accepted (KEYTURN_MASTER_KEYS).",
+            "only if no later one was accepted (KEYTURN_MASTER_KEYS). Uploads of another "
+            "publisher may need KEYTURN_INTAKE_KEYS.",
         ),
     ] = False,
     queue: QueueOption = None,
@@ -367,6 +377,8 @@ class Resigner:
                 was not kept.
             GenerationMismatchError: the project has a later rotation.
             StagedBodyMissingError: its staged body is gone.
+            UnknownIntakeKeyError, BadSealError: a session of another publisher sealed its key,
+                and cannot be opened here.
             UnknownProjectError, CorruptObjectError, UnknownMasterKeyError: a rotation whose
                 keyring cannot be read.
         """
@@ -386,8 +398,10 @@ class Resigner:
             raise NotPermittedError(
                 "a rotation or an enrollment is signed again only if it is named by its id"
             )
-        await self._move_staged(old)
         changes: dict[str, object] = {"requested_at": format_time(datetime.now(UTC))}
+        if isinstance(old.request, UploadRequested):
+            changes["sealed_key"] = self._sealed_key(old.request, old.publisher)
+            await self._move_staged(old.request, old.publisher)
         if isinstance(old.request, RotationRequested):
             changes["expected_generation"] = await self._expected_generation(old.request)
         request = old.request.model_copy(update=changes)
@@ -426,12 +440,37 @@ class Resigner:
             raise GenerationMismatchError(f"the project is at generation {current.generation}")
         return current.generation
 
-    async def _move_staged(self, old: _Signed) -> None:
-        request = old.request
-        if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
+    def _sealed_key(self, request: UploadRequested, publisher: str) -> SealedKey:
+        """The upload's sealed key; sealed anew if only its own publisher may have sealed it.
+
+        Raises: as `copy`.
+        """
+        sealed, name = request.sealed_key, self._settings.publisher_name
+        if sealed.session is None or publisher == name:
+            return sealed
+        try:
+            intake_keys = IntakeKeySettings.read().intake_keys
+            intake_key = held_intake_key(sealed, intake_keys)
+        except (SettingsError, UnknownIntakeKeyError) as exc:
+            problem = str(exc) if isinstance(exc, SettingsError) else f"it is {sealed.intake_key}"
+            raise UnknownIntakeKeyError(
+                f"a session of {publisher} sealed this upload's key; to seal it for {name}, "
+                f"KEYTURN_INTAKE_KEYS must have the intake key ({problem})"
+            ) from exc
+        session = open_with(
+            intake_key,
+            from_base64(sealed.session),
+            session_info(self._settings.deployment, publisher),
+        )
+        info = upload_info(request.upload_id, request.project, request.key)
+        ciphertext = intake_key.public_key.seal(open_under_session(session, sealed, info), info)
+        return SealedKey(intake_key=sealed.intake_key, ciphertext=to_base64(ciphertext))
+
+    async def _move_staged(self, request: UploadRequested, publisher: str) -> None:
+        if not isinstance(request.body, StagedBody):
             return
         storage = await self._open_storage()
-        source = staging_s3_key(old.publisher, request.upload_id)
+        source = staging_s3_key(publisher, request.upload_id)
         target = staging_s3_key(self._settings.publisher_name, request.upload_id)
         size_bytes = request.body.staged.size
         try:

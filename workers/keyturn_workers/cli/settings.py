@@ -16,7 +16,13 @@ from keyturn.settings import (
     SigningKeySetting,
     VerifyKeysSetting,
 )
-from keyturn_workers.settings import KmsSettings, MasterKeys, OperatorSettings, Publishers
+from keyturn_workers.settings import (
+    IntakeKeys,
+    KmsSettings,
+    MasterKeys,
+    OperatorSettings,
+    Publishers,
+)
 
 GATEWAY_URL_FORM: Final = "must be http://host or https://host, optionally with a path"
 
@@ -100,6 +106,12 @@ class ResignSettings(DeploymentSettings):
     publishers: Publishers
     # The same as the workers': only older requests were rejected for their age.
     request_max_age_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
+
+
+class IntakeKeySettings(Settings):
+    """The intake keys, to open what another publisher sealed."""
+
+    intake_keys: IntakeKeys
 
 
 class MasterKeySettings(KmsSettings):

@@ -37,7 +37,7 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.wraps import find_key_usage
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import SweepStarter, new_origin
-from keyturn_workers.worker.authorization import open_secret
+from keyturn_workers.worker.sealed_secrets import open_secret
 
 _FIRST_GENERATION: Final = 1
 

@@ -31,7 +31,7 @@ from keyturn_workers.keyring import (
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import Origin, SweepStarter, new_origin
-from keyturn_workers.worker.authorization import open_secret
+from keyturn_workers.worker.sealed_secrets import open_secret
 
 _MAX_ATTEMPTS: Final = 8
 

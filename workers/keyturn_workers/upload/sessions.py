@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Final, TypeAlias
 from weakref import WeakKeyDictionary
 
-from keyturn.crypto import IntakeKey, SealError, Secret, from_base64, open_sealed, session_info
-from keyturn.errors import BadSealError
+from keyturn.crypto import IntakeKey, Secret, from_base64, session_info
 from keyturn.messages import SealedKey
-from keyturn_workers.worker.authorization import (
-    SECRET_BYTES,
+from keyturn_workers.worker.sealed_secrets import (
     held_intake_key,
     open_secret,
+    open_under_session,
     open_with,
 )
 
@@ -64,13 +63,7 @@ class OpenedSessions:
             return open_secret(sealed, info, self._intake_keys)
         intake_key = held_intake_key(sealed, self._intake_keys)
         session = self._session(intake_key, from_base64(sealed.session), publisher)
-        try:
-            key = open_sealed(session.reveal(), info, from_base64(sealed.ciphertext))
-        except SealError as exc:
-            raise BadSealError("the sealed key does not open under its session") from exc
-        if len(key) != SECRET_BYTES:
-            raise BadSealError("the sealed key is not 32 bytes")
-        return key
+        return open_under_session(session.reveal(), sealed, info)
 
     def _session(self, intake_key: IntakeKey, sealed: bytes, publisher: str) -> Secret:
         sessions = self._opened.setdefault(intake_key, defaultdict(OrderedDict))[publisher]

@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from keyturn.crypto import IntakeKey, SealError, SignatureError, from_base64
+from keyturn.crypto import SignatureError
 from keyturn.errors import (
-    BadSealError,
     BadSignatureError,
     CodedError,
     MalformedRequestError,
     NotPermittedError,
     RequestExpiredError,
-    UnknownIntakeKeyError,
 )
 from keyturn.messages import (
     Rejected,
     Request,
     RequestOrigin,
-    SealedSecret,
     claimed_type,
     identity,
     parse_request,
@@ -34,8 +31,6 @@ from keyturn.topology import PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
 from keyturn_workers.worker.grants import Grant
 
 MAX_AHEAD: Final = timedelta(minutes=5)
-SECRET_BYTES: Final = 32
-"""The length of every secret that a publisher seals to the workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,40 +140,3 @@ def rejection_of(body: bytes, signer: Signer, error: CodedError, at: str) -> Rej
         project = None
     origin = RequestOrigin.of(signer.name, body)
     return rejection(message_type, claimed_id, project, error, at, origin)
-
-
-def open_secret(sealed: SealedSecret, info: bytes, intake_keys: Mapping[str, IntakeKey]) -> bytes:
-    """The 32 bytes that a publisher sealed to an intake key.
-
-    Raises:
-        UnknownIntakeKeyError: this worker does not hold that intake key.
-        BadSealError: does not open for this request, or opens to another length.
-    """
-    return open_with(held_intake_key(sealed, intake_keys), from_base64(sealed.ciphertext), info)
-
-
-def held_intake_key(sealed: SealedSecret, intake_keys: Mapping[str, IntakeKey]) -> IntakeKey:
-    """The intake key that a sealed secret names.
-
-    Raises:
-        UnknownIntakeKeyError: this worker does not hold it.
-    """
-    key = intake_keys.get(sealed.intake_key)
-    if key is None:
-        raise UnknownIntakeKeyError(sealed.intake_key)
-    return key
-
-
-def open_with(key: IntakeKey, ciphertext: bytes, info: bytes) -> bytes:
-    """The 32 bytes that a publisher sealed to this intake key.
-
-    Raises:
-        BadSealError: does not open for this request, or opens to another length.
-    """
-    try:
-        secret = key.open(ciphertext, info)
-    except SealError as exc:
-        raise BadSealError("the sealed secret does not open for this request") from exc
-    if len(secret) != SECRET_BYTES:
-        raise BadSealError("the sealed secret is not 32 bytes")
-    return secret

@@ -26,6 +26,7 @@ from keyturn.messages import (
     request_id,
 )
 from keyturn.publisher import Publisher
+from keyturn_workers.upload.sessions import OpenedSessions
 from tests.unit.keyturn.publisher.test_requests import API_KEY, INTAKE, SETTINGS
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def _scene(*, staged: bool = True) -> Scene:
 def _plaintext(request: Any, sealed: bytes) -> bytes:
     """What a worker opens the body to."""
     info = upload_info(request.upload_id, request.project, request.key)
-    key = INTAKE.open(from_base64(request.sealed_key.ciphertext), info)
+    opened = OpenedSessions("test", {"main": INTAKE})
+    key = opened.open_key(request.sealed_key, info, "billing")
     return open_sealed(key, transport_context(request.upload_id), sealed)
 
 

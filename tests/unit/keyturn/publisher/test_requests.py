@@ -20,7 +20,7 @@ from keyturn.crypto import (
     upload_info,
     user_kek,
 )
-from keyturn.errors import MalformedRequestError
+from keyturn.errors import BadSealError, MalformedRequestError
 from keyturn.messages import (
     DeleteRequested,
     InlineBody,
@@ -29,7 +29,9 @@ from keyturn.messages import (
     parse_request,
 )
 from keyturn.publisher import requests
+from keyturn.publisher.sessions import SealingSession
 from keyturn.settings import NamedIntakeKey, PublisherSettings
+from keyturn_workers.upload.sessions import OpenedSessions
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 KEY = SigningKey.from_seed(b"p" * 32)
@@ -43,6 +45,7 @@ SETTINGS = PublisherSettings(
     event_public_key=VerifyKey.from_bytes(KEY.public_bytes),
     pepper="pepper",
 )
+SESSION = SealingSession(SETTINGS)
 
 
 def new_draft(**change: Any) -> requests.UploadDraft:
@@ -53,7 +56,7 @@ def new_draft(**change: Any) -> requests.UploadDraft:
         "metadata": None,
         "upload_id": requests.new_id(),
     }
-    return requests.draft_upload(SETTINGS, **(given_ | change))
+    return requests.draft_upload(SESSION, **(given_ | change))
 
 
 def _enroll(**change: Any) -> Any:
@@ -97,16 +100,17 @@ def _delete(project: str, key: str) -> DeleteRequested:
 def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
     draft = new_draft()
     request = draft.request
-    sealed = from_base64(request.sealed_key.ciphertext)
+    sealed = request.sealed_key
     right = upload_info(request.upload_id, "acme", "a")
-    assert INTAKE.open(sealed, right) == draft.transport_key.reveal()
+    opened = OpenedSessions("test", {"main": INTAKE})
+    assert opened.open_key(sealed, right, "billing") == draft.transport_key.reveal()
     for wrong in (
         upload_info(request.upload_id, "acme", "b"),
         upload_info(request.upload_id, "other", "a"),
         upload_info(str(uuid.uuid4()), "acme", "a"),
     ):
-        with pytest.raises(SealError):
-            INTAKE.open(sealed, wrong)
+        with pytest.raises(BadSealError):
+            opened.open_key(sealed, wrong, "billing")
 
 
 def test_no_two_drafts_share_a_transport_key() -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import VerifyKey
+from keyturn.crypto import VerifyKey, seal, session_info, to_base64, upload_info
 from keyturn.errors import (
+    BadSealError,
     BadSignatureError,
     CodedError,
     GenerationMismatchError,
     NotPermittedError,
     StagedBodyMissingError,
+    UnknownIntakeKeyError,
     UnknownProjectError,
 )
 from keyturn.identifiers import staging_s3_key
-from keyturn.messages import parse_request
+from keyturn.messages import encode, parse_request
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.cli import dead as module
 from keyturn_workers.cli.dead import Resigner
@@ -27,6 +30,7 @@ from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers
+from keyturn_workers.upload.sessions import OpenedSessions
 from tests.unit.keyturn_workers.dead_letters.letters import (
     DEPLOYMENT,
     LONG_AGO,
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 
     from keyturn_workers.keyring import Keyring
 
+_TRANSPORT_KEY = bytes(range(32))
 _NEW_KEY = "kt_" + "n" * 43
 
 
@@ -184,6 +189,75 @@ async def test_a_rotation_before_the_current_one_is_never_brought_back(
 async def test_a_rotation_of_a_project_without_a_keyring_is_refused() -> None:
     with pytest.raises(UnknownProjectError):
         await _rotation()
+
+
+def _under_a_session(publisher: str, **changes: Any) -> Letter:
+    """An expired upload of `acme/k`, whose key is sealed under a session of this publisher."""
+    document = upload(**changes)
+    info = upload_info(document["upload_id"], "acme", "k")
+    intake, secret = DEPLOYMENT.intake, os.urandom(32)
+    session = intake.public_key.seal(secret, session_info("test", publisher))
+    document["sealed_key"] = {
+        "intake_key": "main",
+        "session": to_base64(session),
+        "ciphertext": to_base64(seal(secret, info, _TRANSPORT_KEY)),
+    }
+    return letter(document)
+
+
+@pytest.mark.usefixtures("storage")
+async def test_a_key_under_a_session_of_another_publisher_is_sealed_again() -> None:
+    dead = _under_a_session("api")
+    before = json.loads(dead.body)
+    request = _verified(await _resign(dead))
+    assert request.sealed_key.session is None
+    info = upload_info(request.upload_id, "acme", "k")
+    opened = OpenedSessions("test", {"main": DEPLOYMENT.intake})
+    assert opened.open_key(request.sealed_key, info, "gateway") == _TRANSPORT_KEY
+    unchanged = json.loads(encode(request))
+    for name in before.keys() - {"sealed_key", "requested_at"}:
+        assert unchanged[name] == before[name]
+
+
+async def test_a_session_of_the_same_publisher_is_kept(
+    storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs no intake key."""
+    del storage
+    monkeypatch.setenv("KEYTURN_PUBLISHER_NAME", "api")
+    monkeypatch.delenv("KEYTURN_INTAKE_KEYS")
+    dead = _under_a_session("api")
+    message = await _resign(dead)
+    assert json.loads(message.body)["sealed_key"] == json.loads(dead.body)["sealed_key"]
+
+
+@pytest.mark.parametrize(
+    ("intake_keys", "problem"),
+    [
+        (None, "KEYTURN_INTAKE_KEYS is missing"),
+        ("{", "KEYTURN_INTAKE_KEYS is malformed"),
+        (json.dumps({"second": to_base64(bytes(32))}), "it is main"),
+    ],
+)
+async def test_without_the_intake_key_another_publishers_session_stays_dead(
+    storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch, intake_keys: str | None, problem: str
+) -> None:
+    if intake_keys is None:
+        monkeypatch.delenv("KEYTURN_INTAKE_KEYS")
+    else:
+        monkeypatch.setenv("KEYTURN_INTAKE_KEYS", intake_keys)
+    dead = _under_a_session("api", body={"staged": {"size": 5}})
+    with pytest.raises(UnknownIntakeKeyError, match=problem) as refused:
+        await _resign(dead)
+    assert "KEYTURN_INTAKE_KEYS must have the intake key" in refused.value.detail
+    assert not storage.calls["put_stream"]
+
+
+@pytest.mark.usefixtures("storage")
+async def test_a_session_that_is_not_the_publishers_is_not_opened_for_it() -> None:
+    """`api` signed a session of `narrow`: no worker would open it either."""
+    with pytest.raises(BadSealError):
+        await _resign(_under_a_session("narrow"))
 
 
 async def test_a_staged_body_moves_to_where_the_new_publisher_stages(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from keyturn.messages import DeleteRequested
 from keyturn.publisher import WaitTimeoutError
 from keyturn.publisher.requests import build, draft_upload
+from keyturn.publisher.sessions import SealingSession
 from tests.unit.keyturn.publisher.test_requests import SETTINGS
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ class FakePublisher:
     ) -> str:
         sent = dict(metadata or {})
         draft_upload(
-            SETTINGS, project, key, content_type=content_type, metadata=sent, upload_id=upload_id
+            SealingSession(SETTINGS),
+            project,
+            key,
+            content_type=content_type,
+            metadata=sent,
+            upload_id=upload_id,
         )
         taken = b"".join([piece async for piece in body])
         if self.fails is not None:
