@@ -35,7 +35,8 @@ from keyturn.publisher import BrokerUnavailableError, NotDeliveredError, Publish
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp.declarations import declare, declare_streams
-from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
+from keyturn_workers.amqp.event_batches import NotConfirmedError
+from keyturn_workers.amqp.publisher import WorkerPublisher
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 from tools.harness import requests

@@ -11,7 +11,8 @@ from faststream.rabbit import Channel, RabbitBroker
 
 from keyturn.crypto import SigningKey
 from keyturn.topology import UPLOAD_QUEUE, retry_name
-from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
+from keyturn_workers.amqp.event_batches import NotConfirmedError
+from keyturn_workers.amqp.publisher import WorkerPublisher
 
 
 async def test_each_copy_gets_the_outcome_of_its_own_queue(vhost_url: str) -> None:

@@ -4,7 +4,9 @@
 | --- | --- |
 | `consumer` | `QueueConsumer`: the deliveries of a queue; `MessageConsumer`: one, to its end |
 | `request_consumer` | `RequestConsumer`: a `MessageConsumer` that authorizes and answers requests |
+| `acks` | acknowledgments with few frames |
 | `publisher` | `WorkerPublisher`: everything that a worker publishes, confirmed |
+| `event_batches` | events that end together are published together |
 | `failures` | retries and dead letters: when, and which copy; pure |
 | `declarations` | the topology on the broker |
 | `property_tolerance` | AMQP properties that the client libraries reject |

@@ -44,8 +44,9 @@ from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
 
 from keyturn.errors import CodedError, KeyringRolledBackError, StorageUnavailableError
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import Retry, attempts, utc_now
-from keyturn_workers.amqp.publisher import NotConfirmedError, OpenChannel, WorkerPublisher
+from keyturn_workers.amqp.publisher import OpenChannel, WorkerPublisher
 from keyturn_workers.worker.authorization import Signer
 from keyturn_workers.worker.metrics import Delivery, WorkerMetrics
 

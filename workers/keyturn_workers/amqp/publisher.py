@@ -36,6 +36,7 @@ from keyturn.topology import (
     dead_letter_name,
     retry_name,
 )
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import (
     Retry,
     RetryNotes,
@@ -135,10 +136,6 @@ class ConfirmedPublisher:
             connection = await self._broker.connect()
             await self._opened.follow(await connection.channel(on_return_raises=True))
             self._is_open = True
-
-
-class NotConfirmedError(Exception):
-    """The broker did not confirm a message: it may or may not have it."""
 
 
 class WorkerPublisher:

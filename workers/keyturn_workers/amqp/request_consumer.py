@@ -34,8 +34,8 @@ from keyturn_workers.amqp.consumer import (
     NotAdmittedError,
     Report,
 )
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import retry_delay_s, utc_now
-from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.worker.authorization import (
     Arrival,
     Rules,

@@ -16,7 +16,7 @@ import structlog
 
 from keyturn.identifiers import format_time
 from keyturn.messages import WorkerReported
-from keyturn_workers.amqp.publisher import NotConfirmedError
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.audit import AuditProcess
 from keyturn_workers.background import raise_if_canceled
 from keyturn_workers.settings import WorkerSettings

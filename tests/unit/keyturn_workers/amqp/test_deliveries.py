@@ -21,8 +21,8 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin
 from keyturn_workers.amqp.consumer import DeferError
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import Retry, utc_now
-from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.amqp.request_consumer import Handled, RequestConsumer, TimeSource
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant

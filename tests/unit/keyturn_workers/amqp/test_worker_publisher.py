@@ -13,7 +13,8 @@ from faststream.exceptions import IncorrectState
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.messages import parse_event, parse_worker_report
 from keyturn.topology import EVENTS
-from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
+from keyturn_workers.amqp.event_batches import NotConfirmedError
+from keyturn_workers.amqp.publisher import WorkerPublisher
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 

@@ -11,7 +11,7 @@ import pytest
 
 from keyturn.messages import DeadLettersMoved, DeadLettersRequested, RequestOrigin, encode
 from keyturn_workers.amqp.consumer import DeferError
-from keyturn_workers.amqp.publisher import NotConfirmedError
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.audit import trail as trail_module
 from keyturn_workers.control import DeadLetterMover
 from keyturn_workers.control import dead_letters as module

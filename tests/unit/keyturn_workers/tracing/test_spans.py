@@ -22,8 +22,8 @@ from keyturn.errors import (
 )
 from keyturn.tracing import links_to
 from keyturn_workers.amqp.consumer import DeferError
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import utc_now
-from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.errors import PreconditionError
 from keyturn_workers.http_server.client_connection import ERROR_CODE, RESET_CONNECTION, abort

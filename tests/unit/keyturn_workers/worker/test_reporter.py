@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from keyturn.crypto import SigningKey
-from keyturn_workers.amqp.publisher import NotConfirmedError
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.audit import AuditProcess
 from keyturn_workers.worker import reporter as reporter_module
 from keyturn_workers.worker.metrics import WorkerMetrics
