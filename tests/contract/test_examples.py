@@ -14,6 +14,7 @@ from keyturn.crypto import (
     from_base64,
     kek_info,
     open_sealed,
+    session_info,
     transport_context,
     upload_info,
     user_kek,
@@ -148,6 +149,19 @@ def test_sealed_examples_open_with_the_examples_keys() -> None:
     sealed = from_base64(SEALED["inline"])
     opened = open_sealed(transport_key, transport_context(upload.upload_id), sealed)
     assert opened.decode() == SEALED["plaintext"]
+
+
+def test_the_example_under_a_session_opens_with_the_examples_keys() -> None:
+    intake = IntakeKey.from_seed(from_base64(SEALED["intake_seed"]))
+    upload = _example("upload.requested", "under-a-session")
+    assert isinstance(upload, UploadRequested)
+    assert upload.sealed_key.session is not None
+    info = session_info(SEALED["deployment"], SEALED["publisher"])
+    secret = intake.open(from_base64(upload.sealed_key.session), info)
+    assert secret == from_base64(SEALED["session_secret"])
+    info = upload_info(upload.upload_id, upload.project, upload.key)
+    transport_key = open_sealed(secret, info, from_base64(upload.sealed_key.ciphertext))
+    assert transport_key == from_base64(SEALED["transport_key"])
 
 
 def test_sealed_keks_of_examples_are_those_of_their_api_keys() -> None:

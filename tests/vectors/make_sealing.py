@@ -1,8 +1,8 @@
 """Makes `sealing_v1.json`: known answers for the formats of `docs/spec.md`.
 
 For authors of other readers or publishers, and so that a change of format cannot
-slip in. Everything here is a function of fixed inputs, but for the HPKE ciphertext,
-which no one can make twice: it was made once and is carried along.
+slip in. Everything here is a function of fixed inputs, but for the HPKE ciphertexts,
+which no one can make twice: they were made once and are carried along.
 
 Run `python -m tests.vectors.make_sealing` to write the file again. It must never take
 an input that is a real secret: all keys are counted up or spelled out.
@@ -42,6 +42,9 @@ MASTER_KEY = bytes(range(32))
 DEK = bytes(range(32, 64))
 SALT = bytes(range(64, 88))
 SEED = bytes(range(96, 128))
+SESSION_SECRET = bytes(range(128, 160))
+DEPLOYMENT = "default"
+PUBLISHER = "api"
 SIZES = (0, 1, 16383, 16384, 16385, 32768, 49159)
 
 
@@ -54,7 +57,7 @@ def build(carried: dict[str, Any]) -> dict[str, Any]:
     """Return the vectors; `carried` is the file as it is."""
     return {
         "provenance": "made by tests/vectors/make_sealing.py out of keyturn.crypto; "
-        "the HPKE ciphertext once, all else again by every test run",
+        "the HPKE ciphertexts once, all else again by every test run",
         "inputs": {
             "api_key": API_KEY,
             "pepper": PEPPER,
@@ -71,6 +74,7 @@ def build(carried: dict[str, Any]) -> dict[str, Any]:
         "bodies": [_body(size) for size in SIZES],
         "sealed": _sealed(),
         "intake": _intake(carried),
+        "session": _session(carried),
         "signatures": _signatures(),
     }
 
@@ -149,21 +153,42 @@ def _intake(carried: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _session(carried: dict[str, Any]) -> dict[str, Any]:
+    """Return a transport key under a session; its contexts are spelled out here once more."""
+    info = f"keyturn/v1/session\0{DEPLOYMENT}\0{PUBLISHER}".encode()
+    upload = f"keyturn/v1/intake\0upload\0{REQUEST_ID}\0{PROJECT}\0{KEY}".encode()
+    old = carried.get("session", {}).get("session")
+    return {
+        "deployment": DEPLOYMENT,
+        "publisher": PUBLISHER,
+        "info": info.hex(),
+        "secret": SESSION_SECRET.hex(),
+        "session": old
+        or to_base64(IntakeKey.from_seed(SEED).public_key.seal(SESSION_SECRET, info)),
+        "upload_info": upload.hex(),
+        "ciphertext": to_base64(seal(SESSION_SECRET, upload, DEK, salt=SALT)),
+        "opens_to": DEK.hex(),
+    }
+
+
 def _signatures() -> dict[str, Any]:
     key = SigningKey.from_seed(SEED)
     body = b'{"type":"upload.requested"}'
+    batch = b'{"type":"upload.stored","events":[{"type":"upload.stored"}]}'
     return {
         "public_key": key.public_bytes.hex(),
-        "deployment": "default",
-        "publisher": "api",
+        "deployment": DEPLOYMENT,
+        "publisher": PUBLISHER,
         "body": body.decode(),
-        "request": key.sign_request("default", "api", body),
-        "event": key.sign_event("default", body),
+        "request": key.sign_request(DEPLOYMENT, PUBLISHER, body),
+        "event": key.sign_event(DEPLOYMENT, body),
+        "batch_body": batch.decode(),
+        "batch": key.sign_events(DEPLOYMENT, batch),
     }
 
 
 def main() -> None:
-    """Write the file again, keeping the HPKE ciphertext that it holds."""
+    """Write the file again, keeping the HPKE ciphertexts that it holds."""
     carried = json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else {}
     PATH.write_text(write(build(carried)), encoding="utf-8")
 

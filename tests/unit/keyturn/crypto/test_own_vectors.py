@@ -8,13 +8,16 @@ import pytest
 from keyturn.crypto import (
     IntakeKey,
     Secret,
+    SignatureError,
     VerifyKey,
     from_base64,
     open_record,
     open_sealed,
     open_tombstone,
+    session_info,
     transport_context,
     unwrap_dek,
+    upload_info,
 )
 from tests.vectors import make_sealing
 
@@ -64,9 +67,26 @@ def test_the_intake_ciphertext_opens() -> None:
     assert intake.open(from_base64(vector["ciphertext"]), info).hex() == vector["opens_to"]
 
 
+def test_the_key_under_a_session_opens() -> None:
+    """With the contexts of the vector, which are those of the functions."""
+    vector = VECTORS["session"]
+    info, upload = bytes.fromhex(vector["info"]), bytes.fromhex(vector["upload_info"])
+    assert info == session_info(vector["deployment"], vector["publisher"])
+    assert upload == upload_info(make_sealing.REQUEST_ID, make_sealing.PROJECT, make_sealing.KEY)
+    secret = IntakeKey.from_seed(make_sealing.SEED).open(from_base64(vector["session"]), info)
+    assert secret.hex() == vector["secret"]
+    assert (
+        open_sealed(secret, upload, from_base64(vector["ciphertext"])).hex() == vector["opens_to"]
+    )
+
+
 def test_the_signatures_verify() -> None:
     vector = VECTORS["signatures"]
     verify = VerifyKey.from_bytes(bytes.fromhex(vector["public_key"]))
     body = vector["body"].encode()
     verify.verify_request(vector["deployment"], vector["publisher"], body, vector["request"])
     verify.verify_event(vector["deployment"], body, vector["event"])
+    batch = vector["batch_body"].encode()
+    verify.verify_events(vector["deployment"], batch, vector["batch"])
+    with pytest.raises(SignatureError):
+        verify.verify_event(vector["deployment"], batch, vector["batch"])
