@@ -17,6 +17,7 @@ _ATTACKERS = {
     "the broker, to write",
     "a project's API key",
     "a publisher's key",
+    "the secret of a publisher's session",
     "a console's machine",
     "the network, where TLS is on",
     "a link to an object",
