@@ -13,8 +13,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aio_pika.message import IncomingMessage
-
+from keyturn_workers.amqp.acks import ChannelAcks
 from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.control import enrollment
@@ -205,5 +204,5 @@ POINTS: dict[str, Installed] = {
     "event-after": Point(WorkerPublisher, "publish_event", after=True),
     "staged-delete-before": Point(S3Storage, "delete", matters=under(_STAGING)),
     "staged-delete-after": Point(S3Storage, "delete", after=True, matters=under(_STAGING)),
-    "ack-before": Point(IncomingMessage, "ack"),
+    "ack-before": Point(ChannelAcks, "_write"),
 }

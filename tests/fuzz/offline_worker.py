@@ -22,6 +22,8 @@ from keyturn.crypto import user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import parse_audit
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
+from keyturn_workers.amqp.acks import Acks
+from keyturn_workers.amqp.consumer import Settlement
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditTrail
 from keyturn_workers.settings import WorkerSettings
@@ -75,10 +77,10 @@ class Channel:
     nacks: int = 0
     connection: Any = None
 
-    async def basic_ack(self, **_: Any) -> None:
+    async def basic_ack(self, *_: Any, **__: Any) -> None:
         self.acks += 1
 
-    async def basic_nack(self, **_: Any) -> None:
+    async def basic_nack(self, *_: Any, **__: Any) -> None:
         self.nacks += 1
 
 
@@ -191,7 +193,12 @@ class Worker:
     async def take(self, queue: str, message: AbstractIncomingMessage) -> None:
         """Let the worker take one delivery; what it publishes is in `broker.published`."""
         self.broker.published.clear()
-        await self._consumers[queue](message)
+        acks = Acks(prefetch=1)
+        if await self._consumers[queue](message) is Settlement.DONE:
+            acks.done(message)
+        else:
+            acks.give_back(message)
+        await acks.flush()
 
 
 def _settings(deployment: Deployment) -> WorkerSettings:

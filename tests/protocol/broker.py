@@ -82,8 +82,7 @@ class Delivery:
         self.process.deliveries.remove(self)
         self.process.world.acknowledged(self)
 
-    async def nack(self, *, requeue: bool) -> None:
-        assert requeue
+    async def nack(self) -> None:
         if self.lost:
             raise ConnectionError("the channel is gone")
         self.requeue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -19,6 +20,7 @@ from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
 
 if TYPE_CHECKING:
+    from keyturn_workers.amqp.consumer import Settlement
     from tests.protocol.broker import Delivery, QueuedMessage
     from tests.protocol.wire import Call
     from tests.protocol.world import World
@@ -61,21 +63,17 @@ def an_upload_whose_worker_dies_at_its_put(world: World) -> None:
 
 
 class _AcknowledgesFirst(RequestConsumer):
-    async def __call__(self, message: Any) -> None:
+    async def __call__(self, message: Any) -> Settlement:
         await message.ack()
-        message.ack = _nothing
         await super().__call__(message)
+        raise asyncio.CancelledError  # a handler that is canceled settles nothing
 
 
 class _AcknowledgesHintsFirst(HintConsumer):
-    async def __call__(self, message: Any) -> None:
+    async def __call__(self, message: Any) -> Settlement:
         await message.ack()
-        message.ack = _nothing
         await super().__call__(message)
-
-
-async def _nothing() -> None:
-    """In place of an acknowledgment."""
+        raise asyncio.CancelledError  # a handler that is canceled settles nothing
 
 
 def test_a_request_is_acknowledged_after_its_effect() -> None:

@@ -21,6 +21,7 @@ from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_
 from keyturn.identifiers import format_time, keyring_s3_key, object_s3_key, staging_s3_key
 from keyturn.messages import parse_audit
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name
+from keyturn_workers.amqp.consumer import Settlement
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.clock import INTERVAL_S
 from tests.protocol.broker import Delivery, QueuedMessage
@@ -426,7 +427,9 @@ class World:
 
         async def consumed() -> None:
             CURRENT.set(delivery)
-            await consume(delivery)
+            settlement = await consume(delivery)
+            if not delivery.lost:
+                await (delivery.ack() if settlement is Settlement.DONE else delivery.nack())
 
         delivery.task = self.loop.create_task(consumed())
         self.loop.run_until_idle()

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import aio_pika
 import pytest
-from aio_pika.exceptions import MessageProcessError
 from faststream.rabbit import RabbitBroker
 
-from keyturn_workers.amqp.consumer import DirectConsumer, SubscriberConsumer, finish
+from keyturn_workers.amqp.consumer import DirectConsumer, Settlement, SubscriberConsumer, finish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from aio_pika.abc import AbstractIncomingMessage
 
@@ -36,19 +35,20 @@ def consumer_type(request: pytest.FixtureRequest) -> ConsumerType:
 
 @dataclass
 class Handler:
-    """Notes its deliveries, and acknowledges each once `gate` is open."""
+    """Notes its deliveries, and is done with each once `gate` is open; with quick ones at once."""
 
     messages: list[AbstractIncomingMessage] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
-    settle: Callable[[AbstractIncomingMessage], Awaitable[None]] | None = None
+    settle: Callable[[AbstractIncomingMessage], Settlement] = lambda _: Settlement.DONE
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: AbstractIncomingMessage) -> Settlement:
         async with self.arrived:
             self.messages.append(message)
             self.arrived.notify_all()
-        await self.gate.wait()
-        await (self.settle(message) if self.settle else message.ack())
+        if message.body != b"quick":
+            await self.gate.wait()
+        return self.settle(message)
 
     async def has_received(self, count: int) -> None:
         async with asyncio.timeout(20), self.arrived:
@@ -85,7 +85,7 @@ class Scene:
     async def is_active(self, expected: bool) -> None:
         async with asyncio.timeout(20):
             while self.consumer.is_active() is not expected:  # noqa: ASYNC110  # it has no event
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.002)  # a reconnection may take no longer than that
 
 
 async def declare(channel: aio_pika.abc.AbstractChannel) -> None:
@@ -197,6 +197,19 @@ async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(
                 await asyncio.sleep(0.05)
 
 
+async def test_a_slow_delivery_keeps_no_other_from_being_acknowledged(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
+    """More than the prefetch comes while it lasts, and it alone comes again."""
+    async with consuming(consumer_type, vhost_url, grace_s=0.5) as scene:
+        await scene.send(b"slow", *([b"quick"] * 20))
+        await scene.handler.has_received(21)
+        await scene.stop()
+        async with asyncio.timeout(20):
+            while await scene.ready_count() != 1:  # noqa: ASYNC110  # the broker has no event
+                await asyncio.sleep(0.05)
+
+
 async def test_a_canceled_consumer_gets_no_more_and_finishes_what_it_has(
     consumer_type: ConsumerType, vhost_url: str
 ) -> None:
@@ -238,14 +251,9 @@ async def test_one_that_never_started_has_nothing_to_cancel(
     assert not consumer.is_active()
 
 
-async def test_what_is_given_back_comes_again_and_nothing_is_settled_twice(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
-    async def settle(message: AbstractIncomingMessage) -> None:
-        again = bool(message.redelivered)
-        await (message.ack() if again else message.nack(requeue=True))
-        with pytest.raises(MessageProcessError):
-            await message.ack()
+async def test_what_is_given_back_comes_again(consumer_type: ConsumerType, vhost_url: str) -> None:
+    def settle(message: AbstractIncomingMessage) -> Settlement:
+        return Settlement.DONE if message.redelivered else Settlement.RETURNED
 
     async with consuming(consumer_type, vhost_url) as scene:
         scene.handler.settle = settle

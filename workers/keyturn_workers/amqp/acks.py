@@ -40,7 +40,7 @@ class Acks:
     def __init__(self, prefetch: int, *, hold_s: float = _HOLD_S) -> None:
         self._prefetch = prefetch
         self._hold_s = hold_s
-        self._current: _ChannelAcks | None = None
+        self._current: ChannelAcks | None = None
 
     def done(self, message: AbstractIncomingMessage) -> None:
         """Acknowledge a delivery soon. Without its channel, the broker redelivers it by itself."""
@@ -57,17 +57,17 @@ class Acks:
         if self._current is not None:
             await self._current.flush()
 
-    def _of(self, message: AbstractIncomingMessage) -> "_ChannelAcks | None":
+    def _of(self, message: AbstractIncomingMessage) -> "ChannelAcks | None":
         try:
             channel = message.channel
         except ChannelInvalidStateError:
             return None  # it is closed, and its tags mean nothing on the next
         if self._current is None or self._current.channel is not channel:
-            self._current = _ChannelAcks(channel, self._prefetch, self._hold_s)
+            self._current = ChannelAcks(channel, self._prefetch, self._hold_s)
         return self._current
 
 
-class _ChannelAcks:
+class ChannelAcks:
     """What is known of one channel's deliveries, by their tags, which count from 1.
 
     A tag that nothing was said about is being served. What is kept is bounded by the prefetch.
@@ -87,6 +87,7 @@ class _ChannelAcks:
         self._writer: asyncio.Task[None] | None = None
 
     def done(self, tag: int) -> None:
+        """See `Acks.done`."""
         if self._is_lost:
             return
         self._ready[tag] = asyncio.get_running_loop().time() + self._hold_s
@@ -94,11 +95,13 @@ class _ChannelAcks:
             self._begin()
 
     def give_back(self, tag: int) -> None:
+        """See `Acks.give_back`."""
         if not self._is_lost:
             self._back.append(tag)
             self._begin()
 
     async def flush(self) -> None:
+        """See `Acks.flush`."""
         self._is_draining = True
         try:
             while self._ready or self._back:

@@ -1,4 +1,4 @@
-"""From the broker to a handler, and from a delivery to its acknowledgment (SPEC 6.2, 11, 12).
+"""From the broker to a handler, and from a delivery to its settlement (SPEC 6.2, 11, 12).
 
 | class | consumes by | for |
 | --- | --- | --- |
@@ -7,7 +7,7 @@
 
 Both bound the deliveries in flight by the prefetch of a channel, and consume again after a lost
 connection. `QueueConsumer` adds what neither library has: whether the broker has this process as
-a consumer, and an end in order.
+a consumer, an end in order, and acknowledgments with few frames (`acks`).
 
 `MessageConsumer` takes each delivery to its end. A message is acknowledged only after its effect
 and its event are durable, or after the broker confirmed its copy in a retry or dead-letter queue.
@@ -30,6 +30,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
@@ -44,6 +45,7 @@ from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
 
 from keyturn.errors import CodedError, KeyringRolledBackError, StorageUnavailableError
+from keyturn_workers.amqp.acks import Acks
 from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import Retry, attempts, utc_now
 from keyturn_workers.amqp.publisher import OpenChannel, WorkerPublisher
@@ -53,25 +55,38 @@ from keyturn_workers.worker.metrics import Delivery, WorkerMetrics
 # While disconnected, publishing fails at once; without a pause this would spin.
 _PAUSE_S: Final = 1
 _CANCEL_TIMEOUT_S: Final = 5
+_FLUSH_TIMEOUT_S: Final = 5
 # Until the handlers of deliveries that came just before the broker's answer have begun.
 _BEGIN_S: Final = 0.05
 
-Handle = Callable[[AbstractIncomingMessage], Awaitable[None]]
+
+class Settlement(Enum):
+    """What becomes of a delivery once its handler has ended."""
+
+    DONE = auto()
+    """Acknowledged: everything that it was for is durable."""
+    RETURNED = auto()
+    """Given back to its queue."""
+
+
+Handle = Callable[[AbstractIncomingMessage], Awaitable[Settlement]]
 Report = Callable[[], None]
-"""Logs and counts what became of a message: called once it was acknowledged."""
+"""Logs and counts what became of a message: called once it may be acknowledged."""
 
 _log = structlog.get_logger()
 
 
 class QueueConsumer(ABC):
-    """Gives each delivery of one queue to a handler, which acknowledges it.
+    """Gives each delivery of one queue to a handler, and settles it as that says.
 
     Args:
-        handle: Must acknowledge or give back each delivery itself, and must not raise.
+        prefetch: How many deliveries are handled at once.
+        handle: Must not raise. What it does not settle comes again once the channel is closed.
     """
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, prefetch: int, handle: Handle) -> None:
         self._handle = handle
+        self._acks = Acks(prefetch)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -95,7 +110,10 @@ class QueueConsumer(ABC):
         self._in_flight += 1
         self._idle.clear()
         try:
-            await self._handle(message)
+            if await self._handle(message) is Settlement.DONE:
+                self._acks.done(message)
+            else:
+                self._acks.give_back(message)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
@@ -132,23 +150,30 @@ class QueueConsumer(ABC):
         """Wait until no delivery is being handled."""
         await self._idle.wait()
 
+    async def flush(self) -> None:
+        """Send the acknowledgments that wait for others."""
+        await self._acks.flush()
+
 
 async def finish(consumers: Collection[QueueConsumer], grace_s: float) -> None:
-    """Cancel the consumers, and wait for the handlers of all of them, at most `grace_s` seconds."""
+    """Cancel the consumers, and wait for the handlers of all of them, at most `grace_s` seconds.
+
+    What is done then is acknowledged before this returns.
+    """
     await asyncio.gather(*(consumer.cancel() for consumer in consumers))
     with suppress(TimeoutError):
         async with asyncio.timeout(grace_s):
             await asyncio.gather(*(consumer.wait_idle() for consumer in consumers))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FLUSH_TIMEOUT_S):
+            await asyncio.gather(*(consumer.flush() for consumer in consumers))
 
 
 class SubscriberConsumer(QueueConsumer):
-    """A FastStream subscriber, which the broker starts and stops.
-
-    `prefetch` bounds the deliveries that are handled at once.
-    """
+    """A FastStream subscriber, which the broker starts and stops."""
 
     def __init__(self, broker: RabbitBroker, queue: str, prefetch: int, handle: Handle) -> None:
-        super().__init__(handle)
+        super().__init__(prefetch, handle)
         self._broker = broker
         # The queue is declared by `declarations`, with all its arguments.
         self._declared = RabbitQueue(
@@ -179,7 +204,7 @@ class DirectConsumer(QueueConsumer):
     """
 
     def __init__(self, broker: RabbitBroker, queue: str, prefetch: int, handle: Handle) -> None:
-        super().__init__(handle)
+        super().__init__(prefetch, handle)
         self._broker = broker
         self._name = queue
         self._prefetch = prefetch
@@ -274,12 +299,11 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
         """Deliveries being served."""
         return self._metrics.in_flight
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: AbstractIncomingMessage) -> Settlement:
         """Serve one delivery to its end; raises only if it is canceled."""
         with self._metrics.delivery() as delivery:
             try:
                 report = await self._consume(message, delivery)
-                await message.ack()
             except Exception:  # noqa: BLE001  # no error may lose a message
                 # The broker did not confirm, so nothing is acknowledged: the message is
                 # redelivered, from here or, after a lost connection, by the broker itself.
@@ -287,9 +311,9 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
                     "delivery not finished", queue=self._queue, message_id=message.message_id
                 )
                 await asyncio.sleep(_PAUSE_S)
-                await _give_back(message)
-            else:
-                report()
+                return Settlement.RETURNED
+            report()
+            return Settlement.DONE
 
     async def _consume(self, message: AbstractIncomingMessage, delivery: Delivery) -> Report:
         try:
@@ -378,10 +402,3 @@ def _error_of(exc: Exception, job: Job) -> CodedError:
         return exc
     _log.exception("unexpected failure", **job.log_fields)
     return StorageUnavailableError(f"internal failure: {type(exc).__name__}")
-
-
-async def _give_back(message: AbstractIncomingMessage) -> None:
-    try:
-        await message.nack(requeue=True)
-    except Exception as exc:  # noqa: BLE001  # the channel is gone: the broker redelivers it
-        _log.debug("delivery lost with its channel", problem=type(exc).__name__)

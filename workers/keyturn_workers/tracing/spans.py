@@ -52,7 +52,7 @@ from keyturn.identifiers import (
 )
 from keyturn.topology import EXCHANGE, PUBLISHER_EVENTS, REQUESTS, TRACEPARENT_HEADER
 from keyturn.tracing import current, fail, links_to, traceparent_of
-from keyturn_workers.amqp.consumer import DeferError, Handle
+from keyturn_workers.amqp.consumer import DeferError, Handle, Settlement
 from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.http_server.client_connection import ABORTED, ERROR_CODE
 from keyturn_workers.worker.metrics import Delivery, QueueMetrics, Stage, WorkerMetrics
@@ -128,13 +128,12 @@ class Tracing:
             **{key: f"{EXCHANGE}:{key}:{queue}" for key in REQUESTS},
         }
 
-        async def traced(message: AbstractIncomingMessage) -> None:
+        async def traced(message: AbstractIncomingMessage) -> Settlement:
             key = message.routing_key or ""
             destination = destinations.get(key, f"{EXCHANGE}:{_OTHER}:{queue}")
             root = self._tracer.start_span(f"process {destination}", Context(), SpanKind.CONSUMER)
             if not root.is_recording():
-                await handle(message)
-                return
+                return await handle(message)
             for link in links_to(message.headers.get(TRACEPARENT_HEADER)):
                 root.add_link(link.context)
             root.set_attributes(
@@ -160,7 +159,7 @@ class Tracing:
             token = _delivery.set(root)
             try:
                 with _unsuppressed(), current(root, _NO_FAILURES):
-                    await handle(message)
+                    return await handle(message)
             finally:
                 _delivery.reset(token)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin, UploadStored
-from keyturn_workers.amqp.consumer import ConsumerContext
+from keyturn_workers.amqp.consumer import ConsumerContext, Settlement
 from keyturn_workers.amqp.failures import Retry, RetryNotes, utc_now
 from keyturn_workers.amqp.request_consumer import Handled, RequestConsumer
 from keyturn_workers.worker.authorization import Rules
@@ -112,7 +112,7 @@ class FakePublisher:
 
 @dataclass
 class FakeMessage:
-    """A delivery that notes its acknowledgment."""
+    """A delivery."""
 
     scene: Scene
     body: bytes
@@ -121,13 +121,6 @@ class FakeMessage:
     redelivered: bool = False
     message_id: str = UPLOAD_ID
     delivery_tag: int = 7
-
-    async def ack(self) -> None:
-        self.scene.step("ack")
-
-    async def nack(self, *, requeue: bool) -> None:
-        assert requeue
-        self.scene.step("given back")
 
 
 @dataclass
@@ -239,6 +232,13 @@ async def consume(
 ) -> list[str]:
     """The steps in their order."""
     consumer = RequestConsumer(handler, RULES, context(handler.scene, metrics), audit=audit)
-    await consumer(cast("AbstractIncomingMessage", delivery))
+    steps = await settled(consumer, delivery)
     assert consumer.in_flight == 0
-    return handler.scene.steps
+    return steps
+
+
+async def settled(consumer: RequestConsumer, delivery: FakeMessage) -> list[str]:
+    """The steps of a delivery, and what becomes of it then."""
+    settlement = await consumer(cast("AbstractIncomingMessage", delivery))
+    delivery.scene.step("ack" if settlement is Settlement.DONE else "given back")
+    return delivery.scene.steps

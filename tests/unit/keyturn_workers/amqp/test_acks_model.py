@@ -140,12 +140,12 @@ def test_acknowledgments_are_right_and_soon(prefetch: int, steps: list[Step]) ->
     _Run(prefetch).play(steps)
 
 
-class _CoversWhatIsServed(acks._ChannelAcks):
+class _CoversWhatIsServed(acks.ChannelAcks):
     def _prefix(self) -> list[int]:
         return sorted(self._ready)
 
 
-class _NamesWhatIsGone(acks._ChannelAcks):
+class _NamesWhatIsGone(acks.ChannelAcks):
     def _prefix(self) -> list[int]:
         found = super()._prefix()
         return found and [*found, self._gone.beyond(found[-1] + 1) - 1]
@@ -156,7 +156,7 @@ class _NamesWhatIsGone(acks._ChannelAcks):
         return await super()._write_next()
 
 
-class _WritesTwoFramesAtOnce(acks._ChannelAcks):
+class _WritesTwoFramesAtOnce(acks.ChannelAcks):
     """And notes each before it has reached the socket."""
 
     _sending: asyncio.Task[None] | None = None
@@ -172,7 +172,7 @@ class _WritesTwoFramesAtOnce(acks._ChannelAcks):
         return await super()._write_next()
 
 
-class _WaitsForEver(acks._ChannelAcks):
+class _WaitsForEver(acks.ChannelAcks):
     def _begin(self) -> asyncio.Task[None]:
         self._end_timer()
         return super()._begin() if self._prefix() or self._back else _nothing()
@@ -182,7 +182,7 @@ def _nothing() -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(asyncio.sleep(0))
 
 
-class _GivesBackTwice(acks._ChannelAcks):
+class _GivesBackTwice(acks.ChannelAcks):
     def give_back(self, tag: int) -> None:
         self.done(tag)
         super().give_back(tag)
@@ -237,7 +237,7 @@ def test_a_broken_variant_is_rejected(
     monkeypatch: pytest.MonkeyPatch, broken: type, steps: list[Step], problem: str
 ) -> None:
     _Run(8).play(steps)
-    monkeypatch.setattr(acks, "_ChannelAcks", broken)
+    monkeypatch.setattr(acks, "ChannelAcks", broken)
     with pytest.raises(AssertionError, match=problem):
         _Run(8).play(steps)
 

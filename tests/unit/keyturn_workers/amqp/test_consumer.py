@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 from unittest.mock import create_autospec
 
 import pytest
@@ -11,7 +12,7 @@ from aio_pika.abc import AbstractChannel
 from faststream.rabbit import RabbitBroker, TestRabbitBroker
 
 from keyturn_workers.amqp import consumer
-from keyturn_workers.amqp.consumer import DirectConsumer, SubscriberConsumer, finish
+from keyturn_workers.amqp.consumer import DirectConsumer, Settlement, SubscriberConsumer, finish
 from tests.unit.keyturn_workers.amqp.connections import FakeConnection
 
 if TYPE_CHECKING:
@@ -22,20 +23,21 @@ class Handler:
     """Handles deliveries once `gate` is open."""
 
     def __init__(self) -> None:
-        self.begun: list[Any] = []
-        self.ended: list[Any] = []
+        self.ended: list[AbstractIncomingMessage] = []
+        self.settlement = Settlement.DONE
         self.gate = asyncio.Event()
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
-        self.begun.append(message)
+    async def __call__(self, message: AbstractIncomingMessage) -> Settlement:
         await self.gate.wait()
         self.ended.append(message)
+        return self.settlement
 
 
 @pytest.fixture(autouse=True)
 def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer, "_BEGIN_S", 0)
     monkeypatch.setattr(consumer, "_CANCEL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(consumer, "_FLUSH_TIMEOUT_S", 0.01)
 
 
 @pytest.fixture
@@ -56,7 +58,8 @@ async def direct(connection: FakeConnection, handler: Handler) -> DirectConsumer
     return made
 
 
-async def _begin(connection: FakeConnection, message: object = 1) -> asyncio.Task[None]:
+async def _begin(connection: FakeConnection, tag: int = 1) -> asyncio.Task[None]:
+    message = SimpleNamespace(channel=connection.underlay, delivery_tag=tag)
     task = asyncio.create_task(connection.deliver(message))
     await asyncio.sleep(0)
     return task
@@ -101,7 +104,7 @@ async def test_a_channel_that_stays_lost_is_refused(
 async def test_an_end_in_order_waits_for_what_is_being_handled(
     connection: FakeConnection, direct: DirectConsumer, handler: Handler
 ) -> None:
-    deliveries = [await _begin(connection, number) for number in range(2)]
+    deliveries = [await _begin(connection, number) for number in (1, 2)]
     ending = asyncio.create_task(finish([direct], grace_s=5))
     await asyncio.wait([ending], timeout=0.05)
     connection.queue.cancel.assert_awaited_once_with("tag")
@@ -109,18 +112,44 @@ async def test_an_end_in_order_waits_for_what_is_being_handled(
     assert not direct.is_active()
     handler.gate.set()
     await ending
-    assert handler.ended == [0, 1]
+    assert [message.delivery_tag for message in handler.ended] == [1, 2]
+    connection.underlay.basic_ack.assert_awaited_once_with(2, multiple=True)
     await asyncio.gather(*deliveries)
 
 
 async def test_the_grace_period_ends_the_wait(
     connection: FakeConnection, direct: DirectConsumer, handler: Handler
 ) -> None:
-    delivery = await _begin(connection)
-    await finish([direct], grace_s=0.02)
-    assert handler.ended == []
+    """What is done by then is acknowledged, behind one that is not."""
+    slow, gate = await _begin(connection, 1), handler.gate
+    handler.gate = asyncio.Event()
     handler.gate.set()
-    await delivery
+    await (await _begin(connection, 2))
+    await finish([direct], grace_s=0.02)
+    connection.underlay.basic_ack.assert_awaited_once_with(2)
+    gate.set()
+    await slow
+
+
+async def test_a_broker_that_takes_nothing_does_not_hold_up_the_end(
+    connection: FakeConnection, direct: DirectConsumer, handler: Handler
+) -> None:
+    connection.underlay.basic_ack.side_effect = asyncio.Event().wait
+    handler.gate.set()
+    await (await _begin(connection))
+    async with asyncio.timeout(5):
+        await finish([direct], grace_s=5)
+
+
+async def test_what_its_handler_returns_is_given_back(
+    connection: FakeConnection, direct: DirectConsumer, handler: Handler
+) -> None:
+    handler.gate.set()
+    handler.settlement = Settlement.RETURNED
+    await (await _begin(connection))
+    await direct.flush()
+    connection.underlay.basic_nack.assert_awaited_once_with(1, requeue=True)
+    connection.underlay.basic_ack.assert_not_awaited()
 
 
 async def test_a_handler_that_is_canceled_is_no_longer_waited_for(
@@ -132,6 +161,9 @@ async def test_a_handler_that_is_canceled_is_no_longer_waited_for(
         await delivery
     async with asyncio.timeout(5):
         await direct.wait_idle()
+    await direct.flush()
+    connection.underlay.basic_ack.assert_not_awaited()
+    connection.underlay.basic_nack.assert_not_awaited()
 
 
 async def test_a_broker_that_does_not_answer_does_not_hold_up_the_end(

@@ -23,7 +23,7 @@ from keyturn.errors import (
     UnknownProjectError,
 )
 from keyturn.topology import ATTEMPT_HEADER, PLAN_QUEUE, SWEEP_QUEUE
-from keyturn_workers.amqp.consumer import ConsumerContext
+from keyturn_workers.amqp.consumer import ConsumerContext, Settlement
 from keyturn_workers.amqp.failures import Retry, RetryNotes
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.sweep.handler import HintConsumer
@@ -111,9 +111,6 @@ class Message:
     redelivered: bool = False
     message_id: str = ROUND_ID
 
-    async def ack(self) -> None:
-        self.scene.steps.append("ack")
-
 
 async def deliver(
     scene: Scene,
@@ -127,7 +124,8 @@ async def deliver(
     fake = cast("Any", scene)
     context = ConsumerContext(fake, metrics or WorkerMetrics())
     consumer = HintConsumer(fake, queue, timedelta(seconds=600), context)
-    await consumer(cast("Any", Message(scene, body, **more)))
+    if await consumer(cast("Any", Message(scene, body, **more))) is Settlement.DONE:
+        scene.steps.append("ack")
     assert consumer.in_flight == 0
     return scene.steps
 

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
+from keyturn_workers.amqp.consumer import Settlement
 from keyturn_workers.tracing.export import SafeSpanProcessor
 from keyturn_workers.tracing.spans import NoPropagator, Tracing
 from tests.unit.keyturn_workers.amqp.deliveries import Scene, message
@@ -76,12 +77,14 @@ class Recorder:
     ) -> None:
         """Handle a delivery to `keyturn.upload`, which does this work."""
 
-        async def handle(_: AbstractIncomingMessage) -> None:
+        async def handle(_: AbstractIncomingMessage) -> Settlement:
             if work is not None:
                 await work()
+            return Settlement.RETURNED
 
         traced = self.tracing.handle("keyturn.upload", handle)
-        await traced(cast("AbstractIncomingMessage", delivery or message(Scene())))
+        sent = cast("AbstractIncomingMessage", delivery or message(Scene()))
+        assert await traced(sent) is Settlement.RETURNED
 
 
 @contextmanager
