@@ -115,6 +115,10 @@ doctor: $(UV)  ## Probe every S3 server that can be started here; compares the t
 bench: setup  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
 	@$(PYTHON) -m tools.bench $(ARGS)
 
+.PHONY: profile
+profile: setup  ## CPU time by layer of one upload, of a rotation's two passes, and of a download
+	@$(PYTHON) -m tools.bench --only layers --server ceph $(ARGS)
+
 .PHONY: fuzz
 fuzz: $(UV)  ## Mutate all that comes from outside; ARGS="--only metadata --seconds 60"
 	@$(SYNC) --group fuzz

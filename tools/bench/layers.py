@@ -49,6 +49,7 @@ _OWNERS = (
     ("/workers/keyturn_workers/storage/listing", "S3: listings"),
     ("/keyturn_workers/storage/", "S3: requests"),
     ("/aiohttp/", "S3: requests"),
+    ("/httptools/", "S3: requests"),
     ("/aiobotocore/", "S3: requests"),
     ("/botocore/", "S3: requests"),
     ("/aiormq/", "AMQP: aiormq, pamqp"),

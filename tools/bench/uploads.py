@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 import aio_pika
 
 from keyturn.crypto import VerifyKey
+from keyturn.publisher.sessions import SealingSession
 from keyturn.topology import EVENTS_STREAM, EXCHANGE, UPLOAD_QUEUE, dead_letter_name
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, Traffic, bare, worker
+from tools.chaos.publisher import publisher_settings
 from tools.chaos.storage_proxy import run_fault_proxy
 from tools.harness import requests, stored_objects
 from tools.harness.events import documents_in, verified_events
@@ -110,11 +112,13 @@ class Letter:
 def letters(
     deployment: Deployment, prefix: str, count: int, projects: Sequence[str] = (PROJECT,)
 ) -> list[Letter]:
-    """`count` good requests, sealed and signed; projects take turns."""
+    """`count` good requests, sealed under a session and signed; projects take turns."""
     found = []
+    session = SealingSession(publisher_settings(deployment, deployment.amqp_url))
     for number in range(count):
         project = projects[number % len(projects)]
-        made = requests.upload(deployment, project, f"{prefix}/{number}", BODY)
+        key = f"{prefix}/{number}"
+        made = requests.upload(deployment, project, key, BODY, session=session)
         body = requests.encode(made.document)
         headers = requests.headers(body, deployment.publisher_key)
         found.append(Letter(made.upload_id, body, headers))

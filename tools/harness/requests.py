@@ -9,11 +9,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_info, user_kek
+from keyturn.crypto import (
+    Secret,
+    kek_info,
+    seal,
+    to_base64,
+    transport_context,
+    upload_info,
+    user_kek,
+)
 from keyturn.identifiers import format_time
 
 if TYPE_CHECKING:
     from keyturn.crypto import SigningKey
+    from keyturn.publisher.sessions import SealingSession
     from tools.harness.deployment import Deployment
 
 
@@ -43,13 +52,20 @@ def upload(
     *,
     staged: bool = False,
     upload_id: str | None = None,
+    session: SealingSession | None = None,
 ) -> Upload:
-    """A valid upload request; the body to stage is in `sealed_body`."""
+    """A valid upload request; the body to stage is in `sealed_body`.
+
+    Its key is sealed under the `session`, or without one in the one-shot form.
+    """
     upload_id, transport_key = upload_id or new_id(), os.urandom(32)
     sealed = seal(transport_key, transport_context(upload_id), plaintext)
-    ciphertext = deployment.intake.public_key.seal(
-        transport_key, upload_info(upload_id, project, key)
-    )
+    info = upload_info(upload_id, project, key)
+    if session is None:
+        one_shot = deployment.intake.public_key.seal(transport_key, info)
+        sealed_key = {"intake_key": "main", "ciphertext": to_base64(one_shot)}
+    else:
+        sealed_key = session.seal(Secret(transport_key), info).model_dump(mode="json")
     body = {"staged": {"size": len(sealed)}} if staged else {"inline": to_base64(sealed)}
     document = {
         "type": "upload.requested",
@@ -57,7 +73,7 @@ def upload(
         "project": project,
         "key": key,
         "requested_at": now(),
-        "sealed_key": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
+        "sealed_key": sealed_key,
         "body": body,
     }
     return Upload(document, sealed, upload_id, transport_key)
