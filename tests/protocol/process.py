@@ -11,8 +11,11 @@ from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import SecretStr
+
 from keyturn.crypto import IntakeKey, Secret, SigningKey, VerifyKey
 from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.amqp.consumer import ConsumerContext
 from keyturn_workers.amqp.request_consumer import RequestConsumer, TimeSource
@@ -83,11 +86,25 @@ def intake() -> IntakeKey:
     return IntakeKey.from_seed(bytes(32))
 
 
+@cache
+def publisher_settings(name: str) -> PublisherSettings:
+    """What this publisher seals with."""
+    return PublisherSettings(
+        deployment="test",
+        amqp_url=SecretStr("amqp://localhost/"),
+        publisher_name=name,
+        publisher_key=PUBLISHERS[name],
+        intake_public_key=NamedIntakeKey("main", intake().public_key),
+        event_public_key=(EVENT_KEY.verify_key(),),
+    )
+
+
 @dataclass(frozen=True)
 class Parts:
     """The classes that a process is made of: a broken variant names another one."""
 
     uploader: type[Uploader] = Uploader
+    sessions: type[OpenedSessions] = OpenedSessions
     enroller: type[Enroller] = Enroller
     rotator: type[Rotator] = Rotator
     deleter: type[Deleter] = Deleter
@@ -239,7 +256,7 @@ class Process:
             stream_concurrency=2,
             copy_limit_bytes=self.world.options.copy_limit_bytes,
         )
-        sessions = OpenedSessions("test", {"main": intake()})
+        sessions = self.world.parts.sessions("test", {"main": intake()})
         context = UploadContext(self._storage, self.keyrings, self._keys, sessions, limits)
         return UploadHandler(self.world.parts.uploader(context))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -12,7 +13,7 @@ from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep.handler import HintConsumer
 from keyturn_workers.sweep.store import record_path
-from keyturn_workers.upload import Uploader, UploadResult
+from keyturn_workers.upload import OpenedSessions, Uploader, UploadResult
 from keyturn_workers.upload.attempt import Upload
 from keyturn_workers.upload.body import open_transport_key
 from keyturn_workers.upload.existing import ExistingUpload
@@ -20,6 +21,7 @@ from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
 
 if TYPE_CHECKING:
+    from keyturn.crypto import IntakeKey, Secret
     from keyturn_workers.amqp.consumer import Settlement
     from tests.protocol.broker import Delivery, QueuedMessage
     from tests.protocol.wire import Call
@@ -53,6 +55,62 @@ def test_the_keyring_is_read_again_after_a_put() -> None:
     assert violations(a_put_that_outlasts_a_rotation) == []
     found = violations(a_put_that_outlasts_a_rotation, Parts(uploader=_NoReread))
     assert any("acme/late is wrapped under (1," in what for what in found)
+
+
+def uploads_under_sessions_of_two_processes(world: World) -> None:
+    begin(world)
+    uploads = [world.upload("acme", f"k{number}", b"x") for number in range(12)]
+    world.run()
+    if not all(world.ended(upload) for upload in uploads):
+        world.oracle.violated("an upload did not end")
+    if world.events_of_type("upload.rejected"):
+        world.oracle.violated("a publisher's own session was refused")
+
+
+class _NewestOnly(OpenedSessions):
+    """Takes the session that it opened last for that of each later upload."""
+
+    def _session(self, intake_key: IntakeKey, sealed: bytes, publisher: str) -> Secret:
+        opened = self._opened.get(intake_key)
+        if opened is not None and opened[publisher]:
+            return next(reversed(opened[publisher].values()))
+        return super()._session(intake_key, sealed, publisher)
+
+
+def test_a_session_is_known_by_its_bytes() -> None:
+    assert violations(uploads_under_sessions_of_two_processes) == []
+    found = violations(uploads_under_sessions_of_two_processes, Parts(sessions=_NewestOnly))
+    assert "a publisher's own session was refused" in found
+
+
+def an_upload_signed_by_another_publisher_too(world: World) -> None:
+    """`second` reads what `api` sent, and signs its session and key as its own."""
+    begin(world)
+    upload = next(
+        sent
+        for number in range(3)
+        if "session"
+        in world.requests[sent := world.upload("acme", f"k{number}", b"x")]["sealed_key"]
+    )
+    world.run()
+    world.send(json.dumps(world.requests[upload]).encode(), "second", "upload.requested")
+    world.run()
+    if not any(event.code == "bad_seal" for event in world.events_of_type("upload.rejected")):
+        world.oracle.violated("a stolen session was opened")
+
+
+class _OfAnyone(OpenedSessions):
+    """Knows sessions by their bytes alone."""
+
+    def _session(self, intake_key: IntakeKey, sealed: bytes, publisher: str) -> Secret:
+        del publisher
+        return super()._session(intake_key, sealed, "api")
+
+
+def test_a_session_is_its_publishers() -> None:
+    assert violations(an_upload_signed_by_another_publisher_too) == []
+    found = violations(an_upload_signed_by_another_publisher_too, Parts(sessions=_OfAnyone))
+    assert "a stolen session was opened" in found
 
 
 def an_upload_whose_worker_dies_at_its_put(world: World) -> None:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pytest
 import structlog
 
-from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_info
+from keyturn.crypto import Secret, kek_info, seal, to_base64, transport_context, upload_info
 from keyturn.identifiers import format_time, keyring_s3_key, object_s3_key, staging_s3_key
 from keyturn.messages import parse_audit
+from keyturn.publisher.sessions import SealingSession
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name
 from keyturn_workers.amqp.consumer import Settlement
 from keyturn_workers.storage import Headers
@@ -39,6 +40,7 @@ from tests.protocol.process import (
     Parts,
     Process,
     intake,
+    publisher_settings,
 )
 from tests.protocol.waiters import ENDS, Record, SentRequest, Waiter, verified
 from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
@@ -102,6 +104,8 @@ class World:
         self.processes = [Process(self, n) for n in range(self.options.processes)]
         self._next_process = 0
         self._made = 0
+        # Of each publisher's processes, by its name and their number.
+        self._sessions: dict[tuple[str, int], SealingSession] = {}
         self._timed_at = 0.0
         self.loop.run_until_idle()
         self.keep_current()
@@ -362,7 +366,6 @@ class World:
         transport_key = hashlib.sha256(upload_id.encode()).digest()
         sealed = seal(transport_key, transport_context(upload_id), plaintext)
         info = upload_info(upload_id, project, key)
-        ciphertext = intake().public_key.seal(transport_key, info)
         if staged:
             self.server.plant(staging_s3_key(publisher, upload_id), sealed, Headers({}))
         body = {"staged": {"size": len(sealed)}} if staged else {"inline": to_base64(sealed)}
@@ -373,10 +376,23 @@ class World:
             "upload_id": upload_id,
             "project": project,
             "key": key,
-            "sealed_key": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
+            "sealed_key": self._sealed_key(publisher, transport_key, info),
             "body": body,
         }
         return self._publish(document, publisher, honest=honest, secret=plaintext)
+
+    def _sealed_key(self, publisher: str, transport_key: bytes, info: bytes) -> dict[str, Any]:
+        """Without a session, or under that of one of the publisher's two processes, in turns."""
+        turn = self._made % 3
+        if turn == 0:
+            ciphertext = intake().public_key.seal(transport_key, info)
+            return {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
+        session = self._sessions.get((publisher, turn))
+        if session is None:
+            settings = publisher_settings(publisher)
+            session = SealingSession(settings, max_messages=3, now_s=lambda: self.clock.seconds)
+            self._sessions[publisher, turn] = session
+        return session.seal(Secret(transport_key), info).model_dump()
 
     def replay(self, request_id: str, **more: Any) -> None:
         """The publisher sends the same request once more, in the same bytes or with changes."""
