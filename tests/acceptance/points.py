@@ -45,6 +45,11 @@ def of_an_object(arguments: tuple[Any, ...]) -> bool:
     return not str(arguments[0]).startswith(_RECORDS)
 
 
+def _of_several(arguments: tuple[Any, ...]) -> bool:
+    _type, _publisher, bodies = arguments
+    return len(bodies) > 1
+
+
 class Point:
     """Where to strike: before, or after, a method that is called with what matters."""
 
@@ -202,6 +207,8 @@ POINTS: dict[str, Installed] = {
     "put-off-after": Point(WorkerPublisher, "schedule_retry", after=True),
     "event-before": Point(WorkerPublisher, "publish_event"),
     "event-after": Point(WorkerPublisher, "publish_event", after=True),
+    "batch-before": Point(WorkerPublisher, "_publish_events", matters=_of_several),
+    "batch-after": Point(WorkerPublisher, "_publish_events", after=True, matters=_of_several),
     "staged-delete-before": Point(S3Storage, "delete", matters=under(_STAGING)),
     "staged-delete-after": Point(S3Storage, "delete", after=True, matters=under(_STAGING)),
     "ack-before": Point(ChannelAcks, "_write"),

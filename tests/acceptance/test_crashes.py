@@ -116,6 +116,25 @@ async def test_an_upload_survives_a_crash(death: Death, death_scene: Scene) -> N
     scene.check_logs()
 
 
+@pytest.mark.parametrize("point", ["batch-before", "batch-after"])
+async def test_uploads_survive_a_crash_at_a_batch_of_their_events(scene: Scene, point: str) -> None:
+    """All of a batch is served again, and each upload is reported at least once."""
+    async with open_wire(scene.deployment) as wire:
+        made = [await scene.upload(wire, f"{point}/{number}", b"x") for number in range(60)]
+        async with scene.worker("upload", point=point) as dying:
+            assert await dying.ended() == -signal.SIGKILL
+        async with scene.worker("upload") as plain:
+            for upload in made:
+                event = await wire.outcome(upload.upload_id)
+                assert event["type"] == "upload.stored"
+            assert await plain.terminate() == 0
+        await check_queues_empty(wire)
+    for number, upload in enumerate(made):
+        scene.check_object(f"{point}/{number}", upload.upload_id)
+    scene.check_nothing_left()
+    scene.check_logs()
+
+
 async def _finished(plain: WorkerProcess, request_id: str) -> None:
     """The second worker acknowledged the second delivery, and ends well."""
     line = json.loads(await plain.logged(request_id))

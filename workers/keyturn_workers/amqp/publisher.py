@@ -22,7 +22,13 @@ from pamqp import commands
 
 from keyturn.crypto import SigningKey
 from keyturn.errors import BadSignatureError, CodedError
-from keyturn.messages import Event, WorkerReported, encode, encode_worker_report, request_id
+from keyturn.messages import (
+    Event,
+    WorkerReported,
+    encode,
+    encode_batch,
+    encode_worker_report,
+)
 from keyturn.publisher.connection import OnePublishPerId, normalize_connection_errors
 from keyturn.topology import (
     ALL_DELAYS_S,
@@ -36,7 +42,7 @@ from keyturn.topology import (
     dead_letter_name,
     retry_name,
 )
-from keyturn_workers.amqp.event_batches import NotConfirmedError
+from keyturn_workers.amqp.event_batches import EventBatches, NotConfirmedError
 from keyturn_workers.amqp.failures import (
     Retry,
     RetryNotes,
@@ -162,39 +168,51 @@ class WorkerPublisher:
         self._reports = ConfirmedPublisher(
             broker, EXCHANGE, timeout_s=_TIMEOUT_S, is_mandatory=False
         )
+        self._batches = EventBatches(self._publish_events)
         self._one_per_id = OnePublishPerId()
 
-    async def publish_event(self, event: Event) -> None:
-        """Publish a signed event.
+    async def publish_event(self, event: Event, *, traceparent: str = "") -> None:
+        """Publish a signed event, by itself or with others of its type and publisher.
 
         A header makes the broker route it into its publisher's stream. Readers trust only the
-        signed body (SPEC 6.8).
+        signed body (SPEC 6.8). `traceparent` links it to a trace (SPEC 6.11).
         """
-        body = encode(event)
-        headers = self._signed(body)
-        if event.publisher is not None:
-            headers[PUBLISHER_HEADER] = event.publisher
-        await self._publish(event.type, body, headers, request_id(event))
+        body = encode(event, traceparent=traceparent)
+        if event.publisher is None or event.type == STATUS_REPORTED:
+            await self._publish_events(event.type, event.publisher, (body,))
+        else:
+            await self._batches.publish(event.type, event.publisher, body)
+
+    async def _publish_events(
+        self, event_type: str, publisher: str | None, bodies: Sequence[bytes]
+    ) -> None:
+        if len(bodies) == 1:
+            body = bodies[0]
+            signature = self._event_key.sign_event(self._deployment, body)
+        else:
+            body = encode_batch(event_type, bodies)
+            signature = self._event_key.sign_events(self._deployment, body)
+        more = {} if publisher is None else {PUBLISHER_HEADER: publisher}
+        await self._publish(event_type, body, signature, more)
 
     async def publish_worker_report(self, report: WorkerReported) -> None:
         """Publish what a worker reports about itself, signed like an event (SPEC 16.2)."""
         body = encode_worker_report(report)
-        await self._publish(report.type, body, self._signed(body), report.worker_id)
-
-    def _signed(self, body: bytes) -> dict[str, Any]:
-        return {
-            SIGNATURE_HEADER: self._event_key.sign_event(self._deployment, body),
-            EVENT_KEY_HEADER: self._event_key_id,
-        }
+        signature = self._event_key.sign_event(self._deployment, body)
+        await self._publish(report.type, body, signature, {})
 
     async def _publish(
-        self, routing_key: str, body: bytes, headers: dict[str, Any], correlation_id: str
+        self, routing_key: str, body: bytes, signature: str, more: dict[str, str]
     ) -> None:
+        headers: dict[str, Any] = {
+            SIGNATURE_HEADER: signature,
+            EVENT_KEY_HEADER: self._event_key_id,
+            **more,
+        }
         properties = commands.Basic.Properties(
             content_type="application/json",
             headers=headers,
             delivery_mode=DeliveryMode.PERSISTENT,
-            correlation_id=correlation_id,
         )
         publisher = self._reports if routing_key in _REPORTS else self._events
         with confirmed():

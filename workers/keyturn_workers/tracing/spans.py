@@ -50,6 +50,7 @@ from keyturn.identifiers import (
     STAGING_PREFIX,
     parse_time,
 )
+from keyturn.messages import Event, request_id
 from keyturn.topology import EXCHANGE, PUBLISHER_EVENTS, REQUESTS, TRACEPARENT_HEADER
 from keyturn.tracing import current, fail, links_to, traceparent_of
 from keyturn_workers.amqp.consumer import DeferError, Handle, Settlement
@@ -341,7 +342,8 @@ def kind_of(s3_key: str) -> str:
 class _TracedPublisher(WorkerPublisher):
     """Events and a sweep's own messages carry the context of the span that sent them.
 
-    A copy in a retry or dead-letter queue keeps the header as it was sent.
+    Each event of a batch has a span of its own, until the batch is confirmed. A copy in a retry or
+    dead-letter queue keeps the header as it was sent.
     """
 
     def __init__(
@@ -355,27 +357,27 @@ class _TracedPublisher(WorkerPublisher):
         super().__init__(broker, deployment, event_keys, now)
         self._sending = sending
 
-    async def _publish(
-        self, routing_key: str, body: bytes, headers: dict[str, Any], correlation_id: str
-    ) -> None:
-        with self._sending(f"{EXCHANGE}:{routing_key}", routing_key, correlation_id):
-            await super()._publish(routing_key, body, headers | _context_header(), correlation_id)
+    async def publish_event(self, event: Event, *, traceparent: str = "") -> None:
+        """See `WorkerPublisher.publish_event`."""
+        with self._sending(f"{EXCHANGE}:{event.type}", event.type, request_id(event)):
+            await super().publish_event(event, traceparent=traceparent or _traceparent())
 
     async def _to_queue(self, message: Message, queue: str) -> None:
         with self._sending(queue, queue):
             if not message.headers:  # a copy has those of its retry or of its letter
                 message = Message(
                     message.body,
-                    headers=_context_header(),
+                    headers={TRACEPARENT_HEADER: sender} if (sender := _traceparent()) else {},
                     content_type=message.content_type,
                     delivery_mode=message.delivery_mode,
                 )
             await super()._to_queue(message, queue)
 
 
-def _context_header() -> dict[str, Any]:
+def _traceparent() -> str:
+    """The current span as a sender's context; empty if it is not recorded."""
     span = trace.get_current_span()
-    return {TRACEPARENT_HEADER: traceparent_of(span)} if span.is_recording() else {}
+    return traceparent_of(span) if span.is_recording() else ""
 
 
 class _TracedDelivery(Delivery):

@@ -11,10 +11,18 @@ from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
 from faststream.exceptions import IncorrectState
 
 from keyturn.crypto import SigningKey, VerifyKey
-from keyturn.messages import parse_event, parse_worker_report
+from keyturn.messages import (
+    Event,
+    UploadStored,
+    parse_batch,
+    parse_event,
+    parse_traced_event,
+    parse_worker_report,
+)
 from keyturn.topology import EVENTS
 from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.publisher import WorkerPublisher
+from tests.unit.keyturn_workers.amqp.deliveries import STORED
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 
@@ -158,3 +166,61 @@ async def test_reports_do_not_share_a_channel_with_events() -> None:
     by_type = {key: properties.headers for key, _, properties in reports.published}
     assert "keyturn-publisher" in by_type["status.reported"]
     assert "keyturn-publisher" not in by_type["worker.reported"]
+
+
+def _stored(number: int, publisher: str | None = "api") -> UploadStored:
+    upload_id = f"2f6c9a0e-1111-4111-8111-{number:012}"
+    return STORED.model_copy(update={"upload_id": upload_id, "publisher": publisher})
+
+
+async def _published(*events: Event) -> list[tuple[str, bytes, Any]]:
+    """What events that end at the same time are published as."""
+    publisher, events_channel = WorkerPublisher(cast("Any", None), "test", [KEY]), _Publisher()
+    publisher._events = publisher._reports = cast("Any", events_channel)
+    await asyncio.gather(*(publisher.publish_event(event) for event in events))
+    return events_channel.published
+
+
+async def test_events_that_end_together_are_published_as_one_signed_message() -> None:
+    events = [_stored(number) for number in range(4)]
+    alone, batch = await _published(*events)
+    key = VerifyKey.from_bytes(KEY.public_bytes)
+    for routing_key, _, properties in (alone, batch):
+        assert routing_key == "upload.stored"
+        assert properties.headers["keyturn-publisher"] == "api"
+        assert properties.headers["keyturn-event-key"] == KEY.id
+        assert properties.correlation_id is None
+    key.verify_event("test", alone[1], alone[2].headers["keyturn-signature"])
+    key.verify_events("test", batch[1], batch[2].headers["keyturn-signature"])
+    assert parse_event(alone[1]) == events[0]
+    assert [traced.event for traced in parse_batch(batch[1])] == events[1:]
+
+
+async def test_pages_of_status_and_events_without_a_publisher_are_not_batched() -> None:
+    status = parse_event(compact(next(iter(event_examples()["status.reported"].values()))))
+    nobodys = _stored(1, publisher=None)
+    published = await _published(status, status, status, nobodys, nobodys)
+    assert [parse_event(body).type for _, body, _ in published] == [
+        *["status.reported"] * 3,
+        *["upload.stored"] * 2,
+    ]
+
+
+async def test_an_event_links_to_the_trace_that_it_is_given() -> None:
+    publisher, channel = WorkerPublisher(cast("Any", None), "test", [KEY]), _Publisher()
+    publisher._events = cast("Any", channel)
+    await asyncio.gather(
+        *(publisher.publish_event(_stored(n), traceparent=f"trace {n}") for n in range(3))
+    )
+    (_, alone, _), (_, batch, _) = channel.published
+    read = [parse_traced_event(alone), *parse_batch(batch)]
+    assert [each.traceparent for each in read] == ["trace 0", "trace 1", "trace 2"]
+
+
+async def test_a_batch_that_is_not_confirmed_fails_each_of_its_events() -> None:
+    publisher = WorkerPublisher(cast("Any", None), "test", [KEY])
+    publisher._events = cast("Any", _Publisher(ChannelInvalidStateError("lost")))
+    outcomes = await asyncio.gather(
+        *(publisher.publish_event(_stored(n)) for n in range(3)), return_exceptions=True
+    )
+    assert list(map(repr, outcomes)) == ["NotConfirmedError('ChannelInvalidStateError')"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -20,6 +21,7 @@ from keyturn.errors import (
     CodedError,
     StorageUnavailableError,
 )
+from keyturn.messages import parse_batch, parse_traced_event
 from keyturn.tracing import links_to
 from keyturn_workers.amqp.consumer import DeferError
 from keyturn_workers.amqp.event_batches import NotConfirmedError
@@ -268,6 +270,46 @@ async def test_a_sweeps_own_message_carries_the_context_of_its_span() -> None:
     own = recorder.span(name).context
     assert own is not None
     assert (link.context.trace_id, link.context.span_id) == (own.trace_id, own.span_id)
+
+
+class _Events:
+    """Notes what is published as events, and in which span."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.spans: list[Any] = []
+
+    async def publish(self, _routing_key: str, body: bytes, _properties: object) -> None:
+        self.bodies.append(body)
+        self.spans.append(trace.get_current_span())
+        await asyncio.sleep(0)
+
+
+async def test_each_event_of_a_batch_carries_the_context_of_its_own_span() -> None:
+    recorder, events = Recorder(), _Events()
+    publisher = _publisher(recorder, _Broker())
+    publisher._events = cast("Any", events)
+    stored = STORED.model_copy(update={"publisher": "api"})
+    await asyncio.gather(
+        *(recorder.delivered(lambda: publisher.publish_event(stored)) for _ in range(3))
+    )
+    alone, batch = events.bodies
+    linked = [parse_traced_event(alone), *parse_batch(batch)]
+    found = [link.context.span_id for each in linked for link in links_to(each.traceparent)]
+    sending = [span for span in recorder.spans if span.name == "send keyturn:upload.stored"]
+    assert sorted(found) == sorted(span.context.span_id for span in sending if span.context)
+    assert len(set(found)) == 3
+    for span in sending:
+        assert dict(span.attributes or {}) == {
+            **BROKER,
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": "keyturn:upload.stored",
+            "messaging.rabbitmq.destination.routing_key": "upload.stored",
+            "messaging.message.conversation_id": UPLOAD_ID,
+        }
+    # The message is that of several traces, and in none of them.
+    assert not [span for span in events.spans if span.is_recording()]
 
 
 _SENT = Message(b"{}", headers={"traceparent": TRACEPARENT}, message_id="m")
