@@ -38,6 +38,7 @@ NAMES: Final = (
     "staged",
     "size",
     "intake_key",
+    "session",
     "ciphertext",
     "expected_generation",
     "plaintext",

@@ -102,6 +102,8 @@ def _add_upload(made: Pool, of: Deployment, rng: random.Random, number: int) -> 
     if staged:
         made.staged[f".keyturn/staging/api/{upload.upload_id}"] = upload.sealed_body
     made.secrets[f"transport key {number}"] = upload.transport_key
+    if number % 3:
+        made.secrets[f"session secret {number}"] = rq.put_under_a_session(of, upload)
     made.uploads.append(upload.document)
 
 

@@ -32,12 +32,14 @@ from keyturn.crypto import (
     kek_id,
     open_sealed,
     record_kek,
+    session_info,
     upload_info,
     user_kek,
 )
 from keyturn.errors import EvidenceError
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from keyturn.metadata import encode_caller_metadata
+from keyturn.topology import PUBLISHER_HEADER
 from tools.chaos.evidence import stored_ids
 from tools.chaos.plan import plaintext
 from tools.harness import stored_objects
@@ -267,16 +269,19 @@ def all_secrets(evidence: Evidence, report: BucketReport) -> dict[str, bytes]:
 
 
 def _transport_keys(evidence: Evidence) -> dict[str, bytes]:
-    """The transport key of each message, opened as a worker would."""
-    found = {}
+    """The transport key of each message and the secret of its session, opened as a worker would."""
+    found, intake = {}, evidence.deployment.intake
     for upload in evidence.plan.load.uploads:
         if upload.flaw is not None:
             continue
         info = upload_info(upload.upload_id, upload.project, upload.key)
         for number, signed in enumerate(evidence.sent.get(upload.upload_id, ()), start=1):
-            sealed = from_base64(json.loads(signed.body)["sealed_key"]["ciphertext"])
-            name = f"transport key {number} of {upload.upload_id}"
-            found[name] = evidence.deployment.intake.open(sealed, info)
+            sealed = json.loads(signed.body)["sealed_key"]
+            of_session = session_info(evidence.deployment.name, signed.headers[PUBLISHER_HEADER])
+            session = intake.open(from_base64(sealed["session"]), of_session)
+            key = open_sealed(session, info, from_base64(sealed["ciphertext"]))
+            found[f"transport key {number} of {upload.upload_id}"] = key
+            found[f"secret of the session {sealed['session'][:16]}"] = session
     return found
 
 

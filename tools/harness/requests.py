@@ -13,6 +13,7 @@ from keyturn.crypto import (
     Secret,
     kek_info,
     seal,
+    session_info,
     to_base64,
     transport_context,
     upload_info,
@@ -77,6 +78,19 @@ def upload(
         "body": body,
     }
     return Upload(document, sealed, upload_id, transport_key)
+
+
+def put_under_a_session(deployment: Deployment, made: Upload, publisher: str = "api") -> bytes:
+    """Seal the upload's key under a new session of this publisher; returns the session's secret."""
+    secret, document = os.urandom(32), made.document
+    session = deployment.intake.public_key.seal(secret, session_info(deployment.name, publisher))
+    info = upload_info(made.upload_id, document["project"], document["key"])
+    document["sealed_key"] = {
+        "intake_key": "main",
+        "session": to_base64(session),
+        "ciphertext": to_base64(seal(secret, info, made.transport_key)),
+    }
+    return secret
 
 
 def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:

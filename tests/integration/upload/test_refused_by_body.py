@@ -22,7 +22,6 @@ from keyturn.crypto import (
     seal,
     seal_tombstone,
     sealed_size,
-    session_info,
     to_base64,
     transport_context,
     upload_info,
@@ -114,28 +113,17 @@ async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None
     await refused(served, sent, "unknown_intake_key", "retired")
 
 
-def put_under_a_session(served: WorkerUnderTest, sent: Upload, publisher: str = "api") -> None:
-    """Seal the upload's key under a session of this publisher."""
-    secret = os.urandom(32)
-    info = upload_info(sent.upload_id, "acme", sent.document["key"])
-    sent.document["sealed_key"] = {
-        "intake_key": "main",
-        "session": resealed(served, sent, session_info("test", publisher), secret),
-        "ciphertext": to_base64(seal(secret, info, sent.transport_key)),
-    }
-
-
 async def test_a_session_and_a_key_under_one_are_bound_to_publisher_and_upload(
     served: WorkerUnderTest,
 ) -> None:
     sent = upload(served)
-    put_under_a_session(served, sent)
+    requests.put_under_a_session(served.deployment, sent)
     assert (await served.publish_and_wait(sent.document))["type"] == "upload.stored"
     copied = upload(served)
     copied.document["sealed_key"] = sent.document["sealed_key"]
     await refused(served, copied, BAD_SEAL, "under its session")
     foreign = upload(served)
-    put_under_a_session(served, foreign, "narrow")
+    requests.put_under_a_session(served.deployment, foreign, "narrow")
     await refused(served, foreign, BAD_SEAL, "does not open for this request")
 
 
@@ -144,7 +132,7 @@ async def test_a_damaged_session_or_key_under_one_is_refused(
     served: WorkerUnderTest, field: str
 ) -> None:
     sent = upload(served)
-    put_under_a_session(served, sent)
+    requests.put_under_a_session(served.deployment, sent)
     sealed = sent.document["sealed_key"]
     sealed[field] = to_base64(flipped(from_base64(sealed[field]), -1))
     await refused(served, sent, BAD_SEAL)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import VerifyKey, seal, session_info, to_base64, upload_info
+from keyturn.crypto import VerifyKey, to_base64, upload_info
 from keyturn.errors import (
     BadSealError,
     BadSignatureError,
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
     from keyturn_workers.keyring import Keyring
 
-_TRANSPORT_KEY = bytes(range(32))
 _NEW_KEY = "kt_" + "n" * 43
 
 
@@ -191,29 +189,22 @@ async def test_a_rotation_of_a_project_without_a_keyring_is_refused() -> None:
         await _rotation()
 
 
-def _under_a_session(publisher: str, **changes: Any) -> Letter:
-    """An expired upload of `acme/k`, whose key is sealed under a session of this publisher."""
-    document = upload(**changes)
-    info = upload_info(document["upload_id"], "acme", "k")
-    intake, secret = DEPLOYMENT.intake, os.urandom(32)
-    session = intake.public_key.seal(secret, session_info("test", publisher))
-    document["sealed_key"] = {
-        "intake_key": "main",
-        "session": to_base64(session),
-        "ciphertext": to_base64(seal(secret, info, _TRANSPORT_KEY)),
-    }
-    return letter(document)
+def _under_a_session(publisher: str, **changes: Any) -> tuple[Letter, bytes]:
+    """An expired upload under a session of this publisher, and its transport key."""
+    made = requests.upload(DEPLOYMENT, "acme", "k", b"hello")
+    requests.put_under_a_session(DEPLOYMENT, made, publisher)
+    return letter(made.document | {"requested_at": LONG_AGO} | changes), made.transport_key
 
 
 @pytest.mark.usefixtures("storage")
 async def test_a_key_under_a_session_of_another_publisher_is_sealed_again() -> None:
-    dead = _under_a_session("api")
+    dead, transport_key = _under_a_session("api")
     before = json.loads(dead.body)
     request = _verified(await _resign(dead))
     assert request.sealed_key.session is None
     info = upload_info(request.upload_id, "acme", "k")
     opened = OpenedSessions("test", {"main": DEPLOYMENT.intake})
-    assert opened.open_key(request.sealed_key, info, "gateway") == _TRANSPORT_KEY
+    assert opened.open_key(request.sealed_key, info, "gateway") == transport_key
     unchanged = json.loads(encode(request))
     for name in before.keys() - {"sealed_key", "requested_at"}:
         assert unchanged[name] == before[name]
@@ -226,7 +217,7 @@ async def test_a_session_of_the_same_publisher_is_kept(
     del storage
     monkeypatch.setenv("KEYTURN_PUBLISHER_NAME", "api")
     monkeypatch.delenv("KEYTURN_INTAKE_KEYS")
-    dead = _under_a_session("api")
+    dead, _ = _under_a_session("api")
     message = await _resign(dead)
     assert json.loads(message.body)["sealed_key"] == json.loads(dead.body)["sealed_key"]
 
@@ -246,7 +237,7 @@ async def test_without_the_intake_key_another_publishers_session_stays_dead(
         monkeypatch.delenv("KEYTURN_INTAKE_KEYS")
     else:
         monkeypatch.setenv("KEYTURN_INTAKE_KEYS", intake_keys)
-    dead = _under_a_session("api", body={"staged": {"size": 5}})
+    dead, _ = _under_a_session("api", body={"staged": {"size": 5}})
     with pytest.raises(UnknownIntakeKeyError, match=problem) as refused:
         await _resign(dead)
     assert "KEYTURN_INTAKE_KEYS must have the intake key" in refused.value.detail
@@ -257,7 +248,7 @@ async def test_without_the_intake_key_another_publishers_session_stays_dead(
 async def test_a_session_that_is_not_the_publishers_is_not_opened_for_it() -> None:
     """`api` signed a session of `narrow`: no worker would open it either."""
     with pytest.raises(BadSealError):
-        await _resign(_under_a_session("narrow"))
+        await _resign(_under_a_session("narrow")[0])
 
 
 async def test_a_staged_body_moves_to_where_the_new_publisher_stages(
