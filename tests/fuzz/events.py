@@ -1,7 +1,8 @@
 """Mutated events, reports and records through what readers of the streams use (SPEC 6.7, 15.3, 16).
 
 A reader gets what it reads for or nothing: whatever is on the stream, `Verifier` raises nothing,
-and what it gives is signed, of one kind, and comes back as it was read.
+and what it gives is signed, of one kind, and comes back as it was read. Only of what is signed as a
+batch it gives several events.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Final
 
 from keyturn.crypto import VerifyKey
 from keyturn.messages import (
+    EVENT_BATCH_MAX,
+    EVENT_MODELS,
     AuditRecorded,
     WorkerReported,
     parse_audit,
@@ -26,6 +29,7 @@ from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 _WARM_SHARE: Final = 0.3
 _HUGE_EVERY: Final = 1000
 _BADLY_SIGNED_SHARE: Final = 0.1
+_BATCH_SHARE: Final = 0.3
 _DEPLOYMENT: Final = valid_messages.deployment()
 
 
@@ -37,21 +41,27 @@ def run(seed: int, count: int) -> Report:
     for number in range(count):
         if number == int(count * _WARM_SHARE):
             watch.warmed_up()
-        body = _body(rng, examples, huge=number % _HUGE_EVERY == 1)
-        signature = key.sign_event(_DEPLOYMENT.name, body)
+        is_batch = rng.random() < _BATCH_SHARE
+        document = _batch(rng, examples) if is_batch else rng.choice(examples)
+        body = _body(rng, document, examples, huge=number % _HUGE_EVERY == 1)
+        if rng.random() < _BADLY_SIGNED_SHARE:
+            is_batch = not is_batch
+        sign = key.sign_events if is_batch else key.sign_event
+        signature = sign(_DEPLOYMENT.name, body)
         if rng.random() < _BADLY_SIGNED_SHARE:
             signature = rng.choice((odd_values.text(rng), "", signature[:-1], signature[::-1]))
-        _one(watch, verifier, StreamRecord(number, body, signature))
+        _one(watch, verifier, StreamRecord(number, body, signature), is_batch=is_batch)
         if watch.over:
             break
     return watch.finish()
 
 
 def replay(body: bytes) -> Report:
-    """One event again, signed."""
-    watch = Watch("events", 0)
-    signature = _DEPLOYMENT.event_key.sign_event(_DEPLOYMENT.name, body)
-    _one(watch, _verifier(), StreamRecord(0, body, signature))
+    """One event again, signed; and as a batch."""
+    watch, key = Watch("events", 0), _DEPLOYMENT.event_key
+    for is_batch, sign in ((False, key.sign_event), (True, key.sign_events)):
+        record = StreamRecord(0, body, sign(_DEPLOYMENT.name, body))
+        _one(watch, _verifier(), record, is_batch=is_batch)
     return watch.finish()
 
 
@@ -61,9 +71,26 @@ def _verifier() -> Verifier:
     return Verifier(_DEPLOYMENT.name, [key])
 
 
-def _body(rng: random.Random, examples: list[valid_messages.Document], *, huge: bool) -> bytes:
-    document = rng.choice(examples)
-    if rng.random() < 0.9:
+def _batch(rng: random.Random, examples: list[valid_messages.Document]) -> valid_messages.Document:
+    """Events of one type, for the most part; some of them are changed."""
+    kind = rng.choice(sorted(EVENT_MODELS))
+    alike = [example for example in examples if example["type"] == kind]
+    count = rng.choice((0, 1, 2, 3, 5, EVENT_BATCH_MAX, EVENT_BATCH_MAX + 1))
+    events = [rng.choice(alike if rng.random() < 0.9 else examples) for _ in range(count)]
+    changed = [
+        documents.mutated(rng, event, examples) if rng.random() < 0.3 else event for event in events
+    ]
+    return {"type": kind, "events": changed}
+
+
+def _body(
+    rng: random.Random,
+    document: valid_messages.Document,
+    examples: list[valid_messages.Document],
+    *,
+    huge: bool,
+) -> bytes:
+    if rng.random() < (0.3 if "events" in document else 0.9):
         document = documents.mutated(rng, document, examples)
     if huge:
         document = document | {rng.choice(sorted(document)): odd_values.nested(rng, 100_000 // 4)}
@@ -74,14 +101,17 @@ def _body(rng: random.Random, examples: list[valid_messages.Document], *, huge: 
     return documents.broken(rng, body) if rng.random() < 0.12 else body
 
 
-def _one(watch: Watch, verifier: Verifier, record: StreamRecord) -> None:
+def _one(watch: Watch, verifier: Verifier, record: StreamRecord, *, is_batch: bool) -> None:
     clock = Clock()
     try:
-        read = (*verifier.events(record), verifier.worker_report(record))
-        found = [message for message in (*read, verifier.audit_record(record)) if message]
+        events = verifier.events(record)
+        others = (verifier.worker_report(record), verifier.audit_record(record))
+        found: list[Any] = [*events, *filter(None, others)]
         cpu_s = clock.passed_s()
-        if len(found) > 1:
+        if len({event.type for event in found}) > 1 or (events and len(found) > len(events)):
             watch.found("one message that is read as two kinds", record.body)
+        if len(found) > (EVENT_BATCH_MAX if is_batch else 1):
+            watch.found("one message that is read as too many", record.body)
         for message in found:
             if _again(message) != message:
                 watch.found("a message that does not come back as it was read", record.body)
@@ -90,7 +120,8 @@ def _one(watch: Watch, verifier: Verifier, record: StreamRecord) -> None:
         return
     if cpu_s > MAX_CPU_S:
         watch.found(f"{cpu_s * 1000:.0f} ms of CPU for one event", record.body)
-    watch.outcome(found[0].type if found else "nothing", cpu_s)
+    batch = "a batch of " if is_batch else ""
+    watch.outcome(batch + found[0].type if found else "nothing", cpu_s)
 
 
 def _again(message: Any) -> Any:

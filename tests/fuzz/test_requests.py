@@ -55,6 +55,7 @@ def test_events(tmp_path: Path) -> None:
     assert set(report.outcomes) == {
         "nothing",
         *EVENT_MODELS,
+        *(f"a batch of {name}" for name in EVENT_MODELS),
         *AUDIT_MODELS,
         *WORKER_REPORT_MODELS,
     }

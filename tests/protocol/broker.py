@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict, deque
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from aiormq.exceptions import ChannelInvalidStateError
+
+from keyturn.errors import StorageUnavailableError
 from keyturn.messages import Event, encode
-from keyturn.topology import WORKER_HEADERS
+from keyturn.topology import STATUS_REPORTED, WORKER_HEADERS
+from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import Retry, RetryNotes, longest_delay_s
 from tests.protocol.waiters import EVENT_KEY, signed
 from tests.protocol.wire import CURRENT
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from keyturn.errors import CodedError
+    from tests.protocol.channels import Channel
     from tests.protocol.process import Process
 
 
@@ -61,7 +67,7 @@ class QueuedMessage:
 class Delivery:
     """One delivery of a message to a process, as aio-pika would show it."""
 
-    def __init__(self, queued: QueuedMessage, process: Process) -> None:
+    def __init__(self, queued: QueuedMessage, process: Process, channel: Channel[Delivery]) -> None:
         self.queued = queued
         self.process = process
         self.body = queued.body
@@ -74,35 +80,53 @@ class Delivery:
         # Of each project, the first state of its keyring that may be used for this message.
         world = process.world
         self.known = world.oracle.marks.known(process, world.clock.seconds)
+        self._channel = channel
+        self.delivery_tag = channel.deliver(self)
 
-    async def ack(self) -> None:
-        if self.lost:
-            raise ConnectionError("the channel is gone")
+    @property
+    def channel(self) -> Channel[Delivery]:
+        """As aio-pika's: not one that is known to be closed."""
+        if self._channel.is_closed:
+            raise ChannelInvalidStateError
+        return self._channel
+
+    @property
+    def is_served(self) -> bool:
+        """Whether its handler has ended."""
+        return self.task is not None and self.task.done()
+
+    @property
+    def is_unacked(self) -> bool:
+        """Whether the broker waits for its acknowledgment."""
+        return self.delivery_tag in self._channel.unacked
+
+    def acknowledged(self) -> None:
+        """The broker forgets the message."""
         self.queued.acknowledged = True
-        self.process.deliveries.remove(self)
         self.process.world.acknowledged(self)
 
-    async def nack(self) -> None:
-        if self.lost:
-            raise ConnectionError("the channel is gone")
-        self.requeue()
-
-    def requeue(self) -> None:
+    def returned(self) -> None:
         """The broker puts the message back into its queue."""
         self.lost = True
-        self.process.deliveries.remove(self)
         if not self.queued.acknowledged:
             self.queued.redelivered = True
             self.process.world.queue.append(self.queued)
 
 
 class WorkerPublisher:
-    """What a worker publishes, in memory: `amqp.WorkerPublisher` and `sweep.Sender`."""
+    """What a worker publishes, in memory: `amqp.WorkerPublisher` and `sweep.Sender`.
+
+    Events go through the workers' own `EventBatches`.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._world = process.world
         self._notes = RetryNotes("test", [EVENT_KEY])
+        options = self._world.options
+        self.batches = self._world.parts.batches(self._publish_events, hold_s=options.hold_s)
+        # Of each body that is not sent yet: its events, and the deliveries that they are of.
+        self._made: dict[bytes, deque[tuple[Event, Delivery | None]]] = defaultdict(deque)
 
     async def _publish(self, op: str, effect: Callable[[], None]) -> None:
         if self._process.wire.dead:
@@ -112,13 +136,27 @@ class WorkerPublisher:
             effect()
 
         ask: Callable[..., Awaitable[Any]] = self._world.network.ask
-        await ask(self._process, op, "", confirmed)
+        try:
+            await ask(self._process, op, "", confirmed)
+        except StorageUnavailableError as exc:
+            raise NotConfirmedError("ConnectionError") from exc
 
     async def publish_event(self, event: Event) -> None:
-        record = signed(encode(event))
-        delivery = CURRENT.get()
-        effect = lambda: self._world.event_published(event, record, delivery)  # noqa: E731
-        await self._publish(f"publish {event.type}", effect)
+        body = encode(event)
+        self._made[body].append((event, CURRENT.get()))
+        if event.publisher is None or event.type == STATUS_REPORTED:
+            await self._publish_events(event.type, event.publisher or "", (body,))
+        else:
+            await self.batches.publish(event.type, event.publisher, body)
+
+    async def _publish_events(
+        self, event_type: str, publisher: str, bodies: tuple[bytes, ...]
+    ) -> None:
+        del publisher
+        made = [self._made[body].popleft() for body in bodies if self._made[body]]
+        record = signed(event_type, bodies)
+        effect = lambda: self._world.events_published(made, record)  # noqa: E731
+        await self._publish(f"publish {event_type}", effect)
 
     async def publish_record(self, audit_id: str, body: bytes) -> None:
         del audit_id

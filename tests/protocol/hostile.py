@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key, object_s3_key
 from keyturn.messages import encode as encode_event
+from keyturn.messages import encode_batch
 from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
 from keyturn_workers.sweep.messages import SweepPage, SweepStep, encode
 from keyturn_workers.sweep.store import parse_record_path, record_path
@@ -97,6 +98,21 @@ class BrokerWriter:
         """An event that no worker signed."""
         self._world.streamed(Record(encode_event(event), INVALID_SIGNATURE))
 
+    def repack(self, record: Record, place: int = 0) -> None:
+        """What a worker signed, in other forms under the same signature.
+
+        Of a batch each event by itself, and the rest without it; of an event a batch of one.
+        """
+        document = json.loads(record.body)
+        kind, events = document["type"], document.get("events")
+        if events is None:
+            bodies = [encode_batch(kind, [record.body])]
+        else:
+            members = [json.dumps(event, separators=(",", ":")).encode() for event in events]
+            bodies = [*members, encode_batch(kind, [*members[:place], *members[place + 1 :]])]
+        for body in bodies:
+            self._world.streamed(Record(body, record.signature))
+
 
 class HostilePublisher:
     """A publisher that signs requests which its grants do not cover."""
@@ -115,6 +131,8 @@ class HostilePublisher:
         """The very bytes that another publisher signed, signed once more."""
         mine = replace(request, publisher=self.name, honest=False)
         self._world.sent_requests.setdefault((self.name, mine.digest), mine)
+        if mine.kind == "upload.requested":
+            self._world.may_store(mine.project, mine.document["key"], mine.secret, self.name)
         self._world.send(mine.body, self.name, mine.kind)
 
     def malformed(self, request_id: str, message_type: str, project: object, **more: Any) -> None:

@@ -1,6 +1,7 @@
 """One worker process with all roles, of the workers' own classes, wired as `worker.wiring` does.
 
-Everything that it does to the world goes through its `Wire` and its `WorkerPublisher`.
+Everything that it does to the world goes through its `Wire`, its `WorkerPublisher` and its
+channels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from keyturn.crypto import IntakeKey, Secret, SigningKey, VerifyKey
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
+from keyturn_workers.amqp.acks import Acks
 from keyturn_workers.amqp.consumer import ConsumerContext
+from keyturn_workers.amqp.event_batches import EventBatches
 from keyturn_workers.amqp.request_consumer import RequestConsumer, TimeSource
 from keyturn_workers.audit import AuditProcess, AuditTrail
 from keyturn_workers.control.deletion import Deleter
@@ -49,6 +52,7 @@ from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.protocol.broker import Delivery, WorkerPublisher
+from tests.protocol.channels import Channel
 from tests.protocol.letter_mover import LetterMover
 from tests.protocol.marks import Link
 from tests.protocol.waiters import EVENT_KEY
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from tests.protocol.world import World
 
 LEASE_S: Final = 6
+PREFETCH: Final = 8
 CACHE_S: Final = 2
 MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
 # Each with grants of its own: `api` may do anything, `other` acts only in `beta`, and `second` in
@@ -125,6 +130,8 @@ class Parts:
     keyrings: type[KeyringReader] = KeyringReader
     mark_stream: type[MarkStream] = MarkStream
     letter_mover: type[LetterMover] = LetterMover
+    batches: type[EventBatches] = EventBatches
+    acks: type[Acks] = Acks
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,10 @@ class Options:
     leases: Mapping[int, int] = field(default_factory=dict)
     # The processes that store plaintext where the project allows it.
     unencrypted: frozenset[int] = frozenset()
+    # How long a publish may hold back events, and a channel's first unfinished delivery the
+    # acknowledgments of others. A request on the network takes 10 ms at least.
+    hold_s: float = 0.005
+    acks_hold_s: float = 0.01
 
 
 class Process:
@@ -151,7 +162,8 @@ class Process:
         self.stalled = False
         # By how many seconds its own clock is off.
         self.clock_s = 0.0
-        self.deliveries: list[Delivery] = []
+        self._channels: dict[str, Channel[Delivery]] = {}
+        self.acks: dict[str, Acks] = {}
         self.wire = world.parts.wire(self, world.network, world.server)
         storage: Any = self.wire
         self.lease_s = world.leases.get(number, LEASE_S)
@@ -174,8 +186,8 @@ class Process:
         self._storage = storage
         self._keys = operator_keys(MASTER_KEYS)
         self._store = world.parts.store(storage, self._keys)
-        worker_publisher: Any = WorkerPublisher(self)
-        self._worker_publisher = worker_publisher
+        self.publisher = WorkerPublisher(self)
+        worker_publisher: Any = self.publisher
         now = self.keyrings.clock.now
         self._trail = world.parts.trail(
             AuditProcess.start("worker control"), worker_publisher.publish_record, now=now
@@ -207,6 +219,31 @@ class Process:
             UPLOAD_QUEUE: self._requests(self._upload()),
             CONTROL_QUEUE: self._requests(self._control()),
         }
+        hold_s = world.options.acks_hold_s
+        self.acks = {queue: world.parts.acks(PREFETCH, hold_s=hold_s) for queue in self.consumers}
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """What the broker delivered, and was not acknowledged."""
+        return [each for channel in self._channels.values() for each in channel.unacked.values()]
+
+    def channel(self, queue: str) -> Channel[Delivery]:
+        """The channel on which it consumes a queue: one that was lost is opened again."""
+        channel = self._channels.get(queue)
+        if channel is None or not channel.is_usable:
+            if channel is not None:
+                channel.is_closed = True  # by now it is noticed
+            channel = Channel[Delivery](
+                Delivery.acknowledged, Delivery.returned, self.world.channel_closed
+            )
+            self._channels[queue] = channel
+        return channel
+
+    def disconnect(self, *, noticed: bool = True) -> list[Delivery]:
+        """Lose all channels; returns what was delivered on them, and is in its queue again."""
+        return [
+            each for channel in self._channels.values() for each in channel.close(noticed=noticed)
+        ]
 
     def end(self) -> None:
         """Kill it: it sends nothing any more."""

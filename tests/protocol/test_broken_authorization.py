@@ -174,12 +174,12 @@ def a_retry_moved_to_another_publishers_identical_bytes(world: World) -> None:
     assert signed
     copies = len(world.all_messages)
     world.send(noted.body, "second", "upload.requested")
-    queued = world.all_messages[copies]
+    queued: Any = world.all_messages[copies]
     queued.headers.update(notes)
     assert queued.queue == UPLOAD_QUEUE
     assert upload
     process = world.processes[0]
-    read = process._worker_publisher.retry_of(queued, UPLOAD_QUEUE, "second")
+    read = process.publisher.retry_of(queued, UPLOAD_QUEUE, "second")
     if read is not None:
         world.oracle.violated("the note of another publisher counts")
     world.run(seconds=1)

@@ -122,16 +122,16 @@ def an_upload_whose_worker_dies_at_its_put(world: World) -> None:
 
 class _AcknowledgesFirst(RequestConsumer):
     async def __call__(self, message: Any) -> Settlement:
-        await message.ack()
+        await message.channel.basic_ack(message.delivery_tag)
         await super().__call__(message)
         raise asyncio.CancelledError  # a handler that is canceled settles nothing
 
 
 class _AcknowledgesHintsFirst(HintConsumer):
     async def __call__(self, message: Any) -> Settlement:
-        await message.ack()
+        await message.channel.basic_ack(message.delivery_tag)
         await super().__call__(message)
-        raise asyncio.CancelledError  # a handler that is canceled settles nothing
+        raise asyncio.CancelledError
 
 
 def test_a_request_is_acknowledged_after_its_effect() -> None:
@@ -264,7 +264,7 @@ def _retries(world: World) -> list[QueuedMessage]:
 def _finish_one(world: World, delivery: Delivery) -> None:
     """Let one delivery send its parts; the others' parts are held."""
     world.run(
-        until=lambda: delivery not in delivery.process.deliveries,
+        until=lambda: not delivery.is_unacked,
         hold=lambda call: _is_part(call) and call.delivery is not delivery,
     )
 

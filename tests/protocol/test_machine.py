@@ -124,6 +124,7 @@ class Protocol(RuleBasedStateMachine):
         unencrypted=st.frozensets(WORKERS, max_size=2),
         plaintext=st.booleans(),
         longer_lease=st.one_of(st.none(), WORKERS),
+        hold_s=st.sampled_from((10.0, 1.0, 0.03)),
     )
     def begin(  # a world has as many
         self,
@@ -135,6 +136,7 @@ class Protocol(RuleBasedStateMachine):
         unencrypted: frozenset[int],
         plaintext: bool,
         longer_lease: int | None,
+        hold_s: float,
     ) -> None:
         capabilities = Capabilities(conditional_completion=completion, copy_keeps_tags=tags)
         self.world = World(
@@ -144,13 +146,16 @@ class Protocol(RuleBasedStateMachine):
                 copy_limit_bytes=200 if in_parts else 10**9,
                 unencrypted=unencrypted,
                 leases={} if longer_lease is None else {longer_lease: 3 * LEASE_S},
+                hold_s=hold_s,
+                acks_hold_s=2 * hold_s,
             )
         )
         more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
         self.on.enroll("acme", **more)
+        self.all_proceeds(seconds=1)
         for key in ("a", "b", "e", HIDDEN):
             self.on.upload("acme", key, key.encode() * 100)
-        self.all_proceeds(seconds=30)
+        self.all_proceeds_at_once(0, seconds=30)
 
     # Requests.
 
@@ -255,6 +260,12 @@ class Protocol(RuleBasedStateMachine):
     def an_event_is_published_again(self, pick: int) -> None:
         if self.on.stream:
             self.on.broker_writer.publish_again(self.on.stream[pick % len(self.on.stream)])
+
+    @rule(pick=PICKS)
+    def an_event_is_repacked(self, pick: int) -> None:
+        """Cut out of its batch, or put into one."""
+        if self.on.stream:
+            self.on.broker_writer.repack(self.on.stream[pick % len(self.on.stream)])
 
     @rule(queue=st.sampled_from(QUEUES), body=st.sampled_from((b"", b"{}", b"\xff")))
     def junk_is_published(self, queue: str, body: bytes) -> None:
@@ -445,6 +456,14 @@ class Protocol(RuleBasedStateMachine):
     def all_proceeds(self, seconds: float) -> None:
         self.on.run(hold=self.held.__contains__, seconds=seconds)
 
+    @rule(worker=WORKERS, seconds=st.sampled_from((0.5, 4, 20)))
+    def all_proceeds_at_once(self, worker: int, seconds: float) -> None:
+        """Whatever can be delivered is delivered to one worker first."""
+        process = self.on.processes[worker]
+        for queued in [] if process.stalled else self.on.ready():
+            self.on.deliver(queued, process)
+        self.all_proceeds(seconds)
+
     @rule(seconds=st.sampled_from((0.6, 3, 7, 14)))
     def time_passes(self, seconds: float) -> None:
         self.on.advance(seconds)
@@ -560,6 +579,48 @@ class Protocol(RuleBasedStateMachine):
     @rule(worker=WORKERS, arriving=st.booleans())
     def crash(self, worker: int, *, arriving: bool) -> None:
         self.on.crash(self.on.processes[worker], arriving=lambda _: arriving)
+
+    @rule(worker=WORKERS)
+    def a_worker_stops_in_order(self, worker: int) -> None:
+        process = self.on.processes[worker]
+        if not process.stalled:
+            self.on.stop(process, hold=self.held.__contains__)
+
+    @rule(
+        worker=WORKERS,
+        count=st.integers(3, 6),
+        publisher=PUBLISHER,
+        fate=st.sampled_from(FATES),
+        first=st.sampled_from((True, False, False)),
+        slow=st.booleans(),
+    )
+    def uploads_end_together(
+        self, worker: int, count: int, publisher: str, fate: str, *, first: bool, slow: bool
+    ) -> None:
+        """On one worker: an event is held, perhaps an upload is slow, and others' events gather.
+
+        Then this first publish, or the next one, meets its fate.
+        """
+        process = self.on.processes[worker]
+        for number in range(count):
+            key = f"together/{len(self.on.sent_requests)}"
+            self.on.upload("acme", key, b"x" * number, publisher=publisher)
+            if not process.stalled:
+                self.on.deliver(self.on.queue[-1], process)
+        call = self._next_while_others_gather(slow=slow)
+        if call is not None and not first:
+            self.on.step(call)
+            call = self._next_while_others_gather(slow=slow)
+        if call is not None:
+            self._meet(call, fate)
+
+    def _next_while_others_gather(self, *, slow: bool) -> Call | None:
+        call = self._next("an event")
+        if call is not None:
+            puts = [each for each in self.on.calls if MOMENTS["an object's put"](each)]
+            held = (*self.held, *(puts[:1] if slow else ()), call)
+            self.on.run(hold=held.__contains__, keep=lambda _: True, seconds=0.9)
+        return call
 
     @rule(worker=WORKERS, clock_s=st.sampled_from((-86_400, -16, -5, 5, 16, 86_400)))
     def a_worker_restarts_behind_a_wrong_front_end(self, worker: int, clock_s: float) -> None:

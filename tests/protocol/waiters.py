@@ -9,17 +9,20 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn.crypto import SignatureError, SigningKey, VerifyKey
+from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.identifiers import parse_time
-from keyturn.messages import parse_event
+from keyturn.messages import encode_batch
 from keyturn.publisher.event_matcher import EventMatcher
+from keyturn.publisher.event_stream import StreamRecord, Verifier
 from keyturn.topology import REQUEST_ID_FIELDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from keyturn.messages import Event
 
 EVENT_KEY: Final = SigningKey.from_seed(bytes([9]) * 32)
-_VERIFY: Final = VerifyKey.from_bytes(EVENT_KEY.public_bytes)
+_VERIFIER: Final = Verifier("test", [VerifyKey.from_bytes(EVENT_KEY.public_bytes)])
 
 RESPONSES: Final = {
     "enroll.requested": {"project.enrolled", "enroll.rejected"},
@@ -40,7 +43,7 @@ ENDS: Final = {
 
 @dataclass(frozen=True)
 class Record:
-    """One message of the stream of events, not yet believed."""
+    """One message of the stream of events, not yet believed: an event, or a batch of them."""
 
     body: bytes
     signature: str
@@ -115,15 +118,14 @@ class Waiter:
         )
 
 
-def signed(body: bytes) -> Record:
-    """An event as a worker publishes it."""
-    return Record(body, EVENT_KEY.sign_event("test", body))
+def signed(event_type: str, bodies: Sequence[bytes]) -> Record:
+    """Events as a worker publishes them: one alone, or a batch."""
+    if len(bodies) == 1:
+        return Record(bodies[0], EVENT_KEY.sign_event("test", bodies[0]))
+    batch = encode_batch(event_type, bodies)
+    return Record(batch, EVENT_KEY.sign_events("test", batch))
 
 
-def verified(record: Record) -> Event | None:
-    """The event, if the deployment signed it."""
-    try:
-        _VERIFY.verify_event("test", record.body, record.signature)
-    except SignatureError:
-        return None
-    return parse_event(record.body)
+def verified(record: Record) -> tuple[Event, ...]:
+    """The events that a publisher's client reads from it: none if the deployment signed none."""
+    return _VERIFIER.events(StreamRecord(0, record.body, record.signature))

@@ -46,7 +46,7 @@ from tests.protocol.waiters import ENDS, Record, SentRequest, Waiter, verified
 from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from keyturn.errors import CodedError
     from keyturn.messages import Event
@@ -90,6 +90,7 @@ class World:
         # Every message that was ever in a queue, and every record of the stream of events.
         self.all_messages: list[QueuedMessage] = []
         self.stream: list[Record] = []
+        self._signed: set[Record] = set()
         self.dead: list[tuple[QueuedMessage, CodedError]] = []
         self.retries: Counter[str] = Counter()
         self.requests: dict[str, dict[str, Any]] = {}
@@ -140,16 +141,21 @@ class World:
     def events(self) -> list[Event]:
         return self.oracle.events
 
-    def event_published(self, event: Event, record: Record, delivery: Delivery | None) -> None:
-        """A worker's event is durable."""
-        self.oracle.published(event, delivery)
+    def events_published(
+        self, made: Iterable[tuple[Event, Delivery | None]], record: Record
+    ) -> None:
+        """A worker's events are durable: one alone, or a batch."""
+        for event, delivery in made:
+            self.oracle.published(event, delivery)
+        self._signed.add(record)
         self.streamed(record)
 
     def streamed(self, record: Record) -> None:
         """The stream has one more record, of any origin: each waiter reads it."""
         self.stream.append(record)
-        event = verified(record)
-        if event is not None:
+        for event in verified(record):
+            if record not in self._signed:
+                self.oracle.violated(f"{event.type} is read from what no worker signed")
             for waiter in self.waiters:
                 if waiter.receive(event):
                     self.oracle.believed(waiter, event)
@@ -169,6 +175,9 @@ class World:
 
     def acknowledged(self, delivery: Delivery) -> None:
         self.oracle.acknowledged(delivery)
+
+    def channel_closed(self, reason: str) -> None:
+        self.oracle.violated(f"the broker closed a channel: {reason}")
 
     # Requests.
 
@@ -369,8 +378,7 @@ class World:
         if staged:
             self.server.plant(staging_s3_key(publisher, upload_id), sealed, Headers({}))
         body = {"staged": {"size": len(sealed)}} if staged else {"inline": to_base64(sealed)}
-        if GRANTS[publisher].allows("upload.requested", project):
-            self.oracle.plaintexts.setdefault(object_s3_key(project, key), set()).add(plaintext)
+        self.may_store(project, key, plaintext, publisher)
         document = {
             "type": "upload.requested",
             "upload_id": upload_id,
@@ -393,6 +401,11 @@ class World:
             session = SealingSession(settings, max_messages=3, now_s=lambda: self.clock.seconds)
             self._sessions[publisher, turn] = session
         return session.seal(Secret(transport_key), info).model_dump()
+
+    def may_store(self, project: str, key: str, plaintext: bytes | None, publisher: str) -> None:
+        """A publisher signed this upload: the object may hold its plaintext if it is permitted."""
+        if plaintext is not None and GRANTS[publisher].allows("upload.requested", project):
+            self.oracle.plaintexts.setdefault(object_s3_key(project, key), set()).add(plaintext)
 
     def replay(self, request_id: str, **more: Any) -> None:
         """The publisher sends the same request once more, in the same bytes or with changes."""
@@ -437,15 +450,17 @@ class World:
         self.queue.remove(queued)
         self.keep_current()
         self.loop.run_until_idle()
-        delivery = Delivery(queued, process)
-        process.deliveries.append(delivery)
-        consume = process.consumers[queued.queue]
+        delivery = Delivery(queued, process, process.channel(queued.queue))
+        consume, acks = process.consumers[queued.queue], process.acks[queued.queue]
 
         async def consumed() -> None:
             CURRENT.set(delivery)
             settlement = await consume(delivery)
-            if not delivery.lost:
-                await (delivery.ack() if settlement is Settlement.DONE else delivery.nack())
+            message: Any = delivery
+            if settlement is Settlement.DONE:
+                acks.done(message)
+            else:
+                acks.give_back(message)
 
         delivery.task = self.loop.create_task(consumed())
         self.loop.run_until_idle()
@@ -495,8 +510,7 @@ class World:
     def crash(self, process: Process, *, arriving: Callable[[Call], bool] = lambda _: True) -> None:
         """Kill a process; `arriving` says which of its requests that were sent still arrive."""
         process.end()
-        for delivery in list(process.deliveries):
-            delivery.requeue()
+        for delivery in process.disconnect():
             assert delivery.task is not None
             delivery.task.cancel()
         for call in [call for call in self.calls if call.sender is process]:
@@ -505,6 +519,30 @@ class World:
             call.client.cancel()
         self.processes[process.number] = Process(self, process.number)
         self.loop.run_until_idle()
+
+    def stop(
+        self,
+        process: Process,
+        *,
+        hold: Callable[[Call], object] = lambda _: False,
+        seconds: float = 30,
+    ) -> None:
+        """End a process in order: it gets no more, its handlers have some time, and then it dies.
+
+        Nobody gets a message meanwhile.
+        """
+        self.run(
+            until=lambda: all(each.is_served for each in process.deliveries),
+            hold=hold,
+            keep=lambda _: True,
+            seconds=seconds,
+        )
+        for acks in process.acks.values():
+            self.loop.create_task(acks.flush())
+        self.loop.run_until_idle()
+        if any(each.is_served for each in process.deliveries):
+            self.oracle.violated("a process stopped, and had not acknowledged what it had served")
+        self.crash(process)
 
     def restart(self, process: Process, *, clock_s: float = 0.0) -> Process:
         """Kill a process; a fresh one takes its place, and asks the storage for its time.
@@ -534,8 +572,7 @@ class World:
 
     def disconnect(self, process: Process, *, noticed: bool = True) -> None:
         """The broker considers a process lost; if that is unnoticed, its work continues."""
-        for delivery in list(process.deliveries):
-            delivery.requeue()
+        for delivery in process.disconnect(noticed=noticed):
             if noticed:
                 assert delivery.task is not None
                 delivery.task.cancel()
@@ -621,13 +658,14 @@ class World:
         self.marks.mend()
         for name in self.oracle.marks.touched:
             self.bucket_writer.put_right(name)
-        self.run()
+        # A sweep of all projects asks again and again for the end of one that is stalled.
+        self.run(seconds=_STALLED_S)
         for _ in range(_ROUNDS):
             if all(waiter.ended for waiter in self.waiters):
                 break
             self.advance(_STALLED_S)
             self.scan_sweeps(self.processes[0])
-            self.run()
+            self.run(seconds=_STALLED_S)
         for waiter in self.waiters:
             self.oracle.laws.settled(waiter)
         last = [self.sweep(name) for name in sorted(self.oracle.projects)]

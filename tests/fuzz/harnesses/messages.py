@@ -12,6 +12,7 @@ from keyturn.messages import (
     encode,
     identity,
     parse_audit,
+    parse_batch,
     parse_event,
     parse_request,
     parse_worker_report,
@@ -33,6 +34,7 @@ def run(data: bytes) -> str:
         refusal = rejection(*claimed, _ERROR, AT, RequestOrigin.of("api", data))
         check(parse_event(encode(refusal)) == refusal, "a refusal that no reader can read")
     _check_names(data)
+    _check_batch(data)
     read = [kind for parse in _PARSERS for kind in _read(data, parse)]
     check(len(read) <= 1, "one message that is read as two kinds")
     return "+".join(read) or "malformed_request"
@@ -47,6 +49,17 @@ def _read(data: bytes, parse: Any) -> list[str]:
     again = parse(as_text(message))
     check(again == message, "a message that does not come back as it was read")
     return [message.type]
+
+
+def _check_batch(data: bytes) -> None:
+    try:
+        events = parse_batch(data)
+    except MalformedRequestError as exc:
+        check(len(exc.detail) < 1000, "an error that repeats what was sent")
+        return
+    for one in events:
+        again = parse_event(as_text(one.event))
+        check(again == one.event, "an event of a batch that does not come back as it was read")
 
 
 def _check_names(data: bytes) -> None:
@@ -69,7 +82,10 @@ def _seeds() -> list[bytes]:
     step = {"type": "sweep.step", "project": "*", "step": 7}
     page = {"type": "sweep.page", "project": "acme", "page": 2, "attempt": 3}
     page["round"] = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"
-    found = [*pool.all, *valid_messages.on_streams(), step, page]
+    on_streams = valid_messages.on_streams()
+    stored = [each for each in on_streams if each["type"] == "upload.stored"]
+    batch = {"type": "upload.stored", "events": stored}
+    found = [*pool.all, *on_streams, batch, step, page]
     return [json.dumps(document).encode() for document in found] + [AT.encode(), b"a/b.pdf"]
 
 
