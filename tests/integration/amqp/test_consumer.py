@@ -8,29 +8,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
-import pytest
 from faststream.rabbit import RabbitBroker
 
-from keyturn_workers.amqp.consumer import DirectConsumer, Settlement, SubscriberConsumer, finish
+from keyturn_workers.amqp.consumer import QueueConsumer, Settlement, finish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    import pytest
     from aio_pika.abc import AbstractIncomingMessage
 
     from tests.integration.publisher.side import Network
 
-ConsumerType = type[SubscriberConsumer] | type[DirectConsumer]
-
 _PREFETCH = 4
 _QUEUE = "consumed"
-
-
-@pytest.fixture(params=[SubscriberConsumer, DirectConsumer], ids=["subscriber", "direct"])
-def consumer_type(request: pytest.FixtureRequest) -> ConsumerType:
-    """Both have to do all of this."""
-    kind: ConsumerType = request.param
-    return kind
 
 
 @dataclass
@@ -61,7 +52,7 @@ class Scene:
 
     channel: aio_pika.abc.AbstractChannel
     broker: RabbitBroker
-    consumer: SubscriberConsumer | DirectConsumer
+    consumer: QueueConsumer
     handler: Handler
     grace_s: float = 20
 
@@ -94,7 +85,6 @@ async def declare(channel: aio_pika.abc.AbstractChannel) -> None:
 
 @asynccontextmanager
 async def consuming(
-    consumer_type: ConsumerType,
     url: str,
     *,
     behind: str = "",
@@ -112,7 +102,7 @@ async def consuming(
             reconnect_interval=0.1,
         )
         handler = Handler()
-        consumer = consumer_type(broker, _QUEUE, _PREFETCH, handler)
+        consumer = QueueConsumer(broker, _QUEUE, _PREFETCH, handler)
         scene = Scene(channel, broker, consumer, handler, grace_s)
         await scene.send(*([b"x"] * backlog))
         await broker.start()
@@ -124,11 +114,9 @@ async def consuming(
             await scene.stop()
 
 
-async def test_a_delivery_is_handed_over_as_it_was_sent(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
+async def test_a_delivery_is_handed_over_as_it_was_sent(vhost_url: str) -> None:
     sent: dict[str, Any] = {"headers": {"a": "b"}, "message_id": "m", "content_type": "text/x"}
-    async with consuming(consumer_type, vhost_url) as scene:
+    async with consuming(vhost_url) as scene:
         await scene.send(b"{not json", b"\xff", **sent, priority=3, type="t")
         await scene.handler.has_received(2)
         assert [message.body for message in scene.handler.messages] == [b"{not json", b"\xff"]
@@ -138,19 +126,15 @@ async def test_a_delivery_is_handed_over_as_it_was_sent(
             assert (message.content_type, message.type) == ("text/x", "t")
 
 
-async def test_a_delivery_without_an_id_has_none(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
-    async with consuming(consumer_type, vhost_url) as scene:
+async def test_a_delivery_without_an_id_has_none(vhost_url: str) -> None:
+    async with consuming(vhost_url) as scene:
         await scene.channel.default_exchange.publish(aio_pika.Message(b"", reply_to="x"), _QUEUE)
         await scene.handler.has_received(1)
         assert scene.handler.messages[0].reply_to == "x"
 
 
-async def test_the_prefetch_bounds_the_deliveries_in_flight(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
-    async with consuming(consumer_type, vhost_url) as scene:
+async def test_the_prefetch_bounds_the_deliveries_in_flight(vhost_url: str) -> None:
+    async with consuming(vhost_url) as scene:
         await scene.send(*([b"x"] * 20))
         await scene.handler.has_received(_PREFETCH)
         assert await scene.ready_count() == 20 - _PREFETCH
@@ -158,22 +142,18 @@ async def test_the_prefetch_bounds_the_deliveries_in_flight(
         await scene.handler.has_received(20)
 
 
-async def test_a_backlog_at_the_start_is_handled_completely(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
+async def test_a_backlog_at_the_start_is_handled_completely(vhost_url: str) -> None:
     """FastStream drops what arrives before its subscriber is running: nothing may be lost."""
     for _ in range(10):
-        async with consuming(consumer_type, vhost_url, backlog=3 * _PREFETCH) as scene:
+        async with consuming(vhost_url, backlog=3 * _PREFETCH) as scene:
             scene.handler.gate.set()
             await scene.handler.has_received(3 * _PREFETCH)
-        async with consuming(consumer_type, vhost_url) as scene:
+        async with consuming(vhost_url) as scene:
             assert await scene.ready_count() == 0
 
 
-async def test_a_stop_waits_for_handlers_and_their_acknowledgments_arrive(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
-    async with consuming(consumer_type, vhost_url) as scene:
+async def test_a_stop_waits_for_handlers_and_their_acknowledgments_arrive(vhost_url: str) -> None:
+    async with consuming(vhost_url) as scene:
         await scene.send(*([b"x"] * _PREFETCH))
         await scene.handler.has_received(_PREFETCH)
         stopping = asyncio.create_task(scene.stop())
@@ -184,10 +164,8 @@ async def test_a_stop_waits_for_handlers_and_their_acknowledgments_arrive(
         assert await scene.ready_count() == 0
 
 
-async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
-    async with consuming(consumer_type, vhost_url, grace_s=0.5) as scene:
+async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(vhost_url: str) -> None:
+    async with consuming(vhost_url, grace_s=0.5) as scene:
         await scene.send(b"x")
         await scene.handler.has_received(1)
         async with asyncio.timeout(5):
@@ -197,11 +175,9 @@ async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(
                 await asyncio.sleep(0.05)
 
 
-async def test_a_slow_delivery_keeps_no_other_from_being_acknowledged(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
+async def test_a_slow_delivery_keeps_no_other_from_being_acknowledged(vhost_url: str) -> None:
     """More than the prefetch comes while it lasts, and it alone comes again."""
-    async with consuming(consumer_type, vhost_url, grace_s=0.5) as scene:
+    async with consuming(vhost_url, grace_s=0.5) as scene:
         await scene.send(b"slow", *([b"quick"] * 20))
         await scene.handler.has_received(21)
         await scene.stop()
@@ -210,11 +186,9 @@ async def test_a_slow_delivery_keeps_no_other_from_being_acknowledged(
                 await asyncio.sleep(0.05)
 
 
-async def test_a_canceled_consumer_gets_no_more_and_finishes_what_it_has(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
+async def test_a_canceled_consumer_gets_no_more_and_finishes_what_it_has(vhost_url: str) -> None:
     """One handler is slow: its process must not keep the rest from the other consumers."""
-    async with consuming(consumer_type, vhost_url) as scene:
+    async with consuming(vhost_url) as scene:
         await scene.send(*([b"x"] * 20))
         await scene.handler.has_received(_PREFETCH)
         assert scene.consumer.is_active()
@@ -226,12 +200,10 @@ async def test_a_canceled_consumer_gets_no_more_and_finishes_what_it_has(
         assert await scene.ready_count() == 20 - _PREFETCH
 
 
-async def test_what_arrives_while_the_consumer_is_canceled_is_handled(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
+async def test_what_arrives_while_the_consumer_is_canceled_is_handled(vhost_url: str) -> None:
     """The broker may send until it answers: dropped, such a delivery would wait for the end."""
     for _ in range(5):
-        async with consuming(consumer_type, vhost_url) as scene:
+        async with consuming(vhost_url) as scene:
             scene.handler.gate.set()
             await scene.send(*([b"x"] * 40))
             await scene.consumer.cancel()
@@ -242,20 +214,18 @@ async def test_what_arrives_while_the_consumer_is_canceled_is_handled(
             await (await scene.channel.get_queue(_QUEUE)).purge()
 
 
-async def test_one_that_never_started_has_nothing_to_cancel(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
+async def test_one_that_never_started_has_nothing_to_cancel(vhost_url: str) -> None:
     broker = RabbitBroker(vhost_url, logger=None)
-    consumer = consumer_type(broker, _QUEUE, _PREFETCH, Handler())
+    consumer = QueueConsumer(broker, _QUEUE, _PREFETCH, Handler())
     await consumer.cancel()
     assert not consumer.is_active()
 
 
-async def test_what_is_given_back_comes_again(consumer_type: ConsumerType, vhost_url: str) -> None:
+async def test_what_is_given_back_comes_again(vhost_url: str) -> None:
     def settle(message: AbstractIncomingMessage) -> Settlement:
         return Settlement.DONE if message.redelivered else Settlement.RETURNED
 
-    async with consuming(consumer_type, vhost_url) as scene:
+    async with consuming(vhost_url) as scene:
         scene.handler.settle = settle
         scene.handler.gate.set()
         await scene.send(b"first", b"second")
@@ -266,10 +236,10 @@ async def test_what_is_given_back_comes_again(consumer_type: ConsumerType, vhost
 
 
 async def test_after_a_lost_connection_all_comes_again(
-    consumer_type: ConsumerType, vhost_url: str, network: tuple[Network, str]
+    vhost_url: str, network: tuple[Network, str]
 ) -> None:
     relay, url = network
-    async with consuming(consumer_type, vhost_url, behind=url) as scene:
+    async with consuming(vhost_url, behind=url) as scene:
         for times in (1, 2, 3):
             await scene.send(*([b"x"] * _PREFETCH))
             await scene.handler.has_received((2 * times - 1) * _PREFETCH)
@@ -285,10 +255,9 @@ async def test_after_a_lost_connection_all_comes_again(
 
 
 async def test_a_consumer_that_the_broker_cancels_is_inactive_until_its_queue_is_back(
-    consumer_type: ConsumerType,
     vhost_url: str,
 ) -> None:
-    async with consuming(consumer_type, vhost_url) as scene:
+    async with consuming(vhost_url) as scene:
         assert scene.consumer.is_active()
         await scene.channel.queue_delete(_QUEUE)
         await scene.is_active(expected=False)
@@ -299,10 +268,8 @@ async def test_a_consumer_that_the_broker_cancels_is_inactive_until_its_queue_is
         await scene.handler.has_received(1)
 
 
-async def test_a_channel_that_the_broker_closes_is_opened_again(
-    consumer_type: ConsumerType, vhost_url: str
-) -> None:
-    async with consuming(consumer_type, vhost_url) as scene:
+async def test_a_channel_that_the_broker_closes_is_opened_again(vhost_url: str) -> None:
+    async with consuming(vhost_url) as scene:
         await scene.send(b"x")
         await scene.handler.has_received(1)
         message = scene.handler.messages[0]
@@ -316,7 +283,6 @@ async def test_a_channel_that_the_broker_closes_is_opened_again(
 
 
 async def test_a_broker_that_does_not_answer_delays_a_cancellation_only_briefly(
-    consumer_type: ConsumerType,
     vhost_url: str,
     network: tuple[Network, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -324,7 +290,7 @@ async def test_a_broker_that_does_not_answer_delays_a_cancellation_only_briefly(
     """And cuts nothing short: aiormq closes the channel of a request that is canceled."""
     monkeypatch.setattr("keyturn_workers.amqp.consumer._CANCEL_TIMEOUT_S", 0.2)
     relay, url = network
-    async with consuming(consumer_type, vhost_url, behind=url) as scene:
+    async with consuming(vhost_url, behind=url) as scene:
         await scene.send(b"x")
         await scene.handler.has_received(1)
         relay.silence()

@@ -1,13 +1,7 @@
 """From the broker to a handler, and from a delivery to its settlement (SPEC 6.2, 11, 12).
 
-| class | consumes by | for |
-| --- | --- | --- |
-| `SubscriberConsumer` | a FastStream subscriber | every queue but one |
-| `DirectConsumer` | aio-pika's `queue.consume` | the queue of uploads: it costs less (ADR 0006) |
-
-Both bound the deliveries in flight by the prefetch of a channel, and consume again after a lost
-connection. `QueueConsumer` adds what neither library has: whether the broker has this process as
-a consumer, an end in order, and acknowledgments with few frames (`acks`).
+`QueueConsumer` is a FastStream subscriber. It adds what FastStream does not have: whether the
+broker has this process as a consumer, an end in order, and acknowledgments with few frames.
 
 `MessageConsumer` takes each delivery to its end. A message is acknowledged only after its effect
 and its event are durable, or after the broker confirmed its copy in a retry or dead-letter queue.
@@ -76,15 +70,22 @@ Report = Callable[[], None]
 _log = structlog.get_logger()
 
 
-class QueueConsumer(ABC):
+class QueueConsumer:
     """Gives each delivery of one queue to a handler, and settles it as that says.
+
+    A FastStream subscriber, which the broker starts and stops.
 
     Args:
         prefetch: How many deliveries are handled at once.
         handle: Must not raise. What it does not settle comes again once the channel is closed.
     """
 
-    def __init__(self, prefetch: int, handle: Handle) -> None:
+    def __init__(self, broker: RabbitBroker, queue: str, prefetch: int, handle: Handle) -> None:
+        self._broker = broker
+        # The queue is declared by `declarations`, with all its arguments.
+        self._declared = RabbitQueue(
+            queue, queue_type=QueueType.QUORUM, durable=True, declare=False
+        )
         self._handle = handle
         self._acks = Acks(prefetch)
         self._in_flight = 0
@@ -93,17 +94,26 @@ class QueueConsumer(ABC):
         self._queue: AbstractQueue | None = None
         self._opened = OpenChannel()
 
-    @abstractmethod
-    async def _consume(self) -> AbstractQueue:
-        """Begin to consume, or return the queue that is consumed already."""
+        async def receive(message: RabbitMessage) -> None:
+            await self._receive(message.raw_message)
+
+        subscriber = broker.subscriber(
+            self._declared,
+            channel=Channel(prefetch_count=prefetch),
+            ack_policy=AckPolicy.MANUAL,
+            decoder=_undecoded,
+            no_reply=True,
+        )
+        subscriber(receive)
 
     async def attach(self) -> None:
-        """Consume from now on, once the broker is connected.
+        """Follow the channel of the subscriber, which the broker has started.
 
         Raises:
             ChannelInvalidStateError: the connection was lost meanwhile.
         """
-        self._queue = await self._consume()
+        # FastStream gives the queue that its subscriber consumes; it declares none twice.
+        self._queue = await self._broker.declare_queue(self._declared)
         await self._opened.follow(self._queue.channel)
 
     async def _receive(self, message: AbstractIncomingMessage) -> None:
@@ -167,55 +177,6 @@ async def finish(consumers: Collection[QueueConsumer], grace_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(_FLUSH_TIMEOUT_S):
             await asyncio.gather(*(consumer.flush() for consumer in consumers))
-
-
-class SubscriberConsumer(QueueConsumer):
-    """A FastStream subscriber, which the broker starts and stops."""
-
-    def __init__(self, broker: RabbitBroker, queue: str, prefetch: int, handle: Handle) -> None:
-        super().__init__(prefetch, handle)
-        self._broker = broker
-        # The queue is declared by `declarations`, with all its arguments.
-        self._declared = RabbitQueue(
-            queue, queue_type=QueueType.QUORUM, durable=True, declare=False
-        )
-
-        async def receive(message: RabbitMessage) -> None:
-            await self._receive(message.raw_message)
-
-        subscriber = broker.subscriber(
-            self._declared,
-            channel=Channel(prefetch_count=prefetch),
-            ack_policy=AckPolicy.MANUAL,
-            decoder=_undecoded,
-            no_reply=True,
-        )
-        subscriber(receive)
-
-    async def _consume(self) -> AbstractQueue:
-        # FastStream gives the queue that its subscriber consumes; it declares none twice.
-        return await self._broker.declare_queue(self._declared)
-
-
-class DirectConsumer(QueueConsumer):
-    """Consumes through aio-pika, on the broker's connection, without a FastStream subscriber.
-
-    FastStream would enter contexts and middlewares for each message that do nothing here.
-    """
-
-    def __init__(self, broker: RabbitBroker, queue: str, prefetch: int, handle: Handle) -> None:
-        super().__init__(prefetch, handle)
-        self._broker = broker
-        self._name = queue
-        self._prefetch = prefetch
-
-    async def _consume(self) -> AbstractQueue:
-        connection = await self._broker.connect()
-        channel = await connection.channel()
-        await channel.set_qos(prefetch_count=self._prefetch)
-        queue = await channel.get_queue(self._name, ensure=True)  # declares nothing: passive
-        await queue.consume(self._receive)
-        return queue
 
 
 async def _undecoded(message: RabbitMessage) -> RabbitMessage:

@@ -38,8 +38,8 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher.connection import BrokerAddress, close_quietly
-from keyturn.topology import UPLOAD_QUEUE, audit_queue
-from keyturn_workers.amqp.consumer import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
+from keyturn.topology import audit_queue
+from keyturn_workers.amqp.consumer import QueueConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
@@ -240,7 +240,7 @@ async def _serve(
         wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit, tracing, marks)
         await _retry_start(settings, wiring.learn_time)
         consumers = {
-            queue: _consumer_type(queue)(broker, queue, prefetch, handle)
+            queue: QueueConsumer(broker, queue, prefetch, handle)
             for queue, prefetch, handle in wiring.consumers(roles)
         }
         _register_consumers(metrics, consumers)
@@ -298,11 +298,6 @@ async def _open_audit_trail(
             yield trail
     finally:
         await publisher.close()
-
-
-def _consumer_type(queue: str) -> type[DirectConsumer] | type[SubscriberConsumer]:
-    # The one queue with so many messages that the cost of each counts.
-    return DirectConsumer if queue == UPLOAD_QUEUE else SubscriberConsumer
 
 
 async def _run(app: _App) -> None:

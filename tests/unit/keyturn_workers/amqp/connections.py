@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import AsyncMock, create_autospec
 
@@ -34,8 +35,8 @@ class FakeConnection:
         self.robust.get_queue = AsyncMock(side_effect=self._queue)
         self.queue = create_autospec(AbstractQueue, instance=True)
         self.queue.channel = self.robust
-        self.queue.consume = AsyncMock(side_effect=self._consume)
         self.queue.cancel = AsyncMock(side_effect=self._cancel)
+        self.subscriptions: list[tuple[Any, dict[str, Any]]] = []
         self._deliver: Callable[[Any], Any] | None = None
 
     @property
@@ -51,10 +52,24 @@ class FakeConnection:
         await asyncio.sleep(0)
         return self.robust
 
+    def subscriber(self, queue: Any, **options: Any) -> Callable[[Callable[[Any], Any]], None]:
+        self.subscriptions.append((queue, options))
+
+        def subscribe(handle: Callable[[Any], Any]) -> None:
+            self._deliver = handle
+
+        return subscribe
+
+    async def declare_queue(self, queue: Any) -> Any:
+        """The queue, which the subscriber consumes by now."""
+        assert not queue.declare
+        self.underlay.consumers["tag"] = self._deliver
+        return self.queue
+
     async def deliver(self, message: object) -> None:
         """Hand a message to the consumer."""
         assert self._deliver is not None
-        await self._deliver(message)
+        await self._deliver(SimpleNamespace(raw_message=message))
 
     def lose(self) -> None:
         """Lose the connection."""
@@ -72,11 +87,6 @@ class FakeConnection:
         assert name == "queue"
         assert ensure
         return self.queue
-
-    async def _consume(self, deliver: Callable[[Any], Any]) -> str:
-        self._deliver = deliver
-        self.underlay.consumers["tag"] = deliver
-        return "tag"
 
     async def _cancel(self, tag: str) -> None:
         del self.underlay.consumers[tag]

@@ -9,10 +9,11 @@ from unittest.mock import create_autospec
 
 import pytest
 from aio_pika.abc import AbstractChannel
+from faststream import AckPolicy
 from faststream.rabbit import RabbitBroker, TestRabbitBroker
 
 from keyturn_workers.amqp import consumer
-from keyturn_workers.amqp.consumer import DirectConsumer, Settlement, SubscriberConsumer, finish
+from keyturn_workers.amqp.consumer import QueueConsumer, Settlement, finish
 from tests.unit.keyturn_workers.amqp.connections import FakeConnection
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def handler() -> Handler:
 
 
 @pytest.fixture
-async def direct(connection: FakeConnection, handler: Handler) -> DirectConsumer:
-    made = DirectConsumer(connection.broker, "queue", 8, handler)
+async def consuming(connection: FakeConnection, handler: Handler) -> QueueConsumer:
+    made = QueueConsumer(connection.broker, "queue", 8, handler)
     assert not made.is_active()
     await made.attach()
     return made
@@ -65,32 +66,33 @@ async def _begin(connection: FakeConnection, tag: int = 1) -> asyncio.Task[None]
     return task
 
 
-async def test_deliveries_are_bounded_by_the_prefetch_before_any_arrives(
-    connection: FakeConnection, direct: DirectConsumer
+async def test_deliveries_are_bounded_by_the_prefetch_and_acknowledged_by_nobody_else(
+    connection: FakeConnection, consuming: QueueConsumer
 ) -> None:
-    assert direct.is_active()
-    connection.robust.set_qos.assert_awaited_once_with(prefetch_count=8)
-    order = [call[0] for call in connection.robust.mock_calls]
-    assert order.index("set_qos") < order.index("get_queue")
+    assert consuming.is_active()
+    ((queue, options),) = connection.subscriptions
+    assert queue.name == "queue"
+    assert options["channel"].prefetch_count == 8
+    assert options["ack_policy"] is AckPolicy.MANUAL
 
 
 async def test_a_consumer_that_the_broker_canceled_is_not_active(
-    connection: FakeConnection, direct: DirectConsumer
+    connection: FakeConnection, consuming: QueueConsumer
 ) -> None:
     """As it does when the queue is deleted."""
     connection.underlay.consumers.clear()
-    assert not direct.is_active()
+    assert not consuming.is_active()
 
 
 async def test_a_consumer_is_active_again_after_a_lost_connection(
-    connection: FakeConnection, direct: DirectConsumer
+    connection: FakeConnection, consuming: QueueConsumer
 ) -> None:
     connection.lose()
-    assert not direct.is_active()
+    assert not consuming.is_active()
     await connection.reopen(consuming=False)
-    assert not direct.is_active()
+    assert not consuming.is_active()
     await connection.reopen()
-    assert direct.is_active()
+    assert consuming.is_active()
 
 
 async def test_a_channel_that_stays_lost_is_refused(
@@ -98,18 +100,18 @@ async def test_a_channel_that_stays_lost_is_refused(
 ) -> None:
     connection.queue.channel = create_autospec(AbstractChannel, instance=True)
     with pytest.raises(TypeError):
-        await DirectConsumer(connection.broker, "queue", 8, handler).attach()
+        await QueueConsumer(connection.broker, "queue", 8, handler).attach()
 
 
 async def test_an_end_in_order_waits_for_what_is_being_handled(
-    connection: FakeConnection, direct: DirectConsumer, handler: Handler
+    connection: FakeConnection, consuming: QueueConsumer, handler: Handler
 ) -> None:
     deliveries = [await _begin(connection, number) for number in (1, 2)]
-    ending = asyncio.create_task(finish([direct], grace_s=5))
+    ending = asyncio.create_task(finish([consuming], grace_s=5))
     await asyncio.wait([ending], timeout=0.05)
     connection.queue.cancel.assert_awaited_once_with("tag")
     assert not ending.done()
-    assert not direct.is_active()
+    assert not consuming.is_active()
     handler.gate.set()
     await ending
     assert [message.delivery_tag for message in handler.ended] == [1, 2]
@@ -118,56 +120,56 @@ async def test_an_end_in_order_waits_for_what_is_being_handled(
 
 
 async def test_the_grace_period_ends_the_wait(
-    connection: FakeConnection, direct: DirectConsumer, handler: Handler
+    connection: FakeConnection, consuming: QueueConsumer, handler: Handler
 ) -> None:
     """What is done by then is acknowledged, behind one that is not."""
     slow, gate = await _begin(connection, 1), handler.gate
     handler.gate = asyncio.Event()
     handler.gate.set()
     await (await _begin(connection, 2))
-    await finish([direct], grace_s=0.02)
+    await finish([consuming], grace_s=0.02)
     connection.underlay.basic_ack.assert_awaited_once_with(2)
     gate.set()
     await slow
 
 
 async def test_a_broker_that_takes_nothing_does_not_hold_up_the_end(
-    connection: FakeConnection, direct: DirectConsumer, handler: Handler
+    connection: FakeConnection, consuming: QueueConsumer, handler: Handler
 ) -> None:
     connection.underlay.basic_ack.side_effect = asyncio.Event().wait
     handler.gate.set()
     await (await _begin(connection))
     async with asyncio.timeout(5):
-        await finish([direct], grace_s=5)
+        await finish([consuming], grace_s=5)
 
 
 async def test_what_its_handler_returns_is_given_back(
-    connection: FakeConnection, direct: DirectConsumer, handler: Handler
+    connection: FakeConnection, consuming: QueueConsumer, handler: Handler
 ) -> None:
     handler.gate.set()
     handler.settlement = Settlement.RETURNED
     await (await _begin(connection))
-    await direct.flush()
+    await consuming.flush()
     connection.underlay.basic_nack.assert_awaited_once_with(1, requeue=True)
     connection.underlay.basic_ack.assert_not_awaited()
 
 
 async def test_a_handler_that_is_canceled_is_no_longer_waited_for(
-    connection: FakeConnection, direct: DirectConsumer
+    connection: FakeConnection, consuming: QueueConsumer
 ) -> None:
     delivery = await _begin(connection)
     delivery.cancel()
     with pytest.raises(asyncio.CancelledError):
         await delivery
     async with asyncio.timeout(5):
-        await direct.wait_idle()
-    await direct.flush()
+        await consuming.wait_idle()
+    await consuming.flush()
     connection.underlay.basic_ack.assert_not_awaited()
     connection.underlay.basic_nack.assert_not_awaited()
 
 
 async def test_a_broker_that_does_not_answer_does_not_hold_up_the_end(
-    connection: FakeConnection, direct: DirectConsumer
+    connection: FakeConnection, consuming: QueueConsumer
 ) -> None:
     """Nor is the request to it canceled: aiormq would close the channel of the handlers."""
     request: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -177,32 +179,32 @@ async def test_a_broker_that_does_not_answer_does_not_hold_up_the_end(
 
     connection.queue.cancel.side_effect = never
     async with asyncio.timeout(5):
-        await direct.cancel()
+        await consuming.cancel()
     assert not request.cancelled()
     request.set_result(None)
 
 
 async def test_a_refused_cancellation_is_no_error(
-    connection: FakeConnection, direct: DirectConsumer
+    connection: FakeConnection, consuming: QueueConsumer
 ) -> None:
     connection.queue.cancel.side_effect = ConnectionError
-    await direct.cancel()
+    await consuming.cancel()
     connection.lose()
-    await direct.cancel()
+    await consuming.cancel()
     assert connection.queue.cancel.await_count == 1
 
 
 async def test_a_consumer_that_never_attached_ends_at_once(
     connection: FakeConnection, handler: Handler
 ) -> None:
-    await finish([DirectConsumer(connection.broker, "queue", 8, handler)], grace_s=5)
+    await finish([QueueConsumer(connection.broker, "queue", 8, handler)], grace_s=5)
     connection.queue.cancel.assert_not_awaited()
 
 
 async def test_a_subscriber_hands_on_each_body_as_it_came(handler: Handler) -> None:
     """A signature is over bytes: nothing may parse a body before it is verified."""
     broker = RabbitBroker(apply_types=False)
-    SubscriberConsumer(broker, "queue", 3, handler)
+    QueueConsumer(broker, "queue", 3, handler)
     handler.gate.set()
     async with TestRabbitBroker(broker) as tested:
         await tested.publish(b"{not json", "queue", content_type="application/json")
