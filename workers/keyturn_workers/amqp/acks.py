@@ -115,7 +115,7 @@ class ChannelAcks:
 
     def _begin(self) -> asyncio.Task[None]:
         self._end_timer()
-        if self._writer is None:
+        if self._writer is None or self._writer.done():
             # Its first step comes after those of all the handlers that one batch woke up.
             loop = asyncio.get_running_loop()
             self._writer = loop.create_task(self._write(), context=Context())
@@ -138,8 +138,6 @@ class ChannelAcks:
             _log.debug("deliveries lost with their channel", problem=type(exc).__name__)
             if isinstance(exc, asyncio.CancelledError):
                 raise
-        finally:
-            self._writer = None
 
     async def _write_next(self) -> bool:
         """Write one frame; False if nothing is to be written now."""

@@ -112,6 +112,22 @@ def test_a_flush_sends_what_waits_and_returns_once_it_is_sent(
     clocked.run(lambda: asyncio.ensure_future(Acks(64).flush()))
 
 
+def test_what_a_canceled_task_did_not_write_is_written_by_the_next(
+    clocked: ClockedLoop, channel: BrokerChannel
+) -> None:
+    acks, deliveries = Acks(64), [channel.deliver() for _ in range(2)]
+
+    def settle_and_cancel() -> None:
+        acks.done(deliveries[0].message)
+        for task in asyncio.all_tasks():
+            task.cancel()
+
+    clocked.run(settle_and_cancel)
+    assert channel.frames == []
+    _settle(clocked, acks, deliveries[1:])
+    assert channel.frames == ["ack ..2"]
+
+
 def test_a_flush_ends_with_the_channel(clocked: ClockedLoop, channel: BrokerChannel) -> None:
     acks, delivery = Acks(64), channel.deliver()
     channel.is_blocked = True
