@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "dependencies.md"
 PURPOSES = {
+    "aiohappyeyeballs": "connections to the storage over IPv6 or IPv4, whichever answers",
     "aio-pika": "RabbitMQ: publishing with confirms, events, dead letters",
     "aioboto3": "S3 outside the hot path: listings, multipart, tags, locks, versions",
     "aiobotocore": "S3 credentials that renew themselves",
-    "aiohttp": "S3 on the hot path, and the reader's HTTP client",
+    "aiohttp": "the HTTP client of readers, of Vault and of aiobotocore",
     "aiolimiter": "how many calls a second a provider of master keys gets",
     "aiormq": "errors and frames of the driver below aio-pika, which aio-pika passes on",
     "argon2-cffi": "hashes of the console's passwords; the extra `console`",
@@ -29,7 +30,7 @@ PURPOSES = {
     "botocore": "S3 outside the hot path; the reference for signatures in tests",
     "cryptography": "AES-256-GCM, HKDF, HPKE with ML-KEM-768, Ed25519; all cryptography there is",
     "faststream": "the workers' consumers on RabbitMQ",
-    "httptools": "uvicorn's HTTP parser in C; selected by name, not imported",
+    "httptools": "the HTTP parser in C, of S3 requests and of uvicorn",
     "httpx2": "Authlib's HTTP client, and what asks Prometheus; the extra `console`",
     "itsdangerous": "the console's signed cookies; the extra `console`",
     "jinja2": "the console's pages; the extra `console`",
@@ -38,7 +39,6 @@ PURPOSES = {
     "opentelemetry-api": "traces; the extra `otel`",
     "opentelemetry-exporter-otlp-proto-http": "sends traces by OTLP; the extra `otel`",
     "opentelemetry-instrumentation": "whether requests are traced; the extra `otel`",
-    "opentelemetry-instrumentation-aiohttp-client": "spans of requests to S3; the extra `otel`",
     "opentelemetry-instrumentation-asgi": "spans of requests to the gateway; the extra `otel`",
     "opentelemetry-sdk": "records traces; the extra `otel`",
     "orjson": "JSON of messages",

@@ -43,6 +43,7 @@ from keyturn_workers.storage import Capabilities, Headers, IfAbsent, Storage
 from keyturn_workers.storage.probe.key_checks import find_order
 from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 from keyturn_workers.storage.s3 import open_storage
+from keyturn_workers.storage.s3_http import observe_nothing
 from keyturn_workers.storage.vendor_errors import explaining_tls
 from keyturn_workers.sweep import SweepStore
 from keyturn_workers.worker.health import Check
@@ -114,7 +115,7 @@ async def open_app(
         open_storage(
             settings,
             max_connections=connections,
-            trace_configs=tracing.trace_configs(settings.s3_bucket) if tracing else (),
+            observe=tracing.request_observer(settings.s3_bucket) if tracing else observe_nothing,
         ) as storage,
         Publisher.open(
             settings,

@@ -12,8 +12,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.s3 import new_session, open_client, storage_context
 from keyturn.settings import S3Settings
@@ -32,9 +30,15 @@ from keyturn_workers.storage.port import (
     Versioning,
     WriteResult,
 )
-from keyturn_workers.storage.s3_http import PLAIN_WRITE_TIMEOUT_S, S3HttpClient, S3Response
+from keyturn_workers.storage.s3_connections import Exchange, open_pool
+from keyturn_workers.storage.s3_http import (
+    PLAIN_WRITE_TIMEOUT_S,
+    RequestObserver,
+    S3HttpClient,
+    S3Response,
+    observe_nothing,
+)
 from keyturn_workers.storage.s3_listings import S3Listings, with_retries
-from keyturn_workers.storage.s3_session import open_session
 from keyturn_workers.storage.s3_wire import (
     EMPTY_MD5,
     LOCK_PREFIX,
@@ -65,13 +69,11 @@ _CUT_PUT_SETTLES_S: Final = 0.5
 
 
 class S3Stream:
-    """An object being read from an open response."""
+    """An object being read from an open exchange."""
 
-    def __init__(
-        self, head: ObjectHead, response: aiohttp.ClientResponse | None, left_bytes: int
-    ) -> None:
+    def __init__(self, head: ObjectHead, exchange: Exchange | None, left_bytes: int) -> None:
         self.head = head
-        self._response = response
+        self._exchange = exchange
         self._left_bytes = left_bytes
 
     async def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
@@ -80,24 +82,22 @@ class S3Stream:
         Raises:
             StorageUnavailableError: the connection broke before the object's end.
         """
-        if self._response is None:
+        if self._exchange is None:
             return
-        content = self._response.content
         while self._left_bytes:
             with translate_errors("stream"):
                 if size_bytes is None:
                     # As it comes: cutting and joining would copy every byte.
-                    piece = _not_empty(await content.readany())[: self._left_bytes]
+                    piece = (await self._exchange.read_some())[: self._left_bytes]
+                    is_short = not piece
                 else:
-                    piece = await content.readexactly(min(size_bytes, self._left_bytes))
+                    wanted_bytes = min(size_bytes, self._left_bytes)
+                    piece = await self._exchange.read_up_to(wanted_bytes)
+                    is_short = len(piece) < wanted_bytes
+            if is_short:
+                raise StorageUnavailableError("stream: the body is too short")
             self._left_bytes -= len(piece)
             yield piece
-
-
-def _not_empty(piece: bytes) -> bytes:
-    if not piece:
-        raise EOFError
-    return piece
 
 
 class S3Storage(S3Listings):
@@ -189,24 +189,24 @@ class S3Storage(S3Listings):
         partial = bool(start) or length_bytes is not None
         ranged = {**headers, "range": f"bytes={start}-{last}"} if partial else headers
 
-        async def once() -> tuple[aiohttp.ClientResponse, _Closing]:
+        async def once() -> tuple[Exchange, _Closing]:
             opening = self._http.open_get("stream", key, dict(ranged))
             return await opening.__aenter__(), opening.__aexit__
 
         try:
-            response, close = await with_retries(once)
+            exchange, close = await with_retries(once)
         except RangeNotSatisfiableError:
             yield S3Stream(await self._head(key, headers), None, 0)
             return
         try:
-            head = parse_head("stream", response.headers)
+            head = parse_head("stream", exchange.headers)
             # A server may ignore the range and send the whole object.
-            if partial and response.status != 206:  # noqa: PLR2004  # HTTP's own number
+            if partial and exchange.status != 206:  # noqa: PLR2004  # HTTP's own number
                 raise StorageUnavailableError("stream: range not honored")
             left_bytes = head.size_bytes - start
             if length_bytes is not None:
                 left_bytes = min(left_bytes, length_bytes)
-            yield S3Stream(head, response, left_bytes)
+            yield S3Stream(head, exchange, left_bytes)
         finally:
             await close(None, None, None)
 
@@ -455,7 +455,7 @@ async def open_storage(
     *,
     capabilities: Capabilities = BASELINE,
     max_connections: int = 128,
-    trace_configs: Sequence[aiohttp.TraceConfig] = (),
+    observe: RequestObserver = observe_nothing,
 ) -> AsyncIterator[S3Storage]:
     """Open the configured bucket for the life of the process.
 
@@ -463,7 +463,7 @@ async def open_storage(
         settings: The bucket and its credentials.
         capabilities: As measured by `keyturn_workers.storage.probe.runner`.
         max_connections: The size of the pool; at least the intended concurrency.
-        trace_configs: Watch the requests.
+        observe: Watches the requests.
 
     Raises:
         SettingsError: the standard AWS chain has no credentials, or a file of certificates cannot
@@ -478,14 +478,13 @@ async def open_storage(
             "or provide credentials through the standard AWS chain"
         )
     base_url = await _bucket_url(settings, tls)
-    async with open_session(
-        max_connections, tls=tls or True, trace_configs=trace_configs
-    ) as session:
+    async with open_pool(base_url, max_connections, tls=tls) as pool:
         http = S3HttpClient(
-            session,
+            pool,
             base_url=base_url,
             bucket=settings.s3_bucket,
             region=settings.s3_region,
             credentials=credentials,
+            observe=observe,
         )
         yield S3Storage(http, capabilities)

@@ -366,7 +366,7 @@ def etag_header(operation: str, headers: Mapping[str, str]) -> str:
     Raises:
         StorageUnavailableError: there is none, so the response is not from S3.
     """
-    etag = headers.get("ETag")
+    etag = headers.get("etag")
     if etag is None:
         raise StorageUnavailableError(f"{operation}: response without ETag")
     return etag.strip('"')
@@ -377,17 +377,17 @@ def parse_head(operation: str, headers: Mapping[str, str]) -> ObjectHead:
 
     Args:
         operation: The name of the operation in errors.
-        headers: The response's headers; names match in any case.
+        headers: The response's headers; names are in lower case.
 
     Raises:
         StorageUnavailableError: no ETag, Date, Last-Modified or length.
     """
     try:
-        last_modified = _http_date(headers["Last-Modified"])
-        date = _http_date(headers["Date"])
-        content_range = headers.get("Content-Range")
+        last_modified = _http_date(headers["last-modified"])
+        date = _http_date(headers["date"])
+        content_range = headers.get("content-range")
         size_bytes = int(
-            headers["Content-Length"] if content_range is None else content_range.rpartition("/")[2]
+            headers["content-length"] if content_range is None else content_range.rpartition("/")[2]
         )
     except (KeyError, ValueError) as exc:
         raise StorageUnavailableError(f"{operation}: response without times or length") from exc
@@ -412,7 +412,7 @@ def parse_head(operation: str, headers: Mapping[str, str]) -> ObjectHead:
 def parse_date(headers: Mapping[str, str]) -> datetime | None:
     """The response's `Date`; None if it is missing or unreadable."""
     try:
-        return _http_date(headers["Date"])
+        return _http_date(headers["date"])
     except (KeyError, ValueError):
         return None
 
@@ -427,7 +427,7 @@ def _http_date(text: str) -> datetime:
 def _header_value(value: str) -> str:
     """A header's value. Bytes of another writer that are not UTF-8 are read as Latin-1.
 
-    aiohttp returns such bytes as lone surrogates, which it cannot send again.
+    An exchange returns such bytes as lone surrogates, which it cannot send again.
     """
     if value.isascii():
         return value
@@ -469,12 +469,11 @@ def _object_headers(items: Iterable[tuple[str, str]]) -> Headers:
     restated: dict[str, str] = {}
     content_type = None
     for name, value in items:
-        lowered = name.lower()
-        if lowered.startswith(META_PREFIX):
-            metadata[lowered[len(META_PREFIX) :]] = _header_value(value)
-        elif lowered in RESTATED:
-            restated[lowered] = _header_value(value)
-        elif lowered == "content-type":
+        if name.startswith(META_PREFIX):
+            metadata[name[len(META_PREFIX) :]] = _header_value(value)
+        elif name in RESTATED:
+            restated[name] = _header_value(value)
+        elif name == "content-type":
             content_type = _header_value(value)
     return Headers(metadata, content_type, restated)
 

@@ -30,7 +30,7 @@ UNSIGNED_PAYLOAD: Final = "UNSIGNED-PAYLOAD"
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 _TERMINATOR: Final = "aws4_request"
 _SERVICE: Final = "s3"
-# Headers that a proxy may change, or that aiohttp sets.
+# Headers that a proxy may change.
 _NEVER_SIGNED: Final = frozenset({"expect", "transfer-encoding", "user-agent", "x-amzn-trace-id"})
 _UNRESERVED: Final = "-_.~"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}

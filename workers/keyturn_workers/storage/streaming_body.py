@@ -2,14 +2,10 @@
 
 The newest piece is held back until the next one arrives, or the end. So a source that fails,
 ends early or is too long never completes a body, and the storage stores nothing. The source's
-own error is never swallowed.
+own error is raised unchanged.
 """
 
-import asyncio
-from collections.abc import AsyncIterator
-from typing import Final
-
-IDLE_TIMEOUT_S: Final = 60.0
+from collections.abc import AsyncGenerator, AsyncIterator
 
 
 class KnownLengthBody:
@@ -23,28 +19,17 @@ class KnownLengthBody:
     def __init__(self, chunks: AsyncIterator[bytes], size_bytes: int) -> None:
         self._chunks = chunks
         self.size_bytes = size_bytes
-        self.failure: Exception | None = None
 
     async def read_all(self) -> bytes:
         """Read the whole body into memory, for the in-memory storage."""
-        return b"".join([piece async for piece in self._checked()])
+        return b"".join([piece async for piece in self.pieces()])
 
-    async def with_idle_timeout(self, idle: asyncio.Timeout) -> AsyncIterator[bytes]:
-        """Yield the pieces. `idle` runs only while the storage takes one, not for the source."""
-        loop = asyncio.get_running_loop()
-        try:
-            idle.reschedule(None)
-            async for piece in self._checked():
-                idle.reschedule(loop.time() + IDLE_TIMEOUT_S)
-                yield piece
-                idle.reschedule(None)
-            idle.reschedule(loop.time() + IDLE_TIMEOUT_S)
-        except Exception as exc:
-            # The HTTP client would wrap it; the caller must get it unchanged.
-            self.failure = exc
-            raise
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body.
 
-    async def _checked(self) -> AsyncIterator[bytes]:
+        Raises:
+            ValueError: it has another length.
+        """
         held = b""
         seen_bytes = 0
         async for chunk in self._chunks:

@@ -1,4 +1,4 @@
-"""Turns exceptions of aiohttp and botocore into errors of the port (SPEC 12).
+"""Turns exceptions of connections and of botocore into errors of the port (SPEC 12).
 
 S3's own error codes are in `s3_wire`.
 
@@ -17,12 +17,12 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.settings import S3Settings
 from keyturn.tls import STORAGE, needs_tls, speaks_tls
 from keyturn_workers.errors import StorageTlsError
-from keyturn_workers.storage.s3_session import ConnectionLostError, TlsFailedError
+from keyturn_workers.storage.s3_connections import ConnectionLostError, TlsFailedError
 
 
 @contextmanager
 def translate_errors(operation: str) -> Iterator[None]:
-    """Turn what the vendors raise within the block into the port's errors.
+    """Turn what connections raise within the block into the port's errors.
 
     Args:
         operation: The name of the operation in the error.
@@ -37,7 +37,7 @@ def translate_errors(operation: str) -> Iterator[None]:
         raise StorageTlsError(f"{operation}: {exc}") from exc
     except ConnectionLostError as exc:
         raise StorageUnavailableError(f"{operation}: {exc}") from exc
-    except (aiohttp.ClientError, OSError, EOFError) as exc:
+    except OSError as exc:  # TimeoutError, too
         raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
 
 

@@ -3,7 +3,7 @@
 | span | by |
 | --- | --- |
 | a request to the gateway | OpenTelemetry's ASGI middleware |
-| a request to the storage | OpenTelemetry's trace configuration for aiohttp |
+| a request to the storage | this module |
 | a delivery, and what it publishes | this module: a sender's context must not become a parent |
 | a stage of a delivery | the worker's metrics, which time it anyway |
 
@@ -22,14 +22,12 @@ from importlib.metadata import version
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-import aiohttp
 from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage
 from faststream.rabbit import RabbitBroker
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.propagate import set_global_textmap
@@ -56,6 +54,8 @@ from keyturn.tracing import current, fail, links_to, traceparent_of
 from keyturn_workers.amqp.consumer import DeferError, Handle, Settlement
 from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.http_server.client_connection import ABORTED, ERROR_CODE
+from keyturn_workers.storage.s3_http import RequestObserver, observe_nothing
+from keyturn_workers.storage.signing import SignedRequest
 from keyturn_workers.worker.metrics import Delivery, QueueMetrics, Stage, WorkerMetrics
 
 _Attributes: TypeAlias = dict[str, str | int]
@@ -70,6 +70,7 @@ _OTHER: Final = "other"
 # Health checks and scrapes come every few seconds, and tell nothing.
 _UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _METHODS: Final = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS"})
+_CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
 _CONVERTOR: Final = re.compile(r":[a-z_]+\}")
 _RECORDS: Final = ".keyturn/"
@@ -195,14 +196,25 @@ class Tracing:
         )
         return current(span, _NO_FAILURES)
 
-    def trace_configs(self, bucket: str) -> list[aiohttp.TraceConfig]:
-        """What makes a span of each request to the storage."""
-        describe = partial(_describe_s3, f"{bucket}/")
-        return [
-            create_trace_config(
-                request_hook=describe, response_hook=_end_s3, tracer_provider=self._provider
-            )
-        ]
+    def request_observer(self, bucket: str) -> RequestObserver:
+        """What makes a span of each request to the storage, in a recorded trace."""
+        root = f"{bucket}/"
+
+        def observe(
+            method: str, request: SignedRequest
+        ) -> AbstractContextManager[Callable[[int], None]]:
+            if not trace.get_current_span().is_recording():
+                return observe_nothing(method, request)
+            return self._storage_span(_describe_s3(root, method, request))
+
+        return observe
+
+    @contextmanager
+    def _storage_span(self, attributes: _Attributes) -> Iterator[Callable[[int], None]]:
+        name = f"S3.{attributes['rpc.method']}"
+        span = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+        with current(span, _NO_FAILURES):
+            yield partial(_end_s3, span)
 
     def application(self, app: ASGIApp) -> ASGIApp:
         """Serve each request to the gateway in a trace of its own, if that is sampled."""
@@ -304,30 +316,30 @@ def _describe_request(root: Span, scope: Scope, message: AsgiMessage) -> None:
         root.set_attribute("http.response.body.size", int(size))
 
 
-def _describe_s3(root: str, span: Span, params: aiohttp.TraceRequestStartParams) -> None:
-    """Name a request to the storage: its operation, and the kind of what it is for."""
-    if not span.is_recording():
-        return
-    marks = [name for name in _MARKERS if name in params.url.query]
-    if not marks and "uploadId" in params.url.query:
+def _describe_s3(root: str, method: str, request: SignedRequest) -> _Attributes:
+    """Describe a request to the storage: its operation, and the kind of what it is for."""
+    path, _, query = request.target.partition("?")
+    names = {pair.partition("=")[0] for pair in query.split("&")}
+    marks: list[str] = [name for name in _MARKERS if name in names]
+    if not marks and "uploadId" in names:
         marks = ["uploadId"]
-    marks += [_COPY_SOURCE] if _COPY_SOURCE in params.headers else []
-    operation = _OPERATIONS.get(" ".join((params.method, *marks)), _OTHER)
-    span.update_name(f"S3.{operation}")
-    span.set_attribute("rpc.system.name", "aws-api")
-    span.set_attribute("rpc.method", operation)
-    span.set_attribute("keyturn.storage.kind", kind_of(params.url.path[1:].removeprefix(root)))
-    if (size := params.headers.get("Content-Length", "")).isdecimal():
-        span.set_attribute("http.request.body.size", int(size))
+    marks += [_COPY_SOURCE] if _COPY_SOURCE in request.headers else []
+    operation = _OPERATIONS.get(" ".join((method, *marks)), _OTHER)
+    attributes: _Attributes = {
+        "http.request.method": method,
+        "rpc.system.name": "aws-api",
+        "rpc.method": operation,
+        "keyturn.storage.kind": kind_of(path[1:].removeprefix(root)),
+    }
+    if (size := request.headers.get("content-length", "")).isdecimal():
+        attributes["http.request.body.size"] = int(size)
+    return attributes
 
 
-def _end_s3(
-    span: Span, params: aiohttp.TraceRequestEndParams | aiohttp.TraceRequestExceptionParams
-) -> None:
-    if isinstance(params, aiohttp.TraceRequestExceptionParams):
-        fail(span, params.exception)
-    elif not params.response.ok:
-        fail(span, str(params.response.status))
+def _end_s3(span: Span, status: int) -> None:
+    span.set_attribute("http.response.status_code", status)
+    if status >= _CLIENT_ERROR:
+        fail(span, str(status))
 
 
 def kind_of(s3_key: str) -> str:

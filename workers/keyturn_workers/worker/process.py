@@ -52,6 +52,7 @@ from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.storage.s3 import open_storage
+from keyturn_workers.storage.s3_http import observe_nothing
 from keyturn_workers.storage.vendor_errors import explaining_tls
 from keyturn_workers.worker.grants import GrantsFile, GrantsKeeper
 from keyturn_workers.worker.health import Check, health_server
@@ -212,7 +213,7 @@ async def _serve(
             settings,
             capabilities=capabilities,
             max_connections=_max_connections(settings),
-            trace_configs=() if tracing is None else tracing.trace_configs(settings.s3_bucket),
+            observe=tracing.request_observer(settings.s3_bucket) if tracing else observe_nothing,
         ) as storage,
         open_operator_keys(
             settings,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from aiobotocore.credentials import AioCredentials
 
+from keyturn_workers.storage.s3_connections import open_pool
 from keyturn_workers.storage.s3_http import S3HttpClient
-from keyturn_workers.storage.s3_session import open_session
 
 if TYPE_CHECKING:
     import ssl
@@ -28,6 +28,8 @@ class ByteServer:
 
     port: int = 0
     script: list[bytes] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
+    """What it sends before its script, each piece by itself."""
     heads: list[bytes] = field(default_factory=list)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -52,9 +54,14 @@ class ByteServer:
     async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
         self.heads.append(head)
-        _, _, length = head.partition(b"Content-Length: ")
+        _, _, length = head.partition(b"content-length: ")
         if length and self.reads_bodies:
             await reader.readexactly(int(length.split(b"\r\n")[0]))
+        if self.pieces:
+            while self.pieces:
+                writer.write(self.pieces.pop(0))
+                await asyncio.sleep(0)
+            return True
         sent = self.script.pop(0) if self.script else OK
         writer.write(sent)
         await writer.drain()
@@ -63,12 +70,12 @@ class ByteServer:
 
 @asynccontextmanager
 async def open_client(
-    base_url: str, *, tls: ssl.SSLContext | bool = True
+    base_url: str, *, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[S3HttpClient]:
-    """A client with its own session."""
-    async with open_session(4, tls=tls) as session:
+    """A client with its own connections."""
+    async with open_pool(base_url, 4, tls=tls) as pool:
         yield S3HttpClient(
-            session,
+            pool,
             base_url=base_url,
             bucket="bucket",
             region="us-east-1",

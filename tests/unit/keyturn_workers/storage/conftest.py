@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # How a transport is closed or aborted is the event loop's own code: workers run on uvloop.
-_ON_BOTH_LOOPS = ("test_s3_http", "test_s3_session")
+_ON_BOTH_LOOPS = ("test_s3_http", "test_s3_connections")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError
-from keyturn_workers.storage import Headers, streaming_body
+from keyturn_workers.storage import Headers
 from keyturn_workers.storage.port import abort_multipart, open_multipart
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from tools.harness.memory_storage import MemoryStorage
@@ -107,18 +107,15 @@ async def _chunks(*given: bytes, error: Exception | None = None) -> AsyncIterato
         raise error
 
 
-async def _sent(body: KnownLengthBody) -> list[bytes]:
-    """What the storage was given, and `failed` if the body did not end."""
-    sent: list[bytes] = []
-    async with asyncio.timeout(None) as idle:
-        pieces = body.with_idle_timeout(idle)
-        while True:
-            try:
-                sent.append(await anext(pieces))
-            except StopAsyncIteration:
-                return sent
-            except (LookupError, ValueError):
-                return [*sent, b"failed"]
+async def _sent(body: KnownLengthBody) -> tuple[bytes, Exception | None]:
+    """What the storage was given, and the error if the body did not end."""
+    sent = b""
+    try:
+        async for piece in body.pieces():
+            sent += piece
+    except (LookupError, ValueError) as exc:
+        return sent, exc
+    return sent, None
 
 
 @pytest.mark.parametrize(
@@ -126,7 +123,7 @@ async def _sent(body: KnownLengthBody) -> list[bytes]:
 )
 async def test_a_body_of_its_length_is_sent_whole(given: tuple[bytes, ...]) -> None:
     body = b"".join(given)
-    assert b"".join(await _sent(KnownLengthBody(_chunks(*given), len(body)))) == body
+    assert await _sent(KnownLengthBody(_chunks(*given), len(body))) == (body, None)
     assert await KnownLengthBody(_chunks(*given), len(body)).read_all() == body
 
 
@@ -138,11 +135,9 @@ async def test_a_body_of_another_length_is_never_completed(
     given: tuple[bytes, ...], size_bytes: int, reason: str
 ) -> None:
     """Its last piece is held back: the storage has fewer bytes than were announced."""
-    body = KnownLengthBody(_chunks(*given), size_bytes)
-    *sent, end = await _sent(body)
-    assert end == b"failed"
-    assert len(b"".join(sent)) < size_bytes
-    assert isinstance(body.failure, ValueError)
+    sent, failure = await _sent(KnownLengthBody(_chunks(*given), size_bytes))
+    assert len(sent) < size_bytes
+    assert isinstance(failure, ValueError)
     with pytest.raises(ValueError, match=reason):
         await KnownLengthBody(_chunks(*given), size_bytes).read_all()
 
@@ -150,31 +145,6 @@ async def test_a_body_of_another_length_is_never_completed(
 @pytest.mark.parametrize("given", [(), (b"abc",), (b"ab", b"c")])
 async def test_a_source_that_fails_at_the_end_completes_nothing(given: tuple[bytes, ...]) -> None:
     error = LookupError()
-    body = KnownLengthBody(_chunks(*given, error=error), 3)
-    *sent, end = await _sent(body)
-    assert end == b"failed"
-    assert len(b"".join(sent)) < 3
-    assert body.failure is error
-
-
-async def test_the_time_runs_for_the_storage_and_not_for_the_source(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(streaming_body, "IDLE_TIMEOUT_S", 1000.0)
-    deadlines: list[float | None] = []
-
-    async def source() -> AsyncIterator[bytes]:
-        for chunk in (b"a", b"b", b"c"):
-            deadlines.append(idle.when())
-            yield chunk
-
-    async with asyncio.timeout(3000) as idle:
-        now_s = asyncio.get_running_loop().time()
-        async for _ in KnownLengthBody(source(), 3).with_idle_timeout(idle):
-            when = idle.when()
-            assert when is not None
-            assert 999 < when - now_s < 1100
-        after = idle.when()
-    assert deadlines == [None, None, None]
-    assert after is not None
-    assert 999 < after - now_s < 1100
+    sent, failure = await _sent(KnownLengthBody(_chunks(*given, error=error), 3))
+    assert len(sent) < 3
+    assert failure is error

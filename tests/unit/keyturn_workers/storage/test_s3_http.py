@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import aiohttp
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage import s3_http
-from tests.unit.keyturn_workers.storage.byte_server import OK, connected
+from keyturn_workers.errors import StorageTlsError
+from keyturn_workers.storage import s3_connections, s3_http
+from keyturn_workers.storage.s3_connections import ConnectionLostError, ConnectionPool, Exchange
+from tests.unit.keyturn_workers.storage.byte_server import OK, ByteServer, connected, open_client
 
 
 async def test_a_request_is_written_as_it_was_signed() -> None:
@@ -40,6 +41,9 @@ async def test_a_request_is_written_as_it_was_signed() -> None:
     ]
     assert read["host"] == f"127.0.0.1:{server.port}"
     assert server.connections == 1, "all on one connection"
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def _parsed(head: bytes) -> tuple[str, dict[str, str]]:
@@ -82,6 +86,75 @@ async def test_a_stored_encoding_is_not_decoded() -> None:
         assert (await client.call("read", "GET", "k", {}, timeout_s=5)).body == b"raw"
 
 
+@pytest.mark.parametrize(
+    ("sent", "status", "body"),
+    [
+        (CHUNKED + b"2;x=y\r\ndo\r\n2\r\nne\r\n0\r\nETag: late\r\n\r\n", 200, b"done"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+        (b"HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\n", 204, b""),
+    ],
+)
+async def test_a_response_ends_where_its_framing_says(
+    sent: bytes, status: int, body: bytes
+) -> None:
+    """In whatever pieces it arrives; and its connection is used again."""
+    for size in (len(sent), 1):
+        async with connected() as (server, client):
+            server.pieces = [sent[at : at + size] for at in range(0, len(sent), size)]
+            response = await client.call("read", "GET", "k", {}, timeout_s=5)
+            assert (response.status, response.body) == (status, body)
+            assert "etag" not in response.headers, "a trailer is no header"
+            assert (await client.call("read", "GET", "k", {}, timeout_s=5)).body == b"done"
+        assert server.connections == 1
+
+
+async def test_a_response_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a server ignores a range, or lists without end."""
+    monkeypatch.setattr(s3_connections, "RECORD_MAX_BYTES", 1000)
+    async with connected(OK.replace(b"4", b"2000") + bytes(1500)) as (_, client):
+        with pytest.raises(StorageUnavailableError, match="too long"):
+            await client.call("read", "GET", "k", {}, timeout_s=5)
+
+
+async def test_a_port_of_tls_is_recognized() -> None:
+    """By the alert with which a server of TLS answers what is none."""
+    async with connected(b"\x15\x03\x01\x00\x02\x02\x46") as (_, client):
+        with pytest.raises(StorageTlsError, match="https://"):
+            await client.call("read", "GET", "k", {}, timeout_s=5)
+
+
+async def test_a_server_that_speaks_first_is_not_believed() -> None:
+    """What it sends on a new connection answers no request."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server, asyncio.timeout(5):
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        exchange = Exchange(ConnectionPool(url, 1, None), "PUT")
+
+        async def receive() -> None:
+            await exchange.open()
+            await asyncio.sleep(0.1)  # for the greeting to arrive before the request
+            await exchange.read_all()
+
+        with pytest.raises(ConnectionLostError, match="without a request"):
+            await receive()
+        exchange.close()
+        await asyncio.sleep(0.1)  # for the server to notice
+
+
+async def test_ipv6_addresses_are_connected_to() -> None:
+    served = ByteServer()
+    async with await asyncio.start_server(served.serve, "::1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with open_client(f"http://[::1]:{port}/bucket/") as client:
+            assert (await client.call("read", "GET", "k", {}, timeout_s=5)).body == b"done"
+    assert f"Host: [::1]:{port}\r\n".encode() in served.heads[0]
+
+
 async def test_a_redirect_is_not_followed() -> None:
     moved = b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
     async with connected(moved) as (server, client):
@@ -99,6 +172,17 @@ async def test_a_redirect_is_not_followed() -> None:
         b"not HTTP at all\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 2**17,
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 2000,
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
+        b"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n",
+        # The end of such a body would be the end of the connection, whatever ended it.
+        b"HTTP/1.1 200 OK\r\n\r\nwithout a length",
+        CHUNKED + b"4\r\ndone\r\n",
+        CHUNKED + b"4\r\ndone\r\n0\r\nA: " + b"b" * 2**17,
+        CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 4\r\n\r\n") + b"done",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 9\r\n\r\ndone",
+        b"HTTP/1.1 200 OK\nContent-Length: 4\n\ndone",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
@@ -143,14 +227,11 @@ async def test_a_silent_server_ends_the_request_and_its_connection(
 @pytest.mark.parametrize("sent", SILENT, ids=["in the body", "after an interim response"])
 async def test_a_silent_server_ends_a_stream(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the whole may last."""
-    limits = aiohttp.ClientTimeout(total=None, connect=5, sock_read=0.2)
-    monkeypatch.setattr(s3_http, "_READ_STREAM_TIMEOUT", limits)
-    monkeypatch.setattr(s3_http, "CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr(s3_http, "READ_TIMEOUT_S", 0.2)
     async with connected(sent) as (server, client), asyncio.timeout(5):
-        with pytest.raises((StorageUnavailableError, aiohttp.ServerTimeoutError)):
-            async with client.open_get("stream", "k", {}) as response:
-                await response.content.readexactly(9)
+        with pytest.raises((StorageUnavailableError, TimeoutError)):
+            async with client.open_get("stream", "k", {}) as exchange:
+                await exchange.read_up_to(9)
         await server.hung_up.wait()
 
 

@@ -1,8 +1,6 @@
-"""Errors of aiohttp and botocore never leave the storage."""
+"""Errors of connections and of botocore never leave the storage."""
 
 from __future__ import annotations
-
-import asyncio
 
 import aiohttp
 import pytest
@@ -10,7 +8,7 @@ from botocore.exceptions import ClientError
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, StorageTlsError
-from keyturn_workers.storage.s3_session import ConnectionLostError, TlsFailedError
+from keyturn_workers.storage.s3_connections import ConnectionLostError, TlsFailedError
 from keyturn_workers.storage.vendor_errors import (
     may_pass,
     translate_credential_errors,
@@ -21,11 +19,9 @@ from keyturn_workers.storage.vendor_errors import (
 @pytest.mark.parametrize(
     ("raised", "text"),
     [
-        (ConnectionLostError("ServerDisconnectedError"), "Disconnected"),
-        (aiohttp.ClientPayloadError("?X-Amz-Signature=1"), "Payload"),
-        (ConnectionResetError(), "ConnectionReset"),
+        (ConnectionLostError("connection closed"), "connection closed"),
+        (ConnectionResetError("?X-Amz-Signature=1"), "ConnectionReset"),
         (TimeoutError(), "TimeoutError"),
-        (asyncio.IncompleteReadError(b"", 1), "IncompleteRead"),
     ],
     ids=lambda value: getattr(type(value), "__name__", value),
 )
@@ -43,11 +39,22 @@ def test_other_errors_pass_unchanged() -> None:
         raise ValueError("own")
 
 
-def test_a_refusal_of_the_credential_service_is_no_refusal_of_the_storage() -> None:
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"),
+        aiohttp.ClientPayloadError("?X-Amz-Signature=1"),
+    ],
+    ids=["refusal", "loss"],
+)
+def test_a_failure_of_the_credential_service_is_no_refusal_of_the_storage(
+    raised: Exception,
+) -> None:
     """Nothing was sent to the storage: a later attempt may succeed."""
     caught = pytest.raises(StorageUnavailableError, match="credentials")
-    with caught, translate_errors("put"), translate_credential_errors():
-        raise ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole")
+    with caught as error, translate_errors("put"), translate_credential_errors():
+        raise raised
+    assert "Signature" not in str(error.value)
 
 
 def test_a_certificate_is_refused_once_and_a_lost_connection_is_tried_again() -> None:
@@ -57,5 +64,5 @@ def test_a_certificate_is_refused_once_and_a_lost_connection_is_tried_again() ->
     ):
         raise TlsFailedError("its certificate has expired")
     assert not may_pass(StorageTlsError("list: its certificate has expired"))
-    assert may_pass(StorageUnavailableError("list: ServerDisconnectedError"))
+    assert may_pass(StorageUnavailableError("list: connection closed"))
     assert not may_pass(MissingError("list: NoSuchKey"))

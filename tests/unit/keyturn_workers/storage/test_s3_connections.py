@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import aiohttp
+import aiohappyeyeballs
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage import s3_session
+from keyturn_workers.storage import s3_connections
 from keyturn_workers.storage.port import Lease
-from keyturn_workers.storage.s3_session import CleanConnector
+from keyturn_workers.storage.s3_connections import Connection, Exchange
 from tests.unit.keyturn_workers.storage.byte_server import OK, ByteServer, connected, open_client
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.slow  # most wait for a lease
-# One write, and one that aiohttp writes piece by piece.
 BODIES = [bytes(2**20), bytes(8 * 2**20)]
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
@@ -44,8 +44,28 @@ def _small_socket(address: Any) -> socket.socket:
 
 @pytest.fixture
 def small_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = partial(CleanConnector, socket_factory=_small_socket)
-    monkeypatch.setattr(s3_session, "CleanConnector", small)
+    small = partial(aiohappyeyeballs.start_connection, socket_factory=_small_socket)
+    monkeypatch.setattr(s3_connections, "start_connection", small)
+
+
+@pytest.fixture
+def closing_normally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken variant: a connection is closed, which sends its buffer first."""
+    made = Connection.connection_made
+
+    def connection_made(self: Connection, transport: asyncio.BaseTransport) -> None:
+        made(self, transport)
+        self.transport = cast("asyncio.Transport", _ClosedTransport(self.transport))
+
+    monkeypatch.setattr(Connection, "connection_made", connection_made)
+
+
+class _ClosedTransport:
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, "close" if name == "abort" else name)
 
 
 class StallingServer:
@@ -81,7 +101,7 @@ async def _stalling(
 
 
 @pytest.mark.usefixtures("small_sockets")
-@pytest.mark.parametrize("body", BODIES, ids=["one write", "many writes"])
+@pytest.mark.parametrize("body", BODIES, ids=["1 MiB", "8 MiB"])
 @pytest.mark.parametrize("by", ["lease", "cancellation"])
 async def test_nothing_more_of_a_write_is_sent_after_its_time(body: bytes, by: str) -> None:
     """A server that reads the rest later must not get a whole request: the lease is over."""
@@ -121,71 +141,163 @@ async def test_nothing_more_of_a_write_is_sent_over_tls_after_its_time(tmp_path:
     assert await _received_over_tls(tmp_path, body) < len(body)
 
 
-@pytest.mark.usefixtures("small_sockets")
+@pytest.mark.usefixtures("small_sockets", "closing_normally")
 async def test_without_the_abort_a_write_over_tls_would_arrive_after_its_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    """The broken variant: aiohttp closes the connection normally, which flushes first."""
-    monkeypatch.setattr("keyturn_workers.storage.s3_http.abort_on_failure", nullcontext)
-    body = bytes(2**20)
+    body = bytes(2**18)  # written at once
     assert await _received_over_tls(tmp_path, body) == len(body)
 
 
-@pytest.mark.usefixtures("small_sockets")
-async def test_without_the_guard_the_rest_of_a_write_would_be_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The broken variant: a connection that is closed normally sends its buffer first."""
-    monkeypatch.setattr(s3_session, "_drop_unsent", lambda _: None)
-    monkeypatch.setattr("keyturn_workers.storage.s3_http.abort_on_failure", nullcontext)
+@pytest.mark.usefixtures("small_sockets", "closing_normally")
+async def test_without_the_abort_the_rest_of_a_write_would_be_sent() -> None:
+    body = bytes(2**18)
     lease = Lease(datetime.now(UTC), 1)
     async with _stalling() as (server, url), open_client(url) as client, asyncio.timeout(30):
         with pytest.raises(StorageUnavailableError):
-            await client.call("put", "PUT", "k", {}, body=BODIES[0], lease=lease)
+            await client.call("put", "PUT", "k", {}, body=body, lease=lease)
         server.resume.set()
-        assert await server.received_bytes == len(BODIES[0])
+        assert await server.received_bytes == len(body)
+
+
+EARLY = b"HTTP/1.1 %s\r\nContent-Length: 4\r\n\r\ndone"
 
 
 @pytest.mark.usefixtures("small_sockets")
-@pytest.mark.parametrize("body", BODIES, ids=["one write", "many writes"])
-async def test_a_connection_with_an_unsent_body_is_not_used_again(body: bytes) -> None:
-    """The server responded before it read the body: the rest of it is still under way."""
-    async with connected(reads_bodies=False) as (server, client), asyncio.timeout(30):
-        assert (await client.call("put", "PUT", "k", {}, body=body, timeout_s=20)).status == 200
+@pytest.mark.parametrize("body", BODIES, ids=["1 MiB", "8 MiB"])
+@pytest.mark.parametrize(
+    ("status", "error"), [(b"200 OK", "early response"), (b"503 Slow Down", "503")]
+)
+async def test_of_a_response_before_the_whole_request_only_a_failure_is_believed(
+    body: bytes, status: bytes, error: str
+) -> None:
+    """Nobody can have stored what was not sent; and the connection is not used again."""
+    early = EARLY % status
+    async with connected(early, reads_bodies=False) as (server, client), asyncio.timeout(30):
+        with pytest.raises(StorageUnavailableError, match=error):
+            await client.call("put", "PUT", "k", {}, body=body, timeout_s=20)
         assert (await client.call("read", "GET", "k", {}, timeout_s=20)).body == b"done"
     assert server.connections == 2
 
 
-async def _unsolicited(server: ByteServer, client: Any) -> None:
-    """Leave a response in the pool that answers no request."""
+@pytest.mark.usefixtures("small_sockets")
+async def test_without_the_guard_an_early_success_would_be_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broken variant."""
+    monkeypatch.setattr(Exchange, "_is_sent", lambda _: True)
+    early = EARLY % b"200 OK"
+    async with connected(early, reads_bodies=False) as (_, client), asyncio.timeout(30):
+        put = await client.call("put", "PUT", "k", {}, body=BODIES[0], timeout_s=20)
+    assert put.body == b"done"
+
+
+async def _used_once(server: ByteServer, client: Any) -> int:
+    """Leave a connection in the pool; gives the server's end of it."""
     await client.call("read", "GET", "k", {}, timeout_s=5)
-    server.writers[0].write(NOT_FOUND)
-    await server.writers[0].drain()
-    await asyncio.sleep(0.1)  # nothing shows when the client's kernel has it
+    end: int = server.writers[0].get_extra_info("socket").fileno()
+    return end
 
 
-async def test_an_early_response_is_not_the_response_to_the_next_request() -> None:
+@pytest.mark.parametrize("is_read", [True, False], ids=["read by the loop", "not yet read"])
+@pytest.mark.parametrize("sent", [NOT_FOUND, b"H", b"\r\n"], ids=["whole", "one byte", "blank"])
+async def test_an_early_response_is_not_the_response_to_the_next_request(
+    sent: bytes, is_read: bool
+) -> None:
     """It came on a kept connection after the last response: no request is sent there."""
     async with connected() as (server, client):
-        await _unsolicited(server, client)
-        with pytest.raises(StorageUnavailableError, match="ServerDisconnectedError"):
-            await client.call("put", "PUT", "k", {}, body=b"body", timeout_s=5)
-        assert [head[:4] for head in server.heads] == [b"GET "]
-        assert (await client.call("read", "GET", "k", {}, timeout_s=5)).body == b"done"
+        os.write(await _used_once(server, client), sent)
+        if is_read:
+            await asyncio.sleep(0.1)  # nothing shows when the client's loop has it
+        put = await client.call("put", "PUT", "k", {}, body=b"body", timeout_s=5)
+        assert put.body == b"done"
+    assert [head[:4] for head in server.heads] == [b"GET ", b"PUT "]
     assert server.connections == 2
 
 
 async def test_without_the_guard_an_early_response_would_be_believed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The broken variant: aiohttp's own pool hands such a connection out."""
-    monkeypatch.setattr(s3_session, "CleanConnector", aiohttp.TCPConnector)
-    early = NOT_FOUND.replace(b"404 Not Found", b"200 OK")
-    monkeypatch.setattr(f"{__name__}.NOT_FOUND", early)
+    """The broken variant: nothing looks at the socket before a request."""
+    monkeypatch.setattr(Connection, "is_silent", lambda _: True)
     async with connected() as (server, client):
-        await _unsolicited(server, client)
+        os.write(await _used_once(server, client), EARLY % b"200 OK")
         response = await client.call("put", "PUT", "k", {}, body=b"body", timeout_s=5)
-        assert response.body == b"", "not what the server said to the put"
+        assert response.headers.get("x-seen") is None, "not what the server said to the put"
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["read by the loop", "not yet read"])
+async def test_a_connection_that_the_server_closed_is_not_used(is_read: bool) -> None:
+    """A request that was not sent may go out on another one."""
+    async with connected() as (server, client):
+        await _used_once(server, client)
+        server.writers[0].transport.abort()
+        await asyncio.sleep(0.1 if is_read else 0)
+        put = await client.call("put", "PUT", "k", {}, body=b"body", timeout_s=5)
+        assert put.body == b"done"
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        OK + NOT_FOUND,
+        OK + b"x",
+        OK.replace(b"200 OK", b"200 OK\r\nConnection: close"),
+        OK.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    ],
+    ids=["a second response", "a byte", "close", "HTTP/1.0"],
+)
+async def test_a_whole_response_counts_and_its_connection_does_not(sent: bytes) -> None:
+    async with connected(sent) as (server, client):
+        for _ in range(2):
+            response = await client.call("put", "PUT", "k", {}, body=b"body", timeout_s=5)
+            assert (response.status, response.body) == (200, b"done")
+    assert server.connections == 2
+
+
+async def test_a_connection_is_kept_for_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_connections, "_KEEP_ALIVE_S", 0.2)
+    async with connected() as (server, client), asyncio.timeout(5):
+        await _used_once(server, client)
+        await server.hung_up.wait()
+        await client.call("read", "GET", "k", {}, timeout_s=5)
+    assert server.connections == 2
+
+
+async def test_more_requests_than_connections_wait() -> None:
+    """And a cancelled one gives up its place."""
+    unfinished = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nslow"
+    async with connected(*[unfinished] * 4) as (server, client), asyncio.timeout(5):
+        calls = [
+            asyncio.create_task(client.call("read", "GET", str(key), {}, timeout_s=5))
+            for key in range(7)
+        ]
+        while len(server.heads) < 4:  # noqa: ASYNC110  # the server gives no other sign
+            await asyncio.sleep(0.01)
+        calls.pop(4).cancel()
+        for call in calls[:4]:
+            call.cancel()
+        assert [(await call).body for call in calls[4:]] == [b"done"] * 2
+    assert {head.split()[1] for head in server.heads[4:]} == {b"/bucket/5", b"/bucket/6"}
+
+
+async def test_a_stream_is_read_no_faster_than_its_reader() -> None:
+    """And not at all once it is left: a late reader gets no byte of the next response."""
+    size_bytes = 16 * 2**20
+    large = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size_bytes + bytes(size_bytes)
+    async with connected(large) as (server, client), asyncio.timeout(20):
+        async with client.open_get("stream", "k", {}) as exchange:
+            first = await exchange.read_some()
+            await asyncio.sleep(0.2)  # for the server to send what is taken
+            held_bytes = sum(map(len, exchange._pieces))
+            assert len(first) + held_bytes < 2**20
+            rest = await exchange.read_up_to(size_bytes)
+            assert len(first) + len(rest) == size_bytes
+        async with client.open_get("stream", "k", {}) as exchange:
+            pass
+        assert await exchange.read_some() == b""
+    assert server.connections == 1
 
 
 async def test_tls_is_used_and_the_certificate_is_checked(tmp_path: Path) -> None:
