@@ -1,8 +1,8 @@
 """How the parts of a label are joined; the labels themselves are beside their uses (SPEC 2 to 6).
 
-A label keeps one use of a key from another. It is its parts joined by zero bytes. It must never be ambiguous: a part that
-itself held a zero byte could move the border between two parts, and make a wrap for
-one object open as the wrap of another.
+A label keeps one use of a key from another. It is its parts joined by zero bytes. It must never be
+ambiguous: a part that itself held a zero byte could move the border between two parts, and make a
+wrap for one object open as the wrap of another.
 """
 
 
