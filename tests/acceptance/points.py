@@ -19,7 +19,7 @@ from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.control import enrollment
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage.s3 import S3Storage
-from keyturn_workers.upload import body
+from keyturn_workers.upload.sessions import OpenedSessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -88,15 +88,15 @@ class SecretOpened:
     """Right after a sealed secret was opened."""
 
     def install(self, strike: Callable[[], None]) -> None:
-        for module in (body, enrollment):
-            original = module.open_secret
+        for owner, name in ((OpenedSessions, "open_key"), (enrollment, "open_secret")):
+            original = getattr(owner, name)
 
             def opened(*arguments: Any, original: Any = original) -> bytes:
                 secret: bytes = original(*arguments)
                 strike()
                 return secret
 
-            setattr(module, "open_secret", opened)  # noqa: B010  # mypy forbids the assignment
+            setattr(owner, name, opened)
 
 
 class ReadAgain:
