@@ -93,7 +93,10 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a removal": lambda call: call.op.startswith("delete"),
 }
 MOMENT: Final = st.sampled_from(sorted(MOMENTS))
-FATES: Final = ("hold", "begun", "midst", "midst", "late", "lose", "lose after", "crash", "cut")
+FATES: Final = (
+    *("hold", "begun", "midst", "midst", "late", "cut"),
+    *("lose", "lose before", "lose after", "crash", "crash before"),
+)
 WRITE: Final = st.sampled_from(("a copy", "a copy", "an object's put", "an object's read"))
 
 
@@ -513,8 +516,12 @@ class Protocol(RuleBasedStateMachine):
             case "lose after":
                 self._serve_in_part(call, "late")
                 self.on.network.lose(call)
+            case "lose before":
+                self.on.network.drop(call)
             case "crash":
                 self.on.crash(call.sender)
+            case "crash before":
+                self.on.crash(call.sender, arriving=lambda each: each is not call)
             case "cut":
                 self.on.disconnect(call.sender, noticed=False)
         if call in self.on.calls:
