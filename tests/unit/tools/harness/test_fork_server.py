@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -43,7 +44,9 @@ async def test_a_command_reads_its_own_arguments_and_environment(
 async def test_a_signal_ends_one_and_leaves_the_others(server: ForkServer, tmp_path: Path) -> None:
     first = await server.start("http.server", ["0"], _ENV, tmp_path)
     second = await server.start("http.server", ["0"], _ENV, tmp_path)
-    assert psutil.Process(first.pid).cwd() == str(tmp_path)
+    async with asyncio.timeout(30):
+        while psutil.Process(first.pid).cwd() != str(tmp_path):  # noqa: ASYNC110  # it has just begun
+            await asyncio.sleep(0.01)
     first.kill()
     assert await first.wait() == -signal.SIGKILL
     assert second.returncode is None
