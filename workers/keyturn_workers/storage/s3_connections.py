@@ -7,7 +7,8 @@ and the caller decides.
 A connection serves the next request only if this exchange is complete: the whole request has left
 this process, the whole response has arrived, and nothing came after it. Otherwise it is aborted,
 never closed: closing first sends what is still in the buffer, and so the rest of a write could
-arrive after its lease. Over TLS, that would go on for up to 30 s.
+arrive after its lease. Over TLS, that would go on for up to 30 s. The kernel has a buffer too, of
+megabytes, and goes on for minutes: it is told to drop that and reset the connection (`SO_LINGER`).
 
 No response is believed that can be of another request, or cannot be of a whole one:
 
@@ -20,9 +21,10 @@ import asyncio
 import select
 import socket
 import ssl
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -45,6 +47,9 @@ _MAX_HEADERS: Final = 256
 # Of all that is not a body: interim responses, the head, framing of chunks, trailers.
 _MAX_OVERHEAD_BYTES: Final = 64 * 2**10
 _TLS_ALERT: Final = b"\x15\x03"
+# `struct linger`: whether closing drops what is unsent and resets, after 0 seconds.
+_RESET: Final = struct.pack("ii", 1, 0)
+_NO_RESET: Final = struct.pack("ii", 0, 0)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -65,6 +70,7 @@ class Connection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.failure: ConnectionLostError | None = None
         self.is_write_paused = False
+        self.has_received = False
         self.idle_since_s = 0.0
         self._poll = select.poll()
 
@@ -75,6 +81,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        self.has_received = True
         if self.exchange is None:
             self.fail("response without a request")
         else:
@@ -88,7 +95,7 @@ class Connection(asyncio.Protocol):
         """See `asyncio.BaseProtocol`."""
         if exc is None:
             self.fail("connection closed")
-        elif (problem := describe_tls_failure(exc, STORAGE)) is not None:
+        elif not self.has_received and (problem := describe_tls_failure(exc, STORAGE)) is not None:
             self.fail(TlsFailedError(problem))
         else:
             self.fail(type(exc).__name__)
@@ -110,6 +117,17 @@ class Connection(asyncio.Protocol):
             self.failure = ConnectionLostError(reason) if isinstance(reason, str) else reason
         if self.exchange is not None:
             self.exchange.wake()
+
+    def end(self) -> None:
+        """Close it while it is unused: nothing has to be dropped, so it is not reset."""
+        self.keep_unsent()
+        self.transport.abort()
+
+    def keep_unsent(self) -> None:
+        """Let the kernel send what it has been given, whatever becomes of the connection."""
+        sock = self.transport.get_extra_info("socket")
+        with suppress(OSError):  # it is closed already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
 
     def is_silent(self) -> bool:
         """Whether it is open, and nothing waits to be read."""
@@ -151,6 +169,7 @@ class Exchange:
         self._is_head = method == "HEAD"
         self._read_timeout_s = read_timeout_s
         self._pieces: deque[bytes] = deque()
+        self._whole = bytearray()
         self.headers: dict[str, str] = {}
 
     async def open(self) -> None:
@@ -172,9 +191,9 @@ class Exchange:
         connection = self._connection
         connection.exchange = None
         del self._parser  # it refers to this object
-        if self._is_read_paused and not connection.transport.is_closing():
-            connection.transport.resume_reading()
-        is_reusable = self._is_complete and self._keeps_alive and not self._is_early
+        # What arrives while reading is paused is not seen: it could be taken for the next response.
+        is_seen = not self._is_early and not self._is_read_paused
+        is_reusable = self._is_complete and self._keeps_alive and is_seen
         self._pool.release(connection, is_reusable=is_reusable)
         # A reader that outlives its exchange must get no byte of the next one.
         self._pieces.clear()
@@ -211,18 +230,23 @@ class Exchange:
 
         Returns:
             False if the response began, and nothing more may be sent.
+
+        Raises:
+            ConnectionLostError: the connection failed.
         """
         if self.status:
             return False
-        if self._connection.failure is None:
-            self._unsent_bytes -= len(piece)
-            self._connection.transport.write(piece)
+        if self._connection.failure is not None:
+            raise self._connection.failure
+        self._unsent_bytes -= len(piece)
+        self._connection.transport.write(piece)
         while self._connection.is_write_paused and not self.status:
             await self._wait()
         return not self.status
 
     def cut_off(self) -> None:
         """Send what is written, and close the connection. Only for the probe."""
+        self._connection.keep_unsent()
         self._connection.transport.close()
 
     async def read_head(self) -> None:
@@ -242,7 +266,7 @@ class Exchange:
         await self.read_head()
         while not self._is_complete:
             await self._wait()
-        return b"".join(self._pieces)
+        return bytes(self._whole)
 
     async def read_some(self) -> bytes:
         """Read the next piece as it arrives; empty at the end."""
@@ -336,12 +360,13 @@ class Exchange:
             self._connection.fail("response without a request")
             return
         self._overhead_bytes = 0
-        self._pieces.append(piece)
-        self._buffered_bytes += len(piece)
         if self._read_timeout_s is None:
-            if self._buffered_bytes > RECORD_MAX_BYTES:
+            self._whole += piece
+            if len(self._whole) > RECORD_MAX_BYTES:
                 self._connection.fail("response too long")
             return
+        self._pieces.append(piece)
+        self._buffered_bytes += len(piece)
         self.wake()
         transport = self._connection.transport
         is_much = self._buffered_bytes > _READ_AHEAD_BYTES
@@ -351,7 +376,7 @@ class Exchange:
 
     def on_message_complete(self) -> None:
         """See `httptools`."""
-        if self.status:
+        if self.status and self._connection.failure is None:
             self._is_complete = True
             self.wake()
 
@@ -424,19 +449,19 @@ class ConnectionPool:
             self._expiry = loop.call_later(_KEEP_ALIVE_S, self._expire)
 
     async def close(self) -> None:
-        """Abort the connections that are not in use; the others follow when they are released."""
+        """Close the connections that are not in use; the others are aborted once released."""
         self._is_closed = True
         if self._expiry is not None:
             self._expiry.cancel()
         while self._idle:
-            self._idle.pop().transport.abort()
+            self._idle.pop().end()
         await asyncio.sleep(0)  # the transports are gone then
 
     def _expire(self) -> None:
         loop = asyncio.get_running_loop()
         last_s = loop.time() - _KEEP_ALIVE_S
         while self._idle and self._idle[0].idle_since_s <= last_s:
-            self._idle.popleft().transport.abort()
+            self._idle.popleft().end()
         self._expiry = None
         if self._idle:
             at_s = self._idle[0].idle_since_s + _KEEP_ALIVE_S
@@ -451,6 +476,7 @@ class ConnectionPool:
                 )
                 sock = await start_connection(found, happy_eyeballs_delay=_HAPPY_EYEBALLS_S)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 _, connection = await loop.create_connection(Connection, sock=sock, **self._tls)
         except (OSError, UnicodeError) as exc:
             # Its text has the address. A context would be shown, too.

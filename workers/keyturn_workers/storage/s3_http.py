@@ -179,7 +179,8 @@ class S3HttpClient:
                         await exchange.read_head()
                     note_status(exchange.status)
                 if exchange.status >= 300:  # noqa: PLR2004  # a redirect is not a success
-                    error_body = await exchange.read_up_to(_ERROR_BODY_BYTES)
+                    async with asyncio.timeout(READ_TIMEOUT_S):
+                        error_body = await exchange.read_up_to(_ERROR_BODY_BYTES)
                     raise read_error_for(operation, exchange.status, error_code(error_body))
             yield exchange
         finally:

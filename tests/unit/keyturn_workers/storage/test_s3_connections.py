@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import Mock
 
 import aiohappyeyeballs
 import pytest
@@ -22,7 +23,13 @@ from cryptography.x509.oid import NameOID
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage import s3_connections
 from keyturn_workers.storage.port import Lease
-from keyturn_workers.storage.s3_connections import Connection, Exchange
+from keyturn_workers.storage.s3_connections import (
+    Connection,
+    ConnectionLostError,
+    Exchange,
+    TlsFailedError,
+)
+from keyturn_workers.storage.streaming_body import KnownLengthBody
 from tests.unit.keyturn_workers.storage.byte_server import OK, ByteServer, connected, open_client
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow  # most wait for a lease
 BODIES = [bytes(2**20), bytes(8 * 2**20)]
+_KERNEL_BODY = bytes(2**18)
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -58,6 +66,13 @@ def closing_normally(monkeypatch: pytest.MonkeyPatch) -> None:
         self.transport = cast("asyncio.Transport", _ClosedTransport(self.transport))
 
     monkeypatch.setattr(Connection, "connection_made", connection_made)
+    monkeypatch.setattr(s3_connections, "_RESET", s3_connections._NO_RESET)
+
+
+@pytest.fixture
+def without_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken variant: an aborted connection leaves to the kernel what the kernel has."""
+    monkeypatch.setattr(s3_connections, "_RESET", s3_connections._NO_RESET)
 
 
 class _ClosedTransport:
@@ -158,6 +173,75 @@ async def test_without_the_abort_the_rest_of_a_write_would_be_sent() -> None:
             await client.call("put", "PUT", "k", {}, body=body, lease=lease)
         server.resume.set()
         assert await server.received_bytes == len(body)
+
+
+async def _received_from_the_kernel() -> int:
+    """What a server gets that reads a write only after its lease; of a body that fits in there."""
+    lease = Lease(datetime.now(UTC), 1)
+    async with _stalling() as (server, url), open_client(url) as client, asyncio.timeout(30):
+        with pytest.raises(StorageUnavailableError):
+            await client.call("put", "PUT", "k", {}, body=_KERNEL_BODY, lease=lease)
+        server.resume.set()
+        return await server.received_bytes
+
+
+async def test_the_kernel_sends_nothing_more_of_a_write_after_its_time() -> None:
+    assert await _received_from_the_kernel() < len(_KERNEL_BODY)
+
+
+@pytest.mark.usefixtures("without_reset")
+async def test_without_the_reset_the_kernel_would_send_the_rest() -> None:
+    assert await _received_from_the_kernel() == len(_KERNEL_BODY)
+
+
+async def test_a_connection_lost_while_a_stream_is_sent_ends_it_at_once() -> None:
+    """However slow the source is: the rest of a large body is neither read nor encrypted."""
+    taken = list[int]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await reader.readexactly(100)
+        writer.transport.abort()
+
+    async def source() -> AsyncIterator[bytes]:
+        for number in range(100):
+            taken.append(number)
+            yield bytes(1000)
+            await asyncio.sleep(0.01)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://localhost:{server.sockets[0].getsockname()[1]}/bucket/"
+        async with open_client(url) as client, asyncio.timeout(20):
+            body = KnownLengthBody(source(), 100_000)
+            with pytest.raises(StorageUnavailableError):
+                await client.put_stream("put", "k", {}, body, lease=None)
+    assert len(taken) < 50
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+async def test_a_connection_that_was_not_read_to_the_end_is_not_used_again(is_paused: bool) -> None:
+    """What came while reading was paused, nobody has seen: it could answer the next request."""
+    pool, connection = Mock(), Mock()
+    exchange = Exchange(pool, "GET", read_timeout_s=1)
+    exchange._connection, exchange._parser = connection, Mock()
+    exchange._is_open = exchange._is_complete = exchange._keeps_alive = True
+    exchange._is_read_paused = is_paused
+    exchange.close()
+    pool.release.assert_called_once_with(connection, is_reusable=not is_paused)
+
+
+@pytest.mark.parametrize("has_received", [False, True])
+async def test_an_error_of_tls_in_the_middle_is_a_lost_connection(has_received: bool) -> None:
+    """Only before the first byte does it say that the server speaks no TLS."""
+    connection = Connection()
+    connection.transport = Mock()
+    connection.has_received = has_received
+    error = ssl.SSLError()
+    error.reason = "WRONG_VERSION_NUMBER"
+    connection.connection_lost(error)
+    assert isinstance(connection.failure, ConnectionLostError)
+    assert isinstance(connection.failure, TlsFailedError) is not has_received
 
 
 EARLY = b"HTTP/1.1 %s\r\nContent-Length: 4\r\n\r\ndone"
