@@ -19,6 +19,12 @@ SESSION_MAX_MESSAGES: Final = 2**16
 _SECRET_BYTES: Final = 32
 
 
+def _boottime_s() -> float:
+    """Seconds by a clock that goes on while the machine sleeps, where there is one."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
 @dataclass(slots=True)
 class _Session:
     secret: Secret
@@ -43,7 +49,7 @@ class SealingSession:
         *,
         max_messages: int = SESSION_MAX_MESSAGES,
         max_age_s: float = SESSION_MAX_AGE_S,
-        now_s: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = _boottime_s,
     ) -> None:
         self._intake = settings.intake_public_key
         self._info = session_info(settings.deployment, settings.publisher_name)

@@ -15,6 +15,7 @@ channel brought.
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from contextvars import Context
 from typing import Final
 
@@ -85,6 +86,7 @@ class ChannelAcks:
         self._is_lost = False
         self._timer: asyncio.TimerHandle | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     def done(self, tag: int) -> None:
         """See `Acks.done`."""
@@ -135,9 +137,18 @@ class ChannelAcks:
             self._is_lost = True
             self._ready.clear()
             self._back.clear()
-            _log.debug("deliveries lost with their channel", problem=type(exc).__name__)
+            if self.channel.is_closed:
+                _log.debug("deliveries lost with their channel", problem=type(exc).__name__)
+            else:
+                # Its deliveries would be unsettled for as long as it is open.
+                _log.warning("acknowledgments failed", problem=type(exc).__name__)
+                self._closing = asyncio.create_task(self._close())
             if isinstance(exc, asyncio.CancelledError):
                 raise
+
+    async def _close(self) -> None:
+        with suppress(Exception):
+            await self.channel.close()
 
     async def _write_next(self) -> bool:
         """Write one frame; False if nothing is to be written now."""

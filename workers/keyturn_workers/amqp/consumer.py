@@ -124,6 +124,9 @@ class QueueConsumer:
                 self._acks.done(message)
             else:
                 self._acks.give_back(message)
+        except Exception:
+            self._acks.give_back(message)  # else it would keep its place in the prefetch for ever
+            raise
         finally:
             self._in_flight -= 1
             if not self._in_flight:
@@ -268,12 +271,14 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
             except Exception:  # noqa: BLE001  # no error may lose a message
                 # The broker did not confirm, so nothing is acknowledged: the message is
                 # redelivered, from here or, after a lost connection, by the broker itself.
-                _log.exception(
-                    "delivery not finished", queue=self._queue, message_id=message.message_id
-                )
+                with suppress(Exception):  # nor one of the log, such as a full disk
+                    _log.exception(
+                        "delivery not finished", queue=self._queue, message_id=message.message_id
+                    )
                 await asyncio.sleep(_PAUSE_S)
                 return Settlement.RETURNED
-            report()
+            with suppress(Exception):  # what it reports is durable
+                report()
             return Settlement.DONE
 
     async def _consume(self, message: AbstractIncomingMessage, delivery: Delivery) -> Report:

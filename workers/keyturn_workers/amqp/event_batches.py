@@ -15,9 +15,13 @@ from contextvars import Context
 from functools import partial
 from typing import Final
 
+import structlog
+
 from keyturn.messages import EVENT_BATCH_MAX, EVENT_BATCH_MAX_BYTES, encode_batch
 
 _HOLD_S: Final = 0.005
+
+_log = structlog.get_logger()
 
 Send = Callable[[str, str, tuple[bytes, ...]], Awaitable[None]]
 """Publishes events of a type and a publisher as one message; returns once that is confirmed."""
@@ -148,7 +152,9 @@ class _Lane:
             await self._send(tuple(batch.bodies))
         except NotConfirmedError as exc:
             return str(exc)
-        except Exception as exc:  # noqa: BLE001  # raised by each caller
+        except Exception as exc:  # noqa: BLE001  # each caller raises its name
+            # The only place that knows where it came from.
+            _log.exception("events not published", events=len(batch.bodies))
             return type(exc).__name__
         return None
 

@@ -66,12 +66,14 @@ class OpenedSessions:
         return open_under_session(session.reveal(), sealed, info)
 
     def _session(self, intake_key: IntakeKey, sealed: bytes, publisher: str) -> Secret:
-        sessions = self._opened.setdefault(intake_key, defaultdict(OrderedDict))[publisher]
+        of_key = self._opened.setdefault(intake_key, defaultdict(OrderedDict))
         digest = hashlib.sha256(sealed).digest()
-        if (known := sessions.get(digest)) is not None:
-            sessions.move_to_end(digest)
+        known = of_key[publisher].get(digest) if publisher in of_key else None
+        if known is not None:
+            of_key[publisher].move_to_end(digest)
             return known
         secret = Secret(open_with(intake_key, sealed, session_info(self._deployment, publisher)))
+        sessions = of_key[publisher]
         sessions[digest] = secret
         if len(sessions) > self._per_publisher:
             sessions.popitem(last=False)

@@ -137,3 +137,16 @@ def test_a_flush_ends_with_the_channel(clocked: ClockedLoop, channel: BrokerChan
     clocked.run(channel.close)
     assert flush.done()
     assert channel.frames == []
+
+
+def test_a_channel_on_which_acknowledging_fails_is_closed(
+    clocked: ClockedLoop, channel: BrokerChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left open, it would keep its deliveries from everybody."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(channel, "basic_ack", fail)
+    _settle(clocked, Acks(64), [channel.deliver()])
+    assert channel.is_closed

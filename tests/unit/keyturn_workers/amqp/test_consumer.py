@@ -154,6 +154,21 @@ async def test_what_its_handler_returns_is_given_back(
     connection.underlay.basic_ack.assert_not_awaited()
 
 
+async def test_what_its_handler_fails_at_is_given_back(
+    connection: FakeConnection, consuming: QueueConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not do that. But else the delivery would keep its place in the prefetch for ever."""
+
+    async def fail(_: object) -> Settlement:
+        raise OSError
+
+    monkeypatch.setattr(consuming, "_handle", fail)
+    with pytest.raises(OSError, match=r"^$"):
+        await (await _begin(connection))
+    await consuming.flush()
+    connection.underlay.basic_nack.assert_awaited_once_with(1, requeue=True)
+
+
 async def test_a_handler_that_is_canceled_is_no_longer_waited_for(
     connection: FakeConnection, consuming: QueueConsumer
 ) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,6 +21,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin
+from keyturn_workers.amqp import consumer, request_consumer
 from keyturn_workers.amqp.consumer import DeferError
 from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import Retry, utc_now
@@ -537,6 +539,19 @@ async def test_each_outcome_is_counted_once(
     if body is None:  # else it is unknown since when it waited
         names.append('queue_wait_seconds_count{queue="keyturn.upload"}')
     assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
+
+
+@pytest.mark.parametrize("error", [None, AlreadyExistsError("k"), StorageUnavailableError("x")])
+async def test_a_log_that_cannot_be_written_keeps_no_delivery(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as on a full disk. What the line would say is durable."""
+    scene, full = Scene(), Mock(side_effect=OSError)
+    for module in (consumer, request_consumer):
+        monkeypatch.setattr(module, "_log", Mock(info=full, warning=full, exception=full))
+    await consume(FakeHandler(scene, error), message(scene))
+    assert scene.steps[-1] == "ack"
+    full.assert_called()
 
 
 @pytest.mark.slow
