@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
+import aiormq
 from faststream.rabbit import RabbitBroker
 
 from keyturn_workers.amqp.consumer import QueueConsumer, Settlement, finish
@@ -301,3 +302,24 @@ async def test_a_broker_that_does_not_answer_delays_a_cancellation_only_briefly(
         scene.handler.gate.set()
         await scene.stop()
         assert await scene.ready_count() == 0
+
+
+async def test_where_acknowledging_fails_all_comes_again_on_another_channel(
+    vhost_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not acknowledged, and cannot be, must not stay with this process."""
+    acknowledge, failures = aiormq.Channel.basic_ack, [ValueError()]
+
+    async def fail_once(channel: aiormq.Channel, *args: Any, **more: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await acknowledge(channel, *args, **more)
+
+    monkeypatch.setattr(aiormq.Channel, "basic_ack", fail_once)
+    async with consuming(vhost_url) as scene:
+        scene.handler.gate.set()
+        await scene.send(b"x")
+        await scene.handler.has_received(2)
+        await scene.send(b"y")
+        await scene.handler.has_received(3)
+        await scene.is_active(expected=True)
