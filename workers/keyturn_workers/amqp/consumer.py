@@ -277,8 +277,11 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
                     )
                 await asyncio.sleep(_PAUSE_S)
                 return Settlement.RETURNED
-            with suppress(Exception):  # what it reports is durable
+            try:
                 report()
+            except Exception:  # noqa: BLE001  # what it reports is durable
+                with suppress(Exception):  # it may be the log that failed
+                    _log.exception("not reported", queue=self._queue)
             return Settlement.DONE
 
     async def _consume(self, message: AbstractIncomingMessage, delivery: Delivery) -> Report:
