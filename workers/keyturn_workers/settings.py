@@ -40,6 +40,7 @@ from keyturn.settings import (
 )
 from keyturn.topology import AUDIT_MAX_AGE_S, AUDIT_MAX_BYTES
 from keyturn_workers.key_uris import KeyUri, is_key_uri, parse_key_uri
+from keyturn_workers.sources.config import Source, parse_sources
 from keyturn_workers.worker.grants import Grant, GrantsFile, parse_grants, parse_named_settings
 
 MasterKeySource: TypeAlias = Secret | KeyUri
@@ -123,6 +124,7 @@ MasterKeys = Annotated[dict[str, MasterKeySource], NoDecode, BeforeValidator(_ma
 IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_keys)]
 # Pydantic's own validation would copy it; the file must stay the object that is read again.
 Publishers = Annotated[Mapping[str, Grant], NoDecode, PlainValidator(_publishers)]
+Sources = Annotated[dict[str, Source], NoDecode, BeforeValidator(parse_sources)]
 CorsOrigins = Annotated[tuple[str, ...], NoDecode, PlainValidator(_cors_origins)]
 LogFormat = Literal["console", "json"]
 
@@ -180,6 +182,21 @@ class OperatorSettings(S3Settings, KmsSettings):
     master_keys: MasterKeys
 
 
+class SourceSettings(S3Settings):
+    """The buckets that objects are taken in from (SPEC 17)."""
+
+    sources: Sources = Field(default_factory=dict)
+    # How often an ingest worker lists each source that it watches.
+    source_poll_s: Annotated[float, Field(gt=0)] = 300
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        for name, source in self.sources.items():
+            if source.is_bucket_of(self):
+                raise ValueError(f"SOURCES: source {name} is the bucket of KEYTURN_S3_BUCKET")
+        return self
+
+
 class AuditBounds(Settings):
     """How much of the audit trail its stream keeps (SPEC 15.3).
 
@@ -198,7 +215,12 @@ class AuditSettings(DeploymentSettings, AuditBounds):
 
 
 class WorkerSettings(
-    DeploymentSettings, OperatorSettings, LogSettings, AuditBounds, TracingSettings
+    DeploymentSettings,
+    OperatorSettings,
+    SourceSettings,
+    LogSettings,
+    AuditBounds,
+    TracingSettings,
 ):
     """What workers read, whatever their roles."""
 

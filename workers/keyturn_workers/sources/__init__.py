@@ -1,0 +1,6 @@
+"""Buckets that objects are taken in from (SPEC 17).
+
+| module | what it does |
+| --- | --- |
+| `config` | which buckets, and where their objects go; pure |
+"""

@@ -1,0 +1,185 @@
+"""Which buckets objects are taken in from, and where they go (SPEC 11, 17.1).
+
+`KEYTURN_SOURCES` is JSON, or the path of a file with that JSON; it is read once. A source maps each
+of its S3 keys to a project and an object key by two templates. The mapping is pure: a request that
+names an object of a source can only mean that one place.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+
+from keyturn.identifiers import has_control_characters, is_object_key, is_project
+from keyturn.messages import problems
+from keyturn.messages.fields import StrictModel
+from keyturn.settings import S3Settings, Url, json_text
+from keyturn_workers.worker.grants import parse_named_settings
+
+_VARIABLES: Final = re.compile(r"\{(name|first|rest)\}")
+_BRACES: Final = re.compile(r"[{}]")
+_SECRET_MAX_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an object of a source goes: a project, and its key there."""
+
+    project: str
+    object_key: str
+
+
+def _template(text: str) -> str:
+    if _BRACES.search(_VARIABLES.sub("", text)):
+        raise ValueError("of names in braces it may have {name}, {first} and {rest}")
+    return text
+
+
+def _key_template(text: str) -> str:
+    if _VARIABLES.search(text.replace("{first}", "")) is None:
+        raise ValueError("it needs {name} or {rest}: otherwise many objects would have one key")
+    return _template(text)
+
+
+def _prefix(text: str) -> str:
+    if has_control_characters(text):
+        raise ValueError("it has no control characters")
+    return text
+
+
+class Source(StrictModel):
+    """One bucket, or what is under one prefix of it.
+
+    Attributes:
+        bucket: The bucket's name.
+        prefix: What the S3 keys of the source begin with.
+        project: The template of the project. In both templates `{name}` is the S3 key after the
+            prefix, `{first}` its first segment and `{rest}` what follows the first `/`.
+        key: The template of the object key.
+        delete: Whether an object is deleted from the source after it was stored and its event
+            confirmed. `unconditional`: also where the storage cannot delete only what was read.
+        watch: Whether ingest workers look for new objects by themselves.
+        endpoint_url: The server's address, if it is not that of Keyturn's own bucket.
+        region: The bucket's region, if it is not that of Keyturn's own bucket.
+        access_key_id: If not those of Keyturn's own bucket; set with `secret_access_key`.
+        secret_access_key: The text itself.
+        access_key_id_file: A file with it, read once.
+        secret_access_key_file: A file with it, read once.
+    """
+
+    bucket: Annotated[str, Field(min_length=3)]
+    prefix: Annotated[str, AfterValidator(_prefix)] = ""
+    project: Annotated[str, AfterValidator(_template)]
+    key: Annotated[str, AfterValidator(_key_template)]
+    delete: bool | Literal["unconditional"] = False
+    watch: bool = True
+    endpoint_url: Url | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    access_key_id_file: str | None = None
+    secret_access_key_file: str | None = None
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Self:
+        named = [
+            (self.access_key_id, self.access_key_id_file),
+            (self.secret_access_key, self.secret_access_key_file),
+        ]
+        counts = [sum(value is not None for value in pair) for pair in named]
+        if counts not in ([0, 0], [1, 1]):
+            raise ValueError(
+                "access_key_id and secret_access_key are set together or not, each once, "
+                "as it is or with _file"
+            )
+        return self
+
+    def target(self, s3_key: str) -> Target | None:
+        """Where the object at this S3 key goes.
+
+        None: the key is not under the prefix, or the templates give no project id or object key
+        that SPEC 1 allows.
+        """
+        if not s3_key.startswith(self.prefix):
+            return None
+        name = s3_key.removeprefix(self.prefix)
+        first, _, rest = name.partition("/")
+        values = {"name": name, "first": first, "rest": rest}
+        # Only the template is searched for names: a key may hold braces, too.
+        project, object_key = (
+            _VARIABLES.sub(lambda variable: values[variable[1]], template)
+            for template in (self.project, self.key)
+        )
+        if not (is_project(project) and is_object_key(object_key)):
+            return None
+        return Target(project, object_key)
+
+    def is_bucket_of(self, settings: S3Settings) -> bool:
+        """Whether this is the configured bucket itself, by the names in the settings alone."""
+        endpoints = [self.endpoint_url or settings.s3_endpoint_url, settings.s3_endpoint_url]
+        first, second = ((url or "").rstrip("/").lower() for url in endpoints)
+        return self.bucket == settings.s3_bucket and first == second
+
+    def storage_settings(self, own: S3Settings) -> S3Settings:
+        """The source's bucket, as a storage is opened by it.
+
+        Args:
+            own: Those of Keyturn's own bucket, for what the source does not name. Its client
+                certificate is only for its own server; its authorities verify every server.
+
+        Raises:
+            ValueError: a file of credentials cannot be read.
+        """
+        changes: dict[str, object] = {"s3_bucket": self.bucket}
+        if self.endpoint_url is not None:
+            changes |= {"s3_endpoint_url": self.endpoint_url}
+            changes |= {"s3_cert_file": None, "s3_key_file": None}
+            if self.endpoint_url.startswith("http://"):
+                changes["s3_ca_file"] = None
+        if self.region is not None:
+            changes["s3_region"] = self.region
+        access_key_id = self.access_key_id or _credential(self.access_key_id_file)
+        if access_key_id is not None:
+            secret = self.secret_access_key or SecretStr(
+                _credential(self.secret_access_key_file) or ""
+            )
+            changes |= {"s3_access_key_id": access_key_id, "s3_secret_access_key": secret}
+        return own.model_copy(update=changes)
+
+
+def _credential(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(_SECRET_MAX_BYTES).decode().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"a file of credentials cannot be read ({type(exc).__name__})") from None
+    if not text:
+        raise ValueError("a file of credentials is empty")
+    return text
+
+
+def parse_sources(value: object) -> dict[str, Source]:
+    """The sources of the setting: JSON, the path of a file with JSON, or the parsed object.
+
+    Raises:
+        ValueError: names the source, the field and the rule that fails, without any value.
+    """
+    if isinstance(value, str) and not json_text(value).lstrip().startswith("{"):
+        try:
+            value = Path(value.strip()).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ValueError(f"the file cannot be read ({type(exc).__name__})") from None
+    return {name: _source(name, fields) for name, fields in parse_named_settings(value).items()}
+
+
+def _source(name: str, fields: object) -> Source:
+    if isinstance(fields, Source):
+        return fields
+    try:
+        return Source.model_validate(fields)
+    except ValidationError as exc:
+        raise ValueError(f"source {name}: {problems(exc)}") from None
