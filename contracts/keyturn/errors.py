@@ -13,6 +13,9 @@
      │    │    ├── BadSealError             bad_seal
      │    │    ├── BodyTooLargeError        body_too_large
      │    │    ├── StagedBodyMissingError   staged_body_missing
+     │    │    ├── UnknownSourceError       unknown_source
+     │    │    ├── SourceMissingError       source_missing
+     │    │    ├── SourceChangedError       source_changed
      │    │    ├── AlreadyExistsError       already_exists
      │    │    ├── DeletedKeyError          deleted_key
      │    │    ├── GenerationMismatchError  generation_mismatch
@@ -32,6 +35,7 @@
      │         ├── KeyringRolledBackError   keyring_rolled_back
      │         ├── UnknownMasterKeyError    unknown_master_key
      │         ├── StorageUnavailableError  storage_unavailable
+     │         ├── SourceUnavailableError   source_unavailable
      │         ├── KmsUnavailableError      kms_unavailable
      │         ├── MarksUnavailableError    marks_unavailable
      │         └── LeaseMismatchError       lease_mismatch
@@ -177,6 +181,24 @@ class StagedBodyMissingError(PermanentError):
     code = "staged_body_missing"
 
 
+class UnknownSourceError(PermanentError):
+    """The worker has no source of this name (SPEC 17)."""
+
+    code = "unknown_source"
+
+
+class SourceMissingError(PermanentError):
+    """The source has no object, or no version, as the request names it."""
+
+    code = "source_missing"
+
+
+class SourceChangedError(PermanentError):
+    """The source's object has another ETag or size than the request names."""
+
+    code = "source_changed"
+
+
 class AlreadyExistsError(PermanentError):
     """The object key holds another upload's object; objects are written once."""
 
@@ -263,6 +285,12 @@ class StorageUnavailableError(TransientError):
     """The storage did not respond, or responded with an error of its own."""
 
     code = "storage_unavailable"
+
+
+class SourceUnavailableError(TransientError):
+    """A source did not respond, responded with an error of its own, or refuses the credentials."""
+
+    code = "source_unavailable"
 
 
 class KmsUnavailableError(TransientError):

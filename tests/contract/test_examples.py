@@ -143,6 +143,7 @@ def test_sealed_examples_open_with_the_examples_keys() -> None:
     intake = IntakeKey.from_seed(from_base64(SEALED["intake_seed"]))
     upload = _example("upload.requested", "inline")
     assert isinstance(upload, UploadRequested)
+    assert upload.sealed_key is not None
     info = upload_info(upload.upload_id, upload.project, upload.key)
     transport_key = intake.open(from_base64(upload.sealed_key.ciphertext), info)
     assert transport_key == from_base64(SEALED["transport_key"])
@@ -155,6 +156,7 @@ def test_the_example_under_a_session_opens_with_the_examples_keys() -> None:
     intake = IntakeKey.from_seed(from_base64(SEALED["intake_seed"]))
     upload = _example("upload.requested", "under-a-session")
     assert isinstance(upload, UploadRequested)
+    assert upload.sealed_key is not None
     assert upload.sealed_key.session is not None
     info = session_info(SEALED["deployment"], SEALED["publisher"])
     secret = intake.open(from_base64(upload.sealed_key.session), info)

@@ -98,15 +98,29 @@ CODES: Final = {
     ),
     "not_found": CodeHelp("nothing at this object key, or a tombstone", ""),
     "not_permitted": CodeHelp(
-        "the publisher's grant does not cover this type, or this project; or the gateway "
+        "the publisher's grant does not cover this type, this project or this source, or the "
+        "source maps its object to another place; or the gateway "
         "has KEYTURN_GATEWAY_ROTATION=forbidden or KEYTURN_GATEWAY_DELETE=forbidden",
-        "add the type or the project to the grant in KEYTURN_PUBLISHERS; at such a "
+        "add the type, the project or the source to the grant in KEYTURN_PUBLISHERS; at such a "
         "gateway, ask the operator",
     ),
     "range_not_satisfiable": CodeHelp("the range is outside the object", ""),
     "request_expired": CodeHelp(
         "the request's requested_at is more than 7 days old, or more than 5 minutes ahead",
         "publish again, or keyturn dead replay --resign; check clocks",
+    ),
+    "source_changed": CodeHelp(
+        "the source's object has another ETag or size than the request names",
+        "nothing, if ingest or keyturn import reads the source: it finds what is there now",
+    ),
+    "source_missing": CodeHelp(
+        "the source has no object, or no version of it, as the request names it",
+        "nothing, if it was deleted on purpose",
+    ),
+    "source_unavailable": CodeHelp(
+        "the bucket of a source did not answer, answered with its own error, or refuses the "
+        "worker's credentials",
+        "wait; look at that storage, and at the source's fields in KEYTURN_SOURCES",
     ),
     "staged_body_missing": CodeHelp(
         "the staged body is absent, or not of the size that was given", "publish again"
@@ -139,6 +153,9 @@ CODES: Final = {
         "add it to KEYTURN_MASTER_KEYS",
     ),
     "unknown_project": CodeHelp("the project has no keyring", "enroll it: keyturn enroll PROJECT"),
+    "unknown_source": CodeHelp(
+        "the worker has no source of this name", "give all workers the same KEYTURN_SOURCES"
+    ),
     "wraps_disagree": CodeHelp(
         "the two wraps are not of the same keyring: someone changed the object, or put an old "
         "keyring back and rotated it",

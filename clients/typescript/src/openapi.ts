@@ -239,7 +239,7 @@ export interface components {
              * @description Keyturn's error code; absent if the HTTP status says it all
              * @enum {unknown}
              */
-            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "wraps_disagree";
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "wraps_disagree";
             detail?: string;
             request_id?: string;
             rotation_id?: string;
@@ -384,7 +384,7 @@ export interface operations {
                     "application/json": components["schemas"]["Listing"];
                 };
             };
-            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -429,7 +429,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -528,7 +528,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -546,7 +546,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -555,7 +555,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -618,7 +618,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -672,7 +672,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -699,7 +699,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -717,7 +717,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -771,7 +771,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -821,7 +821,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -848,7 +848,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -857,7 +857,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -902,7 +902,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1083,7 +1083,7 @@ export interface operations {
                     "application/json": components["schemas"]["CiphertextLink"] | components["schemas"]["Link"];
                 };
             };
-            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -1101,7 +1101,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1119,7 +1119,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -1164,7 +1164,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1209,7 +1209,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key) */
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
             400: {
                 headers: {
                     [name: string]: unknown;
@@ -1236,7 +1236,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1254,7 +1254,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object) */
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -1299,7 +1299,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1354,7 +1354,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1390,7 +1390,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;

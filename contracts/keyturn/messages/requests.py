@@ -3,9 +3,9 @@
 from datetime import datetime
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from keyturn.identifiers import ALL_PROJECTS, parse_time
+from keyturn.identifiers import ALL_PROJECTS, parse_time, source_upload_id
 from keyturn.messages.fields import (
     Actor,
     Base64,
@@ -44,6 +44,16 @@ NAMED_LETTERS: Final = 500
 UNKNOWN_CODE: Final = "unknown"
 """The code of dead letters that name none, or none that is a code."""
 _STAGED_MAX_BYTES: Final = 2**53 - 1  # what every JSON implementation can count to
+_S3_KEY_MAX_BYTES: Final = 1024
+# What a header can carry back to the source.
+_ETAG_PATTERN: Final = r"^[\x21\x23-\x7e]{1,256}$"
+_VERSION_PATTERN: Final = r"^[\x21-\x7e]{1,1024}$"
+
+
+def _s3_key(text: str) -> str:
+    if len(text.encode("utf-8", "replace")) > _S3_KEY_MAX_BYTES or "\0" in text:
+        raise ValueError(f"an S3 key has at most {_S3_KEY_MAX_BYTES} bytes, and no zero byte")
+    return text
 
 
 class SealedSecret(StrictModel):
@@ -81,6 +91,34 @@ class StagedBody(StrictModel):
     staged: Staged
 
 
+class SourceObject(StrictModel):
+    """An object in a bucket that Keyturn takes objects in from, as a HEAD answers it (SPEC 17).
+
+    Attributes:
+        name: The source's name.
+        key: The S3 key in its bucket, prefix included.
+        etag: Without quotes.
+        version: The version's id; none if the bucket keeps no versions.
+        size: In bytes.
+    """
+
+    name: ShortName
+    key: Annotated[str, Field(min_length=1, max_length=_S3_KEY_MAX_BYTES), AfterValidator(_s3_key)]
+    etag: Annotated[str, Field(pattern=_ETAG_PATTERN)]
+    version: Annotated[str, Field(pattern=_VERSION_PATTERN)] | None = None
+    size: Annotated[int, Field(ge=0, le=_STAGED_MAX_BYTES)]
+
+    def upload_id(self, deployment: str) -> str:
+        """The id of this object's upload (SPEC 17.2)."""
+        return source_upload_id(deployment, self.name, self.key, self.etag, self.version or "")
+
+
+class SourceBody(StrictModel):
+    """The body is an object of a source, which the worker reads there."""
+
+    source: SourceObject
+
+
 class RequestModel(StrictModel):
     """What all requests have in common."""
 
@@ -102,7 +140,10 @@ class ControlRequestModel(RequestModel):
 
 
 class UploadRequested(RequestModel):
-    """Encrypt this body and store it (SPEC 6.4)."""
+    """Encrypt this body and store it (SPEC 6.4).
+
+    `sealed_key` opens an inline or a staged body. The body of a source is not sealed and has none.
+    """
 
     type: Literal["upload.requested"] = "upload.requested"
     upload_id: RequestId
@@ -110,8 +151,17 @@ class UploadRequested(RequestModel):
     key: Key
     content_type: ContentType | None = None
     metadata: CallerMetadata | None = None
-    sealed_key: SealedKey
-    body: InlineBody | StagedBody
+    sealed_key: SealedKey | None = None
+    body: InlineBody | StagedBody | SourceBody
+
+    @model_validator(mode="after")
+    def _check_sealed_key(self) -> Self:
+        if isinstance(self.body, SourceBody):
+            if self.sealed_key is not None:
+                raise ValueError("sealed_key: the body of a source has none")
+        elif self.sealed_key is None:
+            raise ValueError("sealed_key: required with an inline or a staged body")
+        return self
 
 
 class EnrollRequested(ControlRequestModel):

@@ -26,6 +26,7 @@ from keyturn.messages import (
     InlineBody,
     RecoverRequested,
     Request,
+    SourceObject,
     Staged,
     StagedBody,
     StatusFilter,
@@ -46,6 +47,7 @@ from keyturn.publisher.requests import (
     build,
     build_enroll,
     build_rotation,
+    build_source_upload,
     draft_upload,
     new_id,
     sign,
@@ -264,6 +266,44 @@ class Publisher:
             staged = StagedBody(staged=Staged(size=await self._stage(draft, first, source)))
         await self._publish_staged(draft.with_body(staged), fresh=True)
         return upload_id
+
+    async def upload_from_source(
+        self,
+        project: str,
+        object_key: str,
+        source_object: SourceObject,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """Upload an object that is in S3 already; return the upload's id, for `wait`.
+
+        The worker reads the object from the bucket of the source. No byte of it passes through
+        this process. The same object always has the same id: published again, it is stored once.
+
+        Args:
+            project: The project to which the source maps the object (SPEC 17).
+            object_key: The object key to which it maps it.
+            source_object: The source's name, and the S3 key, ETag, version and size that a HEAD
+                gives. An object that has changed since is refused with `source_changed`.
+            content_type: In place of the object's own.
+            metadata: In place of the object's own.
+
+        Raises:
+            MalformedRequestError: a name, the content type or the metadata is not allowed.
+            NotDeliveredError: no worker serves uploads, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it.
+        """
+        return await self._publish(
+            build_source_upload(
+                self._settings,
+                project,
+                object_key,
+                source_object,
+                content_type=content_type,
+                metadata=metadata,
+            )
+        )
 
     async def rotate(
         self,

@@ -33,6 +33,8 @@ from keyturn.messages import (
     RotationRequested,
     SealedKey,
     SealedSecret,
+    SourceBody,
+    SourceObject,
     StagedBody,
     UploadRequested,
     encode,
@@ -124,6 +126,31 @@ def draft_upload(
     transport_key = Secret(os.urandom(TRANSPORT_KEY_BYTES))
     sealed = session.seal(transport_key, upload_info(upload_id, project, object_key))
     return UploadDraft(checked.model_copy(update={"sealed_key": sealed}), transport_key)
+
+
+def build_source_upload(
+    settings: PublisherSettings,
+    project: str,
+    object_key: str,
+    source_object: SourceObject,
+    *,
+    content_type: str | None,
+    metadata: Mapping[str, str] | None,
+) -> UploadRequested:
+    """An upload whose body is an object of a source: nothing in it is secret (SPEC 17).
+
+    Raises:
+        MalformedRequestError: a name, the content type or the metadata is not allowed.
+    """
+    return build(
+        UploadRequested,
+        upload_id=source_object.upload_id(settings.deployment),
+        project=project,
+        key=object_key,
+        content_type=content_type,
+        metadata=dict(metadata) if metadata else None,
+        body=SourceBody(source=source_object),
+    )
 
 
 def build_enroll(

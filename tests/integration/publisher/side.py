@@ -216,6 +216,7 @@ def verified(message: AbstractIncomingMessage) -> Any:
 
 def transport_key(request: UploadRequested) -> bytes:
     """The transport key, opened as a worker would."""
+    assert request.sealed_key is not None
     assert request.sealed_key.intake_key == "main"
     info = upload_info(request.upload_id, request.project, request.key)
     return OpenedSessions("test", {"main": INTAKE}).open_key(request.sealed_key, info, NAME)

@@ -1,6 +1,8 @@
 """Projects, object keys, ids, times and the S3 keys of records (SPEC 1)."""
 
+import hashlib
 import unicodedata
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
@@ -26,6 +28,7 @@ from keyturn.identifiers import (
     object_s3_key,
     parse_evidence_name,
     parse_time,
+    source_upload_id,
     staging_s3_key,
 )
 
@@ -145,3 +148,30 @@ def test_the_name_of_evidence_reads_back() -> None:
     assert parse_evidence_name(name) == (12, sweep_id)
     for other in (name + "x", "0" + name, f"-{sweep_id}.json", f"0-{sweep_id}.json", "12-x.json"):
         assert parse_evidence_name(other) is None
+
+
+def test_the_id_of_a_sources_object_is_that_of_the_specification() -> None:
+    """By SPEC 17.2, from the bytes alone."""
+    named = b"keyturn/v1/source\0prod\0drop\0in/\xc3\xbc.txt\0abc-2\x00v1"
+    digits = hashlib.sha256(named).hexdigest()[:32]
+    variant = "89ab"[int(digits[16], 16) % 4]
+    expected = (
+        f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    )
+    found = source_upload_id("prod", "drop", "in/ü.txt", "abc-2", "v1")
+    assert found == expected == "33df02d8-06f4-8ffa-92cc-eea8125d89aa"
+    assert is_uuid(found)
+    assert uuid.UUID(found).variant == uuid.RFC_4122
+    unversioned = source_upload_id("prod", "drop", "in/ü.txt", "abc-2")
+    assert unversioned == source_upload_id("prod", "drop", "in/ü.txt", "abc-2", "") != found
+
+
+@given(*(st.text(st.sampled_from("ab/\0"), max_size=3) for _ in range(5)))
+def test_no_two_objects_of_sources_share_an_id(*parts: str) -> None:
+    """A zero byte could move the border between two parts: it is refused."""
+    if any("\0" in part for part in parts):
+        with pytest.raises(ValueError, match="zero byte"):
+            source_upload_id(*parts)
+        return
+    moved = (parts[0] + parts[1], "", *parts[2:])
+    assert (source_upload_id(*parts) == source_upload_id(*moved)) == (parts == moved)

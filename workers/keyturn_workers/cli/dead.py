@@ -400,7 +400,10 @@ class Resigner:
             )
         changes: dict[str, object] = {"requested_at": format_time(datetime.now(UTC))}
         if isinstance(old.request, UploadRequested):
-            changes["sealed_key"] = self._sealed_key(old.request, old.publisher)
+            if old.request.sealed_key is not None:
+                changes["sealed_key"] = self._sealed_key(
+                    old.request, old.request.sealed_key, old.publisher
+                )
             await self._move_staged(old.request, old.publisher)
         if isinstance(old.request, RotationRequested):
             changes["expected_generation"] = await self._expected_generation(old.request)
@@ -440,12 +443,12 @@ class Resigner:
             raise GenerationMismatchError(f"the project is at generation {current.generation}")
         return current.generation
 
-    def _sealed_key(self, request: UploadRequested, publisher: str) -> SealedKey:
+    def _sealed_key(self, request: UploadRequested, sealed: SealedKey, publisher: str) -> SealedKey:
         """The upload's sealed key; sealed anew if only its own publisher may have sealed it.
 
         Raises: as `copy`.
         """
-        sealed, name = request.sealed_key, self._settings.publisher_name
+        name = self._settings.publisher_name
         if sealed.session is None or publisher == name:
             return sealed
         try:

@@ -122,6 +122,8 @@ def open_transport_key(context: UploadContext, upload: Upload) -> bytes:
         UnknownIntakeKeyError, BadSealError: the sealed key does not open.
     """
     request = upload.request
+    if request.sealed_key is None:
+        raise TypeError("the body of a source is not sealed")
     info = upload_info(request.upload_id, request.project, request.key)
     return context.sessions.open_key(request.sealed_key, info, upload.publisher)
 

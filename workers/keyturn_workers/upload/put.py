@@ -19,7 +19,7 @@ import structlog
 
 from keyturn.crypto import BODY_CONTEXT, seal, sealed_size, transport_context
 from keyturn.errors import StorageUnavailableError
-from keyturn.messages import InlineBody
+from keyturn.messages import InlineBody, StagedBody
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.body_stream import seal_stream
@@ -79,6 +79,8 @@ async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
     if isinstance(request.body, InlineBody):
         plaintext = open_inline(request.body, transport_key, request.upload_id)
         return await _put_at_once(context, attempt, plaintext)
+    if not isinstance(request.body, StagedBody):
+        raise TypeError("not a staged body")
     size_bytes = staged_plaintext_size(request.body.staged.size, context.limits.upload_max_bytes)
     async with open_staged(context, attempt.upload) as sealed:
         pieces = decrypt_stream(sealed, transport_key, transport_context(request.upload_id))

@@ -16,8 +16,9 @@ from keyturn.errors import (
     PermanentError,
     StagedBodyMissingError,
     StorageUnavailableError,
+    UnknownSourceError,
 )
-from keyturn.messages import UploadRequested
+from keyturn.messages import SourceBody, UploadRequested
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.errors import (
     MissingError,
@@ -69,6 +70,8 @@ class Uploader:
         Raises:
             CodedError: the refusal of SPEC 12 that the request meets.
         """
+        if isinstance(request.body, SourceBody):
+            raise UnknownSourceError(f"this worker has no source {request.body.source.name}")
         check_storable(request.key, self._context.storage.capabilities)
         upload = Upload(request, publisher)
         existing: ExistingUpload | None = None

@@ -22,6 +22,8 @@ from keyturn.messages import (
     Rejected,
     Request,
     RequestOrigin,
+    SourceBody,
+    UploadRequested,
     claimed_type,
     identity,
     parse_request,
@@ -105,6 +107,10 @@ def authorize(body: bytes, signer: Signer, arrival: Arrival) -> Request:
     _check_routing(request.type, arrival)
     if not signer.grant.allows(request.type, request.project):
         raise NotPermittedError(f"{signer.name} may not send {request.type} for this project")
+    if isinstance(request, UploadRequested) and isinstance(request.body, SourceBody):
+        source = request.body.source.name
+        if source not in signer.grant.sources:
+            raise NotPermittedError(f"{signer.name} may not name objects of the source {source}")
     return request
 
 

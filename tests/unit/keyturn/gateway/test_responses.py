@@ -114,18 +114,18 @@ async def test_headers_that_say_nothing_are_none() -> None:
 
 
 _STATUSES = {
-    400: "malformed_request bad_seal staged_body_missing unknown_intake_key",
+    400: "malformed_request bad_seal staged_body_missing unknown_intake_key unknown_source",
     401: "unauthorized",
     403: "not_permitted bad_signature request_expired",
-    404: "not_found unknown_project",
+    404: "not_found unknown_project source_missing",
     409: "already_exists already_enrolled deleted_key generation_mismatch kek_reused "
-    "locked_object archived_object",
+    "locked_object archived_object source_changed",
     413: "body_too_large",
     416: "range_not_satisfiable",
     429: "too_many_requests",
     502: "corrupt_object no_usable_wrap unknown_algorithm wraps_disagree",
     503: "keyring_rolled_back unknown_master_key storage_unavailable foreign_object lease_mismatch "
-    "kms_unavailable marks_unavailable",
+    "kms_unavailable marks_unavailable source_unavailable",
 }
 _CODES = {code: status for status, codes in _STATUSES.items() for code in codes.split()}
 

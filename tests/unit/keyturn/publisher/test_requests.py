@@ -21,11 +21,15 @@ from keyturn.crypto import (
     user_kek,
 )
 from keyturn.errors import BadSealError, MalformedRequestError
+from keyturn.identifiers import source_upload_id
 from keyturn.messages import (
     DeleteRequested,
     InlineBody,
     RotationRequested,
+    SourceBody,
+    SourceObject,
     SweepRequested,
+    UploadRequested,
     parse_request,
 )
 from keyturn.publisher import requests
@@ -101,6 +105,7 @@ def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
     draft = new_draft()
     request = draft.request
     sealed = request.sealed_key
+    assert sealed is not None
     right = upload_info(request.upload_id, "acme", "a")
     opened = OpenedSessions("test", {"main": INTAKE})
     assert opened.open_key(sealed, right, "billing") == draft.transport_key.reveal()
@@ -250,3 +255,20 @@ def test_any_metadata_is_taken_or_refused_as_malformed(
         return
     request = draft.with_body(InlineBody(inline=""))
     assert parse_request(requests.sign(SETTINGS, request).body) == request
+
+
+def test_an_upload_from_a_source_holds_nothing_sealed_and_has_the_objects_id() -> None:
+    found = SourceObject(name="drop", key="in/a", etag="abc", version="v1", size=3)
+    request = requests.build_source_upload(
+        SETTINGS, "acme", "a", found, content_type="text/plain", metadata={"author": "kim"}
+    )
+    received = parse_request(requests.sign(SETTINGS, request).body)
+    assert isinstance(received, UploadRequested)
+    assert received.body == SourceBody(source=found)
+    assert received.sealed_key is None
+    assert received.upload_id == source_upload_id("test", "drop", "in/a", "abc", "v1")
+    assert (received.content_type, received.metadata) == ("text/plain", {"author": "kim"})
+    with pytest.raises(MalformedRequestError, match="metadata"):
+        requests.build_source_upload(
+            SETTINGS, "acme", "a", found, content_type=None, metadata={"enc-algo": "x"}
+        )

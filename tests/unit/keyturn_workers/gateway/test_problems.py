@@ -31,12 +31,14 @@ STATUSES = {
     "bad_seal": 400,
     "staged_body_missing": 400,
     "unknown_intake_key": 400,
+    "unknown_source": 400,
     "unauthorized": 401,
     "not_permitted": 403,
     "bad_signature": 403,
     "request_expired": 403,
     "not_found": 404,
     "unknown_project": 404,
+    "source_missing": 404,
     "already_exists": 409,
     "already_enrolled": 409,
     "deleted_key": 409,
@@ -44,6 +46,7 @@ STATUSES = {
     "kek_reused": 409,
     "locked_object": 409,
     "archived_object": 409,
+    "source_changed": 409,
     "body_too_large": 413,
     "range_not_satisfiable": 416,
     "too_many_requests": 429,
@@ -58,6 +61,7 @@ STATUSES = {
     "lease_mismatch": 503,
     "kms_unavailable": 503,
     "marks_unavailable": 503,
+    "source_unavailable": 503,
 }
 
 

@@ -70,6 +70,7 @@ async def test_an_upload_under_a_session_is_stored() -> None:
     for number in range(3):
         upload_id = f"2f6c9a0e-1111-4111-8111-11111111111{number}"
         sent = request(on, upload_id=upload_id)
+        assert sent.sealed_key is not None
         key = on.context.sessions.open_key(
             sent.sealed_key, upload_info(upload_id, "acme", "k"), "api"
         )

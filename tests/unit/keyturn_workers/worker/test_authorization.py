@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -46,6 +47,7 @@ RULES = Rules(
         "api": grant(OLD, NEW),
         "narrow": grant(NARROW, may="upload.requested", projects="acme beta"),
         "sweeper": grant(NARROW, may="sweep.requested", projects="acme"),
+        "intake": replace(grant(NARROW, may="upload.requested"), sources=frozenset({"drop"})),
         "nothing": grant(NARROW, may="", projects=""),
     },
     WEEK,
@@ -183,6 +185,22 @@ def test_permission(publisher: str, body: bytes, *, permitted: bool) -> None:
     else:
         with pytest.raises(NotPermittedError):
             admitted(body, publisher, routed_as=kind)
+
+
+@pytest.mark.parametrize("name", ["drop", "other", "*"])
+def test_a_source_is_named_only_with_the_grant_for_it(name: str) -> None:
+    """The right to upload is not the right to have a bucket read (SPEC 6.4)."""
+    found = {"name": name, "key": "k", "etag": "e", "size": 1}
+    document = json.loads(upload(body={"source": found}))
+    del document["sealed_key"]
+    body = json.dumps(document).encode()
+    if name == "drop":
+        assert admitted(body, "intake") == "upload.requested"
+    else:
+        with pytest.raises(MalformedRequestError if name == "*" else NotPermittedError):
+            admitted(body, "intake")
+    with pytest.raises(MalformedRequestError if name == "*" else NotPermittedError):
+        admitted(body)
 
 
 @pytest.mark.parametrize("routed_as", ["sweep.requested", "enroll.requested"])

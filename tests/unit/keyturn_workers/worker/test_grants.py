@@ -11,7 +11,7 @@ import pytest
 
 from keyturn.crypto import SigningKey, VerifyKey, to_base64
 from keyturn_workers.worker import grants as module
-from keyturn_workers.worker.grants import Grant, GrantsFile, GrantsKeeper
+from keyturn_workers.worker.grants import Grant, GrantsFile, GrantsKeeper, parse_grants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -201,6 +201,16 @@ async def test_a_hangup_reads_the_file(path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_path_of_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         GrantsFile(tmp_path / "none")
+
+
+def test_a_grant_may_name_sources() -> None:
+    fields: dict[str, Any] = {"keys": [], "may": ["*"], "projects": ["*"]}
+    for sources in ([], ["drop", "lake-2"]):
+        assert parse_grants({"api": {**fields, "sources": sources}})["api"].sources == set(sources)
+    assert parse_grants({"api": fields})["api"].sources == set()
+    for wrong in ("drop", ["*"], ["Drop"], [1], None):
+        with pytest.raises(ValueError, match="sources"):
+            parse_grants({"api": {**fields, "sources": wrong}})
 
 
 def test_a_grant_is_by_value() -> None:
