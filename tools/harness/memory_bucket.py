@@ -128,15 +128,16 @@ class Bucket:
         changed = replace(self.get(key), tags=dict(tags))
         self._rows[key][-1] = changed
 
-    def delete(self, key: str, now: datetime) -> None:
-        """Delete an object; a versioned bucket adds a delete marker."""
+    def delete(self, key: str, now: datetime) -> str | None:
+        """Delete an object; a versioned bucket adds a delete marker, whose version is returned."""
         if self.versioned:
             marker = Stored(b"", Headers({}), "", now, is_delete_marker=True)
             self.store(key, marker)
-            return
+            return self._rows[key][-1].version_id
         for stored in self._rows.get(key, ()):
             stored.check_lock(now)
         self._rows.pop(key, None)
+        return None
 
     def delete_version(self, key: str, version_id: str, now: datetime) -> None:
         """Delete one version or delete marker. A missing one is no error."""

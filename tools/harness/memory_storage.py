@@ -191,11 +191,12 @@ class MemoryStorage:
         start: int = 0,
         length_bytes: int | None = None,
         if_match: str | None = None,
+        version_id: str | None = None,
     ) -> AsyncIterator[ObjectStream]:
         """Open the object from byte `start` on."""
         end = None if length_bytes is None else start + length_bytes
         async with self._acting("stream"):
-            stored = self._bucket.get(key)
+            stored = self._bucket.get(key, version_id)
             if if_match is not None and stored.etag != if_match:
                 raise PreconditionError("stream: PreconditionFailed")
             stream = MemoryStream(stored.head(self.now), stored.readable_body()[start:end])
@@ -310,6 +311,12 @@ class MemoryStorage:
         async with self._acting("delete"):
             self._bucket.delete(key, self.now)
 
+    async def delete_if_match(self, key: str, etag: str) -> str | None:
+        """Delete conditionally."""
+        async with self._acting("delete_if_match"):
+            self._check(key, IfMatch(etag))
+            return self._bucket.delete(key, self.now)
+
     async def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectSummary]:
@@ -411,12 +418,6 @@ class MemoryStorage:
         del key, body, headers, sent_bytes, condition
         async with self._acting("put_cut_off", lease):
             pass
-
-    async def delete_if_match(self, key: str, etag: str) -> None:
-        """Delete conditionally."""
-        async with self._acting("delete_if_match"):
-            self._check(key, IfMatch(etag))
-            self._bucket.delete(key, self.now)
 
     async def purge(self, prefix: str) -> None:
         """Delete everything under a prefix."""

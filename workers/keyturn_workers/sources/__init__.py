@@ -3,4 +3,5 @@
 | module | what it does |
 | --- | --- |
 | `config` | which buckets, and where their objects go; pure |
+| `bucket` | what is read and deleted there, and which of it a request may name |
 """

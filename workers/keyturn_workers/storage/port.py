@@ -272,8 +272,11 @@ class Storage(Protocol):
         start: int = 0,
         length_bytes: int | None = None,
         if_match: str | None = None,
+        version_id: str | None = None,
     ) -> AbstractAsyncContextManager[ObjectStream]:
         """Open the object from byte `start` on; with `if_match` only the body with this ETag.
+
+        Reads the latest version, or the given one.
 
         With `length_bytes` (1 or more) at most that many bytes are requested; there are fewer if
         the object ends before. Leaving the context closes the connection.
@@ -362,6 +365,17 @@ class Storage(Protocol):
 
     async def delete(self, key: str) -> None:
         """Delete an object. A missing one is no error. Never used on a project's objects."""
+        ...
+
+    async def delete_if_match(self, key: str, etag: str) -> str | None:
+        """Delete the object if it has this ETag, where the storage honors that.
+
+        A storage that does not honor it deletes whatever is there. Never used on a project's
+        objects.
+
+        Returns:
+            The version id of the delete marker that a bucket with versions got.
+        """
         ...
 
     def list(

@@ -47,6 +47,7 @@ from keyturn_workers.storage.s3_wire import (
     check_embedded_error,
     completion_body,
     condition_headers,
+    delete_marker_version,
     etag_header,
     object_headers,
     parse_date,
@@ -182,21 +183,23 @@ class S3Storage(S3Listings):
         start: int = 0,
         length_bytes: int | None = None,
         if_match: str | None = None,
+        version_id: str | None = None,
     ) -> AsyncIterator[ObjectStream]:
         """Open the object from byte `start` on; nothing if `start` is at or past the end."""
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         last = "" if length_bytes is None else start + length_bytes - 1
         partial = bool(start) or length_bytes is not None
         ranged = {**headers, "range": f"bytes={start}-{last}"} if partial else headers
+        query = version_query(version_id)
 
         async def once() -> tuple[Exchange, _Closing]:
-            opening = self._http.open_get("stream", key, dict(ranged))
+            opening = self._http.open_get("stream", key, dict(ranged), query=query)
             return await opening.__aenter__(), opening.__aexit__
 
         try:
             exchange, close = await with_retries(once)
         except RangeNotSatisfiableError:
-            yield S3Stream(await self._head(key, headers), None, 0)
+            yield S3Stream(await self._head(key, headers, query), None, 0)
             return
         try:
             head = parse_head("stream", exchange.headers)
@@ -387,6 +390,13 @@ class S3Storage(S3Listings):
         """Delete one version or delete marker for good. A missing one is no error."""
         await self._delete("delete version", key, version_query(version_id))
 
+    async def delete_if_match(self, key: str, etag: str) -> str | None:
+        """Delete an object that has this ETag; the version id of the delete marker, if any."""
+        response = await self._http.call(
+            "delete", "DELETE", key, {"if-match": etag}, timeout_s=PLAIN_WRITE_TIMEOUT_S
+        )
+        return delete_marker_version(response.headers)
+
     async def _delete(self, operation: str, key: str, query: str = "") -> None:
         with suppress(MissingError):
             await self._http.call(
@@ -424,12 +434,6 @@ class S3Storage(S3Listings):
                 await self.delete_version(version.key, version.version_id)
         async for row in self.list(prefix):
             await self.delete(row.key)
-
-    async def delete_if_match(self, key: str, etag: str) -> None:
-        """Delete conditionally; only for the probe, since few servers honor the condition."""
-        await self._http.call(
-            "delete", "DELETE", key, {"if-match": etag}, timeout_s=PLAIN_WRITE_TIMEOUT_S
-        )
 
 
 def _etag_element(operation: str, body: bytes) -> str:

@@ -159,7 +159,7 @@ class S3HttpClient:
 
     @asynccontextmanager
     async def open_get(
-        self, operation: str, key: str, headers: dict[str, str]
+        self, operation: str, key: str, headers: dict[str, str], *, query: str = ""
     ) -> AsyncIterator[Exchange]:
         """Open a GET whose body is read by the caller; leaving early aborts the connection.
 
@@ -170,7 +170,7 @@ class S3HttpClient:
         exchange = Exchange(self._pool, "GET", read_timeout_s=READ_TIMEOUT_S)
         try:
             with translate_errors(operation):
-                signed = await self._sign("GET", key, "", headers, _EMPTY_SHA256, None)
+                signed = await self._sign("GET", key, query, headers, _EMPTY_SHA256, None)
                 with self._observe("GET", signed) as note_status:
                     async with asyncio.timeout(CONNECT_TIMEOUT_S):
                         await exchange.open()

@@ -247,6 +247,13 @@ def version_query(version_id: str | None) -> str:
     return "" if version_id is None else f"versionId={quote(version_id, safe='')}"
 
 
+def delete_marker_version(headers: Mapping[str, str]) -> str | None:
+    """The version id of the delete marker that a delete created; None if it created none."""
+    if headers.get("x-amz-delete-marker", "").lower() != "true":
+        return None
+    return headers.get("x-amz-version-id")
+
+
 class RangeNotSatisfiableError(StorageAnswerError):
     """416: the range starts past the object's end. It never leaves the storage."""
 

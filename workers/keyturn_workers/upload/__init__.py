@@ -6,7 +6,7 @@
 | `uploader` | one upload, over all its attempts |
 | `attempt` | what all uploads share, an upload, and one attempt, as values |
 | `sessions` | opens transport keys, and remembers publishers' sealing sessions |
-| `body` | opens the request's body, inline or staged |
+| `body` | opens the request's body: inline, staged, or an object of a source |
 | `put` | puts the object, and decides whether the keyring must be read again |
 | `existing` | finds the upload's own object at its target |
 | `cleanup` | removes abandoned bodies and multipart uploads |

@@ -6,12 +6,20 @@ from dataclasses import dataclass, field
 from keyturn.crypto import ChunkError, from_base64, new_dek, plaintext_size, upload_tag
 from keyturn.errors import BadSealError
 from keyturn.identifiers import object_s3_key, staging_s3_key
-from keyturn.messages import InlineBody, StagedBody, UploadRequested
+from keyturn.messages import (
+    INLINE_MAX_BYTES,
+    InlineBody,
+    SourceBody,
+    SourceObject,
+    StagedBody,
+    UploadRequested,
+)
 from keyturn.metadata import UPLOAD, encode_caller_metadata, format_upload_tag
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
 from keyturn_workers.objects.wraps import build_object_metadata, wrap
+from keyturn_workers.sources.bucket import Sources
 from keyturn_workers.storage import Condition, Headers, IfMatch, Storage
 from keyturn_workers.upload.sessions import OpenedSessions
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -32,7 +40,7 @@ class Limits:
 class UploadContext:
     """The dependencies and limits that all uploads of a process share.
 
-    `stream_slots` bounds the staged bodies that are stored at once; `comparison_slots` those
+    `stream_slots` bounds the bodies that stream to the storage at once; `comparison_slots` those
     that are compared with an object. They are apart, since a comparison may happen while its
     upload holds a stream slot.
     """
@@ -43,6 +51,7 @@ class UploadContext:
     sessions: OpenedSessions
     limits: Limits
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    sources: Sources = field(default_factory=Sources)
     stream_slots: asyncio.Semaphore = field(init=False)
     comparison_slots: asyncio.Semaphore = field(init=False)
 
@@ -73,13 +82,35 @@ class Upload:
         """Whether the body is in staging, not in the request."""
         return isinstance(self.request.body, StagedBody)
 
+    @property
+    def source(self) -> SourceObject | None:
+        """The object of a source that the body is; None if the publisher sent or staged a body."""
+        body = self.request.body
+        return body.source if isinstance(body, SourceBody) else None
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the body is not held in memory."""
+        return self.is_staged or (self.source is not None and self.source.size > INLINE_MAX_BYTES)
+
+    @property
+    def tag_publisher(self) -> str:
+        """The publisher in the upload's tag (SPEC 4.3).
+
+        None for an object of a source: it is the same one, whoever names it. No publisher has
+        this name, so none can have its own body taken for it.
+        """
+        return self.publisher if self.source is None else ""
+
     def size_bytes(self) -> int:
-        """The bytes of plaintext in the request's body, by the length of its seal.
+        """The bytes of plaintext in the request's body: by the length of its seal, if it is sealed.
 
         Raises:
             BadSealError: no sealed body has this length.
         """
         match self.request.body:
+            case SourceBody(source=source):
+                return source.size
             case InlineBody(inline=inline):
                 sealed_bytes = len(from_base64(inline))
             case StagedBody(staged=staged):
@@ -96,7 +127,7 @@ class Attempt:
 
     Attributes:
         upload: what is stored.
-        transport_key: what the publisher sealed the body with.
+        transport_key: what the publisher sealed the body with; empty for the object of a source.
         condition: of the put.
         snapshot: the keyring read that the wraps and the lease come from.
         is_encrypted: whether the object is encrypted, or stored as plaintext.
@@ -142,7 +173,7 @@ class Attempt:
             return {**caller_wire, UPLOAD: request.upload_id}
         tag = upload_tag(
             self.dek,
-            publisher=self.upload.publisher,
+            publisher=self.upload.tag_publisher,
             project=request.project,
             object_key=request.key,
             upload_id=request.upload_id,

@@ -1,4 +1,4 @@
-"""The body of an upload request, inline or staged, from its seal to plaintext (SPEC 3, 6.4, 7.2).
+"""The body of an upload request as plaintext: inline, staged, of a source (SPEC 3, 6.4, 7.2, 17.2).
 
 Only an inline body is held in memory completely. No byte is released before its chunk is
 authenticated, so a body that was tampered with cuts the put short.
@@ -7,6 +7,7 @@ authenticated, so a body that was tampered with cuts the put short.
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
 from keyturn.crypto import (
@@ -21,13 +22,29 @@ from keyturn.crypto import (
     transport_context,
     upload_info,
 )
-from keyturn.errors import BadSealError, BodyTooLargeError, StagedBodyMissingError
+from keyturn.errors import (
+    BadSealError,
+    BodyTooLargeError,
+    MalformedRequestError,
+    SourceChangedError,
+    SourceMissingError,
+    StagedBodyMissingError,
+)
 from keyturn.messages import INLINE_MAX_BYTES, InlineBody, StagedBody
+from keyturn.metadata import (
+    OWN_PREFIX,
+    check_content_type,
+    decode_caller_metadata,
+    encode_caller_metadata,
+)
 from keyturn_workers.errors import MissingError
+from keyturn_workers.storage import ObjectHead
 from keyturn_workers.upload.attempt import Upload, UploadContext
 
 PIECE_BYTES: Final = 1024 * 1024
 _INLINE_MAX_SEALED_BYTES: Final = sealed_size(INLINE_MAX_BYTES)
+BODY_GONE: Final = (StagedBodyMissingError, SourceMissingError, SourceChangedError)
+"""The errors of a body that is not where the request says. Its upload may be stored by now."""
 
 
 def open_inline(body: InlineBody, transport_key: bytes, upload_id: str) -> bytes:
@@ -116,14 +133,14 @@ async def split_into_parts(pieces: AsyncIterator[bytes], part_bytes: int) -> Asy
 
 
 def open_transport_key(context: UploadContext, upload: Upload) -> bytes:
-    """The 32-byte key that the publisher sealed the body with.
+    """The 32-byte key that the publisher sealed the body with; empty for the object of a source.
 
     Raises:
         UnknownIntakeKeyError, BadSealError: the sealed key does not open.
     """
     request = upload.request
     if request.sealed_key is None:
-        raise TypeError("the body of a source is not sealed")
+        return b""
     info = upload_info(request.upload_id, request.project, request.key)
     return context.sessions.open_key(request.sealed_key, info, upload.publisher)
 
@@ -152,6 +169,57 @@ async def open_staged(
         yield stream.chunks(PIECE_BYTES)
 
 
+@dataclass(frozen=True, slots=True)
+class FoundObject:
+    """The object of a source: its head, and its bytes."""
+
+    head: ObjectHead
+    pieces: AsyncIterator[bytes]
+
+
+@asynccontextmanager
+async def open_source(context: UploadContext, upload: Upload) -> AsyncIterator[FoundObject]:
+    """The object of a source that the request names.
+
+    Raises:
+        SourceMissingError, SourceChangedError, SourceUnavailableError: the source does not give it.
+    """
+    if upload.source is None:
+        raise TypeError("not the body of a source")
+    bucket = context.sources.bucket_of(upload.request)
+    async with bucket.stream(upload.source) as stream:
+        yield FoundObject(stream.head, bucket.pieces_of(stream))
+
+
+def with_description_of(upload: Upload, head: ObjectHead) -> Upload:
+    """The upload with the content type and the metadata of the source's object.
+
+    What the request itself names stays.
+
+    Raises:
+        MalformedRequestError: SPEC 4.3 does not allow them, or the object is encrypted already.
+    """
+    if any(name.startswith(OWN_PREFIX) for name in head.metadata):
+        raise MalformedRequestError(
+            "the source's object has enc- metadata: Keyturn, or the earlier system, encrypted it"
+        )
+    request = upload.request
+    changes: dict[str, object] = {}
+    if request.content_type is None and head.headers.content_type is not None:
+        changes["content_type"] = check_content_type(head.headers.content_type)
+    if request.metadata is None:
+        # Programs write `_` for `-`, which headers of HTTP seldom carry.
+        metadata = {
+            name.replace("_", "-"): value
+            for name, value in decode_caller_metadata(head.metadata).items()
+        }
+        encode_caller_metadata(metadata)
+        if len(metadata) != len(head.metadata):
+            raise MalformedRequestError("two metadata names differ only in - and _")
+        changes["metadata"] = metadata
+    return replace(upload, request=request.model_copy(update=changes))
+
+
 @asynccontextmanager
 async def open_plaintext(
     context: UploadContext, upload: Upload
@@ -160,7 +228,12 @@ async def open_plaintext(
 
     Raises:
         UnknownIntakeKeyError, BadSealError, StagedBodyMissingError: the body does not open.
+        SourceMissingError, SourceChangedError, SourceUnavailableError: the source does not give it.
     """
+    if upload.source is not None:
+        async with context.comparison_slots, open_source(context, upload) as found:
+            yield found.pieces
+        return
     transport_key = open_transport_key(context, upload)
     body, upload_id = upload.request.body, upload.request.upload_id
     if isinstance(body, InlineBody):

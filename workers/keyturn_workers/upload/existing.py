@@ -27,7 +27,6 @@ from keyturn.errors import (
     BadSealError,
     CorruptObjectError,
     DeletedKeyError,
-    StagedBodyMissingError,
     StorageUnavailableError,
     UnknownAlgorithmError,
 )
@@ -39,7 +38,13 @@ from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.wraps import verify_upload
 from keyturn_workers.storage import ObjectHead, Storage
 from keyturn_workers.upload.attempt import Upload, UploadContext
-from keyturn_workers.upload.body import PIECE_BYTES, decrypt_stream, digest, open_plaintext
+from keyturn_workers.upload.body import (
+    BODY_GONE,
+    PIECE_BYTES,
+    decrypt_stream,
+    digest,
+    open_plaintext,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,9 @@ async def find_own_object(
         DeletedKeyError: a tombstone is there.
         AlreadyExistsError: another upload's object is there, whatever id it carries.
         CorruptObjectError: it carries this upload's id, but does not verify.
-        StagedBodyMissingError: only its bytes could show whose it is, and the body to compare them
-            with is gone. Plaintext of the same length is accepted where plaintext is
-            allowed.
+        StagedBodyMissingError, SourceMissingError, SourceChangedError: only its bytes could show
+            whose it is, and the body to compare them with is gone. Plaintext of the same length is
+            accepted where plaintext is allowed.
         BadSealError, UnknownIntakeKeyError: the request's own body does not open either.
     """
     request = upload.request
@@ -127,9 +132,10 @@ async def _check_plaintext(
     try:
         if head.etag == known_etag or await _has_body_of(context, upload, head, None):
             return existing
-    except StagedBodyMissingError:
-        # Published again after its staged body was deleted. Where plaintext is allowed nothing
-        # authenticates an object, so its length must do; without a body it cannot be encrypted.
+    except BODY_GONE:
+        # Published again after its staged body, or the source's object, was deleted. Where
+        # plaintext is allowed nothing authenticates an object, so its length must do; without a
+        # body it cannot be encrypted.
         if allowed and head.size_bytes == upload.size_bytes():
             return existing
         raise
@@ -175,7 +181,7 @@ def _tag(upload: Upload, dek: bytes) -> bytes:
     request = upload.request
     return upload_tag(
         dek,
-        publisher=upload.publisher,
+        publisher=upload.tag_publisher,
         project=request.project,
         object_key=request.key,
         upload_id=request.upload_id,

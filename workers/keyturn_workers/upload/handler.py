@@ -28,7 +28,7 @@ class UploadHandler:
         self._uploader = uploader
 
     async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
-        """Store one upload; its staged body is deleted once the event is published."""
+        """Store one upload; its body elsewhere is deleted once the event is published."""
         if not isinstance(request, UploadRequested):
             raise MalformedRequestError(f"{request.type} is not served here")
         result = await self._uploader.serve(request, origin.publisher, seen_before=seen_before)
@@ -62,7 +62,7 @@ class UploadHandler:
                 pass
             case _:
                 return
-        await self._uploader.discard_staged(request, origin.publisher)
+        await self._uploader.discard_body(request, origin.publisher)
 
     def _handled(
         self, request: UploadRequested, origin: RequestOrigin, result: UploadResult
@@ -83,5 +83,5 @@ class UploadHandler:
             "generation": result.generation,
         }
         return Handled(
-            event, logged, partial(self._uploader.discard_staged, request, origin.publisher)
+            event, logged, partial(self._uploader.discard_body, request, origin.publisher)
         )

@@ -11,14 +11,14 @@ acknowledged within a lease of the keyring read that it rests on needs no second
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
 from keyturn.crypto import BODY_CONTEXT, seal, sealed_size, transport_context
-from keyturn.errors import StorageUnavailableError
+from keyturn.errors import BodyTooLargeError, StorageUnavailableError
 from keyturn.messages import InlineBody, StagedBody
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import KeyringSnapshot
@@ -29,9 +29,11 @@ from keyturn_workers.upload.attempt import Attempt, UploadContext
 from keyturn_workers.upload.body import (
     decrypt_stream,
     open_inline,
+    open_source,
     open_staged,
     split_into_parts,
     staged_plaintext_size,
+    with_description_of,
 )
 
 _MAX_PARTS: Final = 10_000
@@ -69,6 +71,8 @@ async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
 
     Raises:
         BadSealError, BodyTooLargeError, StagedBodyMissingError: the body cannot be stored.
+        SourceMissingError, SourceChangedError, SourceUnavailableError: the source does not give it.
+        MalformedRequestError: nor can its content type or its metadata, or it is encrypted already.
         PreconditionError: the key is taken, or what should be replaced changed.
         RefusedError: the put came after its lease.
         StateMovedError: the wraps are outdated; nothing was stored.
@@ -80,7 +84,7 @@ async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
         plaintext = open_inline(request.body, transport_key, request.upload_id)
         return await _put_at_once(context, attempt, plaintext)
     if not isinstance(request.body, StagedBody):
-        raise TypeError("not a staged body")
+        return await _put_from_source(context, attempt)
     size_bytes = staged_plaintext_size(request.body.staged.size, context.limits.upload_max_bytes)
     async with open_staged(context, attempt.upload) as sealed:
         pieces = decrypt_stream(sealed, transport_key, transport_context(request.upload_id))
@@ -91,6 +95,20 @@ async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
             plaintext = b"".join([piece async for piece in pieces])
             return await _put_at_once(context, attempt, plaintext)
         return await _put_stream(context, attempt, pieces, size_bytes)
+
+
+async def _put_from_source(context: UploadContext, attempt: Attempt) -> PutResult:
+    size_bytes = attempt.upload.size_bytes()
+    if sealed_size(size_bytes) > context.limits.upload_max_bytes:
+        raise BodyTooLargeError(
+            f"a sealed body has at most {context.limits.upload_max_bytes} bytes"
+        )
+    async with open_source(context, attempt.upload) as found:
+        attempt = replace(attempt, upload=with_description_of(attempt.upload, found.head))
+        if attempt.upload.is_streamed:
+            return await _put_stream(context, attempt, found.pieces, size_bytes)
+        plaintext = b"".join([piece async for piece in found.pieces])
+    return await _put_at_once(context, attempt, plaintext)
 
 
 async def _put_at_once(context: UploadContext, attempt: Attempt, plaintext: bytes) -> PutResult:

@@ -14,11 +14,9 @@ import structlog
 from keyturn.errors import (
     MalformedRequestError,
     PermanentError,
-    StagedBodyMissingError,
     StorageUnavailableError,
-    UnknownSourceError,
 )
-from keyturn.messages import SourceBody, UploadRequested
+from keyturn.messages import UploadRequested
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.errors import (
     MissingError,
@@ -31,7 +29,7 @@ from keyturn_workers.objects.apply import reconcile_object
 from keyturn_workers.objects.storable_key import check_storable
 from keyturn_workers.storage import Condition, IfAbsent, IfMatch
 from keyturn_workers.upload.attempt import Attempt, Upload, UploadContext
-from keyturn_workers.upload.body import open_transport_key
+from keyturn_workers.upload.body import BODY_GONE, open_transport_key
 from keyturn_workers.upload.existing import (
     ExistingUpload,
     find_own_object,
@@ -70,14 +68,14 @@ class Uploader:
         Raises:
             CodedError: the refusal of SPEC 12 that the request meets.
         """
-        if isinstance(request.body, SourceBody):
-            raise UnknownSourceError(f"this worker has no source {request.body.source.name}")
         check_storable(request.key, self._context.storage.capabilities)
         upload = Upload(request, publisher)
+        if upload.source is not None:
+            self._context.sources.bucket_of(request)
         existing: ExistingUpload | None = None
-        # A staged body is deleted once its upload is stored, so a staged request that was
-        # published twice is answered from its target.
-        if seen_before or upload.is_staged:
+        # A body that is not in the request is deleted once its upload is stored, so such a request
+        # that was published twice is answered from its target.
+        if seen_before or upload.is_staged or upload.source is not None:
             existing = await self._find_own_object(upload)
         if existing is not None:
             return await self._continue(upload, existing)
@@ -94,6 +92,8 @@ class Uploader:
         """
         upload = Upload(request, publisher)
         try:
+            if upload.source is not None:
+                self._context.sources.bucket_of(request)
             existing = await self._find_own_object(upload)
             return None if existing is None else await self._continue(upload, existing)
         except PermanentError as exc:
@@ -104,9 +104,14 @@ class Uploader:
         """Whether an object with another upload's id exists at the request's target."""
         return await holds_another_upload(request, self._context.storage)
 
-    async def discard_staged(self, request: UploadRequested, publisher: str) -> None:
-        """Delete a stored upload's staged body; the cleanup of staging removes what stays."""
+    async def discard_body(self, request: UploadRequested, publisher: str) -> None:
+        """Delete a stored upload's body in staging, or in a source that is to be emptied.
+
+        What stays in staging is removed by its cleanup.
+        """
         upload = Upload(request, publisher)
+        if upload.source is not None:
+            await self._context.sources.bucket_of(request).delete_read(upload.source)
         if not upload.is_staged:
             return
         try:
@@ -131,7 +136,7 @@ class Uploader:
         others. Now a copy loses its parts only to one that has stored the object. The cleanup
         of staging aborts the parts of uploads that no delivery stores.
         """
-        if upload.is_staged and self._context.storage.capabilities.conditional_completion:
+        if upload.is_streamed and self._context.storage.capabilities.conditional_completion:
             await abort_leftovers(self._context.storage, upload.s3_key)
 
     async def _find_own_object(
@@ -164,7 +169,7 @@ class Uploader:
         """Put the object; if the key is taken, the upload's own object there."""
         # The slot comes before the keyring read: a read that waited for one would outlive its
         # lease.
-        async with self._context.stream_slots if upload.is_staged else nullcontext():
+        async with self._context.stream_slots if upload.is_streamed else nullcontext():
             return await self._put_with_retries(upload, transport_key, condition)
 
     async def _put_with_retries(
@@ -188,9 +193,9 @@ class Uploader:
                 return await self._require_existing(upload, refused, exc)
             except UnstorableKeyError as exc:
                 raise MalformedRequestError(str(exc)) from exc
-            except StagedBodyMissingError as exc:
+            except BODY_GONE as exc:
                 # Another delivery of this very upload may have stored it since the target was
-                # read, and deleted the staged body.
+                # read, and deleted the body.
                 return await self._require_existing(upload, exc, None)
             except (RefusedError, StateMovedError):
                 # The lease expired, or the desired state moved: again, by a new keyring read.

@@ -49,6 +49,7 @@ from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
 from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.sources.bucket import open_sources
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.storage.s3 import open_storage
@@ -59,7 +60,7 @@ from keyturn_workers.worker.health import Check, health_server
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.reporter import WorkerReporter
 from keyturn_workers.worker.runtime import reduce_garbage_collection
-from keyturn_workers.worker.wiring import Wiring
+from keyturn_workers.worker.wiring import UPLOAD, Wiring
 
 if TYPE_CHECKING:
     from aio_pika import RobustConnection
@@ -223,6 +224,9 @@ async def _serve(
             on_derived=audit.kek_derived,
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
+        open_sources(
+            settings.sources if UPLOAD in roles else {}, settings.deployment, settings, storage
+        ) as sources,
     ):
         await _check_master_keys(settings, keys)
         await _retry_start(settings, marks.load)
@@ -238,7 +242,9 @@ async def _serve(
         )
         metrics.add_process()
         grants = _grants_keeper(settings, address)
-        wiring = Wiring(settings, storage, broker, keys, metrics, grants, audit, tracing, marks)
+        wiring = Wiring(
+            settings, storage, broker, keys, metrics, grants, audit, tracing, marks, sources
+        )
         await _retry_start(settings, wiring.learn_time)
         consumers = {
             queue: QueueConsumer(broker, queue, prefetch, handle)

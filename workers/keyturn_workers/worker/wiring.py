@@ -30,6 +30,7 @@ from keyturn_workers.keyring import KeyringReader, Witness
 from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.sources.bucket import Sources
 from keyturn_workers.status.dead_letters import DeadLetterView
 from keyturn_workers.status.feeds import BrokerFeeds
 from keyturn_workers.status.reader import Identity, StatusReader
@@ -83,7 +84,9 @@ class Wiring:
         audit: AuditTrail | None = None,
         tracing: "Tracing | None" = None,
         witness: Witness | None = None,
+        sources: Sources | None = None,
     ) -> None:
+        self._sources = sources or Sources()
         self._tracing = tracing
         self._grants = grants
         self._audit = audit
@@ -210,6 +213,7 @@ class Wiring:
                     OpenedSessions(settings.deployment, settings.intake_keys),
                     limits,
                     self._metrics,
+                    self._sources,
                 )
             )
         )

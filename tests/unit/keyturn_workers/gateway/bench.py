@@ -104,10 +104,17 @@ class WatchedStorage(MemoryStorage):
         start: int = 0,
         length_bytes: int | None = None,
         if_match: str | None = None,
+        version_id: str | None = None,
     ) -> AsyncIterator[ObjectStream]:
         self.streamed.append((start, length_bytes, if_match))
         breaks = self.breaks.pop(0) if self.breaks else None
-        opening = super().stream(key, start=start, length_bytes=length_bytes, if_match=if_match)
+        opening = super().stream(
+            key,
+            start=start,
+            length_bytes=length_bytes,
+            if_match=if_match,
+            version_id=version_id,
+        )
         async with opening as stream:
             size = stream.head.size_bytes - start
             self.requested_bytes += size if length_bytes is None else length_bytes

@@ -53,7 +53,7 @@ async def test_a_second_delivery_recognizes_its_object_by_the_tag(way: str) -> N
     sent = request(on, way)
     await on.serve(sent)
     assert "enc-upload-tag" in await on.metadata()
-    await on.uploader.discard_staged(sent, "api")
+    await on.uploader.discard_body(sent, "api")
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert on.storage.calls["stream"] == int(way != "put")
     assert on.storage.calls[way] == 1
@@ -131,7 +131,7 @@ async def test_plaintext_that_is_published_again_is_completed_again(way: str) ->
     on = bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
     sent = request(on, way)
     await on.serve(sent)
-    await on.uploader.discard_staged(sent, "api")
+    await on.uploader.discard_body(sent, "api")
     assert await on.serve(sent) == UploadResult(len(DATA), 1)
     on.storage.plant(TARGET, DATA[1:], Headers({"enc-upload": UPLOAD_ID}))
     with pytest.raises(AlreadyExistsError):

@@ -152,7 +152,7 @@ async def test_an_object_stored_by_another_delivery_is_completed() -> None:
 
     async def finish_first() -> None:
         await on.serve(sent)
-        await on.uploader.discard_staged(sent, "api")
+        await on.uploader.discard_body(sent, "api")
 
     on.storage.before_next("stream", finish_first)
     assert await on.serve(sent) == UploadResult(len(DATA), 1)
@@ -415,7 +415,7 @@ async def test_a_staged_body_that_cannot_be_deleted_is_left_to_the_cleanup() -> 
     sent = request(on, "put_stream")
     await on.serve(sent)
     on.storage.fail_next("delete", StorageUnavailableError("down"))
-    await on.uploader.discard_staged(sent, "api")
+    await on.uploader.discard_body(sent, "api")
     assert await on.exists(STAGED)
 
 

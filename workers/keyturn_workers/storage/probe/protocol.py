@@ -56,10 +56,6 @@ class ProbeStorage(Storage, Protocol):
         """
         ...
 
-    async def delete_if_match(self, key: str, etag: str) -> None:
-        """Delete the object if it has this ETag."""
-        ...
-
     async def purge(self, prefix: str) -> None:
         """Remove all objects, versions and open uploads under a prefix."""
         ...

@@ -250,7 +250,7 @@ async def _etag_kept(storage: ProbeStorage, key: str, etag: str) -> Outcome:
     return Outcome(ok=kept, detail="kept" if kept else "changed")
 
 
-async def conditional_delete(storage: ProbeStorage, key: str) -> Outcome:
+async def conditional_delete(storage: Storage, key: str) -> Outcome:
     """Whether a delete with another ETag is refused."""
     await storage.put(key, b"body", PLAIN)
     refused = await _refused(storage.delete_if_match(key, WRONG_ETAG))

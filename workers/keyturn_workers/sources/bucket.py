@@ -1,0 +1,342 @@
+"""The bucket of a source: what is read and deleted there (SPEC 17.1 to 17.3).
+
+A source is not ours: nothing that its server answers is taken for an answer of our own storage, so
+every error becomes one of a source's codes. What is deleted is what was read, or nothing.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from keyturn.errors import (
+    ArchivedObjectError,
+    MalformedRequestError,
+    NotPermittedError,
+    SettingsError,
+    SourceChangedError,
+    SourceMissingError,
+    SourceUnavailableError,
+    StorageUnavailableError,
+    UnknownSourceError,
+)
+from keyturn.identifiers import OWN_PREFIX
+from keyturn.messages import SourceBody, SourceObject, UploadRequested
+from keyturn.settings import S3Settings
+from keyturn_workers.errors import (
+    ArchivedError,
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    StorageAnswerError,
+)
+from keyturn_workers.sources.config import Source, Target
+from keyturn_workers.storage import Headers, ObjectHead, Storage
+from keyturn_workers.storage.port import EntriesPage, ObjectStream, ObjectVersion
+from keyturn_workers.storage.probe.request_checks import conditional_delete
+from keyturn_workers.storage.probe.runner import PREFIX as PROBE_PREFIX
+from keyturn_workers.storage.s3 import open_storage
+
+PIECE_BYTES: Final = 1024 * 1024
+_NULL_VERSION: Final = "null"
+_PROOF_BYTES: Final = 32
+
+_log = structlog.get_logger()
+
+
+class SourceBucket:
+    """One source.
+
+    Args:
+        name: Its name.
+        source: Its bucket and its mapping.
+        storage: That bucket.
+        own: Keyturn's own bucket, which must not be the same.
+    """
+
+    def __init__(self, name: str, source: Source, storage: Storage, own: Storage) -> None:
+        self.name = name
+        self.source = source
+        self._storage = storage
+        self._own = own
+        self._is_checked = False
+        self._honors_conditions: bool | None = None
+        self._checking = asyncio.Lock()
+
+    async def check(self) -> None:
+        """Make sure, once, that this is not Keyturn's own bucket by another name.
+
+        A source whose credentials may not see the proof is as good as another bucket: what is
+        under `.keyturn/` cannot be read through it.
+
+        Raises:
+            SettingsError: it is Keyturn's own bucket.
+            SourceUnavailableError: that cannot be found out now.
+            StorageUnavailableError, StorageAnswerError: Keyturn's own bucket fails.
+        """
+        async with self._checking:
+            if self._is_checked:
+                return
+            s3_key = f"{PROBE_PREFIX}{secrets.token_hex(8)}/source"
+            proof = secrets.token_bytes(_PROOF_BYTES)
+            await self._own.put(s3_key, proof, Headers({}))
+            try:
+                with self._translated():
+                    _, found = await self._storage.read_start(s3_key, _PROOF_BYTES)
+            except (SourceMissingError, _RefusedSourceError):
+                found = b""
+            finally:
+                await self._own.delete(s3_key)
+            if found == proof:
+                raise SettingsError(
+                    f"KEYTURN_SOURCES: source {self.name} is the bucket of KEYTURN_S3_BUCKET by "
+                    "another name"
+                )
+            self._is_checked = True
+
+    async def head(self, s3_key: str) -> ObjectHead:
+        """The head of the object that is at this S3 key now.
+
+        Raises:
+            SourceMissingError, SourceUnavailableError
+        """
+        await self._require_other_bucket()
+        with self._translated():
+            return await self._storage.head(s3_key)
+
+    async def list_page(self, *, prefix: str = "", after: str = "") -> EntriesPage:
+        """Objects of the source, in the order of its storage.
+
+        Args:
+            prefix: What follows the source's own prefix.
+            after: The S3 key after which the page begins.
+
+        Raises:
+            SourceUnavailableError
+        """
+        await self._require_other_bucket()
+        with self._translated():
+            return await self._storage.list_entries(f"{self.source.prefix}{prefix}", after=after)
+
+    @asynccontextmanager
+    async def stream(self, named: SourceObject) -> AsyncIterator[ObjectStream]:
+        """Open exactly the object that is named.
+
+        Raises:
+            SourceMissingError, SourceChangedError: the source has no such object any more.
+            ArchivedObjectError: it must be restored first.
+            SourceUnavailableError: also from the stream's pieces, which `pieces_of` translates.
+        """
+        await self._require_other_bucket()
+        async with AsyncExitStack() as stack:
+            with self._translated():
+                stream = await stack.enter_async_context(
+                    self._storage.stream(
+                        named.key, if_match=named.etag, version_id=_fixed_version(named)
+                    )
+                )
+            # A server may ignore a condition.
+            if (stream.head.etag, stream.head.size_bytes) != (named.etag, named.size):
+                raise SourceChangedError("the source's object has another ETag or size")
+            yield stream
+
+    async def pieces_of(self, stream: ObjectStream) -> AsyncIterator[bytes]:
+        """The stream's bytes, in pieces of 1 MiB at most.
+
+        Raises:
+            SourceUnavailableError: the connection broke before the object's end.
+        """
+        pieces = stream.chunks(PIECE_BYTES)
+        while True:
+            # Only the read is within: what the reader of these pieces raises is not a source's.
+            with self._translated():
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    async def delete_read(self, named: SourceObject) -> None:
+        """Delete what was read and stored, if the source is to be emptied, and nothing else.
+
+        A failure is only logged: the object stays, and whatever names it again deletes it.
+        """
+        if self.source.delete is False:
+            return
+        try:
+            with self._translated():
+                if _fixed_version(named) is not None:
+                    await self._delete_version(named)
+                else:
+                    await self._delete_unversioned(named)
+        except SourceMissingError:
+            pass  # another delivery, or its owner, deleted it
+        except SourceChangedError:
+            _log.info("source's object was written over: the new one stays", source=self.name)
+        except (SourceUnavailableError, ArchivedObjectError) as exc:
+            _log.warning("source's object not deleted", source=self.name, problem=exc.detail)
+
+    async def _delete_version(self, named: SourceObject) -> None:
+        """Delete the version; hide an older one that would become the current one."""
+        version_id = named.version or ""
+        try:
+            older = await self._older_version(named.key, version_id)
+        except (StorageUnavailableError, RefusedError):
+            older = None  # not every storage, nor every policy, lets versions be listed
+        await self._storage.delete_version(named.key, version_id)
+        if older is None or (await self._storage.head(named.key)).version_id != older.version_id:
+            return
+        marker = await self._storage.delete_if_match(named.key, older.etag)
+        # Where the condition is ignored, a new object may have come in between: show it again.
+        if marker is not None and await self._older_version(named.key, marker) != older:
+            await self._storage.delete_version(named.key, marker)
+
+    async def _older_version(self, s3_key: str, version_id: str) -> ObjectVersion | None:
+        """The object that was current before this version; None if there is none.
+
+        Also None if the version itself is not the current one.
+        """
+        is_next = False
+        async for row in self._storage.list_versions(s3_key):
+            if row.key != s3_key:
+                return None
+            if is_next:
+                return None if row.is_delete_marker else row
+            if row.version_id != version_id:
+                return None
+            is_next = True
+        return None
+
+    async def _delete_unversioned(self, named: SourceObject) -> None:
+        if self.source.delete == "unconditional":
+            # As late as possible. What is written between this and the delete is lost.
+            if (await self._storage.head(named.key)).etag != named.etag:
+                raise PreconditionError("it was written over")
+        elif not await self._deletes_conditionally():
+            return
+        await self._storage.delete_if_match(named.key, named.etag)
+
+    async def _deletes_conditionally(self) -> bool:
+        """Whether the source's storage honors the condition of a delete, found out once."""
+        async with self._checking:
+            if self._honors_conditions is None:
+                s3_key = f"{self.source.prefix}{OWN_PREFIX}{secrets.token_hex(8)}"
+                self._honors_conditions = await self._probe(s3_key)
+                if not self._honors_conditions:
+                    _log.warning(
+                        "objects of this source are not deleted: its bucket keeps no versions, and "
+                        "conditional deletes are not honored or could not be tried. Turn on "
+                        'versioning, or set "delete": "unconditional"',
+                        source=self.name,
+                    )
+        return self._honors_conditions
+
+    async def _probe(self, s3_key: str) -> bool:
+        try:
+            outcome = await conditional_delete(self._storage, s3_key)
+            await self._storage.delete(s3_key)
+        except RefusedError:
+            return False  # these credentials may not put an object there
+        return outcome.ok
+
+    async def _require_other_bucket(self) -> None:
+        """As `check`, for a source that could not be reached when the process started.
+
+        Raises:
+            SourceUnavailableError
+        """
+        if self._is_checked:
+            return
+        try:
+            await self.check()
+        except SettingsError as exc:
+            _log.error("source refused", source=self.name, problem=str(exc))
+            raise SourceUnavailableError(f"source {self.name} is Keyturn's own bucket") from exc
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except MissingError as exc:
+            raise SourceMissingError(f"source {self.name} has no such object") from exc
+        except PreconditionError as exc:
+            raise SourceChangedError(f"the object of source {self.name} has changed") from exc
+        except ArchivedError as exc:
+            raise ArchivedObjectError("its storage class must be restored first") from exc
+        except StorageAnswerError as exc:
+            raise _RefusedSourceError(f"source {self.name}: {exc}") from exc
+        except StorageUnavailableError as exc:
+            raise SourceUnavailableError(f"source {self.name}: {exc.detail}") from exc
+
+
+class _RefusedSourceError(SourceUnavailableError):
+    """The source refuses these credentials."""
+
+
+def _fixed_version(named: SourceObject) -> str | None:
+    """The version, if its id can never name another body: `null` is written over."""
+    return None if named.version == _NULL_VERSION else named.version
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The sources of a process, and which of them a request may name."""
+
+    deployment: str = ""
+    buckets: Mapping[str, SourceBucket] = field(default_factory=dict)
+
+    def bucket_of(self, request: UploadRequested) -> SourceBucket:
+        """The source that the request names an object of.
+
+        Raises:
+            UnknownSourceError: there is no such source here.
+            NotPermittedError: the source maps the object to another place, or to none.
+            MalformedRequestError: the upload's id is not that of the object.
+        """
+        if not isinstance(request.body, SourceBody):
+            raise TypeError("not the body of a source")
+        named = request.body.source
+        bucket = self.buckets.get(named.name)
+        if bucket is None:
+            raise UnknownSourceError(f"this worker has no source {named.name}")
+        if bucket.source.target(named.key) != Target(request.project, request.key):
+            raise NotPermittedError(f"source {named.name} maps this object to another place")
+        if request.upload_id != named.upload_id(self.deployment):
+            raise MalformedRequestError("upload_id: not the id of this object of the source")
+        return bucket
+
+
+@asynccontextmanager
+async def open_sources(
+    sources: Mapping[str, Source], deployment: str, settings: S3Settings, own: Storage
+) -> AsyncIterator[Sources]:
+    """Open all sources for the life of the process.
+
+    A source that cannot be reached now is checked when it is first used.
+
+    Args:
+        sources: By name.
+        deployment: The name of the deployment.
+        settings: Those of Keyturn's own bucket.
+        own: That bucket.
+
+    Raises:
+        SettingsError: a source is Keyturn's own bucket, or its credentials cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        buckets = {}
+        for name, source in sources.items():
+            try:
+                its_settings = source.storage_settings(settings)
+            except ValueError as exc:
+                raise SettingsError(f"KEYTURN_SOURCES: source {name}: {exc}") from None
+            storage = await stack.enter_async_context(open_storage(its_settings))
+            buckets[name] = SourceBucket(name, source, storage, own)
+            try:
+                await buckets[name].check()
+            except SourceUnavailableError as exc:
+                _log.warning("source not reached", source=name, problem=exc.detail)
+        yield Sources(deployment, buckets)
