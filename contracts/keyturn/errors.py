@@ -30,7 +30,8 @@
      │    │    ├── TooManyRequestsError     too_many_requests
      │    │    ├── UnauthorizedError        unauthorized
      │    │    ├── NotFoundError            not_found
-     │    │    └── RangeNotSatisfiableError range_not_satisfiable
+     │    │    ├── RangeNotSatisfiableError range_not_satisfiable
+     │    │    └── UnsupportedMediaTypeError unsupported_media_type
      │    └── TransientError                retried after 1, 5, 30, 120, 600, 600 … seconds
      │         ├── KeyringRolledBackError   keyring_rolled_back
      │         ├── UnknownMasterKeyError    unknown_master_key
@@ -333,6 +334,12 @@ class RangeNotSatisfiableError(PermanentError):
     """The range lies outside the object."""
 
     code = "range_not_satisfiable"
+
+
+class UnsupportedMediaTypeError(PermanentError):
+    """An upload link allows another content type."""
+
+    code = "unsupported_media_type"
 
 
 class PublisherError(KeyturnError):

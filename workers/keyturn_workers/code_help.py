@@ -156,6 +156,10 @@ CODES: Final = {
     "unknown_source": CodeHelp(
         "the worker has no source of this name", "give all workers the same KEYTURN_SOURCES"
     ),
+    "unsupported_media_type": CodeHelp(
+        "an upload link allows another content type than the one that was sent",
+        "send the link's own content type, or make another link",
+    ),
     "wraps_disagree": CodeHelp(
         "the two wraps are not of the same keyring: someone changed the object, or put an old "
         "keyring back and rotated it",

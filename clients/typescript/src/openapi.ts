@@ -94,7 +94,7 @@ export interface paths {
         get: operations["getObject"];
         /**
          * Upload an object
-         * @description The body is encrypted while it streams into staging; workers store it. A key is written once, and cannot be used again after a delete. X-Keyturn-Meta-* headers become the object's metadata: at most 1 KiB.
+         * @description The body is encrypted while it streams into staging; workers store it. A key is written once, and cannot be used again after a delete. X-Keyturn-Meta-* headers become the object's metadata: at most 1 KiB. By link there is no metadata, and one upload at a time.
          */
         put: operations["putObject"];
         post?: never;
@@ -128,7 +128,7 @@ export interface paths {
         put?: never;
         /**
          * Make a link to an object
-         * @description The link opens this one object without the API key, for GET and HEAD.
+         * @description The link opens this one object without the API key, for GET and HEAD; an upload link takes one body for it, by PUT.
          */
         post: operations["createLink"];
         delete?: never;
@@ -213,7 +213,7 @@ export interface components {
         Link: {
             /** Format: date-time */
             expires_at: string;
-            /** @description A secret: anyone who has it can read the object */
+            /** @description A secret: anyone who has it can read the object or, with an upload link, store it */
             url: string;
         };
         ListedObject: {
@@ -239,7 +239,7 @@ export interface components {
              * @description Keyturn's error code; absent if the HTTP status says it all
              * @enum {unknown}
              */
-            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "wraps_disagree";
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "unsupported_media_type" | "wraps_disagree";
             detail?: string;
             request_id?: string;
             rotation_id?: string;
@@ -631,7 +631,14 @@ export interface operations {
     };
     putObject: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Of an upload link: the content type of the body, which the request states too, or states none */
+                content_type?: string;
+                /** @description Of an upload link: when it ends, in seconds since 1970 */
+                expires?: number;
+                /** @description Of an upload link: the largest body */
+                max_bytes?: number;
+            };
             header?: {
                 /** @description `wait=N`: respond when it is stored or refused, or after N seconds */
                 Prefer?: string;
@@ -737,6 +744,15 @@ export interface operations {
             };
             /** @description The body or the object is too large (body_too_large) */
             413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The upload link allows another content type (unsupported_media_type) */
+            415: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1055,6 +1071,11 @@ export interface operations {
             content: {
                 "application/json": {
                     /**
+                     * @description Of an upload link: the content type that the object gets; any by default
+                     * @default null
+                     */
+                    content_type?: string | null;
+                    /**
                      * @description How long the link is valid, in seconds. A link to the ciphertext is valid for at most 900, which is also its default
                      * @default 3600
                      */
@@ -1070,6 +1091,17 @@ export interface operations {
                      * @enum {unknown}
                      */
                     kind?: "object" | "ciphertext";
+                    /**
+                     * @description Of an upload link, which needs it: the largest body, in bytes. At most the largest object of this gateway
+                     * @default null
+                     */
+                    max_bytes?: number | null;
+                    /**
+                     * @description `PUT`: an upload link. It needs `max_bytes`, and takes no `inline` or `kind`
+                     * @default GET
+                     * @enum {unknown}
+                     */
+                    method?: "GET" | "PUT";
                 };
             };
         };

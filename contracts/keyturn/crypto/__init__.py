@@ -59,7 +59,7 @@ from keyturn.crypto.keys import (
     v0_admin_kek,
     v0_user_kek,
 )
-from keyturn.crypto.links import LinkClaims, is_link_token, link_token
+from keyturn.crypto.links import LinkClaims, UploadLinkClaims, is_link_token, link_token
 from keyturn.crypto.retry_mac import RetryKey, RetryNote
 from keyturn.crypto.signatures import EventVerifier, MarkVerifier, SigningKey, VerifyKey
 from keyturn.crypto.wraps import (
@@ -116,6 +116,7 @@ __all__ = [
     "Secret",
     "SignatureError",
     "SigningKey",
+    "UploadLinkClaims",
     "V0Opener",
     "VerifyKey",
     "admin_kek",

@@ -2,13 +2,14 @@
 
 It is a MAC under a key derived from the project's user KEK. So any gateway that reads the keyring
 can make and check one, nothing is stored, and a rotation ends every link. The MAC covers all that a
-link says: deployment, project, object key, expiry, and whether a browser may show the object.
+link says. A link that reads an object and one that uploads it have MAC keys of their own, so that
+neither can be turned into the other.
 """
 
 import hmac
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
@@ -21,7 +22,7 @@ _LINK_KEY_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class LinkClaims:
-    """What a link says.
+    """What a link says that reads an object.
 
     Attributes:
         project: The project's id.
@@ -30,13 +31,44 @@ class LinkClaims:
         inline: Whether a browser may show the object instead of saving it.
     """
 
+    purpose: ClassVar[str] = "keyturn/v1/link"
     project: str
     object_key: str
     expires: int
     inline: bool
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What the MAC covers after the expiry."""
+        return ("inline" if self.inline else "attachment",)
 
-def link_token(kek: Kek, deployment: str, claims: LinkClaims) -> str:
+
+@dataclass(frozen=True, slots=True)
+class UploadLinkClaims:
+    """What a link says that uploads an object.
+
+    Attributes:
+        project: The project's id.
+        object_key: The object's key, decoded.
+        expires: When it ends, in seconds since 1970.
+        max_bytes: The largest body.
+        content_type: The body's only content type; None for any.
+    """
+
+    purpose: ClassVar[str] = "keyturn/v1/upload-link"
+    project: str
+    object_key: str
+    expires: int
+    max_bytes: int
+    content_type: str | None
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What the MAC covers after the expiry."""
+        return str(self.max_bytes), self.content_type or ""
+
+
+def link_token(kek: Kek, deployment: str, claims: LinkClaims | UploadLinkClaims) -> str:
     """Return a link's token: 43 characters of base64url, without padding.
 
     Args:
@@ -47,13 +79,15 @@ def link_token(kek: Kek, deployment: str, claims: LinkClaims) -> str:
     Raises:
         ValueError: a name holds a zero byte, or cannot be written as UTF-8.
     """
-    disposition = "inline" if claims.inline else "attachment"
-    message = label(claims.project, claims.object_key, str(claims.expires), disposition)
-    mac = hmac.digest(_link_key(kek, deployment).reveal(), message, "sha256")
+    message = label(claims.project, claims.object_key, str(claims.expires), *claims.terms)
+    key = _link_key(kek, claims.purpose, deployment)
+    mac = hmac.digest(key.reveal(), message, "sha256")
     return urlsafe_b64encode(mac).rstrip(b"=").decode("ascii")
 
 
-def is_link_token(token: str, kek: Kek, deployment: str, claims: LinkClaims) -> bool:
+def is_link_token(
+    token: str, kek: Kek, deployment: str, claims: LinkClaims | UploadLinkClaims
+) -> bool:
     """Whether this is the link's token, in constant time.
 
     The encoded texts are compared: base64 has several encodings of the same bytes, and only one
@@ -66,6 +100,6 @@ def is_link_token(token: str, kek: Kek, deployment: str, claims: LinkClaims) -> 
     return hmac.compare_digest(token.encode("utf-8", "surrogatepass"), expected.encode("ascii"))
 
 
-def _link_key(kek: Kek, deployment: str) -> Secret:
-    expand = HKDFExpand(SHA256(), _LINK_KEY_BYTES, label("keyturn/v1/link", deployment))
+def _link_key(kek: Kek, purpose: str, deployment: str) -> Secret:
+    expand = HKDFExpand(SHA256(), _LINK_KEY_BYTES, label(purpose, deployment))
     return Secret(expand.derive(kek.reveal()))

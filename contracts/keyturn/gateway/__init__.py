@@ -11,8 +11,9 @@
 | --- | --- |
 | `client` | `Client`: list, open, stat, upload, delete, link, rotate, rotation; an open object |
 | `listing` | pages of a listing, checked against what was requested; pure |
-| `links` | links that open one object without the API key; pure |
+| `links` | links that open, or upload, one object without the API key; pure |
 | `responses` | what a response's status, headers and problem document mean; pure |
+| `uploads` | `upload_to`: an upload by a link, without the API key; what all uploads share |
 | `transport` | one pool of connections; sends each request once; errors without secrets |
 
 Exceptions are in `keyturn.errors`: the class of its code for what the gateway refuses, and
@@ -32,10 +33,11 @@ from keyturn.errors import (
     UnexpectedResponseError,
     UploadPendingError,
 )
-from keyturn.gateway.client import Client, DeleteReceipt, OpenObject, UploadReceipt
-from keyturn.gateway.links import CiphertextLink, Link
+from keyturn.gateway.client import Client, DeleteReceipt, OpenObject
+from keyturn.gateway.links import CiphertextLink, Link, UploadLink
 from keyturn.gateway.listing import ListedObject, ListedPrefix
 from keyturn.gateway.responses import ObjectInfo
+from keyturn.gateway.uploads import UploadReceipt, upload_to
 
 __all__ = [
     "CiphertextLink",
@@ -52,6 +54,8 @@ __all__ = [
     "ResponseLostError",
     "UnencryptedGatewayWarning",
     "UnexpectedResponseError",
+    "UploadLink",
     "UploadPendingError",
     "UploadReceipt",
+    "upload_to",
 ]

@@ -28,16 +28,18 @@ from keyturn.errors import (
     MalformedRequestError,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
-    UploadPendingError,
 )
 from keyturn.gateway.links import (
     CIPHERTEXT_LINK_MAX_S,
     CiphertextLink,
     Link,
+    UploadLink,
     ciphertext_link_request,
     link_request,
     parse_ciphertext_link,
     parse_link,
+    parse_upload_link,
+    upload_link_request,
 )
 from keyturn.gateway.listing import (
     PAGE_MAX_BYTES,
@@ -56,12 +58,22 @@ from keyturn.gateway.responses import (
     object_info,
 )
 from keyturn.gateway.transport import (
+    CONNECT_TIMEOUT_S,
+    IDLE_TIMEOUT_S,
     MAX_CONNECTIONS,
     AuthorizedRequests,
     RequestBody,
     Transport,
     is_unencrypted,
     next_piece,
+)
+from keyturn.gateway.uploads import (
+    UPLOAD_WAIT_S,
+    UPLOADED,
+    UploadReceipt,
+    receipt_of,
+    required_id,
+    wait_preference,
 )
 from keyturn.identifiers import check_object_key, is_project, is_uuid
 from keyturn.metadata import check_content_type, encode_caller_metadata
@@ -72,27 +84,9 @@ if TYPE_CHECKING:
     import aiohttp
 
 _CALLER: Final = 3  # frames up to the caller of `connect`: its own, and contextlib's
-CONNECT_TIMEOUT_S: Final = 10.0
-IDLE_TIMEOUT_S: Final = 60.0
-UPLOAD_WAIT_S: Final = 50
-"""Less than the 60 seconds after which common proxies end a request without a response."""
 _WHOLE: Final = ByteRange(0, None)
 _UNRESERVED: Final = "/-_.~"
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT = 200, 201, 202, 204
-
-
-@dataclass(frozen=True, slots=True)
-class UploadReceipt:
-    """An upload that the gateway has accepted.
-
-    Attributes:
-        upload_id: Its id, which its event names too.
-        stored: Whether the object is stored. If the call did not wait, it is not known: the
-            object will be stored, or an event says why not.
-    """
-
-    upload_id: str
-    stored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +393,7 @@ class Client:
             ResponseLostError: the object may be stored, or not; check with `stat`.
             UnexpectedResponseError: likewise, if its status is 500 or more.
         """
-        headers = _preference(wait_s if wait else None)
+        headers = wait_preference(wait_s if wait else None)
         if content_type:
             headers["Content-Type"] = check_content_type(content_type)
         for name, value in encode_caller_metadata(metadata or {}).items():
@@ -409,13 +403,10 @@ class Client:
             object_path(project, object_key),
             headers,
             RequestBody(body),
-            (_CREATED, _ACCEPTED),
+            UPLOADED,
             wait_s=wait_s if wait else 0,
         )
-        upload_id, stored = _required_id(status, fields, "upload_id"), status == _CREATED
-        if wait and not stored:
-            raise UploadPendingError(upload_id)
-        return UploadReceipt(upload_id, stored)
+        return receipt_of(status, fields, wait=wait)
 
     async def delete(
         self, project: str, object_key: str, *, wait_s: int | None = None
@@ -448,14 +439,14 @@ class Client:
         status, fields = await self._requests.send(
             "DELETE",
             object_path(project, object_key),
-            _preference(wait_s),
+            wait_preference(wait_s),
             None,
             (_ACCEPTED, _NO_CONTENT),
             wait_s=wait_s or 0,
         )
         if status == _NO_CONTENT:
             return DeleteReceipt(None, deleted=True)
-        return DeleteReceipt(_required_id(status, fields, "request_id"), deleted=False)
+        return DeleteReceipt(required_id(status, fields, "request_id"), deleted=False)
 
     async def link(
         self, project: str, object_key: str, *, expires_s: int = 3600, inline: bool = False
@@ -510,6 +501,41 @@ class Client:
             raise _no_such_link()
         return link
 
+    async def upload_link(
+        self,
+        project: str,
+        object_key: str,
+        *,
+        max_bytes: int,
+        content_type: str | None = None,
+        expires_s: int = 3600,
+    ) -> UploadLink:
+        """A URL that takes one body for one object without the API key (`upload_to`).
+
+        Anyone who has the URL can store the object once. It ends when it expires, or with the next
+        rotation of the project's key.
+
+        Args:
+            project: The project's id (SPEC 1).
+            object_key: The object's key, 1 to 900 bytes of UTF-8.
+            max_bytes: The largest body, 1 to the largest object of the gateway.
+            content_type: The content type that the object gets, and the only one that may be sent;
+                any by default.
+            expires_s: Seconds in which the upload must begin, 1 to 604800 (7 days).
+
+        Raises:
+            MalformedRequestError: a name, a number or the content type is not valid.
+            UnauthorizedError: not the project's current API key, or no such project.
+            CodedError: any other refusal of the gateway.
+            GatewayError: the gateway cannot be reached, or its response is not valid.
+        """
+        body = upload_link_request(expires_s, max_bytes, content_type)
+        requesting = self._request_link(project, object_key, body)
+        link = parse_upload_link(await requesting, project, object_key, max_bytes, content_type)
+        if link is None:
+            raise _no_such_link()
+        return link
+
     async def _request_link(self, project: str, object_key: str, body: bytes) -> dict[str, Any]:
         path = f"{object_path(project, object_key)}/links"
         return await self._requests.read("POST", path, body=body, done=_CREATED)
@@ -541,7 +567,7 @@ class Client:
             (_ACCEPTED,),
             secret=secret,
         )
-        return _required_id(status, fields, "rotation_id")
+        return required_id(status, fields, "rotation_id")
 
     async def rotation(self, project: str, rotation_id: str) -> dict[str, Any]:
         """The state of a rotation (SPEC 9): a JSON object with `state`, `counts` and more.
@@ -578,21 +604,6 @@ def _checked_api_key(api_key: ApiKey, name: str = "api_key") -> SecretStr:
 def _no_such_link() -> UnexpectedResponseError:
     # Raised by callers that hold no variable with the response: it may be a link to another object.
     return UnexpectedResponseError("the response has no such link", status=_CREATED)
-
-
-def _preference(wait_s: int | None) -> dict[str, str]:
-    if wait_s is None:
-        return {}
-    if wait_s < 1:
-        raise MalformedRequestError("wait_s is 1 or more")
-    return {"Prefer": f"wait={wait_s}"}
-
-
-def _required_id(status: int, fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str) or not is_uuid(value):
-        raise UnexpectedResponseError(f"the response has no {name}", status=status)
-    return value
 
 
 def objects_path(project: str) -> str:

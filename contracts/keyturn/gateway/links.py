@@ -1,7 +1,7 @@
 """Links: what is requested, and what a response may hold (SPEC 9.3). Pure.
 
-A link is a secret: it opens its object without the API key. So it must never be in a repr, in
-an exception, or in the variables of a frame that an exception passes.
+A link is a secret: it opens its object, or stores it, without the API key. So it must never be in a
+repr, in an exception, or in the variables of a frame that an exception passes.
 """
 
 import re
@@ -20,6 +20,7 @@ from keyturn.metadata import ALGO, COBBLESTONE, OWN_PREFIX
 
 LINK_MAX_S: Final = 7 * 24 * 3600
 CIPHERTEXT_LINK_MAX_S: Final = 900
+_CONTENT_TYPE: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -51,6 +52,19 @@ class CiphertextLink:
     metadata: Mapping[str, str] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class UploadLink:
+    """A URL that takes one body for one object, by PUT, without the API key (`upload_to`).
+
+    Attributes:
+        url: The URL. Anyone who has it can store the object, so it is not in the repr.
+        expires_at: When it ends, in UTC; a rotation ends it earlier.
+    """
+
+    url: str = field(repr=False)
+    expires_at: datetime
+
+
 def link_request(expires_s: int, *, inline: bool) -> bytes:
     """The body of a request for a link.
 
@@ -71,6 +85,24 @@ def ciphertext_link_request(expires_s: int) -> bytes:
     return orjson.dumps({"kind": "ciphertext", "expires_s": expires_s})
 
 
+def upload_link_request(expires_s: int, max_bytes: int, content_type: str | None) -> bytes:
+    """The body of a request for an upload link.
+
+    Raises:
+        MalformedRequestError: it would not be valid for 1 second to 7 days, would take no body, or
+            its content type is not printable ASCII.
+    """
+    _check_expires(expires_s, LINK_MAX_S)
+    if type(max_bytes) is not int or max_bytes < 1:
+        raise MalformedRequestError("max_bytes is 1 or more")
+    if content_type is not None and _CONTENT_TYPE.fullmatch(content_type) is None:
+        raise MalformedRequestError(
+            "content_type is 1 to 255 characters of printable ASCII, without a space at either end"
+        )
+    bounds = {"max_bytes": max_bytes, "content_type": content_type}
+    return orjson.dumps({"method": "PUT", "expires_s": expires_s, **bounds})
+
+
 def _check_expires(expires_s: int, max_s: int) -> None:
     if type(expires_s) is not int or not 1 <= expires_s <= max_s:
         raise MalformedRequestError(f"a link is valid for 1 to {max_s} seconds")
@@ -83,21 +115,53 @@ def parse_link(
 
     The host is not compared: a gateway's public address may differ from the one in use.
     """
+    found = _requested_url(document, project, object_key, {"inline": "1"} if inline else {})
+    return None if found is None else Link(*found)
+
+
+def parse_upload_link(
+    document: Mapping[str, Any],
+    project: str,
+    object_key: str,
+    max_bytes: int,
+    content_type: str | None,
+) -> UploadLink | None:
+    """The upload link in a response; None as of `parse_link`."""
+    bounds = {"max_bytes": str(max_bytes)}
+    if content_type is not None:
+        bounds["content_type"] = content_type
+    found = _requested_url(document, project, object_key, bounds)
+    return None if found is None else UploadLink(*found)
+
+
+def is_upload_link(url: str) -> bool:
+    """Whether this has the form of an upload link."""
+    names = {name for name, _ in parse_qsl(urlsplit(url).query)} if is_web_address(url) else set()
+    return {"expires", "max_bytes", "token"} <= names and "#" not in url
+
+
+def content_type_of(url: str) -> str | None:
+    """The content type that an upload link takes; None for any."""
+    return dict(parse_qsl(urlsplit(url).query)).get("content_type")
+
+
+def _requested_url(
+    document: Mapping[str, Any], project: str, object_key: str, terms: Mapping[str, str]
+) -> tuple[str, datetime] | None:
+    """The URL and its end, if it is one of the object and has these parameters alone."""
     url, expires_at = _url(document), _expiry(document)
     if url is None or expires_at is None or expires_at.microsecond:
         return None
     parts = urlsplit(url)
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     token = dict(parameters).get("token", "")
-    expected = {"expires": str(int(expires_at.timestamp())), "token": token}
-    if inline:
-        expected["inline"] = "1"
+    expected = {"expires": str(int(expires_at.timestamp())), **terms, "token": token}
     is_as_requested = (
         unquote(parts.path).endswith(f"/v1/projects/{project}/objects/{object_key}")
         and sorted(parameters) == sorted(expected.items())
         and _TOKEN.fullmatch(token) is not None
     )
-    return Link(url, expires_at) if is_as_requested else None
+    return (url, expires_at) if is_as_requested else None
 
 
 def parse_ciphertext_link(document: Mapping[str, Any]) -> CiphertextLink | None:

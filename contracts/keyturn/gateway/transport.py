@@ -1,7 +1,8 @@
 """Requests to the gateway over one pool of connections, each sent once (SPEC 9, 12).
 
-`AuthorizedRequests` sends them with one API key. A response with another status than expected is
-raised as the error that it means, without the secrets of the request.
+`AuthorizedRequests` sends them with one API key, `send_by_link` with a link alone. A response with
+another status than expected is raised as the error that it means, without the secrets of the
+request.
 
 No redirect is followed and nothing is sent again automatically, except that aiohttp repeats a
 GET or a HEAD if a kept-alive connection was dropped. aiohttp is imported only when a pool is
@@ -19,12 +20,12 @@ import asyncio
 import errno
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import SecretStr
 
@@ -48,6 +49,8 @@ from keyturn.tls import GATEWAY, describe_tls_failure
 if TYPE_CHECKING:
     import aiohttp
 
+CONNECT_TIMEOUT_S: Final = 10.0
+IDLE_TIMEOUT_S: Final = 60.0
 MAX_CONNECTIONS: Final = 100
 RESPONSE_MAX_BYTES: Final = 64 * 1024
 _READ_BUFFER_BYTES: Final = 256 * 1024
@@ -237,6 +240,20 @@ class Transport:
         *,
         wait_s: float = 0,
     ) -> "aiohttp.ClientResponse":
+        """The response to a request that is sent once; as `send_to`, to a path of the gateway."""
+        url = SecretStr(self._base_url + path)
+        return await self.send_to(method, url, headers, api_key, request_body, wait_s=wait_s)
+
+    async def send_to(
+        self,
+        method: str,
+        url: SecretStr,
+        headers: Mapping[str, str],
+        api_key: SecretStr | None,
+        request_body: RequestBody | None,
+        *,
+        wait_s: float = 0,
+    ) -> "aiohttp.ClientResponse":
         """The response to a request that is sent once; its owner closes it.
 
         A body goes out only when the gateway asks for it (100 Continue), so that a refused
@@ -247,12 +264,11 @@ class Transport:
             ResponseLostError: there is no response.
             Exception: whatever the body's source raised, unchanged; nothing was stored.
         """
-        response = await self._send_once(
-            method, self._base_url + path, headers, api_key, request_body, wait_s
-        )
+        response = await self._send_once(method, url, headers, api_key, request_body, wait_s)
         if request_body is not None and request_body.failure is not None:
             if not isinstance(response, _Failure):
                 response.close()
+            del response  # its repr shows the URL, which may be a link
             raise request_body.failure
         if not isinstance(response, _Failure):
             return response
@@ -305,9 +321,9 @@ class Transport:
     async def _send_once(
         self,
         method: str,
-        url: str,
+        url: SecretStr,
         headers: Mapping[str, str],
-        api_key: SecretStr,
+        api_key: SecretStr | None,
         request_body: RequestBody | None,
         wait_s: float,
     ) -> "aiohttp.ClientResponse | _Failure":
@@ -323,7 +339,7 @@ class Transport:
             async with asyncio.timeout(None) as idle:
                 return await self._session.request(
                     method,
-                    URL(url, encoded=True),
+                    URL(url.get_secret_value(), encoded=True),
                     headers=_authorized({**headers, **of_body}, api_key),
                     data=request_body
                     and request_body.blocks_with_timeout(idle, self._idle_s, wait_s),
@@ -381,7 +397,7 @@ class AuthorizedRequests:
             if received is None:
                 raise GatewayUnavailableError("the gateway's response was cut short")
             if not is_done:
-                raise self._error(response, received)
+                raise _error(response, received, (self._api_key,))
             return json_object(received)
         finally:
             response.close()
@@ -416,15 +432,10 @@ class AuthorizedRequests:
         response = await self._transport.send(
             method, path, headers, self._api_key, request_body, wait_s=wait_s
         )
-        try:
-            received = await self._transport.body_of(response)
-            if received is None:
-                raise ResponseLostError("the gateway's response was cut short")
-            if response.status not in done:
-                raise self._error(response, received, secret)
-            return response.status, json_object(received)
-        finally:
-            response.close()
+        written = await _written(self._transport, response, done, (self._api_key, secret))
+        if isinstance(written, Exception):
+            raise written
+        return written
 
     @asynccontextmanager
     async def object(
@@ -449,21 +460,55 @@ class AuthorizedRequests:
 
     async def _object_error(self, response: "aiohttp.ClientResponse") -> Exception:
         if response.method == "HEAD":
-            return self._error(response, None)
+            return _error(response, None, (self._api_key,))
         body = await self._transport.body_of(response)
         if body is None:
             return GatewayUnavailableError("the gateway's response was cut short")
-        return self._error(response, body)
+        return _error(response, body, (self._api_key,))
 
-    def _error(
-        self,
-        response: "aiohttp.ClientResponse",
-        body: bytes | None,
-        secret: SecretStr | None = None,
-    ) -> Exception:
-        held = (self._api_key, secret)
-        secrets = tuple(one.get_secret_value() for one in held if one is not None)
-        return response_error(response.status, response.headers, body, secrets=secrets)
+
+async def send_by_link(
+    transport: Transport,
+    url: SecretStr,
+    headers: Mapping[str, str],
+    request_body: RequestBody,
+    done: tuple[int, ...],
+    *,
+    wait_s: int = 0,
+) -> tuple[int, dict[str, Any]]:
+    """Send a body once to an upload link; return as `AuthorizedRequests.send`, errors likewise."""
+    token = SecretStr(dict(parse_qsl(urlsplit(url.get_secret_value()).query)).get("token", ""))
+    sending = transport.send_to("PUT", url, headers, None, request_body, wait_s=wait_s)
+    # No variable for the response: its repr shows the link.
+    written = await _written(transport, await sending, done, (token,))
+    if isinstance(written, Exception):
+        raise written
+    return written
+
+
+async def _written(
+    transport: Transport,
+    response: "aiohttp.ClientResponse",
+    done: tuple[int, ...],
+    held: Sequence[SecretStr | None],
+) -> tuple[int, dict[str, Any]] | Exception:
+    """Status and document of the response to a write, which this closes; or the error it means."""
+    try:
+        received = await transport.body_of(response)
+        if received is None:
+            return ResponseLostError("the gateway's response was cut short")
+        if response.status not in done:
+            return _error(response, received, held)
+        return response.status, json_object(received)
+    finally:
+        response.close()
+
+
+def _error(
+    response: "aiohttp.ClientResponse", body: bytes | None, held: Sequence[SecretStr | None]
+) -> Exception:
+    secrets = tuple(one.get_secret_value() for one in held if one is not None)
+    return response_error(response.status, response.headers, body, secrets=secrets)
 
 
 def _authorized(headers: Mapping[str, str], api_key: SecretStr | None) -> Mapping[str, str]:

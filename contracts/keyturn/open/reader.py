@@ -13,10 +13,14 @@ from pydantic import SecretStr
 
 from keyturn.crypto import Kek, user_kek
 from keyturn.errors import MalformedRequestError
-from keyturn.gateway.client import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S
 from keyturn.gateway.links import CiphertextLink
 from keyturn.gateway.responses import ByteRange, is_web_address
-from keyturn.gateway.transport import MAX_CONNECTIONS, Transport
+from keyturn.gateway.transport import (
+    CONNECT_TIMEOUT_S,
+    IDLE_TIMEOUT_S,
+    MAX_CONNECTIONS,
+    Transport,
+)
 from keyturn.identifiers import check_object_key, is_project
 from keyturn.open.decrypted_object import DecryptedObject
 from keyturn.open.plaintext import Source, open_range, open_whole

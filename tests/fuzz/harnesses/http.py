@@ -19,7 +19,6 @@ from keyturn_workers.gateway.request import (
     evaluate_conditions,
     has_conditions,
     if_range_matches,
-    link_query,
     object_path,
     own_url,
     parse_links_path,
@@ -68,8 +67,13 @@ def _query(raw: bytes) -> list[str]:
     link = query.link()
     if link is not None:
         check(query.is_link, "a link without a token")
-        check(Query(link_query(link).encode()).link() == link, "a link that comes back as another")
+        check(Query(link.query.encode()).link() == link, "a link that comes back as another")
         found.append("link")
+    upload = query.upload_link()
+    if upload is not None:
+        again = Query(upload.query.encode()).upload_link()
+        check(again == upload, "an upload link that comes back as another")
+        found.append("upload link")
     try:
         name = query.download_name()
     except MalformedRequestError:

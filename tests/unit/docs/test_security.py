@@ -21,6 +21,7 @@ _ATTACKERS = {
     "a console's machine",
     "the network, where TLS is on",
     "a link to an object",
+    "an upload link",
     "an old API key",
     "the logs, metrics, traces",
     "the master key",

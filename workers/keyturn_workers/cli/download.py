@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from keyturn.crypto import user_kek
 from keyturn.errors import NoUsableWrapError
-from keyturn.gateway import CiphertextLink, Link
+from keyturn.gateway import CiphertextLink, Link, UploadLink
 from keyturn.gateway.links import CIPHERTEXT_LINK_MAX_S, LINK_MAX_S
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.arguments import (
@@ -233,18 +233,43 @@ def link(
             "the metadata that is needed to decrypt them with the API key.",
         ),
     ] = False,
+    put: Annotated[
+        bool,
+        typer.Option(
+            "--put",
+            help="An upload link: it takes one body for this key, by PUT, and reads nothing. "
+            "Requires --max-bytes.",
+        ),
+    ] = False,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option("--max-bytes", min=1, metavar="BYTES", help="With --put: the largest body."),
+    ] = None,
+    content_type: Annotated[
+        str | None,
+        typer.Option(
+            "--content-type",
+            metavar="TYPE",
+            help="With --put: the content type that the object gets, and the only one that may be "
+            "sent. Default: any.",
+        ),
+    ] = None,
     gateway: GatewayUrl = None,
     api_key_file: ApiKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a link that opens one object without the API key.
+    """Print a link to one object, for use without the API key.
 
-    The link is a secret: anyone who has it can read the object. It ends when it expires or
-    when the API key is rotated; a link to encrypted bytes ends only when it expires. Needs a
-    gateway.
+    The link is a secret: anyone who has it can read the object, or upload it. It ends when it
+    expires or when the API key is rotated; a link to encrypted bytes ends only when it expires.
+    Needs a gateway.
     """
-    if inline and ciphertext:
-        raise typer.BadParameter("--inline and --ciphertext cannot be used together")
+    if inline + ciphertext + put > 1:
+        raise typer.BadParameter("--inline, --ciphertext and --put cannot be used together")
+    if put != (max_bytes is not None) or (content_type is not None and not put):
+        raise typer.BadParameter(
+            "--put requires --max-bytes, and --max-bytes and --content-type require --put"
+        )
     max_s = CIPHERTEXT_LINK_MAX_S if ciphertext else LINK_MAX_S
     if expires_s is not None and not 1 <= expires_s <= max_s:
         longest = "15m" if ciphertext else "7d"
@@ -257,7 +282,13 @@ def link(
         made = asyncio.run(_ciphertext_link(url, api_key, project, key, expires_s or max_s))
         _print(made.url, made.expires_at, {"metadata": dict(made.metadata)}, as_json=as_json)
         return
-    given = asyncio.run(_link(url, api_key, project, key, expires_s or _EXPIRES_S, inline=inline))
+    expires_s = expires_s or _EXPIRES_S
+    if max_bytes is not None:
+        making = _upload_link(url, api_key, project, key, expires_s, max_bytes, content_type)
+        upload = asyncio.run(making)
+        _print(upload.url, upload.expires_at, {}, as_json=as_json)
+        return
+    given = asyncio.run(_link(url, api_key, project, key, expires_s, inline=inline))
     _print(given.url, given.expires_at, {}, as_json=as_json)
 
 
@@ -266,6 +297,21 @@ async def _link(
 ) -> Link:
     async with gateway_client(url, api_key) as client:
         return await client.link(project, key, expires_s=expires_s, inline=inline)
+
+
+async def _upload_link(
+    url: str,
+    api_key: SecretStr,
+    project: str,
+    key: str,
+    expires_s: int,
+    max_bytes: int,
+    content_type: str | None,
+) -> UploadLink:
+    async with gateway_client(url, api_key) as client:
+        return await client.upload_link(
+            project, key, max_bytes=max_bytes, content_type=content_type, expires_s=expires_s
+        )
 
 
 async def _ciphertext_link(

@@ -15,13 +15,13 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeAlias
 
 import structlog
 
-from keyturn.crypto import LinkClaims, Secret, check_api_key, is_link_token, user_kek
+from keyturn.crypto import Secret, UploadLinkClaims, check_api_key, is_link_token, user_kek
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
@@ -34,7 +34,7 @@ from keyturn.errors import (
 from keyturn.identifiers import is_project
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.request import Link
+from keyturn_workers.gateway.request import Link, UploadLink
 from keyturn_workers.keyring import KeyringContradictedError, KeyringReader, KeyringSnapshot
 
 REFUSAL_MIN_S: Final = 0.1
@@ -53,11 +53,19 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller, by a snapshot of the project's keyring."""
+    """An authenticated caller, by a snapshot of the project's keyring.
+
+    Attributes:
+        project: The project's id.
+        snapshot: The keyring that admits the caller.
+        kek: The project's user KEK.
+        upload_link: What a caller by upload link may send; None for any other caller.
+    """
 
     project: str
     snapshot: KeyringSnapshot
     kek: Secret = field(repr=False)
+    upload_link: UploadLinkClaims | None = None
 
 
 Matches: TypeAlias = Callable[[Secret], bool]
@@ -148,9 +156,9 @@ class Authenticator:
         return await self.reauthenticate(caller)
 
     async def authenticate_link(
-        self, project: str, object_key: str | None, link: Link | None
+        self, project: str, object_key: str | None, link: Link | UploadLink | None
     ) -> Caller:
-        """Return a caller who may read this one object, if the link is one to it.
+        """Return a caller who may read or upload this one object, if the link is one to it.
 
         A link that expired or is malformed needs no keyring: none would make it valid.
 
@@ -168,13 +176,14 @@ class Authenticator:
             raise AuthenticationError(self._not_before(began))
         # What is not a project id may hold a zero byte, which no token is made of.
         name = project if is_project(project) else _PLACEHOLDER_PROJECT
-        claims = LinkClaims(name, object_key, link.expires, link.inline)
+        claims = link.claims(name, object_key)
 
         def matches(kek: Secret) -> bool:
             return is_link_token(link.token, kek, self._deployment, claims)
 
         max_age_s = min(self._cache_s, LINK_MAX_AGE_S)
-        return await self._authenticate(project, matches, max_age_s, began)
+        caller = await self._authenticate(project, matches, max_age_s, began)
+        return replace(caller, upload_link=claims if isinstance(claims, UploadLinkClaims) else None)
 
     async def _authenticate(
         self, project: str, matches: Matches, max_age_s: float, began: float
@@ -220,7 +229,7 @@ class Authenticator:
             raise StorageUnavailableError(str(exc)) from exc
         if not _equal(caller.kek, snapshot.desired.user_kek):
             raise UnauthorizedError
-        return Caller(caller.project, snapshot, caller.kek)
+        return replace(caller, snapshot=snapshot)
 
     def derive_kek(self, api_key: str, project: str) -> Secret:
         """Derive the KEK of a project's API key.

@@ -2,6 +2,7 @@
 
     {"kind": "object"}       a URL of a gateway, which opens the object without the API key
     {"kind": "ciphertext"}   a URL of the storage, for a reader that opens the object itself
+    {"method": "PUT"}        a URL of a gateway, which uploads the object without the API key
 
 A link to an object is made from the keyring alone: nothing is stored, and the object need not
 exist yet. A rotation ends it. A link to the ciphertext is a presigned URL. A rotation does not end
@@ -10,6 +11,7 @@ that one, so it is valid for minutes only.
 
 import math
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, Literal
 
@@ -17,14 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from keyturn.crypto import HEADER_BYTES, LinkClaims, link_token
+from keyturn.crypto import HEADER_BYTES, link_token
 from keyturn.errors import MalformedRequestError, NotFoundError
 from keyturn.metadata import OWN_PREFIX
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.objects import EncryptedReader, ObjectOpener
 from keyturn_workers.gateway.request import (
+    LINK_CONTENT_TYPE,
     Link,
-    link_query,
+    UploadLink,
     object_path,
     own_url,
     parse_links_path,
@@ -49,6 +52,9 @@ class LinkBody(BaseModel):
     expires_s: Annotated[int, Field(ge=1, le=LINK_MAX_S)] = LINK_DEFAULT_S
     inline: bool = False
     kind: Literal["object", "ciphertext"] = "object"
+    method: Literal["GET", "PUT"] = "GET"
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    content_type: Annotated[str, Field(pattern=rf"\A{LINK_CONTENT_TYPE}\z")] | None = None
 
 
 class LinkRoutes:
@@ -74,6 +80,7 @@ class LinkRoutes:
         self._deployment = settings.deployment
         self._public_url = settings.gateway_public_url
         self._idle_timeout_s = settings.gateway_idle_timeout_s
+        self._upload_max_bytes = settings.upload_max_bytes
 
     async def post(self, request: Request) -> Response:
         """Make a link to the object of the path."""
@@ -85,7 +92,9 @@ class LinkRoutes:
             body = await read_json_body(
                 request.receive, LinkBody, _BODY_MAX_BYTES, self._idle_timeout_s
             )
-            if body.kind == "ciphertext":
+            if body.method == "GET" and (body.max_bytes or body.content_type):
+                raise MalformedRequestError("max_bytes and content_type: only for method PUT")
+            if body.method == "GET" and body.kind == "ciphertext":
                 return await self._ciphertext_link(caller, object_key, body)
             return self._object_link(request, caller, object_key, body)
 
@@ -93,16 +102,28 @@ class LinkRoutes:
         self, request: Request, caller: Caller, object_key: str, body: LinkBody
     ) -> Response:
         own = self._public_url or own_url(request.url.scheme, request.headers.getlist("host"))
-        # Rounded up: a link works for at least as long as was asked for.
-        expires = math.ceil(time.time()) + body.expires_s
-        claims = LinkClaims(caller.project, object_key, expires, body.inline)
-        token = link_token(caller.kek, self._deployment, claims)
-        path = object_path(caller.project, object_key)
+        unsigned = self._unsigned(body)
+        claims = unsigned.claims(caller.project, object_key)
+        link = replace(unsigned, token=link_token(caller.kek, self._deployment, claims))
         document = {
-            "url": f"{own}{path}?{link_query(Link(expires, body.inline, token))}",
-            "expires_at": _to_the_second(datetime.fromtimestamp(expires, UTC)),
+            "url": f"{own}{object_path(caller.project, object_key)}?{link.query}",
+            "expires_at": _to_the_second(datetime.fromtimestamp(link.expires, UTC)),
         }
         return JSONResponse(document, _CREATED, _NO_STORE)
+
+    def _unsigned(self, body: LinkBody) -> Link | UploadLink:
+        """Return the requested link, without its token."""
+        # Rounded up: a link works for at least as long as was asked for.
+        expires = math.ceil(time.time()) + body.expires_s
+        if body.method == "GET":
+            return Link(expires, body.inline, token="")
+        if body.inline or body.kind != "object":
+            raise MalformedRequestError("inline and kind: not for method PUT")
+        if body.max_bytes is None:
+            raise MalformedRequestError("max_bytes: required for method PUT")
+        if body.max_bytes > self._upload_max_bytes:
+            raise MalformedRequestError(f"max_bytes: at most {self._upload_max_bytes}")
+        return UploadLink(expires, body.max_bytes, body.content_type, token="")
 
     async def _ciphertext_link(self, caller: Caller, object_key: str, body: LinkBody) -> Response:
         if body.inline:

@@ -45,6 +45,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "archived_object": 409,
     "source_changed": 409,
     "body_too_large": 413,
+    "unsupported_media_type": 415,
     "range_not_satisfiable": 416,
     "too_many_requests": 429,
     "corrupt_object": 502,

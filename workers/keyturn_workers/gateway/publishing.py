@@ -20,6 +20,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from keyturn.crypto import UploadLinkClaims
 from keyturn.errors import TooManyRequestsError
 from keyturn.messages import Event, Rejected
 from keyturn.publisher import (
@@ -89,6 +90,7 @@ class PendingRequests:
         self._min_s = min_s
         self._project_bytes = project_bytes
         self._projects: dict[str, _Usage] = {}
+        self._links: set[UploadLinkClaims] = set()
         self._outcomes: set[asyncio.Task[Event]] = set()
         self._can_read_events = True
         self.in_all = 0
@@ -101,16 +103,24 @@ class PendingRequests:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @contextmanager
-    def hold(self, project: str, request_id: str, *, others: int = 0) -> Iterator["PendingRequest"]:
+    def hold(
+        self,
+        project: str,
+        request_id: str,
+        *,
+        others: int = 0,
+        link: UploadLinkClaims | None = None,
+    ) -> Iterator["PendingRequest"]:
         """Count a request while the block publishes it; if it did, until its outcome.
 
         Args:
             project: The project.
             request_id: The id of the request.
             others: How many more of the project are in progress, as the caller knows.
+            link: The upload link of the request, which may have one request pending.
 
         Raises:
-            TooManyRequestsError: the project has as many pending as it may.
+            TooManyRequestsError: the project has as many pending as it may, or the link has one.
             GatewayBusyError: all projects together have too many.
         """
         usage = self._projects.get(project) or _Usage()
@@ -120,10 +130,14 @@ class PendingRequests:
             )
         if self.in_all >= self._total:
             raise GatewayBusyError
+        if link in self._links:
+            raise TooManyRequestsError("an upload by this link has no outcome yet")
         self._projects[project] = usage
         usage.requests += 1
         self.in_all += 1
-        request = PendingRequest(self, project, request_id)
+        if link is not None:
+            self._links.add(link)
+        request = PendingRequest(self, project, request_id, link)
         try:
             yield request
         finally:
@@ -147,6 +161,8 @@ class PendingRequests:
         usage.requests -= 1
         usage.size_bytes -= request.size_bytes
         self.in_all -= 1
+        if request.link is not None:
+            self._links.remove(request.link)
         if not usage.requests:
             del self._projects[request.project]
 
@@ -199,12 +215,19 @@ class PendingRequests:
 class PendingRequest:
     """One request. Created by `PendingRequests.hold`."""
 
-    __slots__ = ("_all", "outcome", "project", "request_id", "size_bytes")
+    __slots__ = ("_all", "link", "outcome", "project", "request_id", "size_bytes")
 
-    def __init__(self, pending: PendingRequests, project: str, request_id: str) -> None:
+    def __init__(
+        self,
+        pending: PendingRequests,
+        project: str,
+        request_id: str,
+        link: UploadLinkClaims | None,
+    ) -> None:
         self._all = pending
         self.project = project
         self.request_id = request_id
+        self.link = link
         self.size_bytes = 0
         self.outcome: asyncio.Task[Event] | None = None
         """The task that waits for its outcome, once it may have been published."""

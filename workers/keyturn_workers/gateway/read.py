@@ -1,7 +1,7 @@
 """`GET` and `HEAD` of an object, and where requests for objects arrive (SPEC 9.1 to 9.4).
 
 The caller is authenticated before anything about the object is read. A `token` in the query of
-a GET or HEAD makes it a request by link: the link alone decides, and an API key is ignored.
+a GET, HEAD or PUT makes it a request by link: the link alone decides, and an API key is ignored.
 
 Responses to HEAD and ranges are sent after the object's last chunk has authenticated, which
 proves the length. A whole GET proves it at its end, and resets the connection if it was wrong.
@@ -205,7 +205,7 @@ _KEY_RULE: Final = (
     "an object key is 1 to 900 bytes of UTF-8, without control characters and without empty, "
     ". or .. segments"
 )
-_READ_METHODS: Final = ("GET", "HEAD")
+_LINK_METHODS: Final = ("GET", "HEAD", "PUT")
 _OK: Final = 200
 _PARTIAL: Final = 206
 _NOT_MODIFIED: Final = 304
@@ -252,8 +252,9 @@ class ObjectRoutes:
         project, object_key = parse_object_path(scope["raw_path"])
         query = Query(scope["query_string"])
         knew_marks = self._auth.knows_marks
-        if query.is_link and scope["method"] in _READ_METHODS:
-            caller = await self._auth.authenticate_link(project, object_key, query.link())
+        if query.is_link and scope["method"] in _LINK_METHODS:
+            link = query.upload_link() if scope["method"] == "PUT" else query.link()
+            caller = await self._auth.authenticate_link(project, object_key, link)
         else:
             authorization = request.headers.getlist("authorization")
             caller = await self._auth.authenticate(project, authorization)

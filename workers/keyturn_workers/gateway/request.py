@@ -8,6 +8,8 @@
 
       ?expires=1764151200&token=…              a link: the object is sent as an attachment
       ?expires=1764151200&inline=1&token=…     a link: a browser may show the object
+      ?expires=1764151200&max_bytes=1048576&content_type=image%2Fpng&token=…
+                                               a link that uploads the object
       ?download=report.pdf                     with an API key: an attachment with this name
 
 - One range of bytes is served (RFC 9110, section 14). Other units, malformed ranges and several
@@ -33,6 +35,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from keyturn.crypto import LinkClaims, UploadLinkClaims
 from keyturn.errors import BodyTooLargeError, MalformedRequestError
 from keyturn.identifiers import has_control_characters, is_object_key
 from keyturn.messages import load_json, problems
@@ -97,6 +100,9 @@ def _decode(raw: bytes) -> str | None:
 DOWNLOAD_NAME_MAX_BYTES: Final = 255
 _EXPIRES: Final = re.compile(r"[1-9][0-9]{0,14}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_MAX_BYTES: Final = re.compile(r"[1-9][0-9]{0,14}")
+LINK_CONTENT_TYPE: Final = r"[!-~](?:[ -~]{0,253}[!-~])?"
+"""The content type of an upload link: printable ASCII, without a space at either end."""
 # Each byte as one character: what is not UTF-8 is kept as it is.
 _BYTES: Final = "latin-1"
 
@@ -114,6 +120,46 @@ class Link:
     expires: int
     inline: bool
     token: str = field(repr=False)
+
+    def claims(self, project: str, object_key: str) -> LinkClaims:
+        """Return what the token must prove."""
+        return LinkClaims(project, object_key, self.expires, self.inline)
+
+    @property
+    def query(self) -> str:
+        """The query of the link's URL."""
+        inline = {"inline": "1"} if self.inline else {}
+        return urlencode({"expires": self.expires, **inline, "token": self.token})
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLink:
+    """The parameters of an upload link, well-formed but not verified.
+
+    Attributes:
+        expires: When it ends, in seconds since 1970.
+        max_bytes: The largest body.
+        content_type: The body's only content type; None for any.
+        token: The MAC over these, the project and the object key.
+    """
+
+    expires: int
+    max_bytes: int
+    content_type: str | None
+    token: str = field(repr=False)
+
+    def claims(self, project: str, object_key: str) -> UploadLinkClaims:
+        """Return what the token must prove."""
+        return UploadLinkClaims(
+            project, object_key, self.expires, self.max_bytes, self.content_type
+        )
+
+    @property
+    def query(self) -> str:
+        """The query of the link's URL."""
+        content_type = {"content_type": self.content_type} if self.content_type else {}
+        bounds = {"expires": self.expires, "max_bytes": self.max_bytes, **content_type}
+        return urlencode({**bounds, "token": self.token})
 
 
 class Query:
@@ -138,6 +184,24 @@ class Query:
             case [expires], ([] | ["1"]) as inline, [token]:
                 if _EXPIRES.fullmatch(expires) and _TOKEN.fullmatch(token):
                     return Link(int(expires), bool(inline), token)
+            case _:
+                pass
+        return None
+
+    def upload_link(self) -> UploadLink | None:
+        """Return the upload link's parameters, or None if they are malformed."""
+        names = ("expires", "max_bytes", "content_type", "token")
+        match [self._values(name) for name in names]:
+            case [[expires], [max_bytes], ([] | [_]) as content_types, [token]]:
+                well_formed = (
+                    _EXPIRES.fullmatch(expires)
+                    and _MAX_BYTES.fullmatch(max_bytes)
+                    and all(re.fullmatch(LINK_CONTENT_TYPE, each) for each in content_types)
+                    and _TOKEN.fullmatch(token)
+                )
+                if well_formed:
+                    content_type = content_types[0] if content_types else None
+                    return UploadLink(int(expires), int(max_bytes), content_type, token)
             case _:
                 pass
         return None
@@ -169,12 +233,6 @@ class Query:
 
     def _values(self, name: str) -> list[str]:
         return [value for each, value in self._parameters if each == name]
-
-
-def link_query(link: Link) -> str:
-    """Return the query of a link's URL."""
-    inline = {"inline": "1"} if link.inline else {}
-    return urlencode({"expires": link.expires, **inline, "token": link.token})
 
 
 # More digits than any length has, and fewer than int() refuses.

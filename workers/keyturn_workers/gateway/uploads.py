@@ -4,6 +4,9 @@ The gateway is a publisher like any other: it signs as itself, and the workers d
 for a worker only on request (`Prefer: wait=N`, RFC 7240), and then responds with the worker's
 outcome. It never writes plaintext anywhere.
 
+An upload by link (SPEC 9.3) is bounded by what the link says: its bytes, its content type, and one
+upload without an outcome at a time. It has no metadata.
+
 A key that is in use is refused before the body is read. Each request counts until its outcome is
 known (`publishing`). A body up to 256 KiB is sent in the request message itself, and counts with
 it. A larger one needs an upload slot, since it has some parts of 8 MiB in memory while it is
@@ -23,11 +26,13 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from keyturn.crypto import UploadLinkClaims
 from keyturn.errors import (
     BodyTooLargeError,
     MalformedRequestError,
     StorageUnavailableError,
     TooManyRequestsError,
+    UnsupportedMediaTypeError,
 )
 from keyturn.identifiers import staging_s3_key
 from keyturn.messages import INLINE_MAX_BYTES, Event, UploadStored
@@ -340,11 +345,13 @@ class UploadRoutes:
         """Publish the request's body as an upload to this key.
 
         Raises:
-            MalformedRequestError: the headers cannot be stored with an object.
+            MalformedRequestError: the headers cannot be stored with an object, or there is
+                metadata in an upload by link.
             BodyTooLargeError: the body is too large.
+            UnsupportedMediaTypeError: the caller's link allows another content type.
             AlreadyExistsError, DeletedKeyError: the key has an object or a tombstone.
             TooManyRequestsError: the project uses its share of slots or of staging, or has too
-                many uploads pending.
+                many uploads pending, or an upload by the same link is.
             GatewayBusyError: no slot became free, staging is full, or too many uploads of all
                 projects are pending.
             StorageUnavailableError: staging failed.
@@ -356,11 +363,16 @@ class UploadRoutes:
             return problem(
                 _PRECONDITION_FAILED, "objects cannot be replaced", headers={"connection": "close"}
             )
-        declared_bytes = self._declared_length(headers)
+        link = caller.upload_link
+        max_bytes = self._max_bytes if link is None else min(self._max_bytes, link.max_bytes)
+        declared_bytes = _declared_length(headers, max_bytes)
+        content_type = _content_type(headers, link)
         metadata, upload_id = _metadata(headers), new_id()
+        if metadata and link is not None:
+            raise MalformedRequestError("an upload by link has no metadata")
         ids = {"upload_id": upload_id}
         try:
-            with self._pending.hold(caller.project, upload_id) as pending:
+            with self._pending.hold(caller.project, upload_id, link=link) as pending:
                 # Before the body is read, so that an upload that will be refused fills neither
                 # staging nor the dead letters. If two requests pass at once, the workers refuse
                 # one.
@@ -371,8 +383,8 @@ class UploadRoutes:
                     publishing = self._publisher.upload(
                         caller.project,
                         key,
-                        self._body(request, claim),
-                        content_type=headers.get("content-type"),
+                        self._body(request, claim, max_bytes),
+                        content_type=content_type,
                         metadata=metadata,
                         upload_id=upload_id,
                     )
@@ -388,26 +400,40 @@ class UploadRoutes:
 
         return await outcome_response(request, outcome, ids, self._wait_max_s, completed)
 
-    def _declared_length(self, headers: Headers) -> int:
-        """Return `Content-Length`, or 0 if there is none."""
-        # RFC 9110, 9.3.4 and 14.5: a PUT must not ignore these.
-        for name in ("content-range", "content-encoding"):
-            if name in headers:
-                raise MalformedRequestError(f"{name} is not supported")
-        length = headers.get("content-length", "0")
-        if _LENGTH.fullmatch(length) is None or int(length) > self._max_bytes:
-            raise BodyTooLargeError(f"at most {self._max_bytes} bytes")
-        return int(length)
-
-    async def _body(self, request: Request, claim: UploadClaim) -> AsyncIterator[bytes]:
+    async def _body(
+        self, request: Request, claim: UploadClaim, max_bytes: int
+    ) -> AsyncIterator[bytes]:
         received = 0
         async for piece in read_body(request.receive, self._idle_timeout_s):
             received += len(piece)
-            if received > self._max_bytes:
-                raise BodyTooLargeError(f"at most {self._max_bytes} bytes")
+            if received > max_bytes:
+                raise BodyTooLargeError(f"at most {max_bytes} bytes")
             await claim.grow(received)
             self._metrics.received_bytes.inc(len(piece))
             yield piece
+
+
+def _declared_length(headers: Headers, max_bytes: int) -> int:
+    """Return `Content-Length`, or 0 if there is none."""
+    # RFC 9110, 9.3.4 and 14.5: a PUT must not ignore these.
+    for name in ("content-range", "content-encoding"):
+        if name in headers:
+            raise MalformedRequestError(f"{name} is not supported")
+    length = headers.get("content-length", "0")
+    if _LENGTH.fullmatch(length) is None or int(length) > max_bytes:
+        raise BodyTooLargeError(f"at most {max_bytes} bytes")
+    return int(length)
+
+
+def _content_type(headers: Headers, link: UploadLinkClaims | None) -> str | None:
+    """Return the content type to store: the link's own, if the caller's link has one."""
+    if link is None or link.content_type is None:
+        return headers.get("content-type")
+    # Names of types have no case (RFC 9110, 8.3.1); what is stored is the link's text.
+    sent = [value.lower() for value in headers.getlist("content-type")]
+    if sent not in ([], [link.content_type.lower()]):
+        raise UnsupportedMediaTypeError(f"this link is for {link.content_type}")
+    return link.content_type
 
 
 def _metadata(headers: Headers) -> dict[str, str]:

@@ -121,6 +121,7 @@ _STATUSES = {
     409: "already_exists already_enrolled deleted_key generation_mismatch kek_reused "
     "locked_object archived_object source_changed",
     413: "body_too_large",
+    415: "unsupported_media_type",
     416: "range_not_satisfiable",
     429: "too_many_requests",
     502: "corrupt_object no_usable_wrap unknown_algorithm wraps_disagree",

@@ -16,6 +16,7 @@ from tests.unit.keyturn.gateway.gateway import (
     problem,
     serving,
 )
+from tests.unit.keyturn.gateway.test_upload_links import upload_document
 from tests.unit.keyturn_workers.cli.through_gateway import run
 
 if TYPE_CHECKING:
@@ -58,10 +59,32 @@ async def test_a_link_to_ciphertext_has_its_metadata_in_json_alone(gateway: Fake
     assert bodies == [{"kind": "ciphertext", "expires_s": seconds} for seconds in (900, 60)]
 
 
+async def test_an_upload_link_has_its_bounds(gateway: FakeGateway) -> None:
+    document = upload_document(_KEY, 10, "image/png")
+    gateway.answer = json_always(201, document)
+    arguments = ("link", "acme", _KEY, "--put", "--max-bytes", "10", "--content-type", "image/png")
+    result = await run(*arguments, "--expires", "2d", GATEWAY_URL=gateway.url)
+    assert (result.exit_code, result.stdout) == (0, document["url"] + "\n")
+    assert result.stderr == f"keyturn: valid until {_UNTIL}\n"
+    assert json.loads(gateway.seen[0].body or b"") == {
+        "method": "PUT",
+        "expires_s": 172_800,
+        "max_bytes": 10,
+        "content_type": "image/png",
+    }
+    result = await run(*arguments, "--json", GATEWAY_URL=gateway.url)
+    assert json.loads(result.stdout) == document
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--inline", "--ciphertext"), "cannot be used together"),
+        (("--put", "--inline", "--max-bytes", "1"), "cannot be used together"),
+        (("--put",), "--put requires --max-bytes"),
+        (("--put", "--max-bytes", "0"), "greater than or equal to 1"),
+        (("--max-bytes", "10"), "require --put"),
+        (("--content-type", "a/b"), "require --put"),
         (("--expires", "8d"), "--expires must be from 1s to 7d"),
         (("--expires", "0"), "--expires must be from 1s to 7d"),
         (("--expires", "1h", "--ciphertext"), "--expires must be from 1s to 15m"),

@@ -48,6 +48,7 @@ STATUSES = {
     "archived_object": 409,
     "source_changed": 409,
     "body_too_large": 413,
+    "unsupported_media_type": 415,
     "range_not_satisfiable": 416,
     "too_many_requests": 429,
     "corrupt_object": 502,

@@ -1,0 +1,136 @@
+"""Uploads through the gateway, with an API key or by a link (SPEC 9.3, 9.4).
+
+A body is sent once: the gateway gives each request a new id. It must never log or raise a link.
+"""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from keyturn.errors import MalformedRequestError, UnexpectedResponseError, UploadPendingError
+from keyturn.gateway.links import UploadLink, content_type_of, is_upload_link
+from keyturn.gateway.transport import (
+    CONNECT_TIMEOUT_S,
+    IDLE_TIMEOUT_S,
+    RequestBody,
+    Transport,
+    send_by_link,
+)
+from keyturn.identifiers import is_uuid
+from keyturn.metadata import check_content_type
+from keyturn.publisher.staging import Body
+
+UPLOAD_WAIT_S: Final = 50
+"""Less than the 60 seconds after which common proxies end a request without a response."""
+_CREATED, _ACCEPTED = 201, 202
+UPLOADED: Final = (_CREATED, _ACCEPTED)
+"""The statuses of an upload that the gateway has accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadReceipt:
+    """An upload that the gateway has accepted.
+
+    Attributes:
+        upload_id: Its id, which its event names too.
+        stored: Whether the object is stored. If the call did not wait, it is not known: the
+            object will be stored, or an event says why not.
+    """
+
+    upload_id: str
+    stored: bool
+
+
+async def upload_to(
+    link: UploadLink | str,
+    body: Body,
+    *,
+    content_type: str | None = None,
+    wait: bool = True,
+    wait_s: int = UPLOAD_WAIT_S,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    idle_timeout_s: float = IDLE_TIMEOUT_S,
+    tls: ssl.SSLContext | None = None,
+) -> UploadReceipt:
+    """Upload one object by an upload link, without an API key; return once it is stored.
+
+    Args:
+        link: As `Client.upload_link` returned it, or its URL.
+        body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
+        content_type: As in HTTP; the link's own by default.
+        wait: Whether to wait until the object is stored, or to return once the request is on its
+            queue.
+        wait_s: Seconds, 1 or more, to wait at most. The gateway may grant less (60 by default).
+        connect_timeout_s: Seconds to make the connection.
+        idle_timeout_s: Seconds without progress after which the request fails.
+        tls: What the gateway's certificate is verified with; the system's authorities by default.
+
+    Raises:
+        MalformedRequestError: this is not an upload link, or the content type is not allowed.
+        UnauthorizedError: the link expired, was changed, or was made before a rotation.
+        BodyTooLargeError: the body is larger than the link allows.
+        UnsupportedMediaTypeError: the link allows another content type.
+        TooManyRequestsError: an upload by this link has no outcome yet, or the project's share is
+            used up.
+        AlreadyExistsError: the key holds an object: the link is used up.
+        CodedError, GatewayError: as `Client.upload`.
+    """
+    url = SecretStr(link.url if isinstance(link, UploadLink) else link)
+    del link  # reporters of errors show the variables of each frame
+    if not is_upload_link(url.get_secret_value()):
+        raise MalformedRequestError("this is not an upload link")
+    headers = wait_preference(wait_s if wait else None)
+    if of_body := content_type or content_type_of(url.get_secret_value()):
+        headers["Content-Type"] = check_content_type(of_body)
+    async with Transport.open(
+        None,
+        connect_timeout_s=connect_timeout_s,
+        idle_timeout_s=idle_timeout_s,
+        max_connections=1,
+        tls=tls,
+    ) as transport:
+        status, fields = await send_by_link(
+            transport, url, headers, RequestBody(body), UPLOADED, wait_s=wait_s if wait else 0
+        )
+    return receipt_of(status, fields, wait=wait)
+
+
+def receipt_of(status: int, fields: Mapping[str, Any], *, wait: bool) -> UploadReceipt:
+    """The receipt in a response to an upload.
+
+    Raises:
+        UploadPendingError: the outcome is not known, although the caller waited for it.
+        UnexpectedResponseError: the response has no id.
+    """
+    upload_id, stored = required_id(status, fields, "upload_id"), status == _CREATED
+    if wait and not stored:
+        raise UploadPendingError(upload_id)
+    return UploadReceipt(upload_id, stored)
+
+
+def wait_preference(wait_s: int | None) -> dict[str, str]:
+    """The headers that ask the gateway to wait for the outcome.
+
+    Raises:
+        MalformedRequestError: the time is not 1 or more seconds.
+    """
+    if wait_s is None:
+        return {}
+    if wait_s < 1:
+        raise MalformedRequestError("wait_s is 1 or more")
+    return {"Prefer": f"wait={wait_s}"}
+
+
+def required_id(status: int, fields: Mapping[str, Any], name: str) -> str:
+    """The id of this name in a response.
+
+    Raises:
+        UnexpectedResponseError: there is none.
+    """
+    value = fields.get(name)
+    if not isinstance(value, str) or not is_uuid(value):
+        raise UnexpectedResponseError(f"the response has no {name}", status=status)
+    return value
