@@ -323,11 +323,11 @@ class Laws:
         match request.kind:
             case "upload.requested":
                 held = self._holders.get(object_s3_key(request.project, request.document["key"]))
-                mine = (request.publisher, request.id, request.secret)
-                return held is not None and mine == (
-                    held.publisher,
-                    held.upload_id,
-                    held.plaintext,
+                mine = (request.id, request.secret)
+                return (
+                    held is not None
+                    and mine == (held.upload_id, held.plaintext)
+                    and (_is_of_source(request) or request.publisher == held.publisher)
                 )
             case "enroll.requested" | "rotation.requested":
                 return self._generation(request) is not None
@@ -345,7 +345,9 @@ class Laws:
             return False
         s3_key = object_s3_key(request.project, request.document["key"])
         held = self._holders.get(s3_key, Holder())
-        mine = (held.publisher, held.upload_id) == (request.publisher, request.id)
+        mine = held.upload_id == request.id and (
+            _is_of_source(request) or held.publisher == request.publisher
+        )
         is_mine = request.kind == "upload.requested" and s3_key in self._tampered and mine
         return is_mine or s3_key in self._hidden
 
@@ -362,6 +364,11 @@ class Laws:
 def _identity(request: SentRequest) -> tuple[str, str, str, str]:
     """What distinguishes one publisher's request and its later attempts from all others."""
     return request.publisher, request.kind, request.id, request.project
+
+
+def _is_of_source(request: SentRequest) -> bool:
+    """Whether the body is an object of a source: its upload is the same, whoever asks for it."""
+    return "source" in request.document.get("body", {})
 
 
 def kind_of(event: Event) -> str:

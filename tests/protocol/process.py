@@ -31,6 +31,7 @@ from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.keyring.mark_stream import MarkStream
 from keyturn_workers.keyring.marks import MarkWatch
+from keyturn_workers.sources.bucket import SourceBucket, Sources
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
@@ -51,6 +52,7 @@ from keyturn_workers.upload import (
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
+from tests.protocol import source
 from tests.protocol.broker import Delivery, WorkerPublisher
 from tests.protocol.channels import Channel
 from tests.protocol.letter_mover import LetterMover
@@ -70,7 +72,7 @@ PREFETCH: Final = 8
 CACHE_S: Final = 2
 MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
 # Each with grants of its own: `api` may do anything, `other` acts only in `beta`, and `second` in
-# `acme`, like `api`.
+# `acme`, like `api`. `other` may name no object of the source.
 PUBLISHERS: Final = {
     name: SigningKey.from_seed(bytes([seed]) * 32)
     for name, seed in (("api", 7), ("other", 8), ("second", 10))
@@ -78,7 +80,10 @@ PUBLISHERS: Final = {
 _PROJECTS: Final = {"api": "*", "other": "beta", "second": "acme"}
 GRANTS: Final = {
     name: Grant(
-        (VerifyKey.from_bytes(key.public_bytes),), frozenset("*"), frozenset({_PROJECTS[name]})
+        (VerifyKey.from_bytes(key.public_bytes),),
+        frozenset("*"),
+        frozenset({_PROJECTS[name]}),
+        frozenset() if name == "other" else frozenset({source.NAME}),
     )
     for name, key in PUBLISHERS.items()
 }
@@ -110,6 +115,7 @@ class Parts:
 
     uploader: type[Uploader] = Uploader
     sessions: type[OpenedSessions] = OpenedSessions
+    source_bucket: type[SourceBucket] = SourceBucket
     enroller: type[Enroller] = Enroller
     rotator: type[Rotator] = Rotator
     deleter: type[Deleter] = Deleter
@@ -141,6 +147,9 @@ class Options:
     processes: int = 3
     page_keys: int = 2
     versioned: bool = False
+    # The source's bucket: whether it keeps versions, and honors the conditions of deletes.
+    source_versioned: bool = False
+    source_honors_conditions: bool = True
     capabilities: Capabilities = Capabilities()  # noqa: RUF009  # it is frozen
     copy_limit_bytes: int = 10**9
     # The leases of processes that have another one than the rest, by number.
@@ -166,6 +175,7 @@ class Process:
         self.acks: dict[str, Acks] = {}
         self.wire = world.parts.wire(self, world.network, world.server)
         storage: Any = self.wire
+        self.source_wire = world.parts.wire(self, world.network, world.source)
         self.lease_s = world.leases.get(number, LEASE_S)
         self.link = Link(world.marks, self)
         link: Any = self.link
@@ -247,7 +257,7 @@ class Process:
 
     def end(self) -> None:
         """Kill it: it sends nothing any more."""
-        self.wire.dead = True
+        self.wire.dead = self.source_wire.dead = True
         self._recording.cancel()
         self._following.cancel()
 
@@ -294,7 +304,16 @@ class Process:
             copy_limit_bytes=self.world.options.copy_limit_bytes,
         )
         sessions = self.world.parts.sessions("test", {"main": intake()})
-        context = UploadContext(self._storage, self.keyrings, self._keys, sessions, limits)
+        drop: Any = self.source_wire
+        bucket = self.world.parts.source_bucket(source.NAME, source.SOURCE, drop, self._storage)
+        context = UploadContext(
+            self._storage,
+            self.keyrings,
+            self._keys,
+            sessions,
+            limits,
+            sources=Sources("test", {source.NAME: bucket}),
+        )
         return UploadHandler(self.world.parts.uploader(context))
 
     def _control(self) -> ControlHandler:

@@ -91,6 +91,10 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "an audit record": lambda call: call.op == "publish audit.recorded",
     "a message": lambda call: call.op.startswith(("send", "put off")),
     "a removal": lambda call: call.op.startswith("delete"),
+    "a read of the source": lambda call: call.op == "stream" and call.key.startswith("in/"),
+    "a removal from the source": lambda call: (
+        call.op.startswith("delete") and call.key.startswith("in/")
+    ),
 }
 MOMENT: Final = st.sampled_from(sorted(MOMENTS))
 FATES: Final = (
@@ -121,6 +125,8 @@ class Protocol(RuleBasedStateMachine):
 
     @initialize(
         versioned=st.booleans(),
+        source_versioned=st.booleans(),
+        source_honors_conditions=st.booleans(),
         completion=st.booleans(),
         tags=st.booleans(),
         in_parts=st.booleans(),
@@ -133,6 +139,8 @@ class Protocol(RuleBasedStateMachine):
         self,
         *,
         versioned: bool,
+        source_versioned: bool,
+        source_honors_conditions: bool,
         completion: bool,
         tags: bool,
         in_parts: bool,
@@ -145,6 +153,8 @@ class Protocol(RuleBasedStateMachine):
         self.world = World(
             options=Options(
                 versioned=versioned,
+                source_versioned=source_versioned,
+                source_honors_conditions=source_honors_conditions,
                 capabilities=capabilities,
                 copy_limit_bytes=200 if in_parts else 10**9,
                 unencrypted=unencrypted,
@@ -180,6 +190,35 @@ class Protocol(RuleBasedStateMachine):
     ) -> None:
         body = bytes([content]) * size
         self.on.upload(project, key, body, staged=staged, publisher=publisher)
+
+    @rule(
+        project=PROJECTS,
+        key=st.sampled_from(("s", "t", "e")),
+        size=st.sampled_from((1, 90)),
+        publisher=PUBLISHER,
+        named=st.booleans(),
+    )
+    def an_object_is_dropped(
+        self, project: str, key: str, size: int, publisher: str, *, named: bool
+    ) -> None:
+        """Into the source, over an earlier one or not; its upload is perhaps not requested yet."""
+        # No two have the same bytes: an ETag names one object for good.
+        body = b"%06d" % len(self.on.dropped) * size
+        dropped = self.on.drop(project, key, body)
+        if named:
+            self.on.upload_from_source(dropped, body, publisher=publisher)
+
+    @precondition(lambda self: self.on.dropped)
+    @rule(pick=PICKS, publisher=PUBLISHER)
+    def a_dropped_object_is_named(self, pick: int, publisher: str) -> None:
+        """Be it there or not, and by others before or not."""
+        dropped, body = self.on.dropped[pick % len(self.on.dropped)]
+        self.on.upload_from_source(dropped, body, publisher=publisher)
+
+    @precondition(lambda self: self.on.dropped)
+    @rule(pick=PICKS)
+    def the_owner_deletes_a_dropped_object(self, pick: int) -> None:
+        self.on.source.removed(self.on.dropped[pick % len(self.on.dropped)][0]["key"])
 
     @rule(project=PROJECTS, publisher=PUBLISHER)
     def rotate(self, project: str, publisher: str) -> None:

@@ -19,7 +19,7 @@ import structlog
 
 from keyturn.crypto import Secret, kek_info, seal, to_base64, transport_context, upload_info
 from keyturn.identifiers import format_time, keyring_s3_key, object_s3_key, staging_s3_key
-from keyturn.messages import parse_audit
+from keyturn.messages import SourceObject, parse_audit
 from keyturn.publisher.sessions import SealingSession
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name
 from keyturn_workers.amqp.consumer import Settlement
@@ -42,6 +42,7 @@ from tests.protocol.process import (
     intake,
     publisher_settings,
 )
+from tests.protocol.source import PREFIX, SOURCE, Drop, id_of
 from tests.protocol.waiters import ENDS, Record, SentRequest, Waiter, verified
 from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 
@@ -84,6 +85,14 @@ class World:
             versioned=self.options.versioned,
         )
         self.oracle.server = self.server
+        self.source = Drop(
+            self.network,
+            self._emptied,
+            versioned=self.options.source_versioned,
+            honors_conditions=self.options.source_honors_conditions,
+        )
+        # Every object of the source that was ever named, with its body.
+        self.dropped: list[tuple[dict[str, Any], bytes]] = []
         self.processes: list[Process] = []
         self.marks = Marks(self._patch, self._marked)
         self.queue: list[QueuedMessage] = []
@@ -163,6 +172,12 @@ class World:
     def _wrote(self, s3_key: str, stored: Stored, call: Call | None) -> None:
         self.bucket_writer.saw(s3_key, stored)
         self.oracle.wrote(s3_key, stored, call)
+
+    def _emptied(self, s3_key: str, stored: Stored) -> None:
+        """A worker deletes an object of the source: by then it must be published as stored."""
+        upload_id = id_of(s3_key, stored)
+        if not any(event.upload_id == upload_id for event in self.events_of_type("upload.stored")):
+            self.oracle.violated(f"{s3_key} was deleted before it was published as stored")
 
     def _marked(self, record: StreamRecord) -> None:
         self.oracle.marks.appended(record, self.clock.seconds)
@@ -388,6 +403,39 @@ class World:
             "body": body,
         }
         return self._publish(document, publisher, honest=honest, secret=plaintext)
+
+    def drop(self, project: str, key: str, body: bytes) -> dict[str, Any]:
+        """Its owner writes an object into the source; returns it as requests name it."""
+        named = self.source.written(f"{PREFIX}{project}/{key}", body)
+        self.dropped.append((named, body))
+        return named
+
+    def source_id(self, named: dict[str, Any]) -> str:
+        """The id of the upload of an object of the source."""
+        return SourceObject.model_validate(named).upload_id("test")
+
+    def upload_from_source(
+        self,
+        named: dict[str, Any],
+        body: bytes,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+    ) -> str:
+        """Ask for an upload of an object of the source, which had this body when it was named."""
+        target = SOURCE.target(named["key"])
+        assert target is not None
+        document = {
+            "type": "upload.requested",
+            "upload_id": request_id or self.source_id(named),
+            "project": target.project,
+            "key": target.object_key,
+            "body": {"source": named},
+        }
+        if named["name"] in GRANTS[publisher].sources:
+            self.may_store(target.project, target.object_key, body, publisher)
+        return self._publish(document, publisher, honest=honest, secret=body)
 
     def _sealed_key(self, publisher: str, transport_key: bytes, info: bytes) -> dict[str, Any]:
         """Without a session, or under that of one of the publisher's two processes, in turns."""

@@ -409,8 +409,8 @@ def _headers_with_wraps(head: ObjectHead, wraps: Wraps) -> Headers:
     """
     caller = {n: v for n, v in head.metadata.items() if not n.startswith(OWN_PREFIX)}
     left_out = set(unknown_names(head.metadata))
-    if wraps.algorithm == V0_ALGORITHM:
-        left_out |= {UPLOAD, UPLOAD_TAG}  # an object of the earlier system has none (SPEC 4.6)
+    if wraps.algorithm == V0_ALGORITHM and UPLOAD_TAG not in head.metadata:
+        left_out.add(UPLOAD)  # only one that was taken in from a source has both (SPEC 4.6)
     own = {n: v for n, v in head.metadata.items() if n not in left_out}
     metadata = build_object_metadata(
         wraps,

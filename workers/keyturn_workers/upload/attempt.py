@@ -14,7 +14,7 @@ from keyturn.messages import (
     StagedBody,
     UploadRequested,
 )
-from keyturn.metadata import UPLOAD, encode_caller_metadata, format_upload_tag
+from keyturn.metadata import COBBLESTONE, UPLOAD, encode_caller_metadata, format_upload_tag
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
@@ -132,6 +132,8 @@ class Attempt:
         snapshot: the keyring read that the wraps and the lease come from.
         is_encrypted: whether the object is encrypted, or stored as plaintext.
         dek: 32 bytes, only for this attempt: if its response is lost, the next one has another.
+            That of a v0 body is the body's own.
+        algorithm: of the body.
     """
 
     upload: Upload
@@ -140,6 +142,7 @@ class Attempt:
     snapshot: KeyringSnapshot
     is_encrypted: bool
     dek: bytes = field(repr=False)
+    algorithm: str = COBBLESTONE
 
     @classmethod
     def begin(
@@ -180,7 +183,7 @@ class Attempt:
             size_bytes=size_bytes,
         )
         return build_object_metadata(
-            wrap(self.snapshot.desired, request.key, self.dek),
+            wrap(self.snapshot.desired, request.key, self.dek, algorithm=self.algorithm),
             upload_id=request.upload_id,
             tag=format_upload_tag(tag),
             caller_wire=caller_wire,

@@ -15,6 +15,7 @@ from keyturn.crypto import (
     ChunkError,
     Opener,
     SealError,
+    V0Opener,
     from_base64,
     open_sealed,
     plaintext_size,
@@ -25,6 +26,7 @@ from keyturn.crypto import (
 from keyturn.errors import (
     BadSealError,
     BodyTooLargeError,
+    CorruptObjectError,
     MalformedRequestError,
     SourceChangedError,
     SourceMissingError,
@@ -32,7 +34,12 @@ from keyturn.errors import (
 )
 from keyturn.messages import INLINE_MAX_BYTES, InlineBody, StagedBody
 from keyturn.metadata import (
+    ALGO,
+    DEK_ADMIN,
+    DEK_USER,
+    KEK_USER,
     OWN_PREFIX,
+    V0_ALGORITHM,
     check_content_type,
     decode_caller_metadata,
     encode_caller_metadata,
@@ -42,6 +49,7 @@ from keyturn_workers.storage import ObjectHead
 from keyturn_workers.upload.attempt import Upload, UploadContext
 
 PIECE_BYTES: Final = 1024 * 1024
+_V0_NAMES: Final = frozenset({ALGO, DEK_USER, DEK_ADMIN})
 _INLINE_MAX_SEALED_BYTES: Final = sealed_size(INLINE_MAX_BYTES)
 BODY_GONE: Final = (StagedBodyMissingError, SourceMissingError, SourceChangedError)
 """The errors of a body that is not where the request says. Its upload may be stored by now."""
@@ -191,6 +199,32 @@ async def open_source(context: UploadContext, upload: Upload) -> AsyncIterator[F
         yield FoundObject(stream.head, bucket.pieces_of(stream))
 
 
+def is_v0(head: ObjectHead) -> bool:
+    """Whether the earlier system encrypted this object (SPEC 4.6)."""
+    return head.metadata.get(ALGO) == V0_ALGORITHM and KEK_USER not in head.metadata
+
+
+async def authentic_v0(sealed: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
+    """The same bytes; the last piece only if all of them are one v0 body of this DEK.
+
+    Raises:
+        CorruptObjectError: they are not.
+    """
+    held: bytes | None = None
+    try:
+        opener = V0Opener(dek)
+        async for piece in sealed:
+            opener.feed(piece)
+            if held is not None:
+                yield held
+            held = piece
+        opener.finish()
+    except SealError as exc:
+        raise CorruptObjectError("the body does not open under the DEK of its wraps") from exc
+    if held is not None:
+        yield held
+
+
 def with_description_of(upload: Upload, head: ObjectHead) -> Upload:
     """The upload with the content type and the metadata of the source's object.
 
@@ -199,10 +233,9 @@ def with_description_of(upload: Upload, head: ObjectHead) -> Upload:
     Raises:
         MalformedRequestError: SPEC 4.3 does not allow them, or the object is encrypted already.
     """
-    if any(name.startswith(OWN_PREFIX) for name in head.metadata):
-        raise MalformedRequestError(
-            "the source's object has enc- metadata: Keyturn, or the earlier system, encrypted it"
-        )
+    own = {name for name in head.metadata if name.startswith(OWN_PREFIX)}
+    if own - (_V0_NAMES if is_v0(head) else set()):
+        raise MalformedRequestError("the source's object has enc- metadata: Keyturn encrypted it")
     request = upload.request
     changes: dict[str, object] = {}
     if request.content_type is None and head.headers.content_type is not None:
@@ -214,7 +247,7 @@ def with_description_of(upload: Upload, head: ObjectHead) -> Upload:
             for name, value in decode_caller_metadata(head.metadata).items()
         }
         encode_caller_metadata(metadata)
-        if len(metadata) != len(head.metadata):
+        if len(metadata) != len(head.metadata) - len(own):
             raise MalformedRequestError("two metadata names differ only in - and _")
         changes["metadata"] = metadata
     return replace(upload, request=request.model_copy(update=changes))

@@ -32,9 +32,10 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import object_s3_key
 from keyturn.messages import UploadRequested
-from keyturn.metadata import DELETED, UPLOAD, Plaintext, Wraps
+from keyturn.metadata import DELETED, UPLOAD, V0_ALGORITHM, Plaintext, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.keyring import KeyringSnapshot
+from keyturn_workers.objects.plan_action import V0_MIN_BYTES
 from keyturn_workers.objects.wraps import verify_upload
 from keyturn_workers.storage import ObjectHead, Storage
 from keyturn_workers.upload.attempt import Upload, UploadContext
@@ -164,15 +165,18 @@ async def _check_wrapped(
         upload.request.project,
         lambda keks: verify_upload(wraps, header, object_key, snapshot.keyring, keks),
     )
-    size_bytes = _plaintext_size(head)
+    is_v0 = wraps.algorithm == V0_ALGORITHM
+    size_bytes = head.size_bytes - V0_MIN_BYTES if is_v0 else _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)
+    if is_v0 and tag is None:
+        raise AlreadyExistsError(f"{object_key} holds an object of the earlier system")
     if tag is None:
         # An object has none if it was plaintext that a sweep encrypted in place, for example.
         if not await _has_body_of(context, upload, head, verified.dek):
             raise AlreadyExistsError(f"{object_key} holds another object")
     elif not hmac.compare_digest(tag, _tag(upload, verified.dek)):
         raise AlreadyExistsError(f"{object_key} holds another upload's object")
-    elif size_bytes != upload.size_bytes():
+    elif upload.size_bytes() != (head.size_bytes if is_v0 else size_bytes):
         raise CorruptObjectError("it carries this upload's tag, but has another length")
     return ExistingUpload(size_bytes, head.etag, snapshot, verified.current)
 

@@ -20,14 +20,20 @@ import structlog
 from keyturn.crypto import BODY_CONTEXT, seal, sealed_size, transport_context
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
 from keyturn.messages import InlineBody, StagedBody
+from keyturn.metadata import parse
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.body_stream import seal_stream
+from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
+from keyturn_workers.objects.plan_action import V0_MIN_BYTES
 from keyturn_workers.storage import IfAbsent, IfMatch, Part, Storage, WriteResult
 from keyturn_workers.storage.port import abort_multipart, open_multipart
 from keyturn_workers.upload.attempt import Attempt, UploadContext
 from keyturn_workers.upload.body import (
+    FoundObject,
+    authentic_v0,
     decrypt_stream,
+    is_v0,
     open_inline,
     open_source,
     open_staged,
@@ -73,6 +79,8 @@ async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
         BadSealError, BodyTooLargeError, StagedBodyMissingError: the body cannot be stored.
         SourceMissingError, SourceChangedError, SourceUnavailableError: the source does not give it.
         MalformedRequestError: nor can its content type or its metadata, or it is encrypted already.
+        CorruptObjectError, NoUsableWrapError: an object of the earlier system does not open, or
+            the project does not allow it.
         PreconditionError: the key is taken, or what should be replaced changed.
         RefusedError: the put came after its lease.
         StateMovedError: the wraps are outdated; nothing was stored.
@@ -105,10 +113,33 @@ async def _put_from_source(context: UploadContext, attempt: Attempt) -> PutResul
         )
     async with open_source(context, attempt.upload) as found:
         attempt = replace(attempt, upload=with_description_of(attempt.upload, found.head))
+        if is_v0(found.head):
+            return await _put_v0(context, attempt, found)
         if attempt.upload.is_streamed:
             return await _put_stream(context, attempt, found.pieces, size_bytes)
         plaintext = b"".join([piece async for piece in found.pieces])
     return await _put_at_once(context, attempt, plaintext)
+
+
+async def _put_v0(context: UploadContext, attempt: Attempt, found: FoundObject) -> PutResult:
+    """Put a body of the earlier system as it is, under wraps of the keyring (SPEC 17.5).
+
+    Such a body does not commit to its key, so all of it must open before its last byte is sent.
+    """
+    request, size_bytes = attempt.upload.request, attempt.upload.size_bytes()
+    keyring, envelope = attempt.snapshot.keyring, parse(found.head.metadata)
+    opened = await context.operator_keys.open_with(
+        request.project,
+        lambda keks: open_dek(
+            envelope, b"", request.key, ReaderKeys.of(keyring, keks, envelope, user_kek=None)
+        ),
+    )
+    if opened is None:
+        raise TypeError("not an object of the earlier system")
+    attempt = replace(attempt, dek=opened.dek, algorithm=opened.algorithm, is_encrypted=True)
+    pieces = authentic_v0(found.pieces, opened.dek)
+    stored = await _put_pieces(context, attempt, pieces, size_bytes, size_bytes)
+    return replace(stored, size_bytes=size_bytes - V0_MIN_BYTES)
 
 
 async def _put_at_once(context: UploadContext, attempt: Attempt, plaintext: bytes) -> PutResult:
@@ -128,8 +159,20 @@ async def _put_at_once(context: UploadContext, attempt: Attempt, plaintext: byte
 async def _put_stream(
     context: UploadContext, attempt: Attempt, plaintext: AsyncIterator[bytes], size_bytes: int
 ) -> PutResult:
-    pieces = seal_stream(plaintext, attempt.dek) if attempt.is_encrypted else plaintext
-    body_bytes = sealed_size(size_bytes) if attempt.is_encrypted else size_bytes
+    if not attempt.is_encrypted:
+        return await _put_pieces(context, attempt, plaintext, size_bytes, size_bytes)
+    pieces = seal_stream(plaintext, attempt.dek)
+    return await _put_pieces(context, attempt, pieces, size_bytes, sealed_size(size_bytes))
+
+
+async def _put_pieces(
+    context: UploadContext,
+    attempt: Attempt,
+    pieces: AsyncIterator[bytes],
+    size_bytes: int,
+    body_bytes: int,
+) -> PutResult:
+    """Put what is stored: `body_bytes` in all. `size_bytes` is that of the request's body."""
     if (
         context.storage.capabilities.conditional_completion
         and isinstance(attempt.condition, IfAbsent)
