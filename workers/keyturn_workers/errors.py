@@ -52,3 +52,7 @@ class MissingExtraError(Exception):
 
 class UnsafeStorageError(Exception):
     """The bucket lacks something that SPEC 10 requires; the worker does not start."""
+
+
+class ExportError(Exception):
+    """An export cannot begin or go on; the text says why, and what to do."""

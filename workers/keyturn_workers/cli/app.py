@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "ls": "objects:ls",
     "download": "download:download",
     "link": "download:link",
+    "export": "export:export",
     "rotate": "projects:rotate",
     "sweep": "projects:sweep",
     "recover": "recover:recover",

@@ -10,10 +10,11 @@ import asyncio
 import os
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import typer
 from pydantic import SecretStr
@@ -33,7 +34,7 @@ from keyturn_workers.cli.arguments import (
     Reason,
     parse_duration_s,
 )
-from keyturn_workers.cli.audit import command_audit
+from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.objects import configured_gateway, gateway_client
@@ -43,15 +44,22 @@ from keyturn_workers.cli.settings import ReaderSettings
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.settings import AuditSettings, OperatorSettings
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+from keyturn_workers.storage import Storage
 
 _EXPIRES_S: Final = 3600
 
 _STDOUT: Final = Path("-")
 # The object, and the records that are read beside it.
 _CONNECTIONS: Final = 4
+
+AsOperator = Annotated[
+    bool,
+    typer.Option(
+        "--as-operator",
+        help="Decrypt with KEYTURN_MASTER_KEYS instead of the API key. Requires --reason. "
+        "This is recorded in the audit trail first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).",
+    ),
+]
 
 
 class _Opened(Protocol):
@@ -61,7 +69,7 @@ class _Opened(Protocol):
     def size_bytes(self) -> int | None:
         """The length of its plaintext; None if unknown."""
 
-    def chunks(self) -> "AsyncIterator[bytes]":
+    def chunks(self) -> AsyncIterator[bytes]:
         """The plaintext; ends without an error only if all of it was authenticated."""
 
 
@@ -77,15 +85,7 @@ def download(
             "Default: the key's last segment, in the current folder.",
         ),
     ] = None,
-    as_operator: Annotated[
-        bool,
-        typer.Option(
-            "--as-operator",
-            help="Decrypt with KEYTURN_MASTER_KEYS instead of the API key. Requires --reason. "
-            "The download is recorded in the audit trail first (KEYTURN_AMQP_URL, "
-            "KEYTURN_EVENT_KEY).",
-        ),
-    ] = False,
+    as_operator: AsOperator = False,
     reason: Reason = None,
     gateway: GatewayUrl = None,
     api_key_file: ApiKeyFile = None,
@@ -96,13 +96,7 @@ def download(
     Reads the bucket, or downloads through a gateway if one is configured. Through a gateway
     you need neither the S3 settings nor the pepper.
     """
-    for name, value in (("--api-key-file", api_key_file), ("--gateway", gateway)):
-        if as_operator and value is not None:
-            raise typer.BadParameter(f"--as-operator and {name} cannot be used together")
-    if as_operator != (reason is not None):
-        raise typer.BadParameter(
-            "--as-operator requires --reason, and --reason requires --as-operator"
-        )
+    check_access_options(reason, gateway, api_key_file, as_operator=as_operator)
     target = _target(key, output, force=force)
     if not as_operator and (url := configured_gateway(gateway)):
         api_key = read_api_key(api_key_file, project, confirm=False)
@@ -111,7 +105,7 @@ def download(
     if as_operator:
         asyncio.run(_download_as_operator(OperatorSettings.read(), project, key, target, reason))
     else:
-        access = _project_access(project, api_key_file)
+        access = project_access(project, api_key_file)
         asyncio.run(_download(S3Settings.read(), key, access, target))
 
 
@@ -127,7 +121,25 @@ def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
     return target
 
 
-def _project_access(project: str, api_key_file: Path | None) -> ProjectAccess:
+def check_access_options(
+    reason: str | None, gateway: str | None, api_key_file: Path | None, *, as_operator: bool
+) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        typer.BadParameter: names them.
+    """
+    for name, value in (("--api-key-file", api_key_file), ("--gateway", gateway)):
+        if as_operator and value is not None:
+            raise typer.BadParameter(f"--as-operator and {name} cannot be used together")
+    if as_operator != (reason is not None):
+        raise typer.BadParameter(
+            "--as-operator requires --reason, and --reason requires --as-operator"
+        )
+
+
+def project_access(project: str, api_key_file: Path | None) -> ProjectAccess:
+    """Access to a project's objects in the bucket by its API key and the pepper; asks if needed."""
     pepper = ReaderSettings.read().pepper.get_secret_value()
     api_key = read_api_key(api_key_file, project, confirm=False)
     return ProjectAccess(project, user_kek(api_key.get_secret_value(), project, pepper))
@@ -154,22 +166,27 @@ async def _download(
 async def _download_as_operator(
     settings: OperatorSettings, project: str, key: str, target: Path | None, reason: str | None
 ) -> None:
-    v0_master_key = ReaderSettings.read().v0_master_key
     async with (
         command_audit(AuditSettings.read(), "download", reason) as audit,
         open_bucket(settings, max_connections=_CONNECTIONS) as storage,
-        open_operator_keys(
-            settings,
-            storage,
-            seals=False,
-            v0_master_key=v0_master_key,
-            on_derived=audit.kek_derived,
-        ) as keys,
-        open_object(storage, key, OperatorAccess(project, keys)) as opened,
+        operator_access(settings, storage, audit, project) as access,
+        open_object(storage, key, access) as opened,
         # Nothing of the plaintext is written before the broker has the record.
         audit.act("object.opened_as_operator", project=project, object_key=key),
     ):
         await _write(opened, key, target)
+
+
+@asynccontextmanager
+async def operator_access(
+    settings: OperatorSettings, storage: Storage, audit: CommandAudit, project: str
+) -> AsyncIterator[OperatorAccess]:
+    """Access to a project's objects by the operator's keys. Its uses are recorded by the caller."""
+    v0_master_key = ReaderSettings.read().v0_master_key
+    async with open_operator_keys(
+        settings, storage, seals=False, v0_master_key=v0_master_key, on_derived=audit.kek_derived
+    ) as keys:
+        yield OperatorAccess(project, keys)
 
 
 async def _through_gateway(

@@ -25,7 +25,12 @@ from keyturn.publisher.connection import describe_broker_failure
 from keyturn_workers.cli.bucket import broker_endpoint, first_error
 from keyturn_workers.cli.output import printable
 from keyturn_workers.dead_letters.queue import DeadLetterError
-from keyturn_workers.errors import MissingExtraError, StorageAnswerError, UnsafeStorageError
+from keyturn_workers.errors import (
+    ExportError,
+    MissingExtraError,
+    StorageAnswerError,
+    UnsafeStorageError,
+)
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -48,6 +53,7 @@ _OWN: Final = (
     UnsafeStorageError,
     MissingExtraError,
     DeadLetterError,
+    ExportError,
 )
 
 

@@ -179,7 +179,7 @@ async def _ls(
     async with open_bucket(settings, max_connections=_CONCURRENCY + 1) as storage:
         listed = await _list(storage, request)
         if not listed:
-            await _require_enrolled(storage, request.project)
+            await require_enrolled(storage, request.project)
         slots = asyncio.Semaphore(_CONCURRENCY)
 
         async def describe(row: ObjectSummary | str) -> dict[str, Any]:
@@ -201,7 +201,7 @@ async def _ls(
         return [task.result() for task in tasks], len(listed) > request.limit
 
 
-async def _require_enrolled(storage: Storage, project: str) -> None:
+async def require_enrolled(storage: Storage, project: str) -> None:
     """Distinguish a project without objects from one that does not exist."""
     try:
         await storage.head(keyring_s3_key(project))
@@ -260,7 +260,7 @@ def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
             return {
                 "kind": "encrypted",
                 "algorithm": algorithm,
-                "plaintext_bytes": _plaintext_bytes(envelope.algorithm, stored_bytes),
+                "plaintext_bytes": plaintext_bytes(envelope.algorithm, stored_bytes),
                 "generation": envelope.generation,
                 "kek_id": envelope.kek_id,
                 "master_key": envelope.master_key,
@@ -269,7 +269,8 @@ def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
             }
 
 
-def _plaintext_bytes(algorithm: str, stored_bytes: int) -> int | None:
+def plaintext_bytes(algorithm: str, stored_bytes: int) -> int | None:
+    """Bytes of the plaintext of a stored body; None if no plaintext has that length."""
     if algorithm != COBBLESTONE:
         return max(stored_bytes - V0_OVERHEAD_BYTES, 0)
     try:

@@ -104,6 +104,16 @@ def progress_display(*columns: ProgressColumn, enabled: bool = True) -> Iterator
         yield progress
 
 
+def _byte_columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
 class ByteProgress:
     """Counts transferred bytes."""
 
@@ -123,12 +133,36 @@ class ByteProgress:
 @contextmanager
 def byte_progress(total_bytes: int | None, *, enabled: bool = True) -> Iterator[ByteProgress]:
     """A progress bar for bytes; `total_bytes` is None where the size is unknown."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with progress_display(*columns, enabled=enabled) as progress:
+    with progress_display(*_byte_columns(), enabled=enabled) as progress:
         yield ByteProgress(progress, total_bytes)
+
+
+class ObjectProgress:
+    """Counts objects and their bytes; shows the time left once their number is known."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task_id = progress.add_task("", total=None)
+        self._objects = 0
+        self._of = ""
+
+    def advance(self, objects: int, size_bytes: int) -> None:
+        """Count further objects and bytes as done; a failure takes bytes back."""
+        self._objects += objects
+        self._progress.update(
+            self._task_id,
+            advance=size_bytes,
+            description=f"{self._objects:,}{self._of} objects",
+        )
+
+    def expect(self, objects: int, size_bytes: int) -> None:
+        """Show how many there are."""
+        self._of = f" of {objects:,}"
+        self._progress.update(self._task_id, total=size_bytes)
+
+
+@contextmanager
+def object_progress(*, enabled: bool = True) -> Iterator[ObjectProgress]:
+    """A progress bar for objects and their bytes, of which neither need be known yet."""
+    with progress_display(*_byte_columns(), enabled=enabled) as progress:
+        yield ObjectProgress(progress)

@@ -28,6 +28,7 @@ from keyturn.errors import (
     CorruptObjectError,
     NotFoundError,
 )
+from keyturn.gateway import ObjectInfo
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Envelope
 from keyturn_workers.errors import ArchivedError, MissingError
@@ -95,6 +96,24 @@ class OpenObject:
         except ChunkError:
             return None
         return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
+
+    @property
+    def info(self) -> ObjectInfo:
+        """What is stated about the object, as a gateway does; only its size is proven, by its end.
+
+        Raises:
+            CorruptObjectError: no body can have its length.
+        """
+        if self.size_bytes is None:
+            raise CorruptObjectError("no body has this length")
+        modified = self.head.last_modified
+        return ObjectInfo(
+            self.size_bytes,
+            self.head.headers.content_type,
+            object_metadata.decode_caller_metadata(self.head.metadata),
+            etag=None,
+            last_modified=object_metadata.stored_at(self.head.metadata, modified) or modified,
+        )
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The plaintext in order, each piece authenticated; complete only once this ends.

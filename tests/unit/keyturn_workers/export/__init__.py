@@ -1,0 +1,1 @@
+"""Exports: names, manifests, destinations, and the run over all objects."""

@@ -1,0 +1,266 @@
+"""`keyturn export`: every object of a project, decrypted, in a folder or a bucket (SPEC 14).
+
+The objects come from a gateway, or from the bucket with the API key or the operator's keys, as for
+`keyturn download`. What is exported already is neither read nor written again.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from pydantic import ValidationError
+
+from keyturn.gateway import ListedObject
+from keyturn.identifiers import has_control_characters, object_s3_key
+from keyturn.metadata import COBBLESTONE
+from keyturn.settings import S3Settings
+from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, GatewayUrl, Project, Reason
+from keyturn_workers.cli.audit import command_audit
+from keyturn_workers.cli.bucket import open_bucket, optional_task
+from keyturn_workers.cli.download import (
+    AsOperator,
+    check_access_options,
+    operator_access,
+    project_access,
+)
+from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.objects import (
+    configured_gateway,
+    gateway_client,
+    plaintext_bytes,
+    require_enrolled,
+)
+from keyturn_workers.cli.output import (
+    ObjectProgress,
+    object_progress,
+    print_json,
+    print_line,
+    print_rows,
+)
+from keyturn_workers.cli.secrets import read_api_key
+from keyturn_workers.export.folder import Folder
+from keyturn_workers.export.run import Destination, Export, Report, Source
+from keyturn_workers.export.s3_prefix import PREFIX_MAX_BYTES, S3Prefix
+from keyturn_workers.objects.download import Access, open_object
+from keyturn_workers.settings import AuditSettings, OperatorSettings
+from keyturn_workers.storage import Storage
+
+_S3: Final = "s3://"
+_COLUMNS: Final = ("key", "code", "detail")
+_DEFAULT_REGION: Final = "us-east-1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """A bucket as the destination; `prefix` is empty, or ends with a `/`."""
+
+    settings: S3Settings
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one command exports, where to, and how many objects at once."""
+
+    project: str
+    target: Path | _Bucket
+    concurrency: int
+
+
+def export(
+    project: Project,
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER | s3://BUCKET/PREFIX",
+            help="An empty or new folder or prefix, or one to continue.",
+        ),
+    ],
+    as_operator: AsOperator = False,
+    reason: Reason = None,
+    gateway: GatewayUrl = None,
+    api_key_file: ApiKeyFile = None,
+    endpoint_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="AWS_ENDPOINT_URL",
+            help="The server of the destination's bucket, if not AWS. Its credentials come from "
+            "the standard AWS chain (AWS_ACCESS_KEY_ID, AWS_PROFILE, ...).",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="How many objects to read at once.")
+    ] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Decrypt every object of a project into a folder or another bucket.
+
+    Reads the bucket, or through a gateway if one is configured, as `keyturn download` does. Run
+    it again to continue after an interruption, or to add new objects. The manifest (JSON lines)
+    has each object's key, path, size, SHA-256, content type and metadata. Exits with 0 only if
+    every object was opened to its end and has its size.
+    """
+    check_access_options(reason, gateway, api_key_file, as_operator=as_operator)
+    run = _Run(project, _parse_target(destination, endpoint_url), concurrency)
+    if as_operator:
+        report = asyncio.run(_export_as_operator(OperatorSettings.read(), run, reason))
+    elif url := configured_gateway(gateway):
+        api_key = read_api_key(api_key_file, project, confirm=False)
+
+        async def through_gateway() -> Report:
+            async with gateway_client(url, api_key) as client:
+
+                def listing(after: str) -> AsyncGenerator[ListedObject, None]:
+                    return client.list(project, after=after)
+
+                return await _export(Source(listing, partial(client.open, project)), run)
+
+        report = asyncio.run(through_gateway())
+    else:
+        access = project_access(project, api_key_file)
+        report = asyncio.run(_export_from_bucket(S3Settings.read(), access, run))
+    _print(report, project, destination, as_json=as_json)
+
+
+def _parse_target(destination: str, endpoint_url: str | None) -> Path | _Bucket:
+    if not destination.startswith(_S3):
+        return Path(destination)
+    bucket, _, path = destination.removeprefix(_S3).partition("/")
+    prefix = f"{path.strip('/')}/" if path.strip("/") else ""
+    if len(prefix.encode()) > PREFIX_MAX_BYTES or has_control_characters(prefix):
+        raise typer.BadParameter(
+            f"a prefix has at most {PREFIX_MAX_BYTES} bytes, without control characters"
+        )
+    try:
+        # All of them, since the others would come from the settings of Keyturn's own bucket.
+        settings = S3Settings(
+            s3_endpoint_url=endpoint_url,
+            s3_region=os.environ.get("AWS_REGION")
+            or os.environ.get("AWS_DEFAULT_REGION")
+            or _DEFAULT_REGION,
+            s3_bucket=bucket,
+            s3_access_key_id=None,
+            s3_secret_access_key=None,
+            s3_ca_file=None,
+            s3_cert_file=None,
+            s3_key_file=None,
+        )
+    except ValidationError:
+        raise typer.BadParameter(
+            "an S3 destination is s3://BUCKET/PREFIX, and --endpoint-url http://… or https://…"
+        ) from None
+    return _Bucket(settings, prefix)
+
+
+async def _export_as_operator(settings: OperatorSettings, run: _Run, reason: str | None) -> Report:
+    async with (
+        command_audit(AuditSettings.read(), "export", reason) as audit,
+        _own_bucket(settings, run) as storage,
+        operator_access(settings, storage, audit, run.project) as access,
+        # One record for all objects of the project.
+        audit.act("object.opened_as_operator", project=run.project),
+    ):
+        return await _export(_bucket_source(storage, access), run)
+
+
+async def _export_from_bucket(settings: S3Settings, access: Access, run: _Run) -> Report:
+    async with _own_bucket(settings, run) as storage:
+        return await _export(_bucket_source(storage, access), run)
+
+
+@asynccontextmanager
+async def _own_bucket(settings: S3Settings, run: _Run) -> AsyncIterator[Storage]:
+    """Keyturn's bucket, which the destination must not be."""
+    if isinstance(run.target, _Bucket) and _place(run.target.settings) == _place(settings):
+        raise typer.BadParameter("the destination is Keyturn's own bucket: use another one")
+    # An object, and the keyring that is read beside it; two listings.
+    async with open_bucket(settings, max_connections=2 * run.concurrency + 2) as storage:
+        if not [row async for row in storage.list(object_s3_key(run.project, ""), limit=1)]:
+            await require_enrolled(storage, run.project)
+        yield storage
+
+
+def _place(settings: S3Settings) -> tuple[str, str]:
+    return settings.s3_bucket, (settings.s3_endpoint_url or "").rstrip("/").lower()
+
+
+def _bucket_source(storage: Storage, access: Access) -> Source:
+    async def listing(after: str) -> AsyncGenerator[ListedObject, None]:
+        prefix = object_s3_key(access.project, "")
+        async for row in storage.list(prefix, after=f"{prefix}{after}" if after else ""):
+            size_bytes = plaintext_bytes(COBBLESTONE, row.size_bytes)
+            yield ListedObject(row.key.removeprefix(prefix), size_bytes, row.last_modified)
+
+    return Source(listing, lambda key: open_object(storage, key, access))
+
+
+@asynccontextmanager
+async def _open_target(run: _Run) -> AsyncIterator[Destination]:
+    if isinstance(run.target, Path):
+        with Folder.open(run.target, run.project) as folder:
+            yield folder
+        return
+    async with (
+        open_bucket(run.target.settings, max_connections=run.concurrency + 1) as storage,
+        S3Prefix.open(storage, run.target.prefix, run.project) as prefix,
+    ):
+        yield prefix
+
+
+async def _export(source: Source, run: _Run) -> Report:
+    async with _open_target(run) as destination:
+        with object_progress() as progress:
+            counting = partial(_count, source, progress) if sys.stderr.isatty() else None
+            exporting = Export(source, destination, progress.advance)
+            try:
+                async with optional_task(counting):
+                    await exporting.run(run.concurrency)
+            except BaseException:
+                note("not finished: run the same command again to continue")
+                raise
+    return exporting.report
+
+
+async def _count(source: Source, progress: ObjectProgress) -> None:
+    objects = size_bytes = 0
+    async for entry in source.list(""):
+        objects += 1
+        size_bytes += entry.size_bytes or 0
+    progress.expect(objects, size_bytes)
+
+
+def _print(report: Report, project: str, destination: str, *, as_json: bool) -> None:
+    failed = report.failed.total()
+    there = report.exported + report.already_there
+    if as_json:
+        print_json(
+            {
+                "project": project,
+                "destination": destination,
+                "exported": report.exported,
+                "already_there": report.already_there,
+                "deleted": report.deleted,
+                "failed": dict(report.failed),
+                "size_bytes": report.size_bytes,
+                "failures": report.failures,
+            }
+        )
+    else:
+        if failed:
+            print_rows(_COLUMNS, report.failures)
+            print_line("")
+        before = f" ({report.already_there} were there before)" if report.already_there else ""
+        print_line(f"{there} objects with {report.size_bytes} bytes in {destination}{before}")
+    if omitted := failed - len(report.failures):
+        note(f"{omitted} more failures are counted, not listed")
+    if failed:
+        codes = ", ".join(f"{code} {count}" for code, count in report.failed.most_common())
+        raise CommandError(f"{failed} of {there + failed} objects failed: {codes}")

@@ -1,0 +1,150 @@
+"""The manifest of an export: JSON lines, one for each object, after a first one for the project.
+
+An export that was interrupted continues from its manifest. Whoever can write to the destination can
+change it, so it is checked like everything that comes from outside.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from keyturn_workers.errors import ExportError
+from keyturn_workers.export.names import candidates, folded, is_path
+
+MANIFEST: Final = "keyturn-manifest"
+_FORMAT: Final = 1
+_CACHE_KIB: Final = 16 * 1024
+
+
+def _check_path(path: str) -> str:
+    if not is_path(path):
+        raise ValueError("not a path below the destination")
+    return path
+
+
+class Record(BaseModel):
+    """One exported object.
+
+    Attributes:
+        key: The object's key.
+        path: Where it is below the destination, with `/` between the parts.
+        size: Bytes of the file.
+        sha256: Of the file, in hex.
+        content_type: As stored with the object; not authenticated.
+        metadata: The caller's own, decoded; not authenticated.
+        last_modified: When the content was stored; not authenticated.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    path: Annotated[str, AfterValidator(_check_path)]
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    content_type: str | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    last_modified: datetime | None = None
+
+    def line(self) -> bytes:
+        """The record as a line; pure ASCII, so that nothing in it can control a terminal."""
+        return json.dumps(self.model_dump(mode="json", exclude_none=True)).encode() + b"\n"
+
+
+def first_line(project: str) -> bytes:
+    """The line with which the manifest of this project begins."""
+    return json.dumps({"export": _FORMAT, "project": project}).encode() + b"\n"
+
+
+def parse_lines(lines: Iterable[bytes], name: str, project: str) -> Iterator[Record]:
+    """The records of a manifest.
+
+    Args:
+        lines: All lines, the first one too.
+        name: What errors call the manifest.
+        project: The project that is exported.
+
+    Raises:
+        ExportError: it is of another project, or not a manifest.
+    """
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            if line != first_line(project):
+                raise ExportError(f"{name} is not of an export of {project}; use another folder")
+            continue
+        try:
+            yield Record.model_validate_json(line)
+        except ValidationError:
+            raise ExportError(f"line {number} of {name} is not of a manifest") from None
+
+
+class Index:
+    """What is exported, and which names are taken: on disk, since there may be millions."""
+
+    def __init__(self) -> None:
+        # A database without a name is a temporary file of SQLite's own.
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.executescript(
+            f"""
+            PRAGMA journal_mode = OFF;
+            PRAGMA synchronous = OFF;
+            PRAGMA cache_size = -{_CACHE_KIB};
+            CREATE TABLE exported (key TEXT PRIMARY KEY, path TEXT, size INTEGER) WITHOUT ROWID;
+            CREATE TABLE names (path TEXT PRIMARY KEY, owner TEXT) WITHOUT ROWID;
+            """
+        )
+
+    def add(self, record: Record) -> None:
+        """Take an object as exported."""
+        self._database.execute(
+            "INSERT OR REPLACE INTO exported VALUES (?, ?, ?)",
+            (record.key, record.path, record.size),
+        )
+
+    def find(self, key: str) -> tuple[str, int] | None:
+        """Path and size of an object, if it is exported."""
+        found: tuple[str, int] | None = self._database.execute(
+            "SELECT path, size FROM exported WHERE key = ?", (key,)
+        ).fetchone()
+        return found
+
+    def take(self, path: str, owner: str) -> bool:
+        """Take a path for an owner; False if another one has it."""
+        row = (folded(path), owner)
+        self._database.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", row)
+        found = "SELECT 1 FROM names WHERE path = ? AND owner = ?"
+        return self._database.execute(found, row).fetchone() is not None
+
+    def take_all(self, record: Record) -> None:
+        """Take the paths of a recorded object and of its folders."""
+        for owner, path in zip(_steps(record.key), _steps(record.path), strict=False):
+            self.take(path.removesuffix("/"), owner)
+
+    def path_for(self, key: str, is_free: Callable[[str], bool]) -> str:
+        """Take a path for an object, and one for each of its folders, which all below it share.
+
+        Args:
+            key: The object's key.
+            is_free: Whether no file is at a path that nothing has taken.
+        """
+        path = ""
+        for owner in _steps(key):
+            segment = owner.removesuffix("/").rpartition("/")[2]
+            for name in candidates(segment, owner):
+                below = f"{path}{name}"
+                if (owner != key or is_free(below)) and self.take(below, owner):
+                    break
+            path = f"{below}/"
+        return path.removesuffix("/")
+
+
+def _steps(text: str) -> Iterator[str]:
+    """A key or path up to each of its separators, with the separator, and all of it."""
+    end = text.find("/")
+    while end >= 0:
+        yield text[: end + 1]
+        end = text.find("/", end + 1)
+    yield text

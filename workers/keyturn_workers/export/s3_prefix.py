@@ -1,0 +1,163 @@
+"""A prefix of an S3 bucket as the destination of an export.
+
+An object appears once its whole body was authenticated: the storage gets the last bytes only then.
+The manifest is written in parts, each after the objects that it names. So an export that was killed
+may store the objects of its last seconds again, and skips none.
+"""
+
+import io
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Final, Self
+from uuid import uuid4
+
+from keyturn.errors import MalformedRequestError, StorageUnavailableError
+from keyturn.identifiers import OBJECT_KEY_MAX_BYTES
+from keyturn.metadata import encode_caller_metadata
+from keyturn_workers.errors import ExportError, StorageAnswerError
+from keyturn_workers.export.manifest import MANIFEST, Index, first_line, parse_lines
+from keyturn_workers.export.run import BLOCK_BYTES, Incoming
+from keyturn_workers.storage import Headers, Part, Storage
+
+PREFIX_MAX_BYTES: Final = 1024 - OBJECT_KEY_MAX_BYTES - 1
+"""S3 allows 1024 bytes for a key; `_path` may add one."""
+SINGLE_PUT_MAX_BYTES: Final = 64 * 1024**2
+PART_BYTES: Final = 16 * 1024**2
+_PARTS_MAX: Final = 10_000
+_LINES_MAX: Final = 1000
+_FLUSH_S: Final = 5.0
+_OWN: Final = re.compile(rf"~*{MANIFEST}/")
+
+
+class S3Prefix:
+    """A prefix that holds one export. Made by `open`."""
+
+    def __init__(self, storage: Storage, prefix: str, project: str) -> None:
+        self._storage = storage
+        self._prefix = prefix
+        self._project = project
+        self._index = Index()
+        self._lines: dict[str, bytes] = {}
+        self._flushed_at_s = time.monotonic()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, storage: Storage, prefix: str, project: str) -> AsyncIterator[Self]:
+        """The prefix as the destination of a project.
+
+        Args:
+            storage: The bucket.
+            prefix: Empty, or with a `/` at its end.
+            project: The project that is exported.
+
+        Raises:
+            ExportError: it holds something else.
+            StorageUnavailableError, StorageAnswerError: it cannot be read or written.
+        """
+        opened = cls(storage, prefix, project)
+        if not await opened._continue():
+            async for row in storage.list(prefix, limit=1):
+                raise ExportError(
+                    f"there are objects under {prefix!r} (such as {row.key!r}), and no {MANIFEST}/ "
+                    "to continue from"
+                )
+            await opened._put_lines({})  # takes the prefix, and shows early that it can be written
+        try:
+            yield opened
+        finally:
+            await opened._flush()
+
+    async def _continue(self) -> bool:
+        found = False
+        async for row in self._storage.list(f"{self._prefix}{MANIFEST}/"):
+            _, text = await self._storage.read(row.key)
+            for record in parse_lines(io.BytesIO(text), row.key, self._project):
+                self._index.add(record)
+            found = True
+        return found
+
+    async def size_of(self, key: str) -> int | None:
+        """Bytes of an object that is exported; None of another."""
+        found = self._index.find(key)
+        return None if found is None else found[1]
+
+    async def store(self, incoming: Incoming) -> None:
+        """Store an object, with its content type and metadata."""
+        record_path = _path(incoming.key)
+        s3_key = f"{self._prefix}{record_path}"
+        headers = Headers(_wire(incoming.info.metadata), incoming.info.content_type)
+        if incoming.info.size_bytes <= BLOCK_BYTES:
+            body = b"".join([block async for block in incoming.blocks()])
+            await self._storage.put(s3_key, body, headers)
+        elif incoming.info.size_bytes <= SINGLE_PUT_MAX_BYTES:
+            blocks = incoming.blocks()
+            await self._storage.put_stream(s3_key, blocks, incoming.info.size_bytes, headers)
+        else:
+            await self._store_in_parts(s3_key, incoming, headers)
+        record = incoming.record(record_path)
+        self._lines[record.key] = record.line()
+        self._index.add(record)
+        if len(self._lines) >= _LINES_MAX or time.monotonic() - self._flushed_at_s >= _FLUSH_S:
+            await self._flush()
+
+    async def _store_in_parts(self, s3_key: str, incoming: Incoming, headers: Headers) -> None:
+        part_bytes = max(PART_BYTES, -(-incoming.info.size_bytes // _PARTS_MAX))
+        upload_id = await self._storage.create_multipart(s3_key, headers)
+        try:
+            parts: list[Part] = []
+            held = bytearray()
+
+            async def put_part() -> None:
+                number = len(parts) + 1
+                parts.append(
+                    await self._storage.upload_part(s3_key, upload_id, number, bytes(held))
+                )
+                held.clear()
+
+            async for block in incoming.blocks():
+                held += block
+                if len(held) >= part_bytes:
+                    await put_part()
+            if held:
+                await put_part()
+            await self._storage.complete_multipart(s3_key, upload_id, parts)
+        except BaseException:
+            with suppress(StorageUnavailableError, StorageAnswerError):
+                await self._storage.abort_multipart(s3_key, upload_id)
+            raise
+
+    async def _flush(self) -> None:
+        lines, self._lines = self._lines, {}
+        if not lines:
+            return
+        try:
+            await self._put_lines(lines)
+        except BaseException:
+            self._lines = lines | self._lines
+            raise
+        self._flushed_at_s = time.monotonic()
+
+    async def _put_lines(self, lines: dict[str, bytes]) -> None:
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid4()}.jsonl"
+        body = first_line(self._project) + b"".join(lines.values())
+        headers = Headers({}, "application/jsonl")
+        await self._storage.put(f"{self._prefix}{MANIFEST}/{name}", body, headers)
+
+
+def _path(key: str) -> str:
+    """The key itself, unless it would be among the parts of the manifest."""
+    return f"~{key}" if _OWN.match(key) else key
+
+
+def _wire(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata as S3 stores it; none where other programs wrote what Keyturn could not have.
+
+    The manifest has it all the same.
+    """
+    try:
+        return encode_caller_metadata(metadata)
+    except MalformedRequestError:
+        return {}
