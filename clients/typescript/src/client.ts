@@ -1,7 +1,14 @@
 /** `Keyturn`: access to one project through a gateway (SPEC 9). */
 
 import { type GetOptions, type OpenObject, openObject, statObject } from "./download.ts";
-import type { CiphertextLink, CiphertextLinkOptions, Link, LinkOptions } from "./links.ts";
+import type {
+  CiphertextLink,
+  CiphertextLinkOptions,
+  Link,
+  LinkOptions,
+  UploadLink,
+  UploadLinkOptions,
+} from "./links.ts";
 import type { ListEntry, ListOptions } from "./list.ts";
 import {
   checkApiKey,
@@ -13,12 +20,12 @@ import {
 } from "./names.ts";
 import type { ObjectInfo } from "./object_info.ts";
 import type { RotationState, WatchOptions } from "./rotation.ts";
-import type { Connection } from "./transport.ts";
+import { type Connection, settingsOf, type TransportOptions } from "./transport.ts";
 import type { PutOptions, PutReceipt, UploadBody } from "./upload.ts";
 import type { DeleteReceipt, WaitOptions } from "./write.ts";
 
 /** Options of a client. */
-export interface KeyturnOptions {
+export interface KeyturnOptions extends TransportOptions {
   /** The gateway's address, such as `https://files.example.com`. */
   readonly url: string | URL;
   /** The project's id. */
@@ -31,12 +38,6 @@ export interface KeyturnOptions {
    * `TypeError`.
    */
   readonly apiKey?: string | undefined;
-  /** Used for every request instead of the global `fetch`. */
-  readonly fetch?: typeof globalThis.fetch | undefined;
-  /** Milliseconds until a response begins, including the connection; 30 000 by default. */
-  readonly responseTimeoutMs?: number | undefined;
-  /** Milliseconds that a body may make no progress; 60 000 by default. */
-  readonly idleTimeoutMs?: number | undefined;
   /** How often a failed read is retried; 3 by default. Writes are never retried. */
   readonly retries?: number | undefined;
   /** Do not warn when the API key goes over plain HTTP to another machine. */
@@ -56,7 +57,7 @@ export class Keyturn {
 
   /** Checks the options; connects when needed. */
   constructor(options: KeyturnOptions) {
-    const { fetch, project, apiKey, allowUnencrypted } = options;
+    const { project, apiKey, allowUnencrypted } = options;
     const url = `${options.url}`;
     if (!isHttpUrl(url) || /[?#\\\s]/.test(url)) {
       throw malformed("the URL is https://host, without user or query");
@@ -67,13 +68,10 @@ export class Keyturn {
     }
     this.#options = options;
     this.#connection = {
-      fetch: fetch ?? ((input, init) => globalThis.fetch(input, init)),
+      ...settingsOf(options),
       url: `${url.replace(/\/+$/, "")}/v1/projects/${checkProject(project)}`,
       apiKey: "apiKey" in options ? checkApiKey(apiKey) : undefined,
-      responseTimeoutMs: options.responseTimeoutMs ?? 30_000,
-      idleTimeoutMs: options.idleTimeoutMs ?? 60_000,
       retries: options.retries ?? 3,
-      injected: !!fetch,
     };
   }
 
@@ -120,6 +118,14 @@ export class Keyturn {
   /** A URL that opens one object without the API key, until it expires or the key is rotated. */
   async link(key: string, options: LinkOptions = {}): Promise<Link> {
     return (await import("./links.ts")).makeLink(this.#connection, this.#url(key), options);
+  }
+
+  /**
+   * A URL that takes one body for one object without the API key, until it expires or the key is
+   * rotated. Give it to a page, which uploads by `putTo`.
+   */
+  async uploadLink(key: string, options: UploadLinkOptions): Promise<UploadLink> {
+    return (await import("./links.ts")).makeUploadLink(this.#connection, this.#url(key), options);
   }
 
   /** A URL of an object's stored bytes, with the metadata that `keyturn/open` needs. */

@@ -1,4 +1,4 @@
-/** Links that open one object without the API key (SPEC 9.3). */
+/** Links that open, or upload, one object without the API key (SPEC 9.3). */
 import { UnexpectedResponseError } from "./errors.ts";
 import { isHttpUrl } from "./names.ts";
 import { readJson } from "./read_json.ts";
@@ -20,6 +20,20 @@ export interface Link {
   readonly expiresAt: Date;
 }
 
+/** Options of `uploadLink`. */
+export interface UploadLinkOptions {
+  /** The largest body, in bytes. */
+  readonly maxBytes: number;
+  /** The content type that the object gets, and the only one that may be sent; any by default. */
+  readonly contentType?: string | undefined;
+  /** Seconds in which the upload must begin, 1 to 604 800; 3600 by default. */
+  readonly expiresSeconds?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A URL that takes one body for one object without the API key: see `putTo`. */
+export type UploadLink = Link;
+
 /** Options of `ciphertextLink`. */
 export interface CiphertextLinkOptions {
   /** Seconds that it is valid, 1 to 900; 900 by default. */
@@ -37,9 +51,21 @@ export interface CiphertextLink extends Link {
 export async function makeLink(
   connection: Connection,
   objectUrl: string,
-  options: LinkOptions,
+  { expiresSeconds: expires_s, inline, signal }: LinkOptions,
 ): Promise<Link> {
-  const { url, expiresAt } = await requestLink(connection, objectUrl, "object", options);
+  const terms = { expires_s, inline };
+  const { url, expiresAt } = await requestLink(connection, objectUrl, terms, signal);
+  return { url, expiresAt };
+}
+
+/** A link that uploads an object. */
+export async function makeUploadLink(
+  connection: Connection,
+  objectUrl: string,
+  { maxBytes: max_bytes, contentType, expiresSeconds: expires_s, signal }: UploadLinkOptions,
+): Promise<UploadLink> {
+  const terms = { method: "PUT", expires_s, max_bytes, content_type: contentType };
+  const { url, expiresAt } = await requestLink(connection, objectUrl, terms, signal);
   return { url, expiresAt };
 }
 
@@ -47,23 +73,23 @@ export async function makeLink(
 export function makeCiphertextLink(
   connection: Connection,
   objectUrl: string,
-  options: CiphertextLinkOptions,
+  { expiresSeconds: expires_s, signal }: CiphertextLinkOptions,
 ): Promise<CiphertextLink> {
-  return requestLink(connection, objectUrl, "ciphertext", options);
+  return requestLink(connection, objectUrl, { expires_s, kind: "ciphertext" }, signal);
 }
 
 /** Make a link. Nothing is stored, so the request can be repeated like a read. */
 async function requestLink(
   connection: Connection,
   objectUrl: string,
-  kind: "object" | "ciphertext",
-  { expiresSeconds: expires_s, inline, signal }: LinkOptions,
+  terms: object,
+  signal: AbortSignal | undefined,
 ): Promise<CiphertextLink> {
   const request = {
     method: "POST",
     url: `${objectUrl}/links`,
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ expires_s, inline, kind }),
+    body: JSON.stringify(terms),
     signal,
   };
   const { url, expires_at, metadata = {} } = await readJson(connection, request, 201);

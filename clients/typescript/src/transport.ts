@@ -14,6 +14,16 @@ export interface HttpSettings {
   readonly idleTimeoutMs: number;
 }
 
+/** How requests are sent, as a caller states it. */
+export interface TransportOptions {
+  /** Used for every request instead of the global `fetch`. */
+  readonly fetch?: typeof globalThis.fetch | undefined;
+  /** Milliseconds until a response begins, including the connection; 30 000 by default. */
+  readonly responseTimeoutMs?: number | undefined;
+  /** Milliseconds that a body may make no progress; 60 000 by default. */
+  readonly idleTimeoutMs?: number | undefined;
+}
+
 /** What all requests of a client share. */
 export interface Connection extends HttpSettings {
   /** The project's own address. */
@@ -22,6 +32,17 @@ export interface Connection extends HttpSettings {
   readonly retries: number;
   /** Whether `fetch` is the caller's. */
   readonly injected: boolean;
+}
+
+/** The settings of a caller's options. */
+export function settingsOf(options: TransportOptions): HttpSettings & { injected: boolean } {
+  const { fetch } = options;
+  return {
+    fetch: fetch ?? ((input, init) => globalThis.fetch(input, init)),
+    responseTimeoutMs: options.responseTimeoutMs ?? 30_000,
+    idleTimeoutMs: options.idleTimeoutMs ?? 60_000,
+    injected: !!fetch,
+  };
 }
 
 /** One request. */

@@ -6,8 +6,10 @@
  */
 import { type Source, sourceOf } from "./body_source.ts";
 import { UploadPendingError } from "./errors.ts";
-import { malformed } from "./names.ts";
+import type { UploadLink } from "./links.ts";
+import { isHttpUrl, malformed } from "./names.ts";
 import { META_PREFIX, OWN_PREFIX } from "./object_info.ts";
+import type { PutToOptions } from "./put_to.ts";
 import { isWellFormed } from "./text.ts";
 import {
   type Connection,
@@ -15,6 +17,7 @@ import {
   exchange,
   inBrowser,
   type Request,
+  settingsOf,
   stated,
 } from "./transport.ts";
 import { idOf, write } from "./write.ts";
@@ -59,12 +62,13 @@ export interface PutReceipt {
 /** Less than the minute after which common proxies end a request without a response. */
 const WAIT_S = 50;
 
-/** Send a body once. */
+/** Send a body once; no error repeats `secret`. */
 export async function putObject(
   connection: Connection,
   url: string,
   body: UploadBody,
   given: PutOptions,
+  secret?: string,
 ): Promise<PutReceipt> {
   const { contentType, metadata = {}, size, signal, wait = true } = given;
   const options = { ...given, waitSeconds: wait ? (given.waitSeconds ?? WAIT_S) : undefined };
@@ -86,6 +90,7 @@ export async function putObject(
       const blob = body instanceof Blob ? body.slice() : await collected(source, signal);
       return sendBlob(waiting, request, blob, options);
     },
+    secret,
   ).catch((error: unknown) => {
     source.stop();
     throw error;
@@ -97,6 +102,23 @@ export async function putObject(
     throw new UploadPendingError(message, { status: outcome.status, uploadId });
   }
   return { uploadId, stored };
+}
+
+/** Send a body once by an upload link. */
+export async function putByLink(
+  link: UploadLink | string,
+  body: UploadBody,
+  options: PutToOptions,
+): Promise<PutReceipt> {
+  const url = typeof link === "string" ? link : link.url;
+  const terms = isHttpUrl(url) ? new URL(url).searchParams : undefined;
+  const token = terms?.get("token");
+  if (!terms?.has("max_bytes") || !token) {
+    throw malformed("this is not an upload link");
+  }
+  const connection = { ...settingsOf(options), url, apiKey: undefined, retries: 0 };
+  const contentType = options.contentType ?? terms.get("content_type") ?? undefined;
+  return putObject(connection, url, body, { ...options, contentType }, token);
 }
 
 /** Send a body of known length as a stream, read as fast as the gateway takes it. */

@@ -14,6 +14,7 @@ import {
   MalformedRequestError,
   NotFoundError,
   type Progress,
+  putTo,
   ResponseLostError,
   type RotationState,
   UnauthorizedError,
@@ -222,6 +223,33 @@ const links: Case = async (scene) => {
   await failure(scene, MalformedRequestError, () => keyturn.link(key, { expiresSeconds: 0 }));
 };
 
+const uploadLinks: Case = async (scene) => {
+  const key = `${scene.prefix}by link/ä b.txt`;
+  const link = await client(scene).uploadLink(key, {
+    maxBytes: 100_000,
+    contentType: "text/plain",
+    expiresSeconds: 60,
+  });
+  const changed = link.url.replace("max_bytes=100000", "max_bytes=1000000");
+  await failure(scene, UnauthorizedError, () => putTo(changed, "x"));
+  const html = { contentType: "text/html" };
+  const typed = await failure(scene, CodedError, () => putTo(link, "x", html));
+  equal([typed.code, typed.status], ["unsupported_media_type", 415], "another type");
+  const large = await failure(scene, CodedError, () => putTo(link, new Uint8Array(100_001)));
+  equal([large.code, large.status], ["body_too_large", 413], "too many bytes");
+  const seen: number[] = [];
+  const body = new Blob([new Uint8Array(100_000).fill(7)]);
+  const receipt = await putTo(link, body, { onProgress: ({ loaded }) => void seen.push(loaded) });
+  equal([receipt.stored, seen.at(-1)], [true, 100_000], "stored");
+  const opened = await client(scene).get(key);
+  equal([opened.size, opened.contentType], [100_000, "text/plain"], "as the link says");
+  equalBytes(await opened.bytes(), new Uint8Array(100_000).fill(7), "the body");
+  await failure(scene, AlreadyExistsError, () => putTo(link.url, "again"));
+  const read = await fetch(link.url);
+  equal(read.status, 401, "it reads nothing");
+  await read.text();
+};
+
 const refusals: Case = async (scene) => {
   const wrong = client(scene, { apiKey: "w".repeat(40) });
   for (const action of [
@@ -354,6 +382,7 @@ export const CASES: Readonly<Record<string, Case>> = {
   lists,
   deletes,
   links,
+  uploadLinks,
   refusals,
   aRefusalReachesALargeUpload,
   plaintextIsReadFromTheStorage,

@@ -12,6 +12,7 @@ const GIVEN = `
 declare const keyturn: Keyturn, url: string, project: string, apiKey: string, newApiKey: string;
 declare const pepper: string, size: number, bytes: Uint8Array, stream: ReadableStream<Uint8Array>;
 declare const destination: WritableStream<Uint8Array>, bar: { set(part: number): void };
+declare const file: File, signal: AbortSignal;
 declare const process: { env: { ACME_API_KEY?: string } };
 `;
 
