@@ -10,6 +10,9 @@
 | --- | --- |
 | `keyturn.publisher` | `Publisher`: enroll, upload, rotate, sweep, delete, and follow events |
 | `keyturn.gateway` | `Client` of the HTTP gateway; needs `keyturn[gateway]` |
+| `keyturn.sync` | blocking clients of both, for programs without an event loop |
+| `keyturn.fsspec` | files by the URL `keyturn://project/key`; needs `keyturn[fsspec]` |
+| `keyturn.django` | a storage for Django; needs `keyturn[django]` |
 | `keyturn.open` | opens objects by a ciphertext link; needs `keyturn[gateway]` |
 | `keyturn.settings` | settings, read from the environment |
 | `keyturn.errors` | every exception, in one tree |

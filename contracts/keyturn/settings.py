@@ -307,3 +307,17 @@ class PublisherSettings(DeploymentSettings, TracingSettings):
     event_public_key: VerifyKeysSetting
     pepper: SecretStr = SecretStr("")
     v0_pepper: SecretStr = SecretStr("")
+
+
+class GatewayClientSettings(Settings):
+    """A client of the gateway that its caller gives no address or API key.
+
+    Attributes:
+        gateway_url: The gateway's address.
+        gateway_ca_file: PEM certificates that verify the gateway's, beside the system's.
+        api_key: The project's current API key.
+    """
+
+    gateway_url: str | None = None
+    gateway_ca_file: Path | None = None
+    api_key: SecretStr | None = None

@@ -1,0 +1,1 @@
+"""Blocking clients, files by URL, and the storage of Django, on a gateway in memory."""
