@@ -25,6 +25,7 @@ STAGING_PREFIX: Final = ".keyturn/staging/"
 SWEEPS_PREFIX: Final = ".keyturn/sweeps/"
 KEYS_PREFIX: Final = ".keyturn/keys/"
 EVIDENCE_PREFIX: Final = ".keyturn/evidence/"
+SOURCES_PREFIX: Final = ".keyturn/sources/"
 ALL_PROJECTS: Final = "*"
 ALL_PROJECTS_FOLDER: Final = "_all"  # in URLs; no project id begins with _
 
@@ -158,6 +159,11 @@ def source_upload_id(deployment: str, source: str, key: str, etag: str, version:
     first[6] = first[6] & 0x0F | 0x80  # RFC 9562: the version, and the variant
     first[8] = first[8] & 0x3F | 0x80
     return str(uuid.UUID(bytes=bytes(first)))
+
+
+def source_s3_key(name: str) -> str:
+    """The S3 key of what ingest workers know about a source (SPEC 17.4)."""
+    return f"{SOURCES_PREFIX}{name}.json"
 
 
 def evidence_prefix(project: str) -> str:

@@ -24,6 +24,8 @@ WORKERS_STREAM: Final = "keyturn.workers"
 WORKER_REPORTED: Final = "worker.reported"
 MARKS_STREAM: Final = "keyturn.marks"
 KEYRING_MARKED: Final = "keyring.marked"
+# The queue, and the exchange that feeds it: what storage servers say about new objects (SPEC 17.4).
+NOTIFICATIONS: Final = "keyturn.notifications"
 # Between the exchange and the streams of single publishers, each bound by its header.
 PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
@@ -129,6 +131,9 @@ _MARKS_SEGMENT_BYTES: Final = 64 * 1024**2
 # Each crash of a worker costs a message one delivery. A series of failed deployments can use up
 # the broker's default of 20, and the message would be dead-lettered.
 _DELIVERY_LIMIT: Final = 100
+# Notifications are hints: what is dropped here, the next listing of the source finds.
+NOTIFICATIONS_MAX_BYTES: Final = 64 * 1024**2
+_NOTIFICATION_DELIVERIES: Final = 5
 _CONSUMER_TIMEOUT_MS: Final = 6 * 3600 * 1000
 
 
@@ -303,6 +308,23 @@ def marks_queue() -> Queue:
     )
 
 
+def notifications_queue() -> Queue:
+    """The queue of what storage servers say about new objects (SPEC 17.4).
+
+    Bounded, and without dead letters: nothing in it is signed, and a flood costs no other queue
+    anything. The exchange of the same name feeds it, whatever the routing key.
+    """
+    return Queue(
+        NOTIFICATIONS,
+        {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": _NOTIFICATION_DELIVERIES,
+            "x-max-length-bytes": NOTIFICATIONS_MAX_BYTES,
+            "x-overflow": "drop-head",
+        },
+    )
+
+
 def queues() -> tuple[Queue, ...]:
     """All queues but the audit trail's, in the order of their declaration: the streams last.
 
@@ -328,4 +350,4 @@ def queues() -> tuple[Queue, ...]:
         EVENTS,
     )
     # Dead-letter and retry queues are declared before the work queues that refer to them.
-    return (*dead, *retry, *work, workers_queue(), marks_queue(), events)
+    return (*dead, *retry, *work, notifications_queue(), workers_queue(), marks_queue(), events)

@@ -22,6 +22,7 @@ from keyturn.topology import (
     EVENTS_STREAM,
     EXCHANGE,
     MARKS_STREAM,
+    NOTIFICATIONS,
     PUBLISHER_EVENTS,
     PUBLISHER_EVENTS_EXCHANGE,
     PUBLISHER_HEADER,
@@ -203,6 +204,11 @@ def _queue(queue: Any) -> dict[str, Any]:
         description["description"] = "What workers report about themselves; for consoles"
     if queue.name == MARKS_STREAM:
         description["description"] = "The marks of keyrings, without any bound; for workers"
+    if queue.name == NOTIFICATIONS:
+        description["description"] = (
+            "What storage servers say about new objects, unsigned: hints alone. Fed by the fanout "
+            "exchange of the same name; the oldest are dropped first"
+        )
     if queue.name == EVENTS_STREAM:
         description["description"] = (
             "Read with the consumer argument x-stream-offset, prefetch and acks"

@@ -95,6 +95,7 @@ rgw run sync thread = false
 rgw gc obj min wait = 60
 rgw gc processor period = 60
 rgw override bucket index max shards = 2
+rgw allow notification secrets in cleartext = true
 """
 
 _KEYRING_ENTRY = """\

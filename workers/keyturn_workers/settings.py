@@ -25,13 +25,16 @@ from pydantic import (
 from pydantic_settings import NoDecode
 
 from keyturn.crypto import IntakeKey, Secret
+from keyturn.errors import SettingsError
 from keyturn.identifiers import SHORT_NAME_PATTERN
 from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.settings import (
     DeploymentSettings,
+    NamedIntakeKey,
     PublisherSettings,
     S3Settings,
     Settings,
+    SigningKeySetting,
     SigningKeysSetting,
     TracingSettings,
     Url,
@@ -229,6 +232,9 @@ class WorkerSettings(
     # The first signs; the others still verify what waits in the retry queues.
     event_key: SigningKeysSetting
     publishers: Publishers
+    # Who signs the requests of the role `ingest`: one of PUBLISHERS, with a grant for the sources.
+    publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)] | None = None
+    publisher_key: SigningKeySetting | None = None
     v0_master_key: SecretStr | None = None
     encryption_enabled: bool = True
     allow_unsafe_storage: bool = False
@@ -265,6 +271,32 @@ class WorkerSettings(
         if self.lease_s <= self.keyring_cache_s:
             raise ValueError("LEASE_S must be well above KEYRING_CACHE_S")
         return self
+
+    def ingest_publisher(self) -> PublisherSettings:
+        """The settings of the publisher that signs what the role `ingest` requests (SPEC 17.4).
+
+        Raises:
+            SettingsError: its name or its key is missing.
+        """
+        if self.publisher_name is None or self.publisher_key is None:
+            name = "NAME" if self.publisher_name is None else "KEY"
+            raise SettingsError(
+                f"KEYTURN_PUBLISHER_{name} is missing: the role ingest signs requests for the "
+                "objects of KEYTURN_SOURCES as one of KEYTURN_PUBLISHERS"
+            )
+        intake_id, intake_key = next(iter(self.intake_keys.items()))
+        return PublisherSettings(
+            deployment=self.deployment,
+            amqp_url=self.amqp_url,
+            amqp_ca_file=self.amqp_ca_file,
+            amqp_cert_file=self.amqp_cert_file,
+            amqp_key_file=self.amqp_key_file,
+            tracing=self.tracing,
+            publisher_name=self.publisher_name,
+            publisher_key=self.publisher_key,
+            intake_public_key=NamedIntakeKey(intake_id, intake_key.public_key),
+            event_public_key=tuple(key.verify_key() for key in self.event_key),
+        )
 
 
 class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):

@@ -22,7 +22,7 @@ class WorkerReported(EventModel):
 
     Attributes:
         worker_id: A new UUID for each run.
-        roles: `upload`, `control`, `sweep`.
+        roles: `upload`, `control`, `sweep`, `ingest`.
         host: The machine's name.
         version: Of Keyturn.
         started_at: When this run began.

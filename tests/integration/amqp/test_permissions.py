@@ -56,7 +56,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 _DOCUMENT = Path(__file__).parents[3] / "docs" / "howto" / "deploy.md"
 _PASSWORD = secrets.token_hex(16)
-_USERS = ("worker", "billing", "gateway", "operator", "console", "auditor", "audit")
+_USERS = (
+    *("worker", "ingest", "storage", "billing", "gateway"),
+    *("operator", "console", "auditor", "audit"),
+)
 _BILLING = "keyturn.events.billing"
 
 
@@ -269,6 +272,59 @@ async def test_a_workers_reports_of_status_reach_their_publisher_alone(users: Us
         await publish(channel, topology.STATUS_REPORTED, **headers)
         with pytest.raises(PublishError):  # on no queue without a publisher
             await publish(channel, topology.STATUS_REPORTED)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "upload.requested",
+        topology.WORKER_REPORTED,
+        topology.AUDIT_RECORDED,
+        topology.KEYRING_MARKED,
+    ],
+)
+async def test_an_ingest_worker_declares_listens_and_requests_uploads(
+    users: Users, kind: str
+) -> None:
+    await declare(users.url("ingest"), ["ingest"])
+    async with channel_of(users, "ingest") as channel:
+        await publish(channel, kind)
+        await read(channel, "keyturn.events.ingest")
+        await get(channel, topology.NOTIFICATIONS)
+        with pytest.raises(ChannelAccessRefused):
+            await publish(channel, "upload.stored")
+
+
+async def test_a_storage_server_pushes_notifications_and_nothing_else(users: Users) -> None:
+    async with channel_of(users, "storage") as channel:
+        await publish(channel, "any-topic", exchange=topology.NOTIFICATIONS)
+        replies = await channel.declare_queue(exclusive=True)
+        assert await replies.get(fail=False) is None
+    async with channel_of(users, "ingest") as channel:
+        queue = await channel.get_queue(topology.NOTIFICATIONS, ensure=False)
+        message = await queue.get(timeout=20)
+        await message.ack()
+        assert message.routing_key == "any-topic"
+
+
+STORAGE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
+    "a request": lambda c: publish(c, "upload.requested"),
+    "an event": lambda c: publish(c, "upload.stored"),
+    "a work queue": lambda c: publish(c, topology.UPLOAD_QUEUE, exchange=""),
+    "reading notifications": lambda c: get(c, topology.NOTIFICATIONS),
+    "reading events": lambda c: read(c, topology.EVENTS_STREAM),
+    "declaring a queue": lambda c: c.declare_queue("keyturn.mine"),
+    "deleting its exchange": lambda c: c.exchange_delete(topology.NOTIFICATIONS),
+    "purging notifications": lambda c: purge(c, topology.NOTIFICATIONS),
+}
+
+
+@pytest.mark.parametrize("what", STORAGE_REFUSED)
+async def test_a_storage_server_is_refused(users: Users, what: str) -> None:
+    async with channel_of(users, "storage") as channel:
+        with pytest.raises(ChannelAccessRefused):
+            await STORAGE_REFUSED[what](channel)
+        assert channel.is_closed
 
 
 CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {

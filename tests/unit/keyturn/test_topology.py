@@ -17,6 +17,7 @@ from keyturn.topology import (
     EVENTS_STREAM,
     KEYRING_MARKED,
     MARKS_STREAM,
+    NOTIFICATIONS,
     PLAN_QUEUE,
     PUBLISHER_EVENTS,
     PUBLISHER_HEADER,
@@ -83,6 +84,16 @@ def test_retries_wait_longer_each_time() -> None:
 @pytest.mark.parametrize("name", DEAD_QUEUES)
 def test_no_dead_letter_is_dropped_for_being_looked_at(name: str) -> None:
     assert QUEUES[name].arguments == {"x-queue-type": "quorum", "x-delivery-limit": -1}
+
+
+def test_notifications_are_bounded_and_leave_nothing_behind() -> None:
+    """Anyone whom the broker lets push them may flood them; what is dropped, a listing finds."""
+    queue = QUEUES[NOTIFICATIONS]
+    assert queue.bindings == ()  # its own exchange feeds it
+    assert queue.arguments["x-max-length-bytes"] == 64 * 1024**2
+    assert queue.arguments["x-overflow"] == "drop-head"
+    assert queue.arguments["x-delivery-limit"] == 5
+    assert "x-dead-letter-exchange" not in queue.arguments
 
 
 def test_every_request_has_an_id_and_a_refusal() -> None:

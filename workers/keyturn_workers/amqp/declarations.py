@@ -36,6 +36,7 @@ async def declare(
                 # First: where a request is accepted, its publisher can read the answer.
                 await declarer.declare_streams(publishers)
                 await declarer.declare_queues((*topology.queues(), audit or topology.audit_queue()))
+                await declarer.bind_notifications()
 
 
 async def declare_streams(broker: Broker, publishers: Collection[str]) -> None:
@@ -82,6 +83,15 @@ class _Declarer:
         # Last, and one binding for each event, never `#`: requests must not enter.
         for event in topology.PUBLISHER_EVENTS:
             await by_publisher.bind(exchange, event)
+
+    async def bind_notifications(self) -> None:
+        """Feed the queue of notifications, under whichever routing key a server pushes them."""
+        self._name = topology.NOTIFICATIONS
+        exchange = await self._channel.declare_exchange(
+            self._name, ExchangeType.FANOUT, durable=True
+        )
+        queue = await self._channel.get_queue(self._name, ensure=False)
+        await queue.bind(exchange)
 
     async def _exchange(self) -> AbstractExchange:
         self._name = topology.EXCHANGE

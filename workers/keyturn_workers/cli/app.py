@@ -29,6 +29,8 @@ _COMMANDS: Final = {
     "gateway": "serve:gateway",
     "enroll": "projects:enroll",
     "upload": "upload:upload",
+    "sources": "sources:sources",
+    "import": "sources:import_source",
     "ls": "objects:ls",
     "download": "download:download",
     "link": "download:link",

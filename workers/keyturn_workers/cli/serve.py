@@ -14,6 +14,7 @@ app = typer.Typer(name="worker", help="Run a worker process.")
 _UPLOAD: Final = "upload"
 _CONTROL: Final = "control"
 _SWEEP: Final = "sweep"
+_INGEST: Final = "ingest"
 
 
 def _run(*roles: str) -> None:
@@ -46,10 +47,16 @@ def sweep() -> None:
     _run(_SWEEP)
 
 
+@app.command("ingest")
+def ingest() -> None:
+    """Find new objects in the sources of KEYTURN_SOURCES, and request their uploads."""
+    _run(_INGEST)
+
+
 @app.command("all")
 def all_roles() -> None:
     """Run all roles in one process, for small deployments."""
-    _run(_UPLOAD, _CONTROL, _SWEEP)
+    _run(_UPLOAD, _CONTROL, _SWEEP, _INGEST)
 
 
 def gateway() -> None:

@@ -22,6 +22,7 @@ from keyturn_workers.settings import (
     MasterKeys,
     OperatorSettings,
     Publishers,
+    SourceSettings,
 )
 
 GATEWAY_URL_FORM: Final = "must be http://host or https://host, optionally with a path"
@@ -132,6 +133,10 @@ class AuditReaderSettings(DeploymentSettings):
     """What the audit trail is read and verified with."""
 
     event_public_key: VerifyKeysSetting
+
+
+class SourceStatusSettings(OperatorSettings, SourceSettings):
+    """The sources, and what opens the records about them."""
 
 
 class StatusSettings(OperatorSettings):

@@ -37,6 +37,7 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.publisher import Publisher
 from keyturn.publisher.connection import BrokerAddress, close_quietly
 from keyturn.topology import audit_queue
 from keyturn_workers.amqp.consumer import QueueConsumer, finish
@@ -45,11 +46,13 @@ from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail
 from keyturn_workers.background import background
 from keyturn_workers.errors import StorageTlsError, UnsafeStorageError
+from keyturn_workers.ingest.record import SourceRecords
+from keyturn_workers.ingest.role import Ingest
 from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
 from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.sources.bucket import open_sources
+from keyturn_workers.sources.bucket import Sources, open_sources
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.storage.s3 import open_storage
@@ -60,7 +63,7 @@ from keyturn_workers.worker.health import Check, health_server
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.reporter import WorkerReporter
 from keyturn_workers.worker.runtime import reduce_garbage_collection
-from keyturn_workers.worker.wiring import UPLOAD, Wiring
+from keyturn_workers.worker.wiring import INGEST, UPLOAD, Wiring
 
 if TYPE_CHECKING:
     from aio_pika import RobustConnection
@@ -225,8 +228,12 @@ async def _serve(
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
         open_sources(
-            settings.sources if UPLOAD in roles else {}, settings.deployment, settings, storage
+            settings.sources if roles & {UPLOAD, INGEST} else {},
+            settings.deployment,
+            settings,
+            storage,
         ) as sources,
+        _open_ingest(settings, roles, storage, keys, sources, metrics) as ingest,
     ):
         await _check_master_keys(settings, keys)
         await _retry_start(settings, marks.load)
@@ -243,7 +250,7 @@ async def _serve(
         metrics.add_process()
         grants = _grants_keeper(settings, address)
         wiring = Wiring(
-            settings, storage, broker, keys, metrics, grants, audit, tracing, marks, sources
+            settings, storage, broker, keys, metrics, grants, audit, tracing, marks, sources, ingest
         )
         await _retry_start(settings, wiring.learn_time)
         consumers = {
@@ -290,6 +297,31 @@ async def _check_master_keys(settings: WorkerSettings, keys: OperatorKeys) -> No
             raise SettingsError(f"KEYTURN_MASTER_KEYS: {error.detail}")
         detail = getattr(error, "detail", str(error))
         _log.warning("master key not available", master_key=name, detail=detail)
+
+
+@asynccontextmanager
+async def _open_ingest(
+    settings: WorkerSettings,
+    roles: frozenset[str],
+    storage: Storage,
+    keys: OperatorKeys,
+    sources: Sources,
+    metrics: WorkerMetrics,
+) -> AsyncIterator[Ingest | None]:
+    """What the role `ingest` does; None if the process lacks it, or no source is watched.
+
+    Raises:
+        SettingsError: no publisher is named that signs its requests.
+    """
+    watched = [bucket for bucket in sources.buckets.values() if bucket.source.watch]
+    if INGEST not in roles or not watched:
+        if roles == {INGEST}:
+            _log.warning("nothing to take in: KEYTURN_SOURCES has no source that is watched")
+        yield None
+        return
+    async with Publisher.open(settings.ingest_publisher(), connect=False) as publisher:
+        records = SourceRecords(storage, keys, settings.active_master_key)
+        yield Ingest(settings, watched, records, publisher, metrics)
 
 
 @asynccontextmanager

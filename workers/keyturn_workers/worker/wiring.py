@@ -11,6 +11,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.topology import (
     CONTROL_QUEUE,
+    NOTIFICATIONS,
     PLAN_QUEUE,
     SWEEP_QUEUE,
 )
@@ -26,6 +27,7 @@ from keyturn_workers.control import (
     Recoverer,
     Rotator,
 )
+from keyturn_workers.ingest.role import NOTIFICATIONS_AT_ONCE, Ingest
 from keyturn_workers.keyring import KeyringReader, Witness
 from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -63,7 +65,8 @@ if TYPE_CHECKING:
 UPLOAD: Final = "upload"
 CONTROL: Final = "control"
 SWEEP: Final = "sweep"
-ALL_ROLES: Final = frozenset({UPLOAD, CONTROL, SWEEP})
+INGEST: Final = "ingest"
+ALL_ROLES: Final = frozenset({UPLOAD, CONTROL, SWEEP, INGEST})
 # Pages that a process handles at once, so that the end of one overlaps with the next. They share
 # `SWEEP_CONCURRENCY`.
 _PAGES_AT_ONCE: Final = 4
@@ -85,9 +88,11 @@ class Wiring:
         tracing: "Tracing | None" = None,
         witness: Witness | None = None,
         sources: Sources | None = None,
+        ingest: Ingest | None = None,
     ) -> None:
         self._sources = sources or Sources()
         self._tracing = tracing
+        self._ingest = ingest
         self._grants = grants
         self._audit = audit
         self._settings = settings
@@ -147,6 +152,9 @@ class Wiring:
             for queue, prefetch in ((PLAN_QUEUE, _STEPS_AT_ONCE), (SWEEP_QUEUE, _PAGES_AT_ONCE)):
                 yield queue, prefetch, HintConsumer(self._sweep, queue, max_age, self._context)
 
+        if INGEST in roles and self._ingest is not None:
+            yield NOTIFICATIONS, NOTIFICATIONS_AT_ONCE, self._ingest.handle
+
     def background(self, roles: frozenset[str]) -> Iterator[Coroutine[Any, Any, None]]:
         """What runs forever concurrently with the consumers of the roles."""
         # Every role needs the time: an upload's lease, the age of a request, a rotation's date.
@@ -156,6 +164,8 @@ class Wiring:
             yield self._clean_up_staging()
         if SWEEP in roles:
             yield self._look_at_sweeps()
+        if INGEST in roles and self._ingest is not None:
+            yield self._ingest.run()
 
     def reporter(self, roles: frozenset[str], process: AuditProcess) -> WorkerReporter:
         """What publishes this process's own reports."""

@@ -14,10 +14,12 @@ from keyturn.topology import (
     AUDIT_RECORDED,
     AUDIT_STREAM,
     EXCHANGE,
+    NOTIFICATIONS,
     PUBLISHER_EVENTS,
     PUBLISHER_EVENTS_EXCHANGE,
     UPLOAD_QUEUE,
     audit_queue,
+    notifications_queue,
     queues,
 )
 from keyturn_workers.amqp import declarations
@@ -50,7 +52,7 @@ class FakeBroker:
         if name in self.refusing:
             raise self.refusing[name]
         self.declared.append(name)
-        self.arguments[name] = arguments
+        self.arguments.setdefault(name, {}).update(arguments)
         return FakeDeclared(self, name)
 
     async def declare_exchange(
@@ -62,6 +64,11 @@ class FakeBroker:
         self, name: str, *, durable: bool, arguments: dict[str, Any]
     ) -> FakeDeclared:
         return self._declare(name, durable=durable, **arguments)
+
+    async def get_queue(self, name: str, *, ensure: bool) -> FakeDeclared:
+        assert name in self.declared
+        assert not ensure
+        return FakeDeclared(self, name)
 
 
 @dataclass
@@ -96,12 +103,28 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 async def test_every_queue_is_declared_with_its_arguments_and_bound(broker: FakeBroker) -> None:
     await declare(URL)
     for queue in queues():
-        assert broker.arguments[queue.name] == queue.arguments
-        keys = tuple(key for name, _, key in broker.bound if name == queue.name)
+        assert queue.arguments.items() <= broker.arguments[queue.name].items()
+        bound = [(to, key) for name, to, key in broker.bound if name == queue.name]
+        keys = tuple(key for to, key in bound if to == EXCHANGE)
         assert keys == queue.bindings
     names = [queue.name for queue in queues()]
-    assert [name for name in broker.declared if name in names] == names
+    assert [name for name in dict.fromkeys(broker.declared) if name in names] == names
     assert broker.arguments[EXCHANGE]["type"] is ExchangeType.TOPIC
+
+
+async def test_notifications_have_an_exchange_of_their_own(broker: FakeBroker) -> None:
+    """Whoever may push them, under any routing key, writes to that one bounded queue."""
+    await declare(URL)
+    exchange, queue = (name for name in broker.declared if name == NOTIFICATIONS)
+    assert exchange == queue == "keyturn.notifications"
+    assert broker.arguments[NOTIFICATIONS] == {
+        **notifications_queue().arguments,
+        "type": ExchangeType.FANOUT,
+        "internal": False,
+    }
+    assert [each for each in broker.bound if NOTIFICATIONS in each] == [
+        (NOTIFICATIONS, NOTIFICATIONS, None)
+    ]
 
 
 @pytest.mark.parametrize(("given", "max_age"), [(None, "31536000s"), (audit_queue(3600), "3600s")])

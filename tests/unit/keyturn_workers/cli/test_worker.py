@@ -49,7 +49,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
         ("upload", {"upload"}),
         ("control", {"control"}),
         ("sweep", {"sweep"}),
-        ("all", {"upload", "control", "sweep"}),
+        ("ingest", {"ingest"}),
+        ("all", {"upload", "control", "sweep", "ingest"}),
     ],
 )
 def test_a_worker_has_the_roles_that_its_command_names(

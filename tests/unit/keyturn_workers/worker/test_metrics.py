@@ -21,6 +21,7 @@ from keyturn.topology import (
     UPLOAD_QUEUE,
 )
 from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.ingest.metrics import IngestMetrics
 from keyturn_workers.master_keys.providers import KmsMetrics
 from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
 from tests.support.scrape import risen, shown
@@ -227,6 +228,7 @@ def test_the_documentation_lists_every_metric_and_stage() -> None:
     metrics = WorkerMetrics()
     metrics.add_process()
     KmsMetrics(metrics.registry).observer("vault")
+    IngestMetrics(metrics.registry, ["drop"])
     exported = (metrics.render()[0] + GatewayMetrics().render()[0]).decode()
     names = set(re.findall(r"^# TYPE (keyturn_\S+)", exported, re.MULTILINE))
     assert set(re.findall(r"^\| `(keyturn_\w+)` \|", text, re.MULTILINE)) == names

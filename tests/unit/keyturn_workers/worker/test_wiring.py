@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 from faststream.rabbit import RabbitBroker
@@ -11,15 +11,18 @@ from faststream.rabbit import RabbitBroker
 from keyturn.errors import StorageUnavailableError
 from keyturn.topology import (
     CONTROL_QUEUE,
+    NOTIFICATIONS,
     PLAN_QUEUE,
     SWEEP_QUEUE,
     UPLOAD_QUEUE,
 )
+from keyturn_workers.ingest.record import SourceRecords
+from keyturn_workers.ingest.role import Ingest
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.sweep.handler import HintConsumer
 from keyturn_workers.worker import wiring as wiring_module
 from keyturn_workers.worker.metrics import WorkerMetrics
-from keyturn_workers.worker.wiring import ALL_ROLES, CONTROL, SWEEP, UPLOAD, Wiring
+from keyturn_workers.worker.wiring import ALL_ROLES, CONTROL, INGEST, SWEEP, UPLOAD, Wiring
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
@@ -27,6 +30,8 @@ from tools.servers import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from keyturn.publisher import Publisher
 
     _Wired = Callable[..., Wiring]
 
@@ -78,6 +83,25 @@ def test_each_role_consumes_its_queues_with_its_prefetch(
     wiring = wired(UPLOAD_CONCURRENCY="5", CONTROL_CONCURRENCY="7")
     consumers = wiring.consumers(frozenset(roles))
     assert {queue: prefetch for queue, prefetch, _ in consumers} == queues
+
+
+def test_without_a_watched_source_the_role_ingest_does_nothing(wired: _Wired) -> None:
+    wiring = wired()
+    assert not list(wiring.consumers(frozenset({INGEST})))
+    assert _background(wiring, INGEST) == ["keep_clock_known", "purge_periodically"]
+
+
+def test_with_a_watched_source_it_consumes_notifications_and_lists(wired: _Wired) -> None:
+    wiring = wired()
+    settings = WorkerSettings.read()
+    records = SourceRecords(MemoryStorage(), operator_keys(settings.master_keys))
+    publisher = cast("Publisher", None)  # nothing is requested
+    ingest = Ingest(settings, [], records, publisher, WorkerMetrics())
+    wiring._ingest = ingest
+    ((queue, prefetch, handle),) = wiring.consumers(frozenset({INGEST}))
+    assert (queue, prefetch, handle) == (NOTIFICATIONS, 8, ingest.handle)
+    assert _background(wiring, INGEST)[-1] == "run"
+    assert not list(wiring.consumers(frozenset({"other"})))
 
 
 def test_steps_and_pages_share_one_handler(wired: _Wired) -> None:

@@ -1,0 +1,1 @@
+"""Unit tests of ingest: notifications, listings and records in memory."""

@@ -1,0 +1,270 @@
+"""Listings: every object of a source is asked for, and none more often than it must be."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.errors import NotDeliveredError, StorageUnavailableError
+from keyturn.identifiers import source_s3_key
+from keyturn_workers.errors import PreconditionError, RefusedError
+from keyturn_workers.ingest.poll import digest_of, runs
+from keyturn_workers.storage import Headers, ObjectSummary
+from tests.unit.keyturn_workers.ingest.scene import Scene, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+pytestmark = pytest.mark.asyncio
+_AT = datetime(2026, 11, 30, tzinfo=UTC)
+
+
+async def _runs(keys: Sequence[str]) -> list[list[str]]:
+    async def rows() -> AsyncIterator[ObjectSummary]:
+        for key in keys:
+            yield ObjectSummary(key, 1, "etag", _AT)
+
+    return [[row.key for row in run] async for run in runs(rows())]
+
+
+@given(st.sets(st.text(max_size=3)), st.text(max_size=3))
+async def test_a_new_key_changes_one_run(keys: set[str], new: str) -> None:
+    before = await _runs(sorted(keys))
+    after = await _runs(sorted(keys | {new}))
+    assert [key for run in after for key in run] == sorted(keys | {new})
+    assert len([run for run in before if run not in after]) <= 1
+
+
+async def test_runs_are_bounded_and_have_about_64_objects() -> None:
+    sizes = [len(run) for run in await _runs([f"{n:06}" for n in range(20_000)])]
+    assert max(sizes) <= 512
+    assert 40 < sum(sizes) / len(sizes) < 100
+
+
+async def test_a_digest_is_of_keys_and_contents() -> None:
+    drop = source_of()
+    rows = [
+        ObjectSummary(key, 1, etag, _AT) for key, etag in [("a", "bc"), ("ab", "c"), ("a", "d")]
+    ]
+    digests = {digest_of([row], drop) for row in rows}
+    digests |= {digest_of(rows, drop), digest_of(rows, source_of(project="other"))}
+    assert len(digests) == 5
+    assert digest_of([ObjectSummary("\ud800", 1, "", _AT)], drop)
+
+
+async def test_what_is_stored_is_not_asked_for_again() -> None:
+    scene = Scene()
+    scene.put("a", "b/c", "b/")
+    scene.bucket.plant("in/folder/", b"", Headers(metadata={}))
+    scene.bucket.plant("elsewhere", b"x", Headers(metadata={}))
+    _, first = scene.process()
+    assert await scene.poll(first) == ["a", "b/c"]
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == []  # another process, which knows the record
+    record = await scene.record()
+    assert (record.objects, record.waiting) == (4, 0)
+    assert record.finished_at == scene.now
+
+
+async def test_only_a_run_with_a_new_object_is_asked_for_again() -> None:
+    scene = Scene()
+    scene.put(*(f"{n:05}" for n in range(2000)))
+    await scene.poll(scene.process()[1])
+    assert len(scene.outcomes.requested) == 2000
+    scene.put("00500x")
+    scene.advance(301)
+    asked = await scene.poll(scene.process()[1])
+    assert "00500x" in asked
+    assert len(asked) <= 513
+
+
+async def test_a_refused_object_does_not_make_its_neighbors_be_asked_for_again() -> None:
+    scene = Scene()
+    scene.put("a", "b", "bad")
+    scene.outcomes.codes["bad"] = "unknown_project"
+    assert await scene.poll(scene.process()[1]) == ["a", "b", "bad"]
+    for _ in range(2):
+        scene.advance(301)
+        assert await scene.poll(scene.process()[1]) == ["bad"]  # once by each process
+    scene.outcomes.codes.clear()
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == ["bad"]
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == []
+    record = await scene.record()
+    assert not record.refused
+    assert len(record.digests) == 1
+
+
+async def test_another_mapping_is_another_source() -> None:
+    scene = Scene()
+    scene.put("a")
+    await scene.poll(scene.process()[1])
+    scene.source = source_of(project="other")
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == ["a"]
+
+
+async def test_a_source_that_is_deleted_from_is_asked_for_all_that_is_left() -> None:
+    scene = Scene(delete=True)
+    scene.put("a", "b")
+    _, poller = scene.process()
+    assert await scene.poll(poller) == ["a", "b"]
+    # Stored, but still there: the deletion failed.
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == ["a", "b"]
+    assert (await scene.record()).objects == 2
+
+
+async def test_an_object_that_was_written_over_is_asked_for_again() -> None:
+    scene = Scene()
+    scene.put("a")
+    _, poller = scene.process()
+    await scene.poll(poller)
+    scene.put("a", body=b"other")
+    scene.advance(301)
+    assert await scene.poll(poller) == ["a"]
+    first, second = scene.outcomes.requested
+    assert first.upload_id("test") != second.upload_id("test")
+
+
+async def test_refused_objects_are_remembered_by_every_process() -> None:
+    scene = Scene(delete=True)
+    scene.put("good", "bad", "../x", "x" * 901, "tab\t")
+    scene.outcomes.codes["bad"] = "unknown_project"
+    _, first = scene.process()
+    scene.now -= timedelta(hours=1)
+    _, second = scene.process()
+    scene.now += timedelta(hours=1)
+    assert await scene.poll(first) == ["bad", "good"]
+    refused = (await scene.record()).refused
+    assert {key.removeprefix("in/"): refusal.code for key, refusal in refused.items()} == {
+        "bad": "unknown_project",
+        **dict.fromkeys(["../x", "x" * 901, "tab\t"], "malformed_request"),
+    }
+    scene.advance(301)
+    assert await scene.poll(second) == ["good"]
+    # Another body, a restart, or a day: it may be accepted now.
+    scene.put("bad", body=b"other")
+    scene.advance(301)
+    assert "bad" in await scene.poll(second)
+    scene.advance(301)
+    assert "bad" in await scene.poll(scene.process()[1])
+    scene.advance(25 * 3600)
+    third, _ = scene.process()
+    third._started_at -= timedelta(days=9)
+    task = await third.begin("in/bad", is_hint=False)
+    await task
+    assert scene.outcomes.keys[-1] == "in/bad"
+
+
+async def test_what_is_gone_is_no_longer_refused() -> None:
+    scene = Scene(delete=True)
+    scene.put("bad", "late")
+    scene.outcomes.codes |= {"bad": "body_too_large", "late": "source_changed"}
+    _, poller = scene.process()
+    await scene.poll(poller)
+    assert list((await scene.record()).refused) == ["in/bad"]
+    await scene.bucket.delete("in/bad")
+    scene.advance(301)
+    await scene.poll(poller)
+    assert not (await scene.record()).refused
+
+
+async def test_what_has_no_outcome_is_waiting_and_not_requested_twice() -> None:
+    scene = Scene()
+    scene.put("a", "slow")
+    scene.outcomes.codes["slow"] = None
+    _, poller = scene.process()
+    await scene.poll(poller)
+    assert (await scene.record()).waiting == 1
+    scene.advance(301)
+    assert await scene.poll(poller) == []
+    assert (await scene.record()).waiting == 1
+    scene.advance(301)
+    scene.outcomes.codes.clear()
+    assert "slow" in await scene.poll(scene.process()[1])
+    assert (await scene.record()).waiting == 0
+
+
+async def test_one_worker_at_a_time_lists_a_source() -> None:
+    scene = Scene()
+    scene.put("a")
+    scene.outcomes.hold.clear()
+    _, first = scene.process()
+    _, second = scene.process()
+    listing = asyncio.create_task(first.poll(take_over=False))
+    await scene.outcomes.reached(1)
+    assert await scene.poll(second) == []
+    scene.outcomes.hold.set()
+    await listing
+    scene.advance(299)
+    assert await scene.poll(second) == []
+    scene.put("b")
+    scene.advance(2)
+    assert "b" in await scene.poll(second)
+
+
+async def test_a_worker_that_starts_takes_over() -> None:
+    scene = Scene()
+    scene.put("a")
+    scene.outcomes.hold.clear()
+    _, first = scene.process()
+    listing = asyncio.create_task(first.poll(take_over=True))
+    await scene.outcomes.reached(1)
+    taking_over = asyncio.create_task(scene.process()[1].poll(take_over=True))
+    await scene.outcomes.reached(2)
+    scene.outcomes.hold.set()
+    await taking_over
+    with pytest.raises(ExceptionGroup) as caught:
+        await listing
+    assert caught.group_contains(PreconditionError)
+    assert (await scene.record()).finished_at is not None
+
+
+@pytest.mark.parametrize("part", ["listing", "broker"])
+async def test_an_outage_ends_a_listing_and_loses_nothing(part: str) -> None:
+    scene = Scene()
+    scene.put("a", "b")
+    _, poller = scene.process()
+    if part == "broker":
+        scene.outcomes.failure = NotDeliveredError("down")
+    else:
+        scene.bucket.fail_next("list_entries", StorageUnavailableError("down"))
+    await poller._poll_logged()
+    record = await scene.record()
+    assert record.finished_at is None
+    assert not record.digests
+    scene.outcomes.failure = None
+    scene.advance(301)
+    assert await scene.poll(poller) == ["a", "b"]
+    assert (await scene.record()).objects == 2
+
+
+async def test_one_object_that_cannot_be_read_keeps_no_other_from_being_taken_in() -> None:
+    scene = Scene()
+    scene.put("a", "b")
+    _, poller = scene.process()
+    scene.bucket.fail_next("head", RefusedError("403"))
+    assert len(await scene.poll(poller)) == 1
+    assert (await scene.record()).waiting == 1
+    scene.advance(301)
+    assert len(await scene.poll(poller)) == 1
+    assert (await scene.record()).waiting == 0
+
+
+async def test_a_lost_or_forged_record_costs_requests_alone() -> None:
+    scene = Scene()
+    scene.put("a")
+    await scene.poll(scene.process()[1])
+    for body in (b"{}", b"\xff", b'{"v":1,"project":"*","master_key":"main","sealed":"AAAA"}'):
+        scene.own.plant(source_s3_key("drop"), body, Headers(metadata={}))
+        assert await scene.poll(scene.process()[1]) == ["a"]
+    await scene.own.delete(source_s3_key("drop"))
+    assert await scene.poll(scene.process()[1]) == ["a"]
+    assert (await scene.record()).objects == 1

@@ -1,0 +1,273 @@
+"""`keyturn sources` and `keyturn import`: objects that are in S3 already (SPEC 17).
+
+`sources` shows what ingest workers have recorded about each source. `import` takes in all of a
+source by requests of its own, whether ingest workers watch it or not.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Annotated, Any, Final
+
+import typer
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from keyturn.errors import UnknownSourceError
+from keyturn.identifiers import format_time
+from keyturn.publisher import Publisher
+from keyturn.settings import PublisherSettings
+from keyturn_workers.cli.arguments import AsJson
+from keyturn_workers.cli.bucket import open_bucket, optional_task
+from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.output import print_json, print_rows, print_table, progress_display
+from keyturn_workers.cli.settings import SourceStatusSettings
+from keyturn_workers.ingest.importing import CONNECTIONS, Import, ImportResult, NotIn
+from keyturn_workers.ingest.intake import is_folder_marker, objects_of
+from keyturn_workers.ingest.record import MAX_REFUSED, SourceRecord, SourceRecords
+from keyturn_workers.settings import SourceSettings
+from keyturn_workers.sources.bucket import SourceBucket, open_sources
+from keyturn_workers.sources.config import Source
+
+_COLUMNS: Final = (
+    "source",
+    "from",
+    "to",
+    "delete",
+    "watch",
+    "listed_at",
+    "objects",
+    "waiting",
+    "refused",
+)
+_REFUSED_COLUMNS: Final = ("s3_key", "code", "refused_at", "upload_id")
+# What the time left is computed from: an object counts as its bytes and this.
+_OBJECT_COST_BYTES: Final = 64 * 1024
+_SHOWN: Final = 20
+
+SourceName = Annotated[str, typer.Argument(help="The source's name in KEYTURN_SOURCES.")]
+OptionalSourceName = Annotated[
+    str | None, typer.Argument(help="List the refused objects of this source.")
+]
+
+
+def sources(name: OptionalSourceName = None, as_json: AsJson = False) -> None:
+    """Show the sources, and the objects in them that were refused.
+
+    The numbers are from the last listing by an ingest worker.
+    """
+    settings = SourceStatusSettings.read()
+    if name is not None:
+        _find(settings, name)
+    records = asyncio.run(_read_records(settings, [name] if name else list(settings.sources)))
+    if name is None:
+        rows = [_row(each, settings.sources[each], records[each]) for each in records]
+        print_rows(_COLUMNS, rows, unfolded=("source",), as_json=as_json)
+        return
+    refused = [
+        {
+            "s3_key": s3_key,
+            "code": refusal.code,
+            "refused_at": format_time(refusal.at),
+            "upload_id": refusal.upload_id or None,
+        }
+        for s3_key, refusal in sorted(records[name].refused.items())
+    ]
+    print_rows(_REFUSED_COLUMNS, refused, unfolded=("upload_id",), as_json=as_json)
+    if len(refused) == MAX_REFUSED:
+        note(f"there may be more: the latest {MAX_REFUSED} are remembered")
+
+
+def import_source(
+    name: SourceName,
+    prefix: Annotated[
+        str, typer.Option(help="Only S3 keys that begin with this, after the source's prefix.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be requested.")
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Return once the broker has all requests.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take in all objects of a source.
+
+    Can be run again at any time: what is stored already is not stored twice. Exit status 0 means
+    that every object is in (with --no-wait: requested; with --dry-run: would be requested).
+    """
+    settings = PublisherSettings.read()
+    own = SourceSettings.read()
+    _find(own, name)
+    began = time.monotonic()
+    try:
+        result = asyncio.run(
+            _import(settings, own, name, prefix, dry_run=dry_run, wait=not no_wait)
+        )
+    except KeyboardInterrupt:
+        if not dry_run:
+            note("what was requested is stored in the background; run it again for the rest")
+        raise
+    seconds = round(time.monotonic() - began, 1)
+    _print_result(name, prefix, result, seconds, as_json=as_json)
+
+
+def _find(settings: SourceSettings, name: str) -> Source:
+    if name not in settings.sources:
+        known = ", ".join(sorted(settings.sources)) or "none"
+        raise UnknownSourceError(f"KEYTURN_SOURCES has no source {name!r}; it has: {known}")
+    return settings.sources[name]
+
+
+async def _read_records(
+    settings: SourceStatusSettings, names: list[str]
+) -> dict[str, SourceRecord]:
+    # It takes half a second to import what may reach a provider of master keys.
+    from keyturn_workers.master_keys.providers import open_operator_keys  # noqa: PLC0415
+
+    async with (
+        open_bucket(settings) as storage,
+        open_operator_keys(settings, storage, seals=False) as keys,
+    ):
+        records = SourceRecords(storage, keys)
+        return {name: (await records.read(name)).record for name in names}
+
+
+def _row(name: str, source: Source, record: SourceRecord) -> dict[str, Any]:
+    listed_at = record.finished_at
+    return {
+        "source": name,
+        "from": f"{source.bucket}/{source.prefix}",
+        "to": f"{source.project}/{source.key}",
+        "delete": source.delete,
+        "watch": source.watch,
+        "listed_at": None if listed_at is None else format_time(listed_at),
+        "objects": None if listed_at is None else record.objects,
+        "waiting": None if listed_at is None else record.waiting,
+        "refused": None if listed_at is None else len(record.refused),
+    }
+
+
+async def _import(
+    settings: PublisherSettings,
+    own: SourceSettings,
+    name: str,
+    prefix: str,
+    *,
+    dry_run: bool,
+    wait: bool,
+) -> ImportResult:
+    async with AsyncExitStack() as stack:
+        own_bucket = await stack.enter_async_context(open_bucket(own, max_connections=CONNECTIONS))
+        sources = await stack.enter_async_context(
+            open_sources({name: own.sources[name]}, settings.deployment, own, own_bucket)
+        )
+        bucket = sources.buckets[name]
+        publisher = None
+        if not dry_run:
+            publisher = await stack.enter_async_context(Publisher.open(settings))
+        progress = stack.enter_context(_import_progress())
+        await stack.enter_async_context(
+            optional_task((lambda: progress.count(bucket, prefix)) if sys.stderr.isatty() else None)
+        )
+        work = Import(
+            bucket,
+            own_bucket,
+            settings.deployment,
+            publisher,
+            wait=wait,
+            on_progress=progress.show,
+        )
+        return await work.run(prefix)
+
+
+class _ImportProgress:
+    """Objects, bytes and the time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None, counts="")
+        self._objects = 0
+        self._bytes = 0
+        self._is_counted = False
+
+    async def count(self, bucket: SourceBucket, prefix: str) -> None:
+        """List the source once more, for the totals, while the import is under way."""
+        async for row in objects_of(bucket, prefix):
+            if not is_folder_marker(row):
+                self._objects += 1
+                self._bytes += row.size_bytes
+        self._is_counted = True
+
+    def show(self, result: ImportResult) -> None:
+        """Show how far the import has come."""
+        counts = f"{result.objects:,} objects, {decimal(result.size_bytes)}"
+        total = None
+        if self._is_counted:
+            counts = (
+                f"{result.objects:,} of {self._objects:,} objects, "
+                f"{decimal(result.size_bytes)} of {decimal(self._bytes)}"
+            )
+            total = _cost(self._objects, self._bytes)
+        done = _cost(result.objects, result.size_bytes)
+        self._progress.update(self._task, completed=done, total=total, counts=counts)
+
+
+def _cost(objects: int, size_bytes: int) -> int:
+    return objects * _OBJECT_COST_BYTES + size_bytes
+
+
+@contextmanager
+def _import_progress() -> Iterator[_ImportProgress]:
+    columns = (BarColumn(), TextColumn("{task.fields[counts]}"), TimeRemainingColumn())
+    with progress_display(*columns) as progress:
+        yield _ImportProgress(progress)
+
+
+def _print_result(
+    name: str, prefix: str, result: ImportResult, seconds: float, *, as_json: bool
+) -> None:
+    """Print what became of all objects.
+
+    Raises:
+        CommandError: not every object is in.
+    """
+    not_in = result.refused.total()
+    if as_json:
+        print_json(
+            {
+                "source": name,
+                "prefix": prefix,
+                "objects": result.objects,
+                "bytes": result.size_bytes,
+                "seconds": seconds,
+                "statuses": dict(result.statuses),
+                "refused": dict(result.refused),
+                "not_in": [_not_in_row(each) for each in result.not_in],
+            }
+        )
+    else:
+        if result.not_in:
+            shown = [_not_in_row(each) for each in result.not_in[:_SHOWN]]
+            print_rows(("s3_key", "code", "detail"), shown)
+            if not_in > len(shown):
+                note(f"{not_in - len(shown):,} more are not in; --json names up to a thousand")
+        rows = [*sorted(result.statuses.items()), *sorted(result.refused.items())]
+        size = decimal(result.size_bytes)
+        print_table(
+            ("objects", "outcome"),
+            [(f"{count:,}", outcome) for outcome, count in rows]
+            + [(f"{result.objects:,}", f"in all: {size} in {seconds:g} s")],
+        )
+    if not_in:
+        first = result.not_in[0]
+        raise CommandError(
+            f"{not_in:,} of {result.objects:,} objects are not in; the first was "
+            f"{first.s3_key}: {first.code}: {first.detail}"
+        )
+
+
+def _not_in_row(each: NotIn) -> dict[str, str]:
+    return {"s3_key": each.s3_key, "code": each.code, "detail": each.detail}

@@ -1,0 +1,256 @@
+"""One source: from a key that was found to the outcome of its upload (SPEC 17.4).
+
+Whatever named the key, only an object that is there counts. Requests wait for their outcomes, and
+only so many of them at once, so that a full source never fills the queue that all publishers share.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Final
+
+import structlog
+from pydantic import ValidationError
+
+from keyturn.errors import (
+    MalformedRequestError,
+    PublisherError,
+    RequestExpiredError,
+    SourceChangedError,
+    SourceMissingError,
+    SourceUnavailableError,
+)
+from keyturn.messages import Rejected, SourceObject, problems
+from keyturn.publisher import Publisher
+from keyturn_workers.ingest.metrics import IngestMetrics
+from keyturn_workers.ingest.record import Refusal
+from keyturn_workers.sources.bucket import SourceBucket
+from keyturn_workers.sources.config import Target
+from keyturn_workers.storage import ObjectSummary
+
+POLL_SLOTS: Final = 256
+"""Objects of one source that a listing has under way at once."""
+HINT_SLOTS: Final = 64
+"""Objects of one source that notifications have under way at once."""
+# An object without an outcome makes room for others after this time.
+_OUTCOME_S: Final = 60.0
+# What a process asked for, it does not ask for again within this time.
+_REMEMBER_S: Final = 3600.0
+_MAX_REMEMBERED: Final = 10_000
+_REFUSED_FOR: Final = timedelta(days=1)
+# A notification of nothing new keeps its slot for so long: a flood of them is slow.
+_VAIN_HINT_S: Final = 1.0
+# The object has changed or is gone: there is nothing to remember.
+_OVERTAKEN: Final = frozenset(
+    {SourceChangedError.code, SourceMissingError.code, RequestExpiredError.code}
+)
+
+_log = structlog.get_logger()
+
+
+class Outcome(Enum):
+    """What became of an object that was found."""
+
+    STORED = "stored"
+    REFUSED = "refused"
+    GONE = "gone"
+    """It is not there, or it has changed since."""
+    WAITING = "waiting"
+    """There is no outcome yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An object of a source, as its storage describes it; where it goes; the id of its upload."""
+
+    object: SourceObject
+    target: Target
+    upload_id: str
+
+
+async def inspect(bucket: SourceBucket, deployment: str, s3_key: str) -> Candidate | None:
+    """Ask the source for an object; None if it is not there.
+
+    Raises:
+        MalformedRequestError: its name gives no place in Keyturn, or cannot be requested.
+        SourceUnavailableError: the source does not say, or refuses to.
+    """
+    target = bucket.source.target(s3_key)
+    if target is None:
+        raise MalformedRequestError("its name gives no project and object key that are allowed")
+    try:
+        head = await bucket.head(s3_key)
+    except SourceMissingError:
+        return None
+    try:
+        found = SourceObject(
+            name=bucket.name,
+            key=s3_key,
+            etag=head.etag,
+            version=head.version_id,
+            size=head.size_bytes,
+        )
+    except ValidationError as exc:
+        raise MalformedRequestError(problems(exc)) from None
+    return Candidate(found, target, found.upload_id(deployment))
+
+
+async def objects_of(bucket: SourceBucket, prefix: str = "") -> AsyncIterator[ObjectSummary]:
+    """All objects of a source whose S3 keys begin with its prefix and then this one.
+
+    Raises:
+        SourceUnavailableError
+    """
+    after: str | None = ""
+    while after is not None:
+        page = await bucket.list_page(prefix=prefix, after=after)
+        for row in page.objects:
+            yield row
+        after = page.next_after
+
+
+def is_folder_marker(row: ObjectSummary) -> bool:
+    """Whether this is an empty object by which some programs make a folder."""
+    return row.key.endswith("/") and row.size_bytes == 0
+
+
+class Intake:
+    """Takes in objects of one source.
+
+    Args:
+        bucket: The source.
+        publisher: Signs the requests, and receives their outcomes.
+        deployment: The installation's name.
+        metrics: Counts outcomes.
+        now: This machine's clock.
+
+    Attributes:
+        refused: The refused objects that are known, by S3 key.
+    """
+
+    def __init__(
+        self,
+        bucket: SourceBucket,
+        publisher: Publisher,
+        deployment: str,
+        metrics: IngestMetrics,
+        now: Callable[[], datetime],
+    ) -> None:
+        self.name = bucket.name
+        self.source = bucket.source
+        self.bucket = bucket
+        self.refused: dict[str, Refusal] = {}
+        self._publisher = publisher
+        self._deployment = deployment
+        self._metrics = metrics
+        self._now = now
+        self._started_at = now()
+        self._poll_slots = asyncio.Semaphore(POLL_SLOTS)
+        self._hint_slots = asyncio.Semaphore(HINT_SLOTS)
+        self._tasks: set[asyncio.Task[Outcome]] = set()
+        self._pending: dict[str, asyncio.Task[Outcome]] = {}
+        # By upload id: when it was asked for, and what came of it.
+        self._asked: OrderedDict[str, tuple[float, Outcome]] = OrderedDict()
+
+    def remember(self, refused: Mapping[str, Refusal]) -> None:
+        """Take over refusals that another process has recorded."""
+        self.refused = {**refused, **self.refused}
+
+    async def begin(self, s3_key: str, *, is_hint: bool) -> asyncio.Task[Outcome]:
+        """Wait for a slot, then take in the object at this key; the task ends with its outcome.
+
+        The task raises `PublisherError` if the request could not be published.
+        """
+        slots = self._hint_slots if is_hint else self._poll_slots
+        await slots.acquire()
+        task = asyncio.create_task(self._take_in(s3_key, is_hint=is_hint))
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[Outcome]) -> None:
+            self._tasks.discard(task)
+            slots.release()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.warning("object not taken in", source=self.name, problem=str(error))
+
+        task.add_done_callback(ended)
+        return task
+
+    async def close(self) -> None:
+        """Stop waiting for outcomes."""
+        tasks = {*self._tasks, *self._pending.values()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _take_in(self, s3_key: str, *, is_hint: bool) -> Outcome:
+        try:
+            found = await inspect(self.bucket, self._deployment, s3_key)
+        except SourceUnavailableError as exc:  # of this object alone, perhaps
+            _log.warning("object not readable", source=self.name, problem=exc.detail)
+            return Outcome.WAITING
+        except MalformedRequestError as exc:
+            if not is_hint:  # only a listing proves that there is an object of this name
+                return self._refuse(s3_key, "", exc.code)
+            found = None
+        known = Outcome.GONE if found is None else self._known(found)
+        if found is None or known is not None:
+            if is_hint:
+                await asyncio.sleep(_VAIN_HINT_S)
+            return known or Outcome.GONE
+        request = self._pending.get(found.upload_id)
+        if request is None:
+            request = asyncio.create_task(self._request(found))
+            self._pending[found.upload_id] = request
+            request.add_done_callback(lambda _: self._pending.pop(found.upload_id))
+        return await asyncio.shield(request)
+
+    def _known(self, found: Candidate) -> Outcome | None:
+        """The outcome of this very object, if it need not be requested now."""
+        refusal = self.refused.get(found.object.key)
+        # What refused it may have been changed at a restart, or within a day.
+        since = max(self._started_at, self._now() - _REFUSED_FOR)
+        if refusal is not None and refusal.upload_id == found.upload_id and refusal.at >= since:
+            return Outcome.REFUSED
+        asked_at, outcome = self._asked.get(found.upload_id, (-_REMEMBER_S, Outcome.WAITING))
+        return outcome if time.monotonic() - asked_at < _REMEMBER_S else None
+
+    async def _request(self, found: Candidate) -> Outcome:
+        await self._publisher.upload_from_source(
+            found.target.project, found.target.object_key, found.object
+        )
+        self._metrics.count(self.name, "requested")
+        outcome = await self._outcome(found)
+        self._asked[found.upload_id] = (time.monotonic(), outcome)
+        while len(self._asked) > _MAX_REMEMBERED:
+            self._asked.popitem(last=False)
+        return outcome
+
+    async def _outcome(self, found: Candidate) -> Outcome:
+        try:
+            event = await self._publisher.wait(
+                found.upload_id,
+                timeout_s=_OUTCOME_S,
+                project=found.target.project,
+                request_type="upload.requested",
+            )
+        except PublisherError:  # it has been published: its outcome is asked for again later
+            return Outcome.WAITING
+        if not isinstance(event, Rejected):
+            self.refused.pop(found.object.key, None)
+            self._metrics.count(self.name, "stored")
+            return Outcome.STORED
+        if event.code in _OVERTAKEN:
+            return Outcome.GONE
+        return self._refuse(found.object.key, found.upload_id, event.code)
+
+    def _refuse(self, s3_key: str, upload_id: str, code: str) -> Outcome:
+        known = self.refused.get(s3_key)
+        self.refused[s3_key] = Refusal(upload_id, code, self._now())
+        if known is None or known.upload_id != upload_id:
+            self._metrics.count(self.name, "refused")
+            _log.warning("object refused", source=self.name, upload_id=upload_id, code=code)
+        return Outcome.REFUSED

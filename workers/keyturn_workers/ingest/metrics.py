@@ -1,0 +1,73 @@
+"""What ingest counts, for `/metrics` (SPEC 11). A source's name is the operator's own choice."""
+
+from collections.abc import Iterable
+from typing import Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+ObjectOutcome = Literal["requested", "stored", "refused"]
+HintOutcome = Literal["followed", "foreign", "malformed"]
+_OBJECTS: Final[tuple[ObjectOutcome, ...]] = ("requested", "stored", "refused")
+_HINTS: Final[tuple[HintOutcome, ...]] = ("followed", "foreign", "malformed")
+
+
+class IngestMetrics:
+    """The metrics of one process's role `ingest`.
+
+    Args:
+        registry: The process's own.
+        sources: The names of the sources that are watched.
+    """
+
+    def __init__(self, registry: CollectorRegistry, sources: Iterable[str]) -> None:
+        self._objects = Counter(
+            "keyturn_source_objects",
+            "Objects of sources, by what became of them.",
+            ["source", "outcome"],
+            registry=registry,
+        )
+        self._hints = Counter(
+            "keyturn_notifications",
+            "Notifications of storage servers, by what they led to.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._polled = Gauge(
+            "keyturn_source_listed_timestamp_seconds",
+            "When a source was last known to be listed to its end, by Unix time; 0 before that.",
+            ["source"],
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "keyturn_source_objects_waiting",
+            "Objects of a source without an outcome when it was last listed.",
+            ["source"],
+            registry=registry,
+        )
+        self._refused = Gauge(
+            "keyturn_source_objects_refused",
+            "Refused objects that are in a source.",
+            ["source"],
+            registry=registry,
+        )
+        # At zero: Prometheus sees no increase in a series that is new.
+        for hint in _HINTS:
+            self._hints.labels(hint)
+        for source in sources:
+            self.report(source, listed_at=0.0, waiting=0, refused=0)
+            for outcome in _OBJECTS:
+                self._objects.labels(source, outcome)
+
+    def count(self, source: str, outcome: ObjectOutcome) -> None:
+        """One object of a source was requested, stored or refused."""
+        self._objects.labels(source, outcome).inc()
+
+    def count_hint(self, outcome: HintOutcome) -> None:
+        """One notification was followed, names no source, or is malformed."""
+        self._hints.labels(outcome).inc()
+
+    def report(self, source: str, *, listed_at: float, waiting: int, refused: int) -> None:
+        """What the record of a source says."""
+        self._polled.labels(source).set(listed_at)
+        self._waiting.labels(source).set(waiting)
+        self._refused.labels(source).set(refused)
