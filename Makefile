@@ -112,7 +112,8 @@ doctor: $(UV)  ## Probe every S3 server that can be started here; compares the t
 	@$(PYTHON) -m tools.doctor $(ARGS)
 
 .PHONY: bench
-bench: setup  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
+bench: $(UV)  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
+	@$(SYNC) --group doctor
 	@$(PYTHON) -m tools.bench $(ARGS)
 
 .PHONY: profile

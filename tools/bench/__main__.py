@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from tools.bench import against_plain, gateway, layers, rotation, uploads
+from tools.bench import against_plain, export, gateway, layers, rotation, uploads
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.processes import BenchError
 from tools.harness.deployment import Deployment
@@ -114,6 +114,14 @@ async def _gateway_listing(run: Run) -> list[Row]:
     return await gateway.measure_listing(*run.where, count=count, rounds=run.times(5))
 
 
+async def _export_small(run: Run) -> list[Row]:
+    return await export.measure_small(*run.where, count=run.count, rounds=run.times(3))
+
+
+async def _export_large(run: Run) -> list[Row]:
+    return await export.measure_large(*run.where, count=4 if run.quick else 20, rounds=run.times(3))
+
+
 _LAYERS: Final = "layers"
 _PARTS: Final[dict[str, Callable[[Run], Awaitable[list[Row]]]]] = {
     "uploads": _uploads,
@@ -126,6 +134,8 @@ _PARTS: Final[dict[str, Callable[[Run], Awaitable[list[Row]]]]] = {
     "gateway-bodies": _gateway_bodies,
     "gateway-small": _gateway_small,
     "gateway-listing": _gateway_listing,
+    "export-small": _export_small,
+    "export-large": _export_large,
 }
 _NAMES: Final = (*_PARTS, _LAYERS)
 
@@ -137,7 +147,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         default=_NAMES,
         type=_parts,
         metavar="PART,PART",
-        help=f"some of {', '.join(_NAMES)}; gateway and projects are all of theirs",
+        help=f"some of {', '.join(_NAMES)}; gateway, projects and export are all of theirs",
     )
     parser.add_argument(
         "--server",

