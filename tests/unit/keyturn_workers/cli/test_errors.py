@@ -109,6 +109,9 @@ def test_every_error_code_exits_1(code: str) -> None:
         (WaitTimeoutError("no event"), "no event", 1),
         (ExceptionGroup("g", [AlreadyExistsError("k")]), "already_exists: k", 1),
         (PermissionError(13, "Permission denied", "f"), "f: Permission denied", 1),
+        (OSError(28, "No space left on device"), "No space left on device", 1),
+        (OSError("amqp://user:password@host"), "internal error: OSError", 1),
+        (TimeoutError(), "a server did not respond in time", 1),
         (KeyError("amqp://user:password@host"), "internal error: KeyError", 1),
         (
             ConnectionRefusedError("amqp://user:password@host"),
