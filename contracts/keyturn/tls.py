@@ -9,16 +9,18 @@ certificate or a changed authority needs no restart. Files that cannot be used c
 previous ones stay in use. No task watches the files: a client library keeps one context for all its
 connections, so the context itself checks them, once for each handshake.
 
-A failed connection is described in one line that names the setting. The libraries between pass
-OpenSSL's errors on as causes of their own; that line holds nothing of a request, an address or a
-certificate.
+A failed connection, with TLS or without, is described in one line that names the setting. The
+libraries between pass errors of OpenSSL and of the system on as causes of their own; that line
+holds nothing of a request, an address or a certificate.
 
 It must never print what a file holds, or its path: a person may have put the key itself there. It
 must never ask for a password: a process has no terminal.
 """
 
 import asyncio
+import errno
 import logging
+import re
 import socket
 import ssl
 import time
@@ -35,6 +37,10 @@ from keyturn.errors import SettingsError
 _SETTLED_NS: Final = 10**9
 
 _log = logging.getLogger(__name__)
+_NO_ROUTE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
+_RESET: Final = frozenset({errno.ECONNABORTED, errno.ECONNRESET, errno.EPIPE})
+# In the text of asyncio's error for several addresses, which has no number of its own.
+_ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 # X509_V_ERR_… of OpenSSL.
 _NOT_YET_VALID: Final = 9
 _EXPIRED: Final = 10
@@ -360,6 +366,46 @@ def describe_tls_failure(error: BaseException, names: PeerSettings) -> str | Non
         if isinstance(cause, ssl.SSLError) and (text := _describe(cause, names)) is not None:
             return text
     return None
+
+
+def describe_connection_failure(error: BaseException, names: PeerSettings) -> str | None:
+    """Why a server was not reached, or its connection was lost, as a clause about "it".
+
+    The text of an error is never part of it: that may hold an address, or what was sent.
+
+    Args:
+        error: As a library raised it, with its causes.
+        names: The settings of that server.
+
+    Returns:
+        None for an error that is neither of TLS nor of the network.
+    """
+    if (problem := describe_tls_failure(error, names)) is not None:
+        return problem
+    causes = [*_causes(error)]
+    numbers = {number for each in causes for number in _error_numbers(each)}
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(each, kinds) for each in causes)
+
+    if has(socket.gaierror, UnicodeError):  # UnicodeError: a label of the name is too long
+        return f"its host name cannot be resolved: check {names.url}"
+    if errno.ECONNREFUSED in numbers or has(ConnectionRefusedError):
+        return f"connection refused: check the host and port in {names.url}, and that it is running"
+    if numbers & _NO_ROUTE:
+        return f"there is no route to its host: check the network, and the host in {names.url}"
+    if errno.ETIMEDOUT in numbers or has(TimeoutError):
+        return "it did not respond in time"
+    lost = numbers & _RESET or has(ConnectionError, EOFError, ssl.SSLEOFError)
+    return "the connection was lost" if lost else None
+
+
+def _error_numbers(error: BaseException) -> Iterator[int]:
+    if isinstance(error, OSError) and not isinstance(error, socket.gaierror):
+        if error.errno is not None:
+            yield error.errno
+        else:
+            yield from map(int, _ERRNO.findall(str(error)))
 
 
 def needs_tls(names: PeerSettings) -> str:

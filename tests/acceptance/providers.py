@@ -1,26 +1,40 @@
-"""The providers of master keys as a test sees them: a key inside, settings, and an off switch."""
+"""The providers of master keys as a test sees them: a key inside, settings, and an off switch.
+
+And workers and gateways that use them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.integration.sweep.scene import Project, Scene
+from tools.harness.http import Client
+from tools.harness.process import gateway, worker
+from tools.harness.wire import open_wire
+from tools.harness.worker_under_test import WorkerUnderTest
 from tools.servers.moto_kms import MotoKms
 from tools.servers.openbao import OpenBao
 from tools.servers.packages import MissingPackagesError
 from tools.servers.softhsm import SoftHsm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+    from tools.harness.deployment import Deployment
 
 NAMES: Final = ("pkcs11", "vault", "awskms")
+SETTINGS: Final = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
+Keys = dict[str, str]
+"""Master keys by id: base64 or a URI, as in `KEYTURN_MASTER_KEYS`."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +123,52 @@ async def keyturn(env: dict[str, str], *arguments: str) -> tuple[int, str]:
 def _create(uri: str, env: dict[str, str]) -> None:
     status, output = command(env, "keys", "create", uri)
     assert status == 0, output
+
+
+def worker_settings(keys: Keys, active: str) -> dict[str, str]:
+    return {**SETTINGS, "MASTER_KEYS": json.dumps(keys), "ACTIVE_MASTER_KEY": active}
+
+
+def env_of(running: Iterable[Provider]) -> dict[str, str]:
+    return {name: value for each in running for name, value in each.env.items()}
+
+
+@asynccontextmanager
+async def served(
+    deployment: Deployment, keys: Keys, active: str, running: Iterable[Provider], **more: str
+) -> AsyncIterator[Scene]:
+    """A worker with these master keys, stopped in order.
+
+    A worker that is killed here may leave messages whose events were published, but which it did
+    not acknowledge yet. They would make projects warm for the next worker.
+    """
+    env = deployment.worker_env(**{**worker_settings(keys, active), **more}) | env_of(running)
+    async with worker(env) as process, open_wire(deployment) as wire:
+        yield Scene(WorkerUnderTest(deployment, process, wire))
+        assert await process.terminate() == 0
+
+
+async def assert_gateway_opens(
+    deployment: Deployment, keys: Keys, running: Iterable[Provider], projects: Iterable[Project]
+) -> None:
+    """A gateway with these master keys alone serves every object of the projects."""
+    env = deployment.gateway_env(MASTER_KEYS=json.dumps(keys)) | env_of(running)
+    async with gateway(env) as process:
+        for project in projects:
+            client = Client(process, project.api_keys[-1])
+            for key in ("first", "second"):
+                answer = await client.request(project.name, key)
+                assert (answer.status, answer.body) == (200, plaintext(project, key))
+
+
+def plaintext(project: Project, key: str) -> bytes:
+    return f"{project.name} {key}".encode()
+
+
+async def upload_to(project: Project, key: str) -> None:
+    await project.upload(key, plaintext(project, key))
+
+
+def on(scene: Scene, project: Project) -> Project:
+    """The project as this scene's worker serves it."""
+    return Project(scene, project.name, project.api_keys)

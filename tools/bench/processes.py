@@ -197,7 +197,10 @@ async def bare(env: dict[str, str], what: str, prefix: str, **bounds: int) -> Ra
 
 @dataclass(frozen=True)
 class Traffic:
-    """What went through a proxy: requests, those of them to objects, and bytes of responses."""
+    """What went through a proxy: requests, those of them to objects, and bytes of responses.
+
+    Those of the probe do not count: a process makes them once, when it starts.
+    """
 
     requests: int
     to_objects: int
@@ -207,7 +210,8 @@ class Traffic:
     def take(cls, between: FaultProxy) -> Traffic:
         """What went through since the last time."""
         to_objects = (count for kind, count in between.seen.items() if kind.endswith(" object"))
-        found = cls(between.seen.total(), sum(to_objects), between.received_bytes)
+        requests = between.seen.total() - between.seen["doctor"]
+        found = cls(requests, sum(to_objects), between.received_bytes)
         between.seen.clear()
         between.received_bytes = 0
         return found

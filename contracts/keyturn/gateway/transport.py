@@ -17,7 +17,6 @@ request with its `Authorization`.
 """
 
 import asyncio
-import errno
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
@@ -44,7 +43,7 @@ from keyturn.gateway.responses import (
     storage_response_error,
 )
 from keyturn.publisher.staging import Body, blocks
-from keyturn.tls import GATEWAY, describe_tls_failure
+from keyturn.tls import GATEWAY, PeerSettings, describe_connection_failure
 
 if TYPE_CHECKING:
     import aiohttp
@@ -61,6 +60,7 @@ _OWN_HEADERS: Final = {
 }
 _OK, _PARTIAL, _REDIRECT = 200, 206, 307
 _Result = TypeVar("_Result")
+_PRESIGNED: Final = PeerSettings("the presigned URL", "https://", GATEWAY.ca)
 
 
 class _LostError(Exception):
@@ -316,7 +316,7 @@ class Transport:
                 timeout=limits,
             )
 
-        return await _outcome(ask())
+        return await _outcome(ask(), GATEWAY if api_key is not None else _PRESIGNED)
 
     async def _send_once(
         self,
@@ -597,24 +597,28 @@ async def _raise_loss(
         raise _LostError(_reason(exc)) from None
 
 
-async def _outcome(call: Awaitable[_Result]) -> _Result | _Failure:
+async def _outcome(call: Awaitable[_Result], server: PeerSettings = GATEWAY) -> _Result | _Failure:
     """What a call of aiohttp gives, or why it failed; its error ends here."""
     import aiohttp  # noqa: PLC0415  # an optional extra
 
     try:
         return await call
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
-        return _Failure(_reason(exc), unsent=True)
+        return _Failure(_reason(exc, server), unsent=True)
     except _LostError as exc:
         return _Failure(str(exc))
     except (aiohttp.ClientError, OSError, ValueError) as exc:  # ValueError: of a host's name
-        return _Failure(_reason(exc))
+        return _Failure(_reason(exc, server))
 
 
-def _reason(exc: Exception) -> str:
-    """The kind of a failure, and the system's name for it; never its text."""
-    if (problem := describe_tls_failure(exc, GATEWAY)) is not None:
+def _reason(exc: Exception, server: PeerSettings = GATEWAY) -> str:
+    """Why there is no response; never the text of an error."""
+    import aiohttp  # noqa: PLC0415  # an optional extra
+
+    if (problem := describe_connection_failure(exc, server)) is not None:
         return problem
-    number = getattr(exc, "errno", None)
-    name = errno.errorcode.get(number) if isinstance(number, int) else None
-    return type(exc).__name__ if name is None else f"{type(exc).__name__}, {name}"
+    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
+        return "the connection was lost"
+    if isinstance(exc, aiohttp.ClientResponseError):
+        return "its response is not valid HTTP"
+    return f"its address is not valid: check {server.url}"

@@ -34,7 +34,7 @@ from aio_pika.exceptions import (
     ProbableAuthenticationError,
     PublishError,
 )
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, ProtocolSyntaxError
 
 from keyturn.errors import (
     BrokerTlsError,
@@ -44,7 +44,12 @@ from keyturn.errors import (
     PublisherError,
 )
 from keyturn.settings import BrokerTlsSettings, DeploymentSettings
-from keyturn.tls import BROKER, describe_tls_failure, renewing_context
+from keyturn.tls import (
+    BROKER,
+    describe_connection_failure,
+    describe_tls_failure,
+    renewing_context,
+)
 from keyturn.topology import EXCHANGE
 
 _log = logging.getLogger(__name__)
@@ -115,8 +120,17 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
 
 
 def describe_broker_failure(error: BaseException) -> str:
-    """Why no connection to the broker was made: a clause about "it", or the kind of failure."""
-    return describe_broker_problem(error) or type(error).__name__
+    """Why the broker cannot be used, as a clause about "it"."""
+    if (problem := describe_broker_problem(error)) is not None:
+        return problem
+    match error:
+        case ChannelAccessRefused():
+            return f"it refuses access: check the permissions of the user in {BROKER.url}"
+        case ChannelNotFoundEntity():
+            return "a queue, stream or exchange does not exist: start a worker, which declares them"
+        case ProtocolSyntaxError():
+            return f"its response is not valid AMQP: check {BROKER.url}"
+    return describe_connection_failure(error, BROKER) or "it closed the connection or a channel"
 
 
 def describe_broker_problem(error: BaseException) -> str | None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 from keyturn.crypto import Sealer
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
 from keyturn.messages import UploadRequested
-from keyturn.tls import STORAGE, describe_tls_failure
+from keyturn.tls import STORAGE, describe_connection_failure
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -268,7 +268,7 @@ async def _translated(call: Awaitable[_Answer]) -> _Answer:
         code = exc.response.get("Error", {}).get("Code", "no code")
         raise StorageUnavailableError(f"staging failed ({code})") from exc
     except (BotoCoreError, HttpError, TimeoutError) as exc:
-        problem = describe_tls_failure(exc, STORAGE) or type(exc).__name__
+        problem = describe_connection_failure(exc, STORAGE) or type(exc).__name__
         raise StorageUnavailableError(f"staging failed ({problem})") from exc
 
 

@@ -45,6 +45,7 @@ from tools.harness.deployment import Deployment
 from tools.harness.events import documents_in
 from tools.harness.process import worker
 from tools.servers import Servers, new_bucket
+from tools.servers.rabbitmq import password_hash
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -89,9 +90,13 @@ def users() -> Iterator[Users]:
     with Servers("none", environ={}) as servers:
         rabbitmq = servers.rabbitmq
         assert rabbitmq is not None
-        rabbitmq.control("add_vhost", "keyturn")
-        for user in _USERS:
-            rabbitmq.control("add_user", user, _PASSWORD)
+        hashed = password_hash(_PASSWORD)
+        rabbitmq.import_definitions(
+            {
+                "vhosts": [{"name": "keyturn"}],
+                "users": [{"name": user, "password_hash": hashed, "tags": []} for user in _USERS],
+            }
+        )
         for command in commands():
             rabbitmq.control(*command)
             if "billing" in command:

@@ -62,21 +62,21 @@ class EventBatches:
                 envelope_bytes=len(encode_batch(event_type, ())),
                 hold_s=self._hold_s,
             )
-        failure = await asyncio.shield(lane.add(body))
+        failure = await lane.add(body)
         if failure is not None:
             raise NotConfirmedError(failure)
 
 
 class _Batch:
-    """Events that are published as one. `outcome` is the name of what failed, or None."""
+    """Events that are published as one. Each has a caller, who may be canceled without the rest."""
 
-    __slots__ = ("began_s", "bodies", "outcome", "size")
+    __slots__ = ("began_s", "bodies", "callers", "size")
 
     def __init__(self, envelope_bytes: int) -> None:
         self.bodies: list[bytes] = []
+        self.callers: list[asyncio.Future[str | None]] = []
         self.size = envelope_bytes
         self.began_s = 0.0
-        self.outcome: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
     @property
     def is_full(self) -> bool:
@@ -85,9 +85,18 @@ class _Batch:
     def has_room(self, body: bytes) -> bool:
         return self.size + len(body) + 1 <= EVENT_BATCH_MAX_BYTES
 
-    def add(self, body: bytes) -> None:
+    def add(self, body: bytes) -> "asyncio.Future[str | None]":
         self.size += len(body) + 1  # with a comma
         self.bodies.append(body)
+        caller = asyncio.get_running_loop().create_future()
+        self.callers.append(caller)
+        return caller
+
+    def end(self, failure: str | None) -> None:
+        """Tell the callers the name of what failed, or None."""
+        for caller in self.callers:
+            if not caller.done():
+                caller.set_result(failure)
 
 
 class _Lane:
@@ -115,14 +124,14 @@ class _Lane:
         self._tasks: set[asyncio.Task[str | None]] = set()
 
     def add(self, body: bytes) -> "asyncio.Future[str | None]":
-        """The outcome of the batch that the event goes in."""
+        """The name of what failed for the batch that the event goes in, or None."""
         if self._gathered is not None and not self._gathered.has_room(body):
             self._begin_gathered()
         batch = self._gathered or self._gather()
-        batch.add(body)
+        outcome = batch.add(body)
         if batch.is_full or self._flying is None or self._timer is None:
             self._begin_gathered()
-        return batch.outcome
+        return outcome
 
     def _gather(self) -> _Batch:
         batch = self._gathered = _Batch(self._envelope_bytes)
@@ -160,7 +169,7 @@ class _Lane:
 
     def _ended(self, batch: _Batch, task: "asyncio.Task[str | None]") -> None:
         self._tasks.discard(task)
-        batch.outcome.set_result("canceled" if task.cancelled() else task.result())
+        batch.end("canceled" if task.cancelled() else task.result())
         if self._flying is batch:
             self._flying = None
             self._begin_gathered()

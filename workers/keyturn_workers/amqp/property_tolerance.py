@@ -13,7 +13,8 @@ is refused like any other.
 
 The encoder rejects or changes some of what the decoder reads (strings that are not UTF-8, doubles,
 names above 128 bytes), so that a message could not be copied as it was sent. Here it writes them
-unchanged.
+unchanged. The decoder also takes a timestamp after 2106 for milliseconds, which the encoder writes
+as seconds, so that a copy named another time. Here all timestamps are seconds, as AMQP defines.
 
 `tests/unit/keyturn_workers/amqp/test_property_tolerance_upstream.py` fails when a release of pamqp
 or aio-pika no longer needs one of these.
@@ -21,6 +22,7 @@ or aio-pika no longer needs one of these.
 
 import struct
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from aio_pika import DeliveryMode
@@ -29,7 +31,7 @@ from aio_pika.message import decode_expiration
 from pamqp import decode, encode
 
 _Decoder = Callable[[bytes], tuple[int, Any]]
-_TIMESTAMP_BYTES: Final = 8
+_TIMESTAMP: Final = struct.Struct(">Q")
 _LENGTH: Final = struct.Struct(">I")
 _DOUBLE: Final = struct.Struct(">d")
 _NAME_MAX_BYTES: Final = 255
@@ -37,9 +39,10 @@ _NAME_MAX_BYTES: Final = 255
 
 def _timestamp(value: bytes) -> tuple[int, Any]:
     try:
-        return _strict_timestamp(value)
-    except (ValueError, OverflowError, OSError):
-        return _TIMESTAMP_BYTES, None
+        (seconds,) = _TIMESTAMP.unpack_from(value)
+        return _TIMESTAMP.size, datetime.fromtimestamp(seconds, UTC)
+    except (struct.error, ValueError, OverflowError, OSError):
+        return _TIMESTAMP.size, None
 
 
 def _short_string(value: bytes) -> tuple[int, Any]:
@@ -81,7 +84,6 @@ def _write_value(value: Any) -> bytes:
     return _strict_value(value)
 
 
-_strict_timestamp: Final[_Decoder] = decode.timestamp
 _strict_short_string: Final[_Decoder] = decode.short_str
 _strict_table: Final[_Decoder] = decode.field_table
 _strict_value: Final[Callable[[Any], bytes]] = encode.encode_table_value

@@ -94,7 +94,7 @@ async def broker_checks(broker: Broker) -> list[Check]:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             connection = await connect_to_broker(broker)
     except (OSError, TimeoutError, AMQPException) as exc:
-        # Only the type: a driver's text can contain the address with its password.
+        # Never a driver's text, which can contain the address with its password.
         detail = describe_broker_failure(exc)
         return [Check("broker", "required", ok=False, said=detail, consequence="nothing works")]
     async with connection:

@@ -90,17 +90,20 @@ def _failure(exc: BaseException) -> str:
 
     match exc:
         case BrokerUnavailableError():
-            return f"{exc}{_at_broker()}"
+            line = f"{exc}{_at_broker()}"
         case _ if isinstance(exc, (*_OWN, TopologyError)):
-            return str(exc)
+            line = str(exc)
         case StorageAnswerError():
-            return f"the storage rejected the request: {exc}"
+            line = f"the storage rejected the request: {exc}"
         case AMQPException() | ConnectionError():
-            return f"the broker cannot be reached ({describe_broker_failure(exc)}){_at_broker()}"
-        case OSError(strerror=reason, filename=name):
-            return f"{name or type(exc).__name__}: {reason or 'unknown reason'}"
+            line = f"the broker cannot be reached ({describe_broker_failure(exc)}){_at_broker()}"
+        case TimeoutError():
+            line = "a server did not respond in time"
+        case OSError(strerror=str(reason), filename=name):
+            line = f"{name}: {reason}" if name else reason
         case _:
-            return f"internal error: {type(exc).__name__}{_location(exc)}"
+            line = f"internal error: {type(exc).__name__}{_location(exc)}"
+    return line
 
 
 def _at_broker() -> str:

@@ -227,7 +227,11 @@ class _Pass:
                 await underlay.basic_ack(copy.of.tag)
                 self._acknowledged += 1
             elif isinstance(outcome, DeliveryError | TimeoutError):
-                detail = f"the broker did not accept it ({type(outcome).__name__})"
+                detail = (
+                    "the broker did not confirm it in time"
+                    if isinstance(outcome, TimeoutError)
+                    else "the broker did not accept it"
+                )
                 problems[copy.of.tag] = Problem(None, detail)
                 failed.append(copy.of.letter)
             else:

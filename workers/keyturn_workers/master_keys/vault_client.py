@@ -387,7 +387,7 @@ def _in_file(setting: str, path: Path) -> ReadCredential:
         try:
             return Secret(header_value(path.read_text(encoding="ascii")).encode())
         except OSError as exc:
-            reason = f"cannot be read ({type(exc).__name__})"
+            reason = f"cannot be read ({exc.strerror})"
         except ValueError:
             reason = "is not one word of printable ASCII"
         raise KmsUnavailableError(f"the file that {PREFIX}{setting} names {reason}")

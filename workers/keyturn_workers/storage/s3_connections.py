@@ -31,7 +31,13 @@ from urllib.parse import urlsplit
 from aiohappyeyeballs import start_connection
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from keyturn.tls import STORAGE, client_context, describe_tls_failure, needs_tls
+from keyturn.tls import (
+    STORAGE,
+    client_context,
+    describe_connection_failure,
+    describe_tls_failure,
+    needs_tls,
+)
 from keyturn_workers.storage.port import RECORD_MAX_BYTES
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -50,6 +56,7 @@ _TLS_ALERT: Final = b"\x15\x03"
 # `struct linger`: whether closing drops what is unsent and resets, after 0 seconds.
 _RESET: Final = struct.pack("ii", 1, 0)
 _NO_RESET: Final = struct.pack("ii", 0, 0)
+_LOST: Final = "the connection was lost"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -98,7 +105,7 @@ class Connection(asyncio.Protocol):
         elif not self.has_received and (problem := describe_tls_failure(exc, STORAGE)) is not None:
             self.fail(TlsFailedError(problem))
         else:
-            self.fail(type(exc).__name__)
+            self.fail(describe_connection_failure(exc, STORAGE) or _LOST)
 
     def pause_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
@@ -482,7 +489,7 @@ class ConnectionPool:
             # Its text has the address. A context would be shown, too.
             if (problem := describe_tls_failure(exc, STORAGE)) is not None:
                 raise TlsFailedError(problem) from None
-            raise ConnectionLostError(type(exc).__name__) from None
+            raise ConnectionLostError(describe_connection_failure(exc, STORAGE) or _LOST) from None
         # After a handshake, a server of TLS sends tickets of its own accord.
         if not self._tls and not connection.is_silent():
             connection.fail("response without a request")

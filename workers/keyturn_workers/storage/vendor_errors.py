@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.settings import S3Settings
-from keyturn.tls import STORAGE, needs_tls, speaks_tls
+from keyturn.tls import STORAGE, describe_connection_failure, needs_tls, speaks_tls
 from keyturn_workers.errors import StorageTlsError
 from keyturn_workers.storage.s3_connections import ConnectionLostError, TlsFailedError
 
@@ -38,7 +38,8 @@ def translate_errors(operation: str) -> Iterator[None]:
     except ConnectionLostError as exc:
         raise StorageUnavailableError(f"{operation}: {exc}") from exc
     except OSError as exc:  # TimeoutError, too
-        raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
+        problem = describe_connection_failure(exc, STORAGE) or "the connection was lost"
+        raise StorageUnavailableError(f"{operation}: {problem}") from exc
 
 
 @asynccontextmanager

@@ -116,9 +116,12 @@ class GrantsFile(Mapping[str, Grant]):
             # Before the content: what is written in between counts as one more change.
             self.version = self.current_version()
             text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as exc:
+        except OSError as exc:
             self.version = None
-            raise ValueError(f"the file cannot be read ({type(exc).__name__})") from None
+            raise ValueError(f"the file cannot be read ({exc.strerror})") from None
+        except UnicodeDecodeError:
+            self.version = None
+            raise ValueError("the file is not UTF-8") from None
         return parse_grants(text)
 
     def current_version(self) -> tuple[int, ...]:

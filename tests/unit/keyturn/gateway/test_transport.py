@@ -260,7 +260,7 @@ async def test_what_is_sent_is_never_redirected(storage: FakeGateway) -> None:
 async def test_a_gateway_that_is_not_there_is_unavailable(how: str) -> None:
     error = await failure("http://127.0.0.1:1", how)
     assert isinstance(error, GatewayUnavailableError)
-    assert "ECONNREFUSED" in str(error)
+    assert "(connection refused: check the host and port in KEYTURN_GATEWAY_URL" in str(error)
 
 
 async def _hang_up(request: web.Request) -> web.StreamResponse:
@@ -370,7 +370,7 @@ async def test_a_deletions_answer_may_take_as_long_as_the_requested_wait() -> No
 
     async with connected(answer, idle_timeout_s=0.1) as (_, client):
         assert (await client.delete("acme", "k", wait_s=1)).deleted
-        with pytest.raises(ResponseLostError, match="TimeoutError"):
+        with pytest.raises(ResponseLostError, match="it did not respond in time"):
             await client.delete("acme", "k")
 
 
@@ -383,7 +383,7 @@ async def test_a_server_that_stops_reading_ends_the_upload() -> None:
 
     async with connected(UPLOADED, idle_timeout_s=0.2) as (gateway, client):
         gateway.expect = stand_still
-        with pytest.raises(ResponseLostError, match="TimeoutError"):
+        with pytest.raises(ResponseLostError, match="it did not respond in time"):
             await client.upload("acme", "k", b"body")
         over.set()
 
@@ -396,7 +396,7 @@ async def test_a_server_that_never_answers_ends_the_upload() -> None:
         return web.Response()
 
     async with connected(answer, idle_timeout_s=0.2) as (_, client):
-        with pytest.raises(ResponseLostError, match="TimeoutError"):
+        with pytest.raises(ResponseLostError, match="it did not respond in time"):
             await client.upload("acme", "k", b"body", wait=False)
         over.set()
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import ssl
 from contextlib import asynccontextmanager, suppress
+from socket import gaierror
 from typing import TYPE_CHECKING
 
 import aio_pika
 import pytest
 from aio_pika.exceptions import (
+    AMQPConnectionError,
     AMQPException,
     AuthenticationError,
+    ChannelClosed,
+    ChannelNotFoundEntity,
     ConnectionClosed,
     InvalidFrameError,
     ProbableAuthenticationError,
 )
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Connection
 from pydantic import SecretStr
 
@@ -40,10 +45,17 @@ _VHOST_REFUSED = (
     "it refuses the vhost in KEYTURN_AMQP_URL: check its name, the user's permissions there, "
     "and its connection limits"
 )
+_REFUSED = "connection refused: check the host and port in KEYTURN_AMQP_URL, and that it is running"
+_UNRESOLVED = "its host name cannot be resolved: check KEYTURN_AMQP_URL"
 
 
 def _settings(url: str, **files: Path) -> DeploymentSettings:
     return DeploymentSettings(amqp_url=SecretStr(url), **files)  # type: ignore[arg-type]
+
+
+def _because_of(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 @asynccontextmanager
@@ -121,16 +133,53 @@ async def test_a_broker_that_is_away_is_not_a_failure_of_tls(tmp_path: Path) -> 
         (ConnectionClosed(530, "NOT_ALLOWED - vhost canary not found"), _VHOST_REFUSED),
         (ConnectionClosed(541, "INTERNAL_ERROR - vhost 'canary' is down"), _VHOST_REFUSED),
         (InvalidFrameError(f"Expected OpenOk, got {Connection.Close()!r}"), _VHOST_REFUSED),
-        (InvalidFrameError("canary"), "InvalidFrameError"),
-        (ConnectionClosed(320, "CONNECTION_FORCED - canary not found"), "ConnectionClosed"),
-        (ConnectionClosed(), "ConnectionClosed"),
-        (ConnectionRefusedError(111, "canary"), "ConnectionRefusedError"),
+        (
+            InvalidFrameError("canary"),
+            "its response is not valid AMQP: check KEYTURN_AMQP_URL",
+        ),
+        (ConnectionClosed(320, "CONNECTION_FORCED - canary not found"), "the connection was lost"),
+        (ConnectionClosed(), "the connection was lost"),
+        (ConnectionRefusedError(111, "canary"), _REFUSED),
+        (AMQPConnectionError(111, "Connect call failed ('canary', 1)"), _REFUSED),
+        (_because_of(AMQPConnectionError(-2, "canary"), gaierror(-2, "canary")), _UNRESOLVED),
+        (
+            _because_of(AMQPConnectionError("canary"), OSError(113, "canary")),
+            "there is no route to its host: check the network, and the host in KEYTURN_AMQP_URL",
+        ),
+        (TimeoutError(), "it did not respond in time"),
+        (ConnectionError("canary"), "the connection was lost"),
+        (
+            ChannelAccessRefused("ACCESS_REFUSED - canary"),
+            "it refuses access: check the permissions of the user in KEYTURN_AMQP_URL",
+        ),
+        (
+            ChannelNotFoundEntity("NOT_FOUND - canary"),
+            "a queue, stream or exchange does not exist: start a worker, which declares them",
+        ),
+        (ChannelClosed("canary"), "it closed the connection or a channel"),
     ],
 )
 def test_a_refusal_is_described_with_the_setting_and_without_names(
     error: Exception, meaning: str
 ) -> None:
     assert describe_broker_failure(error) == meaning
+
+
+@pytest.mark.parametrize(
+    ("host", "problem"),
+    [
+        ("127.0.0.1:1", _REFUSED),
+        ("localhost:1", _REFUSED),  # often two addresses
+    ],
+    ids=["address", "name"],
+)
+async def test_a_broker_that_cannot_be_reached_is_described_in_words(
+    host: str, problem: str
+) -> None:
+    connection = BrokerConnection(f"amqp://u:{_PASSWORD}@{host}/", publish_timeout_s=20)
+    with pytest.raises(BrokerUnavailableError) as away:
+        await connection.connect()
+    assert str(away.value) == f"the broker cannot be reached ({problem})"
 
 
 async def test_a_refused_vhost_is_not_an_undecodable_message(

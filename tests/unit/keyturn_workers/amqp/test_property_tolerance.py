@@ -7,6 +7,7 @@ was never given to a consumer and kept its place for good. All of them pass Rabb
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,6 +65,27 @@ def test_a_header_of_any_type_is_passed_on_as_it_was(value: bytes) -> None:
     assert passed_on(message).headers == message.headers
     assert message.headers["keyturn-publisher"] == "api"
     assert "odd" in message.headers
+
+
+@pytest.mark.parametrize(
+    ("seconds", "time"),
+    [
+        (0, datetime(1970, 1, 1, tzinfo=UTC)),
+        (2**32, datetime(2106, 2, 7, 6, 28, 16, tzinfo=UTC)),
+        (70_368_744_177, datetime(4199, 11, 24, 1, 22, 57, tzinfo=UTC)),
+        (253_402_300_799, datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (253_402_300_800, None),
+        (2**46, None),
+        (2**64 - 1, None),
+    ],
+)
+def test_a_timestamp_is_read_and_passed_on_in_seconds(seconds: int, time: datetime | None) -> None:
+    """Milliseconds and microseconds are after the year 9999: no timestamp."""
+    value = struct.pack(">Q", seconds)
+    message = read([*SIGNED, (b"at", b"T" + value)], timestamp=value)
+    letter = passed_on(message)
+    assert message.headers["at"] == letter.headers["at"] == time
+    assert message.timestamp == letter.timestamp == time
 
 
 def test_a_signature_that_is_no_text_is_passed_on() -> None:

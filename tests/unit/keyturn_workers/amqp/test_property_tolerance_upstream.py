@@ -23,8 +23,12 @@ from pamqp import decode, encode
 def written(value, name="n"):
     return decode.field_table(encode.field_table({name: value}))[1] == {name: value}
 
+def timestamp_again(value):
+    return encode.timestamp(decode.timestamp(value)[1]) == value
+
 cases = {
     "a timestamp after the year 9999": lambda: decode.timestamp(struct.pack(">Q", 2**62)),
+    "a timestamp after the year 2106": lambda: timestamp_again(struct.pack(">Q", 2**46 // 1000)),
     "a short string that is not UTF-8": lambda: decode.short_str(b"\\x01\\xff"),
     "a header of an unknown type": lambda: decode.field_table(struct.pack(">I", 3) + b"\\x01a?"),
     "an unknown delivery mode": lambda: DeliveryMode(3),
@@ -45,6 +49,7 @@ print(json.dumps(outcomes))
 
 _EXPECTED = {
     "a timestamp after the year 9999": "ValueError",
+    "a timestamp after the year 2106": "changed",
     "a short string that is not UTF-8": "UnicodeDecodeError",
     "a header of an unknown type": "ValueError",
     "an unknown delivery mode": "ValueError",

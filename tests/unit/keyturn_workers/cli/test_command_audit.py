@@ -59,7 +59,10 @@ async def test_a_broker_that_is_away_is_named_before_anything_is_done() -> None:
     ("error", "shown"),
     [
         (NotDeliveredError("no worker has declared keyturn.audit; start one"), "no worker has"),
-        (ConnectionResetError("amqp://user:password@host"), "nothing was done: Connection"),
+        (
+            ConnectionResetError("amqp://user:password@host"),
+            "nothing was done: the connection",
+        ),
         (BrokerUnavailableError("the broker cannot be reached (X)"), "cannot be reached"),
     ],
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 runner = CliRunner()
+_REFUSED = "connection refused: check the host and port in KEYTURN_AMQP_URL, and that it is running"
 
 _USAGE = [
     (["ls"], "Missing argument"),
@@ -108,10 +109,13 @@ def test_every_error_code_exits_1(code: str) -> None:
         (WaitTimeoutError("no event"), "no event", 1),
         (ExceptionGroup("g", [AlreadyExistsError("k")]), "already_exists: k", 1),
         (PermissionError(13, "Permission denied", "f"), "f: Permission denied", 1),
+        (OSError(28, "No space left on device"), "No space left on device", 1),
+        (OSError("amqp://user:password@host"), "internal error: OSError", 1),
+        (TimeoutError(), "a server did not respond in time", 1),
         (KeyError("amqp://user:password@host"), "internal error: KeyError", 1),
         (
             ConnectionRefusedError("amqp://user:password@host"),
-            "the broker cannot be reached (ConnectionRefusedError)",
+            f"the broker cannot be reached ({_REFUSED})",
             1,
         ),
     ],
@@ -139,7 +143,7 @@ def test_an_unreachable_broker_is_reported_with_its_endpoint_and_no_secret(
 def test_a_malformed_broker_url_is_left_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYTURN_AMQP_URL", url)
     line, _ = errors.describe(ConnectionRefusedError())
-    assert line == "the broker cannot be reached (ConnectionRefusedError)"
+    assert line == f"the broker cannot be reached ({_REFUSED})"
 
 
 @pytest.mark.parametrize("command", [["ls", "acme"], ["inspect", "acme", "k"], ["doctor"]])

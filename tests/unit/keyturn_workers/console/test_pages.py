@@ -359,7 +359,9 @@ def test_progress_and_the_moments_of_a_sweep_are_those_of_its_record() -> None:
         "1 to 7 of 7 failures",
     ):
         assert words in ended
-    scene.get(f"/sweeps/hooli/{made_up_id('none')}", 404)
+    unknown = scene.get(f"/sweeps/hooli/{made_up_id('none')}")
+    assert "If it was just requested, it appears here" in unknown
+    assert 'data-refresh="2"' in unknown
     scene.get("/sweeps/hooli/nothing", 404)
 
 

@@ -209,7 +209,7 @@ async def test_another_order_of_steps_is_caught(
 async def test_a_letter_that_the_broker_does_not_accept_stays_and_is_recorded_as_failed() -> None:
     scene = _scene(*_mixed(5))
     scene.broker.refuses = {"2"}
-    problem = Problem(None, "the broker did not accept it (DeliveryError)")
+    problem = Problem(None, "the broker did not accept it")
     assert await scene.move() == Moved(moved=2, left=1, first_problem=problem)
     assert (scene.sent, scene.left) == (["1", "4"], ["0", "2", "3"])
     assert scene.outcomes[-1] == ("dead_letter.replayed", "2", "failed")

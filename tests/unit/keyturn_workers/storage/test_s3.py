@@ -349,7 +349,7 @@ async def test_silence_ends_with_the_lease(server: ScriptedServer, storage: S3St
     """A leased write waits no longer than that."""
     server.script = [SILENCE]
     async with asyncio.timeout(5):
-        with pytest.raises(StorageUnavailableError, match="TimeoutError"):
+        with pytest.raises(StorageUnavailableError, match="it did not respond in time"):
             await storage.put("a/k", b"1", PLAIN, lease=lease(1))
 
 
@@ -360,7 +360,7 @@ async def test_a_stalled_stream_ends(
     monkeypatch.setattr("keyturn_workers.storage.s3_http.IDLE_TIMEOUT_S", 0.2)
     server.script = [SILENCE]
     async with asyncio.timeout(5):
-        with pytest.raises(StorageUnavailableError, match="TimeoutError"):
+        with pytest.raises(StorageUnavailableError, match="it did not respond in time"):
             await storage.put_stream("a/k", chunks(b"1"), 1, PLAIN)
 
 
@@ -488,7 +488,7 @@ async def test_a_refused_connection_is_unavailability(
     """Nothing listens there."""
     gone = server.settings().model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"})
     async with open_storage(gone) as nowhere:
-        with pytest.raises(StorageUnavailableError, match="ConnectionRefusedError"):
+        with pytest.raises(StorageUnavailableError, match="connection refused: check the host"):
             await nowhere.put("a/k", b"1", PLAIN)
         with pytest.raises(StorageUnavailableError):
             await nowhere.read("a/k")

@@ -20,8 +20,8 @@ from keyturn_workers.storage.vendor_errors import (
     ("raised", "text"),
     [
         (ConnectionLostError("connection closed"), "connection closed"),
-        (ConnectionResetError("?X-Amz-Signature=1"), "ConnectionReset"),
-        (TimeoutError(), "TimeoutError"),
+        (ConnectionResetError("?X-Amz-Signature=1"), "the connection was lost"),
+        (TimeoutError(), "it did not respond in time"),
     ],
     ids=lambda value: getattr(type(value), "__name__", value),
 )

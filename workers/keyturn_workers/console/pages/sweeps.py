@@ -116,7 +116,10 @@ async def show_all(request: Request) -> Response:
 
 
 async def show(request: Request) -> Response:
-    """Answer `GET /sweeps/{project}/{sweep_id}`; also of one that no worker has begun yet."""
+    """Answer `GET /sweeps/{project}/{sweep_id}`; also of one that no worker has begun yet.
+
+    One that is not known may have been requested elsewhere a moment ago: the page looks again.
+    """
     project = project_of_path(request, all_allowed=True)
     sweep_id = id_of_path(request, "sweep_id")
     params = request.query_params
@@ -133,8 +136,6 @@ async def show(request: Request) -> Response:
     action = actions_of(request).get(sweep_id)
     if action is not None and action.project != project:
         action = None
-    if row is None and action is None and answer.report is not None:
-        raise HTTPException(404, "There is no such sweep. Its record may be gone.")
     path = words.sweep_path(project, sweep_id)
     is_running = row is None or row.status == "running"
     return render(
