@@ -18,6 +18,7 @@ from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.control import enrollment
 from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.storage.s3 import S3Storage
 from keyturn_workers.upload.sessions import OpenedSessions
 
@@ -211,5 +212,7 @@ POINTS: dict[str, Installed] = {
     "batch-after": Point(WorkerPublisher, "_publish_events", after=True, matters=_of_several),
     "staged-delete-before": Point(S3Storage, "delete", matters=under(_STAGING)),
     "staged-delete-after": Point(S3Storage, "delete", after=True, matters=under(_STAGING)),
+    "source-delete-before": Point(SourceBucket, "delete_read"),
+    "source-delete-after": Point(SourceBucket, "delete_read", after=True),
     "ack-before": Point(ChannelAcks, "_write"),
 }
