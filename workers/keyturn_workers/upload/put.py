@@ -122,7 +122,7 @@ async def _put_from_source(context: UploadContext, attempt: Attempt) -> PutResul
 
 
 async def _put_v0(context: UploadContext, attempt: Attempt, found: FoundObject) -> PutResult:
-    """Put a body of the earlier system as it is, under wraps of the keyring (SPEC 17.5).
+    """Put a body of the earlier system as it is, under wraps of the keyring (SPEC 17.2).
 
     Such a body does not commit to its key, so all of it must open before its last byte is sent.
     """

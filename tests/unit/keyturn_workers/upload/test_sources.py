@@ -1,4 +1,4 @@
-"""Uploads whose body is an object of a source (SPEC 17.2, 17.5)."""
+"""Uploads whose body is an object of a source (SPEC 17.2)."""
 
 from __future__ import annotations
 
