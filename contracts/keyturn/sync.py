@@ -310,6 +310,7 @@ class Publisher(_Blocking[publisher.Publisher]):
     connect = _blocking(publisher.Publisher.connect)
     enroll = _blocking(publisher.Publisher.enroll)
     upload = _blocking(publisher.Publisher.upload)
+    upload_from_source = _blocking(publisher.Publisher.upload_from_source)
     rotate = _blocking(publisher.Publisher.rotate)
     sweep = _blocking(publisher.Publisher.sweep)
     delete = _blocking(publisher.Publisher.delete)
