@@ -53,8 +53,10 @@ OPERATIONS = [
 
 def _outcome(publisher: FakePublisher, request_id: str) -> Event:
     at = "2026-11-24T10:00:00.000000Z"
-    if any(delete["id"] == request_id for delete in publisher.deletes):
-        return ObjectDeleted(request_id=request_id, project="acme", key=KEY, at=at)
+    if any(delete["id"] == request_id for delete in (*publisher.deletes, *publisher.many)):
+        deleted = ObjectDeleted(request_id=request_id, project="acme", key=KEY, at=at)
+        publisher.outcomes = {KEY: deleted}
+        return deleted
     return UploadStored(upload_id=request_id, project="acme", key=KEY, size=0, generation=1, at=at)
 
 
@@ -125,6 +127,8 @@ def test_every_response_to_the_projects_key_matches_the_description(path: str, m
         case.path_parameters = {n: known.get(n, v) for n, v in case.path_parameters.items()}
         if bare:
             case.headers = {}
+        if path.endswith("/deletes") and there.get("key") == KEY:
+            case.body = {"keys": [KEY, "reports/new.pdf"]}  # no made-up key has an object
         response = case.call(headers={"Authorization": f"Bearer {API_KEY}", **leading})
         case.validate_response(response, checks=_CHECKS)
         seen.add(response.status_code)

@@ -79,7 +79,8 @@ class Laws:
         self._latest: dict[str, int] = {}
         # Those of them that enrollments brought: a rotation may have the id and KEK of one.
         self._enrolled: set[tuple[str, str, str, str]] = set()
-        self._tombstoned: set[tuple[str, str]] = set()
+        # By publisher, digest and S3 key.
+        self._tombstoned: set[tuple[str, str, str]] = set()
         self._recovered: set[tuple[str, str]] = set()
         self._planned: set[tuple[str, str]] = set()
 
@@ -131,7 +132,7 @@ class Laws:
     def tombstoned(self, s3_key: str, delivery: Delivery | None) -> None:
         request = self.request_of(delivery)
         if request is not None:
-            self._tombstoned.add((request.publisher, request.digest))
+            self._tombstoned.add((request.publisher, request.digest, s3_key))
         self._holders.setdefault(s3_key, Holder())
 
     def rotated(self, project: str, entry: dict[str, Any], delivery: Delivery | None) -> None:
@@ -204,7 +205,7 @@ class Laws:
         if request.kind in _JOINED and not event.type.endswith(".rejected"):
             return
         refused = event.type.endswith(".rejected")
-        if self._had_effect(request) if refused else not self._may_be_so(request):
+        if self._had_effect(request, event) if refused else not self._may_be_so(request):
             self._violated(
                 f"{event.type} was published of {request.publisher}'s {request.kind}: not so"
             )
@@ -229,12 +230,19 @@ class Laws:
                 # A waiter without the bytes may believe the response to an earlier attempt.
                 if _identity(earlier) != _identity(waiter.request):
                     self._violated(f"{about} answers another request")
-            elif all(self._had_effect(request) for request in tries) and not self._is_over(event):
+            elif all(self._had_effect(request, event) for request in tries) and not self._is_over(
+                event
+            ):
                 self._violated(f"{about}, and it had its effect")
         elif waiter.request.kind not in _JOINED and not any(map(self._may_be_so, tries)):
             self._violated(f"{about}, and it had no effect")
         if event.type == "rotation.accepted" and event.generation != self.generation(waiter):
             self._violated(f"{about} names generation {event.generation}")
+        self._check_object(about, event, tries)
+
+    def _check_object(self, about: str, event: Any, tries: list[SentRequest]) -> None:
+        if event.type == "object.deleted" and not any(event.key in each.keys for each in tries):
+            self._violated(f"{about} is about another object")
         if event.type == "upload.stored" and not any(
             (event.key, event.size) == (request.document["key"], len(request.secret or b""))
             for request in tries
@@ -319,7 +327,8 @@ class Laws:
                     )
         return self._had_effect(request)
 
-    def _had_effect(self, request: SentRequest) -> bool:
+    def _had_effect(self, request: SentRequest, event: Any = None) -> bool:
+        """Whether a request was served; of a delete, whether the key of the event was deleted."""
         match request.kind:
             case "upload.requested":
                 held = self._holders.get(object_s3_key(request.project, request.document["key"]))
@@ -332,7 +341,10 @@ class Laws:
             case "enroll.requested" | "rotation.requested":
                 return self._generation(request) is not None
             case "delete.requested":
-                return (request.publisher, request.digest) in self._tombstoned
+                keys = request.keys & {getattr(event, "key", None)} or request.keys
+                s3_keys = [object_s3_key(request.project, key) for key in keys]
+                at = (request.publisher, request.digest)
+                return any((*at, s3_key) in self._tombstoned for s3_key in s3_keys)
             case "recover.requested":
                 return (request.publisher, request.digest) in self._recovered
             case "status.requested" | "dead_letters.requested":
@@ -341,19 +353,25 @@ class Laws:
 
     def _is_open(self, request: SentRequest) -> bool:
         """Whether either response is right: a bucket writer changed what this upload had put."""
-        if request.kind not in ("upload.requested", "delete.requested"):
+        if request.kind == "delete.requested":
+            keys = [object_s3_key(request.project, key) for key in request.keys]
+            return not self._hidden.isdisjoint(keys)
+        if request.kind != "upload.requested":
             return False
         s3_key = object_s3_key(request.project, request.document["key"])
         held = self._holders.get(s3_key, Holder())
         mine = held.upload_id == request.id and (
             _is_of_source(request) or held.publisher == request.publisher
         )
-        is_mine = request.kind == "upload.requested" and s3_key in self._tampered and mine
-        return is_mine or s3_key in self._hidden
+        return (s3_key in self._tampered and mine) or s3_key in self._hidden
 
     def _is_over(self, event: Any) -> bool:
         """Whether it refuses what was done, and is no more, or no more as it was."""
-        return getattr(event, "code", "") in (
+        code = getattr(event, "code", "")
+        if event.type == "delete.rejected" and event.key is not None:
+            # No worker knows what was done of a key that the storage did not show, five times.
+            return code == "storage_unavailable"
+        return code in (
             "deleted_key",
             "corrupt_object",
             # Of a keyring that a bucket writer touched, no worker knows what was done.

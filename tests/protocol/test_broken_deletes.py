@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.keyring import forbid_plaintext
 from keyturn_workers.keyring.model import next_serial
@@ -29,6 +31,7 @@ from tools.harness.local_keys import build_keyring, parse_keyring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from tests.protocol.broker import QueuedMessage
     from tests.protocol.wire import Call
     from tests.protocol.world import World
 
@@ -55,6 +58,97 @@ def test_a_delete_is_published_after_two_leases() -> None:
     assert violations(a_delete_while_a_copy_is_under_way) == []
     found = violations(a_delete_while_a_copy_is_under_way, Parts(deleter=_PublishesAtOnce))
     assert "acme/a came back after its delete was published" in found
+
+
+# Several keys in one request.
+
+
+def _is_delete(queued: QueuedMessage) -> bool:
+    return bool(json.loads(queued.body)["type"] == "delete.requested")
+
+
+def a_delete_of_two_whose_second_tombstone_comes_late(world: World) -> None:
+    """The worker dies between them. When the second is put, a copy of its object is under way."""
+    begin(world, "a", "b")
+    delete = world.delete("acme", "a", "b")
+    put = stop_at(world, "put", "acme/b")
+    without(world, put, seconds=1)
+    world.crash(put.sender, arriving=lambda _: False)
+    world.advance(2 * LEASE_S + 2)
+    world.rotate("acme")
+    copy = stop_at(world, "copy_onto_itself", "acme/b", state=MID, keep=_is_delete)
+    without(world, copy, seconds=LEASE_S - 1)
+    world.step(copy)
+    world.run()
+    assert [event.type for event in world.ended(delete)] == ["object.deleted"] * 2
+
+
+class _ChecksOneTombstone(Deleter):
+    """Takes the age of the first tombstone for that of all."""
+
+    def _check_age(self, tombstone: Any, snapshot: Any) -> None:
+        if not getattr(self, "_is_old", False):
+            super()._check_age(tombstone, snapshot)
+        self._is_old = True
+
+
+def test_each_key_of_a_delete_waits_two_leases_for_its_own_tombstone() -> None:
+    story = a_delete_of_two_whose_second_tombstone_comes_late
+    assert violations(story) == []
+    found = violations(story, Parts(deleter=_ChecksOneTombstone))
+    assert "acme/b came back after its delete was published" in found
+
+
+def a_delete_of_two_one_of_which_cannot_be_read(world: World) -> None:
+    """The storage responds as a proxy does, each time; later it does not any more."""
+    begin(world, "a", "b")
+    fault = world.server.hide("acme/b", code="")
+    delete = world.delete("acme", "a", "b")
+    world.run()
+    world.server.mend(fault)
+    ends: list[Any] = world.ended(delete)
+    assert {event.key for event in ends} == {"a", "b"}
+    # Its outcome is final, and its message no dead letter.
+    assert not world.dead
+
+
+class _ReportsAll(Deleter):
+    """Reports all keys as deleted once one of them is."""
+
+    async def delete_many(self, request: Any, attempts: int) -> Any:
+        outcomes = await super().delete_many(request, attempts)
+        return dict.fromkeys(outcomes) if None in outcomes.values() else outcomes
+
+
+def test_one_deleted_key_says_nothing_of_the_others() -> None:
+    story = a_delete_of_two_one_of_which_cannot_be_read
+    assert violations(story) == []
+    found = violations(story, Parts(deleter=_ReportsAll))
+    assert "acme/b was reported as deleted, and has no tombstone" in found
+
+
+def a_delete_of_two_is_delivered_again(world: World) -> None:
+    """Its worker dies after it has published one outcome, and before the other."""
+    begin(world, "a", "b")
+    world.delete("acme", "a", "b")
+    publish = stop_at(world, "publish object.deleted")
+    world.step(publish)
+    world.crash(publish.sender, arriving=lambda _: False)
+    world.run()
+
+
+class _AcknowledgesTheFirst(RequestConsumer):
+    """Publishes the first of several events, and leaves the others to chance."""
+
+    async def _complete(self, job: Any, result: Any, delivery: Any) -> Any:
+        return await super()._complete(job, replace(result, more=result.more[:1]), delivery)
+
+
+def test_a_delete_is_acknowledged_after_each_key_was_answered() -> None:
+    story = a_delete_of_two_is_delivered_again
+    assert violations(story) == []
+    found = violations(story, Parts(consumer=_AcknowledgesTheFirst))
+    assert any("waits forever" in each for each in found)
 
 
 def a_delete_by_a_wrong_front_end(world: World, clock_s: float, op: str, times: int) -> None:

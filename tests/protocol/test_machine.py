@@ -233,9 +233,13 @@ class Protocol(RuleBasedStateMachine):
         named: dict[str, Any] = {} if master_key is None else {"master_key": master_key}
         self.on.sweep(project, encrypt_plaintext=encrypt, **named)
 
-    @rule(project=PROJECTS, key=KEYS, publisher=PUBLISHER)
-    def delete(self, project: str, key: str, publisher: str) -> None:
-        self.on.delete(project, key, publisher=publisher)
+    @rule(
+        project=PROJECTS,
+        keys=st.lists(KEYS, min_size=1, max_size=3, unique=True),
+        publisher=PUBLISHER,
+    )
+    def delete(self, project: str, keys: list[str], publisher: str) -> None:
+        self.on.delete(project, *keys, publisher=publisher)
 
     @rule(
         project=st.sampled_from(("acme", "beta", "*", "*")),

@@ -72,6 +72,13 @@ class SentRequest:
         return str(self.document["project"])
 
     @property
+    def keys(self) -> frozenset[str]:
+        """Of a delete, the keys that it names."""
+        if self.kind != "delete.requested":
+            return frozenset()
+        return frozenset(self.document.get("keys") or [self.document["key"]])
+
+    @property
     def digest(self) -> str:
         return hashlib.sha256(self.body).hexdigest()
 
@@ -90,7 +97,11 @@ class Waiter:
 
     @property
     def ended(self) -> bool:
-        return any(event.type in ENDS[self.request.kind] for event in self.believed)
+        ends = [event for event in self.believed if event.type in ENDS[self.request.kind]]
+        if not self.request.keys:
+            return bool(ends)
+        named = {getattr(event, "key", None) for event in ends}
+        return None in named or named >= self.request.keys
 
     def receive(self, event: Event) -> bool:
         """Believe an event if it answers the request (SPEC 6.7); returns whether it does."""
@@ -115,6 +126,7 @@ class Waiter:
             request.id,
             digest=None if self.restarted else request.digest,
             signed_at=None if self.restarted else parse_time(request.document["requested_at"]),
+            keys=frozenset() if self.restarted else request.keys,
         )
 
 

@@ -293,16 +293,19 @@ class World:
         self,
         project: str,
         key: str,
-        *,
+        *others: str,
         publisher: str = "api",
         request_id: str | None = None,
         honest: bool = True,
     ) -> str:
+        """Ask for a delete of one key, or of several at once."""
+        keys = [key, *others]
         if GRANTS[publisher].allows("delete.requested", project):
-            self.oracle.delete_requested.add(object_s3_key(project, key))
+            self.oracle.delete_requested |= {object_s3_key(project, key) for key in keys}
         request_id = request_id or self._id()
         document = {"type": "delete.requested", "request_id": request_id, "project": project}
-        return self._publish({**document, "key": key}, publisher, honest=honest)
+        named = {"keys": keys} if others else {"key": key}
+        return self._publish({**document, **named}, publisher, honest=honest)
 
     def recover(
         self,

@@ -328,8 +328,8 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_rotation: Literal["allowed", "forbidden"] = "allowed"
     # What links begin with; without it, the scheme and the Host header of the request for one.
     gateway_public_url: PublicUrl | None = None
-    # Deletes of one project that are published and have no outcome yet.
-    gateway_project_deletes: Annotated[int, Field(ge=1, le=1000)] = 64
+    # Keys of one project whose delete is published and has no outcome yet, in at most 64 requests.
+    gateway_project_deletes: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     # Whether the holder of a project's API key may delete its objects here.
     gateway_delete: Literal["allowed", "forbidden"] = "allowed"
     # The origins whose pages may read responses in a browser; none: no CORS headers.

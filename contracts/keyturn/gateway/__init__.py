@@ -33,7 +33,13 @@ from keyturn.errors import (
     UnexpectedResponseError,
     UploadPendingError,
 )
-from keyturn.gateway.client import Client, DeleteReceipt, OpenObject
+from keyturn.gateway.client import (
+    Client,
+    DeleteManyReceipt,
+    DeleteReceipt,
+    OpenObject,
+    RejectedKey,
+)
 from keyturn.gateway.links import CiphertextLink, Link, UploadLink
 from keyturn.gateway.listing import ListedObject, ListedPrefix
 from keyturn.gateway.responses import ObjectInfo
@@ -42,6 +48,7 @@ from keyturn.gateway.uploads import UploadReceipt, upload_to
 __all__ = [
     "CiphertextLink",
     "Client",
+    "DeleteManyReceipt",
     "DeleteReceipt",
     "GatewayError",
     "GatewayUnavailableError",
@@ -51,6 +58,7 @@ __all__ = [
     "ListedPrefix",
     "ObjectInfo",
     "OpenObject",
+    "RejectedKey",
     "ResponseLostError",
     "UnencryptedGatewayWarning",
     "UnexpectedResponseError",

@@ -12,7 +12,7 @@ or a rotation twice.
 
 import ssl
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -76,6 +76,7 @@ from keyturn.gateway.uploads import (
     wait_preference,
 )
 from keyturn.identifiers import check_object_key, is_project, is_uuid
+from keyturn.messages import DELETED_KEYS
 from keyturn.metadata import check_content_type, encode_caller_metadata
 from keyturn.publisher.requests import ApiKey
 from keyturn.publisher.staging import Body
@@ -84,6 +85,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 _CALLER: Final = 3  # frames up to the caller of `connect`: its own, and contextlib's
+# Of 1,000 keys, each with the longest detail.
+DELETES_MAX_BYTES: Final = 4 * 1024 * 1024
 _WHOLE: Final = ByteRange(0, None)
 _UNRESERVED: Final = "/-_.~"
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT = 200, 201, 202, 204
@@ -100,6 +103,39 @@ class DeleteReceipt:
 
     request_id: str | None
     deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedKey:
+    """A key of a delete that was not deleted.
+
+    Attributes:
+        key: The object's key.
+        code: Why (SPEC 12), such as `not_found` or `locked_object`.
+        detail: One line for a person.
+    """
+
+    key: str
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteManyReceipt:
+    """A delete of many keys that the gateway has accepted.
+
+    Attributes:
+        request_id: Its id, which its events name too.
+        is_final: Whether each key has its outcome. If not, those that are in neither list will be
+            deleted, or an event says why not.
+        deleted: The keys that are deleted.
+        rejected: The keys that are not, and why.
+    """
+
+    request_id: str
+    is_final: bool
+    deleted: tuple[str, ...]
+    rejected: tuple[RejectedKey, ...]
 
 
 class OpenObject:
@@ -448,6 +484,48 @@ class Client:
             return DeleteReceipt(None, deleted=True)
         return DeleteReceipt(required_id(status, fields, "request_id"), deleted=False)
 
+    async def delete_many(
+        self, project: str, object_keys: Sequence[str], *, wait_s: int | None = None
+    ) -> DeleteManyReceipt:
+        """Delete up to 1,000 objects, which takes no longer than one. Errors as `delete`.
+
+        The request is sent once; a second one does no harm. A key that is refused does not keep
+        the others from being deleted.
+
+        Args:
+            project: The project's id (SPEC 1).
+            object_keys: 1 to 1,000 keys, each once.
+            wait_s: As for `delete`.
+
+        Returns:
+            The keys that are deleted, and those that are not, as far as known when the wait ends.
+            Without a wait, only those that have no object are known.
+
+        Raises:
+            MalformedRequestError: a name is not valid, or occurs twice, or there are too many.
+            NotFoundError: none of the keys has an object, or was deleted before.
+            TooManyRequestsError: the project has too many keys whose delete is pending.
+        """
+        path = deletes_path(project)
+        if not 1 <= len(object_keys) <= DELETED_KEYS or len(set(object_keys)) < len(object_keys):
+            raise MalformedRequestError(f"a delete has 1 to {DELETED_KEYS} keys, each once")
+        for key in object_keys:
+            object_path(project, key)
+        status, fields = await self._requests.send(
+            "POST",
+            path,
+            {"Content-Type": "application/json", **wait_preference(wait_s)},
+            RequestBody(orjson.dumps({"keys": list(object_keys)})),
+            (_OK, _ACCEPTED),
+            wait_s=wait_s or 0,
+            max_bytes=DELETES_MAX_BYTES,
+        )
+        return DeleteManyReceipt(
+            required_id(status, fields, "request_id"),
+            status == _OK,
+            *outcomes_of_keys(status, fields, object_keys),
+        )
+
     async def link(
         self, project: str, object_key: str, *, expires_s: int = 3600, inline: bool = False
     ) -> Link:
@@ -626,6 +704,41 @@ def object_path(project: str, object_key: str) -> str:
     except ValueError as exc:
         raise MalformedRequestError(str(exc)) from exc
     return f"{objects_path(project)}/{quote(object_key, safe=_UNRESERVED)}"
+
+
+def deletes_path(project: str) -> str:
+    """The path of a project's deletes of many keys.
+
+    Raises:
+        MalformedRequestError: the project does not have the form of SPEC 1.
+    """
+    return f"{_project_path(project)}/deletes"
+
+
+def outcomes_of_keys(
+    status: int, fields: Mapping[str, Any], object_keys: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[RejectedKey, ...]]:
+    """The deleted and the rejected keys that a response names.
+
+    Raises:
+        UnexpectedResponseError: it is not of that form, names a key that was not sent, or is a
+            final one that leaves a key out.
+    """
+    deleted, rejected = fields.get("deleted", []), fields.get("rejected")
+    wrong = UnexpectedResponseError("the response does not name the keys", status=status)
+    if not isinstance(deleted, list) or not isinstance(rejected, list):
+        raise wrong
+    try:
+        refused = tuple(RejectedKey(each["key"], each["code"], each["detail"]) for each in rejected)
+    except (KeyError, TypeError):
+        raise wrong from None
+    texts = [text for each in refused for text in (each.key, each.code, each.detail)]
+    if not all(isinstance(text, str) for text in (*deleted, *texts)):
+        raise wrong
+    named = {*deleted, *(each.key for each in refused)}
+    if not named.issubset(object_keys) or (status == _OK and len(named) < len(object_keys)):
+        raise wrong
+    return tuple(deleted), refused
 
 
 def rotations_path(project: str) -> str:

@@ -412,6 +412,7 @@ class AuthorizedRequests:
         *,
         wait_s: int = 0,
         secret: SecretStr | None = None,
+        max_bytes: int = RESPONSE_MAX_BYTES,
     ) -> tuple[int, dict[str, Any]]:
         """Send a request once; return status and document of a response of success.
 
@@ -423,6 +424,7 @@ class AuthorizedRequests:
             done: The statuses of success.
             wait_s: Seconds that the gateway was asked to wait.
             secret: What of the body no error may repeat.
+            max_bytes: The longest document; a longer one counts as empty.
 
         Raises:
             GatewayUnavailableError: nothing was sent.
@@ -432,7 +434,9 @@ class AuthorizedRequests:
         response = await self._transport.send(
             method, path, headers, self._api_key, request_body, wait_s=wait_s
         )
-        written = await _written(self._transport, response, done, (self._api_key, secret))
+        written = await _written(
+            self._transport, response, done, (self._api_key, secret), max_bytes
+        )
         if isinstance(written, Exception):
             raise written
         return written
@@ -491,10 +495,11 @@ async def _written(
     response: "aiohttp.ClientResponse",
     done: tuple[int, ...],
     held: Sequence[SecretStr | None],
+    max_bytes: int = RESPONSE_MAX_BYTES,
 ) -> tuple[int, dict[str, Any]] | Exception:
     """Status and document of the response to a write, which this closes; or the error it means."""
     try:
-        received = await transport.body_of(response)
+        received = await transport.body_of(response, max_bytes=max_bytes)
         if received is None:
             return ResponseLostError("the gateway's response was cut short")
         if response.status not in done:

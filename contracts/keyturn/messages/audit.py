@@ -18,12 +18,14 @@ from keyturn.messages.events import EventModel
 from keyturn.messages.fields import (
     Actor,
     Code,
+    Count,
     Key,
     Project,
     QueueName,
     Reason,
     RequestDigest,
     RequestId,
+    Rows,
     ShortName,
 )
 from keyturn.messages.json_text import load_json, problems
@@ -86,6 +88,8 @@ class AuditRecorded(AuditLink):
         request_id: The request's id.
         project: The project; `*` for all; None where there is none, or none can be read.
         object_key: The object, below its project.
+        object_count: Of a request for several objects, how many.
+        object_keys: Which; absent if the keys have more than 16 KiB together.
         queue: The dead-letter queue.
         master_key: The id of the master key that was used.
         kind: Which key was derived, such as `admin` or `record`.
@@ -104,6 +108,8 @@ class AuditRecorded(AuditLink):
     request_id: RequestId | None = None
     project: Project | Literal["*"] | None = None
     object_key: Key | None = None
+    object_count: Count | None = None
+    object_keys: Rows[Key] | None = None
     queue: QueueName | None = None
     master_key: ShortName | None = None
     kind: ShortName | None = None

@@ -213,10 +213,11 @@ class ObjectDeleted(EventModel):
 
 
 class DeleteRejected(RejectedModel):
-    """The delete was refused."""
+    """The delete was refused: of this key, or without one of every key of the request."""
 
     type: Literal["delete.rejected"] = "delete.rejected"
     request_id: RequestId
+    key: Key | None = None
 
 
 class StatusReported(EventModel):

@@ -37,6 +37,12 @@ def _check_caller(caller: dict[str, str]) -> dict[str, str]:
     return caller
 
 
+def _check_distinct(keys: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(keys)) < len(keys):
+        raise ValueError("keys are distinct")
+    return keys
+
+
 def _as_value_error(check: Callable[[Any], object], value: object) -> None:
     try:
         check(value)
@@ -52,6 +58,18 @@ Key = Annotated[
     str,
     Field(min_length=1, description="1-900 bytes of UTF-8; see SPEC 1 for what it must not hold"),
     AfterValidator(check_object_key),
+]
+DELETED_KEYS = 1000
+"""Keys that one request deletes at most."""
+DeletedKeys = Annotated[
+    tuple[Key, ...],
+    Field(
+        strict=False,
+        min_length=1,
+        max_length=DELETED_KEYS,
+        json_schema_extra={"uniqueItems": True},
+    ),
+    AfterValidator(_check_distinct),
 ]
 Base64 = Annotated[
     str,

@@ -15,6 +15,7 @@ from keyturn.messages.fields import (
     Count,
     DeadLetterQueue,
     DeadLettersAction,
+    DeletedKeys,
     Generation,
     Key,
     Project,
@@ -199,12 +200,29 @@ class SweepRequested(ControlRequestModel):
 
 
 class DeleteRequested(ControlRequestModel):
-    """Replace an object by a tombstone (SPEC 6.6, 8.7)."""
+    """Replace one object, or up to 1,000, by tombstones (SPEC 6.6, 8.7).
+
+    Attributes:
+        key: The object.
+        keys: Or several, each of which gets its own outcome; no key occurs twice.
+    """
 
     type: Literal["delete.requested"] = "delete.requested"
     request_id: RequestId
     project: Project
-    key: Key
+    key: Key | None = None
+    keys: DeletedKeys | None = None
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if (self.key is None) == (self.keys is None):
+            raise ValueError("either key or keys is named")
+        return self
+
+    @property
+    def object_keys(self) -> tuple[str, ...]:
+        """The objects to delete."""
+        return self.keys or ((self.key,) if self.key is not None else ())
 
 
 class StatusRequested(ControlRequestModel):

@@ -492,6 +492,7 @@ class AuditStatus(ExtensibleModel):
     request_id: str | None = None
     project: str | None = None
     object_key: str | None = None
+    object_count: Count | None = None
     queue: str | None = None
     master_key: str | None = None
     kind: str | None = None

@@ -21,9 +21,11 @@ from keyturn.messages import (
     STATUS_LIMIT,
     DeadLettersAction,
     DeadLettersRequested,
+    DeleteRejected,
     DeleteRequested,
     Event,
     InlineBody,
+    ObjectDeleted,
     RecoverRequested,
     Request,
     SourceObject,
@@ -414,6 +416,51 @@ class Publisher:
             )
         )
 
+    async def delete_many(
+        self,
+        project: str,
+        object_keys: Sequence[str],
+        *,
+        actor: str | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Request that up to 1,000 objects be deleted for good; return the request's id.
+
+        It takes about as long as one delete. `wait` returns once each object key has an outcome,
+        and `delete_outcomes` returns those: one key may be refused while others are deleted.
+
+        Args:
+            project: The project's id (SPEC 1).
+            object_keys: 1 to 1,000 object keys, each once.
+            actor: The person for whom this is requested; the audit trail names them.
+            request_id: The id of an earlier attempt to repeat; a new one by default.
+
+        Raises:
+            MalformedRequestError: a name is not valid, or occurs twice, or there are too many.
+            NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        return await self._publish(
+            build(
+                DeleteRequested,
+                project=project,
+                keys=tuple(object_keys),
+                actor=actor,
+                request_id=request_id or new_id(),
+            )
+        )
+
+    def delete_outcomes(self, request_id: str) -> Mapping[str, ObjectDeleted | DeleteRejected]:
+        """The outcomes of a delete that this publisher sent, by object key, as far as known.
+
+        They come with a `wait` for the request: all of them once it returns, some if it times out.
+        A refusal of the whole request is the outcome of each of its keys.
+
+        Raises:
+            NotSentHereError: not sent by this publisher, or forgotten: 100,000 keys are remembered.
+        """
+        return self._waiter.outcomes(request_id)
+
     async def status(
         self,
         view: StatusView,
@@ -566,9 +613,10 @@ class Publisher:
         """The signed event that answers a request, whether already published or still to come.
 
         A refusal is an event too: check its type. A rotation is answered by
-        `rotation.accepted`, long before its end; a sweep only by its end. A request that was
-        sent again is answered by the outcome of its newest attempt. One shared reader serves all
-        waits for requests that this publisher sent.
+        `rotation.accepted`, long before its end; a sweep only by its end. A delete of many keys
+        is answered once each has an outcome (`delete_outcomes`). A request that was sent again is
+        answered by the outcome of its newest attempt. One shared reader serves all waits for
+        requests that this publisher sent.
 
         For a request that the same publisher name sent from another process, pass `project`,
         `request_type` and `since`, a moment not later than the answer (by default, when this
@@ -649,7 +697,7 @@ class Publisher:
             request_id, project=project, request_type=request_type, since=since
         )
         async with aclosing(events):
-            async for event in events:
+            async for event, _ in events:
                 yield event
 
     async def events(self, since: datetime | None = None) -> AsyncGenerator[Event, None]:

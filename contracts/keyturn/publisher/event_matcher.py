@@ -15,7 +15,10 @@ from typing import Final, Literal, Self
 
 from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages import (
+    DeleteRejected,
+    DeleteRequested,
     Event,
+    ObjectDeleted,
     Rejected,
     Request,
     RequestOrigin,
@@ -81,6 +84,8 @@ class EventMatcher:
         digest: Hex SHA-256 of the request's bytes; None for a reader that does not have
             them any more, which then accepts the answer to any attempt.
         signed_at: The request's `requested_at`; None where the digest is.
+        keys: Of a delete, the keys that it names, each of which has its own outcome; empty for a
+            reader that does not know them any more.
 
     Raises:
         ValueError: `request_type` is not the type of a request.
@@ -92,6 +97,7 @@ class EventMatcher:
     request_id: str
     digest: str | None = None
     signed_at: datetime | None = None
+    keys: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.request_type not in _ANSWERS:
@@ -107,6 +113,7 @@ class EventMatcher:
             request_id(request),
             RequestOrigin.of(publisher, body).request,
             request.requested_at_instant,
+            frozenset(request.object_keys if isinstance(request, DeleteRequested) else ()),
         )
 
     def matches(self, event: Event) -> bool:
@@ -116,7 +123,7 @@ class EventMatcher:
         if event.origin is None or self.publisher not in (None, event.publisher):
             return False
         if event.type in _ANSWERS[self.request_type]:
-            return self.digest in (None, event.request)
+            return self.digest in (None, event.request) and self._is_of_key(event)
         if event.type in _SWEEP_REPORTS.get(self.request_type, ()):
             return self._is_reported_by(event)
         return False
@@ -128,6 +135,10 @@ class EventMatcher:
             # A request without permission is refused without naming the project.
             return event.project is None
         return self.project == ALL_PROJECTS and isinstance(event, SweepProgressed)
+
+    def _is_of_key(self, event: Event) -> bool:
+        key = event.key if isinstance(event, ObjectDeleted | DeleteRejected) else None
+        return key is None or not self.keys or key in self.keys
 
     def _is_reported_by(self, event: Event) -> bool:
         if self.signed_at is None or event.request == self.digest:

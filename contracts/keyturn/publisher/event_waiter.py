@@ -12,10 +12,13 @@ the answer to the attempt that was the newest when the wait began. Where the pub
 attempt was not confirmed, it may be on its queue or not: the answers to the attempts since the
 last confirmed one count too.
 
+A delete of many keys has an outcome for each, and is answered once every key has one.
+
 Memory is bounded: of at most `max_tracked` requests the last attempts and their answers are
-remembered. The oldest requests are forgotten first; a wait for a forgotten one is like a wait for
-another process's request. Reports of status are large and requested all the time: a request for
-one is forgotten as soon as a wait for it ends, even if it got no answer.
+remembered; a delete counts once for each key. The oldest are forgotten first; a wait for a
+forgotten one is like a wait for another process's request. Reports of status are large and
+requested all the time: a request for one is forgotten as soon as a wait for it ends, even if it got
+no answer.
 
 It must never accept an event by its id alone: the signature is checked first, then everything
 else that `EventMatcher` requires.
@@ -23,7 +26,7 @@ else that `EventMatcher` requires.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -33,8 +36,10 @@ import orjson
 
 from keyturn.errors import NotSentHereError, PublisherError, WaitTimeoutError
 from keyturn.messages import (
+    DeleteRejected,
     Event,
     Failed,
+    ObjectDeleted,
     Rejected,
     Request,
     RotationAccepted,
@@ -70,6 +75,7 @@ class _Attempt:
         is_doubtful: Whether its publish has ended without a confirmation.
         accepted: The event that says that a rotation has begun, as bytes.
         end: The event after which no other follows, as bytes.
+        outcomes: Of a delete, the event of each key that has one, as bytes.
     """
 
     matcher: EventMatcher
@@ -78,6 +84,7 @@ class _Attempt:
     is_doubtful: bool = False
     accepted: bytes | None = None
     end: bytes | None = None
+    outcomes: dict[str, bytes] = field(default_factory=dict)
 
     def is_answered_by(self, event: Event) -> bool:
         """Whether this event, whose signature was checked, belongs to this attempt."""
@@ -87,6 +94,9 @@ class _Attempt:
 
     def record(self, event: Event) -> None:
         """Keep an event of this attempt, if it answers or ends it."""
+        if isinstance(event, ObjectDeleted | DeleteRejected):
+            self._record_outcome(event)
+            return
         ended = None if self.end is None else parse_event(self.end)
         if isinstance(event, RotationAccepted):
             self.accepted = encode(event)
@@ -99,12 +109,28 @@ class _Attempt:
         elif is_end(event):
             self.end = encode(event)
 
+    def _record_outcome(self, event: ObjectDeleted | DeleteRejected) -> None:
+        """Keep the outcome of a key, or a refusal of the whole request as that of each.
+
+        The same bytes, delivered twice: a refusal of the copy undoes no delete.
+        """
+        body = encode(event)
+        for key in self.matcher.keys if event.key is None else (event.key,):
+            known = self.outcomes.get(key)
+            is_deleted = known is not None and isinstance(parse_event(known), ObjectDeleted)
+            if isinstance(event, ObjectDeleted) or not is_deleted:
+                self.outcomes[key] = body
+        if len(self.outcomes) >= len(self.matcher.keys):
+            self.end = body
+
 
 class _SentRequest:
     """A request that was sent here, with its last attempts, oldest first."""
 
     def __init__(self) -> None:
         self._attempts: list[_Attempt] = []
+        self.weight = 0
+        """How many answers it may have: what it counts for among those that are remembered."""
 
     def begin(self, matcher: EventMatcher) -> _Attempt:
         """A new attempt, which is under way."""
@@ -175,7 +201,8 @@ class EventWaiter:
         connection: The broker.
         verifier: Decides which events are believed.
         publisher: The name under which requests are signed here.
-        max_tracked: How many requests are remembered with their answers.
+        max_tracked: How many requests are remembered with their answers; a delete counts once
+            for each of its keys.
         on_answer: Called with each answer to a request of this publisher, and its `traceparent`.
     """
 
@@ -196,6 +223,7 @@ class EventWaiter:
         self._on_answer = on_answer
         self._opened_at = datetime.now(UTC)
         self._sent: OrderedDict[str, _SentRequest] = OrderedDict()
+        self._tracked = 0  # the weight of all of them
         self._waiting: dict[str, set[_Wait]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._reader_from = self._opened_at
@@ -216,12 +244,19 @@ class EventWaiter:
     def _track(self, matcher: EventMatcher) -> _SentRequest:
         """The request of a new attempt, which is now the one that was sent last."""
         known = [wait.request for wait in self._waiting.get(matcher.request_id, ())]
-        if (last := self._sent.pop(matcher.request_id, None)) is not None:
+        if (last := self._drop(matcher.request_id)) is not None:
             known.append(last)
         request = next((one for one in known if one.is_of(matcher)), None) or _SentRequest()
+        request.weight = max(request.weight, len(matcher.keys), 1)
         self._sent[matcher.request_id] = request
-        while len(self._sent) > self._max_tracked:
-            self._sent.popitem(last=False)
+        self._tracked += request.weight
+        while self._tracked > self._max_tracked and len(self._sent) > 1:
+            self._drop(next(iter(self._sent)))
+        return request
+
+    def _drop(self, request_id: str) -> _SentRequest | None:
+        request = self._sent.pop(request_id, None)
+        self._tracked -= 0 if request is None else request.weight
         return request
 
     def _resolve(self, request_id: str) -> None:
@@ -255,8 +290,10 @@ class EventWaiter:
                     request_id, project=project, request_type=request_type, since=since
                 )
                 async with aclosing(events):
-                    async for event in events:
-                        if is_end(event) if ended else is_answer(event):
+                    async for event, is_last in events:
+                        if sent is not None and isinstance(event, ObjectDeleted | DeleteRejected):
+                            sent.newest.record(event)  # as the shared reader does
+                        if is_last or (isinstance(event, RotationAccepted) and not ended):
                             return event
         except TimeoutError as exc:
             if not timeout.expired():
@@ -281,8 +318,11 @@ class EventWaiter:
         project: str | None = None,
         request_type: RequestType | None = None,
         since: datetime | None = None,
-    ) -> AsyncGenerator[Event, None]:
-        """Every event of this request up to its end, read from the stream by a separate reader.
+    ) -> AsyncGenerator[tuple[Event, bool], None]:
+        """Every event of this request, and whether it is the last one.
+
+        They are read from the stream by a separate reader. Of a delete of many keys that was not
+        sent here, the first event counts as the last one.
 
         Raises:
             NotSentHereError: it was not sent here, and project or type is missing.
@@ -301,6 +341,7 @@ class EventWaiter:
                 "name its project and request_type"
             )
         has_begun = False
+        left = set[str | None](attempts[-1].matcher.keys)
         following = follow(self._connection, _before(begin), self._stream)
         async with self._scans, aclosing(following) as stream:
             async for record in stream:
@@ -309,12 +350,28 @@ class EventWaiter:
                 for event in self._verifier.events(record):
                     if not any(one.is_answered_by(event) for one in attempts):
                         continue
-                    if has_begun and isinstance(event, Rejected):
+                    key = event.key if isinstance(event, ObjectDeleted | DeleteRejected) else None
+                    if has_begun and isinstance(event, Rejected) and key is None:
                         continue  # it answers another attempt: what has begun continues
                     has_begun = True
-                    yield event
-                    if is_end(event):
+                    left.discard(key)
+                    is_last = is_end(event) and not (key and left)
+                    yield event, is_last
+                    if is_last:
                         return
+
+    def outcomes(self, request_id: str) -> Mapping[str, ObjectDeleted | DeleteRejected]:
+        """The outcome of each key of a delete that was sent here, as far as they are known.
+
+        Raises:
+            NotSentHereError: it was not sent here, or too long ago.
+        """
+        if (sent := self._sent.get(request_id)) is None:
+            raise NotSentHereError(f"{request_id} was not sent by this publisher, or too long ago")
+        outcomes = dict[str, bytes]()
+        for attempt in sent.accepted_for(sent.newest):
+            outcomes |= attempt.outcomes
+        return {key: _outcome_of(body) for key, body in outcomes.items()}
 
     async def close(self) -> None:
         """Stop reading; waits that are under way end with an error."""
@@ -358,7 +415,7 @@ class EventWaiter:
     def _forget(self, request_id: str, wait: _Wait) -> None:
         """Forget a request that a wait was for, unless it was sent once more since."""
         if self._sent.get(request_id) is wait.request and wait.request.newest is wait.attempt:
-            del self._sent[request_id]
+            self._drop(request_id)
 
     async def _read(self, start: Start) -> None:
         """The shared reader: ends only with the publisher, or where there is no stream."""
@@ -397,6 +454,13 @@ class EventWaiter:
             for wait in waiting:
                 if not wait.future.done():
                     wait.future.set_exception(error)
+
+
+def _outcome_of(body: bytes) -> ObjectDeleted | DeleteRejected:
+    event = parse_event(body)
+    if not isinstance(event, ObjectDeleted | DeleteRejected):
+        raise TypeError(f"{event.type} is no outcome of a delete")
+    return event
 
 
 def _before(moment: datetime) -> datetime:

@@ -90,6 +90,32 @@ async def test_a_delete_is_published_after_two_leases(
     assert await served.wire.depth("keyturn.control.dead") == 0
 
 
+async def test_a_thousand_keys_are_deleted_by_one_request(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
+    """Each has its event, no sooner than two leases after its own tombstone was put."""
+    keys = [f"many/{number}" for number in range(1000)]
+    for key in keys[:20]:
+        bucket.put_made("acme", bucket.made("acme", key))
+    document = requests.delete("acme", "", keys=keys)
+    del document["key"]
+    known = len(served.wire.events)
+    sent = served.sign(document)
+    await served.publish(sent, message_id=sent.request_id)
+    async with asyncio.timeout(60):
+        while len(events := served.wire.events[known:]) < len(keys):
+            await served.wire.more(len(served.wire.events))
+    assert sorted(event["key"] for event in events) == sorted(keys)
+    assert {(event["type"], event["request_id"]) for event in events} == {
+        ("object.deleted", sent.request_id)
+    }
+    published_at = min(parse_time(event["at"]) for event in events)
+    for key in (*keys[:20], keys[-1]):
+        is_deleted(served, bucket, key)
+        assert published_at - written_at(bucket, key) > TWO_LEASES
+    assert await served.wire.depth("keyturn.control.dead") == 0
+
+
 async def test_a_repeated_delete_is_published_at_once(
     served: WorkerUnderTest, bucket: Bucket
 ) -> None:

@@ -44,7 +44,7 @@ from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.failures import Retry, attempts, utc_now
 from keyturn_workers.amqp.publisher import OpenChannel, WorkerPublisher
 from keyturn_workers.worker.authorization import Signer
-from keyturn_workers.worker.metrics import Delivery, WorkerMetrics
+from keyturn_workers.worker.metrics import WAITING, Delivery, WorkerMetrics
 
 # While disconnected, publishing fails at once; without a pause this would spin.
 _PAUSE_S: Final = 1
@@ -238,6 +238,11 @@ class Job:
         write access to the broker could make an upload abort the multipart uploads at its key.
         """
         return bool(self.message.redelivered) or self.retry is not None
+
+    @property
+    def attempts(self) -> int:
+        """How many deliveries in a row ended with the same transient error."""
+        return 0 if self.retry is None or self.retry.code == WAITING else self.retry.attempt
 
     @property
     def log_fields(self) -> dict[str, Any]:

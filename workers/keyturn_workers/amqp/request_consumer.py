@@ -1,5 +1,6 @@
 """Consumes requests: authorizes, serves, and publishes events (SPEC 6.2, 6.3)."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,8 +59,8 @@ _log = structlog.get_logger()
 class Handled:
     """A request that was served: the events to publish, what to log, and what follows.
 
-    `event` is None if nothing is published yet; `more` are published after it, and `after` is
-    called once all of them are confirmed.
+    `event` is None if nothing is published yet; `more` are published after it, all at once, and
+    `after` is called once all of them are confirmed.
     """
 
     event: Event | None
@@ -81,8 +82,16 @@ class RequestHandler(Protocol):
         """The types of requests that the queue carries."""
         ...
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
+    async def serve(
+        self, request: Request, origin: RequestOrigin, *, seen_before: bool, attempts: int = 0
+    ) -> Handled:
         """Do what the request asks for.
+
+        Args:
+            request: The request.
+            origin: Who signed it.
+            seen_before: Whether an earlier delivery may have done part of it.
+            attempts: How many deliveries in a row ended with the same transient error.
 
         Raises:
             CodedError: why it is refused, or retried.
@@ -228,7 +237,9 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         request, origin = job.request, job.origin
         expired = await self._expired(request)
         if expired is None:
-            return await self._handler.serve(request, origin, seen_before=job.seen_before)
+            return await self._handler.serve(
+                request, origin, seen_before=job.seen_before, attempts=job.attempts
+            )
         # A redelivery may have waited long: what was completed is published as completed.
         handled = await self._handler.find_completed(request, origin)
         if handled is not None:
@@ -269,12 +280,16 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
                 # After the effect and before the acknowledgment: what changed and was not
                 # recorded is delivered again, and recorded then.
                 await self._audit.served(job.request, job.origin)
-            for event in (result.event, *result.more):
-                if event is not None:
-                    await self._worker_publisher.publish_event(with_origin(event, job.origin))
+            if result.event is not None:
+                await self._publish(result.event, job)
+            # Together, so that they go out in batches.
+            await asyncio.gather(*(self._publish(event, job) for event in result.more))
             if result.after is not None:
                 await result.after()
         return partial(self._report_served, job, result, delivery)
+
+    async def _publish(self, event: Event, job: RequestJob) -> None:
+        await self._worker_publisher.publish_event(with_origin(event, job.origin))
 
     def _report_served(self, job: RequestJob, result: Handled, delivery: Delivery) -> None:
         event_type = job.request.type if result.event is None else result.event.type

@@ -31,6 +31,8 @@ from keyturn_workers.audit.trail import AuditTrail
 
 REFRESHES_RECORDED_EVERY_S: Final = 3600.0
 """Of requests for reports that name no person, one is recorded in this time."""
+NAMED_KEYS_MAX_BYTES: Final = 16 * 1024
+"""UTF-8 bytes of the object keys that one record names; of more, it has only the number."""
 
 
 class RequestRecorder:
@@ -99,16 +101,27 @@ def _of_origin(origin: RequestOrigin, request: Request | None) -> dict[str, Any]
 
 
 def _of_request(request: Request) -> dict[str, Any]:
-    fields = {
+    fields: dict[str, Any] = {
         "request_type": request.type,
         "request_id": request_id(request),
         "project": request.project,
     }
-    if isinstance(request, DeleteRequested | UploadRequested):
-        fields["object_key"] = request.key
-    if isinstance(request, RecoverRequested):
-        fields["reason"] = request.reason
+    match request:
+        case UploadRequested():
+            fields["object_key"] = request.key
+        case DeleteRequested(keys=None):
+            fields["object_key"] = request.key
+        case DeleteRequested():
+            fields |= _of_keys(request.object_keys)
+        case RecoverRequested():
+            fields["reason"] = request.reason
     return fields
+
+
+def _of_keys(keys: tuple[str, ...]) -> dict[str, Any]:
+    """How many objects a request deletes, and which, unless that would make a long record."""
+    is_long = sum(len(key.encode()) for key in keys) > NAMED_KEYS_MAX_BYTES
+    return {"object_count": len(keys), "object_keys": None if is_long else keys}
 
 
 def _of_malformed(body: bytes) -> dict[str, Any]:

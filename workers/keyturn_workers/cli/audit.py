@@ -250,9 +250,10 @@ def _show(record: StreamRecord, audit: AuditRecorded | None, *, as_json: bool) -
         _print_json_line({"offset": record.offset} | load_json(record.body))
         return
     what = "/".join(filter(None, (audit.project, audit.object_key)))
-    parts = (audit.at, audit.action, audit.request_type, what, audit.outcome, "by", audit.actor)
+    count = None if audit.object_count is None else f"({audit.object_count} objects)"
+    parts = (audit.at, audit.action, audit.request_type, what, count, audit.outcome)
     reason = None if audit.reason is None else f"({audit.reason})"
-    print_line(" ".join(filter(None, (*parts, reason))))
+    print_line(" ".join(filter(None, (*parts, "by", audit.actor, reason))))
     sys.stdout.flush()
 
 

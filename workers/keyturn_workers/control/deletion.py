@@ -3,20 +3,29 @@
 A copy under way can bring a deleted object back. So a delete is published only if its tombstone
 still exists two leases after it was last put: no copy that began before can land later.
 
+Up to 1,000 keys of one request wait together, and each has its own tombstone, its own proof and its
+own outcome. Nothing is kept between two deliveries but what is in the bucket: a delivery reads each
+key, and puts only the tombstones that are not there.
+
 That age is a proof like any other (SPEC 8.4). It counts by a response of a front end whose clock
 agrees with the storage's clock as this process has known it for two leases, and a tombstone that
 another front end dated is put again.
 """
 
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from keyturn.crypto import HEADER_BYTES, seal_tombstone
 from keyturn.errors import (
+    CodedError,
     LockedObjectError,
     MalformedRequestError,
     PermanentError,
+    RequestExpiredError,
     StorageUnavailableError,
 )
 from keyturn.identifiers import format_time, object_s3_key
@@ -35,6 +44,17 @@ from keyturn_workers.storage.clock import DateTrust
 _MAX_ATTEMPTS: Final = 8
 # A tombstone is put again if a front end dated it whose clock is wrong.
 _MAX_PUTS: Final = 3
+# After so many attempts, a key of several that still fails is rejected.
+_KEY_ATTEMPTS: Final = 5
+# Keys of one request that are handled at once.
+_KEYS_AT_ONCE: Final = 16
+# Requests with many keys that are handled at once. The others leave their place in the prefetch to
+# enrollments and rotations.
+_REQUESTS_AT_ONCE: Final = 4
+_PAUSE_S: Final = 1.0
+
+Outcomes = Mapping[str, CodedError | None]
+"""Of each key of a request: why it is refused, or None if its tombstone is there for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +78,10 @@ class Deleter:
         self._keyrings = keyrings
         self._operator_keys = operator_keys
         self._lease_s = lease_s
+        self._in_progress = 0  # requests with many keys
 
     async def delete(self, request: DeleteRequested) -> None:
-        """Put a tombstone; returns once it is there for good.
+        """Put the tombstone of a request for one key; returns once it is there for good.
 
         Raises:
             DeferError: it was put, or put again, less than two leases ago, or the storage's clock
@@ -72,38 +93,97 @@ class Deleter:
             CorruptObjectError: the keyring was forged.
             StorageUnavailableError, UnknownMasterKeyError, KmsUnavailableError: try again later.
         """
-        check_storable(request.key, self._storage.capabilities)
-        s3_key = object_s3_key(request.project, request.key)
+        (key,) = request.object_keys
+        await self._delete(request.project, key, self._keyrings.read_fresh)
+
+    async def delete_many(self, request: DeleteRequested, attempts: int) -> Outcomes:
+        """Put a tombstone at each key of a request; returns once each key has its outcome.
+
+        Args:
+            request: The request.
+            attempts: How often in a row it met the same transient error before.
+
+        Raises:
+            DeferError: as `delete`, of any key; or too many such requests are in progress.
+            UnknownProjectError, CorruptObjectError: as `delete`.
+            StorageUnavailableError, UnknownMasterKeyError, KmsUnavailableError: try again later:
+                the keyring cannot be read, or a key has failed fewer than five times.
+        """
+
+        async def delete(key: str) -> None:
+            await self._delete(request.project, key, self._keyrings.read_leased)
+
+        with self._place():
+            # What is wrong with the keyring is wrong for all keys, for as long as it lasts.
+            await self._keyrings.read_fresh(request.project)
+            return await _each(request, delete, may_fail=attempts + 1 >= _KEY_ATTEMPTS)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._in_progress == _REQUESTS_AT_ONCE:
+            raise DeferError(_PAUSE_S)
+        self._in_progress += 1
+        try:
+            yield
+        finally:
+            self._in_progress -= 1
+
+    async def _delete(
+        self, project: str, key: str, read: Callable[[str], Awaitable[KeyringSnapshot]]
+    ) -> None:
+        check_storable(key, self._storage.capabilities)
         for _ in range(_MAX_ATTEMPTS):
-            snapshot = await self._keyrings.read_fresh(request.project)
-            tombstone = await self._find_tombstone(s3_key, request, snapshot)
-            if tombstone is not None:
-                await self._delete_older_versions(s3_key)
-                self._check_age(tombstone, snapshot)
+            snapshot = await read(project)
+            if await self._is_deleted(key, snapshot):
                 return
-            await self._put_tombstone(s3_key, request, snapshot)
+            await self._put_tombstone(key, snapshot)
         raise StorageUnavailableError("the tombstone was replaced again and again")
 
     async def find_deleted(self, request: DeleteRequested) -> bool:
-        """Whether the object's tombstone is there for good already; does not put one.
+        """Whether the tombstone of a request for one key is there for good; does not put one.
 
         Raises:
             DeferError: as `delete`.
             Other errors as `delete`.
         """
-        s3_key = object_s3_key(request.project, request.key)
-        snapshot = await self._keyrings.read_fresh(request.project)
-        tombstone = await self._find_tombstone(s3_key, request, snapshot)
+        (key,) = request.object_keys
+        return await self._is_deleted(key, await self._keyrings.read_fresh(request.project))
+
+    async def find_deleted_many(self, request: DeleteRequested) -> Outcomes | None:
+        """The outcomes of an expired request; None if it has deleted nothing.
+
+        Raises:
+            DeferError: as `delete_many`.
+            Other errors as `delete_many`.
+        """
+
+        async def find(key: str) -> None:
+            snapshot = await self._keyrings.read_leased(request.project)
+            if not await self._is_deleted(key, snapshot):
+                raise RequestExpiredError("it was not deleted before the request expired")
+
+        with self._place():
+            await self._keyrings.read_fresh(request.project)
+            outcomes = await _each(request, find, may_fail=False)
+        return None if all(outcomes.values()) else outcomes
+
+    async def _is_deleted(self, key: str, snapshot: KeyringSnapshot) -> bool:
+        """Whether the key has its tombstone for good; False if that must be put.
+
+        Raises:
+            DeferError: it has, for less than two leases.
+        """
+        tombstone = await self._find_tombstone(key, snapshot)
         if tombstone is None:
             return False
-        await self._delete_older_versions(s3_key)
+        await self._delete_older_versions(object_s3_key(snapshot.keyring.project, key))
         self._check_age(tombstone, snapshot)
         return True
 
-    async def _find_tombstone(
-        self, s3_key: str, request: DeleteRequested, snapshot: KeyringSnapshot
-    ) -> _Tombstone | None:
+    async def _find_tombstone(self, key: str, snapshot: KeyringSnapshot) -> _Tombstone | None:
         """The tombstone, if it matches the desired state; None if it must be put."""
+        project = snapshot.keyring.project
+        s3_key = object_s3_key(project, key)
         clock = self._keyrings.clock
         sent_s = clock.local_s()
         try:
@@ -116,26 +196,24 @@ class Deleter:
         try:
             action = plan_action(
                 view,
-                request.key,
+                key,
                 snapshot.keyring,
                 snapshot.desired,
-                await self._operator_keys.admin_keks(request.project),
+                await self._operator_keys.admin_keks(project),
                 Options(),
             )
         except PermanentError:
             return None  # forged, or moved from another key
         return _Tombstone(view.head, trust) if isinstance(action, NoOp) else None
 
-    async def _put_tombstone(
-        self, s3_key: str, request: DeleteRequested, snapshot: KeyringSnapshot
-    ) -> None:
+    async def _put_tombstone(self, key: str, snapshot: KeyringSnapshot) -> None:
         """Put it until its date agrees with the storage's clock: an early one would age it.
 
         A front end whose clock is fast refuses it, by its lease.
         """
-        clock = self._keyrings.clock
-        time = format_time(datetime.now(UTC))
-        sealed = seal_tombstone(snapshot.desired.admin_kek, request.project, request.key, time)
+        clock, project = self._keyrings.clock, snapshot.keyring.project
+        s3_key, time = object_s3_key(project, key), format_time(datetime.now(UTC))
+        sealed = seal_tombstone(snapshot.desired.admin_kek, project, key, time)
         headers = Headers(build_tombstone_metadata(sealed))
         try:
             for _ in range(_MAX_PUTS):
@@ -182,3 +260,42 @@ class Deleter:
         # anything, or this process has just started.
         wait_s = (final_at - head.date).total_seconds() + 1 if head.date <= final_at else lease_s
         raise DeferError(min(wait_s, 2 * lease_s + 1))
+
+
+async def _each(
+    request: DeleteRequested, act: Callable[[str], Awaitable[None]], *, may_fail: bool
+) -> Outcomes:
+    """Do this for each key of a request, some at once.
+
+    Args:
+        request: The request.
+        act: Returns once a key is deleted, or raises why not.
+        may_fail: Whether a transient error is the outcome of its key.
+
+    Raises:
+        DeferError: a tombstone is not old enough; the one that is to wait longest decides.
+        CodedError: of a key, if it is transient and may not be an outcome.
+    """
+    outcomes = dict[str, CodedError | None].fromkeys(request.object_keys)
+    waits_s, transient = list[float](), list[CodedError]()
+    left = iter(request.object_keys)
+
+    async def work() -> None:
+        for key in left:
+            try:
+                await act(key)
+            except DeferError as exc:
+                waits_s.append(exc.wait_s)
+            except CodedError as exc:
+                outcomes[key] = exc
+                if exc.transient and not may_fail:
+                    transient.append(exc)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(_KEYS_AT_ONCE, len(outcomes))):
+            group.create_task(work())
+    if transient:
+        raise transient[0]
+    if waits_s:
+        raise DeferError(max(waits_s))
+    return outcomes

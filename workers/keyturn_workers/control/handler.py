@@ -1,5 +1,6 @@
 """The request handler of the control worker (SPEC 6.1, 6.7)."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -7,6 +8,7 @@ from keyturn.errors import CodedError, MalformedRequestError, PermanentError
 from keyturn.identifiers import format_time, parse_time
 from keyturn.messages import (
     DeadLettersRequested,
+    DeleteRejected,
     DeleteRequested,
     EnrollRequested,
     Event,
@@ -25,7 +27,7 @@ from keyturn.messages import (
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp.request_consumer import Handled
 from keyturn_workers.control.dead_letters import DeadLetterMover
-from keyturn_workers.control.deletion import Deleter
+from keyturn_workers.control.deletion import Deleter, Outcomes
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.recovery import Recoverer
 from keyturn_workers.control.rotation import RotationResult, Rotator
@@ -62,7 +64,9 @@ class ControlHandler:
         self._status_reader = status_reader
         self._recoverer = recoverer
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
+    async def serve(
+        self, request: Request, origin: RequestOrigin, *, seen_before: bool, attempts: int = 0
+    ) -> Handled:
         """Serve one request; a repeated one changes nothing."""
         del seen_before
         match request:
@@ -73,7 +77,7 @@ class ControlHandler:
             case SweepRequested():
                 handled = await self._sweep(request, origin)
             case DeleteRequested():
-                handled = await self._delete(request)
+                handled = await self._delete(request, attempts)
             case RecoverRequested() if self._recoverer is not None:
                 handled = _recovered(request, await self._recoverer.recover(request))
             case DeadLettersRequested() if self._dead_letter_mover is not None:
@@ -105,9 +109,12 @@ class ControlHandler:
                 case SweepRequested():
                     if await self._starter.find(request.project, _origin(request, origin)):
                         handled = await self._sweep(request, origin)
-                case DeleteRequested():
+                case DeleteRequested(key=str(key)):
                     if await self._deleter.find_deleted(request):
-                        handled = _deleted(request)
+                        handled = _deleted(request, key)
+                case DeleteRequested():
+                    outcomes = await self._deleter.find_deleted_many(request)
+                    handled = None if outcomes is None else _deleted_many(request, outcomes)
                 case RecoverRequested() if self._recoverer is not None:
                     keyring = await self._recoverer.find_recovered(request)
                     handled = None if keyring is None else _recovered(request, keyring)
@@ -128,9 +135,11 @@ class ControlHandler:
         more = _published_end(request.project, started)
         return Handled(None, _logged(request, sweep_id=request.sweep_id), more=more)
 
-    async def _delete(self, request: DeleteRequested) -> Handled:
+    async def _delete(self, request: DeleteRequested, attempts: int) -> Handled:
+        if request.key is None:
+            return _deleted_many(request, await self._deleter.delete_many(request, attempts))
         await self._deleter.delete(request)
-        return _deleted(request)
+        return _deleted(request, request.key)
 
     def gives_up(self, error: CodedError) -> bool:
         """Whether a transient error ends a control request (SPEC 5.5).
@@ -176,11 +185,29 @@ def _origin(request: SweepRequested, origin: RequestOrigin) -> Origin:
     return new_origin("sweep", request.sweep_id, request.requested_at, origin, options=options)
 
 
-def _deleted(request: DeleteRequested) -> Handled:
-    event = ObjectDeleted(
-        request_id=request.request_id, project=request.project, at=_now(), key=request.key
-    )
-    return Handled(event, _logged(request, request_id=request.request_id, key=request.key))
+def _deleted(request: DeleteRequested, key: str) -> Handled:
+    event = _outcome(request, key, None)
+    return Handled(event, _logged(request, request_id=request.request_id, key=key))
+
+
+def _deleted_many(request: DeleteRequested, outcomes: Outcomes) -> Handled:
+    refused = Counter(error.code for error in outcomes.values() if error is not None)
+    logged = {"request_id": request.request_id, "keys": len(outcomes), "refused": dict(refused)}
+    events = tuple(_outcome(request, key, error) for key, error in outcomes.items())
+    return Handled(None, _logged(request, **logged), more=events)
+
+
+def _outcome(
+    request: DeleteRequested, key: str, error: CodedError | None
+) -> ObjectDeleted | DeleteRejected:
+    fields: dict[str, Any] = {
+        "request_id": request.request_id,
+        "project": request.project,
+        "at": _now(),
+    }
+    if error is None:
+        return ObjectDeleted(**fields, key=key)
+    return DeleteRejected(**fields, key=key, code=error.code, detail=error.detail)
 
 
 def _recovered(request: RecoverRequested, keyring: Keyring) -> Handled:

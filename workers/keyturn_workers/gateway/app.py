@@ -58,6 +58,7 @@ from keyturn_workers.worker.health import Check, run_checks
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:any_text}"
 LISTING: Final = "/v1/projects/{project}/objects"
 LINKS: Final = "/v1/projects/{project}/objects/{key:any_text}/links"
+DELETES: Final = "/v1/projects/{project}/deletes"
 ROTATIONS: Final = "/v1/projects/{project}/rotations"
 ROTATION: Final = "/v1/projects/{project}/rotations/{rotation_id}"
 _METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
@@ -108,7 +109,7 @@ class Gateway:
             settings.gateway_concurrency, settings.gateway_project_share, "requests"
         )
         self.uploads = UploadRoutes(settings, publisher, opener, storage, metrics)
-        self.deletes = DeleteRoutes(settings, publisher, opener)
+        self.deletes = DeleteRoutes(settings, auth, self.limit, publisher, opener)
         self.rotations = RotationRoutes(settings, auth, self.limit, publisher, sweeps)
         self._listing = ListingRoutes(auth, self.limit, storage)
         self._links = LinkRoutes(settings, auth, self.limit, opener)
@@ -138,6 +139,7 @@ class Gateway:
             Route(LISTING, self._listing.get, methods=["GET"], name="listing"),
             # After the objects: only a POST is not one of an object whose key ends with `/links`.
             Route(LINKS, self._links.post, methods=["POST"], name="links"),
+            Route(DELETES, self.deletes.post, methods=["POST"], name="deletes"),
             Route(ROTATIONS, self.rotations.post, methods=["POST"], name="rotations"),
             Route(ROTATION, self.rotations.get, methods=["GET"], name="rotation"),
             *_public_routes(self._metrics, _Readiness(checks)),

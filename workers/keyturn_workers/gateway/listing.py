@@ -8,13 +8,11 @@ more follow.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Self
 from urllib.parse import parse_qsl
-from weakref import WeakValueDictionary
 
 import orjson
 from starlette.requests import Request
@@ -33,7 +31,7 @@ from keyturn.metadata import Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.request import parse_project
-from keyturn_workers.gateway.shares import ConcurrencyLimit
+from keyturn_workers.gateway.shares import ConcurrencyLimit, SharedLimit
 from keyturn_workers.http_server.client_connection import run_while_connected
 from keyturn_workers.keyring import Keyring
 from keyturn_workers.storage import ObjectSummary, Storage
@@ -189,35 +187,13 @@ class Page:
     next_after: str | None = None
 
 
-class _SharedLimit:
-    """Limits how many of something run at once, in all and of one project. More of them wait.
-
-    Args:
-        total: How many may run at once.
-        per_project: How many of these may be of one project.
-    """
-
-    def __init__(self, total: int, per_project: int) -> None:
-        self._total = asyncio.Semaphore(total)
-        self._per_project = per_project
-        self._by_project: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-
-    @asynccontextmanager
-    async def hold(self, project: str) -> AsyncIterator[None]:
-        """Wait for a place, and hold it for the duration of the block."""
-        own = self._by_project.setdefault(project, asyncio.Semaphore(self._per_project))
-        # The project's own limit first: what waits there is in no other project's way.
-        async with own, self._total:
-            yield
-
-
 class ObjectLister:
     """Lists the objects of one bucket's projects."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._listings = _SharedLimit(LISTINGS_AT_ONCE, LISTINGS_AT_ONCE_A_PROJECT)
-        self._heads = _SharedLimit(HEADS_AT_ONCE, HEADS_AT_ONCE_A_PROJECT)
+        self._listings = SharedLimit(LISTINGS_AT_ONCE, LISTINGS_AT_ONCE_A_PROJECT)
+        self._heads = SharedLimit(HEADS_AT_ONCE, HEADS_AT_ONCE_A_PROJECT)
 
     async def list(self, keyring: Keyring, query: ListingQuery) -> Page:
         """Return one page.

@@ -79,7 +79,7 @@ def problem(
     *,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
-    more: Mapping[str, str] | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> Response:
     """Return a response with a problem document.
 

@@ -46,9 +46,10 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Usage:
-    """What one project has pending."""
+    """What one project has pending: `count` is what its requests count for."""
 
     requests: int = 0
+    count: int = 0
     size_bytes: int = 0
 
 
@@ -60,8 +61,11 @@ class PendingRequests:
         request_type: The type of the requests.
         noun: What is counted, for the error's detail: "deletes pending".
         per_project: How many of one project may be pending: `KEYTURN_GATEWAY_PENDING` uploads,
-            `KEYTURN_GATEWAY_PROJECT_DELETES` or `KEYTURN_GATEWAY_PROJECT_ROTATIONS`.
+            `KEYTURN_GATEWAY_PROJECT_DELETES` keys or `KEYTURN_GATEWAY_PROJECT_ROTATIONS`. A
+            project that has none pending may always have one request.
         total: How many of all projects may be pending: it bounds this process's memory.
+        project_requests: How many requests of one project may be pending, if one may count for
+            several.
         outcome_wait_s: How long a request counts at most.
         min_s: How long it counts at least, however soon its outcome is known.
         project_bytes: How many bytes of one project may be pending, for uploads
@@ -80,6 +84,7 @@ class PendingRequests:
         outcome_wait_s: float,
         min_s: float = 0.0,
         project_bytes: int = sys.maxsize,
+        project_requests: int = sys.maxsize,
     ) -> None:
         self._publisher = publisher
         self._request_type: RequestType = request_type
@@ -89,6 +94,7 @@ class PendingRequests:
         self._outcome_wait_s = outcome_wait_s
         self._min_s = min_s
         self._project_bytes = project_bytes
+        self._project_requests = project_requests
         self._projects: dict[str, _Usage] = {}
         self._links: set[UploadLinkClaims] = set()
         self._outcomes: set[asyncio.Task[Event]] = set()
@@ -108,6 +114,7 @@ class PendingRequests:
         project: str,
         request_id: str,
         *,
+        count: int = 1,
         others: int = 0,
         link: UploadLinkClaims | None = None,
     ) -> Iterator["PendingRequest"]:
@@ -116,6 +123,7 @@ class PendingRequests:
         Args:
             project: The project.
             request_id: The id of the request.
+            count: How many it counts for.
             others: How many more of the project are in progress, as the caller knows.
             link: The upload link of the request, which may have one request pending.
 
@@ -124,20 +132,23 @@ class PendingRequests:
             GatewayBusyError: all projects together have too many.
         """
         usage = self._projects.get(project) or _Usage()
-        if usage.requests + others >= self._per_project:
+        pending = usage.count + others
+        is_full = pending and pending + count > self._per_project
+        if is_full or usage.requests >= self._project_requests:
             raise TooManyRequestsError(
-                f"the project has {self._per_project} {self._noun}: retry when some have ended"
+                f"the project has {pending} {self._noun}: retry when some have ended"
             )
-        if self.in_all >= self._total:
+        if self.in_all and self.in_all + count > self._total:
             raise GatewayBusyError
         if link in self._links:
             raise TooManyRequestsError("an upload by this link has no outcome yet")
         self._projects[project] = usage
         usage.requests += 1
-        self.in_all += 1
+        usage.count += count
+        self.in_all += count
         if link is not None:
             self._links.add(link)
-        request = PendingRequest(self, project, request_id, link)
+        request = PendingRequest(self, project, request_id, count, link)
         try:
             yield request
         finally:
@@ -159,8 +170,9 @@ class PendingRequests:
         """Count the request no longer."""
         usage = self._projects[request.project]
         usage.requests -= 1
+        usage.count -= request.count
         usage.size_bytes -= request.size_bytes
-        self.in_all -= 1
+        self.in_all -= request.count
         if request.link is not None:
             self._links.remove(request.link)
         if not usage.requests:
@@ -215,18 +227,20 @@ class PendingRequests:
 class PendingRequest:
     """One request. Created by `PendingRequests.hold`."""
 
-    __slots__ = ("_all", "link", "outcome", "project", "request_id", "size_bytes")
+    __slots__ = ("_all", "count", "link", "outcome", "project", "request_id", "size_bytes")
 
     def __init__(
         self,
         pending: PendingRequests,
         project: str,
         request_id: str,
+        count: int,
         link: UploadLinkClaims | None,
     ) -> None:
         self._all = pending
         self.project = project
         self.request_id = request_id
+        self.count = count
         self.link = link
         self.size_bytes = 0
         self.outcome: asyncio.Task[Event] | None = None
@@ -267,7 +281,7 @@ def event_of(outcome: asyncio.Task[Event]) -> Event | None:
 async def outcome_response(
     request: Request,
     outcome: asyncio.Task[Event],
-    ids: Mapping[str, str],
+    ids: Mapping[str, object],
     wait_max_s: float,
     completed: Callable[[Event], Response | None],
 ) -> Response:
@@ -279,9 +293,9 @@ async def outcome_response(
     Args:
         request: The caller's request.
         outcome: From `PendingRequest.publish`.
-        ids: The request's id, by the name of its member.
+        ids: The request's id, by the name of its member, and further members of the response.
         wait_max_s: The longest wait.
-        completed: Makes the response to an outcome; None for a 202.
+        completed: Makes the response to an outcome; None for a 202, or the refusal's status.
 
     Raises:
         ClientGoneError: the client disconnected while it waited.
@@ -292,14 +306,15 @@ async def outcome_response(
         return accepted
     await run_while_connected(request.receive, asyncio.wait((outcome,), timeout=wait_s))
     event = event_of(outcome)
-    if isinstance(event, Rejected):
+    response = None if event is None else completed(event)
+    if response is None and isinstance(event, Rejected):
         return problem(status_for_code(event.code), event.detail, code=event.code, more=ids)
-    response = (None if event is None else completed(event)) or accepted
+    response = response or accepted
     response.headers["preference-applied"] = f"wait={wait_s}"
     return response
 
 
-def publish_failure_response(error: PublisherError, ids: Mapping[str, str]) -> Response:
+def publish_failure_response(error: PublisherError, ids: Mapping[str, object]) -> Response:
     """Return the response to a request that the broker did not confirm."""
     match error:
         case OutcomeUnknownError():

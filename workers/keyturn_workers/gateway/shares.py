@@ -3,6 +3,7 @@
     ConcurrencyLimit   concurrent requests
     ProjectSlots       larger bodies that are received, and v0 objects that are open: a caller
                        that arrives while all are in use waits briefly
+    SharedLimit        listings and reads of many keys: more of them wait
     Staging            bytes in staging that are not stored yet (`uploads`)
 
 Each has a total for the whole process, and a share of it that one project may use. A project at its
@@ -17,6 +18,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
+from weakref import WeakValueDictionary
 
 from keyturn.errors import TooManyRequestsError
 
@@ -135,3 +137,25 @@ class ProjectSlots:
                     f"the project's other {self._noun} did not end in time"
                 ) from exc
             raise GatewayBusyError from exc
+
+
+class SharedLimit:
+    """Limits how many of something run at once, in all and of one project. More of them wait.
+
+    Args:
+        total: How many may run at once.
+        per_project: How many of these may be of one project.
+    """
+
+    def __init__(self, total: int, per_project: int) -> None:
+        self._total = asyncio.Semaphore(total)
+        self._per_project = per_project
+        self._by_project: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def hold(self, project: str) -> AsyncIterator[None]:
+        """Wait for a place, and hold it for the duration of the block."""
+        own = self._by_project.setdefault(project, asyncio.Semaphore(self._per_project))
+        # The project's own limit first: what waits there is in no other project's way.
+        async with own, self._total:
+            yield

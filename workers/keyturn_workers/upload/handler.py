@@ -27,8 +27,11 @@ class UploadHandler:
     def __init__(self, uploader: Uploader) -> None:
         self._uploader = uploader
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
+    async def serve(
+        self, request: Request, origin: RequestOrigin, *, seen_before: bool, attempts: int = 0
+    ) -> Handled:
         """Store one upload; its body elsewhere is deleted once the event is published."""
+        del attempts
         if not isinstance(request, UploadRequested):
             raise MalformedRequestError(f"{request.type} is not served here")
         result = await self._uploader.serve(request, origin.publisher, seen_before=seen_before)

@@ -33,10 +33,11 @@ CALLS = [
     "rotation",
     "list",
     "delete",
+    "delete_many",
     "link",
     "ciphertext_link",
 ]
-SENT_ONCE = ["upload", "rotate", "delete"]
+SENT_ONCE = ["upload", "rotate", "delete", "delete_many"]
 """Those that change something: without a response, they may have taken effect."""
 EACH_WAY = ["open", "upload", "list"]
 """One of each way in which a refusal with a body is read: of an object, of a sending, of a read."""
@@ -57,6 +58,8 @@ async def ask(
         await client.rotation(project, **{"rotation_id": AN_ID} | more)
     elif how == "list":
         _ = [entry async for entry in client.list(project, **more)]
+    elif how == "delete_many":
+        await client.delete_many(project, [key], **more)
     else:
         await getattr(client, how)(project, key, **more)
 

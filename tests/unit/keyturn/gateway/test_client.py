@@ -24,10 +24,12 @@ from keyturn.errors import (
 from keyturn.gateway import (
     CiphertextLink,
     Client,
+    DeleteManyReceipt,
     DeleteReceipt,
     Link,
     ListedObject,
     ListedPrefix,
+    RejectedKey,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
     UploadPendingError,
@@ -488,6 +490,73 @@ async def test_a_page_that_repeats_itself_ends_the_listing() -> None:
             await anext(listing)
     assert raised.value.status == 200
     assert len(gateway.seen) == 2
+
+
+_REJECTED = {"key": "b", "code": "locked_object", "detail": "a lock"}
+
+
+async def test_many_deletions_are_on_their_way_or_each_has_its_outcome() -> None:
+    answers = iter(
+        [
+            json_answer(202, {"request_id": AN_ID, "rejected": []}),
+            json_answer(200, {"request_id": AN_ID, "deleted": ["a"], "rejected": [_REJECTED]}),
+        ]
+    )
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return next(answers)
+
+    async with connected(answer) as (gateway, client):
+        assert await client.delete_many("acme", ["a", "b"]) == DeleteManyReceipt(
+            AN_ID, is_final=False, deleted=(), rejected=()
+        )
+        assert await client.delete_many("acme", ["a", "b"], wait_s=40) == DeleteManyReceipt(
+            AN_ID, is_final=True, deleted=("a",), rejected=(RejectedKey(**_REJECTED),)
+        )
+    assert [seen.headers.get("Prefer") for seen in gateway.seen] == [None, "wait=40"]
+    for seen in gateway.seen:
+        assert (seen.method, seen.target) == ("POST", "/v1/projects/acme/deletes")
+        assert json.loads(seen.body or b"") == {"keys": ["a", "b"]}
+
+
+@pytest.mark.parametrize("keys", [[], ["a", "a"], ["a", "../b"], [str(n) for n in range(1001)]])
+async def test_keys_that_no_delete_may_have_are_not_sent(keys: list[str]) -> None:
+    async with connected(object_of(BODY)) as (gateway, client):
+        with pytest.raises(MalformedRequestError, match="key"):
+            await client.delete_many("acme", keys)
+    assert gateway.seen == []
+
+
+@pytest.mark.parametrize(
+    ("status", "document"),
+    [
+        (200, {"deleted": ["a"], "rejected": []}),
+        (200, {"deleted": ["a", "c"], "rejected": []}),
+        (200, {"deleted": ["a", "a"], "rejected": []}),
+        (200, {"deleted": ["a", "b"]}),
+        (200, {"deleted": "ab", "rejected": []}),
+        (200, {"deleted": [["a"], ["b"]], "rejected": []}),
+        (200, {"deleted": ["a"], "rejected": [{"key": "b"}]}),
+        (200, {"deleted": ["a"], "rejected": ["b"]}),
+        (200, {"deleted": ["a"], "rejected": [_REJECTED | {"code": 1}]}),
+        (202, {}),
+    ],
+)
+async def test_a_response_that_leaves_out_or_adds_a_key_is_none(
+    status: int, document: dict[str, Any]
+) -> None:
+    """A proxy's, perhaps: no key counts as deleted for it."""
+    answer = json_always(status, {"request_id": AN_ID, **document})
+    async with connected(answer) as (_, client):
+        with pytest.raises(UnexpectedResponseError, match="does not name the keys"):
+            await client.delete_many("acme", ["a", "b"])
+
+
+async def test_the_outcomes_of_a_thousand_long_keys_are_read() -> None:
+    keys = [f"{number:03}" + "k" * 897 for number in range(1000)]
+    document = {"request_id": AN_ID, "deleted": keys, "rejected": []}
+    async with connected(json_always(200, document)) as (_, client):
+        assert (await client.delete_many("acme", keys, wait_s=1)).deleted == tuple(keys)
 
 
 async def test_a_deletion_is_on_its_way_or_done() -> None:

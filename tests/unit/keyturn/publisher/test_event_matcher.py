@@ -131,6 +131,22 @@ def test_an_event_for_another_publisher_or_project_matches_no_one_else(
     assert not _without_bytes(request_type).matches(event)
 
 
+@pytest.mark.parametrize("event_type", _ANSWERS["delete.requested"])
+@pytest.mark.parametrize(("key", "belongs"), [("a", True), ("b", True), ("c", False)])
+def test_the_outcome_of_a_key_belongs_to_a_delete_that_names_it(
+    event_type: str, key: str, belongs: bool
+) -> None:
+    event = _event(event_type, key=key)
+    matcher = _matcher("delete.requested", keys=frozenset({"a", "b"}))
+    assert matcher.matches(event) is belongs
+    assert _without_bytes("delete.requested").matches(event)
+
+
+def test_a_refusal_without_a_key_answers_every_key() -> None:
+    matcher = _matcher("delete.requested", keys=frozenset({"a", "b"}))
+    assert matcher.matches(_event("delete.rejected", key=None))
+
+
 @pytest.mark.parametrize(("request_type", "event_type"), [*_OF_ANSWERS, *_OF_SWEEPS])
 def test_another_id_is_another_request(request_type: str, event_type: str) -> None:
     event = _event(event_type, **{id_field(event_type): _OTHER_ID})

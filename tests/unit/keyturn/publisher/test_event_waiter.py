@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.messages import (
     COUNT_FIELDS,
+    DeleteRejected,
+    DeleteRequested,
     Event,
+    ObjectDeleted,
     RequestOrigin,
     RotationAccepted,
     RotationCompleted,
@@ -568,3 +571,67 @@ async def test_a_request_for_a_report_that_was_sent_again_is_not_forgotten(
     second = with_origin(report, RequestOrigin.of(PUBLISHER, body))
     waiter.publish(second)
     assert await waiter.wait(report.request_id, timeout_s=20) == second
+
+
+class _Delete:
+    """A delete of some keys that was sent, and its outcomes."""
+
+    def __init__(self, waiter: _Reading, *keys: str) -> None:
+        self.id = new_id()
+        request = DeleteRequested(request_id=self.id, project="acme", keys=keys, requested_at=_AT)
+        body = encode(request)
+        self._origin = RequestOrigin.of(PUBLISHER, body)
+        with waiter.sending(request, body):
+            pass
+
+    def done(self, key: str) -> Event:
+        return self._event(ObjectDeleted, key=key)
+
+    def refused(self, key: str | None) -> Event:
+        return self._event(DeleteRejected, key=key, code="locked_object", detail="")
+
+    def _event(self, model: Any, **fields: Any) -> Event:
+        event: Event = with_origin(
+            model(request_id=self.id, project="acme", at=_AT, **fields), self._origin
+        )
+        return event
+
+
+async def test_a_delete_of_many_keys_is_answered_once_each_has_its_outcome(
+    waiter: _Reading,
+) -> None:
+    delete = _Delete(waiter, "a", "b", "c")
+    wait = asyncio.create_task(waiter.wait(delete.id, timeout_s=20))
+    await asyncio.sleep(0)
+    waiter.publish(delete.done("a"), delete.refused("b"), delete.done("a"), delete.done("other"))
+    await asyncio.sleep(0)
+    assert not wait.done()
+    known = {"a": delete.done("a"), "b": delete.refused("b")}
+    assert waiter.outcomes(delete.id) == known
+    waiter.publish(delete.done("c"))
+    assert await wait == delete.done("c")
+    assert waiter.outcomes(delete.id) == {**known, "c": delete.done("c")}
+
+
+async def test_a_refusal_of_the_whole_delete_answers_each_key(waiter: _Reading) -> None:
+    delete = _Delete(waiter, "a", "b")
+    waiter.publish(delete.refused(None))
+    assert await waiter.wait(delete.id, timeout_s=20) == delete.refused(None)
+    assert waiter.outcomes(delete.id) == dict.fromkeys("ab", delete.refused(None))
+
+
+async def test_what_is_deleted_is_not_refused_by_a_copy_of_the_request(waiter: _Reading) -> None:
+    delete = _Delete(waiter, "a", "b")
+    waiter.publish(delete.done("a"), delete.refused("a"), delete.refused(None))
+    assert waiter.outcomes(delete.id) == {"a": delete.done("a"), "b": delete.refused(None)}
+
+
+def test_a_delete_counts_once_for_each_key_in_what_is_remembered() -> None:
+    waiter = _Reading()
+    waiter._max_tracked = 100
+    first, second = _Delete(waiter, *map(str, range(60))), _Delete(waiter, *map(str, range(60)))
+    assert list(waiter._sent) == [second.id]
+    with pytest.raises(NotSentHereError):
+        waiter.outcomes(first.id)
+    _Delete(waiter, *map(str, range(40)))
+    assert len(waiter._sent) == 2

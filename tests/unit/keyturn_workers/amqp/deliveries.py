@@ -132,14 +132,17 @@ class FakeHandler:
     queue: str = "keyturn.upload"
     served: tuple[str, ...] = ("upload.requested",)
     seen_before: bool | None = None
+    attempts: int | None = None
     completed: bool = False
     final_codes: frozenset[str] = frozenset()
     gate: asyncio.Event | None = None
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
+    async def serve(
+        self, request: Request, origin: RequestOrigin, *, seen_before: bool, attempts: int = 0
+    ) -> Handled:
         assert (request.type, origin.publisher) == ("upload.requested", "api")
-        self.seen_before = seen_before
+        self.seen_before, self.attempts = seen_before, attempts
         self.entered.set()
         if self.gate is not None:
             await self.gate.wait()

@@ -311,6 +311,15 @@ async def test_only_the_broker_and_workers_say_that_a_request_was_seen_before(
     assert handler.seen_before is seen_before
 
 
+@pytest.mark.parametrize(("code", "attempts"), [("waiting", 0), ("storage_unavailable", 3)])
+async def test_a_handler_learns_how_often_an_error_was_met(code: str, attempts: int) -> None:
+    """As a worker noted it: a wait is no attempt."""
+    scene = Scene()
+    handler = FakeHandler(scene)
+    await consume(handler, noted(message(scene), code, 3))
+    assert handler.attempts == attempts
+
+
 class StorageTime:
     """A worker whose own clock is some minutes off, until it asks the storage."""
 
@@ -384,8 +393,10 @@ class Sweeps(FakeHandler):
 
     origin: RequestOrigin | None = None
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
-        assert (request.type, seen_before) == ("sweep.requested", False)
+    async def serve(
+        self, request: Request, origin: RequestOrigin, *, seen_before: bool, attempts: int = 0
+    ) -> Handled:
+        assert (request.type, seen_before, attempts) == ("sweep.requested", False, 0)
         self.origin = origin
         return Handled(None, {})
 

@@ -63,6 +63,18 @@ async def test_a_served_request_is_named(name: str) -> None:
     assert not [name for name in _SECRETS if SEALED[name] in shown]
 
 
+@pytest.mark.parametrize(("count", "named"), [(900, True), (901, False)])
+async def test_several_objects_are_counted_and_named_unless_that_makes_a_long_record(
+    count: int, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyturn_workers.audit.requests.NAMED_KEYS_MAX_BYTES", 900)
+    keys = ["a" * (count - 1), "b"]
+    many = {name: v for name, v in REQUESTS["delete.requested"].items() if name != "key"}
+    record = await _served(many | {"keys": keys})
+    assert (record.object_key, record.object_count) == (None, 2)
+    assert record.object_keys == (tuple(keys) if named else None)
+
+
 async def test_a_person_is_named_by_the_word_of_the_publisher() -> None:
     record = await _served(REQUESTS["rotation.requested"] | {"actor": "Kim Doe"})
     assert (record.actor, record.publisher) == ("Kim Doe", "billing")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 
-from keyturn.errors import MalformedRequestError
+from keyturn.errors import MalformedRequestError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn_workers.amqp.consumer import DeferError
@@ -144,3 +145,88 @@ async def test_a_delete_of_an_alias_leaves_the_other_keys_object_alone() -> None
     with pytest.raises(MalformedRequestError, match="backslash"):
         await _deleter(storage).delete(_REQUEST.model_copy(update={"key": "a\\b"}))
     assert not storage.calls
+
+
+# Many keys in one request.
+
+
+def _many(*keys: str) -> DeleteRequested:
+    fields = _REQUEST.model_dump() | {"key": None, "keys": keys}
+    return DeleteRequested.model_validate(fields)
+
+
+async def _deferred_many_s(deleter: Deleter, request: DeleteRequested) -> float:
+    with pytest.raises(DeferError) as raised:
+        await deleter.delete_many(request, 0)
+    return raised.value.wait_s
+
+
+async def test_many_keys_wait_their_two_leases_once_and_together() -> None:
+    storage = _Storage()
+    deleter = _deleter(storage)
+    keys = [f"folder/{number}" for number in range(100)]
+    assert await _deferred_many_s(deleter, _many(*keys)) <= 2 * _LEASE_S + 1
+    storage.advance(2 * _LEASE_S + 2)
+    assert await deleter.delete_many(_many(*keys), 0) == dict.fromkeys(keys)
+    assert storage.calls["put"] == len(keys)
+    assert await deleter.find_deleted_many(_many(*keys)) == dict.fromkeys(keys)
+
+
+async def test_one_young_tombstone_delays_the_others_and_no_other_is_put_again() -> None:
+    storage = _Storage()
+    deleter = _deleter(storage)
+    await _deferred_many_s(deleter, _many("a", "b"))
+    storage.advance(_LEASE_S)
+    await _deferred_many_s(deleter, _many("late"))
+    storage.advance(_LEASE_S + 2)
+    assert await deleter.delete_many(_many("a", "b"), 0) == {"a": None, "b": None}
+    assert 1 < await _deferred_many_s(deleter, _many("a", "b", "late")) <= _LEASE_S + 1
+    assert storage.calls["put"] == 3
+
+
+async def test_a_key_that_cannot_be_deleted_is_refused_alone() -> None:
+    storage = _Storage()
+    storage.capabilities = Capabilities(keys_are_paths=True)
+    deleter = _deleter(storage)
+    await _deferred_many_s(deleter, _many("a", "b\\c"))
+    storage.advance(2 * _LEASE_S + 2)
+    outcomes = await deleter.delete_many(_many("a", "b\\c"), 0)
+    assert outcomes["a"] is None
+    assert isinstance(outcomes["b\\c"], MalformedRequestError)
+
+
+async def test_a_key_that_fails_five_times_is_refused_alone() -> None:
+    """Until then the request is tried again, and what is deleted is not put again."""
+    storage = _Storage()
+    deleter = _deleter(storage)
+    await _deferred_many_s(deleter, _many("a"))
+    storage.advance(2 * _LEASE_S + 2)
+    for attempts in range(4):
+        storage.fail_next("put", StorageUnavailableError("503"))
+        with pytest.raises(StorageUnavailableError):
+            await deleter.delete_many(_many("a", "b"), attempts)
+    storage.fail_next("put", StorageUnavailableError("503"))
+    outcomes = await deleter.delete_many(_many("a", "b"), 4)
+    assert outcomes["a"] is None
+    assert isinstance(outcomes["b"], StorageUnavailableError)
+
+
+async def test_no_key_is_refused_while_the_keyring_cannot_be_read() -> None:
+    storage = _Storage()
+    deleter = _deleter(storage)
+    storage.fail_next("read", StorageUnavailableError("503"))
+    with pytest.raises(StorageUnavailableError):
+        await deleter.delete_many(_many("a"), 4)
+
+
+async def test_large_deletes_leave_places_to_other_requests() -> None:
+    """Others come again a moment later, and no attempt is counted."""
+    storage = _Storage()
+    deleter = _deleter(storage)
+    requests = [deleter.delete_many(_many(f"k{number}"), 0) for number in range(6)]
+    ended = await asyncio.gather(*requests, return_exceptions=True)
+    waits_s = sorted(each.wait_s for each in ended if isinstance(each, DeferError))
+    assert waits_s[:2] == [1, 1]
+    assert len(waits_s) == 6
+    assert storage.calls["put"] == 4
+    assert waits_s[2] > 1

@@ -23,6 +23,7 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import (
     DeadLettersRequested,
+    DeleteRejected,
     DeleteRequested,
     EnrollRequested,
     ObjectDeleted,
@@ -109,7 +110,7 @@ def sweep(**more: Any) -> SweepRequested:
     )
 
 
-def delete(key: str = "a", **more: Any) -> DeleteRequested:
+def delete(key: str | None = "a", **more: Any) -> DeleteRequested:
     return DeleteRequested.model_validate(
         {"request_id": SWEEP_ID, "project": "acme", "key": key, "requested_at": AT, **more}
     )
@@ -304,6 +305,36 @@ async def test_an_expired_delete_is_completed_only_if_its_tombstone_is_there() -
     found = await control.find(delete(request_id=OTHER_ID))
     assert found is not None
     assert isinstance(found.event, ObjectDeleted)
+
+
+async def test_each_key_of_a_delete_has_its_outcome() -> None:
+    control = Control()
+    many = delete(key=None, keys=["a", "b/c", "new"])
+    for _ in range(2):
+        with pytest.raises(DeferError):
+            await control.serve(many)
+    control.on.storage.advance(2 * LEASE_S + 2)
+    handled = await control.serve(many)
+    assert handled.event is None
+    events = [each for each in handled.more if isinstance(each, ObjectDeleted)]
+    assert [(each.key, each.request_id) for each in events] == [
+        (key, SWEEP_ID) for key in ("a", "b/c", "new")
+    ]
+    assert handled.logged["keys"] == 3
+
+
+async def test_of_an_expired_delete_of_many_what_was_deleted_is_reported() -> None:
+    control = Control()
+    assert await control.find(delete(key=None, keys=["a", "b"])) is None
+    with pytest.raises(DeferError):
+        await control.serve(delete())
+    control.on.storage.advance(2 * LEASE_S + 2)
+    found = await control.find(delete(key=None, keys=["a", "b"]))
+    assert found is not None
+    first, second = found.more
+    assert isinstance(first, ObjectDeleted)
+    assert isinstance(second, DeleteRejected)
+    assert (second.key, second.code) == ("b", "request_expired")
 
 
 # Reports.

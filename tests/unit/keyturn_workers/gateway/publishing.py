@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from keyturn.messages import DeleteRequested
-from keyturn.publisher import WaitTimeoutError
+from keyturn.publisher import NotSentHereError, WaitTimeoutError
 from keyturn.publisher.requests import build, draft_upload
 from keyturn.publisher.sessions import SealingSession
 from tests.unit.keyturn.publisher.test_requests import SETTINGS
@@ -41,6 +41,8 @@ class FakePublisher:
     uploads: list[Upload] = field(default_factory=list)
     rotations: list[dict[str, Any]] = field(default_factory=list)
     deletes: list[dict[str, str]] = field(default_factory=list)
+    many: list[dict[str, Any]] = field(default_factory=list)
+    outcomes: dict[str, Any] | None = None
     waits: list[float] = field(default_factory=list)
     fails: Exception | None = None
     answer: Any = None
@@ -88,12 +90,25 @@ class FakePublisher:
         self.deletes.append({"project": project, "key": object_key, "id": request_id})
         return request_id
 
+    async def delete_many(self, project: str, keys: list[str], *, request_id: str) -> str:
+        build(DeleteRequested, project=project, keys=tuple(keys), request_id=request_id)
+        if self.fails is not None:
+            raise self.fails
+        self.many.append({"project": project, "keys": keys, "id": request_id})
+        return request_id
+
+    def delete_outcomes(self, request_id: str) -> dict[str, Any]:
+        if self.outcomes is None:
+            raise NotSentHereError(request_id)
+        return self.outcomes
+
     async def wait(
         self, request_id: str, *, timeout_s: float = 60.0, project: str, request_type: str
     ) -> Event:
         sent = {u.upload_id: ("upload.requested", u.project) for u in self.uploads}
         sent |= {r["id"]: ("rotation.requested", r["project"]) for r in self.rotations}
-        sent |= {d["id"]: ("delete.requested", d["project"]) for d in self.deletes}
+        deletes = (*self.deletes, *self.many)
+        sent |= {d["id"]: ("delete.requested", d["project"]) for d in deletes}
         assert sent.get(request_id, (request_type, project)) == (request_type, project)
         self.waits.append(timeout_s)
         if self.wait_fails is not None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BEARER = {"authorization": f"Bearer {API_KEY}"}
 PATH = object_path("acme", KEY)
 ROTATIONS = "/v1/projects/acme/rotations"
+DELETES = "/v1/projects/acme/deletes"
 
 
 async def _holds() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from keyturn_workers.gateway.publishing import PendingRequests
 from keyturn_workers.gateway.request import object_path
 from tests.unit.keyturn_workers.factories import deleted
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, TARGET
-from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
+from tests.unit.keyturn_workers.gateway.serving import DELETES, PATH, Serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -219,3 +220,156 @@ async def test_nothing_of_the_object_is_written_by_the_gateway(serving: Serving)
     await _delete(serving)
     assert (await serving.bench.storage.read(TARGET))[1] == before[1]
     assert (await serving.ask(key=API_KEY)).status == 200
+
+
+# Many keys in one request.
+
+
+async def _delete_many(serving: Serving, *keys: Any, body: Any = None, **more: Any) -> Response:
+    document = {"keys": keys} if body is None else body
+    return await serving.ask("POST", DELETES, body=json.dumps(document).encode(), **more)
+
+
+def _outcomes(request_id: str, *deleted: str, **refused: str) -> dict[str, Any]:
+    of: dict[str, Any] = {"request_id": request_id, "project": "acme", "at": _AT}
+    events: dict[str, Any] = {key: ObjectDeleted(**of, key=key) for key in deleted}
+    for key, code in refused.items():
+        events[key] = DeleteRejected(**of, key=key, code=code, detail="said so")
+    return events
+
+
+@pytest.fixture
+async def stored(serving: Serving) -> Serving:
+    """With the objects a, b and c."""
+    for key in "abc":
+        serving.bench.plant_sealed(key=key)
+    await serving.bench.authenticate()
+    return serving
+
+
+async def test_many_keys_are_one_request(stored: Serving) -> None:
+    got = await _delete_many(stored, "a", "b", "none", "c")
+    (many,) = stored.publisher.many
+    assert got.status == 202
+    missing = {"key": "none", "code": "not_found", "detail": "no object has this key"}
+    assert got.document() == {"request_id": many["id"], "rejected": [missing]}
+    assert (many["project"], many["keys"]) == ("acme", ["a", "b", "c"])
+
+
+async def test_after_a_wait_each_key_has_its_outcome(stored: Serving) -> None:
+    """The event that came last is no outcome of the others."""
+
+    def answer(request_id: str) -> Any:
+        outcomes = _outcomes(request_id, "a", "c", b="locked_object")
+        stored.publisher.outcomes = outcomes
+        return outcomes["b"]
+
+    stored.publisher.answer = answer
+    got = await _delete_many(stored, "a", "b", "none", "c", headers=_WAIT)
+    assert (got.status, got.headers["preference-applied"]) == (200, "wait=9")
+    document = got.document()
+    assert document["deleted"] == ["a", "c"]
+    refused = [(each["key"], each["code"]) for each in document["rejected"]]
+    assert refused == [("none", "not_found"), ("b", "locked_object")]
+    assert document["request_id"] == stored.publisher.many[0]["id"]
+
+
+async def test_outcomes_that_are_not_known_are_a_202(stored: Serving) -> None:
+    stored.publisher.answer = lambda request_id: _outcomes(request_id, "a")["a"]
+    assert (await _delete_many(stored, "a", "b", headers=_WAIT)).status == 202
+
+
+async def test_a_refusal_of_the_whole_request_is_its_status(stored: Serving) -> None:
+    stored.publisher.answer = _rejected("request_expired")
+    got = await _delete_many(stored, "a", "b", headers=_WAIT)
+    assert (got.status, got.document()["code"]) == (403, "request_expired")
+
+
+async def test_keys_without_an_object_are_not_published(stored: Serving) -> None:
+    """A key with a tombstone can be deleted again; one that never had an object stays usable."""
+    stored.bench.plant(deleted(stored.bench.desired, KEY), b"")
+    got = await _delete_many(stored, "x", "y")
+    assert (got.status, got.document()["code"]) == (404, "not_found")
+    assert not stored.publisher.many
+    assert not _pending(stored)
+    assert (await _delete_many(stored, KEY)).status == 202
+
+
+_TOO_MANY = [f"k{number}" for number in range(1001)]
+
+
+@pytest.mark.parametrize(
+    ("document", "detail"),
+    [
+        ({}, "keys: Field required"),
+        ({"keys": []}, "keys: Tuple should have at least 1 item"),
+        ({"keys": _TOO_MANY}, "keys: Tuple should have at most 1000 items"),
+        ({"keys": ["a", "a"]}, "keys: keys are distinct"),
+        ({"keys": ["a", "../b"]}, "keys.1: "),
+        ({"keys": ["a", 1]}, "keys.1: Input should be a valid string"),
+        ({"keys": "abc"}, "keys: "),
+        ({"keys": ["a"], "key": "b"}, "key: "),
+    ],
+)
+async def test_a_body_of_another_form_is_malformed(
+    stored: Serving, document: Any, detail: str
+) -> None:
+    got = await _delete_many(stored, body=document)
+    assert (got.status, got.document()["code"]) == (400, "malformed_request")
+    assert got.document()["detail"].startswith(detail)
+    assert not stored.publisher.many
+    assert not _pending(stored)
+
+
+async def test_a_body_of_more_than_2_mib_is_not_read(stored: Serving) -> None:
+    got = await _delete_many(stored, *(str(number) + "x" * 4000 for number in range(600)))
+    assert (got.status, got.document()["code"]) == (413, "body_too_large")
+
+
+async def test_the_longest_keys_fit(stored: Serving) -> None:
+    keys = [f"{number:03}" + chr(34) * 897 for number in range(1000)]
+    assert (await _delete_many(stored, "a", *keys[1:])).status == 202
+
+
+async def test_many_deletes_have_the_guards_of_one() -> None:
+    serving = Serving(delete_allowed=False)
+    calls = serving.bench.storage.calls
+    assert (await _delete_many(serving, "a", key="kt_" + "x" * 43)).status == 401
+    calls.clear()
+    got = await _delete_many(serving, "a", body={"nonsense": 1})
+    assert (got.status, got.document()["code"]) == (403, "not_permitted")
+    assert not calls["read_start"]
+
+
+async def test_keys_are_counted_and_requests_too(stored: Serving) -> None:
+    """A project that has nothing pending may always have one request."""
+    assert (await _delete_many(stored, "a", "b", "c", "none")).status == 202
+    assert _pending(stored) == 4
+    got = await _delete(stored)
+    assert (got.status, got.document()["code"]) == (429, "too_many_requests")
+    assert (await _delete_many(stored, "a")).status == 429
+    assert len(stored.publisher.many) == 1
+
+
+async def test_no_project_fills_the_queue_with_small_requests() -> None:
+    serving = Serving(max_deletes=1000)
+    serving.bench.plant_sealed()
+    statuses = [(await _delete(serving)).status for _ in range(66)]
+    assert statuses == [202] * 64 + [429] * 2
+    await serving.deletes.close()
+
+
+async def test_a_storage_that_cannot_be_read_publishes_nothing(stored: Serving) -> None:
+    stored.bench.storage.fail_next("read_start", StorageUnavailableError("SlowDown"))
+    got = await _delete_many(stored, "a", "b")
+    assert (got.status, got.document()["code"]) == (503, "storage_unavailable")
+    assert not stored.publisher.many
+    assert not _pending(stored)
+
+
+async def test_the_pause_after_a_refusal_of_the_broker_holds_for_many_too(stored: Serving) -> None:
+    stored.publisher.fails = NotDeliveredError("the broker's user may not write")
+    assert (await _delete_many(stored, "a")).status == 503
+    stored.publisher.fails = None
+    assert (await _delete_many(stored, "a")).status == 503
+    assert not stored.publisher.many
