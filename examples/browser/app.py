@@ -6,7 +6,7 @@
 The page uses the TypeScript client, with this backend in place of the gateway: `/files/v1/…` are
 the gateway's own paths. A request passes if its session is valid, its project is the user's, and
 it is one of the few that the page needs. Then the backend adds the API key. File contents are not
-among them: the page opens files by links, directly at the gateway.
+among them: the page opens and uploads files by links, directly at the gateway.
 """
 
 import json
@@ -39,9 +39,10 @@ CLIENT = HERE.parents[1] / "clients/typescript/dist/esm"  # made by `npm run bui
 OBJECTS = "/files/v1/projects/{project}/objects"
 SESSION_S = 8 * 3600
 LINK_MAX_S = 7 * 24 * 3600  # how long a link may live that this page's users ask for
-# Without progress. An upload with `Prefer: wait` gets its response after the body is stored.
+UPLOAD_LINK_S = 600  # the page uploads as soon as it has the link
+UPLOAD_MAX_BYTES = 5 * 2**30  # of one file
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
-SENT = frozenset({"content-type", "content-length", "prefer"})
+SENT = frozenset({"content-type", "prefer"})
 RETURNED = frozenset({"content-type", "etag", "last-modified", "accept-ranges", "retry-after"})
 METADATA = "x-keyturn-meta-"
 
@@ -122,16 +123,13 @@ async def files(request: Request) -> Response:
     # A server between here and the gateway may resolve such segments.
     if {".", ".."} & set(request.path_params.get("key", "").split("/")):
         return problem(HTTPStatus.BAD_REQUEST, "The name is not valid.", code="malformed_request")
-    body: bytes | AsyncIterator[bytes] | None = None
+    body: bytes | None = None
     if request.method == "POST":
         link = link_request(await read_json(request))
         if link is None:
             detail = "This page makes no such links."
             return problem(HTTPStatus.FORBIDDEN, detail, code="not_permitted")
         body = json.dumps(link).encode()
-    elif request.method == "PUT":
-        # As it arrives: a slow gateway slows the browser, and only some kilobytes are in memory.
-        body = request.stream()
     try:
         return await to_gateway(request, user, body)
     except (aiohttp.ClientError, TimeoutError):
@@ -140,6 +138,8 @@ async def files(request: Request) -> Response:
 
 def link_request(sent: Mapping[str, object]) -> dict[str, object] | None:
     """Return the body of a request for a link, or None if this page has no use for it."""
+    if sent.get("method") == "PUT":
+        return upload_link_request(sent)
     expires_s = sent.get("expires_s", 3600)
     known = sent.keys() <= {"expires_s", "inline", "kind"}
     if not known or sent.get("kind", "object") != "object":
@@ -149,13 +149,18 @@ def link_request(sent: Mapping[str, object]) -> dict[str, object] | None:
     return {"expires_s": expires_s, "inline": sent.get("inline", False)}
 
 
-async def to_gateway(
-    request: Request, user: User, body: bytes | AsyncIterator[bytes] | None
-) -> Response:
+def upload_link_request(sent: Mapping[str, object]) -> dict[str, object] | None:
+    """Return the body of a request for an upload link: for a file of this size and type alone."""
+    max_bytes = sent.get("max_bytes")
+    known = sent.keys() <= {"method", "max_bytes", "content_type"}
+    if not known or not isinstance(max_bytes, int) or max_bytes > UPLOAD_MAX_BYTES:
+        return None
+    return {**sent, "expires_s": UPLOAD_LINK_S}
+
+
+async def to_gateway(request: Request, user: User, body: bytes | None) -> Response:
     """Send the request to the gateway with the user's API key; return the response."""
     headers = chosen(request.headers, SENT) | {"Authorization": f"Bearer {user.api_key}"}
-    if request.method != "PUT":
-        headers.pop("content-length", None)
     # The path as it was sent, with every character encoded as it was.
     path = request.scope["raw_path"].decode("ascii").removeprefix("/files")
     query = request.scope["query_string"].decode("ascii")
@@ -214,7 +219,7 @@ class Protection:
             "default-src": "'none'",
             "script-src": "'self'",
             "style-src": "'self'",
-            "connect-src": "'self'",
+            "connect-src": f"'self' {gateway_origin}",
             "img-src": f"'self' {gateway_origin}",
             "media-src": gateway_origin,
             "form-action": "'self'",
@@ -275,7 +280,7 @@ def create_app(gateway_url: str, public_url: str) -> Starlette:
             Route("/session", session, methods=["GET", "POST", "DELETE"]),
             Route(OBJECTS, files, methods=["GET"]),
             Route(OBJECTS + "/{key:path}/links", files, methods=["POST"]),
-            Route(OBJECTS + "/{key:path}", files, methods=["HEAD", "PUT", "DELETE"]),
+            Route(OBJECTS + "/{key:path}", files, methods=["HEAD", "DELETE"]),
             Mount("/static", StaticFiles(directory=HERE / "static")),
             Mount("/keyturn", StaticFiles(directory=CLIENT)),
         ],

@@ -596,7 +596,7 @@ class Client:
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8.
-            max_bytes: The largest body, 1 to the largest object of the gateway.
+            max_bytes: The largest body, 0 to the largest object of the gateway.
             content_type: The content type that the object gets, and the only one that may be sent;
                 any by default.
             expires_s: Seconds in which the upload must begin, 1 to 604800 (7 days).

@@ -89,12 +89,11 @@ def upload_link_request(expires_s: int, max_bytes: int, content_type: str | None
     """The body of a request for an upload link.
 
     Raises:
-        MalformedRequestError: it would not be valid for 1 second to 7 days, would take no body, or
-            its content type is not printable ASCII.
+        MalformedRequestError: it is not for 1 second to 7 days, or a bound is not valid.
     """
     _check_expires(expires_s, LINK_MAX_S)
-    if type(max_bytes) is not int or max_bytes < 1:
-        raise MalformedRequestError("max_bytes is 1 or more")
+    if type(max_bytes) is not int or max_bytes < 0:
+        raise MalformedRequestError("max_bytes is 0 or more")
     if content_type is not None and _CONTENT_TYPE.fullmatch(content_type) is None:
         raise MalformedRequestError(
             "content_type is 1 to 255 characters of printable ASCII, without a space at either end"

@@ -40,12 +40,16 @@ const REASONS = {
   not_found: "This file no longer exists.",
   not_permitted: "You are not allowed to do this.",
   too_many_requests: "Too many requests. Try again in a moment.",
+  unauthorized: "This took too long. Try again.",
 };
 
 /** What went wrong, in one sentence for the user. */
 export function errorText(error) {
   if (error.code in REASONS) return REASONS[error.code];
   if (error.name === "UploadPendingError") return "Accepted, but not stored yet. Look again later.";
+  if (error.name === "ResponseLostError") {
+    return "The connection was lost. Look whether the file is there before you try again.";
+  }
   return error.transient
     ? "The file store does not respond. Try again."
     : error.detail || error.message;

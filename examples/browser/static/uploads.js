@@ -1,4 +1,5 @@
 // Uploads: two at a time, each with its progress, its error, and a button to cancel it.
+import { putTo } from "/keyturn/index.js";
 import { files } from "./session.js";
 import { errorText, sizeText } from "./text.js";
 
@@ -63,10 +64,17 @@ function button(item, label, act) {
 
 async function run({ file, prefix, say, item, state, bar, canceled }) {
   try {
-    canceled.signal.throwIfAborted();
-    await files.put(prefix + file.name, file, {
-      contentType: file.type || undefined,
-      signal: canceled.signal,
+    const { signal } = canceled;
+    signal.throwIfAborted();
+    const key = prefix + file.name;
+    if (await isTaken(key, signal)) {
+      throw Object.assign(new Error("taken"), { code: "already_exists" });
+    }
+    // The backend makes a link for this one file; the file itself goes directly to the gateway.
+    const contentType = file.type || undefined;
+    const link = await files.uploadLink(key, { maxBytes: file.size, contentType, signal });
+    await putTo(link, file, {
+      signal,
       onProgress: ({ loaded }) => {
         bar.value = file.size ? loaded / file.size : 1;
         state.textContent =
@@ -86,6 +94,13 @@ async function run({ file, prefix, say, item, state, bar, canceled }) {
     say(`${file.name}: ${text}`);
     return false;
   }
+}
+
+/** Whether there is a file of this name: better known before it is sent than after. */
+async function isTaken(key, signal) {
+  const listing = files.list({ prefix: key, pageSize: 1, signal })[Symbol.asyncIterator]();
+  const { value, done } = await listing.next();
+  return !done && value.key === key;
 }
 
 function end(item, state, kind, text) {

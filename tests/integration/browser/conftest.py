@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 from playwright.async_api import async_playwright
 
-from tests.integration.browser.site import PASSWORD, ROOT, Site, Visit, backend
+from tests.integration.browser.site import PASSWORD, ROOT, Site, Visit, backend, free_port
 from tools import typescript
 from tools.harness.process import gateway
 from tools.harness.worker_under_test import run_worker
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 async def site(broker: Servers, ceph: S3Server) -> AsyncIterator[Site]:
     """A worker, a gateway with the project `acme`, and the example's backend."""
     typescript.build()
+    port = free_port()
+    origins = f'["http://127.0.0.1:{port}"]'
     async with (
         run_worker(broker, ceph) as served,
-        gateway(served.deployment.gateway_env()) as process,
+        gateway(served.deployment.gateway_env(GATEWAY_CORS_ORIGINS=origins)) as process,
         backend(
             {
+                "PORT": port,
                 "KEYTURN_GATEWAY_URL": process.url,
                 "KEYTURN_PROJECT": "acme",
                 "KEYTURN_API_KEY": served.deployment.api_key,

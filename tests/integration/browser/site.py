@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,9 +35,16 @@ class Backend:
     lines: list[str]
 
 
+def free_port() -> str:
+    """A port on which nothing listens yet."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
 @asynccontextmanager
 async def backend(env: dict[str, str], program: Path) -> AsyncIterator[Backend]:
-    """Run a web application on a free port, and end it afterwards."""
+    """Run a web application on the port of its `PORT`, by default a free one; end it afterwards."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(program),

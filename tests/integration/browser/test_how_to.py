@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
-import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.async_api import expect
 
+from keyturn.gateway import Client
 from tests.integration.browser.clip import SECONDS, video
-from tests.integration.browser.site import PASSWORD, ROOT
+from tests.integration.browser.site import PASSWORD, ROOT, free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,12 +33,6 @@ _PORT = "8000"
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", _PAGE, re.MULTILINE | re.DOTALL)
-
-
-def _free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 def _program(folder: Path, env: dict[str, str], script: str) -> list[str]:
@@ -67,9 +62,9 @@ async def _running(command: list[str], ready: str) -> AsyncIterator[None]:
 
 
 async def test_the_steps(site: Site, browser: Browser, tmp_path: Path) -> None:
-    port = _free_port()
+    port = free_port()
     (program,) = _blocks("python")
-    start, use = (block.replace(_PORT, port) for block in _blocks("sh"))
+    start, use, make_link = (block.replace(_PORT, port) for block in _blocks("sh"))
     (tmp_path / "web_app.py").write_text(program)
     (tmp_path / "film.mp4").write_bytes(video(1024))
     env = {
@@ -92,6 +87,18 @@ async def test_the_steps(site: Site, browser: Browser, tmp_path: Path) -> None:
         player = page.locator("video")
         await player.evaluate("v => { v.muted = true; return v.play(); }")
         assert await player.evaluate("v => v.duration") == pytest.approx(SECONDS, abs=0.5)
+        (tmp_path / "acme.header").write_text(f"Authorization: Bearer {env['KEYTURN_API_KEY']}")
+        made = await asyncio.create_subprocess_exec(
+            *_program(tmp_path, env, make_link), stdout=asyncio.subprocess.PIPE
+        )
+        printed, _ = await made.communicate()
+        for status in (201, 409):
+            sent = await context.request.put(
+                json.loads(printed)["url"],
+                data="the plan",
+                headers={"Content-Type": "text/plain", "Prefer": "wait=30"},
+            )
+            assert sent.status == status
         # A file that the program does not give to its users, and a name that is taken.
         for method, path, status in (
             ("GET", "download/private/film.mp4", 404),
@@ -115,13 +122,9 @@ async def test_the_client_in_the_page(site: Site, browser: Browser) -> None:
         data={"name": "demo", "password": PASSWORD},
     )
     assert signed_in.ok
-    for key in ("reports/film.mp4", "reports/2026/q3.txt"):
-        stored = await context.request.put(
-            f"{base}/files/v1/projects/acme/objects/{key}",
-            headers={"Origin": base, "Prefer": "wait=60"},
-            data=b"content",
-        )
-        assert stored.status == 201
+    async with Client.connect(site.gateway.url, site.deployment.api_key) as client:
+        for key in ("reports/film.mp4", "reports/2026/q3.txt"):
+            await client.upload("acme", key, b"content")
     page = await context.new_page()
     printed: list[str] = []
 

@@ -260,7 +260,7 @@ def link(
     ] = False,
     max_bytes: Annotated[
         int | None,
-        typer.Option("--max-bytes", min=1, metavar="BYTES", help="With --put: the largest body."),
+        typer.Option("--max-bytes", min=0, metavar="BYTES", help="With --put: the largest body."),
     ] = None,
     content_type: Annotated[
         str | None,

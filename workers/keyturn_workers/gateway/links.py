@@ -53,7 +53,7 @@ class LinkBody(BaseModel):
     inline: bool = False
     kind: Literal["object", "ciphertext"] = "object"
     method: Literal["GET", "PUT"] = "GET"
-    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    max_bytes: Annotated[int, Field(ge=0)] | None = None
     content_type: Annotated[str, Field(pattern=rf"\A{LINK_CONTENT_TYPE}\z")] | None = None
 
 
@@ -92,7 +92,7 @@ class LinkRoutes:
             body = await read_json_body(
                 request.receive, LinkBody, _BODY_MAX_BYTES, self._idle_timeout_s
             )
-            if body.method == "GET" and (body.max_bytes or body.content_type):
+            if body.method == "GET" and (body.max_bytes, body.content_type) != (None, None):
                 raise MalformedRequestError("max_bytes and content_type: only for method PUT")
             if body.method == "GET" and body.kind == "ciphertext":
                 return await self._ciphertext_link(caller, object_key, body)

@@ -100,7 +100,7 @@ def _decode(raw: bytes) -> str | None:
 DOWNLOAD_NAME_MAX_BYTES: Final = 255
 _EXPIRES: Final = re.compile(r"[1-9][0-9]{0,14}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
-_MAX_BYTES: Final = re.compile(r"[1-9][0-9]{0,14}")
+_MAX_BYTES: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 LINK_CONTENT_TYPE: Final = r"[!-~](?:[ -~]{0,253}[!-~])?"
 """The content type of an upload link: printable ASCII, without a space at either end."""
 # Each byte as one character: what is not UTF-8 is kept as it is.

@@ -79,7 +79,7 @@ async def test_a_link_is_requested_with_its_bounds_and_not_shown() -> None:
 @pytest.mark.parametrize(
     ("named", "more"),
     [
-        ("max_bytes", {"max_bytes": 0}),
+        ("max_bytes", {"max_bytes": -1}),
         ("max_bytes", {"max_bytes": True}),
         ("max_bytes", {"max_bytes": 1.5}),
         ("604800 s", {"expires_s": 604_801}),

@@ -82,7 +82,7 @@ async def test_an_upload_link_has_its_bounds(gateway: FakeGateway) -> None:
         (("--inline", "--ciphertext"), "cannot be used together"),
         (("--put", "--inline", "--max-bytes", "1"), "cannot be used together"),
         (("--put",), "--put requires --max-bytes"),
-        (("--put", "--max-bytes", "0"), "greater than or equal to 1"),
+        (("--put", "--max-bytes", "-1"), "greater than or equal to 0"),
         (("--max-bytes", "10"), "require --put"),
         (("--content-type", "a/b"), "require --put"),
         (("--expires", "8d"), "--expires must be from 1s to 7d"),

@@ -121,7 +121,6 @@ class TestMaking:
         [
             {"method": "PUT"},
             {"method": "PUT", "max_bytes": None},
-            {"method": "PUT", "max_bytes": 0},
             {"method": "PUT", "max_bytes": -1},
             {"method": "PUT", "max_bytes": 1.0},
             {"method": "PUT", "max_bytes": "10"},
@@ -142,7 +141,7 @@ class TestMaking:
             {"method": "put", "max_bytes": 10},
             {"method": "DELETE"},
             {"method": None, "max_bytes": 10},
-            {"max_bytes": 10},
+            {"max_bytes": 0},
             {"method": "GET", "content_type": "text/x"},
             {"kind": "ciphertext", "max_bytes": 10},
         ],
@@ -208,6 +207,13 @@ class TestWhatIsLetIn:
         assert got.document()["detail"] == "at most 10 bytes"
         assert not serving.publisher.uploads
         assert (await _put(serving, upload_target(), b"x" * 10)).status == 202
+
+    async def test_a_link_may_be_for_an_empty_body(self) -> None:
+        serving = Serving()
+        target = await make_link(serving, method="PUT", max_bytes=0)
+        assert (await _put(serving, target, b"x")).status == 413
+        assert (await _put(serving, target, b"")).status == 202
+        assert serving.publisher.uploads[0].body == b""
 
     async def test_the_gateways_own_limit_holds_too(self) -> None:
         serving = Serving(max_bytes=5)
@@ -413,7 +419,8 @@ class TestRefusals:
             upload_target().replace("max_bytes=10", "max_bytes=" + "9" * 5000),
             upload_target().replace("max_bytes=10&", ""),
             upload_target().replace("max_bytes=10", "MAX_BYTES=10"),
-            upload_target(max_bytes=0),
+            upload_target(max_bytes=0).replace("=0&", "=00&"),
+            upload_target(max_bytes=0).replace("=0&", "=-0&"),
             upload_target().replace("pdf", "PDF"),
             upload_target().replace("pdf", "pdf%20"),
             upload_target().replace("pdf", "pdf%00"),
