@@ -144,7 +144,7 @@ def test_the_image_is_that_of_this_release(overlay: str, request: pytest.Fixture
         if line.startswith("version = ")
     )
     images = {container_of(one)["image"] for one in manifests.deployments}
-    assert images == {f"registry.example.com/keyturn:{version}"}
+    assert images == {f"ghcr.io/keyturn/keyturn:{version}"}
 
 
 @pytest.mark.parametrize("overlay", ["small", "production"])

@@ -18,10 +18,3 @@ def _built() -> None:
 def test_script(script: str) -> None:
     """Lint, generated types, types, unit tests, size, publint with attw, and the reference."""
     typescript.npm("run", "--silent", script, *typescript.CHECKS[script])
-
-
-def test_versions_are_those_of_the_python_packages() -> None:
-    manifest = (typescript.PACKAGE / "package.json").read_text()
-    python = (typescript.PACKAGE.parents[1] / "contracts/pyproject.toml").read_text()
-    version = next(line for line in python.splitlines() if line.startswith("version"))
-    assert version.replace("version = ", '"version": ') in manifest
