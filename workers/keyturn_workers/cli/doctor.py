@@ -1,4 +1,4 @@
-"""`keyturn doctor`: what the configured bucket and broker can do (SPEC 10).
+"""`keyturn doctor`: what the configured bucket, broker and sources can do (SPEC 10, 17).
 
 Each row is the outcome of requests just made; a server's name is never trusted.
 """
@@ -12,19 +12,23 @@ import typer
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPException, ChannelClosed
 
+from keyturn.errors import SettingsError, SourceUnavailableError
 from keyturn.publisher.connection import (
     Broker,
     BrokerAddress,
     connect_to_broker,
     describe_broker_failure,
 )
-from keyturn.settings import S3Settings
 from keyturn.topology import EXCHANGE, queues
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_rows
 from keyturn_workers.cli.settings import BrokerSettings
+from keyturn_workers.settings import SourceSettings
+from keyturn_workers.sources.bucket import open_source
+from keyturn_workers.sources.config import Source
+from keyturn_workers.storage import Storage
 from keyturn_workers.storage.probe.runner import probe
 
 _CONNECT_TIMEOUT_S: Final = 10
@@ -55,11 +59,11 @@ class Check:
 
 
 def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Check what the bucket and the broker can do.
+    """Check what the bucket and the broker can do, and each source of KEYTURN_SOURCES.
 
     The broker is checked if KEYTURN_AMQP_URL is set. Exits with 1 if a requirement is not met.
     """
-    storage, broker = S3Settings.read(), BrokerSettings.read()
+    storage, broker = SourceSettings.read(), BrokerSettings.read()
     checks = asyncio.run(_run_checks(storage, broker))
     rows = [_row(check, names=verbose or as_json) for check in checks]
     print_rows(_COLUMNS, rows, as_json=as_json)
@@ -74,18 +78,40 @@ def _row(check: Check, *, names: bool) -> dict[str, Any]:
     return row
 
 
-async def _run_checks(storage: S3Settings, broker: BrokerSettings) -> list[Check]:
+async def _run_checks(storage: SourceSettings, broker: BrokerSettings) -> list[Check]:
     async with open_bucket(storage, max_connections=64) as bucket:
         report = await probe(bucket)
+        of_sources = [
+            await _check_source(name, source, storage, bucket)
+            for name, source in storage.sources.items()
+        ]
     if report.left_behind is not None:
         note(f"could not remove {report.left_behind}")
     checks = [
         Check(row.name, row.needed, row.ok, row.detail, row.consequence) for row in report.rows
     ]
+    checks += of_sources
     if broker.amqp_url is not None:
         address = BrokerAddress.parse(broker.amqp_url.get_secret_value(), broker)
         checks += await broker_checks(address)
     return checks
+
+
+async def _check_source(name: str, source: Source, settings: SourceSettings, own: Storage) -> Check:
+    """Whether a source is another bucket that can be read, and how its objects are deleted."""
+    check = f"source {name}"
+    try:
+        async with open_source(name, source, settings, own) as bucket:
+            await bucket.check()
+            await bucket.list_page()
+            deletion = await bucket.find_deletion()
+    except SettingsError as exc:
+        return Check(check, "required", False, str(exc), "workers refuse to start")
+    except SourceUnavailableError as exc:
+        return Check(check, "wanted", False, exc.detail, "its objects wait")
+    ok = deletion != "not possible"
+    consequence = "" if ok else "stored objects stay in the source; see its setting delete"
+    return Check(check, "wanted", ok, f"readable; deleted: {deletion}", consequence)
 
 
 async def broker_checks(broker: Broker) -> list[Check]:

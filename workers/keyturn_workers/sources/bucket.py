@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -41,6 +41,7 @@ from keyturn_workers.storage.probe.request_checks import conditional_delete
 from keyturn_workers.storage.probe.runner import PREFIX as PROBE_PREFIX
 from keyturn_workers.storage.s3 import open_storage
 
+Deletion = Literal["never", "by version", "conditionally", "unconditionally", "not possible"]
 PIECE_BYTES: Final = 1024 * 1024
 _NULL_VERSION: Final = "null"
 _PROOF_BYTES: Final = 32
@@ -219,12 +220,26 @@ class SourceBucket:
             return
         await self._storage.delete_if_match(named.key, named.etag)
 
+    async def find_deletion(self) -> Deletion:
+        """How objects of this source are deleted after they were stored.
+
+        Raises:
+            SourceUnavailableError: that cannot be found out now.
+        """
+        if self.source.delete is False:
+            return "never"
+        with self._translated():
+            if await self._storage.versioning() == "Enabled":
+                return "by version"
+            if self.source.delete == "unconditional":
+                return "unconditionally"
+            return "conditionally" if await self._honors_condition() else "not possible"
+
     async def _deletes_conditionally(self) -> bool:
         """Whether the source's storage honors the condition of a delete, found out once."""
         async with self._checking:
             if self._honors_conditions is None:
-                s3_key = f"{self.source.prefix}{OWN_PREFIX}{secrets.token_hex(8)}"
-                self._honors_conditions = await self._probe(s3_key)
+                self._honors_conditions = await self._honors_condition()
                 if not self._honors_conditions:
                     _log.warning(
                         "objects of this source are not deleted: its bucket keeps no versions, and "
@@ -234,7 +249,8 @@ class SourceBucket:
                     )
         return self._honors_conditions
 
-    async def _probe(self, s3_key: str) -> bool:
+    async def _honors_condition(self) -> bool:
+        s3_key = f"{self.source.prefix}{OWN_PREFIX}{secrets.token_hex(8)}"
         try:
             outcome = await conditional_delete(self._storage, s3_key)
             await self._storage.delete(s3_key)
@@ -310,6 +326,23 @@ class Sources:
 
 
 @asynccontextmanager
+async def open_source(
+    name: str, source: Source, settings: S3Settings, own: Storage
+) -> AsyncIterator[SourceBucket]:
+    """Open one source, without asking it anything. Arguments are those of `open_sources`.
+
+    Raises:
+        SettingsError: its credentials cannot be used.
+    """
+    try:
+        its_settings = source.storage_settings(settings)
+    except ValueError as exc:
+        raise SettingsError(f"KEYTURN_SOURCES: source {name}: {exc}") from None
+    async with open_storage(its_settings) as storage:
+        yield SourceBucket(name, source, storage, own)
+
+
+@asynccontextmanager
 async def open_sources(
     sources: Mapping[str, Source], deployment: str, settings: S3Settings, own: Storage
 ) -> AsyncIterator[Sources]:
@@ -329,12 +362,8 @@ async def open_sources(
     async with AsyncExitStack() as stack:
         buckets = {}
         for name, source in sources.items():
-            try:
-                its_settings = source.storage_settings(settings)
-            except ValueError as exc:
-                raise SettingsError(f"KEYTURN_SOURCES: source {name}: {exc}") from None
-            storage = await stack.enter_async_context(open_storage(its_settings))
-            buckets[name] = SourceBucket(name, source, storage, own)
+            opening = open_source(name, source, settings, own)
+            buckets[name] = await stack.enter_async_context(opening)
             try:
                 await buckets[name].check()
             except SourceUnavailableError as exc:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from keyturn.identifiers import has_control_characters, is_object_key, is_project
 from keyturn.messages import problems
@@ -43,6 +50,12 @@ def _key_template(text: str) -> str:
     return _template(text)
 
 
+def _delete(value: object) -> object:
+    if not (isinstance(value, bool) or value == "unconditional"):
+        raise ValueError('it is true, false or "unconditional"')
+    return value
+
+
 def _prefix(text: str) -> str:
     if has_control_characters(text):
         raise ValueError("it has no control characters")
@@ -73,7 +86,7 @@ class Source(StrictModel):
     prefix: Annotated[str, AfterValidator(_prefix)] = ""
     project: Annotated[str, AfterValidator(_template)]
     key: Annotated[str, AfterValidator(_key_template)]
-    delete: bool | Literal["unconditional"] = False
+    delete: Annotated[bool | Literal["unconditional"], BeforeValidator(_delete)] = False
     watch: bool = True
     endpoint_url: Url | None = None
     region: str | None = None

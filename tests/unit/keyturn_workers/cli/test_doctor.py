@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 from aiormq.exceptions import ChannelNotFoundEntity
 from typer.testing import CliRunner
 
+from keyturn.errors import StorageUnavailableError
 from keyturn.topology import EXCHANGE, UPLOAD_QUEUE, queues
 from keyturn_workers.cli import doctor
 from keyturn_workers.cli.app import app
 from keyturn_workers.errors import MissingError
+from keyturn_workers.sources.bucket import SourceBucket
 from tests.unit.keyturn_workers.storage.probe.broken_storages import IgnoresIfAbsent
 from tools.harness.memory_storage import MemoryStorage
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
     from keyturn.publisher.connection import BrokerAddress
+    from keyturn_workers.sources.config import Source
 
 _URL = "amqp://kim:sesame@127.0.0.1:5672/"
 
@@ -75,8 +78,8 @@ def _use(
     monkeypatch.setattr(doctor, "connect_to_broker", connect)
 
 
-def _run(*arguments: str, amqp_url: str = _URL) -> Result:
-    environment = {"KEYTURN_S3_BUCKET": "memory"}
+def _run(*arguments: str, amqp_url: str = _URL, **more: str) -> Result:
+    environment = {"KEYTURN_S3_BUCKET": "memory", **more}
     if amqp_url:
         environment["KEYTURN_AMQP_URL"] = amqp_url
     return CliRunner().invoke(app, ["doctor", *arguments], env=environment)
@@ -145,3 +148,57 @@ def test_what_the_probe_left_behind_is_named(monkeypatch: pytest.MonkeyPatch) ->
     storage.fail_next("purge", MissingError("purge: NoSuchKey"))
     _use(monkeypatch, storage, FakeBroker(set()))
     assert "could not remove .keyturn/doctor/" in _run().stderr
+
+
+def test_each_source_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = MemoryStorage()
+    _use(monkeypatch, own, FakeBroker(set()))
+    buckets = {
+        "versioned": MemoryStorage(versioned=True),
+        "away": MemoryStorage(),
+        "own": own,
+        "ignoring": IgnoresDeletes(),
+    }
+    buckets["away"].fail_next("list_entries", StorageUnavailableError("list: SlowDown"))
+
+    @asynccontextmanager
+    async def opened(name: str, source: Source, *_: object) -> AsyncIterator[SourceBucket]:
+        storage: Any = buckets[name]
+        yield SourceBucket(name, source, storage, own)
+
+    monkeypatch.setattr(doctor, "open_source", opened)
+    fields = {"bucket": "the-drop", "project": "acme", "key": "{name}", "delete": True}
+    result = _run("--json", KEYTURN_SOURCES=json.dumps(dict.fromkeys(buckets, fields)))
+    assert result.exit_code == 1
+    assert "missing: source own" in result.stderr
+    rows = {row["check"]: row for row in json.loads(result.stdout)}
+    shown = {
+        name: (row["needed"], row["ok"], row["said"], row["consequence"])
+        for name, row in rows.items()
+        if name.startswith("source ")
+    }
+    assert shown == {
+        "source versioned": ("wanted", True, "readable; deleted: by version", ""),
+        "source away": ("wanted", False, "source away: list: SlowDown", "its objects wait"),
+        "source own": (
+            "required",
+            False,
+            "KEYTURN_SOURCES: source own is the bucket of KEYTURN_S3_BUCKET by another name",
+            "workers refuse to start",
+        ),
+        "source ignoring": (
+            "wanted",
+            False,
+            "readable; deleted: not possible",
+            "stored objects stay in the source; see its setting delete",
+        ),
+    }
+
+
+class IgnoresDeletes(MemoryStorage):
+    """Looks at no ETag before it deletes."""
+
+    async def delete_if_match(self, key: str, etag: str) -> str | None:
+        del etag
+        await self.delete(key)
+        return None

@@ -315,6 +315,24 @@ async def test_a_version_is_deleted_where_versions_cannot_be_listed(met: Excepti
     assert (await storage.read(KEY))[1] == b"one"
 
 
+@pytest.mark.parametrize(
+    ("storage", "delete", "deletion"),
+    [
+        (MemoryStorage(), False, "never"),
+        (MemoryStorage(versioned=True), True, "by version"),
+        (MemoryStorage(versioned=True), "unconditional", "by version"),
+        (MemoryStorage(), True, "conditionally"),
+        (IgnoresConditions(), True, "not possible"),
+        (IgnoresConditions(), "unconditional", "unconditionally"),
+    ],
+)
+async def test_how_objects_are_deleted_is_found_out(
+    storage: MemoryStorage, delete: bool | str, deletion: str
+) -> None:
+    assert await _bucket(storage, delete=delete).find_deletion() == deletion
+    assert list(storage.stored_keys()) == []
+
+
 # What a request may name.
 
 
