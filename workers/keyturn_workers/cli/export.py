@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import typer
 from pydantic import ValidationError
@@ -57,16 +57,14 @@ _COLUMNS: Final = ("key", "code", "detail")
 _DEFAULT_REGION: Final = "us-east-1"
 
 
-@dataclass(frozen=True, slots=True)
-class _Bucket:
+class _Bucket(NamedTuple):
     """A bucket as the destination; `prefix` is empty, or ends with a `/`."""
 
     settings: S3Settings
     prefix: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(NamedTuple):
     """What one command exports, where to, and how many objects at once."""
 
     project: str
@@ -163,7 +161,7 @@ def _parse_target(destination: str, endpoint_url: str | None) -> Path | _Bucket:
 async def _export_as_operator(settings: OperatorSettings, run: _Run, reason: str | None) -> Report:
     async with (
         command_audit(AuditSettings.read(), "export", reason) as audit,
-        _own_bucket(settings, run) as storage,
+        _source_bucket(settings, run) as storage,
         operator_access(settings, storage, audit, run.project) as access,
         # One record for all objects of the project.
         audit.act("object.opened_as_operator", project=run.project),
@@ -172,24 +170,17 @@ async def _export_as_operator(settings: OperatorSettings, run: _Run, reason: str
 
 
 async def _export_from_bucket(settings: S3Settings, access: Access, run: _Run) -> Report:
-    async with _own_bucket(settings, run) as storage:
+    async with _source_bucket(settings, run) as storage:
         return await _export(_bucket_source(storage, access), run)
 
 
 @asynccontextmanager
-async def _own_bucket(settings: S3Settings, run: _Run) -> AsyncIterator[Storage]:
-    """Keyturn's bucket, which the destination must not be."""
-    if isinstance(run.target, _Bucket) and _place(run.target.settings) == _place(settings):
-        raise typer.BadParameter("the destination is Keyturn's own bucket: use another one")
+async def _source_bucket(settings: S3Settings, run: _Run) -> AsyncIterator[Storage]:
     # An object, and the keyring that is read beside it; two listings.
     async with open_bucket(settings, max_connections=2 * run.concurrency + 2) as storage:
         if not [row async for row in storage.list(object_s3_key(run.project, ""), limit=1)]:
             await require_enrolled(storage, run.project)
         yield storage
-
-
-def _place(settings: S3Settings) -> tuple[str, str]:
-    return settings.s3_bucket, (settings.s3_endpoint_url or "").rstrip("/").lower()
 
 
 def _bucket_source(storage: Storage, access: Access) -> Source:
@@ -241,24 +232,17 @@ def _print(report: Report, project: str, destination: str, *, as_json: bool) -> 
     failed = report.failed.total()
     there = report.exported + report.already_there
     if as_json:
-        print_json(
-            {
-                "project": project,
-                "destination": destination,
-                "exported": report.exported,
-                "already_there": report.already_there,
-                "deleted": report.deleted,
-                "failed": dict(report.failed),
-                "size_bytes": report.size_bytes,
-                "failures": report.failures,
-            }
-        )
+        counted = asdict(report) | {"failed": dict(report.failed)}
+        print_json({"project": project, "destination": destination, **counted})
     else:
         if failed:
             print_rows(_COLUMNS, report.failures)
             print_line("")
-        before = f" ({report.already_there} were there before)" if report.already_there else ""
-        print_line(f"{there} objects with {report.size_bytes} bytes in {destination}{before}")
+        deleted = f", {report.deleted} deleted" if report.deleted else ""
+        print_line(
+            f"{there} objects with {report.size_bytes} bytes in {destination}: "
+            f"{report.exported} new, {report.already_there} there before{deleted}"
+        )
     if omitted := failed - len(report.failures):
         note(f"{omitted} more failures are counted, not listed")
     if failed:

@@ -112,10 +112,15 @@ class Incoming:
             path=path,
             size=self.info.size_bytes,
             sha256=self._sha256.hexdigest(),
-            content_type=self.info.content_type,
-            metadata=dict(self.info.metadata),
+            content_type=self.info.content_type and _valid(self.info.content_type),
+            metadata={name: _valid(value) for name, value in self.info.metadata.items()},
             last_modified=self.info.last_modified,
         )
+
+
+def _valid(text: str) -> str:
+    """Text as UTF-8 can hold it: a bucket writer's metadata may decode to something else."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class Destination(Protocol):

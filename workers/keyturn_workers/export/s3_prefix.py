@@ -15,9 +15,9 @@ from typing import Final, Self
 from uuid import uuid4
 
 from keyturn.errors import MalformedRequestError, StorageUnavailableError
-from keyturn.identifiers import OBJECT_KEY_MAX_BYTES
+from keyturn.identifiers import OBJECT_KEY_MAX_BYTES, OWN_PREFIX
 from keyturn.metadata import encode_caller_metadata
-from keyturn_workers.errors import ExportError, StorageAnswerError
+from keyturn_workers.errors import ExportError, RefusedError, StorageAnswerError
 from keyturn_workers.export.manifest import MANIFEST, Index, first_line, parse_lines
 from keyturn_workers.export.run import BLOCK_BYTES, Incoming
 from keyturn_workers.storage import Headers, Part, Storage
@@ -25,7 +25,7 @@ from keyturn_workers.storage import Headers, Part, Storage
 PREFIX_MAX_BYTES: Final = 1024 - OBJECT_KEY_MAX_BYTES - 1
 """S3 allows 1024 bytes for a key; `_path` may add one."""
 SINGLE_PUT_MAX_BYTES: Final = 64 * 1024**2
-PART_BYTES: Final = 16 * 1024**2
+PART_BYTES: Final = 8 * 1024**2
 _PARTS_MAX: Final = 10_000
 _LINES_MAX: Final = 1000
 _FLUSH_S: Final = 5.0
@@ -54,9 +54,14 @@ class S3Prefix:
             project: The project that is exported.
 
         Raises:
-            ExportError: it holds something else.
+            ExportError: it holds something else, or the bucket is one of Keyturn.
             StorageUnavailableError, StorageAnswerError: it cannot be read or written.
         """
+        with suppress(RefusedError):  # credentials may be for the prefix alone
+            async for _ in storage.list(OWN_PREFIX, limit=1):
+                raise ExportError(
+                    f"the destination is a bucket of Keyturn, with {OWN_PREFIX}: use another one"
+                )
         opened = cls(storage, prefix, project)
         if not await opened._continue():
             async for row in storage.list(prefix, limit=1):

@@ -66,6 +66,13 @@ async def test_every_object_is_a_file_and_a_line(target: Path) -> None:
     assert not (target / ".keyturn-partial").exists()
 
 
+async def test_metadata_that_is_no_text_does_not_end_the_export(target: Path) -> None:
+    """`=?unknown-8bit?b?/w==?=` of a bucket writer decodes to this."""
+    report = await _export(Project({"a": b"1"}, metadata={"author": "\udcff"}), target)
+    assert (report.exported, report.failures) == (1, [])
+    assert _manifest(target)[1]["metadata"] == {"author": "\\udcff"}
+
+
 async def test_a_second_run_reads_only_what_is_new(target: Path) -> None:
     project = Project({"a": b"1", "A": b"2", "b/c": b"3"})
     await _export(project, target)

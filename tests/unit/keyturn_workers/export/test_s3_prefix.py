@@ -119,11 +119,13 @@ async def test_a_part_of_the_manifest_that_cannot_be_written_is_written_later(
     assert sorted(str(line["key"]) for line in await _lines(storage)) == ["a", "b"]
 
 
-@pytest.mark.parametrize("what", ["other objects", "other project"])
+@pytest.mark.parametrize("what", ["other objects", "other project", "a bucket of Keyturn"])
 async def test_a_prefix_that_is_no_place_for_it_is_refused(what: str) -> None:
     storage = MemoryStorage()
     if what == "other objects":
         await storage.put("out/photo.jpg", b"x", Headers({}))
+    elif what == "a bucket of Keyturn":
+        await storage.put(".keyturn/keyrings/beta.json", b"{}", Headers({}))
     else:
         async with S3Prefix.open(storage, "out/", "beta"):
             pass
