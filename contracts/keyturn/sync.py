@@ -14,7 +14,7 @@ One that is not closed is closed at exit, and a forked child connects anew with 
 """
 
 import ssl
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial, wraps
 from types import TracebackType
@@ -36,6 +36,7 @@ from keyturn import gateway, publisher
 from keyturn.event_loop import Session, event_loop
 from keyturn.gateway.listing import PAGE_MAX_ENTRIES, ListedObject, ListedPrefix
 from keyturn.gateway.transport import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, MAX_CONNECTIONS
+from keyturn.messages import DeleteRejected, ObjectDeleted
 from keyturn.publisher.client import ALARM_TIMEOUT_S, PUBLISH_TIMEOUT_S
 from keyturn.publisher.requests import ApiKey
 from keyturn.settings import PublisherSettings, S3Settings
@@ -218,6 +219,7 @@ class Client(_Blocking[gateway.Client]):
     stat = _blocking(gateway.Client.stat)
     upload = _blocking(gateway.Client.upload)
     delete = _blocking(gateway.Client.delete)
+    delete_many = _blocking(gateway.Client.delete_many)
     link = _blocking(gateway.Client.link)
     ciphertext_link = _blocking(gateway.Client.ciphertext_link)
     upload_link = _blocking(gateway.Client.upload_link)
@@ -307,6 +309,14 @@ class Publisher(_Blocking[publisher.Publisher]):
         super().__init__(Session(open_publisher))
         event_loop().run(self._client())
 
+    def delete_outcomes(self, request_id: str) -> Mapping[str, ObjectDeleted | DeleteRejected]:
+        """The outcomes of a delete of many keys, by object key, as far as known."""
+
+        async def read() -> Mapping[str, ObjectDeleted | DeleteRejected]:
+            return (await self._client()).delete_outcomes(request_id)
+
+        return event_loop().run(read())
+
     connect = _blocking(publisher.Publisher.connect)
     enroll = _blocking(publisher.Publisher.enroll)
     upload = _blocking(publisher.Publisher.upload)
@@ -314,6 +324,7 @@ class Publisher(_Blocking[publisher.Publisher]):
     rotate = _blocking(publisher.Publisher.rotate)
     sweep = _blocking(publisher.Publisher.sweep)
     delete = _blocking(publisher.Publisher.delete)
+    delete_many = _blocking(publisher.Publisher.delete_many)
     status = _blocking(publisher.Publisher.status)
     move_dead_letters = _blocking(publisher.Publisher.move_dead_letters)
     recover = _blocking(publisher.Publisher.recover)

@@ -38,7 +38,7 @@ _COMMANDS: Final = {
     "rotate": "projects:rotate",
     "sweep": "projects:sweep",
     "recover": "recover:recover",
-    "delete": "objects:delete",
+    "delete": "delete:delete",
     "inspect": "objects:inspect",
     "status": "status:status",
     "verify": "verify:verify",

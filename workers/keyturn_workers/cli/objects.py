@@ -1,41 +1,32 @@
-"""`keyturn ls`, `inspect` and `delete`: the objects of a project (SPEC 4.3, 4.5 to 4.7, 6.6, 9.3).
+"""`keyturn ls` and `inspect`: the objects of a project (SPEC 4.3, 4.5 to 4.7, 9.3).
 
 Both `ls` and `inspect` need only the bucket and no key. What they show is what metadata claims;
 only opening the wraps and the body proves it (`keyturn download`). They must never print a wrap,
-only its length. `ls` and `delete` work through a gateway too, with only the API key.
+only its length. `ls` works through a gateway too, with only the API key.
 """
 
 import asyncio
-import math
 import ssl
 import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Final, Literal
 
-import stamina
 import typer
 from pydantic import SecretStr
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto import HEADER_BYTES, SALT_BYTES, V0_OVERHEAD_BYTES, ChunkError, plaintext_size
 from keyturn.errors import (
-    CodedError,
     CorruptObjectError,
-    GatewayError,
     MalformedRequestError,
     NotFoundError,
-    ResponseLostError,
-    TooManyRequestsError,
-    UnexpectedResponseError,
     UnknownAlgorithmError,
     UnknownProjectError,
 )
 from keyturn.gateway import (
     Client,
-    DeleteReceipt,
     ListedObject,
     ListedPrefix,
     UnencryptedGatewayWarning,
@@ -44,9 +35,7 @@ from keyturn.gateway.listing import PAGE_MAX_ENTRIES
 from keyturn.gateway.transport import is_unencrypted
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
-from keyturn.publisher import Publisher
-from keyturn.publisher.requests import new_id
-from keyturn.settings import PublisherSettings, S3Settings
+from keyturn.settings import S3Settings
 from keyturn.tls import GATEWAY, client_context
 from keyturn_workers.cli.arguments import (
     ApiKeyFile,
@@ -54,28 +43,14 @@ from keyturn_workers.cli.arguments import (
     GatewayUrl,
     ObjectKey,
     Project,
-    TimeoutS,
-    validate_object_key,
 )
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import print_json, print_rows, print_table
-from keyturn_workers.cli.publishing import (
-    print_request_rows,
-    publish_row,
-    request_row,
-    wait_for_row,
-)
 from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import GatewayTlsSettings, GatewayUrlSettings
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import PAGE_KEYS, ObjectHead, ObjectSummary, Storage
-
-_DELETES_AT_ONCE: Final = 64
-# Half of what a gateway lets one project have pending by default; each takes half a minute.
-_GATEWAY_DELETES_AT_ONCE: Final = 32
-_SERVER_ERROR: Final = 500
-_DELETE_COLUMNS: Final = ("key", "status", "request_id", "code", "detail")
 
 _CONCURRENCY: Final = 16
 _SHORT_COLUMNS: Final = ("key", "stored_bytes", "changed_at")
@@ -194,7 +169,7 @@ async def _ls(
             if not long:
                 return short
             async with slots:
-                return short | await _read_claims(storage, row.key)
+                return short | await read_claims(storage, row.key)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(describe(row)) for row in listed[: request.limit]]
@@ -226,7 +201,8 @@ async def _list(storage: Storage, request: _Request) -> list[ObjectSummary | str
     return sorted(listed, key=lambda row: row if isinstance(row, str) else row.key)
 
 
-async def _read_claims(storage: Storage, s3_key: str) -> dict[str, Any]:
+async def read_claims(storage: Storage, s3_key: str) -> dict[str, Any]:
+    """What the metadata of the object at this S3 key claim, as `claims`; `gone` without one."""
     try:
         head = await storage.head(s3_key)
     except MissingError:
@@ -319,122 +295,6 @@ def _report(head: ObjectHead, start: bytes) -> dict[str, Any]:
         "tags": head.tag_count,
         "metadata": object_metadata.decode_caller_metadata(head.metadata),
     }
-
-
-def _validate_object_keys(values: list[str]) -> list[str]:
-    return [validate_object_key(value) for value in dict.fromkeys(values)]
-
-
-def delete(
-    project: Project,
-    keys: Annotated[
-        list[str],
-        typer.Argument(
-            help="The object keys, without the project.",
-            callback=_validate_object_keys,
-        ),
-    ],
-    wait: Annotated[bool, typer.Option(help="Wait until each is deleted or rejected.")] = True,
-    timeout_s: TimeoutS = 300,
-    gateway: GatewayUrl = None,
-    api_key_file: ApiKeyFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Delete objects permanently. Their keys can never be reused.
-
-    Publishes the requests on the broker, or sends them to a gateway if one is configured.
-    """
-    if url := configured_gateway(gateway):
-        api_key = read_api_key(api_key_file, project, confirm=False)
-        deleting = _delete_through_gateway(url, api_key, project, keys, timeout_s, wait=wait)
-    elif api_key_file is not None:
-        raise typer.BadParameter("--api-key-file needs --gateway or KEYTURN_GATEWAY_URL")
-    else:
-        settings = PublisherSettings.read()
-        deleting = _delete_all(settings, project, keys, timeout_s if wait else None)
-    rows = asyncio.run(deleting)
-    print_request_rows(_DELETE_COLUMNS, rows, "key", "deleted", as_json=as_json)
-
-
-async def _delete_all(
-    settings: PublisherSettings, project: str, keys: list[str], timeout_s: float | None
-) -> list[dict[str, Any]]:
-    slots = asyncio.Semaphore(_DELETES_AT_ONCE)
-    async with Publisher.open(settings) as publisher:
-
-        async def delete_one(key: str) -> dict[str, Any]:
-            row = request_row(key=key, request_id=new_id())
-            delete = partial(publisher.delete, project, key, request_id=row["request_id"])
-            async with slots:
-                sent = await publish_row(row, delete)
-            # The next ones are sent while this one waits for its event.
-            if sent and timeout_s is not None:
-                event = publisher.wait(
-                    row["request_id"],
-                    timeout_s=timeout_s,
-                    project=project,
-                    request_type="delete.requested",
-                )
-                await wait_for_row(row, event, "deleted")
-            return row
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(delete_one(key)) for key in keys]
-    return [task.result() for task in tasks]
-
-
-async def _delete_through_gateway(
-    url: str, api_key: SecretStr, project: str, keys: list[str], timeout_s: float, *, wait: bool
-) -> list[dict[str, Any]]:
-    wait_s = max(1, math.ceil(timeout_s)) if wait else None
-    slots = asyncio.Semaphore(_GATEWAY_DELETES_AT_ONCE)
-    async with gateway_client(url, api_key) as client:
-
-        async def delete_one(key: str) -> dict[str, Any]:
-            row = request_row(key=key)
-            try:
-                async with slots:
-                    receipt = await _delete_when_allowed(client, project, key, timeout_s, wait_s)
-            except CodedError as exc:
-                row.update(status="rejected", code=exc.code, detail=exc.detail)
-            except GatewayError as exc:
-                row.update(status=_failed_status(exc), detail=str(exc))
-            else:
-                row.update(request_id=receipt.request_id, **_accepted_status(receipt, wait=wait))
-            return row
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(delete_one(key)) for key in keys]
-    return [task.result() for task in tasks]
-
-
-async def _delete_when_allowed(
-    client: Client, project: str, key: str, timeout_s: float, wait_s: int | None
-) -> DeleteReceipt:
-    """Delete one object; wait while the project has too many deletes pending."""
-    async for attempt in stamina.retry_context(
-        on=TooManyRequestsError, attempts=None, timeout=timeout_s, wait_initial=1.0, wait_max=10.0
-    ):
-        with attempt:
-            return await client.delete(project, key, wait_s=wait_s)
-    raise AssertionError  # the last attempt raises
-
-
-def _accepted_status(receipt: DeleteReceipt, *, wait: bool) -> dict[str, Any]:
-    if receipt.deleted:
-        return {"status": "deleted"}
-    if not wait:
-        return {"status": "queued"}
-    detail = "not final when the wait ended; the delete continues in the background"
-    return {"status": "pending", "detail": detail}
-
-
-def _failed_status(exc: GatewayError) -> str:
-    """`unknown` if the delete may have been accepted all the same."""
-    is_lost = isinstance(exc, ResponseLostError) or (
-        isinstance(exc, UnexpectedResponseError) and exc.status >= _SERVER_ERROR
-    )
-    return "unknown" if is_lost else "failed"
 
 
 # Through a gateway: with only the API key, without bucket, broker or pepper (SPEC 9).

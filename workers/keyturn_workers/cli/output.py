@@ -6,7 +6,7 @@ sequence in a key never reaches a terminal. Outside a terminal, tables are plain
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TextColumn,
@@ -166,3 +167,12 @@ def object_progress(*, enabled: bool = True) -> Iterator[ObjectProgress]:
     """A progress bar for objects and their bytes, of which neither need be known yet."""
     with progress_display(*_byte_columns(), enabled=enabled) as progress:
         yield ObjectProgress(progress)
+
+
+@contextmanager
+def count_progress(total: int | None, *, enabled: bool = True) -> Iterator[Callable[[int], None]]:
+    """A progress bar for a number of things; yields what counts further ones as done."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress_display(*columns, enabled=enabled) as progress:
+        task_id = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task_id, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from typer.testing import CliRunner
 
@@ -29,7 +29,7 @@ _TYPES = {
     "upload": "upload.requested",
     "rotate": "rotation.requested",
     "sweep": "sweep.requested",
-    "delete": "delete.requested",
+    "delete_many": "delete.requested",
     "recover": "recover.requested",
 }
 
@@ -83,8 +83,12 @@ class FakePublisher:
     async def sweep(self, project: str, **given: Any) -> str:
         return self._publish("sweep", "sweep_id", project=project, **given)
 
-    async def delete(self, project: str, key: str, **given: Any) -> str:
-        return self._publish("delete", "request_id", project=project, key=key, **given)
+    async def delete_many(self, project: str, keys: list[str], **given: Any) -> str:
+        return self._publish("delete_many", "request_id", project=project, keys=keys, **given)
+
+    def delete_outcomes(self, request_id: str) -> dict[str, Event]:
+        outcomes = cast("Any", self.script(request_id))
+        return {event.key: event for event in outcomes}
 
     async def recover(self, project: str, **given: Any) -> str:
         return self._publish("recover", "request_id", project=project, **given)
@@ -136,6 +140,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     lines = env_file.read_text().splitlines(keepends=True)
     env_file.write_text("".join(line for line in lines if "KEYTURN_S3_" not in line))
     publisher = FakePublisher()
-    for module in ("objects", "projects", "recover", "upload"):
+    for module in ("delete", "projects", "recover", "upload"):
         monkeypatch.setattr(f"keyturn_workers.cli.{module}.Publisher", publisher)
     return Commands(publisher, env_file)

@@ -32,33 +32,46 @@ if TYPE_CHECKING:
 
 def _deleted(fake: Commands, refused: str | None = None) -> Any:
     def script(request_id: str) -> list[Event]:
-        key = next(g["key"] for _, g in fake.publisher.sent if g["request_id"] == request_id)
-        if key == refused:
-            fields = {"code": "unknown_project", "detail": "acme"}
-            return [event("delete.rejected", request_id=request_id, **fields)]
-        return [event("object.deleted", request_id=request_id, key=key)]
+        keys = next(g["keys"] for _, g in fake.publisher.sent if g["request_id"] == request_id)
+        fields = {"code": "locked_object", "detail": "a lock"}
+        return [
+            event("delete.rejected", request_id=request_id, key=key, **fields)
+            if key == refused
+            else event("object.deleted", request_id=request_id, key=key)
+            for key in keys
+        ]
 
     return script
 
 
-def test_each_key_is_deleted_once_and_waited_for(fake: Commands) -> None:
+def test_each_key_is_deleted_once_by_one_request(fake: Commands) -> None:
     fake.publisher.script = _deleted(fake)
     result = fake.run("delete", "acme", "a", "b/c", "a", "--json")
     assert result.exit_code == 0, result.stderr
     rows = json.loads(result.stdout)
     assert [(row["key"], row["status"]) for row in rows] == [("a", "deleted"), ("b/c", "deleted")]
-    assert [given["key"] for _, given in fake.publisher.sent] == ["a", "b/c"]
+    assert [given["keys"] for _, given in fake.publisher.sent] == [["a", "b/c"]]
     for row in rows:
-        assert row["event"]["request_id"] == row["request_id"]
+        assert (row["event"]["request_id"], row["event"]["key"]) == (row["request_id"], row["key"])
 
 
 def test_a_rejection_of_one_does_not_affect_the_others(fake: Commands) -> None:
     fake.publisher.script = _deleted(fake, refused="b")
     result = fake.run("delete", "acme", "a", "b", "c")
     assert result.exit_code == 1
-    assert result.stderr == "keyturn: 1 of 3 failed; the first was b: unknown_project: acme\n"
+    assert result.stderr == "keyturn: 1 of 3 failed; the first was b: locked_object: a lock\n"
     statuses = [line.split()[1] for line in result.stdout.splitlines()[1:]]
     assert statuses == ["deleted", "rejected", "deleted"]
+
+
+def test_a_thousand_keys_are_a_request(fake: Commands) -> None:
+    keys = [f"k{number}" for number in range(2100)]
+    assert fake.run("delete", "acme", *keys, "--no-wait").exit_code == 0
+    assert [given["keys"] for _, given in fake.publisher.sent] == [
+        keys[:1000],
+        keys[1000:2000],
+        keys[2000:],
+    ]
 
 
 def test_without_waiting_the_requests_are_queued(fake: Commands) -> None:
@@ -97,7 +110,8 @@ def test_only_a_confirmed_deletion_is_called_deleted(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["acme"], "Missing argument"),
+        (["acme"], "name object keys, or --prefix"),
+        (["acme", "a", "--prefix", "b"], "name object keys, or --prefix"),
         (["acme", "a", "../b"], "malformed_request: a key has no empty"),
         (["Not A Project", "a"], "malformed_request: a project id"),
     ],
@@ -111,36 +125,66 @@ def test_wrong_usage_exits_2_and_deletes_nothing(
     assert fake.publisher.sent == []
 
 
-def _answers(answers: dict[str, list[Any]]) -> Any:
-    """The gateway's answers to the deletions of each key, in order."""
+def _outcome(*deleted: str, **rejected: str) -> web.Response:
+    """The response that names these keys, each of the rejected ones with its code."""
+    refused = [{"key": key, "code": code, "detail": key} for key, code in rejected.items()]
+    document = {"request_id": AN_ID, "deleted": list(deleted), "rejected": refused}
+    return web.json_response(document)
 
-    async def answer(request: web.Request) -> web.StreamResponse:
-        response: web.StreamResponse = answers[request.path.rpartition("/")[2]].pop(0)
-        return response
+
+def _in_order(*responses: web.Response) -> Answer:
+    left = list(responses)
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return left.pop(0)
 
     return answer
 
 
-async def test_through_a_gateway_each_key_is_deleted_and_waited_for() -> None:
-    answers = {key: [web.Response(status=204)] for key in ("a", "b")}
-    async with serving(_answers(answers)) as gateway:
+def _accepted(**rejected: str) -> web.Response:
+    refused = [{"key": key, "code": code, "detail": key} for key, code in rejected.items()]
+    return web.json_response({"request_id": AN_ID, "rejected": refused}, status=202)
+
+
+async def test_through_a_gateway_each_key_is_deleted_by_one_request() -> None:
+    async with serving(_in_order(_outcome("a", "b"))) as gateway:
         arguments = ("delete", "acme", "a", "b", "a", "--timeout-s", "39.5", "--json")
         result = await run(*arguments, "--gateway", gateway.url)
     assert result.exit_code == 0, result.stderr
     rows = json.loads(result.stdout)
     assert [(row["key"], row["status"]) for row in rows] == [("a", "deleted"), ("b", "deleted")]
-    assert sorted(seen.target for seen in gateway.seen) == [
-        "/v1/projects/acme/objects/a",
-        "/v1/projects/acme/objects/b",
-    ]
-    assert {seen.headers["Prefer"] for seen in gateway.seen} == {"wait=40"}
+    (seen,) = gateway.seen
+    assert (seen.method, seen.target) == ("POST", "/v1/projects/acme/deletes")
+    assert json.loads(seen.body or b"") == {"keys": ["a", "b"]}
+    assert seen.headers["Prefer"] == "wait=40"
+
+
+async def test_through_a_gateway_a_key_is_rejected_alone() -> None:
+    async with serving(_in_order(_outcome("a", b="not_found"))) as gateway:
+        result = await run("delete", "acme", "a", "b", "--json", "--gateway", gateway.url)
+    assert result.exit_code == 1
+    assert "1 of 2 failed; the first was b: not_found" in result.stderr
+    statuses = [(row["status"], row["code"]) for row in json.loads(result.stdout)]
+    assert statuses == [("deleted", None), ("rejected", "not_found")]
+
+
+async def test_what_is_not_final_when_the_gateway_answers_is_asked_for_again() -> None:
+    """A gateway waits for a minute at most, and workers may be busy for longer."""
+    answers = _in_order(_accepted(b="not_found"), _accepted(), _outcome("a", "c"))
+    async with serving(answers) as gateway:
+        result = await run("delete", "acme", "a", "b", "c", "--json", "--gateway", gateway.url)
+    statuses = [row["status"] for row in json.loads(result.stdout)]
+    assert statuses == ["deleted", "rejected", "deleted"]
+    bodies = [json.loads(seen.body or b"") for seen in gateway.seen]
+    assert bodies == [{"keys": ["a", "b", "c"]}, {"keys": ["a", "c"]}, {"keys": ["a", "c"]}]
 
 
 async def test_through_a_gateway_without_waiting_the_requests_are_queued() -> None:
-    async with serving(json_always(202, {"request_id": AN_ID})) as gateway:
-        result = await run("delete", "acme", "a", "--no-wait", GATEWAY_URL=gateway.url)
-    assert result.exit_code == 0
-    assert result.stdout.splitlines()[1].split() == ["a", "queued", AN_ID]
+    async with serving(_in_order(_accepted(b="not_found"))) as gateway:
+        result = await run("delete", "acme", "a", "b", "--no-wait", GATEWAY_URL=gateway.url)
+    assert result.exit_code == 1
+    lines = [line.split() for line in result.stdout.splitlines()[1:]]
+    assert [line[:3] for line in lines] == [["a", "queued", AN_ID], ["b", "rejected", AN_ID]]
     assert "Prefer" not in gateway.seen[0].headers
 
 
@@ -152,7 +196,7 @@ async def _hang_up(request: web.Request) -> web.StreamResponse:
 @pytest.mark.parametrize(
     ("answer", "status"),
     [
-        (json_always(202, {"request_id": AN_ID}), "pending"),
+        (json_always(202, {"request_id": AN_ID, "rejected": []}), "pending"),
         (problem(404, "not_found", "k"), "rejected"),
         (_hang_up, "unknown"),
         (always(502), "unknown"),
@@ -163,7 +207,8 @@ async def test_through_a_gateway_only_a_confirmed_deletion_is_called_deleted(
     answer: Answer, status: str
 ) -> None:
     async with serving(answer) as gateway:
-        result = await run("delete", "acme", "a", "--json", "--gateway", gateway.url)
+        arguments = ("--timeout-s", "0.1", "--json", "--gateway", gateway.url)
+        result = await run("delete", "acme", "a", *arguments)
     assert result.exit_code == 1
     (row,) = json.loads(result.stdout)
     assert row["status"] == status
@@ -172,18 +217,80 @@ async def test_through_a_gateway_only_a_confirmed_deletion_is_called_deleted(
 
 
 async def test_a_project_with_too_many_deletions_waits_for_their_end() -> None:
-    answers = {
-        "a": [problem_answer(429, "too_many_requests"), web.Response(status=204)],
-        "b": [problem_answer(429, "too_many_requests") for _ in range(3)],
-    }
+    busy = [problem_answer(429, "too_many_requests") for _ in range(4)]
     with stamina.set_testing(True, attempts=3):
-        async with serving(_answers(answers)) as gateway:
-            result = await run("delete", "acme", "a", "b", "--json", "--gateway", gateway.url)
-    rows = json.loads(result.stdout)
+        async with serving(_in_order(busy[0], _outcome("a"), *busy[1:])) as gateway:
+            first = await run("delete", "acme", "a", "--json", "--gateway", gateway.url)
+            second = await run("delete", "acme", "b", "--json", "--gateway", gateway.url)
+    rows = [json.loads(result.stdout)[0] for result in (first, second)]
     assert [(row["status"], row["code"]) for row in rows] == [
         ("deleted", None),
         ("rejected", "too_many_requests"),
     ]
+
+
+# All objects under a prefix.
+
+_LISTED = {
+    "objects": [
+        {"key": f"2025/{name}", "size": 1, "changed_at": "2026-11-24T10:00:00Z"} for name in "ab"
+    ],
+    "prefixes": [],
+    "next": None,
+}
+
+
+def _with_listing(deleting: web.Response) -> Answer:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response(_LISTED) if request.method == "GET" else deleting
+
+    return answer
+
+
+async def test_what_is_listed_is_counted_confirmed_and_deleted() -> None:
+    async with serving(_with_listing(_outcome("2025/a", "2025/b"))) as gateway:
+        arguments = ("delete", "acme", "--prefix", "2025/", "--gateway", gateway.url)
+        result = await run(*arguments, stdin="y\n")
+    assert result.exit_code == 0, result.stderr
+    assert "Permanently delete 2 objects under 2025/ of acme? [y/N]" in result.stderr
+    assert result.stdout.endswith("2 deleted\n")
+    listed, deleted = gateway.seen
+    assert listed.target.endswith("prefix=2025%2F&limit=1000")
+    assert json.loads(deleted.body or b"") == {"keys": ["2025/a", "2025/b"]}
+
+
+@pytest.mark.parametrize("stdin", ["n\n", ""])
+async def test_nothing_is_deleted_without_a_confirmation(stdin: str) -> None:
+    async with serving(_with_listing(_outcome())) as gateway:
+        arguments = ("delete", "acme", "--prefix", "2025/", "--gateway", gateway.url)
+        result = await run(*arguments, stdin=stdin)
+    assert result.exit_code == 1
+    assert [seen.method for seen in gateway.seen] == ["GET"]
+
+
+async def test_of_a_prefix_only_what_failed_is_shown() -> None:
+    deleting = web.json_response(
+        {
+            "request_id": AN_ID,
+            "deleted": ["2025/a"],
+            "rejected": [{"key": "2025/b", "code": "locked_object", "detail": "a lock"}],
+        }
+    )
+    async with serving(_with_listing(deleting)) as gateway:
+        arguments = ("delete", "acme", "--prefix", "2025/", "--yes", "--gateway", gateway.url)
+        result = await run(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0] == "1 deleted"
+    assert result.stdout.splitlines()[2].split()[:2] == ["2025/b", "rejected"]
+    assert "locked_object: a lock" in result.stderr
+
+
+async def test_a_prefix_without_objects_is_done_already() -> None:
+    listed: dict[str, Any] = {"objects": [], "prefixes": [], "next": None}
+    async with serving(json_always(200, listed)) as gateway:
+        arguments = ("delete", "acme", "--prefix", "2025/", "--gateway", gateway.url)
+        result = await run(*arguments)
+    assert (result.exit_code, result.stdout) == (0, "no objects under 2025/\n")
 
 
 async def test_a_file_with_an_api_key_needs_a_gateway(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from keyturn_workers.cli.app import app
 from tests.unit.keyturn.gateway.gateway import API_KEY
 
 
-async def run(*arguments: str, **env: str) -> Result:
+async def run(*arguments: str, stdin: str | None = None, **env: str) -> Result:
     """Run a command in a thread, with the API key in its environment."""
     variables = {"KEYTURN_API_KEY": API_KEY} | {f"KEYTURN_{n}": v for n, v in env.items()}
-    return await asyncio.to_thread(CliRunner().invoke, app, list(arguments), env=variables)
+    invoke = CliRunner().invoke
+    return await asyncio.to_thread(invoke, app, list(arguments), env=variables, input=stdin)
