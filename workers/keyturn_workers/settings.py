@@ -281,8 +281,8 @@ class WorkerSettings(
         if self.publisher_name is None or self.publisher_key is None:
             name = "NAME" if self.publisher_name is None else "KEY"
             raise SettingsError(
-                f"KEYTURN_PUBLISHER_{name} is missing: the role ingest signs requests for the "
-                "objects of KEYTURN_SOURCES as one of KEYTURN_PUBLISHERS"
+                f"KEYTURN_PUBLISHER_{name} is missing: the role ingest signs requests as one of "
+                'KEYTURN_PUBLISHERS. Or set "watch": false in each of KEYTURN_SOURCES'
             )
         intake_id, intake_key = next(iter(self.intake_keys.items()))
         return PublisherSettings(

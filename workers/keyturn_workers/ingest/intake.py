@@ -24,6 +24,7 @@ from keyturn.errors import (
     SourceMissingError,
     SourceUnavailableError,
 )
+from keyturn.identifiers import OWN_PREFIX
 from keyturn.messages import Rejected, SourceObject, problems
 from keyturn.publisher import Publisher
 from keyturn_workers.ingest.metrics import IngestMetrics
@@ -79,8 +80,10 @@ async def inspect(bucket: SourceBucket, deployment: str, s3_key: str) -> Candida
         MalformedRequestError: its name gives no place in Keyturn, or cannot be requested.
         SourceUnavailableError: the source does not say, or refuses to.
     """
-    target = bucket.source.target(s3_key)
-    if target is None:
+    source = bucket.source
+    target = source.target(s3_key)
+    # Keyturn's own name: what `keyturn doctor` and workers put there for a moment (SPEC 17.3).
+    if target is None or s3_key.removeprefix(source.prefix).startswith(OWN_PREFIX):
         raise MalformedRequestError("its name gives no project and object key that are allowed")
     try:
         head = await bucket.head(s3_key)
@@ -249,8 +252,10 @@ class Intake:
 
     def _refuse(self, s3_key: str, upload_id: str, code: str) -> Outcome:
         known = self.refused.get(s3_key)
-        self.refused[s3_key] = Refusal(upload_id, code, self._now())
-        if known is None or known.upload_id != upload_id:
+        is_new = known is None or known.upload_id != upload_id
+        if is_new or upload_id:  # a name is refused once and for all
+            self.refused[s3_key] = Refusal(upload_id, code, self._now())
+        if is_new:
             self._metrics.count(self.name, "refused")
             _log.warning("object refused", source=self.name, upload_id=upload_id, code=code)
         return Outcome.REFUSED

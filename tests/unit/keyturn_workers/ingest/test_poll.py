@@ -135,7 +135,7 @@ async def test_an_object_that_was_written_over_is_asked_for_again() -> None:
 
 async def test_refused_objects_are_remembered_by_every_process() -> None:
     scene = Scene(delete=True)
-    scene.put("good", "bad", "../x", "x" * 901, "tab\t")
+    scene.put("good", "bad", "../x", "x" * 901, "tab\t", ".keyturn/x")
     scene.outcomes.codes["bad"] = "unknown_project"
     _, first = scene.process()
     scene.now -= timedelta(hours=1)
@@ -145,10 +145,12 @@ async def test_refused_objects_are_remembered_by_every_process() -> None:
     refused = (await scene.record()).refused
     assert {key.removeprefix("in/"): refusal.code for key, refusal in refused.items()} == {
         "bad": "unknown_project",
-        **dict.fromkeys(["../x", "x" * 901, "tab\t"], "malformed_request"),
+        **dict.fromkeys(["../x", "x" * 901, "tab\t", ".keyturn/x"], "malformed_request"),
     }
+    first_refused_at = refused["in/../x"].at
     scene.advance(301)
     assert await scene.poll(second) == ["good"]
+    assert (await scene.record()).refused["in/../x"].at == first_refused_at
     # Another body, a restart, or a day: it may be accepted now.
     scene.put("bad", body=b"other")
     scene.advance(301)

@@ -1,0 +1,1 @@
+"""Sources that workers watch, on real servers."""
