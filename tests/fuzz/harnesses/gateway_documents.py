@@ -13,7 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 from keyturn.errors import UnexpectedResponseError
 from keyturn.gateway import ListedObject
-from keyturn.gateway.links import parse_ciphertext_link, parse_link
+from keyturn.gateway.links import (
+    content_type_of,
+    is_upload_link,
+    parse_ciphertext_link,
+    parse_link,
+    parse_upload_link,
+)
 from keyturn.gateway.listing import PageRequest, parse_page
 from keyturn.gateway.responses import json_object
 from keyturn.identifiers import Order, is_object_key
@@ -38,6 +44,7 @@ def _readings(document: dict[str, Any]) -> dict[str, bool]:
     return {
         "page": any(pages),
         "link": any(_is_link(document, inline=inline) for inline in (False, True)),
+        "upload": any(_is_upload_link(document, each) for each in (None, "a/b; c=d")),
         "ciphertext": _is_ciphertext_link(document),
     }
 
@@ -84,6 +91,18 @@ def _is_link(document: dict[str, Any], *, inline: bool) -> bool:
     return True
 
 
+def _is_upload_link(document: dict[str, Any], content_type: str | None) -> bool:
+    link = parse_upload_link(document, "acme", "a/ü", 7, content_type)
+    if link is None:
+        return False
+    parts = urlsplit(link.url)
+    check(unquote(parts.path).endswith("/v1/projects/acme/objects/a/ü"), "a link to another object")
+    check(is_upload_link(link.url), "an upload link that cannot be used")
+    check(content_type_of(link.url) == content_type, "an upload link of another type")
+    check(link.url not in repr(link), "a link that shows itself")
+    return True
+
+
 def _is_ciphertext_link(document: dict[str, Any]) -> bool:
     link = parse_ciphertext_link(document)
     if link is None:
@@ -111,6 +130,11 @@ def _seeds() -> list[bytes]:
         {"objects": [], "prefixes": [], "next": "a/b\0"},
         link,
         link | {"url": link["url"].replace("&token", "&inline=1&token")},
+        link | {"url": link["url"].replace("&token", "&max_bytes=7&token")},
+        link
+        | {
+            "url": link["url"].replace("&token", "&max_bytes=7&content_type=a%2Fb%3B+c%3Dd&token"),
+        },
         link | {"metadata": {"enc-algo": "Cobblestone-256", "enc-dek-user": "c2VhbGVk"}},
     ]
     return [json.dumps(document, ensure_ascii=False).encode() for document in documents]

@@ -129,6 +129,7 @@ def _seeds() -> list[bytes]:
         + b"?expires=1795688400&inline=1&token="
         + b"t" * 43
         + b"\nhost: files.example.com:8080",
+        path + b"?expires=1795688400&max_bytes=7&content_type=a%2Fb%3B+c&token=" + b"t" * 43,
         path + b"?token=t&expires=5&utm_source=mail&token=t\nhost: [::1]:8080",
         path + b"?download=q3+%C3%BC.pdf\nhost: 127.0.0.1",
     ]
@@ -146,6 +147,8 @@ HARNESS: Final = Harness(
         "&token=",
         "&inline=1",
         "&expires=",
+        "&max_bytes=",
+        "&content_type=",
         "&download=",
         "?",
         "%2F",
