@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from tools.bench import against_plain, export, gateway, layers, rotation, uploads
+from tools.bench import against_plain, export, gateway, layers, rotation, sources, uploads
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.processes import BenchError
 from tools.harness.deployment import Deployment
@@ -122,6 +122,16 @@ async def _export_large(run: Run) -> list[Row]:
     return await export.measure_large(*run.where, count=4 if run.quick else 20, rounds=run.times(3))
 
 
+async def _sources_small(run: Run) -> list[Row]:
+    return await sources.measure_small(*run.where, count=run.count, rounds=run.times(3))
+
+
+async def _sources_large(run: Run) -> list[Row]:
+    return await sources.measure_large(
+        *run.where, count=4 if run.quick else 20, rounds=run.times(3)
+    )
+
+
 _LAYERS: Final = "layers"
 _PARTS: Final[dict[str, Callable[[Run], Awaitable[list[Row]]]]] = {
     "uploads": _uploads,
@@ -136,6 +146,8 @@ _PARTS: Final[dict[str, Callable[[Run], Awaitable[list[Row]]]]] = {
     "gateway-listing": _gateway_listing,
     "export-small": _export_small,
     "export-large": _export_large,
+    "sources-small": _sources_small,
+    "sources-large": _sources_large,
 }
 _NAMES: Final = (*_PARTS, _LAYERS)
 
@@ -147,7 +159,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         default=_NAMES,
         type=_parts,
         metavar="PART,PART",
-        help=f"some of {', '.join(_NAMES)}; gateway, projects and export are all of theirs",
+        help=f"some of {', '.join(_NAMES)}; gateway, export and the like are all of theirs",
     )
     parser.add_argument(
         "--server",
