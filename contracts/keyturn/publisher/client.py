@@ -259,11 +259,13 @@ class Publisher:
             # one is never taken for the answer to this one.
             await self._publish_staged(signed_now(earlier), fresh=False)
             return upload_id
+        if isinstance(body, bytes) and len(body) <= INLINE_MAX_BYTES:
+            await self._publish_inline(draft, body)
+            return upload_id
         async with aclosing(blocks(body)) as source:
             first, is_complete = await head(source, INLINE_MAX_BYTES)
             if is_complete:
-                sealed = seal(draft.transport_key.reveal(), draft.context, first)
-                await self._publish(draft.with_body(InlineBody(inline=to_base64(sealed))))
+                await self._publish_inline(draft, first)
                 return upload_id
             staged = StagedBody(staged=Staged(size=await self._stage(draft, first, source)))
         await self._publish_staged(draft.with_body(staged), fresh=True)
@@ -764,6 +766,12 @@ class Publisher:
             return await self._staging.put(s3_key, sealer, first, rest)
         with self._tracing.staging():
             return await self._staging.put(s3_key, sealer, first, rest)
+
+    async def _publish_inline(self, draft: UploadDraft, body: bytes | bytearray) -> None:
+        sealed = seal(draft.transport_key.reveal(), draft.context, body)
+        # Not checked: to check base64 is to decode it, and this was encoded here.
+        inline = InlineBody.model_construct(inline=to_base64(sealed))
+        await self._publish(draft.with_body(inline))
 
     async def _publish_staged(self, request: UploadRequested, *, fresh: bool) -> None:
         try:

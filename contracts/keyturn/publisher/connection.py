@@ -19,7 +19,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Final, Self, TypeAlias, TypeGuard
-from weakref import WeakSet
 
 import aio_pika
 from aio_pika import DeliveryMode, Message
@@ -187,9 +186,10 @@ class OnePublishPerId:
         if not message_id:
             yield
             return
-        async with asyncio.timeout(timeout_s):
-            while (previous := self._in_flight.get(message_id)) is not None:
-                await previous.wait()
+        if message_id in self._in_flight:
+            async with asyncio.timeout(timeout_s):
+                while (previous := self._in_flight.get(message_id)) is not None:
+                    await previous.wait()
         done = self._in_flight[message_id] = asyncio.Event()
         try:
             yield
@@ -222,7 +222,7 @@ class BrokerConnection:
         self._publishes: set[asyncio.Task[None]] = set()
         self._sending: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        self._overlapping: WeakSet[asyncio.Task[None]] = WeakSet()
+        self._sends = 0  # begun so far
         self._has_logged_alarm = False
         self._closed = False
 
@@ -313,9 +313,8 @@ class BrokerConnection:
         # Not canceled at the deadline: the client library would forget the message's id, and
         # log the whole message should the broker return it late.
         sending = asyncio.create_task(_send(channel, routing_key, message))
-        if self._sending:
-            self._overlapping.update(self._sending)
-            self._overlapping.add(sending)
+        was_alone = not self._sending
+        self._sends = number = self._sends + 1
         self._sending.add(sending)
         sending.add_done_callback(self._ended)
         if (overdue := await self._wait_for_confirmation(sending, deadline)) is not None:
@@ -324,7 +323,7 @@ class BrokerConnection:
         try:
             sending.result()
         except (ChannelAccessRefused, ChannelNotFoundEntity) as exc:
-            if sending in self._overlapping:
+            if not was_alone or self._sends > number:
                 # The broker closes the channel for one publish, and the client library raises
                 # that refusal for every other one on it: this one may be on its queue.
                 raise OutcomeUnknownError(

@@ -48,6 +48,7 @@ from keyturn.topology import PUBLISHER_HEADER, SIGNATURE_HEADER
 TRANSPORT_KEY_BYTES: Final = 32
 # Stand in a request while its fields are checked, before anything secret is made.
 _UNSEALED_KEY: Final = SealedKey(intake_key="none", ciphertext="")
+_NO_BODY: Final = InlineBody(inline="")
 _UNSEALED_KEK: Final = SealedSecret(intake_key="none", ciphertext="")
 ApiKey = str | SecretStr
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -65,9 +66,10 @@ class SignedRequest:
 
 @dataclass(frozen=True, slots=True)
 class UploadDraft:
-    """An upload whose names are checked; only its body is missing."""
+    """An upload whose names are checked; its sealed key and its body are missing."""
 
     request: UploadRequested
+    sealed_key: SealedKey
     transport_key: Secret
 
     @property
@@ -77,7 +79,7 @@ class UploadDraft:
 
     def with_body(self, body: InlineBody | StagedBody) -> UploadRequested:
         """The whole request."""
-        return self.request.model_copy(update={"body": body})
+        return self.request.model_copy(update={"sealed_key": self.sealed_key, "body": body})
 
 
 def new_id() -> str:
@@ -121,11 +123,11 @@ def draft_upload(
         content_type=content_type,
         metadata=dict(metadata) if metadata else None,
         sealed_key=_UNSEALED_KEY,
-        body=InlineBody(inline=""),
+        body=_NO_BODY,
     )
     transport_key = Secret(os.urandom(TRANSPORT_KEY_BYTES))
     sealed = session.seal(transport_key, upload_info(upload_id, project, object_key))
-    return UploadDraft(checked.model_copy(update={"sealed_key": sealed}), transport_key)
+    return UploadDraft(checked, sealed, transport_key)
 
 
 def build_source_upload(

@@ -103,7 +103,7 @@ def _delete(project: str, key: str) -> DeleteRequested:
 
 def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
     draft = new_draft()
-    request = draft.request
+    request = draft.with_body(InlineBody(inline=""))
     sealed = request.sealed_key
     assert sealed is not None
     right = upload_info(request.upload_id, "acme", "a")
