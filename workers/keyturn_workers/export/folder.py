@@ -120,7 +120,10 @@ class Folder:
         self._index.add(record)
 
     def _append(self, line: bytes) -> None:
-        if os.write(self._manifest.fileno(), line) != len(line):
+        manifest = self._manifest.fileno()
+        length_bytes = os.fstat(manifest).st_size
+        if os.write(manifest, line) != len(line):
+            os.ftruncate(manifest, length_bytes)  # the next line must not follow half of one
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _is_free(self, path: str) -> bool:

@@ -78,7 +78,10 @@ def parse_lines(lines: Iterable[bytes], name: str, project: str) -> Iterator[Rec
         try:
             yield Record.model_validate_json(line)
         except ValidationError:
-            raise ExportError(f"line {number} of {name} is not of a manifest") from None
+            raise ExportError(
+                f"line {number} of {name} is not of a manifest; without that line, its object is "
+                "exported again"
+            ) from None
 
 
 class Index:

@@ -208,3 +208,22 @@ async def test_a_full_disk_ends_the_run_and_leaves_no_half_file(
     assert _files(target) == {}
     await _export(project, target)
     assert _files(target) == project.objects
+
+
+async def test_half_a_line_is_taken_back(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk; another object's line may be written before the run ends."""
+    project = Project({"a": b"1", "b": b"2"})
+    write, cut = os.write, 0
+
+    def write_half_once(descriptor: int, data: bytes) -> int:
+        nonlocal cut
+        cut += b'"key"' in data
+        return write(descriptor, data[: len(data) // 2] if cut == 1 else data)
+
+    monkeypatch.setattr("keyturn_workers.export.folder.os.write", write_half_once)
+    with pytest.raises(ExceptionGroup):
+        await _export(project, target)
+    await _export(project, target)
+    assert cut == 3
+    assert sorted(str(line["key"]) for line in _manifest(target)[1:]) == ["a", "b"]
+    assert _files(target) == project.objects
