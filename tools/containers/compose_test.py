@@ -158,8 +158,8 @@ class ComposeTest:
                 require(len(self._containers(name)) == count, f"{name}: not {count} replicas")
             seen.append(f"{len(healthy)} containers of {len(services)} services")
         with self._report.check("each of ours has its limits") as seen:
-            ours = [one for name in ("upload", "control", "sweep", "gateway", "console")
-                    for one in self._containers(name)]  # fmt: skip
+            roles = ("upload", "control", "sweep", "ingest", "gateway", "console")
+            ours = [one for name in roles for one in self._containers(name)]
             for container in ours:
                 container.check_limits()
             seen.append(f"{len(ours)} containers")

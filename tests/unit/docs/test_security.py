@@ -22,6 +22,7 @@ _ATTACKERS = {
     "the network, where TLS is on",
     "a link to an object",
     "an upload link",
+    "the exchange of notifications, to write",
     "a source's bucket, to write",
     "an old API key",
     "the logs, metrics, traces",

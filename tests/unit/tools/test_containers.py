@@ -268,7 +268,7 @@ _SEEN: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("service", ["upload", "control", "sweep", "gateway", "console"])
+@pytest.mark.parametrize("service", ["upload", "control", "sweep", "ingest", "gateway", "console"])
 def test_a_role_runs_under_the_limits_of_compose(service: str) -> None:
     flags = service_flags(_SERVICES[service])
     assert {"--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true"} <= set(flags)
