@@ -17,7 +17,7 @@ worker process of Dask, `KEYTURN_API_KEY` must be set.
 import asyncio
 import errno
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
@@ -43,12 +43,13 @@ from keyturn.errors import (
     UnauthorizedError,
 )
 from keyturn.event_loop import Session, event_loop
-from keyturn.gateway import Client, ListedObject, ListedPrefix
+from keyturn.gateway import Client, ListedObject, ListedPrefix, RejectedKey
+from keyturn.messages import DELETED_KEYS
 from keyturn.settings import GatewayClientSettings
 from keyturn.tls import GATEWAY, client_context
 
 DELETE_WAIT_S: Final = 60
-DELETES_AT_ONCE: Final = 32
+DELETES_AT_ONCE: Final = 8
 _FILE_ERRORS: Final[Mapping[type[CodedError], int]] = {
     NotFoundError: errno.ENOENT,
     AlreadyExistsError: errno.EEXIST,
@@ -100,6 +101,8 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         ca = settings.gateway_ca_file
         tls = None if ca is None else client_context(GATEWAY, ca, with_system=True)
         self._session = Session(partial(Client.connect, url, secret, tls=tls))
+        if not options.get("asynchronous"):
+            options["loop"] = event_loop().asyncio_loop  # fsspec would start a thread for another
         super().__init__(**options)
 
     @property
@@ -245,22 +248,43 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
                 )
 
     async def _rm_file(
-        self, path: str, *, wait_s: int | None = DELETE_WAIT_S, missing_ok: bool = False
+        self, path: str, *, wait_s: int | None = DELETE_WAIT_S, into: list[str] | None = None
     ) -> None:
+        if into is not None:
+            into.append(path)
+            return
         async with self._object(path) as (client, project, key):
-            with suppress(NotFoundError) if missing_ok else nullcontext():
-                await client.delete(project, key, wait_s=wait_s)
+            await client.delete(project, key, wait_s=wait_s)
 
     async def _rm(
         self,
         path: str | list[str],
         recursive: bool = False,
         batch_size: int | None = None,
-        **options: Any,
+        maxdepth: int | None = None,
+        **_: Any,
     ) -> None:
-        # What is below a folder is deleted by its name, and the folder is then no object.
-        options |= {"recursive": recursive, "missing_ok": recursive}
-        await super()._rm(path, batch_size=batch_size or DELETES_AT_ONCE, **options)
+        paths: list[str] = []
+        # fsspec finds what is below a folder, and what a pattern matches.
+        await super()._rm(path, recursive, maxdepth=maxdepth, into=paths)
+        keys_of: dict[str, list[str]] = {}
+        for project, _slash, key in (one.partition("/") for one in paths):
+            keys_of.setdefault(project, []).append(key)
+        slots = asyncio.Semaphore(batch_size or DELETES_AT_ONCE)
+
+        async def delete(project: str, keys: list[str]) -> None:
+            async with slots, self._object(f"{project}/{keys[0]}") as (client, _project, _key):
+                with suppress(NotFoundError) if recursive else nullcontext():
+                    receipt = await client.delete_many(project, keys, wait_s=DELETE_WAIT_S)
+                    _raise_rejected(project, receipt.rejected, missing_ok=recursive)
+
+        await asyncio.gather(
+            *(
+                delete(project, keys[start : start + DELETED_KEYS])
+                for project, keys in keys_of.items()
+                for start in range(0, len(keys), DELETED_KEYS)
+            )
+        )
 
     async def _sign(self, path: str, expiration: int = 100, *, inline: bool = False) -> str:
         """A link that opens the object without the API key for `expiration` seconds (SPEC 9.3)."""
@@ -271,7 +295,7 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
 
     def modified(self, path: str) -> datetime | None:
         """When the content was stored; no rotation changes it."""
-        stored_at: datetime | None = self.info(path)["last_modified"]
+        stored_at: datetime | None = self.info(path).get("last_modified")
         return stored_at
 
     created = modified
@@ -333,7 +357,8 @@ class KeyturnFile(AbstractBufferedFile):  # type: ignore[misc]
         self._is_discarded = self.forced = self.closed = True
         if self._upload is not None:
             # Without waiting: a finalizer may run on the loop's own thread.
-            self.fs.loop.call_soon_threadsafe(self._upload.cancel)
+            with suppress(RuntimeError):  # the loop has ended, and the upload with it
+                self.fs.loop.call_soon_threadsafe(self._upload.cancel)
 
     def __exit__(
         self,
@@ -385,6 +410,15 @@ class _StreamedUpload:
     def cancel(self) -> None:
         """End it; the gateway drops a body that is cut short."""
         self._storing.cancel()
+
+
+def _raise_rejected(project: str, rejected: Iterable[RejectedKey], *, missing_ok: bool) -> None:
+    """Raise why the first of these keys was not deleted; a folder is no object, and no error."""
+    for one in rejected:
+        is_missing = one.code == NotFoundError.code
+        if not (is_missing and missing_ok):
+            number = errno.ENOENT if is_missing else errno.EIO
+            raise OSError(number, f"{one.code}: {one.detail}", f"{project}/{one.key}")
 
 
 def _entry(project: str, listed: ListedObject | ListedPrefix) -> dict[str, Any]:

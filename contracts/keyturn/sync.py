@@ -309,14 +309,6 @@ class Publisher(_Blocking[publisher.Publisher]):
         super().__init__(Session(open_publisher))
         event_loop().run(self._client())
 
-    def delete_outcomes(self, request_id: str) -> Mapping[str, ObjectDeleted | DeleteRejected]:
-        """The outcomes of a delete of many keys, by object key, as far as known."""
-
-        async def read() -> Mapping[str, ObjectDeleted | DeleteRejected]:
-            return (await self._client()).delete_outcomes(request_id)
-
-        return event_loop().run(read())
-
     connect = _blocking(publisher.Publisher.connect)
     enroll = _blocking(publisher.Publisher.enroll)
     upload = _blocking(publisher.Publisher.upload)
@@ -333,3 +325,15 @@ class Publisher(_Blocking[publisher.Publisher]):
     progress = _iterating(publisher.Publisher.progress)
     events = _iterating(publisher.Publisher.events)
     worker_reports = _iterating(publisher.Publisher.worker_reports)
+
+    def delete_outcomes(self, request_id: str) -> Mapping[str, ObjectDeleted | DeleteRejected]:
+        """The outcomes of a delete that this publisher sent, by object key, as far as known.
+
+        Raises:
+            NotSentHereError: not sent by this publisher in this process, or forgotten.
+        """
+
+        async def outcomes() -> Mapping[str, ObjectDeleted | DeleteRejected]:
+            return (await self._client()).delete_outcomes(request_id)
+
+        return event_loop().run(outcomes())

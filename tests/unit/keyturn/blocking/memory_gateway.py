@@ -58,6 +58,8 @@ class MemoryGateway:
         by_link = request.query.get("token") == TOKEN and request.method == "GET"
         if not by_link and request.headers.get("Authorization") != f"Bearer {API_KEY}":
             return problem_answer(401, "unauthorized", "not the project's API key")
+        if request.path.endswith("/deletes"):
+            return self._delete((await request.json())["keys"])
         if request.method == "POST":
             return self._link(key.removesuffix("/links"), await request.json())
         if request.method == "PUT":
@@ -95,6 +97,21 @@ class MemoryGateway:
         given = {name: request.headers[name] for name in _FIELDS if name in request.headers}
         self.objects[key] = (body, {"Last-Modified": "Tue, 24 Nov 2026 10:00:00 GMT", **given})
         return json_answer(201, {"upload_id": AN_ID})
+
+    def _delete(self, keys: list[str]) -> web.Response:
+        there = [key for key in keys if key in self.objects]
+        if not there:
+            return problem_answer(404, "not_found", "no object has this key")
+        for key in there:
+            del self.objects[key]
+            self.deleted.add(key)
+        rejected = [
+            {"key": key, "code": "not_found", "detail": "no object has this key"}
+            for key in keys
+            if key not in there
+        ]
+        outcomes = {"deleted": there, "rejected": rejected}
+        return json_answer(200, {"request_id": AN_ID, **outcomes})
 
     def _link(self, key: str, asked: dict[str, object]) -> web.Response:
         document = link_document(key, inline=bool(asked.get("inline")))

@@ -200,9 +200,24 @@ def test_what_write_once_cannot_do_is_refused_by_name(files: KeyturnFileSystem) 
 def test_a_folder_is_removed_with_all_that_is_in_it(
     memory: MemoryGateway, files: KeyturnFileSystem
 ) -> None:
-    files.pipe({f"acme/a/{number}/k": b"" for number in range(9)} | {"acme/b": b""})
+    """By one request for a thousand files: each waits two leases."""
+    files.pipe({f"acme/a/{number}/k": b"" for number in range(600)} | {"acme/b": b""})
+    memory.methods.clear()
     files.rm("acme/a", recursive=True)
     assert list(memory.objects) == ["b"]
+    assert memory.methods.count("POST") == 2  # with the 601 folders
+
+
+def test_a_file_that_cannot_be_removed_is_named(
+    memory: MemoryGateway, files: KeyturnFileSystem
+) -> None:
+    files.pipe({"acme/a": b"", "acme/b/c": b"", "acme/b/d": b""})
+    with pytest.raises(FileNotFoundError, match="acme/none"):
+        files.rm(["acme/a", "acme/none"])
+    with pytest.raises(FileNotFoundError, match="acme/b"):
+        files.rm("acme/b")
+    files.rm("acme/b/*")
+    assert not memory.objects
 
 
 def test_another_api_key_is_a_permission_error(

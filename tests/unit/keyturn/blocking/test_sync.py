@@ -188,10 +188,9 @@ with client.open("acme", "k") as opened:
 dropped.stat("acme", "k")
 del dropped
 gc.collect()
-unread = client.open("acme", "k")
-opened = unread.__enter__()
-file = files.open("acme/written", "wb")
-file.write(b"never closed")
+small, large = files.open("acme/written", "wb"), files.open("acme/written", "wb")
+small.write(b"never closed")
+large.write(bytes(10_000_000))
 """,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
