@@ -1,5 +1,6 @@
 /** `Keyturn`: access to one project through a gateway (SPEC 9). */
 
+import type { DeleteManyReceipt } from "./delete_many.ts";
 import { type GetOptions, type OpenObject, openObject, statObject } from "./download.ts";
 import type {
   CiphertextLink,
@@ -113,6 +114,16 @@ export class Keyturn {
    */
   async delete(key: string, options: WaitOptions = {}): Promise<DeleteReceipt> {
     return (await import("./write.ts")).deleteObject(this.#connection, this.#url(key), options);
+  }
+
+  /**
+   * Delete up to 1,000 objects, which takes no longer than one. Each key has its own outcome.
+   *
+   * With `waitSeconds`, it resolves once each has one, or when the wait ends. One that is refused
+   * does not keep the others from being deleted. If no key has an object, that is `NotFoundError`.
+   */
+  async deleteMany(keys: readonly string[], options: WaitOptions = {}): Promise<DeleteManyReceipt> {
+    return (await import("./delete_many.ts")).deleteObjects(this.#connection, keys, options);
   }
 
   /** A URL that opens one object without the API key, until it expires or the key is rotated. */

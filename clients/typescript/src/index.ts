@@ -1,5 +1,6 @@
 /** The client of the Keyturn gateway: read, list, upload, delete and link encrypted files. */
 export { Keyturn, type KeyturnOptions, type RequestOptions } from "./client.ts";
+export type { DeleteManyReceipt, RejectedKey } from "./delete_many.ts";
 export { type GetOptions, OpenObject } from "./download.ts";
 export * from "./errors.ts";
 export type {

@@ -52,6 +52,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/projects/{project}/deletes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Delete up to 1,000 objects
+         * @description Each key has its own outcome. All of them are final after two leases (30 seconds by default), as one delete is: a shorter wait ends in 202. A key under which nothing is stored is refused with `not_found`, and the others are deleted; if there is nothing under any of them, the response is 404. The project's pending deletes are counted by key. A gateway that forbids deletes refuses each with `not_permitted`.
+         */
+        post: operations["deleteMany"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/projects/{project}/objects": {
         parameters: {
             query?: never;
@@ -263,6 +286,13 @@ export interface components {
             /** @description Absent until all objects were listed */
             total?: number;
         };
+        /** @description A key that was not deleted */
+        RejectedKey: {
+            /** @description Why, as in a problem document */
+            code: string;
+            detail: string;
+            key: string;
+        };
     };
     responses: never;
     parameters: never;
@@ -350,6 +380,156 @@ export interface operations {
                         };
                         ready: boolean;
                     };
+                };
+            };
+        };
+    };
+    deleteMany: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `wait=N`: respond once every key has its outcome, or after N seconds */
+                Prefer?: string;
+            };
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    keys: string[];
+                };
+            };
+        };
+        responses: {
+            /** @description Each key has its outcome */
+            200: {
+                headers: {
+                    "Preference-Applied"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        deleted: string[];
+                        rejected: components["schemas"]["RejectedKey"][];
+                        request_id: string;
+                    };
+                };
+            };
+            /** @description Published: the outcome of the keys that are not in `rejected` is not known yet */
+            202: {
+                headers: {
+                    "Preference-Applied"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        /** @description Keys under which nothing is stored (not_found) */
+                        rejected: components["schemas"]["RejectedKey"][];
+                        request_id: string;
+                    };
+                };
+            };
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden at this gateway, or not in its grant (bad_signature, not_permitted, request_expired) */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request's body was sent too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body or the object is too large (body_too_large) */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
         };

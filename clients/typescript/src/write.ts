@@ -14,7 +14,7 @@ import {
   unavailable,
 } from "./transport.ts";
 
-/** Options of `delete` and `rotate`. */
+/** Options of `delete`, `deleteMany` and `rotate`. */
 export interface WaitOptions {
   /** Seconds that the gateway may wait for the outcome. */
   readonly waitSeconds?: number | undefined;
@@ -35,6 +35,7 @@ export async function write(
   { waitSeconds, signal }: WaitOptions,
   send: (waiting: Connection, request: Request) => Promise<Exchange> = exchange,
   secret?: string,
+  maxCharacters?: number,
 ): Promise<Outcome> {
   if (waitSeconds !== undefined && !(Number.isSafeInteger(waitSeconds) && waitSeconds > 0)) {
     throw malformed("waitSeconds is 1 or more");
@@ -56,7 +57,7 @@ export async function write(
     if (!statuses.includes(status)) {
       throw await refusal(connection, made, secret);
     }
-    return { status, fields: jsonObject(await made.text()) };
+    return { status, fields: jsonObject(await made.text(maxCharacters)) };
   } catch (error) {
     if (!(error instanceof Lost)) {
       throw error;

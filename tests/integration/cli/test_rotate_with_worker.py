@@ -67,3 +67,6 @@ async def test_rotate_sweep_and_delete(cli: Cli, tmp_path: Path) -> None:
         assert again.stderr.startswith("keyturn: deleted_key")
         counted = document(await cli.arun("sweep", "acme", "--watch", "--json"))["event"]
         assert (counted["objects"], counted["deleted"]) == (4, 2)
+        rest = await cli.arun("delete", "acme", "--prefix", "", "--yes", "--json")
+        assert rest.exit_code == 0, rest.stderr
+        assert (document(rest)["deleted"], document(rest)["failed"]) == (2, [])

@@ -79,6 +79,16 @@ async def test_a_project_works_with_its_objects(cli: Cli) -> None:
         assert later[0]["request_id"]
         assert document(await caller.arun("ls", "acme", "a/1", "--json")) == []
 
+        for key in ("year/1", "year/2", "years"):
+            bucket.put_made("acme", bucket.made("acme", key, b"the body"))
+        year = await caller.arun("delete", "acme", "--prefix", "year/", "--yes", "--json")
+        assert year.exit_code == 0, year.stderr
+        assert (document(year)["deleted"], document(year)["failed"]) == (2, [])
+        left = document(await caller.arun("ls", "acme", "year", "--json"))
+        assert [row["key"] for row in left] == ["years"]
+        again = await caller.arun("delete", "acme", "--prefix", "year/", "--yes")
+        assert (again.exit_code, again.stdout) == (0, "no objects under year/\n")
+
         for command in (("ls", "acme"), ("link", "acme", "b"), ("delete", "acme", "b")):
             refused = await caller.arun(*command, API_KEY=new_api_key())
             assert refused.exit_code == 1

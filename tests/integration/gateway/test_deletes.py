@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from keyturn.gateway import Client
 from tests.integration.gateway.conftest import reading
 from tests.integration.gateway.scene import Live, Scene, plain
 from tools.harness import stored_objects
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
-_MOST = 20
+_MOST = 40
 _WORKER = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.2"}
 _GATEWAY = {"KEYRING_CACHE_S": "0.5", "GATEWAY_PROJECT_DELETES": str(_MOST)}
 _WAIT = {"Prefer": "wait=30"}
@@ -94,6 +95,27 @@ async def test_a_key_that_never_had_an_object(live: Live) -> None:
     assert (answer.status, answer.code) == (404, "not_found")
     assert stored_objects.list_keys(live.scene.deployment, "acme/never") == []
     assert len(live.served.wire.events) == known
+
+
+async def test_many_keys_are_deleted_by_one_request(live: Live) -> None:
+    """By the Python client: each key has its outcome, and one without an object stays usable."""
+    scene = live.scene
+    keys = [f"lot/{number}" for number in range(10)]
+    for key in keys:
+        scene.put(key, plain(100))
+    known = len(live.served.wire.events)
+    async with Client.connect(scene.process.url, scene.deployment.api_key) as client:
+        receipt = await client.delete_many("acme", [*keys, "lot/never"], wait_s=30)
+        assert receipt.is_final
+        assert sorted(receipt.deleted) == keys
+        assert [(each.key, each.code) for each in receipt.rejected] == [("lot/never", "not_found")]
+        assert [entry async for entry in client.list("acme", prefix="lot/")] == []
+        assert (await client.upload("acme", "lot/never", b"x")).stored
+    events = live.served.wire.events[known:]
+    deleted = [event["key"] for event in events if event["type"] == "object.deleted"]
+    assert sorted(deleted) == keys
+    ids = {event["request_id"] for event in events if event["type"] == "object.deleted"}
+    assert ids == {receipt.request_id}
 
 
 async def test_a_gateway_without_the_grant(live: Live, publishers: Path) -> None:

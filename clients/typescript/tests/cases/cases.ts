@@ -204,6 +204,21 @@ const deletes: Case = async (scene) => {
   equal([again.code, again.status], ["deleted_key", 409], "the key is used up");
 };
 
+const deletesMany: Case = async (scene) => {
+  const keyturn = client(scene);
+  const [a, b, never] = ["a", "b", "never"].map((name) => `${scene.prefix}many/${name}`);
+  await Promise.all([a, b].map((key) => keyturn.put(key as string, "x")));
+  const keys = [a, never, b] as string[];
+  const receipt = await keyturn.deleteMany(keys, { waitSeconds: 30 });
+  equal([receipt.isFinal, [...receipt.deleted].sort()], [true, [a, b]], "deleted");
+  equal(
+    receipt.rejected.map(({ key, code }) => [key, code]),
+    [[never, "not_found"]],
+    "rejected",
+  );
+  await failure(scene, NotFoundError, () => keyturn.stat(a as string));
+};
+
 const links: Case = async (scene) => {
   const keyturn = client(scene);
   const key = `${scene.prefix}linked/ä b.txt`;
@@ -381,6 +396,7 @@ export const CASES: Readonly<Record<string, Case>> = {
   aChangedChunkIsAnError,
   lists,
   deletes,
+  deletesMany,
   links,
   uploadLinks,
   refusals,

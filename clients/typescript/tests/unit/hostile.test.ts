@@ -6,6 +6,7 @@ import {
   GatewayUnavailableError,
   IncompleteBodyError,
   Keyturn,
+  MalformedRequestError,
   NotFoundError,
   ObjectChangedError,
   ResponseLostError,
@@ -271,6 +272,7 @@ test("writes are sent once, and a lost response is an error of its own", async (
   const writes = [
     (keyturn: Keyturn) => keyturn.put("k", "x"),
     (keyturn: Keyturn) => keyturn.delete("k"),
+    (keyturn: Keyturn) => keyturn.deleteMany(["k"]),
     (keyturn: Keyturn) => keyturn.rotate("n".repeat(40)),
   ];
   for (const write of writes) {
@@ -287,6 +289,42 @@ test("writes are sent once, and a lost response is an error of its own", async (
       await failing(write(keyturn), expected);
       assert.equal(sent.length, 1);
     }
+  }
+});
+
+test("a response to a delete of many that leaves out or adds a key is none", async () => {
+  const refused = { key: "b", code: "locked_object", detail: "a lock" };
+  const good = { request_id: ID, deleted: ["a"], rejected: [refused] };
+  const { keyturn, sent } = scripted([Response.json(good)]);
+  const receipt = await keyturn.deleteMany(["a", "b"], { waitSeconds: 9 });
+  assert.deepEqual(receipt, {
+    requestId: ID,
+    isFinal: true,
+    deleted: ["a"],
+    rejected: [refused],
+  });
+  assert.equal(sent[0]?.init.body, '{"keys":["a","b"]}');
+  assert.equal(sent[0]?.init.headers["prefer"], "wait=9");
+  for (const [document, status] of [
+    [{ ...good, rejected: [] }, 200],
+    [{ ...good, deleted: ["a", "c"] }, 200],
+    [{ ...good, deleted: "a" }, 200],
+    [{ ...good, deleted: [["a"]] }, 200],
+    [{ ...good, rejected: undefined }, 200],
+    [{ ...good, rejected: ["b"] }, 200],
+    [{ ...good, rejected: [null] }, 200],
+    [{ ...good, rejected: [{ ...refused, code: 1 }] }, 200],
+    [{ request_id: ID }, 202],
+  ] as const) {
+    const one = scripted([Response.json(document, { status })]);
+    await failing(one.keyturn.deleteMany(["a", "b"]), UnexpectedResponseError);
+  }
+  const keys = Array.from({ length: 1000 }, (_, number) => `${number}`.padEnd(900, "k"));
+  const long = scripted([Response.json({ request_id: ID, deleted: keys, rejected: [] })]);
+  assert.equal((await long.keyturn.deleteMany(keys)).deleted.length, 1000);
+  const unsent = scripted([]).keyturn;
+  for (const wrong of [[], ["a", "a"], ["../a"], [...keys, "one more"]]) {
+    await failing(unsent.deleteMany(wrong), MalformedRequestError);
   }
 });
 
