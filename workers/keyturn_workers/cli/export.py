@@ -17,6 +17,7 @@ from typing import Annotated, Final, NamedTuple
 import typer
 from pydantic import ValidationError
 
+from keyturn.errors import SettingsError
 from keyturn.gateway import ListedObject
 from keyturn.identifiers import has_control_characters, object_s3_key
 from keyturn.metadata import COBBLESTONE
@@ -199,11 +200,17 @@ async def _open_target(run: _Run) -> AsyncIterator[Destination]:
         with Folder.open(run.target, run.project) as folder:
             yield folder
         return
-    async with (
-        open_bucket(run.target.settings, max_connections=run.concurrency + 1) as storage,
-        S3Prefix.open(storage, run.target.prefix, run.project) as prefix,
-    ):
-        yield prefix
+    try:
+        async with (
+            open_bucket(run.target.settings, max_connections=run.concurrency + 1) as storage,
+            S3Prefix.open(storage, run.target.prefix, run.project) as prefix,
+        ):
+            yield prefix
+    except SettingsError as exc:  # it names the settings of Keyturn's own bucket
+        raise SettingsError(
+            "no credentials for the destination: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or provide credentials through the standard AWS chain"
+        ) from exc
 
 
 async def _export(source: Source, run: _Run) -> Report:
