@@ -61,6 +61,7 @@ _OWN_HEADERS: Final = {
 _OK, _PARTIAL, _REDIRECT = 200, 206, 307
 _Result = TypeVar("_Result")
 _PRESIGNED: Final = PeerSettings("the presigned URL", "https://", GATEWAY.ca)
+_LINK: Final = PeerSettings("the link", "https://", GATEWAY.ca)
 
 
 class _LostError(Exception):
@@ -350,7 +351,7 @@ class Transport:
                     trace_request_ctx=lambda: reset(idle, after_headers_s),
                 )
 
-        return await _outcome(ask())
+        return await _outcome(ask(), GATEWAY if api_key is not None else _LINK)
 
 
 class AuthorizedRequests:
