@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.ingest.metrics import IngestMetrics
 from keyturn_workers.master_keys.providers import KmsMetrics
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.deployed_queries import DEPLOY, expressions, metric_names
@@ -42,6 +43,7 @@ def _exported() -> set[str]:
     metrics, gateway = WorkerMetrics(), GatewayMetrics()
     metrics.add_process()
     KmsMetrics(metrics.registry).observer("vault")
+    IngestMetrics(metrics.registry, ["drop"])
     text = (metrics.render()[0] + gateway.render()[0]).decode()
     return {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if "keyturn" in name}
 
