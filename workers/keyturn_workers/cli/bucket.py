@@ -12,6 +12,7 @@ from yarl import URL
 
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.settings import S3Settings
+from keyturn_workers.cli.errors import first_error
 from keyturn_workers.cli.settings import BrokerSettings
 from keyturn_workers.storage import Storage
 
@@ -59,13 +60,6 @@ def naming_storage(settings: S3Settings) -> Iterator[None]:
             raise
         where = f"(the storage at {storage_endpoint(settings)})"
         raise StorageUnavailableError(f"{first.detail} {where}".strip()) from exc
-
-
-def first_error(exc: BaseException) -> BaseException:
-    """The error itself, or the first one of a group."""
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
-    return exc
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ _FileOption = Annotated[
     Path, typer.Option("--file", help="The password file, as in KEYTURN_CONSOLE_PASSWORD_FILE.")
 ]
 
-app = typer.Typer(name="console", help="Run the operator's console, or change its password file.")
+app = typer.Typer(name="console", help="Run the operator's console, or change its users.")
 
 
 @contextmanager

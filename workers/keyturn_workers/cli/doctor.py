@@ -59,7 +59,7 @@ class Check:
 
 
 def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Check what the bucket and the broker can do, and each source of KEYTURN_SOURCES.
+    """Check what the bucket, the broker and the sources can do.
 
     The broker is checked if KEYTURN_AMQP_URL is set. Exits with 1 if a requirement is not met.
     """

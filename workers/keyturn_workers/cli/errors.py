@@ -2,6 +2,9 @@
 
 It must never show a traceback, or the text of a foreign exception: a driver's text can
 contain an address with its password.
+
+Every command imports this module, and `keyturn --help` does. What describes a failure is imported
+once there is one.
 """
 
 import os
@@ -12,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
-from aio_pika.exceptions import AMQPException
 
 from keyturn.errors import (
     BrokerUnavailableError,
@@ -21,10 +23,6 @@ from keyturn.errors import (
     PublisherError,
     SettingsError,
 )
-from keyturn.publisher.connection import describe_broker_failure
-from keyturn_workers.cli.bucket import broker_endpoint, first_error
-from keyturn_workers.cli.output import printable
-from keyturn_workers.dead_letters.queue import DeadLetterError
 from keyturn_workers.errors import (
     ExportError,
     MissingExtraError,
@@ -52,7 +50,6 @@ _OWN: Final = (
     PublisherError,
     UnsafeStorageError,
     MissingExtraError,
-    DeadLetterError,
     ExportError,
 )
 
@@ -74,6 +71,13 @@ def run(command: Callable[[], Any]) -> int:
     return status if isinstance(status, int) else DONE
 
 
+def first_error(exc: BaseException) -> BaseException:
+    """The error itself, or the first one of a group."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
 def describe(exc: BaseException) -> tuple[str, int]:
     """The line to print for an error, and the exit status."""
     exc = first_error(exc)
@@ -85,13 +89,16 @@ def describe(exc: BaseException) -> tuple[str, int]:
 
 
 def _failure(exc: BaseException) -> str:
-    # It imports FastStream, which takes a second.
+    from aio_pika.exceptions import AMQPException  # noqa: PLC0415
+
+    from keyturn.publisher.connection import describe_broker_failure  # noqa: PLC0415
     from keyturn_workers.amqp.declarations import TopologyError  # noqa: PLC0415
+    from keyturn_workers.dead_letters.queue import DeadLetterError  # noqa: PLC0415
 
     match exc:
         case BrokerUnavailableError():
             line = f"{exc}{_at_broker()}"
-        case _ if isinstance(exc, (*_OWN, TopologyError)):
+        case _ if isinstance(exc, (*_OWN, TopologyError, DeadLetterError)):
             line = str(exc)
         case StorageAnswerError():
             line = f"the storage rejected the request: {exc}"
@@ -107,6 +114,8 @@ def _failure(exc: BaseException) -> str:
 
 
 def _at_broker() -> str:
+    from keyturn_workers.cli.bucket import broker_endpoint  # noqa: PLC0415
+
     endpoint = broker_endpoint()
     return "" if endpoint is None else f" at {endpoint}"
 
@@ -132,6 +141,8 @@ def _fail(line: str, status: int) -> int:
 
 def note(line: str) -> None:
     """Print one line to standard error."""
+    from keyturn_workers.cli.output import printable  # noqa: PLC0415
+
     print(f"keyturn: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201  # its purpose
 
 

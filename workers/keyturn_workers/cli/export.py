@@ -100,7 +100,7 @@ def export(
     ] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Decrypt every object of a project into a folder or another bucket.
+    """Decrypt all objects of a project into a folder or another bucket.
 
     Reads the bucket, or through a gateway if one is configured, as `keyturn download` does. Run
     it again to continue after an interruption, or to add new objects. The manifest (JSON lines)

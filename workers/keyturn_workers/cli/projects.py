@@ -252,7 +252,7 @@ def sweep(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring every object of one or all projects to the desired state, and prove it."""
+    """Bring every object to the desired state, and prove it."""
     if (project is None) is not all_projects:
         raise typer.BadParameter("name a project or use --all")
     target = ALL_PROJECTS if project is None else project

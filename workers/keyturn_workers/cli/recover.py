@@ -104,7 +104,7 @@ def recover(
     timeout_s: TimeoutS = 60,
     as_json: AsJson = False,
 ) -> None:
-    """Accept a keyring that was restored from a backup, or that lost its mark.
+    """Accept a keyring that came from a backup, or that lost its mark.
 
     The API key of that keyring's generation opens the project again. So first make sure that you
     put it there, and not an attacker.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
 
-from keyturn_workers.cli.app import app
+from keyturn_workers.cli.app import GROUPS, app, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,18 +38,27 @@ _IMPORTED = """
 import sys
 from keyturn_workers.cli.app import app
 try:
-    app(["ls", "--help"])
+    app(sys.argv[1:], prog_name="keyturn")
 except SystemExit:
     print(*sorted(sys.modules))
 """
 
 
+def _imported(*arguments: str, **environment: str) -> set[str]:
+    """Every module that the command line has imported once it is done."""
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTED, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
 @pytest.mark.slow
 def test_a_command_imports_nothing_of_the_others() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _IMPORTED], capture_output=True, text=True, check=True
-    )
-    imported = set(done.stdout.splitlines()[-1].split())
+    imported = _imported("ls", "--help")
     assert "keyturn_workers.cli.objects" in imported
     assert not imported & {
         "faststream",
@@ -57,7 +67,78 @@ def test_a_command_imports_nothing_of_the_others() -> None:
     }
 
 
-def test_a_wrong_name_is_answered_with_similar_ones() -> None:
-    result = runner.invoke(app, ["swep"])
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["--help"], {}),
+        (["--version"], {}),
+        ([], {"_KEYTURN_COMPLETE": "complete_bash", "COMP_WORDS": "keyturn ", "COMP_CWORD": "1"}),
+    ],
+    ids=["help", "version", "completion"],
+)
+def test_help_version_and_completion_import_no_command(
+    arguments: list[str], environment: dict[str, str]
+) -> None:
+    imported = _imported(*arguments, **environment)
+    assert {name for name in imported if name.startswith("keyturn")} <= {
+        "keyturn",
+        "keyturn.errors",
+        "keyturn_workers",
+        "keyturn_workers.cli",
+        "keyturn_workers.cli.app",
+        "keyturn_workers.cli.errors",
+        "keyturn_workers.errors",
+        "keyturn_workers.worker",
+        "keyturn_workers.worker.runtime",
+    }
+    assert not imported & {"aio_pika", "botocore", "pydantic_settings", "stamina"}
+
+
+@pytest.mark.parametrize("name", [name for group in GROUPS.values() for name in group])
+def test_the_summary_of_a_command_is_the_first_sentence_of_its_help(name: str) -> None:
+    (entry,) = [group[name] for group in GROUPS.values() if name in group]
+    assert load(name).get_short_help_str(100) == entry.summary
+
+
+def test_the_help_fits_80_columns_with_one_line_for_each_command() -> None:
+    lines = runner.invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout.splitlines()
+    for title, group in GROUPS.items():
+        start = lines.index(f"{title}:") + 1
+        rows = [line.split(maxsplit=1) for line in lines[start : start + len(group)]]
+        assert rows == [[name, entry.summary] for name, entry in group.items()]
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"keyturn {version('keyturn-workers')}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("swep", "'sweep'"),
+        ("get", "'download'"),
+        ("put", "'upload'"),
+        ("rm", "'delete'"),
+        ("cp", "'upload' or 'download'"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_one(name: str, meant: str) -> None:
+    result = runner.invoke(app, [name, "acme", "readme.md"])
     assert result.exit_code == 2
-    assert "No such command 'swep'. Did you mean 'sweep'?" in result.stderr
+    assert f"No such command '{name}'. Did you mean {meant}?" in result.stderr
+
+
+def test_bash_completes_commands_their_commands_and_their_options() -> None:
+    def completed(*words: str) -> list[str]:
+        environment = {
+            "_KEYTURN_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        result = runner.invoke(app, [], env=environment, prog_name="keyturn")
+        return result.stdout.split()
+
+    assert completed("keyturn", "do") == ["download", "doctor"]
+    assert completed("keyturn", "dead", "re") == ["replay"]
+    assert completed("keyturn", "dead", "replay", "--re") == ["--resign", "--reason"]

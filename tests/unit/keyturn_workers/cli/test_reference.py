@@ -5,30 +5,44 @@ To regenerate it: `python -m tests.unit.keyturn_workers.cli.test_reference`.
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
+import typer
+from typer.cli import get_docs_for_click
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from keyturn_workers.cli.app import GROUPS, app, load
 
 _ROOT = Path(__file__).parents[4]
 _REFERENCE = _ROOT / "docs" / "reference" / "cli.md"
 _HELP = "* `--help`: Show this message and exit.\n"
+_COMMANDS = re.compile(r"\*\*Commands\*\*:\n\n(\* .*\n)+")
 
 
 def generate() -> str:
     """The reference in Markdown, by typer's own generator, without `--help`, which all have."""
-    arguments = ["keyturn_workers.cli.app", "utils", "docs", "--name", "keyturn"]
-    done = subprocess.run(
-        [sys.executable, "-m", "typer", *arguments],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+    root = get_command(app)
+    assert isinstance(root, TyperGroup)
+    for name in list(root.commands):
+        root.add_command(load(name), name)
+    written = get_docs_for_click(
+        obj=root, ctx=typer.Context(root, info_name="keyturn"), name="keyturn"
     )
-    lines = [line.rstrip() for line in done.stdout.strip().splitlines()]
+    lines = [line.rstrip() for line in written.strip().splitlines()]
     text = ("\n".join(lines) + "\n").replace(f"**Options**:\n\n{_HELP}\n", "")
-    return text.replace(_HELP, "")
+    return _COMMANDS.sub(_groups(), text.replace(_HELP, ""), count=1)
+
+
+def _groups() -> str:
+    """The list of all commands as `keyturn --help` groups it, each with a link."""
+    parts = []
+    for title, group in GROUPS.items():
+        rows = [f"* [`{name}`](#keyturn-{name}): {entry.summary}" for name, entry in group.items()]
+        parts.append("\n".join([f"**{title}**:", "", *rows, ""]))
+    return "\n".join(parts)
 
 
 @pytest.mark.slow
