@@ -62,13 +62,15 @@ docs: $(UV)  ## Build the documentation as a site in site/; fails on a broken li
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 .PHONY: check
-check: setup  ## Lint, formatting, types, import rules and declared dependencies
+check: setup  ## Lint, formatting, types, import rules, declared dependencies and workflows
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@.venv/bin/deptry --config contracts/pyproject.toml contracts/keyturn
 	@.venv/bin/deptry --config workers/pyproject.toml workers/keyturn_workers
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@.venv/bin/zizmor --offline --quiet --min-severity medium .github/workflows
 
 .PHONY: audit
 audit: setup  ## Check what is shipped for known vulnerabilities; passes if the database is unreachable
@@ -81,6 +83,11 @@ sbom: setup  ## Write dist/keyturn.cdx.json: what is shipped, as CycloneDX, chec
 	@mkdir -p dist
 	@$(EXPORT) --format cyclonedx1.5 --output-file dist/keyturn.cdx.json >/dev/null
 	@$(PYTHON) -m tools.supply.sbom dist/keyturn.cdx.json
+
+.PHONY: release-check
+release-check: $(UV)  ## Build all that a release publishes into dist/, twice, install it and use it; sends nothing
+	@$(SYNC) --group release
+	@$(PYTHON) -m tools.release $(ARGS)
 
 .PHONY: typescript
 typescript: setup  ## Check, build and test the TypeScript client; ARGS=--write renews what is generated
