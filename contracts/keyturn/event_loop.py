@@ -33,22 +33,17 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._selector = selectors.PollSelector()
-        self._thread = threading.Thread(target=self._run, name="keyturn", daemon=True)
-        self._is_running = threading.Event()
-        self._stop = asyncio.Event()
+        self.asyncio_loop = asyncio.SelectorEventLoop(self._selector)
         self.sessions: weakref.WeakSet[Session[Any]] = weakref.WeakSet()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="keyturn", daemon=True)
         self._thread.start()
-        self._is_running.wait()
 
     def _run(self) -> None:
-        with asyncio.Runner(
-            loop_factory=lambda: asyncio.SelectorEventLoop(self._selector)
-        ) as runner:
-            self.asyncio_loop = runner.get_loop()
+        with asyncio.Runner(loop_factory=lambda: self.asyncio_loop) as runner:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        self._is_running.set()
         await self._stop.wait()
         for session in list(self.sessions):
             with suppress(Exception):  # there is no one left to report it to

@@ -167,6 +167,8 @@ class OpenObject:
 class Client(_Blocking[gateway.Client]):
     """Access to one project through a gateway; needs `keyturn[gateway]`.
 
+    It has every call of `keyturn.gateway.Client`.
+
     Args:
         url: The gateway's address, such as `https://files.example.com`.
         api_key: The project's current API key.
@@ -276,6 +278,8 @@ class Client(_Blocking[gateway.Client]):
 
 class Publisher(_Blocking[publisher.Publisher]):
     """A client of one deployment of Keyturn, over its broker.
+
+    It has every call of `keyturn.publisher.Publisher`.
 
     Args:
         settings: `PublisherSettings.read()`, or made by hand.

@@ -77,7 +77,7 @@ for number in range(2):
 def test_a_publisher_and_its_forked_children_have_connections_of_their_own(live: Live) -> None:
     environment = {**os.environ, **live.scene.deployment.publisher_env()}
     ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _FORKING],
+        [sys.executable, "-W", "error::ResourceWarning", "-c", _FORKING],
         env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -122,6 +122,7 @@ def test_the_api_key_is_in_no_repr_and_no_pickle(client: Client) -> None:
 _PRELUDE = f"""
 import os, sys, warnings, gc
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # of each fork, from 3.12 on
 from keyturn.sync import Client
 from keyturn.fsspec import KeyturnFileSystem
 API_KEY = {API_KEY!r}
