@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from tools.servers import new_bucket
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from keyturn.messages import SourceObject
     from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
@@ -171,11 +173,24 @@ async def test_a_source_that_is_keyturns_bucket_stops_the_start(
     assert "source drop is the bucket of KEYTURN_S3_BUCKET by another name" in str(ended.value)
 
 
-async def test_a_source_that_is_away_stops_nothing_else(broker: Servers, ceph: S3Server) -> None:
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refuses", "silent"])
+async def test_a_source_that_is_away_stops_nothing_else(
+    broker: Servers, ceph: S3Server, *, is_silent: bool
+) -> None:
+    """It refuses connections, or accepts them and says nothing."""
     deployment = Deployment(await fresh_amqp_url(broker), ceph, new_bucket(ceph))
     drop = DropBucket(ceph)
     named = drop.put("later", b"later")
-    drop.fields["endpoint_url"] = "http://127.0.0.1:9"
+    silent = socket.create_server(("127.0.0.1", 0))
+    port = silent.getsockname()[1] if is_silent else 9
+    drop.fields["endpoint_url"] = f"http://127.0.0.1:{port}"
+    with silent:
+        await _stops_nothing_else(deployment, drop, named)
+
+
+async def _stops_nothing_else(
+    deployment: Deployment, drop: DropBucket, named: SourceObject
+) -> None:
     async with run_worker_for(deployment, **sources_env(deployment, drop)) as served:
         assert any("source not reached" in line for line in served.process.lines)
         sent = served.sign(drop.request(deployment, named))

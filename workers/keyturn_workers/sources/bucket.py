@@ -15,6 +15,7 @@ import structlog
 
 from keyturn.errors import (
     ArchivedObjectError,
+    CodedError,
     MalformedRequestError,
     NotPermittedError,
     SettingsError,
@@ -43,6 +44,9 @@ from keyturn_workers.storage.s3 import open_storage
 
 Deletion = Literal["never", "by version", "conditionally", "unconditionally", "not possible"]
 PIECE_BYTES: Final = 1024 * 1024
+_RESPONSE_S: Final = 15.0
+# How long a source is left alone after it failed: doubled each time, from the first to the last.
+_PAUSES_S: Final = (1.0, 30.0)
 _NULL_VERSION: Final = "null"
 _PROOF_BYTES: Final = 32
 
@@ -67,6 +71,10 @@ class SourceBucket:
         self._is_checked = False
         self._honors_conditions: bool | None = None
         self._checking = asyncio.Lock()
+        # While it is away: until when nothing is asked, and for how long it was not the last time.
+        self._away_until_s = 0.0
+        self._pause_s = 0.0
+        self._is_trying = False
 
     async def check(self) -> None:
         """Make sure, once, that this is not Keyturn's own bucket by another name.
@@ -86,7 +94,7 @@ class SourceBucket:
             proof = secrets.token_bytes(_PROOF_BYTES)
             await self._own.put(s3_key, proof, Headers({}))
             try:
-                with self._translated():
+                async with self._asking():
                     _, found = await self._storage.read_start(s3_key, _PROOF_BYTES)
             except (SourceMissingError, _RefusedSourceError):
                 found = b""
@@ -106,7 +114,7 @@ class SourceBucket:
             SourceMissingError, SourceUnavailableError
         """
         await self._require_other_bucket()
-        with self._translated():
+        async with self._asking():
             return await self._storage.head(s3_key)
 
     async def list_page(self, *, prefix: str = "", after: str = "") -> EntriesPage:
@@ -120,7 +128,7 @@ class SourceBucket:
             SourceUnavailableError
         """
         await self._require_other_bucket()
-        with self._translated():
+        async with self._asking():
             return await self._storage.list_entries(f"{self.source.prefix}{prefix}", after=after)
 
     @asynccontextmanager
@@ -134,7 +142,7 @@ class SourceBucket:
         """
         await self._require_other_bucket()
         async with AsyncExitStack() as stack:
-            with self._translated():
+            async with self._asking():
                 stream = await stack.enter_async_context(
                     self._storage.stream(
                         named.key, if_match=named.etag, version_id=_fixed_version(named)
@@ -168,7 +176,8 @@ class SourceBucket:
         if self.source.delete is False:
             return
         try:
-            with self._translated():
+            # A delete that was given up could still arrive.
+            async with self._asking(patient=True):
                 if _fixed_version(named) is not None:
                     await self._delete_version(named)
                 else:
@@ -228,7 +237,7 @@ class SourceBucket:
         """
         if self.source.delete is False:
             return "never"
-        with self._translated():
+        async with self._asking():
             if await self._storage.versioning() == "Enabled":
                 return "by version"
             if self.source.delete == "unconditional":
@@ -272,20 +281,61 @@ class SourceBucket:
             _log.error("source refused", source=self.name, problem=str(exc))
             raise SourceUnavailableError(f"source {self.name} is Keyturn's own bucket") from exc
 
+    @asynccontextmanager
+    async def _asking(self, *, patient: bool = False) -> AsyncIterator[None]:
+        """Bound what a server that is away costs those who wait for other uploads.
+
+        After a failure nothing is asked for a while, and then by one caller alone. A patient
+        caller waits for that, and for the response however long it takes.
+
+        Raises:
+            SourceUnavailableError: it does not respond, or did not a moment ago.
+        """
+        left_s = self._away_until_s - asyncio.get_running_loop().time()
+        if patient:
+            await asyncio.sleep(max(left_s, 0))
+        elif self._pause_s and (left_s > 0 or self._is_trying):
+            raise SourceUnavailableError(
+                f"source {self.name} did not respond; next attempt in {max(left_s, 1):.0f} s"
+            )
+        self._is_trying = bool(self._pause_s)
+        try:
+            with self._translated():
+                async with asyncio.timeout(None if patient else _RESPONSE_S):
+                    yield
+            self._pause_s = 0.0
+        finally:
+            self._is_trying = False
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except MissingError as exc:
-            raise SourceMissingError(f"source {self.name} has no such object") from exc
-        except PreconditionError as exc:
-            raise SourceChangedError(f"the object of source {self.name} has changed") from exc
-        except ArchivedError as exc:
-            raise ArchivedObjectError("its storage class must be restored first") from exc
         except StorageAnswerError as exc:
-            raise _RefusedSourceError(f"source {self.name}: {exc}") from exc
+            self._pause_s = 0.0
+            raise self._refusal(exc) from exc
         except StorageUnavailableError as exc:
-            raise SourceUnavailableError(f"source {self.name}: {exc.detail}") from exc
+            raise self._failure(exc.detail) from exc
+        except TimeoutError as exc:
+            raise self._failure(f"no response within {_RESPONSE_S:.0f} s") from exc
+
+    def _refusal(self, error: StorageAnswerError) -> CodedError:
+        match error:
+            case MissingError():
+                return SourceMissingError(f"source {self.name} has no such object")
+            case PreconditionError():
+                return SourceChangedError(f"the object of source {self.name} has changed")
+            case ArchivedError():
+                return ArchivedObjectError("its storage class must be restored first")
+            case _:
+                return _RefusedSourceError(f"source {self.name}: {error}")
+
+    def _failure(self, problem: str) -> SourceUnavailableError:
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._away_until_s:  # calls that fail together lengthen the pause once
+            self._pause_s = min(2 * self._pause_s or _PAUSES_S[0], _PAUSES_S[1])
+            self._away_until_s = now_s + self._pause_s
+        return SourceUnavailableError(f"source {self.name}: {problem}")
 
 
 class _RefusedSourceError(SourceUnavailableError):
@@ -360,12 +410,16 @@ async def open_sources(
         SettingsError: a source is Keyturn's own bucket, or its credentials cannot be used.
     """
     async with AsyncExitStack() as stack:
-        buckets = {}
-        for name, source in sources.items():
-            opening = open_source(name, source, settings, own)
-            buckets[name] = await stack.enter_async_context(opening)
-            try:
-                await buckets[name].check()
-            except SourceUnavailableError as exc:
-                _log.warning("source not reached", source=name, problem=exc.detail)
+        buckets = {
+            name: await stack.enter_async_context(open_source(name, source, settings, own))
+            for name, source in sources.items()
+        }
+        await asyncio.gather(*map(_check_now, buckets.values()))
         yield Sources(deployment, buckets)
+
+
+async def _check_now(bucket: SourceBucket) -> None:
+    try:
+        await bucket.check()
+    except SourceUnavailableError as exc:
+        _log.warning("source not reached", source=bucket.name, problem=exc.detail)

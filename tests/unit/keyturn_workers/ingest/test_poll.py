@@ -230,7 +230,10 @@ async def test_a_worker_that_starts_takes_over() -> None:
 
 
 @pytest.mark.parametrize("part", ["listing", "broker"])
-async def test_an_outage_ends_a_listing_and_loses_nothing(part: str) -> None:
+async def test_an_outage_ends_a_listing_and_loses_nothing(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyturn_workers.sources.bucket._PAUSES_S", (0.0, 0.0))
     scene = Scene()
     scene.put("a", "b")
     _, poller = scene.process()

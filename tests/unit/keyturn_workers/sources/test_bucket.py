@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from keyturn_workers.errors import (
 )
 from keyturn_workers.sources.bucket import SourceBucket, Sources
 from keyturn_workers.sources.config import parse_sources
-from keyturn_workers.storage import Headers
+from keyturn_workers.storage import Headers, ObjectHead
 from tests.unit.keyturn_workers.factories import AT
 from tools.harness.memory_storage import MemoryStorage
 
@@ -98,7 +99,10 @@ async def test_a_source_that_may_not_see_the_proof_is_another_bucket() -> None:
     await _bucket(storage).check()
 
 
-async def test_a_source_that_is_away_is_asked_before_it_is_read() -> None:
+async def test_a_source_that_is_away_is_asked_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("keyturn_workers.sources.bucket._PAUSES_S", (0.0, 0.0))
     own = MemoryStorage()
     bucket = _bucket(own, own)  # its own bucket, which could not be reached at the start
     named = await _named(own)
@@ -182,6 +186,63 @@ async def test_pages_are_of_the_prefix_alone() -> None:
     assert [row.key for row in (await bucket.list_page(prefix="b")).objects] == ["in/b/c"]
 
 
+# A server that is away.
+
+
+class Away(MemoryStorage):
+    """Responds only if it is told to."""
+
+    responds = False
+
+    async def head(self, key: str) -> ObjectHead:
+        self.calls["asked"] += 1
+        if not self.responds:
+            await asyncio.Event().wait()
+        return await super().head(key)
+
+
+async def test_a_server_that_does_not_respond_holds_up_its_callers_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those who come meanwhile fail at once, so that their workers serve others."""
+    monkeypatch.setattr("keyturn_workers.sources.bucket._RESPONSE_S", 0.05)
+    storage = Away()
+    bucket = _bucket(storage)
+    await bucket.check()
+    first = await asyncio.gather(*(bucket.head(KEY) for _ in range(3)), return_exceptions=True)
+    assert [str(each) for each in first] == [
+        "source_unavailable: source drop: no response within 0 s"
+    ] * 3
+    for _ in range(3):
+        with pytest.raises(SourceUnavailableError, match="next attempt in 1 s"):
+            await bucket.head(KEY)
+    assert storage.calls["asked"] == 3
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_after_the_pause_one_caller_tries_and_a_response_ends_it(
+    monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    """Any response: that the object is missing is one, too."""
+    monkeypatch.setattr("keyturn_workers.sources.bucket._RESPONSE_S", 0.05)
+    storage = Away()
+    bucket = _bucket(storage)
+    await bucket.check()
+    with pytest.raises(SourceUnavailableError):
+        await bucket.head(KEY)
+    bucket._away_until_s = 0.0
+    again = await asyncio.gather(*(bucket.head(KEY) for _ in range(3)), return_exceptions=True)
+    assert sum("did not respond" in str(each) for each in again) == 2
+    assert storage.calls["asked"] == 2
+    bucket._away_until_s = 0.0
+    storage.responds = True
+    if there:
+        storage.plant(KEY, b"", NONE)
+    await asyncio.gather(bucket.head(KEY), return_exceptions=True)
+    now = await asyncio.gather(*(bucket.head(KEY) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(each, ObjectHead if there else SourceMissingError) for each in now)
+
+
 # What is deleted.
 
 
@@ -254,7 +315,10 @@ async def test_the_version_null_can_be_written_over_so_it_is_deleted_conditional
 @pytest.mark.parametrize(
     "met", [StorageUnavailableError("delete: SlowDown"), RefusedError("delete: AccessDenied")]
 )
-async def test_a_failure_to_delete_ends_no_upload(met: Exception) -> None:
+async def test_a_failure_to_delete_ends_no_upload(
+    met: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keyturn_workers.sources.bucket._PAUSES_S", (0.01, 0.01))
     storage = MemoryStorage(versioned=True)
     bucket = _bucket(storage, delete=True)
     named = await _named(storage)

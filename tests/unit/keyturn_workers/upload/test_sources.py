@@ -195,9 +195,12 @@ async def test_another_delivery_may_have_stored_it_and_deleted_the_source() -> N
     assert await setting.on.serve(sent) == UploadResult(len(SMALL), 1)
 
 
-async def test_a_source_that_is_away_is_no_failure_of_our_storage() -> None:
+async def test_a_source_that_is_away_is_no_failure_of_our_storage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     setting = Setting()
     sent = await setting.request(SMALL)
+    monkeypatch.setattr("keyturn_workers.sources.bucket._PAUSES_S", (0.0, 0.0))
     setting.source.fail_next("stream", StorageUnavailableError("stream: SlowDown"))
     with pytest.raises(SourceUnavailableError):
         await setting.on.serve(sent)
