@@ -9,6 +9,7 @@
 | `wraps` | wraps, tombstones, intake secrets and signatures (SPEC 3.2, 4.3, 6.3, 8.7) |
 | `records` | keyrings and sweeps' records, raw and sealed again (SPEC 5, 8.5) |
 | `messages` | requests, events and a sweep's hints as bytes (SPEC 6) |
+| `notifications` | what storage servers say about new objects (SPEC 17.4) |
 | `amqp` | a message's properties, and its copy in the dead letters (SPEC 12) |
 | `http` | paths, ranges and conditions of the gateway (SPEC 9) |
 | `gateway_documents` | listings and links that the gateway's client receives (SPEC 9.3) |
@@ -25,6 +26,7 @@ from tests.fuzz.harnesses import (
     http,
     messages,
     metadata,
+    notifications,
     objects,
     records,
     wraps,
@@ -43,6 +45,7 @@ ALL: Final[dict[str, Harness]] = {
         wraps.HARNESS,
         records.HARNESS,
         messages.HARNESS,
+        notifications.HARNESS,
         amqp.HARNESS,
         http.HARNESS,
         gateway_documents.HARNESS,

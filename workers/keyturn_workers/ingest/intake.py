@@ -7,10 +7,11 @@ only so many of them at once, so that a full source never fills the queue that a
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import partial
 from typing import Final
 
 import structlog
@@ -23,16 +24,19 @@ from keyturn.errors import (
     SourceChangedError,
     SourceMissingError,
     SourceUnavailableError,
+    WaitTimeoutError,
 )
 from keyturn.identifiers import OWN_PREFIX
 from keyturn.messages import Rejected, SourceObject, problems
 from keyturn.publisher import Publisher
 from keyturn_workers.ingest.metrics import IngestMetrics
-from keyturn_workers.ingest.record import Refusal
+from keyturn_workers.ingest.record import Refusal, SourceRecord
 from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.sources.config import Target
 from keyturn_workers.storage import ObjectSummary
 
+MAX_REMEMBERED: Final = 10_000
+"""Requests and their outcomes that a process remembers, of each source."""
 POLL_SLOTS: Final = 256
 """Objects of one source that a listing has under way at once."""
 HINT_SLOTS: Final = 64
@@ -41,7 +45,6 @@ HINT_SLOTS: Final = 64
 _OUTCOME_S: Final = 60.0
 # What a process asked for, it does not ask for again within this time.
 _REMEMBER_S: Final = 3600.0
-_MAX_REMEMBERED: Final = 10_000
 _REFUSED_FOR: Final = timedelta(days=1)
 # A notification of nothing new keeps its slot for so long: a flood of them is slow.
 _VAIN_HINT_S: Final = 1.0
@@ -159,9 +162,18 @@ class Intake:
         # By upload id: when it was asked for, and what came of it.
         self._asked: OrderedDict[str, tuple[float, Outcome]] = OrderedDict()
 
-    def remember(self, refused: Mapping[str, Refusal]) -> None:
-        """Take over refusals that another process has recorded."""
-        self.refused = {**refused, **self.refused}
+    def remember(self, record: SourceRecord) -> None:
+        """Take over the refusals of a record, and forget those that its last listing did not meet.
+
+        Those that were learned since are kept.
+        """
+        listed_at = record.finished_at
+        newer = {
+            s3_key: refusal
+            for s3_key, refusal in self.refused.items()
+            if listed_at is None or refusal.at >= listed_at
+        }
+        self.refused = {**record.refused, **newer}
 
     async def begin(self, s3_key: str, *, is_hint: bool) -> asyncio.Task[Outcome]:
         """Wait for a slot, then take in the object at this key; the task ends with its outcome.
@@ -208,8 +220,13 @@ class Intake:
         if request is None:
             request = asyncio.create_task(self._request(found))
             self._pending[found.upload_id] = request
-            request.add_done_callback(lambda _: self._pending.pop(found.upload_id))
+            request.add_done_callback(partial(self._requested, found.upload_id))
         return await asyncio.shield(request)
+
+    def _requested(self, upload_id: str, request: asyncio.Task[Outcome]) -> None:
+        del self._pending[upload_id]
+        if not request.cancelled():
+            request.exception()  # marks it as retrieved: who waited for it may be gone
 
     def _known(self, found: Candidate) -> Outcome | None:
         """The outcome of this very object, if it need not be requested now."""
@@ -222,13 +239,17 @@ class Intake:
         return outcome if time.monotonic() - asked_at < _REMEMBER_S else None
 
     async def _request(self, found: Candidate) -> Outcome:
-        await self._publisher.upload_from_source(
-            found.target.project, found.target.object_key, found.object
-        )
+        target = found.target
+        try:
+            await self._publisher.upload_from_source(
+                target.project, target.object_key, found.object
+            )
+        except MalformedRequestError as exc:
+            return self._refuse(found.object.key, found.upload_id, exc.code)
         self._metrics.count(self.name, "requested")
         outcome = await self._outcome(found)
         self._asked[found.upload_id] = (time.monotonic(), outcome)
-        while len(self._asked) > _MAX_REMEMBERED:
+        while len(self._asked) > MAX_REMEMBERED:
             self._asked.popitem(last=False)
         return outcome
 
@@ -240,7 +261,10 @@ class Intake:
                 project=found.target.project,
                 request_type="upload.requested",
             )
-        except PublisherError:  # it has been published: its outcome is asked for again later
+        except WaitTimeoutError:
+            return Outcome.WAITING
+        except PublisherError as exc:  # it has been published, and may be stored
+            _log.warning("outcome not known", source=self.name, problem=str(exc))
             return Outcome.WAITING
         if not isinstance(event, Rejected):
             self.refused.pop(found.object.key, None)
@@ -257,5 +281,7 @@ class Intake:
             self.refused[s3_key] = Refusal(upload_id, code, self._now())
         if is_new:
             self._metrics.count(self.name, "refused")
-            _log.warning("object refused", source=self.name, upload_id=upload_id, code=code)
+            # Anyone who writes there can make any number of bad names.
+            log = _log.warning if upload_id else _log.debug
+            log("object refused", source=self.name, upload_id=upload_id, code=code)
         return Outcome.REFUSED

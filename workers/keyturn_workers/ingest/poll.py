@@ -1,9 +1,10 @@
 """Lists a source from its start to its end, by one worker at a time (SPEC 17.4).
 
-A notification can be lost; a listing finds every object. From a source that is deleted from, what
-is listed is what has not been taken in. Any other source is divided into runs of about 64 objects,
-and the record keeps a digest of those of each run that are stored: only runs that have changed are
-asked for again. Where a run ends depends on the keys alone, so that a new object changes one run.
+A notification can be lost; a listing finds every object. It is divided into runs of about 64
+objects, and the record keeps a digest of those of each run that are stored: only runs that have
+changed are asked for again. Where a run ends depends on the keys alone, so that a new object
+changes one run. From a source that is deleted from, what is listed is what has not been taken in,
+or what could not be deleted: all of it is asked for again, unless that is suspiciously much.
 
 The record is also the lock. Whoever lists the source writes it every minute at least, each time on
 the condition that nobody else has written it. A worker that starts takes over at once; otherwise
@@ -31,7 +32,13 @@ import structlog
 from keyturn.errors import CodedError, PublisherError
 from keyturn_workers.background import repeat
 from keyturn_workers.errors import PreconditionError, StorageAnswerError
-from keyturn_workers.ingest.intake import Intake, Outcome, is_folder_marker, objects_of
+from keyturn_workers.ingest.intake import (
+    MAX_REMEMBERED,
+    Intake,
+    Outcome,
+    is_folder_marker,
+    objects_of,
+)
 from keyturn_workers.ingest.metrics import IngestMetrics
 from keyturn_workers.ingest.record import DIGEST_BYTES, SourceRecord, SourceRecords
 from keyturn_workers.sources.config import Source
@@ -137,13 +144,16 @@ class Poller:
                 errors of storage and broker.
         """
         before = await self._records.read(self._intake.name)
-        self._intake.remember(before.record.refused)
+        self._intake.remember(before.record)
         self._report(before.record)
         now, polled_at = self._now(), before.record.polled_at
         interval = timedelta(seconds=self._interval_s)
         if not take_over and polled_at is not None and abs(now - polled_at) < interval:
             return
-        listing = _Listing(self._intake, before.record, now)
+        record = before.record
+        if self._intake.source.delete and (take_over or record.objects <= MAX_REMEMBERED):
+            record = replace(record, digests=frozenset())
+        listing = _Listing(self._intake, record, now)
         stored = await self._records.write(self._intake.name, before, listing.record_at(now))
         async with asyncio.TaskGroup() as group:
             work = group.create_task(listing.take_in())
@@ -190,7 +200,7 @@ class _Listing:
             async for run in found:
                 self._objects += len(run)
                 rows = [row for row in run if not is_folder_marker(row)]
-                known = set[str]() if bucket.source.delete else self._stored(rows)
+                known = self._stored(rows)
                 tasks = {
                     row.key: await self._intake.begin(row.key, is_hint=False)
                     for row in rows
@@ -217,7 +227,7 @@ class _Listing:
         waiting = list(outcomes.values()).count(Outcome.WAITING)
         self._waiting += waiting
         self._refused += (key for key in outcomes if outcomes[key] is Outcome.REFUSED)
-        if not waiting and not self._intake.source.delete:
+        if not waiting:
             stored = (row for row in rows if outcomes[row.key] is Outcome.STORED)
             self._digests.add(digest_of(stored, self._intake.source))
 

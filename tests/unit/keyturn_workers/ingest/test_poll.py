@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from keyturn.errors import NotDeliveredError, StorageUnavailableError
 from keyturn.identifiers import source_s3_key
 from keyturn_workers.errors import PreconditionError, RefusedError
+from keyturn_workers.ingest import poll as poll_module
 from keyturn_workers.ingest.poll import digest_of, runs
 from keyturn_workers.storage import Headers, ObjectSummary
 from tests.unit.keyturn_workers.ingest.scene import Scene, source_of
@@ -119,6 +120,33 @@ async def test_a_source_that_is_deleted_from_is_asked_for_all_that_is_left() -> 
     scene.advance(301)
     assert await scene.poll(scene.process()[1]) == ["a", "b"]
     assert (await scene.record()).objects == 2
+
+
+async def test_a_source_that_cannot_be_deleted_from_is_not_asked_for_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as Ceph's without versions, whatever its setting says."""
+    scene = Scene(delete=True)
+    scene.put("a", "b", "c")
+    monkeypatch.setattr(poll_module, "MAX_REMEMBERED", 2)
+    assert await scene.poll(scene.process()[1]) == ["a", "b", "c"]
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == []
+    assert await scene.poll(scene.process()[1], take_over=True) == ["a", "b", "c"]
+
+
+async def test_what_another_process_found_to_be_gone_is_forgotten() -> None:
+    scene = Scene(delete=True)
+    scene.put("bad")
+    scene.outcomes.codes["bad"] = "unknown_project"
+    intake, _ = scene.process()
+    await (await intake.begin("in/bad", is_hint=True))
+    assert list(intake.refused) == ["in/bad"]
+    await scene.bucket.delete("in/bad")
+    scene.advance(1)
+    await scene.poll(scene.process()[1])
+    intake.remember(await scene.record())
+    assert not intake.refused
 
 
 async def test_an_object_that_was_written_over_is_asked_for_again() -> None:
