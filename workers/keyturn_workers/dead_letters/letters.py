@@ -82,7 +82,7 @@ _SAFE_NESTED_FIELDS: Final = {
     "sealed_key": ("intake_key",),
     "sealed_kek": ("intake_key",),
     "sealed_v0_kek": ("intake_key",),
-    "body": ("staged", "sha256", "bytes"),
+    "body": ("staged", "source", "sha256", "bytes"),
 }
 
 

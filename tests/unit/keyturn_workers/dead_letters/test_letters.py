@@ -201,6 +201,9 @@ def test_what_identifies_a_request_is_shown_and_its_sealed_parts_are_measured() 
         assert shown[name] == document[name]
     assert shown["sealed_key"]["intake_key"] == document["sealed_key"]["intake_key"]
     assert shown["body"]["inline"].endswith(" characters>")
+    named = {"name": "drop", "key": "in/a", "etag": "e", "size": 1}
+    of_source = letter(upload(body={"source": named}))
+    assert redacted_body(of_source.body)["body"] == {"source": named}
 
 
 def test_headers_become_json_whatever_they_hold() -> None:
