@@ -121,7 +121,14 @@ def _add_controls(made: Pool, of: Deployment, number: int) -> None:
         rq.sweep(OTHER_PROJECT, repair=True),
         rq.sweep("*", master_key="m1"),
         rq.delete(OTHER_PROJECT, f"gone/{number}"),
+        _delete_many(OTHER_PROJECT, f"gone/{number}", f"lot/{number}"),
     ]
+
+
+def _delete_many(project: str, *keys: str) -> Document:
+    document = rq.delete(project, "", keys=list(keys))
+    del document["key"]
+    return document
 
 
 def on_streams() -> list[Document]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from tools.bench import against_plain, export, gateway, layers, rotation, sources, uploads
+from tools.bench import against_plain, deletes, export, gateway, layers, rotation, sources, uploads
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.processes import BenchError
 from tools.harness.deployment import Deployment
@@ -132,6 +132,11 @@ async def _sources_large(run: Run) -> list[Row]:
     )
 
 
+async def _deletes(run: Run) -> list[Row]:
+    count = 2_000 if run.quick else 10_000
+    return await deletes.measure(*run.where, count=count, rounds=run.times(3))
+
+
 _LAYERS: Final = "layers"
 _PARTS: Final[dict[str, Callable[[Run], Awaitable[list[Row]]]]] = {
     "uploads": _uploads,
@@ -148,6 +153,7 @@ _PARTS: Final[dict[str, Callable[[Run], Awaitable[list[Row]]]]] = {
     "export-large": _export_large,
     "sources-small": _sources_small,
     "sources-large": _sources_large,
+    "deletes": _deletes,
 }
 _NAMES: Final = (*_PARTS, _LAYERS)
 

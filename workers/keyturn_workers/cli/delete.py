@@ -353,7 +353,7 @@ def _print_summary(rows: list[Row], project: str, prefix: str, *, as_json: bool)
     else:
         for status, some in counts.items():
             if some:
-                print_line(f"{len(some):,} {status}")
+                print_line(f"{len(some):,} object{'s' if len(some) > 1 else ''} {status}")
     if failed:
         print_request_rows(_COLUMNS, failed, "key", "deleted", as_json=as_json)
 

@@ -253,7 +253,7 @@ async def test_what_is_listed_is_counted_confirmed_and_deleted() -> None:
         result = await run(*arguments, stdin="y\n")
     assert result.exit_code == 0, result.stderr
     assert "Permanently delete 2 objects under 2025/ of acme? [y/N]" in result.stderr
-    assert result.stdout.endswith("2 deleted\n")
+    assert result.stdout.endswith("2 objects deleted\n")
     listed, deleted = gateway.seen
     assert listed.target.endswith("prefix=2025%2F&limit=1000")
     assert json.loads(deleted.body or b"") == {"keys": ["2025/a", "2025/b"]}
@@ -280,7 +280,7 @@ async def test_of_a_prefix_only_what_failed_is_shown() -> None:
         arguments = ("delete", "acme", "--prefix", "2025/", "--yes", "--gateway", gateway.url)
         result = await run(*arguments)
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[0] == "1 deleted"
+    assert result.stdout.splitlines()[0] == "1 object deleted"
     assert result.stdout.splitlines()[2].split()[:2] == ["2025/b", "rejected"]
     assert "locked_object: a lock" in result.stderr
 
