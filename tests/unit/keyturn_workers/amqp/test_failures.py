@@ -54,6 +54,7 @@ def test_which_codes_are_transient() -> None:
         "kms_unavailable",
         "lease_mismatch",
         "marks_unavailable",
+        "source_unavailable",
         "storage_unavailable",
         "unknown_master_key",
     ]

@@ -26,7 +26,7 @@ from keyturn_workers.cli.init import (
 from tools.supply.lock import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-OURS = ("upload", "control", "sweep", "gateway", "console")
+OURS = ("upload", "control", "sweep", "ingest", "gateway", "console")
 FILES = {"gateway": GATEWAY_FILE, "console": CONSOLE_FILE}
 UID = "10001"
 # compose's own development broker: its address in this network, with the password beside it.
