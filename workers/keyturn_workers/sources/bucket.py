@@ -23,6 +23,7 @@ from keyturn.errors import (
     SourceMissingError,
     SourceUnavailableError,
     StorageUnavailableError,
+    TransientError,
     UnknownSourceError,
 )
 from keyturn.identifiers import OWN_PREFIX
@@ -176,6 +177,7 @@ class SourceBucket:
         if self.source.delete is False:
             return
         try:
+            await self._require_other_bucket()
             # A delete that was given up could still arrive.
             async with self._asking(patient=True):
                 if _fixed_version(named) is not None:
@@ -186,8 +188,8 @@ class SourceBucket:
             pass  # another delivery, or its owner, deleted it
         except SourceChangedError:
             _log.info("source's object was written over: the new one stays", source=self.name)
-        except (SourceUnavailableError, ArchivedObjectError) as exc:
-            _log.warning("source's object not deleted", source=self.name, problem=exc.detail)
+        except (TransientError, ArchivedObjectError, StorageAnswerError) as exc:
+            _log.warning("source's object not deleted", source=self.name, problem=str(exc))
 
     async def _delete_version(self, named: SourceObject) -> None:
         """Delete the version; hide an older one that would become the current one."""

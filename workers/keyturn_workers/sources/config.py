@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from keyturn.identifiers import has_control_characters, is_object_key, is_project
+from keyturn.identifiers import OWN_PREFIX, has_control_characters, is_object_key, is_project
 from keyturn.messages import problems
 from keyturn.messages.fields import StrictModel
 from keyturn.settings import S3Settings, Url, json_text
@@ -112,12 +112,12 @@ class Source(StrictModel):
     def target(self, s3_key: str) -> Target | None:
         """Where the object at this S3 key goes.
 
-        None: the key is not under the prefix, or the templates give no project id or object key
-        that SPEC 1 allows.
+        None: the key is not under the prefix, or is under `.keyturn/` there; or the templates give
+        no project id or object key that SPEC 1 allows.
         """
-        if not s3_key.startswith(self.prefix):
-            return None
         name = s3_key.removeprefix(self.prefix)
+        if not s3_key.startswith(self.prefix) or name.startswith(OWN_PREFIX):
+            return None
         first, _, rest = name.partition("/")
         values = {"name": name, "first": first, "rest": rest}
         # Only the template is searched for names: a key may hold braces, too.

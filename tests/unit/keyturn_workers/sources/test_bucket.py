@@ -329,6 +329,23 @@ async def test_a_failure_to_delete_ends_no_upload(
     assert list(storage.stored_keys()) == []
 
 
+async def test_nothing_is_deleted_from_keyturns_own_bucket() -> None:
+    """By a worker that could not reach the source when it started, and finds its target stored."""
+    own = MemoryStorage(versioned=True)
+    named = await _named(own)
+    await _bucket(own, own, delete=True).delete_read(named)
+    assert (await own.read(KEY))[1] == b"one"
+
+
+async def test_a_bucket_of_ours_that_fails_ends_no_upload() -> None:
+    own, storage = MemoryStorage(), MemoryStorage(versioned=True)
+    named = await _named(storage)
+    own.fail_next("put", StorageUnavailableError("put: SlowDown"))
+    bucket = _bucket(storage, own, delete=True)
+    await bucket.delete_read(named)
+    assert list(storage.stored_keys()) == [KEY]
+
+
 @pytest.mark.parametrize("storage_class", [MemoryStorage, IgnoresConditions])
 async def test_an_older_version_does_not_come_back(storage_class: type[MemoryStorage]) -> None:
     storage = storage_class(versioned=True)

@@ -43,6 +43,9 @@ def _source(**fields: Any) -> Source:
         (_DROP, "in/" + "x" * 901, None),
         (_DROP, "in/", None),
         (_DROP, "in/../x", None),
+        (_DROP, "in/.keyturn/staging/api/x", None),
+        (_DROP, "in/.keyturn", Target("acme", ".keyturn")),
+        (_DROP, "in/a/.keyturn/x", Target("acme", "a/.keyturn/x")),
         (_DROP, "in/a//b", None),
         (_DROP, "in/a\x07", None),
         (_DROP, "in/\ud800", None),
@@ -52,6 +55,7 @@ def _source(**fields: Any) -> Source:
         (_FOLDERS, "acme", None),
         (_FOLDERS, "acme/", None),
         (_FOLDERS, ".keyturn/keyrings/acme.json", None),
+        ({**_FOLDERS, "project": "acme"}, ".keyturn/x", None),
         (_FOLDERS, "Acme/a", None),
         (_FOLDERS, "*/a", None),
         (
