@@ -13,10 +13,12 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
+from keyturn.publisher import Publisher
 from keyturn_workers.amqp.acks import ChannelAcks
 from keyturn_workers.amqp.publisher import WorkerPublisher
 from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.control import enrollment
+from keyturn_workers.ingest.record import SourceRecords
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.storage.s3 import S3Storage
@@ -49,6 +51,11 @@ def of_an_object(arguments: tuple[Any, ...]) -> bool:
 def _of_several(arguments: tuple[Any, ...]) -> bool:
     _type, _publisher, bodies = arguments
     return len(bodies) > 1
+
+
+def _of_objects(arguments: tuple[Any, ...]) -> bool:
+    _name, _before, record = arguments
+    return bool(record.objects)
 
 
 class Point:
@@ -214,5 +221,10 @@ POINTS: dict[str, Installed] = {
     "staged-delete-after": Point(S3Storage, "delete", after=True, matters=under(_STAGING)),
     "source-delete-before": Point(SourceBucket, "delete_read"),
     "source-delete-after": Point(SourceBucket, "delete_read", after=True),
+    "source-found": Point(SourceBucket, "head", after=True),
+    "source-request-before": Point(Publisher, "upload_from_source"),
+    "source-request-after": Point(Publisher, "upload_from_source", after=True),
+    "source-record-before": Point(SourceRecords, "write", matters=_of_objects),
+    "source-record-after": Point(SourceRecords, "write", after=True, matters=_of_objects),
     "ack-before": Point(ChannelAcks, "_write"),
 }

@@ -48,16 +48,15 @@ class DropBucket:
         }
 
     def put(self, key: str, body: bytes, **more: Any) -> SourceObject:
-        """Write an object at `in/{key}`; returns what a request names."""
+        """Write an object at `in/{key}`; returns what a request names: it may be gone already."""
         s3_key = f"in/{key}"
-        self.client.put_object(Bucket=self.bucket, Key=s3_key, Body=body, **more)
-        head = self.client.head_object(Bucket=self.bucket, Key=s3_key)
+        answer = self.client.put_object(Bucket=self.bucket, Key=s3_key, Body=body, **more)
         return SourceObject(
             name=self.name,
             key=s3_key,
-            etag=head["ETag"].strip('"'),
-            version=head.get("VersionId"),
-            size=head["ContentLength"],
+            etag=answer["ETag"].strip('"'),
+            version=answer.get("VersionId"),
+            size=len(body),
         )
 
     def read(self, key: str) -> bytes | None:

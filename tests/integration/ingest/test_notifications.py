@@ -17,7 +17,6 @@ import pytest
 import pytest_asyncio
 
 from keyturn.crypto import to_base64
-from keyturn.identifiers import source_upload_id
 from keyturn.topology import NOTIFICATIONS
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
@@ -72,13 +71,9 @@ class Watched:
         )
 
     async def put(self, key: str, body: bytes) -> str:
-        """Put an object, and return the id of its upload: it may be gone already."""
-        s3_key = f"in/{key}"
-        answer = await asyncio.to_thread(
-            self.drop.client.put_object, Bucket=self.drop.bucket, Key=s3_key, Body=body
-        )
-        etag, version = answer["ETag"].strip('"'), answer["VersionId"]
-        return source_upload_id(self.running.deployment.name, "drop", s3_key, etag, version)
+        """Put an object, and return the id of its upload."""
+        named = await asyncio.to_thread(self.drop.put, key, body)
+        return named.upload_id(self.running.deployment.name)
 
     async def stored(self, key: str, body: bytes, upload_id: str) -> None:
         """Wait until an object is stored with the right bytes, and gone from the source."""

@@ -227,7 +227,10 @@ async def test_a_worker_reports_what_it_does_and_when_it_ends(site: Site) -> Non
                 break
         assert await other.ended() == 0
     assert control is not None
-    assert (control.roles, control.master_keys) == (("control", "sweep", "upload"), ("m1",))
+    assert (control.roles, control.master_keys) == (
+        ("control", "ingest", "sweep", "upload"),
+        ("m1",),
+    )
     newest = {queue.queue: queue for queue in control.queues}[CONTROL_QUEUE]
     assert newest.waited_s is not None
     assert 0 <= newest.waited_s < 60
