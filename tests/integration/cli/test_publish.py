@@ -183,7 +183,7 @@ async def test_doctor_reports_on_bucket_and_broker(cli: Cli) -> None:
     assert rows["broker"]["ok"]
     assert not rows["queues declared"]["ok"]
     count = len(queues()) + 1
-    assert rows["queues declared"]["said"].startswith(f"{count} of {count} missing: keyturn, ")
+    assert rows["queues declared"]["result"].startswith(f"{count} of {count} missing: keyturn, ")
     short, long = await cli.arun("doctor"), await cli.arun("doctor", "--verbose")
     assert f"{count} of {count} missing" in short.stdout
     assert "keyturn.upload.dead" not in short.stdout

@@ -97,6 +97,8 @@ _MEANT: Final = {
 
 def load(name: str) -> Any:
     """Import a command's module and build the command as part of `keyturn`."""
+    from keyturn_workers.cli.output import add_wide_option  # noqa: PLC0415
+
     module, _, attribute = _COMMANDS[name].target.partition(":")
     found = getattr(import_module(f"keyturn_workers.cli.{module}"), attribute)
     part = typer.Typer(rich_markup_mode=None)
@@ -104,7 +106,9 @@ def load(name: str) -> Any:
         part.add_typer(found)
     else:
         part.command(name)(found)
-    return get_group(part).commands[name]
+    command = get_group(part).commands[name]
+    add_wide_option(command)
+    return command
 
 
 class RootGroup(TyperGroup):

@@ -10,6 +10,7 @@ import typer
 from keyturn.gateway.transport import is_gateway_url
 from keyturn.identifiers import check_object_key, has_control_characters, is_project, parse_time
 from keyturn.messages import REASON_MAX_CHARACTERS
+from keyturn_workers.cli.output import AS_JSON_HELP
 from keyturn_workers.cli.settings import GATEWAY_URL_FORM
 
 _AGO: Final = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
@@ -85,7 +86,8 @@ Reason = Annotated[
         callback=validate_reason,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AsJson = Annotated[bool, typer.Option("--json", help=AS_JSON_HELP)]
+AsJsonText = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option(help="File with the project's API key. Default: KEYTURN_API_KEY, then a prompt."),

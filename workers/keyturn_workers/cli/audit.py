@@ -39,7 +39,7 @@ from keyturn.publisher.event_stream import Start, StreamRecord, follow, last_off
 from keyturn.topology import AUDIT_STREAM, EVENT_KEY_HEADER, SIGNATURE_HEADER, audit_queue
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, KekDerived
 from keyturn_workers.audit.trail import declare_missing
-from keyturn_workers.cli.arguments import MOMENT_FORM, AsJson, parse_moment
+from keyturn_workers.cli.arguments import MOMENT_FORM, AsJson, AsJsonText, parse_moment
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_line, print_rows
 from keyturn_workers.cli.settings import AuditReaderSettings, AuditVerifySettings
@@ -209,7 +209,7 @@ def tail(
             help=f"Start at this time: {MOMENT_FORM}. Default: new ones only.",
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: AsJsonText = False,
 ) -> None:
     """Follow the audit trail, and check it: a line for each record, and for each problem."""
     settings = AuditReaderSettings.read()

@@ -23,7 +23,7 @@ from keyturn.topology import EXCHANGE, queues
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_rows
+from keyturn_workers.cli.output import print_line, print_rows
 from keyturn_workers.cli.settings import BrokerSettings
 from keyturn_workers.settings import SourceSettings
 from keyturn_workers.sources.bucket import open_source
@@ -33,7 +33,7 @@ from keyturn_workers.storage.probe.runner import probe
 
 _CONNECT_TIMEOUT_S: Final = 10
 _TOPOLOGY: Final = (EXCHANGE, *(queue.name for queue in queues()))
-_COLUMNS: Final = ("check", "needed", "ok", "said", "consequence")
+_COLUMNS: Final = ("check", "needed", "ok", "result", "consequence")
 
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="List every missing queue, as --json does.")
@@ -42,15 +42,18 @@ Verbose = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One row; if `needed` is `required`, its failure fails the command."""
+    """One row; if `needed` is `required`, its failure fails the command.
+
+    `consequence` says what happens without it.
+    """
 
     check: str
     needed: str
     ok: bool
-    said: str
+    result: str
     consequence: str
     names: Sequence[str] = ()
-    """What `said` counts; listed with `--verbose` and in JSON."""
+    """What `result` counts; listed with `--verbose` and in JSON."""
 
     @property
     def broken(self) -> bool:
@@ -61,20 +64,27 @@ class Check:
 def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Check what the bucket, the broker and the sources can do.
 
-    The broker is checked if KEYTURN_AMQP_URL is set. Exits with 1 if a requirement is not met.
+    The broker is checked if KEYTURN_AMQP_URL is set, and each source of KEYTURN_SOURCES. The last
+    line is the verdict: safe; safe, without: what is wanted and missing; or refused for: what is
+    required and missing, with exit status 1.
     """
     storage, broker = SourceSettings.read(), BrokerSettings.read()
     checks = asyncio.run(_run_checks(storage, broker))
     rows = [_row(check, names=verbose or as_json) for check in checks]
     print_rows(_COLUMNS, rows, as_json=as_json)
     if broken := [check.check for check in checks if check.broken]:
-        raise CommandError(f"missing: {', '.join(broken)}")
+        raise CommandError(f"refused for: {'; '.join(broken)}")
+    if not as_json:
+        lacking = [check.check for check in checks if not check.ok and check.needed == "wanted"]
+        print_line(f"safe, without: {'; '.join(lacking)}" if lacking else "safe")
 
 
 def _row(check: Check, *, names: bool) -> dict[str, Any]:
     row = {name: getattr(check, name) for name in _COLUMNS}
+    if check.ok:
+        row["consequence"] = ""
     if names and check.names:
-        row["said"] += f": {', '.join(check.names)}"
+        row["result"] += f": {', '.join(check.names)}"
     return row
 
 
@@ -110,7 +120,7 @@ async def _check_source(name: str, source: Source, settings: SourceSettings, own
     except SourceUnavailableError as exc:
         return Check(check, "wanted", False, exc.detail, "its objects wait")
     ok = deletion != "not possible"
-    consequence = "" if ok else "stored objects stay in the source; see its setting delete"
+    consequence = "stored objects stay in the source; see its setting delete"
     return Check(check, "wanted", ok, f"readable; deleted: {deletion}", consequence)
 
 
@@ -122,18 +132,18 @@ async def broker_checks(broker: Broker) -> list[Check]:
     except (OSError, TimeoutError, AMQPException) as exc:
         # Never a driver's text, which can contain the address with its password.
         detail = describe_broker_failure(exc)
-        return [Check("broker", "required", ok=False, said=detail, consequence="nothing works")]
+        return [Check("broker", "required", ok=False, result=detail, consequence="nothing works")]
     async with connection:
         missing = await _missing(connection)
     detail = f"{len(missing)} of {len(_TOPOLOGY)} missing" if missing else "all exist"
     return [
-        Check("broker", "required", ok=True, said="connected", consequence=""),
+        Check("broker", "required", ok=True, result="connected", consequence=""),
         Check(
             "queues declared",
             "wanted",
             ok=not missing,
-            said=detail,
-            consequence="publishing fails until a worker has been started" if missing else "",
+            result=detail,
+            consequence="publishing fails until a worker has been started",
             names=missing,
         ),
     ]

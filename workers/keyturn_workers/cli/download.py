@@ -27,7 +27,7 @@ from keyturn.settings import S3Settings
 from keyturn_workers.cli.arguments import (
     DURATION_FORM,
     ApiKeyFile,
-    AsJson,
+    AsJsonText,
     GatewayUrl,
     ObjectKey,
     Project,
@@ -273,7 +273,7 @@ def link(
     ] = None,
     gateway: GatewayUrl = None,
     api_key_file: ApiKeyFile = None,
-    as_json: AsJson = False,
+    as_json: AsJsonText = False,
 ) -> None:
     """Print a link to one object, for use without the API key.
 

@@ -24,10 +24,16 @@ from keyturn.evidence import (
 )
 from keyturn.identifiers import evidence_prefix, is_short_name
 from keyturn.settings import S3Settings, seed_from_b64
-from keyturn_workers.cli.arguments import AsJson, Project, validate_project
+from keyturn_workers.cli.arguments import AsJson, AsJsonText, Project, validate_project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
+from keyturn_workers.cli.output import (
+    print_json,
+    print_line,
+    print_rows,
+    print_table,
+    shown_time,
+)
 from keyturn_workers.cli.settings import EvidenceSettings
 from keyturn_workers.errors import ArchivedError, MissingError
 
@@ -40,7 +46,6 @@ _UNPROVEN: Final = "unproven"
 _VERIFIED: Final = "verified"
 app = typer.Typer(name="evidence", help="List, show, export or verify evidence.")
 _MIN_DIGEST: Final = 8
-_UNFOLDED: Final = ("answers", "digest")
 
 # Far above any real chain.
 _MAX_FILES: Final = 10_000
@@ -145,6 +150,13 @@ def evidence_row(file: EvidenceFile, state: str) -> dict[str, Any]:
         "rewrapped": counts["rewrapped"],
         "counts": counts,
     }
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """The row for a table, with as much of the digest as `evidence show` needs."""
+    if "digest" not in row:
+        return row
+    return row | {"digest": row["digest"][:16], "proven_to": shown_time(row["proven_to"])}
 
 
 def _answers(predicate: Predicate) -> str:
@@ -276,7 +288,7 @@ def list_evidence(project: Project, public_key: PublicKeys = None, as_json: AsJs
     keys = _event_keys(public_key)
     files = asyncio.run(read_bucket(S3Settings.read(), project))
     rows, error = chain_rows(files, keys, project)
-    print_rows(COLUMNS, rows, unfolded=_UNFOLDED, as_json=as_json)
+    print_rows(COLUMNS, rows if as_json else [_short(row) for row in rows], as_json=as_json)
     if not files:
         note("the bucket has no evidence of this project")
     elif not keys:
@@ -313,8 +325,9 @@ def show(
         print_json(row)
         return
     counts = row.pop("counts")
-    fields = row | {f"count: {name}": number for name, number in counts.items()}
-    print_table(("field", "value"), list(fields.items()), unfolded=("value",))
+    del row["origins"]  # `answers` has their ids
+    fields = row | counts
+    print_table(("field", "value"), list(fields.items()))
 
 
 def _select(files: Sequence[EvidenceFile], digest: str | None) -> list[EvidenceFile]:
@@ -346,7 +359,7 @@ def export(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="The folder to write to; created if missing.")
     ],
-    as_json: AsJson = False,
+    as_json: AsJsonText = False,
 ) -> None:
     """Write a project's evidence to a folder, numbered in the order of its chain."""
     files = asyncio.run(read_bucket(S3Settings.read(), project))
@@ -470,7 +483,7 @@ def _print_verified(
         }
         print_json(document)
         return
-    print_rows(COLUMNS, rows, unfolded=_UNFOLDED)
+    print_rows(COLUMNS, [_short(row) for row in rows])
     for heading, sentences in (("It proves:", proves), ("It does not prove:", does_not)):
         print_line("")
         print_line(heading)

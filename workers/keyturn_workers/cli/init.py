@@ -32,7 +32,7 @@ from keyturn.crypto import (
 from keyturn.identifiers import is_short_name
 from keyturn.settings import SEED_BYTES
 from keyturn.topology import CONTROL_REQUESTS
-from keyturn_workers.cli.arguments import AsJson
+from keyturn_workers.cli.arguments import AsJsonText
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.keys import held_key_settings, parse_uri
 from keyturn_workers.cli.output import print_json, print_line
@@ -161,7 +161,7 @@ def _output(parts: dict[str, dict[str, str]], output: Path | None, *, as_json: b
 
 
 @app.command("api-key")
-def api_key(output: Output = None, as_json: AsJson = False) -> None:
+def api_key(output: Output = None, as_json: AsJsonText = False) -> None:
     """Generate a project's API key."""
     key = new_api_key()
     if output is not None:
@@ -174,13 +174,17 @@ def api_key(output: Output = None, as_json: AsJson = False) -> None:
 
 
 @app.command("master-key")
-def master_key(key_id: KeyId = _DEFAULT_ID, output: Output = None, as_json: AsJson = False) -> None:
+def master_key(
+    key_id: KeyId = _DEFAULT_ID, output: Output = None, as_json: AsJsonText = False
+) -> None:
     """Generate a master key."""
     _output({"workers and operator": master_key_settings(key_id)}, output, as_json=as_json)
 
 
 @app.command("intake-key")
-def intake_key(key_id: KeyId = _DEFAULT_ID, output: Output = None, as_json: AsJson = False) -> None:
+def intake_key(
+    key_id: KeyId = _DEFAULT_ID, output: Output = None, as_json: AsJsonText = False
+) -> None:
     """Generate the key pair that publishers seal secrets to."""
     workers, publishers = intake_key_settings(key_id)
     _output({"workers only (private)": workers, "publishers": publishers}, output, as_json=as_json)
@@ -192,7 +196,7 @@ def publisher_key(
         str, typer.Option(help="The publisher's name.", callback=_check_name)
     ] = "publisher",
     output: Output = None,
-    as_json: AsJson = False,
+    as_json: AsJsonText = False,
 ) -> None:
     """Generate a publisher's key pair; it may only upload until you allow more."""
     workers, own = publisher_key_settings(name, ["upload.requested"], ["*"])
@@ -204,7 +208,7 @@ def publisher_key(
 
 
 @app.command("event-key")
-def event_key(output: Output = None, as_json: AsJson = False) -> None:
+def event_key(output: Output = None, as_json: AsJsonText = False) -> None:
     """Generate the key pair that events are signed with."""
     workers, publishers = event_key_settings()
     key_id = event_key_id(publishers["KEYTURN_EVENT_PUBLIC_KEY"])
@@ -216,7 +220,7 @@ def event_key(output: Output = None, as_json: AsJson = False) -> None:
 
 
 @app.command("session-key")
-def session_key(output: Output = None, as_json: AsJson = False) -> None:
+def session_key(output: Output = None, as_json: AsJsonText = False) -> None:
     """Generate the key that signs the cookies of the console."""
     _output({"the console only": session_key_settings()}, output, as_json=as_json)
 

@@ -178,7 +178,7 @@ def list_keys(as_json: AsJson = False) -> None:
     """
     settings = MasterKeySettings.read()
     rows = asyncio.run(_rows(settings))
-    print_rows(_COLUMNS, rows, unfolded=("master_key", "location"), as_json=as_json)
+    print_rows(_COLUMNS, rows, as_json=as_json)
     if not as_json:
         for row in rows:
             for warning in row["warnings"]:
@@ -249,7 +249,7 @@ def check_keys(
         if name not in settings.master_keys:
             raise UnknownMasterKeyError(f"{name} is not in KEYTURN_MASTER_KEYS")
     rows = asyncio.run(_check(settings, names))
-    print_rows(_CHECK_COLUMNS, rows, unfolded=("master_key",), as_json=as_json)
+    print_rows(_CHECK_COLUMNS, rows, as_json=as_json)
     if not as_json:
         for row in rows:
             for warning in row["warnings"]:

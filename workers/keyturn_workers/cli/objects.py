@@ -2,7 +2,8 @@
 
 Both `ls` and `inspect` need only the bucket and no key. What they show is what metadata claims;
 only opening the wraps and the body proves it (`keyturn download`). They must never print a wrap,
-only its length. `ls` works through a gateway too, with only the API key.
+only its length. `ls` reads the metadata of each object, since no listing has the size of a
+plaintext. It works through a gateway too, with only the API key.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Annotated, Any, Final, Literal
 
 import typer
@@ -46,24 +48,24 @@ from keyturn_workers.cli.arguments import (
 )
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import note
-from keyturn_workers.cli.output import print_json, print_rows, print_table
+from keyturn_workers.cli.output import print_json, print_rows, print_table, to_seconds
 from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import GatewayTlsSettings, GatewayUrlSettings
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import PAGE_KEYS, ObjectHead, ObjectSummary, Storage
 
-_CONCURRENCY: Final = 16
-_SHORT_COLUMNS: Final = ("key", "stored_bytes", "changed_at")
-_GATEWAY_COLUMNS: Final = ("key", "plaintext_bytes", "changed_at")
+_CONCURRENCY: Final = 32
+_COLUMNS: Final = ("key", "plaintext_bytes", "changed_at")
 _LONG_COLUMNS: Final = (
-    *_SHORT_COLUMNS,
+    *_COLUMNS,
     "kind",
-    "algorithm",
-    "plaintext_bytes",
     "generation",
     "kek_id",
     "master_key",
+    "algorithm",
+    "stored_bytes",
 )
+_DELETED: Final = ("tombstone", "gone")
 
 
 def ls(
@@ -71,6 +73,9 @@ def ls(
     prefix: Annotated[str, typer.Argument(help="Only keys with this prefix.")] = "",
     long: Annotated[
         bool, typer.Option("-l", "--long", help="Also read each object's metadata.")
+    ] = False,
+    all_objects: Annotated[
+        bool, typer.Option("-a", "--all", help="Also list deleted objects: their tombstones.")
     ] = False,
     folders: Annotated[
         bool,
@@ -84,23 +89,23 @@ def ls(
     """List a project's objects.
 
     Reads the bucket, or lists through a gateway if one is configured. Through a gateway you
-    need no S3 settings, deleted objects are left out, and sizes are those of the plaintext.
-    --long always reads the bucket.
+    need no S3 settings. --long and --all always read the bucket.
     """
-    if long and gateway is not None:
-        raise typer.BadParameter("--long and --gateway cannot be used together")
-    request = _Request(project, prefix, limit, folders=folders)
-    if not long and (url := configured_gateway(gateway)):
+    from_bucket = long or all_objects
+    if from_bucket and gateway is not None:
+        raise typer.BadParameter("--long and --all cannot be used together with --gateway")
+    request = _Request(project, prefix, limit, folders=folders, with_deleted=all_objects)
+    if not from_bucket and (url := configured_gateway(gateway)):
         api_key = read_api_key(api_key_file, project, confirm=False)
         rows, more = asyncio.run(_ls_through_gateway(url, api_key, request))
-        print_rows(_GATEWAY_COLUMNS, rows, as_json=as_json)
     elif api_key_file is not None:
         raise typer.BadParameter("--api-key-file needs --gateway or KEYTURN_GATEWAY_URL")
     else:
-        rows, more = asyncio.run(_ls(S3Settings.read(), request, long=long))
-        print_rows(_LONG_COLUMNS if long else _SHORT_COLUMNS, rows, as_json=as_json)
-        if not long and any(row["stored_bytes"] == 0 for row in rows):
-            note("objects with 0 bytes are deleted or empty plaintext; --long shows which")
+        rows, more = asyncio.run(_ls(S3Settings.read(), request))
+    columns = _LONG_COLUMNS if long else (*_COLUMNS, "kind") if all_objects else _COLUMNS
+    if not long:
+        rows = [{name: row.get(name) for name in columns} for row in rows]
+    print_rows(columns, rows, as_json=as_json)
     if more:
         note(f"there are more objects; raise --limit (now {limit}) to see them")
 
@@ -113,6 +118,7 @@ class _Request:
     prefix: str
     limit: int
     folders: bool
+    with_deleted: bool
 
     @property
     def delimiter(self) -> Literal["/"] | None:
@@ -144,36 +150,41 @@ async def _ls_through_gateway(
 def _gateway_row(entry: ListedObject | ListedPrefix) -> dict[str, Any]:
     if isinstance(entry, ListedPrefix):
         return {"key": entry.prefix, "plaintext_bytes": None, "changed_at": None}
-    changed_at = entry.changed_at.isoformat(timespec="seconds")
+    changed_at = to_seconds(entry.changed_at)
     return {"key": entry.key, "plaintext_bytes": entry.size_bytes, "changed_at": changed_at}
 
 
-async def _ls(
-    settings: S3Settings, request: _Request, *, long: bool
-) -> tuple[list[dict[str, Any]], bool]:
+async def _ls(settings: S3Settings, request: _Request) -> tuple[list[dict[str, Any]], bool]:
     async with open_bucket(settings, max_connections=_CONCURRENCY + 1) as storage:
-        listed = await _list(storage, request)
-        if not listed:
-            await require_enrolled(storage, request.project)
         slots = asyncio.Semaphore(_CONCURRENCY)
 
-        async def describe(row: ObjectSummary | str) -> dict[str, Any]:
-            if isinstance(row, str):
-                key = row.removeprefix(f"{request.project}/")
-                return {"key": key, "stored_bytes": None, "changed_at": None}
-            short = {
-                "key": row.key.removeprefix(f"{request.project}/"),
-                "stored_bytes": row.size_bytes,
-                "changed_at": row.last_modified.isoformat(timespec="seconds"),
-            }
-            if not long:
-                return short
+        async def describe(entry: ObjectSummary | str) -> dict[str, Any]:
+            if isinstance(entry, str):
+                return {"key": entry.removeprefix(f"{request.project}/")}
             async with slots:
-                return short | await read_claims(storage, row.key)
+                claimed = await read_claims(storage, entry.key)
+            return {
+                "key": entry.key.removeprefix(f"{request.project}/"),
+                "stored_bytes": entry.size_bytes,
+                "changed_at": to_seconds(entry.last_modified),
+                **claimed,
+            }
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(describe(row)) for row in listed[: request.limit]]
-        return [task.result() for task in tasks], len(listed) > request.limit
+        rows: list[dict[str, Any]] = []
+        listed = 0
+        async for page in _pages(storage, request):
+            listed += len(page)
+            described = await asyncio.gather(*map(describe, page))
+            rows += [
+                row for row in described if request.with_deleted or row.get("kind") not in _DELETED
+            ]
+            if len(rows) > request.limit:
+                break
+        if not listed:
+            await require_enrolled(storage, request.project)
+    if request.folders:
+        rows.sort(key=itemgetter("key"))  # objects and folders were listed apart
+    return rows[: request.limit], len(rows) > request.limit
 
 
 async def require_enrolled(storage: Storage, project: str) -> None:
@@ -184,21 +195,19 @@ async def require_enrolled(storage: Storage, project: str) -> None:
         raise UnknownProjectError.of(project) from exc
 
 
-async def _list(storage: Storage, request: _Request) -> list[ObjectSummary | str]:
-    """Objects and folders (each as text), with one more than the limit if there are more."""
-    s3_prefix, wanted = object_s3_key(request.project, request.prefix), request.limit + 1
-    if not request.folders:
-        return [row async for row in storage.list(s3_prefix, limit=wanted)]
-    listed: list[ObjectSummary | str] = []
+async def _pages(storage: Storage, request: _Request) -> AsyncIterator[list[ObjectSummary | str]]:
+    """Objects and folders (each as text) in the storage's order, no more at once than needed."""
+    limit = min(max(request.limit + 1, _CONCURRENCY), PAGE_KEYS)
     after: str | None = ""
-    while after is not None and len(listed) < wanted:
+    while after is not None:
         page = await storage.list_entries(
-            s3_prefix, delimiter="/", after=after, limit=min(wanted - len(listed), PAGE_KEYS)
+            object_s3_key(request.project, request.prefix),
+            delimiter=request.delimiter or "",
+            after=after,
+            limit=limit,
         )
-        listed += page.prefixes
-        listed += page.objects
+        yield [*page.prefixes, *page.objects]
         after = page.next_after
-    return sorted(listed, key=lambda row: row if isinstance(row, str) else row.key)
 
 
 async def read_claims(storage: Storage, s3_key: str) -> dict[str, Any]:
@@ -288,10 +297,10 @@ def _report(head: ObjectHead, start: bytes) -> dict[str, Any]:
         "content_type": head.headers.content_type,
         "upload_id": head.metadata.get(object_metadata.UPLOAD),
         "etag": head.etag,
-        "stored_at": (
+        "stored_at": to_seconds(
             object_metadata.stored_at(head.metadata, head.last_modified) or head.last_modified
-        ).isoformat(timespec="seconds"),
-        "changed_at": head.last_modified.isoformat(timespec="seconds"),
+        ),
+        "changed_at": to_seconds(head.last_modified),
         "tags": head.tag_count,
         "metadata": object_metadata.decode_caller_metadata(head.metadata),
     }

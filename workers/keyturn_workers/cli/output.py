@@ -5,12 +5,18 @@ sequence in a key never reaches a terminal. Outside a terminal, tables are plain
 """
 
 import json
+import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Self
 
+import typer
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,10 +30,53 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from typer.main import get_command
+
+from keyturn.identifiers import format_time, parse_time
 
 _PLAIN_WIDTH: Final = 100_000
+_GAP: Final = 2
+_NUMBER: Final = re.compile(r"-|[\d,.]+")
+# Keys and paths may be longer than a terminal is wide: they are wrapped anywhere.
+_LONG_NAMES: Final = frozenset({"from", "key", "path", "record", "s3_key", "to"})
+_WRAPPED_LEAST: Final = 20
+# What a table that is too wide leaves out, least needed first.
+_OPTIONAL: Final = (
+    *("algorithm", "stored_bytes", "publisher", "request_id", "upload_id", "answers", "size"),
+    *("automatic_rotation", "imported", "version", "earlier_keks", "kek_id", "enrolled_at"),
+    *("rewrapped", "started_at", "ended_at", "changed_at", "mark_generation", "watch", "delete"),
+    *("listed_at", "objects", "generation", "queue", "type", "path", "detail"),
+)
+_wide: Final = ContextVar("wide", default=False)
 
 Row = dict[str, Any]
+AS_JSON_HELP: Final = "Print JSON instead of a table."
+
+
+def _set_wide(wide: bool) -> None:
+    _wide.set(wide)
+
+
+def add_wide_option(command: Any) -> None:
+    """Give `--wide` to a command, or to the commands of a group, that print a table."""
+
+    def with_option(
+        wide: Annotated[
+            bool,
+            typer.Option(
+                "--wide",
+                help="Print all columns, however wide the table is.",
+                callback=_set_wide,
+                expose_value=False,
+            ),
+        ] = False,
+    ) -> None: ...
+
+    for each in getattr(command, "commands", {"": command}).values():
+        if any(getattr(param, "help", "") == AS_JSON_HELP for param in each.params):
+            app = typer.Typer(add_completion=False)
+            app.command()(with_option)
+            each.params += get_command(app).params
 
 
 def printable(text: str) -> str:
@@ -35,6 +84,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def to_seconds(instant: datetime | None) -> str | None:
+    """A time as SPEC 1 writes it, to the second."""
+    return None if instant is None else f"{format_time(instant).partition('.')[0]}Z"
+
+
+def shown_time(time: str | None) -> str | None:
+    """A time of a message, to the second."""
+    return None if time is None else to_seconds(parse_time(time))
 
 
 def print_json(document: Any) -> None:
@@ -48,11 +107,7 @@ def print_line(text: str) -> None:
 
 
 def print_rows(
-    columns: Sequence[str],
-    rows: Sequence[Mapping[str, object]],
-    *,
-    unfolded: Collection[str] = (),
-    as_json: bool = False,
+    columns: Sequence[str], rows: Sequence[Mapping[str, object]], *, as_json: bool = False
 ) -> None:
     """Print a table with these columns of each row, or all of each row as JSON.
 
@@ -61,31 +116,79 @@ def print_rows(
     if as_json:
         print_json(rows)
     else:
-        cells = ([row.get(name) for name in columns] for row in rows)
-        print_table(columns, cells, unfolded=unfolded)
+        print_table(columns, ([row.get(name) for name in columns] for row in rows))
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, unfolded: Collection[str] = ()
-) -> None:
-    """Print a table: with a ruled header on a terminal, plain columns elsewhere.
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table: with a ruled header on a terminal, all columns and plain elsewhere.
 
-    None prints as `-`. Columns in `unfolded` stay on one line: ids that people copy.
+    A table that is too wide for the terminal leaves out optional columns, then wraps cells between
+    words: an id stays on one line, and can be copied. None prints as `-`.
     """
     terminal = sys.stdout.isatty()
     console = Console(file=sys.stdout, width=None if terminal else _PLAIN_WIDTH, highlight=False)
-    table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(Text(name), overflow="fold", no_wrap=not terminal or name in unfolded)
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    if terminal:
-        console.print(table)
+    cells = [[_cell(value) for value in row] for row in rows]
+    layout = [_Column.of(name, [row[at] for row in cells]) for at, name in enumerate(columns)]
+    if terminal and not cells:
+        print_line("none")
         return
+    if terminal and not _wide.get():
+        _fit(layout, console.width)
+    # A box separates columns by one more space.
+    box, right = (SIMPLE_HEAD, _GAP - 1) if terminal else (None, _GAP)
+    table = Table(box=box, pad_edge=False, show_edge=False, padding=(0, right, 0, 0))
+    shown = [(at, column) for at, column in enumerate(layout) if column.width]
+    for _, column in shown:
+        table.add_column(
+            Text(column.name), width=column.width, justify=column.justify, overflow="fold"
+        )
+    for row in cells:
+        table.add_row(*(row[at] for at, _ in shown))
+    console.width = max(console.width, _total(layout))
     with console.capture() as capture:
         console.print(table, crop=False)
     for line in capture.get().splitlines():
         print(line.rstrip())  # noqa: T201  # its purpose
+
+
+@dataclass(slots=True)
+class _Column:
+    """A column of a table; `width` becomes less where the terminal is narrow, 0 to leave it out."""
+
+    name: str
+    width: int
+    least: int
+    justify: Literal["left", "right"]
+
+    @classmethod
+    def of(cls, name: str, cells: Sequence[Text]) -> Self:
+        texts = [name, *(cell.plain for cell in cells)]
+        least = max(cell_len(word) for text in texts for word in text.split() or [""])
+        width = max(map(cell_len, texts))
+        least = _WRAPPED_LEAST if name in _LONG_NAMES else max(least, _WRAPPED_LEAST)
+        numbers = all(_NUMBER.fullmatch(text) for text in texts[1:])
+        justify: Literal["left", "right"] = "right" if cells and numbers else "left"
+        return cls(name, width, min(least, width), justify)
+
+
+def _total(columns: Sequence[_Column]) -> int:
+    widths = [column.width for column in columns if column.width]
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _fit(columns: Sequence[_Column], width: int) -> None:
+    """Leave out and narrow columns until they fit, if they can."""
+    for name in _OPTIONAL:
+        least = [replace(column, width=min(column.width, column.least)) for column in columns]
+        if _total(least) <= width:
+            break
+        for column in columns:
+            column.width = 0 if column.name == name else column.width
+    while _total(columns) > width:
+        wrappable = [column for column in columns if column.width > column.least]
+        if not wrappable:
+            return
+        max(wrappable, key=lambda column: column.width).width -= 1
 
 
 def _cell(value: object) -> Text:
@@ -93,6 +196,8 @@ def _cell(value: object) -> Text:
         return Text("-")
     if isinstance(value, bool):
         return Text("yes" if value else "no")
+    if isinstance(value, list | tuple):
+        return Text(printable(", ".join(map(str, value))) or "-")
     return Text(printable(str(value)))
 
 

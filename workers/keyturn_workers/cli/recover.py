@@ -27,14 +27,14 @@ from keyturn_workers.cli.arguments import (
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.keys import open_report_keys
-from keyturn_workers.cli.output import print_rows
+from keyturn_workers.cli.output import print_rows, to_seconds
 from keyturn_workers.cli.publishing import (
     print_request_rows,
     publish_row,
     request_row,
     wait_for_row,
 )
-from keyturn_workers.cli.reports import Reports, open_marks, to_seconds
+from keyturn_workers.cli.reports import Reports, open_marks
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import (
     KEYRING_MAX_BYTES,

@@ -26,7 +26,7 @@ from keyturn.errors import (
     KeyringRolledBackError,
     UnknownMasterKeyError,
 )
-from keyturn.identifiers import ALL_PROJECTS, KEYRINGS_PREFIX, format_time, parse_time
+from keyturn.identifiers import ALL_PROJECTS, KEYRINGS_PREFIX, format_time
 from keyturn.messages import (
     ObjectGroupStatus,
     ProjectStatus,
@@ -242,7 +242,7 @@ async def take_census(reports: Reports, storage: Storage, project: str | None = 
             incomplete.
     """
     groups: Groups = Counter()
-    text = TextColumn("census: {task.description}", markup=False)
+    text = TextColumn("objects of {task.description}", markup=False)
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_display(*columns) as progress:
         bar = progress.add_task("", total=None)
@@ -339,13 +339,3 @@ def master_key_rows(
 
 
 # Times.
-
-
-def shown_time(time: str | None) -> str | None:
-    """A time of a message, to the second."""
-    return None if time is None else to_seconds(parse_time(time))
-
-
-def to_seconds(instant: datetime | None) -> str | None:
-    """A time as SPEC 1 writes it, to the second."""
-    return None if instant is None else f"{format_time(instant).partition('.')[0]}Z"

@@ -64,7 +64,7 @@ def sources(name: OptionalSourceName = None, as_json: AsJson = False) -> None:
     records = asyncio.run(_read_records(settings, [name] if name else list(settings.sources)))
     if name is None:
         rows = [_row(each, settings.sources[each], records[each]) for each in records]
-        print_rows(_COLUMNS, rows, unfolded=("source",), as_json=as_json)
+        print_rows(_COLUMNS, rows, as_json=as_json)
         return
     refused = [
         {
@@ -75,7 +75,7 @@ def sources(name: OptionalSourceName = None, as_json: AsJson = False) -> None:
         }
         for s3_key, refusal in sorted(records[name].refused.items())
     ]
-    print_rows(_REFUSED_COLUMNS, refused, unfolded=("upload_id",), as_json=as_json)
+    print_rows(_REFUSED_COLUMNS, refused, as_json=as_json)
     if len(refused) == MAX_REFUSED:
         note(f"there may be more: the latest {MAX_REFUSED} are remembered")
 

@@ -47,6 +47,7 @@ from keyturn_workers.cli.output import (
     print_line,
     print_rows,
     print_table,
+    shown_time,
 )
 from keyturn_workers.cli.publishing import PendingRequest, resumable
 from keyturn_workers.cli.reports import (
@@ -58,7 +59,6 @@ from keyturn_workers.cli.reports import (
     object_rows,
     open_marks,
     read_records,
-    shown_time,
     take_census,
 )
 from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
@@ -383,7 +383,7 @@ def _keyring_row(row: ProjectStatus) -> Row:
         "v0": permissions[row.v0],
         "earlier_keks": row.earlier_keks,
         "enrolled_at": shown_time(row.enrolled_at),
-        "turned_at": shown_time(row.rotated_at),
+        "rotated_at": shown_time(row.rotated_at),
         "evidence": row.evidence,
         "mark": row.mark,
         "code": row.code,
@@ -445,7 +445,7 @@ def _print_section(
     unused = [name for name in ("code", "mark") if not any(row.get(name) for row in rows)]
     hidden = {"detail", "evidence", *unused}
     columns = columns or [name for name in rows[0] if name not in hidden]
-    print_rows(columns, rows, unfolded=("sweep_id",))
+    print_rows(columns, rows)
 
 
 # One sweep.

@@ -114,7 +114,7 @@ async def test_the_census_shows_a_progress_bar_on_a_terminal(
     monkeypatch.setattr("sys.stderr", terminal)
     census = await _census(storage)
     assert census == Counter({next(iter(census)): OBJECTS_AT_ONCE + 2})
-    assert "census: acme" in terminal.getvalue()
+    assert "objects of acme" in terminal.getvalue()
     assert "66/66" in terminal.getvalue()
 
 

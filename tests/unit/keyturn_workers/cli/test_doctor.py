@@ -6,6 +6,7 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 from typer.testing import CliRunner
 
@@ -15,17 +16,18 @@ from keyturn_workers.cli import doctor
 from keyturn_workers.cli.app import app
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sources.bucket import SourceBucket
+from keyturn_workers.storage.probe.runner import Report, Row
 from tests.unit.keyturn_workers.storage.probe.broken_storages import IgnoresIfAbsent
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import pytest
     from typer.testing import Result
 
     from keyturn.publisher.connection import BrokerAddress
     from keyturn_workers.sources.config import Source
+    from keyturn_workers.storage.probe.checks import Needed
 
 _URL = "amqp://kim:sesame@127.0.0.1:5672/"
 
@@ -96,7 +98,10 @@ def test_a_bucket_and_a_broker_that_have_everything_pass(monkeypatch: pytest.Mon
     assert result.exit_code == 0, result.stderr
     rows = _rows(result)
     assert all(row["ok"] for row in rows.values() if row["needed"] == "required")
-    assert (rows["broker"]["said"], rows["queues declared"]["said"]) == ("connected", "all exist")
+    assert (rows["broker"]["result"], rows["queues declared"]["result"]) == (
+        "connected",
+        "all exist",
+    )
     assert broker.asked == [EXCHANGE, *(queue.name for queue in queues())]
 
 
@@ -106,8 +111,45 @@ def test_a_requirement_that_is_not_met_exits_1_and_is_named(
     _use(monkeypatch, IgnoresIfAbsent(), FakeBroker(set()))
     result = _run()
     assert result.exit_code == 1
-    assert result.stderr.startswith("keyturn: missing: put If-None-Match: *")
+    assert result.stderr.startswith("keyturn: refused for: put If-None-Match: *")
     assert "two uploads to one object key could both be reported as stored" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("failing", "status", "last"),
+    [
+        ("", 0, "safe"),
+        ("cd", 0, "safe, without: c; d"),
+        ("abce", 1, "keyturn: refused for: a; b"),
+        ("e", 0, "safe"),
+    ],
+)
+def test_the_last_line_is_the_verdict(
+    failing: str, status: int, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs: list[tuple[str, Needed]] = [
+        ("a", "required"),
+        ("b", "required"),
+        ("c", "wanted"),
+        ("d", "wanted"),
+        ("e", "info"),
+    ]
+
+    async def probed(_: object) -> Report:
+        return Report([Row(name, needed, name not in failing, "", "") for name, needed in needs])
+
+    _use(monkeypatch, MemoryStorage(), FakeBroker(set()))
+    monkeypatch.setattr(doctor, "probe", probed)
+    result = _run()
+    assert result.exit_code == status
+    assert (result.stderr or result.stdout).splitlines()[-1] == last
+
+
+def test_a_row_that_passed_carries_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, MemoryStorage(), FakeBroker({EXCHANGE}))
+    rows = _rows(_run("--json"))
+    assert {row["consequence"] for row in rows.values() if row["ok"]} == {""}
+    assert rows["queues declared"]["consequence"]
 
 
 def test_queues_that_are_missing_are_counted_and_named_on_request(
@@ -119,7 +161,7 @@ def test_queues_that_are_missing_are_counted_and_named_on_request(
     assert result.exit_code == 0, result.stderr
     row = _rows(result)["queues declared"]
     count = len(queues()) + 1
-    assert row["said"] == f"2 of {count} missing: {EXCHANGE}, {UPLOAD_QUEUE}"
+    assert row["result"] == f"2 of {count} missing: {EXCHANGE}, {UPLOAD_QUEUE}"
     assert not row["ok"]
     assert f"2 of {count} missing: {EXCHANGE}" not in _run().stdout
     assert f"2 of {count} missing: {EXCHANGE}" in _run("--verbose").stdout
@@ -131,7 +173,7 @@ def test_a_broker_that_refuses_is_a_row_without_its_address(
     _use(monkeypatch, MemoryStorage(), ConnectionRefusedError(f"cannot connect to {_URL}"))
     result = _run("--json")
     assert result.exit_code == 1
-    assert _rows(result)["broker"]["said"].startswith("connection refused: check the host")
+    assert _rows(result)["broker"]["result"].startswith("connection refused: check the host")
     assert "queues declared" not in _rows(result)
     assert "sesame" not in result.output
 
@@ -170,10 +212,10 @@ def test_each_source_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"bucket": "the-drop", "project": "acme", "key": "{name}", "delete": True}
     result = _run("--json", KEYTURN_SOURCES=json.dumps(dict.fromkeys(buckets, fields)))
     assert result.exit_code == 1
-    assert "missing: source own" in result.stderr
+    assert "refused for: source own" in result.stderr
     rows = {row["check"]: row for row in json.loads(result.stdout)}
     shown = {
-        name: (row["needed"], row["ok"], row["said"], row["consequence"])
+        name: (row["needed"], row["ok"], row["result"], row["consequence"])
         for name, row in rows.items()
         if name.startswith("source ")
     }

@@ -62,36 +62,57 @@ def _json(*arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
-def test_a_listing_has_the_objects_of_one_project(storage: MemoryStorage) -> None:
+def test_a_listing_has_the_plaintext_sizes_of_one_projects_objects(storage: MemoryStorage) -> None:
     rows = _json("ls", "acme")
-    assert [(row["key"], row["stored_bytes"]) for row in rows] == [
-        ("gone", 0),
+    assert [(row["key"], row["plaintext_bytes"]) for row in rows] == [
         ("plain", 5),
-        ("reports/q3.pdf", len(_BODY)),
+        ("reports/q3.pdf", 5),
     ]
+    assert {*rows[0]} == {"key", "plaintext_bytes", "changed_at"}
     assert [row["key"] for row in _json("ls", "acme", "reports/")] == ["reports/q3.pdf"]
-    assert storage.calls["head"] == 0
-    assert "objects with 0 bytes are deleted or empty" in _run("ls", "acme").stderr
+    storage.plant("acme/empty", b"", Headers({}))
+    assert [row["plaintext_bytes"] for row in _json("ls", "acme", "empty")] == [0]
 
 
-def test_a_long_listing_reads_each_objects_claims(storage: MemoryStorage) -> None:
-    async def remove() -> None:
-        await storage.delete("acme/gone")
-
-    assert [row["kind"] for row in _json("ls", "acme", "-l")] == [
+@pytest.mark.usefixtures("storage")
+def test_tombstones_are_listed_on_request() -> None:
+    assert [(row["key"], row["kind"]) for row in _json("ls", "acme", "--all")] == [
+        ("gone", "tombstone"),
+        ("plain", "plaintext"),
+        ("reports/q3.pdf", "encrypted"),
+    ]
+    assert [row["kind"] for row in _json("ls", "acme", "-l", "-a")] == [
         "tombstone",
         "plaintext",
         "encrypted",
     ]
+    assert _json("ls", "acme", "gone") == []
+
+
+def test_an_object_that_is_gone_meanwhile_is_listed_only_with_all(storage: MemoryStorage) -> None:
+    async def remove() -> None:
+        await storage.delete("acme/gone")
+
     storage.before_next("head", remove)
-    assert [row["kind"] for row in _json("ls", "acme", "-l")] == ["gone", "plaintext", "encrypted"]
+    assert [row["kind"] for row in _json("ls", "acme", "-la")] == ["gone", "plaintext", "encrypted"]
+    storage.plant("acme/gone", b"", Headers({}))
+    storage.before_next("head", remove)
+    assert [row["key"] for row in _json("ls", "acme")] == ["plain", "reports/q3.pdf"]
+
+
+def test_tombstones_do_not_count_for_the_limit(storage: MemoryStorage) -> None:
+    tombstone = Headers(deleted(desired_state(_RING, MASTER_KEYS), "a"))
+    for number in range(100):
+        storage.plant(f"acme/a{number:03}", b"", tombstone)
+    assert [row["key"] for row in _json("ls", "acme", "--limit", "1")] == ["plain"]
+    assert "raise --limit" in _run("ls", "acme", "--limit", "1").stderr
 
 
 def test_a_listing_that_is_cut_says_so(storage: MemoryStorage) -> None:
-    result = _run("ls", "acme", "--limit", "2")
-    assert len(result.stdout.splitlines()) == 3
+    result = _run("ls", "acme", "--limit", "1")
+    assert len(result.stdout.splitlines()) == 2
     assert "raise --limit" in result.stderr
-    assert "raise --limit" not in _run("ls", "acme", "--limit", "3").stderr
+    assert "raise --limit" not in _run("ls", "acme", "--limit", "2").stderr
     assert storage.stored_keys()
 
 
@@ -144,8 +165,7 @@ def test_a_claim_is_what_metadata_and_length_say(
 
 def test_one_level_of_the_bucket_has_folders_in_order(storage: MemoryStorage) -> None:
     rows = _json("ls", "acme", "--folders")
-    assert [(row["key"], row["stored_bytes"]) for row in rows] == [
-        ("gone", 0),
+    assert [(row["key"], row["plaintext_bytes"]) for row in rows] == [
         ("plain", 5),
         ("reports/", None),
     ]
@@ -153,12 +173,11 @@ def test_one_level_of_the_bucket_has_folders_in_order(storage: MemoryStorage) ->
         "reports/q3.pdf"
     ]
     assert [row.get("kind") for row in _json("ls", "acme", "--folders", "-l")] == [
-        "tombstone",
         "plaintext",
         None,
     ]
-    result = _run("ls", "acme", "--folders", "--limit", "2")
-    assert len(result.stdout.splitlines()) == 3
+    result = _run("ls", "acme", "--folders", "--limit", "1")
+    assert len(result.stdout.splitlines()) == 2
     assert "raise --limit" in result.stderr
     assert storage.stored_keys()
 
@@ -171,7 +190,7 @@ async def test_through_a_gateway_the_plaintexts_sizes_are_listed() -> None:
         table = (await run("ls", "acme", "--gateway", gateway.url)).stdout
         gateway.answer = json_always(200, page_of(["pre fix/k"]))
         prefixed = (await run("ls", "acme", "pre fix", "--gateway", gateway.url)).stdout
-    changed_at = "2026-11-24T10:00:00+00:00"
+    changed_at = "2026-11-24T10:00:00Z"
     assert rows == [
         {"key": "a", "plaintext_bytes": 5, "changed_at": changed_at},
         {"key": "b/\u202ec", "plaintext_bytes": None, "changed_at": changed_at},
@@ -195,7 +214,7 @@ async def test_through_a_gateway_folders_are_rows_without_a_size() -> None:
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["key", "plaintext_bytes", "changed_at"],
         ["a/", "-", "-"],
-        ["b", "5", "2026-11-24T10:00:00+00:00"],
+        ["b", "5", "2026-11-24T10:00:00Z"],
         ["c\\u202e/", "-", "-"],
     ]
     assert gateway.seen[0].target.endswith("?delimiter=%2F&limit=1000")
@@ -213,7 +232,8 @@ async def test_through_a_gateway_no_more_is_read_than_the_limit_needs() -> None:
 async def test_what_makes_no_sense_with_a_gateway_is_wrong_usage() -> None:
     async with serving(json_always(200, page_of([]))) as gateway:
         for arguments, message in (
-            (("--long", "--gateway", gateway.url), "--long and --gateway cannot be used"),
+            (("--long", "--gateway", gateway.url), "--long and --all cannot be used"),
+            (("--all", "--gateway", gateway.url), "--long and --all cannot be used"),
             (("a\nb", "--gateway", gateway.url), "prefix cannot contain control characters"),
             (("--api-key-file", "key"), "--api-key-file needs --gateway"),
             (("--long", "--api-key-file", "key"), "--api-key-file needs --gateway"),

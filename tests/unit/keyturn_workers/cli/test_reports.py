@@ -11,8 +11,9 @@ import pytest
 
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import reports
+from keyturn_workers.cli.output import to_seconds
 from keyturn_workers.cli.recover import read_contradicted
-from keyturn_workers.cli.reports import Reports, to_seconds
+from keyturn_workers.cli.reports import Reports
 from keyturn_workers.keyring import MarkState, MarkTable
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, done, record, sweep_id

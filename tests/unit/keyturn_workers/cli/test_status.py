@@ -219,7 +219,7 @@ def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> 
         "v0": "allowed",
         "earlier_keks": 1,
         "enrolled_at": "2026-11-24T10:00:00Z",
-        "turned_at": "2026-11-24T10:00:00Z",
+        "rotated_at": "2026-11-24T10:00:00Z",
         "evidence": "ab" * 32,
         "mark": None,
         "code": None,
