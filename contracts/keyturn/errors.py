@@ -27,7 +27,6 @@
      │    │    ├── ForeignObjectError       foreign_object
      │    │    ├── LockedObjectError        locked_object
      │    │    ├── ArchivedObjectError      archived_object
-     │    │    ├── TooManyRequestsError     too_many_requests
      │    │    ├── UnauthorizedError        unauthorized
      │    │    ├── NotFoundError            not_found
      │    │    ├── RangeNotSatisfiableError range_not_satisfiable
@@ -39,7 +38,8 @@
      │         ├── SourceUnavailableError   source_unavailable
      │         ├── KmsUnavailableError      kms_unavailable
      │         ├── MarksUnavailableError    marks_unavailable
-     │         └── LeaseMismatchError       lease_mismatch
+     │         ├── LeaseMismatchError       lease_mismatch
+     │         └── TooManyRequestsError     too_many_requests; a worker refuses at once
      ├── PublisherError                     publishing a request, or waiting for its events
      │    ├── NotDeliveredError             the request is on no queue
      │    │    └── BrokerUnavailableError   nothing was sent
@@ -312,8 +312,11 @@ class LeaseMismatchError(TransientError):
     code = "lease_mismatch"
 
 
-class TooManyRequestsError(PermanentError):
-    """The project exceeds its share of the gateway's concurrent requests (SPEC 9.3)."""
+class TooManyRequestsError(TransientError):
+    """The project uses its share (SPEC 9.3), or the publisher has too many sweeps open (SPEC 8.5).
+
+    The caller decides when to try again: a worker does not keep such a request.
+    """
 
     code = "too_many_requests"
 

@@ -132,8 +132,7 @@ CODES: Final = {
         "the project has used up its share of the gateway, or has too many uploads pending. For a "
         "sweep: 16 of the publisher's sweeps of this project are open; for a status report: the "
         "worker is reading other reports",
-        "retry after Retry-After, a sweep after another one has ended. In TypeScript, transient "
-        "is true",
+        "retry after Retry-After, a sweep after another one has ended",
     ),
     "unauthorized": CodeHelp(
         "no well-formed API key (the detail says so); not the project's current API key, or no "

@@ -24,7 +24,8 @@ from keyturn.errors import (
     all_errors,
 )
 
-_SPEC = (Path(__file__).parents[3] / "docs" / "spec.md").read_text()
+_ROOT = Path(__file__).parents[3]
+_SPEC = (_ROOT / "docs" / "spec.md").read_text()
 
 
 def _tree(cls: type[Exception], depth: int = 0) -> list[tuple[int, str]]:
@@ -57,6 +58,14 @@ def test_a_code_is_of_one_class_and_permanent_or_transient() -> None:
         assert cls.code == code
         assert issubclass(cls, TransientError) is cls.transient
         assert issubclass(cls, PermanentError) is not cls.transient
+
+
+def test_what_is_transient_is_so_in_typescript() -> None:
+    source = (_ROOT / "clients/typescript/src/errors.ts").read_text()
+    pattern = re.search(r"TRANSIENT =\s+/(.+)/;", source)
+    assert pattern is not None
+    for code, cls in all_errors().items():
+        assert (re.search(pattern[1], code) is not None) is cls.transient, code
 
 
 def test_a_subclass_elsewhere_neither_adds_a_code_nor_takes_one_away() -> None:

@@ -26,6 +26,7 @@ from keyturn.errors import (
     CodedError,
     DeletedKeyError,
     MalformedRequestError,
+    TooManyRequestsError,
     UnknownProjectError,
 )
 from keyturn.identifiers import format_time, parse_time
@@ -166,7 +167,7 @@ def retry_delay_s(
     if isinstance(error, UnknownProjectError):
         exhausted = attempt >= len(UNKNOWN_PROJECT_DELAYS_S)
         return None if exhausted else UNKNOWN_PROJECT_DELAYS_S[attempt]
-    if not error.transient:
+    if not error.transient or isinstance(error, TooManyRequestsError):
         return None
     if now > requested_at + max_age:
         return None

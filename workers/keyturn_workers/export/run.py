@@ -24,7 +24,6 @@ from keyturn.errors import (
     GatewayUnavailableError,
     IncompleteBodyError,
     NotFoundError,
-    TooManyRequestsError,
     TransientError,
     UnauthorizedError,
     UnexpectedResponseError,
@@ -258,7 +257,7 @@ def _retrying() -> AsyncIterator[stamina.Attempt]:
 
 
 def _may_pass(exc: Exception) -> bool:
-    return _is_outage(exc) or isinstance(exc, TooManyRequestsError | IncompleteBodyError)
+    return _is_outage(exc) or isinstance(exc, IncompleteBodyError)
 
 
 def _is_outage(exc: Exception) -> bool:

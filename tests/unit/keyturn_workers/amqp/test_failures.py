@@ -56,12 +56,17 @@ def test_which_codes_are_transient() -> None:
         "marks_unavailable",
         "source_unavailable",
         "storage_unavailable",
+        "too_many_requests",
         "unknown_master_key",
     ]
     assert all(issubclass(ERRORS[code], TransientError) for code in TRANSIENT)
 
 
-@pytest.mark.parametrize("code", TRANSIENT)
+def test_too_many_requests_is_for_the_caller_to_retry() -> None:
+    assert delays(ERRORS["too_many_requests"](), 2) == [None, None]
+
+
+@pytest.mark.parametrize("code", sorted(set(TRANSIENT) - {"too_many_requests"}))
 def test_transient(code: str) -> None:
     """After 1, 5, 30, 120 and 600 seconds, then every 600."""
     assert delays(ERRORS[code](), 8) == [1, 5, 30, 120, 600, 600, 600, 600]
