@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 from tools import typescript
-from tools.release.build import DIST, ReleaseError, build, run
+from tools.release.build import DIST, SBOM, ReleaseError, build, run
 from tools.release.install import install, use
 from tools.servers.packages import MissingPackagesError
 from tools.servers.process import ServerError
 from tools.supply.lock import ROOT
+from tools.supply.sbom import faults as sbom_faults
 
 
 def check(scratch: Path, tag: str) -> None:
@@ -30,6 +31,9 @@ def check(scratch: Path, tag: str) -> None:
         _say("changes that are not committed are not part of it")
     for name, digest in build(scratch / "build", tag=tag).items():
         _say(f"built twice, the same bytes: {name}  sha256 {digest[:16]}…")
+    if found := sbom_faults((DIST / SBOM).read_text()):
+        raise ReleaseError("\n".join(found))
+    _say("the SBOM is CycloneDX 1.5, and lists what the image holds")
     distributions = [*DIST.glob("*.whl"), *DIST.glob("*.tar.gz")]
     run(sys.executable, "-m", "twine", "check", "--strict", *distributions, cwd=DIST)
     _say(f"twine check --strict: {len(distributions)} distributions passed")
