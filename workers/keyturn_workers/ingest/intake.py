@@ -26,7 +26,6 @@ from keyturn.errors import (
     SourceUnavailableError,
     WaitTimeoutError,
 )
-from keyturn.identifiers import OWN_PREFIX
 from keyturn.messages import Rejected, SourceObject, problems
 from keyturn.publisher import Publisher
 from keyturn_workers.ingest.metrics import IngestMetrics
@@ -36,13 +35,13 @@ from keyturn_workers.sources.config import Target
 from keyturn_workers.storage import ObjectSummary
 
 MAX_REMEMBERED: Final = 10_000
-"""Requests and their outcomes that a process remembers, of each source."""
+"""Requests of each source that a process remembers with their outcomes, and as many without."""
 POLL_SLOTS: Final = 256
 """Objects of one source that a listing has under way at once."""
 HINT_SLOTS: Final = 64
 """Objects of one source that notifications have under way at once."""
 # An object without an outcome makes room for others after this time.
-_OUTCOME_S: Final = 60.0
+_SLOT_S: Final = 60.0
 # What a process asked for, it does not ask for again within this time.
 _REMEMBER_S: Final = 3600.0
 _REFUSED_FOR: Final = timedelta(days=1)
@@ -83,10 +82,8 @@ async def inspect(bucket: SourceBucket, deployment: str, s3_key: str) -> Candida
         MalformedRequestError: its name gives no place in Keyturn, or cannot be requested.
         SourceUnavailableError: the source does not say, or refuses to.
     """
-    source = bucket.source
-    target = source.target(s3_key)
-    # Keyturn's own name: what `keyturn doctor` and workers put there for a moment (SPEC 17.3).
-    if target is None or s3_key.removeprefix(source.prefix).startswith(OWN_PREFIX):
+    target = bucket.source.target(s3_key)
+    if target is None:
         raise MalformedRequestError("its name gives no project and object key that are allowed")
     try:
         head = await bucket.head(s3_key)
@@ -216,12 +213,11 @@ class Intake:
             if is_hint:
                 await asyncio.sleep(_VAIN_HINT_S)
             return known or Outcome.GONE
-        request = self._pending.get(found.upload_id)
-        if request is None:
-            request = asyncio.create_task(self._request(found))
-            self._pending[found.upload_id] = request
-            request.add_done_callback(partial(self._requested, found.upload_id))
-        return await asyncio.shield(request)
+        request = asyncio.create_task(self._request(found))
+        self._pending[found.upload_id] = request
+        request.add_done_callback(partial(self._requested, found.upload_id))
+        await asyncio.wait({request}, timeout=_SLOT_S)
+        return request.result() if request.done() else Outcome.WAITING
 
     def _requested(self, upload_id: str, request: asyncio.Task[Outcome]) -> None:
         del self._pending[upload_id]
@@ -229,7 +225,9 @@ class Intake:
             request.exception()  # marks it as retrieved: who waited for it may be gone
 
     def _known(self, found: Candidate) -> Outcome | None:
-        """The outcome of this very object, if it need not be requested now."""
+        """The outcome of this very object, if it must not be requested now."""
+        if found.upload_id in self._pending or len(self._pending) >= MAX_REMEMBERED:
+            return Outcome.WAITING
         refusal = self.refused.get(found.object.key)
         # What refused it may have been changed at a restart, or within a day.
         since = max(self._started_at, self._now() - _REFUSED_FOR)
@@ -257,7 +255,7 @@ class Intake:
         try:
             event = await self._publisher.wait(
                 found.upload_id,
-                timeout_s=_OUTCOME_S,
+                timeout_s=_REMEMBER_S,
                 project=found.target.project,
                 request_type="upload.requested",
             )

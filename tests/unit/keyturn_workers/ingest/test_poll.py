@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from keyturn.errors import NotDeliveredError, StorageUnavailableError
 from keyturn.identifiers import source_s3_key
 from keyturn_workers.errors import PreconditionError, RefusedError
+from keyturn_workers.ingest import intake as intake_module
 from keyturn_workers.ingest import poll as poll_module
 from keyturn_workers.ingest.poll import digest_of, runs
 from keyturn_workers.storage import Headers, ObjectSummary
@@ -220,6 +221,46 @@ async def test_what_has_no_outcome_is_waiting_and_not_requested_twice() -> None:
     scene.outcomes.codes.clear()
     assert "slow" in await scene.poll(scene.process()[1])
     assert (await scene.record()).waiting == 0
+
+
+async def test_a_late_outcome_is_learned_and_holds_no_other_object_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene()
+    scene.put("slow", "bad")
+    scene.outcomes.codes["bad"] = "body_too_large"
+    scene.outcomes.hold.clear()
+    monkeypatch.setattr(intake_module, "_SLOT_S", 0.01)
+    _, poller = scene.process()
+    await scene.poll(poller)
+    assert (await scene.record()).waiting == 2
+    scene.advance(301)
+    assert await scene.poll(poller) == []  # not requested twice meanwhile
+    scene.outcomes.hold.set()
+    await asyncio.gather(*poller._intake._pending.values())
+    scene.advance(301)
+    assert await scene.poll(poller) == []
+    record = await scene.record()
+    assert record.waiting == 0
+    assert [refusal.code for refusal in record.refused.values()] == ["body_too_large"]
+
+
+async def test_requests_without_an_outcome_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as while no upload worker runs: the queue is every publisher's."""
+    scene = Scene()
+    scene.put(*(str(number) for number in range(9)))
+    scene.outcomes.hold.clear()
+    monkeypatch.setattr(intake_module, "_SLOT_S", 0.01)
+    monkeypatch.setattr(intake_module, "MAX_REMEMBERED", 4)
+    _, poller = scene.process()
+    assert len(await scene.poll(poller)) == 4
+    assert (await scene.record()).waiting == 9
+    scene.outcomes.hold.set()
+    await asyncio.gather(*poller._intake._pending.values())
+    for _ in range(3):
+        scene.advance(301)
+        await scene.poll(poller)
+    assert len(set(scene.outcomes.keys)) == 9
 
 
 async def test_one_worker_at_a_time_lists_a_source() -> None:
