@@ -17,6 +17,7 @@ from keyturn.errors import all_errors
 from keyturn.identifiers import PROJECT_PATTERN, UUID_PATTERN
 from keyturn.messages import COUNT_FIELDS
 from keyturn_workers.gateway.app import LimitsMiddleware
+from keyturn_workers.gateway.deletes import DeletesBody
 from keyturn_workers.gateway.description import DOCS_HEADERS, docs_page, openapi_json
 from keyturn_workers.gateway.links import CIPHERTEXT_MAX_S, LinkBody
 from keyturn_workers.gateway.listing import MAX_ENTRIES
@@ -96,7 +97,8 @@ def test_its_limits_and_forms_are_those_of_the_code() -> None:
 
 
 def test_its_request_bodies_have_the_fields_of_the_models() -> None:
-    for operation_id, model in (("createLink", LinkBody), ("rotate", RotationBody)):
+    bodies = (("createLink", LinkBody), ("rotate", RotationBody), ("deleteMany", DeletesBody))
+    for operation_id, model in bodies:
         (operation,) = (each for _, _, each in _OPERATIONS if each["operationId"] == operation_id)
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
         assert schema["properties"].keys() == model.model_fields.keys()
