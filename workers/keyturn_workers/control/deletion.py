@@ -270,7 +270,7 @@ async def _each(
     Args:
         request: The request.
         act: Returns once a key is deleted, or raises why not.
-        may_fail: Whether a transient error is the outcome of its key.
+        may_fail: Whether a failure of the storage is the outcome of its key.
 
     Raises:
         DeferError: a tombstone is not old enough; the one that is to wait longest decides.
@@ -288,7 +288,9 @@ async def _each(
                 waits_s.append(exc.wait_s)
             except CodedError as exc:
                 outcomes[key] = exc
-                if exc.transient and not may_fail:
+                # What else is transient concerns the keyring or a master key: all keys alike.
+                of_key = may_fail and isinstance(exc, StorageUnavailableError)
+                if exc.transient and not of_key:
                     transient.append(exc)
 
     async with asyncio.TaskGroup() as group:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from keyturn.errors import MalformedRequestError, StorageUnavailableError
+from keyturn.errors import KmsUnavailableError, MalformedRequestError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn_workers.amqp.consumer import DeferError
@@ -217,6 +217,14 @@ async def test_no_key_is_refused_while_the_keyring_cannot_be_read() -> None:
     storage.fail_next("read", StorageUnavailableError("503"))
     with pytest.raises(StorageUnavailableError):
         await deleter.delete_many(_many("a"), 4)
+
+
+async def test_no_key_is_refused_while_a_master_key_is_not_available() -> None:
+    storage = _Storage()
+    deleter = _deleter(storage)
+    storage.fail_next("put", KmsUnavailableError("away"))
+    with pytest.raises(KmsUnavailableError):
+        await deleter.delete_many(_many("a"), 9)
 
 
 async def test_large_deletes_leave_places_to_other_requests() -> None:
