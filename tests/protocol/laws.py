@@ -336,7 +336,7 @@ class Laws:
                 return (
                     held is not None
                     and mine == (held.upload_id, held.plaintext)
-                    and (_is_of_source(request) or request.publisher == held.publisher)
+                    and self._is_upload_of(request, held)
                 )
             case "enroll.requested" | "rotation.requested":
                 return self._generation(request) is not None
@@ -360,10 +360,19 @@ class Laws:
             return False
         s3_key = object_s3_key(request.project, request.document["key"])
         held = self._holders.get(s3_key, Holder())
-        mine = held.upload_id == request.id and (
-            _is_of_source(request) or held.publisher == request.publisher
-        )
+        mine = held.upload_id == request.id and self._is_upload_of(request, held)
         return (s3_key in self._tampered and mine) or s3_key in self._hidden
+
+    def _is_upload_of(self, request: SentRequest, held: Holder) -> bool:
+        """Whether the object's upload is this publisher's: that of a source's object is anyone's.
+
+        Anyone's who may name that object: any other is refused, whatever is stored.
+        """
+        if "source" not in request.document.get("body", {}):
+            return request.publisher == held.publisher
+        grant = self._grants[request.publisher]
+        named = request.document["body"]["source"]["name"]
+        return named in grant.sources and grant.allows(request.kind, request.project)
 
     def _is_over(self, event: Any) -> bool:
         """Whether it refuses what was done, and is no more, or no more as it was."""
@@ -382,11 +391,6 @@ class Laws:
 def _identity(request: SentRequest) -> tuple[str, str, str, str]:
     """What distinguishes one publisher's request and its later attempts from all others."""
     return request.publisher, request.kind, request.id, request.project
-
-
-def _is_of_source(request: SentRequest) -> bool:
-    """Whether the body is an object of a source: its upload is the same, whoever asks for it."""
-    return "source" in request.document.get("body", {})
 
 
 def kind_of(event: Event) -> str:

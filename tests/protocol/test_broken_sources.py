@@ -10,6 +10,7 @@ import pytest
 from keyturn_workers.sources.bucket import SourceBucket, Sources
 from keyturn_workers.upload import Uploader, UploadResult
 from keyturn_workers.upload.attempt import Upload
+from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, stop_at, violations, without
 
@@ -240,5 +241,23 @@ def test_two_publishers_that_name_one_object_get_the_same_answer() -> None:
             world.run()
         if len(world.events_of_type("upload.stored")) != 4:  # that of `a` too
             world.oracle.violated("a publisher got another answer")
+
+    assert violations(story) == []
+
+
+def test_a_publisher_without_the_grant_is_refused_whatever_is_stored() -> None:
+    """It signs the very bytes of another's request."""
+
+    def story(world: World) -> None:
+        begin(world, "a")
+        named = world.drop("acme", "s", A)
+        upload = world.upload_from_source(named, A)
+        world.run()
+        taken = next(each for each in world.sent_requests.values() if each.id == upload)
+        HostilePublisher(world, "other").sign_as_own(taken)
+        world.run()
+        (refused,) = world.events_of_type("upload.rejected")
+        if (refused.publisher, refused.code) != ("other", "not_permitted"):
+            world.oracle.violated("it was refused in another way")
 
     assert violations(story) == []
