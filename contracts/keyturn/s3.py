@@ -38,13 +38,22 @@ from botocore.config import Config
 from botocore.credentials import ContainerProvider
 from botocore.exceptions import (
     BotoCoreError,
+    ConfigNotFound,
+    ConfigParseError,
     ConnectionClosedError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     HTTPClientError,
+    InvalidConfigError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
     ProxyConnectionError,
     ReadTimeoutError,
     SSLError,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.httpsession import ProxyConfiguration, get_cert_path
 from botocore.loaders import Loader, create_loader
@@ -301,6 +310,23 @@ def _check_metadata_servers(instance_url: str | None) -> None:
                 f"{name}: AWS credentials are not fetched over https:// from another machine, "
                 "because its host name would not be verified"
             )
+
+
+def describe_credential_failure(error: BaseException) -> str | None:
+    """Why the standard AWS chain gives no credentials, without the text of the error.
+
+    None for an error about something else.
+    """
+    match error:
+        case NoCredentialsError():
+            return "none are configured"
+        case PartialCredentialsError():
+            return "of an access key and its secret, one is missing"
+        case ProfileNotFound() | ConfigNotFound() | ConfigParseError() | InvalidConfigError():
+            return "check AWS_PROFILE and the AWS configuration files"
+        case CredentialRetrievalError() | TokenRetrievalError() | SSOError():
+            return "their source gives none: check its configuration"
+    return None
 
 
 def _is_remote_https(url: str) -> bool:

@@ -14,9 +14,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Self
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from keyturn.crypto import IntakePublicKey, SigningKey, VerifyKey, from_base64
@@ -26,6 +33,7 @@ from keyturn.identifiers import SHORT_NAME_PATTERN, is_short_name
 PREFIX: Final = "KEYTURN_"
 SECRETS_DIR_VARIABLE: Final = "KEYTURN_SECRETS_DIR"
 SEED_BYTES: Final = 32
+_LABEL_MAX: Final = 63  # of a host name
 _DEFAULT_SECRETS_DIR: Final = Path("/run/secrets")
 _QUOTED_JSON: Final = re.compile(r"'([{\[].*)'", re.DOTALL)
 _QUOTED: Final = re.compile(r"""'[^{\[].*'|".*\"""", re.DOTALL)
@@ -168,7 +176,19 @@ VerifyKeysSetting = Annotated[
     tuple[VerifyKey, ...], NoDecode, BeforeValidator(_verify_keys), Field(min_length=1)
 ]
 IntakePublicKeySetting = Annotated[NamedIntakeKey, NoDecode, BeforeValidator(_intake_public_key)]
-Url = Annotated[str, Field(pattern=r"^https?://")]
+
+
+def _check_host(url: str) -> str:
+    try:
+        labels = (urlsplit(url).hostname or "").removesuffix(".").split(".")
+    except ValueError:
+        labels = []
+    if not labels or not all(1 <= len(label) <= _LABEL_MAX for label in labels):
+        raise ValueError("it has no valid host name")
+    return url
+
+
+Url = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_check_host)]
 # What the client library would read from the address.
 _TLS_OPTIONS: Final = {
     "cafile": "set KEYTURN_AMQP_CA_FILE",

@@ -109,6 +109,8 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
     address = BrokerAddress(broker) if isinstance(broker, str) else broker
     try:
         return await aio_pika.connect(address.url, ssl_context=address.tls)
+    except UnicodeError as exc:
+        raise ConnectionError("the broker's host name cannot be resolved") from exc
     except CONNECTION_EXCEPTIONS as exc:
         if (problem := describe_tls_failure(exc, BROKER)) is not None:
             raise BrokerTlsError(f"the broker cannot be reached ({problem})") from exc

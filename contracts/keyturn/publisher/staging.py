@@ -268,7 +268,7 @@ async def _translated(call: Awaitable[_Answer]) -> _Answer:
         code = exc.response.get("Error", {}).get("Code", "no code")
         raise StorageUnavailableError(f"staging failed ({code})") from exc
     except (BotoCoreError, HttpError, TimeoutError) as exc:
-        problem = describe_connection_failure(exc, STORAGE) or type(exc).__name__
+        problem = describe_connection_failure(exc, STORAGE) or "the connection was lost"
         raise StorageUnavailableError(f"staging failed ({problem})") from exc
 
 

@@ -202,3 +202,19 @@ def test_the_address_does_not_say_how_it_is_verified(
         PublisherSettings.read()
     name = option.rpartition("&")[2].partition("=")[0]
     assert str(refused.value) == f"KEYTURN_AMQP_URL must not contain {name}: {instead}"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://" + "a" * 64 + ".example", "http://a..b", "http://", "http://[::1", "http:///b"]
+)
+def test_an_address_without_a_valid_host_name_is_malformed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYTURN_S3_BUCKET", "bucket")
+    monkeypatch.setenv("KEYTURN_S3_ENDPOINT_URL", url)
+    with pytest.raises(SettingsError) as error:
+        S3Settings.read()
+    assert str(error.value) == "KEYTURN_S3_ENDPOINT_URL is malformed: it has no valid host name"
+    for valid in ("http://[::1]:9000", "https://s3.example.com./", f"http://{'a' * 63}.example"):
+        monkeypatch.setenv("KEYTURN_S3_ENDPOINT_URL", valid)
+        assert S3Settings.read().s3_endpoint_url == valid

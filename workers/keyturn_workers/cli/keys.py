@@ -56,8 +56,8 @@ from keyturn_workers.settings import AuditSettings, KmsSettings, MasterKeySource
 from keyturn_workers.storage import Storage
 
 _COLUMNS: Final = (
-    "master_key", "provider", "location", "version", "active", "automatic_rotation", "imported",
-    "reachable",
+    "master_key", "provider", "version", "active", "automatic_rotation", "imported", "reachable",
+    "location",
 )  # fmt: skip
 _DERIVATIONS: Final = 20
 _CHECK_COLUMNS: Final = ("master_key", "provider", "derives", "known_text", "median_ms", "max_ms")

@@ -18,17 +18,10 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConfigNotFound,
-    ConfigParseError,
     ConnectionError,  # noqa: A004  # botocore's own, no OSError
-    CredentialRetrievalError,
+    ConnectTimeoutError,
     HTTPClientError,
-    InvalidConfigError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
+    ReadTimeoutError,
 )
 from botocore.loaders import Loader, create_loader
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
@@ -38,7 +31,8 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from keyturn.crypto import Secret, expand_message
 from keyturn.errors import KmsUnavailableError, SettingsError
-from keyturn.s3 import VerifyingSession, verified_sessions
+from keyturn.s3 import VerifyingSession, describe_credential_failure, verified_sessions
+from keyturn.tls import PeerSettings, describe_connection_failure
 from keyturn_workers.key_uris import AwsKmsUri
 from keyturn_workers.master_keys.port import Derivation, KeyDescription, KmsRefusedError
 from keyturn_workers.settings import KmsSettings
@@ -107,16 +101,9 @@ _FAILED: Final = frozenset(
         "ServiceUnavailableException",
     }
 )
-_NO_CREDENTIALS: Final = (
-    NoCredentialsError,
-    PartialCredentialsError,
-    CredentialRetrievalError,
-    TokenRetrievalError,
-    ProfileNotFound,
-    ConfigNotFound,
-    ConfigParseError,
-    InvalidConfigError,
-    SSOError,
+# Also of the servers of the AWS chain that credentials come from.
+_SERVER: Final = PeerSettings(
+    "KEYTURN_AWS_KMS_ENDPOINT_URL and the AWS_… settings", "https://", "AWS_CA_BUNDLE"
 )
 
 
@@ -233,7 +220,7 @@ class _Client:
             return dict(await getattr(client, method)(KeyId=self._uri.arn, **parameters))
         except Exception as exc:  # noqa: BLE001  # a parser's errors have no common base
             failure = describe_failure(exc, operation)
-            if isinstance(failure, KmsRefusedError) or isinstance(exc, _NO_CREDENTIALS):
+            if isinstance(failure, KmsRefusedError) or describe_credential_failure(exc):
                 await self._replace(client)
             # The cause can show the request with its session token.
             raise failure from None
@@ -292,17 +279,20 @@ def describe_failure(exc: Exception, operation: str) -> KmsUnavailableError:
     Returns:
         A `KmsRefusedError` if AWS answered, and gives no access.
     """
-    name = type(exc).__name__
     if isinstance(exc, ClientError):
         return _describe_error(exc, operation)
     if isinstance(exc, SettingsError):
         return KmsUnavailableError(str(exc))
-    if isinstance(exc, _NO_CREDENTIALS):
+    if (problem := describe_credential_failure(exc)) is not None:
         # Where they come from may be out of reach: that revokes no access.
-        return KmsUnavailableError(f"no AWS credentials ({name})")
+        return KmsUnavailableError(f"no AWS credentials: {problem}")
     # EndpointConnectionError and the timeouts of connecting and reading are among these.
     if isinstance(exc, (ConnectionError, HTTPClientError, OSError)):
-        return KmsUnavailableError(f"AWS KMS cannot be reached ({name})")
+        problem = describe_connection_failure(exc, _SERVER) or "the connection was lost"
+        if isinstance(exc, (ConnectTimeoutError, ReadTimeoutError)):
+            problem = "it did not respond in time"
+        return KmsUnavailableError(f"AWS KMS cannot be reached ({problem})")
+    name = type(exc).__name__  # unexpected: a bug report needs it
     if isinstance(exc, BotoCoreError):
         return KmsUnavailableError(f"the call to AWS KMS failed ({name})")
     # The parser raises whatever the bytes of an answer lead it to.

@@ -14,6 +14,7 @@ import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
 
 from keyturn.errors import StorageUnavailableError
+from keyturn.s3 import describe_credential_failure
 from keyturn.settings import S3Settings
 from keyturn.tls import STORAGE, describe_connection_failure, needs_tls, speaks_tls
 from keyturn_workers.errors import StorageTlsError
@@ -74,5 +75,8 @@ def translate_credential_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ClientError, aiohttp.ClientError, BotoCoreError, OSError) as exc:
-        raise StorageUnavailableError(f"credentials: {type(exc).__name__}") from exc
+    except ClientError as exc:
+        raise StorageUnavailableError("credentials: the credential service refuses them") from exc
+    except (aiohttp.ClientError, BotoCoreError, OSError) as exc:
+        problem = describe_credential_failure(exc) or "the credential service cannot be reached"
+        raise StorageUnavailableError(f"credentials: {problem}") from exc

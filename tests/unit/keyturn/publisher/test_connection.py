@@ -14,6 +14,8 @@ from pamqp import commands, frame
 from keyturn.errors import BrokerUnavailableError, NotDeliveredError, OutcomeUnknownError
 from keyturn.publisher.connection import (
     BrokerConnection,
+    connect_to_broker,
+    describe_broker_failure,
     normalize_connection_errors,
     persistent_json,
 )
@@ -154,6 +156,15 @@ class _FakeBroker:
 
     async def close(self) -> None:
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..b"])
+async def test_a_host_name_that_no_resolver_takes_is_a_connection_that_failed(host: str) -> None:
+    with pytest.raises(ConnectionError) as error:
+        await connect_to_broker(f"amqp://kim:canary@{host}/")
+    assert describe_broker_failure(error.value) == (
+        "its host name cannot be resolved: check KEYTURN_AMQP_URL"
+    )
 
 
 async def test_what_waits_for_the_broker_is_published_in_the_order_in_which_it_came(

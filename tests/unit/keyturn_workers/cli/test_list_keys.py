@@ -30,9 +30,15 @@ def test_each_key_is_a_row_and_none_is_shown(kms: FakeKms) -> None:
     result = _run(ACTIVE_MASTER_KEY="m2")
     assert result.exit_code == 0
     header, first, second = result.stdout.splitlines()
-    assert header.split()[:5] == ["master_key", "provider", "location", "version", "active"]
-    assert first.split() == ["m1", "local", "in", "the", "settings", "-", "no", "no", "-", "yes"]
-    assert second.split() == ["m2", "vault", URI, "1", "yes", "no", "yes", "yes"]
+    assert header.split()[:5] == [
+        "master_key",
+        "provider",
+        "version",
+        "active",
+        "automatic_rotation",
+    ]
+    assert first.split() == ["m1", "local", "-", "no", "no", "-", "yes", "in", "the", "settings"]
+    assert second.split() == ["m2", "vault", "1", "yes", "no", "yes", "yes", URI]
     assert "m2: the key was imported" in result.stderr
     assert KEYS["m1"] not in result.output
     assert kms.keys[URI].closed == 1
@@ -63,7 +69,7 @@ def test_a_provider_that_is_away_is_a_row(kms: FakeKms) -> None:
     result = _run(keys={**KEYS, "m3": OTHER_URI})
     assert result.exit_code == 1
     rows = [line.split() for line in result.stdout.splitlines()[1:]]
-    assert [(row[0], row[-1]) for row in rows] == [("m1", "yes"), ("m2", "no"), ("m3", "yes")]
+    assert [(row[0], row[6]) for row in rows] == [("m1", "yes"), ("m2", "no"), ("m3", "yes")]
     assert "m2: kms_unavailable: the token is expired" in result.stderr
     assert json.loads(_run("--json").stdout)[1]["error"] == "kms_unavailable: the token is expired"
 
@@ -72,7 +78,7 @@ def test_a_key_that_may_only_derive_is_reachable(kms: FakeKms) -> None:
     kms.keys[URI] = FakeKey(PRK, undescribed="access denied")
     result = _run()
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[2].split()[-1] == "yes"
+    assert result.stdout.splitlines()[2].split()[-2] == "yes"
     assert "m2: it derives, but its properties cannot be read: access denied" in result.stderr
 
 

@@ -329,8 +329,8 @@ _ROLE = "AssumeRoleWithWebIdentity"
         (_error("AccessDenied", operation=_ROLE), "no temporary credentials for the role", True),
         (_error("Throttling", operation=_ROLE), "no temporary credentials for the role", False),
         # Where credentials come from may be away: that revokes no access.
-        (NoCredentialsError(), "no AWS credentials (NoCredentialsError)", False),
-        (ProfileNotFound(profile=SECRET), "no AWS credentials (ProfileNotFound)", False),
+        (NoCredentialsError(), "no AWS credentials: none are configured", False),
+        (ProfileNotFound(profile=SECRET), "no AWS credentials: check AWS_PROFILE", False),
         (SettingsError("AWS_X: not from there"), "AWS_X: not from there", False),
         (_error("ThrottlingException"), "throttling", False),
         (_error("LimitExceededException"), "throttling", False),
@@ -342,9 +342,17 @@ _ROLE = "AssumeRoleWithWebIdentity"
             "refused the request (status ?)",
             False,
         ),
-        (EndpointConnectionError(endpoint_url=SECRET), "cannot be reached (EndpointConn", False),
-        (ReadTimeoutError(endpoint_url=SECRET), "cannot be reached (ReadTimeoutError)", False),
-        (OSError(SECRET), "cannot be reached (OSError)", False),
+        (
+            EndpointConnectionError(endpoint_url=SECRET),
+            "cannot be reached (the connection was lost)",
+            False,
+        ),
+        (
+            ReadTimeoutError(endpoint_url=SECRET),
+            "cannot be reached (it did not respond in time)",
+            False,
+        ),
+        (OSError(SECRET), "cannot be reached (the connection was lost)", False),
         (ParamValidationError(report=SECRET), "failed (ParamValidationError)", False),
         (ValueError(SECRET), "an unreadable response (ValueError)", False),
     ],
@@ -406,7 +414,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(
     assert await _call(key) == ""
     assert len(stub.requests) == 2
     stub.cut = 2
-    assert "cannot be reached (ConnectionClosedError)" in await _call(key)
+    assert "cannot be reached (the connection was lost)" in await _call(key)
     assert len(stub.requests) == 4
 
 
@@ -495,5 +503,5 @@ async def test_credentials_of_a_server_of_another_name_are_not_asked_for(
     context = server_context(authority.issue("server", ("other.example",)))
     async with loopback_server(serve, tls=context) as url:
         use_web_identity(monkeypatch, tmp_path, url, authority.ca)
-        assert "SSLError" in await _call(key)
+        assert "its certificate is for another host" in await _call(key)
     assert heads == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, CredentialRetrievalError
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, StorageTlsError
@@ -40,18 +40,19 @@ def test_other_errors_pass_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    "raised",
+    ("raised", "text"),
     [
-        ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"),
-        aiohttp.ClientPayloadError("?X-Amz-Signature=1"),
+        (ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"), "refuses them"),
+        (aiohttp.ClientPayloadError("?X-Amz-Signature=1"), "cannot be reached"),
+        (CredentialRetrievalError(provider="iam", error_msg="?X-Amz-Signature=1"), "gives none"),
     ],
-    ids=["refusal", "loss"],
+    ids=["refusal", "loss", "none"],
 )
 def test_a_failure_of_the_credential_service_is_no_refusal_of_the_storage(
-    raised: Exception,
+    raised: Exception, text: str
 ) -> None:
     """Nothing was sent to the storage: a later attempt may succeed."""
-    caught = pytest.raises(StorageUnavailableError, match="credentials")
+    caught = pytest.raises(StorageUnavailableError, match=f"credentials: .*{text}")
     with caught as error, translate_errors("put"), translate_credential_errors():
         raise raised
     assert "Signature" not in str(error.value)
