@@ -101,7 +101,7 @@ async def test_objects_are_read_and_a_rotation_extends_the_evidence(
         body = requests.encode(rotation)
         await wire.publish(rotation["type"], body, requests.headers(body, deployment.publisher_key))
         end = await wire.event(lambda event: event["type"] == "rotation.completed")
-        assert (end["clean"], end["current"], end["failed"]) == (True, len(keys), 0)
+        assert (end["clean"], end["current"], end["deleted"]) == (True, len(keys), 1)
         assert await _texts(served.url, new_key, keys) == made.texts
     before = [one for name, one in made.bodies().items() if name.startswith(".keyturn/evidence/")]
     files = _evidence(deployment)

@@ -12,6 +12,7 @@ from keyturn.crypto import (
     IntakeKey,
     Secret,
     SigningKey,
+    admin_kek,
     from_base64,
     kek_info,
     open_sealed,
@@ -29,6 +30,9 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.record import ProjectRecord
 from keyturn_workers.sweep.store import SweepStore
 from keyturn_workers.upload.sessions import OpenedSessions
+from keyturn_workers.verify.object_check import VerificationKeys
+from keyturn_workers.verify.project_check import check_project
+from keyturn_workers.verify.report import Report
 from tests.unit.compatibility.released import RELEASES, Released
 from tools.harness.local_keys import operator_keys, parse_keyring
 from tools.harness.memory_storage import MemoryStorage
@@ -98,6 +102,16 @@ async def test_the_old_key_and_a_tombstone_open_nothing(
             await _read(bucket, old, key)
     with pytest.raises(NotFoundError):
         await _read(bucket, _operator(made), "deleted")
+
+
+async def test_the_independent_check_opens_everything(
+    made: Released, bucket: MemoryStorage
+) -> None:
+    keks = {"m1": admin_kek(made.seeds()["master_key"], "acme")}
+    report = Report()
+    await check_project(bucket, VerificationKeys("acme", "admin", keks), report)
+    assert report.verified
+    assert report.counts["opened"] == len(made.texts) + 1
 
 
 async def test_keyring_record_and_evidence_agree(made: Released, bucket: MemoryStorage) -> None:
