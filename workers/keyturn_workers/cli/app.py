@@ -165,6 +165,9 @@ app = typer.Typer(
     name="keyturn",
     cls=RootGroup,
     help="Encrypt many customers' files in one S3 bucket, and rotate their keys.",
+    epilog="To complete commands and options with the Tab key in bash, zsh or fish, run "
+    "`keyturn --install-completion` once. For one session of bash: "
+    'eval "$(keyturn --show-completion)"',
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -211,7 +211,10 @@ def tail(
     ] = None,
     as_json: AsJsonText = False,
 ) -> None:
-    """Follow the audit trail, and check it: a line for each record, and for each problem."""
+    """Follow the audit trail, and check it.
+
+    Prints a line for each record, and for each problem.
+    """
     settings = AuditReaderSettings.read()
     asyncio.run(_tail(settings, since, as_json=as_json))
 
@@ -315,10 +318,10 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export signed records as JSON lines, for `keyturn audit verify` or another verifier.
+    """Export signed records as JSON lines.
 
-    The trail is checked during the export. Exit status 1: the file is complete, but the trail
-    has a problem.
+    For `keyturn audit verify` or another verifier. The trail is checked during the export. Exit
+    status 1: the file is complete, but the trail has a problem.
     """
     settings = AuditReaderSettings.read()
     inspection = Inspection(EventVerifier(settings.deployment, settings.event_public_key))

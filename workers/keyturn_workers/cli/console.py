@@ -77,10 +77,11 @@ def add_user(
     ],
     file: _FileOption,
 ) -> None:
-    """Add a person to the password file, or change their password and role.
+    """Add a person, or change their password and role.
 
-    Asks for the password twice, or reads it from standard input if that is no terminal. A running
-    console reads the file again, and ends the sessions of a person whose line changed.
+    Writes the password file. Asks for the password twice, or reads it from standard input if that
+    is no terminal. A running console reads the file again, and ends the sessions of a person whose
+    line changed.
     """
     with _needs_extra():
         from keyturn_workers.console.auth import passwords  # noqa: PLC0415

@@ -178,7 +178,10 @@ def show(
         bool, typer.Option("--json", help="Accepted for scripts: the output is always JSON.")
     ] = False,
 ) -> None:
-    """Show one dead letter as JSON: its headers, and its body without the sealed parts."""
+    """Show one dead letter as JSON.
+
+    With its headers, and with its body without the sealed parts.
+    """
     del as_json  # for scripts that pass --json to every command
     asyncio.run(_show(DeploymentSettings.read(), letter_id, _queues(queue), raw))
 

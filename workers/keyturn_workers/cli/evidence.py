@@ -284,7 +284,7 @@ def _event_keys(values: list[str] | None) -> Sequence[VerifyKey]:
 
 @app.command("list")
 def list_evidence(project: Project, public_key: PublicKeys = None, as_json: AsJson = False) -> None:
-    """List a project's evidence in the bucket, in the order of its chain."""
+    """List a project's evidence, in the order of its chain."""
     keys = _event_keys(public_key)
     files = asyncio.run(read_bucket(S3Settings.read(), project))
     rows, error = chain_rows(files, keys, project)
@@ -361,7 +361,10 @@ def export(
     ],
     as_json: AsJsonText = False,
 ) -> None:
-    """Write a project's evidence to a folder, numbered in the order of its chain."""
+    """Write a project's evidence to a folder.
+
+    The files are numbered in the order of the chain.
+    """
     files = asyncio.run(read_bucket(S3Settings.read(), project))
     if not files:
         raise NotFoundError("the bucket has no evidence of this project")

@@ -198,7 +198,7 @@ def publisher_key(
     output: Output = None,
     as_json: AsJsonText = False,
 ) -> None:
-    """Generate a publisher's key pair; it may only upload until you allow more."""
+    """Generate a publisher's key pair. It may only upload until you allow more."""
     workers, own = publisher_key_settings(name, ["upload.requested"], ["*"])
     parts = {
         "this publisher only (private)": own,

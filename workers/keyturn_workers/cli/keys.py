@@ -172,7 +172,7 @@ async def _open_audit(stack: AsyncExitStack, role: str) -> CommandAudit | None:
 
 
 def list_keys(as_json: AsJson = False) -> None:
-    """List the master keys of KEYTURN_MASTER_KEYS, and where they are held.
+    """List the master keys, and where they are held.
 
     Exits with 1 if a provider does not respond, or denies access.
     """
@@ -237,7 +237,7 @@ def check_keys(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that each master key derives KEKs and matches the bucket, and measure it.
+    """Check that each master key works and matches the bucket.
 
     Derives twice and compares, opens the known text in the bucket, and measures 20 derivations.
     Warns of a key that can be exported, that its provider rotates, or that was imported. Exits
@@ -329,9 +329,10 @@ def create_key(
         str, typer.Argument(metavar="URI", help="pkcs11:… or vault:… of the key to create.")
     ],
 ) -> None:
-    """Generate a master key inside an HSM or a KMS, which it never leaves.
+    """Generate a master key inside an HSM or a KMS.
 
-    AWS KMS chooses the name of a key itself: create one there with `aws kms create-key`.
+    The key never leaves it. AWS KMS names its keys itself: create one there with
+    `aws kms create-key`.
     """
     target = parse_uri(uri)
     asyncio.run(_create(KmsSettings.read(), target))
@@ -383,11 +384,11 @@ def import_key(
     ],
     reason: Reason = None,
 ) -> None:
-    """Import a master key from the settings into an HSM or a KMS, under the same id.
+    """Import a master key of the settings into an HSM or a KMS.
 
-    Nothing is rewrapped. The command derives a KEK there and compares it with the local one, and
-    prints the setting to change only if they agree. The import is recorded in the audit trail
-    first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).
+    It keeps its id. Nothing is rewrapped. The command derives a KEK there and compares it with the
+    local one, and prints the setting to change only if they agree. The import is recorded in the
+    audit trail first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).
     """
     target = parse_uri(uri)
     settings = MasterKeySettings.read()
@@ -519,10 +520,11 @@ def export_project(
         ),
     ] = None,
 ) -> None:
-    """Write one project's admin KEK to a file, for `keyturn verify`.
+    """Write one project's admin KEK to a file.
 
-    The file opens every object of the project, and nothing of any other project. The audit
-    trail has a record before the file exists (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).
+    For `keyturn verify`. The file opens every object of the project, and nothing of any other
+    project. The audit trail has a record before the file exists (KEYTURN_AMQP_URL,
+    KEYTURN_EVENT_KEY).
     """
     if out.exists():
         raise CommandError(f"{out} already exists")

@@ -37,7 +37,10 @@ def upload() -> None:
 
 @app.command("control")
 def control() -> None:
-    """Serve enrollments, rotations, recoveries, sweeps, deletes, dead letters and status."""
+    """Serve enrollments, rotations, sweeps, deletes and status.
+
+    Also recoveries and dead letters.
+    """
     _run(_CONTROL)
 
 
@@ -49,7 +52,7 @@ def sweep() -> None:
 
 @app.command("ingest")
 def ingest() -> None:
-    """Find new objects in the sources of KEYTURN_SOURCES, and request their uploads."""
+    """Find new objects in the sources, and request their uploads."""
     _run(_INGEST)
 
 

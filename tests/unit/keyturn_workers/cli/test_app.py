@@ -108,6 +108,14 @@ def test_the_help_fits_80_columns_with_one_line_for_each_command() -> None:
         assert rows == [[name, entry.summary] for name, entry in group.items()]
 
 
+@pytest.mark.parametrize(
+    "name", ["keygen", "keys", "worker", "console", "dead", "audit", "evidence"]
+)
+def test_the_help_of_a_group_shows_whole_summaries(name: str) -> None:
+    help_text = runner.invoke(app, [name, "--help"], env={"COLUMNS": "80"}).stdout
+    assert "..." not in help_text.partition("Commands:")[2]
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     result = runner.invoke(app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"keyturn {version('keyturn-workers')}\n")
