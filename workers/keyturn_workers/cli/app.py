@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -20,78 +20,69 @@ from keyturn_workers.cli import errors
 from keyturn_workers.worker.runtime import disable_core_dumps
 
 _PROCESSES: Final = ("worker", "gateway", "console")
-
-
-class Entry(NamedTuple):
-    """A command before it is imported: where it is, and the first line of its help.
-
-    `target` is a module and what is in it: a function, or an app with commands of its own.
-    """
-
-    target: str
-    summary: str
-
-
+# The commands, and the first sentence of the help of each.
 GROUPS: Final = {
     "Files": {
-        "upload": Entry("upload:upload", "Upload files and folders."),
-        "download": Entry("download:download", "Download and decrypt one object."),
-        "ls": Entry("objects:ls", "List a project's objects."),
-        "inspect": Entry("objects:inspect", "Show an object's metadata."),
-        "link": Entry("download:link", "Print a link to one object, for use without the API key."),
-        "delete": Entry("delete:delete", "Delete objects permanently."),
-        "import": Entry("sources:import_source", "Take in all objects of a source."),
-        "export": Entry(
-            "export:export", "Decrypt all objects of a project into a folder or another bucket."
-        ),
+        "upload": "Upload files and folders.",
+        "download": "Download and decrypt one object.",
+        "ls": "List a project's objects.",
+        "inspect": "Show an object's metadata.",
+        "link": "Print a link to one object, for use without the API key.",
+        "delete": "Delete objects permanently.",
+        "import": "Take in all objects of a source.",
+        "export": "Decrypt all objects of a project into a folder or another bucket.",
     },
     "Projects": {
-        "enroll": Entry("projects:enroll", "Enroll a project: create its keyring."),
-        "rotate": Entry("projects:rotate", "Rotate a project to a new API key."),
-        "verify": Entry(
-            "verify:verify", "Check with one key that it opens every object of a project."
-        ),
-        "evidence": Entry("evidence:app", "List, show, export or verify evidence."),
+        "enroll": "Enroll a project: create its keyring.",
+        "rotate": "Rotate a project to a new API key.",
+        "verify": "Check with one key that it opens every object of a project.",
+        "evidence": "List, show, export or verify evidence.",
     },
     "Keys": {
-        "init": Entry("init:init", "Create development secrets and settings."),
-        "keygen": Entry("init:app", "Generate a key."),
-        "keys": Entry("keys:app", "Manage master keys, and export one project's admin KEK."),
+        "init": "Create development secrets and settings.",
+        "keygen": "Generate a key.",
+        "keys": "Manage master keys, and export one project's admin KEK.",
     },
     "Operate": {
-        "doctor": Entry(
-            "doctor:doctor", "Check what the bucket, the broker and the sources can do."
-        ),
-        "status": Entry(
-            "status:status", "Show keyrings, sweeps, and which master keys are in use."
-        ),
-        "sources": Entry(
-            "sources:sources", "Show the sources, and the objects in them that were refused."
-        ),
-        "sweep": Entry("projects:sweep", "Bring every object to the desired state, and prove it."),
-        "dead": Entry("dead:app", "Inspect, replay or discard dead letters."),
-        "audit": Entry("audit:app", "Follow, export or verify the audit trail."),
-        "recover": Entry(
-            "recover:recover", "Accept a keyring that came from a backup, or that lost its mark."
-        ),
+        "doctor": "Check what the bucket, the broker and the sources can do.",
+        "status": "Show keyrings, sweeps, and which master keys are in use.",
+        "sources": "Show the sources, and the objects in them that were refused.",
+        "sweep": "Bring every object to the desired state, and prove it.",
+        "dead": "Inspect, replay or discard dead letters.",
+        "audit": "Follow, export or verify the audit trail.",
+        "recover": "Accept a keyring that came from a backup, or that lost its mark.",
     },
     "Serve": {
-        "worker": Entry("serve:app", "Run a worker process."),
-        "gateway": Entry(
-            "serve:gateway", "Run the HTTP gateway, which serves objects to holders of API keys."
-        ),
-        "console": Entry("console:app", "Run the operator's console, or change its users."),
+        "worker": "Run a worker process.",
+        "gateway": "Run the HTTP gateway, which serves objects to holders of API keys.",
+        "console": "Run the operator's console, or change its users.",
     },
 }
-_COMMANDS: Final = {name: entry for group in GROUPS.values() for name, entry in group.items()}
+# Where a command is, if not as `name:name`: a module and its function, or its app with commands.
+_TARGETS: Final = {
+    "ls": "objects:ls",
+    "inspect": "objects:inspect",
+    "link": "download:link",
+    "import": "sources:import_source",
+    "enroll": "projects:enroll",
+    "rotate": "projects:rotate",
+    "evidence": "evidence:app",
+    "keygen": "init:app",
+    "keys": "keys:app",
+    "sweep": "projects:sweep",
+    "dead": "dead:app",
+    "audit": "audit:app",
+    "worker": "serve:app",
+    "gateway": "serve:gateway",
+    "console": "console:app",
+}
+_SUMMARIES: Final = {name: text for group in GROUPS.values() for name, text in group.items()}
 # Names of other tools.
 _MEANT: Final = {
-    "cat": "'download'",
-    "cp": "'upload' or 'download'",
-    "get": "'download'",
-    "list": "'ls'",
-    "put": "'upload'",
-    "rm": "'delete'",
+    "get": ["download"],
+    "put": ["upload"],
+    "rm": ["delete"],
+    "cp": ["upload", "download"],
 }
 
 
@@ -99,7 +90,7 @@ def load(name: str) -> Any:
     """Import a command's module and build the command as part of `keyturn`."""
     from keyturn_workers.cli.output import add_wide_option  # noqa: PLC0415
 
-    module, _, attribute = _COMMANDS[name].target.partition(":")
+    module, _, attribute = _TARGETS.get(name, f"{name}:{name}").partition(":")
     found = getattr(import_module(f"keyturn_workers.cli.{module}"), attribute)
     part = typer.Typer(rich_markup_mode=None)
     if isinstance(found, typer.Typer):
@@ -119,12 +110,13 @@ class RootGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        for name, entry in _COMMANDS.items():
-            self.add_command(TyperCommand(name, help=entry.summary))
+        for name, summary in _SUMMARIES.items():
+            self.add_command(TyperCommand(name, help=summary))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called, imported now."""
-        if (meant := _MEANT.get(args[0])) is not None:
+        if args[0] in _MEANT and not ctx.resilient_parsing:
+            meant = " or ".join(map(repr, _MEANT[args[0]]))
             ctx.fail(f"No such command {args[0]!r}. Did you mean {meant}?")
         name, _, rest = super().resolve_command(ctx, args)
         return name, None if name is None else load(name), rest
@@ -134,7 +126,7 @@ class RootGroup(TyperGroup):
         del ctx
         for title, group in GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl([(f"{name:8}", entry.summary) for name, entry in group.items()])
+                formatter.write_dl([(f"{name:8}", summary) for name, summary in group.items()])
 
     def main(
         self,

@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -127,69 +126,51 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     words: an id stays on one line, and can be copied. None prints as `-`.
     """
     terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else _PLAIN_WIDTH, highlight=False)
     cells = [[_cell(value) for value in row] for row in rows]
-    layout = [_Column.of(name, [row[at] for row in cells]) for at, name in enumerate(columns)]
     if terminal and not cells:
         print_line("none")
         return
-    if terminal and not _wide.get():
-        _fit(layout, console.width)
+    console = Console(file=sys.stdout, width=None if terminal else _PLAIN_WIDTH, highlight=False)
+    texts = [[name, *(row[at].plain for row in cells)] for at, name in enumerate(columns)]
+    widths = _fit(texts, _PLAIN_WIDTH if _wide.get() else console.width)
+    console.width = max(console.width, _total(widths.values()))
     # A box separates columns by one more space.
     box, right = (SIMPLE_HEAD, _GAP - 1) if terminal else (None, _GAP)
     table = Table(box=box, pad_edge=False, show_edge=False, padding=(0, right, 0, 0))
-    shown = [(at, column) for at, column in enumerate(layout) if column.width]
-    for _, column in shown:
-        table.add_column(
-            Text(column.name), width=column.width, justify=column.justify, overflow="fold"
-        )
+    for at, width in widths.items():
+        name, *column = texts[at]
+        is_number = column and all(map(_NUMBER.fullmatch, column))
+        justify: Literal["right", "left"] = "right" if is_number else "left"
+        table.add_column(Text(name), width=width, justify=justify, overflow="fold")
     for row in cells:
-        table.add_row(*(row[at] for at, _ in shown))
-    console.width = max(console.width, _total(layout))
+        table.add_row(*(row[at] for at in widths))
     with console.capture() as capture:
         console.print(table, crop=False)
     for line in capture.get().splitlines():
         print(line.rstrip())  # noqa: T201  # its purpose
 
 
-@dataclass(slots=True)
-class _Column:
-    """A column of a table; `width` becomes less where the terminal is narrow, 0 to leave it out."""
-
-    name: str
-    width: int
-    least: int
-    justify: Literal["left", "right"]
-
-    @classmethod
-    def of(cls, name: str, cells: Sequence[Text]) -> Self:
-        texts = [name, *(cell.plain for cell in cells)]
-        least = max(cell_len(word) for text in texts for word in text.split() or [""])
-        width = max(map(cell_len, texts))
-        least = _WRAPPED_LEAST if name in _LONG_NAMES else max(least, _WRAPPED_LEAST)
-        numbers = all(_NUMBER.fullmatch(text) for text in texts[1:])
-        justify: Literal["left", "right"] = "right" if cells and numbers else "left"
-        return cls(name, width, min(least, width), justify)
+def _total(widths: Iterable[int]) -> int:
+    return sum(width + _GAP for width in widths) - _GAP
 
 
-def _total(columns: Sequence[_Column]) -> int:
-    widths = [column.width for column in columns if column.width]
-    return sum(widths) + _GAP * (len(widths) - 1)
-
-
-def _fit(columns: Sequence[_Column], width: int) -> None:
-    """Leave out and narrow columns until they fit, if they can."""
+def _fit(columns: Sequence[Sequence[str]], available: int) -> dict[int, int]:
+    """Which columns to print (each with its name first), by their places, and how wide."""
+    widths = {at: max(map(cell_len, column)) for at, column in enumerate(columns)}
+    least = {}
+    for at, column in enumerate(columns):
+        words = [] if column[0] in _LONG_NAMES else " ".join(column).split()
+        least[at] = min(widths[at], max([_WRAPPED_LEAST, *map(cell_len, words)]))
     for name in _OPTIONAL:
-        least = [replace(column, width=min(column.width, column.least)) for column in columns]
-        if _total(least) <= width:
+        if _total(least[at] for at in widths) <= available:
             break
-        for column in columns:
-            column.width = 0 if column.name == name else column.width
-    while _total(columns) > width:
-        wrappable = [column for column in columns if column.width > column.least]
+        widths = {at: width for at, width in widths.items() if columns[at][0] != name}
+    while _total(widths.values()) > available:
+        wrappable = [at for at in widths if widths[at] > least[at]]
         if not wrappable:
-            return
-        max(wrappable, key=lambda column: column.width).width -= 1
+            break
+        widths[max(wrappable, key=widths.__getitem__)] -= 1
+    return widths
 
 
 def _cell(value: object) -> Text:

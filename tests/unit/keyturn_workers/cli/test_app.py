@@ -96,8 +96,8 @@ def test_help_version_and_completion_import_no_command(
 
 @pytest.mark.parametrize("name", [name for group in GROUPS.values() for name in group])
 def test_the_summary_of_a_command_is_the_first_sentence_of_its_help(name: str) -> None:
-    (entry,) = [group[name] for group in GROUPS.values() if name in group]
-    assert load(name).get_short_help_str(100) == entry.summary
+    (summary,) = [group[name] for group in GROUPS.values() if name in group]
+    assert load(name).get_short_help_str(100) == summary
 
 
 def test_the_help_fits_80_columns_with_one_line_for_each_command() -> None:
@@ -105,7 +105,7 @@ def test_the_help_fits_80_columns_with_one_line_for_each_command() -> None:
     for title, group in GROUPS.items():
         start = lines.index(f"{title}:") + 1
         rows = [line.split(maxsplit=1) for line in lines[start : start + len(group)]]
-        assert rows == [[name, entry.summary] for name, entry in group.items()]
+        assert rows == [[name, summary] for name, summary in group.items()]
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,10 @@ def test_bash_completes_commands_their_commands_and_their_options() -> None:
             "COMP_CWORD": str(len(words) - 1),
         }
         result = runner.invoke(app, [], env=environment, prog_name="keyturn")
+        assert result.stderr == ""
         return result.stdout.split()
 
     assert completed("keyturn", "do") == ["download", "doctor"]
     assert completed("keyturn", "dead", "re") == ["replay"]
+    assert completed("keyturn", "get", "re") == ["recover"]
     assert completed("keyturn", "dead", "replay", "--re") == ["--resign", "--reason"]

@@ -19,6 +19,7 @@ from keyturn_workers.cli.app import GROUPS, app, load
 _ROOT = Path(__file__).parents[4]
 _REFERENCE = _ROOT / "docs" / "reference" / "cli.md"
 _HELP = "* `--help`: Show this message and exit.\n"
+_WIDE = 100
 _COMMANDS = re.compile(r"\*\*Commands\*\*:\n\n(\* .*\n)+")
 
 
@@ -33,14 +34,18 @@ def generate() -> str:
     )
     lines = [line.rstrip() for line in written.strip().splitlines()]
     text = ("\n".join(lines) + "\n").replace(f"**Options**:\n\n{_HELP}\n", "")
-    return _COMMANDS.sub(_groups(), text.replace(_HELP, ""), count=1)
+    text = _COMMANDS.sub(_groups(), text.replace(_HELP, ""), count=1)
+    for group in root.commands.values():
+        for each in group.commands.values() if isinstance(group, TyperGroup) else ():
+            text = text.replace(each.get_short_help_str(), each.get_short_help_str(_WIDE))
+    return text
 
 
 def _groups() -> str:
     """The list of all commands as `keyturn --help` groups it, each with a link."""
     parts = []
     for title, group in GROUPS.items():
-        rows = [f"* [`{name}`](#keyturn-{name}): {entry.summary}" for name, entry in group.items()]
+        rows = [f"* [`{name}`](#keyturn-{name}): {summary}" for name, summary in group.items()]
         parts.append("\n".join([f"**{title}**:", "", *rows, ""]))
     return "\n".join(parts)
 
