@@ -286,6 +286,8 @@ class _Maker:
             mark="rolled_back" if number == 6 else "current",
             last_proof_at=self.ago(days=number % 90) if number % 7 else None,
             last_end_clean=number % 11 != 3,
+            objects=number * 977 if number % 7 else None,
+            objects_at=self.ago(days=number % 90) if number % 7 else None,
             running_sweeps=(made_up_id("running"),) if name == "umbrella" else (),
         )
 
@@ -413,7 +415,7 @@ class _Maker:
                 oldest_s=2.5,
             )
             for name, depth, consumers, dead in (*depths, ("plan", 1, 0, 0))
-        ]
+        ] + [QueueStatus(queue="keyturn.notifications", depth=0, consumers=0)]
 
     def minute(self, age: int) -> TotalsStatus:
         at = self.ago(minutes=age)

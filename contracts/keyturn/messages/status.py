@@ -189,6 +189,8 @@ class ProjectStatus(ExtensibleModel):
         last_proof_sweep: Which one it was.
         last_end_sweep: The sweep or rotation that ended last.
         last_end_clean: Whether that was clean.
+        objects: How many objects the sweep or rotation counted that ended last, without tombstones.
+        objects_at: When it ended.
         running_sweeps: What is under way; also parts of a sweep of `*`.
     """
 
@@ -210,6 +212,8 @@ class ProjectStatus(ExtensibleModel):
     last_proof_sweep: RequestId | None = None
     last_end_sweep: RequestId | None = None
     last_end_clean: bool | None = None
+    objects: Count | None = None
+    objects_at: Time | None = None
     running_sweeps: Rows[RequestId] | None = None
 
 
@@ -396,7 +400,7 @@ class WorkerStatus(ExtensibleModel):
 
 
 class QueueStatus(ExtensibleModel):
-    """One queue of requests; `keyturn.unsigned.dead` has a row with `dead` alone.
+    """One queue; `keyturn.unsigned.dead` has a row with `dead` alone.
 
     Attributes:
         depth: Messages ready for delivery.

@@ -35,7 +35,13 @@ pytestmark = [
 ]
 
 NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit")
-KINDS: Final = {*NAV, "/projects/{project}", "/sweeps/{project}/{id}", "/dead/{queue}/{digest}"}
+KINDS: Final = {
+    *NAV,
+    "/projects/{project}",
+    "/sweeps/{project}/{id}",
+    "/dead/{queue}/{digest}",
+    "/codes",
+}
 """Kinds of pages that must be reachable from the first one."""
 
 

@@ -99,6 +99,56 @@ async def test_a_key_that_was_shown_is_gone_from_a_page_that_was_left(
     await expect(key).to_have_text("")
 
 
+async def test_a_new_key_is_copied_by_its_button(operator: ConsoleVisit) -> None:
+    page = operator.page
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await operator.goto("/projects/acme/rotate")
+    await page.get_by_role("button", name="Make a new key").click()
+    await page.get_by_role("button", name="Copy").click()
+    await expect(page.get_by_text("Copied", exact=True)).to_be_visible()
+    copied = await page.evaluate("navigator.clipboard.readText()")
+    assert copied == await page.locator("#api-key").inner_text()
+
+
+async def test_a_theme_is_chosen_for_all_pages_of_this_browser(operator: ConsoleVisit) -> None:
+    """Against what the system prefers, and it is legible; the first paint has it already."""
+    page = operator.page
+    background = "getComputedStyle(document.body).backgroundColor"
+    await page.emulate_media(color_scheme="light")
+    await operator.goto("/")
+    light = await page.evaluate(background)
+    await page.get_by_label("Theme").select_option("Dark")
+    dark = await page.evaluate(background)
+    assert dark != light
+    await operator.goto("/projects")
+    assert await page.evaluate(background) == dark
+    await expect(page.get_by_label("Theme")).to_have_value("dark")
+    assert await operator.findings("color-contrast") == []
+    await page.emulate_media(color_scheme="dark")
+    await page.get_by_label("Theme").select_option("Light")
+    assert await page.evaluate(background) == light
+    assert await operator.findings("color-contrast") == []
+    await page.get_by_label("Theme").select_option("System")
+    assert await page.evaluate(background) == dark
+
+
+async def test_a_sweep_that_is_not_known_yet_appears_by_itself(
+    operator: ConsoleVisit, site: ConsoleSite
+) -> None:
+    """Its page is not found, and asks again; no word about the connection is said."""
+    operator.expected.append("404 (Not Found)")
+    page = operator.page
+    sweep = rq.sweep("globex")
+    assert await operator.goto(f"/sweeps/globex/{sweep['sweep_id']}") == 404
+    await expect(page.get_by_text("The sweep is not known")).to_be_visible()
+    async with page.expect_response(re.compile(r"/sweeps/globex/")) as again:
+        pass
+    assert (await again.value).status == 404
+    await expect(page.locator("#connection")).to_have_text("")
+    await Publisher(site.deployment, site.wire).publish(sweep)
+    await expect(page.get_by_role("heading", name="Progress")).to_be_visible(timeout=_POLLED_MS)
+
+
 async def test_the_keyboard_alone_signs_in_skips_and_filters(
     site: ConsoleSite, browser: Browser, operator_state: StorageState
 ) -> None:

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from keyturn_workers.console.context import ConsoleContext
 from keyturn_workers.console.pages import (
     audit,
+    codes,
     dead,
     keys,
     now,
@@ -28,7 +29,7 @@ from keyturn_workers.console.rendering.templates import (
     static_files,
 )
 
-_PAGES = (now, projects, requests, sweeps, rotation, keys, dead, queues, audit)
+_PAGES = (now, projects, requests, sweeps, rotation, keys, dead, queues, audit, codes)
 
 
 class SignedIn(Protocol):

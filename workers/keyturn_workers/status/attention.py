@@ -24,6 +24,7 @@ from keyturn.messages import (
 )
 from keyturn.topology import (
     CONTROL_QUEUE,
+    NOTIFICATIONS,
     PLAN_QUEUE,
     SWEEP_QUEUE,
     UNSIGNED_DEAD_QUEUE,
@@ -48,6 +49,7 @@ ROLE_QUEUES: Final = {
     CONTROL_QUEUE: "control",
     SWEEP_QUEUE: "sweep",
     PLAN_QUEUE: "sweep",
+    NOTIFICATIONS: "ingest",
 }
 _OTHER: Final = "other codes"
 _OTHER_HELP: Final = CodeHelp("no code, or one that this version does not know", "")

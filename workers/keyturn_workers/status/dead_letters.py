@@ -70,7 +70,7 @@ class Reading:
 
     Attributes:
         at: When reading began.
-        letters: The oldest of each queue, queue by queue.
+        letters: The oldest of each queue, the newest of these first.
         queues: How many letters each holds.
     """
 
@@ -142,6 +142,8 @@ class DeadLetterView:
             _log.exception("dead letters not read")
             self._problem = f"internal failure: {type(exc).__name__}"
             return
+        letters.reverse()  # those of one second, too
+        letters.sort(key=lambda row: row.dead_at or "", reverse=True)
         self._problem = None
         self._last = Reading(at, tuple(letters), tuple(queues))
         ended_s = self._clock_s()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
+from keyturn.counts import Counts
 from keyturn.errors import (
     CodedError,
     EvidenceError,
@@ -411,6 +412,11 @@ def _proven_at(record: ProjectRecord | AllRecord) -> str | None:
         return None
 
 
+def _objects(counts: Counts | None) -> int | None:
+    """Without tombstones, which are objects of the bucket, but of no person."""
+    return None if counts is None else counts.objects - counts.deleted
+
+
 def _joined(row: ProjectStatus, of_sweeps: _Entry | None) -> ProjectStatus:
     """A keyring with what its record of sweeps says."""
     fields: dict[str, object] = {"key_since": row.rotated_at or row.enrolled_at}
@@ -422,12 +428,19 @@ def _joined(row: ProjectStatus, of_sweeps: _Entry | None) -> ProjectStatus:
             key=lambda each: each.ended_at or "",
             default=None,
         )
+        counted = max(
+            (each for each in ended if each.status == "done" and each.counts is not None),
+            key=lambda each: each.ended_at or "",
+            default=None,
+        )
         times = [of_sweeps.proven_at, None if proof is None else proof.ended_at]
         fields |= {
             "last_proof_at": max(filter(None, times), default=None),
             "last_proof_sweep": None if proof is None else proof.sweep_id,
             "last_end_sweep": None if last is None else last.sweep_id,
             "last_end_clean": None if last is None else last.clean,
+            "objects": None if counted is None else _objects(counted.counts),
+            "objects_at": None if counted is None else counted.ended_at,
             "running_sweeps": tuple(
                 each.sweep_id for each in of_sweeps.sweeps if each.status == "running"
             )

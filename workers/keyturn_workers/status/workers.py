@@ -15,6 +15,7 @@ from keyturn.topology import (
     ALL_DELAYS_S,
     CONTROL_QUEUE,
     DEAD_QUEUES,
+    NOTIFICATIONS,
     PLAN_QUEUE,
     SWEEP_QUEUE,
     UNSIGNED_DEAD_QUEUE,
@@ -31,6 +32,7 @@ WATCHED_QUEUES: Final = (
     *WORK_QUEUES,
     *(name for names in RETRY_QUEUES.values() for name in names),
     *DEAD_QUEUES,
+    NOTIFICATIONS,
 )
 HISTORY: Final = timedelta(hours=1)
 MAX_WORKERS: Final = 2000
@@ -143,8 +145,10 @@ class WorkerBook:
         )
 
     def queues(self, depths: Mapping[str, QueueDepth]) -> tuple[QueueStatus, ...]:
-        """The queues of requests, with the broker's counts, and the unsigned dead letters."""
+        """The queues, with the broker's counts, and the unsigned dead letters."""
         rows = [self._queue(queue, depths) for queue in WORK_QUEUES]
+        if NOTIFICATIONS in depths:
+            rows.append(self._queue(NOTIFICATIONS, depths))
         if (unsigned := depths.get(UNSIGNED_DEAD_QUEUE)) is not None:
             rows.append(QueueStatus(queue=UNSIGNED_DEAD_QUEUE, dead=unsigned.depth))
         return tuple(rows)
@@ -152,7 +156,7 @@ class WorkerBook:
     def _queue(self, queue: str, depths: Mapping[str, QueueDepth]) -> QueueStatus:
         own, dead = depths.get(queue), depths.get(dead_letter_name(queue))
         served, refused = self._rates(queue)
-        retrying = [depths[name].depth for name in RETRY_QUEUES[queue] if name in depths]
+        retrying = [depths[name].depth for name in RETRY_QUEUES.get(queue, ()) if name in depths]
         return QueueStatus(
             queue=queue,
             depth=None if own is None else own.depth,

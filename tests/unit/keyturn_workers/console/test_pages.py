@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from keyturn.crypto import Secret
 from keyturn.errors import BrokerUnavailableError, WaitTimeoutError
-from keyturn.messages import FailureStatus, Progress
+from keyturn.messages import FailureStatus, Progress, ProjectStatus
+from keyturn_workers.code_help import CODES
 from keyturn_workers.console.auth.protection import OwnOrigins, Protection
 from keyturn_workers.console.auth.sessions import COOKIE, Account, Sessions, SignedOut
 from keyturn_workers.console.pages import queues, sweeps
@@ -55,6 +56,7 @@ READ: Final = {
     "/dead/{queue}/{letter}",
     "/queues",
     "/audit",
+    "/codes",
 }
 """What only reads: GET and HEAD."""
 
@@ -251,12 +253,14 @@ def test_now_shows_what_needs_attention_with_its_remedy_and_link() -> None:
     words = words_of(page)
     for shown in ("Act now", "Give the workers the master key.", "keyturn status stark"):
         assert shown in words
-    assert "Projects 240 all of them" in words
-    assert "Waiting requests 341" in words
+    assert "240 projects 42 sweeps and rotations run 4 workers report" in words
+    assert "341 requests wait on the queues" in words
+    # What runs comes before what was done.
+    assert words.index("Sweeps and rotations under way") < words.index("Work done")
     assert "Proving 46 of 91 objects, earliest end in" in words
     assert "The last hour, as reported by workers, as of" in words
     # Each value has its time, also the totals.
-    assert "to replay or discard as of" in words
+    assert "dead letters to replay or discard as of" in words
 
 
 def test_now_shows_more_than_an_hour_only_from_prometheus() -> None:
@@ -359,9 +363,10 @@ def test_progress_and_the_moments_of_a_sweep_are_those_of_its_record() -> None:
         "1 to 7 of 7 failures",
     ):
         assert words in ended
-    unknown = scene.get(f"/sweeps/hooli/{made_up_id('none')}")
+    unknown = scene.get(f"/sweeps/hooli/{made_up_id('none')}", 404)
     assert "If it was just requested, it appears here" in unknown
     assert 'data-refresh="2"' in unknown
+    assert 'hx-status:404="swap:outerMorph"' in unknown
     scene.get("/sweeps/hooli/nothing", 404)
 
 
@@ -441,8 +446,68 @@ def test_one_dead_letter_is_shown_without_what_is_sealed_and_one_that_is_gone_is
         scene.get(path, 404)
 
 
+@pytest.mark.parametrize(
+    ("action", "outcome", "word"),
+    [
+        ("dead_letter.replayed", "started", "Replayed"),
+        ("dead_letter.discarded", "started", "Discarded"),
+        ("dead_letter.replayed", "storage_unavailable", "This letter is gone"),
+    ],
+)
+def test_a_letter_that_was_moved_says_so_and_by_whom(action: str, outcome: str, word: str) -> None:
+    scene, name = lived(), digest("moved")
+    (known, *_) = scene.publisher.rows["audit"]
+    moved = {"action": action, "outcome": outcome, "request": name, "reason": "ticket 9"}
+    scene.publisher.rows["audit"] = [
+        known.model_copy(update=moved | {"queue": "keyturn.upload.dead", "actor": "grace"})
+    ]
+    page = scene.words(f"/dead/keyturn.upload.dead/{name}", 404)
+    assert word in page
+    assert ("By grace" in page and "ticket 9" in page) is (outcome == "started")
+    in_trail = scene.words("/audit")
+    assert (word in in_trail) is (outcome == "started")
+    # The same letter of another queue is another letter.
+    assert "This letter is gone" in scene.words(f"/dead/keyturn.control.dead/{name}", 404)
+
+
+def test_each_code_links_to_what_it_means() -> None:
+    scene = lived()
+    for path in ("/projects/stark", "/dead", _LETTER, _FAILED, "/audit", "/projects/acme"):
+        assert 'href="/codes#' in scene.get(path), path
+    page = scene.get("/codes")
+    for code, help_ in CODES.items():
+        assert f'<tr role="row" id="{code}">' in page
+        assert help_.meaning[1:] in words_of(page)
+    # One that this version does not know leads nowhere.
+    scene.publisher.rows["projects"] = [ProjectStatus(project="acme", code="code_of_tomorrow")]
+    assert 'href="/codes#' not in scene.get("/projects?text=acme")
+
+
+def test_cards_turn_to_a_warning_while_their_source_is_away() -> None:
+    now_s = 1000.0
+    scene = lived(clock=lambda: now_s)
+    assert "tile away" not in scene.get("/")
+    now_s += 10
+    scene.publisher.error = WaitTimeoutError("none")
+    page = scene.get("/")
+    assert page.count("tile away") == 5
+    assert "240 projects nothing newer since" in words_of(page)
+    never = Scene(MadeUp(error=BrokerUnavailableError("the broker cannot be reached")))
+    assert "— projects not read yet" in never.words("/")
+
+
+@pytest.mark.parametrize(("chosen", "shown"), [("dark", "dark"), ("light", "light"), ("x", "")])
+def test_the_theme_that_was_chosen_is_in_the_page(chosen: str, shown: str) -> None:
+    scene = lived()
+    scene.browser.cookies.set("__Host-keyturn-theme", chosen)
+    page = scene.get("/projects")
+    assert f'data-theme="{shown}"' in page if shown else "data-theme" not in page
+    assert f'value="{shown}" selected' in page
+
+
 def test_queues_and_workers_are_shown_with_what_differs() -> None:
     page = lived().words("/queues")
+    assert "keyturn.notifications 0 0 —" in page  # no source is watched: nothing is wrong
     for words in ("keyturn.upload 40", "Reporting", "Missing", "Unknown", "The version differs"):
         assert words in page
 

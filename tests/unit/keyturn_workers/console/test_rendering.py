@@ -51,7 +51,7 @@ def test_each_chart_says_the_same_as_text() -> None:
 
 def test_words_at_a_bar_are_escaped() -> None:
     (title,) = parsed(charts.bars("Uploads", series(3), unit=" <b>&").svg).iter("title")
-    assert title.text == "08:00: 3 <b>&"
+    assert title.text == "08:00 UTC: 3 <b>&"
 
 
 def test_a_long_time_is_marked_by_minutes() -> None:
@@ -166,9 +166,9 @@ def test_ages(seconds: float, shown: str) -> None:
     assert text.ago(_NOW - timedelta(seconds=seconds), _NOW) == shown
 
 
-def test_times_are_utc_with_seconds_and_name_another_day() -> None:
-    assert text.clock_time(_NOW - timedelta(hours=1), _NOW) == "11:00:30"
-    assert text.clock_time(_NOW - timedelta(days=1), _NOW) == "2026-11-25 12:00:30"
+def test_times_say_utc_with_seconds_today_and_the_date_of_another_day() -> None:
+    assert text.clock_time(_NOW - timedelta(hours=1), _NOW) == "11:00:30 UTC"
+    assert text.clock_time(_NOW - timedelta(days=1), _NOW) == "2026-11-25 12:00 UTC"
     assert text.iso(_NOW) == "2026-11-26T12:00:30Z"
 
 

@@ -107,7 +107,7 @@ async def test_letters_are_described_without_secrets_and_stay_where_they_are(sce
 @pytest.mark.parametrize(
     ("wanted", "names"),
     [
-        ({"queue": _UPLOADS}, ["a", "b"]),
+        ({"queue": _UPLOADS}, ["b", "a"]),
         ({"queue": _UNSIGNED}, ["c"]),
         ({"code": "bad_seal"}, ["a"]),
         ({"code": "unknown"}, ["c"]),
@@ -130,12 +130,14 @@ async def test_a_filter_keeps_what_matches_all_of_it(
     assert (report.total, report.of_all, len(report.codes or ())) == (len(names), 3, 3)
 
 
-async def test_pages_are_cut_from_the_oldest_thousand_of_each_queue(scene: _Scene) -> None:
+async def test_pages_are_the_oldest_thousand_of_each_queue_the_newest_of_them_first(
+    scene: _Scene,
+) -> None:
     letters = [Letter(b"%d" % n, {"keyturn-code": "bad_seal"}, str(n)) for n in range(1010)]
     scene.broker.fill(_UPLOADS, *letters)
     report = await scene.report(page=3, limit=400)
     assert [row.message_id for row in report.dead_letters or ()] == [
-        str(n) for n in range(800, 1000)
+        str(n) for n in range(199, -1, -1)
     ]
     assert (report.total, report.is_complete) == (1000, False)
     assert (report.dead_queues or ())[0] == DeadQueueStatus(queue=_UPLOADS, depth=1010, read=1000)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keyturn.counts import Counts
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import keyring_s3_key
+from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn_workers.keyring import Mark
 from keyturn_workers.status import index as index_module
 from keyturn_workers.status.index import Index, Snapshot
@@ -251,6 +252,20 @@ async def test_a_project_is_joined_with_its_record_of_sweeps(
         assert row.key_since == row.enrolled_at
         has_proof = "last_proof_sweep" in expected
         assert (row.last_proof_at is not None) is has_proof
+
+
+async def test_a_project_has_the_objects_that_its_last_whole_sweep_counted() -> None:
+    """Without tombstones; what a sweep that failed had counted is only a part."""
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("acme"))
+    counts = Counts(objects=12, current=10, deleted=2)
+    end = done(1).end
+    assert end is not None
+    ended = replace(done(1), end=replace(end, counts=counts))
+    await scene.bucket.add(record(ended, failed(4, "x")))
+    (row,) = (await scene.renewed()).projects
+    assert row.objects == 10
+    assert row.objects_at == format_time(end.at)
 
 
 async def test_of_one_project_two_records_are_listed_and_read() -> None:

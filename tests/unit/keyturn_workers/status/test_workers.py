@@ -79,6 +79,12 @@ def test_unsigned_dead_letters_are_counted_after_the_queues() -> None:
     assert [row.queue for row in book.queues({})] == [row.queue for row in rows[:-1]]
 
 
+def test_notifications_of_sources_have_a_depth_and_no_dead_letters() -> None:
+    rows = _book().queues({"keyturn.notifications": QueueDepth(3, 1)})
+    assert rows[-1] == QueueStatus(queue="keyturn.notifications", depth=3, consumers=1)
+    assert "keyturn.notifications" in workers.WATCHED_QUEUES
+
+
 def test_the_clock_is_unknown_since_the_first_report_that_said_so() -> None:
     book = _book(*(worker(seconds, is_clock_known=False) for seconds in (0, 15, 30)), now=40)
     assert book.rows()[0].clock_unknown_since == text(0)

@@ -11,5 +11,6 @@
 | `dead` | *Dead letters*: by code, one by one, replay and discard |
 | `queues` | *Queues and workers* |
 | `audit` | *Audit* |
+| `codes` | *Codes*: what each code means |
 | `forms` | what forms have in common |
 """

@@ -24,7 +24,9 @@ from keyturn.errors import (
 from keyturn.messages import (
     NAMED_LETTERS,
     REASON_MAX_CHARACTERS,
+    STARTED,
     UNKNOWN_CODE,
+    AuditStatus,
     DeadLettersAction,
     StatusReported,
 )
@@ -121,6 +123,7 @@ async def show_letter(request: Request) -> Response:
     rows = (answer.report and answer.report.dead_letters) or ()
     found = [row for row in rows if (row.queue, row.letter) == (queue, digest)]
     is_gone = answer.report is not None and not found
+    ended = await _end_of(request, queue, digest) if is_gone else None
     return render(
         request,
         "dead/letter.html",
@@ -131,8 +134,18 @@ async def show_letter(request: Request) -> Response:
         letter=next(iter(found), None),
         copies=len(found),
         is_gone=is_gone,
+        ended=ended,
         obstacles=OBSTACLES,
     )
+
+
+async def _end_of(request: Request, queue: str, digest: str) -> AuditStatus | None:
+    """The record of the replay or discard by which a letter left its queue, if one is known."""
+    (answer,) = await ask(request, Query("audit", filter=filled(text=digest)))
+    for row in (answer.report and answer.report.audit_records) or ():
+        if (row.queue, row.request) == (queue, digest) and row.action in words.MOVED:
+            return row if row.outcome == STARTED else None
+    return None
 
 
 async def choose_code(request: Request) -> Response:

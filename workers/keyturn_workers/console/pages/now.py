@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from keyturn.identifiers import parse_time
 from keyturn.messages import StatusReported, TotalsStatus
+from keyturn.topology import NOTIFICATIONS
 from keyturn_workers.console.ask import Query, filled
 from keyturn_workers.console.context import ATTENTION, QUEUES, ask, context_of
 from keyturn_workers.console.prometheus import History
@@ -66,7 +67,7 @@ async def show(request: Request) -> Response:
         workers_present=sum(not row.is_stopping for row in present),
         queues=queues,
         totals_at=min(known, default=None),
-        backlog=sum(row.depth or 0 for row in rows),
+        backlog=sum(row.depth or 0 for row in rows if row.queue != NOTIFICATIONS),
         dead=sum(row.dead or 0 for row in rows),
         hours=hours,
         spans=spans,

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keyturn.messages import WorkerStatus
+from keyturn.topology import NOTIFICATIONS
 from keyturn_workers.console.ask import Query, page_of
 from keyturn_workers.console.context import QUEUES, ask
 from keyturn_workers.console.rendering import words
@@ -37,6 +38,7 @@ async def show(request: Request) -> Response:
         "queues.html",
         refresh_s=REFRESH_S,
         queues=queues,
+        notifications=NOTIFICATIONS,
         workers=workers,
         page=report and page_of(report, rows, query),
         differences=differences([row for row in rows if is_present(row)]),

@@ -138,9 +138,11 @@ async def show(request: Request) -> Response:
         action = None
     path = words.sweep_path(project, sweep_id)
     is_running = row is None or row.status == "running"
+    is_unknown = row is None and answer.report is not None and action is None
     return render(
         request,
         "sweeps/sweep.html",
+        status_code=404 if is_unknown else 200,
         refresh_s=_RUNNING_REFRESH_S if is_running else REFRESH_S,
         project=project,
         sweep_id=sweep_id,
@@ -304,7 +306,7 @@ def _proof(held: Answer, row: SweepStatus) -> Proof | None:
 
 def _date(text: str) -> str:
     """A date of the evidence in words of the pages; the fraction of a second if it has one."""
-    return text.replace("T", " ").removesuffix("Z").removesuffix(".000000")
+    return text.replace("T", " ").removesuffix("Z").removesuffix(".000000") + " UTC"
 
 
 routes = [

@@ -64,7 +64,7 @@ def bars(title: str, series: Sequence[Point], *, kind: str = "accent", unit: str
     for index, (at, value) in enumerate(series):
         height = value / top * HEIGHT
         left, width = index * step, step * 0.86
-        words = f"{_clock(at)}: {rate(value)}{unit}"
+        words = f"{_clock(at)} UTC: {rate(value)}{unit}"
         # A hit area of the whole height, so that also a small bar shows its value.
         shapes.append(
             f"<g><title>{escape(words)}</title>"

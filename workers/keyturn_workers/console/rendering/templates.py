@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from keyturn_workers.code_help import code_help
+from keyturn_workers.code_help import CODES, code_help
 from keyturn_workers.console.auth.person import SESSION_SCOPE, session_of
 from keyturn_workers.console.context import ATTENTION, QUEUES, ConsoleContext, context_of
 from keyturn_workers.console.rendering import text, words
@@ -140,6 +140,7 @@ def environment() -> Environment:
         text.iso,
         text.moment,
         words.audit_action,
+        words.audit_outcome,
         words.project_path,
         words.project_words,
         words.sweep_path,
@@ -154,6 +155,7 @@ def environment() -> Environment:
         made.filters[convert.__name__] = convert
     made.filters["code_meaning"] = lambda code: code_help(code).meaning
     made.filters["code_remedy"] = lambda code: code_help(code).remedy
+    made.tests["known_code"] = CODES.__contains__
     made.globals["static"] = static_files().url
     made.globals["zip"] = zip
     return made
@@ -184,7 +186,7 @@ def render(
             hands, such as a confirmation.
         headers: Further response headers.
         values: What the template needs besides `person`, `may_operate`, `csrf`, `nav`, `path`,
-            `now`, `own_publisher`, `header` and `refresh_s`.
+            `now`, `own_publisher`, `header`, `refresh_s` and `theme`.
     """
     context = context_of(request)
     session = session_of(request) if SESSION_SCOPE in request.scope else None
@@ -198,9 +200,16 @@ def render(
         "now": datetime.now(UTC),
         "own_publisher": context.publisher_name,
         "refresh_s": refresh_s,
+        "theme": _theme(request),
     }
     page = environment().get_template(template).render(shown | values)
     return HTMLResponse(page, status_code=status_code, headers=headers)
+
+
+def _theme(request: Request) -> str:
+    """What the person chose in this browser; empty: as the system. The page's script sets it."""
+    chosen = request.cookies.get("__Host-keyturn-theme", "")
+    return chosen if chosen in ("light", "dark") else ""
 
 
 def _nav(context: ConsoleContext) -> list[NavItem]:

@@ -98,9 +98,9 @@ def ago(at: datetime, now: datetime) -> str:
 
 
 def clock_time(at: datetime, now: datetime) -> str:
-    """UTC with seconds; with the date where it is not today's."""
+    """In UTC: with seconds today, otherwise with the date."""
     at = at.astimezone(UTC)
-    shape = "%H:%M:%S" if at.date() == now.astimezone(UTC).date() else "%Y-%m-%d %H:%M:%S"
+    shape = "%H:%M:%S UTC" if at.date() == now.astimezone(UTC).date() else "%Y-%m-%d %H:%M UTC"
     return at.strftime(shape)
 
 

@@ -12,7 +12,15 @@ from urllib.parse import quote, urlencode
 from starlette.datastructures import QueryParams
 
 from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project, parse_time
-from keyturn.messages import AttentionLink, Counts, Progress, SweepStatus
+from keyturn.messages import (
+    DONE,
+    STARTED,
+    AttentionLink,
+    AuditStatus,
+    Counts,
+    Progress,
+    SweepStatus,
+)
 from keyturn_workers.console.rendering.text import duration, number
 
 _T = TypeVar("_T", bound=str)
@@ -36,6 +44,8 @@ AUDIT_ACTIONS: Final[dict[str, str]] = {
     "project_kek.exported": "Project's key exported",
     "master_key.imported": "Master key imported",
 }
+MOVED: Final = {"dead_letter.replayed": "Replayed", "dead_letter.discarded": "Discarded"}
+"""What became of a dead letter, by the action on record."""
 _COUNT_WORDS: Final = {
     "objects": ("Objects", "object keys of the last pass, other than foreign names"),
     "rewrapped": ("Rewrapped", "objects that got new wraps; their ciphertext did not change"),
@@ -154,6 +164,15 @@ def project_words(project: str) -> str:
 def audit_action(action: str) -> str:
     """What an audit record says that was done."""
     return AUDIT_ACTIONS.get(action, action)
+
+
+def audit_outcome(row: AuditStatus) -> Badge:
+    """How it ended. What happens to a dead letter has no record after that of its beginning."""
+    if row.outcome not in (DONE, STARTED):
+        return Badge("bad", "Refused")
+    if row.action in MOVED:
+        return Badge("ok", MOVED[row.action])
+    return Badge("ok", "Done") if row.outcome == DONE else Badge("busy", "Started")
 
 
 def sweep_kind(row: SweepStatus) -> str:

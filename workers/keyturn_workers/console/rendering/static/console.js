@@ -35,6 +35,29 @@
     for (const element of document.querySelectorAll(".secret")) element.textContent = "";
   });
 
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.hidden = !navigator.clipboard;
+    button.addEventListener("click", async () => {
+      const said = document.getElementById("copied");
+      try {
+        await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+        said.textContent = "Copied";
+      } catch {
+        said.textContent = "The browser does not permit it: select the key and copy it";
+      }
+    });
+  }
+
+  // The server writes what was chosen into each page, so that none shows the other theme first.
+  const theme = document.getElementById("theme");
+  if (theme) {
+    theme.parentElement.hidden = false;
+    theme.addEventListener("change", () => {
+      document.cookie = `__Host-keyturn-theme=${theme.value}; path=/; max-age=31536000; samesite=lax; secure`;
+      document.documentElement.dataset.theme = theme.value;
+    });
+  }
+
   // An open page asks for itself again a second after it was opened, which did not wait long for
   // answers, and then every few seconds, while it is visible. What is typed, opened or ticked stays:
   // htmx changes only what differs.
@@ -76,8 +99,9 @@
   });
   document.addEventListener("htmx:error", () => say("Not live: the console does not answer"));
   document.addEventListener("htmx:response:error", (event) => {
-    const { status } = event.detail.ctx.response;
+    const { response: { status }, sourceElement } = event.detail.ctx;
     if (status === 401) location.reload();
+    else if (status === 404 && sourceElement.id === "page") return;
     else say(`Not live: the console answered ${status}`);
   });
   document.addEventListener("htmx:after:swap", () => say(""));

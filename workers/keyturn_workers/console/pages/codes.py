@@ -1,0 +1,16 @@
+"""*Codes*: what each code means, and what to do about it (SPEC 12, 16.2)."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from keyturn_workers.code_help import CODES
+from keyturn_workers.console.rendering.templates import render
+
+
+async def show(request: Request) -> Response:
+    """Answer `GET /codes`, with an anchor for each code."""
+    return render(request, "codes.html", codes=sorted(CODES.items()))
+
+
+routes = [Route("/codes", show)]
