@@ -269,7 +269,8 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         await super()._rm(path, recursive, maxdepth=maxdepth, into=paths)
         keys_of: dict[str, list[str]] = {}
         for project, _slash, key in (one.partition("/") for one in paths):
-            keys_of.setdefault(project, []).append(key)
+            if key or not recursive:  # the project itself is a folder, like others
+                keys_of.setdefault(project, []).append(key)
         slots = asyncio.Semaphore(batch_size or DELETES_AT_ONCE)
 
         async def delete(project: str, keys: list[str]) -> None:

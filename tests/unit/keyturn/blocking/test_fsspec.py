@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from keyturn.errors import (
     IncompleteBodyError,
+    KeyturnError,
     MalformedRequestError,
     SettingsError,
     StorageUnavailableError,
@@ -206,6 +207,15 @@ def test_a_folder_is_removed_with_all_that_is_in_it(
     files.rm("acme/a", recursive=True)
     assert list(memory.objects) == ["b"]
     assert memory.methods.count("POST") == 2  # with the 601 folders
+
+
+def test_a_project_is_emptied(memory: MemoryGateway, files: KeyturnFileSystem) -> None:
+    """The project itself is among what is found, and has no key."""
+    files.pipe({"acme/a": b"", "acme/b/c": b""})
+    files.rm("keyturn://acme", recursive=True)
+    assert not memory.objects
+    with pytest.raises(KeyturnError):
+        files.rm("keyturn://acme")
 
 
 def test_a_file_that_cannot_be_removed_is_named(
