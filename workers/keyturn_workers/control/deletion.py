@@ -32,7 +32,13 @@ from keyturn.identifiers import format_time, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn.metadata import ALGO, DELETED
 from keyturn_workers.amqp.consumer import DeferError
-from keyturn_workers.errors import ArchivedError, MissingError, RefusedError, UnstorableKeyError
+from keyturn_workers.errors import (
+    ArchivedError,
+    MissingError,
+    RefusedError,
+    StorageAnswerError,
+    UnstorableKeyError,
+)
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_action
@@ -136,7 +142,8 @@ class Deleter:
             snapshot = await read(project)
             if await self._is_deleted(key, snapshot):
                 return
-            await self._put_tombstone(key, snapshot)
+            with _retried_refusals():
+                await self._put_tombstone(key, snapshot)
         raise StorageUnavailableError("the tombstone was replaced again and again")
 
     async def find_deleted(self, request: DeleteRequested) -> bool:
@@ -173,10 +180,11 @@ class Deleter:
         Raises:
             DeferError: it has, for less than two leases.
         """
-        tombstone = await self._find_tombstone(key, snapshot)
-        if tombstone is None:
-            return False
-        await self._delete_older_versions(object_s3_key(snapshot.keyring.project, key))
+        with _retried_refusals():
+            tombstone = await self._find_tombstone(key, snapshot)
+            if tombstone is None:
+                return False
+            await self._delete_older_versions(object_s3_key(snapshot.keyring.project, key))
         self._check_age(tombstone, snapshot)
         return True
 
@@ -260,6 +268,19 @@ class Deleter:
         # anything, or this process has just started.
         wait_s = (final_at - head.date).total_seconds() + 1 if head.date <= final_at else lease_s
         raise DeferError(min(wait_s, 2 * lease_s + 1))
+
+
+@contextmanager
+def _retried_refusals() -> Iterator[None]:
+    """An answer of the storage that has no meaning here, such as a 403 to a read.
+
+    Raises:
+        StorageUnavailableError: try again later, since a policy may be wrong for a while.
+    """
+    try:
+        yield
+    except StorageAnswerError as exc:
+        raise StorageUnavailableError(str(exc)) from exc
 
 
 async def _each(

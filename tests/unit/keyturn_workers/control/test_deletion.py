@@ -13,7 +13,7 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn_workers.amqp.consumer import DeferError
 from keyturn_workers.control import Deleter
-from keyturn_workers.errors import UnstorableKeyError
+from keyturn_workers.errors import RefusedError, UnstorableKeyError
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
@@ -209,6 +209,33 @@ async def test_a_key_that_fails_five_times_is_refused_alone() -> None:
     outcomes = await deleter.delete_many(_many("a", "b"), 4)
     assert outcomes["a"] is None
     assert isinstance(outcomes["b"], StorageUnavailableError)
+
+
+async def test_a_key_that_the_storage_refuses_to_read_is_refused_alone() -> None:
+    """A policy denies one key: the others must not wait for it for ever."""
+    storage = _Storage()
+    deleter = _deleter(storage)
+    await _deferred_many_s(deleter, _many("a", "b"))
+    storage.advance(2 * _LEASE_S + 1)
+    for attempts in range(4):
+        storage.fail_next("read_start", RefusedError("GET: AccessDenied"))
+        with pytest.raises(StorageUnavailableError, match="AccessDenied"):
+            await deleter.delete_many(_many("a", "b"), attempts)
+    storage.fail_next("read_start", RefusedError("GET: AccessDenied"))
+    outcomes = await deleter.delete_many(_many("a", "b"), 4)
+    assert isinstance(outcomes["a"], StorageUnavailableError)
+    assert outcomes["b"] is None
+
+
+@pytest.mark.parametrize("operation", ["read_start", "versioning"])
+async def test_a_delete_that_the_storage_refuses_is_tried_again(operation: str) -> None:
+    storage = _Storage()
+    deleter = _deleter(storage)
+    await _deferred_s(deleter)
+    for ask in (deleter.delete, deleter.find_deleted):
+        storage.fail_next(operation, RefusedError("AccessDenied"))
+        with pytest.raises(StorageUnavailableError, match="AccessDenied"):
+            await ask(_REQUEST)
 
 
 async def test_no_key_is_refused_while_the_keyring_cannot_be_read() -> None:
