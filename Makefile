@@ -62,7 +62,7 @@ docs: $(UV)  ## Build the documentation as a site in site/; fails on a broken li
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 .PHONY: check
-check: setup  ## Lint, formatting, types, import rules, declared dependencies and workflows
+check: setup  ## Lint, formatting, types, import rules, declared dependencies, workflows and compose.yaml
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
@@ -70,6 +70,8 @@ check: setup  ## Lint, formatting, types, import rules, declared dependencies an
 	@.venv/bin/deptry --config contracts/pyproject.toml contracts/keyturn
 	@.venv/bin/deptry --config workers/pyproject.toml workers/keyturn_workers
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.renovate renovate.json
 	@.venv/bin/zizmor --offline --quiet --min-severity medium .github/workflows
 
 .PHONY: audit

@@ -6,6 +6,7 @@ in `tests/integration/deploy/test_policies.py`.
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -47,7 +48,7 @@ SERVED_PATHS: Final[Mapping[Process, frozenset[str]]] = {
 _BROKER_S: Final = 20  # how much longer a worker waits for a broker that does not answer
 _HOST_ACCESS: Final = ("hostNetwork", "hostPID", "hostIPC")
 ANY: Final = "any"
-_COMMON_EGRESS: Final[frozenset[Port]] = frozenset({53, 5671, 5672, 4318})
+_COMMON_EGRESS: Final[frozenset[Port]] = frozenset({53, 5353, 5671, 5672, 4318})
 EGRESS: Final[Mapping[Process, frozenset[Port]]] = {
     "worker": _COMMON_EGRESS | {443, ANY},
     "gateway": _COMMON_EGRESS | {443, ANY},
@@ -59,7 +60,9 @@ INGRESS: Final[Mapping[Process, frozenset[Port]]] = {
     "gateway": frozenset({"api"}),
     "console": frozenset({"web"}),
 }
-_METADATA_SERVICE: Final = "169.254.0.0/16"
+_METADATA_SERVICE: Final = (ip_address("169.254.169.254"), ip_address("fd00:ec2::254"))
+_POD_IDENTITY: Final = frozenset({"169.254.170.23/32", "fd00:ec2::23/128"})
+"""The agent of EKS, whose port 80 is open to those that open objects."""
 _SCALER_KEYS: Final = frozenset(
     {"serverAddress", "query", "threshold", "activationThreshold", "ignoreNullValues", "unsafeSsl"}
 )
@@ -253,9 +256,16 @@ def egress(manifests: Manifests) -> Iterator[str]:
         name, process = name_of(deployment), process_of(deployment)
         for policy in _selecting(manifests, "NetworkPolicy", "podSelector", deployment):
             for rule in policy["spec"].get("egress", ()):
-                for port in sorted(map(str, _ports(rule) - EGRESS[process])):
+                allowed = EGRESS[process]
+                if process != "console" and _addresses(rule) == _POD_IDENTITY:
+                    allowed |= {80}
+                for port in sorted(map(str, _ports(rule) - allowed)):
                     yield f"{name} reaches port {port} by the policy {name_of(policy)}"
                 yield from (f"{name} {line}" for line in _destinations(rule))
+
+
+def _addresses(rule: Document) -> set[str]:
+    return {peer.get("ipBlock", {}).get("cidr", ANY) for peer in rule.get("to", ())}
 
 
 def _destinations(rule: Document) -> Iterator[str]:
@@ -264,8 +274,11 @@ def _destinations(rule: Document) -> Iterator[str]:
     for peer in rule.get("to", ()):
         block = peer.get("ipBlock")
         if block is not None:
-            if block["cidr"] == "0.0.0.0/0" and _METADATA_SERVICE not in block.get("except", ()):
-                yield "reaches the metadata service"
+            for address in _METADATA_SERVICE:
+                if address in ip_network(block["cidr"]) and not any(
+                    address in ip_network(one) for one in block.get("except", ())
+                ):
+                    yield "reaches the metadata service"
             if not rule.get("ports"):
                 yield "reaches every port of addresses outside the cluster"
 
@@ -307,9 +320,11 @@ def services(manifests: Manifests) -> Iterator[str]:
 
 
 def scaling(manifests: Manifests) -> Iterator[str]:
-    """What KEDA scales has no replicas of its own, and no lost metric takes workers away."""
-    for scaled in manifests.of("ScaledObject"):
-        name, spec = name_of(scaled), scaled["spec"]
+    """What is scaled has no replicas of its own, and no lost metric takes workers away."""
+    scalers = [*manifests.of("ScaledObject"), *manifests.of("HorizontalPodAutoscaler")]
+    targeted = [scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers]
+    for scaler in scalers:
+        name, spec = name_of(scaler), scaler["spec"]
         targets = [
             one for one in manifests.deployments if name_of(one) == spec["scaleTargetRef"]["name"]
         ]
@@ -317,9 +332,17 @@ def scaling(manifests: Manifests) -> Iterator[str]:
             yield f"{name} scales nothing"
         if any("replicas" in one["spec"] for one in targets):
             yield f"{name}: the deployment sets its replicas itself"
+        if targeted.count(spec["scaleTargetRef"]["name"]) > 1:
+            yield f"{name} is scaled twice"
         # A sweep worker looks for lost sweeps, so there is always one.
-        if spec.get("minReplicaCount", 0) < 1:
+        if spec.get("minReplicaCount", spec.get("minReplicas", 0)) < 1:
             yield f"{name} scales to nothing"
+    yield from _lost_metrics(manifests.of("ScaledObject"))
+
+
+def _lost_metrics(scaled_objects: list[Document]) -> Iterator[str]:
+    for scaled in scaled_objects:
+        name, spec = name_of(scaled), scaled["spec"]
         if "fallback" not in spec:
             yield f"{name} has no fallback"
         for trigger in spec["triggers"]:

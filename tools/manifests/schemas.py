@@ -2,20 +2,27 @@
 
 Kubernetes' own kinds against its published schemas (`kubernetes-validate`); those of KEDA,
 cert-manager and the Prometheus Operator against the definitions that `cloudcoil` generates its
-models from; those of RabbitMQ's operators, for which there is no package, against the fields of
-their documentation that are used here (`RABBITMQ_SCHEMAS`). An unknown field is an error: a cluster
-would drop it without a word.
+models from; those of the Gateway API and of External Secrets against the types that
+`kubernetes-models` generates for TypeScript (`npm/`); those of RabbitMQ's operators, for which
+there is no package, against the fields of their documentation that are used here
+(`RABBITMQ_SCHEMAS`). An unknown field is an error: a cluster would drop it without a word.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
+import subprocess
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]
+
+from tools import typescript
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +39,11 @@ _MODULES: Final = {
     "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",
     "cert-manager.io/v1": "cloudcoil.models.cert_manager.v1",
     "monitoring.coreos.com/v1": "cloudcoil.models.prometheus_operator.v1",
+}
+NPM: Final = Path(__file__).with_name("npm")
+_TYPES: Final = {
+    "gateway.networking.k8s.io/v1": "@kubernetes-models/gateway-api/gateway.networking.k8s.io/v1",
+    "external-secrets.io/v1": "@kubernetes-models/external-secrets/external-secrets.io/v1",
 }
 
 
@@ -51,6 +63,8 @@ def _problems(text: str) -> tuple[str, ...]:
         return tuple(_jsonschema_problems(document, RABBITMQ_SCHEMAS[group, kind]))
     if group in _MODULES:
         return tuple(_jsonschema_problems(document, _model_schema(group, kind)))
+    if group in _TYPES:
+        return tuple(_type_problems(text, _TYPES[group], kind))
     return tuple(_kubernetes_problems(document))
 
 
@@ -70,6 +84,32 @@ def _jsonschema_problems(document: Document, schema: dict[str, Any]) -> Iterator
     validator = jsonschema.Draft202012Validator(schema)
     for error in validator.iter_errors(document):
         yield f"{'/'.join(map(str, error.path))}: {error.message}"
+
+
+def _type_problems(text: str, module: str, kind: str) -> Iterator[str]:
+    """Compile the document as a literal of its type, for which an unknown field is an error.
+
+    Raises:
+        NpmError: the types cannot be installed.
+    """
+    typescript.install(NPM)
+    with tempfile.TemporaryDirectory(dir=NPM / "node_modules") as folder:
+        program = Path(folder) / "document.mts"
+        program.write_text(
+            f'import type {{ I{kind} }} from "{module}";\n'
+            f"export const document: I{kind} = {text};\n"
+        )
+        done = subprocess.run(
+            [
+                *(typescript.NODE, NPM / "node_modules/typescript/bin/tsc", "--noEmit", "--strict"),
+                *("--skipLibCheck", "--module", "nodenext", "--target", "es2022", program),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    problems = re.findall(r"error (TS\d+: .*)", done.stdout)
+    yield from problems or ([done.stdout + done.stderr] if done.returncode else [])
 
 
 @cache

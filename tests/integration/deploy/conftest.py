@@ -37,6 +37,24 @@ def cert_manager() -> Manifests:
     return _rendered("examples/cert-manager")
 
 
+@pytest.fixture(scope="session")
+def ingress() -> Manifests:
+    """The example of an Ingress."""
+    return _rendered("examples/ingress")
+
+
+@pytest.fixture(scope="session")
+def gateway_api() -> Manifests:
+    """The example of routes of the Gateway API."""
+    return _rendered("examples/gateway-api")
+
+
+@pytest.fixture(scope="session")
+def external_secrets() -> Manifests:
+    """The example for External Secrets."""
+    return _rendered("examples/external-secrets")
+
+
 def _rendered(folder: str) -> Manifests:
     try:
         return render(KUBERNETES / folder)

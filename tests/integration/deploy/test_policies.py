@@ -256,6 +256,16 @@ BROKEN: dict[str, list[tuple[Break, str]]] = {
             "reaches the metadata service",
         ),
         (
+            lambda m: _add(
+                _policy(m, "dns")["egress"][0]["to"], {"ipBlock": {"cidr": "169.254.0.0/16"}}
+            ),
+            "reaches the metadata service",
+        ),
+        (
+            lambda m: _policy(m, "storage")["egress"][1].update(ports=[{"port": 80}]),
+            "reaches port 80 by the policy storage",
+        ),
+        (
             lambda m: _policy(m, "storage")["egress"][1].pop("ports"),
             "reaches every port of addresses outside",
         ),
@@ -297,6 +307,12 @@ BROKEN: dict[str, list[tuple[Break, str]]] = {
         (
             lambda m: m.find("ScaledObject", "gateway")["spec"]["scaleTargetRef"].update(name="x"),
             "gateway scales nothing",
+        ),
+        (
+            lambda m: _add(
+                m.documents, {**m.find("ScaledObject", "gateway"), "metadata": {"name": "again"}}
+            ),
+            "again is scaled twice",
         ),
         (
             lambda m: m.find("ScaledObject", "gateway")["spec"]["triggers"][0].update(

@@ -8,17 +8,39 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn_workers.worker.grants import parse_grants
-from tools.manifests.documents import KUBERNETES, Manifests, RenderError, container_of, render
+from tools import typescript
+from tools.manifests.documents import (
+    KUBERNETES,
+    Manifests,
+    RenderError,
+    container_of,
+    name_of,
+    render,
+)
 from tools.manifests.policies import violations
-from tools.manifests.schemas import invalid
+from tools.manifests.schemas import NPM, invalid
 from tools.supply.lock import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-FOLDERS = ("overlays/small", "overlays/production", "examples/rabbitmq", "examples/cert-manager")
-_FIXTURES = {folder: folder.rpartition("/")[2].replace("-", "_") for folder in FOLDERS}
+FOLDERS = (
+    "overlays/small",
+    "overlays/production",
+    *(f"examples/{one}" for one in ("rabbitmq", "cert-manager", "ingress")),
+)
+TYPED = ("examples/gateway-api", "examples/external-secrets")
+_FIXTURES = {folder: folder.rpartition("/")[2].replace("-", "_") for folder in (*FOLDERS, *TYPED)}
+
+
+@pytest.fixture
+def types() -> None:
+    """What the schemas of the Gateway API and of External Secrets are made of."""
+    try:
+        typescript.install(NPM)
+    except typescript.NpmError as error:
+        pytest.skip(f"npm cannot install the types: {error}")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -30,14 +52,29 @@ def test_what_is_rendered_conforms_to_its_schemas(
     assert list(invalid(manifests)) == []
 
 
-@pytest.mark.parametrize("component", ["monitoring", "tls", "tracing"])
-def test_each_component_fits_the_small_overlay(component: str, tmp_path: Path) -> None:
-    """But for KEDA's, which scales what only the overlay `production` has."""
+@pytest.mark.usefixtures("types")
+@pytest.mark.parametrize("folder", TYPED)
+def test_what_is_rendered_conforms_to_its_types(
+    folder: str, request: pytest.FixtureRequest
+) -> None:
+    test_what_is_rendered_conforms_to_its_schemas(folder, request)
+
+
+@pytest.mark.parametrize(
+    ("component", "on"),
+    [
+        *((one, "overlays/small") for one in ("monitoring", "pod-identity", "tls", "tracing")),
+        # KEDA's is in the overlay `production`.
+        ("hpa", "base"),
+    ],
+)
+def test_each_component_fits(component: str, on: str, tmp_path: Path) -> None:
     lines = [
         "apiVersion: kustomize.config.k8s.io/v1beta1",
         "kind: Kustomization",
-        f"resources: [{_from(tmp_path, KUBERNETES / 'overlays/small')}]",
+        f"resources: [{_from(tmp_path, KUBERNETES / on)}]",
         f"components: [{_from(tmp_path, KUBERNETES / 'components' / component)}]",
+        "images: [{name: keyturn, newTag: v1}]" if on == "base" else "",
     ]
     (tmp_path / "kustomization.yaml").write_text("\n".join(lines))
     manifests = render(tmp_path)
@@ -106,6 +143,18 @@ _REFUSED: dict[str, tuple[str, Callable[[Manifests], object], str]] = {
         lambda m: _spec(m, "Certificate", "gateway-tls").update(usages=["serving"]),
         "serving",
     ),
+    "a field of an HTTPRoute that does not exist": (
+        "gateway_api",
+        lambda m: _spec(m, "HTTPRoute", "gateway")["rules"][0].update(timeout="0s"),
+        "timeout",
+    ),
+    "a policy that External Secrets does not know": (
+        "external_secrets",
+        lambda m: _spec(m, "ExternalSecret", "keyturn-worker")["target"].update(
+            creationPolicy="Mine"
+        ),
+        "Mine",
+    ),
     "a field of RabbitMQ's that does not exist": (
         "rabbitmq",
         lambda m: _spec(m, "RabbitmqCluster", "keyturn").update(nodes=3),
@@ -119,6 +168,7 @@ _REFUSED: dict[str, tuple[str, Callable[[Manifests], object], str]] = {
 }
 
 
+@pytest.mark.usefixtures("types")
 @pytest.mark.parametrize("what", _REFUSED)
 def test_a_schema_refuses(what: str, request: pytest.FixtureRequest) -> None:
     fixture, change, says = _REFUSED[what]
@@ -154,6 +204,45 @@ def test_no_publisher_is_granted_anything_yet(overlay: str, request: pytest.Fixt
     # Without a hash: a change needs no restart.
     data = manifests.find("ConfigMap", "keyturn-publishers")["data"]
     assert parse_grants(data["publishers.json"]) == {}
+
+
+def test_ingress_and_routes_lead_to_the_services_of_an_overlay(
+    small: Manifests, ingress: Manifests, gateway_api: Manifests
+) -> None:
+    """Under the hosts of the public URLs."""
+    services = {name_of(one): one["spec"]["ports"][0] for one in small.of("Service")}
+    led: set[tuple[str, str]] = set()
+    for one in ingress.of("Ingress"):
+        (rule,) = one["spec"]["rules"]
+        assert one["spec"]["tls"][0]["hosts"] == [rule["host"]]
+        target = rule["http"]["paths"][0]["backend"]["service"]
+        assert target["port"]["name"] == services[target["name"]]["name"]
+        led.add((rule["host"], target["name"]))
+    routed: set[tuple[str, str]] = set()
+    for one in gateway_api.of("HTTPRoute"):
+        (target,) = one["spec"]["rules"][0]["backendRefs"]
+        assert target["port"] == services[target["name"]]["port"]
+        routed.add((one["spec"]["hostnames"][0], target["name"]))
+    data: dict[str, str] = {}
+    for config in small.of("ConfigMap"):
+        data |= config["data"]
+    public = {
+        (data[f"KEYTURN_{name.upper()}_PUBLIC_URL"].removeprefix("https://"), name)
+        for name in ("gateway", "console")
+    }
+    assert led == routed == public
+
+
+def test_external_secrets_make_each_secret_that_pods_mount(
+    small: Manifests, external_secrets: Manifests
+) -> None:
+    made = {one["spec"]["target"]["name"] for one in external_secrets.of("ExternalSecret")}
+    assert made == {
+        volume["secret"]["secretName"]
+        for one in small.deployments
+        for volume in one["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume
+    }
 
 
 def test_every_secret_of_tls_is_made_by_a_certificate(

@@ -6,9 +6,10 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from keyturn.settings import SECRETS_DIR_VARIABLE
-from tools.manifests.documents import SETTINGS
+from tools.manifests.documents import KUBERNETES, SETTINGS
 from tools.manifests.policies import secret_names, setting_names
 from tools.manifests.systemd import SYSTEMD, exposure, problems, root_with
 from tools.servers.packages import MissingPackagesError, path_of
@@ -110,6 +111,21 @@ def test_a_unit_waits_longer_than_its_process_takes(process: Process) -> None:
     assert found is not None
     grace_s = SETTINGS[process].model_fields["shutdown_grace_s"].default
     assert int(found[1]) > grace_s + (20 if process == "worker" else 0)
+
+
+def _bytes(text: str) -> int:
+    """A size as systemd (`768M`) or Kubernetes (`768Mi`) writes it."""
+    number, unit = re.fullmatch(r"(\d+)([MG])i?", text).groups()  # type: ignore[union-attr]
+    return int(number) << {"M": 20, "G": 30}[unit]
+
+
+@pytest.mark.parametrize("process", UNITS)
+def test_memory_is_limited_as_in_kubernetes(process: Process) -> None:
+    found = re.search(r"^MemoryMax=(\S+)$", _path(process).read_text(), re.MULTILINE)
+    assert found is not None
+    role = KUBERNETES / "roles" / process / "deployment.yaml"
+    (container,) = yaml.safe_load(role.read_text())["spec"]["template"]["spec"]["containers"]
+    assert _bytes(found[1]) == _bytes(container["resources"]["limits"]["memory"])
 
 
 @pytest.mark.parametrize("process", UNITS)

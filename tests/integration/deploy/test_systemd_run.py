@@ -142,7 +142,7 @@ async def test_the_units_run_as_the_document_says(
 ) -> None:
     site = Site(ConsoleDeployment(vhost_url, moto, moto_bucket))
     # The programs are there already: `booted_systemd` installed them.
-    steps = [line for line in _INSTALL.splitlines() if "/opt/keyturn" not in line]
+    steps = [line for line in _INSTALL.splitlines() if "/opt/" not in line]
     systemd.run("\n".join(steps))
     systemd.run(_SETTINGS)
     systemd.run(_PASSWORDS, stdin=f"{_PASSWORD}\n")
@@ -155,6 +155,10 @@ async def test_the_units_run_as_the_document_says(
         + "\nsystemctl daemon-reload"
     )
     systemd.run(_START)
+    # Started means ready: each process has notified systemd.
+    for unit in _UNITS:
+        shown = _shown(systemd, unit, "Type", "SubState")
+        assert shown == {"Type": "notify", "SubState": "running"}, unit
     await _wait_for(systemd, {"upload": site.ports["upload"]})
     # Gateway and console wait for their streams, which the file of publishers brings.
     systemd.run(site.publishers() + "\nsystemctl reload keyturn-worker@upload")
@@ -191,3 +195,4 @@ def _check_limits(systemd: BootedSystemd, unit: str) -> None:
         f"nsenter --target {pid} --mount -- sh -c 'touch /etc/x /opt/keyturn/x 2>&1 || true'"
     )
     assert refused.count("Read-only file system") == 2
+    assert _shown(systemd, unit, "MemoryMax")["MemoryMax"] != "infinity"

@@ -27,6 +27,7 @@ from keyturn.errors import BrokerTlsError, BrokerUnavailableError, SettingsError
 from keyturn.publisher import Publisher
 from keyturn_workers.http_server.protocol import LimitedProtocol, make_protocol_class
 from keyturn_workers.http_server.tls import ServerCertificate, accept_tls
+from keyturn_workers.service_manager import READY, STOPPING, notify_service_manager
 
 _KEEP_ALIVE_S: Final = 15
 _BACKLOG: Final = 1024
@@ -130,9 +131,11 @@ class _Server(uvicorn.Server):
         host, port = listeners[0].getsockname()[:2]
         scheme = "http" if self._certificate is None else "https"
         _log.info(f"{self._name} started", host=host, port=port, scheme=scheme)
+        notify_service_manager(READY)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no new connection, and wait for those that are open."""
+        notify_service_manager(STOPPING)
         for accepting in self._accepting:
             accepting.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)

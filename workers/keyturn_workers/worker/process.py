@@ -51,6 +51,7 @@ from keyturn_workers.ingest.role import Ingest
 from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
+from keyturn_workers.service_manager import READY, STOPPING, notify_service_manager
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.sources.bucket import Sources, open_sources
 from keyturn_workers.storage import Capabilities, Storage
@@ -153,13 +154,18 @@ class _App(FastStream):
                 await consumer.attach()
             self.has_started = True
             reporter.begin()
+            notify_service_manager(READY)
 
         super().__init__(
             broker,
             logger=None,
             on_startup=[connect],
             after_startup=[attach],
-            on_shutdown=[partial(finish, consumers.values(), grace_s), reporter.stop],
+            on_shutdown=[
+                partial(notify_service_manager, STOPPING),
+                partial(finish, consumers.values(), grace_s),
+                reporter.stop,
+            ],
         )
         self.has_started = False
         self.exit_requested = False
