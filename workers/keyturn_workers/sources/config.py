@@ -169,10 +169,14 @@ def _credential(path: str | None) -> str | None:
         with Path(path).open("rb") as file:
             text = file.read(_SECRET_MAX_BYTES).decode().strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ValueError(f"a file of credentials cannot be read ({type(exc).__name__})") from None
+        raise ValueError(f"a file of credentials cannot be read ({_reason(exc)})") from None
     if not text:
         raise ValueError("a file of credentials is empty")
     return text
+
+
+def _reason(exc: OSError | UnicodeDecodeError) -> str | None:
+    return exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
 
 
 def parse_sources(value: object) -> dict[str, Source]:
@@ -185,7 +189,7 @@ def parse_sources(value: object) -> dict[str, Source]:
         try:
             value = Path(value.strip()).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
-            raise ValueError(f"the file cannot be read ({type(exc).__name__})") from None
+            raise ValueError(f"the file cannot be read ({_reason(exc)})") from None
     return {name: _source(name, fields) for name, fields in parse_named_settings(value).items()}
 
 

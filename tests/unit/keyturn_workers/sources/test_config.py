@@ -108,7 +108,7 @@ def test_folders_of_customers_do_not_meet(one: str, other: str) -> None:
         ("{", "not a JSON object"),
         ('{"drop": {}, "drop": {}}', "a name occurs twice"),
         ("[]", "cannot be read"),
-        ("/no/such/file", "the file cannot be read (FileNotFoundError)"),
+        ("/no/such/file", "the file cannot be read (No such file or directory)"),
         ({"Drop": _DROP}, "1 to 32 characters"),
         ({"drop": {}}, "source drop: bucket: Field required"),
         ({"drop": []}, "source drop: "),

@@ -309,10 +309,9 @@ def _is_usable(url: object) -> bool:
 def _tls(settings: ConsoleSettings) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=settings.console_oidc_ca_file)
-    except (OSError, ssl.SSLError) as exc:
-        raise SettingsError(
-            f"KEYTURN_CONSOLE_OIDC_CA_FILE cannot be used ({type(exc).__name__})"
-        ) from exc
+    except OSError as exc:  # of ssl, too
+        reason = "no certificate in PEM" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise SettingsError(f"KEYTURN_CONSOLE_OIDC_CA_FILE cannot be used ({reason})") from exc
 
 
 def _auth_method(description: dict[str, Any], *, has_secret: bool) -> str:

@@ -56,8 +56,9 @@ class SignedOut:
             self._purge()
             path.write_text("".join(map(_line, self._ends.items())), encoding="utf-8")
         except (OSError, ValueError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "its content is malformed"
             raise SettingsError(
-                f"KEYTURN_CONSOLE_SIGNED_OUT_FILE cannot be used ({type(exc).__name__})"
+                f"KEYTURN_CONSOLE_SIGNED_OUT_FILE cannot be used ({reason})"
             ) from exc
 
     def __contains__(self, session: object) -> bool:
