@@ -15,6 +15,10 @@ class StorageTlsError(StorageUnavailableError):
     """
 
 
+class RequestFailedError(StorageUnavailableError):
+    """4xx that is no refusal which the storage's callers know: other requests may well succeed."""
+
+
 class StorageAnswerError(Exception):
     """A definite refusal by the storage. Nothing was written."""
 

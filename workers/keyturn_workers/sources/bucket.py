@@ -34,6 +34,7 @@ from keyturn_workers.errors import (
     MissingError,
     PreconditionError,
     RefusedError,
+    RequestFailedError,
     StorageAnswerError,
 )
 from keyturn_workers.sources.config import Source, Target
@@ -48,6 +49,10 @@ PIECE_BYTES: Final = 1024 * 1024
 _RESPONSE_S: Final = 15.0
 # How long a source is left alone after it failed: doubled each time, from the first to the last.
 _PAUSES_S: Final = (1.0, 30.0)
+# A delete waits for its response however long that takes, so only so many may, and others wait
+# for such a place only for so long.
+_DELETES_AT_ONCE: Final = 8
+_DELETE_TURN_S: Final = 2.0
 _NULL_VERSION: Final = "null"
 _PROOF_BYTES: Final = 32
 
@@ -72,6 +77,7 @@ class SourceBucket:
         self._is_checked = False
         self._honors_conditions: bool | None = None
         self._checking = asyncio.Lock()
+        self._deletes = asyncio.Semaphore(_DELETES_AT_ONCE)
         # While it is away: until when nothing is asked, and for how long it was not the last time.
         self._away_until_s = 0.0
         self._pause_s = 0.0
@@ -177,6 +183,14 @@ class SourceBucket:
         if self.source.delete is False:
             return
         try:
+            async with asyncio.timeout(_DELETE_TURN_S):
+                await self._deletes.acquire()
+        except TimeoutError:
+            _log.warning(
+                "source's object not deleted", source=self.name, problem="other deletes take long"
+            )
+            return
+        try:
             await self._require_other_bucket()
             # A delete that was given up could still arrive.
             async with self._asking(patient=True):
@@ -190,12 +204,18 @@ class SourceBucket:
             _log.info("source's object was written over: the new one stays", source=self.name)
         except (TransientError, ArchivedObjectError, StorageAnswerError) as exc:
             _log.warning("source's object not deleted", source=self.name, problem=str(exc))
+        finally:
+            self._deletes.release()
 
     async def _delete_version(self, named: SourceObject) -> None:
-        """Delete the version; hide an older one that would become the current one."""
+        """Delete the version; hide an older one that would become the current one.
+
+        Not where versioning is suspended: a delete marker would replace what has no version there.
+        """
         version_id = named.version or ""
         try:
-            older = await self._older_version(named.key, version_id)
+            is_enabled = await self._storage.versioning() == "Enabled"
+            older = await self._older_version(named.key, version_id) if is_enabled else None
         except (StorageUnavailableError, RefusedError):
             older = None  # not every storage, nor every policy, lets versions be listed
         await self._storage.delete_version(named.key, version_id)
@@ -316,6 +336,10 @@ class SourceBucket:
         except StorageAnswerError as exc:
             self._pause_s = 0.0
             raise self._refusal(exc) from exc
+        except RequestFailedError as exc:
+            # It may fail for this object alone, so it is no reason to leave the others alone.
+            self._pause_s = 0.0
+            raise SourceUnavailableError(f"source {self.name}: {exc.detail}") from exc
         except StorageUnavailableError as exc:
             raise self._failure(exc.detail) from exc
         except TimeoutError as exc:

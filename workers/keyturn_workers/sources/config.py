@@ -28,6 +28,7 @@ from keyturn_workers.worker.grants import parse_named_settings
 _VARIABLES: Final = re.compile(r"\{(name|first|rest)\}")
 _BRACES: Final = re.compile(r"[{}]")
 _SECRET_MAX_BYTES: Final = 4096
+_NO_SEGMENTS: Final = frozenset({"", ".", ".."})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,14 @@ class Source(StrictModel):
     def target(self, s3_key: str) -> Target | None:
         """Where the object at this S3 key goes.
 
-        None: the key is not under the prefix, or is under `.keyturn/` there; or the templates give
-        no project id or object key that SPEC 1 allows.
+        None: the key is not under the prefix, or is under `.keyturn/` there; a segment of what
+        follows is empty, `.` or `..`, by which some storages find another object; or the templates
+        give no project id or object key that SPEC 1 allows.
         """
         name = s3_key.removeprefix(self.prefix)
         if not s3_key.startswith(self.prefix) or name.startswith(OWN_PREFIX):
+            return None
+        if not _NO_SEGMENTS.isdisjoint(name.split("/")):
             return None
         first, _, rest = name.partition("/")
         values = {"name": name, "first": first, "rest": rest}

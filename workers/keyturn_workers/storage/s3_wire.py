@@ -10,8 +10,9 @@
         409 ExistingObjectIsFile,
         ExistingObjectIsDirectory        UnstorableKeyError; to a read, MissingError
     416                                  RangeNotSatisfiableError, internal to the storage
-    everything else, also NoSuchBucket
-        and the 404 of a proxy           StorageUnavailableError
+    any other 4xx but 408 and 429, also
+        NoSuchBucket, a proxy's 404      RequestFailedError, a StorageUnavailableError
+    everything else                      StorageUnavailableError
 
 Pure functions of status, code and headers. The text of an error is only the operation and the code:
 never a URL (which may contain a signature), a header or a body.
@@ -38,6 +39,7 @@ from keyturn_workers.errors import (
     MissingError,
     PreconditionError,
     RefusedError,
+    RequestFailedError,
     StorageAnswerError,
     UnstorableKeyError,
 )
@@ -95,6 +97,8 @@ _UNSTORABLE: Final = {
         "the storage keeps objects as files, and this key is the folder of other objects"
     ),
 }
+# Request Timeout, and Too Many Requests.
+_TRY_LATER: Final = frozenset({408, 429})
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # S3 starts its 200 response to a long copy or completion before it knows the outcome.
 _STATUS_OF_EMBEDDED_CODE: Final = {
@@ -287,7 +291,8 @@ def error_for(
         return ArchivedError(detail) if code == "InvalidObjectState" else RefusedError(detail)
     if status == 416:  # noqa: PLR2004
         return RangeNotSatisfiableError(detail)
-    return StorageUnavailableError(detail)
+    is_of_request = 400 <= status < 500 and status not in _TRY_LATER  # noqa: PLR2004
+    return (RequestFailedError if is_of_request else StorageUnavailableError)(detail)
 
 
 def read_error_for(

@@ -26,6 +26,7 @@ from keyturn_workers.errors import (
     MissingError,
     PreconditionError,
     RefusedError,
+    RequestFailedError,
     StorageAnswerError,
 )
 from keyturn_workers.sources.bucket import SourceBucket, Sources
@@ -243,7 +244,57 @@ async def test_after_the_pause_one_caller_tries_and_a_response_ends_it(
     assert all(isinstance(each, ObjectHead if there else SourceMissingError) for each in now)
 
 
+async def test_a_request_that_fails_for_one_object_holds_up_no_other() -> None:
+    """As of a name that the server takes for none, or an object with a key of its owner's."""
+    storage = MemoryStorage()
+    bucket = _bucket(storage)
+    await bucket.check()
+    await _named(storage)
+    storage.fail_next("head", RequestFailedError("head: 400"))
+    with pytest.raises(SourceUnavailableError, match="head: 400"):
+        await bucket.head("in/odd")
+    assert (await bucket.head(KEY)).size_bytes == 3
+    assert [row.key for row in (await bucket.list_page()).objects] == [KEY]
+
+
 # What is deleted.
+
+
+class HangingDeletes(MemoryStorage):
+    """Its deletes get no response."""
+
+    async def delete_version(self, key: str, version_id: str) -> None:
+        self.calls[f"{key} {version_id}"] += 1
+        await asyncio.Event().wait()
+
+
+async def test_deletes_without_a_response_hold_up_few_uploads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("keyturn_workers.sources.bucket._DELETE_TURN_S", 0.05)
+    storage = HangingDeletes(versioned=True)
+    bucket = _bucket(storage, delete=True)
+    named = await _named(storage)
+    deletes = [asyncio.create_task(bucket.delete_read(named)) for _ in range(50)]
+    done, held = await asyncio.wait(deletes, timeout=1)
+    assert (len(done), len(held), storage.calls[f"{KEY} {named.version}"]) == (42, 8, 8)
+    for task in held:
+        task.cancel()
+    await asyncio.gather(*held, return_exceptions=True)
+
+
+async def test_where_versioning_is_suspended_no_older_object_is_hidden() -> None:
+    """A delete marker would replace the object that has no version."""
+
+    class Suspended(MemoryStorage):
+        async def versioning(self) -> Any:
+            return "Suspended"
+
+    storage = Suspended(versioned=True)
+    await _named(storage, b"one")
+    await _bucket(storage, delete=True).delete_read(await _named(storage, b"two"))
+    assert (await storage.read(KEY))[1] == b"one"
+    assert not any([row.is_delete_marker async for row in storage.list_versions("")])
 
 
 @pytest.mark.parametrize("delete", [True, "unconditional"])
