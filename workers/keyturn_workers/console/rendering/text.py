@@ -97,10 +97,12 @@ def ago(at: datetime, now: datetime) -> str:
     return "now"  # pragma: no cover
 
 
-def clock_time(at: datetime, now: datetime) -> str:
-    """In UTC: with seconds today, otherwise with the date."""
+def clock_time(at: datetime, now: datetime, *, is_exact: bool = False) -> str:
+    """In UTC: with seconds today or if they matter; with the date on another day."""
     at = at.astimezone(UTC)
-    shape = "%H:%M:%S UTC" if at.date() == now.astimezone(UTC).date() else "%Y-%m-%d %H:%M UTC"
+    is_today = at.date() == now.astimezone(UTC).date()
+    day = "" if is_today else "%Y-%m-%d "
+    shape = f"{day}%H:%M:%S UTC" if is_today or is_exact else f"{day}%H:%M UTC"
     return at.strftime(shape)
 
 
