@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -433,6 +434,19 @@ def test_dead_letters_are_counted_by_code_with_what_to_do() -> None:
     scene.get("/dead?queue=keyturn.upload&code=bad_seal&text=x")
     asked = [each for each in scene.publisher.asked if each["view"] == "dead_letters"][-1]
     assert (asked["filter"].queue, asked["filter"].code) == ("keyturn.upload.dead", "bad_seal")
+
+
+def test_a_letter_keeps_its_row_while_newer_ones_come_above_it() -> None:
+    """What is ticked stays ticked by the id of its box; copies of one letter have their own."""
+    scene = lived()
+    boxes = re.compile(r'<input id="(box-\S+)".*?value="(\S+)"')
+    letters = scene.publisher.rows["dead_letters"]
+    before = dict(boxes.findall(scene.get("/dead?text=globex")))
+    newer = letters[3].model_copy(update={"letter": digest("newer"), "project": "globex"})
+    scene.publisher.rows["dead_letters"] = [newer, letters[1], *letters]
+    after = boxes.findall(Scene(scene.publisher).get("/dead?text=globex"))
+    assert len(dict(after)) == len(after) == len(before) + 2
+    assert before.items() <= dict(after).items()
 
 
 def test_one_dead_letter_is_shown_without_what_is_sealed_and_one_that_is_gone_is_said() -> None:
