@@ -192,6 +192,15 @@ def test_to_another_bucket(
     assert (report["exported"], report["already_there"]) == (1, len(OBJECTS))
     assert there.heads("backup/acme/README.md") == before
 
+    there.delete("backup/acme/README.md")
+    there.put("backup/acme/chunk", b"x" * len(OBJECTS["chunk"]), {})
+    mended = _to_s3(bucket_cli, server, destination)
+    assert mended.exit_code == 0
+    report = document(mended)
+    assert (report["exported"], report["already_there"]) == (2, len(OBJECTS) - 1)
+    for key in ("README.md", "chunk"):
+        assert there.get(f"backup/acme/{key}")[0] == OBJECTS[key]
+
     taken = _to_s3(bucket_cli, server, f"s3://{name}/backup")
     assert taken.exit_code == 1
     assert "and no keyturn-manifest/ to continue from" in taken.stderr

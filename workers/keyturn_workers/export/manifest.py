@@ -34,6 +34,7 @@ class Record(BaseModel):
         path: Where it is below the destination, with `/` between the parts.
         size: Bytes of the file.
         sha256: Of the file, in hex.
+        etag: Of the object in a bucket, as its storage gave it.
         content_type: As stored with the object; not authenticated.
         metadata: The caller's own, decoded; not authenticated.
         last_modified: When the content was stored; not authenticated.
@@ -45,6 +46,7 @@ class Record(BaseModel):
     path: Annotated[str, AfterValidator(_check_path)]
     size: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    etag: str | None = None
     content_type: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     last_modified: datetime | None = None
@@ -95,7 +97,9 @@ class Index:
             PRAGMA journal_mode = OFF;
             PRAGMA synchronous = OFF;
             PRAGMA cache_size = -{_CACHE_KIB};
-            CREATE TABLE exported (key TEXT PRIMARY KEY, path TEXT, size INTEGER) WITHOUT ROWID;
+            CREATE TABLE exported (key TEXT PRIMARY KEY, path TEXT, size INTEGER, etag TEXT)
+                WITHOUT ROWID;
+            CREATE TABLE stored (path TEXT PRIMARY KEY, size INTEGER, etag TEXT) WITHOUT ROWID;
             CREATE TABLE names (path TEXT PRIMARY KEY, owner TEXT) WITHOUT ROWID;
             """
         )
@@ -103,8 +107,8 @@ class Index:
     def add(self, record: Record) -> None:
         """Take an object as exported."""
         self._database.execute(
-            "INSERT OR REPLACE INTO exported VALUES (?, ?, ?)",
-            (record.key, record.path, record.size),
+            "INSERT OR REPLACE INTO exported VALUES (?, ?, ?, ?)",
+            (record.key, record.path, record.size, record.etag),
         )
 
     def find(self, key: str) -> tuple[str, int] | None:
@@ -113,6 +117,19 @@ class Index:
             "SELECT path, size FROM exported WHERE key = ?", (key,)
         ).fetchone()
         return found
+
+    def add_stored(self, path: str, size_bytes: int, etag: str) -> None:
+        """Note an object that is in the destination's bucket, whoever wrote it."""
+        self._database.execute(
+            "INSERT OR REPLACE INTO stored VALUES (?, ?, ?)", (path, size_bytes, etag)
+        )
+
+    def find_stored(self, key: str) -> int | None:
+        """Bytes of an object that is exported and stored as it was; None of another."""
+        found: tuple[int] | None = self._database.execute(
+            "SELECT size FROM exported JOIN stored USING (path, size, etag) WHERE key = ?", (key,)
+        ).fetchone()
+        return None if found is None else found[0]
 
     def take(self, path: str, owner: str) -> bool:
         """Take a path for an owner; False if another one has it."""

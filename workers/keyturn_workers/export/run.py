@@ -104,13 +104,14 @@ class Incoming:
         self._on_bytes(len(block))
         return block
 
-    def record(self, path: str) -> Record:
+    def record(self, path: str, etag: str | None = None) -> Record:
         """Its record in the manifest, once all blocks were read."""
         return Record(
             key=self.key,
             path=path,
             size=self.info.size_bytes,
             sha256=self._sha256.hexdigest(),
+            etag=etag,
             content_type=self.info.content_type and _valid(self.info.content_type),
             metadata={name: _valid(value) for name, value in self.info.metadata.items()},
             last_modified=self.info.last_modified,

@@ -2,7 +2,8 @@
 
 An object appears once its whole body was authenticated: the storage gets the last bytes only then.
 The manifest is written in parts, each after the objects that it names. So an export that was killed
-may store the objects of its last seconds again, and skips none.
+may store the objects of its last seconds again, and skips none. A line whose object is missing, or
+has another size or ETag, counts for nothing.
 """
 
 import io
@@ -20,7 +21,7 @@ from keyturn.metadata import encode_caller_metadata
 from keyturn_workers.errors import ExportError, RefusedError, StorageAnswerError
 from keyturn_workers.export.manifest import MANIFEST, Index, first_line, parse_lines
 from keyturn_workers.export.run import BLOCK_BYTES, Incoming
-from keyturn_workers.storage import Headers, Part, Storage
+from keyturn_workers.storage import Headers, Part, Storage, WriteResult
 
 PREFIX_MAX_BYTES: Final = 1024 - OBJECT_KEY_MAX_BYTES - 1
 """S3 allows 1024 bytes for a key; `_path` may add one."""
@@ -82,12 +83,15 @@ class S3Prefix:
             for record in parse_lines(io.BytesIO(text), row.key, self._project):
                 self._index.add(record)
             found = True
+        if found:
+            async for row in self._storage.list(self._prefix):
+                path = row.key.removeprefix(self._prefix)
+                self._index.add_stored(path, row.size_bytes, row.etag)
         return found
 
     async def size_of(self, key: str) -> int | None:
-        """Bytes of an object that is exported; None of another."""
-        found = self._index.find(key)
-        return None if found is None else found[1]
+        """Bytes of an object that was there as exported when this run began; None of another."""
+        return self._index.find_stored(key)
 
     async def store(self, incoming: Incoming) -> None:
         """Store an object, with its content type and metadata."""
@@ -96,19 +100,21 @@ class S3Prefix:
         headers = Headers(_wire(incoming.info.metadata), incoming.info.content_type)
         if incoming.info.size_bytes <= BLOCK_BYTES:
             body = b"".join([block async for block in incoming.blocks()])
-            await self._storage.put(s3_key, body, headers)
+            written = await self._storage.put(s3_key, body, headers)
         elif incoming.info.size_bytes <= SINGLE_PUT_MAX_BYTES:
             blocks = incoming.blocks()
-            await self._storage.put_stream(s3_key, blocks, incoming.info.size_bytes, headers)
+            size_bytes = incoming.info.size_bytes
+            written = await self._storage.put_stream(s3_key, blocks, size_bytes, headers)
         else:
-            await self._store_in_parts(s3_key, incoming, headers)
-        record = incoming.record(record_path)
+            written = await self._store_in_parts(s3_key, incoming, headers)
+        record = incoming.record(record_path, written.etag)
         self._lines[record.key] = record.line()
-        self._index.add(record)
         if len(self._lines) >= _LINES_MAX or time.monotonic() - self._flushed_at_s >= _FLUSH_S:
             await self._flush()
 
-    async def _store_in_parts(self, s3_key: str, incoming: Incoming, headers: Headers) -> None:
+    async def _store_in_parts(
+        self, s3_key: str, incoming: Incoming, headers: Headers
+    ) -> WriteResult:
         part_bytes = max(PART_BYTES, -(-incoming.info.size_bytes // _PARTS_MAX))
         upload_id = await self._storage.create_multipart(s3_key, headers)
         try:
@@ -128,7 +134,7 @@ class S3Prefix:
                     await put_part()
             if held:
                 await put_part()
-            await self._storage.complete_multipart(s3_key, upload_id, parts)
+            return await self._storage.complete_multipart(s3_key, upload_id, parts)
         except BaseException:
             with suppress(StorageUnavailableError, StorageAnswerError):
                 await self._storage.abort_multipart(s3_key, upload_id)

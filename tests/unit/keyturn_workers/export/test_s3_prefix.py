@@ -73,6 +73,25 @@ async def test_a_second_run_reads_only_what_is_new() -> None:
     assert {key: stored[str(path)] for key, path in paths.items()} == project.objects
 
 
+async def test_what_was_deleted_or_overwritten_at_the_destination_is_stored_again() -> None:
+    sizes = (0, 1, MIB, MIB + 1, 4 * MIB, 4 * MIB + 1, 11 * MIB)
+    bodies = {f"kept/{size}": os.urandom(size) for size in sizes}
+    project = Project(bodies | {"cut": b"whole", "deleted": b"1", "overwritten": b"right"})
+    storage = MemoryStorage()
+    await _export(project, storage)
+    project.opened.clear()
+    await storage.delete("out/deleted")
+    await storage.put("out/cut", b"who", Headers({}))
+    await storage.put("out/overwritten", b"wrong", Headers({}))
+    report = await _export(project, storage)
+    assert sorted(project.opened) == ["cut", "deleted", "overwritten"]
+    assert (report.exported, report.already_there) == (3, len(sizes))
+    assert await _stored(storage) == project.objects
+    project.opened.clear()
+    assert (await _export(project, storage)).already_there == len(sizes) + 3
+    assert project.opened == []
+
+
 @pytest.mark.parametrize("size", [2 * MIB, 8 * MIB])
 async def test_a_body_that_fails_leaves_nothing(size: int) -> None:
     body = os.urandom(size)
