@@ -70,11 +70,16 @@ def configuration(addresses: dict[str, str]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def monitored(
-    deployment: Deployment, rabbitmq: RabbitMQ, **settings: str
+    deployment: Deployment,
+    rabbitmq: RabbitMQ,
+    *,
+    watching: dict[str, str] | None = None,
+    **settings: str,
 ) -> AsyncIterator[Monitored]:
     """Let everything happen, and keep the Prometheus that saw it.
 
-    `settings` are the complete names and values of further settings of worker and gateway.
+    `settings` are the complete names and values of further settings of worker and gateway, and
+    `watching` those of the worker alone, for its role ingest.
     """
     ports = {name: free_port() for name in ("worker", "gateway")}
     broker = f"127.0.0.1:{rabbitmq.metrics_port}"
@@ -87,6 +92,7 @@ async def monitored(
     worker_env = deployment.worker_env(
         HEALTH_PORT=str(ports["worker"]), LEASE_S="2", KEYRING_CACHE_S="0.5", SWEEP_PAGE_KEYS="7"
     )
+    worker_env |= watching or {}
     gateway_env = deployment.gateway_env(GATEWAY_PORT=str(ports["gateway"]))
     with Prometheus(configuration(addresses)) as prometheus:
         began_s = time.time()

@@ -84,7 +84,10 @@ def own_broker() -> Iterator[RabbitMQ]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def seen(own_broker: RabbitMQ, ceph: S3Server, openbao: OpenBao) -> AsyncIterator[Monitored]:
-    """A Prometheus that has seen everything. One of the two master keys is in OpenBao."""
+    """A Prometheus that has seen everything. One of the two master keys is in OpenBao.
+
+    A source is watched, with nothing in it.
+    """
     uri = openbao.create_hmac_key("monitored")
     deployment = Deployment(own_broker.url, ceph, new_bucket(ceph))
     keys = json.dumps({"m1": to_base64(deployment.master_key), "vault": uri})
@@ -93,7 +96,13 @@ async def seen(own_broker: RabbitMQ, ceph: S3Server, openbao: OpenBao) -> AsyncI
         "KEYTURN_ACTIVE_MASTER_KEY": "vault",
         **openbao.environment(),
     }
-    async with monitored(deployment, own_broker, **settings) as running:
+    drop = {"bucket": new_bucket(ceph), "project": "acme", "key": "drop/{name}"}
+    own = deployment.publisher_env()
+    watching = {
+        "KEYTURN_SOURCES": json.dumps({"drop": drop}),
+        **{name: own[name] for name in ("KEYTURN_PUBLISHER_NAME", "KEYTURN_PUBLISHER_KEY")},
+    }
+    async with monitored(deployment, own_broker, watching=watching, **settings) as running:
         yield running
 
 

@@ -333,7 +333,10 @@ def _settings(
         *shared,
         ("The master keys by id; they open everything", master_keys),
         ("Opens the secrets that publishers seal", workers_intake),
-        ("Signs events", workers_event),
+        (
+            "Signs events, and verifies them for the operator's commands",
+            workers_event | publishers_event,
+        ),
         (
             "The publishers: their keys, and what they may request for which projects",
             _merge(grants, gateway_grants, console_grants),
