@@ -27,7 +27,6 @@ from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.app import app
 from tools.containers.container import (
     PROJECT,
-    UID,
     CheckFailedError,
     Container,
     Report,
@@ -122,23 +121,21 @@ class ComposeTest:
             self._compose_attempt("down", "--volumes", "--timeout", "1")
 
     def _settings(self) -> None:
-        with self._report.check("settings for compose, by `keyturn init` and `console add-user`"):
+        with self._report.check(
+            "settings for compose, by `keyturn init` and the service `add-user`"
+        ):
             self._keyturn(
                 *("init", "--amqp-url", "amqp://keyturn:keyturn@127.0.0.1:5672/"),
                 *("--s3-endpoint-url", f"http://127.0.0.1:{PORTS['storage']}"),
             )
-            file = self._project / "console" / "passwords"
-            self._keyturn(
-                *("console", "add-user", _OPERATOR.name, "--role", _OPERATOR.role),
-                *("--file", str(file)),
-                stdin=f"{_OPERATOR.password}\n",
-            )
-            os.chown(file, UID, UID)
             shorten_leases(self._project)
+            adding = self._command("run", "--rm", "-T", "add-user", _OPERATOR.name)
+            password = f"{_OPERATOR.password}\n"
+            self._engine.run(*adding, "--role", _OPERATOR.role, stdin=password)
 
-    def _keyturn(self, *arguments: str, stdin: str | None = None) -> None:
+    def _keyturn(self, *arguments: str) -> None:
         given = ("--dir", str(self._project)) if arguments[0] == "init" else ()
-        done = CliRunner().invoke(app, [*arguments, *given], input=stdin)
+        done = CliRunner().invoke(app, [*arguments, *given])
         require(done.exit_code == 0, f"keyturn {arguments[0]}: {done.output}")
 
     def _up(self) -> None:

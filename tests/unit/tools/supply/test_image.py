@@ -145,7 +145,7 @@ def test_no_secret_is_built_in() -> None:
     assert f"/{PASSWORD_FILE.parent}" in ignored
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, "add-user"])
 def test_every_process_has_a_read_only_root_and_no_privilege(
     name: str, services: dict[str, dict[str, Any]]
 ) -> None:
@@ -155,10 +155,12 @@ def test_every_process_has_a_read_only_root_and_no_privilege(
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     # Nothing is written, so there is nothing to mount: the integration test shows it. The console
-    # reads a file that changes.
-    mounted = ["./console:/etc/keyturn:ro"] if name == "console" else []
-    assert service.get("volumes", []) == mounted
+    # reads a file that `add-user` changes.
+    mounted = {"console": ["console:/etc/keyturn:ro"], "add-user": ["console:/etc/keyturn"]}
+    assert service.get("volumes", []) == mounted.get(name, [])
     assert not {"tmpfs", "privileged", "cap_add", "user", "pid"} & set(service)
+    if name == "add-user":
+        return
     assert service["command"] == ([name] if name in FILES else ["worker", name])
 
 
@@ -191,7 +193,19 @@ def test_the_names_of_this_network_are_in_compose_alone(
 
 def test_no_other_service_is_ours(services: dict[str, dict[str, Any]]) -> None:
     """The broker and the development storage keep state and are not this image."""
-    assert set(services) == {*OURS, "broker", "storage"}
+    assert set(services) == {*OURS, "broker", "storage", "add-user"}
+
+
+def test_people_are_added_where_the_console_reads_them(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    """By the image's own user, in a volume that begins as the image's folder; not by `up`."""
+    adding = services["add-user"]
+    file = services["console"]["environment"]["KEYTURN_CONSOLE_PASSWORD_FILE"]
+    assert adding["entrypoint"] == ["keyturn", "console", "add-user", "--file", file]
+    assert adding["profiles"]
+    assert adding["network_mode"] == "none"
+    assert f"install -d -o {UID} -g {UID} {Path(file).parent}" in DOCKERFILE
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
