@@ -29,7 +29,7 @@ from keyturn.errors import (
 from keyturn.messages import Rejected, SourceObject, problems
 from keyturn.publisher import Publisher
 from keyturn_workers.ingest.metrics import IngestMetrics
-from keyturn_workers.ingest.record import Refusal, SourceRecord
+from keyturn_workers.ingest.record import MAX_REFUSED, Refusal, SourceRecord, newest
 from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.sources.config import Target
 from keyturn_workers.storage import ObjectSummary
@@ -44,7 +44,8 @@ HINT_SLOTS: Final = 64
 _SLOT_S: Final = 60.0
 # What a process asked for, it does not ask for again within this time.
 _REMEMBER_S: Final = 3600.0
-_REFUSED_FOR: Final = timedelta(days=1)
+REFUSED_FOR: Final = timedelta(days=1)
+"""After this time, a refused object is asked for again."""
 # A notification of nothing new keeps its slot for so long: a flood of them is slow.
 _VAIN_HINT_S: Final = 1.0
 # The object has changed or is gone: there is nothing to remember.
@@ -132,7 +133,7 @@ class Intake:
         now: This machine's clock.
 
     Attributes:
-        refused: The refused objects that are known, by S3 key.
+        refused: The latest refused objects, by S3 key, the earliest first; at most `MAX_REFUSED`.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class Intake:
         self._deployment = deployment
         self._metrics = metrics
         self._now = now
-        self._started_at = now()
+        self._started_at = self._retried_at = now()
         self._poll_slots = asyncio.Semaphore(POLL_SLOTS)
         self._hint_slots = asyncio.Semaphore(HINT_SLOTS)
         self._tasks: set[asyncio.Task[Outcome]] = set()
@@ -170,7 +171,8 @@ class Intake:
             for s3_key, refusal in self.refused.items()
             if listed_at is None or refusal.at >= listed_at
         }
-        self.refused = {**record.refused, **newer}
+        self.refused = newest({**record.refused, **newer})
+        self._retried_at = record.retried_at or self._retried_at
 
     async def begin(self, s3_key: str, *, is_hint: bool) -> asyncio.Task[Outcome]:
         """Wait for a slot, then take in the object at this key; the task ends with its outcome.
@@ -229,8 +231,8 @@ class Intake:
         if found.upload_id in self._pending or len(self._pending) >= MAX_REMEMBERED:
             return Outcome.WAITING
         refusal = self.refused.get(found.object.key)
-        # What refused it may have been changed at a restart, or within a day.
-        since = max(self._started_at, self._now() - _REFUSED_FOR)
+        # What refused it may have been changed at a restart, of any process, or within a day.
+        since = max(self._started_at, self._retried_at, self._now() - REFUSED_FOR)
         if refusal is not None and refusal.upload_id == found.upload_id and refusal.at >= since:
             return Outcome.REFUSED
         asked_at, outcome = self._asked.get(found.upload_id, (-_REMEMBER_S, Outcome.WAITING))
@@ -276,7 +278,10 @@ class Intake:
         known = self.refused.get(s3_key)
         is_new = known is None or known.upload_id != upload_id
         if is_new or upload_id:  # a name is refused once and for all
+            self.refused.pop(s3_key, None)
             self.refused[s3_key] = Refusal(upload_id, code, self._now())
+            if len(self.refused) > MAX_REFUSED:
+                del self.refused[next(iter(self.refused))]
         if is_new:
             self._metrics.count(self.name, "refused")
             # Anyone who writes there can make any number of bad names.

@@ -46,7 +46,7 @@ class IngestMetrics:
         )
         self._refused = Gauge(
             "keyturn_source_objects_refused",
-            "Refused objects that are in a source.",
+            "Refused objects that are in a source, up to 2,000.",
             ["source"],
             registry=registry,
         )

@@ -3,8 +3,10 @@
 A notification can be lost; a listing finds every object. It is divided into runs of about 64
 objects, and the record keeps a digest of those of each run that are stored: only runs that have
 changed are asked for again. Where a run ends depends on the keys alone, so that a new object
-changes one run. From a source that is deleted from, what is listed is what has not been taken in,
-or what could not be deleted: all of it is asked for again, unless that is suspiciously much.
+changes one run. Refused objects are remembered by their keys, but only so many of them: a run with
+refused objects has a second digest, of all its objects, which is valid until they are due again.
+From a source that is deleted from, what is listed is what has not been taken in, or what could not
+be deleted: all of it is asked for again, unless that is suspiciously much.
 
 The record is also the lock. Whoever lists the source writes it every minute at least, each time on
 the condition that nobody else has written it. A worker that starts takes over at once; otherwise
@@ -30,10 +32,12 @@ from typing import Final
 import structlog
 
 from keyturn.errors import CodedError, PublisherError
+from keyturn.identifiers import format_time
 from keyturn_workers.background import repeat
 from keyturn_workers.errors import PreconditionError, StorageAnswerError
 from keyturn_workers.ingest.intake import (
     MAX_REMEMBERED,
+    REFUSED_FOR,
     Intake,
     Outcome,
     is_folder_marker,
@@ -67,11 +71,21 @@ async def runs(
         yield run
 
 
-def digest_of(rows: Iterable[ObjectSummary], source: Source) -> bytes:
-    """What identifies these objects, their contents, and where the source maps them."""
+def digest_of(
+    rows: Iterable[ObjectSummary], source: Source, retried_at: datetime | None = None
+) -> bytes:
+    """What identifies these objects, their contents, and where the source maps them.
+
+    Args:
+        rows: The objects.
+        source: Where they are.
+        retried_at: If some of them are refused: when refused objects were last due again.
+    """
     texts = [source.project, source.key]
     for row in rows:
         texts += (row.key, row.etag)
+    if retried_at is not None:  # one text more: no other objects have the same texts
+        texts.append(format_time(retried_at))
     digest = sha256()
     for part in map(_bytes, texts):
         digest.update(len(part).to_bytes(8, "big") + part)
@@ -144,16 +158,22 @@ class Poller:
                 errors of storage and broker.
         """
         before = await self._records.read(self._intake.name)
-        self._intake.remember(before.record)
-        self._report(before.record)
-        now, polled_at = self._now(), before.record.polled_at
+        record = before.record
+        self._intake.remember(record)
+        self._report(record)
+        now, polled_at = self._now(), record.polled_at
         interval = timedelta(seconds=self._interval_s)
         if not take_over and polled_at is not None and abs(now - polled_at) < interval:
             return
-        record = before.record
-        if self._intake.source.delete and (take_over or record.objects <= MAX_REMEMBERED):
+        retried_at = record.retried_at
+        if take_over or retried_at is None or abs(now - retried_at) >= REFUSED_FOR:
+            record = replace(record, retried_at=now)
+            self._intake.remember(record)
+        is_deleted_from = self._intake.source.delete
+        if is_deleted_from and take_over:
             record = replace(record, digests=frozenset())
-        listing = _Listing(self._intake, record, now)
+        asks_stored = is_deleted_from and (take_over or record.objects <= MAX_REMEMBERED)
+        listing = _Listing(self._intake, record, now, asks_stored=asks_stored)
         stored = await self._records.write(self._intake.name, before, listing.record_at(now))
         async with asyncio.TaskGroup() as group:
             work = group.create_task(listing.take_in())
@@ -174,16 +194,27 @@ class Poller:
 
 
 class _Listing:
-    """One listing of a source under way."""
+    """One listing of a source under way.
 
-    def __init__(self, intake: Intake, before: SourceRecord, started_at: datetime) -> None:
+    Args:
+        intake: Takes in what is found.
+        before: The record when it began.
+        started_at: That time.
+        asks_stored: Ask for what is stored and still there, so that it is deleted.
+    """
+
+    def __init__(
+        self, intake: Intake, before: SourceRecord, started_at: datetime, *, asks_stored: bool
+    ) -> None:
         self._intake = intake
         self._before = before
         self._started_at = started_at
+        self._asks_stored = asks_stored
         self._objects = 0
         self._waiting = 0
         self._digests: set[bytes] = set()
-        self._refused: list[str] = []
+        # Refused objects that the listing has not met.
+        self._unmet = set(intake.refused)
         self._is_finished = False
 
     async def take_in(self) -> None:
@@ -200,6 +231,8 @@ class _Listing:
             async for run in found:
                 self._objects += len(run)
                 rows = [row for row in run if not is_folder_marker(row)]
+                if self._is_settled(rows):
+                    continue
                 known = self._stored(rows)
                 tasks = {
                     row.key: await self._intake.begin(row.key, is_hint=False)
@@ -211,10 +244,23 @@ class _Listing:
 
     def _stored(self, rows: Sequence[ObjectSummary]) -> set[str]:
         """The keys of a run that are stored, by the record: all but the refused ones, or none."""
-        refused = self._intake.refused
-        others = [row for row in rows if row.key not in refused]
+        if self._asks_stored:
+            return set()
+        others = self._not_refused(rows)
         is_known = digest_of(others, self._intake.source) in self._before.digests
         return {row.key for row in others} if is_known else set()
+
+    def _is_settled(self, rows: Sequence[ObjectSummary]) -> bool:
+        """Whether a run of which not all refusals are known has nothing to be asked for."""
+        digest = digest_of(rows, self._intake.source, self._before.retried_at)
+        if digest not in self._before.digests or not self._not_refused(rows) or self._stored(rows):
+            return False
+        self._digests.add(digest)
+        self._unmet.difference_update(row.key for row in rows)
+        return True
+
+    def _not_refused(self, rows: Sequence[ObjectSummary]) -> list[ObjectSummary]:
+        return [row for row in rows if row.key not in self._intake.refused]
 
     async def _finish(
         self,
@@ -226,10 +272,16 @@ class _Listing:
         outcomes |= zip(tasks, await asyncio.gather(*tasks.values()), strict=True)
         waiting = list(outcomes.values()).count(Outcome.WAITING)
         self._waiting += waiting
-        self._refused += (key for key in outcomes if outcomes[key] is Outcome.REFUSED)
-        if not waiting:
-            stored = (row for row in rows if outcomes[row.key] is Outcome.STORED)
-            self._digests.add(digest_of(stored, self._intake.source))
+        refused = {key for key in outcomes if outcomes[key] is Outcome.REFUSED}
+        self._unmet -= refused
+        if waiting:
+            return
+        source = self._intake.source
+        stored = [row for row in rows if outcomes[row.key] is Outcome.STORED]
+        self._digests.add(digest_of(stored, source))
+        is_settled = len(refused) + len(stored) == len(rows)
+        if refused and is_settled and not (stored and self._asks_stored):
+            self._digests.add(digest_of(rows, source, self._before.retried_at))
 
     def record_at(self, now: datetime) -> SourceRecord:
         """The record of the source as of now."""
@@ -241,11 +293,10 @@ class _Listing:
                 refused=dict(self._intake.refused),
             )
         # Those that the listing met, and what notifications met meanwhile.
-        listed = set(self._refused)
         refused = {
             s3_key: refusal
             for s3_key, refusal in self._intake.refused.items()
-            if s3_key in listed or refusal.at >= self._started_at
+            if s3_key not in self._unmet or refusal.at >= self._started_at
         }
         self._intake.refused = refused
         return SourceRecord(
@@ -254,5 +305,6 @@ class _Listing:
             objects=self._objects,
             waiting=self._waiting,
             digests=frozenset(self._digests),
+            retried_at=self._before.retried_at,
             refused=refused,
         )

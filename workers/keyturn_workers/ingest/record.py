@@ -24,9 +24,9 @@ from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Storage
 DIGEST_BYTES: Final = 12
 """Of a run of objects. Two runs of one source have the same with a probability below 1e-18."""
 MAX_DIGESTS: Final = 200_000
-"""Runs of about 64 objects that a record holds. What is beyond them is asked for at each poll."""
+"""Of runs of about 64 objects. What is beyond them is asked for at each poll."""
 MAX_REFUSED: Final = 2_000
-"""Refused objects that a record holds; of more, the latest ones."""
+"""Refused objects that a record and a process remember; of more, the latest ones."""
 _RECORD_MAX_BYTES: Final = 32 * 1024**2
 _HEADERS: Final = Headers(metadata={}, content_type="application/json")
 
@@ -54,8 +54,9 @@ class SourceRecord:
         finished_at: When it was last listed to its end; None if it never was.
         objects: How many objects it had then.
         waiting: How many of them had no outcome yet.
-        digests: Of the runs of objects that are all stored (`poll.digest_of`).
-        refused: By S3 key.
+        digests: Of the runs of objects that need not be asked for (`poll.digest_of`).
+        retried_at: When all refused objects were last due to be asked for again.
+        refused: By S3 key; at most `MAX_REFUSED` are written.
     """
 
     polled_at: datetime | None = None
@@ -63,21 +64,27 @@ class SourceRecord:
     objects: int = 0
     waiting: int = 0
     digests: frozenset[bytes] = frozenset()
+    retried_at: datetime | None = None
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+
+
+def newest(refused: Mapping[str, Refusal]) -> dict[str, Refusal]:
+    """The latest refusals, at most `MAX_REFUSED`, the earliest of them first."""
+    return dict(sorted(refused.items(), key=lambda item: item[1].at)[-MAX_REFUSED:])
 
 
 def to_json(record: SourceRecord) -> dict[str, Any]:
     """The sealed part of a record, within its bounds."""
-    newest = sorted(record.refused.items(), key=lambda item: item[1].at)[-MAX_REFUSED:]
     return {
         "polled_at": _time_text(record.polled_at),
         "finished_at": _time_text(record.finished_at),
         "objects": record.objects,
         "waiting": record.waiting,
         "digests": to_base64(b"".join(islice(record.digests, MAX_DIGESTS))),
+        "retried_at": _time_text(record.retried_at),
         "refused": {
             _text(s3_key): [refusal.upload_id, refusal.code, format_time(refusal.at)]
-            for s3_key, refusal in newest
+            for s3_key, refusal in newest(record.refused).items()
         },
     }
 
@@ -95,6 +102,7 @@ def from_json(document: Mapping[str, Any]) -> SourceRecord:
             int(document["objects"]),
             int(document["waiting"]),
             frozenset(_split(from_base64(document["digests"]))),
+            _time(document["retried_at"]),
             {
                 s3_key: Refusal(upload_id, code, parse_time(at))
                 for s3_key, (upload_id, code, at) in document["refused"].items()

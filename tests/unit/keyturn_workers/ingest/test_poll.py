@@ -15,7 +15,9 @@ from keyturn.identifiers import source_s3_key
 from keyturn_workers.errors import PreconditionError, RefusedError
 from keyturn_workers.ingest import intake as intake_module
 from keyturn_workers.ingest import poll as poll_module
+from keyturn_workers.ingest import record as record_module
 from keyturn_workers.ingest.poll import digest_of, runs
+from keyturn_workers.ingest.record import SourceRecord
 from keyturn_workers.storage import Headers, ObjectSummary
 from tests.unit.keyturn_workers.ingest.scene import Scene, source_of
 
@@ -55,7 +57,8 @@ async def test_a_digest_is_of_keys_and_contents() -> None:
     ]
     digests = {digest_of([row], drop) for row in rows}
     digests |= {digest_of(rows, drop), digest_of(rows, source_of(project="other"))}
-    assert len(digests) == 5
+    digests |= {digest_of(rows, drop, _AT), digest_of(rows, drop, _AT + timedelta(days=1))}
+    assert len(digests) == 7
     assert digest_of([ObjectSummary("\ud800", 1, "", _AT)], drop)
 
 
@@ -189,9 +192,90 @@ async def test_refused_objects_are_remembered_by_every_process() -> None:
     scene.advance(25 * 3600)
     third, _ = scene.process()
     third._started_at -= timedelta(days=9)
+    third._retried_at -= timedelta(days=9)
     task = await third.begin("in/bad", is_hint=False)
     await task
     assert scene.outcomes.keys[-1] == "in/bad"
+
+
+@pytest.fixture
+def few_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two refusals are remembered."""
+    for module in (record_module, intake_module):
+        monkeypatch.setattr(module, "MAX_REFUSED", 2)
+
+
+@pytest.mark.usefixtures("few_refusals")
+@pytest.mark.parametrize("delete", [False, True])
+async def test_refused_objects_beyond_those_remembered_are_not_asked_for_at_every_poll(
+    *, delete: bool
+) -> None:
+    scene = Scene(delete=delete)
+    bad = [f"bad{n}" for n in range(5)]
+    good = [] if delete else ["good0", "good1"]
+    scene.put(*bad, *good, "bad\t")
+    scene.outcomes.codes |= dict.fromkeys(bad, "body_too_large")
+    assert await scene.poll(scene.process()[1]) == [*bad, *good]
+    for _ in range(2):
+        scene.advance(301)
+        assert await scene.poll(scene.process()[1]) == []
+    # A restart, even if the listing is interrupted; or a day; or another object among them.
+    scene.outcomes.failure = NotDeliveredError("down")
+    with pytest.raises(ExceptionGroup):
+        await scene.poll(scene.process()[1], take_over=True)
+    scene.outcomes.failure = None
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == [*bad, *good]
+    scene.advance(24 * 3600)
+    assert await scene.poll(scene.process()[1]) == [*bad, *good]
+    scene.put("bad0", body=b"other")
+    scene.advance(301)
+    assert "bad0" in await scene.poll(scene.process()[1])
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == []
+    # What is accepted now is stored, and no longer refused.
+    scene.outcomes.codes.clear()
+    await scene.poll(scene.process()[1], take_over=True)
+    assert set((await scene.record()).refused) <= {"in/bad\t"}
+
+
+@pytest.mark.usefixtures("few_refusals")
+async def test_an_object_without_an_outcome_is_asked_for_again_among_refused_ones() -> None:
+    scene = Scene()
+    scene.put("bad0", "bad1", "bad2", "slow", "moved")
+    scene.outcomes.codes |= dict.fromkeys(["bad0", "bad1", "bad2"], "body_too_large")
+    for code in (None, "source_changed"):
+        scene.outcomes.codes["slow"] = code
+        scene.advance(301)
+        assert "slow" in await scene.poll(scene.process()[1])
+    del scene.outcomes.codes["slow"]
+    scene.advance(301)
+    assert "slow" in await scene.poll(scene.process()[1])
+    scene.advance(301)
+    assert await scene.poll(scene.process()[1]) == []
+
+
+@pytest.mark.usefixtures("few_refusals")
+async def test_a_process_remembers_only_the_latest_refusals() -> None:
+    """Anyone who writes to a source can make any number of bad names."""
+    scene = Scene()
+    scene.put(*(f"bad{n}\t" for n in range(50)))
+    intake, poller = scene.process()
+    for n in (3, 1, 2, 0):
+        scene.advance(1)
+        await (await intake.begin(f"in/bad{n}\t", is_hint=False))
+        assert len(intake.refused) <= 2
+    assert list(intake.refused) == ["in/bad2\t", "in/bad0\t"]
+    scene.advance(1)
+    await scene.poll(poller)
+    assert len(intake.refused) == 2
+    record = await scene.record()
+    assert len(record.refused) == 2
+    scene.advance(1)
+    await (await intake.begin("in/bad7\t", is_hint=False))
+    intake.remember(SourceRecord(refused=record.refused))
+    assert len(intake.refused) == 2
+    assert "in/bad7\t" in intake.refused
 
 
 async def test_what_is_gone_is_no_longer_refused() -> None:

@@ -31,6 +31,7 @@ RECORD = SourceRecord(
     objects=7,
     waiting=2,
     digests=frozenset({b"a" * DIGEST_BYTES, b"b" * DIGEST_BYTES}),
+    retried_at=AT - timedelta(hours=5),
     refused={"in/ü\t": Refusal("id", "unknown_project", AT)},
 )
 KEYS = {"old": Secret(bytes(32)), "new": Secret(bytes(31) + b"1")}
