@@ -89,7 +89,8 @@ class AuditRecorded(AuditLink):
         project: The project; `*` for all; None where there is none, or none can be read.
         object_key: The object, below its project.
         object_count: Of a request for several objects, how many.
-        object_keys: Which; absent if the keys have more than 16 KiB together.
+        first_object: If several records name them: which of them, from 1, is this record's first.
+        object_keys: Which; at most 16 KiB of UTF-8.
         queue: The dead-letter queue.
         master_key: The id of the master key that was used.
         kind: Which key was derived, such as `admin` or `record`.
@@ -109,6 +110,7 @@ class AuditRecorded(AuditLink):
     project: Project | Literal["*"] | None = None
     object_key: Key | None = None
     object_count: Count | None = None
+    first_object: Annotated[int, Field(ge=1)] | None = None
     object_keys: Rows[Key] | None = None
     queue: QueueName | None = None
     master_key: ShortName | None = None

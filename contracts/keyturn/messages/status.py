@@ -497,6 +497,7 @@ class AuditStatus(ExtensibleModel):
     project: str | None = None
     object_key: str | None = None
     object_count: Count | None = None
+    first_object: Count | None = None
     queue: str | None = None
     master_key: str | None = None
     kind: str | None = None

@@ -9,7 +9,7 @@ publisher and its person.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from keyturn_workers.audit.trail import AuditTrail
 REFRESHES_RECORDED_EVERY_S: Final = 3600.0
 """Of requests for reports that name no person, one is recorded in this time."""
 NAMED_KEYS_MAX_BYTES: Final = 16 * 1024
-"""UTF-8 bytes of the object keys that one record names; of more, it has only the number."""
+"""UTF-8 bytes of the object keys that one record names; a request with more has several records."""
 
 
 class RequestRecorder:
@@ -59,9 +59,8 @@ class RequestRecorder:
             return
         if isinstance(request, StatusRequested) and not self._is_due(request, origin.publisher):
             return
-        await self._trail.record(
-            "request.served", **_of_origin(origin, request), **_of_request(request)
-        )
+        for fields in _of_request(request):
+            await self._trail.record("request.served", **_of_origin(origin, request), **fields)
 
     def _is_due(self, request: StatusRequested, publisher: str) -> bool:
         if request.actor is not None:
@@ -84,10 +83,11 @@ class RequestRecorder:
         try:
             request = parse_request(body)
         except MalformedRequestError:
-            fields = _of_origin(origin, None) | _of_malformed(body)
+            records = [_of_origin(origin, None) | _of_malformed(body)]
         else:
-            fields = _of_origin(origin, request) | _of_request(request)
-        await self._trail.record("request.refused", outcome=error.code, **fields)
+            records = [_of_origin(origin, request) | fields for fields in _of_request(request)]
+        for fields in records:
+            await self._trail.record("request.refused", outcome=error.code, **fields)
 
 
 def _of_origin(origin: RequestOrigin, request: Request | None) -> dict[str, Any]:
@@ -100,7 +100,8 @@ def _of_origin(origin: RequestOrigin, request: Request | None) -> dict[str, Any]
     }
 
 
-def _of_request(request: Request) -> dict[str, Any]:
+def _of_request(request: Request) -> list[dict[str, Any]]:
+    """What each record of a request has of it; several only if it has many object keys."""
     fields: dict[str, Any] = {
         "request_type": request.type,
         "request_id": request_id(request),
@@ -112,16 +113,28 @@ def _of_request(request: Request) -> dict[str, Any]:
         case DeleteRequested(keys=None):
             fields["object_key"] = request.key
         case DeleteRequested():
-            fields |= _of_keys(request.object_keys)
+            return [fields | part for part in _of_keys(request.object_keys)]
         case RecoverRequested():
             fields["reason"] = request.reason
-    return fields
+    return [fields]
 
 
-def _of_keys(keys: tuple[str, ...]) -> dict[str, Any]:
-    """How many objects a request deletes, and which, unless that would make a long record."""
-    is_long = sum(len(key.encode()) for key in keys) > NAMED_KEYS_MAX_BYTES
-    return {"object_count": len(keys), "object_keys": None if is_long else keys}
+def _of_keys(keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """How many objects a request names, and which, in parts that each fit into a record."""
+    start = named_bytes = 0
+    for end, key in enumerate(keys):
+        key_bytes = len(key.encode())
+        if end > start and named_bytes + key_bytes > NAMED_KEYS_MAX_BYTES:
+            yield _part(keys, start, end)
+            start, named_bytes = end, 0
+        named_bytes += key_bytes
+    yield _part(keys, start, len(keys))
+
+
+def _part(keys: tuple[str, ...], start: int, end: int) -> dict[str, Any]:
+    named = keys[start:end]
+    number = None if len(named) == len(keys) else start + 1
+    return {"object_count": len(keys), "first_object": number, "object_keys": named}
 
 
 def _of_malformed(body: bytes) -> dict[str, Any]:

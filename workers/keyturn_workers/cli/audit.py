@@ -253,7 +253,8 @@ def _show(record: StreamRecord, audit: AuditRecorded | None, *, as_json: bool) -
         _print_json_line({"offset": record.offset} | load_json(record.body))
         return
     what = "/".join(filter(None, (audit.project, audit.object_key)))
-    count = None if audit.object_count is None else f"(objects: {audit.object_count})"
+    part = "" if audit.first_object is None else f", from number {audit.first_object}"
+    count = None if audit.object_count is None else f"(objects: {audit.object_count}{part})"
     parts = (audit.at, audit.action, audit.request_type, what, count, audit.outcome)
     reason = None if audit.reason is None else f"({audit.reason})"
     print_line(" ".join(filter(None, (*parts, "by", audit.actor, reason))))

@@ -11,11 +11,12 @@ import pytest
 from keyturn.errors import GenerationMismatchError, MalformedRequestError, NotPermittedError
 from keyturn.messages import RequestOrigin, parse_request
 from keyturn_workers.audit import RequestRecorder
-from keyturn_workers.audit.requests import REFRESHES_RECORDED_EVERY_S
+from keyturn_workers.audit.requests import NAMED_KEYS_MAX_BYTES, REFRESHES_RECORDED_EVERY_S
 from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
 from tools.generate.examples import SEALED, compact, requests
 
 if TYPE_CHECKING:
+    from keyturn.errors import CodedError
     from keyturn.messages import AuditRecorded
 
 _SECRETS = (
@@ -63,16 +64,51 @@ async def test_a_served_request_is_named(name: str) -> None:
     assert not [name for name in _SECRETS if SEALED[name] in shown]
 
 
-@pytest.mark.parametrize(("count", "named"), [(900, True), (901, False)])
-async def test_several_objects_are_counted_and_named_unless_that_makes_a_long_record(
-    count: int, named: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("keyturn_workers.audit.requests.NAMED_KEYS_MAX_BYTES", 900)
-    keys = ["a" * (count - 1), "b"]
+async def _records_of_delete(keys: list[str], error: CodedError | None) -> list[AuditRecorded]:
     many = {name: v for name, v in REQUESTS["delete.requested"].items() if name != "key"}
-    record = await _served(many | {"keys": keys})
-    assert (record.object_key, record.object_count) == (None, 2)
-    assert record.object_keys == (tuple(keys) if named else None)
+    stream, body = Stream(), compact(many | {"keys": keys})
+    trail = trail_to(stream)
+    async with trail.running():
+        recorder = RequestRecorder(trail)
+        if error is None:
+            origin = RequestOrigin.of("billing", body)
+            await recorder.served(parse_request(body), origin)
+        else:
+            await recorder.refused(body, "billing", error)
+    return stream.records
+
+
+async def test_several_objects_are_counted_and_named_in_one_record() -> None:
+    (record,) = await _records_of_delete(["a", "b"], None)
+    assert (record.object_key, record.object_count, record.first_object) == (None, 2, None)
+    assert record.object_keys == ("a", "b")
+
+
+@pytest.mark.parametrize("error", [None, NotPermittedError()], ids=["served", "refused"])
+async def test_the_keys_of_the_longest_request_are_all_named_in_bounded_records(
+    error: CodedError | None,
+) -> None:
+    keys = [f"{number:0900}" for number in range(1000)]
+    records = await _records_of_delete(keys, error)
+    assert [key for record in records for key in record.object_keys or ()] == keys
+    for record in records:
+        named = record.object_keys or ()
+        assert len("".join(named)) <= NAMED_KEYS_MAX_BYTES
+        assert record.object_count == len(keys)
+        assert record.first_object == keys.index(named[0]) + 1
+    assert len({record.request for record in records}) == 1
+    assert len(records) == 56
+
+
+async def test_a_part_is_full_before_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keyturn_workers.audit.requests.NAMED_KEYS_MAX_BYTES", 5)
+    records = await _records_of_delete(["éa", "bc", "def", "much too long", "g"], None)
+    assert [(record.first_object, record.object_keys) for record in records] == [
+        (1, ("éa", "bc")),
+        (3, ("def",)),
+        (4, ("much too long",)),
+        (5, ("g",)),
+    ]
 
 
 async def test_a_person_is_named_by_the_word_of_the_publisher() -> None:
