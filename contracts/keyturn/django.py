@@ -11,8 +11,8 @@
 Needs `keyturn[django]`. The gateway and the project's API key are the options `gateway` and
 `api_key`, or `KEYTURN_GATEWAY_URL` and `KEYTURN_API_KEY`.
 
-A key of Keyturn is used once, even if its object was deleted since; no request but an upload shows
-that. So `save` takes another name whenever an upload is refused for its key. `delete` returns when
+A key can be used only once, even if its object was deleted since; only an upload finds that out. So
+`save` takes another name whenever an upload is refused because of its key. `delete` returns when
 the request is on its queue: a moment later the file cannot be opened, and the delete is final after
 two leases.
 """
@@ -58,11 +58,11 @@ class KeyturnStorage(Storage):  # type: ignore[misc]
 
     Args:
         project: The project's id.
-        location: The folder below which names are; the project itself by default.
+        location: The folder that names are relative to; the project itself by default.
         gateway: The gateway's address; `KEYTURN_GATEWAY_URL` by default.
         api_key: The project's current API key; `KEYTURN_API_KEY` by default.
         link_expires_s: Seconds that a link is valid, 1 to 604800 (7 days).
-        link_inline: Whether a browser shows what it opens by a link, instead of saving it.
+        link_inline: Whether a browser shows a file that it opens by a link, instead of saving it.
 
     Raises:
         SettingsError: there is no gateway or no API key.
@@ -90,14 +90,14 @@ class KeyturnStorage(Storage):  # type: ignore[misc]
         }
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        """For migrations, which are files of the project: without the API key."""
+        """For migrations, which are files in a repository: without the API key."""
         return "keyturn.django.KeyturnStorage", [], self._options
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
 
     def save(self, name: str | None, content: Any, max_length: int | None = None) -> str:
-        """Store a file, and return its name: another one if this has been used before."""
+        """Store a file, and return its name: another one if this name was used before."""
         while True:
             try:
                 saved: str = super().save(name, content, max_length)
@@ -125,7 +125,7 @@ class KeyturnStorage(Storage):  # type: ignore[misc]
             self._files.rm_file(self._path(name), wait_s=None)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file; a deleted one is not, and its name is used all the same."""
+        """Whether there is such a file. A deleted one does not exist, but its name stays used."""
         found: bool = self._files.exists(self._path(name))
         return found
 

@@ -3,9 +3,9 @@
 The thread starts with the first use. At the process's exit, the sessions that are still open are
 closed, and the loop ends.
 
-A forked child has the parent's sockets but not its thread. It gets a loop of its own with its first
-use, and each session opens again there. The parent's connections must not notice: a byte that a
-child sent on one, such as the end of TLS by a finalizer, would break it. So the child's copies of
+A forked child has the parent's sockets but not its thread. It gets a loop of its own at its first
+use, and opens each session again there. The parent's connections must not be touched: a byte that a
+child sent on one, such as a finalizer's end of TLS, would break it. So the child's copies of
 those sockets are replaced by `/dev/null`, the objects above them are kept and never touched, and
 the loop polls: an epoll instance would be shared by both processes.
 """
@@ -50,7 +50,7 @@ class EventLoop:
                 await session.aclose()
 
     def run(self, call: Coroutine[Any, Any, _Result]) -> _Result:
-        """What a coroutine returns or raises; the calling thread waits for it.
+        """Run a coroutine, and return its result; the calling thread waits for it.
 
         Raises:
             RuntimeError: called on the loop's own thread, or the process is exiting.
@@ -86,7 +86,7 @@ class EventLoop:
         self._thread.join(_CLOSE_TIMEOUT_S)
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's sockets without a word to their peers."""
+        """In a forked child: drop the parent's sockets without sending anything on them."""
         nothing = os.open(os.devnull, os.O_RDWR)
         for key in list(self._selector.get_map().values()):
             os.dup2(nothing, key.fd, inheritable=False)
@@ -104,10 +104,10 @@ class _Opened(Generic[_Client]):
 
 
 class Session(Generic[_Client]):
-    """An asynchronous client: opened at its first use, in a forked child again, closed once.
+    """An asynchronous client: opened at its first use, again in a forked child, and closed once.
 
     Args:
-        open_client: What opens it, such as `Client.connect` with its arguments.
+        open_client: Opens it, such as `Client.connect` with its arguments.
     """
 
     def __init__(self, open_client: Callable[[], AbstractAsyncContextManager[_Client]]) -> None:
@@ -138,14 +138,14 @@ class Session(Generic[_Client]):
         raise TypeError("a client of keyturn cannot be pickled: make one in each process")
 
     async def aclose(self) -> None:
-        """Close the client, if it is open in this process, and open it never again."""
+        """Close the client, if it is open in this process, for good."""
         self._is_closed = True
         if self._opened.pid == os.getpid():
             async with self._opened.lock:
                 await self._opened.stack.aclose()
 
     def _close_in_time(self, opened: _Opened[_Client]) -> None:
-        """Have it closed at exit, or when nothing refers to this session; on our loop only."""
+        """Close it at exit, or once nothing refers to this session; on our loop only."""
         if _current is None or _current.asyncio_loop is not asyncio.get_running_loop():
             return
         _current.sessions.add(self)

@@ -1,4 +1,4 @@
-"""Files by the URL `keyturn://project/key`, for pandas, pyarrow, DuckDB and all that takes fsspec.
+"""Files by the URL `keyturn://project/key`, for pandas, pyarrow, DuckDB and other users of fsspec.
 
     import pandas
 
@@ -7,8 +7,8 @@
 
 Needs `keyturn[fsspec]`. The gateway and the project's API key are the options `gateway` and
 `api_key`, or `KEYTURN_GATEWAY_URL` and `KEYTURN_API_KEY`. Reads are ranged and cached. A write
-streams, and is complete when the file is closed: then the object is stored, or an error says why
-not. An object is written once: appending to it, overwriting it and moving it are refused.
+streams, and is complete when the file is closed: then the object is stored, or an error is raised.
+An object is written once: appending to it, overwriting it and moving it are refused.
 
 The API key is in no repr, JSON or pickle of a file system. Where one is unpickled, such as in a
 worker process of Dask, `KEYTURN_API_KEY` must be set.
@@ -66,7 +66,7 @@ def _refuse(what: str) -> NoReturn:
 
 
 class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
-    """Objects as files, and what their keys have in common up to a `/` as folders.
+    """Objects as files, and the prefixes of their keys up to a `/` as folders.
 
     A path is `project/key`. Its methods are fsspec's; `fsspec.filesystem("keyturn")` makes it.
     With `asynchronous=True`, call `aclose` on your event loop at the end.
@@ -162,7 +162,7 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         return {"name": path, "size": 0, "type": "directory"}
 
     async def _entries(self, path: str, **options: Any) -> list[dict[str, Any]]:
-        """What a listing of a folder holds; of a file, the file."""
+        """The entries of a folder; of a file, the file itself."""
         async with self._object(path) as (client, project, key):
             listing = client.list(project, prefix=key and f"{key}/", **options)
             entries = [_entry(project, entry) async for entry in listing]
@@ -377,12 +377,12 @@ class KeyturnFile(AbstractBufferedFile):  # type: ignore[misc]
 
 
 class _StreamedUpload:
-    """An upload whose body is handed over piece by piece. Made by `begin`."""
+    """An upload whose body is passed on piece by piece. Use `begin`."""
 
     def __init__(self, store: Callable[[AsyncIterator[bytes]], Awaitable[None]]) -> None:
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._storing = asyncio.ensure_future(store(self._body()))
-        # An upload that is given up has failed unseen.
+        # The error of an upload that was given up is not reported.
         self._storing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     @classmethod
@@ -395,7 +395,7 @@ class _StreamedUpload:
             yield piece
 
     async def send(self, piece: bytes | None) -> None:
-        """Hand over a piece, None at the end; or raise why the upload has ended."""
+        """Pass on a piece, None at the end; or raise the error that ended the upload."""
         sending = asyncio.ensure_future(self._pieces.put(piece))
         await asyncio.wait((sending, self._storing), return_when=asyncio.FIRST_COMPLETED)
         if self._storing.done():
@@ -403,18 +403,18 @@ class _StreamedUpload:
             self._storing.result()
 
     async def finish(self, rest: bytes) -> None:
-        """Hand over the last piece, and wait for the outcome."""
+        """Pass on the last piece, and wait for the outcome."""
         await self.send(rest)
         await self.send(None)
         await self._storing
 
     def cancel(self) -> None:
-        """End it; the gateway drops a body that is cut short."""
+        """Cancel the upload; the gateway drops an incomplete body."""
         self._storing.cancel()
 
 
 def _raise_rejected(project: str, rejected: Iterable[RejectedKey], *, missing_ok: bool) -> None:
-    """Raise why the first of these keys was not deleted; a folder is no object, and no error."""
+    """Raise the error of the first key that was not deleted; that of a folder is ignored."""
     for one in rejected:
         is_missing = one.code == NotFoundError.code
         if not (is_missing and missing_ok):

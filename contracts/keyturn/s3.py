@@ -321,11 +321,11 @@ def describe_credential_failure(error: BaseException) -> str | None:
         case NoCredentialsError():
             return "none are configured"
         case PartialCredentialsError():
-            return "of an access key and its secret, one is missing"
+            return "the access key id or the secret access key is missing"
         case ProfileNotFound() | ConfigNotFound() | ConfigParseError() | InvalidConfigError():
             return "check AWS_PROFILE and the AWS configuration files"
         case CredentialRetrievalError() | TokenRetrievalError() | SSOError():
-            return "their source gives none: check its configuration"
+            return "their source provides none: check its configuration"
     return None
 
 

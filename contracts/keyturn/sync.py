@@ -7,10 +7,10 @@
         with client.open("acme", "reports/q3.pdf") as opened:
             print(opened.read())
 
-Each method takes the arguments of its namesake in `keyturn.gateway` or `keyturn.publisher`, and
-raises what that raises. All clients run on one event loop in a thread of their own: they may be
-used from any thread, and calls of several threads run concurrently. A client is made once and kept.
-One that is not closed is closed at exit, and a forked child connects anew with its first call.
+Each method has the arguments and errors of the method of the same name in `keyturn.gateway` or
+`keyturn.publisher`. All clients run on one event loop in a thread of its own: they may be used from
+any thread, and calls of several threads run concurrently. Make a client once and keep it. It is
+closed at exit, if not before, and a forked child opens new connections at its first call.
 """
 
 import ssl
@@ -79,7 +79,7 @@ class _Blocking(Generic[_Client]):
 def _blocking(
     method: Callable[Concatenate[_Client, _Arguments], Coroutine[Any, Any, _Result]],
 ) -> Callable[Concatenate[_Blocking[_Client], _Arguments], _Result]:
-    """The method, of a client that blocks."""
+    """A blocking version of an asynchronous client's method."""
 
     @wraps(method)
     def call(
@@ -96,7 +96,7 @@ def _blocking(
 def _iterating(
     method: Callable[Concatenate[_Client, _Arguments], AsyncGenerator[_Result, None]],
 ) -> Callable[Concatenate[_Blocking[_Client], _Arguments], Generator[_Result, None, None]]:
-    """The method that yields, of a client that blocks. Close the generator to end it early."""
+    """A blocking version of a method that yields. Close the generator to end it early."""
 
     @wraps(method)
     def iterate(
@@ -130,7 +130,7 @@ def _items(source: AsyncGenerator[_Result, None]) -> Generator[_Result, None, No
 
 
 def _secret(api_key: ApiKey) -> SecretStr:
-    # Anything but text is refused by the asynchronous client, in its own words.
+    # The asynchronous client refuses anything but text.
     return SecretStr(api_key) if isinstance(api_key, str) else api_key
 
 
@@ -285,7 +285,7 @@ class Publisher(_Blocking[publisher.Publisher]):
         settings: `PublisherSettings.read()`, or made by hand.
         s3: The bucket where bodies above 256 KiB are staged; without it they are refused.
         publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
-        alarm_timeout_s: How many of them a publish waits while the broker is at its memory or
+        alarm_timeout_s: Seconds of these that a publish waits while the broker has a memory or
             disk alarm.
         connect: Whether to connect now, so that a wrong address fails here, or at the first use.
 

@@ -32,7 +32,7 @@ export async function deleteObjects(
 ): Promise<DeleteManyReceipt> {
   const asked = new Set(keys.map(checkObjectKey));
   if (!keys.length || keys.length > MAX_KEYS || asked.size < keys.length) {
-    throw malformed("a delete has 1 to 1000 keys, each once");
+    throw malformed("a delete names 1 to 1000 keys, each once");
   }
   const request = {
     method: "POST",

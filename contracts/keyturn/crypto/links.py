@@ -22,7 +22,7 @@ _LINK_KEY_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class LinkClaims:
-    """What a link says that reads an object.
+    """The claims of a link that reads an object.
 
     Attributes:
         project: The project's id.
@@ -45,7 +45,7 @@ class LinkClaims:
 
 @dataclass(frozen=True, slots=True)
 class UploadLinkClaims:
-    """What a link says that uploads an object.
+    """The claims of a link that uploads an object.
 
     Attributes:
         project: The project's id.

@@ -508,7 +508,7 @@ class Client:
         """
         path = deletes_path(project)
         if not 1 <= len(object_keys) <= DELETED_KEYS or len(set(object_keys)) < len(object_keys):
-            raise MalformedRequestError(f"a delete has 1 to {DELETED_KEYS} keys, each once")
+            raise MalformedRequestError(f"a delete names 1 to {DELETED_KEYS} keys, each once")
         for key in object_keys:
             object_path(project, key)
         status, fields = await self._requests.send(

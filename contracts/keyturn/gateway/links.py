@@ -93,10 +93,10 @@ def upload_link_request(expires_s: int, max_bytes: int, content_type: str | None
     """
     _check_expires(expires_s, LINK_MAX_S)
     if type(max_bytes) is not int or max_bytes < 0:
-        raise MalformedRequestError("max_bytes is 0 or more")
+        raise MalformedRequestError("max_bytes must be 0 or more")
     if content_type is not None and _CONTENT_TYPE.fullmatch(content_type) is None:
         raise MalformedRequestError(
-            "content_type is 1 to 255 characters of printable ASCII, without a space at either end"
+            "content_type must be 1 to 255 printable ASCII characters, with no space at either end"
         )
     bounds = {"max_bytes": max_bytes, "content_type": content_type}
     return orjson.dumps({"method": "PUT", "expires_s": expires_s, **bounds})

@@ -120,7 +120,7 @@ def wait_preference(wait_s: int | None) -> dict[str, str]:
     if wait_s is None:
         return {}
     if wait_s < 1:
-        raise MalformedRequestError("wait_s is 1 or more")
+        raise MalformedRequestError("wait_s must be 1 or more")
     return {"Prefer": f"wait={wait_s}"}
 
 

@@ -39,7 +39,7 @@ def _check_caller(caller: dict[str, str]) -> dict[str, str]:
 
 def _check_distinct(keys: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(keys)) < len(keys):
-        raise ValueError("keys are distinct")
+        raise ValueError("keys must be distinct")
     return keys
 
 

@@ -159,7 +159,7 @@ class UploadRequested(RequestModel):
     def _check_sealed_key(self) -> Self:
         if isinstance(self.body, SourceBody):
             if self.sealed_key is not None:
-                raise ValueError("sealed_key: the body of a source has none")
+                raise ValueError("sealed_key: not allowed with the body of a source")
         elif self.sealed_key is None:
             raise ValueError("sealed_key: required with an inline or a staged body")
         return self
@@ -216,7 +216,7 @@ class DeleteRequested(ControlRequestModel):
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
         if (self.key is None) == (self.keys is None):
-            raise ValueError("either key or keys is named")
+            raise ValueError("either key or keys is required, not both")
         return self
 
     @property

@@ -130,7 +130,7 @@ class _SentRequest:
     def __init__(self) -> None:
         self._attempts: list[_Attempt] = []
         self.weight = 0
-        """How many answers it may have: what it counts for among those that are remembered."""
+        """The number of answers it may have, which it counts for among the remembered requests."""
 
     def begin(self, matcher: EventMatcher) -> _Attempt:
         """A new attempt, which is under way."""

@@ -241,7 +241,7 @@ class Job:
 
     @property
     def attempts(self) -> int:
-        """How many deliveries in a row ended with the same transient error."""
+        """The number of deliveries in a row that ended with the same transient error."""
         return 0 if self.retry is None or self.retry.code == WAITING else self.retry.attempt
 
     @property

@@ -46,7 +46,7 @@ GROUPS: Final = {
     "Operate": {
         "doctor": "Check what the bucket, the broker and the sources can do.",
         "status": "Show keyrings, sweeps, and which master keys are in use.",
-        "sources": "Show the sources, and the objects in them that were refused.",
+        "sources": "Show the sources, or the refused objects of one.",
         "sweep": "Bring every object to the desired state, and prove it.",
         "dead": "Inspect, replay or discard dead letters.",
         "audit": "Follow, export or verify the audit trail.",

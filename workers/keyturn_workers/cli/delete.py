@@ -100,7 +100,7 @@ def delete(
     asked for confirmation. Run it again to continue after an interruption.
     """
     if bool(keys) == (prefix is not None):
-        raise typer.BadParameter("name object keys, or --prefix for all objects under it")
+        raise typer.BadParameter("give object keys, or --prefix to delete all objects under it")
     command = _Command(project, prefix or "", timeout_s if wait else None)
     if url := configured_gateway(gateway):
         api_key = read_api_key(api_key_file, project, confirm=False)
@@ -121,7 +121,7 @@ def delete(
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """What one run of the command deletes.
+    """The keys that one run of the command deletes.
 
     Attributes:
         project: The project.
@@ -135,7 +135,7 @@ class _Command:
 
 
 class _Way(Protocol):
-    """How objects are listed and deleted."""
+    """A way to list and delete objects."""
 
     def keys(self) -> AsyncGenerator[str, None]:
         """The keys under the prefix, without those that are deleted."""

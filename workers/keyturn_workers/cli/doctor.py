@@ -118,9 +118,9 @@ async def _check_source(name: str, source: Source, settings: SourceSettings, own
     except SettingsError as exc:
         return Check(check, "required", False, str(exc), "workers refuse to start")
     except SourceUnavailableError as exc:
-        return Check(check, "wanted", False, exc.detail, "its objects wait")
+        return Check(check, "wanted", False, exc.detail, "its objects are not taken in")
     ok = deletion != "not possible"
-    consequence = "stored objects stay in the source; see its setting delete"
+    consequence = "stored objects stay in the source; see its field delete"
     return Check(check, "wanted", ok, f"readable; deleted: {deletion}", consequence)
 
 

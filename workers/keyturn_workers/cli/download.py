@@ -254,13 +254,15 @@ def link(
         bool,
         typer.Option(
             "--put",
-            help="An upload link: it takes one body for this key, by PUT, and reads nothing. "
-            "Requires --max-bytes.",
+            help="Print an upload link: it uploads one object to this key, by PUT, and reads "
+            "nothing. Requires --max-bytes.",
         ),
     ] = False,
     max_bytes: Annotated[
         int | None,
-        typer.Option("--max-bytes", min=0, metavar="BYTES", help="With --put: the largest body."),
+        typer.Option(
+            "--max-bytes", min=0, metavar="BYTES", help="With --put: the largest body allowed."
+        ),
     ] = None,
     content_type: Annotated[
         str | None,

@@ -66,7 +66,7 @@ class _Bucket(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """What one command exports, where to, and how many objects at once."""
+    """The project of one export, its destination, and how many objects are read at once."""
 
     project: str
     target: Path | _Bucket
@@ -79,7 +79,7 @@ def export(
         str,
         typer.Argument(
             metavar="FOLDER | s3://BUCKET/PREFIX",
-            help="An empty or new folder or prefix, or one to continue.",
+            help="A new or empty folder or prefix, or that of an export to continue.",
         ),
     ],
     as_operator: AsOperator = False,
@@ -251,7 +251,7 @@ def _print(report: Report, project: str, destination: str, *, as_json: bool) -> 
             f"{report.exported} new, {report.already_there} there before{deleted}"
         )
     if omitted := failed - len(report.failures):
-        note(f"{omitted} more failures are counted, not listed")
+        note(f"{omitted} more failures are not listed")
     if failed:
         codes = ", ".join(f"{code} {count}" for code, count in report.failed.most_common())
         raise CommandError(f"{failed} of {there + failed} objects failed: {codes}")

@@ -211,7 +211,7 @@ async def _pages(storage: Storage, request: _Request) -> AsyncIterator[list[Obje
 
 
 async def read_claims(storage: Storage, s3_key: str) -> dict[str, Any]:
-    """What the metadata of the object at this S3 key claim, as `claims`; `gone` without one."""
+    """The claims of the metadata of the object at this S3 key; `gone` if there is none."""
     try:
         head = await storage.head(s3_key)
     except MissingError:

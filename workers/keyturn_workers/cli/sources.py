@@ -54,7 +54,7 @@ OptionalSourceName = Annotated[
 
 
 def sources(name: OptionalSourceName = None, as_json: AsJson = False) -> None:
-    """Show the sources, and the objects in them that were refused.
+    """Show the sources, or the refused objects of one.
 
     The numbers are from the last listing by an ingest worker.
     """
@@ -77,13 +77,14 @@ def sources(name: OptionalSourceName = None, as_json: AsJson = False) -> None:
     ]
     print_rows(_REFUSED_COLUMNS, refused, as_json=as_json)
     if len(refused) == MAX_REFUSED:
-        note(f"there may be more: the latest {MAX_REFUSED} are remembered")
+        note(f"there may be more: only the latest {MAX_REFUSED} are kept")
 
 
 def import_source(
     name: SourceName,
     prefix: Annotated[
-        str, typer.Option(help="Only S3 keys that begin with this, after the source's prefix.")
+        str,
+        typer.Option(help="Only objects whose names begin with this, after the source's prefix."),
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be requested.")
@@ -95,8 +96,8 @@ def import_source(
 ) -> None:
     """Take in all objects of a source.
 
-    Can be run again at any time: what is stored already is not stored twice. Exit status 0 means
-    that every object is in (with --no-wait: requested; with --dry-run: would be requested).
+    You can run it again at any time: nothing is stored twice. Exit status 0 means that every object
+    was taken in (with --no-wait: requested; with --dry-run: would be requested).
     """
     settings = PublisherSettings.read()
     own = SourceSettings.read()
@@ -108,7 +109,7 @@ def import_source(
         )
     except KeyboardInterrupt:
         if not dry_run:
-            note("what was requested is stored in the background; run it again for the rest")
+            note("requested objects are stored in the background; run it again for the rest")
         raise
     seconds = round(time.monotonic() - began, 1)
     _print_result(name, prefix, result, seconds, as_json=as_json)
@@ -232,7 +233,7 @@ def _print_result(
     """Print what became of all objects.
 
     Raises:
-        CommandError: not every object is in.
+        CommandError: not every object was taken in.
     """
     not_in = result.refused.total()
     if as_json:
@@ -253,7 +254,9 @@ def _print_result(
             shown = [_not_in_row(each) for each in result.not_in[:_SHOWN]]
             print_rows(("s3_key", "code", "detail"), shown)
             if not_in > len(shown):
-                note(f"{not_in - len(shown):,} more are not in; --json names up to a thousand")
+                note(
+                    f"{not_in - len(shown):,} more were not taken in; --json names up to a thousand"
+                )
         rows = [*sorted(result.statuses.items()), *sorted(result.refused.items())]
         size = decimal(result.size_bytes)
         print_table(
@@ -264,7 +267,7 @@ def _print_result(
     if not_in:
         first = result.not_in[0]
         raise CommandError(
-            f"{not_in:,} of {result.objects:,} objects are not in; the first was "
+            f"{not_in:,} of {result.objects:,} objects were not taken in; the first: "
             f"{first.s3_key}: {first.code}: {first.detail}"
         )
 

@@ -1,11 +1,11 @@
-"""Deletes: putting a tombstone that stays (SPEC 8.7).
+"""Deletes: put a tombstone, and make sure that it stays (SPEC 8.7).
 
 A copy under way can bring a deleted object back. So a delete is published only if its tombstone
 still exists two leases after it was last put: no copy that began before can land later.
 
 Up to 1,000 keys of one request wait together, and each has its own tombstone, its own proof and its
-own outcome. Nothing is kept between two deliveries but what is in the bucket: a delivery reads each
-key, and puts only the tombstones that are not there.
+own outcome. Between two deliveries, all state is in the bucket: a delivery reads each key, and puts
+only the tombstones that are not there.
 
 That age is a proof like any other (SPEC 8.4). It counts by a response of a front end whose clock
 agrees with the storage's clock as this process has known it for two leases, and a tombstone that
@@ -54,8 +54,8 @@ _MAX_PUTS: Final = 3
 _KEY_ATTEMPTS: Final = 5
 # Keys of one request that are handled at once.
 _KEYS_AT_ONCE: Final = 16
-# Requests with many keys that are handled at once. The others leave their place in the prefetch to
-# enrollments and rotations.
+# Requests with many keys that are handled at once. Further ones are put off, so that their places
+# in the prefetch are free for enrollments and rotations.
 _REQUESTS_AT_ONCE: Final = 4
 _PAUSE_S: Final = 1.0
 
@@ -74,7 +74,7 @@ class _Tombstone:
 class Deleter:
     """Serves deletes against one bucket.
 
-    `lease_s` is this worker's; if the keyring names a longer one, that counts (SPEC 8.4).
+    `lease_s` is this worker's; if the keyring names a longer one, the longer one counts (SPEC 8.4).
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Deleter:
             await self._delete(request.project, key, self._keyrings.read_leased)
 
         with self._place():
-            # What is wrong with the keyring is wrong for all keys, for as long as it lasts.
+            # A problem with the keyring concerns all keys, for as long as it lasts.
             await self._keyrings.read_fresh(request.project)
             return await _each(request, delete, may_fail=attempts + 1 >= _KEY_ATTEMPTS)
 
@@ -286,7 +286,7 @@ def _retried_refusals() -> Iterator[None]:
 async def _each(
     request: DeleteRequested, act: Callable[[str], Awaitable[None]], *, may_fail: bool
 ) -> Outcomes:
-    """Do this for each key of a request, some at once.
+    """Call `act` for each key of a request, for several keys at once.
 
     Args:
         request: The request.
@@ -295,7 +295,7 @@ async def _each(
 
     Raises:
         DeferError: a tombstone is not old enough; the one that is to wait longest decides.
-        CodedError: of a key, if it is transient and may not be an outcome.
+        CodedError: of a key, if it is transient and must not be an outcome.
     """
     outcomes = dict[str, CodedError | None].fromkeys(request.object_keys)
     waits_s, transient = list[float](), list[CodedError]()
@@ -309,7 +309,7 @@ async def _each(
                 waits_s.append(exc.wait_s)
             except CodedError as exc:
                 outcomes[key] = exc
-                # What else is transient concerns the keyring or a master key: all keys alike.
+                # Other transient errors concern the keyring or a master key, so all keys alike.
                 of_key = may_fail and isinstance(exc, StorageUnavailableError)
                 if exc.transient and not of_key:
                     transient.append(exc)

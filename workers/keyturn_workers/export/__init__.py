@@ -2,7 +2,7 @@
 
 | module | what it does |
 | --- | --- |
-| `run` | reads each object from a source, and has a destination store it; retries, counts |
+| `run` | reads each object, and lets a destination store it; retries, counts |
 | `folder`, `s3_prefix` | the destinations |
 | `manifest` | the manifest of a destination: which object is in which file |
 | `names` | names that every file system can hold; pure |

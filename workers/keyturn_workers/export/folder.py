@@ -1,7 +1,7 @@
 """A folder as the destination of an export.
 
-Paths are walked one name after the other, and no symbolic link is followed: neither a key nor
-somebody else who writes to the folder leads out of it.
+Paths are walked one name at a time, and no symbolic link is followed: neither a key nor another
+writer to the folder can make an export write outside it.
 
 A body is first written to a file without a name of its own. Its line of the manifest comes before
 the rename. So each file of the export has a line, and a line whose file is missing or has another
@@ -31,7 +31,7 @@ _FOLDER_MODE: Final = 0o700
 
 
 class Folder:
-    """A folder that holds one export, locked for this process. Made by `open`."""
+    """A folder that holds one export, locked for this process. Use `open`."""
 
     def __init__(self, root: int, partial: int, manifest: IO[bytes]) -> None:
         self._root = root
@@ -127,7 +127,7 @@ class Folder:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _is_free(self, path: str) -> bool:
-        """Whether there is no file: of someone else, or by the file system's own idea of a name."""
+        """Whether no file has this name, or one that the file system treats as equal."""
         try:
             with self._parent(path, create=False) as (folder, name):
                 return not _exists(folder, name)
@@ -166,7 +166,7 @@ def _exists(folder: int, name: str | bytes) -> bool:
 
 
 def _complete_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file, and cut off what a killed process left of one more."""
+    """Return the complete lines of a file; cut off a part that a killed process left at its end."""
     length_bytes = 0
     for line in file:
         if line.endswith(b"\n"):

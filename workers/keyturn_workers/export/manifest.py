@@ -70,24 +70,25 @@ def parse_lines(lines: Iterable[bytes], name: str, project: str) -> Iterator[Rec
         project: The project that is exported.
 
     Raises:
-        ExportError: it is of another project, or not a manifest.
+        ExportError: it belongs to another project, or is not a manifest.
     """
     for number, line in enumerate(lines, 1):
         if number == 1:
             if line != first_line(project):
-                raise ExportError(f"{name} is not of an export of {project}; use another folder")
+                raise ExportError(
+                    f"{name} does not belong to an export of {project}; use another destination"
+                )
             continue
         try:
             yield Record.model_validate_json(line)
         except ValidationError:
             raise ExportError(
-                f"line {number} of {name} is not of a manifest; without that line, its object is "
-                "exported again"
+                f"line {number} of {name} is not valid; remove it, and its object is exported again"
             ) from None
 
 
 class Index:
-    """What is exported, and which names are taken: on disk, since there may be millions."""
+    """The exported objects, and the names that are taken: on disk, since there may be millions."""
 
     def __init__(self) -> None:
         # A database without a name is a temporary file of SQLite's own.

@@ -1,7 +1,7 @@
 """Names of files for object keys, which every file system can hold (SPEC 1). Pure.
 
 A key that is a valid name everywhere is its own path. Otherwise a segment is escaped, shortened, or
-distinguished from another one by a `~` and a part of a digest. Hostile keys are expected: no name
+made distinct from another one by a `~` and a part of a digest. Hostile keys are expected: no name
 is empty, `.` or `..`, has a separator, or means a device.
 """
 
@@ -27,7 +27,7 @@ _DEVICE: Final = re.compile(
 
 
 def candidates(segment: str, owner: str) -> Iterator[str]:
-    """Names for one segment of a key, the best one first; without end.
+    """Names for one segment of a key, the best one first; an endless iterator.
 
     Args:
         segment: The segment, not empty.
@@ -49,7 +49,7 @@ def candidates(segment: str, owner: str) -> Iterator[str]:
 
 
 def folded(path: str) -> str:
-    """The same text for paths that some file system takes for one.
+    """The same text for all paths that some file system treats as one.
 
     Some ignore case, and some the difference between composed and decomposed characters.
     """

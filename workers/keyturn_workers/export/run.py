@@ -1,7 +1,7 @@
 """Exports every object that a source lists: reads it, retries, counts (SPEC 9.2).
 
-Of each object on its way it holds one block, whatever its size. It must never count an object that
-did not open to its end, or whose size is not the one that was stated before.
+It holds one block of each object in progress, whatever its size. It must never count an object that
+did not open to its end, or whose size differs from the one that was stated before.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class Incoming:
                 yield await self._counted(bytes(held))
                 held.clear()
         if self.read_bytes + len(held) != self.info.size_bytes:
-            raise CorruptObjectError("the plaintext has another size than was stated")
+            raise CorruptObjectError("the size of the plaintext differs from the stated one")
         if held:
             yield await self._counted(bytes(held))
 
@@ -135,7 +135,7 @@ class Destination(Protocol):
 
 @dataclass(slots=True)
 class Report:
-    """What was done with the objects of a project."""
+    """The outcomes of an export so far."""
 
     exported: int = 0
     already_there: int = 0
@@ -262,7 +262,7 @@ def _may_pass(exc: Exception) -> bool:
 
 
 def _is_outage(exc: Exception) -> bool:
-    """Whether it may be about the gateway or a storage rather than about one object."""
+    """Whether the cause may be the gateway or a storage rather than one object."""
     by_server = isinstance(exc, UnexpectedResponseError) and exc.status >= _SERVER_ERROR
     return by_server or isinstance(exc, TransientError | GatewayUnavailableError)
 

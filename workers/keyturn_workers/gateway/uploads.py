@@ -369,7 +369,7 @@ class UploadRoutes:
         content_type = _content_type(headers, link)
         metadata, upload_id = _metadata(headers), new_id()
         if metadata and link is not None:
-            raise MalformedRequestError("an upload by link has no metadata")
+            raise MalformedRequestError("an upload by link cannot have metadata")
         ids = {"upload_id": upload_id}
         try:
             with self._pending.hold(caller.project, upload_id, link=link) as pending:
@@ -432,7 +432,7 @@ def _content_type(headers: Headers, link: UploadLinkClaims | None) -> str | None
     # Names of types have no case (RFC 9110, 8.3.1); what is stored is the link's text.
     sent = [value.lower() for value in headers.getlist("content-type")]
     if sent not in ([], [link.content_type.lower()]):
-        raise UnsupportedMediaTypeError(f"this link is for {link.content_type}")
+        raise UnsupportedMediaTypeError(f"this link allows only {link.content_type}")
     return link.content_type
 
 

@@ -35,7 +35,7 @@ from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.storage import ObjectSummary, Storage
 
 MAX_FAILURES: Final = 1000
-"""Objects that are not in, and are named in the result; all are counted."""
+"""Objects that were not taken in and that the result names; all are counted."""
 CONNECTIONS: Final = POLL_SLOTS + 8
 # An import ends when no object has had an outcome for so long.
 _IDLE_S: Final = 900.0
@@ -51,7 +51,7 @@ WAITING: Final = "waiting"
 
 @dataclass(frozen=True, slots=True)
 class NotIn:
-    """An object that is not in: its S3 key, a code or `waiting`, and the reason."""
+    """An object that was not taken in: its S3 key, a code or `waiting`, and the reason."""
 
     s3_key: str
     code: str
@@ -60,14 +60,14 @@ class NotIn:
 
 @dataclass(slots=True)
 class ImportResult:
-    """What became of the objects of an import so far.
+    """The outcomes of the objects of an import so far.
 
     Attributes:
         objects: How many are done, folder markers aside.
         size_bytes: Their sizes added up.
         statuses: How many are stored, there already, queued, not requested or gone.
-        refused: How many are not in, by code; those without an outcome are `waiting`.
-        not_in: Some of those.
+        refused: How many were not taken in, by code; those without an outcome are `waiting`.
+        not_in: Some of those, with the reasons.
     """
 
     objects: int = 0

@@ -1,4 +1,4 @@
-"""What ingest counts, for `/metrics` (SPEC 11). A source's name is the operator's own choice."""
+"""Metrics of ingest, for `/metrics` (SPEC 11). The operator chooses the names of sources."""
 
 from collections.abc import Iterable
 from typing import Final, Literal
@@ -67,7 +67,7 @@ class IngestMetrics:
         self._hints.labels(outcome).inc()
 
     def report(self, source: str, *, listed_at: float, waiting: int, refused: int) -> None:
-        """What the record of a source says."""
+        """Report the state in the record of a source."""
         self._polled.labels(source).set(listed_at)
         self._waiting.labels(source).set(waiting)
         self._refused.labels(source).set(refused)

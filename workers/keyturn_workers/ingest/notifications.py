@@ -1,4 +1,4 @@
-"""What storage servers say about new objects: S3 event records, as AWS defines them (SPEC 17.4).
+"""Notifications of storage servers: S3 event records, as AWS defines them (SPEC 17.4).
 
 Ceph pushes them over AMQP; for AWS they can be forwarded. They are not signed, so they are hints:
 a record only says at which key of which bucket to look. Pure.

@@ -1,7 +1,7 @@
 """The role `ingest` of a worker process: notifications and listings of all watched sources.
 
-Nothing here can harm another tenant: notifications are bounded on the broker and slow when they are
-in vain, and a source has only so many requests under way.
+Nothing here can harm another tenant: notifications are bounded on the broker, useless ones are
+slow, and the requests of a source that have no outcome are limited.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from keyturn_workers.worker.metrics import WorkerMetrics
 
 NOTIFICATIONS_AT_ONCE: Final = 8
 """Each may have 16 MiB, which is what a broker accepts by default."""
-# After a message that names nothing of ours. A flood of them must not take the process's time.
+# After a message that names no object of a source, so that a flood does not take up the process.
 _GARBAGE_PAUSE_S: Final = 0.05
 
 _log = structlog.get_logger()
 
 
 class Ingest:
-    """What one process does in the role `ingest`: for each watched source an intake and a poller.
+    """The role `ingest` of one process: for each watched source an intake and a poller.
 
     Args:
         settings: Of the process.

@@ -99,7 +99,7 @@ class OpenObject:
 
     @property
     def info(self) -> ObjectInfo:
-        """What is stated about the object, as a gateway does; only its size is proven, by its end.
+        """The stated size, type and metadata of the object; only the size is proven, at the end.
 
         Raises:
             CorruptObjectError: no body can have its length.

@@ -2,6 +2,6 @@
 
 | module | what it does |
 | --- | --- |
-| `config` | which buckets, and where their objects go; pure |
-| `bucket` | what is read and deleted there, and which of it a request may name |
+| `config` | the buckets, and where their objects go; pure |
+| `bucket` | reads and deletes objects there; checks that a request may name one |
 """

@@ -1,7 +1,7 @@
 """The bucket of a source: what is read and deleted there (SPEC 17.1 to 17.3).
 
-A source is not ours: nothing that its server answers is taken for an answer of our own storage, so
-every error becomes one of a source's codes. What is deleted is what was read, or nothing.
+A source is not ours: a response of its server never counts as one of our own storage, so every
+error becomes one of a source's codes. Either exactly what was read is deleted, or nothing.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class SourceBucket:
         self._honors_conditions: bool | None = None
         self._checking = asyncio.Lock()
         self._deletes = asyncio.Semaphore(_DELETES_AT_ONCE)
-        # While it is away: until when nothing is asked, and for how long it was not the last time.
+        # While it does not respond: no request until then, and the length of the latest pause.
         self._away_until_s = 0.0
         self._pause_s = 0.0
         self._is_trying = False
@@ -86,8 +86,8 @@ class SourceBucket:
     async def check(self) -> None:
         """Make sure, once, that this is not Keyturn's own bucket by another name.
 
-        A source whose credentials may not see the proof is as good as another bucket: what is
-        under `.keyturn/` cannot be read through it.
+        A source whose credentials may not read the proof counts as another bucket: nothing under
+        `.keyturn/` can be read through it.
 
         Raises:
             SettingsError: it is Keyturn's own bucket.
@@ -201,7 +201,7 @@ class SourceBucket:
         except SourceMissingError:
             pass  # another delivery, or its owner, deleted it
         except SourceChangedError:
-            _log.info("source's object was written over: the new one stays", source=self.name)
+            _log.info("source's object was overwritten: the new one stays", source=self.name)
         except (TransientError, ArchivedObjectError, StorageAnswerError) as exc:
             _log.warning("source's object not deleted", source=self.name, problem=str(exc))
         finally:
@@ -244,7 +244,7 @@ class SourceBucket:
 
     async def _delete_unversioned(self, named: SourceObject) -> None:
         if self.source.delete == "unconditional":
-            # As late as possible. What is written between this and the delete is lost.
+            # As late as possible. An object written between this and the delete is lost.
             if (await self._storage.head(named.key)).etag != named.etag:
                 raise PreconditionError("it was written over")
         elif not await self._deletes_conditionally():
@@ -252,7 +252,7 @@ class SourceBucket:
         await self._storage.delete_if_match(named.key, named.etag)
 
     async def find_deletion(self) -> Deletion:
-        """How objects of this source are deleted after they were stored.
+        """Find out how objects of this source are deleted after they were stored.
 
         Raises:
             SourceUnavailableError: that cannot be found out now.
@@ -305,10 +305,10 @@ class SourceBucket:
 
     @asynccontextmanager
     async def _asking(self, *, patient: bool = False) -> AsyncIterator[None]:
-        """Bound what a server that is away costs those who wait for other uploads.
+        """Limit how long a source that does not respond delays other uploads.
 
-        After a failure nothing is asked for a while, and then by one caller alone. A patient
-        caller waits for that, and for the response however long it takes.
+        After a failure there is a pause, and then a single caller tries again. A patient caller
+        waits for the end of the pause, and for the response however long it takes.
 
         Raises:
             SourceUnavailableError: it does not respond, or did not a moment ago.
@@ -352,7 +352,9 @@ class SourceBucket:
             case PreconditionError():
                 return SourceChangedError(f"the object of source {self.name} has changed")
             case ArchivedError():
-                return ArchivedObjectError("its storage class must be restored first")
+                return ArchivedObjectError(
+                    "the source's object must be restored from its storage class first"
+                )
             case _:
                 return _RefusedSourceError(f"source {self.name}: {error}")
 

@@ -1,8 +1,8 @@
-"""Which buckets objects are taken in from, and where they go (SPEC 11, 17.1).
+"""The configured sources: their buckets, and where their objects go (SPEC 11, 17.1).
 
 `KEYTURN_SOURCES` is JSON, or the path of a file with that JSON; it is read once. A source maps each
-of its S3 keys to a project and an object key by two templates. The mapping is pure: a request that
-names an object of a source can only mean that one place.
+of its S3 keys to a project and an object key by two templates. The mapping is pure: a request for
+an object of a source can only store it at that one place.
 """
 
 import re
@@ -41,7 +41,7 @@ class Target:
 
 def _template(text: str) -> str:
     if _BRACES.search(_VARIABLES.sub("", text)):
-        raise ValueError("of names in braces it may have {name}, {first} and {rest}")
+        raise ValueError("only {name}, {first} and {rest} are allowed in braces")
     return text
 
 
@@ -53,13 +53,13 @@ def _key_template(text: str) -> str:
 
 def _delete(value: object) -> object:
     if not (isinstance(value, bool) or value == "unconditional"):
-        raise ValueError('it is true, false or "unconditional"')
+        raise ValueError('it must be true, false or "unconditional"')
     return value
 
 
 def _prefix(text: str) -> str:
     if has_control_characters(text):
-        raise ValueError("it has no control characters")
+        raise ValueError("it must not have control characters")
     return text
 
 
@@ -105,8 +105,8 @@ class Source(StrictModel):
         counts = [sum(value is not None for value in pair) for pair in named]
         if counts not in ([0, 0], [1, 1]):
             raise ValueError(
-                "access_key_id and secret_access_key are set together or not, each once, "
-                "as it is or with _file"
+                "access_key_id and secret_access_key are set together or not, each once: "
+                "directly or with _file"
             )
         return self
 
@@ -147,7 +147,7 @@ class Source(StrictModel):
                 certificate is only for its own server; its authorities verify every server.
 
         Raises:
-            ValueError: a file of credentials cannot be read.
+            ValueError: a credentials file cannot be read.
         """
         changes: dict[str, object] = {"s3_bucket": self.bucket}
         if self.endpoint_url is not None:
@@ -173,9 +173,9 @@ def _credential(path: str | None) -> str | None:
         with Path(path).open("rb") as file:
             text = file.read(_SECRET_MAX_BYTES).decode().strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ValueError(f"a file of credentials cannot be read ({_reason(exc)})") from None
+        raise ValueError(f"a credentials file cannot be read ({_reason(exc)})") from None
     if not text:
-        raise ValueError("a file of credentials is empty")
+        raise ValueError("a credentials file is empty")
     return text
 
 

@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one publisher may do: its public keys, the types, the projects and the sources."""
+    """The grant of one publisher: its public keys, types, projects and sources."""
 
     keys: tuple[VerifyKey, ...]
     may: frozenset[str]
@@ -75,19 +75,19 @@ def parse_grants(value: object) -> dict[str, Grant]:
 
 def _grant(fields: object) -> Grant:
     if not isinstance(fields, dict) or fields.keys() - {"sources"} != {"keys", "may", "projects"}:
-        raise ValueError("each publisher has keys, may and projects, and may have sources")
+        raise ValueError("each publisher needs keys, may and projects; sources is optional")
     sources = fields.get("sources", [])
     lists = [fields["keys"], fields["may"], fields["projects"], sources]
     if not all(
         isinstance(items, list) and all(isinstance(i, str) for i in items) for items in lists
     ):
-        raise ValueError("keys, may, projects and sources are lists of strings")
+        raise ValueError("keys, may, projects and sources must be lists of strings")
     if any(item not in (*REQUESTS, _ALL) for item in fields["may"]):
         raise ValueError(f"may holds * or some of {', '.join(REQUESTS)}")
     if not all(item == _ALL or is_project(item) for item in fields["projects"]):
         raise ValueError("projects holds project ids or *")
     if not all(is_short_name(item) for item in sources):
-        raise ValueError("sources holds names of sources")
+        raise ValueError("sources must be a list of names of sources")
     keys = tuple(VerifyKey.from_bytes(seed_from_b64(key)) for key in fields["keys"])
     projects = frozenset(fields["projects"])
     return Grant(keys, frozenset(fields["may"]), projects, frozenset(sources))

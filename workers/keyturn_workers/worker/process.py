@@ -314,7 +314,7 @@ async def _open_ingest(
     sources: Sources,
     metrics: WorkerMetrics,
 ) -> AsyncIterator[Ingest | None]:
-    """What the role `ingest` does; None if the process lacks it, or no source is watched.
+    """The role `ingest`; None if the process does not have it, or no source is watched.
 
     Raises:
         SettingsError: no publisher is named that signs its requests.

@@ -110,8 +110,8 @@ def test_only_a_confirmed_deletion_is_called_deleted(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["acme"], "name object keys, or --prefix"),
-        (["acme", "a", "--prefix", "b"], "name object keys, or --prefix"),
+        (["acme"], "give object keys, or --prefix"),
+        (["acme", "a", "--prefix", "b"], "give object keys, or --prefix"),
         (["acme", "a", "../b"], "malformed_request: a key has no empty"),
         (["Not A Project", "a"], "malformed_request: a project id"),
     ],

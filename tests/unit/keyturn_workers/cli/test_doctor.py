@@ -221,7 +221,12 @@ def test_each_source_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert shown == {
         "source versioned": ("wanted", True, "readable; deleted: by version", ""),
-        "source away": ("wanted", False, "source away: list: SlowDown", "its objects wait"),
+        "source away": (
+            "wanted",
+            False,
+            "source away: list: SlowDown",
+            "its objects are not taken in",
+        ),
         "source own": (
             "required",
             False,
@@ -232,7 +237,7 @@ def test_each_source_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
             "wanted",
             False,
             "readable; deleted: not possible",
-            "stored objects stay in the source; see its setting delete",
+            "stored objects stay in the source; see its field delete",
         ),
     }
 

@@ -142,7 +142,7 @@ def _file(target: Path, name: str, content: bytes) -> Iterator[None]:
     ("what", "text"),
     [
         ("other file", "is not empty, and has no keyturn-manifest.jsonl to continue from"),
-        ("other project", "is not of an export of acme"),
+        ("other project", "does not belong to an export of acme"),
         ("garbage", "line 2 of .* is not of a manifest"),
         ("path outside", "line 2 of .* is not of a manifest"),
         ("another process", "another process exports to"),

@@ -304,7 +304,7 @@ _TOO_MANY = [f"k{number}" for number in range(1001)]
         ({}, "keys: Field required"),
         ({"keys": []}, "keys: Tuple should have at least 1 item"),
         ({"keys": _TOO_MANY}, "keys: Tuple should have at most 1000 items"),
-        ({"keys": ["a", "a"]}, "keys: keys are distinct"),
+        ({"keys": ["a", "a"]}, "keys: keys must be distinct"),
         ({"keys": ["a", "../b"]}, "keys.1: "),
         ({"keys": ["a", 1]}, "keys.1: Input should be a valid string"),
         ({"keys": "abc"}, "keys: "),

@@ -118,14 +118,26 @@ def test_folders_of_customers_do_not_meet(one: str, other: str) -> None:
         ({"drop": []}, "source drop: "),
         ({"drop": {**_DROP, "prefixes": []}}, "source drop: prefixes: Extra inputs"),
         ({"drop": {**_DROP, "bucket": "ab"}}, "source drop: bucket: "),
-        ({"drop": {**_DROP, "prefix": "a\n"}}, "source drop: prefix: it has no control"),
-        ({"drop": {**_DROP, "key": "{key}/{name}"}}, "source drop: key: of names in braces"),
+        ({"drop": {**_DROP, "prefix": "a\n"}}, "source drop: prefix: it must not have control"),
+        (
+            {"drop": {**_DROP, "key": "{key}/{name}"}},
+            "source drop: key: only {name}, {first} and {rest} are",
+        ),
         ({"drop": {**_DROP, "key": "{name"}}, "source drop: key: it needs"),
-        ({"drop": {**_DROP, "key": "{name!r}{name}"}}, "source drop: key: of names in braces"),
+        (
+            {"drop": {**_DROP, "key": "{name!r}{name}"}},
+            "source drop: key: only {name}, {first} and {rest} are",
+        ),
         ({"drop": {**_DROP, "key": "{first}"}}, "source drop: key: it needs"),
-        ({"drop": {**_DROP, "project": "{canary}"}}, "source drop: project: of names in braces"),
-        ({"drop": {**_DROP, "delete": "canary"}}, 'source drop: delete: it is true, false or "unc'),
-        ({"drop": {**_DROP, "delete": 1}}, 'source drop: delete: it is true, false or "unc'),
+        (
+            {"drop": {**_DROP, "project": "{canary}"}},
+            "source drop: project: only {name}, {first} and {rest} are",
+        ),
+        (
+            {"drop": {**_DROP, "delete": "canary"}},
+            'source drop: delete: it must be true, false or "unc',
+        ),
+        ({"drop": {**_DROP, "delete": 1}}, 'source drop: delete: it must be true, false or "unc'),
         ({"drop": {**_DROP, "watch": "canary"}}, "source drop: watch"),
         ({"drop": {**_DROP, "endpoint_url": "ftp://canary"}}, "source drop: endpoint_url"),
         ({"drop": {**_DROP, "access_key_id": "canary"}}, "set together or not"),
@@ -149,7 +161,9 @@ def test_what_is_wrong_with_a_source_is_said_without_its_values(value: object, w
     text = str(refused.value)
     assert why in text
     assert "\n" not in text
-    assert "canary" not in text.removeprefix("source drop: project: of names in braces")
+    assert "canary" not in text.removeprefix(
+        "source drop: project: only {name}, {first} and {rest} are"
+    )
 
 
 def test_the_setting_may_be_the_path_of_a_file(
@@ -216,7 +230,7 @@ def test_a_file_of_credentials_that_cannot_be_used_is_named(
     if content is not None:
         file.write_bytes(content)
     source = _source(access_key_id="id", secret_access_key_file=str(file))
-    with pytest.raises(ValueError, match="a file of credentials"):
+    with pytest.raises(ValueError, match="a credentials file"):
         source.storage_settings(_OWN)
 
 
