@@ -143,8 +143,8 @@ def _file(target: Path, name: str, content: bytes) -> Iterator[None]:
     [
         ("other file", "is not empty, and has no keyturn-manifest.jsonl to continue from"),
         ("other project", "does not belong to an export of acme"),
-        ("garbage", "line 2 of .* is not of a manifest"),
-        ("path outside", "line 2 of .* is not of a manifest"),
+        ("garbage", "line 2 of .* is not valid"),
+        ("path outside", "line 2 of .* is not valid"),
         ("another process", "another process exports to"),
     ],
 )

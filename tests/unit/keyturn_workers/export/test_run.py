@@ -87,7 +87,7 @@ async def test_a_failure_is_counted_by_its_code_and_the_rest_is_exported() -> No
         ("a", "no_usable_wrap", "no wrap opens"),
         ("b", "corrupt_object", "a chunk"),
         ("c", "incomplete_body", "cut"),
-        ("d", "corrupt_object", "the plaintext has another size than was stated"),
+        ("d", "corrupt_object", "the size of the plaintext differs from the stated one"),
         ("e//f", "foreign_object", "no object can have this key"),
     ]
     assert report.failed == {"corrupt_object": 2} | dict.fromkeys(
