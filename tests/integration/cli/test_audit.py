@@ -142,7 +142,8 @@ def test_what_happened_is_exported_and_verified(life: Life) -> None:
     ]
     served, opened, replayed = records[2], records[3], records[4]
     assert (served["actor"], served["publisher"], served["project"]) == ("api", "api", "acme")
-    assert (served["object_key"], served["role"]) == ("a", "worker control sweep upload")
+    assert (served["object_count"], served["object_keys"]) == (1, ["a"])
+    assert served["role"] == "worker control ingest sweep upload"
     assert (opened["object_key"], opened["reason"]) == ("c", "ticket 4711")
     assert opened["actor"].endswith(f"@{opened['host']}")
     assert (opened["counter"], opened["previous"]) == (1, None)
