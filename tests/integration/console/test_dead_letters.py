@@ -135,7 +135,8 @@ async def test_a_letter_is_replayed_after_its_cause_was_mended(
     assert OPERATOR.name in audit.text
     await _listed(client, made.upload_id, 0)
     gone = await client.get(path)
-    assert (gone.status, "This letter is gone" in gone.text) == (404, True)
+    assert (gone.status, "Replayed" in gone.text) == (404, True)
+    assert OPERATOR.name in gone.text
 
 
 async def test_all_letters_of_a_code_are_discarded_also_those_that_are_not_shown(
