@@ -75,6 +75,7 @@ _SERVED: Final = (
     "project.enrolled",
     "rotation.accepted",
     "object.deleted",
+    "delete.requested",  # of many keys
     "sweep.requested",
     "status.reported",
     "dead_letters.moved",
