@@ -11,7 +11,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time
 from keyturn.messages import encode, parse_event
 from keyturn.topology import ATTEMPT_HEADER, CONTROL_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.errors import MissingError, StorageAnswerError
+from keyturn_workers.errors import MissingError, RequestFailedError, StorageAnswerError
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.stories import begin, stop_within, without
 from tests.protocol.waiters import Record, signed, verified
@@ -141,7 +141,7 @@ def test_an_object_that_exists_is_answered_with_404(world: World, code: Any) -> 
         world.run()
         return task.result()
 
-    names = {MissingError.__name__, StorageUnavailableError.__name__}
+    names = {MissingError.__name__, RequestFailedError.__name__}
     assert answered() in ({MissingError.__name__} if code else names)
     assert fault.times == 0
     assert answered() == "read"
