@@ -44,7 +44,7 @@ def test_other_errors_pass_unchanged() -> None:
     [
         (ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"), "refuses them"),
         (aiohttp.ClientPayloadError("?X-Amz-Signature=1"), "cannot be reached"),
-        (CredentialRetrievalError(provider="iam", error_msg="?X-Amz-Signature=1"), "gives none"),
+        (CredentialRetrievalError(provider="iam", error_msg="?X-Amz-Signature=1"), "provides none"),
     ],
     ids=["refusal", "loss", "none"],
 )
