@@ -49,10 +49,10 @@ PIECE_BYTES: Final = 1024 * 1024
 _RESPONSE_S: Final = 15.0
 # How long a source is left alone after it failed: doubled each time, from the first to the last.
 _PAUSES_S: Final = (1.0, 30.0)
-# A delete waits for its response however long that takes, so only so many may, and others wait
-# for such a place only for so long.
+# A delete waits for its response however long that takes, so only so many may at once. Others wait
+# for their turn, unless none has ended for so long.
 _DELETES_AT_ONCE: Final = 8
-_DELETE_TURN_S: Final = 2.0
+_DELETE_TURN_S: Final = 5.0
 _NULL_VERSION: Final = "null"
 _PROOF_BYTES: Final = 32
 
@@ -78,6 +78,7 @@ class SourceBucket:
         self._honors_conditions: bool | None = None
         self._checking = asyncio.Lock()
         self._deletes = asyncio.Semaphore(_DELETES_AT_ONCE)
+        self._delete_ended_s = 0.0
         # While it does not respond: no request until then, and the length of the latest pause.
         self._away_until_s = 0.0
         self._pause_s = 0.0
@@ -182,12 +183,9 @@ class SourceBucket:
         """
         if self.source.delete is False:
             return
-        try:
-            async with asyncio.timeout(_DELETE_TURN_S):
-                await self._deletes.acquire()
-        except TimeoutError:
+        if not await self._may_delete():
             _log.warning(
-                "source's object not deleted", source=self.name, problem="other deletes take long"
+                "source's object not deleted", source=self.name, problem="other deletes hang"
             )
             return
         try:
@@ -205,7 +203,19 @@ class SourceBucket:
         except (TransientError, ArchivedObjectError, StorageAnswerError) as exc:
             _log.warning("source's object not deleted", source=self.name, problem=str(exc))
         finally:
+            self._delete_ended_s = asyncio.get_running_loop().time()
             self._deletes.release()
+
+    async def _may_delete(self) -> bool:
+        """Wait for a turn; False if no delete has ended for a while."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout(_DELETE_TURN_S):
+                    return await self._deletes.acquire()
+            except TimeoutError:
+                if loop.time() - self._delete_ended_s > _DELETE_TURN_S:
+                    return False
 
     async def _delete_version(self, named: SourceObject) -> None:
         """Delete the version; hide an older one that would become the current one.

@@ -283,6 +283,22 @@ async def test_deletes_without_a_response_hold_up_few_uploads(
     await asyncio.gather(*held, return_exceptions=True)
 
 
+async def test_deletes_of_a_slow_source_all_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(MemoryStorage):
+        async def delete_version(self, key: str, version_id: str) -> None:
+            await asyncio.sleep(0.03)
+            await super().delete_version(key, version_id)
+
+    monkeypatch.setattr("keyturn_workers.sources.bucket._DELETE_TURN_S", 0.05)
+    storage = Slow(versioned=True)
+    bucket = _bucket(storage, delete=True)
+    named = [await _named(storage, key=f"in/{number}") for number in range(50)]
+    await asyncio.gather(*map(bucket.delete_read, named))
+    assert list(storage.stored_keys()) == []
+
+
 async def test_where_versioning_is_suspended_no_older_object_is_hidden() -> None:
     """A delete marker would replace the object that has no version."""
 
