@@ -214,13 +214,16 @@ class BucketWriter:
         self.remove(keyring_s3_key(project))
 
     def put_right(self, project: str) -> None:
-        """Put the keyring that the project's highest mark names back, if it is not there."""
+        """Put the keyring that the project's highest mark names back, if it is not there.
+
+        A newer one stays: a worker has put it, and is about to mark it.
+        """
         s3_key = keyring_s3_key(project)
-        states = self._world.oracle.marks.states[project]
-        for place, stored in enumerate(self._seen[s3_key]):
+        states, seen = self._world.oracle.marks.states[project], self._seen[s3_key]
+        for place, stored in enumerate(seen):
             if states and hashlib.sha256(stored.body).hexdigest() == states[-1][1]:
                 current = self._world.server.current_objects().get(s3_key)
-                if current is None or current.body != stored.body:
+                if current is None or current.body not in [each.body for each in seen[place:]]:
                     self._plant(s3_key, place)
 
     def hide(self, s3_key: str) -> None:
