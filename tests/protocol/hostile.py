@@ -219,11 +219,15 @@ class BucketWriter:
         A newer one stays: a worker has put it, and is about to mark it.
         """
         s3_key = keyring_s3_key(project)
-        states, seen = self._world.oracle.marks.states[project], self._seen[s3_key]
-        for place, stored in enumerate(seen):
+        oracle = self._world.oracle
+        states = oracle.marks.states[project]
+        for place, stored in enumerate(self._seen[s3_key]):
             if states and hashlib.sha256(stored.body).hexdigest() == states[-1][1]:
                 current = self._world.server.current_objects().get(s3_key)
-                if current is None or current.body not in [each.body for each in seen[place:]]:
+                if current is None or (
+                    current.body != stored.body
+                    and oracle.keyring_serial(project, current) <= states[-1][0]
+                ):
                     self._plant(s3_key, place)
 
     def hide(self, s3_key: str) -> None:

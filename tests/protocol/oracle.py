@@ -86,6 +86,13 @@ class Project:
     proofs: list[State] = field(default_factory=list)
 
 
+def _state(rest: dict[str, Any], master_key: str) -> State:
+    is_plaintext_allowed = rest["plaintext"] == "allowed"
+    return State(
+        rest["generation"], rest["kek_id"], master_key, is_plaintext_allowed, rest["serial"]
+    )
+
+
 class Oracle:
     """Checks one bucket."""
 
@@ -145,7 +152,8 @@ class Oracle:
             return  # written by the test itself
         self.laws.wrote(s3_key, call.delivery)
         if s3_key.startswith(KEYRINGS_PREFIX):
-            name = self._record(s3_key, stored.body)[0]
+            name, master_key, rest = self._record(s3_key, stored.body)
+            self.reports.put(name, _state(rest, master_key))
             at = (name, hashlib.sha256(stored.body).hexdigest())
             self._keyrings.setdefault(at, (stored, call.delivery))
         elif s3_key.startswith(SWEEPS_PREFIX):
@@ -176,6 +184,12 @@ class Oracle:
         kek = record_kek(self._master_keys[outer["master_key"]].reveal(), outer["project"])
         rest = json.loads(open_record(kek, s3_key, b64decode(outer["sealed"])))
         return outer["project"], outer["master_key"], rest
+
+    def keyring_serial(self, project: str, stored: Stored) -> int:
+        """The serial of a state of a project's keyring."""
+        _, _, rest = self._record(keyring_s3_key(project), stored.body)
+        serial: int = rest["serial"]
+        return serial
 
     def _keyring_counts(self, name: str, digest: str) -> None:
         """A state of a keyring is marked: from now on it is what the project's keys are."""
@@ -208,13 +222,7 @@ class Oracle:
         for entry in entries:
             if entry["kek"] is not None:
                 project.keks[entry["generation"]] = Secret(b64decode(entry["kek"]))
-        state = State(
-            rest["generation"],
-            rest["kek_id"],
-            master_key,
-            rest["plaintext"] == "allowed",
-            rest["serial"],
-        )
+        state = _state(rest, master_key)
         if not project.states or state.generation > project.states[-1].generation:
             self.laws.rotated(name, rest, delivery)
         if not is_recovered and project.states and state.generation < project.states[-1].generation:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from keyturn.messages import AuditAction, AuditRecorded, DeadLettersAction
     from keyturn_workers.worker.grants import Grant
-    from tests.protocol.oracle import Project
+    from tests.protocol.oracle import Project, State
     from tests.protocol.waiters import SentRequest, Waiter
 
 
@@ -55,6 +55,8 @@ class ReportLaws:
         self._grants = grants
         self._projects = projects
         self._ended_sweeps = ended_sweeps
+        # All states that workers put, by project: even those that no mark names yet.
+        self._put: dict[str, list[State]] = {}
         # How many states each project had when a request was signed.
         self._states_at: dict[tuple[str, str], dict[str, int]] = {}
         # Those that publishers may have recorded, and those that the broker has.
@@ -70,7 +72,11 @@ class ReportLaws:
         if request.kind == "dead_letters.requested" and is_allowed:
             self._requested.update(actions_of(request))
 
-    # What workers publish.
+    # What workers do.
+
+    def put(self, project: str, state: State) -> None:
+        """A worker put a keyring."""
+        self._put.setdefault(project, []).append(state)
 
     def published(self, event: Any, request: SentRequest | None) -> None:
         """A worker answered a request."""
@@ -107,8 +113,8 @@ class ReportLaws:
             if request.project not in ("*", row.project):
                 self._violated(f"{about} has rows of {row.project}")
         for row in event.projects or ():
-            is_known = row.project in self._touched or self._latest_state(row) is not None
-            if row.code is None and not is_known:
+            is_known = self._latest_state(row) is not None or self._was_put(row)
+            if row.code is None and not is_known and row.project not in self._touched:
                 self._violated(f"{about} has a state of {row.project} that never was")
         for row in event.sweeps or ():
             over = row.status in ("done", "failed")
@@ -116,12 +122,15 @@ class ReportLaws:
                 self._violated(f"{about} has the end of a sweep that runs")
 
     def _latest_state(self, row: Any) -> int | None:
-        """The last place of a row among the states of its project."""
+        """The last place of a row among the marked states of its project."""
         project = self._projects.get(row.project)
         found = [] if project is None else [*enumerate(project.states)]
-        wraps = (row.generation, row.kek_id, row.master_key)
-        places = [n for n, each in found if (each.wraps, each.plaintext) == (wraps, row.plaintext)]
+        places = [n for n, each in found if _shows(row, each)]
         return places[-1] if places else None
+
+    def _was_put(self, row: Any) -> bool:
+        """Whether a worker put this state: a report may show it before its mark is published."""
+        return any(_shows(row, each) for each in self._put.get(row.project, ()))
 
     # What is believed.
 
@@ -152,6 +161,11 @@ class ReportLaws:
         """A worker moved a letter."""
         if action not in self._recorded:
             self._violated(f"{action.action} was done, and not recorded before")
+
+
+def _shows(row: Any, state: State) -> bool:
+    shown = (row.generation, row.kek_id, row.master_key, row.plaintext)
+    return shown == (*state.wraps, state.plaintext)
 
 
 def actions_of(request: SentRequest) -> set[Action]:
