@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tools.bench.processes import Running
     from tools.harness.deployment import Deployment
 
-RATES: Final = (50, 150, 300)
+RATES: Final = (20, 50, 150, 300)
 AGAINST: Final = "plain FastStream + aioboto3 + AES-GCM worker"
 _WARM_S: Final = 2
 _LATE_S: Final = 30
