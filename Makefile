@@ -25,6 +25,7 @@ help:  ## Show this list
 
 .PHONY: setup
 setup: $(UV)  ## Make the locked environment in .venv
+	@[ -x $(PYTHON) ] || echo "Installing the locked Python packages and Node.js into .venv: minutes at first" >&2
 	@$(SYNC)
 
 .PHONY: test
@@ -166,5 +167,6 @@ clean:  ## Remove the environment, the tools and all caches
 	    echo "uv is missing, and python3-venv to fetch it: install either one" >&2; exit 1; \
 	  fi; \
 	fi
+	@echo "Installing uv, which installs packages, into .tools" >&2
 	@rm -rf .tools && python3 -m venv .tools
 	@.tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r .ci/uv.txt

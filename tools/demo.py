@@ -28,12 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aio_pika
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto import Secret, new_api_key, to_base64, user_kek
-from keyturn.errors import CodedError
+from keyturn.errors import CodedError, PublisherError
 from keyturn.identifiers import is_object_key, object_s3_key
 from keyturn.messages import RotationCompleted, SweepCompleted, UploadStored
 from keyturn.metadata import Plaintext
@@ -318,18 +319,26 @@ def _table(
     plain: Mapping[str, str],
     names: list[str],
 ) -> Table:
-    table = Table()
-    for column in ("file", "stored bytes, before", "and now", *names):
-        table.add_column(column, overflow="fold")
+    refusals = {name: {found[key, name] for key in plain} - set(plain.values()) for name in names}
+    table = _new_table("file", "stored bytes", *(name.replace(" ", "\n", 1) for name in names))
+    table.caption_justify = "left"
+    table.caption = "\nstored bytes: their SHA-256 before and now.\n" + "\n".join(
+        f"{name}: {', '.join(sorted(codes))}" for name, codes in refusals.items() if codes
+    )
     for key in before:
-        same = "[green]same[/]" if now[key] == before[key] else "[red]changed[/]"
-        cells = (_cell(found[key, name], plain[key]) for name in names)
-        table.add_row(key, before[key][:12], f"{now[key][:12]} {same}", *cells)
+        same = "[green]same[/]" if now[key] == before[key] else f"[red]{now[key][:8]}[/]"
+        opened = (found[key, name] == plain[key] for name in names)
+        cells = ("[green]opens[/]" if opens else "no" for opens in opened)
+        table.add_row(key, f"{before[key][:8]} {same}", *cells)
     return table
 
 
-def _cell(found: str, plain: str) -> str:
-    return "[green]opens[/]" if found == plain else f"no: {found[:24]}"
+def _new_table(*columns: str) -> Table:
+    """A table that fits a terminal of 80 columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 _RANGE = 32
@@ -417,7 +426,7 @@ async def _run(command: str) -> bytes:
 
 _PROJECT = "demo"
 _TIMEOUT_S = 600
-_WIDTH = 150
+_WIDTH = 80
 
 
 async def run(
@@ -468,18 +477,17 @@ async def _show(
     events: dict[DemoFile, Event],
     console: Console,
 ) -> bool:
-    table = Table(title=f"bucket {deployment.bucket}, project {_PROJECT}")
-    for column in ("file", "size", "queued", "stored", "what the bucket shows"):
-        table.add_column(column, justify="right" if column == "size" else "left")
-    table.add_column("opened by the\nproject's key")
-    table.add_column("opened by the\noperator's key")
+    opened_by = ("project's\nkey opens", "operator's\nkey opens")
+    table = _new_table("file", "queued", "what the bucket shows", *opened_by)
+    table.title = f"bucket {deployment.bucket}, project {_PROJECT}"
+    table.leading = 1
     project = ProjectAccess(_PROJECT, user_kek(deployment.api_key, _PROJECT))
     operator = OperatorAccess(_PROJECT, operator_keys({"m1": Secret(deployment.master_key)}))
     good = True
     for file, upload_id in uploads.items():
         event, waited = events[file], queued.get(upload_id)
         if not isinstance(event, UploadStored):
-            table.add_row(file.key, "", _queued(waited), f"[red]{event.type}[/]", "", "", "")
+            table.add_row(file.key, _queued(waited), f"[red]{event.type}[/]", "", "")
             good = False
             continue
         shown = await bucket_shows(storage, _PROJECT, event.key)
@@ -487,31 +495,30 @@ async def _show(
         expected = file_sha256(file.path)
         good = good and waited is not None and all(found == expected for found in by)
         table.add_row(
-            event.key,
-            f"{event.size:,}",
+            f"{event.key}\n{event.size:,} B\nstored {event.at[11:23]}",
             _queued(waited),
-            event.at[11:23],
-            f"{shown.size_bytes:,} B {shown.algorithm}\n{shown.first_bytes} …, "
-            f"zlib leaves {shown.zlib_percent} %",
+            f"{shown.size_bytes:,} B, zlib {shown.zlib_percent} %\n{shown.algorithm}\n"
+            f"{shown.first_bytes} …",
             *(_opened(found, expected) for found in by),
         )
     console.print(table)
     left = [row.key async for row in storage.list(".keyturn/staging/")]
     console.print(
-        "queued: size of the message, and whether it carried the sealed body or the body was "
-        "staged in the bucket.\nstored: time of the worker's signed event (UTC). opened: SHA-256 "
-        "of the plaintext, and whether it equals the file's."
+        "\nqueued: size of the message, and whether it carried the sealed body or the body was "
+        "staged in the bucket.\nstored: time of the worker's signed event (UTC).\nzlib: what it "
+        "leaves of the bytes; it compresses text, but no ciphertext.\nopens: SHA-256 of the "
+        "plaintext, and whether it equals the file's."
     )
     console.print(f"left in staging: {len(left)}")
     return good and not left
 
 
 def _queued(waited: Waiting | None) -> str:
-    return "[red]not seen[/]" if waited is None else f"{waited.size_bytes:,} B, {waited.body}"
+    return "[red]not seen[/]" if waited is None else f"{waited.size_bytes:,} B\n{waited.body}"
 
 
 def _opened(found: str, expected: str) -> str:
-    return f"[green]yes[/] {found[:12]}" if found == expected else f"[red]no[/] {found[:24]}"
+    return f"[green]yes[/]\n{found[:8]}" if found == expected else f"[red]no[/]\n{found[:24]}"
 
 
 def main() -> int:
@@ -539,7 +546,7 @@ def main() -> int:
                 )
                 deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
                 good = asyncio.run(run(deployment, selected, Path(scratch), console))
-    except (DemoFilesError, MissingPackagesError, ServerError) as exc:
+    except (DemoFilesError, MissingPackagesError, ServerError, PublisherError) as exc:
         print(exc, file=sys.stderr)
         return 1
     console.print(

@@ -17,12 +17,15 @@ import psutil
 from keyturn.topology import AUDIT_RECORDED
 from tools.harness.fork_server import ForkedProcess, ForkServer, can_fork
 from tools.harness.known_storage import known_capabilities
+from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 _ROOT = Path(__file__).parents[2]
-_START_TIMEOUT_S = 60
+_START_TIMEOUT_S = 180
+_LOG_TIMEOUT_S = 60
+_LAST_LINES = 20
 _STOP_TIMEOUT_S = 30
 
 
@@ -35,9 +38,7 @@ class WorkerProcess:
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _reader: asyncio.Task[None] | None = None
 
-    async def logged(
-        self, text: str, *, after: int = 0, timeout_s: float = _START_TIMEOUT_S
-    ) -> str:
+    async def logged(self, text: str, *, after: int = 0, timeout_s: float = _LOG_TIMEOUT_S) -> str:
         """Wait for the first log line with this text; the first `after` lines are skipped.
 
         Records of the audit trail are skipped too, unless asked for: they name a request before
@@ -54,6 +55,25 @@ class WorkerProcess:
                     raise AssertionError(f"worker ended with status {status}: {self.lines[-20:]}")
                 await self._changed.wait()
 
+    async def started(self, text: str, *, timeout_s: float = _START_TIMEOUT_S) -> str:
+        """Wait for the log line that says that the process is ready.
+
+        Raises:
+            ServerError: it takes too long, or the process has ended; the message has the last
+                lines of the log.
+        """
+        try:
+            return await self.logged(text, timeout_s=timeout_s)
+        except (TimeoutError, AssertionError) as exc:
+            status = self.process.returncode
+            end = (
+                f"within {timeout_s:g} s" if status is None else f"before its exit status {status}"
+            )
+            last = "\n".join(self.lines[-_LAST_LINES:]) or "(nothing)"
+            raise ServerError(
+                f"a new process did not log {text!r} {end}. Its last lines:\n{last}"
+            ) from exc
+
     async def ended(self, *, timeout_s: float = _STOP_TIMEOUT_S) -> int:
         """Wait for the process to exit; returns its exit status."""
         async with asyncio.timeout(timeout_s):
@@ -62,7 +82,7 @@ class WorkerProcess:
                 await self._reader
             return status
 
-    async def stopped(self, *, timeout_s: float = _START_TIMEOUT_S) -> None:
+    async def stopped(self, *, timeout_s: float = _LOG_TIMEOUT_S) -> None:
         """Wait until a signal has stopped the process: it exists, but does not run."""
         seen = psutil.Process(self.process.pid)
         async with asyncio.timeout(timeout_s):
@@ -168,7 +188,7 @@ async def worker(
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
-            await running.logged("worker started")
+            await running.started("worker started")
         yield running
     finally:
         await _kill_if_running(running)
@@ -209,7 +229,7 @@ async def _listening(
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
-            line = json.loads(await running.logged(started))
+            line = json.loads(await running.started(started))
             running.host, running.port = line["host"], line["port"]
             running.scheme = line["scheme"]
         yield running

@@ -16,6 +16,7 @@ from tests.integration.gateway.scene import plain
 from tools.harness import stored_objects
 from tools.harness.http import object_target, request
 from tools.harness.process import gateway
+from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -128,6 +129,6 @@ async def test_a_killed_gateway_does_not_affect_another(scene: Scene) -> None:
 async def test_a_port_in_use_is_reported_in_one_line(scene: Scene) -> None:
     """One line that says so, and status 1."""
     env = scene.deployment.gateway_env(GATEWAY_PORT=str(scene.process.port))
-    with pytest.raises(AssertionError, match="cannot listen"):
+    with pytest.raises(ServerError, match="cannot listen"):
         async with gateway(env):
             pass

@@ -27,6 +27,7 @@ from tools.harness.worker_under_test import (
     run_worker_for,
 )
 from tools.servers import new_bucket
+from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -203,7 +204,7 @@ async def test_a_source_that_is_keyturns_bucket_stops_the_start(
     drop = DropBucket(ceph)
     drop.bucket = deployment.bucket
     drop.fields["endpoint_url"] = ceph.endpoint_url.replace("127.0.0.1", "localhost")
-    with pytest.raises(AssertionError) as ended:
+    with pytest.raises(ServerError) as ended:
         async with run_worker_for(deployment, **sources_env(deployment, drop)):
             pass
     assert "source drop is the bucket of KEYTURN_S3_BUCKET by another name" in str(ended.value)
