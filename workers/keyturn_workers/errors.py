@@ -1,11 +1,14 @@
-"""Errors that only `keyturn_workers` raises: how the storage answered.
+"""Errors that only `keyturn_workers` raises: most say how the storage answered.
 
 Those of `keyturn` are in `keyturn.errors`. These never leave a worker: the caller of the storage
 decides which code of SPEC 12 an answer means there. A missing object, for example, is
 `staged_body_missing` in staging, and no error at an upload's target.
 """
 
-from keyturn.errors import StorageUnavailableError
+import errno
+from typing import Self
+
+from keyturn.errors import SettingsError, StorageUnavailableError
 
 
 class StorageTlsError(StorageUnavailableError):
@@ -52,6 +55,21 @@ class ArchivedError(StorageAnswerError):
 
 class MissingExtraError(Exception):
     """A setting needs an extra that is not installed; the text names both."""
+
+
+class AddressError(SettingsError):
+    """The process cannot listen on its address. The text is one line for a person."""
+
+    @classmethod
+    def of(cls, exc: OSError, host: str, port: int, settings: str) -> Self:
+        """The error, with the setting that helps; its name begins with `settings`."""
+        if exc.errno == errno.EADDRINUSE:
+            problem = f"the port is in use: stop what uses it, or change {settings}_PORT"
+        elif exc.errno == errno.EACCES:
+            problem = f"this user may not use the port: change {settings}_PORT"
+        else:
+            problem = f"not an address of this machine: change {settings}_HOST"
+        return cls(f"cannot listen on {host} port {port}: {problem}")
 
 
 class UnsafeStorageError(Exception):

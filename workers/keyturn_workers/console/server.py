@@ -50,7 +50,10 @@ async def run_console(settings: ConsoleSettings) -> None:
     )
     with ExitStack() as sockets:
         listeners = await open_listeners(
-            settings.console_host, settings.console_port, idle_timeout_s=_IDLE_TIMEOUT_S
+            settings.console_host,
+            settings.console_port,
+            settings="KEYTURN_CONSOLE",
+            idle_timeout_s=_IDLE_TIMEOUT_S,
         )
         for listener in listeners:
             sockets.enter_context(listener)

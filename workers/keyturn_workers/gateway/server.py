@@ -212,6 +212,7 @@ async def serve(
     listeners = await open_listeners(
         settings.gateway_host,
         settings.gateway_port,
+        settings="KEYTURN_GATEWAY",
         idle_timeout_s=settings.gateway_idle_timeout_s,
     )
     await http_server.serve(

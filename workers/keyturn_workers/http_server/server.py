@@ -23,8 +23,9 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from keyturn.errors import BrokerTlsError, BrokerUnavailableError, SettingsError
+from keyturn.errors import BrokerTlsError, BrokerUnavailableError
 from keyturn.publisher import Publisher
+from keyturn_workers.errors import AddressError
 from keyturn_workers.http_server.protocol import LimitedProtocol, make_protocol_class
 from keyturn_workers.http_server.tls import ServerCertificate, accept_tls
 from keyturn_workers.service_manager import READY, STOPPING, notify_service_manager
@@ -38,16 +39,15 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _log = structlog.get_logger()
 
 
-class AddressError(SettingsError):
-    """The process cannot listen on its address. The text is one line for a person."""
-
-
-async def open_listeners(host: str, port: int, *, idle_timeout_s: float) -> list[socket.socket]:
+async def open_listeners(
+    host: str, port: int, *, settings: str, idle_timeout_s: float
+) -> list[socket.socket]:
     """Bind a socket to each address of the host. The caller closes them.
 
     Args:
         host: A name or an address; empty for all interfaces.
         port: A port, or 0 for any free one.
+        settings: How the names of both settings begin, such as `KEYTURN_GATEWAY`.
         idle_timeout_s: How long a client may acknowledge nothing of what was sent.
 
     Raises:
@@ -65,7 +65,7 @@ async def open_listeners(host: str, port: int, *, idle_timeout_s: float) -> list
             stack.pop_all()  # all are bound: they stay open
             return sockets
     except OSError as exc:
-        raise AddressError(f"cannot listen on {host} port {port}") from exc
+        raise AddressError.of(exc, host, port, settings) from exc
 
 
 def _bind(family: int, address: tuple[Any, ...], idle_timeout_s: float) -> socket.socket:

@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from keyturn_workers.errors import AddressError
 from keyturn_workers.worker.metrics import WorkerMetrics
 
 _CHECK_TIMEOUT_S: Final = 5
@@ -23,7 +24,11 @@ Check = Callable[[], Awaitable[bool]]
 async def health_server(
     host: str, port: int, checks: dict[str, Check], metrics: WorkerMetrics
 ) -> AsyncIterator[None]:
-    """Serve health and metrics while the block runs; nothing if `port` is 0."""
+    """Serve health and metrics while the block runs; nothing if `port` is 0.
+
+    Raises:
+        AddressError: the address is in use or does not exist.
+    """
     if port == 0:
         yield
         return
@@ -34,7 +39,10 @@ async def health_server(
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as exc:
+            raise AddressError.of(exc, host, port, "KEYTURN_HEALTH") from exc
         yield
     finally:
         await runner.cleanup()

@@ -14,7 +14,7 @@ import structlog
 
 from keyturn.errors import SettingsError
 from keyturn_workers.console.server import open_console, run_console
-from keyturn_workers.http_server.server import AddressError
+from keyturn_workers.errors import AddressError
 from tests.unit.keyturn_workers.console.console_env import console_settings
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ async def test_a_signal_ends_it(passwords: Path, logged: asyncio.Queue[dict[str,
 async def test_what_it_cannot_do_stops_the_start(passwords: Path, tmp_path: Path) -> None:
     taken = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
-    with pytest.raises(AddressError):
+    with pytest.raises(AddressError, match="change KEYTURN_CONSOLE_PORT"):
         await run_console(console_settings(passwords, CONSOLE_PORT=str(port)))
     taken.close()
     await taken.wait_closed()

@@ -10,11 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import RefusedError
+from keyturn_workers.errors import AddressError, RefusedError
 from keyturn_workers.gateway import server
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.server import detect_capabilities
-from keyturn_workers.http_server.server import AddressError
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Capabilities
 from tests.unit.keyturn_workers.gateway.asgi import ask
@@ -60,7 +59,7 @@ async def _never(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_an_address_in_use_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
-    with pytest.raises(AddressError):
+    with pytest.raises(AddressError, match="change KEYTURN_GATEWAY_PORT"):
         await server.serve(_settings(monkeypatch, GATEWAY_PORT=str(port)), _never)
     taken.close()
     await taken.wait_closed()

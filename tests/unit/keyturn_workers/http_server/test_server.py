@@ -14,7 +14,8 @@ import pytest
 import structlog
 import uvloop
 
-from keyturn_workers.http_server.server import AddressError, open_listeners, serve
+from keyturn_workers.errors import AddressError
+from keyturn_workers.http_server.server import open_listeners, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -83,7 +84,7 @@ async def _serving(app: ASGIApp) -> AsyncIterator[tuple[int, asyncio.Task[None]]
     started = _Started()
     before = structlog.get_config()["processors"]
     structlog.configure(processors=[started])
-    listeners = await open_listeners("127.0.0.1", 0, idle_timeout_s=60)
+    listeners = await _listen("127.0.0.1", 0, idle_timeout_s=60)
     task = asyncio.create_task(
         serve(
             app,
@@ -156,6 +157,14 @@ async def test_no_response_names_the_server_and_no_request_is_logged(
 _IDLE_TIMEOUT_S = 1.5
 
 
+async def _listen(
+    host: str, port: int, *, idle_timeout_s: float = _IDLE_TIMEOUT_S
+) -> list[socket.socket]:
+    return await open_listeners(
+        host, port, settings="KEYTURN_GATEWAY", idle_timeout_s=idle_timeout_s
+    )
+
+
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_an_accepted_connection_has_the_options_of_its_listener(
     new_loop: type[asyncio.AbstractEventLoop],
@@ -174,7 +183,7 @@ async def _options_of_an_accepted_connection() -> dict[str, int]:
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             made.set_result(transport)
 
-    (listener,) = await open_listeners("127.0.0.1", 0, idle_timeout_s=_IDLE_TIMEOUT_S)
+    (listener,) = await _listen("127.0.0.1", 0)
     async with asyncio.timeout(5), await loop.create_server(Accepted, sock=listener):
         _, writer = await asyncio.open_connection(*listener.getsockname())
         transport = await made
@@ -200,19 +209,23 @@ async def test_a_name_with_several_addresses_has_a_socket_for_each(
         return [v4, other, v4]
 
     monkeypatch.setattr(loop, "getaddrinfo", two)
-    listeners = await open_listeners("gateway.test", 0, idle_timeout_s=_IDLE_TIMEOUT_S)
+    listeners = await _listen("gateway.test", 0)
     assert [each.getsockname()[0] for each in listeners] == ["127.0.0.1", "127.0.0.2"]
     for each in listeners:
         each.close()
 
 
-async def test_an_address_in_use_is_reported_in_one_line() -> None:
+async def test_an_address_in_use_is_reported_with_the_setting_to_change() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(AddressError, match=f"^cannot listen on 127.0.0.1 port {port}$"):
-            await open_listeners("127.0.0.1", port, idle_timeout_s=_IDLE_TIMEOUT_S)
+        with pytest.raises(AddressError) as error:
+            await _listen("127.0.0.1", port)
+    assert str(error.value) == (
+        f"cannot listen on 127.0.0.1 port {port}: the port is in use: stop what uses it, or change "
+        "KEYTURN_GATEWAY_PORT"
+    )
 
 
 async def test_an_address_of_another_host_is_reported() -> None:
-    with pytest.raises(AddressError):
-        await open_listeners("192.0.2.1", 0, idle_timeout_s=_IDLE_TIMEOUT_S)
+    with pytest.raises(AddressError, match=r"this machine.*KEYTURN_GATEWAY_HOST"):
+        await _listen("192.0.2.1", 0)

@@ -120,7 +120,9 @@ async def _serving(folder: Path, *, handshake_s: float = _TIMEOUT_S) -> AsyncIte
     def make_http() -> LimitedProtocol:
         return http(config=config, server_state=state, app_state={})
 
-    (listener,) = await open_listeners("127.0.0.1", 0, idle_timeout_s=60)
+    (listener,) = await open_listeners(
+        "127.0.0.1", 0, settings="KEYTURN_GATEWAY", idle_timeout_s=60
+    )
     listener.settimeout(0)
     listener.listen()
     accepting = asyncio.create_task(accept_tls(listener, certificate, make_http))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
+from keyturn_workers.errors import AddressError
 from keyturn_workers.worker import health
 from keyturn_workers.worker.health import health_server, run_checks
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -84,6 +86,14 @@ async def test_the_server_ends_with_its_block() -> None:
         pass
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_port_in_use_is_reported_with_the_setting_to_change() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(AddressError, match=r"in use.*change KEYTURN_HEALTH_PORT"):
+            async with health_server("127.0.0.1", port, {}, WorkerMetrics()):
+                pass
 
 
 async def test_port_0_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
