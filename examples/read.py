@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 
+from keyturn.errors import KeyturnError
 from keyturn.gateway import Client
 
 
@@ -29,4 +30,9 @@ async def main() -> None:
             print(await opened.read())
 
 
-asyncio.run(main())
+try:
+    asyncio.run(main())
+except KeyError as exc:
+    sys.exit(f"{exc} is not set")
+except KeyturnError as exc:
+    sys.exit(f"{exc}")

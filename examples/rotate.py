@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from keyturn.crypto import new_api_key
+from keyturn.errors import KeyturnError
 from keyturn.messages import RotationAccepted, RotationCompleted
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings
@@ -20,8 +21,8 @@ def save(api_key: str, path: Path) -> None:
 
 async def main() -> int:
     api_key = new_api_key()
-    save(api_key, Path("acme.new.key"))  # first: once accepted, no other key opens the project
     async with Publisher.open(PublisherSettings.read()) as publisher:
+        save(api_key, Path("acme.new.key"))  # first: once accepted, no other key opens the project
         rotation_id = await publisher.rotate("acme", api_key=api_key)
         answer = await publisher.wait(rotation_id, timeout_s=60)
         if not isinstance(answer, RotationAccepted):
@@ -36,4 +37,8 @@ async def main() -> int:
     return 1
 
 
-sys.exit(asyncio.run(main()))
+try:
+    status = asyncio.run(main())
+except (KeyturnError, OSError) as exc:
+    sys.exit(f"{exc}")
+sys.exit(status)

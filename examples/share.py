@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import sys
 
+from keyturn.errors import KeyturnError
 from keyturn.gateway import Client
 
 
@@ -19,4 +21,9 @@ async def main() -> None:
         print("deleted" if receipt.deleted else f"on its way: {receipt.request_id}")
 
 
-asyncio.run(main())
+try:
+    asyncio.run(main())
+except KeyError as exc:
+    sys.exit(f"{exc} is not set")
+except KeyturnError as exc:
+    sys.exit(f"{exc}")
