@@ -453,7 +453,7 @@ class _Maker:
 
     def record(self, number: int) -> AuditStatus:
         is_open = number % 13 == 5
-        outcome = "not_permitted" if number % 9 == 4 else "done"
+        outcome = "not_permitted" if number % 9 == 4 else "started" if is_open else "done"
         return AuditStatus(
             audit_id=made_up_id(f"record {number}"),
             at=self.ago(minutes=number * 4),

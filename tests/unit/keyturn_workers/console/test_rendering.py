@@ -91,7 +91,14 @@ def test_no_chart_has_a_style_or_a_script_in_it() -> None:
     ],
 )
 def test_the_upper_edge_is_round(value: float, top: float) -> None:
-    assert charts.ceiling(value) == pytest.approx(top)
+    assert charts.ceiling(value, is_whole=False) == pytest.approx(top)
+
+
+@pytest.mark.parametrize(
+    ("value", "top"), [(0, 2), (1, 2), (3, 4), (5, 6), (7, 10), (10, 10), (25, 40), (101, 200)]
+)
+def test_of_counts_half_of_the_upper_edge_is_a_whole_number_too(value: float, top: float) -> None:
+    assert charts.bars("Uploads", series(value)).top == top
 
 
 _NOW = datetime(2026, 11, 26, 12, 0, 30, tzinfo=UTC)

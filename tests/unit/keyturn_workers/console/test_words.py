@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 
 from keyturn.errors import all_errors
 from keyturn.identifiers import parse_time
-from keyturn.messages import AttentionLink, Counts, Progress, SweepStatus
+from keyturn.messages import AttentionLink, AuditStatus, Counts, Progress, SweepStatus
 from keyturn.messages.audit import AuditAction
 from keyturn_workers.code_help import CODES, code_help
 from keyturn_workers.console.rendering import words
@@ -93,6 +93,36 @@ def test_the_state_of_a_sweep_is_a_word_and_never_its_color_alone(
     change: dict[str, Any], kind: str, word: str
 ) -> None:
     assert words.sweep_badge(_row(**change)) == words.Badge(kind, word)
+
+
+@pytest.mark.parametrize(
+    ("action", "outcome", "word"),
+    [
+        ("request.served", "done", "Done"),
+        ("request.refused", "not_permitted", "Refused"),
+        ("dead_letter.replayed", "started", "Replayed"),
+        ("object.opened_as_operator", "started", "Attempted"),
+        ("object.opened_as_operator", "corrupt_object", "Refused"),
+    ],
+)
+def test_no_record_shows_as_if_its_action_still_went_on(
+    action: str, outcome: str, word: str
+) -> None:
+    """After what a command did, there is a record only if it failed."""
+    row = AuditStatus(
+        audit_id=_ID,
+        at="2026-11-26T09:30:00Z",
+        process=_ID,
+        counter=1,
+        role="download",
+        host="worker-1",
+        action=action,
+        actor="ada",
+        outcome=outcome,
+        offset=0,
+    )
+    assert words.audit_outcome(row).word == word
+    assert words.audit_outcome(row).kind != "busy"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ HEIGHT: Final = 100
 _TABLE_ROWS: Final = 24
 _MINUTE: Final = timedelta(minutes=1)
 _STEPS: Final = (1, 2, 2.5, 5, 10)
+_WHOLE_STEPS: Final = (1, 2, 4, 6, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def bars(title: str, series: Sequence[Point], *, kind: str = "accent", unit: str
         kind: Its color.
         unit: Of the values, for the summary and for the words shown at a bar.
     """
-    top = ceiling(max((value for _, value in series), default=0))
+    is_whole = all(value % 1 == 0 for _, value in series)
+    top = ceiling(max((value for _, value in series), default=0), is_whole=is_whole)
     step = WIDTH / max(1, len(series))
     shapes = []
     for index, (at, value) in enumerate(series):
@@ -77,12 +79,20 @@ def bars(title: str, series: Sequence[Point], *, kind: str = "accent", unit: str
     return _chart(title, kind, series, top, drawn, unit)
 
 
-def ceiling(value: float) -> float:
-    """A round number at or above the value, for the upper edge."""
+def ceiling(value: float, *, is_whole: bool) -> float:
+    """A round number at or above the value, for the upper edge.
+
+    Args:
+        value: The highest one.
+        is_whole: Whether only whole numbers are shown: then half of the edge is whole, too.
+    """
     if value <= 0 or not math.isfinite(value):
-        return 1.0
+        return 2.0 if is_whole else 1.0
     size = 10.0 ** math.floor(math.log10(value))
-    return next(step * size for step in _STEPS if value <= step * size * (1 + 1e-9))
+    edges = (step * size for step in (_WHOLE_STEPS if is_whole else _STEPS))
+    return next(
+        edge for edge in edges if value <= edge * (1 + 1e-9) and not (is_whole and edge % 2)
+    )
 
 
 def _chart(

@@ -167,12 +167,12 @@ def audit_action(action: str) -> str:
 
 
 def audit_outcome(row: AuditStatus) -> Badge:
-    """How it ended. What happens to a dead letter has no record after that of its beginning."""
+    """How it ended. What a command does is recorded before; after it, only that it failed."""
     if row.outcome not in (DONE, STARTED):
         return Badge("bad", "Refused")
     if row.action in MOVED:
         return Badge("ok", MOVED[row.action])
-    return Badge("ok", "Done") if row.outcome == DONE else Badge("busy", "Started")
+    return Badge("ok", "Done") if row.outcome == DONE else Badge("off", "Attempted")
 
 
 def sweep_kind(row: SweepStatus) -> str:
