@@ -64,10 +64,10 @@ class Progress(BaseModel):
 
 
 def describe(progress: Progress, now: datetime) -> str:
-    """The progress in a few words, such as `proving 46 of 91, earliest end in 12 s`."""
+    """The progress in a few words, such as `proving 46 of 91, waiting 12 s for leases`."""
     text: str = progress.phase
     if progress.phase in ("rewrapping", "proving"):
         total = "" if progress.total is None else f" of {progress.total}"
         text += f" {progress.done}{total}"
     seconds = progress.seconds_to_proof(now) if progress.phase == "proving" else None
-    return text if seconds is None else f"{text}, earliest end in {math.ceil(seconds)} s"
+    return text if seconds is None else f"{text}, waiting {math.ceil(seconds)} s for leases"

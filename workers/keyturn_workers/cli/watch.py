@@ -39,6 +39,8 @@ from keyturn_workers.cli.publishing import event_error
 
 LINE_INTERVAL_S: Final = 5.0
 _TICK_S: Final = 1.0
+# Leaves room on a terminal of 80 columns for how far it is, and why it waits.
+_BAR_CHARACTERS: Final = 10
 _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")
 
 ObjectCounter = Callable[[], Coroutine[Any, Any, int]]
@@ -197,7 +199,7 @@ def bar_display(console: Console) -> Iterator[Display]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.fields[state]}", markup=False),
-        BarColumn(),
+        BarColumn(_BAR_CHARACTERS),
         TaskProgressColumn(),
         TextColumn("{task.fields[parts]}", markup=False),
     )

@@ -51,7 +51,7 @@ def _at(after_s: float) -> str:
         (
             {"phase": "proving", "done": 46, "total": 91, "proof_possible_at": _at(32.4)},
             None,
-            "proving 46 of 91, earliest end in 13 s, 4 rewrapped",
+            "proving 46 of 91, waiting 13 s for leases, 4 rewrapped",
         ),
         (
             {"phase": "proving", "done": 46, "total": 91, "proof_possible_at": _at(10)},
@@ -61,7 +61,7 @@ def _at(after_s: float) -> str:
         (None, None, "5 objects, 4 rewrapped"),
     ],
 )
-def test_the_summary_names_the_phase_how_many_of_how_many_and_the_earliest_end(
+def test_the_summary_names_the_phase_how_many_of_how_many_and_why_it_waits(
     progress: dict[str, Any] | None, expected: int | None, text: str
 ) -> None:
     event = _progressed(0, objects=5, rewrapped=4, progress=progress)
@@ -100,6 +100,19 @@ def test_a_terminal_shows_a_bar_of_the_phase() -> None:
         show(_followed(_progressed(10, objects=1200, current=600, progress=progress)))
     for part in ("acme", "50%", "proving 600 of 1200", "elapsed"):
         assert part in shown.getvalue()
+
+
+def test_the_bar_leaves_room_for_why_it_waits_on_a_terminal_of_80_columns() -> None:
+    shown = io.StringIO()
+    progress = {
+        "phase": "proving",
+        "done": 0,
+        "total": 1200,
+        "proof_possible_at": format_time(datetime.now(UTC) + timedelta(seconds=30)),
+    }
+    with watch.bar_display(Console(file=shown, force_terminal=True, width=80)) as show:
+        show(_followed(_progressed(10, "a-project-name", objects=1200, progress=progress)))
+    assert "proving 0 of 1200, waiting 30 s for leases" in shown.getvalue()
 
 
 class _RecordingDisplay:
