@@ -269,8 +269,14 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         await super()._rm(path, recursive, maxdepth=maxdepth, into=paths)
         keys_of: dict[str, list[str]] = {}
         for project, _slash, key in (one.partition("/") for one in paths):
-            if key or not recursive:  # the project itself is a folder, like others
+            if key:
                 keys_of.setdefault(project, []).append(key)
+            elif not recursive:  # else it is a folder, like others: only what is below is deleted
+                raise IsADirectoryError(
+                    errno.EISDIR,
+                    "names a whole project; recursive=True deletes all of its objects",
+                    project,
+                )
         slots = asyncio.Semaphore(batch_size or DELETES_AT_ONCE)
 
         async def delete(project: str, keys: list[str]) -> None:

@@ -16,7 +16,6 @@ from pydantic import SecretStr
 
 from keyturn.errors import (
     IncompleteBodyError,
-    KeyturnError,
     MalformedRequestError,
     SettingsError,
     StorageUnavailableError,
@@ -209,13 +208,16 @@ def test_a_folder_is_removed_with_all_that_is_in_it(
     assert memory.methods.count("POST") == 2  # with the 601 folders
 
 
-def test_a_project_is_emptied(memory: MemoryGateway, files: KeyturnFileSystem) -> None:
+def test_a_project_is_emptied_only_recursively(
+    memory: MemoryGateway, files: KeyturnFileSystem
+) -> None:
     """The project itself is among what is found, and has no key."""
     files.pipe({"acme/a": b"", "acme/b/c": b""})
+    with pytest.raises(IsADirectoryError, match="recursive=True deletes all of its objects"):
+        files.rm("keyturn://acme")
+    assert len(memory.objects) == 2
     files.rm("keyturn://acme", recursive=True)
     assert not memory.objects
-    with pytest.raises(KeyturnError):
-        files.rm("keyturn://acme")
 
 
 def test_a_file_that_cannot_be_removed_is_named(
