@@ -5,6 +5,7 @@ third party's CDN, on the origin that API keys are sent to. This page has no scr
 nothing.
 """
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
@@ -22,6 +23,7 @@ _STYLE: Final = (
     "h2 code:first-child{font-weight:bold}"
     ":root{color-scheme:light dark}"
 )
+_CODE: Final = re.compile("`([^`]+)`")
 DOCS_HEADERS: Final = {
     "content-type": "text/html; charset=utf-8",
     "content-security-policy": "default-src 'none'; style-src 'sha256-"
@@ -60,12 +62,12 @@ def docs_page(document: dict[str, Any]) -> bytes:
 def _operation(path: str, method: str, operation: dict[str, Any], shared: list[Any]) -> str:
     rows = "".join(_parameters([*shared, *operation.get("parameters", [])]))
     responses = "".join(
-        f"<tr><th><code>{escape(status)}</code></th><td>{escape(response['description'])}</td></tr>"
+        f"<tr><th><code>{escape(status)}</code></th><td>{_prose(response['description'])}</td></tr>"
         for status, response in operation["responses"].items()
     )
     return (
         f"<section><h2><code>{escape(method.upper())}</code> <code>{escape(path)}</code></h2>"
-        f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
+        f"<p>{_prose(operation['summary'])}. {_prose(operation.get('description', ''))}</p>"
         + (f"<h3>Parameters</h3><table>{rows}</table>" if rows else "")
         + f"<h3>Responses</h3><table>{responses}</table></section>"
     )
@@ -74,5 +76,10 @@ def _operation(path: str, method: str, operation: dict[str, Any], shared: list[A
 def _parameters(parameters: list[dict[str, Any]]) -> Iterator[str]:
     for parameter in parameters:
         name, place = escape(parameter["name"]), escape(parameter["in"])
-        description = escape(parameter.get("description", ""))
+        description = _prose(parameter.get("description", ""))
         yield f"<tr><th><code>{name}</code> ({place})</th><td>{description}</td></tr>"
+
+
+def _prose(text: str) -> str:
+    """A description as HTML. Of Markdown, which OpenAPI allows, ours have only inline code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))

@@ -142,6 +142,12 @@ def test_every_text_of_the_description_is_escaped() -> None:
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;") == 5 + 3 + 2 * 3 + 2
 
 
+def test_code_in_a_text_is_shown_as_code() -> None:
+    assert "`" not in docs_page(DOCUMENT).decode()
+    page = docs_page(_described("with `a<b`")).decode()
+    assert "<td>with <code>a&lt;b</code></td>" in page
+
+
 def test_parameters_of_a_path_are_shown_at_each_of_its_operations() -> None:
     described = _described("x")
     described["paths"]["x"]["put"] = {"summary": "put", "responses": {}}
