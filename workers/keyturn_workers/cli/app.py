@@ -210,6 +210,7 @@ def root(
         list[Path] | None,
         typer.Option(
             envvar="KEYTURN_ENV_FILE",
+            metavar="PATH",
             help="Also read KEYTURN_ variables from this file. The environment takes precedence, "
             "then earlier files.",
         ),

@@ -7,6 +7,7 @@ none that is uploaded meanwhile; a second run lists what is left.
 
 import asyncio
 import math
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -160,7 +161,14 @@ def _confirm(command: _Command, count: int) -> None:
     what = f"{count:,} object{'s' if count > 1 else ''}"
     where = f"under {printable(command.prefix)} " if command.prefix else ""
     question = f"Permanently delete {what} {where}of {command.project}?"
-    typer.confirm(question, abort=True, err=True)
+    try:
+        is_confirmed = typer.confirm(question, err=True)
+    except typer.Abort:  # there is no answer
+        if sys.stdin.isatty():
+            raise
+        raise typer.BadParameter("not confirmed: without a terminal, use --yes") from None
+    if not is_confirmed:
+        raise typer.Abort
 
 
 async def _delete(keys: Sequence[str], delete_keys: DeleteKeys) -> list[Row]:

@@ -515,6 +515,7 @@ def export_project(
         list[str] | None,
         typer.Option(
             callback=_check_master_keys,
+            metavar="ID",
             help="Export the KEK under the master key of this id; may be repeated. "
             "Default: the one that the project's keyring names.",
         ),

@@ -37,7 +37,7 @@ _PLAIN_WIDTH: Final = 100_000
 _GAP: Final = 2
 _NUMBER: Final = re.compile(r"-|[\d,.]+")
 # Keys and paths may be longer than a terminal is wide: they are wrapped anywhere.
-_LONG_NAMES: Final = frozenset({"from", "key", "path", "record", "s3_key", "to"})
+_LONG_NAMES: Final = frozenset({"from", "key", "path", "record", "s3_key", "to", "value"})
 _WRAPPED_LEAST: Final = 20
 # What a table that is too wide leaves out, least needed first.
 _OPTIONAL: Final = (

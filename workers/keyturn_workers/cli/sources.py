@@ -22,7 +22,13 @@ from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.bucket import open_bucket, optional_task
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_json, print_rows, print_table, progress_display
+from keyturn_workers.cli.output import (
+    print_json,
+    print_line,
+    print_rows,
+    print_table,
+    progress_display,
+)
 from keyturn_workers.cli.settings import SourceStatusSettings
 from keyturn_workers.ingest.importing import CONNECTIONS, Import, ImportResult, NotIn
 from keyturn_workers.ingest.intake import is_folder_marker, objects_of
@@ -61,6 +67,9 @@ def sources(name: OptionalSourceName = None, as_json: AsJson = False) -> None:
     settings = SourceStatusSettings.read()
     if name is not None:
         _find(settings, name)
+    elif not settings.sources and not as_json:
+        print_line("no sources: KEYTURN_SOURCES, the setting that lists them, is empty or missing")
+        return
     records = asyncio.run(_read_records(settings, [name] if name else list(settings.sources)))
     if name is None:
         rows = [_row(each, settings.sources[each], records[each]) for each in records]

@@ -150,7 +150,10 @@ def upload(
         str | None, typer.Option(help="Content type of all files. Default: guessed from each name.")
     ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(help="name=value, stored with the object, unencrypted.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Stored with the object, unencrypted; may be repeated."
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until each file is stored or rejected.")] = True,
     timeout_s: TimeoutS = 300,

@@ -259,12 +259,19 @@ async def test_what_is_listed_is_counted_confirmed_and_deleted() -> None:
     assert json.loads(deleted.body or b"") == {"keys": ["2025/a", "2025/b"]}
 
 
-@pytest.mark.parametrize("stdin", ["n\n", ""])
-async def test_nothing_is_deleted_without_a_confirmation(stdin: str) -> None:
+@pytest.mark.parametrize(
+    ("stdin", "status", "said"),
+    [("n\n", 1, "aborted"), ("", 2, "without a terminal, use --yes")],
+    ids=["refused", "no answer"],
+)
+async def test_nothing_is_deleted_without_a_confirmation(
+    stdin: str, status: int, said: str
+) -> None:
     async with serving(_with_listing(_outcome())) as gateway:
         arguments = ("delete", "acme", "--prefix", "2025/", "--gateway", gateway.url)
         result = await run(*arguments, stdin=stdin)
-    assert result.exit_code == 1
+    assert result.exit_code == status
+    assert said in result.stderr
     assert [seen.method for seen in gateway.seen] == ["GET"]
 
 

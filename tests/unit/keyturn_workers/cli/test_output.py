@@ -84,6 +84,8 @@ _USUAL = {
     **dict.fromkeys(("changed_at", "listed_at", "refused_at", "marked_at", "first", "last"), _TIME),
     **dict.fromkeys(("enrolled_at", "rotated_at", "proven_to", "started_at", "ended_at"), _TIME),
     **dict.fromkeys(("detail", "consequence", "what_to_do"), _SENTENCE),
+    "field": "wrap_bytes_admin",
+    "value": "c7" * 32,
     "check": "completion If-None-Match: *, many at once",
     "result": "one of 8 stored, 4 rounds",
     "code": "keyring_rolled_back",
@@ -120,6 +122,7 @@ _TABLES = {
     "status, keyrings": (*_STATUS, "enrolled_at", "rotated_at"),
     "status, parts": status.PART_COLUMNS,
     "status, sweeps": (*_SWEEPS, "started_at", "ended_at"),
+    "inspect": ("field", "value"),
     "upload": upload._COLUMNS,
     "verify": verify._COLUMNS,
 }

@@ -20,6 +20,7 @@ _ROOT = Path(__file__).parents[4]
 _REFERENCE = _ROOT / "docs" / "reference" / "cli.md"
 _HELP = "* `--help`: Show this message and exit.\n"
 _WIDE = 100
+_OPTION_WITH_PYTHONS_TYPE = re.compile(r"^\* `-[^`]*<list", re.MULTILINE)
 _COMMANDS = re.compile(r"\*\*Commands\*\*:\n\n(\* .*\n)+")
 
 
@@ -48,6 +49,10 @@ def _groups() -> str:
         rows = [f"* [`{name}`](#keyturn-{name}): {summary}" for name, summary in group.items()]
         parts.append("\n".join([f"**{title}**:", "", *rows, ""]))
     return "\n".join(parts)
+
+
+def test_no_option_shows_a_type_of_python() -> None:
+    assert _OPTION_WITH_PYTHONS_TYPE.findall(_REFERENCE.read_text()) == []
 
 
 @pytest.mark.slow
