@@ -9,7 +9,7 @@ import base64
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import pytest
@@ -18,6 +18,8 @@ import pytest_asyncio
 from keyturn import topology
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from tools.chaos import bucket_checks, checks
+from tools.chaos.drop_checks import drops, read_state, stored_uploads
+from tools.chaos.drops import DROP, NOTICES
 from tools.chaos.evidence import Evidence, Letter, OnBroker, honest, stored_ids
 from tools.chaos.plan import FLAWS_WITHOUT_EVENT, HOSTILE, LATE_PROJECT, THEFTS, WRITER, make_plan
 from tools.chaos.run import run
@@ -102,6 +104,13 @@ def test_the_faults_were_injected(evidence: Evidence) -> None:
     assert sum(counts["done to requests to the storage"].values()) >= 8
     assert set(counts["attacks"]) == {*HOSTILE, *WRITER}
     assert counts["callers under attack"] >= 10
+    away = counts["done to requests to the sources"]
+    assert sum(n for name, n in away.items() if name.startswith("away")) >= 1
+    assert done["kill -9 of ingest"] >= 1
+    assert evidence.written.notices.keys() == {*NOTICES, "forged", "garbage"}
+    codes = {code for _, code in evidence.drop_state.refused.values()}
+    assert codes >= {"already_exists", "malformed_request", "unknown_project", "not_permitted"}
+    assert len(evidence.drop_state.stored) > len(evidence.written.contents) / 3
     assert counts["keyrings stolen"] == dict.fromkeys(THEFTS, 1)
     assert min(counts["refusals of stolen keyrings"][role] for role in ("upload", "control")) >= 1
 
@@ -307,6 +316,40 @@ def test_changed_and_deleted_objects_are_found(evidence: Evidence) -> None:
         assert lines, stored.s3_key
         found = [line for line in found if line not in lines]
     assert found == []
+
+
+def test_what_a_source_has_lost_is_found(evidence: Evidence) -> None:
+    """A stored object, a wrong body of another one, and a refused object of the drop bucket."""
+    assert evidence.source_buckets is not None
+    stored = stored_uploads(evidence.written, evidence.drop_state)
+    gone, wrong = [
+        _StoredObject.of(evidence, upload) for upload in stored.values() if upload.size_bytes > 100
+    ][:2]
+    refused = next(one for one in evidence.written.contents if one.drop.refused)
+    in_drop: Any = {"Bucket": evidence.source_buckets.names[DROP], "Key": refused.drop.s3_key}
+    version = gone.client.head_object(**in_drop)["VersionId"]
+    gone.client.delete_object(Bucket=gone.bucket, Key=gone.s3_key)
+    wrong.put(body=_flip_last_bit(wrong.body))
+    gone.client.delete_object(**in_drop)  # as hidden by a delete marker
+    try:
+        master_key = list(evidence.masters.items())[-1]
+        state = read_state(evidence.deployment, evidence.source_buckets, master_key)
+        found = drops(replace(evidence, drop_state=state))
+        bucket = bucket_checks.inspect_bucket(evidence).not_opened
+    finally:
+        gone.put()
+        wrong.put()
+        for row in gone.client.list_object_versions(
+            Bucket=in_drop["Bucket"], Prefix=in_drop["Key"]
+        )["DeleteMarkers"]:
+            gone.client.delete_object(**in_drop, VersionId=row["VersionId"])
+    assert gone.client.head_object(**in_drop)["VersionId"] == version
+    lost = stored[gone.s3_key].upload_id
+    assert f"upload {lost}: reported as stored, and not there" in found
+    assert any(f"({lost})" in line for line in found)
+    assert f"{refused}: neither stored nor the current object of its source" in found
+    assert f"{gone.s3_key}: missing" in bucket
+    assert any(line.startswith(f"{wrong.s3_key} (upload") for line in bucket)
 
 
 def test_an_object_that_an_old_key_opens_is_found(evidence: Evidence) -> None:

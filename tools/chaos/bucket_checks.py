@@ -40,6 +40,7 @@ from keyturn.errors import EvidenceError
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from keyturn.metadata import encode_caller_metadata
 from keyturn.topology import PUBLISHER_HEADER
+from tools.chaos.drop_checks import stored_uploads
 from tools.chaos.evidence import stored_ids
 from tools.chaos.plan import plaintext
 from tools.harness import stored_objects
@@ -103,7 +104,7 @@ def inspect_bucket(evidence: Evidence) -> BucketReport:
         object_s3_key(upload.project, upload.key): upload
         for upload in evidence.plan.load.uploads
         if upload.upload_id in stored
-    }
+    } | stored_uploads(evidence.written, evidence.drop_state)
     keys = {name: _Keys.of(tenant) for name, tenant in evidence.tenants.items()}
     with ThreadPoolExecutor(_THREADS) as pool:
         for s3_key, upload in existing.items():
@@ -256,6 +257,8 @@ def _check_leftovers(evidence: Evidence, report: BucketReport) -> None:
 def all_secrets(evidence: Evidence, report: BucketReport) -> dict[str, bytes]:
     """All secrets by name."""
     found = dict(Canaries.of(evidence.deployment).secrets)
+    if evidence.source_buckets is not None:
+        found["ingest's seed"] = evidence.source_buckets.seed
     found |= {f"master key {name}": key for name, key in evidence.masters.items()}
     for project, tenant in evidence.tenants.items():
         for number, api_key in enumerate(tenant.api_keys, start=1):

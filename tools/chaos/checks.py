@@ -15,9 +15,17 @@ from keyturn import topology
 from keyturn.identifiers import ALL_PROJECTS
 from tools.chaos.attackers import digest
 from tools.chaos.bucket_checks import inspect_bucket, leaks
+from tools.chaos.drop_checks import drops, is_letter_of_drop
+from tools.chaos.drops import INGEST
 from tools.chaos.evidence import event_ids, events_by_request, honest, stored_ids
 from tools.chaos.operator import ROLLED_BACK, KeyringFile
-from tools.chaos.plan import FLAWS_WITHOUT_EVENT, RIVAL, STORED
+from tools.chaos.plan import (
+    FLAWS_WITHOUT_EVENT,
+    RIVAL,
+    SOURCED_PROJECT,
+    STORED,
+    UNKNOWN_PROJECT,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,8 +38,12 @@ if TYPE_CHECKING:
 
 # Delivered again after its refusal, since the acknowledgment was lost, and after its key's delete.
 _REFUSED_AGAIN: Final = {"already_exists", "deleted_key"}
-# The project of each restricted publisher; `api` may use every project.
-_GRANTED = {RIVAL: RIVAL, "narrow": "other"}
+# The projects of each restricted publisher; `api` may use every project.
+_GRANTED = {
+    RIVAL: {RIVAL},
+    "narrow": {"other"},
+    INGEST: {SOURCED_PROJECT, UNKNOWN_PROJECT},
+}
 _BODILESS = frozenset({"already_exists", "deleted_key", "body_too_large"})
 _ENDS = {
     "enroll.requested": {"project.enrolled"},
@@ -62,6 +74,8 @@ MISLED = "each caller under attack received the outcome of its own request"
 UNSIGNED = "unsigned messages caused no event, and are only among the unsigned dead letters"
 LETTERS = "every dead letter was sent, and keeps no body that cannot be replayed"
 
+SOURCES = "each object of a source is stored once with its bytes, or is there with its code"
+
 STOLEN = "nothing was done by a keyring that a thief had rolled back, and each thief was refused"
 MARKS = "each keyring is the one that its highest mark names"
 
@@ -88,6 +102,7 @@ def run_checks(evidence: Evidence) -> dict[str, list[str]]:
         MISLED: misled_callers(evidence),
         UNSIGNED: unsigned(evidence),
         LETTERS: dead_letters(evidence),
+        SOURCES: drops(evidence),
         STOLEN: thefts(evidence),
         MARKS: marks(evidence),
     }
@@ -161,7 +176,10 @@ def _unexpected_letters(evidence: Evidence) -> list[str]:
         for letter in evidence.broker.letters
         if not is_attack_letter(evidence, letter)
         and not _is_of_theft(evidence, letter)
-        and (letter.request_id not in ours or letter.queue != _expected_queue(letter))
+        and (
+            not (letter.request_id in ours or is_letter_of_drop(evidence, letter))
+            or letter.queue != _expected_queue(letter)
+        )
     ]
 
 
@@ -227,6 +245,7 @@ def _unexpected_events(evidence: Evidence) -> list[str]:
     }
     ours |= {request.request_id for request in evidence.requested}
     ours |= {theft.request.request_id for theft in evidence.thefts}
+    ours |= evidence.written.ids
     return [
         f"unexpected event: {event}"
         for event in honest(evidence.broker)
@@ -270,7 +289,7 @@ def trespasses(evidence: Evidence) -> list[str]:
         f"{event['publisher']} in a project without a grant: {event}"
         for event in evidence.broker.events
         if event.get("publisher") in _GRANTED
-        and event["project"] not in {None, _GRANTED[event["publisher"]]}
+        and event["project"] not in {None, *_GRANTED[event["publisher"]]}
     ]
 
 
@@ -280,7 +299,9 @@ def unrequested(evidence: Evidence) -> list[str]:
     return [
         f"no request that was sent: {event}"
         for event in evidence.broker.events
-        if not _is_about(event, sent.get((str(event.get("publisher")), str(event.get("request")))))
+        # What ingest workers requested, only they know: `drops` checks their events.
+        if event.get("publisher") != INGEST
+        and not _is_about(event, sent.get((str(event.get("publisher")), str(event.get("request")))))
     ]
 
 
@@ -344,7 +365,9 @@ def dead_letters(evidence: Evidence) -> list[str]:
     return [
         f"the content of this dead letter was never sent: {letter}"
         for letter in evidence.broker.letters
-        if letter.digest not in sent and not is_attack_letter(evidence, letter)
+        if letter.digest not in sent
+        and not is_attack_letter(evidence, letter)
+        and not is_letter_of_drop(evidence, letter)
     ] + [
         f"this dead letter keeps its body: {letter}"
         for letter in evidence.broker.letters

@@ -17,6 +17,8 @@ from keyturn import topology
 from keyturn.crypto import MarkVerifier, SignatureError, VerifyKey
 from keyturn.messages import parse_mark
 from tools.chaos.attackers import Attacks, digest
+from tools.chaos.drop_checks import DropState
+from tools.chaos.drops import Written
 from tools.chaos.plan import RIVAL
 from tools.harness.events import verified_events
 from tools.harness.requests import new_id
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from keyturn.messages import KeyringMarked
     from keyturn.publisher.requests import SignedRequest
+    from tools.chaos.drops import SourceBuckets
     from tools.chaos.operator import OperatorRequest
     from tools.chaos.plan import Plan
     from tools.chaos.thief import Theft
@@ -87,6 +90,9 @@ class Evidence:
     statuses: list[str] = field(default_factory=list)
     misread: list[str] = field(default_factory=list)
     misreported: list[str] = field(default_factory=list)
+    written: Written = field(default_factory=Written)
+    source_buckets: SourceBuckets | None = None
+    drop_state: DropState = field(default_factory=DropState)
     counts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -21,7 +21,7 @@ from tools.harness.canaries import MARKER
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-WORKERS = ("upload-1", "upload-2", "control-1", "sweep-1", "sweep-2")
+WORKERS = ("upload-1", "upload-2", "control-1", "sweep-1", "sweep-2", "ingest-1", "ingest-2")
 GATEWAY = "gateway-1"
 CONSOLE = "console-1"
 PUBLISHER = "publisher"
@@ -81,6 +81,7 @@ KINDS = {
     "put object": 3,
     "copy object": 3,
     "read object": 2,
+    "delete object": 1,
     "read keyring": 2,
     "put keyring": 3,
     "put record": 4,
@@ -94,13 +95,16 @@ KINDS = {
     "multipart": 2,
     "doctor": 1,
 }
-# A late put could overwrite a body that was staged again: that is up to the publisher.
-_SENSELESS = {("late", "put staged"), ("late", "doctor")}
+# A late put could overwrite a body that was staged again: that is up to the publisher. A late
+# delete could hide what was put into a source meanwhile: that is known (SPEC 17.3).
+_SENSELESS = {("late", "put staged"), ("late", "doctor"), ("late", "delete object")}
 
 STORED = "stored"
 PROJECTS = ("amber", "birch", "cedar")
 LATE_PROJECT = "dune"
 """Enrolled in the middle of the run, during the rotation of the master key."""
+SOURCED_PROJECT = "elm"
+"""Has only what is taken in from sources; see `tools.chaos.drops`."""
 UNKNOWN_PROJECT = "unknown"
 
 _KIB = 1024
@@ -287,8 +291,9 @@ class Action:
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
     `rotate`, `sweep` or `enroll` (a project), `delete` (the key of an upload), `new master key`;
     `attack` (the attack `to`, on `times` requests); `steal keyring` (of the project `to`, as `kind`
-    says, after the `process` was killed); or `storm`: the fault `to` for every `every`-th
-    request of a `kind`, `times` in total, `until` that many publishes are confirmed.
+    says, after the `process` was killed); `sources away` (for `seconds`); or `storm`: the fault
+    `to` for every `every`-th request of a `kind`, `times` in total, `until` that many publishes
+    are confirmed.
     """
 
     at: int
@@ -335,6 +340,7 @@ class Amounts:
     false_responses: int
     attacks: int
     thefts: int
+    source_outages: int
 
     @classmethod
     def for_count(cls, count: int) -> Amounts:
@@ -350,6 +356,7 @@ class Amounts:
             false_responses=2 + count // 200,
             attacks=1 + count // 200,
             thefts=1 + count // 1000,
+            source_outages=2 + count // 1000,
         )
 
 
@@ -368,6 +375,7 @@ def make_plan(seed: int, count: int) -> Plan:
     actions += _false_responses(rng_for(seed, "untruths"), total, amounts.false_responses)
     actions += _attacks(rng_for(seed, "attacks"), total, amounts.attacks)
     actions += _thefts(rng_for(seed, "thefts"), total, rotations, amounts.thefts)
+    actions += _of_sources(rng_for(seed, "sources"), total, amounts.source_outages)
     return Plan(seed, count, load, tuple(sorted(actions, key=lambda action: action.at)))
 
 
@@ -406,7 +414,7 @@ def _losses(rng: random.Random, total: int, amounts: Amounts) -> list[Action]:
 
     processes = (*WORKERS, GATEWAY)
     # Each process once before any process twice.
-    killed = [name for _ in range(amounts.kills) for name in rng.sample(processes, k=6)]
+    killed = [name for _ in range(amounts.kills) for name in rng.sample(processes, k=8)]
     actions = [Action(anywhere(), "kill", name) for name in killed[: amounts.kills]]
     ended = rng.choices(WORKERS, k=amounts.terminations)
     actions += [Action(anywhere(), "terminate", name) for name in ended]
@@ -481,3 +489,13 @@ def _thefts(rng: random.Random, total: int, rotations: list[Action], each: int) 
         process = rng.choice(processes) if processes else ""
         thefts.append(Action(at, "steal keyring", rotation.to, kind=kind, process=process))
     return thefts
+
+
+def _of_sources(rng: random.Random, total: int, outages: int) -> list[Action]:
+    """A rotation of their project, outages of their server, and an ingest worker killed in each."""
+    actions = [Action(int(total * rng.uniform(0.6, 0.7)), "rotate", SOURCED_PROJECT)]
+    for number in range(outages):
+        at = int(total * rng.uniform(number + 0.1, number + 0.8) / outages)
+        actions.append(Action(at, "sources away", seconds=round(rng.uniform(4, 9), 1)))
+        actions.append(Action(at, "kill", rng.choice(("ingest-1", "ingest-2"))))
+    return actions

@@ -75,7 +75,7 @@ class ManagedProcess:
 
     @property
     def role(self) -> str:
-        """`upload`, `control`, `sweep`, `gateway` or `console`."""
+        """`upload`, `control`, `sweep`, `ingest`, `gateway` or `console`."""
         return self.name.partition("-")[0]
 
     def served_s(self) -> float:
@@ -112,8 +112,8 @@ class Supervisor:
             netloc=at.netloc.replace(f":{at.port}", f":{broker_proxy.port}")
         ).geturl()
 
-    async def start_all(self, storage_url: str, master_keys: str, publishers: str) -> None:
-        """Start all processes; returns once all are ready."""
+    async def start_all(self, storage_url: str, master_keys: str, **settings: str) -> None:
+        """Start all processes; `settings` are those of all workers. Returns once all are ready."""
         broker_port = urlsplit(self.deployment.amqp_url).port
         assert broker_port is not None
         far = replace(self.deployment.s3, endpoint_url=storage_url)
@@ -129,10 +129,7 @@ class Supervisor:
                 env = through.console_env(self._passwords(), **more)
             else:
                 env = through.worker_env(
-                    MASTER_KEYS=master_keys,
-                    PUBLISHERS=publishers,
-                    HEALTH_PORT=str(port),
-                    **SETTINGS,
+                    MASTER_KEYS=master_keys, HEALTH_PORT=str(port), **SETTINGS, **settings
                 )
             self.processes[name] = ManagedProcess(name, broker_proxy, env, port)
         await asyncio.gather(*(self.start(name) for name in SERVED))

@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Final
 from keyturn.crypto import SigningKey, new_api_key
 from tools.chaos.attackers import Attackers, publishers_with_rival
 from tools.chaos.bucket_checks import leftovers
+from tools.chaos.drop_checks import DropState, read_state, summary, taken_in
+from tools.chaos.drops import DropWriter, SourceBuckets, make_drops
 from tools.chaos.evidence import Evidence, on_broker
 from tools.chaos.gateway_readers import GatewayReaders
-from tools.chaos.operator import Operator, new_masters
+from tools.chaos.operator import NEW_MASTER, Operator, new_masters
 from tools.chaos.plan import (
     CONSOLE,
+    FALSE_RESPONSES,
     FLAWS_WITHOUT_EVENT,
     GATEWAY,
     LATE_PROJECT,
     PROJECTS,
     PUBLISHER,
     RIVAL,
+    SOURCED_PROJECT,
 )
 from tools.chaos.processes import VIEWER, Broker, Supervisor, run_supervisor
 from tools.chaos.publisher import (
@@ -60,6 +64,8 @@ _ENDED: Final = (">Clean<", ">Not clean")
 _SHOWN_S: Final = 60
 _PAUSE_S: Final = 0.5
 _EMPTY_S: Final = 120
+_TAKEN_IN_S: Final = 240
+_LOOK_EVERY_S: Final = 3.0
 
 
 class Run:
@@ -72,6 +78,8 @@ class Run:
         folder: Path,
         broker: Broker,
         storage: FaultProxy,
+        buckets: SourceBuckets,
+        sources: FaultProxy,
         supervisor: Supervisor,
         say: Callable[[str], None],
     ) -> None:
@@ -80,11 +88,13 @@ class Run:
         self.folder = folder
         self.broker = broker
         self.storage = storage
+        self.buckets = buckets
+        self.sources = sources
         self.supervisor = supervisor
         self.masters = new_masters(deployment.master_key)
         self.tenants = {
             name: Tenant(deployment, name, [new_api_key()], dict(self.masters))
-            for name in (*PROJECTS, LATE_PROJECT, RIVAL)
+            for name in (*PROJECTS, LATE_PROJECT, SOURCED_PROJECT, RIVAL)
         }
         self.rival_key = SigningKey.from_seed(os.urandom(32))
         self.event_log = EventLog()
@@ -110,7 +120,9 @@ class Run:
         self._say("starting the processes")
         publishers = publishers_with_rival(self.deployment, self.rival_key)
         await self.supervisor.start_all(
-            self.storage.url, master_keys_setting(self.masters), publishers
+            self.storage.url,
+            master_keys_setting(self.masters),
+            **self.buckets.settings(publishers, self.sources.url),
         )
         await asyncio.to_thread(self.broker.wait_until_it_survives)
         broker_proxy = self.supervisor.url_of(self.supervisor.processes[PUBLISHER].broker_proxy)
@@ -179,16 +191,23 @@ class Run:
             self.plan.seed,
         )
 
+    @cached_property
+    def writer(self) -> DropWriter:
+        drops = make_drops(self.plan.seed, len(self.plan.load.order))
+        return DropWriter(self.deployment, self.buckets, self.sender, self.event_log, drops)
+
     # What they do.
 
     async def _all(self) -> None:
-        for project in (*PROJECTS, RIVAL):
+        for project in (*PROJECTS, SOURCED_PROJECT, RIVAL):
             await self.operator.enroll(project)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sender.send_all())
+            group.create_task(self.writer.write_all())
             group.create_task(self._keep_schedule())
         self.seconds["until all was published"] = self._elapsed_s()
         self.storage.calm()
+        self.sources.calm()
         self._say("all published, no more faults; waiting for what is in progress")
         for upload in self.plan.load.uploads:
             if upload.flaw not in FLAWS_WITHOUT_EVENT:
@@ -198,6 +217,8 @@ class Run:
         self._say("all completed; waiting for the victims of attacks")
         await self.attackers.all_heard()
         await self.operator.sweep_again()
+        self._say("waiting for the sources")
+        await self._all_taken_in()
         async with open_wire(self.deployment) as wire:
             await wait_until_drained(wire, timeout_s=_EMPTY_S)
         self.seconds["until all was completed"] = self._elapsed_s()
@@ -206,7 +227,8 @@ class Run:
     async def _keep_schedule(self) -> None:
         for action in self.plan.actions:
             await self.sender.reached(action.at)
-            self.storage.calm(self.sender.confirmed)
+            for proxy in (self.storage, self.sources):
+                proxy.calm(self.sender.confirmed)
             if action.what not in {"storm", "attack"}:
                 self._say(f"{self.sender.confirmed:>5} confirmed: {action.what} {action.to}")
             await self._do(action)
@@ -222,10 +244,13 @@ class Run:
             "sweep": lambda: operator.sweep(action.to),
             "enroll": lambda: operator.enroll(action.to),
             "delete": lambda: operator.delete(action.to),
+            "sources away": lambda: self._keep_away(action.seconds),
         }
         match action.what:
             case "storm":
                 self.storage.storm(action)
+                if action.to not in FALSE_RESPONSES:
+                    self.sources.storm(action)
             case "kill":
                 await self.supervisor.kill(action.to)
             case "terminate":
@@ -239,6 +264,25 @@ class Run:
             case what:
                 name = f"{action.what} {action.to}"
                 self._requests.append(asyncio.create_task(requests[what](), name=name))
+
+    async def _keep_away(self, seconds: float) -> None:
+        """The server of the sources answers no worker for a while."""
+        self.sources.is_away = True
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.sources.is_away = False
+
+    async def _drop_state(self) -> DropState:
+        master_key = (NEW_MASTER, self.masters[NEW_MASTER])
+        return await asyncio.to_thread(read_state, self.deployment, self.buckets, master_key)
+
+    async def _all_taken_in(self) -> None:
+        """Wait for the listings; what the sources still lack then, the checks will say."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKEN_IN_S):
+                while taken_in(self.writer.written, await self._drop_state()):  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _at_broker(self, do: Callable[[], None]) -> None:
         """Complete it even if the run's time is over meanwhile."""
@@ -285,6 +329,7 @@ class Run:
             await self.supervisor.clean_staging(lambda: not leftovers(self.deployment))
         self.supervisor.keep_logs()
         broker = await on_broker(self.deployment)
+        written, state = self.writer.written, await self._drop_state()
         await asyncio.to_thread(self.broker.end)
         rival = self.tenants[RIVAL]
         return Evidence(
@@ -306,19 +351,24 @@ class Run:
             statuses=self.supervisor.statuses,
             misread=self.readers.wrong,
             misreported=missed,
-            counts=self._counts() | {"leftovers of killed processes, removed": len(left)},
+            written=written,
+            drop_state=state,
+            source_buckets=self.buckets,
+            counts=self._counts()
+            | {
+                "leftovers of killed processes, removed": len(left),
+                "sources": summary(written, state),
+            },
         )
 
     def _counts(self) -> dict[str, Any]:
         attacks, thefts = self.attackers.attacks, self.thief.thefts
-        faults = sorted(self.storage.done.items())
         processes = self.supervisor.processes.values()
         return {
             "done to processes": dict(self.supervisor.done),
             "done to the broker": dict(self.broker.done),
-            "done to requests to the storage": {
-                f"{fault}: {kind}": count for (fault, kind), count in faults
-            },
+            "done to requests to the storage": _faults(self.storage),
+            "done to requests to the sources": _faults(self.sources),
             "attacks": dict(attacks.done),
             "callers under attack": len(attacks.waited),
             "keyrings stolen": dict(Counter(theft.kind for theft in thefts)),
@@ -330,6 +380,10 @@ class Run:
             "processes started": sum(len(process.logs) for process in processes),
             "seconds": self.seconds,
         }
+
+
+def _faults(proxy: FaultProxy) -> dict[str, int]:
+    return {f"{fault}: {kind}": count for (fault, kind), count in sorted(proxy.done.items())}
 
 
 def _sum(counters: Iterable[Counter[str]]) -> dict[str, int]:
@@ -397,8 +451,9 @@ async def run(
     deployment = ConsoleDeployment(rabbitmq.url, s3, await asyncio.to_thread(new_bucket, s3))
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(run_fault_proxy(s3.endpoint_url))
+        buckets = await asyncio.to_thread(SourceBuckets.create, s3)
+        sources = await stack.enter_async_context(run_fault_proxy(s3.endpoint_url))
         supervisor = await stack.enter_async_context(run_supervisor(deployment, folder))
         broker = Broker(rabbitmq, folder)
-        return await Run(plan, deployment, folder, broker, storage, supervisor, say).execute(
-            timeout_s
-        )
+        running = Run(plan, deployment, folder, broker, storage, buckets, sources, supervisor, say)
+        return await running.execute(timeout_s)

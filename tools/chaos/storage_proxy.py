@@ -14,6 +14,8 @@ with small bodies. It never sends a request twice. The faults:
 | `late` | a broken connection | performs the request after a delay |
 | `404`, `404 page` | S3's `NoSuchKey` or a proxy's HTML page for an existing key | responds |
 | `date ahead`, `date behind` | a `Date` hours ahead or 30 s behind | performs the request |
+
+While a proxy `is_away`, every request breaks its connection.
 """
 
 from __future__ import annotations
@@ -111,6 +113,7 @@ class FaultProxy:
     unanswered: int = 0
     received_bytes: int = 0
     delay_s: float = 0.0
+    is_away: bool = False
     _storms: list[_Storm] = field(default_factory=list)
     _spared: set[str] = field(default_factory=set)
 
@@ -180,6 +183,9 @@ class _Connection:
         request = await self._request()
         method, target, _ = request.first
         kind = kind_of(method, target, request.headers)
+        if self._proxy.is_away:
+            self._proxy.done["away", kind] += 1
+            return False
         fault = self._proxy._next(kind)
         if fault is None:
             if kind.endswith(" object"):
@@ -257,6 +263,8 @@ class _Connection:
         return await self._give(answer)
 
     async def _give(self, answer: Message) -> bool:
+        if self._writer.is_closing():
+            return False  # the client did not wait for it
         self._proxy.received_bytes += len(answer.raw)
         self._writer.write(answer.raw)
         await self._writer.drain()

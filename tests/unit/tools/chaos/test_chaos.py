@@ -81,7 +81,8 @@ def test_every_plan_contains_every_kind_of_action(seed: int, count: int) -> None
     assert at[0] >= 0
     assert at[-1] <= len(plan.load.order)
     done = Counter(action.what for action in plan.actions)
-    assert done["rotate"] == 4
+    assert done["rotate"] == 5
+    assert done["sources away"] >= 2
     assert done["new master key"] == done["enroll"] == 1
     assert done["delete"] >= 2
     assert done["kill"] >= 3
@@ -195,6 +196,17 @@ async def test_without_a_storm_requests_pass_unchanged() -> None:
         assert (await _ask(proxy, *PUT, b"x" * 300_000))[:2] == (404, b"gone")
         assert server.requests[1].body == b"x" * 300_000
         assert (proxy.seen, proxy.done) == ({"read object": 1, "put object": 1}, {})
+
+
+async def test_while_a_server_is_away_nothing_reaches_it() -> None:
+    async with _before_a_server() as (server, proxy):
+        proxy.is_away = True
+        for request in (PUT, ("GET", "/bucket?list-type=2")):
+            with pytest.raises((OSError, http.client.HTTPException)):
+                await _ask(proxy, *request)
+        assert (server.requests, proxy.done.total()) == ([], 2)
+        proxy.is_away = False
+        assert (await _ask(proxy, *PUT))[0] == 200
 
 
 async def test_the_proxy_answers_expect_100_continue() -> None:
