@@ -195,6 +195,30 @@ def test_a_tombstone_that_was_dated_early_is_put_again(monkeypatch: pytest.Monke
     assert "acme/a came back after its delete was published" in found
 
 
+def a_delete_by_a_worker_that_starts_hours_ahead(world: World) -> None:
+    """The front end that dates its tombstone is the first that it reaches, so that it agrees."""
+    begin(world, "a")
+    world.delete("acme", "a")
+    world.restart(world.processes[0], clock_s=10_000)
+    world.run(seconds=60)
+
+
+class _WaitsForAnyDate(Deleter):
+    """Waits until the tombstone is old enough, whenever that is."""
+
+    def _is_dated_ahead(self, tombstone: Any) -> bool:
+        del tombstone
+        return False
+
+
+def test_no_delete_waits_for_a_date_that_lies_ahead() -> None:
+    assert violations(a_delete_by_a_worker_that_starts_hours_ahead) == []
+    found = violations(
+        a_delete_by_a_worker_that_starts_hours_ahead, Parts(deleter=_WaitsForAnyDate)
+    )
+    assert "the waiter of api's delete.requested waits forever" in found
+
+
 def a_delete_while_a_worker_with_a_longer_lease_copies(world: World) -> None:
     """The copy ends within its own lease, when two of the deleting worker's are long over."""
     slow = world.processes[0]

@@ -9,7 +9,8 @@ only the tombstones that are not there.
 
 That age is a proof like any other (SPEC 8.4). It counts by a response of a front end whose clock
 agrees with the storage's clock as this process has known it for two leases, and a tombstone that
-another front end dated is put again.
+another front end dated is put again: at once, or, if this process had just started with that front
+end and so believed it, when the right clock shows that the date lies ahead.
 """
 
 import asyncio
@@ -147,7 +148,7 @@ class Deleter:
         raise StorageUnavailableError("the tombstone was replaced again and again")
 
     async def find_deleted(self, request: DeleteRequested) -> bool:
-        """Whether the tombstone of a request for one key is there for good; does not put one.
+        """Whether the tombstone of a request for one key is there for good; makes no new one.
 
         Raises:
             DeferError: as `delete`.
@@ -178,12 +179,14 @@ class Deleter:
         """Whether the key has its tombstone for good; False if that must be put.
 
         Raises:
-            DeferError: it has, for less than two leases.
+            DeferError: it has, for less than two leases, or it was dated ahead and is put again.
         """
         with _retried_refusals():
             tombstone = await self._find_tombstone(key, snapshot)
             if tombstone is None:
                 return False
+            if self._is_dated_ahead(tombstone):
+                await self._put_tombstone(key, snapshot)
             await self._delete_older_versions(object_s3_key(snapshot.keyring.project, key))
         self._check_age(tombstone, snapshot)
         return True
@@ -255,6 +258,11 @@ class Deleter:
                 await self._storage.delete_version(s3_key, version.version_id)
             except RefusedError as exc:
                 raise LockedObjectError("a lock keeps an older version") from exc
+
+    def _is_dated_ahead(self, tombstone: _Tombstone) -> bool:
+        """Whether a front end with a fast clock dated it: it would become final far too late."""
+        ahead_s = (tombstone.head.last_modified - tombstone.head.date).total_seconds()
+        return tombstone.trust.proves and ahead_s > self._keyrings.clock.tolerated_s
 
     def _check_age(self, tombstone: _Tombstone, snapshot: KeyringSnapshot) -> None:
         head = tombstone.head

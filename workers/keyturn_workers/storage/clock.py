@@ -152,7 +152,8 @@ class StorageClock:
 
     def __init__(self, lease_s: float, local_s: Callable[[], float] = boottime_s) -> None:
         self.local_s = local_s
-        self._tolerated_s = lease_s / 6
+        self.tolerated_s = lease_s / 6
+        """By how much right responses may differ."""
         self._two_leases_s = 2 * lease_s
         self._reference: _Reference | None = None
         self._candidate: _Candidate | None = None
@@ -162,7 +163,7 @@ class StorageClock:
     @property
     def max_read_s(self) -> float:
         """The longest that a keyring read or listing may take to yield a lease."""
-        return self._tolerated_s
+        return self.tolerated_s
 
     @property
     def is_known(self) -> bool:
@@ -193,11 +194,11 @@ class StorageClock:
         if reference is None or not reference.expire(received_s):
             self._candidate = None
             reference = self._set_reference(received_s, low, high)
-        elif not reference.agrees_with(low, high, self._tolerated_s):
+        elif not reference.agrees_with(low, high, self.tolerated_s):
             return self._contradiction(received_s, low, high)
         else:
             candidate = self._candidate
-            if candidate is not None and not candidate.agrees_with(low, high, self._tolerated_s):
+            if candidate is not None and not candidate.agrees_with(low, high, self.tolerated_s):
                 # The reference holds, unless the candidate keeps the majority.
                 self._candidate = candidate if candidate.contradict() else None
             reference.add(received_s, low, high)
@@ -213,7 +214,7 @@ class StorageClock:
     def _contradiction(self, received_s: float, low: float, high: float) -> DateTrust:
         candidate = self._candidate
         if candidate is not None and candidate.expire(received_s):
-            if candidate.agrees_with(low, high, self._tolerated_s):
+            if candidate.agrees_with(low, high, self.tolerated_s):
                 candidate.add(received_s, low, high)
                 return self._promote(candidate, received_s, low)
             if candidate.contradict():

@@ -122,6 +122,26 @@ async def test_a_tombstone_that_a_slow_front_end_dated_is_put_again() -> None:
     )
 
 
+async def test_a_tombstone_dated_ahead_is_put_again_once_the_clock_is_known() -> None:
+    """A fast front end was the first that its worker reached."""
+    storage = _Storage()
+    deleter = _deleter(storage)
+    storage.off_s = {each: [_DAY_S] * 9 for each in ("read", "read_start", "put")}
+    await _deferred_s(deleter)
+    storage.off_s = {}
+    puts = storage.calls["put"]
+    started = _deleter(storage)
+    assert await _deferred_s(started) <= 2 * _LEASE_S + 1
+    assert storage.calls["put"] == puts
+    storage.advance(2 * _LEASE_S + 1)
+    with pytest.raises(DeferError):
+        await started.find_deleted(_REQUEST)
+    assert storage.calls["put"] == puts + 1
+    storage.advance(2 * _LEASE_S + 2)
+    await started.delete(_REQUEST)
+    assert storage.calls["put"] == puts + 1
+
+
 async def test_a_fast_front_end_puts_no_tombstone() -> None:
     """Then no delete waits for a moment of tomorrow."""
     storage = _Storage()
