@@ -10,19 +10,44 @@ const ROOT = join(import.meta.dirname, "../..");
 /** What the examples take as given. */
 const GIVEN = `
 declare const keyturn: Keyturn, url: string, project: string, apiKey: string, newApiKey: string;
-declare const pepper: string, size: number, bytes: Uint8Array, stream: ReadableStream<Uint8Array>;
+declare const pepper: string, size: number, stream: ReadableStream<Uint8Array>;
 declare const destination: WritableStream<Uint8Array>, bar: { set(part: number): void };
 declare const file: File, signal: AbortSignal;
-declare const process: { env: { ACME_API_KEY?: string } };
 `;
 
-test("the examples of the README compile", () => {
-  const readme = readFileSync(join(ROOT, "README.md"), "utf8");
-  const examples = [...readme.matchAll(/^```ts\n(.*?)^```$/gms)].map(([, code]) => `${code}`);
-  assert(examples.length >= 5);
+const README = readFileSync(join(ROOT, "README.md"), "utf8");
+const [FIRST = "", ...EXAMPLES] = [...README.matchAll(/^```ts\n(.*?)^```$/gms)].map(
+  ([, code]) => `${code}`,
+);
+
+/** Compile all files that `write` makes in a folder. */
+function compile(compilerOptions: object, write: (folder: string) => void, base?: string): void {
   const folder = mkdtempSync(join(ROOT, "node_modules/.readme-"));
   try {
-    examples.forEach((code, at) => {
+    write(folder);
+    const config = { extends: base, compilerOptions, include: ["*.ts"] };
+    writeFileSync(join(folder, "tsconfig.json"), JSON.stringify(config));
+    const tsc = join(ROOT, "node_modules/typescript/bin/tsc");
+    execFileSync(process.execPath, [tsc, "-p", folder], { encoding: "utf8", stdio: "pipe" });
+  } catch (error) {
+    assert.fail(`${(error as { stdout?: string }).stdout ?? error}`);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+test("the first program of the README is complete, and compiles under strict", () => {
+  const options = { strict: true, module: "NodeNext", target: "ES2022", noEmit: true };
+  assert.match(FIRST, /new Keyturn/);
+  compile({ ...options, types: ["node"] }, (folder) => {
+    writeFileSync(join(folder, "first.ts"), FIRST);
+  });
+});
+
+test("the examples of the README compile", () => {
+  assert(EXAMPLES.length >= 5);
+  const write = (folder: string) => {
+    EXAMPLES.forEach((code, at) => {
       const own = code.replace(/^import .*\n/gm, "");
       const imports = code.match(/^import .*\n/gm) ?? [];
       // What the example itself declares is not given.
@@ -37,17 +62,6 @@ test("the examples of the README compile", () => {
         `${imports.join("")}${given}\nasync function example() {\n${own}\n}\nvoid example;\nexport {};\n`,
       );
     });
-    const config = {
-      extends: join(ROOT, "tsconfig.json"),
-      compilerOptions: { noUnusedLocals: false },
-      include: ["*.ts"],
-    };
-    writeFileSync(join(folder, "tsconfig.json"), JSON.stringify(config));
-    const tsc = join(ROOT, "node_modules/typescript/bin/tsc");
-    execFileSync(process.execPath, [tsc, "-p", folder], { encoding: "utf8", stdio: "pipe" });
-  } catch (error) {
-    assert.fail(`${(error as { stdout?: string }).stdout ?? error}`);
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
+  };
+  compile({ noUnusedLocals: false }, write, join(ROOT, "tsconfig.json"));
 });
