@@ -399,6 +399,8 @@ def _is_news(before: ProjectRecord, record: ProjectRecord, origin: Origin) -> bo
     then, now = progress_of(before, origin), progress_of(record, origin)
     if origin.kind == "part" or (now.phase == "rewrapping" and not now.done):
         return False
+    if now.phase == "proving" and before.proof_after != record.proof_after:
+        return True  # dated anew: who watches it must know that it waits for longer
     return (then.phase, then.total) != (now.phase, now.total)
 
 

@@ -371,6 +371,20 @@ async def test_progress_names_the_phase_and_the_record_the_moments_that_it_passe
     assert end.all_rewrapped_at < end.proof_possible_at < end.at
 
 
+async def test_a_proof_that_waits_for_longer_is_published() -> None:
+    """The worker has just started: it dates the state again once it knows the storage's clock."""
+    on = Sweeping(page_keys=3)
+    await on.start()
+    end = (await on.finish()).end
+    phases = [cast("Any", event).progress for event in _events(on, "sweep.progressed")]
+    proving = [each.proof_possible_at for each in phases if each.phase == "proving"]
+    assert len(proving) == 2
+    assert proving[0] < proving[1]
+    assert end is not None
+    assert end.proof_possible_at is not None
+    assert proving[1] == format_time(end.proof_possible_at)
+
+
 async def test_only_the_origins_of_the_round_hear_of_its_progress() -> None:
     on = Sweeping()
     await on.start()
