@@ -166,7 +166,8 @@ def _confirm(command: _Command, count: int) -> None:
     except typer.Abort:  # there is no answer
         if sys.stdin.isatty():
             raise
-        raise typer.BadParameter("not confirmed: without a terminal, use --yes") from None
+        typer.echo(err=True)
+        raise typer.BadParameter("without a terminal, delete --prefix needs --yes") from None
     if not is_confirmed:
         raise typer.Abort
 

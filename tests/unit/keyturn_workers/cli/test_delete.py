@@ -261,7 +261,7 @@ async def test_what_is_listed_is_counted_confirmed_and_deleted() -> None:
 
 @pytest.mark.parametrize(
     ("stdin", "status", "said"),
-    [("n\n", 1, "aborted"), ("", 2, "without a terminal, use --yes")],
+    [("n\n", 1, "aborted"), ("", 2, "without a terminal, delete --prefix needs --yes")],
     ids=["refused", "no answer"],
 )
 async def test_nothing_is_deleted_without_a_confirmation(
