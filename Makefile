@@ -117,13 +117,11 @@ screenshots: setup  ## Take a picture of each page of the console into .scratch/
 	@$(PYTHON) -m tools.screenshots $(ARGS)
 
 .PHONY: doctor
-doctor: $(UV)  ## Probe every S3 server that can be started here; compares the table, ARGS=--write renews it
-	@$(SYNC) --group doctor
+doctor: setup  ## Probe every S3 server that can be started here; compares the table, ARGS=--write renews it
 	@$(PYTHON) -m tools.doctor $(ARGS)
 
 .PHONY: bench
-bench: $(UV)  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
-	@$(SYNC) --group doctor
+bench: setup  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
 	@$(PYTHON) -m tools.bench $(ARGS)
 
 .PHONY: profile

@@ -20,6 +20,7 @@ from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.gateway import PROJECT, opened
 from tools.bench.processes import BenchError
 from tools.harness.world import key_of, open_world
+from tools.servers import rclone
 
 if TYPE_CHECKING:
     from tools.harness.deployment import Deployment
@@ -43,19 +44,6 @@ class _Sides:
     by_gateway: list[Rate] = field(default_factory=list)
     rclone: list[Rate] = field(default_factory=list)
     peaks_mib: list[float] = field(default_factory=list)
-
-
-def rclone_program() -> str:
-    """The path of rclone.
-
-    Raises:
-        BenchError: it is not installed.
-    """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    program = shutil.which("rclone", path=path)
-    if program is None:
-        raise BenchError("rclone is missing: uv sync --group doctor, or apt-get install rclone")
-    return program
 
 
 def _timed(command: list[str], env: dict[str, str], units: float) -> tuple[Rate, float]:
@@ -85,16 +73,9 @@ async def _round(world: World, gateway_url: str, scratch: Path, sides: _Sides, u
     env = {**deployment.s3_env(), "KEYTURN_API_KEY": world.api_keys[PROJECT]}
     target = scratch / "exported"
     export = [sys.executable, "-m", "keyturn_workers", "export", PROJECT, str(target)]
-    server = deployment.s3
-    remote = f":s3,provider=Other:{deployment.bucket}/{PROJECT}"
-    copy = [rclone_program(), "copy", remote, str(target), "--transfers", str(_AT_ONCE)]
-    rclone_env = {
-        "RCLONE_CONFIG": "/dev/null",
-        "RCLONE_S3_ENDPOINT": server.endpoint_url,
-        "RCLONE_S3_REGION": server.region,
-        "RCLONE_S3_ACCESS_KEY_ID": server.access_key_id,
-        "RCLONE_S3_SECRET_ACCESS_KEY": server.secret_access_key,
-    }
+    stored = f"keyturn:{deployment.bucket}/{PROJECT}"
+    copy = [rclone.program(), "copy", stored, str(target), "--transfers", str(_AT_ONCE)]
+    rclone_env = rclone.remotes_env(keyturn=deployment.s3)
     for rates, command, its_env in (
         (sides.from_bucket, export, env),
         (sides.by_gateway, [*export, "--gateway", gateway_url], env),
@@ -123,7 +104,8 @@ async def measure_large(
     """Objects of 64 MiB.
 
     Raises:
-        BenchError: rclone is missing, or a side failed.
+        BenchError: a side failed.
+        ServerError: rclone is missing.
     """
     figure, mib = f"export of {count} of {_LARGE_MIB} MiB", count * _LARGE_MIB
     async with open_world(deployment) as world:

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
@@ -17,12 +21,13 @@ import pytest
 import pytest_asyncio
 
 from keyturn.crypto import to_base64
+from keyturn.messages import SourceObject
 from keyturn.topology import NOTIFICATIONS
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.sources import DropBucket, sources_env
 from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url, run_worker_for
-from tools.servers import new_bucket
+from tools.servers import new_bucket, rclone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,7 +59,7 @@ class Watched:
             Attributes={
                 "push-endpoint": self.running.deployment.amqp_url,
                 "amqp-exchange": NOTIFICATIONS,
-                "amqp-ack-level": "broker",
+                "amqp-ack-level": "none",
             },
         )
         self.drop.client.put_bucket_notification_configuration(
@@ -127,6 +132,64 @@ async def test_what_is_put_is_stored_and_deleted(watched: Watched, key: str) -> 
 async def test_an_object_above_one_part_comes_in(watched: Watched) -> None:
     body = bytes(range(256)) * 80_000  # 20 MB
     await watched.stored("large", body, await watched.put("large", body))
+
+
+def move_into(drop: DropBucket, writer: str, folder: Path) -> None:
+    """Move a folder's files to `in/{writer}/`, as docs/howto/take-in.md says."""
+    server, target = drop.server, f"{drop.bucket}/in/{writer}"
+    if writer == "rclone":
+        command = [
+            *(rclone.program(), "move", str(folder), f"drop:{target}"),
+            *("--no-check-dest", "--s3-no-head", "--s3-no-check-bucket"),
+            *("--s3-upload-cutoff", "8Mi"),  # above it in parts; 200 MiB by default
+        ]
+        env = rclone.remotes_env(drop=server)
+    else:
+        aws = Path(sys.executable).with_name("aws")
+        command = [str(aws), "s3", "mv", str(folder), f"s3://{target}", "--recursive"]
+        env = {
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_ENDPOINT_URL": server.endpoint_url,
+            "AWS_DEFAULT_REGION": server.region,
+            "AWS_ACCESS_KEY_ID": server.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": server.secret_access_key,
+        }
+    env |= {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("writer", ["rclone", "aws"])
+async def test_files_of_other_clients_come_in(
+    watched: Watched, writer: str, tmp_path: Path
+) -> None:
+    """One that is put whole, and one that is put in parts: its ETag is no MD5 of the body."""
+    bodies = {"small.txt": b"small", "large.txt": os.urandom(12 * 2**20)}
+    for name, body in bodies.items():
+        (tmp_path / name).write_bytes(body)
+    wire, deployment = watched.running.wire, watched.running.deployment
+    hints = await wire.channel.declare_queue(exclusive=True)
+    await hints.bind(NOTIFICATIONS)
+    await asyncio.to_thread(move_into, watched.drop, writer, tmp_path)
+    while bodies:
+        hint = json.loads((await wire.take(hints.name)).body)["Records"][0]["s3"]["object"]
+        key = hint["key"].removeprefix("in/")
+        name = key.removeprefix(f"{writer}/")
+        body = bodies.pop(name)
+        assert ("-" in hint["eTag"]) == (name == "large.txt"), hint["eTag"]
+        named = SourceObject(
+            name=watched.drop.name,
+            key=hint["key"],
+            etag=hint["eTag"],
+            version=hint["versionId"],
+            size=len(body),
+        )
+        await watched.stored(key, body, named.upload_id(deployment.name))
+        stored = stored_objects.read_object(deployment, "acme", key)
+        assert stored.content_type.startswith("text/plain")
+        assert ("mtime" in stored.metadata) == (writer == "rclone")
+    await hints.delete()
 
 
 async def test_garbage_and_forged_notifications_do_nothing(watched: Watched) -> None:
