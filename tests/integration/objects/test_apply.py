@@ -70,8 +70,10 @@ class Place:
 
     storage: S3Storage
     ring: Keyring
+    key: str = KEY
 
     def __post_init__(self) -> None:
+        self.target = object_s3_key("acme", self.key)
         self.keyrings = KeyringReader(
             self.storage, operator_keys(MASTER_KEYS), lease_s=15, cache_s=0
         )
@@ -85,14 +87,14 @@ class Place:
 
     async def put(self, own: dict[str, str], body: bytes) -> None:
         headers = Headers({**CALLER, **own}, "application/pdf", CONTENT)
-        await self.storage.put(TARGET, body, headers)
-        await self.storage.write_tags(TARGET, TAGS)
+        await self.storage.put(self.target, body, headers)
+        await self.storage.write_tags(self.target, TAGS)
 
     async def plan_action(self) -> tuple[ObjectView, PlannedAction, KeyringSnapshot]:
-        view = ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))
+        view = ObjectView(*await self.storage.read_start(self.target, HEADER_BYTES))
         snapshot = await self.keyrings.read_fresh("acme")
         ring, desired = snapshot.keyring, snapshot.desired
-        return view, plan_action(view, KEY, ring, desired, KEKS, OPTIONS), snapshot
+        return view, plan_action(view, self.key, ring, desired, KEKS, OPTIONS), snapshot
 
     async def make(self, kind: str) -> bytes:
         """An object to which that is due; gives its plaintext, or a v0 body whole."""
@@ -102,7 +104,7 @@ class Place:
         desired = desired_state(self.ring, MASTER_KEYS)
         match name:
             case "rewrap":
-                wraps, body = sealed_object(desired, KEY, plaintext)
+                wraps, body = sealed_object(desired, self.key, plaintext)
                 await self.put(enc(wraps), body)
                 await self.write_keyring(rotated(self.ring))
             case "v0":
@@ -112,18 +114,18 @@ class Place:
             case "encrypt":
                 await self.put({}, plaintext)
             case "reseal":
-                await self.put(deleted(desired, KEY), b"")
+                await self.put(deleted(desired, self.key), b"")
                 await self.write_keyring(replace(self.ring, master_key="m2"))
         return plaintext
 
     async def plaintext(self) -> bytes:
         """What both wraps open; of a v0 body, the body."""
-        head, body = await self.storage.read(TARGET)
+        head, body = await self.storage.read(self.target)
         wraps = parse(head.metadata)
         assert isinstance(wraps, Wraps)
         if wraps.algorithm == V0_ALGORITHM:
             return body
-        examined = verify_upload(wraps, body[:HEADER_BYTES], KEY, self.ring, KEKS)
+        examined = verify_upload(wraps, body[:HEADER_BYTES], self.key, self.ring, KEKS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 
@@ -156,6 +158,18 @@ async def test_each_action_is_executed_as_planned(place: Place, kind: str) -> No
     assert head.headers.restated.items() >= CONTENT.items()
     assert at_risk or await place.storage.read_tags(TARGET) == TAGS
     assert [row async for row in place.storage.list_multipart_uploads(TARGET)] == []
+
+
+async def test_a_large_object_is_never_copied_from_another_one(place: Place) -> None:
+    """Ceph decodes the name of a part's source twice: there it would be the other object."""
+    place = Place(place.storage, keyring(plaintext=True), "a%41.pdf")
+    other = Place(place.storage, keyring(plaintext=True), "aA.pdf")
+    await other.make("rewrap large")
+    plaintext = await place.make("rewrap large")
+    view, action, snapshot = await place.plan_action()
+    await place.executor.execute("acme", place.key, view, action, snapshot)
+    assert await place.plaintext() == plaintext
+    assert (await place.plan_action())[1] == NoOp("current")
 
 
 @pytest.mark.parametrize("kind", ["rewrap", "rewrap large"])

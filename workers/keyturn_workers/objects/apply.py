@@ -71,6 +71,7 @@ _MIN_PART_BYTES: Final = 5 * 1024**2
 _MAX_PART_BYTES: Final = 1024**3
 _MAX_PARTS: Final = 10_000
 _PARTS_IN_FLIGHT: Final = 4
+_RESENT_PART_BYTES: Final = 16 * 1024**2
 PUT_MAX_BYTES: Final = 5 * 1024**3
 """What one put may hold on any server (SPEC 7.2)."""
 _PIECE_BYTES: Final = 1024 * 1024
@@ -155,9 +156,8 @@ async def copy_in_parts(
         RefusedError: the completion came after its lease.
     """
     s3_key, head = write.s3_key, write.head
-    ranges = part_ranges(head.size_bytes, copy_limit_bytes)
     async with open_multipart(storage, s3_key, write.headers) as upload_id:
-        parts = await _copy_parts(storage, s3_key, upload_id, ranges, head.etag)
+        parts = await _copy_parts(storage, s3_key, upload_id, head, copy_limit_bytes)
         now = await recheck_state(keyrings, write.snapshot)
         # The order matters. A tombstone put before this check is seen by it. One put after it
         # is put after the lease began, so its delete waits for the completion before it is
@@ -172,15 +172,27 @@ async def copy_in_parts(
 
 
 async def _copy_parts(
-    storage: Storage, s3_key: str, upload_id: str, ranges: list[tuple[int, int]], source_etag: str
+    storage: Storage, s3_key: str, upload_id: str, head: ObjectHead, copy_limit_bytes: int
 ) -> list[Part]:
+    # Ceph RGW 18 decodes the name of a part's source twice: it would copy the parts of `aA` to
+    # `a%41`, and it ignores the condition that the source has another ETag.
+    is_resent = "%" in s3_key
+    part_bytes = _RESENT_PART_BYTES if is_resent else copy_limit_bytes
+    ranges = part_ranges(head.size_bytes, part_bytes)
     slots = asyncio.Semaphore(_PARTS_IN_FLIGHT)
 
     async def copy(number: int, first: int, last: int) -> Part:
         async with slots:
-            return await storage.copy_part(
-                s3_key, upload_id, number, first=first, last=last, source_etag=source_etag
-            )
+            if not is_resent:
+                return await storage.copy_part(
+                    s3_key, upload_id, number, first=first, last=last, source_etag=head.etag
+                )
+            length_bytes = last + 1 - first
+            async with storage.stream(
+                s3_key, start=first, length_bytes=length_bytes, if_match=head.etag
+            ) as source:
+                body = b"".join([piece async for piece in source.chunks(_PIECE_BYTES)])
+            return await storage.upload_part(s3_key, upload_id, number, body)
 
     copies = [asyncio.ensure_future(copy(n, *span)) for n, span in enumerate(ranges, start=1)]
     try:
