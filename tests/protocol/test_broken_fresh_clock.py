@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.storage.clock import DateTrust, StorageClock
-from tests.protocol.process import LEASE_S
+from tests.protocol.process import LEASE_S, Parts
 from tests.protocol.stories import (
     begin,
     hint,
@@ -174,4 +175,32 @@ def test_a_first_date_refuses_no_request(monkeypatch: pytest.MonkeyPatch) -> Non
     assert violations(a_request_served_at_a_first_date_of_next_week) == []
     monkeypatch.setattr(StorageClock, "_evaluate", _proves_at_once)
     found = violations(a_request_served_at_a_first_date_of_next_week)
+    assert found == ["a request of this minute was refused as expired"]
+
+
+def a_request_served_while_two_clocks_are_slow(world: World) -> None:
+    """The worker's own by ten minutes, and that of the first front end that it reaches by a day."""
+    begin(world)
+    slow = world.restart(world.processes[0], clock_s=-timedelta(days=1).total_seconds())
+    slow.clock_s = -600
+    _only(world, slow)
+    upload = world.upload("acme", "a", b"x")
+    world.run(seconds=1)
+    world.server.mend()
+    world.processes[1].stalled = world.processes[2].stalled = False
+    assert world.run(until=lambda: world.ended(upload))
+    if world.events_of_type("upload.rejected"):
+        world.oracle.violated("a request of this minute was refused as expired")
+
+
+class _BelievesEither(RequestConsumer):
+    """Refuses what is expired by both clocks, although they differ."""
+
+    def _clocks_agree(self) -> bool:
+        return True
+
+
+def test_two_clocks_that_differ_refuse_no_request() -> None:
+    assert violations(a_request_served_while_two_clocks_are_slow) == []
+    found = violations(a_request_served_while_two_clocks_are_slow, Parts(consumer=_BelievesEither))
     assert found == ["a request of this minute was refused as expired"]

@@ -51,6 +51,7 @@ from keyturn_workers.worker.metrics import Delivery
 
 # How long an expired request waits for a storage that cannot say whether it was completed.
 _EXPIRED_RETRIES: Final = timedelta(days=1)
+_SAME_TIME: Final = timedelta(minutes=1)
 
 _log = structlog.get_logger()
 
@@ -244,21 +245,17 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         handled = await self._handler.find_completed(request, origin)
         if handled is not None:
             return handled
-        if not self._time.is_known() and not self._is_expired_here(request):
+        if not self._time.is_known() and not self._clocks_agree():
             # A single wrong `Date`, seen first, must not refuse a fresh request for good. If this
-            # machine's own clock agrees, both would have to be wrong in the same way.
+            # machine's own clock agrees, both would have to be wrong by the same time.
             raise StorageUnavailableError(
                 "the storage's clock has not been known for two leases yet"
             )
         raise expired
 
-    def _is_expired_here(self, request: Request) -> bool:
-        """Whether the request has expired by this machine's own clock too."""
-        try:
-            check_age(request, self._rules.max_age, utc_now())
-        except RequestExpiredError:
-            return True
-        return False
+    def _clocks_agree(self) -> bool:
+        """Whether this machine's own clock shows the storage's time, to a minute."""
+        return abs(self._now() - utc_now()) <= _SAME_TIME
 
     async def _expired(self, request: Request) -> RequestExpiredError | None:
         """The refusal of an expired request, by the storage's clock of this moment."""
