@@ -44,6 +44,9 @@ HINT_SLOTS: Final = 64
 _SLOT_S: Final = 60.0
 # What a process asked for, it does not ask for again within this time.
 _REMEMBER_S: Final = 3600.0
+# But what is still there although it was stored and is deleted from its source, or was not found,
+# or has no known outcome: after this time, then twice this time, and so on.
+_REPEAT_S: Final = 60.0
 REFUSED_FOR: Final = timedelta(days=1)
 """After this time, a refused object is asked for again."""
 # A notification of nothing new keeps its slot for so long: a flood of them is slow.
@@ -74,6 +77,15 @@ class Candidate:
     object: SourceObject
     target: Target
     upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """When an object was asked for (monotonic), what came of it, and how long that counts."""
+
+    at: float
+    outcome: Outcome
+    valid_s: float
 
 
 async def inspect(bucket: SourceBucket, deployment: str, s3_key: str) -> Candidate | None:
@@ -157,8 +169,7 @@ class Intake:
         self._hint_slots = asyncio.Semaphore(HINT_SLOTS)
         self._tasks: set[asyncio.Task[Outcome]] = set()
         self._pending: dict[str, asyncio.Task[Outcome]] = {}
-        # By upload id: when it was asked for, and what came of it.
-        self._asked: OrderedDict[str, tuple[float, Outcome]] = OrderedDict()
+        self._asked: OrderedDict[str, _Asked] = OrderedDict()  # by upload id
 
     def remember(self, record: SourceRecord) -> None:
         """Take over the refusals of a record, and forget those that its last listing did not meet.
@@ -235,8 +246,10 @@ class Intake:
         since = max(self._started_at, self._retried_at, self._now() - REFUSED_FOR)
         if refusal is not None and refusal.upload_id == found.upload_id and refusal.at >= since:
             return Outcome.REFUSED
-        asked_at, outcome = self._asked.get(found.upload_id, (-_REMEMBER_S, Outcome.WAITING))
-        return outcome if time.monotonic() - asked_at < _REMEMBER_S else None
+        asked = self._asked.get(found.upload_id)
+        if asked is None or time.monotonic() - asked.at >= asked.valid_s:
+            return None
+        return asked.outcome
 
     async def _request(self, found: Candidate) -> Outcome:
         target = found.target
@@ -248,10 +261,19 @@ class Intake:
             return self._refuse(found.object.key, found.upload_id, exc.code)
         self._metrics.count(self.name, "requested")
         outcome = await self._outcome(found)
-        self._asked[found.upload_id] = (time.monotonic(), outcome)
+        before = self._asked.pop(found.upload_id, None)
+        valid_s = self._valid_s(outcome, before)
+        self._asked[found.upload_id] = _Asked(time.monotonic(), outcome, valid_s)
         while len(self._asked) > MAX_REMEMBERED:
             self._asked.popitem(last=False)
         return outcome
+
+    def _valid_s(self, outcome: Outcome, before: _Asked | None) -> float:
+        """For how many seconds an object with this outcome is not asked for again."""
+        stays = outcome is Outcome.STORED and self.source.delete is False
+        if stays or outcome is Outcome.REFUSED:
+            return _REMEMBER_S
+        return _REPEAT_S if before is None else min(2 * before.valid_s, _REMEMBER_S)
 
     async def _outcome(self, found: Candidate) -> Outcome:
         try:

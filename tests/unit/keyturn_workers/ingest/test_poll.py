@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -124,6 +125,26 @@ async def test_a_source_that_is_deleted_from_is_asked_for_all_that_is_left() -> 
     scene.advance(301)
     assert await scene.poll(scene.process()[1]) == ["a", "b"]
     assert (await scene.record()).objects == 2
+
+
+async def test_what_is_still_there_is_asked_for_again_by_the_same_process_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its deletion failed; or it was gone, and is there again with the same id."""
+    scene = Scene(delete=True)
+    scene.put("stored", "gone", "bad")
+    scene.outcomes.codes |= {"gone": "source_missing", "bad": "unknown_project"}
+    elapsed_s = 0.0
+    monkeypatch.setattr(intake_module, "time", SimpleNamespace(monotonic=lambda: elapsed_s))
+    _, poller = scene.process()
+    asked_at: dict[str, list[int]] = {"stored": [], "gone": [], "bad": []}
+    for minute in range(128):
+        elapsed_s = minute * 60.0
+        scene.advance(300)
+        for key in await scene.poll(poller):
+            asked_at[key].append(minute)
+    often = [0, 1, 3, 7, 15, 31, 63, 123]
+    assert asked_at == {"stored": often, "gone": often, "bad": [0]}
 
 
 async def test_a_source_that_cannot_be_deleted_from_is_not_asked_for_all_the_time(
