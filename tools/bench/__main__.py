@@ -123,7 +123,8 @@ async def _export_large(run: Run) -> list[Row]:
 
 
 async def _sources_small(run: Run) -> list[Row]:
-    return await sources.measure_small(*run.where, count=run.count, rounds=run.times(3))
+    count = _QUICK_COUNT if run.quick else 5_000
+    return await sources.measure_small(*run.where, count=count, rounds=run.times(3))
 
 
 async def _sources_large(run: Run) -> list[Row]:

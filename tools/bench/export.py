@@ -7,33 +7,29 @@ export authenticates, decrypts, hashes, and forces each file to the disk before 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.gateway import PROJECT, opened
-from tools.bench.processes import BenchError
+from tools.bench.processes import timed
 from tools.harness.world import key_of, open_world
 from tools.servers import rclone
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tools.harness.deployment import Deployment
     from tools.harness.world import World
 
 RCLONE: Final = "rclone copy of the stored bytes"
-_ROOT: Final = Path(__file__).parents[2]
 _MIB: Final = 2**20
 _SMALL_BYTES: Final = 4096
 _LARGE_MIB: Final = 64
 _AT_ONCE: Final = 16
 _MEMORY_AIM_MIB: Final = 256
-_SHOWN: Final = 2000
 
 
 @dataclass
@@ -44,27 +40,6 @@ class _Sides:
     by_gateway: list[Rate] = field(default_factory=list)
     rclone: list[Rate] = field(default_factory=list)
     peaks_mib: list[float] = field(default_factory=list)
-
-
-def _timed(command: list[str], env: dict[str, str], units: float) -> tuple[Rate, float]:
-    """The rate of a process that moves so many units, and its peak memory in MiB."""
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        cwd=_ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **env},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    wall_s = time.perf_counter() - began
-    if process.returncode != 0:
-        raise BenchError(f"{command[0]} failed:\n{said.decode()[-_SHOWN:]}")
-    cpu_s = usage.ru_utime + usage.ru_stime
-    return Rate(units / wall_s, 1000 * cpu_s / units), usage.ru_maxrss / 1024
 
 
 async def _round(world: World, gateway_url: str, scratch: Path, sides: _Sides, units: int) -> None:
@@ -81,7 +56,7 @@ async def _round(world: World, gateway_url: str, scratch: Path, sides: _Sides, u
         (sides.by_gateway, [*export, "--gateway", gateway_url], env),
         (sides.rclone, copy, rclone_env),
     ):
-        rate, peak_mib = await asyncio.to_thread(_timed, command, its_env, units)
+        rate, peak_mib = await asyncio.to_thread(timed, command, its_env, units)
         rates.append(rate)
         if rates is sides.from_bucket:
             sides.peaks_mib.append(peak_mib)

@@ -10,10 +10,13 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -29,6 +32,7 @@ _ROOT = Path(__file__).parents[2]
 _START_S = 60
 _STOP_S = 60
 _BARE_S = 180
+_TIMED_S = 600
 _LOOK_S = 0.02
 _SHOWN = 4000
 
@@ -187,6 +191,34 @@ async def printed(env: dict[str, str], module: str, *arguments: str, stdin_text:
     if process.returncode != 0:
         raise BenchError(f"{name} failed:\n{err.decode()[-_SHOWN:]}")
     return json.loads(out)
+
+
+def timed(command: list[str], env: dict[str, str], units: float) -> tuple[Rate, float]:
+    """The rate of a process that moves so many units, and its peak memory in MiB.
+
+    Raises:
+        BenchError: it failed, or took too long.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        cwd=_ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    overdue = Timer(_TIMED_S, process.kill)
+    overdue.start()
+    said = process.stderr.read()
+    overdue.cancel()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall_s = time.perf_counter() - began
+    if process.returncode != 0:
+        raise BenchError(f"{command[0]} failed:\n{said.decode()[-_SHOWN:]}")
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Rate(units / wall_s, 1000 * cpu_s / units), usage.ru_maxrss / 1024
 
 
 async def bare(env: dict[str, str], what: str, prefix: str, **bounds: int) -> Rate:

@@ -1,119 +1,151 @@
-"""Objects of a source, against the same bodies in requests; and large ones (SPEC 17).
+"""`keyturn import`, against `rclone copy` of the same objects between the same buckets (SPEC 17).
 
-The source is another bucket of the same server. A worker reads each target first, then the source,
-and then puts: three requests where an inline upload has one.
+The source is another bucket of the same server. rclone's two remotes have different names, so the
+bodies pass through rclone as they pass through the worker; with one name, the server would copy.
+An `rclone crypt` remote encrypts them too. A target is emptied once it is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from keyturn.messages import UploadStored
-from keyturn.publisher import Publisher
 from tools.bench.figures import Comparison, Rate, Row, Spread
-from tools.bench.processes import BenchError, worker
-from tools.bench.uploads import BODY, PROJECT, Letter, enroll, ours
-from tools.chaos.publisher import publisher_settings
-from tools.harness import requests
+from tools.bench.processes import timed, worker
+from tools.bench.uploads import BODY, CONCURRENCY, PROJECT, enroll, ours
 from tools.harness.sources import DropBucket, sources_env
+from tools.servers import rclone
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from keyturn.messages import SourceObject
     from tools.harness.deployment import Deployment
 
+RCLONE: Final = "rclone copy"
+CRYPT: Final = "rclone copy into rclone crypt"
 _MIB: Final = 2**20
 _LARGE_MIB: Final = 64
-_LARGE_S: Final = 600
 _WRITERS: Final = 16
+# Ceph frees large objects that long after they were deleted; till then they are in memory.
+_GC_S: Final = 130
+_SMALL_AIM: Final = 1.0
+_LARGE_AIM: Final = 0.9
 _MEMORY_AIM_MIB: Final = 256
 
 
-def _requested(drop: DropBucket, deployment: Deployment, name: str, count: int) -> list[Letter]:
-    """Write the objects, and make the requests for them."""
+@dataclass
+class _Bench:
+    """A source, and what copies its objects into Keyturn's bucket; `units` are in all of them."""
 
-    def one(number: int) -> Letter:
-        document = drop.request(deployment, drop.put(f"{name}/{number}", BODY))
-        body = requests.encode(document)
-        headers = requests.headers(body, deployment.publisher_key)
-        return Letter(document["upload_id"], body, headers)
+    deployment: Deployment
+    scratch: Path
+    units: int
+    imports: list[Rate] = field(default_factory=list)
+    plain: list[Rate] = field(default_factory=list)
+    crypt: list[Rate] = field(default_factory=list)
+    peaks_mib: list[float] = field(default_factory=list)
 
-    with ThreadPoolExecutor(_WRITERS) as writers:
-        return list(writers.map(one, range(count)))
+    def __post_init__(self) -> None:
+        self._drop = DropBucket(self.deployment.s3, project=PROJECT)
+        self._keyturn = f"keyturn:{self.deployment.bucket}"
+        password = subprocess.check_output([rclone.program(), "obscure", "bench"], text=True)
+        self._rclone_env = {
+            **rclone.remotes_env(drop=self.deployment.s3, keyturn=self.deployment.s3),
+            "RCLONE_CONFIG_CRYPT_TYPE": "crypt",
+            "RCLONE_CONFIG_CRYPT_REMOTE": f"{self._keyturn}/crypt",
+            "RCLONE_CONFIG_CRYPT_PASSWORD": password.strip(),
+        }
+
+    async def fill(self, count: int, body: bytes) -> None:
+        """Write the objects, and read them once: the first read of each is slower."""
+
+        def write() -> None:
+            with ThreadPoolExecutor(_WRITERS) as writers:
+                list(writers.map(lambda number: self._drop.put(str(number), body), range(count)))
+
+        await asyncio.to_thread(write)
+        await self._rclone("cat", "--discard", self._source)
+
+    async def round(self, number: int) -> None:
+        """Import everything, then copy it with rclone twice."""
+        await self._import(number)
+        await self._rclone("delete", f"{self._keyturn}/{PROJECT}/import-{number}")
+        for rates, target in ((self.plain, f"{self._keyturn}/plain"), (self.crypt, "crypt:")):
+            rates.append(await self._rclone("copy", self._source, target))
+            await self._rclone("delete", target)
+
+    @property
+    def _source(self) -> str:
+        return f"drop:{self._drop.bucket}/in"
+
+    async def _import(self, number: int) -> None:
+        """Import under another name of the source, so that no upload has had its outcome."""
+        self._drop.name = f"drop-{number}"
+        self._drop.fields["key"] = f"import-{number}/{{name}}"
+        settings = sources_env(self.deployment, self._drop)
+        env = self.deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY), **settings)
+        command = [sys.executable, "-m", "keyturn_workers", "import", self._drop.name]
+        async with worker(env, self.scratch / f"import-{number}.log") as running:
+            running.forget_peak()
+            cpu_s = running.cpu_s()
+            own_env = {**env, **self.deployment.publisher_env()}
+            rate, _ = await asyncio.to_thread(timed, command, own_env, self.units)
+            cpu_ms = 1000 * (running.cpu_s() - cpu_s) / self.units
+            self.imports.append(Rate(rate.per_s, rate.cpu_ms + cpu_ms))
+            self.peaks_mib.append(running.peak_bytes() / _MIB)
+
+    async def _rclone(self, *arguments: str) -> Rate:
+        command = [rclone.program(), *arguments, "--transfers", str(CONCURRENCY)]
+        rate, _ = await asyncio.to_thread(timed, command, self._rclone_env, self.units)
+        return rate
+
+    def rows(self, figure: str, unit: str, *, aim: float | None = None) -> list[Row]:
+        """Throughput and CPU time against both copies, and the worker's peak memory."""
+        server = self.deployment.s3.kind
+        plain = Comparison(figure, server, RCLONE, self.imports, self.plain, unit)
+        crypt = Comparison(figure, server, CRYPT, self.imports, self.crypt, unit)
+        peaks = Spread(tuple(self.peaks_mib))
+        return [
+            *(plain.throughput(aim), plain.cpu(), crypt.throughput(), crypt.cpu()),
+            Row(f"{figure}, peak memory", server, "MiB", peaks, at_most=_MEMORY_AIM_MIB),
+        ]
 
 
 async def measure_small(
     deployment: Deployment, scratch: Path, *, count: int, rounds: int
 ) -> list[Row]:
-    """Objects of 4 KiB; errors as `uploads.ours`."""
+    """Objects of 4 KiB, also against the same bodies in requests; errors as `measure_large`."""
     await enroll(deployment, scratch)
-    drop = DropBucket(deployment.s3, project=PROJECT)
-    settings = sources_env(deployment, drop)
-    taken_in, inline = list[Rate](), list[Rate]()
-    for turn in range(rounds):
-        requested = await asyncio.to_thread(_requested, drop, deployment, f"s{turn}", count)
-        taken_in.append(
-            await ours(
-                deployment, scratch, f"s{turn}", count, requested=requested, settings=settings
-            )
-        )
-        inline.append(await ours(deployment, scratch, f"i{turn}", count))
-    compared = Comparison(
-        "4 KiB from a source", deployment.s3.kind, "the same in requests", taken_in, inline
+    bench, inline = _Bench(deployment, scratch, count), list[Rate]()
+    await bench.fill(count, BODY)
+    for number in range(rounds):
+        await bench.round(number)
+        inline.append(await ours(deployment, scratch, f"inline-{number}", count))
+    figure = f"import of {count:,} of 4 KiB"
+    requested = Comparison(
+        figure, deployment.s3.kind, "the same in requests", bench.imports, inline
     )
-    return [compared.throughput(), compared.cpu()]
-
-
-async def _stored(publisher: Publisher, named: SourceObject) -> None:
-    object_key = named.key.removeprefix("in/")
-    upload_id = await publisher.upload_from_source(PROJECT, object_key, named)
-    event = await publisher.wait(upload_id, timeout_s=_LARGE_S)
-    if not isinstance(event, UploadStored):
-        raise BenchError(f"an object was not stored: {event}")
+    return [requested.throughput(_SMALL_AIM), requested.cpu(), *bench.rows(figure, "objects")]
 
 
 async def measure_large(
     deployment: Deployment, scratch: Path, *, count: int, rounds: int
 ) -> list[Row]:
-    """Objects of 64 MiB: MiB a second, CPU, and the worker's peak memory.
+    """Objects of 64 MiB.
 
     Raises:
-        BenchError: an object was not stored.
+        BenchError: a side failed.
+        ServerError: rclone is missing.
     """
-    drop = DropBucket(deployment.s3, project=PROJECT)
-    body = bytes(range(256)) * (_LARGE_MIB * _MIB // 256)
-    rates, peaks_mib = list[Rate](), list[float]()
     await enroll(deployment, scratch)
-    env = deployment.worker_env(**sources_env(deployment, drop))
-    for turn in range(rounds):
-        named = [
-            await asyncio.to_thread(drop.put, f"l{turn}/{number}", body) for number in range(count)
-        ]
-        async with (
-            worker(env, scratch / f"l{turn}.log") as running,
-            Publisher.open(publisher_settings(deployment, deployment.amqp_url)) as publisher,
-        ):
-            running.forget_peak()
-            began_s, cpu_s = time.perf_counter(), running.cpu_s()
-            stored = [_stored(publisher, each) for each in named]
-            await asyncio.gather(*stored)
-            units = count * _LARGE_MIB
-            cpu_ms = 1000 * (running.cpu_s() - cpu_s) / units
-            rates.append(Rate(units / (time.perf_counter() - began_s), cpu_ms))
-            peaks_mib.append(running.peak_bytes() / _MIB)
-    figure, server = f"{count} of {_LARGE_MIB} MiB from a source", deployment.s3.kind
-    return [
-        Row(figure, server, "MiB/s", Spread(tuple(rate.per_s for rate in rates))),
-        Row(f"{figure}, CPU", server, "ms/MiB", Spread(tuple(rate.cpu_ms for rate in rates))),
-        Row(
-            f"{figure}, peak memory",
-            server,
-            "MiB",
-            Spread(tuple(peaks_mib)),
-            at_most=_MEMORY_AIM_MIB,
-        ),
-    ]
+    bench = _Bench(deployment, scratch, count * _LARGE_MIB)
+    await bench.fill(count, bytes(range(256)) * (_LARGE_MIB * _MIB // 256))
+    for number in range(rounds):
+        if number > 0:
+            await asyncio.sleep(_GC_S)
+        await bench.round(number)
+    return bench.rows(f"import of {count} of {_LARGE_MIB} MiB", "MiB", aim=_LARGE_AIM)

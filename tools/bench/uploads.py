@@ -30,7 +30,7 @@ from tools.harness.wire import Wire, open_wire
 from tools.harness.world import open_world
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from aio_pika.abc import AbstractExchange
@@ -158,13 +158,8 @@ async def ours(
     samples: Path | None = None,
     url: str = "",
     projects: Sequence[str] = (PROJECT,),
-    requested: Sequence[Letter] | None = None,
-    settings: Mapping[str, str] | None = None,
 ) -> Rate:
     """One round of the worker, which finds the storage at `url` where one is given.
-
-    `requested` are other requests than inline uploads of `BODY`; `settings` are further ones of
-    the worker.
 
     Raises:
         BenchError: an upload was not stored, not reported, or is a dead letter.
@@ -174,10 +169,8 @@ async def ours(
         wire = Wire(await connection.channel(on_return_raises=True), [])
         began = datetime.now(UTC)
         exchange = await wire.channel.get_exchange(EXCHANGE, ensure=False)
-        if requested is None:
-            requested = letters(deployment, name, count, projects)
-        await publish_all(exchange, requested)
-        more = {**({"S3_ENDPOINT_URL": url} if url else {}), **(settings or {})}
+        await publish_all(exchange, letters(deployment, name, count, projects))
+        more = {"S3_ENDPOINT_URL": url} if url else {}
         env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY), **more)
         async with worker(env, scratch / f"{name}.log", samples=samples) as running:
             seen = await drain(wire, running)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tools.servers.other_release import OtherRelease
 
 BINARIES = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool")
-_DEFAULT_DEVICE_BYTES = 6 * 2**30
+_DEFAULT_DEVICE_BYTES = 12 * 2**30
 _READY_TIMEOUT_S = 30.0
 
 # All data is discarded, so the daemons get SIGKILL: on a graceful shutdown a memory-backed OSD
