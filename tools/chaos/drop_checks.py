@@ -28,7 +28,7 @@ from tools.harness.bucket import Bucket
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from tools.chaos.drops import Content, Drop, SourceBuckets, Written
     from tools.chaos.evidence import Evidence, Letter
@@ -135,13 +135,18 @@ def taken_in(written: Written, state: DropState) -> list[str]:
 
 
 def _each_version(
-    contents: Iterable[Content], stored: set[str], state: DropState, *, is_deleted: bool
+    contents: list[Content], stored: set[str], state: DropState, *, is_deleted: bool
 ) -> list[str]:
-    """Of the source that keeps versions nothing is ever lost, and what is stored is deleted."""
+    """Of the source that keeps versions nothing is ever lost, and what is stored is deleted.
+
+    But if its delete failed and its owner has overwritten or deleted it meanwhile, nothing names
+    that version again.
+    """
     found = []
     for content in contents:
         upload_id = content.upload.upload_id
-        if upload_id in stored and upload_id in state.left:
+        is_older = (content is not contents[-1] or is_deleted) and not state.left.get(upload_id)
+        if upload_id in stored and upload_id in state.left and not is_older:
             found.append(f"{content}: stored, and still in its source")
         if upload_id not in stored and upload_id not in state.left:
             found.append(f"{content}: deleted from its source, and not stored")

@@ -119,6 +119,10 @@ def test_what_is_as_it_must_be_breaks_nothing() -> None:
     stored = {**STATE.stored, "elm/removed": "removed"}
     left = {one: there for one, there in STATE.left.items() if one != "removed"}
     assert taken_in(WRITTEN, replace(STATE, stored=stored, left=left)) == []
+    # An older version whose delete failed is named by nothing any more.
+    for older in ("taken-1", "removed"):
+        left = {**STATE.left, older: False}
+        assert taken_in(WRITTEN, replace(STATE, stored=stored, left=left)) == []
 
 
 def _stored(**changes: str | None) -> Callable[[DropState], DropState]:
@@ -149,6 +153,8 @@ def _refused(drop: Drop, upload_id: str, code: str) -> Callable[[DropState], Dro
         (_stored(plain=None), "(plain): deleted from its source, and not stored"),
         (_stored(plain=None), "(plain): neither stored nor the current object"),
         (_left("plain", there=True), "(plain): stored, and still in its source"),
+        (_left("plain", there=False), "(plain): stored, and still in its source"),
+        (_left("taken-1", there=True), "(taken-1): stored, and still in its source"),
         (_stored(plain="another id"), "elm/plain: stored from no source, as another id"),
         (_stored(plain="over-1"), "elm/plain: stored from no source, as over-1"),
         (_stored(forged="forged"), "elm/forged: stored from no source"),
