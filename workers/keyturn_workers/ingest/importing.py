@@ -126,26 +126,27 @@ class Import:
         Raises:
             ExceptionGroup: of the errors of storage and broker.
         """
+        listing_suffices = not await self._bucket.may_keep_versions()
         async with asyncio.TaskGroup() as group:
             async for row in objects_of(self._bucket, prefix):
                 if is_folder_marker(row):
                     continue
                 await self._slots.acquire()
-                group.create_task(self._take_in(row))
+                group.create_task(self._take_in(row, listing_suffices=listing_suffices))
         return self.result
 
-    async def _take_in(self, row: ObjectSummary) -> None:
+    async def _take_in(self, row: ObjectSummary, *, listing_suffices: bool) -> None:
         try:
-            outcome = await self._outcome(row.key)
+            outcome = await self._outcome(row.key, row if listing_suffices else None)
         finally:
             self._slots.release()
         self.result.add(row, outcome)
         self._on_progress(self.result)
 
-    async def _outcome(self, s3_key: str) -> str | NotIn:
+    async def _outcome(self, s3_key: str, row: ObjectSummary | None) -> str | NotIn:
         for _ in range(_ATTEMPTS):
             try:
-                found = await inspect(self._bucket, self._deployment, s3_key)
+                found = await inspect(self._bucket, self._deployment, s3_key, row)
             except (MalformedRequestError, SourceUnavailableError) as exc:
                 return NotIn(s3_key, exc.code, exc.detail)
             if found is None:
@@ -153,6 +154,7 @@ class Import:
             outcome = await self._request(found)
             if not isinstance(outcome, NotIn) or outcome.code != SourceChangedError.code:
                 break
+            row = None  # it has changed since it was listed
         if isinstance(outcome, NotIn) and outcome.code == SourceMissingError.code:
             return GONE
         return outcome

@@ -32,7 +32,7 @@ from keyturn_workers.ingest.metrics import IngestMetrics
 from keyturn_workers.ingest.record import MAX_REFUSED, Refusal, SourceRecord, newest
 from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.sources.config import Target
-from keyturn_workers.storage import ObjectSummary
+from keyturn_workers.storage import ObjectHead, ObjectSummary
 
 MAX_REMEMBERED: Final = 10_000
 """Requests of each source that a process remembers with their outcomes, and as many without."""
@@ -88,8 +88,16 @@ class _Asked:
     valid_s: float
 
 
-async def inspect(bucket: SourceBucket, deployment: str, s3_key: str) -> Candidate | None:
+async def inspect(
+    bucket: SourceBucket, deployment: str, s3_key: str, row: ObjectSummary | None = None
+) -> Candidate | None:
     """Ask the source for an object; None if it is not there.
+
+    Args:
+        bucket: The source.
+        deployment: The installation's name.
+        s3_key: The object's S3 key.
+        row: Its row of a listing, if the source keeps no versions: then it is not asked.
 
     Raises:
         MalformedRequestError: its name gives no place in Keyturn, or cannot be requested.
@@ -99,16 +107,16 @@ async def inspect(bucket: SourceBucket, deployment: str, s3_key: str) -> Candida
     if target is None:
         raise MalformedRequestError("its name gives no project and object key that are allowed")
     try:
-        head = await bucket.head(s3_key)
+        described = row or await bucket.head(s3_key)
     except SourceMissingError:
         return None
     try:
         found = SourceObject(
             name=bucket.name,
             key=s3_key,
-            etag=head.etag,
-            version=head.version_id,
-            size=head.size_bytes,
+            etag=described.etag,
+            version=described.version_id if isinstance(described, ObjectHead) else None,
+            size=described.size_bytes,
         )
     except ValidationError as exc:
         raise MalformedRequestError(problems(exc)) from None

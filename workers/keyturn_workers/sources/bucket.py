@@ -125,6 +125,14 @@ class SourceBucket:
         async with self._asking():
             return await self._storage.head(s3_key)
 
+    async def may_keep_versions(self) -> bool:
+        """Whether objects may have versions, which a listing does not show."""
+        try:
+            async with self._asking():
+                return await self._storage.versioning() != ""
+        except SourceUnavailableError:  # such as credentials that may not ask for it
+            return True
+
     async def list_page(self, *, prefix: str = "", after: str = "") -> EntriesPage:
         """Objects of the source, in the order of its storage.
 

@@ -102,10 +102,28 @@ async def test_an_object_that_changes_meanwhile_is_asked_for_again(code: str, st
     assert result.statuses == ({status: 1} if status else {})
     assert len(scene.outcomes.requested) == (1 if status else 3)
     assert result.refused == ({} if status else {code: 1})
+    assert scene.bucket.calls["head"] == (0 if status else 2)
+
+
+@pytest.mark.parametrize("may_ask", [True, False])
+async def test_only_an_object_that_may_have_a_version_is_asked_for(*, may_ask: bool) -> None:
+    """A listing shows no version. Where versions were never kept, it names the object."""
+    scene = Scene()
+    scene.put("a", "b")
+    if not may_ask:
+        scene.bucket.fail_next("versioning", RefusedError("403"))
+    assert (await run(scene)).statuses == {"stored": 2}
+    assert scene.bucket.calls["head"] == (0 if may_ask else 2)
+    ids = {each.upload_id(DEPLOYMENT) for each in scene.outcomes.requested}
+    scene.outcomes.requested.clear()
+    scene.bucket.fail_next("versioning", RefusedError("403"))
+    await run(scene)
+    assert {each.upload_id(DEPLOYMENT) for each in scene.outcomes.requested} == ids
 
 
 async def test_what_the_source_refuses_is_not_in_and_an_outage_ends_the_import() -> None:
     scene = Scene()
+    scene.bucket.versioned = True
     scene.put("a", "b")
     scene.bucket.fail_next("head", RefusedError("403"))
     result = await run(scene)

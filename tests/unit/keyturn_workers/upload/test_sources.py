@@ -207,6 +207,7 @@ async def test_a_source_that_is_away_is_no_failure_of_our_storage(
     assert await setting.on.serve(sent) == UploadResult(len(SMALL), 1)
 
 
+@pytest.mark.parametrize(("data", "reads"), [(SMALL, 1), (LARGE, 0)], ids=["small", "large"])
 @pytest.mark.parametrize(
     ("planted", "error"),
     [
@@ -215,16 +216,29 @@ async def test_a_source_that_is_away_is_no_failure_of_our_storage(
     ],
 )
 async def test_a_key_that_is_taken_leaves_the_source_alone(
-    planted: Headers, error: type[CodedError]
+    planted: Headers, error: type[CodedError], data: bytes, reads: int
 ) -> None:
+    """A large object is not even read."""
     setting = Setting()
-    sent = await setting.request(SMALL)
+    sent = await setting.request(data)
     setting.on.storage.plant(TARGET, b"", planted)
     with pytest.raises(error) as refused:
         await setting.on.serve(sent)
     await UploadHandler(setting.on.uploader).after_refusal(sent, ORIGIN, refused.value)
-    assert setting.source.calls["stream"] == 0
+    assert setting.source.calls["stream"] == reads
     assert list(setting.source.stored_keys()) == ["in/k"]
+
+
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+async def test_what_was_stored_and_deleted_in_the_source_is_answered_from_the_target(
+    data: bytes,
+) -> None:
+    """By a delivery that is not marked as a second one: the request was published twice."""
+    setting = Setting()
+    sent = await setting.request(data)
+    stored = await setting.on.serve(sent)
+    await setting.source.delete("in/k")
+    assert await setting.on.serve(sent) == stored
 
 
 async def test_a_body_above_the_limit_is_not_read() -> None:
