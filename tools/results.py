@@ -1,4 +1,4 @@
-"""The results of long runs as data, and the tables that are made from it (docs/operations).
+"""The results of long runs as data, and the tables that are made from them (docs/operations).
 
     python -m tools.results check chaos make chaos    run a command, and note how it ended
     python -m tools.results bench FILE …              take over what the bench wrote as JSON

@@ -97,12 +97,12 @@ class KeyturnStorage(Storage):  # type: ignore[misc]
         return f"{self._folder}/{name}"
 
     def save(self, name: str | None, content: Any, max_length: int | None = None) -> str:
-        """Store a file, and return its name: another one if this name was used before."""
+        """Store a file, and return its name, which is another one if this name was used before."""
         while True:
             try:
                 saved: str = super().save(name, content, max_length)
             except FileExistsError:
-                # Deleted, or taken since it was looked for.
+                # The name's file was deleted, or the name was taken after the check.
                 used = PurePosixPath(name or content.name)
                 name = self.get_alternative_name(str(used.with_suffix("")), used.suffix)
                 content.seek(0)

@@ -189,13 +189,13 @@ class UnknownSourceError(PermanentError):
 
 
 class SourceMissingError(PermanentError):
-    """The source has no object, or no version, as the request names it."""
+    """The source has no such object, or no such version of it."""
 
     code = "source_missing"
 
 
 class SourceChangedError(PermanentError):
-    """The source's object has another ETag or size than the request names."""
+    """The ETag or size of the source's object is not what the request names."""
 
     code = "source_changed"
 
@@ -289,7 +289,7 @@ class StorageUnavailableError(TransientError):
 
 
 class SourceUnavailableError(TransientError):
-    """A source did not respond, responded with an error of its own, or refuses the credentials."""
+    """A source did not respond, responded with an error of its own, or refused the credentials."""
 
     code = "source_unavailable"
 

@@ -1,13 +1,13 @@
 """One event loop in a thread, for callers that have none: `keyturn.sync` and `keyturn.fsspec`.
 
-The thread starts with the first use. At the process's exit, the sessions that are still open are
-closed, and the loop ends.
+The thread starts with the first use. When the process exits, the sessions that are still open
+are closed, and the loop ends.
 
 A forked child has the parent's sockets but not its thread. It gets a loop of its own at its first
 use, and opens each session again there. The parent's connections must not be touched: a byte that a
-child sent on one, such as a finalizer's end of TLS, would break it. So the child's copies of
-those sockets are replaced by `/dev/null`, the objects above them are kept and never touched, and
-the loop polls: an epoll instance would be shared by both processes.
+child sent on one, such as the end of TLS that a finalizer sends, would break it. So the child's
+copies of those sockets are replaced by `/dev/null`, the objects above them are kept and never
+touched, and the loop polls: an epoll instance would be shared by both processes.
 """
 
 import asyncio

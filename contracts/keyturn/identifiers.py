@@ -142,7 +142,7 @@ def staging_s3_key(publisher: str, upload_id: str) -> str:
 def source_upload_id(deployment: str, source: str, key: str, etag: str, version: str = "") -> str:
     """The id of the upload of a source's object: a UUID of version 8 (SPEC 17.2).
 
-    The same object always gives the same id, so it is stored once, whoever asks for it.
+    The same object always gives the same id, so it is stored once, whoever requests it.
 
     Args:
         deployment: The name of the deployment.

@@ -352,7 +352,7 @@ class _RenewingContext(ssl.SSLContext):
 
 
 def describe_tls_failure(error: BaseException, names: PeerSettings) -> str | None:
-    """What is wrong with TLS towards a server, as a clause about "it"; None if nothing is.
+    """What is wrong with TLS to a server, as a clause about "it"; None if nothing is.
 
     Trying again will not help, until a person changes a certificate or a setting.
 

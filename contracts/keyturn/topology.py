@@ -131,7 +131,7 @@ _MARKS_SEGMENT_BYTES: Final = 64 * 1024**2
 # Each crash of a worker costs a message one delivery. A series of failed deployments can use up
 # the broker's default of 20, and the message would be dead-lettered.
 _DELIVERY_LIMIT: Final = 100
-# Notifications are hints: what is dropped here, the next listing of the source finds.
+# Notifications are hints: the next listing of the source finds what is dropped here.
 NOTIFICATIONS_MAX_BYTES: Final = 64 * 1024**2
 _NOTIFICATION_DELIVERIES: Final = 5
 _CONSUMER_TIMEOUT_MS: Final = 6 * 3600 * 1000
@@ -309,7 +309,7 @@ def marks_queue() -> Queue:
 
 
 def notifications_queue() -> Queue:
-    """The queue of what storage servers say about new objects (SPEC 17.4).
+    """The queue of storage servers' notifications of new objects (SPEC 17.4).
 
     Bounded, and without dead letters: nothing in it is signed, and a flood costs no other queue
     anything. The exchange of the same name feeds it, whatever the routing key.

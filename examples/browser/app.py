@@ -6,7 +6,7 @@
 The page uses the TypeScript client, with this backend in place of the gateway: `/files/v1/…` are
 the gateway's own paths. A request passes if its session is valid, its project is the user's, and
 it is one of the few that the page needs. Then the backend adds the API key. File contents are not
-among them: the page opens and uploads files by links, directly at the gateway.
+among them: the page uses links to open and upload files, directly at the gateway.
 """
 
 import json

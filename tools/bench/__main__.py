@@ -166,7 +166,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         default=_NAMES,
         type=_parts,
         metavar="PART,PART",
-        help=f"some of {', '.join(_NAMES)}; gateway, export and the like are all of theirs",
+        help=f"some of {', '.join(_NAMES)}; gateway, export and the like select all of theirs",
     )
     parser.add_argument(
         "--server",

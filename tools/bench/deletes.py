@@ -1,7 +1,7 @@
 """Deletes by the thousand, against a loop of S3's own `DeleteObjects` (SPEC 8.7).
 
 A delete of Keyturn reads each object, puts its tombstone, and reads that twice more; and it waits
-two leases, in which it does nothing. So the time beside them is a figure of its own.
+two leases, in which it does nothing. So the time without them is a separate figure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What became of the objects that were put into sources, by the buckets alone (SPEC 17).
 
 `read_state` reads all three buckets and the sealed records of the sources with boto3 and the
-specified formats only. `taken_in` decides, pure, whether that is as it must be. That stored objects
+specified formats only. `taken_in` decides, pure, whether that is correct. That stored objects
 open to the right bytes is a check of the bucket (`bucket_checks`).
 """
 
@@ -137,10 +137,10 @@ def taken_in(written: Written, state: DropState) -> list[str]:
 def _each_version(
     contents: list[Content], stored: set[str], state: DropState, *, is_deleted: bool
 ) -> list[str]:
-    """Of the source that keeps versions nothing is ever lost, and what is stored is deleted.
+    """The versioned source loses nothing, and what is stored is deleted from it.
 
-    But if its delete failed and its owner has overwritten or deleted it meanwhile, nothing names
-    that version again.
+    But if the delete of a version failed, and its owner has overwritten or deleted the object
+    meanwhile, nothing names that version again.
     """
     found = []
     for content in contents:
@@ -202,7 +202,7 @@ def drops(evidence: Evidence) -> list[str]:
             continue
         upload = uploads.get(event["upload_id"])
         if upload is None:
-            found.append(f"a request for what nobody put: {event}")
+            found.append(f"a request for an object that was never put: {event}")
         elif event["type"] == "upload.stored":
             told.add(upload.upload_id)
             if (event["project"], event["key"], event["size"]) != (

@@ -1,6 +1,6 @@
 """Programs that put objects into the buckets of sources during a run, and notify (SPEC 17).
 
-Both buckets are watched. `drop` keeps versions and is deleted from; `kept` keeps none, and is not.
+Both buckets are watched. `drop` is versioned, and emptied; `kept` is neither.
 Some notifications come twice, late or never; some are forged. Some objects are overwritten or
 deleted by their owner, and some have names that Keyturn must refuse. What is put, and when, depends
 only on the seed.

@@ -206,8 +206,8 @@ def _queue(queue: Any) -> dict[str, Any]:
         description["description"] = "The marks of keyrings, without any bound; for workers"
     if queue.name == NOTIFICATIONS:
         description["description"] = (
-            "What storage servers say about new objects, unsigned: hints alone. Fed by the fanout "
-            "exchange of the same name; the oldest are dropped first"
+            "Notifications of new objects from storage servers; unsigned, so only hints. Fed by "
+            "the fanout exchange of the same name; the oldest are dropped first"
         )
     if queue.name == EVENTS_STREAM:
         description["description"] = (

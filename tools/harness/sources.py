@@ -70,7 +70,7 @@ class DropBucket:
         return found["Body"].read()
 
     def remove(self, key: str) -> None:
-        """As its owner does."""
+        """Delete the object at `in/{key}`, as its owner does."""
         self.client.delete_object(Bucket=self.bucket, Key=f"in/{key}")
 
     def request(self, deployment: Deployment, named: SourceObject, **more: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ cert-manager and the Prometheus Operator against the definitions that `cloudcoil
 models from; those of the Gateway API and of External Secrets against the types that
 `kubernetes-models` generates for TypeScript (`npm/`); those of RabbitMQ's operators, for which
 there is no package, against the fields of their documentation that are used here
-(`RABBITMQ_SCHEMAS`). An unknown field is an error: a cluster would drop it without a word.
+(`RABBITMQ_SCHEMAS`). An unknown field is an error: a cluster would silently drop it.
 """
 
 from __future__ import annotations

@@ -110,15 +110,15 @@ CODES: Final = {
         "publish again, or keyturn dead replay --resign; check clocks",
     ),
     "source_changed": CodeHelp(
-        "the source's object has another ETag or size than the request names",
+        "the ETag or size of the source's object is not what the request names",
         "nothing, if ingest or keyturn import reads the source: it finds what is there now",
     ),
     "source_missing": CodeHelp(
-        "the source has no object, or no version of it, as the request names it",
+        "the source has no such object, or no such version of it",
         "nothing, if it was deleted on purpose",
     ),
     "source_unavailable": CodeHelp(
-        "the bucket of a source did not answer, answered with its own error, or refuses the "
+        "the bucket of a source did not answer, answered with its own error, or refused the "
         "worker's credentials",
         "wait; look at that storage, and at the source's fields in KEYTURN_SOURCES",
     ),
@@ -156,8 +156,8 @@ CODES: Final = {
         "the worker has no source of this name", "give all workers the same KEYTURN_SOURCES"
     ),
     "unsupported_media_type": CodeHelp(
-        "an upload link allows another content type than the one that was sent",
-        "send the link's own content type, or make another link",
+        "the content type that was sent is not the one that the upload link allows",
+        "send the link's own content type, or make a new link",
     ),
     "wraps_disagree": CodeHelp(
         "the two wraps are not of the same keyring: someone changed the object, or put an old "

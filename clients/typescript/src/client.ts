@@ -35,8 +35,7 @@ export interface KeyturnOptions extends TransportOptions {
    * The project's current API key. It belongs on a server, never in a web page: there, leave it
    * out, and let `url` be your backend, which passes requests on and adds the API key.
    *
-   * An `apiKey` that is given and is not a string, such as that of a variable that is not set, is a
-   * `TypeError`.
+   * An `apiKey` that is present but not a string, such as an unset variable, is a `TypeError`.
    */
   readonly apiKey?: string | undefined;
   /** How often a failed read is retried; 3 by default. Writes are never retried. */
@@ -119,8 +118,9 @@ export class Keyturn {
   /**
    * Delete up to 1,000 objects, which takes no longer than one. Each key has its own outcome.
    *
-   * With `waitSeconds`, it resolves once each has one, or when the wait ends. One that is refused
-   * does not keep the others from being deleted. If no key has an object, that is `NotFoundError`.
+   * With `waitSeconds`, it resolves once each key has its outcome, or when the wait ends. A refused
+   * key does not keep the others from being deleted. If no key has an object, it rejects with
+   * `NotFoundError`.
    */
   async deleteMany(keys: readonly string[], options: WaitOptions = {}): Promise<DeleteManyReceipt> {
     return (await import("./delete_many.ts")).deleteObjects(this.#connection, keys, options);
@@ -133,7 +133,7 @@ export class Keyturn {
 
   /**
    * A URL that takes one body for one object without the API key, until it expires or the key is
-   * rotated. Give it to a page, which uploads by `putTo`.
+   * rotated. Give it to a page, which uploads with `putTo`.
    */
   async uploadLink(key: string, options: UploadLinkOptions): Promise<UploadLink> {
     return (await import("./links.ts")).makeUploadLink(this.#connection, this.#url(key), options);

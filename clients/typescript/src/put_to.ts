@@ -1,4 +1,4 @@
-/** Uploads by a link: one body, for one object, without an API key (SPEC 9.3). */
+/** Uploads through a link: one body, for one object, without an API key (SPEC 9.3). */
 import type { UploadLink } from "./links.ts";
 import type { TransportOptions } from "./transport.ts";
 import type { PutOptions, PutReceipt, UploadBody } from "./upload.ts";
@@ -7,8 +7,9 @@ import type { PutOptions, PutReceipt, UploadBody } from "./upload.ts";
 export interface PutToOptions extends Omit<PutOptions, "metadata">, TransportOptions {}
 
 /**
- * Upload one object by an upload link, and resolve once it is stored: for a page that holds no API
- * key. It is sent once. In a browser, `KEYTURN_GATEWAY_CORS_ORIGINS` must name the page's origin.
+ * Upload one object through an upload link, and resolve once it is stored: for a page that holds no
+ * API key. The body is sent once. In a browser, `KEYTURN_GATEWAY_CORS_ORIGINS` must name the page's
+ * origin.
  *
  * An `UnauthorizedError` means that the link has ended; an `AlreadyExistsError`, that it is used up.
  */

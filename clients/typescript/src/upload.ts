@@ -104,7 +104,7 @@ export async function putObject(
   return { uploadId, stored };
 }
 
-/** Send a body once by an upload link. */
+/** Send a body once, through an upload link. */
 export async function putByLink(
   link: UploadLink | string,
   body: UploadBody,

@@ -1,8 +1,7 @@
 """Requests to the gateway over one pool of connections, each sent once (SPEC 9, 12).
 
 `AuthorizedRequests` sends them with one API key, `send_by_link` with a link alone. A response with
-another status than expected is raised as the error that it means, without the secrets of the
-request.
+an unexpected status is raised as the error that it means, without the secrets of the request.
 
 No redirect is followed and nothing is sent again automatically, except that aiohttp repeats a
 GET or a HEAD if a kept-alive connection was dropped. aiohttp is imported only when a pool is

@@ -1,4 +1,4 @@
-"""Uploads through the gateway, with an API key or by a link (SPEC 9.3, 9.4).
+"""Uploads through the gateway, with an API key or through a link (SPEC 9.3, 9.4).
 
 A body is sent once: the gateway gives each request a new id. It must never log or raise a link.
 """
@@ -55,7 +55,7 @@ async def upload_to(
     idle_timeout_s: float = IDLE_TIMEOUT_S,
     tls: ssl.SSLContext | None = None,
 ) -> UploadReceipt:
-    """Upload one object by an upload link, without an API key; return once it is stored.
+    """Upload one object through an upload link, without an API key; return once it is stored.
 
     Args:
         link: As `Client.upload_link` returned it, or its URL.

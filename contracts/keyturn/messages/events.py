@@ -213,7 +213,7 @@ class ObjectDeleted(EventModel):
 
 
 class DeleteRejected(RejectedModel):
-    """The delete was refused: of this key, or without one of every key of the request."""
+    """The delete of `key` was refused, or of every key of the request if `key` is absent."""
 
     type: Literal["delete.rejected"] = "delete.rejected"
     request_id: RequestId

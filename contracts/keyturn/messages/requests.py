@@ -93,7 +93,7 @@ class StagedBody(StrictModel):
 
 
 class SourceObject(StrictModel):
-    """An object in a bucket that Keyturn takes objects in from, as a HEAD answers it (SPEC 17).
+    """An object in the bucket of a source, as a HEAD describes it (SPEC 17).
 
     Attributes:
         name: The source's name.

@@ -48,7 +48,7 @@ export function errorText(error) {
   if (error.code in REASONS) return REASONS[error.code];
   if (error.name === "UploadPendingError") return "Accepted, but not stored yet. Look again later.";
   if (error.name === "ResponseLostError") {
-    return "The connection was lost. Look whether the file is there before you try again.";
+    return "The connection was lost. Check whether the file is there before you try again.";
   }
   return error.transient
     ? "The file store does not respond. Try again."

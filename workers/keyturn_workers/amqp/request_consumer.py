@@ -254,7 +254,7 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         raise expired
 
     def _clocks_agree(self) -> bool:
-        """Whether this machine's own clock shows the storage's time, to a minute."""
+        """Whether this machine's own clock shows the storage's time to within a minute."""
         return abs(self._now() - utc_now()) <= _SAME_TIME
 
     async def _expired(self, request: Request) -> RequestExpiredError | None:

@@ -1,7 +1,7 @@
 """The root of the command line: its commands, environment files and exit status.
 
-What a command needs is imported when it runs: all of them take more than a second to import, and
-`keyturn --help` and a shell's completion show every name.
+What a command needs is imported when it runs: importing everything takes more than a second, and
+`keyturn --help` and a shell's completion need only names and summaries.
 """
 
 import logging
@@ -35,7 +35,7 @@ GROUPS: Final = {
     "Projects": {
         "enroll": "Enroll a project: create its keyring.",
         "rotate": "Rotate a project to a new API key.",
-        "verify": "Check with one key that it opens every object of a project.",
+        "verify": "Check that one key opens every object of a project.",
         "evidence": "List, show, export or verify evidence.",
     },
     "Keys": {

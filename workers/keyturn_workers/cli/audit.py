@@ -321,8 +321,8 @@ def export(
 ) -> None:
     """Export signed records as JSON lines.
 
-    For `keyturn audit verify` or another verifier. The trail is checked during the export. Exit
-    status 1: the file is complete, but the trail has a problem.
+    For `keyturn audit verify` or another verifier. The trail is checked during the export. Exits
+    with 1 if the trail has a problem; the file is complete even then.
     """
     settings = AuditReaderSettings.read()
     inspection = Inspection(EventVerifier(settings.deployment, settings.event_public_key))

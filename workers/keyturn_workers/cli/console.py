@@ -80,8 +80,8 @@ def add_user(
     """Add a person, or change their password and role.
 
     Writes the password file. Asks for the password twice, or reads it from standard input if that
-    is no terminal. A running console reads the file again, and ends the sessions of a person whose
-    line changed.
+    is not a terminal. A running console reads the file again, and ends the sessions of a person
+    whose line changed.
     """
     with _needs_extra():
         from keyturn_workers.console.auth import passwords  # noqa: PLC0415

@@ -180,7 +180,7 @@ def show(
 ) -> None:
     """Show one dead letter as JSON.
 
-    With its headers, and with its body without the sealed parts.
+    Includes its headers, and its body without the sealed parts.
     """
     del as_json  # for scripts that pass --json to every command
     asyncio.run(_show(DeploymentSettings.read(), letter_id, _queues(queue), raw))

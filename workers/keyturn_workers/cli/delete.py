@@ -1,8 +1,8 @@
 """`keyturn delete`: some objects, or all under a prefix (SPEC 6.6, 8.7, 9.3, 14).
 
 Objects are deleted by the thousand: each request takes about as long as the delete of one object.
-What is under a prefix is listed and counted first. Deleted are the objects that were counted, and
-none that is uploaded meanwhile; a second run lists what is left.
+The objects under a prefix are listed and counted first. Only those are deleted, and none that is
+uploaded in the meantime; a second run lists what is left.
 """
 
 import asyncio
@@ -126,8 +126,8 @@ class _Command:
 
     Attributes:
         project: The project.
-        prefix: What the keys begin with that are listed.
-        timeout_s: How long a request is waited for; None without a wait.
+        prefix: The prefix of the keys that are listed.
+        timeout_s: How long to wait for a request; None without a wait.
     """
 
     project: str

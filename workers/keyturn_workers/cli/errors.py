@@ -3,8 +3,8 @@
 It must never show a traceback, or the text of a foreign exception: a driver's text can
 contain an address with its password.
 
-Every command imports this module, and `keyturn --help` does. What describes a failure is imported
-once there is one.
+Every command imports this module, and so does `keyturn --help`. The code that describes a failure
+is imported only once there is one.
 """
 
 import os

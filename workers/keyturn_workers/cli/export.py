@@ -102,10 +102,10 @@ def export(
 ) -> None:
     """Decrypt all objects of a project into a folder or another bucket.
 
-    Reads the bucket, or through a gateway if one is configured, as `keyturn download` does. Run
-    it again to continue after an interruption, or to add new objects. The manifest (JSON lines)
-    has each object's key, path, size, SHA-256, content type and metadata. Exits with 0 only if
-    every object was opened to its end and has its size.
+    Reads from the bucket, or through a gateway if one is configured, as `keyturn download` does.
+    Run it again to continue after an interruption, or to add new objects. The manifest (JSON
+    lines) has each object's key, path, size, SHA-256, content type and metadata. Exits with 0 only
+    if every object was opened to its end and has the expected size.
     """
     check_access_options(reason, gateway, api_key_file, as_operator=as_operator)
     run = _Run(project, _parse_target(destination, endpoint_url), concurrency)

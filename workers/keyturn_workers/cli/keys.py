@@ -241,7 +241,7 @@ def check_keys(
 
     Derives twice and compares, opens the known text in the bucket, and measures 20 derivations.
     Warns of a key that can be exported, that its provider rotates, or that was imported. Exits
-    with 1 if a key cannot be used, or is another one than the bucket knows by its id.
+    with 1 if a key cannot be used, or is not the one that the bucket knows by its id.
     """
     settings = StatusSettings.read()
     names = list(dict.fromkeys(master_keys or settings.master_keys))
@@ -384,7 +384,7 @@ def import_key(
     ],
     reason: Reason = None,
 ) -> None:
-    """Import a master key of the settings into an HSM or a KMS.
+    """Import a master key from the settings into an HSM or a KMS.
 
     It keeps its id. Nothing is rewrapped. The command derives a KEK there and compares it with the
     local one, and prints the setting to change only if they agree. The import is recorded in the
@@ -524,7 +524,7 @@ def export_project(
     """Write one project's admin KEK to a file.
 
     For `keyturn verify`. The file opens every object of the project, and nothing of any other
-    project. The audit trail has a record before the file exists (KEYTURN_AMQP_URL,
+    project. The export is recorded in the audit trail first (KEYTURN_AMQP_URL,
     KEYTURN_EVENT_KEY).
     """
     if out.exists():

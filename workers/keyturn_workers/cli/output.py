@@ -39,7 +39,7 @@ _NUMBER: Final = re.compile(r"-|[\d,.]+")
 # Keys and paths may be longer than a terminal is wide: they are wrapped anywhere.
 _LONG_NAMES: Final = frozenset({"from", "key", "path", "record", "s3_key", "to", "value"})
 _WRAPPED_LEAST: Final = 20
-# What a table that is too wide leaves out, least needed first.
+# The columns that a table leaves out if it is too wide, the least needed first.
 _OPTIONAL: Final = (
     *("algorithm", "stored_bytes", "publisher", "request_id", "upload_id", "answers", "size"),
     *("automatic_rotation", "imported", "version", "earlier_keks", "kek_id", "enrolled_at"),
@@ -251,7 +251,7 @@ class ObjectProgress:
 
 @contextmanager
 def object_progress(*, enabled: bool = True) -> Iterator[ObjectProgress]:
-    """A progress bar for objects and their bytes, of which neither need be known yet."""
+    """A progress bar for objects and their bytes, neither of which needs to be known yet."""
     with progress_display(*_byte_columns(), enabled=enabled) as progress:
         yield ObjectProgress(progress)
 

@@ -106,8 +106,8 @@ def recover(
 ) -> None:
     """Accept a keyring that came from a backup, or that lost its mark.
 
-    The API key of that keyring's generation opens the project again. So first make sure that you
-    put it there, and not an attacker.
+    The API key of that keyring's generation opens the project again. So first make sure that you,
+    not an attacker, put it there.
     """
     rows = asyncio.run(
         _recover(

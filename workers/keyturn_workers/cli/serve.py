@@ -39,7 +39,7 @@ def upload() -> None:
 def control() -> None:
     """Serve enrollments, rotations, sweeps, deletes and status.
 
-    Also recoveries and dead letters.
+    Also serves recoveries and dead letters.
     """
     _run(_CONTROL)
 

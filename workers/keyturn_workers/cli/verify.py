@@ -70,7 +70,7 @@ def verify(
     ] = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Check with one key that it opens every object of a project.
+    """Check that one key opens every object of a project.
 
     Lists the bucket, opens each wrap under the key, and compares it with the object's header.
     Changes nothing. Needs no keyring, no master key and no broker. Exits with 0 only if all

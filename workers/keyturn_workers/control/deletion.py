@@ -61,7 +61,7 @@ _REQUESTS_AT_ONCE: Final = 4
 _PAUSE_S: Final = 1.0
 
 Outcomes = Mapping[str, CodedError | None]
-"""Of each key of a request: why it is refused, or None if its tombstone is there for good."""
+"""For each key of a request, why it is refused; None if its tombstone is there for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Deleter:
 
         Args:
             request: The request.
-            attempts: How often in a row it met the same transient error before.
+            attempts: How many times in a row it has met the same transient error.
 
         Raises:
             DeferError: as `delete`, of any key; or too many such requests are in progress.
@@ -302,7 +302,7 @@ async def _each(
         may_fail: Whether a failure of the storage is the outcome of its key.
 
     Raises:
-        DeferError: a tombstone is not old enough; the one that is to wait longest decides.
+        DeferError: a tombstone is not old enough; the longest wait decides.
         CodedError: of a key, if it is transient and must not be an outcome.
     """
     outcomes = dict[str, CodedError | None].fromkeys(request.object_keys)

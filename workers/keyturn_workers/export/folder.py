@@ -84,7 +84,7 @@ class Folder:
             self._append(first_line(project))
 
     async def size_of(self, key: str) -> int | None:
-        """Bytes of the file of an object that is exported; None of another."""
+        """The size of an exported object's file, in bytes; None if it is not exported."""
         found = self._index.find(key)
         if found is None:
             return None

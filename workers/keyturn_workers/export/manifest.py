@@ -1,7 +1,7 @@
 """The manifest of an export: JSON lines, one for each object, after a first one for the project.
 
-An export that was interrupted continues from its manifest. Whoever can write to the destination can
-change it, so it is checked like everything that comes from outside.
+An export that was interrupted continues from its manifest. Anyone who can write to the destination
+can change it, so it is checked like any other untrusted input.
 """
 
 import json
@@ -126,7 +126,7 @@ class Index:
         )
 
     def find_stored(self, key: str) -> int | None:
-        """Bytes of an object that is exported and stored as it was; None of another."""
+        """The size of an exported object that is still stored unchanged, in bytes; else None."""
         found: tuple[int] | None = self._database.execute(
             "SELECT size FROM exported JOIN stored USING (path, size, etag) WHERE key = ?", (key,)
         ).fetchone()

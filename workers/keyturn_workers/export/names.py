@@ -16,8 +16,8 @@ NAME_MAX_BYTES: Final = 240
 """Below the 255 of common file systems, and of UTF-8, whatever a file system counts in."""
 _TAG_DIGITS: Final = 12
 _EXTENSION_MAX_BYTES: Final = 16
-# Windows does not hold these characters, nor a dot or a space at the end of a name. Controls of a
-# terminal and of the direction of text show another name than there is.
+# Windows allows neither these characters nor a dot or a space at the end of a name. Control
+# characters for terminals and for text direction make a name look like another one.
 _UNSAFE: Final = re.compile(
     r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[. ]\Z'
 )

@@ -127,7 +127,7 @@ class Destination(Protocol):
     """Where files are written: a folder, or a prefix of a bucket."""
 
     async def size_of(self, key: str) -> int | None:
-        """Bytes of the file of an object that is exported; None of another."""
+        """The size of an exported object's file, in bytes; None if it is not exported."""
 
     async def store(self, incoming: Incoming) -> None:
         """Store one object, and record it in the manifest."""
@@ -177,12 +177,12 @@ class Export:
         self._outages = 0
 
     async def run(self, concurrency: int) -> None:
-        """Export all objects, so many at once; what happened is in `report`.
+        """Export all objects, this many at once; the outcomes are in `report`.
 
         Raises:
             ExceptionGroup: the first error that is not about a single object: a refused API key,
                 a listing that fails, a destination without space, or a gateway or storage that
-                stays away.
+                stays unavailable.
         """
         try:
             async with asyncio.TaskGroup() as group:

@@ -90,7 +90,7 @@ class S3Prefix:
         return found
 
     async def size_of(self, key: str) -> int | None:
-        """Bytes of an object that was there as exported when this run began; None of another."""
+        """The size of an object that was there, as exported, when this run began; else None."""
         return self._index.find_stored(key)
 
     async def store(self, incoming: Incoming) -> None:

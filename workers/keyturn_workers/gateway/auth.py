@@ -158,7 +158,7 @@ class Authenticator:
     async def authenticate_link(
         self, project: str, object_key: str | None, link: Link | UploadLink | None
     ) -> Caller:
-        """Return a caller who may read or upload this one object, if the link is one to it.
+        """Return a caller who may read or upload this one object, if the link is for it.
 
         A link that expired or is malformed needs no keyring: none would make it valid.
 

@@ -66,7 +66,7 @@ _MAX_PENDING: Final = 100_000
 _PROJECT_REQUESTS: Final = 64
 # Room for 1,000 keys of 900 bytes, with a backslash before each character that may have one.
 _BODY_MAX_BYTES: Final = 2 * 1024 * 1024
-# Keys of deletes of many that are looked for at once, in all and of one project.
+# Keys of requests for many deletes that are looked up at once, in total and of one project.
 _READS_AT_ONCE: Final = 64
 _READS_AT_ONCE_A_PROJECT: Final = 16
 _NOTHING_THERE: Final = "no object has this key"
@@ -90,7 +90,7 @@ class DeleteRoutes:
     Args:
         settings: Of the gateway.
         auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in all.
+        limit: Limits concurrent requests, of one project and in total.
         publisher: The gateway's publisher.
         opener: Checks whether a key has an object.
     """

@@ -63,7 +63,7 @@ class LinkRoutes:
     Args:
         settings: Of the gateway; links are bound to its deployment's name.
         auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in all.
+        limit: Limits concurrent requests, of one project and in total.
         opener: Opens the objects whose ciphertext is linked to.
     """
 

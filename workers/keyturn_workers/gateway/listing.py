@@ -291,7 +291,7 @@ class ListingRoutes:
 
     Args:
         auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in all.
+        limit: Limits concurrent requests, of one project and in total.
         storage: The bucket.
     """
 

@@ -222,7 +222,7 @@ class ObjectRoutes:
 
     Args:
         auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in all.
+        limit: Limits concurrent requests, of one project and in total.
         opener: Opens objects.
         handlers: Handle the methods that do not read, by method.
         metrics: The gateway's metrics.

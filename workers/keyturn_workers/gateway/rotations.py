@@ -70,7 +70,7 @@ class RotationRoutes:
     Args:
         settings: Of the gateway.
         auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in all.
+        limit: Limits concurrent requests, of one project and in total.
         publisher: The gateway's publisher.
         store: The records of sweeps.
     """

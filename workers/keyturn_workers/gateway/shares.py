@@ -35,7 +35,7 @@ def share_of(total: int, share: float) -> int:
 
 
 class ConcurrencyLimit:
-    """Limits how many of something are in use, by each project and in all.
+    """Limits how many of something are in use, by each project and in total.
 
     Args:
         total: How many may be in use at once.
@@ -140,7 +140,7 @@ class ProjectSlots:
 
 
 class SharedLimit:
-    """Limits how many of something run at once, in all and of one project. More of them wait.
+    """Limits how many of something run at once, in total and of one project. The others wait.
 
     Args:
         total: How many may run at once.

@@ -1,14 +1,14 @@
 """Ingest: find the objects of sources, and request their uploads (SPEC 17.4).
 
 A storage server's notification says where to look. A listing of each source, at the start and then
-every few minutes, finds what no notification named. Either way the object itself is asked for, and
-a request for it is published under an id that is derived from the object, so that it is stored once
-however often it was found. The upload workers do the rest, deleting included.
+every few minutes, finds what no notification named. Either way the object itself is looked up,
+and a request for it is published under an id that is derived from the object, so that it is stored
+once, however often it was found. The upload workers do the rest, deleting included.
 
 | module | what it does |
 | --- | --- |
-| `notifications` | reads what storage servers say; pure |
-| `intake` | one source: asks for an object, requests its upload, remembers the outcome |
+| `notifications` | reads storage servers' notifications; pure |
+| `intake` | one source: looks up an object, requests its upload, remembers the outcome |
 | `poll` | lists a source, by one worker at a time |
 | `record` | what is known about a source, in the bucket |
 | `role` | the role `ingest` of a worker process |

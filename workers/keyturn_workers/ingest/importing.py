@@ -35,9 +35,9 @@ from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.storage import ObjectSummary, Storage
 
 MAX_FAILURES: Final = 1000
-"""Objects that were not taken in and that the result names; all are counted."""
+"""How many objects that were not taken in the result names; it counts all of them."""
 CONNECTIONS: Final = POLL_SLOTS + 8
-# An import ends when no object has had an outcome for so long.
+# An import ends when no object has had an outcome for this long.
 _IDLE_S: Final = 900.0
 _ATTEMPTS: Final = 3
 

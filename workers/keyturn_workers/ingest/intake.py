@@ -42,14 +42,14 @@ HINT_SLOTS: Final = 64
 """Objects of one source that notifications have under way at once."""
 # An object without an outcome makes room for others after this time.
 _SLOT_S: Final = 60.0
-# What a process asked for, it does not ask for again within this time.
+# A process does not request the same object again within this time.
 _REMEMBER_S: Final = 3600.0
-# But what is still there although it was stored and is deleted from its source, or was not found,
-# or has no known outcome: after this time, then twice this time, and so on.
+# An object that should have been deleted but is still there, was not found, or has no known outcome
+# is requested again after this time, then after twice this time, and so on.
 _REPEAT_S: Final = 60.0
 REFUSED_FOR: Final = timedelta(days=1)
-"""After this time, a refused object is asked for again."""
-# A notification of nothing new keeps its slot for so long: a flood of them is slow.
+"""After this time, a refused object is requested again."""
+# A notification of nothing new keeps its slot for this long, which slows down a flood of them.
 _VAIN_HINT_S: Final = 1.0
 # The object has changed or is gone: there is nothing to remember.
 _OVERTAKEN: Final = frozenset(
@@ -81,7 +81,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """When an object was asked for (monotonic), what came of it, and how long that counts."""
+    """When an object was requested (monotonic), its outcome, and how long that is valid."""
 
     at: float
     outcome: Outcome
@@ -91,21 +91,21 @@ class _Asked:
 async def inspect(
     bucket: SourceBucket, deployment: str, s3_key: str, row: ObjectSummary | None = None
 ) -> Candidate | None:
-    """Ask the source for an object; None if it is not there.
+    """Look up an object in the source; None if it is not there.
 
     Args:
         bucket: The source.
         deployment: The installation's name.
         s3_key: The object's S3 key.
-        row: Its row of a listing, if the source keeps no versions: then it is not asked.
+        row: Its row of a listing, if the source keeps no versions: then no HEAD is sent.
 
     Raises:
-        MalformedRequestError: its name gives no place in Keyturn, or cannot be requested.
-        SourceUnavailableError: the source does not say, or refuses to.
+        MalformedRequestError: its name maps to no place in Keyturn, or cannot be requested.
+        SourceUnavailableError: the source does not respond, or refuses the request.
     """
     target = bucket.source.target(s3_key)
     if target is None:
-        raise MalformedRequestError("its name gives no project and object key that are allowed")
+        raise MalformedRequestError("its name does not map to a valid project id and object key")
     try:
         described = row or await bucket.head(s3_key)
     except SourceMissingError:
@@ -243,14 +243,14 @@ class Intake:
     def _requested(self, upload_id: str, request: asyncio.Task[Outcome]) -> None:
         del self._pending[upload_id]
         if not request.cancelled():
-            request.exception()  # marks it as retrieved: who waited for it may be gone
+            request.exception()  # marks it as retrieved: its waiter may be gone
 
     def _known(self, found: Candidate) -> Outcome | None:
         """The outcome of this very object, if it must not be requested now."""
         if found.upload_id in self._pending or len(self._pending) >= MAX_REMEMBERED:
             return Outcome.WAITING
         refusal = self.refused.get(found.object.key)
-        # What refused it may have been changed at a restart, of any process, or within a day.
+        # The reason may have been fixed when some process restarted, or within a day.
         since = max(self._started_at, self._retried_at, self._now() - REFUSED_FOR)
         if refusal is not None and refusal.upload_id == found.upload_id and refusal.at >= since:
             return Outcome.REFUSED
@@ -277,7 +277,7 @@ class Intake:
         return outcome
 
     def _valid_s(self, outcome: Outcome, before: _Asked | None) -> float:
-        """For how many seconds an object with this outcome is not asked for again."""
+        """For how many seconds an object with this outcome is not requested again."""
         stays = outcome is Outcome.STORED and self.source.delete is False
         if stays or outcome is Outcome.REFUSED:
             return _REMEMBER_S

@@ -22,13 +22,13 @@ class IngestMetrics:
     def __init__(self, registry: CollectorRegistry, sources: Iterable[str]) -> None:
         self._objects = Counter(
             "keyturn_source_objects",
-            "Objects of sources, by what became of them.",
+            "Objects of sources, by outcome.",
             ["source", "outcome"],
             registry=registry,
         )
         self._hints = Counter(
             "keyturn_notifications",
-            "Notifications of storage servers, by what they led to.",
+            "Notifications from storage servers, by outcome.",
             ["outcome"],
             registry=registry,
         )

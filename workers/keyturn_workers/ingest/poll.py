@@ -2,15 +2,15 @@
 
 A notification can be lost; a listing finds every object. It is divided into runs of about 64
 objects, and the record keeps a digest of those of each run that are stored: only runs that have
-changed are asked for again. Where a run ends depends on the keys alone, so that a new object
+changed are requested again. Where a run ends depends on the keys alone, so that a new object
 changes one run. Refused objects are remembered by their keys, but only so many of them: a run with
 refused objects has a second digest, of all its objects, which is valid until they are due again.
-From a source that is deleted from, what is listed is what has not been taken in, or what could not
-be deleted: all of it is asked for again, unless that is suspiciously much.
+If Keyturn deletes from the source, a listing shows what has not been taken in, or could not be
+deleted: all of it is requested again, unless there is suspiciously much of it.
 
-The record is also the lock. Whoever lists the source writes it every minute at least, each time on
-the condition that nobody else has written it. A worker that starts takes over at once; otherwise
-the next listing begins when nobody has written the record for `SOURCE_POLL_S`.
+The record is also the lock. The worker that lists the source writes it at least every minute, each
+time on the condition that no other worker has written it. A worker that starts takes over at once;
+otherwise the next listing begins when no worker has written the record for `SOURCE_POLL_S`.
 """
 
 import asyncio
@@ -200,7 +200,7 @@ class _Listing:
         intake: Takes in what is found.
         before: The record when it began.
         started_at: That time.
-        asks_stored: Ask for what is stored and still there, so that it is deleted.
+        asks_stored: Whether to request stored objects again, so that they are deleted.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class _Listing:
         return {row.key for row in others} if is_known else set()
 
     def _is_settled(self, rows: Sequence[ObjectSummary]) -> bool:
-        """Whether a run of which not all refusals are known has nothing to be asked for."""
+        """Whether a run, not all of whose refusals are known, has nothing to request."""
         digest = digest_of(rows, self._intake.source, self._before.retried_at)
         if digest not in self._before.digests or not self._not_refused(rows) or self._stored(rows):
             return False

@@ -22,11 +22,11 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Storage
 
 DIGEST_BYTES: Final = 12
-"""Of a run of objects. Two runs of one source have the same with a probability below 1e-18."""
+"""The length of a run's digest. Two runs of a source have the same one with probability < 1e-18."""
 MAX_DIGESTS: Final = 200_000
-"""Of runs of about 64 objects. What is beyond them is asked for at each poll."""
+"""Digests of runs of about 64 objects. Objects of further runs are requested at each poll."""
 MAX_REFUSED: Final = 2_000
-"""Refused objects that a record and a process remember; of more, the latest ones."""
+"""Refused objects that a record and a process remember; the latest, if there are more."""
 _RECORD_MAX_BYTES: Final = 32 * 1024**2
 _HEADERS: Final = Headers(metadata={}, content_type="application/json")
 
@@ -54,8 +54,8 @@ class SourceRecord:
         finished_at: When it was last listed to its end; None if it never was.
         objects: How many objects it had then.
         waiting: How many of them had no outcome yet.
-        digests: Of the runs of objects that need not be asked for (`poll.digest_of`).
-        retried_at: When all refused objects were last due to be asked for again.
+        digests: Of the runs of objects that need not be requested (`poll.digest_of`).
+        retried_at: When all refused objects were last due to be requested again.
         refused: By S3 key; at most `MAX_REFUSED` are written.
     """
 

@@ -47,10 +47,10 @@ from keyturn_workers.storage.s3 import open_storage
 Deletion = Literal["never", "by version", "conditionally", "unconditionally", "not possible"]
 PIECE_BYTES: Final = 1024 * 1024
 _RESPONSE_S: Final = 15.0
-# How long a source is left alone after it failed: doubled each time, from the first to the last.
+# The pause after a source has failed: doubled each time, from the first value to the last.
 _PAUSES_S: Final = (1.0, 30.0)
-# A delete waits for its response however long that takes, so only so many may at once. Others wait
-# for their turn, unless none has ended for so long.
+# A delete waits for its response however long that takes, so only this many run at once. Others
+# wait for their turn, unless none has ended for this long.
 _DELETES_AT_ONCE: Final = 8
 _DELETE_TURN_S: Final = 5.0
 _NULL_VERSION: Final = "null"
@@ -166,7 +166,7 @@ class SourceBucket:
                 )
             # A server may ignore a condition.
             if (stream.head.etag, stream.head.size_bytes) != (named.etag, named.size):
-                raise SourceChangedError("the source's object has another ETag or size")
+                raise SourceChangedError("the source's object has a different ETag or size")
             yield stream
 
     async def pieces_of(self, stream: ObjectStream) -> AsyncIterator[bytes]:
@@ -264,7 +264,7 @@ class SourceBucket:
         if self.source.delete == "unconditional":
             # As late as possible. An object written between this and the delete is lost.
             if (await self._storage.head(named.key)).etag != named.etag:
-                raise PreconditionError("it was written over")
+                raise PreconditionError("it was overwritten")
         elif not await self._deletes_conditionally():
             return
         await self._storage.delete_if_match(named.key, named.etag)
@@ -389,7 +389,7 @@ class _RefusedSourceError(SourceUnavailableError):
 
 
 def _fixed_version(named: SourceObject) -> str | None:
-    """The version, if its id can never name another body: `null` is written over."""
+    """The version, if its id can never name another body: `null` is overwritten."""
     return None if named.version == _NULL_VERSION else named.version
 
 

@@ -413,7 +413,7 @@ def _proven_at(record: ProjectRecord | AllRecord) -> str | None:
 
 
 def _objects(counts: Counts | None) -> int | None:
-    """Without tombstones, which are objects of the bucket, but of no person."""
+    """The number of objects without tombstones, which are objects only to the bucket."""
     return None if counts is None else counts.objects - counts.deleted
 
 

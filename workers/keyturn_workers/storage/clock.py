@@ -153,7 +153,7 @@ class StorageClock:
     def __init__(self, lease_s: float, local_s: Callable[[], float] = boottime_s) -> None:
         self.local_s = local_s
         self.tolerated_s = lease_s / 6
-        """By how much right responses may differ."""
+        """How far correct responses may differ."""
         self._two_leases_s = 2 * lease_s
         self._reference: _Reference | None = None
         self._candidate: _Candidate | None = None

@@ -172,7 +172,7 @@ async def _put_pieces(
     size_bytes: int,
     body_bytes: int,
 ) -> PutResult:
-    """Put what is stored: `body_bytes` in all. `size_bytes` is that of the request's body."""
+    """Put what is stored: `body_bytes` in total. `size_bytes` is that of the request's body."""
     if (
         context.storage.capabilities.conditional_completion
         and isinstance(attempt.condition, IfAbsent)

@@ -196,7 +196,7 @@ EVENTS = [_event(one, key.removeprefix("elm/")) for key, one in STATE.stored.ite
         (EVENTS, ""),
         (EVENTS[1:], "upload plain: stored, and never reported"),
         ([*EVENTS, _event("removed", "removed")], "removed: reported as stored, and not there"),
-        ([*EVENTS, _event("forged", "x")], "a request for what nobody put"),
+        ([*EVENTS, _event("forged", "x")], "a request for an object that was never put"),
         ([*EVENTS[1:], _event("plain", "plain", size=11)], "wrong event"),
         ([*EVENTS[1:], _event("plain", "another")], "wrong event"),
         ([*EVENTS, _event("bad", "", type="upload.rejected", code="corrupt_object")], "refusal"),

@@ -182,8 +182,8 @@ def render(
         request: The request that it answers.
         template: Its path below `templates`.
         status_code: Of the response.
-        refresh_s: How often it asks for itself; 0 for a page that must not change below a person's
-            hands, such as a confirmation.
+        refresh_s: How often it asks for itself; 0 for a page that must not change while a person
+            uses it, such as a confirmation.
         headers: Further response headers.
         values: What the template needs besides `person`, `may_operate`, `csrf`, `nav`, `path`,
             `now`, `own_publisher`, `header`, `refresh_s` and `theme`.

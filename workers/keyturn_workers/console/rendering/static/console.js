@@ -43,7 +43,7 @@
         await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
         said.textContent = "Copied";
       } catch {
-        said.textContent = "The browser does not permit it: select the key and copy it";
+        said.textContent = "The browser does not allow this: select the key and copy it";
       }
     });
   }
